@@ -1,0 +1,1 @@
+"""Foundation: training that knows neither colours nor boxes."""

@@ -1,0 +1,170 @@
+"""How a net is run on this machine: precision, compilation, memory layout, threads; measured, not guessed.
+
+Which way is fastest depends on the processor (bfloat16 pays only where the arithmetic units have it), on the net and
+on how long the training is (compilation costs seconds before it saves any). A probe of a second or two decides, on
+a copy of the net; every choice can also be given. What was chosen is printed and kept in the run's configuration, so
+that a resumed run goes on in the same way.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from chromabox.engine.options import ExecutionOptions
+from chromabox.errors import ChromaboxError
+
+Precision = Literal["float32", "bfloat16"]
+
+#: Compilation is tried only where the rest of the run is predicted to take longer than this, in seconds: on two cores
+#: the compiler takes 10 to 30 s, and what it gains is about a quarter.
+WORTH_COMPILING = 180.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """A way of running a net."""
+
+    device: str = "cpu"
+    precision: Precision = "float32"
+    compiled: bool = False
+    channels_last: bool = False
+    threads: int = 1
+
+    def changed(self, options: ExecutionOptions) -> "Execution":
+        """The same with whatever the options fix."""
+        return Execution(
+            device=self.device if options.device == "auto" else options.device,
+            precision=self.precision if options.precision == "auto" else options.precision,
+            compiled=self.compiled if options.compiled == "auto" else options.compiled == "yes",
+            channels_last=self.channels_last if options.channels_last == "auto" else options.channels_last == "yes",
+            threads=options.threads or self.threads,
+        )
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the net's forward pass runs."""
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def place(self, net: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Move ``net`` (in place) to the device and layout, set the threads; returns what to call on batches."""
+        torch.set_num_threads(self.threads)
+        net.to(self.device)
+        if self.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return torch.compile(net) if self.compiled else net
+
+    def __str__(self) -> str:
+        words = [self.device, self.precision, "compiled" if self.compiled else "eager"]
+        words += ["channels-last" if self.channels_last else "channels-first"]
+        words += [f"{self.threads} thread" + ("s" if self.threads != 1 else "")]
+        return ", ".join(words)
+
+
+def device_of(options: ExecutionOptions) -> str:
+    """The device that is named, or for ``auto`` the graphics card where there is one."""
+    if options.device != "auto":
+        return options.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_execution(
+    options: ExecutionOptions, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor], steps: int
+) -> Execution:
+    """Choose by measuring training steps on copies of ``net``.
+
+    Args:
+        options: what is fixed beforehand.
+        net: the net to be trained; it is not changed.
+        losses: runs a callable net forward on one real batch and returns the scalar loss.
+        steps: how many steps the run will take, which decides whether compiling can pay.
+    """
+    fixed = Execution(
+        device=device_of(options),
+        precision="bfloat16" if options.precision == "bfloat16" else "float32",
+        compiled=options.compiled == "yes",
+        channels_last=options.channels_last == "yes",
+        threads=options.threads or torch.get_num_threads(),
+    )
+    trials: list[dict[str, object]] = []
+    if options.channels_last == "auto":
+        trials.append({"channels_last": True})
+    if options.precision == "auto":
+        trials.append({"precision": "bfloat16"})
+    if options.threads == 0 and fixed.threads > 1:
+        trials.append({"threads": 1})
+    best = replace(fixed, compiled=False)
+    if trials or options.compiled == "auto":
+        best, seconds = _fastest(best, trials, net, losses)
+        if options.compiled == "auto" and seconds * steps > WORTH_COMPILING:
+            best = _compiled_if_faster(best, seconds, net, losses)
+    if options.compiled == "yes":
+        best = replace(best, compiled=True)
+    torch.set_num_threads(best.threads)
+    return best
+
+
+def _fastest(
+    start: Execution,
+    trials: list[dict[str, object]],
+    net: nn.Module,
+    losses: Callable[[Callable[[Tensor], Tensor]], Tensor],
+) -> tuple[Execution, float]:
+    """Change one thing at a time, keeping each change that is faster by more than the clock's noise (5 %)."""
+    best, seconds = start, _seconds_per_step(start, net, losses)
+    for change in trials:
+        candidate = replace(best, **change)  # type: ignore[arg-type]
+        measured = _seconds_per_step(candidate, net, losses)
+        if measured < 0.95 * seconds:
+            best, seconds = candidate, measured
+    return best, seconds
+
+
+def _compiled_if_faster(
+    eager: Execution, seconds: float, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor]
+) -> Execution:
+    candidate = replace(eager, compiled=True)
+    try:
+        measured = _seconds_per_step(candidate, net, losses)
+    except Exception:  # Any failure of the compiler (no C++ compiler, an unsupported processor) only means: eager.
+        return eager
+    return candidate if measured < 0.95 * seconds else eager
+
+
+def _seconds_per_step(
+    execution: Execution, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor], repeats: int = 3
+) -> float:
+    """The shortest of a few forward and backward passes after one that warms up."""
+    twin = copy.deepcopy(net).train()
+    run = execution.place(twin)
+    durations = []
+    # Dropout in the probe must not use up random numbers: a run is the same whether it was probed or not.
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if execution.device.startswith("cuda") else []):
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            with execution.autocast():
+                loss = losses(run)
+            loss.backward()
+            loss.item()  # Waits for a GPU to finish.
+            durations.append(time.perf_counter() - begin)
+    return min(durations[1:])
+
+
+@contextmanager
+def compiler_errors(execution: Execution) -> Iterator[None]:
+    """Turn a failing compiler, whose complaints are pages long, into one sentence; costs nothing in eager mode."""
+    if not execution.compiled:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    try:
+        yield
+    except (TorchDynamoException, InductorError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ChromaboxError(f"torch.compile failed ({why}); install a C++ compiler, or give --compiled no") from error

@@ -1,0 +1,1 @@
+"""Foundation: what comes from disk and network."""

@@ -1,0 +1,177 @@
+"""HTTP downloads that are taken up again where they broke off, and what they tell while they run.
+
+A download knows a part file, how many bytes are right, and a function that accepts the result; what the bytes mean is
+the caller's business.
+"""
+
+import contextlib
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from chromabox.errors import ChromaboxError
+from chromabox.files.pins import CHUNK_BYTES, Absent, Refused
+
+TIMEOUT_SECONDS = 20.0
+TRIES = 5
+
+
+class Dropped(ChromaboxError):
+    """The connection broke off; what came so far stays in the part file."""
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What `fetch` tells while it works."""
+
+    def note(self, line: str) -> None:
+        """One line of news."""
+
+    def warn(self, line: str) -> None:
+        """One line the user should know of: damage, a broken connection, a source that failed."""
+
+    def transfer(self, description: str, total: int | None, done: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Opens a transfer of `total` bytes (None: unknown), `done` of them there; yields advance(bytes)."""
+
+
+class StderrProgress:
+    """Progress on stderr: a bar with rate and time left on a terminal, one plain line for each event elsewhere."""
+
+    def note(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def warn(self, line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def transfer(self, description: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+        if not sys.stderr.isatty():
+            self.note(f"{description} …")
+            yield lambda count: None
+            return
+        # rich.progress takes 60 ms to import: only a terminal pays for it.
+        from rich import progress as bars
+        from rich.console import Console
+
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
+        rates = (bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+        with bars.Progress(*columns, *rates, console=Console(stderr=True)) as bar:
+            task = bar.add_task(description, total=total, completed=done)
+            yield lambda count: bar.advance(task, count)
+
+
+class QuietProgress:
+    """Says nothing: for a file that is welcome but not needed."""
+
+    def note(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def transfer(self, description: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+        yield lambda count: None
+
+
+def download(
+    address: str, part: Path, accept: Callable[[], None], *, exact: int | None, limit: int, progress: Progress
+) -> None:
+    """Downloads into `part`, going on from what it holds, and has it accepted.
+
+    A broken connection is taken up again while every try brings bytes. Pieces of different times that do not make
+    up the right file are dropped, and the whole is fetched once from the start: the remote file has changed.
+    """
+    joined = _size(part) > 0
+    for _ in range(TRIES):
+        before = _size(part)
+        try:
+            if before == 0 or before != exact:
+                _receive(address, part, exact, limit, progress)
+            return accept()
+        except Dropped as error:
+            if _size(part) <= before:
+                raise
+            joined = True
+            progress.warn(f"{error}; going on from byte {_size(part)}")
+        except Refused as error:
+            part.unlink(missing_ok=True)
+            if not joined:
+                raise
+            joined = False
+            progress.warn(f"{error}; starting again from the first byte")
+    raise ChromaboxError(f"the connection to {public_address(address)} broke off {TRIES} times")
+
+
+def _receive(address: str, part: Path, exact: int | None, limit: int, progress: Progress) -> None:
+    """One request: appends to `part` if the server grants the range asked for, else writes it from the start."""
+    done = _size(part)
+    headers = {"User-Agent": "chromabox", **({"Range": f"bytes={done}-"} if done else {})}
+    with _opened(urllib.request.Request(address, headers=headers), part) as response:
+        granted = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        if response.status != 200 and not granted:
+            raise Refused(f"it answered {response.status} without the bytes asked for")
+        done = done if granted else 0
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else exact
+        if total is not None and (total > limit or (exact is not None and total != exact)):
+            right = f"{exact} are right" if exact is not None else f"at most {limit} are right"
+            raise Refused(f"it offers {total} bytes where {right}")
+        description = f"fetching {part.name.removesuffix('.part')} from {urlsplit(address).hostname}"
+        with part.open("ab" if granted else "wb") as out, progress.transfer(description, total, done) as advance:
+            for chunk in _chunks(response, address):
+                done += len(chunk)
+                if done > limit:
+                    raise Refused(f"it sends more than the {limit} bytes that are right")
+                out.write(chunk)
+                advance(len(chunk))
+    if total is not None and done < total:
+        raise Dropped(f"the connection to {public_address(address)} broke off after {done} of {total} bytes")
+
+
+@contextlib.contextmanager
+def _opened(request: urllib.request.Request, part: Path) -> Iterator[http.client.HTTPResponse]:
+    """The open answer; every way in which asking can fail becomes one short reason."""
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            raise Refused(f"it holds no bytes beyond the {_size(part)} that came before") from error
+        # Some stores answer 403 for what they do not hold.
+        kind = Absent if error.code in (403, 404, 410) else ChromaboxError
+        raise kind(f"HTTP {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ChromaboxError(f"cannot connect: {getattr(error, 'reason', None) or error}") from error
+    with response:
+        yield response
+
+
+def _chunks(response: http.client.HTTPResponse, address: str) -> Iterator[bytes]:
+    """The body as it comes; a connection that breaks is told apart from a disk that is full."""
+    while True:
+        try:
+            chunk = response.read1(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise Dropped(f"the connection to {public_address(address)} broke off ({error})") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def public_address(address: str) -> str:
+    """An address as messages may show it: without user name, password or query."""
+    parts = urlsplit(address)
+    if not parts.hostname:
+        return address
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"

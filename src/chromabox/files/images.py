@@ -1,0 +1,333 @@
+"""Safe reading and writing of pictures.
+
+* Reading: JPEG, PNG, TIFF, WebP, BMP, GIF (first frame) and PPM; the size is judged by the header before a pixel is
+  decoded; the EXIF orientation is applied exactly once; 8 and 16 bit grey, palettes, transparency, CMYK.
+* Writing: format by suffix, made aside in the same folder and then put in place, so that no half-written file is
+  ever seen; alpha, EXIF, colour profile and resolution are kept where the format can.
+* Values are the file's own, scaled to [0, 1]; no colour profile is applied, the profile itself is kept beside them.
+"""
+
+import contextlib
+import os
+import struct
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from chromabox.errors import ChromaboxError, UsageError
+
+# Only these decoders are ever tried: Pillow has others that run outside programs (EPS).
+_READABLE = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+_WRITABLE = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".ppm": "PPM",
+}
+SUFFIXES: frozenset[str] = frozenset({*_WRITABLE, ".gif", ".pgm", ".pbm", ".pnm"})
+"""The suffixes by which pictures in a folder are known, in lower case."""
+
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_GREY_MODES = ("1", "L", "LA")
+_WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+_ORIENTATION, _EXIF_IFD, _GPS_IFD = 0x0112, 0x8769, 0x8825
+# What describes the photograph; a TIFF's other tags describe its own strips and are wrong in any other file.
+# Image description, make, model, software, date, artist, copyright.
+_DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_JPEG_EXIF_LIMIT = 65_533
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as read from a file, upright.
+
+    `pixels` are red, green, blue as encoded in the file, in [0, 1] (value / 255, or / 65535 for 16 bit): sRGB unless
+    `icc` says otherwise. `alpha` is in [0, 1], 1 opaque. `was_grey`: the file's kind holds no colours. `depth`: bits
+    for each channel that were read. `format`: Pillow's name of the file format. `exif` says no rotation any more.
+    `dpi`: pixels in an inch, across and down.
+    """
+
+    pixels: Float32[np.ndarray, "height width 3"]
+    alpha: Float32[np.ndarray, "height width"] | None = None
+    was_grey: bool = False
+    depth: Literal[8, 16] = 8
+    format: str = "PNG"
+    exif: bytes | None = None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+
+def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
+    """The picture in the file at `path`, upright.
+
+    Refuses, with one sentence as ChromaboxError: a missing or empty file, a folder, what is no picture of a known
+    format, a picture cut short or damaged, one of no pixels or of more than `max_pixels` (or than the 179 million
+    from which Pillow itself refuses), and modes without a defined range. Colour files of 16 bits are read at 8 bits,
+    which is all that Pillow gives; grey files of 16 bits keep them.
+    """
+    _refuse_no_file(path)
+    try:
+        # Pillow warns of odd metadata and of sizes; sizes are judged here, and the metadata does not change pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_READABLE) as image:
+                _refuse_size(path, image.size, max_pixels)
+                _refuse_mode(path, image.mode)
+                return _decoded(path, image)
+    except ChromaboxError:
+        raise
+    except Image.DecompressionBombError as error:
+        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise ChromaboxError(_too_large(path, "far more pixels", allowed)) from error
+    except UnidentifiedImageError as error:
+        kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM"
+        raise ChromaboxError(f"{path} is not a picture, or its beginning is damaged: {kinds} is right") from error
+    except PermissionError as error:
+        raise ChromaboxError(f"{path} may not be read: give yourself the right to read it") from error
+    except Exception as error:
+        # Pillow's decoders raise nearly every kind of exception on damaged bytes; each means the same to the user.
+        remedy = "a whole, undamaged file is needed"
+        raise ChromaboxError(f"{path} is cut short or damaged and cannot be decoded ({error}): {remedy}") from error
+
+
+def write_picture(path: Path, picture: Picture | Float32[np.ndarray, "height width 3"], *, quality: int = 95) -> None:
+    """Writes a picture (or bare pixels in [0, 1]) at 8 bits a channel, in the format that the suffix names.
+
+    Values are clipped to [0, 1] and rounded to the nearest of 0 to 255. `quality` (1 to 100) is for JPEG and WebP.
+    JPEG, BMP and PPM have no alpha: there the picture is laid on white. A missing parent folder is made. Raises
+    UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written; then none is left.
+    """
+    if not 1 <= quality <= 100:
+        raise UsageError(f"quality {quality} is not between 1 and 100")
+    kind = _WRITABLE.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{path} has no suffix of a format that can be written: right are {', '.join(_WRITABLE)}")
+    picture = picture if isinstance(picture, Picture) else Picture(picture)
+    try:
+        image = Image.fromarray(_eight_bits(picture, with_alpha=kind in ("PNG", "TIFF", "WEBP")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _put_in_place(path) as aside:
+            image.save(aside, format=kind, **_options(kind, picture, quality))
+    except (OSError, ValueError, OverflowError, struct.error) as error:
+        raise ChromaboxError(
+            f"{path} cannot be written as {kind}: {getattr(error, 'strerror', '') or error}"
+        ) from error
+
+
+def find_pictures(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
+    """The pictures among `paths`: (path, its place in the folder given, or its bare name), for mirroring a tree.
+
+    Files are taken as given, whatever their suffix. In folders, files of a known suffix are taken in sorted order,
+    hidden files and folders skipped, links to folders not followed. Raises UsageError for a path that does not
+    exist and for a folder without pictures.
+    """
+    found: list[tuple[Path, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(_pictures_in(path, recursive))
+            if not inside:
+                raise UsageError(f"the folder {path} holds no pictures: {', '.join(sorted(SUFFIXES))} are looked for")
+            found += [(path / place, place) for place in inside]
+        elif path.exists():
+            found.append((path, Path(path.name)))
+        else:
+            raise UsageError(f"{path} does not exist: a picture or a folder of pictures is needed")
+    return found
+
+
+def refuse_overwrite_of_input(inputs: Sequence[Path], output: Path) -> None:
+    """Raises UsageError if `output` is one of `inputs`, by whatever name or link."""
+    for path in inputs:
+        same = output.exists() and path.exists() and os.path.samefile(path, output)
+        if same or path.resolve() == output.resolve():
+            raise UsageError(f"{output} is the input {path} itself: choose another output, inputs are never changed")
+
+
+def grid(
+    rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], *, gap: int = 2, scale: int = 1
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A sheet of equal tiles on white: each enlarged `scale` times (nearest neighbour), `gap` pixels around each.
+
+    A row shorter than the longest leaves white at its end. Raises ChromaboxError for no tiles or unequal ones.
+    """
+    shapes = {tile.shape for row in rows for tile in row}
+    if len(shapes) != 1 or gap < 0 or scale < 1:
+        sizes = ", ".join(f"{width} × {height}" for height, width, _ in sorted(shapes)) or "no tiles"
+        problem = f"{sizes}, gap {gap}, scale {scale}"
+        raise ChromaboxError(f"a sheet needs tiles of one size, a gap from 0 and a scale from 1, not {problem}")
+    height, width, _ = (side * scale for side in next(iter(shapes)))
+    columns = max(len(row) for row in rows)
+    size = (len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    sheet = np.full(size, 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            top, left = gap + i * (height + gap), gap + j * (width + gap)
+            sheet[top : top + height, left : left + width] = tile.repeat(scale, 0).repeat(scale, 1)
+    return sheet
+
+
+def _refuse_no_file(path: Path) -> None:
+    if path.is_dir():
+        raise ChromaboxError(f"{path} is a folder: a picture file is needed")
+    if not path.exists():
+        raise ChromaboxError(f"{path} does not exist: a picture file is needed")
+    if path.stat().st_size == 0:
+        raise ChromaboxError(f"{path} is empty: a picture file is needed")
+
+
+def _refuse_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ChromaboxError(f"{path} has no pixels ({width} × {height}): at least 1 × 1 is needed")
+    if width * height > max_pixels:
+        raise ChromaboxError(_too_large(path, f"{width} × {height} pixels", max_pixels))
+
+
+def _too_large(path: Path, claim: str, allowed: int) -> str:
+    return f"{path} is too large: its header claims {claim}, and at most {allowed:,} are read; make it smaller first"
+
+
+def _refuse_mode(path: Path, mode: str) -> None:
+    if mode not in (*_COLOUR_MODES, *_GREY_MODES, *_WIDE_GREY_MODES):
+        raise ChromaboxError(f"{path} stores its pixels as {mode}, which is not supported: save it as RGB or grey")
+
+
+def _decoded(path: Path, image: Image.Image) -> Picture:
+    """The opened picture, decoded and turned upright (Pillow's TIFF reader turns, and says so, while it decodes)."""
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    pixels, alpha = _wide_grey(path, upright) if upright.mode in _WIDE_GREY_MODES else _channels(upright)
+    was_grey = upright.mode in (*_GREY_MODES, *_WIDE_GREY_MODES)
+    if upright.mode in ("P", "PA"):
+        was_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+    return Picture(
+        pixels=pixels,
+        alpha=alpha,
+        was_grey=was_grey,
+        depth=16 if upright.mode in _WIDE_GREY_MODES else 8,
+        format=kind,
+        exif=_exif(image, kind),
+        icc=image.info.get("icc_profile") or None,
+        dpi=_dpi(image.info.get("dpi")),
+    )
+
+
+def _channels(
+    image: Image.Image,
+) -> tuple[Float32[np.ndarray, "height width 3"], Float32[np.ndarray, "height width"] | None]:
+    """Pixels and alpha in [0, 1] of a picture of 8 bits or fewer in each channel."""
+    values = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    pixels = values[..., :3].astype(np.float32)
+    pixels /= 255
+    alpha = values[..., 3].astype(np.float32) / np.float32(255) if values.shape[2] == 4 else None
+    return pixels, alpha
+
+
+def _wide_grey(
+    path: Path, image: Image.Image
+) -> tuple[Float32[np.ndarray, "height width 3"], Float32[np.ndarray, "height width"] | None]:
+    """Pixels and alpha in [0, 1] of a grey picture of 16 bit values, or of floating-point values in [0, 1]."""
+    values = np.asarray(image)
+    top = 1 if image.mode == "F" else 65535
+    # Written so that not-a-number, which no comparison holds for, is refused too.
+    if not (values.min() >= 0 and values.max() <= top):
+        found = f"{values.min()} to {values.max()}"
+        raise ChromaboxError(f"{path} holds grey values from {found}, of unknown meaning: 0 to {top} is right")
+    clear = image.info.get("transparency")
+    alpha = (values != clear).astype(np.float32) if isinstance(clear, int) else None
+    grey = values.astype(np.float32)
+    grey /= top
+    return np.repeat(grey[..., None], 3, axis=2), alpha
+
+
+def _exif(image: Image.Image, kind: str) -> bytes | None:
+    """The EXIF block without its orientation; None if there is none, or none that Pillow can write again."""
+    try:
+        exif = image.getexif()
+        if kind == "TIFF":
+            whole, exif = exif, Image.Exif()
+            exif.update({tag: whole[tag] for tag in _DESCRIPTIVE_TAGS if tag in whole})
+            for ifd in (_EXIF_IFD, _GPS_IFD):
+                if inner := whole.get_ifd(ifd):
+                    exif.get_ifd(ifd).update(inner)
+        exif.pop(_ORIENTATION, None)
+        has_content = len(exif) > 0 or bool(exif.get_ifd(_EXIF_IFD)) or bool(exif.get_ifd(_GPS_IFD))
+        return exif.tobytes() if has_content else None
+    except Exception:
+        # Cameras write EXIF that breaks every rule. A picture without it is worth more than no picture.
+        return None
+
+
+def _dpi(value: Any) -> tuple[float, float] | None:
+    """A resolution that can be written again: two finite numbers above 0, else None."""
+    try:
+        across, down = (float(side) for side in value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+
+
+def _eight_bits(picture: Picture, *, with_alpha: bool) -> UInt8[np.ndarray, "height width channels"]:
+    """The picture as 8 bit RGB, or RGBA if it has an alpha and the format can keep it, else laid on white."""
+    pixels, alpha = picture.pixels, picture.alpha
+    if alpha is not None and not with_alpha:
+        pixels = pixels * alpha[..., None] + (1 - alpha[..., None])
+    elif alpha is not None:
+        pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
+    if not np.isfinite(pixels).all():
+        raise ValueError("some values are not finite numbers; 0 to 1 is right")
+    rounded: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return rounded
+
+
+def _options(kind: str, picture: Picture, quality: int) -> dict[str, Any]:
+    """What `Image.save` is told for a format: compression, and the metadata that the format and the pixels allow."""
+    compression: dict[str, dict[str, Any]] = {
+        # Full chroma: the colours are what this package is about. TIFF has no entry: Pillow's compressing writer
+        # fails on an EXIF block, its plain one does not.
+        "JPEG": {"quality": quality, "subsampling": 0},
+        "WEBP": {"quality": quality},
+    }
+    options = compression.get(kind, {})
+    # What is written is always RGB: a grey or CMYK profile would make viewers misread it or refuse the file.
+    if picture.icc is not None and picture.icc[16:20] == b"RGB " and kind not in ("BMP", "PPM"):
+        options["icc_profile"] = picture.icc
+    fits = picture.exif is not None and (kind != "JPEG" or len(picture.exif) <= _JPEG_EXIF_LIMIT)
+    if fits and kind not in ("BMP", "PPM"):
+        options["exif"] = picture.exif
+    if picture.dpi is not None and kind not in ("WEBP", "PPM"):
+        options["dpi"] = picture.dpi
+    return options
+
+
+@contextlib.contextmanager
+def _put_in_place(path: Path) -> Iterator[Path]:
+    """A hidden path in the same folder and with the same suffix, which becomes `path` if all went well."""
+    aside = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
+    """The places, inside `folder`, of its pictures, in no order."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield (Path(top) / name).relative_to(folder)

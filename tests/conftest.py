@@ -1,0 +1,18 @@
+"""Under test, and only there, beartype checks every jaxtyping signature of the package."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("chromabox", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Nets as small as the tests' only lose by more threads, and much where other programs run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,157 @@
+"""What is fixed is obeyed, what is not is measured, and measuring changes nothing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chromabox.engine.execution import Execution, choose_execution
+from chromabox.engine.options import ExecutionOptions
+
+FIXED = [
+    (
+        {"precision": "float32", "compiled": "no", "channels_last": "no", "threads": 1},
+        Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1),
+    ),
+    (
+        {"precision": "bfloat16", "compiled": "no", "channels_last": "yes", "threads": 2},
+        Execution(device="cpu", precision="bfloat16", compiled=False, channels_last=True, threads=2),
+    ),
+    (
+        {"precision": "float32", "compiled": "yes", "channels_last": "no", "threads": 2},
+        Execution(device="cpu", precision="float32", compiled=True, channels_last=False, threads=2),
+    ),
+    (
+        {"precision": "bfloat16", "compiled": "yes", "channels_last": "yes", "threads": 1},
+        Execution(device="cpu", precision="bfloat16", compiled=True, channels_last=True, threads=1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), FIXED)
+def test_with_everything_fixed_nothing_is_measured(options: dict[str, Any], expected: Execution) -> None:
+    def losses(call: Callable[[Tensor], Tensor]) -> Tensor:
+        raise AssertionError("a step was run")
+
+    chosen = choose_execution(ExecutionOptions(device="cpu", **options), nn.Linear(2, 2), losses, steps=10**9)
+    assert chosen == expected
+    assert torch.get_num_threads() == expected.threads
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"threads": 1}, {"threads": {1}, "compiled": {False}}),
+        ({"precision": "bfloat16"}, {"precision": {"bfloat16"}}),
+        ({"precision": "float32", "channels_last": "yes"}, {"precision": {"float32"}, "channels_last": {True}}),
+        ({"channels_last": "no", "compiled": "yes", "threads": 2}, {"channels_last": {False}, "compiled": {True}}),
+    ],
+)
+def test_what_is_fixed_is_obeyed_when_the_rest_is_measured(
+    tiny: ModuleType, options: dict[str, Any], allowed: dict[str, set[Any]]
+) -> None:
+    """``steps`` is small, so that nothing left open is worth compiling."""
+    chosen = choose_execution(ExecutionOptions(device="cpu", **options), tiny.make_net(), losses_of(tiny), steps=1)
+    for name, values in allowed.items():
+        assert getattr(chosen, name) in values
+
+
+def losses_of(tiny: ModuleType) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
+    job = tiny.make_job()
+    batch = next(iter(job.batches(0, 0)))
+    return lambda call: job.losses(call, batch)["loss"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_probe_changes_nothing(tiny: ModuleType, training: bool) -> None:
+    """Dropout and batch normalisation would show it: weights, statistics, gradients, mode, layout and random state."""
+    losses, net = losses_of(tiny), tiny.make_net(dropout=0.5)
+    losses(net).backward()
+    net.train(training)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    random = torch.get_rng_state()
+    choose_execution(ExecutionOptions(device="cpu", compiled="no"), net, losses, steps=100)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(each.grad, right) for each, right in zip(net.parameters(), gradients, strict=True))
+    assert all(module.training is training for module in net.modules())
+    assert net[0].weight.is_contiguous()
+    assert net[0].weight.dtype == torch.float32
+
+
+def test_the_probe_measures_steps_in_each_way_left_open(tiny: ModuleType) -> None:
+    losses, seen = losses_of(tiny), set()
+
+    def watch(call: Callable[[Tensor], Tensor]) -> Tensor:
+        last = call[0].weight.is_contiguous(memory_format=torch.channels_last)
+        seen.add((last, torch.is_autocast_enabled("cpu")))
+        assert call.training
+        return losses(call)
+
+    choose_execution(ExecutionOptions(device="cpu", compiled="no", threads=1), tiny.make_net(), watch, steps=1)
+    assert {last for last, _ in seen} == {False, True}
+    assert {low for _, low in seen} == {False, True}
+
+
+def test_place_obeys_layout_precision_and_threads(tiny: ModuleType) -> None:
+    net = tiny.make_net()
+    call = Execution(channels_last=True, precision="bfloat16", threads=2).place(net)
+    assert call is net
+    assert torch.get_num_threads() == 2
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with Execution(precision="bfloat16").autocast():
+        assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.bfloat16
+    with Execution().autocast():
+        assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        (Execution(), "cpu, float32, eager, channels-first, 1 thread"),
+        (
+            Execution(device="cuda", precision="bfloat16", compiled=True, channels_last=True, threads=4),
+            "cuda, bfloat16, compiled, channels-last, 4 threads",
+        ),
+    ],
+)
+def test_the_choice_in_words_and_as_json(execution: Execution, words: str) -> None:
+    assert str(execution) == words
+    assert Execution(**asdict(execution)) == execution
+
+
+def test_without_a_compiler_auto_is_eager_and_yes_is_one_sentence(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("without_compiler.py")
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **caches, "CXX": "/nowhere/at/all/c++", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert "compiled step" in lines  # It was tried.
+    assert "chosen: cpu, float32, eager, channels-first, 1 thread" in lines
+    assert lines[-1].startswith("refused: torch.compile failed (")
+    assert lines[-1].endswith("; install a C++ compiler, or give --compiled no")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_resumed_run_keeps_its_choice_but_for_what_is_given() -> None:
+    chosen = Execution(precision="bfloat16", channels_last=True, threads=2)
+    assert chosen.changed(ExecutionOptions()) == chosen
+    given = ExecutionOptions(precision="float32", compiled="yes", channels_last="no", threads=3, device="cuda:1")
+    assert chosen.changed(given) == Execution(
+        device="cuda:1", precision="float32", compiled=True, channels_last=False, threads=3
+    )

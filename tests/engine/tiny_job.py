@@ -1,0 +1,121 @@
+"""A training job of a second, with batch normalisation and dropout on random 8 × 8 pictures; as a script, to be killed.
+
+Everything random of a batch is drawn from the epoch, as the loop asks of every job.
+"""
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chromabox.engine.distributed import World, synchronise_batch_norm
+from chromabox.engine.execution import Execution
+from chromabox.engine.loop import Job, Plan, fit
+from chromabox.engine.optimisers import KernelMuon
+
+PICTURES = 24
+BATCH = 4
+STEPS = PICTURES // BATCH
+ALONE = World()
+ONE_THREAD = Execution(threads=1)
+
+
+def make_net(dropout: float = 0.25, normalise: bool = True) -> nn.Module:
+    torch.manual_seed(3)
+    norm: nn.Module = nn.BatchNorm2d(6) if normalise else nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), norm, nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(6, 4, 3, padding=1)
+    )
+
+
+def make_optimisers(name: str, net: nn.Module) -> list[torch.optim.Optimizer]:
+    if name == "muon":
+        kernels = [parameter for parameter in net.parameters() if parameter.ndim == 4]
+        others = [parameter for parameter in net.parameters() if parameter.ndim != 4]
+        return [KernelMuon(kernels, lr=0.02, weight_decay=0.1), torch.optim.AdamW(others, lr=0.01)]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return [kinds[name](net.parameters(), lr=0.01)]
+
+
+def losses(call: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    scores = call(batch[0])
+    return {
+        "loss": functional.cross_entropy(scores, batch[1]),
+        "accuracy": (scores.argmax(1) == batch[1]).float().mean(),
+    }
+
+
+def make_job(
+    optimiser: str = "adam",
+    *,
+    net: nn.Module | None = None,
+    batch_size: int = BATCH,
+    before_batch: Callable[[int, int], None] = lambda epoch, batch: None,
+    world: World = ALONE,
+    **replacements: Any,
+) -> Job:
+    """A new job from the same seed; ``before_batch(epoch, batch)`` may make trouble; ``replacements`` of members."""
+    random = torch.Generator().manual_seed(5)
+    pictures = torch.randn(PICTURES, 2, 8, 8, generator=random)
+    labels = torch.randint(4, (PICTURES, 8, 8), generator=random)
+    torch.manual_seed(3)
+    net = make_net() if net is None else net
+    synchronise_batch_norm(net, world)
+    optimisers = make_optimisers(optimiser, net)
+    rates = [[group["lr"] for group in each.param_groups] for each in optimisers]
+
+    def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(PICTURES, generator=torch.Generator().manual_seed(epoch)).split(batch_size)
+        for number, chosen in list(enumerate(order))[skip:]:
+            before_batch(epoch, number)
+            share = chosen[world.rank :: world.size]
+            yield pictures[share], labels[share]
+
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            return {"val_loss": losses(candidate, (pictures[:8], labels[:8]))["loss"].item()}
+
+    members = {
+        "net": net,
+        "optimisers": optimisers,
+        "batches": batches,
+        "losses": losses,
+        "validate": validate,
+        "schedule": lambda update: [[{"lr": rate / (1 + 0.1 * update)} for rate in group] for group in rates],
+        "describe": lambda: {"job": "tiny"},
+    }
+    return Job(**{**members, **replacements})
+
+
+def make_plan(epochs: int = 4, **settings: Any) -> Plan:
+    return Plan(**{"epochs": epochs, "steps_per_epoch": STEPS, **settings})
+
+
+def main() -> None:
+    """Train until killed: waiting in the middle of an epoch, or by its own hand between metrics and checkpoint."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--wait-in-epoch", type=int)
+    parser.add_argument("--die-after-metrics-of", type=int)
+    options = parser.parse_args()
+
+    def wait(epoch: int, batch: int) -> None:
+        if (epoch + 1, batch) == (options.wait_in_epoch, 3):
+            signal.pause()
+
+    def die(record: dict[str, float], net: nn.Module) -> None:
+        if record["epoch"] == options.die_after_metrics_of:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    plan = make_plan(average_decay=0.9, accumulate=2)
+    fit(make_job(before_batch=wait), plan, folder=options.folder, execution=ONE_THREAD, after_epoch=die)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""Pictures in and out: expected values come from Pillow's own exif_transpose and from numbers worked out by hand."""
+
+import dataclasses
+import os
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageCms, ImageFile, ImageOps
+
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.files.images import (
+    Picture,
+    find_pictures,
+    grid,
+    read_picture,
+    refuse_overwrite_of_input,
+    write_picture,
+)
+
+
+def scene(height: int = 5, width: int = 7) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def floats(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) / np.float32(255)
+
+
+def profile(space: bytes) -> bytes:
+    """An sRGB profile, or its bytes with another data colour space written into the header."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb[:16] + space + srgb[20:]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda hw: arrays(np.uint8, (*hw, 3))))
+def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
+    path = tmp_path_factory.mktemp("round") / "a.png"
+    write_picture(path, floats(values))
+    assert np.array_equal(np.rint(read_picture(path).pixels * 255).astype(np.uint8), values)
+    assert np.array_equal(np.asarray(Image.open(path)), values)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
+def test_lossless_formats_keep_every_value(tmp_path: Path, suffix: str) -> None:
+    write_picture(tmp_path / f"a{suffix}", floats(scene()))
+    assert np.array_equal(read_picture(tmp_path / f"a{suffix}").pixels, floats(scene()))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+def test_lossy_formats_stay_near(tmp_path: Path, suffix: str) -> None:
+    smooth = np.linspace(0.2, 0.8, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    write_picture(tmp_path / f"a{suffix}", smooth)
+    assert np.abs(read_picture(tmp_path / f"a{suffix}").pixels - smooth).max() < 0.03
+
+
+def test_values_are_clipped_and_rounded_to_the_nearest(tmp_path: Path) -> None:
+    row = np.array([[[-1, 0.4 / 255, 0.6 / 255], [254.4 / 255, 254.6 / 255, 2]]], np.float32)
+    write_picture(tmp_path / "a.png", row)
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 0, 1], [254, 255, 255]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientation: int, kind: str) -> None:
+    path, again = tmp_path / f"a.{kind}", tmp_path / "again.png"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    source = Image.fromarray(scene(24, 16))
+    source.save(path, exif=exif)
+    picture = read_picture(path)
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(picture.pixels, floats(expected))
+    assert picture.pixels.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
+    write_picture(again, picture)
+    assert np.array_equal(read_picture(again).pixels, picture.pixels)
+    with Image.open(again) as opened:
+        assert opened.getexif().get(0x0112, 1) == 1
+        assert opened.getexif()[0x010F] == "Maker"
+
+
+GREY = np.array([[0, 51], [102, 255]], np.uint8)
+GREY_MODES = [
+    ("L", Image.fromarray(GREY), "png", GREY / 255, 8),
+    ("1", Image.fromarray(GREY > 60), "png", GREY > 60, 8),
+    ("I;16", Image.fromarray(GREY.astype(np.uint16) * 257), "png", GREY / 255, 16),
+    ("I;16", Image.fromarray(GREY.astype(np.uint16) * 257), "tif", GREY / 255, 16),
+    ("I;16B", Image.frombytes("I;16B", (2, 2), (GREY.astype(">u2") * 257).tobytes()), "tif", GREY / 255, 16),
+    ("I", Image.fromarray(GREY.astype(np.int32) * 257), "tif", GREY / 255, 16),
+    ("F", Image.fromarray(GREY.astype(np.float32) / 255), "tif", GREY / 255, 16),
+    ("PGM", Image.fromarray(GREY), "ppm", GREY / 255, 8),
+    ("grey palette", Image.fromarray(GREY).convert("P"), "gif", GREY / 255, 8),
+]
+
+
+@pytest.mark.parametrize(("image", "suffix", "expected", "depth"), [case[1:] for case in GREY_MODES])
+def test_grey_modes(tmp_path: Path, image: Image.Image, suffix: str, expected: np.ndarray, depth: int) -> None:
+    image.save(tmp_path / f"a.{suffix}")
+    picture = read_picture(tmp_path / f"a.{suffix}")
+    assert picture.was_grey
+    assert picture.depth == depth
+    assert picture.alpha is None
+    assert np.allclose(picture.pixels, expected[..., None], atol=1e-7)
+
+
+def test_sixteen_bits_are_kept_below_the_eighth(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[1, 40_000]], np.uint16)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").pixels[0, :, 0].tolist() == pytest.approx([1 / 65535, 40_000 / 65535])
+
+
+def test_alpha_of_every_kind(tmp_path: Path) -> None:
+    rgba = np.dstack([scene(2, 2), GREY])
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([GREY, GREY])).save(tmp_path / "la.png")
+    palette = Image.fromarray(GREY).convert("P")
+    palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 1]))
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "wide.png", transparency=51 * 257)
+    one_clear = [[1, 0], [1, 1]]
+    assert np.array_equal(read_picture(tmp_path / "rgba.png").alpha, floats(GREY))
+    assert not read_picture(tmp_path / "rgba.png").was_grey
+    assert np.array_equal(read_picture(tmp_path / "la.png").alpha, floats(GREY))
+    assert read_picture(tmp_path / "la.png").was_grey
+    assert read_picture(tmp_path / "p.png").alpha.tolist() == one_clear
+    assert read_picture(tmp_path / "wide.png").alpha.tolist() == one_clear
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "tif")])
+def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+    flat = Image.new("RGB", (16, 16), (200, 100, 50))
+    flat.convert(mode).save(tmp_path / f"a.{suffix}")
+    assert np.abs(read_picture(tmp_path / f"a.{suffix}").pixels * 255 - (200, 100, 50)).max() < 4
+
+
+def test_first_frame_of_a_moving_gif(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".ppm"])
+def test_formats_without_alpha_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
+    black, alpha = np.zeros((16, 16, 3), np.float32), np.full((16, 16), 0.2, np.float32)
+    write_picture(tmp_path / f"a{suffix}", Picture(black, alpha))
+    written = read_picture(tmp_path / f"a{suffix}")
+    assert written.alpha is None
+    assert np.abs(written.pixels - 0.8).max() < 0.01
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
+    icc = profile(b"RGB ")
+    alpha = None if suffix == ".jpg" else floats(GREY)
+    picture = Picture(floats(scene(2, 2)), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    write_picture(tmp_path / f"a{suffix}", picture)
+    # Twice, so that what was read is also fit to be written.
+    write_picture(tmp_path / f"b{suffix}", read_picture(tmp_path / f"a{suffix}"))
+    found = read_picture(tmp_path / f"b{suffix}")
+    assert found.icc == icc
+    assert found.exif is not None
+    kept = Image.Exif()
+    kept.load(found.exif)
+    assert kept[0x010F] == "Maker"
+    assert kept.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
+    assert suffix == ".webp" or found.dpi == pytest.approx((300, 300), abs=0.01)
+    assert (found.alpha is None) == (alpha is None)
+
+
+def test_tiff_tags_of_its_own_strips_do_not_reach_a_jpeg(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    Image.fromarray(scene()).save(tmp_path / "a.tif", exif=exif)
+    write_picture(tmp_path / "a.jpg", read_picture(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert set(opened.getexif()) == {0x010F}
+
+
+@pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
+def test_a_profile_of_other_colours_is_not_attached(tmp_path: Path, space: bytes) -> None:
+    write_picture(tmp_path / "a.png", Picture(floats(scene()), icc=profile(space)))
+    assert read_picture(tmp_path / "a.png").icc is None
+
+
+def make_bad(folder: Path, name: str) -> Path:
+    path = folder / name
+    whole = BytesIO()
+    kind = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".gif": "GIF", ".webp": "WEBP"}.get(path.suffix, "PNG")
+    Image.fromarray(scene(40, 40)).save(whole, kind)
+    if name.startswith("cut"):
+        path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    elif name == "folder.png":
+        path.mkdir()
+    elif name == "empty.png":
+        path.touch()
+    elif name == "text.png":
+        path.write_text("not a picture at all")
+    elif name == "bomb.png":
+        path.write_bytes(png_header(60_000, 60_000))
+    elif name == "none.png":
+        path.write_bytes(png_header(0, 5))
+    elif name == "large.png":
+        path.write_bytes(png_header(14_000, 8_000))
+    elif name == "lab.tif":
+        Image.new("LAB", (3, 3)).save(path)
+    elif name == "float.tif":
+        Image.fromarray(np.array([[0, 300]], np.float32)).save(path)
+    elif name == "nan.tif":
+        Image.fromarray(np.array([[0, np.nan]], np.float32)).save(path)
+    elif name == "negative.tif":
+        Image.fromarray(np.array([[0, -3]], np.int32)).save(path)
+    return path
+
+
+BAD_INPUTS = [
+    ("missing.png", "does not exist: a picture file is needed"),
+    ("folder.png", "is a folder: a picture file is needed"),
+    ("empty.png", "is empty: a picture file is needed"),
+    ("text.png", "is not a picture, or its beginning is damaged"),
+    ("cut.png", "is cut short or damaged"),
+    ("cut.jpg", "is cut short or damaged"),
+    ("cut.tif", "damaged"),
+    ("cut.gif", "is cut short or damaged"),
+    ("cut.webp", "damaged"),
+    ("bomb.png", "is too large: its header claims"),
+    ("large.png", "is too large: its header claims 14000 × 8000 pixels, and at most 100,000,000 are read"),
+    ("none.png", "is"),
+    ("lab.tif", "stores its pixels as LAB, which is not supported: save it as RGB or grey"),
+    ("float.tif", "holds grey values from 0.0 to 300.0, of unknown meaning: 0 to 1 is right"),
+    ("nan.tif", "of unknown meaning: 0 to 1 is right"),
+    ("negative.tif", "holds grey values from -3 to 0, of unknown meaning: 0 to 65535 is right"),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence"), BAD_INPUTS)
+def test_bad_inputs_give_one_sentence(tmp_path: Path, name: str, sentence: str) -> None:
+    path = make_bad(tmp_path, name)
+    with pytest.raises(ChromaboxError) as caught:
+        read_picture(path, max_pixels=100_000_000)
+    assert str(path) in str(caught.value)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_pixels_than_pillow_warns_of_are_read_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    write_picture(tmp_path / "a.png", floats(scene()))
+    assert read_picture(tmp_path / "a.png").pixels.shape == (5, 7, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ChromaboxError, match="at most 20 are read"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_cut_pictures_stay_refused_whatever_was_read_before() -> None:
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
+def test_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"right are \.jpg, \.jpeg, \.png"):
+        write_picture(tmp_path / name, floats(scene()))
+
+
+def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.webp", floats(scene()))
+    before = (tmp_path / "a.webp").read_bytes()
+    with pytest.raises(ChromaboxError, match=r"a\.webp cannot be written as WEBP"):
+        write_picture(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.float32))  # WebP ends at 16,383
+    with pytest.raises(ChromaboxError, match="not finite"):
+        write_picture(tmp_path / "a.webp", np.full((2, 2, 3), np.nan, np.float32))
+    assert (tmp_path / "a.webp").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
+
+
+def test_parent_folders_are_made_and_a_file_in_their_way_is_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "new" / "deep" / "a.png", floats(scene()))
+    assert (tmp_path / "new" / "deep" / "a.png").is_file()
+    with pytest.raises(ChromaboxError, match=r"b\.png cannot be written"):
+        write_picture(tmp_path / "new" / "deep" / "a.png" / "b.png", floats(scene()))
+
+
+def test_a_picture_changed_by_its_caller_keeps_its_metadata(tmp_path: Path) -> None:
+    picture = Picture(floats(scene()), dpi=(72.0, 72.0))
+    write_picture(tmp_path / "a.png", dataclasses.replace(picture, pixels=1 - picture.pixels))
+    assert read_picture(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
+
+
+def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/1.png", "a.tif", ".hidden.png", ".cache/x.png", "notes.txt", "b/c/3.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    places = [Path(name) for name in ("a.tif", "b/1.png", "b/2.JPG", "b/c/3.gif")]
+    assert find_pictures([tmp_path]) == [(tmp_path / place, place) for place in places]
+    assert find_pictures([tmp_path], recursive=False) == [(tmp_path / "a.tif", Path("a.tif"))]
+    notes = tmp_path / "notes.txt"
+    assert find_pictures([notes, tmp_path / "b" / "c"]) == [
+        (notes, Path("notes.txt")),
+        (tmp_path / "b" / "c" / "3.gif", Path("3.gif")),
+    ]
+
+
+def test_find_pictures_refuses_nothing_and_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no pictures"):
+        find_pictures([tmp_path])
+    with pytest.raises(UsageError, match="does not exist"):
+        find_pictures([tmp_path / "nowhere"])
+
+
+def test_overwriting_an_input_is_refused_by_any_name(tmp_path: Path) -> None:
+    source, other = tmp_path / "a.png", tmp_path / "b.png"
+    write_picture(source, floats(scene()))
+    (tmp_path / "soft.png").symlink_to(source)
+    os.link(source, tmp_path / "hard.png")
+    refuse_overwrite_of_input([source], other)
+    for name in ("a.png", "soft.png", "hard.png", "x/../a.png"):
+        with pytest.raises(UsageError, match="choose another output"):
+            refuse_overwrite_of_input([other, source], tmp_path / name)
+
+
+def test_grid_by_hand() -> None:
+    black = np.zeros((1, 2, 3), np.uint8)
+    sheet = grid([[black, black + 7], [black + 9]], gap=1, scale=2)
+    assert sheet.shape == (2 * 2 + 3, 2 * 4 + 3, 3)
+    assert sheet[1:3, 1:5].tolist() == np.zeros((2, 4, 3)).tolist()
+    assert (sheet[1:3, 6:10] == 7).all()
+    assert (sheet[4:6, 1:5] == 9).all()
+    assert (sheet[4:6, 6:10] == 255).all()
+    assert (sheet[[0, 3, 6]] == 255).all()
+
+
+def test_grid_refuses_unequal_tiles() -> None:
+    with pytest.raises(ChromaboxError, match="tiles of one size"):
+        grid([[np.zeros((1, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)]])
+    with pytest.raises(ChromaboxError, match="no tiles"):
+        grid([])

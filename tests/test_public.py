@@ -1,0 +1,150 @@
+"""What others may rely on: importable names, verbs and flags, exit codes, and a help that appears at once.
+
+The tables are the promise. A new name, verb or flag is one more word here; a word that has to go breaks somebody's
+script and belongs into the change log.
+"""
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from chromabox.__main__ import main
+
+NAMES = {
+    "chromabox": "__version__",
+    "chromabox.errors": "ChromaboxError UsageError",
+    "chromabox.files.sources": "Archive Mirror NpmPackage Pinned Progress QuietProgress Source StderrProgress TarUrl "
+    "Url cache_folder fetch",
+    "chromabox.files.cifar10": "CLASSES fetch_cifar10 load_cifar10",
+    "chromabox.files.images": "read_picture write_picture find_pictures grid",
+    "chromabox.engine.loop": "Interrupted Job Plan fit",
+    "chromabox.engine.checkpoint": "load_checkpoint save_checkpoint write_json",
+    "chromabox.engine.distributed": "SynchronisedBatchNorm2d World any_process from_main join_world mean_across "
+    "synchronise_batch_norm",
+    "chromabox.engine.execution": "Execution choose_execution device_of",
+    "chromabox.engine.options": "ExecutionOptions",
+    "chromabox.engine.optimisers": "KernelMuon",
+    "chromabox.engine.log": "MetricsSink progress read_metrics sentence",
+    "chromabox.colour.palette": "Palette annealed_mean constrain fit_palette labels_to_rgb mean_distance "
+    "nearest_colour swatch",
+    "chromabox.colour.palette_files": "load_palette save_palette",
+    "chromabox.colour.nets": "ColourNet ConvTransposeNet PoolUpsampleNet UNet build_net count_parameters",
+    "chromabox.colour.recipes": "NETS_IN_ORDER NetName Recipe RecipeName course default quick recipe_for",
+    "chromabox.colour.data": "ColourData Pictures load_colour_data",
+    "chromabox.colour.metrics": "accuracy colourfulness confusion delta_e psnr",
+    "chromabox.colour.train": "TrainConfig read_config train",
+    "chromabox.colour.trained": "TrainedNet load_trained",
+    "chromabox.colour.predict": "colour_files colour_picture",
+    "chromabox.colour.evaluate": "Evaluation evaluate",
+    "chromabox.report.compare": "Comparison compare",
+}
+
+EXECUTION = "--precision --compiled --channels-last --threads --device"
+FLAGS = {
+    "data": "",
+    "palette fit": "-o --output -k --colours --seed",
+    "palette show": "-o --output",
+    "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
+    f"--hold-out --patience --size --kernel --filters --dilation {EXECUTION}",
+    "evaluate": "--data --temperature -o --output",
+    "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
+    "colour": "-o --output --net --temperature --working-size",
+    "demo": "-o --output",
+}
+
+# (arguments, a part of what is said): what the command line itself finds wrong before any work is begun.
+WRONG_USE = [
+    ("", "palette, train, evaluate, compare, colour, demo"),
+    ("frobnicate", "frobnicate"),
+    ("data mnist", "cifar10"),
+    ("train nonet", "nonet"),
+    ("train unet --bogus 3", "--bogus"),
+    ("train unet --epochs many", "many"),
+    ("train unet --recipe best", "best"),
+    ("colour x.png", "--output"),
+]
+
+# (arguments, the sentence's beginning): what a verb refuses, in exactly one line.
+REFUSED = [
+    ("train", "net: name the network to train (pool-upsample, "),
+    ("train unet --patience 2", "patience: early stopping needs pictures to judge by"),
+    ("train --resume /nowhere", "/nowhere: holds no config.json; give the folder of a run"),
+    ("train unet --resume /nowhere", "/nowhere: holds no config.json"),
+    ("colour /nowhere/a.png -o b.png", "/nowhere/a.png does not exist"),
+    ("compare --runs /nowhere", "/nowhere: holds no summary.json"),
+]
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names_are_there(module: str) -> None:
+    found = importlib.import_module(module)
+    assert [name for name in NAMES[module].split() if not hasattr(found, name)] == []
+
+
+def outcome(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the program, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["chromabox", *arguments.split()])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def test_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome("--help", monkeypatch, capsys)
+    assert code == 0
+    assert out.split("{")[1].split("}")[0].split(",") == list(dict.fromkeys(verb.split()[0] for verb in FLAGS))
+
+
+# What the documentation promises and the program does not do yet; a mark that is no longer right fails.
+@pytest.mark.parametrize("verb", FLAGS)
+def test_flags(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(f"{verb} --help", monkeypatch, capsys)
+    assert code == 0
+    assert out.startswith(f"usage: chromabox {verb} ")
+    # Every option has a line of the box that begins with its names.
+    lines = [line[1:].strip() for line in out.splitlines() if re.match(r"\W+ -", line)]
+    found = {name for line in lines for name in re.findall(r"(?<![\w-])--?[a-z][a-z.-]*", line.split("  ")[0])}
+    assert found - {"-h", "--help"} == set(FLAGS[verb].split())
+
+
+@pytest.mark.parametrize(("arguments", "part"), WRONG_USE)
+def test_wrong_use_is_exit_code_2(
+    arguments: str, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = outcome(arguments, monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert part in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED)
+def test_what_a_verb_refuses_is_one_sentence(
+    arguments: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = outcome(arguments, monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"chromabox: {sentence}")
+    assert err.count("\n") == 1
+
+
+def test_as_a_program_it_says_one_line_too() -> None:
+    command = [sys.executable, "-m", "chromabox", "train", "unet", "--accumulate", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"chromabox: accumulate is 0: .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["colour", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "chromabox", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    modules = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert {"tyro", "chromabox"} <= modules
+    assert not modules & {"torch", "sklearn", "skimage", "matplotlib", "scipy", "tensorboard", "numpy"}

@@ -1,0 +1,175 @@
+"""Numbers that say how good a colouring is, and what no network would already reach.
+
+Pure functions on numpy arrays. Labels are palette indices, pictures 8-bit RGB with the channels last. PSNR
+and accuracy favour dull, cautious colours: read them beside colourfulness, ΔE and balanced accuracy.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Integer, UInt8
+
+from chromabox.errors import ChromaboxError
+
+PIXELS_AT_ONCE = 1 << 18
+GREY_VALUES = 3 * 255 + 1
+
+
+def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."]) -> float:
+    """Share of pixels, 0 to 1, whose label is the true one. Raises ChromaboxError unless the shapes agree."""
+    _check_pair(labels, truth)
+    return np.count_nonzero(labels == truth) / labels.size
+
+
+def confusion(
+    labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."], k: int
+) -> Int64[np.ndarray, "truth prediction"]:
+    """Number of pixels for each pair of true (row) and predicted (column) colour among k.
+
+    Raises ChromaboxError unless the shapes agree and all labels are 0 to k − 1.
+    """
+    _check_pair(labels, truth)
+    _check_range("label", labels, k)
+    _check_range("label", truth, k)
+    return _joint(truth, labels, k, k)
+
+
+def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
+    """Mean over the colours that occur of the share of their pixels found, 0 to 1.
+
+    Every colour counts the same however rare it is: Brodersen et al. 2010, "The balanced accuracy and its
+    posterior distribution", section 2, for more than two classes. NaN where nothing occurs.
+    """
+    occurs = confusion.sum(1)
+    recall = confusion.diagonal()[occurs > 0] / occurs[occurs > 0]
+    return float(recall.mean()) if recall.size else float("nan")
+
+
+def psnr(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
+    """Peak signal-to-noise ratio in dB over all values, peak 255: 10·log10(255² / mean squared error).
+
+    One mean over all pictures given, not a mean of ratios. Infinite for equal pictures. Raises ChromaboxError
+    unless the shapes agree.
+    """
+    squares = 0
+    for a, b in _chunks(rgb_a, rgb_b):
+        difference = (a.astype(np.int32) - b).ravel()
+        squares += int(np.dot(difference, difference.astype(np.int64)))
+    return float(10 * np.log10(255**2 * rgb_a.size / squares)) if squares else float("inf")
+
+
+def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
+    """Mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
+
+    8-bit sRGB, white point D65, 2° observer, k_L = k_C = k_H = 1: Sharma, Wu and Dalal 2005, "The CIEDE2000
+    color-difference formula", in scikit-image's implementation. In chunks: memory does not grow with the
+    pictures. Raises ChromaboxError unless the shapes agree.
+    """
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    total = 0.0
+    for a, b in _chunks(rgb_a, rgb_b):
+        lab_a, lab_b = (rgb2lab(part.astype(np.float32) / np.float32(255)) for part in (a, b))
+        difference: Float[np.ndarray, pixels] = deltaE_ciede2000(lab_a, lab_b)
+        total += float(difference.sum(dtype=np.float64))
+    return total / (rgb_a.size // 3)
+
+
+def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
+    """Colourfulness of one picture: 0 is grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
+
+    Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 5: the spread plus 0.3
+    times the mean of the opponent colours rg = R − G and yb = (R + G) / 2 − B, in 8-bit units. Raises
+    ChromaboxError for a picture without pixels.
+    """
+    if not rgb.size:
+        raise ChromaboxError("colourfulness: the picture has no pixels; it takes at least one")
+    red, green, blue = np.moveaxis(rgb, -1, 0).astype(np.float32)
+    opponents = (red - green, (red + green) / 2 - blue)
+    spread = np.sqrt(sum(part.var(dtype=np.float64) for part in opponents))
+    mean = np.sqrt(sum(part.mean(dtype=np.float64) ** 2 for part in opponents))
+    return float(spread + 0.3 * mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What a guess without a network reaches on the test pixels."""
+
+    labels: UInt8[np.ndarray, "..."]
+    """The predicted colours, in the test labels' shape."""
+    accuracy: float
+    """Share of pixels, 0 to 1."""
+    loss: float
+    """Cross-entropy in nats a pixel of the class frequencies on train, one added to every count."""
+
+
+def majority_baseline(
+    train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], k: int
+) -> Baseline:
+    """The training pixels' most frequent colour for every pixel; on a tie the lower index.
+
+    Raises ChromaboxError for labels that are not 0 to k − 1 and for no pixels.
+    """
+    train_grey, test_grey = np.zeros_like(train_labels), np.zeros_like(test_labels)
+    return grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, k)
+
+
+def grey_lookup_baseline(
+    train_grey: Integer[np.ndarray, "..."],
+    train_labels: Integer[np.ndarray, "..."],
+    test_grey: Integer[np.ndarray, "..."],
+    test_labels: Integer[np.ndarray, "..."],
+    k: int,
+) -> Baseline:
+    """For every pixel the most frequent colour among training pixels of the same grey value.
+
+    grey: the whole sum R + G + B, 0 to 765. A grey value that no training pixel has gets the most frequent
+    colour of all. On a tie the lower index. Raises ChromaboxError for shapes that disagree, labels that are
+    not 0 to k − 1, other grey values, and no pixels.
+    """
+    for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
+        _check_pair(grey, labels)
+        _check_range("grey value", grey, GREY_VALUES)
+        _check_range("label", labels, k)
+    count = _joint(train_grey, train_labels, GREY_VALUES, k)
+    seen = count.sum(1)
+    choice = np.where(seen > 0, count.argmax(1), count.sum(0).argmax()).astype(np.uint8)
+    cost: Float64[np.ndarray, "grey colour"] = -np.log((count + 1) / (seen[:, None] + k))
+    occurs = _joint(test_grey, test_labels, GREY_VALUES, k)
+    hits = int(occurs[np.arange(GREY_VALUES), choice].sum())
+    return Baseline(choice[test_grey], hits / test_labels.size, float((cost * occurs).sum() / test_labels.size))
+
+
+def _joint(
+    rows: Integer[np.ndarray, "..."], columns: Integer[np.ndarray, "..."], height: int, width: int
+) -> Int64[np.ndarray, "{height} {width}"]:
+    """How often each pair of values occurs, counted in chunks so that no wide copy of all pixels is made."""
+    count = np.zeros(height * width, np.int64)
+    rows, columns = rows.reshape(-1), columns.reshape(-1)
+    for start in range(0, rows.size, PIXELS_AT_ONCE):
+        part = slice(start, start + PIXELS_AT_ONCE)
+        count += np.bincount(rows[part].astype(np.int64) * width + columns[part], minlength=height * width)
+    return count.reshape(height, width)
+
+
+def _chunks(a: UInt8[np.ndarray, "... 3"], b: UInt8[np.ndarray, "... 3"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Corresponding runs of pixels, [pixels, 3]."""
+    _check_pair(a, b)
+    a, b = a.reshape(-1, 3), b.reshape(-1, 3)
+    for start in range(0, len(a), PIXELS_AT_ONCE):
+        yield a[start : start + PIXELS_AT_ONCE], b[start : start + PIXELS_AT_ONCE]
+
+
+def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
+    """Refuse what does not correspond pixel by pixel."""
+    if a.shape != b.shape:
+        raise ChromaboxError(f"shapes {list(a.shape)} and {list(b.shape)}: a comparison takes two of the same shape")
+    if not a.size:
+        raise ChromaboxError("no pixels: a comparison takes at least one")
+
+
+def _check_range(what: str, values: Integer[np.ndarray, "..."], end: int) -> None:
+    """Refuse values outside 0 to end − 1."""
+    if values.min() < 0 or values.max() >= end:
+        raise ChromaboxError(f"{what}s from {values.min()} to {values.max()}: each is 0 to {end - 1} here")

@@ -1,0 +1,69 @@
+"""The product's main job in a few minutes on real data: what ``make demo`` runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import skimage
+from PIL import Image
+
+from chromabox.colour.predict import colour_files, plan_outputs
+from chromabox.colour.recipes import NETS_IN_ORDER
+from chromabox.colour.trained import load_trained
+from chromabox.errors import ChromaboxError
+from chromabox.files.images import read_picture
+from chromabox.report.compare import Comparison, compare
+from chromabox.report.plots import Tile, draw_rows
+
+#: Photographs that ship inside scikit-image's wheel.
+SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration made."""
+
+    comparison: Comparison
+    photographs: Path
+
+
+def run_demo(folder: Path, say: Callable[[str], None]) -> Demo:
+    """Train the assignment's three nets the quick way, compare them, and colour photographs with the shipped net."""
+    nets = NETS_IN_ORDER[:3]
+    comparison = compare(
+        folder / "compare", nets=nets, recipe="quick", seeds=(0,), data="cifar10:horse", palette="auto", say=say
+    )
+    return Demo(comparison, colour_samples(folder / "photographs", say))
+
+
+def colour_samples(folder: Path, say: Callable[[str], None]) -> Path:
+    """Colour the sample photographs, and draw them as rows original | grey | coloured; returns the figure's path."""
+    samples = [Path(skimage.__file__).parent / "data" / name for name in SAMPLES]
+    present = [path for path in samples if path.is_file()]
+    if not present:
+        raise ChromaboxError(f"{samples[0].parent}: scikit-image ships none of {', '.join(SAMPLES)} there any more")
+    pairs = plan_outputs(present, folder)
+    for outcome in colour_files(pairs, load_trained()):
+        if outcome.error is not None:
+            raise ChromaboxError(outcome.error)
+        say(str(outcome.target))
+    originals = [_tile(source) for source, _ in pairs]
+    greys = [np.repeat(np.rint(tile.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2) for tile in originals]
+    figure = folder.parent / "photographs.png"
+    draw_rows(
+        {"original": originals, "grey": greys, "coloured": [_tile(target) for _, target in pairs]},
+        figure,
+        "Sample photographs, coloured by the shipped net",
+        tile=2.0,
+    )
+    return figure
+
+
+def _tile(path: Path, side: int = 256) -> Tile:
+    """The central square of a picture, small."""
+    pixels = np.rint(read_picture(path).pixels * 255).astype(np.uint8)
+    edge = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
+    square = Image.fromarray(pixels[top : top + edge, left : left + edge])
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))

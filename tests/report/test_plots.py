@@ -1,0 +1,108 @@
+"""Figures: whole files of the expected size in which the data, and not only the axes, can be seen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+
+from chromabox.report.plots import (
+    TEST_COLOUR,
+    TRAIN_COLOUR,
+    VAL_COLOUR,
+    draw_confusion,
+    draw_curves,
+    draw_rows,
+    save_figure,
+)
+
+RNG = np.random.default_rng(4)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        image.load()  # raises for a file that is cut short
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def has(picture: np.ndarray, colour: str | tuple[int, int, int], at_least: int = 20) -> bool:
+    """Whether so many pixels have exactly this colour."""
+    rgb = tuple(bytes.fromhex(colour[1:])) if isinstance(colour, str) else colour
+    return int((picture == np.array(rgb)).all(-1).sum()) >= at_least
+
+
+def records(*splits: str) -> list[dict[str, float]]:
+    found = []
+    for epoch in range(1, 6):
+        record = {"epoch": float(epoch), "seconds": 1.0}
+        for split in splits:
+            record |= {f"{split}_loss": 3 / epoch + len(split), f"{split}_accuracy": 0.1 * epoch + 0.01 * len(split)}
+        found.append(record)
+    return found
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val", "test")])
+def test_curves_show_every_split(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    draw_curves(records(*splits), tmp_path / "new" / "curves.png", "a title")
+    found = pixels(tmp_path / "new" / "curves.png")
+    assert found.shape == (432, 1080, 3)  # 3.6 × 9 inches of 120 dots
+    colours = {"train": TRAIN_COLOUR, "val": VAL_COLOUR, "test": TEST_COLOUR}
+    for half in (found[:, :540], found[:, 540:]):
+        assert {split for split, colour in colours.items() if has(half, colour)} == set(splits)
+
+
+def test_a_single_epoch_can_be_drawn(tmp_path: Path) -> None:
+    draw_curves(records("train", "test")[:1], tmp_path / "curves.png", "one")
+    assert has(pixels(tmp_path / "curves.png"), TEST_COLOUR)
+
+
+@pytest.mark.parametrize("title", ["unet, data/$pictures$/$x_$", "50 % of \\frac", ""])
+def test_any_title_can_be_drawn(tmp_path: Path, title: str) -> None:
+    tile = np.zeros((4, 4, 3), np.uint8)
+    draw_curves(records("train"), tmp_path / "curves.png", title)
+    draw_rows({"row": [tile]}, tmp_path / "rows.png", title)
+    draw_confusion(np.eye(2, dtype=np.int64), np.zeros((2, 3), np.float32), tmp_path / "confusion.png", title)
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "rows.png", "confusion.png"}
+
+
+def test_rows_show_every_tile(tmp_path: Path) -> None:
+    colours = RNG.integers(1, 255, (3, 4, 3), dtype=np.uint8)
+    rows = {f"row {i}": [np.full((6, 6, 3), colour, np.uint8) for colour in row] for i, row in enumerate(colours)}
+    rows["row 2"] = rows["row 2"][:2]  # a row may be shorter
+    draw_rows(rows, tmp_path / "rows.png", "tiles", tile=0.5)
+    found = pixels(tmp_path / "rows.png")
+    # Four columns and three rows of half an inch, room for the labels and the title, 150 dots an inch.
+    assert found.shape[1] == 150 * (4 * 0.5 + 1.6)
+    assert abs(found.shape[0] - 150 * (1.02 * 3 * 0.5 + 0.5)) <= 1
+    for i, row in enumerate(colours):
+        for j, colour in enumerate(row):
+            assert has(found, tuple(colour.tolist()), 500) is (i < 2 or j < 2)
+
+
+def test_confusion_shows_the_palette_and_the_shares(tmp_path: Path) -> None:
+    colours = np.array([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.7]], np.float32)
+    for name, confusion in (("good", np.diag([5, 900, 0])), ("bad", np.ones((3, 3), int))):
+        draw_confusion(confusion.astype(np.int64), colours, tmp_path / f"{name}.png", name)
+    good, bad = pixels(tmp_path / "good.png"), pixels(tmp_path / "bad.png")
+    assert good.shape == bad.shape == (864, 960, 3)
+    for colour in colours:
+        rgb = tuple(np.rint(np.clip(colour * 256 / 255, 0, 1) * 255).astype(int).tolist())
+        assert has(good, rgb, 1000)
+    # The ends of the colour map: no pixels and all of them. Rare colours count alike.
+    none, every = (colormaps["magma"](share, bytes=True)[:3] for share in (0.0, 1.0))
+    assert has(good, none, 5000)
+    assert has(good, every, 5000)
+    assert not has(bad, none, 5000)
+    assert not has(bad, every, 5000)
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "figure.png"
+    save_figure(Figure(figsize=(1, 1)), path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="positive"):
+        save_figure(Figure(figsize=(1, 1)), path, dpi=0)
+    assert path.read_bytes() == before

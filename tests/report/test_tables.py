@@ -1,0 +1,65 @@
+"""Tables on the terminal: every number at its place, nothing folded away."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chromabox.colour.evaluate import Evaluation, Scores
+from chromabox.report.compare import Comparison, Line
+from chromabox.report.tables import print_comparison, print_evaluation
+
+
+def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
+    net = Scores(
+        name="net",
+        loss=0.98765,
+        accuracy=0.6123,
+        balanced_accuracy=0.4,
+        psnr=23.456,
+        delta_e=9.8765,
+        colourfulness=12.34,
+    )
+    grey = Scores(name="grey", psnr=22.0, delta_e=11.0, colourfulness=0.0)
+    print_evaluation(Evaluation([net, grey], np.zeros((2, 2), np.int64)), "unet on horses")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("unet on horses" in line for line in lines)
+    assert any(
+        all(number in line for number in ("net", "0.9877", "61.23", "40.00", "23.46", "9.88", "12.3")) for line in lines
+    )
+    # What a row has no value for stays empty rather than becoming a zero or "None".
+    bare = next(line for line in lines if "grey" in line)
+    assert "None" not in bare
+    assert bare.count(".") == 3
+
+
+def test_a_comparison_says_mean_spread_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
+    line = Line(
+        net="unet",
+        recipe="course",
+        data="cifar10:horse",
+        palette="course",
+        parameters=56856,
+        seeds="0 1 2",
+        accuracy=58.5,
+        accuracy_spread=0.25,
+        loss=1.04,
+        loss_spread=None,
+        seconds=140.0,
+        published_accuracy="57.5–59.3",
+        published_loss="1.0332",
+    )
+    print_comparison(Comparison([line], {"unet": []}, Path("a/table.csv"), Path("a/figure.png")))
+    out = capsys.readouterr().out
+    for part in (
+        "58.50 ± 0.25",
+        "1.0400",
+        "56,856",
+        "57.5–59.3",
+        "1.0332",
+        "a/table.csv",
+        "a/figure.png",
+        "palette course",
+    ):
+        assert part in out
+    assert "1.0400 ±" not in out

@@ -1,0 +1,88 @@
+"""How much sooner the quick recipe has the best published UNet than the assignment's own way of training.
+
+Both sides are whole processes, from start to exit, on the same machine in one run, turn about: imports, reading and
+labelling the data, choosing how to run, compiling if that was chosen, training, and every picture and curve are in
+the measured time. The assignment's side (``course_way.py``) is its 25 epochs; ours ends with the same network,
+unchanged, at a test accuracy that must not be below 59.3 %, the best of the public write-ups.
+
+    python benchmarks/time_to_accuracy.py [--pairs 3] [-o benchmarks/results/time_to_accuracy.json]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from chromabox.colour.data import resolve_palette
+from chromabox.files.cifar10 import fetch_cifar10
+from machine import describe, write_results
+
+BEST_PUBLISHED = 0.593
+
+
+def seconds_of(command: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def one_pair(folder: Path, data: Path, palette: Path, seed: int) -> dict[str, float]:
+    course, ours = folder / f"course-{seed}", folder / f"ours-{seed}"
+    script = Path(__file__).with_name("course_way.py")
+    course_seconds = seconds_of([sys.executable, str(script), str(data), str(palette), str(course), "25", str(seed)])
+    train = [sys.executable, "-m", "chromabox", "train", "unet", "--recipe", "quick", "--seed", str(seed)]
+    our_seconds = seconds_of([*train, "--palette", str(palette), "-o", str(ours)])
+    history = json.loads((course / "history.json").read_text())
+    return {
+        "seed": seed,
+        "ratio": course_seconds / our_seconds,
+        "course_seconds": course_seconds,
+        "our_seconds": our_seconds,
+        "course_accuracy": history[-1]["test_accuracy"],
+        "course_best_accuracy": max(entry["test_accuracy"] for entry in history),
+        "our_accuracy": json.loads((ours / "summary.json").read_text())["test_accuracy"],
+        "our_execution": json.loads((ours / "config.json").read_text())["execution"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    data = fetch_cifar10()
+    chosen = resolve_palette("auto", "cifar10:horse")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        palette = folder / "palette.npy"
+        np.save(palette, chosen.colours)
+        pairs = [one_pair(folder, data, palette, seed) for seed in range(options.pairs)]
+    for pair in pairs:
+        print(
+            f"{pair['ratio']:.1f}× sooner: {pair['our_seconds']:.0f} s to {pair['our_accuracy']:.2%} against "
+            f"{pair['course_seconds']:.0f} s to {pair['course_accuracy']:.2%} "
+            f"(its best epoch {pair['course_best_accuracy']:.2%})"
+        )
+    reached = all(pair["our_accuracy"] >= BEST_PUBLISHED for pair in pairs)
+    ratio = statistics.median(pair["ratio"] for pair in pairs)
+    print(f"median {ratio:.1f}×; every run of ours reached {BEST_PUBLISHED:.1%}: {'yes' if reached else 'NO'}")
+    if options.output:
+        result = {
+            "median_ratio": ratio,
+            "all_reached": reached,
+            "palette": chosen.name,
+            "pairs": pairs,
+            "machine": describe(),
+        }
+        write_results(options.output, result)
+        print(options.output)
+
+
+if __name__ == "__main__":
+    main()

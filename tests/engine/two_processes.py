@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ def train(world: World, folder: Path) -> None:
 
 
 def stop_and_go_on(world: World, folder: Path) -> str:
-    """The same, but the process that is not the main one is asked to stop in epoch 2; returns what was said."""
+    """The same, but the process that is not the main one is asked to stop in epoch 2; returns what was said.
+
+    The main process is slow to save: the other must not go on from the file of the epoch before.
+    """
+
+    def describe_slowly() -> dict[str, Any]:
+        time.sleep(0.5)
+        return {}
 
     def ask(epoch: int, batch: int) -> None:
         if world.rank == 1 and (epoch, batch) == (1, 2):
@@ -66,7 +74,11 @@ def stop_and_go_on(world: World, folder: Path) -> str:
     said = "nothing"
     for resume in (False, True):
         job = make_job(
-            "sgd", net=make_net(dropout=0.0), world=world, before_batch=ask if not resume else lambda *_: None
+            "sgd",
+            net=make_net(dropout=0.0),
+            world=world,
+            before_batch=ask if not resume else lambda *_: None,
+            describe=describe_slowly,
         )
         try:
             plan = make_plan(3, average_decay=0.5)

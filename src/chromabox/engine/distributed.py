@@ -100,6 +100,11 @@ def from_main(value: Value, world: World) -> Value:
     return box[0]
 
 
+def wait_for_main(world: World) -> None:
+    """Go on only after the main process came here too: what it wrote before is there."""
+    from_main(None, world)
+
+
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose batch is that of all processes together (Ioffe & Szegedy 2015).
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.engine.distributed import World, any_process, average_gradients, from_main, mean_across
+from chromabox.engine.distributed import World, any_process, average_gradients, from_main, mean_across, wait_for_main
 from chromabox.engine.execution import Execution, compiler_errors
 from chromabox.engine.log import MetricsSink, Record, Ticker, progress
 from chromabox.errors import ChromaboxError
@@ -217,6 +217,7 @@ class _Fit(Generic[Batch]):
             if improved:
                 save_checkpoint(self.folder / "best.safetensors", {"net": net.state_dict()}, self.description(record))
             self.save(self.description(record))
+        wait_for_main(self.world)
 
     def refuse_what_is_no_number(self, record: Record) -> None:
         """Stop with ChromaboxError before a value that is not finite reaches the metrics or a checkpoint."""
@@ -237,6 +238,9 @@ class _Fit(Generic[Batch]):
         self.sums = dict(zip(self.sums, means, strict=True))
         if self.world.is_main:
             self.save(self.description({}))
+        # Nobody leaves before the file is there: who left early might go on from an older one, or, under torchrun, be
+        # the reason for which the main process is killed while it writes.
+        wait_for_main(self.world)
         raise Interrupted(
             f"stopped in epoch {self.state.epoch + 1} after batch {self.state.batch}; "
             f"the state is saved in {self.folder}: go on with --resume {self.folder}"

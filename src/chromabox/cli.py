@@ -74,7 +74,7 @@ def palette(*, action: PaletteAction) -> int:
     from chromabox.files.images import write_picture
 
     if isinstance(action, Show):
-        write_picture(action.output, swatch(load_palette(action.palette)).astype("float32") / 255)
+        write_picture(action.output, swatch(load_palette(action.palette)))
     else:
         from chromabox.colour.data import fit_palette_to
 

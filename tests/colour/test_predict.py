@@ -1,5 +1,6 @@
 """Colouring whole pictures: lightness kept (scikit-image's rgb2lab measures), gamut respected, files handled safely."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from chromabox.colour.predict import colour_files, colour_picture, lab_to_rgb_in
 from chromabox.colour.trained import SHIPPED, TrainedNet, describe_net, load_trained
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import UsageError
-from chromabox.files.images import Picture, read_picture, write_picture
+from chromabox.files.images import Picture, from_floats, read_picture, write_picture
 
 RNG = np.random.default_rng(8)
 
@@ -33,6 +34,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedNet:
     palette = Palette(np.random.default_rng(0).random((24, 3), dtype=np.float32), "vivid")
     save_checkpoint(path, {"net": net.state_dict()}, describe_net("unet", settings, palette))
     return load_trained(path)
+
+
+def picture_of(name: str) -> Picture:
+    return Picture(from_floats(PICTURES[name], 16))
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -60,7 +65,7 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_size_and_lightness_are_kept_within_rounding(tmp_path: Path, trained: TrainedNet, name: str) -> None:
     source = PICTURES[name]
-    write_picture(tmp_path / "in.png", source)
+    write_picture(tmp_path / "in.png", from_floats(source, 8))
     [outcome] = colour_files([(tmp_path / "in.png", tmp_path / "out.png")], trained)
     assert outcome.error is None
     before, after = (np.asarray(Image.open(tmp_path / file).convert("RGB")) for file in ("in.png", "out.png"))
@@ -72,14 +77,14 @@ def test_size_and_lightness_are_kept_within_rounding(tmp_path: Path, trained: Tr
 
 
 def test_grey_becomes_colourful(trained: TrainedNet) -> None:
-    coloured = colour_picture(Picture(PICTURES["grey"], was_grey=True), trained, temperature=0.0)
+    coloured = colour_picture(dataclasses.replace(picture_of("grey"), was_grey=True), trained, temperature=0.0)
     assert not coloured.was_grey
-    assert np.abs(rgb2lab(coloured.pixels)[..., 1:]).mean() > 3
+    assert np.abs(rgb2lab(coloured.floats)[..., 1:]).mean() > 3
 
 
 def test_only_the_lightness_of_a_coloured_picture_is_used(trained: TrainedNet) -> None:
     # Two pictures of one mean of RGB and one lightness give one result, whatever their colours.
-    left = colour_picture(Picture(PICTURES["grey"]), trained).pixels
+    left = colour_picture(picture_of("grey"), trained).pixels
     tinted = PICTURES["soft"]
     chroma = predict_chroma(tinted, trained, temperature=0.38, working_size=64)
     plain = predict_chroma(np.repeat(tinted.mean(-1, keepdims=True), 3, -1), trained, temperature=0.38, working_size=64)
@@ -119,7 +124,7 @@ def test_alpha_metadata_and_resolution_are_kept(tmp_path: Path, trained: Trained
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"])
 def test_every_format_keeps_its_kind(tmp_path: Path, trained: TrainedNet, suffix: str) -> None:
     source, target = tmp_path / f"in{suffix}", tmp_path / "out" / f"in{suffix}"
-    write_picture(source, PICTURES["soft"])
+    write_picture(source, from_floats(PICTURES["soft"], 8))
     assert plan_outputs([source], tmp_path / "out") == [(source, target)]
     [outcome] = colour_files([(source, target)], trained)
     assert outcome.error is None
@@ -226,7 +231,7 @@ def test_the_shipped_net_colours() -> None:
 
     if not (resources.files("chromabox.assets") / SHIPPED).is_file():
         pytest.skip(f"THE SHIPPED NET {SHIPPED} IS MISSING, SO NOTHING OF IT IS TESTED")
-    coloured = colour_picture(Picture(PICTURES["soft"]), load_trained())
+    coloured = colour_picture(picture_of("soft"), load_trained())
     assert coloured.pixels.shape == PICTURES["soft"].shape
-    difference = np.abs(rgb2lab(coloured.pixels)[..., 0] - rgb2lab(PICTURES["soft"])[..., 0])
+    difference = np.abs(rgb2lab(coloured.floats)[..., 0] - rgb2lab(PICTURES["soft"])[..., 0])
     assert difference.max() < 0.3

@@ -17,7 +17,9 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.images import (
     Picture,
+    eight_bits,
     find_pictures,
+    from_floats,
     grid,
     read_picture,
     refuse_overwrite_of_input,
@@ -27,10 +29,6 @@ from chromabox.files.images import (
 
 def scene(height: int = 5, width: int = 7) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def floats(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) / np.float32(255)
 
 
 def profile(space: bytes) -> bytes:
@@ -53,28 +51,43 @@ def png_header(width: int, height: int) -> bytes:
 @given(st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda hw: arrays(np.uint8, (*hw, 3))))
 def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
     path = tmp_path_factory.mktemp("round") / "a.png"
-    write_picture(path, floats(values))
-    assert np.array_equal(np.rint(read_picture(path).pixels * 255).astype(np.uint8), values)
+    write_picture(path, values)
+    assert np.array_equal(read_picture(path).pixels, values)
     assert np.array_equal(np.asarray(Image.open(path)), values)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
 def test_lossless_formats_keep_every_value(tmp_path: Path, suffix: str) -> None:
-    write_picture(tmp_path / f"a{suffix}", floats(scene()))
-    assert np.array_equal(read_picture(tmp_path / f"a{suffix}").pixels, floats(scene()))
+    write_picture(tmp_path / f"a{suffix}", scene())
+    assert np.array_equal(read_picture(tmp_path / f"a{suffix}").pixels, scene())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
 def test_lossy_formats_stay_near(tmp_path: Path, suffix: str) -> None:
-    smooth = np.linspace(0.2, 0.8, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    smooth = np.linspace(50, 200, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
     write_picture(tmp_path / f"a{suffix}", smooth)
-    assert np.abs(read_picture(tmp_path / f"a{suffix}").pixels - smooth).max() < 0.03
+    assert np.abs(read_picture(tmp_path / f"a{suffix}").pixels - smooth.astype(int)).max() < 8
 
 
-def test_values_are_clipped_and_rounded_to_the_nearest(tmp_path: Path) -> None:
-    row = np.array([[[-1, 0.4 / 255, 0.6 / 255], [254.4 / 255, 254.6 / 255, 2]]], np.float32)
-    write_picture(tmp_path / "a.png", row)
-    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 0, 1], [254, 255, 255]]]
+@pytest.mark.parametrize("depth", [8, 16])
+def test_floats_are_clipped_and_rounded_to_the_nearest(depth: int) -> None:
+    top = 2**depth - 1
+    values = from_floats(np.array([-1, 0.4 / top, 0.6 / top, 1 - 0.6 / top, 1 - 0.4 / top, 2]), depth)
+    assert values.tolist() == [0, 0, 1, top - 1, top, top]
+    picture = Picture(np.full((1, 1, 3), top // 3, values.dtype))
+    assert picture.depth == depth
+    assert picture.floats.tolist() == [[[pytest.approx(1 / 3)] * 3]]
+
+
+def test_sixteen_bits_are_rounded_to_the_nearest_of_eight() -> None:
+    values = np.arange(65536, dtype=np.uint16)
+    assert np.array_equal(eight_bits(values), np.rint(values / 257))
+    assert eight_bits(GREY) is GREY
+
+
+def test_alpha_of_another_depth_is_refused() -> None:
+    with pytest.raises(ValueError, match="one depth is right"):
+        Picture(scene(2, 2), GREY.astype(np.uint16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -88,7 +101,7 @@ def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientat
     picture = read_picture(path)
     with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    assert np.array_equal(picture.pixels, floats(expected))
+    assert np.array_equal(picture.pixels, expected)
     assert picture.pixels.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
     write_picture(again, picture)
     assert np.array_equal(read_picture(again).pixels, picture.pixels)
@@ -118,12 +131,12 @@ def test_grey_modes(tmp_path: Path, image: Image.Image, suffix: str, expected: n
     assert picture.was_grey
     assert picture.depth == depth
     assert picture.alpha is None
-    assert np.allclose(picture.pixels, expected[..., None], atol=1e-7)
+    assert np.array_equal(picture.pixels, np.repeat(expected[..., None], 3, 2) * (2**depth - 1))
 
 
 def test_sixteen_bits_are_kept_below_the_eighth(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1, 40_000]], np.uint16)).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").pixels[0, :, 0].tolist() == pytest.approx([1 / 65535, 40_000 / 65535])
+    assert read_picture(tmp_path / "a.png").pixels[0, :, 0].tolist() == [1, 40_000]
 
 
 def test_alpha_of_every_kind(tmp_path: Path) -> None:
@@ -133,35 +146,35 @@ def test_alpha_of_every_kind(tmp_path: Path) -> None:
     palette = Image.fromarray(GREY).convert("P")
     palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 1]))
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "wide.png", transparency=51 * 257)
-    one_clear = [[1, 0], [1, 1]]
-    assert np.array_equal(read_picture(tmp_path / "rgba.png").alpha, floats(GREY))
+    one_clear = np.array([[1, 0], [1, 1]])
+    assert np.array_equal(read_picture(tmp_path / "rgba.png").alpha, GREY)
     assert not read_picture(tmp_path / "rgba.png").was_grey
-    assert np.array_equal(read_picture(tmp_path / "la.png").alpha, floats(GREY))
+    assert np.array_equal(read_picture(tmp_path / "la.png").alpha, GREY)
     assert read_picture(tmp_path / "la.png").was_grey
-    assert read_picture(tmp_path / "p.png").alpha.tolist() == one_clear
-    assert read_picture(tmp_path / "wide.png").alpha.tolist() == one_clear
+    assert read_picture(tmp_path / "p.png").alpha.tolist() == (one_clear * 255).tolist()
+    assert read_picture(tmp_path / "wide.png").alpha.tolist() == (one_clear * 65535).tolist()
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "tif")])
 def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     flat = Image.new("RGB", (16, 16), (200, 100, 50))
     flat.convert(mode).save(tmp_path / f"a.{suffix}")
-    assert np.abs(read_picture(tmp_path / f"a.{suffix}").pixels * 255 - (200, 100, 50)).max() < 4
+    assert np.abs(read_picture(tmp_path / f"a.{suffix}").pixels.astype(int) - (200, 100, 50)).max() < 4
 
 
 def test_first_frame_of_a_moving_gif(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [1, 0, 0]
+    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".ppm"])
 def test_formats_without_alpha_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
-    black, alpha = np.zeros((16, 16, 3), np.float32), np.full((16, 16), 0.2, np.float32)
+    black, alpha = np.zeros((16, 16, 3), np.uint8), np.full((16, 16), 51, np.uint8)
     write_picture(tmp_path / f"a{suffix}", Picture(black, alpha))
     written = read_picture(tmp_path / f"a{suffix}")
     assert written.alpha is None
-    assert np.abs(written.pixels - 0.8).max() < 0.01
+    assert np.abs(written.pixels.astype(int) - 204).max() < 2
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
@@ -170,8 +183,8 @@ def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
     exif[0x010F] = "Maker"
     exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
     icc = profile(b"RGB ")
-    alpha = None if suffix == ".jpg" else floats(GREY)
-    picture = Picture(floats(scene(2, 2)), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    alpha = None if suffix == ".jpg" else GREY
+    picture = Picture(scene(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
     write_picture(tmp_path / f"a{suffix}", picture)
     # Twice, so that what was read is also fit to be written.
     write_picture(tmp_path / f"b{suffix}", read_picture(tmp_path / f"a{suffix}"))
@@ -197,7 +210,7 @@ def test_tiff_tags_of_its_own_strips_do_not_reach_a_jpeg(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
 def test_a_profile_of_other_colours_is_not_attached(tmp_path: Path, space: bytes) -> None:
-    write_picture(tmp_path / "a.png", Picture(floats(scene()), icc=profile(space)))
+    write_picture(tmp_path / "a.png", Picture(scene(), icc=profile(space)))
     assert read_picture(tmp_path / "a.png").icc is None
 
 
@@ -265,7 +278,7 @@ def test_more_pixels_than_pillow_warns_of_are_read_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    write_picture(tmp_path / "a.png", floats(scene()))
+    write_picture(tmp_path / "a.png", scene())
     assert read_picture(tmp_path / "a.png").pixels.shape == (5, 7, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ChromaboxError, match="at most 20 are read"):
@@ -279,30 +292,28 @@ def test_cut_pictures_stay_refused_whatever_was_read_before() -> None:
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
 def test_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"right are \.jpg, \.jpeg, \.png"):
-        write_picture(tmp_path / name, floats(scene()))
+        write_picture(tmp_path / name, scene())
 
 
 def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.webp", floats(scene()))
+    write_picture(tmp_path / "a.webp", scene())
     before = (tmp_path / "a.webp").read_bytes()
     with pytest.raises(ChromaboxError, match=r"a\.webp cannot be written as WEBP"):
-        write_picture(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.float32))  # WebP ends at 16,383
-    with pytest.raises(ChromaboxError, match="not finite"):
-        write_picture(tmp_path / "a.webp", np.full((2, 2, 3), np.nan, np.float32))
+        write_picture(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # WebP ends at 16,383
     assert (tmp_path / "a.webp").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
 
 
 def test_parent_folders_are_made_and_a_file_in_their_way_is_named(tmp_path: Path) -> None:
-    write_picture(tmp_path / "new" / "deep" / "a.png", floats(scene()))
+    write_picture(tmp_path / "new" / "deep" / "a.png", scene())
     assert (tmp_path / "new" / "deep" / "a.png").is_file()
     with pytest.raises(ChromaboxError, match=r"b\.png cannot be written"):
-        write_picture(tmp_path / "new" / "deep" / "a.png" / "b.png", floats(scene()))
+        write_picture(tmp_path / "new" / "deep" / "a.png" / "b.png", scene())
 
 
 def test_a_picture_changed_by_its_caller_keeps_its_metadata(tmp_path: Path) -> None:
-    picture = Picture(floats(scene()), dpi=(72.0, 72.0))
-    write_picture(tmp_path / "a.png", dataclasses.replace(picture, pixels=1 - picture.pixels))
+    picture = Picture(scene(), dpi=(72.0, 72.0))
+    write_picture(tmp_path / "a.png", dataclasses.replace(picture, pixels=255 - picture.pixels))
     assert read_picture(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
 
 
@@ -329,7 +340,7 @@ def test_find_pictures_refuses_nothing_and_nowhere(tmp_path: Path) -> None:
 
 def test_overwriting_an_input_is_refused_by_any_name(tmp_path: Path) -> None:
     source, other = tmp_path / "a.png", tmp_path / "b.png"
-    write_picture(source, floats(scene()))
+    write_picture(source, scene())
     (tmp_path / "soft.png").symlink_to(source)
     os.link(source, tmp_path / "hard.png")
     refuse_overwrite_of_input([source], other)

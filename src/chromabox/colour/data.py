@@ -20,7 +20,7 @@ from chromabox.colour.palette_files import load_palette
 from chromabox.engine.distributed import World
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.cifar10 import CLASSES, load_cifar10
-from chromabox.files.images import find_pictures, read_picture
+from chromabox.files.images import eight_bits, find_pictures, read_picture
 from chromabox.files.sources import Pinned, QuietProgress, cache_folder, fetch
 
 #: The assignment's own 24 colours as plain float32 RGB/256. No public address serves this file; a mirror may.
@@ -154,7 +154,7 @@ def _whole(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture in 8 bits, large ones thinned to about a megapixel: colours, not detail, are wanted."""
     pixels = read_picture(path).pixels
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
-    return np.rint(pixels[::step, ::step] * 255).astype(np.uint8)
+    return eight_bits(pixels[::step, ::step])
 
 
 def _load_rgb(spec: str, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], UInt8[np.ndarray, "test 3 h w"]]:
@@ -198,7 +198,7 @@ def _square(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.rint(pixels[top : top + side, left : left + side] * 255).astype(np.uint8)
+    square = eight_bits(pixels[top : top + side, left : left + side])
     small = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 

@@ -23,6 +23,7 @@ from chromabox.files.images import (
     SUFFIXES,
     Picture,
     find_pictures,
+    from_floats,
     read_picture,
     refuse_overwrite_of_input,
     write_picture,
@@ -54,8 +55,9 @@ def colour_picture(
         temperature: of the annealed mean: 0 takes the likeliest colour, 1 the mean (see ``annealed_mean``).
         working_size: short side in pixels at which the net sees the picture.
     """
-    chroma = predict_chroma(picture.pixels, trained, temperature=temperature, working_size=working_size)
-    return replace(picture, pixels=with_chroma(picture.pixels, chroma), was_grey=False)
+    pixels = picture.floats
+    chroma = predict_chroma(pixels, trained, temperature=temperature, working_size=working_size)
+    return replace(picture, pixels=from_floats(with_chroma(pixels, chroma), picture.depth), was_grey=False)
 
 
 @torch.no_grad()

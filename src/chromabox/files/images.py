@@ -4,7 +4,8 @@
   decoded; the EXIF orientation is applied exactly once; 8 and 16 bit grey, palettes, transparency, CMYK.
 * Writing: format by suffix, made aside in the same folder and then put in place, so that no half-written file is
   ever seen; alpha, EXIF, colour profile and resolution are kept where the format can.
-* Values are the file's own, scaled to [0, 1]; no colour profile is applied, the profile itself is kept beside them.
+* Values are the file's own integers, of 8 or 16 bits; no colour profile is applied, the profile itself is kept beside
+  them.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
@@ -49,24 +50,59 @@ _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _JPEG_EXIF_LIMIT = 65_533
 
 
+Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
+"""Red, green, blue: 0 to 255 where a file has 8 bits for each channel, 0 to 65535 where it has 16."""
+Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
+
+_NARROWED = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+"""The 8 bit value nearest to each 16 bit one: 65535 = 257 · 255."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture as read from a file, upright.
 
-    `pixels` are red, green, blue as encoded in the file, in [0, 1] (value / 255, or / 65535 for 16 bit): sRGB unless
-    `icc` says otherwise. `alpha` is in [0, 1], 1 opaque. `was_grey`: the file's kind holds no colours. `depth`: bits
-    for each channel that were read. `format`: Pillow's name of the file format. `exif` says no rotation any more.
-    `dpi`: pixels in an inch, across and down.
+    `pixels` are red, green, blue as encoded in the file, at its own depth: sRGB unless `icc` says otherwise. `alpha`
+    has the same depth, its greatest value opaque. `was_grey`: the file's kind holds no colours. `format`: Pillow's
+    name of the file format. `exif` says no rotation any more. `dpi`: pixels in an inch, across and down. `frames`: how
+    many pictures the file holds; the first of them is this one.
     """
 
-    pixels: Float32[np.ndarray, "height width 3"]
-    alpha: Float32[np.ndarray, "height width"] | None = None
+    pixels: Pixels
+    alpha: Alpha | None = None
     was_grey: bool = False
-    depth: Literal[8, 16] = 8
     format: str = "PNG"
     exif: bytes | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    frames: int = 1
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.alpha.dtype != self.pixels.dtype:
+            raise ValueError(f"alpha is {self.alpha.dtype} and pixels are {self.pixels.dtype}: one depth is right")
+
+    @property
+    def depth(self) -> Literal[8, 16]:
+        """Bits for each channel."""
+        return 8 if self.pixels.dtype == np.uint8 else 16
+
+    @property
+    def floats(self) -> Float32[np.ndarray, "height width 3"]:
+        """The pixels in [0, 1], a new array at every call."""
+        return np.divide(self.pixels, np.iinfo(self.pixels.dtype).max, dtype=np.float32)
+
+
+def eight_bits(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Values of 16 bits rounded to the nearest of 8; those of 8 bits as they are, not copied."""
+    return pixels if pixels.dtype == np.uint8 else _NARROWED[pixels]
+
+
+def from_floats(
+    values: Float[np.ndarray, "*shape"], depth: Literal[8, 16]
+) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
+    """Values in [0, 1] as integers of that depth: clipped, then rounded to the nearest. None may be not-a-number."""
+    kind = np.uint8 if depth == 8 else np.uint16
+    return np.rint(np.clip(values, 0, 1) * np.iinfo(kind).max).astype(kind)
 
 
 def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
@@ -102,10 +138,10 @@ def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
         raise ChromaboxError(f"{path} is cut short or damaged and cannot be decoded ({error}): {remedy}") from error
 
 
-def write_picture(path: Path, picture: Picture | Float32[np.ndarray, "height width 3"], *, quality: int = 95) -> None:
-    """Writes a picture (or bare pixels in [0, 1]) at 8 bits a channel, in the format that the suffix names.
+def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -> None:
+    """Writes a picture (or bare pixels) at 8 bits a channel, in the format that the suffix names.
 
-    Values are clipped to [0, 1] and rounded to the nearest of 0 to 255. `quality` (1 to 100) is for JPEG and WebP.
+    Values of 16 bits are rounded to the nearest of 0 to 255. `quality` (1 to 100) is for JPEG and WebP.
     JPEG, BMP and PPM have no alpha: there the picture is laid on white. A missing parent folder is made. Raises
     UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written; then none is left.
     """
@@ -116,7 +152,7 @@ def write_picture(path: Path, picture: Picture | Float32[np.ndarray, "height wid
         raise UsageError(f"{path} has no suffix of a format that can be written: right are {', '.join(_WRITABLE)}")
     picture = picture if isinstance(picture, Picture) else Picture(picture)
     try:
-        image = Image.fromarray(_eight_bits(picture, with_alpha=kind in ("PNG", "TIFF", "WEBP")))
+        image = Image.fromarray(_channels_to_write(picture, with_alpha=kind in ("PNG", "TIFF", "WEBP")))
         path.parent.mkdir(parents=True, exist_ok=True)
         with _put_in_place(path) as aside:
             image.save(aside, format=kind, **_options(kind, picture, quality))
@@ -217,29 +253,28 @@ def _decoded(path: Path, image: Image.Image) -> Picture:
         pixels=pixels,
         alpha=alpha,
         was_grey=was_grey,
-        depth=16 if upright.mode in _WIDE_GREY_MODES else 8,
         format=kind,
         exif=_exif(image, kind),
         icc=image.info.get("icc_profile") or None,
         dpi=_dpi(image.info.get("dpi")),
+        frames=getattr(image, "n_frames", 1),
     )
 
 
 def _channels(
     image: Image.Image,
-) -> tuple[Float32[np.ndarray, "height width 3"], Float32[np.ndarray, "height width"] | None]:
-    """Pixels and alpha in [0, 1] of a picture of 8 bits or fewer in each channel."""
+) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"] | None]:
+    """Pixels and alpha of a picture of 8 bits or fewer in each channel."""
     values = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    pixels = values[..., :3].astype(np.float32)
-    pixels /= 255
-    alpha = values[..., 3].astype(np.float32) / np.float32(255) if values.shape[2] == 4 else None
-    return pixels, alpha
+    if values.shape[2] == 3:
+        return values, None
+    return np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
 
 
 def _wide_grey(
     path: Path, image: Image.Image
-) -> tuple[Float32[np.ndarray, "height width 3"], Float32[np.ndarray, "height width"] | None]:
-    """Pixels and alpha in [0, 1] of a grey picture of 16 bit values, or of floating-point values in [0, 1]."""
+) -> tuple[UInt16[np.ndarray, "height width 3"], UInt16[np.ndarray, "height width"] | None]:
+    """Pixels and alpha of a grey picture of 16 bit values, or of floating-point values in [0, 1]."""
     values = np.asarray(image)
     top = 1 if image.mode == "F" else 65535
     # Written so that not-a-number, which no comparison holds for, is refused too.
@@ -247,9 +282,8 @@ def _wide_grey(
         found = f"{values.min()} to {values.max()}"
         raise ChromaboxError(f"{path} holds grey values from {found}, of unknown meaning: 0 to {top} is right")
     clear = image.info.get("transparency")
-    alpha = (values != clear).astype(np.float32) if isinstance(clear, int) else None
-    grey = values.astype(np.float32)
-    grey /= top
+    alpha = np.where(values == clear, np.uint16(0), np.uint16(65535)) if isinstance(clear, int) else None
+    grey = from_floats(values, 16) if image.mode == "F" else values.astype(np.uint16)
     return np.repeat(grey[..., None], 3, axis=2), alpha
 
 
@@ -280,17 +314,17 @@ def _dpi(value: Any) -> tuple[float, float] | None:
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 
-def _eight_bits(picture: Picture, *, with_alpha: bool) -> UInt8[np.ndarray, "height width channels"]:
+def _channels_to_write(picture: Picture, *, with_alpha: bool) -> UInt8[np.ndarray, "height width channels"]:
     """The picture as 8 bit RGB, or RGBA if it has an alpha and the format can keep it, else laid on white."""
-    pixels, alpha = picture.pixels, picture.alpha
-    if alpha is not None and not with_alpha:
-        pixels = pixels * alpha[..., None] + (1 - alpha[..., None])
-    elif alpha is not None:
-        pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
-    if not np.isfinite(pixels).all():
-        raise ValueError("some values are not finite numbers; 0 to 1 is right")
-    rounded: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    return rounded
+    pixels = eight_bits(picture.pixels)
+    if picture.alpha is None:
+        return pixels
+    alpha = eight_bits(picture.alpha)
+    if with_alpha:
+        return np.dstack([pixels, alpha])
+    laid = Image.new("RGB", (pixels.shape[1], pixels.shape[0]), "white")
+    laid.paste(Image.fromarray(pixels), mask=Image.fromarray(alpha))
+    return np.asarray(laid)
 
 
 def _options(kind: str, picture: Picture, quality: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from chromabox.colour.predict import colour_files, plan_outputs
 from chromabox.colour.recipes import NETS_IN_ORDER
 from chromabox.colour.trained import load_trained
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import read_picture
+from chromabox.files.images import eight_bits, read_picture
 from chromabox.report.compare import Comparison, compare
 from chromabox.report.plots import Tile, draw_rows
 
@@ -62,7 +62,7 @@ def colour_samples(folder: Path, say: Callable[[str], None]) -> Path:
 
 def _tile(path: Path, side: int = 256) -> Tile:
     """The central square of a picture, small."""
-    pixels = np.rint(read_picture(path).pixels * 255).astype(np.uint8)
+    pixels = eight_bits(read_picture(path).pixels)
     edge = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
     square = Image.fromarray(pixels[top : top + edge, left : left + edge])

@@ -18,8 +18,7 @@ def watch_run(folder: Path, say: Callable[[str], None]) -> Callable[[Record, nn.
     def after_epoch(record: Record, net: nn.Module, inputs: Inputs) -> None:
         say(sentence(record))
         rows = sample_sheet(net, inputs.data.test, inputs.palette)
-        sheet = grid(rows, scale=3).astype("float32") / 255
-        write_picture(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", sheet)
+        write_picture(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", grid(rows, scale=3))
 
     return after_epoch
 

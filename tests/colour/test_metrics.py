@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from skimage.color import deltaE_ciede2000, rgb2lab
-from skimage.metrics import peak_signal_noise_ratio
+from scipy.ndimage import gaussian_filter
+from skimage import data
+from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 
 from chromabox.colour import metrics
@@ -76,6 +78,62 @@ def test_colourfulness_by_hand():
     assert metrics.colourfulness(np.full((3, 3, 3), 77, np.uint8)) == 0
 
 
+def test_colourfulness_in_chunks_is_numpys(monkeypatch):
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    photograph = data.chelsea()
+    red, green, blue = np.moveaxis(photograph.astype(np.float64), -1, 0)
+    rg, yb = red - green, (red + green) / 2 - blue
+    expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+    assert metrics.colourfulness(photograph) == pytest.approx(expected, rel=1e-12)
+
+
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "channel_axis": 2}
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (11, 40), (64, 30), (81, 37)])
+def test_ssim_in_bands_is_scikit_images_of_the_whole(monkeypatch, shape):
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 20 * shape[1])
+    a = data.chelsea()[: shape[0], : shape[1]]
+    b = np.clip(a + RNG.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **WANG), abs=1e-12)
+    assert metrics.ssim(a, a) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (10, 10), (3, 50), (40, 2)])
+def test_ssim_of_small_pictures_is_the_formula_on_mirrored_borders(shape):
+    """Wang et al. 2004, equation 13, by scipy's Gaussian, whose border is the mirrored one, at every pixel."""
+    a, b = RNG.integers(0, 256, (2, *shape, 3), dtype=np.uint8).astype(np.float64)
+
+    def blur(plane):
+        return gaussian_filter(plane, (1.5, 1.5, 0), radius=(5, 5, 0), mode="reflect")
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = blur(a), blur(b)
+    covariance = blur(a * b) - mean_a * mean_b
+    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+    expected = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
+    assert metrics.ssim(a.astype(np.uint8), b.astype(np.uint8)) == pytest.approx(expected.mean(), abs=1e-9)
+
+
+def test_lab_differences_are_scikit_images(monkeypatch):
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    first, second = metrics.lab_differences(A, B, A)
+    expected = np.abs(rgb2lab(A / 255) - rgb2lab(B / 255))[..., 0].mean()
+    assert first.delta_lightness == pytest.approx(expected, rel=1e-5)
+    assert first.delta_e == metrics.delta_e(A, B)
+    assert (second.delta_e, second.delta_lightness) == (0, 0)
+
+
+def test_without_chroma_is_scikit_images_lab_without_a_and_b(monkeypatch):
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    lab = rgb2lab(A)
+    expected = lab2rgb(lab * [1, 0, 0]) * 255
+    found = metrics.without_chroma(A)
+    assert np.abs(found - expected).max() < 0.55  # Rounding, and the last digits of two published matrices.
+    greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    np.testing.assert_array_equal(metrics.without_chroma(greys), greys)
+
+
 def test_majority_by_hand():
     train, test = np.array([2, 2, 2, 0]), np.array([[2, 0], [1, 2]])
     found = metrics.majority_baseline(train, test, 3)
@@ -116,6 +174,9 @@ ONE, TWO, NONE = np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(0, np.ui
         (lambda: metrics.confusion(TWO, TWO + 3, 3), "labels from 3 to 3: each is 0 to 2"),
         (lambda: metrics.psnr(A, A[:1]), "two of the same shape"),
         (lambda: metrics.delta_e(A[:0], A[:0]), "no pixels"),
+        (lambda: metrics.lab_differences(A, A, A[:1]), "two of the same shape"),
+        (lambda: metrics.ssim(A[0], A[0, 1:]), "two of the same shape"),
+        (lambda: metrics.ssim(A[0, :0], A[0, :0]), "no pixels"),
         (lambda: metrics.colourfulness(A[0, :0]), "the picture has no pixels"),
         (lambda: metrics.majority_baseline(NONE, TWO, 3), "no pixels"),
         (lambda: metrics.grey_lookup_baseline(np.array([766]), ONE, TWO, TWO, 3), "grey values from 766 to 766"),

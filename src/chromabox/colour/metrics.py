@@ -14,6 +14,10 @@ from chromabox.errors import ChromaboxError
 
 PIXELS_AT_ONCE = 1 << 18
 GREY_VALUES = 3 * 255 + 1
+#: Pixels to each side of the middle of the window of structural similarity.
+SSIM_RADIUS = 5
+#: Relative luminance of linear sRGB (IEC 61966-2-1).
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
 def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."]) -> float:
@@ -59,8 +63,60 @@ def psnr(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -
     return float(10 * np.log10(255**2 * rgb_a.size / squares)) if squares else float("inf")
 
 
+def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -> float:
+    """Mean structural similarity of two pictures, −1 to 1, 1 for equal ones: the mean over red, green and blue.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
+    similarity", section III.B and C: Gaussian window of 11 × 11 with standard deviation 1.5, K1 = 0.01, K2 = 0.03,
+    range 255, population covariance, mean over the windows that lie wholly inside; in scikit-image's implementation. A
+    picture with a side below 11 has no such window: both are then mirrored outwards by 5 pixels, so that every
+    pixel has one. In bands of rows: memory does not grow with the pictures. Raises ChromaboxError unless the shapes
+    agree.
+    """
+    from skimage.metrics import structural_similarity
+
+    _check_pair(rgb_a, rgb_b)
+    if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
+        around = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
+        rgb_a, rgb_b = (np.pad(rgb, around, mode="symmetric") for rgb in (rgb_a, rgb_b))
+    inside = rgb_a.shape[0] - 2 * SSIM_RADIUS
+    rows = max(PIXELS_AT_ONCE // rgb_a.shape[1], 4 * SSIM_RADIUS)
+    total = 0.0
+    for top in range(0, inside, rows):
+        band = slice(top, min(top + rows, inside) + 2 * SSIM_RADIUS)
+        mean = structural_similarity(
+            rgb_a[band],
+            rgb_b[band],
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+            channel_axis=2,
+        )
+        total += float(mean) * (band.stop - band.start - 2 * SSIM_RADIUS)
+    return total / inside
+
+
 def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
     """Mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
+
+    The first of ``lab_differences``.
+    """
+    return lab_differences(rgb_a, rgb_b)[0].delta_e
+
+
+@dataclass(frozen=True)
+class LabDifference:
+    """How far apart two pictures are in CIELab, as means over the pixels."""
+
+    delta_e: float
+    """CIEDE2000; about 1 is just noticeable."""
+    delta_lightness: float
+    """The difference of L* without its sign, 0 to 100."""
+
+
+def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[LabDifference]:
+    """The difference of each of the other pictures to the first.
 
     8-bit sRGB, white point D65, 2° observer, k_L = k_C = k_H = 1: Sharma, Wu and Dalal 2005, "The CIEDE2000
     color-difference formula", in scikit-image's implementation. In chunks: memory does not grow with the
@@ -68,28 +124,59 @@ def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]
     """
     from skimage.color import deltaE_ciede2000, rgb2lab
 
-    total = 0.0
-    for a, b in _chunks(rgb_a, rgb_b):
-        lab_a, lab_b = (rgb2lab(part.astype(np.float32) / np.float32(255)) for part in (a, b))
-        difference: Float[np.ndarray, pixels] = deltaE_ciede2000(lab_a, lab_b)
-        total += float(difference.sum(dtype=np.float64))
-    return total / (rgb_a.size // 3)
+    sums = np.zeros((len(others), 2))
+    for parts in _chunks(rgb, *others):
+        lab, *other_labs = (rgb2lab(part.astype(np.float32) / np.float32(255)) for part in parts)
+        for index, other in enumerate(other_labs):
+            difference: Float[np.ndarray, pixels] = deltaE_ciede2000(lab, other)
+            lightness = np.abs(lab[:, 0] - other[:, 0])
+            sums[index] += difference.sum(dtype=np.float64), lightness.sum(dtype=np.float64)
+    return [LabDifference(float(total), float(lightness)) for total, lightness in sums / (rgb.size // 3)]
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
     """Colourfulness of one picture: 0 is grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
 
     Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 5: the spread plus 0.3
-    times the mean of the opponent colours rg = R − G and yb = (R + G) / 2 − B, in 8-bit units. Raises
-    ChromaboxError for a picture without pixels.
+    times the mean of the opponent colours rg = R − G and yb = (R + G) / 2 − B, in 8-bit units. In chunks, and in whole
+    numbers until the end. Raises ChromaboxError for a picture without pixels.
     """
     if not rgb.size:
         raise ChromaboxError("colourfulness: the picture has no pixels; it takes at least one")
-    red, green, blue = np.moveaxis(rgb, -1, 0).astype(np.float32)
-    opponents = (red - green, (red + green) / 2 - blue)
-    spread = np.sqrt(sum(part.var(dtype=np.float64) for part in opponents))
-    mean = np.sqrt(sum(part.mean(dtype=np.float64) ** 2 for part in opponents))
-    return float(spread + 0.3 * mean)
+    sums, squares = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for (part,) in _chunks(rgb):
+        red, green, blue = part.T.astype(np.int64)
+        for index, opponent in enumerate((red - green, red + green - 2 * blue)):  # The second is twice yb.
+            sums[index] += opponent.sum()
+            squares[index] += np.dot(opponent, opponent)
+    pixels = rgb.size // 3
+    mean = sums / pixels / (1, 2)
+    variance = [
+        (pixels * int(square) - int(total) ** 2) / pixels**2 for square, total in zip(squares, sums, strict=True)
+    ]
+    return float(np.sqrt(variance[0] + variance[1] / 4) + 0.3 * np.hypot(*mean))
+
+
+def without_chroma(rgb: UInt8[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
+    """The grey picture of the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
+
+    At a* = b* = 0 linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
+    In chunks; grey pixels stay as they are.
+    """
+    value = np.arange(256) / 255
+    linear = _linear(value)
+    # Halfway, in sRGB, between neighbouring greys: Y belongs to the grey between whose borders it lies.
+    borders = _linear((value[1:] + value[:-1]) / 2)
+    grey = np.empty((rgb.size // 3, 1), np.uint8)
+    for start in range(0, len(grey), PIXELS_AT_ONCE):
+        part = slice(start, start + PIXELS_AT_ONCE)
+        grey[part, 0] = np.searchsorted(borders, linear[rgb.reshape(-1, 3)[part]] @ LUMINANCE)
+    return np.repeat(grey, 3, axis=1).reshape(rgb.shape)
+
+
+def _linear(value: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,12 +240,15 @@ def _joint(
     return count.reshape(height, width)
 
 
-def _chunks(a: UInt8[np.ndarray, "... 3"], b: UInt8[np.ndarray, "... 3"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Corresponding runs of pixels, [pixels, 3]."""
-    _check_pair(a, b)
-    a, b = a.reshape(-1, 3), b.reshape(-1, 3)
-    for start in range(0, len(a), PIXELS_AT_ONCE):
-        yield a[start : start + PIXELS_AT_ONCE], b[start : start + PIXELS_AT_ONCE]
+def _chunks(
+    first: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]
+) -> Iterator[tuple[UInt8[np.ndarray, "pixels 3"], ...]]:
+    """Corresponding runs of pixels of all the pictures."""
+    for other in others:
+        _check_pair(first, other)
+    flat = [rgb.reshape(-1, 3) for rgb in (first, *others)]
+    for start in range(0, len(flat[0]), PIXELS_AT_ONCE):
+        yield tuple(rgb[start : start + PIXELS_AT_ONCE] for rgb in flat)
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

@@ -1,0 +1,112 @@
+"""The scores of coloured pictures as a table on the terminal, ``scores.csv`` and ``scores.json``."""
+
+import csv
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from chromabox.colour.score import PictureScore, Scorecard, flat, score
+from chromabox.errors import ChromaboxError
+
+#: Files that the table shows; ``scores.csv`` has them all.
+SHOWN = 40
+#: Headings of the table, the score below each, and its digits. Units: dB, per cent, and none for the others.
+COLUMNS = (
+    ("PSNR dB", "psnr", 2),
+    ("over grey dB", "psnr_gain", 2),
+    ("SSIM", "ssim", 4),
+    ("ΔE2000", "delta_e", 2),
+    ("less ΔE than grey %", "delta_e_reduction", 1),
+    ("|ΔL*|", "delta_lightness", 2),
+    ("colourfulness", "colourfulness", 1),
+    ("of the original", "original_colourfulness", 1),
+)
+
+
+def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> Scorecard:
+    """Score, print the table, write both files into ``folder`` if one is given, and name every failed file.
+
+    What could not be scored goes to standard error, a line for each file, and stands in the scorecard's ``failed``.
+    Raises UsageError for missing paths and folders without pictures, ChromaboxError if the files cannot be written.
+    """
+    card = score(originals, coloured, show_progress=True)
+    print_scorecard(card, f"{coloured} against {originals}")
+    if folder is not None:
+        for path in write_scorecard(card, folder):
+            print(path)
+    for failure in card.failed:
+        print(f"chromabox: not scored: {failure.error}", file=sys.stderr)
+    return card
+
+
+def write_scorecard(card: Scorecard, folder: Path) -> tuple[Path, Path]:
+    """Write ``scores.csv``, a line for each scored file, and ``scores.json``; the folder is made if need be.
+
+    The JSON file has ``mean`` (the mean of every score over the files for which it is a number), ``files`` and
+    ``failed`` (``file`` and ``error``). A file has ``original`` and ``coloured`` (their places in the folders),
+    ``width`` and ``height`` in pixels and the fields of ``PictureScore``: ``psnr`` and ``psnr_gain`` in dB,
+    ``delta_e_reduction`` in per cent, the others without a unit. Numbers are in full precision; null (in the table an
+    empty place) is the infinite PSNR of equal pictures, and what has no value. Raises ChromaboxError if the files
+    cannot be written.
+    """
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, ["original", "coloured", "width", "height", *PictureScore.__dataclass_fields__])
+    writer.writeheader()
+    writer.writerows(flat(one) for one in card.files)
+    text = json.dumps(card.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(folder / "scores.csv", lines.getvalue()), _write(folder / "scores.json", text)
+    except OSError as error:
+        raise ChromaboxError(
+            f"{folder}: scores cannot be written there ({error.strerror}); give another folder"
+        ) from error
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file aside and put it in place, so that no half of it is ever seen."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def print_scorecard(card: Scorecard, title: str) -> None:
+    """The first files, the mean over all and the mean of the same pictures in grey, as a table on the terminal."""
+    table = Table(title=title)
+    table.add_column("", overflow="fold")
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for file in card.files[:SHOWN]:
+        table.add_row(str(file.coloured), *_cells(vars(file.score)))
+    if len(card.files) > SHOWN:
+        table.add_row(f"and {len(card.files) - SHOWN} more files")
+    if card.files:
+        mean = card.mean
+        grey = {name.removeprefix("grey_"): value for name, value in mean.items() if name.startswith("grey_")}
+        table.add_section()
+        table.add_row(f"mean of {len(card.files)}", *_cells(mean))
+        table.add_row("grey instead", *_cells({**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
+    # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def _cells(scores: Mapping[str, float | None]) -> list[str]:
+    return [_number(scores[name], digits) for _, name, digits in COLUMNS]
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"

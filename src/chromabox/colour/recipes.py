@@ -13,6 +13,8 @@ from chromabox.errors import UsageError
 RecipeName = Literal["course", "default", "quick"]
 NetName = Literal["pool-upsample", "conv-transpose", "unet", "colournet"]
 NETS_IN_ORDER: tuple[NetName, ...] = get_args(NetName)
+TrainableName = Literal[NetName, "photo"]
+Start = Literal["auto", "shipped", "yolov3-tiny", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Recipe:
     """Each picture is mirrored left to right with probability 1/2."""
     average: float = 0.0
     """Memory of the moving average of the weights, as a part of the run; 0: no average."""
+    gentle_learning_rate: float = 0.0
+    """Peak of AdamW for layers that come trained from elsewhere; 0: they are treated like all others."""
     companions: float = 0.0
     """Share of each batch taken by pictures of CIFAR-10's other classes, where the data is one of its classes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -88,6 +92,22 @@ def quick(net: NetName) -> Recipe:
     if net == "colournet":
         return replace(default(net), epochs=5)
     return replace(default(net), epochs=2, batch_size=32, learning_rate=0.1, average=0.1)
+
+
+def photo() -> Recipe:
+    """The photo net: hours on one core, in batches as small as Muon likes them."""
+    return Recipe(
+        epochs=20,
+        batch_size=32,
+        optimiser="muon",
+        learning_rate=0.02,
+        other_learning_rate=0.002,
+        gentle_learning_rate=5e-4,
+        weight_decay=0.03,
+        schedule="linear",
+        warm_up=0.02,
+        average=0.04,
+    )
 
 
 RECIPES = {"course": course, "default": default, "quick": quick}

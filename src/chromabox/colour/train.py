@@ -171,7 +171,7 @@ def _job_and_plan(
         ),
         losses=training_losses,
         validate=lambda candidate: _measure(candidate, data, execution.device),
-        schedule=_schedule(recipe, optimisers, plan.updates),
+        schedule=schedule_of(recipe, optimisers, plan.updates),
         describe=lambda: description,
     )
     return job, plan
@@ -204,9 +204,10 @@ def build_optimisers(recipe: Recipe, net: nn.Module) -> list[torch.optim.Optimiz
     ]
 
 
-def _schedule(
+def schedule_of(
     recipe: Recipe, optimisers: Sequence[torch.optim.Optimizer], updates: int
 ) -> Callable[[int], Sequence[Sequence[Settings]]]:
+    """The learning rates of every update, by the recipe's shape, from the peaks that the optimisers hold."""
     peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimisers]
 
     def schedule(update: int) -> Sequence[Sequence[Settings]]:
@@ -240,10 +241,13 @@ def _measure(net: nn.Module, data: ColourData, device: str) -> dict[str, float]:
 
 def _write_config(config: TrainConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("chromabox", "torch", "numpy", "scikit-image", "safetensors")}
-    write_json(
-        folder / "config.json", {**asdict(config), "versions": {"python": platform.python_version(), **versions}}
-    )
+    write_json(folder / "config.json", {**asdict(config), "versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    """What a run is made with."""
+    packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def read_config(folder: Path) -> TrainConfig:

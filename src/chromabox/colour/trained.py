@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from chromabox.colour.nets import build_net
+from chromabox.colour.chroma import ChromaBins
+from chromabox.colour.nets import PhotoNet, build_net
 from chromabox.colour.palette import Palette
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
@@ -26,12 +27,26 @@ class TrainedNet:
     description: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class TrainedPhotoNet:
+    """A photo net in evaluation mode, the chroma bins it scores, and what its checkpoint says of it."""
+
+    net: PhotoNet
+    bins: ChromaBins
+    description: dict[str, Any]
+
+
+def describe_photo_net(settings: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
+    """What a photo net's checkpoint must say so that :func:`load_trained` can build the net again."""
+    return {"net": "photo", "settings": settings, "bins": bins.as_json()}
+
+
 def describe_net(name: str, settings: dict[str, Any], palette: Palette) -> dict[str, Any]:
     """What a checkpoint must say so that :func:`load_trained` can build the net again."""
     return {"net": name, "settings": settings, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
 
 
-def load_trained(path: Path | None = None) -> TrainedNet:
+def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
     """Load a checkpoint, the best one of a run folder, or (None) the one that ships with the package.
 
     Raises ChromaboxError if it is missing, broken, or not of a colour net.
@@ -54,9 +69,13 @@ def checkpoint_of(path: Path) -> Path:
     return path
 
 
-def _load(path: Path) -> TrainedNet:
+def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
     state, description = load_checkpoint(path)
     try:
+        if "bins" in description:
+            photo_net = PhotoNet(**{key: _as_tuple(value) for key, value in description["settings"].items()})
+            photo_net.load_state_dict(state["net"])
+            return TrainedPhotoNet(photo_net.eval(), ChromaBins.from_json(description["bins"]), description)
         stored = description["palette"]
         palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
         net = build_net(description["net"], **description["settings"])
@@ -67,3 +86,8 @@ def _load(path: Path) -> TrainedNet:
             f"{path}: not a checkpoint of a colour net ({reason}); give one that chromabox train wrote"
         ) from error
     return TrainedNet(net.eval(), palette, description)
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON, where settings are kept, knows lists but no tuples."""
+    return tuple(value) if isinstance(value, list) else value

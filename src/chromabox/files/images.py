@@ -1,17 +1,15 @@
 """Safe reading and writing of pictures.
 
-* Reading: JPEG, PNG, TIFF, WebP, BMP, GIF (first frame) and PPM; the size is judged by the header before a pixel is
-  decoded; the EXIF orientation is applied exactly once; 8 and 16 bit grey, palettes, transparency, CMYK.
-* Writing: format by suffix, made aside in the same folder and then put in place, so that no half-written file is
-  ever seen; alpha, EXIF, colour profile and resolution are kept where the format can.
-* Values are the file's own integers, of 8 or 16 bits; no colour profile is applied, the profile itself is kept beside
-  them.
+* Reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM, of several frames the first; the size is judged by the header before
+  a pixel is decoded; the EXIF orientation is applied exactly once; 8 and 16 bits, palettes, transparency, CMYK.
+* Writing: format by suffix, whole or not at all; alpha, EXIF, colour profile and resolution are kept where the format
+  can, 16 bits in PNG and TIFF.
+* Values are the file's own integers; no colour profile is applied, the profile itself is kept beside them.
 """
 
-import contextlib
 import os
+import stat
 import struct
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.files.metadata import dpi_of, exif_of, metadata_options, orientation_of
+from chromabox.files.sixteen import sixteen_bit_values, write_sixteen_bit_png, write_sixteen_bit_tiff
+from chromabox.files.whole import write_whole
 
 # Only these decoders are ever tried: Pillow has others that run outside programs (EPS).
 _READABLE = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
@@ -43,16 +44,16 @@ _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
-_ORIENTATION, _EXIF_IFD, _GPS_IFD = 0x0112, 0x8769, 0x8825
-# What describes the photograph; a TIFF's other tags describe its own strips and are wrong in any other file.
-# Image description, make, model, software, date, artist, copyright.
-_DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
-_JPEG_EXIF_LIMIT = 65_533
-
+# Full chroma: the colours are what this package is about. TIFF has no entry: Pillow's compressing writer fails on an
+# EXIF block, its plain one does not.
+_WITH_QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "WEBP": {}}
+_WITH_ALPHA = ("PNG", "TIFF", "WEBP")
 
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """Red, green, blue: 0 to 255 where a file has 8 bits for each channel, 0 to 65535 where it has 16."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
+Values = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
+Upright = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
 
 _NARROWED = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The 8 bit value nearest to each 16 bit one: 65535 = 257 · 255."""
@@ -108,10 +109,11 @@ def from_floats(
 def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
     """The picture in the file at `path`, upright.
 
-    Refuses, with one sentence as ChromaboxError: a missing or empty file, a folder, what is no picture of a known
-    format, a picture cut short or damaged, one of no pixels or of more than `max_pixels` (or than the 179 million
-    from which Pillow itself refuses), and modes without a defined range. Colour files of 16 bits are read at 8 bits,
-    which is all that Pillow gives; grey files of 16 bits keep them.
+    Refuses, with one sentence as ChromaboxError: a missing or empty file, a folder, pipe or device, what is no picture
+    of a known format, a picture cut short or damaged, one of no pixels or of more than `max_pixels` (or than the 179
+    million from which Pillow itself refuses), and modes without a defined range. Metadata that cannot be understood is
+    left out. PNG and TIFF of 16 bits keep them, grey in [0, 1] as floating-point numbers gets them; CMYK and PPM
+    colours of 16 bits are read at 8.
     """
     _refuse_no_file(path)
     try:
@@ -128,7 +130,7 @@ def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
         raise ChromaboxError(_too_large(path, "far more pixels", allowed)) from error
     except UnidentifiedImageError as error:
-        kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM"
+        kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM of 8 or 16 bits"
         raise ChromaboxError(f"{path} is not a picture, or its beginning is damaged: {kinds} is right") from error
     except PermissionError as error:
         raise ChromaboxError(f"{path} may not be read: give yourself the right to read it") from error
@@ -139,11 +141,12 @@ def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
 
 
 def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -> None:
-    """Writes a picture (or bare pixels) at 8 bits a channel, in the format that the suffix names.
+    """Writes a picture (or bare pixels) in the format that the suffix names: 16 bits as PNG or TIFF, else 8.
 
-    Values of 16 bits are rounded to the nearest of 0 to 255. `quality` (1 to 100) is for JPEG and WebP.
-    JPEG, BMP and PPM have no alpha: there the picture is laid on white. A missing parent folder is made. Raises
-    UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written; then none is left.
+    JPEG, WebP, BMP and PPM have 8 bits for each channel: values of 16 are rounded to the nearest. JPEG, BMP and PPM
+    have no alpha: there the picture is laid on white. `quality` (1 to 100) is for JPEG and WebP. A missing parent
+    folder is made. Raises UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written;
+    then none is left.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"quality {quality} is not between 1 and 100")
@@ -152,10 +155,9 @@ def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -
         raise UsageError(f"{path} has no suffix of a format that can be written: right are {', '.join(_WRITABLE)}")
     picture = picture if isinstance(picture, Picture) else Picture(picture)
     try:
-        image = Image.fromarray(_channels_to_write(picture, with_alpha=kind in ("PNG", "TIFF", "WEBP")))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _put_in_place(path) as aside:
-            image.save(aside, format=kind, **_options(kind, picture, quality))
+        with write_whole(path) as aside:
+            _save(aside, kind, picture, quality)
     except (OSError, ValueError, OverflowError, struct.error) as error:
         raise ChromaboxError(
             f"{path} cannot be written as {kind}: {getattr(error, 'strerror', '') or error}"
@@ -215,11 +217,19 @@ def grid(
 
 
 def _refuse_no_file(path: Path) -> None:
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ChromaboxError(f"{path} does not exist: a picture file is needed") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path} cannot be opened ({reason}): a picture file is needed") from error
+    if stat.S_ISDIR(status.st_mode):
         raise ChromaboxError(f"{path} is a folder: a picture file is needed")
-    if not path.exists():
-        raise ChromaboxError(f"{path} does not exist: a picture file is needed")
-    if path.stat().st_size == 0:
+    # Opening a pipe would wait for someone to write to it.
+    if not stat.S_ISREG(status.st_mode):
+        raise ChromaboxError(f"{path} is a pipe or a device: a picture file is needed")
+    if status.st_size == 0:
         raise ChromaboxError(f"{path} is empty: a picture file is needed")
 
 
@@ -241,121 +251,89 @@ def _refuse_mode(path: Path, mode: str) -> None:
 
 
 def _decoded(path: Path, image: Image.Image) -> Picture:
-    """The opened picture, decoded and turned upright (Pillow's TIFF reader turns, and says so, while it decodes)."""
-    kind = "JPEG" if image.format == "MPO" else str(image.format)
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    pixels, alpha = _wide_grey(path, upright) if upright.mode in _WIDE_GREY_MODES else _channels(upright)
-    was_grey = upright.mode in (*_GREY_MODES, *_WIDE_GREY_MODES)
-    if upright.mode in ("P", "PA"):
+    """The opened picture, decoded and turned upright."""
+    values = sixteen_bit_values(path, image)
+    orientation = orientation_of(image)
+    if values is None:
+        image.load()
+        if image.format == "TIFF":
+            orientation = 1  # Pillow turned it while decoding.
+        values = _wide_grey(path, image) if image.mode in _WIDE_GREY_MODES else _eight_bit_values(image)
+    values = _turned(values, orientation)
+    pixels, alpha = _apart(values)
+    was_grey = values.shape[2] <= 2
+    if image.mode in ("P", "PA"):
         was_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+    # Of a JPEG with several pictures (MPO) the others are previews, depths and gains, not frames.
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
     return Picture(
         pixels=pixels,
         alpha=alpha,
         was_grey=was_grey,
         format=kind,
-        exif=_exif(image, kind),
+        exif=exif_of(image),
         icc=image.info.get("icc_profile") or None,
-        dpi=_dpi(image.info.get("dpi")),
-        frames=getattr(image, "n_frames", 1),
+        dpi=dpi_of(image),
+        frames=1 if kind == "JPEG" else getattr(image, "n_frames", 1),
     )
 
 
-def _channels(
-    image: Image.Image,
-) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"] | None]:
-    """Pixels and alpha of a picture of 8 bits or fewer in each channel."""
-    values = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-    if values.shape[2] == 3:
-        return values, None
-    return np.ascontiguousarray(values[..., :3]), np.ascontiguousarray(values[..., 3])
+def _eight_bit_values(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """The channels of a picture of 8 bits or fewer in each: 1 grey, 2 with alpha, 3 colour, 4 with alpha."""
+    grey = image.mode in _GREY_MODES
+    wanted = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+    values = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    return values[..., None] if values.ndim == 2 else values
 
 
-def _wide_grey(
-    path: Path, image: Image.Image
-) -> tuple[UInt16[np.ndarray, "height width 3"], UInt16[np.ndarray, "height width"] | None]:
-    """Pixels and alpha of a grey picture of 16 bit values, or of floating-point values in [0, 1]."""
+def _wide_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width 1"]:
+    """The values of a grey picture of 32 bit integers up to 65535, or of floating-point values in [0, 1]."""
     values = np.asarray(image)
     top = 1 if image.mode == "F" else 65535
     # Written so that not-a-number, which no comparison holds for, is refused too.
     if not (values.min() >= 0 and values.max() <= top):
         found = f"{values.min()} to {values.max()}"
         raise ChromaboxError(f"{path} holds grey values from {found}, of unknown meaning: 0 to {top} is right")
-    clear = image.info.get("transparency")
-    alpha = np.where(values == clear, np.uint16(0), np.uint16(65535)) if isinstance(clear, int) else None
     grey = from_floats(values, 16) if image.mode == "F" else values.astype(np.uint16)
-    return np.repeat(grey[..., None], 3, axis=2), alpha
+    return grey[..., None]
 
 
-def _exif(image: Image.Image, kind: str) -> bytes | None:
-    """The EXIF block without its orientation; None if there is none, or none that Pillow can write again."""
-    try:
-        exif = image.getexif()
-        if kind == "TIFF":
-            whole, exif = exif, Image.Exif()
-            exif.update({tag: whole[tag] for tag in _DESCRIPTIVE_TAGS if tag in whole})
-            for ifd in (_EXIF_IFD, _GPS_IFD):
-                if inner := whole.get_ifd(ifd):
-                    exif.get_ifd(ifd).update(inner)
-        exif.pop(_ORIENTATION, None)
-        has_content = len(exif) > 0 or bool(exif.get_ifd(_EXIF_IFD)) or bool(exif.get_ifd(_GPS_IFD))
-        return exif.tobytes() if has_content else None
-    except Exception:
-        # Cameras write EXIF that breaks every rule. A picture without it is worth more than no picture.
-        return None
+def _turned(values: Values, orientation: int) -> Upright:
+    """Stored values made upright (EXIF 2.32, 4.6.4 A, tag 0x0112: where row 0 and column 0 are); a view."""
+    if orientation >= 5:  # Rows were stored as columns.
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return values
 
 
-def _dpi(value: Any) -> tuple[float, float] | None:
-    """A resolution that can be written again: two finite numbers above 0, else None."""
-    try:
-        across, down = (float(side) for side in value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+def _apart(values: Values) -> tuple[Pixels, Alpha | None]:
+    """Three colours, and alpha if there is one, of 1 to 4 channels, each in an array of its own without gaps."""
+    channels = values.shape[2]
+    colours = values[..., :1].repeat(3, axis=2) if channels <= 2 else values[..., :3]
+    alpha = np.ascontiguousarray(values[..., -1]) if channels in (2, 4) else None
+    return np.ascontiguousarray(colours), alpha
 
 
-def _channels_to_write(picture: Picture, *, with_alpha: bool) -> UInt8[np.ndarray, "height width channels"]:
-    """The picture as 8 bit RGB, or RGBA if it has an alpha and the format can keep it, else laid on white."""
-    pixels = eight_bits(picture.pixels)
-    if picture.alpha is None:
-        return pixels
-    alpha = eight_bits(picture.alpha)
-    if with_alpha:
-        return np.dstack([pixels, alpha])
-    laid = Image.new("RGB", (pixels.shape[1], pixels.shape[0]), "white")
-    laid.paste(Image.fromarray(pixels), mask=Image.fromarray(alpha))
-    return np.asarray(laid)
-
-
-def _options(kind: str, picture: Picture, quality: int) -> dict[str, Any]:
-    """What `Image.save` is told for a format: compression, and the metadata that the format and the pixels allow."""
-    compression: dict[str, dict[str, Any]] = {
-        # Full chroma: the colours are what this package is about. TIFF has no entry: Pillow's compressing writer
-        # fails on an EXIF block, its plain one does not.
-        "JPEG": {"quality": quality, "subsampling": 0},
-        "WEBP": {"quality": quality},
-    }
-    options = compression.get(kind, {})
-    # What is written is always RGB: a grey or CMYK profile would make viewers misread it or refuse the file.
-    if picture.icc is not None and picture.icc[16:20] == b"RGB " and kind not in ("BMP", "PPM"):
-        options["icc_profile"] = picture.icc
-    fits = picture.exif is not None and (kind != "JPEG" or len(picture.exif) <= _JPEG_EXIF_LIMIT)
-    if fits and kind not in ("BMP", "PPM"):
-        options["exif"] = picture.exif
-    if picture.dpi is not None and kind not in ("WEBP", "PPM"):
-        options["dpi"] = picture.dpi
-    return options
-
-
-@contextlib.contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
-    """A hidden path in the same folder and with the same suffix, which becomes `path` if all went well."""
-    aside = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _save(path: Path, kind: str, picture: Picture, quality: int) -> None:
+    options = metadata_options(kind, picture.exif, picture.icc, picture.dpi)
+    pixels, alpha = picture.pixels, picture.alpha
+    if picture.depth == 16 and kind in ("PNG", "TIFF"):
+        write = write_sixteen_bit_png if kind == "PNG" else write_sixteen_bit_tiff
+        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), **options)
+        return
+    if kind in _WITH_QUALITY:
+        options |= {"quality": quality, **_WITH_QUALITY[kind]}
+    image = Image.fromarray(eight_bits(pixels))
+    if alpha is not None:
+        opacity = Image.fromarray(eight_bits(alpha))
+        if kind in _WITH_ALPHA:
+            image.putalpha(opacity)
+        else:
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
+    image.save(path, format=kind, **options)
 
 
 def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -1,88 +1,18 @@
-"""The verbs: parse, call, print. No work is done here, and torch is imported only by the verb that needs it."""
+"""The verbs that train nets and measure them."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, recipe_for
+from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line
+from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, TrainableName, recipe_for
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from chromabox.colour.train import TrainConfig
-
-EXECUTION = ExecutionOptions()
-Output = Annotated[Path, arg(aliases=("-o",))]
-OptionalOutput = Annotated[Path | None, arg(aliases=("-o",))]
-
-
-def data(name: Positional[Literal["cifar10"]], /) -> int:
-    """Fetch a data set, verify it, and say where it is.
-
-    Sources are tried in order, a mirror named by CHROMABOX_MIRROR (a folder or an address) first; files go to
-    CHROMABOX_CACHE, else to the platform's cache folder, and are verified by SHA-256 on every use.
-
-    Example: chromabox data cifar10
-
-    Args:
-        name: The data set.
-    """
-    from chromabox.files.cifar10 import fetch_cifar10
-
-    print(fetch_cifar10())
-    return 0
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Fit a palette to pictures by k-means. Example: chromabox palette fit photos/ -k 24 -o mine.json"""
-
-    pictures: Positional[tuple[str, ...]]
-    """Pictures, folders, or cifar10:CLASS / cifar10:all."""
-    output: Output
-    """Where to write: .json, .npy or .gpl (GIMP)."""
-    colours: Annotated[int, arg(aliases=("-k",))] = 24
-    """How many colours, 2 to 256."""
-    seed: int = 0
-    """Seed of k-means."""
-
-
-@dataclass(frozen=True)
-class Show:
-    """Draw a palette as a picture. Example: chromabox palette show horse24 -o swatch.png"""
-
-    palette: Positional[str]
-    """A file (.json, .npy, .gpl) or a shipped palette: horse24, cifar24."""
-    output: Output
-    """The picture to write."""
-
-
-PaletteAction = OmitSubcommandPrefixes[
-    OmitArgPrefixes[Annotated[Fit, subcommand("fit")] | Annotated[Show, subcommand("show")]]
-]
-
-
-def palette(*, action: PaletteAction) -> int:
-    """Fit a palette to pictures, or look at one."""
-    from chromabox.colour.palette import swatch
-    from chromabox.colour.palette_files import load_palette, save_palette
-    from chromabox.files.images import write_picture
-
-    if isinstance(action, Show):
-        write_picture(action.output, swatch(load_palette(action.palette)))
-    else:
-        from chromabox.colour.data import fit_palette_to
-
-        fitted, distance = fit_palette_to(action.pictures, action.colours, seed=action.seed, name=action.output.stem)
-        save_palette(action.output, fitted)
-        print(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
-    print(action.output)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -185,8 +115,8 @@ def _fresh(options: TrainOptions, *, new: bool) -> "tuple[Path, TrainConfig]":
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
         ),
-        data=_lasting(options.data),
-        palette=_lasting(options.palette),
+        data=lasting(options.data),
+        palette=lasting(options.palette),
         seed=options.seed,
         size=options.size,
         hold_out=options.hold_out,
@@ -198,11 +128,6 @@ def _fresh(options: TrainOptions, *, new: bool) -> "tuple[Path, TrainConfig]":
     if new and (folder / "last.safetensors").exists():
         raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
     return folder, config
-
-
-def _lasting(name: str) -> str:
-    """A path that is right from any folder, since a run may be resumed from another one; other names as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _resumed(options: TrainOptions) -> "tuple[Path, TrainConfig]":
@@ -313,100 +238,11 @@ def compare(
             nets=nets,
             recipe=recipe,
             seeds=seeds,
-            data=_lasting(data),
-            palette=_lasting(palette),
+            data=lasting(data),
+            palette=lasting(palette),
             epochs=epochs,
             options=execution,
             say=print_line,
         )
     print_comparison(result)
     return 0
-
-
-def colour(
-    inputs: Positional[tuple[Path, ...]],
-    /,
-    *,
-    output: Output,
-    net: Path | None = None,
-    temperature: float = 0.38,
-    working_size: int = 32,
-) -> int:
-    """Colour pictures: any size, JPEG, PNG, TIFF, WebP or BMP, grey or not; size and luminance stay as they are.
-
-    Example: chromabox colour old/ portrait.jpg -o coloured/
-
-    Args:
-        inputs: Pictures and folders.
-        output: A file name for one picture, else a folder.
-        net: A run folder or checkpoint; the shipped net if left out.
-        temperature: 0 takes the likeliest colour of each place, 1 the mean of all; between them lies the pleasing part.
-        working_size: Short side in pixels at which the net looks at a picture.
-    """
-    from chromabox.colour.predict import colour_files, plan_outputs
-    from chromabox.colour.trained import load_trained
-    from chromabox.engine.log import progress
-
-    if not 0 <= temperature <= 1:
-        raise UsageError(f"temperature is {temperature}: give a number from 0 to 1")
-    if not 16 <= working_size <= 1024:
-        raise UsageError(f"working-size is {working_size}: give 16 to 1024 pixels")
-    if not inputs:
-        raise UsageError("inputs: name at least one picture or folder to colour")
-    pairs = plan_outputs(inputs, output)
-    trained = load_trained(net)
-    failed = []
-    with progress("colouring", len(pairs), unit="pictures") as tick:
-        for outcome in colour_files(pairs, trained, temperature=temperature, working_size=working_size):
-            tick()
-            if outcome.error is None:
-                print_line(str(outcome.target))
-            else:
-                failed.append(outcome)
-    for outcome in failed:
-        print(f"chromabox: not coloured: {outcome.error}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def demo(*, output: Output = Path("demo")) -> int:
-    """The main job in a few minutes: three nets trained the quick way and compared, sample photographs coloured.
-
-    Example: chromabox demo -o demo
-
-    Args:
-        output: Folder for everything.
-    """
-    from chromabox.report.demo import run_demo
-    from chromabox.report.tables import print_comparison
-
-    result = run_demo(output, say=print_line)
-    print_comparison(result.comparison)
-    print(f"photographs: {result.photographs}")
-    return 0
-
-
-VERBS: dict[str, Callable[..., int]] = {
-    "data": data,
-    "palette": palette,
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "colour": colour,
-    "demo": demo,
-}
-
-
-def run(arguments: list[str] | None = None) -> int:
-    """Parse and obey; returns the exit code."""
-    return tyro.extras.subcommand_cli_from_dict(
-        VERBS,
-        prog="chromabox",
-        description="Colour grey pictures with small networks that choose every pixel's colour from a palette. "
-        "Start with: chromabox demo · chromabox colour photo.jpg -o coloured.jpg",
-        args=arguments,
-    )
-
-
-def print_line(line: str) -> None:
-    """Print at once, also into a pipe or a log file."""
-    print(line, flush=True)

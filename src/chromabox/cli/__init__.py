@@ -1,0 +1,30 @@
+"""The verbs: parse, call, print. No work is done here, and torch is imported only by the verb that needs it."""
+
+from collections.abc import Callable
+
+import tyro
+
+from chromabox.cli.colouring import colour, demo
+from chromabox.cli.palettes import data, palette
+from chromabox.cli.training import compare, evaluate, train
+
+VERBS: dict[str, Callable[..., int]] = {
+    "data": data,
+    "palette": palette,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "colour": colour,
+    "demo": demo,
+}
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Parse and obey; returns the exit code."""
+    return tyro.extras.subcommand_cli_from_dict(
+        VERBS,
+        prog="chromabox",
+        description="Colour grey pictures with small networks that choose every pixel's colour from a palette. "
+        "Start with: chromabox demo · chromabox colour photo.jpg -o coloured.jpg",
+        args=arguments,
+    )

@@ -1,0 +1,73 @@
+"""The verbs for data and palettes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from chromabox.cli.options import Output
+
+
+def data(name: Positional[Literal["cifar10"]], /) -> int:
+    """Fetch a data set, verify it, and say where it is.
+
+    Sources are tried in order, a mirror named by CHROMABOX_MIRROR (a folder or an address) first; files go to
+    CHROMABOX_CACHE, else to the platform's cache folder, and are verified by SHA-256 on every use.
+
+    Example: chromabox data cifar10
+
+    Args:
+        name: The data set.
+    """
+    from chromabox.files.cifar10 import fetch_cifar10
+
+    print(fetch_cifar10())
+    return 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit a palette to pictures by k-means. Example: chromabox palette fit photos/ -k 24 -o mine.json"""
+
+    pictures: Positional[tuple[str, ...]]
+    """Pictures, folders, or cifar10:CLASS / cifar10:all."""
+    output: Output
+    """Where to write: .json, .npy or .gpl (GIMP)."""
+    colours: Annotated[int, arg(aliases=("-k",))] = 24
+    """How many colours, 2 to 256."""
+    seed: int = 0
+    """Seed of k-means."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Draw a palette as a picture. Example: chromabox palette show horse24 -o swatch.png"""
+
+    palette: Positional[str]
+    """A file (.json, .npy, .gpl) or a shipped palette: horse24, cifar24."""
+    output: Output
+    """The picture to write."""
+
+
+PaletteAction = OmitSubcommandPrefixes[
+    OmitArgPrefixes[Annotated[Fit, subcommand("fit")] | Annotated[Show, subcommand("show")]]
+]
+
+
+def palette(*, action: PaletteAction) -> int:
+    """Fit a palette to pictures, or look at one."""
+    from chromabox.colour.palette import swatch
+    from chromabox.colour.palette_files import load_palette, save_palette
+    from chromabox.files.images import write_picture
+
+    if isinstance(action, Show):
+        write_picture(action.output, swatch(load_palette(action.palette)))
+    else:
+        from chromabox.colour.data import fit_palette_to
+
+        fitted, distance = fit_palette_to(action.pictures, action.colours, seed=action.seed, name=action.output.stem)
+        save_palette(action.output, fitted)
+        print(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
+    print(action.output)
+    return 0

@@ -24,26 +24,29 @@ EPSILON = 25.0
 class GuidedMap:
     """A small chroma map made ready to be read at full size, any rows at a time.
 
-    planes: slope, offset, lowest and highest value allowed, each for a* and b*, at the small size. The limits are
+    planes: slope, offset, lowest and highest value allowed, each for a* and b*, already at full width. The limits are
     those of the map around every cell: the line may sharpen what the map says but not exceed it.
+    height: of the full-size picture.
     """
 
-    planes: Float32[np.ndarray, "8 small_height small_width"]
+    planes: Float32[np.ndarray, "4 2 small_height width"]
     height: int
-    width: int
 
     def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
         """a* and b* of the rows of `band` of the full-size picture, of which `lightness` are the L* (0..100)."""
-        upper, lower, down = _neighbours(self.planes.shape[1], self.height, band)
-        left, right, across = _neighbours(self.planes.shape[2], self.width, slice(0, self.width))
-        first, last = upper[0], lower[-1] + 1
-        wide = _between(self.planes[:, first:last, left], self.planes[:, first:last, right], across)
-        slope, offset, lowest, highest = np.split(
-            _between(wide[:, upper - first], wide[:, lower - first], down[:, None]), 4
-        )
-        slope *= lightness
-        slope += offset
-        return np.minimum(np.maximum(slope, lowest, out=slope), highest, out=slope)
+        upper, lower, down = _neighbours(self.planes.shape[2], self.height, band)
+        result = np.empty((2, *lightness.shape), np.float32)
+        for channel, value in enumerate(result):
+            # One plane at a time, so that they stay in the cache.
+            slope, offset, lowest, highest = (
+                _between(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
+                for plane in self.planes[:, channel]
+            )
+            np.multiply(slope, lightness, out=value)
+            value += offset
+            np.maximum(value, lowest, out=value)
+            np.minimum(value, highest, out=value)
+        return result
 
 
 def fit_lines(
@@ -74,8 +77,9 @@ def fit_lines(
     offset = mean_colour - slope * mean_light
     highest = F.max_pool2d(colour, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-colour, 3, stride=1, padding=1)
-    planes = torch.cat([_box(slope, radius), _box(offset, radius), lowest, highest])
-    return GuidedMap(planes.float().numpy(), height, width)
+    planes = torch.stack([_box(slope, radius), _box(offset, radius), lowest, highest]).float().numpy()
+    left, right, across = _neighbours(planes.shape[-1], width, slice(0, width))
+    return GuidedMap(_between(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
 def _box(planes: Tensor, radius: int) -> Tensor:
@@ -83,9 +87,7 @@ def _box(planes: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(planes, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
 
 
-def _neighbours(
-    small: int, full: int, band: slice
-) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
+def _neighbours(small: int, full: int, band: slice) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
     """The two cells between which each place lies, and how far (0..1) it is from the first to the second."""
     places = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
     places = places.clip(0, small - 1)

@@ -30,6 +30,8 @@ _KNEE_CUBE = np.float32((6 / 29) ** 3)
 
 #: How far linear sRGB may leave [0, 1] and still count as inside: it is clipped, which moves L* by less than 0.06.
 TOLERANCE = np.float32(1e-4)
+# Slope that counts as none: with it, any excess lasts as far as the search may reach.
+_FLAT = np.float32(1e-6)
 # Steps towards the gamut; nearly all colours need under ten.
 _STEPS = 40
 # Entries of the table that turns linear sRGB into 8 bits; near black, where they are fewest, 20 to a level.
@@ -74,20 +76,22 @@ def fitting_scale(
     """The largest scale in [0, 1] by which a* and b* can be multiplied so that the colour lies in sRGB.
 
     The colours of one lightness and hue that sRGB has are not always one stretch from grey outwards (bright yellows
-    have a gap). So the search comes from outside: each channel beyond its bound needs at least its excess divided by
-    the steepest slope left on the way to grey, and the scale falls by what the neediest channel needs. No colour that
-    fits is ever jumped over.
+    have a gap). So the search comes from outside, by steps too short to pass a colour that fits (_safe_step), and
+    ends at the first that does.
     """
-    scale = np.ones_like(root)
-    todo = np.arange(len(root))
+    result = np.ones_like(root)
+    place, scale, reach = np.arange(len(root)), result.copy(), result.copy()
     for _ in range(_STEPS):
-        step = _safe_step(root[todo], a[todo], b[todo], scale[todo])
-        moving = step > 0
-        todo = todo[moving]
-        if not todo.size:
+        step = _safe_step(root, a, b, scale, reach)
+        stray = np.flatnonzero(step)
+        if not stray.size:
             break
-        scale[todo] -= step[moving]
-    return np.maximum(scale, 0)
+        step = step[stray]
+        place, root, a, b = place[stray], root[stray], a[stray], b[stray]
+        scale = np.maximum(scale[stray] - step, 0)
+        reach = np.minimum(2 * step, scale)
+        result[place] = scale
+    return result
 
 
 def _safe_step(
@@ -95,20 +99,28 @@ def _safe_step(
     a: Float32[np.ndarray, " colours"],
     b: Float32[np.ndarray, " colours"],
     scale: Float32[np.ndarray, " colours"],
+    reach: Float32[np.ndarray, " colours"],
 ) -> Float32[np.ndarray, " colours"]:
-    """By how much the scale can fall without passing a colour that fits; zero where the colour fits."""
-    linear = linear_rgb(root, a * scale, b * scale)
+    """By how much the scale can fall, at most `reach`, without passing a colour that fits; zero where this one does.
+
+    A channel beyond its bound comes back to it no sooner than after its excess divided by its steepest slope within
+    reach. X and Z are cubes of what grows evenly with the scale, so their slopes are steepest at either end.
+    """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
-    # Slopes of X and Z by the scale, here and at grey; in between they lie between the two.
-    x_here, x_grey = x * _slope(root + x * scale), x * _slope(root)
-    z_here, z_grey = z * _slope(root + z * scale), z * _slope(root)
+    linear = linear_rgb(root, a * scale, b * scale)
+    near, far = scale, scale - reach
+    x_near, x_far = x * _slope(root + x * near), x * _slope(root + x * far)
+    z_near, z_far = z * _slope(root + z * near), z * _slope(root + z * far)
     step = np.zeros_like(root)
     for channel, (x_weight, z_weight) in enumerate(zip(X_WEIGHT, Z_WEIGHT, strict=True)):
         for sign, excess in ((1, linear[channel] - 1), (-1, -linear[channel])):
-            steepest = np.maximum(sign * x_weight * x_here, sign * x_weight * x_grey)
-            steepest += np.maximum(sign * z_weight * z_here, sign * z_weight * z_grey)
             beyond = np.flatnonzero(excess > TOLERANCE)
-            step[beyond] = np.maximum(step[beyond], excess[beyond] / steepest[beyond])
+            if beyond.size:
+                steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
+                steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
+                # Half the tolerance is the aim, so that the search ends; a falling slope leads nowhere within reach.
+                needed = (excess[beyond] - TOLERANCE / 2) / np.maximum(steepest, _FLAT)
+                step[beyond] = np.maximum(step[beyond], np.minimum(needed, reach[beyond]))
     return step
 
 

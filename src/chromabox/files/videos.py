@@ -1,0 +1,432 @@
+"""Films in and out through PyAV: every frame upright as RGB, changed, encoded again; all else copied as it is.
+
+* Read: MP4, MOV and Matroska, known by their content; no other reader and no address in a file is ever followed.
+* Written: H.264 (libx264), 8 bits, 4:2:0, each frame at its own time; sound, subtitles, chapters, title and date as
+  they were; made aside in the same folder and then put in place.
+* Colours: frames are decoded by the matrix and range that the film names, and where it names none by BT.709 from 720
+  lines on and BT.601 below, as players do. Written is BT.709 from 720 lines on and BT.601 below, limited range, and
+  named so.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.files.aside import put_in_place
+from chromabox.files.images import refuse_overwrite_of_input
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
+"""The suffixes, in lower case, of the films that are read and written."""
+
+#: Quality of the encoding, 0 (lossless) to 51 (worst); x264 calls 17 to 18 visually lossless or nearly so.
+DEFAULT_CRF = 18
+
+# FFmpeg's numbers (ITU-T H.273): matrix coefficients, transfer functions and colour range.
+_BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
+_HDR_TRANSFERS = (16, 18)  # PQ and HLG
+_LIMITED, _FULL = 1, 2
+# swscale's own numbers for the same matrices, where they differ: all of BT.601 is 5, SMPTE 240M is 7, BT.2020 is 9.
+_SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_HD_LINES = 720
+_WHOLE = "a whole, undamaged film is needed"
+_ROOM = "a folder that may be written to, with room for the film, is needed"
+# What the writer says by itself, and would say wrongly if it were copied.
+_OWN_METADATA = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+
+@dataclass(frozen=True)
+class Film:
+    """What one pass over a film's packets tells, before its frames are decoded.
+
+    `width` and `height` are those of an upright frame, `pixel_shape` is the width of one of its pixels by its height;
+    `fps` is the average rate, `seconds` the video's length. `primaries` and `transfer` say what RGB means (numbers of
+    ITU-T H.273). `left_out` names the streams that are not carried over (data, cover pictures, further videos).
+    """
+
+    path: Path
+    frames: int
+    width: int
+    height: int
+    pixel_shape: Fraction
+    fps: float
+    seconds: float
+    primaries: int
+    transfer: int
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Remade:
+    """What was written: frames, the size with sides made even, and how many streams were copied."""
+
+    frames: int
+    width: int
+    height: int
+    audio_streams: int
+    subtitle_streams: int
+
+
+def survey_film(path: Path) -> Film:
+    """Look through the whole file at `path` without decoding more than its first frame.
+
+    Raises ChromaboxError for a missing, empty or broken file, one without video, one that is cut short or damaged,
+    and for HDR (PQ or HLG), whose luminance an 8 bit film cannot hold; UsageError for an unknown suffix.
+    """
+    _refuse_no_film(path)
+    with _reading(path) as source, _as_one_sentence(path, "is damaged and cannot be read"):
+        video = _video_of(path, source)
+        first, tally = None, _Tally()
+        for packet in source.demux([stream for stream in source.streams if stream.codec_context is not None]):
+            if packet.is_corrupt:
+                raise _cut_short(path)
+            if first is None and packet.stream_index == video.index:
+                first = next(iter(packet.decode()), None)
+            if packet.size:
+                tally.count(packet, packet.stream_index == video.index)
+        if first is None:
+            raise ChromaboxError(f"{path} holds no frame that can be decoded: {_WHOLE}")
+        # Half a second of patience: what the last packet of a stream lasts is often not written down.
+        if tally.packets < video.frames or tally.end < (source.duration or 0) / 1e6 - 0.5:
+            raise _cut_short(path)
+        if first.color_trc in _HDR_TRANSFERS:
+            raise ChromaboxError(f"{path} is an HDR film (PQ or HLG), which is not supported: convert it to SDR first")
+        return _described(path, source, first, tally)
+
+
+@dataclass
+class _Tally:
+    """What a film's packets add up to: seconds to the end of all streams and of the video, packets and frames of it."""
+
+    end: float = 0.0
+    video_end: float = 0.0
+    packets: int = 0
+    frames: int = 0
+
+    def count(self, packet: Any, is_video: bool) -> None:
+        end = float(((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
+        self.end = max(self.end, end)
+        if is_video:
+            self.video_end = max(self.video_end, end)
+            self.packets += 1
+            self.frames += not packet.is_discard
+
+
+def _described(path: Path, source: "InputContainer", first: "VideoFrame", tally: _Tally) -> Film:
+    video = _video_of(path, source)
+    height, width, _ = _upright_pixels(first).shape
+    shape = video.sample_aspect_ratio or Fraction(1)
+    kept = [video, *_copied_streams(source, path.suffix)]
+    return Film(
+        path=path,
+        frames=tally.frames,
+        width=width,
+        height=height,
+        pixel_shape=shape if _display_matrix(first)[0, 0] else 1 / shape,
+        fps=float(video.average_rate or 0),
+        seconds=tally.video_end - float((video.start_time or 0) * (video.time_base or 0)),
+        # The values between reading and writing are the film's own RGB, so that its primaries and curve still hold.
+        primaries=_BT709 if first.color_primaries == _UNSPECIFIED else first.color_primaries,
+        transfer=_BT709 if first.color_trc == _UNSPECIFIED else first.color_trc,
+        left_out=tuple(f"{stream.type} stream {stream.index}" for stream in source.streams if stream not in kept),
+    )
+
+
+def frames_of(path: Path) -> Iterator[Pixels]:
+    """The film's frames, upright, one after another."""
+    _refuse_no_film(path)
+    with _reading(path) as source, _as_one_sentence(path, "is damaged and cannot be decoded"):
+        for frame in source.decode(_video_of(path, source)):
+            yield _upright_pixels(frame)
+
+
+def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *, crf: float = DEFAULT_CRF) -> Remade:
+    """Write to `target` the surveyed film with every frame put through `change`, which keeps the size.
+
+    One frame is held at a time, beside those that the encoder looks ahead (40 or so). A rotation told in the file is
+    applied, for players and `change` alike; a side of odd length is made even by repeating its last pixels, since
+    4:2:0 has no odd sides. Interlaced frames are treated, and written, as progressive.
+
+    Raises UsageError for an unknown suffix, a `crf` out of range, a target that is the source, and a stream that
+    cannot be kept in the target's format; ChromaboxError for frames that cannot be decoded or are not of one size,
+    and for a target that cannot be written. Then, and on Ctrl-C, `target` stays as it was.
+    """
+    refuse_target(film.path, target)
+    if not 0 <= crf <= 51:
+        raise UsageError(f"crf is {crf}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless")
+    with _reading(film.path) as source, _writing(target) as sink:
+        return _Remaking(film, target, source, sink, crf).run(change)
+
+
+def refuse_target(path: Path, target: Path) -> None:
+    """Raises UsageError if a film at `path` cannot become `target`: unknown suffix, or the same file."""
+    if target.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{target} has no suffix of a film that can be written: right are {_names()}")
+    refuse_overwrite_of_input([path], target)
+
+
+class _Remaking:
+    """A film on its way from one open container to another."""
+
+    def __init__(
+        self, film: Film, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float
+    ) -> None:
+        self.path, self.target, self.source, self.sink = film.path, target, source, sink
+        self.video = _video_of(film.path, source)
+        self.video.thread_type = "AUTO"
+        self.encoder = _add_encoder(film, target, sink, self.video, crf)
+        self.copies = {stream.index: self._copy_of(stream) for stream in _copied_streams(source, target.suffix)}
+        sink.metadata.update(_kept(source.metadata))
+        sink.set_chapters(source.chapters())
+        self.frames = 0
+
+    def run(self, change: Callable[[Pixels], Pixels]) -> Remade:
+        """Carry everything over, in the order in which it lies in the source."""
+        for packet in self._packets():
+            if packet.stream_index == self.video.index:
+                for frame in self._decoded(packet):
+                    self._encode(frame, change(_upright_pixels(frame)))
+            elif packet.size:
+                packet.stream = self.copies[packet.stream_index]
+                with _as_one_sentence(self.target, "cannot be written", _ROOM):
+                    self.sink.mux(packet)
+        if not self.frames:
+            raise ChromaboxError(f"{self.path} holds no frame that can be decoded: {_WHOLE}")
+        with _as_one_sentence(self.target, "cannot be written", _ROOM):
+            self.sink.mux(self.encoder.encode(None))
+            self.sink.close()
+        kinds = [stream.type for stream in self.copies.values()]
+        size = self.encoder.width, self.encoder.height
+        return Remade(self.frames, *size, kinds.count("audio"), kinds.count("subtitle"))
+
+    def _copy_of(self, stream: "Stream") -> "Stream":
+        try:
+            copy = self.sink.add_stream_from_template(stream)
+        except ValueError as error:
+            name = getattr(stream.codec_context, "name", "unknown")
+            raise UsageError(
+                f"{self.target}: the {stream.type} of {self.path} ({name}) cannot be kept in this format; "
+                f"choose another one: {_names()}"
+            ) from error
+        copy.metadata.update(_kept(stream.metadata))
+        copy.disposition = stream.disposition
+        return copy
+
+    def _packets(self) -> Iterator[Any]:
+        with _as_one_sentence(self.path, "is damaged and cannot be read"):
+            timed = [index for index, copy in self.copies.items() if copy.type != "attachment"]
+            yield from self.source.demux([self.source.streams[index] for index in (self.video.index, *timed)])
+
+    def _decoded(self, packet: Any) -> "Iterator[VideoFrame]":
+        with _as_one_sentence(self.path, f"is damaged after {self.frames} frames and cannot be decoded"):
+            yield from packet.decode()
+
+    def _encode(self, frame: "VideoFrame", pixels: Pixels) -> None:
+        with _as_one_sentence(self.target, "cannot be written", _ROOM):
+            height, width = _even(pixels).shape[:2]
+            if (width, height) != (self.encoder.width, self.encoder.height):
+                raise ChromaboxError(
+                    f"{self.path} changes its frame size to {width} × {height} after {self.frames} frames: "
+                    "a film of one size is needed"
+                )
+            self.sink.mux(self.encoder.encode(_video_frame(pixels, frame, self.encoder)))
+        self.frames += 1
+
+
+def _add_encoder(
+    film: Film, target: Path, sink: "OutputContainer", video: "VideoStream", crf: float
+) -> "VideoStream":
+    """A new H.264 stream of the film's size and colours that counts time as the old one does."""
+    from av.codec.context import Flags
+    from av.error import FFmpegError
+
+    try:
+        encoder = sink.add_stream("libx264", rate=video.average_rate or 25, options={"crf": str(crf)})
+    except (FFmpegError, ValueError) as error:
+        raise ChromaboxError(
+            f"{target}: this build of PyAV has no libx264 and cannot write H.264; install PyAV's own wheel (av)"
+        ) from error
+    encoder.pix_fmt = "yuv420p"
+    encoder.width, encoder.height = film.width + film.width % 2, film.height + film.height % 2
+    context = encoder.codec_context
+    context.time_base = video.time_base
+    context.flags |= Flags.frame_duration
+    context.sample_aspect_ratio = film.pixel_shape
+    context.color_range = _LIMITED
+    context.colorspace = _BT709 if film.height >= _HD_LINES else _SMPTE170M
+    context.color_primaries, context.color_trc = film.primaries, film.transfer
+    encoder.metadata.update(_kept(video.metadata))
+    encoder.disposition = video.disposition
+    return encoder
+
+
+def _video_frame(pixels: Pixels, original: "VideoFrame", encoder: "VideoStream") -> "VideoFrame":
+    """The pixels as a frame for the encoder, at the time of the original."""
+    from av.video.frame import VideoFrame
+
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(_even(pixels)), format="rgb24")
+    frame = frame.reformat(
+        format="yuv420p",
+        src_color_range=_FULL,
+        dst_color_range=_LIMITED,
+        dst_colorspace=_SWSCALE_MATRIX[encoder.colorspace],
+        interpolation=_exact(),
+    )
+    frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
+    return frame
+
+
+def _upright_pixels(frame: "VideoFrame") -> Pixels:
+    """The frame as RGB, by its own matrix and range, turned and mirrored as its display matrix says."""
+    name = frame.format.name
+    matrix = _SWSCALE_MATRIX.get(frame.colorspace)
+    if matrix is None:
+        matrix = _SWSCALE_MATRIX[_BT709 if frame.height >= _HD_LINES else _SMPTE170M]
+    full = frame.color_range == _FULL or name.startswith("yuvj")
+    rgb = frame.reformat(
+        format="rgb24",
+        src_colorspace=None if frame.format.is_rgb else matrix,
+        src_color_range=_FULL if full or frame.format.is_rgb else _LIMITED,
+        dst_color_range=_FULL,
+        interpolation=_exact(),
+    ).to_ndarray()
+    return _turned(rgb, _display_matrix(frame))
+
+
+def _exact() -> int:
+    """How swscale converts: by the book instead of by its shortcuts, which are off by up to 2 of 255."""
+    from av.video.reformatter import Interpolation
+
+    exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+    return int(Interpolation.BICUBIC | exact)
+
+
+def _display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
+    """Where the frame's right and its bottom point when shown, as two rows of (right, down): −1, 0 or 1 each.
+
+    A turn that is not by a multiple of 90° counts as the nearest that is.
+    """
+    data = next((side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return np.eye(2, dtype=np.int32)
+    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2].astype(np.int64)
+    straight = np.abs(np.diag(matrix)).sum() >= np.abs(np.diag(matrix[::-1])).sum()
+    signs = np.where(matrix < 0, -1, 1) * (np.eye(2) if straight else np.eye(2)[::-1])
+    return signs.astype(np.int32)
+
+
+def _turned(pixels: Pixels, matrix: Int32[np.ndarray, "2 2"]) -> Pixels:
+    if matrix[0, 0] == 0:
+        pixels = pixels.swapaxes(0, 1)
+    right, down = matrix.sum(axis=0)
+    return np.ascontiguousarray(pixels[::down, ::right])
+
+
+def _even(pixels: Pixels) -> Pixels:
+    height, width, _ = pixels.shape
+    if height % 2 == width % 2 == 0:
+        return pixels
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _video_of(path: Path, source: "InputContainer") -> "VideoStream":
+    """The film itself: the first video stream that is no cover picture."""
+    from av.stream import Disposition
+
+    for stream in source.streams.video:
+        if not stream.disposition & Disposition.attached_pic and stream.time_base:
+            return stream
+    kinds = ", ".join(sorted({stream.type for stream in source.streams})) or "nothing"
+    raise ChromaboxError(f"{path} holds no video, only {kinds}: a film is needed")
+
+
+def _copied_streams(source: "InputContainer", suffix: str) -> "list[Stream]":
+    """The streams that are carried over as they are: sound, subtitles and, into Matroska, attachments (fonts)."""
+    kinds = {"audio", "subtitle"} | ({"attachment"} if suffix.lower() == ".mkv" else set())
+    return [stream for stream in source.streams if stream.type in kinds]
+
+
+def _kept(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.lower() not in _OWN_METADATA}
+
+
+def _refuse_no_film(path: Path) -> None:
+    if path.is_dir():
+        raise ChromaboxError(f"{path} is a folder: a film is needed")
+    if not path.exists():
+        raise ChromaboxError(f"{path} does not exist: a film is needed")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path} has no suffix of a film that can be read: right are {_names()}")
+    if path.stat().st_size == 0:
+        raise ChromaboxError(f"{path} is empty: a film is needed")
+
+
+def _cut_short(path: Path) -> ChromaboxError:
+    return ChromaboxError(f"{path} is cut short or damaged: {_WHOLE}")
+
+
+def _names() -> str:
+    return ", ".join(sorted(VIDEO_SUFFIXES))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> "Iterator[InputContainer]":
+    """The opened film; only files, and only of the known kinds, whatever the name says."""
+    av = _library()
+    known = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
+    with _as_one_sentence(path, "is not an MP4, MOV or Matroska film, or is cut short or damaged"):
+        source = av.open(str(path.resolve()), container_options=known, metadata_errors="replace")
+    with source:
+        yield source
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> "Iterator[OutputContainer]":
+    """A new film beside `target`, which takes its place if all went well."""
+    av = _library()
+    with _as_one_sentence(target, "cannot be written", _ROOM):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with put_in_place(target) as aside:
+        with _as_one_sentence(target, "cannot be written", _ROOM):
+            sink = av.open(str(aside.resolve()), "w")
+        try:
+            yield sink
+        finally:
+            # What is written after a failure goes with the file; the failure itself is what should be told.
+            with contextlib.suppress(av.FFmpegError, ValueError):
+                sink.close()
+
+
+def _library() -> Any:
+    """PyAV, which is an extra: UsageError where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError("films need the library PyAV: install it with pip install 'chromabox[video]'") from error
+    return av
+
+
+@contextlib.contextmanager
+def _as_one_sentence(path: Path, problem: str, remedy: str = _WHOLE) -> Iterator[None]:
+    """What FFmpeg or the system finds wrong with a file, as ChromaboxError."""
+    from av.error import FFmpegError
+
+    try:
+        yield
+    except (FFmpegError, OSError) as error:
+        reason = error.strerror or str(error)
+        raise ChromaboxError(f"{path} {problem} ({reason}): {remedy}") from error

@@ -264,7 +264,7 @@ class Context(nn.Module):
 
 
 class PhotoNet(nn.Module):
-    """Our own, for photographs: lightness [batch, 1, height, width] in [0, 1] in, scores of chroma bins at 1/8 size out.
+    """Our own, for photographs: lightness in [0, 1] in, scores of chroma bins at 1/8 of the size out.
 
     The encoder has the shape of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018), so that it can start
     from what these have learnt about things; the decoder is a feature pyramid of residual blocks at 1/32, 1/16 and 1/8

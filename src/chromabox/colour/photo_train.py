@@ -1,8 +1,9 @@
 """From a folder of photographs to a run folder: the photo net's own training, by the same loop as all others."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _darknet(*, needed: bool) -> Any:
 def _take_layers(net: PhotoNet, numbers: Any) -> None:
     """Put YOLOv3-tiny's first layers into the encoder; the kernel on red, green and blue is summed for grey."""
     channels = (3, *PhotoNet.ENCODER[1:])
-    shapes = [(outputs, inputs, 3) for inputs, outputs in zip(channels[:-1], channels[1:], strict=True)]
+    shapes = [(outputs, inputs, 3) for inputs, outputs in pairwise(channels)]
     for layer, given in zip(net.encode, convolutions(numbers, shapes), strict=True):
         kernel = given["kernel"].sum(1, keepdims=True) if given["kernel"].shape[1] == 3 else given["kernel"]
         state = {"0.weight": kernel, "1.weight": given["weight"], "1.bias": given["bias"]}
@@ -177,7 +178,8 @@ def _take_layers(net: PhotoNet, numbers: Any) -> None:
 def _begin_at_frequencies(net: PhotoNet, bins: ChromaBins) -> None:
     """Let the last layer say nearly the bins' frequencies, so that training need not begin by learning them."""
     last = net.head[-1]
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
     last.bias.copy_(torch.from_numpy(np.log(bins.frequencies)))
     last.weight.mul_(0.1)
 
@@ -303,6 +305,19 @@ def validate_photo(
         "val_delta_e_cut": float(1 - left / before),
         "val_colourfulness": float(ours / theirs),
     }
+
+
+@torch.no_grad()
+def photo_sheet(
+    net: nn.Module, bins: ChromaBins, photographs: Sequence[Photograph], *, size: int = 192, count: int = 8
+) -> list[list[Photograph]]:
+    """Rows grey | truth | prediction of the first pictures' central squares."""
+    squares = [central_square(photograph) for photograph in photographs[:count]]
+    lightness, _ = show(squares, size, PhotoNet.stride)
+    device = next(net.parameters()).device
+    coloured = decode_squares(net(lightness.to(device)).float().cpu(), bins, squares)
+    greys = decode_chroma(torch.zeros(len(squares), 2, 1, 1), squares)
+    return [[grey, truth, ours] for grey, truth, ours in zip(greys, squares, coloured, strict=True)]
 
 
 def decode_squares(scores: Scores, bins: ChromaBins, squares: list[Photograph]) -> list[Photograph]:

@@ -94,6 +94,9 @@ def quick(net: NetName) -> Recipe:
     return replace(default(net), epochs=2, batch_size=32, learning_rate=0.1, average=0.1)
 
 
+RECIPES = {"course": course, "default": default, "quick": quick}
+
+
 def photo() -> Recipe:
     """The photo net: hours on one core, in batches as small as Muon likes them."""
     return Recipe(
@@ -110,9 +113,6 @@ def photo() -> Recipe:
     )
 
 
-RECIPES = {"course": course, "default": default, "quick": quick}
-
-
 def recipe_for(
     name: RecipeName,
     net: NetName,
@@ -124,7 +124,29 @@ def recipe_for(
     """The recipe of that name for that net, with what is given put in its place. Raises UsageError for nonsense."""
     if name not in RECIPES:
         raise UsageError(f"recipe {name!r}: unknown; there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name](net)
+    return _changed(RECIPES[name](net), epochs, batch_size, learning_rate)
+
+
+def photo_recipe(
+    name: RecipeName,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    tuning: bool = False,
+) -> Recipe:
+    """The photo net's recipe; ``tuning``: for a net that is trained already. Raises UsageError for nonsense."""
+    recipe = photo() if name == "default" else replace(photo(), epochs=3)
+    if tuning:
+        # A tenth of the rates: what the net knows must survive a few pictures.
+        recipe = replace(
+            recipe, epochs=5, learning_rate=0.002, other_learning_rate=2e-4, gentle_learning_rate=5e-5, batch_size=16
+        )
+    return _changed(recipe, epochs, batch_size, learning_rate)
+
+
+def _changed(recipe: Recipe, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
+    """The recipe with what is given put in its place."""
     for option, value in (("epochs", epochs), ("batch-size", batch_size), ("learning-rate", learning_rate)):
         if value is not None and not value > 0:
             raise UsageError(f"{option} is {value}: give a number above 0")

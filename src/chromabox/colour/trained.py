@@ -57,6 +57,14 @@ def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
     return _load(checkpoint_of(path))
 
 
+def load_palette_net(path: Path | None = None) -> TrainedNet:
+    """The same for those who need a net with a palette: UsageError for a photo net."""
+    trained = load_trained(path)
+    if isinstance(trained, TrainedPhotoNet):
+        raise UsageError(f"{path or 'the shipped net'}: is a photo net; a net that was trained on a palette is needed")
+    return trained
+
+
 def checkpoint_of(path: Path) -> Path:
     """The checkpoint itself, or ``best.safetensors`` of a run folder; UsageError if there is no such thing."""
     if not path.exists():

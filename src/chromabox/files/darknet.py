@@ -44,8 +44,8 @@ def read_darknet(path: Path) -> Float32[np.ndarray, " numbers"]:
 
 def convolutions(
     numbers: Float32[np.ndarray, " numbers"], shapes: Sequence[tuple[int, int, int]]
-) -> list[dict[str, Float32[np.ndarray, "..."]]]:
-    """The first convolutions with batch normalisation: of each ``bias``, ``weight``, ``mean``, ``variance``, ``kernel``.
+) -> list[dict[str, np.ndarray]]:
+    """The first batch-normalised convolutions: ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of each.
 
     Args:
         shapes: of each layer outputs, inputs, and the side of its kernel.
@@ -57,7 +57,7 @@ def convolutions(
         raise ChromaboxError(f"darknet weights: {len(numbers)} numbers; these layers need {needed}")
     layers, at = [], 0
     for outputs, inputs, side in shapes:
-        layer: dict[str, Float32[np.ndarray, "..."]] = {}
+        layer: dict[str, np.ndarray] = {}
         for name in ("bias", "weight", "mean", "variance"):
             layer[name], at = numbers[at : at + outputs], at + outputs
         size = outputs * inputs * side * side

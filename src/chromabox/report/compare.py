@@ -12,7 +12,7 @@ from typing import Any
 from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.recipes import NetName, RecipeName, recipe_for
 from chromabox.colour.train import Inputs, TrainConfig, load_inputs, read_config, train
-from chromabox.colour.trained import load_trained
+from chromabox.colour.trained import load_palette_net
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.live import draw_run, watch_run
@@ -205,7 +205,7 @@ def _draw(path: Path, runs: Mapping[str, Path], lines: Sequence[Line]) -> None:
     rows: dict[str, Any] = {}
     for (name, run), line in zip(runs.items(), lines, strict=True):
         config = read_config(run)
-        trained = load_trained(run)
+        trained = load_palette_net(run)
         test = load_inputs(config, run).data.test
         grey, truth, predicted = sample_sheet(trained.net, test, trained.palette)
         rows.setdefault("grey", grey)

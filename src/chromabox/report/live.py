@@ -5,7 +5,10 @@ from pathlib import Path
 
 from torch import nn
 
+from chromabox.colour.chroma import ChromaBins
 from chromabox.colour.evaluate import sample_sheet
+from chromabox.colour.photo_data import Photographs
+from chromabox.colour.photo_train import photo_sheet
 from chromabox.colour.train import Inputs
 from chromabox.engine.log import Record, read_metrics, sentence
 from chromabox.files.images import grid, write_picture
@@ -19,6 +22,17 @@ def watch_run(folder: Path, say: Callable[[str], None]) -> Callable[[Record, nn.
         say(sentence(record))
         rows = sample_sheet(net, inputs.data.test, inputs.palette)
         write_picture(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", grid(rows, scale=3))
+
+    return after_epoch
+
+
+def watch_photo_run(folder: Path, say: Callable[[str], None]) -> Callable[..., None]:
+    """An ``after_epoch`` for the photo net: the same, on the first validation photographs."""
+
+    def after_epoch(record: Record, net: nn.Module, bins: ChromaBins, photographs: Photographs) -> None:
+        say(sentence(record))
+        sheet = grid(photo_sheet(net, bins, photographs.val), scale=1)
+        write_picture(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", sheet)
 
     return after_epoch
 

@@ -24,7 +24,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def draw_curves(records: Sequence[Record], path: Path, title: str) -> None:
-    """Loss and accuracy against epochs, for the training, test and (where there is one) validation split."""
+    """Loss and accuracy (of a photo net: PSNR over grey) against epochs, for every split that was measured."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
@@ -35,6 +35,9 @@ def draw_curves(records: Sequence[Record], path: Path, title: str) -> None:
                 axes.plot(epochs, [record[name] * scale for record in records], color=colour, label=split, marker=".")
     left.set(xlabel="epoch", ylabel="cross-entropy (nats a pixel)")
     right.set(xlabel="epoch", ylabel="pixels right (%)")
+    if "val_psnr_gain" in records[0]:  # A photo net is judged by its pictures.
+        right.plot(epochs, [record["val_psnr_gain"] for record in records], color=VAL_COLOUR, label="val", marker=".")
+        right.set(ylabel="PSNR over grey (dB)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from chromabox.errors import UsageError
 
-#: Share of the past in the average where nothing moves: colours settle with a time constant of about 9 frames.
-DEFAULT_SMOOTHING = 0.9
+#: Share of the past in the average where nothing moves: an old colour is half gone after three frames.
+DEFAULT_SMOOTHING = 0.8
 #: Changes of lightness L* up to which a place counts as still, and from which it counts as new.
-STILL, MOVED = 1.5, 6.0
-#: A frame begins a new scene if its lightness differs from the last frame's by this much on average, in L* …
-CUT_DIFFERENCE = 8.0
-#: … and the correlation of the two is below this (a flash or a change of exposure keeps the correlation).
-CUT_CORRELATION = 0.6
+STILL, MOVED = 2.0, 8.0
+#: A frame begins a new scene if its lightness differs from the last frame's by this much on average, in L* (more
+#: than noise does) …
+CUT_DIFFERENCE = 4.0
+#: … and the correlation of the two is below this (a flash, a fade and a fast movement keep it higher).
+CUT_CORRELATION = 0.5
 
 
 @dataclass
@@ -25,14 +26,15 @@ class ChromaSmoother:
 
     With cₜ the chroma and Lₜ the lightness of frame t at one place of the map, Cₜ and Rₜ their averages:
 
-        dₜ = | mean of (Lₜ − Rₜ₋₁) over the 3 × 3 places around |
+        eₜ = Lₜ − Rₜ₋₁, less its median over the frame
+        dₜ = | mean of eₜ over the 3 × 3 places around |
         sₜ = (dₜ − STILL) / (MOVED − STILL), clipped to [0, 1]
         wₜ = (1 − smoothing) + smoothing · sₜ
         Cₜ = Cₜ₋₁ + wₜ (cₜ − Cₜ₋₁),   Rₜ = Rₜ₋₁ + wₜ (Lₜ − Rₜ₋₁)
 
     A still place is averaged exponentially; a place whose lightness has moved away from what its colour was averaged
-    over takes the new colour at once. Comparing with Rₜ₋₁ instead of the last frame also notices slow movement, and
-    the mean over 3 × 3 places keeps noise from looking like movement. At a cut (see CUT_DIFFERENCE and
+    over takes the new colour at once. Comparing with Rₜ₋₁ instead of the last frame also notices slow movement; the
+    median keeps the flicker of old film and fades, the mean over 3 × 3 places noise from looking like movement. At a cut (see CUT_DIFFERENCE and
     CUT_CORRELATION) the average begins anew. What moves without a change of lightness is not seen to move: there the
     old colour fades by the factor ``smoothing`` a frame.
 
@@ -64,7 +66,8 @@ class ChromaSmoother:
             self._chroma, self._reference = chroma, lightness
             return chroma
         change = lightness - self._reference
-        moved = ((np.abs(_mean_around(change)) - STILL) / (MOVED - STILL)).clip(0, 1)
+        local = np.abs(_mean_around(change - np.median(change)))
+        moved = ((local - STILL) / (MOVED - STILL)).clip(0, 1)
         weight = (1 - self.smoothing) + self.smoothing * moved
         self._reference = self._reference + weight * change
         self._chroma = self._chroma + weight[..., None] * (chroma - self._chroma)
@@ -76,7 +79,7 @@ def is_cut(last: Float32[np.ndarray, "height width"], now: Float32[np.ndarray, "
     if np.abs(now - last).mean() < CUT_DIFFERENCE:
         return False
     a, b = last - last.mean(), now - now.mean()
-    return bool((a * b).sum() < CUT_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
+    return bool((a * b).sum() <= CUT_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def _mean_around(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:

@@ -12,7 +12,8 @@ from jaxtyping import Float, Float64, Int64, Integer, UInt8
 
 from chromabox.errors import ChromaboxError
 
-PIXELS_AT_ONCE = 1 << 18
+#: So few that what is computed of them stays in the processor's cache: CIEDE2000 is twice as fast as with 2¹⁸.
+PIXELS_AT_ONCE = 1 << 15
 GREY_VALUES = 3 * 255 + 1
 #: Pixels to each side of the middle of the window of structural similarity.
 SSIM_RADIUS = 5

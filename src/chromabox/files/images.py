@@ -158,10 +158,11 @@ def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as aside:
             _save(aside, kind, picture, quality)
+    except FileExistsError as error:
+        raise ChromaboxError(f"{path} cannot be written as {kind}: its folder is a file") from error
     except (OSError, ValueError, OverflowError, struct.error) as error:
-        raise ChromaboxError(
-            f"{path} cannot be written as {kind}: {getattr(error, 'strerror', '') or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path} cannot be written as {kind}: {reason}") from error
 
 
 def find_pictures(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
@@ -252,14 +253,7 @@ def _refuse_mode(path: Path, mode: str) -> None:
 
 def _decoded(path: Path, image: Image.Image) -> Picture:
     """The opened picture, decoded and turned upright."""
-    values = sixteen_bit_values(path, image)
-    orientation = orientation_of(image)
-    if values is None:
-        image.load()
-        if image.format == "TIFF":
-            orientation = 1  # Pillow turned it while decoding.
-        values = _wide_grey(path, image) if image.mode in _WIDE_GREY_MODES else _eight_bit_values(image)
-    values = _turned(values, orientation)
+    values = _turned(*_stored(path, image))
     pixels, alpha = _apart(values)
     was_grey = values.shape[2] <= 2
     if image.mode in ("P", "PA"):
@@ -276,6 +270,19 @@ def _decoded(path: Path, image: Image.Image) -> Picture:
         dpi=dpi_of(image),
         frames=1 if kind == "JPEG" else getattr(image, "n_frames", 1),
     )
+
+
+def _stored(path: Path, image: Image.Image) -> tuple[Values, int]:
+    """The decoded values and the orientation that they still have."""
+    wide = sixteen_bit_values(path, image)
+    if wide is not None:
+        if image.format == "PNG":
+            image.load()  # Its metadata may stand behind its pixels.
+        return wide, orientation_of(image)
+    image.load()
+    values = _wide_grey(path, image) if image.mode in _WIDE_GREY_MODES else _eight_bit_values(image)
+    # Pillow turns a TIFF while decoding it.
+    return values, 1 if image.format == "TIFF" else orientation_of(image)
 
 
 def _eight_bit_values(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_lines_that_say_something_else_are_passed_over(tmp_path: Path) -> None:
     wrong = [b"\xff\xfe", b"[]", b"{}", b"null", json.dumps({**entry, "target": 3}).encode()]
     wrong += [json.dumps({**entry, "facts": []}).encode(), json.dumps({**entry, "written": None}).encode()]
     record.write_bytes(b"\n".join([*wrong, record.read_bytes()]))
+    assert run(pairs, record)[0] == []
+
+
+def test_any_name_is_remembered(tmp_path: Path) -> None:
+    """Names of files are bytes: a line's end, letters of other scripts, and what is not UTF-8."""
+    source, out = tree(tmp_path / "in", "line\nend.png", "你好 ü.png", os.fsdecode(b"\xff.png")), tmp_path / "out"
+    pairs, record = plan_outputs([source], out), out / RECORD_NAME
+    assert len(run(pairs, record)[0]) == 3
     assert run(pairs, record)[0] == []
 
 

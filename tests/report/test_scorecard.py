@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,19 @@ def test_long_tables_are_cut_and_empty_ones_are_allowed(capsys: pytest.CaptureFi
     assert "mean of 45" in said
     print_scorecard(Scorecard([], []), "none")
     assert "mean" not in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup, and a name that is not UTF-8 keeps its bytes in both files."""
+    name = os.fsdecode(b"[bold]\xff.png")
+    card = Scorecard([FileScore(Path(name), Path(name), 80, 60, score_pictures(CAT, PALE))], [])
+    print_scorecard(card, "[red] against [b]")
+    said = capsys.readouterr().out
+    assert "[bold]?.png" in said
+    assert "[red] against [b]" in said
+    table, whole = write_scorecard(card, tmp_path)
+    assert json.loads(whole.read_text(encoding="utf-8"))["files"][0]["original"] == name
+    assert b"[bold]\xff.png" in table.read_bytes()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, folders: tuple[Path, Path]) -> None:

@@ -64,7 +64,7 @@ class Record:
         """Note a target that was just written, in one whole line."""
         try:
             entry = _Entry(source_digest, self._settings, file_digest(target), dict(facts))
-            line = json.dumps({"target": self._place(target), **entry._asdict()}, ensure_ascii=False) + "\n"
+            line = json.dumps({"target": self._place(target), **entry._asdict()}) + "\n"
             with self._lock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("ab", buffering=0) as file:

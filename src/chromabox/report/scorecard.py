@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from chromabox.colour.score import PictureScore, Scorecard, flat, score
 from chromabox.errors import ChromaboxError
@@ -60,7 +61,7 @@ def write_scorecard(card: Scorecard, folder: Path) -> tuple[Path, Path]:
     writer = csv.DictWriter(lines, ["original", "coloured", "width", "height", *PictureScore.__dataclass_fields__])
     writer.writeheader()
     writer.writerows(flat(one) for one in card.files)
-    text = json.dumps(card.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(card.as_json(), indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _write(folder / "scores.csv", lines.getvalue()), _write(folder / "scores.json", text)
@@ -74,7 +75,8 @@ def _write(path: Path, text: str) -> Path:
     """Write a file aside and put it in place, so that no half of it is ever seen."""
     aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_text(text, encoding="utf-8", newline="")
+        # Names of files need not be valid UTF-8; their bytes are kept.
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -83,12 +85,12 @@ def _write(path: Path, text: str) -> Path:
 
 def print_scorecard(card: Scorecard, title: str) -> None:
     """The first files, the mean over all and the mean of the same pictures in grey, as a table on the terminal."""
-    table = Table(title=title)
+    table = Table(title=_plain(title))
     table.add_column("", overflow="fold")
     for heading, _, _ in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for file in card.files[:SHOWN]:
-        table.add_row(str(file.coloured), *_cells(vars(file.score)))
+        table.add_row(_plain(str(file.coloured)), *_cells(vars(file.score)))
     if len(card.files) > SHOWN:
         table.add_row(f"and {len(card.files) - SHOWN} more files")
     if card.files:
@@ -100,6 +102,11 @@ def print_scorecard(card: Scorecard, title: str) -> None:
     # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
+
+
+def _plain(text: str) -> Text:
+    """Text in which brackets are no markup, and what a terminal cannot show is "?"."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def _cells(scores: Mapping[str, float | None]) -> list[str]:

@@ -33,10 +33,10 @@ class ChromaSmoother:
         Cₜ = Cₜ₋₁ + wₜ (cₜ − Cₜ₋₁),   Rₜ = Rₜ₋₁ + wₜ (Lₜ − Rₜ₋₁)
 
     A still place is averaged exponentially; a place whose lightness has moved away from what its colour was averaged
-    over takes the new colour at once. Comparing with Rₜ₋₁ instead of the last frame also notices slow movement; the
-    median keeps the flicker of old film and fades, the mean over 3 × 3 places noise from looking like movement. At a cut (see CUT_DIFFERENCE and
-    CUT_CORRELATION) the average begins anew. What moves without a change of lightness is not seen to move: there the
-    old colour fades by the factor ``smoothing`` a frame.
+    over takes the new colour at once. Comparing with Rₜ₋₁ instead of the last frame also notices slow movement. The
+    median is there so that the flicker of old film and fades do not look like movement, the mean over 3 × 3 places so
+    that noise does not. At a cut (see CUT_DIFFERENCE and CUT_CORRELATION) the average begins anew. What moves without
+    a change of lightness is not seen to move: there the old colour fades by the factor ``smoothing`` a frame.
 
     Attributes:
         smoothing: from 0 (every frame by itself) to below 1.

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.aside import put_in_place
 from chromabox.files.images import refuse_overwrite_of_input
+from chromabox.files.whole import write_whole
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -32,7 +32,7 @@ VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
 """The suffixes, in lower case, of the films that are read and written."""
 
 #: Quality of the encoding, 0 (lossless) to 51 (worst); x264 calls 17 to 18 visually lossless or nearly so.
-DEFAULT_CRF = 18
+DEFAULT_CRF = 18.0
 
 # FFmpeg's numbers (ITU-T H.273): matrix coefficients, transfer functions and colour range.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
@@ -95,7 +95,7 @@ def survey_film(path: Path) -> Film:
             if packet.is_corrupt:
                 raise _cut_short(path)
             if first is None and packet.stream_index == video.index:
-                first = next(iter(packet.decode()), None)
+                first = next(iter(video.decode(packet)), None)
             if packet.size:
                 tally.count(packet, packet.stream_index == video.index)
         if first is None:
@@ -167,7 +167,7 @@ def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *,
     """
     refuse_target(film.path, target)
     if not 0 <= crf <= 51:
-        raise UsageError(f"crf is {crf}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless")
+        raise UsageError(f"crf is {crf:g}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless")
     with _reading(film.path) as source, _writing(target) as sink:
         return _Remaking(film, target, source, sink, crf).run(change)
 
@@ -233,7 +233,7 @@ class _Remaking:
 
     def _decoded(self, packet: Any) -> "Iterator[VideoFrame]":
         with _as_one_sentence(self.path, f"is damaged after {self.frames} frames and cannot be decoded"):
-            yield from packet.decode()
+            yield from self.video.decode(packet)
 
     def _encode(self, frame: "VideoFrame", pixels: Pixels) -> None:
         with _as_one_sentence(self.target, "cannot be written", _ROOM):
@@ -263,7 +263,7 @@ def _add_encoder(
     encoder.pix_fmt = "yuv420p"
     encoder.width, encoder.height = film.width + film.width % 2, film.height + film.height % 2
     context = encoder.codec_context
-    context.time_base = video.time_base
+    context.time_base = video.time_base or Fraction(1, 90_000)
     context.flags |= Flags.frame_duration
     context.sample_aspect_ratio = film.pixel_shape
     context.color_range = _LIMITED
@@ -320,7 +320,8 @@ def _display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
 
     A turn that is not by a multiple of 90° counts as the nearest that is.
     """
-    data = next((side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
+    side_data: Any = frame.side_data  # PyAV's stubs know only one kind of it.
+    data = side_data.get("DISPLAYMATRIX")
     if data is None:
         return np.eye(2, dtype=np.int32)
     matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2].astype(np.int64)
@@ -400,7 +401,7 @@ def _writing(target: Path) -> "Iterator[OutputContainer]":
     av = _library()
     with _as_one_sentence(target, "cannot be written", _ROOM):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with put_in_place(target) as aside:
+    with write_whole(target) as aside:
         with _as_one_sentence(target, "cannot be written", _ROOM):
             sink = av.open(str(aside.resolve()), "w")
         try:

@@ -1,0 +1,98 @@
+"""Films of a few small frames, made with PyAV for the tests."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+TIME_BASE = Fraction(1, 12_800)
+STEP = 512  # 25 frames a second
+
+
+def picture(height: int = 48, width: int = 64, shift: int = 0) -> np.ndarray:
+    """A soft grey picture without symmetry, uint8 [height, width, 3]."""
+    y, x = np.mgrid[:height, :width]
+    plane = 60 + 120 * (x + shift) / width * (0.4 + 0.6 * y / height) + 20 * np.sin(x / 5)
+    return np.repeat(plane.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def make_film(
+    path: Path,
+    frames: Sequence[np.ndarray] | None = None,
+    *,
+    times: Sequence[int] | None = None,
+    sound: bool = False,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    metadata: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
+    colours: dict[str, int] | None = None,
+    rotation: tuple[float, bool, bool] | None = None,
+    pixel_shape: Fraction | None = None,
+) -> Path:
+    """Encode RGB frames nearly without loss, at `times` (in TIME_BASE), with a sine of a second if `sound`.
+
+    `colours`: the codec's matrix, range, primaries and transfer function, by PyAV's names; limited BT.601 if None.
+    """
+    frames = [picture(shift=index) for index in range(5)] if frames is None else frames
+    with av.open(str(path), "w", container_options=muxer or {}) as sink:
+        sink.metadata.update(metadata or {})
+        options = {"crf": "4"} if codec == "libx264" else {}
+        video = sink.add_stream(codec, rate=25, options=options)
+        video.height, video.width = frames[0].shape[:2]
+        video.pix_fmt = pix_fmt
+        video.codec_context.time_base = TIME_BASE
+        if pixel_shape is not None:
+            video.codec_context.sample_aspect_ratio = pixel_shape
+        for name, value in (colours or {}).items():
+            setattr(video.codec_context, name, value)
+        if rotation is not None:
+            video.set_display_rotation(*rotation)
+        audio = sink.add_stream("aac", rate=48_000) if sound else None
+        if audio is not None:
+            audio.metadata["language"] = "fra"
+        for index, pixels in enumerate(frames):
+            frame = converted(pixels, pix_fmt, **(colours or {}))
+            frame.pts, frame.time_base = times[index] if times else STEP * index, TIME_BASE
+            sink.mux(video.encode(frame))
+        sink.mux(video.encode(None))
+        if audio is not None:
+            mux_sine(sink, audio)
+    return path
+
+
+def converted(pixels: np.ndarray, pix_fmt: str, colorspace: int = 6, color_range: int = 1, **_: int) -> Any:
+    """RGB as a frame in the given matrix (1 BT.709, 6 BT.601) and range (1 limited, 2 full)."""
+    exact = av.video.reformatter.Interpolation.ACCURATE_RND | av.video.reformatter.Interpolation.BICUBIC
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        format=pix_fmt,
+        src_color_range=2,
+        dst_color_range=color_range,
+        dst_colorspace={1: 1, 6: 5}[colorspace],
+        interpolation=exact,
+    )
+
+
+def mux_sine(sink: Any, stream: Any) -> None:
+    """Encode a second of 440 Hz."""
+    sine = (0.3 * np.sin(np.arange(48_128) * 2 * np.pi * 440 / 48_000)).astype(np.float32)
+    for start in range(0, 48_128, 1024):
+        frame = av.AudioFrame.from_ndarray(sine[None, start : start + 1024].repeat(2, 0), "fltp", "stereo")
+        frame.sample_rate, frame.pts = 48_000, start
+        sink.mux(stream.encode(frame))
+    sink.mux(stream.encode(None))
+
+
+def payloads(path: Path, kind: str) -> list[bytes]:
+    """The packets of the first stream of a kind (audio, subtitles, video), to the byte."""
+    with av.open(str(path)) as film:
+        return [bytes(packet) for packet in film.demux(**{kind: 0}) if packet.size]
+
+
+def decoded(path: Path) -> list[Any]:
+    """The frames of the first video."""
+    with av.open(str(path)) as film:
+        return list(film.decode(video=0))

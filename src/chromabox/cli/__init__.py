@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tyro
 
-from chromabox.cli.colouring import colour, demo
+from chromabox.cli.colouring import colour, demo, export, score
 from chromabox.cli.palettes import data, palette
 from chromabox.cli.training import compare, evaluate, train
 
@@ -15,6 +15,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "compare": compare,
     "colour": colour,
+    "score": score,
+    "export": export,
     "demo": demo,
 }
 

@@ -1,57 +1,181 @@
-"""The verbs that colour pictures and judge the result."""
+"""The verbs that colour pictures and films, judge the result, and hand the net on."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import Output, print_line
+from chromabox.cli.options import OptionalOutput, Output, print_line
 from chromabox.errors import UsageError
 
+if TYPE_CHECKING:
+    from chromabox.colour.predict import Trained, Wishes
 
-def colour(
-    inputs: Positional[tuple[Path, ...]],
-    /,
-    *,
-    output: Output,
-    net: Path | None = None,
-    temperature: float = 0.38,
-    working_size: int = 32,
-) -> int:
-    """Colour pictures: any size, JPEG, PNG, TIFF, WebP or BMP, grey or not; size and luminance stay as they are.
+#: Films by suffix; whatever else is given is a picture or a folder.
+FILM_SUFFIXES = {".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm"}
 
-    Example: chromabox colour old/ portrait.jpg -o coloured/
 
-    Args:
-        inputs: Pictures and folders.
-        output: A file name for one picture, else a folder.
-        net: A run folder or checkpoint; the shipped net if left out.
-        temperature: 0 takes the likeliest colour of each place, 1 the mean of all; between them lies the pleasing part.
-        working_size: Short side in pixels at which the net looks at a picture.
+@dataclass(frozen=True)
+class ColourOptions:
+    """What to colour, into what, and how."""
+
+    inputs: Positional[tuple[Path, ...]]
+    """Pictures, folders of pictures, or one film (.mp4, .mov, .mkv)."""
+    output: Output
+    """A file name for one picture or film, else a folder."""
+    net: Path | None = None
+    """A run folder, checkpoint or exported .onnx; the shipped net if left out."""
+    style: Literal["natural", "vivid"] = "natural"
+    """natural: likely colours, careful where it does not know; vivid: rare colours count more."""
+    temperature: float | None = None
+    """Instead of the style's: 0 takes the likeliest colour of each place, 1 the mean of all."""
+    palette: str | None = None
+    """Only these colours: a palette file (.json, .npy, .gpl), a shipped one, or a picture to take them from."""
+    lock: tuple[str, ...] = ()
+    """Only these colours, by name or #rrggbb; of a --palette, those nearest to them."""
+    ban: tuple[str, ...] = ()
+    """Never these colours."""
+    replace: tuple[str, ...] = ()
+    """A=B: what would become A becomes B."""
+    hints: Path | None = None
+    """A transparent picture with painted dots or strokes: these hold where they are and spread to alike places."""
+    leave_grey_below: float = 0.0
+    """Leave places grey about which the net is less certain than this (0 to 1)."""
+    explain: bool = False
+    """Also write NAME.explained.png: confidence, entropy, the likeliest colours at some points, swatches."""
+    match: tuple[str, ...] = ()
+    """In folders only files that fit one of these patterns, as *.jpg or scans/*."""
+    recursive: bool = True
+    """Also what lies in sub-folders."""
+    workers: int = 1
+    """Pictures coloured at the same time."""
+    again: bool = False
+    """Also what is done already: else a folder's pictures are skipped while source, settings and result are as then."""
+    contact_sheet: Path | None = None
+    """Also draw before and after of all pictures into this picture."""
+    smoothing: float | None = None
+    """Of films: how much of the past a still place keeps, 0 to below 1."""
+
+
+def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
+    """Colour pictures, folders of pictures and films; size, depth, metadata and luminance stay as they are.
+
+    chromabox colour portrait.jpg -o portrait-in-colour.jpg
+
+    chromabox colour old/ -o coloured/ --style vivid --contact-sheet sheet.jpg
+
+    chromabox colour house.png -o out.png --ban purple --replace green=olive --hints dots.png --explain
+
+    chromabox colour film.mp4 -o film-in-colour.mp4
     """
-    from chromabox.colour.predict import colour_files, plan_outputs
+    if not options.inputs:
+        raise UsageError("inputs: name at least one picture, folder or film to colour")
+    from chromabox.colour.trained import load_trained
+    from chromabox.report.colouring import wishes_of
+
+    wishes = wishes_of(options)
+    films = [path for path in options.inputs if path.suffix.lower() in FILM_SUFFIXES and not path.is_dir()]
+    if not films:
+        return _colour_pictures(options, wishes)
+    if len(options.inputs) > 1:
+        raise UsageError(f"{films[0]}: is a film; films are coloured one at a time, without other inputs")
+    return _colour_film(options, load_trained(options.net), wishes)
+
+
+def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
+    from contextlib import closing
+
+    from chromabox.colour.batch import colour_batch, plan_outputs
     from chromabox.colour.trained import load_trained
     from chromabox.engine.log import progress
+    from chromabox.report.colouring import picture_work, settings_of
+    from chromabox.report.contact_sheet import draw_contact_sheets
 
-    if not 0 <= temperature <= 1:
-        raise UsageError(f"temperature is {temperature}: give a number from 0 to 1")
-    if not 16 <= working_size <= 1024:
-        raise UsageError(f"working-size is {working_size}: give 16 to 1024 pixels")
-    if not inputs:
-        raise UsageError("inputs: name at least one picture or folder to colour")
-    pairs = plan_outputs(inputs, output)
-    trained = load_trained(net)
-    failed = []
-    with progress("colouring", len(pairs), unit="pictures") as tick:
-        for outcome in colour_files(pairs, trained, temperature=temperature, working_size=working_size):
+    pairs = plan_outputs(options.inputs, options.output, match=options.match, recursive=options.recursive)
+    single = pairs[0][1] == options.output
+    if options.hints is not None and len(pairs) > 1:
+        raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
+    work = picture_work(load_trained(options.net), wishes, explain=options.explain)
+    record = None if single or options.again else options.output / ".chromabox.jsonl"
+    outcomes = []
+    batch = colour_batch(
+        pairs, work, settings=settings_of(options), workers=options.workers, record=record, say=print_line
+    )
+    with progress("colouring", len(pairs), unit="pictures") as tick, closing(batch):
+        for outcome in batch:
             tick()
+            outcomes.append(outcome)
             if outcome.error is None:
-                print_line(str(outcome.target))
-            else:
-                failed.append(outcome)
+                print_line(f"{outcome.target}{' (done before)' if outcome.skipped else ''}")
+                for note in outcome.facts.get("notes", ()):
+                    print_line(f"  {note}")
+    done = [(outcome.source, outcome.target) for outcome in outcomes if outcome.error is None]
+    if options.contact_sheet is not None and done:
+        for sheet in draw_contact_sheets(sorted(done), options.contact_sheet):
+            print_line(str(sheet))
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         print(f"chromabox: not coloured: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _colour_film(options: ColourOptions, trained: "Trained", wishes: "Wishes") -> int:
+    from chromabox.colour.control import Control
+    from chromabox.colour.predict import predict_chroma
+    from chromabox.colour.smoothing import DEFAULT_SMOOTHING
+    from chromabox.colour.video import colour_video
+
+    if wishes.control != Control() or wishes.hints is not None:
+        raise UsageError(f"{options.inputs[0]}: is a film; palette control and hints are for pictures")
+    summary = colour_video(
+        options.inputs[0],
+        options.output,
+        lambda frame: predict_chroma(frame, trained, wishes),
+        smoothing=DEFAULT_SMOOTHING if options.smoothing is None else options.smoothing,
+    )
+    print_line(f"{options.output}: {summary.frames} frames, {summary.width} × {summary.height}")
+    return 0
+
+
+def score(
+    originals: Positional[Path],
+    coloured: Positional[Path],
+    /,
+    *,
+    output: OptionalOutput = None,
+) -> int:
+    """Judge coloured pictures by their originals: PSNR, SSIM, ΔE2000, colourfulness, ΔL*, beside plain grey.
+
+    Example: chromabox score originals/ coloured/ -o scores/
+
+    Args:
+        originals: A picture in colour, or a folder of them.
+        coloured: The coloured picture, or a folder with the same names inside.
+        output: Folder for scores.csv and scores.json; scores/ if left out.
+    """
+    from chromabox.report.scorecard import report_scores
+
+    card = report_scores(originals, coloured, output or Path("scores"))
+    return 1 if card.failed else 0
+
+
+def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path) -> int:
+    """Export a trained net as ONNX, checked against PyTorch on the spot.
+
+    Example: chromabox export runs/photo-default-seed0 --onnx photo.onnx
+
+    Args:
+        checkpoint: A run folder or checkpoint; the shipped net if left out.
+        onnx: The file to write; chromabox colour --net takes it, and any ONNX runtime does.
+    """
+    from chromabox.colour.export import export_onnx
+    from chromabox.colour.trained import load_trained
+
+    parity = export_onnx(load_trained(checkpoint), onnx)
+    print_line(f"{parity}\n{onnx}")
+    return 0
 
 
 def demo(*, output: Output = Path("demo")) -> int:

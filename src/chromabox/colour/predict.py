@@ -6,6 +6,7 @@ the user's wishes (control.py), and the map becomes the picture with its own lig
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chromabox.colour.control import Control, Decision, decide
+from chromabox.colour.hints import read_hints
 from chromabox.colour.lab_tensors import lab_from_rgb
 from chromabox.colour.opinion import Opinion, merge
 from chromabox.colour.recolour import Pixels, lightness, recolour
@@ -23,7 +25,7 @@ from chromabox.colour.trained import TrainedNet, TrainedPhotoNet
 from chromabox.files.images import Picture
 
 StyleName = Literal["natural", "vivid"]
-Plane = Float32[np.ndarray, "height width"]
+Plane = Float32[np.ndarray, "_ _"]
 
 #: Short sides, in pixels, at which a photo net looks at a picture.
 PHOTO_LOOKS = (192, 256)
@@ -53,6 +55,8 @@ class Wishes:
     temperature: float | None = None
     """Instead of the style's: 0 takes the likeliest colour of each place, 1 the mean."""
     control: Control = field(default_factory=Control)
+    hints: Path | None = None
+    """A picture of painted hints, read at the size of the picture that it is for."""
 
     @property
     def heat(self) -> float:
@@ -71,7 +75,11 @@ def colour_picture(picture: Picture, trained: Trained, wishes: Wishes | None = N
         trained: the net and the colours it chooses among.
         wishes: style, temperature and palette control; natural colours if None.
     """
-    decision = decide_colours(picture.pixels, trained, wishes or Wishes())
+    return in_colours(picture, decide_colours(picture.pixels, trained, wishes or Wishes()))
+
+
+def in_colours(picture: Picture, decision: Decision) -> Picture:
+    """The picture in the colours that were decided, its lightness kept."""
     pixels = recolour(picture.pixels, decision.chroma, adjust=decision.adjust)
     return replace(picture, pixels=pixels, was_grey=False)
 
@@ -85,24 +93,34 @@ def predict_chroma(
 
 def decide_colours(pixels: Pixels, trained: Trained, wishes: Wishes) -> Decision:
     """The small chroma map with all that was decided on the way."""
-    opinion = opinion_on(pixels, trained)
+    plane = _reduced_lightness(pixels, 2 * max(_looks(trained)))
+    opinion = _opinion(plane, trained)
     strength = STYLES[wishes.style].rarity
     if strength and isinstance(trained, TrainedPhotoNet):
         opinion = opinion.weighted(trained.bins.rarity(strength))
-    return decide(opinion, wishes.control, wishes.heat, pixels.shape[:2])
+    size = (pixels.shape[0], pixels.shape[1])
+    hints = None if wishes.hints is None else read_hints(wishes.hints, size)
+    control = wishes.control if hints is None else replace(wishes.control, hints=hints)
+    return decide(opinion, control, wishes.heat, size, guide=plane)
+
+
+def opinion_on(pixels: Pixels, trained: Trained) -> Opinion:
+    """What the net thinks, merged over all its looks, at the size of the largest one's answer."""
+    return _opinion(_reduced_lightness(pixels, 2 * max(_looks(trained))), trained)
 
 
 @torch.no_grad()
-def opinion_on(pixels: Pixels, trained: Trained) -> Opinion:
-    """What the net thinks, merged over all its looks, at the size of the largest one's answer."""
-    looks = PHOTO_LOOKS if isinstance(trained, TrainedPhotoNet) else CIFAR_LOOKS
-    plane = _reduced_lightness(pixels, 2 * max(looks))
-    answers = [_looked(plane, trained, side) for side in looks]
+def _opinion(plane: Plane, trained: Trained) -> Opinion:
+    answers = [_looked(plane, trained, side) for side in _looks(trained)]
     size = answers[-1].shape[1:]
     seen = torch.from_numpy(_resize(plane, *size)).clamp(0, 100)
     centres = _centres(trained)
     resized = (F.interpolate(answer[None], size, mode="bilinear")[0].log() for answer in answers)
     return merge([Opinion(answer, centres, seen) for answer in resized])
+
+
+def _looks(trained: Trained) -> tuple[int, ...]:
+    return PHOTO_LOOKS if isinstance(trained, TrainedPhotoNet) else CIFAR_LOOKS
 
 
 def _reduced_lightness(pixels: Pixels, side: int) -> Plane:

@@ -1,5 +1,6 @@
 """A trained colour net with the palette it speaks and the history it has, on disk and in memory."""
 
+import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,7 @@ from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
 #: The shipped checkpoint that ``chromabox colour`` uses when none is named.
-SHIPPED = "colour-cifar10.safetensors"
+SHIPPED = "photo.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
         with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
             return _load(shipped)
     return _load(checkpoint_of(path))
+
+
+def net_digest(path: Path | None = None) -> str:
+    """SHA-256 of the file that :func:`load_trained` would load: two nets of one digest colour alike."""
+    if path is None:
+        content = resources.files("chromabox.assets").joinpath(SHIPPED).read_bytes()
+    else:
+        content = checkpoint_of(path).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_palette_net(path: Path | None = None) -> TrainedNet:

@@ -8,11 +8,13 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from chromabox.colour.predict import colour_files, plan_outputs
+from chromabox.colour.batch import plan_outputs
+from chromabox.colour.predict import Wishes
 from chromabox.colour.recipes import NETS_IN_ORDER
 from chromabox.colour.trained import load_trained
 from chromabox.errors import ChromaboxError
 from chromabox.files.images import eight_bits, read_picture
+from chromabox.report.colouring import picture_work
 from chromabox.report.compare import Comparison, compare
 from chromabox.report.plots import Tile, draw_rows
 
@@ -44,10 +46,10 @@ def colour_samples(folder: Path, say: Callable[[str], None]) -> Path:
     if not present:
         raise ChromaboxError(f"{samples[0].parent}: scikit-image ships none of {', '.join(SAMPLES)} there any more")
     pairs = plan_outputs(present, folder)
-    for outcome in colour_files(pairs, load_trained()):
-        if outcome.error is not None:
-            raise ChromaboxError(outcome.error)
-        say(str(outcome.target))
+    work = picture_work(load_trained(), Wishes(), explain=False)
+    for source, target in pairs:
+        work(source, target)
+        say(str(target))
     originals = [_tile(source) for source, _ in pairs]
     greys = [np.repeat(np.rint(tile.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2) for tile in originals]
     figure = folder.parent / "photographs.png"

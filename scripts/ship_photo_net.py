@@ -1,0 +1,50 @@
+"""Put a run's best photo net into the package as the one that ``chromabox colour`` uses when none is named.
+
+Weights are stored in half precision (the net is run in float32); the description says how they were made and what they
+measure on the run's own validation pictures with the halved weights, measured here, not typed.
+
+    chromabox train photo --data photos/ -o runs/shipped
+    python scripts/ship_photo_net.py runs/shipped
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chromabox.colour.photo_data import central_square, load_photographs
+from chromabox.colour.photo_train import validate_photo
+from chromabox.colour.trained import SHIPPED, TrainedPhotoNet, load_trained
+from chromabox.engine.checkpoint import save_checkpoint
+
+ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
+
+
+def halved(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def main() -> None:
+    run = Path(sys.argv[1])
+    trained = load_trained(run)
+    if not isinstance(trained, TrainedPhotoNet):
+        sys.exit(f"{run}: not the run of a photo net")
+    trained.net.load_state_dict({name: halved(value) for name, value in trained.net.state_dict().items()})
+    config = json.loads((run / "config.json").read_text())
+    photographs = load_photographs(Path(config["data"]))
+    squares = [central_square(photograph) for photograph in photographs.val]
+    measured = validate_photo(trained.net, trained.bins, squares, config["size"])
+    keys = ("net", "settings", "bins", "data", "size", "seed", "start", "epoch")
+    description: dict[str, Any] = {key: trained.description[key] for key in keys}
+    description |= {"recipe": config["recipe"], "versions": config["versions"]}
+    description["photographs"] = {"train": len(photographs.train), "val": len(photographs.val)}
+    description["measured_on_val"] = measured
+    state = {"net": {name: halved(value) for name, value in trained.net.state_dict().items()}}
+    save_checkpoint(ASSETS / SHIPPED, state, description)
+    print(f"{ASSETS / SHIPPED}: {(ASSETS / SHIPPED).stat().st_size / 1e6:.1f} MB; {measured}")
+
+
+if __name__ == "__main__":
+    main()

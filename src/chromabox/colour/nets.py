@@ -311,8 +311,8 @@ class PhotoNet(nn.Module):
             layer.eval()
         return self
 
-    def forward(self, lightness: GreyBatch) -> Logits:
-        """Scores of every chroma bin, [batch, bins, height/8, width/8]."""
+    def forward(self, lightness: GreyBatch) -> Float[Tensor, "batch bins height//8 width//8"]:
+        """Scores of every chroma bin, at an eighth of the size."""
         seen = []
         features = lightness
         for index, layer in enumerate(self.encode):

@@ -11,6 +11,8 @@ from chromabox.errors import ChromaboxError, UsageError
 
 #: A colour within this distance in the a*b* plane counts as "about this colour" where confidence is told.
 NEAR = 20.0
+#: The least logarithm of a probability of which looks are merged: about that of float32's smallest normal number.
+IMPOSSIBLE = -87.0
 
 Map = Float[Tensor, "height width"]
 
@@ -42,7 +44,8 @@ class Opinion:
             return torch.zeros_like(self.log_probabilities).scatter_(0, best, 1.0)
         # The maximum leaves first, so that a small temperature cannot overflow.
         relative = self.log_probabilities - self.log_probabilities.amax(0, keepdim=True)
-        return (relative / temperature).softmax(0)
+        # Beyond these float32 would make 0/0 and ∞/∞ of it, and nothing visible changes any more.
+        return (relative / min(max(temperature, 1e-6), 1e6)).softmax(0)
 
     def chroma(self, temperature: float) -> Float[Tensor, "2 height width"]:
         """The annealed mean: a* and b* at every place."""
@@ -58,7 +61,7 @@ class Opinion:
         probabilities = self.log_probabilities.exp()
         # 0 · log 0 is 0: a forbidden class has the logarithm −∞.
         terms = torch.where(probabilities > 0, probabilities * self.log_probabilities, 0.0)
-        return -terms.sum(0) / math.log(len(self.centres))
+        return -terms.sum(0) / math.log(max(2, len(self.centres)))  # a single class is certain, not 0/0
 
 
 def merge(opinions: list[Opinion]) -> Opinion:
@@ -72,6 +75,8 @@ def merge(opinions: list[Opinion]) -> Opinion:
         raise ChromaboxError("merging needs at least one opinion")
     weights = torch.stack([1.02 - opinion.entropy() for opinion in opinions])
     weights /= weights.sum(0)
-    logarithms = sum(weight * opinion.log_probabilities for weight, opinion in zip(weights, opinions, strict=True))
+    # Two looks that each exclude what the other is sure of must still leave something: nothing is wholly impossible.
+    known = [opinion.log_probabilities.clamp(min=IMPOSSIBLE) for opinion in opinions]
+    logarithms = sum(weight * part for weight, part in zip(weights, known, strict=True))
     assert isinstance(logarithms, Tensor)
     return replace(opinions[0], log_probabilities=logarithms.log_softmax(0))

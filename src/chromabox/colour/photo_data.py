@@ -44,7 +44,7 @@ class Photographs:
 def load_photographs(folder: Path, say: Callable[[str], None] = print) -> Photographs:
     """Read all pictures of a folder: its ``train`` and ``val`` folders where it has both, else every 20th is val.
 
-    Pictures that cannot be read, and those that hold no colours, are left out, and ``say`` is told how many. Raises
+    Pictures that cannot be read, and those whose middle holds no colours, are left out, and ``say`` is told how many. Raises
     UsageError for what is no folder of at least two coloured pictures.
     """
     if not folder.is_dir():
@@ -76,14 +76,23 @@ def _small(path: Path, tick: Callable[[], None]) -> Photograph | None:
     pixels = picture.pixels if picture.depth == 8 else (picture.pixels >> 8).astype(np.uint8)
     image = Image.fromarray(pixels)
     scale = KEPT_SIDE / min(image.size)
-    width, height = (max(KEPT_SIDE, round(side * scale)) for side in image.size)
     if scale != 1:
         way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+        # Of a strip only the middle is ever enlarged: a line of pixels would become gigabytes.
+        image = _middle(image, max(1, round(LONGEST_SIDE / scale) + 2))
+        width, height = (max(KEPT_SIDE, round(side * scale)) for side in image.size)
         # Reducing first by whole numbers is quick, and with this gap makes no visible difference.
         image = image.resize((width, height), way, reducing_gap=3.0)
-    left, top = max(0, width - LONGEST_SIDE) // 2, max(0, height - LONGEST_SIDE) // 2
-    small = np.asarray(image)[top : top + LONGEST_SIDE, left : left + LONGEST_SIDE]
-    return None if np.ptp(small.astype(np.int16), axis=2).max() == 0 else np.ascontiguousarray(small)
+    small = np.ascontiguousarray(_middle(image, LONGEST_SIDE))
+    # The middle is what epochs are judged by: there a grey one would be infinitely well coloured by grey.
+    return None if np.ptp(central_square(small).astype(np.int16), axis=2).max() == 0 else small
+
+
+def _middle(image: Image.Image, longest: int) -> Image.Image:
+    """The image with what its sides have beyond ``longest`` cut off at both ends."""
+    width, height = (min(side, longest) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def show(squares: Sequence[Photograph], size: int, stride: int) -> Batch:

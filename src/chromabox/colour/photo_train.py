@@ -45,6 +45,8 @@ from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darkne
 FROZEN_LAYERS = 3
 #: Temperature of the annealed mean by which epochs are judged.
 TEMPERATURE = 0.7
+#: PSNR, in dB, as which an exactly right picture counts: a little above that of a single wrong value.
+EXACT = 100.0
 #: Validation pictures that are decoded for PSNR, ΔE2000 and colourfulness; the loss is measured on all of them.
 DECODED = 200
 
@@ -131,26 +133,32 @@ def train_photo(
 
 
 def begin(config: PhotoConfig, photographs: Photographs, run: Path | None) -> Beginning:
-    """The net and its bins before the first step; a run that goes on keeps its own bins."""
+    """The net and its bins before the first step; a run that goes on has in its folder all that it began from."""
+    if run is not None:
+        own = _photo_net(run / "last.safetensors")
+        return Beginning(own.net, own.description["settings"], own.bins, own.description["start"])
     if config.start not in ("auto", "yolov3-tiny", "none"):
-        tuned = load_trained(None if config.start == "shipped" else Path(config.start))
-        if not isinstance(tuned, TrainedPhotoNet):
-            raise UsageError(
-                f"start: {config.start} is a {tuned.description.get('net')}; fine-tuning needs a photo net"
-            )
-        tuned.net.train()
+        tuned = _photo_net(None if config.start == "shipped" else Path(config.start))
         return Beginning(tuned.net, tuned.description["settings"], tuned.bins, config.start)
     numbers = None if config.start == "none" else _darknet(needed=config.start == "yolov3-tiny")
-    if run is not None and (run / "bins.json").is_file():
-        bins = ChromaBins.from_json(json.loads((run / "bins.json").read_text(encoding="utf-8")))
-    else:
-        bins = _fit_bins(photographs, config.spacing)
+    bins = _fit_bins(photographs, config.spacing)
     settings = {**config.settings, "num_colours": len(bins), "frozen": 0 if numbers is None else FROZEN_LAYERS}
     net = PhotoNet(**settings)
     if numbers is not None:
         _take_layers(net, numbers)
     _begin_at_frequencies(net, bins)
     return Beginning(net, settings, bins, "none" if numbers is None else "yolov3-tiny")
+
+
+def _photo_net(path: Path | None) -> TrainedPhotoNet:
+    """A photo net from a checkpoint (None: the shipped one), to be trained on; UsageError for another net."""
+    trained = load_trained(path)
+    if not isinstance(trained, TrainedPhotoNet):
+        raise UsageError(
+            f"start: {path or 'the shipped net'} is a {trained.description.get('net')}; fine-tuning needs a photo net"
+        )
+    trained.net.train()
+    return trained
 
 
 def _darknet(*, needed: bool) -> Any:
@@ -292,7 +300,7 @@ def validate_photo(
         if first < DECODED:
             for square, decoded in zip(part, decode_squares(scores, bins, part), strict=True):
                 grey = decode_chroma(torch.zeros(1, 2, 1, 1), [square])[0]
-                gains.append(psnr(decoded, square) - psnr(grey, square))
+                gains.append(min(EXACT, psnr(decoded, square)) - psnr(grey, square))
                 differences.append(
                     (delta_e(decoded[::2, ::2], square[::2, ::2]), delta_e(grey[::2, ::2], square[::2, ::2]))
                 )

@@ -31,15 +31,18 @@ def fetch_yolov3_tiny(progress: Progress | None = None) -> Path:
 
 def read_darknet(path: Path) -> Float32[np.ndarray, " numbers"]:
     """All numbers after the header, in file order. Raises ChromaboxError for a file that is not such a one."""
-    content = path.read_bytes()
-    header = np.frombuffer(content[:12], np.int32)
-    if len(header) < 3 or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); a darknet weights file is needed") from error
+    header = np.frombuffer(content[:12], "<i4") if len(content) >= 12 else None
+    if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
         raise ChromaboxError(f"{path}: not a darknet weights file (its header is not a version number)")
     # darknet's own rule: before version 0.2, and from major version 1000 on, the count of pictures has 32 bits.
     start = 20 if header[0] * 10 + header[1] >= 2 else 16
     if (len(content) - start) % 4 or len(content) <= start:
         raise ChromaboxError(f"{path}: cut short; {len(content)} bytes are not a header and whole float32 numbers")
-    return np.frombuffer(content, np.float32, offset=start)
+    return np.frombuffer(content, "<f4", offset=start).astype(np.float32, copy=False)
 
 
 def convolutions(

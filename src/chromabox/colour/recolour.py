@@ -95,7 +95,7 @@ def _lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "
 
 
 def _for_bands(work: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int) -> None:
-    """Do `work` for bands of rows, on as many threads as torch may use; numpy computes without the interpreter's lock."""
+    """Do `work` for bands of rows, on as many threads as torch may use; numpy frees the interpreter meanwhile."""
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
     threads = min(torch.get_num_threads(), len(bands))

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "report": {"colour", "detect", "engine", "files", "errors"},
     "colour": {"engine", "files", "errors"},
     "detect": {"engine", "files", "errors"},
-    "engine": {"errors"},
+    "engine": {"files", "errors"},
     "files": {"errors"},
     "errors": set(),
     "assets": set(),

@@ -6,7 +6,6 @@ sentence that names the file.
 
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -18,6 +17,7 @@ from jaxtyping import Float64
 
 from chromabox.colour.palette import Palette, fault_of
 from chromabox.errors import ChromaboxError
+from chromabox.files.whole import write_whole
 
 LARGEST_FILE = 1 << 20  # bytes; 256 colours take a few thousand
 UNIT = "RGB/256"
@@ -75,15 +75,11 @@ def save_palette(path: str | Path, palette: Palette, made: Mapping[str, object] 
         content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *rows, ""]).encode()
     else:
         raise ChromaboxError(f"{path}: a palette is written as one of {', '.join(READERS)}, by the file's suffix")
-    # Aside in the same folder, then moved into place: nobody ever meets half a file.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        with write_whole(path) as aside:
+            aside.write_bytes(content)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _shipped() -> dict[str, Traversable]:

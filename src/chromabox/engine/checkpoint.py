@@ -6,9 +6,7 @@ description, for people. Nothing is ever pickled, so a stranger's checkpoint is 
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chromabox.errors import ChromaboxError
+from chromabox.files.whole import write_whole
 
 FORMAT = "chromabox-1"
 
@@ -25,7 +24,7 @@ FORMAT = "chromabox-1"
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, aside first and then renamed, so that no reader sees half a file."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with _whole(path) as aside:
+    with write_whole(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -40,7 +39,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], description: Mapping[s
     described = json.dumps(description, allow_nan=False)
     header = {"format": FORMAT, "state": json.dumps(skeleton), "description": described}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as aside:
+    with write_whole(path) as aside:
         save_file(tensors, aside, metadata=header)
         aside.chmod(0o644)  # safetensors lets only the owner read; a checkpoint is a file like any other
     write_json(path.with_suffix(".json"), description)
@@ -62,17 +61,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return _put_tensors(json.loads(header["state"]), tensors), json.loads(header["description"])
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise ChromaboxError(f"{path}: broken or truncated checkpoint ({error}); take another copy") from error
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path aside to write to, which then takes the place of ``path``; removed if the writing fails."""
-    aside = path.with_name(path.name + ".part")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

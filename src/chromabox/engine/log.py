@@ -2,12 +2,13 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from chromabox.files.whole import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,9 +54,8 @@ class MetricsSink:
             self._events.close()
 
     def _rewrite(self) -> None:
-        aside = self.path.with_name(self.path.name + ".part")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-        os.replace(aside, self.path)
+        with write_whole(self.path) as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         self._write_csv()
 
     def _write_csv(self) -> None:
@@ -63,12 +63,11 @@ class MetricsSink:
             (self.folder / "metrics.csv").unlink(missing_ok=True)
             return
         names = dict.fromkeys(name for record in self.records for name in record)
-        aside = self.folder / "metrics.csv.part"
-        with aside.open("w", newline="", encoding="utf-8") as file:
+        table = self.folder / "metrics.csv"
+        with write_whole(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(self.records)
-        os.replace(aside, self.folder / "metrics.csv")
 
 
 def read_metrics(folder: Path) -> list[Record]:

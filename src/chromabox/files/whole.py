@@ -15,7 +15,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     suffix, by which some libraries choose the format. What stood at `path` stays until then; a link there is replaced,
     never followed. The folder must exist. OSErrors are left to the caller, who knows what the file is.
     """
-    aside = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    aside = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield aside
         os.replace(aside, path)

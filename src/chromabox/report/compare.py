@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,6 +14,7 @@ from chromabox.colour.train import Inputs, TrainConfig, load_inputs, read_config
 from chromabox.colour.trained import load_palette_net
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
+from chromabox.files.whole import write_whole
 from chromabox.report.live import draw_run, watch_run
 from chromabox.report.plots import draw_rows
 
@@ -165,12 +165,10 @@ def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
     ]
     table, figure = folder / "comparison.csv", folder / "comparison.png"
     folder.mkdir(parents=True, exist_ok=True)
-    aside = table.with_name(table.name + ".part")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with write_whole(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[item.name for item in fields(Line)])
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in vars(line).items()} for line in lines)
-    os.replace(aside, table)
     _draw(figure, {name: group[0] for name, group in runs.items()}, lines)
     return Comparison(lines, {name: list(group) for name, group in runs.items()}, table, figure)
 

@@ -1,6 +1,5 @@
 """Figures: numbers and pictures in, one PNG out. matplotlib's object interface only, so no global state."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 
 from chromabox.engine.log import Record
+from chromabox.files.whole import write_whole
 
 Tile = UInt8[np.ndarray, "height width 3"]
 #: Colours that stay apart for colour-blind eyes (Wong 2011, Nature Methods 8, 441).
@@ -16,11 +16,10 @@ TRAIN_COLOUR, TEST_COLOUR, VAL_COLOUR = "#0072b2", "#d55e00", "#009e73"
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, aside first and then renamed."""
+    """Write a figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    figure.savefig(aside, dpi=dpi, format="png")
-    os.replace(aside, path)
+    with write_whole(path) as aside:
+        figure.savefig(aside, dpi=dpi, format="png")
 
 
 def draw_curves(records: Sequence[Record], path: Path, title: str) -> None:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from chromabox.colour.nets import (
     NETS,
     ColourNet,
+    Context,
     ConvTransposeNet,
+    PhotoNet,
     PoolUpsampleNet,
     Residual,
     UNet,
@@ -75,10 +77,10 @@ def test_every_layer_has_the_shape_of_the_figure(net_class: type[nn.Module], ker
 @pytest.mark.parametrize("name", NETS)
 def test_a_score_for_every_colour_of_every_pixel_at_any_fitting_size(name: str) -> None:
     net = build_net(name, num_colours=5).eval()
-    side = net.multiple
+    side, stride = net.multiple, 8 if name == "photo" else 1
     for height, width in ((side, 3 * side), (32, 32), (5 * side, 2 * side)):
         logits = net(torch.rand(2, 1, height, width))
-        assert logits.shape == (2, 5, height, width)
+        assert logits.shape == (2, 5, height // stride, width // stride)
         assert logits.isfinite().all()
 
 
@@ -323,3 +325,80 @@ def test_colournet_in_evaluation_averages_the_picture_and_its_mirror_image() -> 
 def test_a_residual_block_starts_as_the_identity() -> None:
     features = torch.rand(2, 8, 4, 4)
     torch.testing.assert_close(Residual(8).train()(features), features)
+
+
+def small_photo_net(frozen: int = 0) -> PhotoNet:
+    """With fewer channels in the decoder than the shipped one; the encoder's are given by YOLOv3-tiny."""
+    torch.manual_seed(0)
+    return PhotoNet(7, widths=(8, 12, 16), blocks=(1, 1, 1), frozen=frozen)
+
+
+def test_context_starts_as_the_identity_and_tells_the_same_everywhere() -> None:
+    features = torch.randn(2, 5, 4, 6)
+    context = Context(5)
+    assert torch.equal(context(features), features)
+    nn.init.normal_(context.tell.weight)
+    nn.init.normal_(context.tell.bias)
+    told = (context(features) - features).flatten(2)
+    expected = torch.relu(features.flatten(2).mean(-1)) @ context.tell.weight.T + context.tell.bias
+    torch.testing.assert_close(told, expected[:, :, None].expand_as(told), atol=1e-5, rtol=1e-5)
+
+
+def test_the_photo_nets_encoder_is_yolov3_tinys() -> None:
+    # Convolution, batch normalisation, leaky ReLU of slope 0.1, then pooling by 2: yolov3-tiny.cfg.
+    net = small_photo_net().eval()
+    seen = []
+    for layer in net.encode:
+        layer.register_forward_hook(lambda layer, taken, given: seen.append(given))
+    picture = torch.rand(1, 1, 64, 96)
+    net(picture)
+    features = picture
+    for index, layer in enumerate(net.encode):
+        weights = dict(layer.state_dict())
+        pooled = F.max_pool2d(features, 2, 2) if index else features
+        features = F.conv2d(pooled, weights["0.weight"], padding=1)
+        statistics = (weights[f"1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+        features = F.leaky_relu(F.batch_norm(features, *statistics), 0.1)
+        assert features.shape[1:] == (16 * 2**index, 64 // 2**index, 96 // 2**index)
+        torch.testing.assert_close(seen[index], features, atol=1e-5, rtol=1e-4)
+
+
+def test_the_photo_net_sees_the_whole_picture() -> None:
+    net = small_photo_net().eval()
+    for part in net.modules():
+        if isinstance(part, Context):
+            nn.init.normal_(part.tell.weight)
+        if isinstance(part, Residual):  # which starts as the identity
+            nn.init.normal_(part.branch[-1].weight)
+    plain = torch.full((1, 1, 96, 512), 0.5)
+    changed = plain.clone()
+    changed[..., :64] = 0.9
+    # 14 convolutions at 1/32 and finer reach less far than 448 pixels; the context tells it at the other end too.
+    assert not torch.allclose(net(plain)[..., -1], net(changed)[..., -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_frozen_layers_stay_bit_for_bit_through_training(frozen: int) -> None:
+    net = small_photo_net(frozen).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    step = torch.optim.SGD([parameter for parameter in net.parameters() if parameter.requires_grad], lr=0.1)
+    for _ in range(2):  # the first step only moves what starts at zero
+        loss = net(torch.rand(4, 1, 32, 64)).square().mean()
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    assert all(parameter.grad is None for parameter in net.encode[:frozen].parameters())
+    still = {name for name, value in net.state_dict().items() if torch.equal(value, before[name])}
+    expected = {name for name in before if name.startswith("encode.") and int(name.split(".")[1]) < frozen}
+    moving = {name for name in before if name.startswith("encode.")} - expected
+    assert expected <= still
+    assert not moving & still
+    assert count_parameters(net) == sum(value.numel() for name, value in net.named_parameters() if name not in expected)
+
+
+def test_photo_settings_come_from_json_lists_too() -> None:
+    net = build_net("photo", num_colours=3, widths=[8, 8, 8], blocks=[1, 1, 1], frozen=2)
+    assert isinstance(net, PhotoNet)
+    assert net.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3, 4, 4)
+    with pytest.raises(UsageError, match="no such setting"):
+        build_net("photo", num_colours=3, kernel=3)

@@ -44,8 +44,8 @@ class Photographs:
 def load_photographs(folder: Path, say: Callable[[str], None] = print) -> Photographs:
     """Read all pictures of a folder: its ``train`` and ``val`` folders where it has both, else every 20th is val.
 
-    Pictures that cannot be read, and those whose middle holds no colours, are left out, and ``say`` is told how many. Raises
-    UsageError for what is no folder of at least two coloured pictures.
+    Pictures that cannot be read, and those whose middle holds no colours, are left out, and ``say`` is told how many.
+    Raises UsageError for what is no folder of at least two coloured pictures.
     """
     if not folder.is_dir():
         raise UsageError(f"data {str(folder)!r}: not a folder; a photo net trains on a folder of photographs")

@@ -1,0 +1,93 @@
+"""Darknet weights: small files written with struct after the format's description, and what is no such file."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chromabox.errors import ChromaboxError
+from chromabox.files.darknet import YOLOV3_TINY, convolutions, fetch_yolov3_tiny, read_darknet
+from chromabox.files.sources import Pinned
+
+NUMBERS = [0.5, -1.25, 3e-8, 7.0]
+
+
+def write(path: Path, version: tuple[int, int, int], seen: bytes, numbers: list[float]) -> Path:
+    """A file as darknet writes it: little-endian, the count of pictures as the version has it."""
+    path.write_bytes(struct.pack("<3i", *version) + seen + struct.pack(f"<{len(numbers)}f", *numbers))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "seen"),
+    [
+        ((0, 1, 0), struct.pack("<i", 32_013_312)),  # before 0.2 the count has 32 bits
+        ((0, 2, 0), struct.pack("<q", 32_013_312)),
+        ((0, 2, 5), struct.pack("<q", 2**40)),
+        ((1, 0, 0), struct.pack("<q", 0)),
+    ],
+)
+def test_numbers_begin_after_the_header(tmp_path: Path, version: tuple[int, int, int], seen: bytes) -> None:
+    found = read_darknet(write(tmp_path / "a.weights", version, seen, NUMBERS))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array(NUMBERS, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "not a darknet weights file"),
+        (b"short", "not a darknet weights file"),
+        (b"\x00" * 11, "not a darknet weights file"),
+        (b"<html><body>404 Not Found</body></html>", "not a darknet weights file"),
+        (struct.pack("<3i", 0, 2, 0), "cut short"),
+        (struct.pack("<3iq", 0, 2, 0, 5), "cut short"),
+        (struct.pack("<3iq2f", 0, 2, 0, 5, 1.0, 2.0)[:-1], "cut short"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, error: str) -> None:
+    (tmp_path / "a.weights").write_bytes(content)
+    with pytest.raises(ChromaboxError, match=rf"a\.weights: {error}"):
+        read_darknet(tmp_path / "a.weights")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ChromaboxError, match=r"none\.weights: cannot be read"):
+        read_darknet(tmp_path / "none.weights")
+
+
+def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
+    # Every number says what it is: layer, kind (bias 0, scale 1, mean 2, variance 3, kernel 4) and place.
+    shapes = [(2, 3, 3), (4, 2, 1)]
+    numbers = []
+    for layer, (outputs, inputs, side) in enumerate(shapes):
+        sizes = [outputs] * 4 + [outputs * inputs * side * side]
+        numbers += [1000.0 * layer + 100 * kind + at for kind, size in enumerate(sizes) for at in range(size)]
+    path = write(tmp_path / "a.weights", (0, 2, 0), struct.pack("<q", 0), [*numbers, 9999.0])
+    for layer, (found, (outputs, inputs, side)) in enumerate(
+        zip(convolutions(read_darknet(path), shapes), shapes, strict=True)
+    ):
+        for kind, name in enumerate(("bias", "weight", "mean", "variance")):
+            assert found[name].tolist() == [1000 * layer + 100 * kind + at for at in range(outputs)]
+        assert found["kernel"].shape == (outputs, inputs, side, side)
+        for index in np.ndindex(outputs, inputs, side, side):
+            place = ((index[0] * inputs + index[1]) * side + index[2]) * side + index[3]
+            assert found["kernel"][index] == 1000 * layer + 400 + place
+
+
+def test_too_few_numbers_are_refused() -> None:
+    with pytest.raises(ChromaboxError, match="29 numbers; these layers need 30"):
+        convolutions(np.zeros(29, np.float32), [(3, 6, 1)])
+    assert len(convolutions(np.zeros(30, np.float32), [(3, 6, 1)])) == 1
+
+
+def test_a_mirror_that_holds_another_file_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(YOLOV3_TINY, Pinned)
+    write(tmp_path / YOLOV3_TINY.name, (0, 2, 0), struct.pack("<q", 0), NUMBERS)
+    monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
+    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_SOURCES", ())
+    with pytest.raises(ChromaboxError, match=YOLOV3_TINY.name):
+        fetch_yolov3_tiny()
+    assert not (tmp_path / "cache" / YOLOV3_TINY.name).exists()

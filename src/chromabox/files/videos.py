@@ -94,10 +94,10 @@ def survey_film(path: Path) -> Film:
         for packet in source.demux([stream for stream in source.streams if stream.codec_context is not None]):
             if packet.is_corrupt:
                 raise _cut_short(path)
-            if first is None and packet.stream_index == video.index:
+            if first is None and packet.stream.index == video.index:
                 first = next(iter(video.decode(packet)), None)
             if packet.size:
-                tally.count(packet, packet.stream_index == video.index)
+                tally.count(packet, packet.stream.index == video.index)
         if first is None:
             raise ChromaboxError(f"{path} holds no frame that can be decoded: {_WHOLE}")
         # Half a second of patience: what the last packet of a stream lasts is often not written down.
@@ -167,7 +167,9 @@ def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *,
     """
     refuse_target(film.path, target)
     if not 0 <= crf <= 51:
-        raise UsageError(f"crf is {crf:g}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless")
+        raise UsageError(
+            f"crf is {crf:g}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless"
+        )
     with _reading(film.path) as source, _writing(target) as sink:
         return _Remaking(film, target, source, sink, crf).run(change)
 
@@ -182,9 +184,7 @@ def refuse_target(path: Path, target: Path) -> None:
 class _Remaking:
     """A film on its way from one open container to another."""
 
-    def __init__(
-        self, film: Film, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float
-    ) -> None:
+    def __init__(self, film: Film, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float) -> None:
         self.path, self.target, self.source, self.sink = film.path, target, source, sink
         self.video = _video_of(film.path, source)
         self.video.thread_type = "AUTO"
@@ -197,18 +197,16 @@ class _Remaking:
     def run(self, change: Callable[[Pixels], Pixels]) -> Remade:
         """Carry everything over, in the order in which it lies in the source."""
         for packet in self._packets():
-            if packet.stream_index == self.video.index:
+            if packet.stream.index == self.video.index:
                 for frame in self._decoded(packet):
                     self._encode(frame, change(_upright_pixels(frame)))
             elif packet.size:
-                packet.stream = self.copies[packet.stream_index]
-                with _as_one_sentence(self.target, "cannot be written", _ROOM):
-                    self.sink.mux(packet)
+                packet.stream = self.copies[packet.stream.index]
+                self.sink.mux(packet)
         if not self.frames:
             raise ChromaboxError(f"{self.path} holds no frame that can be decoded: {_WHOLE}")
-        with _as_one_sentence(self.target, "cannot be written", _ROOM):
-            self.sink.mux(self.encoder.encode(None))
-            self.sink.close()
+        self.sink.mux(self.encoder.encode(None))
+        self.sink.close()
         kinds = [stream.type for stream in self.copies.values()]
         size = self.encoder.width, self.encoder.height
         return Remade(self.frames, *size, kinds.count("audio"), kinds.count("subtitle"))
@@ -236,20 +234,17 @@ class _Remaking:
             yield from self.video.decode(packet)
 
     def _encode(self, frame: "VideoFrame", pixels: Pixels) -> None:
-        with _as_one_sentence(self.target, "cannot be written", _ROOM):
-            height, width = _even(pixels).shape[:2]
-            if (width, height) != (self.encoder.width, self.encoder.height):
-                raise ChromaboxError(
-                    f"{self.path} changes its frame size to {width} × {height} after {self.frames} frames: "
-                    "a film of one size is needed"
-                )
-            self.sink.mux(self.encoder.encode(_video_frame(pixels, frame, self.encoder)))
+        height, width = _even(pixels).shape[:2]
+        if (width, height) != (self.encoder.width, self.encoder.height):
+            raise ChromaboxError(
+                f"{self.path} changes its frame size to {width} × {height} after {self.frames} frames: "
+                "a film of one size is needed"
+            )
+        self.sink.mux(self.encoder.encode(_video_frame(pixels, frame, self.encoder)))
         self.frames += 1
 
 
-def _add_encoder(
-    film: Film, target: Path, sink: "OutputContainer", video: "VideoStream", crf: float
-) -> "VideoStream":
+def _add_encoder(film: Film, target: Path, sink: "OutputContainer", video: "VideoStream", crf: float) -> "VideoStream":
     """A new H.264 stream of the film's size and colours that counts time as the old one does."""
     from av.codec.context import Flags
     from av.error import FFmpegError
@@ -330,14 +325,14 @@ def _display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     return signs.astype(np.int32)
 
 
-def _turned(pixels: Pixels, matrix: Int32[np.ndarray, "2 2"]) -> Pixels:
+def _turned(pixels: Pixels, matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
     if matrix[0, 0] == 0:
         pixels = pixels.swapaxes(0, 1)
     right, down = matrix.sum(axis=0)
     return np.ascontiguousarray(pixels[::down, ::right])
 
 
-def _even(pixels: Pixels) -> Pixels:
+def _even(pixels: Pixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
     height, width, _ = pixels.shape
     if height % 2 == width % 2 == 0:
         return pixels
@@ -399,17 +394,17 @@ def _reading(path: Path) -> "Iterator[InputContainer]":
 def _writing(target: Path) -> "Iterator[OutputContainer]":
     """A new film beside `target`, which takes its place if all went well."""
     av = _library()
+    # What goes wrong with the source is a ChromaboxError by the time it comes through here; the rest is the target's.
     with _as_one_sentence(target, "cannot be written", _ROOM):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(target) as aside:
-        with _as_one_sentence(target, "cannot be written", _ROOM):
+        with write_whole(target) as aside:
             sink = av.open(str(aside.resolve()), "w")
-        try:
-            yield sink
-        finally:
-            # What is written after a failure goes with the file; the failure itself is what should be told.
-            with contextlib.suppress(av.FFmpegError, ValueError):
-                sink.close()
+            try:
+                yield sink
+            finally:
+                # What closing says after a failure goes with the file; the failure itself is what should be told.
+                with contextlib.suppress(av.FFmpegError, ValueError):
+                    sink.close()
 
 
 def _library() -> Any:

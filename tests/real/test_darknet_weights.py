@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.colour.photo_train import FROZEN_LAYERS, Photographs, PhotoConfig, begin
+from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, Photographs, begin
 from chromabox.colour.recipes import photo_recipe
 from chromabox.errors import ChromaboxError
 from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darknet

@@ -15,7 +15,7 @@ DEFAULT_SMOOTHING = 0.8
 STILL, MOVED = 2.0, 8.0
 #: A frame begins a new scene if its lightness differs from the last frame's by this much on average, in L* (more
 #: than noise does) …
-CUT_DIFFERENCE = 4.0
+CUT_DIFFERENCE = 3.0
 #: … and the correlation of the two is below this (a flash, a fade and a fast movement keep it higher).
 CUT_CORRELATION = 0.5
 

@@ -31,13 +31,22 @@ NAMES = {
     "chromabox.colour.palette": "Palette annealed_mean constrain fit_palette labels_to_rgb mean_distance "
     "nearest_colour swatch",
     "chromabox.colour.palette_files": "load_palette save_palette",
-    "chromabox.colour.nets": "ColourNet ConvTransposeNet PoolUpsampleNet UNet build_net count_parameters",
-    "chromabox.colour.recipes": "NETS_IN_ORDER NetName Recipe RecipeName course default quick recipe_for",
+    "chromabox.colour.nets": "ColourNet ConvTransposeNet PhotoNet PoolUpsampleNet UNet build_net count_parameters",
+    "chromabox.colour.recipes": "NETS_IN_ORDER NetName Recipe RecipeName course default photo_recipe quick "
+    "recipe_for",
     "chromabox.colour.data": "ColourData Pictures load_colour_data",
     "chromabox.colour.metrics": "accuracy colourfulness confusion delta_e psnr",
     "chromabox.colour.train": "TrainConfig read_config train",
-    "chromabox.colour.trained": "TrainedNet load_trained",
-    "chromabox.colour.predict": "colour_files colour_picture",
+    "chromabox.colour.chroma": "ChromaBins fit_bins",
+    "chromabox.colour.opinion": "Opinion merge",
+    "chromabox.colour.photo_train": "PhotoConfig read_photo_config train_photo validate_photo",
+    "chromabox.colour.trained": "TrainedNet TrainedPhotoNet load_palette_net load_trained",
+    "chromabox.colour.control": "Control Decision decide",
+    "chromabox.colour.predict": "STYLES Wishes colour_picture decide_colours in_colours opinion_on predict_chroma",
+    "chromabox.colour.recolour": "lightness recolour",
+    "chromabox.colour.batch": "Outcome colour_batch find plan_outputs",
+    "chromabox.colour.score": "score score_pictures",
+    "chromabox.colour.video": "colour_video",
     "chromabox.colour.evaluate": "Evaluation evaluate",
     "chromabox.report.compare": "Comparison compare",
 }
@@ -48,16 +57,19 @@ FLAGS = {
     "palette fit": "-o --output -k --colours --seed",
     "palette show": "-o --output",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
-    f"--hold-out --patience --size --kernel --filters --dilation {EXECUTION}",
+    f"--hold-out --patience --size --kernel --filters --dilation --start {EXECUTION}",
     "evaluate": "--data --temperature -o --output",
     "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
-    "colour": "-o --output --net --temperature --working-size",
+    "colour": "-o --output --net --style --temperature --palette --lock --ban --replace --hints --leave-grey-below "
+    "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet --smoothing",
+    "score": "-o --output",
+    "export": "--onnx",
     "demo": "-o --output",
 }
 
 # (arguments, a part of what is said): what the command line itself finds wrong before any work is begun.
 WRONG_USE = [
-    ("", "palette, train, evaluate, compare, colour, demo"),
+    ("", "palette, train, evaluate, compare, colour, score, export, demo"),
     ("frobnicate", "frobnicate"),
     ("data mnist", "cifar10"),
     ("train nonet", "nonet"),

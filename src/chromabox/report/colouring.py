@@ -1,17 +1,16 @@
 """Colouring one file after another as the command line does it: read, decide, recolour, write, explain."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from chromabox.colour.control import Control, palette_from, parse_colour, parse_replacement
+from chromabox.colour.colour_names import parse_colour, parse_replacement
+from chromabox.colour.control import Control, palette_from
 from chromabox.colour.predict import StyleName, Trained, Wishes, decide_colours, in_colours
 from chromabox.colour.trained import net_digest
 from chromabox.colour.batch_record import file_digest
 from chromabox.errors import UsageError
 from chromabox.files.images import read_picture, write_picture
-from chromabox.report.explain import draw_explanation
 
 
 class Asked(Protocol):
@@ -76,6 +75,9 @@ def picture_work(trained: Trained, wishes: Wishes, *, explain: bool) -> Callable
         if picture.frames > 1:
             notes.append(f"{source} has {picture.frames} frames or pages; the first one is coloured")
         if explain:
+            # Imported late: who wants no figure should not wait for matplotlib.
+            from chromabox.report.explain import draw_explanation
+
             figure = target.with_name(f"{target.stem}.explained.png")
             draw_explanation(picture, coloured, decision, figure, target.name)
             notes.append(str(figure))

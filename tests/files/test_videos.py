@@ -69,7 +69,7 @@ def first_time(path: Path) -> float:
 
 def test_what_is_known_before_decoding(tmp_path: Path) -> None:
     film = make_film(tmp_path / "in.mp4", sound=True)
-    expected = Film(film, 5, 64, 48, Fraction(1), 25.0, 0.2, 1, 1, ())
+    expected = Film(film, 5, 64, 48, Fraction(1), 25.0, 0.2, 1, 1)
     assert survey_film(film) == expected
 
 
@@ -306,10 +306,23 @@ def test_other_streams_are_named_as_left_out(tmp_path: Path) -> None:
                     twin.pts, twin.dts = time
                     twin.time_base, twin.stream, twin.is_keyframe = packet.time_base, copy, packet.is_keyframe
                     sink.mux(twin)
-    assert survey_film(tmp_path / "two.mp4").left_out == ("video stream 1",)
-    unchanged(tmp_path / "two.mp4", tmp_path / "out.mp4")
+    assert unchanged(tmp_path / "two.mp4", tmp_path / "out.mp4").left_out == ("video stream 1",)
     with av.open(str(tmp_path / "out.mp4")) as found:
         assert [stream.type for stream in found.streams] == ["video"]
+
+
+@pytest.mark.parametrize(("suffix", "left_out"), [(".mkv", ()), (".mp4", ("attachment stream 1",))])
+def test_fonts_are_kept_where_the_format_has_a_place(tmp_path: Path, suffix: str, left_out: tuple[str, ...]) -> None:
+    with av.open(str(make_film(tmp_path / "plain.mkv"))) as source, av.open(str(tmp_path / "in.mkv"), "w") as sink:
+        video = sink.add_stream_from_template(source.streams.video[0])
+        sink.add_attachment("a.ttf", "font/ttf", b"letters")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                sink.mux(packet)
+    assert unchanged(tmp_path / "in.mkv", tmp_path / f"out{suffix}").left_out == left_out
+    with av.open(str(tmp_path / f"out{suffix}")) as found:
+        assert [stream.data for stream in found.streams.attachments] == ([] if left_out else [b"letters"])
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

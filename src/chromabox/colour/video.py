@@ -77,7 +77,7 @@ def colour_video(
         scenes=smoother.cuts + 1,
         audio_streams=remade.audio_streams,
         subtitle_streams=remade.subtitle_streams,
-        left_out=film.left_out,
+        left_out=remade.left_out,
     )
 
 

@@ -3,9 +3,6 @@
 * Read: MP4, MOV and Matroska, known by their content; no other reader and no address in a file is ever followed.
 * Written: H.264 (libx264), 8 bits, 4:2:0, each frame at its own time; sound, subtitles, chapters, title and date as
   they were; made aside in the same folder and then put in place.
-* Colours: frames are decoded by the matrix and range that the film names, and where it names none by BT.709 from 720
-  lines on and BT.601 below, as players do. Written is BT.709 from 720 lines on and BT.601 below, limited range, and
-  named so.
 """
 
 import contextlib
@@ -15,10 +12,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import Int32, UInt8
-
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.files.frames import (
+    BT709,
+    LIMITED,
+    UNSPECIFIED,
+    Pixels,
+    display_matrix,
+    even,
+    frame_to_encode,
+    matrix_for,
+    upright_pixels,
+)
 from chromabox.files.images import refuse_overwrite_of_input
 from chromabox.files.whole import write_whole
 
@@ -34,19 +39,11 @@ VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
 #: Quality of the encoding, 0 (lossless) to 51 (worst); x264 calls 17 to 18 visually lossless or nearly so.
 DEFAULT_CRF = 18.0
 
-# FFmpeg's numbers (ITU-T H.273): matrix coefficients, transfer functions and colour range.
-_BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
-_HDR_TRANSFERS = (16, 18)  # PQ and HLG
-_LIMITED, _FULL = 1, 2
-# swscale's own numbers for the same matrices, where they differ: all of BT.601 is 5, SMPTE 240M is 7, BT.2020 is 9.
-_SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-_HD_LINES = 720
+_HDR_TRANSFERS = (16, 18)  # PQ and HLG, by their numbers in ITU-T H.273
 _WHOLE = "a whole, undamaged film is needed"
 _ROOM = "a folder that may be written to, with room for the film, is needed"
 # What the writer says by itself, and would say wrongly if it were copied.
 _OWN_METADATA = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
-
-Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Film:
 
     `width` and `height` are those of an upright frame, `pixel_shape` is the width of one of its pixels by its height;
     `fps` is the average rate, `seconds` the video's length. `primaries` and `transfer` say what RGB means (numbers of
-    ITU-T H.273). `left_out` names the streams that are not carried over (data, cover pictures, further videos).
+    ITU-T H.273).
     """
 
     path: Path
@@ -67,18 +64,22 @@ class Film:
     seconds: float
     primaries: int
     transfer: int
-    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Remade:
-    """What was written: frames, the size with sides made even, and how many streams were copied."""
+    """What was written: frames, the size with sides made even, and how many streams were copied.
+
+    `left_out` names the streams that were not carried over: data, cover pictures, further videos, and attachments into
+    formats that have none.
+    """
 
     frames: int
     width: int
     height: int
     audio_streams: int
     subtitle_streams: int
+    left_out: tuple[str, ...] = ()
 
 
 def survey_film(path: Path) -> Film:
@@ -128,21 +129,19 @@ class _Tally:
 
 def _described(path: Path, source: "InputContainer", first: "VideoFrame", tally: _Tally) -> Film:
     video = _video_of(path, source)
-    height, width, _ = _upright_pixels(first).shape
+    height, width, _ = upright_pixels(first).shape
     shape = video.sample_aspect_ratio or Fraction(1)
-    kept = [video, *_copied_streams(source, path.suffix)]
     return Film(
         path=path,
         frames=tally.frames,
         width=width,
         height=height,
-        pixel_shape=shape if _display_matrix(first)[0, 0] else 1 / shape,
+        pixel_shape=shape if display_matrix(first)[0, 0] else 1 / shape,
         fps=float(video.average_rate or 0),
         seconds=tally.video_end - float((video.start_time or 0) * (video.time_base or 0)),
         # The values between reading and writing are the film's own RGB, so that its primaries and curve still hold.
-        primaries=_BT709 if first.color_primaries == _UNSPECIFIED else first.color_primaries,
-        transfer=_BT709 if first.color_trc == _UNSPECIFIED else first.color_trc,
-        left_out=tuple(f"{stream.type} stream {stream.index}" for stream in source.streams if stream not in kept),
+        primaries=BT709 if first.color_primaries == UNSPECIFIED else first.color_primaries,
+        transfer=BT709 if first.color_trc == UNSPECIFIED else first.color_trc,
     )
 
 
@@ -151,7 +150,7 @@ def frames_of(path: Path) -> Iterator[Pixels]:
     _refuse_no_film(path)
     with _reading(path) as source, _as_one_sentence(path, "is damaged and cannot be decoded"):
         for frame in source.decode(_video_of(path, source)):
-            yield _upright_pixels(frame)
+            yield upright_pixels(frame)
 
 
 def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *, crf: float = DEFAULT_CRF) -> Remade:
@@ -199,7 +198,7 @@ class _Remaking:
         for packet in self._packets():
             if packet.stream.index == self.video.index:
                 for frame in self._decoded(packet):
-                    self._encode(frame, change(_upright_pixels(frame)))
+                    self._encode(frame, change(upright_pixels(frame)))
             elif packet.size:
                 packet.stream = self.copies[packet.stream.index]
                 self.sink.mux(packet)
@@ -209,7 +208,13 @@ class _Remaking:
         self.sink.close()
         kinds = [stream.type for stream in self.copies.values()]
         size = self.encoder.width, self.encoder.height
-        return Remade(self.frames, *size, kinds.count("audio"), kinds.count("subtitle"))
+        return Remade(self.frames, *size, kinds.count("audio"), kinds.count("subtitle"), self._left_out())
+
+    def _left_out(self) -> tuple[str, ...]:
+        kept = {self.video.index, *self.copies}
+        return tuple(
+            f"{stream.type} stream {stream.index}" for stream in self.source.streams if stream.index not in kept
+        )
 
     def _copy_of(self, stream: "Stream") -> "Stream":
         try:
@@ -234,13 +239,13 @@ class _Remaking:
             yield from self.video.decode(packet)
 
     def _encode(self, frame: "VideoFrame", pixels: Pixels) -> None:
-        height, width = _even(pixels).shape[:2]
+        height, width = even(pixels).shape[:2]
         if (width, height) != (self.encoder.width, self.encoder.height):
             raise ChromaboxError(
                 f"{self.path} changes its frame size to {width} × {height} after {self.frames} frames: "
                 "a film of one size is needed"
             )
-        self.sink.mux(self.encoder.encode(_video_frame(pixels, frame, self.encoder)))
+        self.sink.mux(self.encoder.encode(frame_to_encode(pixels, frame, self.encoder.colorspace)))
         self.frames += 1
 
 
@@ -261,82 +266,12 @@ def _add_encoder(film: Film, target: Path, sink: "OutputContainer", video: "Vide
     context.time_base = video.time_base or Fraction(1, 90_000)
     context.flags |= Flags.frame_duration
     context.sample_aspect_ratio = film.pixel_shape
-    context.color_range = _LIMITED
-    context.colorspace = _BT709 if film.height >= _HD_LINES else _SMPTE170M
+    context.color_range = LIMITED
+    context.colorspace = matrix_for(film.height)
     context.color_primaries, context.color_trc = film.primaries, film.transfer
     encoder.metadata.update(_kept(video.metadata))
     encoder.disposition = video.disposition
     return encoder
-
-
-def _video_frame(pixels: Pixels, original: "VideoFrame", encoder: "VideoStream") -> "VideoFrame":
-    """The pixels as a frame for the encoder, at the time of the original."""
-    from av.video.frame import VideoFrame
-
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(_even(pixels)), format="rgb24")
-    frame = frame.reformat(
-        format="yuv420p",
-        src_color_range=_FULL,
-        dst_color_range=_LIMITED,
-        dst_colorspace=_SWSCALE_MATRIX[encoder.colorspace],
-        interpolation=_exact(),
-    )
-    frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
-    return frame
-
-
-def _upright_pixels(frame: "VideoFrame") -> Pixels:
-    """The frame as RGB, by its own matrix and range, turned and mirrored as its display matrix says."""
-    name = frame.format.name
-    matrix = _SWSCALE_MATRIX.get(frame.colorspace)
-    if matrix is None:
-        matrix = _SWSCALE_MATRIX[_BT709 if frame.height >= _HD_LINES else _SMPTE170M]
-    full = frame.color_range == _FULL or name.startswith("yuvj")
-    rgb = frame.reformat(
-        format="rgb24",
-        src_colorspace=None if frame.format.is_rgb else matrix,
-        src_color_range=_FULL if full or frame.format.is_rgb else _LIMITED,
-        dst_color_range=_FULL,
-        interpolation=_exact(),
-    ).to_ndarray()
-    return _turned(rgb, _display_matrix(frame))
-
-
-def _exact() -> int:
-    """How swscale converts: by the book instead of by its shortcuts, which are off by up to 2 of 255."""
-    from av.video.reformatter import Interpolation
-
-    exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    return int(Interpolation.BICUBIC | exact)
-
-
-def _display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
-    """Where the frame's right and its bottom point when shown, as two rows of (right, down): −1, 0 or 1 each.
-
-    A turn that is not by a multiple of 90° counts as the nearest that is.
-    """
-    side_data: Any = frame.side_data  # PyAV's stubs know only one kind of it.
-    data = side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return np.eye(2, dtype=np.int32)
-    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2].astype(np.int64)
-    straight = np.abs(np.diag(matrix)).sum() >= np.abs(np.diag(matrix[::-1])).sum()
-    signs = np.where(matrix < 0, -1, 1) * (np.eye(2) if straight else np.eye(2)[::-1])
-    return signs.astype(np.int32)
-
-
-def _turned(pixels: Pixels, matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
-    if matrix[0, 0] == 0:
-        pixels = pixels.swapaxes(0, 1)
-    right, down = matrix.sum(axis=0)
-    return np.ascontiguousarray(pixels[::down, ::right])
-
-
-def _even(pixels: Pixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
-    height, width, _ = pixels.shape
-    if height % 2 == width % 2 == 0:
-        return pixels
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _video_of(path: Path, source: "InputContainer") -> "VideoStream":

@@ -21,7 +21,7 @@ from chromabox.colour.discs import Discs
 from chromabox.colour.full_size import Cells, GreyWhereUnsure, InTurn, OnlyColours, OutsideDiscs, Painted, Rule
 from chromabox.colour.guided import fit_lines, shrink
 from chromabox.colour.hints import Hints, Influence, spread
-from chromabox.colour.opinion import Opinion
+from chromabox.colour.opinion import NEAR, Opinion
 from chromabox.colour.palette import Palette, fit_palette
 from chromabox.colour.palette_classes import PaletteClasses, lab_of, palette_classes
 from chromabox.colour.palette_files import load_palette
@@ -29,7 +29,7 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.images import SUFFIXES, eight_bits, read_picture
 
 #: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, whatever its lightness.
-REACH = 18.0
+REACH = NEAR
 #: Cells of the map on which hints spread, at least, unless the picture has fewer pixels.
 HINT_CELLS = 40_000
 #: Colours of a palette that is taken from a picture.
@@ -208,7 +208,8 @@ def _by_palette(opinion: Opinion, control: Control, size: tuple[int, int], influ
         labels = _with_hints(classes, classes.becomes[likeliest], influence)
         hints = classes.nearest(control.hints.colours)
         hinted, used = classes.chroma[hints], np.union1d(used, hints)
-    rule = OnlyColours(Cells(labels.shape, size), labels, classes.chroma)
+    small = labels.astype(np.min_scalar_type(len(classes.rgb)))
+    rule = OnlyColours(Cells(labels.shape, size), small, classes.chroma)
     shown = replace(over, centres=torch.from_numpy(classes.chroma[classes.becomes]).to(over.centres))
     return _Draft(classes.chroma[labels], [rule], shown, confidence, hinted, classes.rgb[used])
 

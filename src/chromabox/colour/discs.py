@@ -20,8 +20,8 @@ class Discs:
     def contain(self, points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, " points"]:
         """Which points lie inside at least one disc, by more than ``TOUCH``."""
         inside = np.zeros(len(points), bool)
-        for centre in self.centres:
-            inside |= ((points - centre) ** 2).sum(-1) < (self.radius - TOUCH) ** 2
+        for a, b in self.centres.tolist():
+            inside |= (points[:, 0] - a) ** 2 + (points[:, 1] - b) ** 2 < (self.radius - TOUCH) ** 2
         return inside
 
     def push(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:

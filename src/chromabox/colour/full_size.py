@@ -6,9 +6,10 @@ no state, so bands may come in any order and from several threads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt
+from jaxtyping import Float32, Integer, UInt
 
 from chromabox.colour.discs import Discs
 
@@ -23,24 +24,29 @@ class Cells:
     full: tuple[int, int]
 
     def between(self, axis: int, places: slice) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
-        """The two cells between whose centres each place along an axis lies, and how far (0..1) it is from the first."""
-        at = (np.arange(places.start, places.stop) + 0.5) * (self.small[axis] / self.full[axis]) - 0.5
+        """The two cells between whose centres each place of an axis lies, and how far (0..1) it is from the first."""
+        at = (np.arange(places.start, places.stop) + 0.5) * self.small[axis] / self.full[axis] - 0.5
         at = at.clip(0, self.small[axis] - 1)
         first = at.astype(np.intp)
         return first, np.minimum(first + 1, self.small[axis] - 1), (at - first).astype(np.float32)
 
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " width"]]:
+        """``between`` for all pixels of a row."""
+        return self.between(1, slice(0, self.full[1]))
+
     def corners(self, plane: np.ndarray, band: slice) -> list[np.ndarray]:
         """Values of a small plane in the four cells around every pixel of the band."""
         upper, lower, _ = self.between(0, band)
-        left, right, _ = self.between(1, slice(0, self.full[1]))
-        return [plane[np.ix_(rows, columns)] for rows in (upper, lower) for columns in (left, right)]
+        left, right, _ = self.columns
+        return [rows[:, columns] for rows in (plane[upper], plane[lower]) for columns in (left, right)]
 
     def bilinear(
         self, plane: Float32[np.ndarray, "small_height small_width"], band: slice
     ) -> Float32[np.ndarray, "rows width"]:
         """A small plane at every pixel of the band."""
         upper, lower, down = self.between(0, band)
-        left, right, across = self.between(1, slice(0, self.full[1]))
+        left, right, across = self.columns
         rows = plane[upper] + down[:, None] * (plane[lower] - plane[upper])
         return rows[:, left] + across * (rows[:, right] - rows[:, left])
 
@@ -53,18 +59,17 @@ class OnlyColours:
     """
 
     cells: Cells
-    labels: Int64[np.ndarray, "small_height small_width"]
+    labels: Integer[np.ndarray, "small_height small_width"]
     table: Float32[np.ndarray, "colours 2"]
 
     def __call__(self, chroma: Band, band: slice) -> Band:
-        first, *others = self.cells.corners(self.labels, band)
+        around = self.cells.corners(self.labels, band)
+        first, *others = around
         result = self.table[first]
-        best = ((result - chroma) ** 2).sum(-1)
-        for labels in others:
-            candidate = self.table[labels]
-            distance = ((candidate - chroma) ** 2).sum(-1)
-            nearer = distance < best
-            result[nearer], best[nearer] = candidate[nearer], distance[nearer]
+        mixed = np.logical_or.reduce([first != labels for labels in others])
+        candidates = self.table[np.stack([labels[mixed] for labels in around])]
+        nearest = ((candidates - chroma[mixed]) ** 2).sum(-1).argmin(0)
+        result[mixed] = candidates[nearest, np.arange(len(nearest))]
         return result
 
 

@@ -21,11 +21,11 @@ PAINTED = 127
 SAME, MOST_SPREAD = 5.0, 32
 #: Difference of lightness (σ, in L*) and of the net's mean chroma (σ, in a* and b*) between neighbouring cells at
 #: which colour begins to stop.
-LIGHTNESS_STEP, CHROMA_STEP = 5.0, 8.0
+LIGHTNESS_STEP, CHROMA_STEP = 2.5, 8.0
 #: Conductance that is left across the sharpest edge.
 LEAK = 1e-5
 #: Cells, as a part of the short side, over which a broad stroke's hold fades to 1/e on an even ground.
-FADE = 0.5
+FADE = 0.25
 #: Hold at which a hint and the net weigh alike: small dots hold little and would else colour only themselves.
 EVEN = 0.1
 

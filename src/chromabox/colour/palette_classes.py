@@ -108,9 +108,12 @@ def palette_classes(
     for (first, second), a, b in zip(replacements, old, new, strict=True):
         name = f"replace {written(first)}={written(second)}"
         if a == b >= 0:
-            raise UsageError(f"{name}: both mean the palette's colour {_named(classes, b)}; name two that differ more")
+            shared = written(tuple(classes.rgb[b].tolist()))
+            raise UsageError(f"{name}: both mean the palette's colour {shared}; name two that differ more")
         if b < 0 or b in banned or b in old:
             raise UsageError(f"{name}: {written(second)} is itself locked out, banned or replaced; name another colour")
+        if a >= 0 and classes.becomes[a] not in (a, b):
+            raise UsageError(f"{name}: {written(first)} is replaced twice; give one colour for it")
         if a >= 0:
             classes.becomes[a] = b
     classes.allowed[banned[banned >= 0]] = False
@@ -127,8 +130,3 @@ def _unrestricted(rgb: UInt8[np.ndarray, "colours 3"]) -> PaletteClasses:
 
 def _array(colours: Sequence[Colour]) -> UInt8[np.ndarray, "colours 3"]:
     return np.array(colours, np.uint8).reshape(-1, 3)
-
-
-def _named(classes: PaletteClasses, index: int) -> str:
-    red, green, blue = classes.rgb[index].tolist()
-    return written((red, green, blue))

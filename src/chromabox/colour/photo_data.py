@@ -29,7 +29,7 @@ LONGEST_SIDE = 256
 #: One in so many pictures of a folder without ``train`` and ``val`` inside is kept to choose by.
 VAL_SHARE = 20
 
-Photograph = UInt8[np.ndarray, "height width 3"]
+Photograph = UInt8[np.ndarray, "_ _ 3"]
 Batch = tuple[Float[Tensor, "batch 1 height width"], Float[Tensor, "batch 2 small_height small_width"]]
 
 
@@ -49,21 +49,26 @@ def load_photographs(folder: Path, say: Callable[[str], None] = print) -> Photog
     """
     if not folder.is_dir():
         raise UsageError(f"data {str(folder)!r}: not a folder; a photo net trains on a folder of photographs")
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        paths = [[path for path, _ in find_pictures([folder / split])] for split in ("train", "val")]
-    else:
-        found = [path for path, _ in find_pictures([folder])]
-        order = np.random.default_rng(0).permutation(len(found))
-        held = max(1, len(found) // VAL_SHARE)
-        paths = [[found[index] for index in np.sort(part)] for part in (order[held:], order[:held])]
+    given = [folder / split for split in ("train", "val")]
+    folders = given if all(split.is_dir() for split in given) else [folder]
+    paths = [[path for path, _ in find_pictures([part])] for part in folders]
     with progress("reading", sum(map(len, paths)), unit="pictures") as tick:
-        splits = [[photograph for path in split if (photograph := _small(path, tick)) is not None] for split in paths]
+        splits = [[photograph for path in part if (photograph := _small(path, tick)) is not None] for part in paths]
     left_out = sum(map(len, paths)) - sum(map(len, splits))
     if left_out:
         say(f"{folder}: {left_out} pictures are left out, being damaged or without colours")
+    if len(splits) == 1:
+        splits = _divided(splits[0])
     if not all(splits):
         raise UsageError(f"{folder}: holds too few coloured pictures; at least one to train on and one to choose by")
     return Photographs(*splits)
+
+
+def _divided(photographs: list[Photograph]) -> list[list[Photograph]]:
+    """The pictures to train on and the ones to choose by, at least one, drawn by lot but always the same."""
+    order = np.random.default_rng(0).permutation(len(photographs))
+    held = max(1, len(photographs) // VAL_SHARE)
+    return [[photographs[index] for index in np.sort(part)] for part in (order[held:], order[:held])]
 
 
 def _small(path: Path, tick: Callable[[], None]) -> Photograph | None:

@@ -135,11 +135,10 @@ def train_photo(
 def begin(config: PhotoConfig, photographs: Photographs, run: Path | None) -> Beginning:
     """The net and its bins before the first step; a run that goes on has in its folder all that it began from."""
     if run is not None:
-        own = _photo_net(run / "last.safetensors")
-        return Beginning(own.net, own.description["settings"], own.bins, own.description["start"])
+        return _photo_net(run / "last.safetensors")
     if config.start not in ("auto", "yolov3-tiny", "none"):
         tuned = _photo_net(None if config.start == "shipped" else Path(config.start))
-        return Beginning(tuned.net, tuned.description["settings"], tuned.bins, config.start)
+        return replace(tuned, start=config.start)
     numbers = None if config.start == "none" else _darknet(needed=config.start == "yolov3-tiny")
     bins = _fit_bins(photographs, config.spacing)
     settings = {**config.settings, "num_colours": len(bins), "frozen": 0 if numbers is None else FROZEN_LAYERS}
@@ -150,15 +149,15 @@ def begin(config: PhotoConfig, photographs: Photographs, run: Path | None) -> Be
     return Beginning(net, settings, bins, "none" if numbers is None else "yolov3-tiny")
 
 
-def _photo_net(path: Path | None) -> TrainedPhotoNet:
-    """A photo net from a checkpoint (None: the shipped one), to be trained on; UsageError for another net."""
+def _photo_net(path: Path | None) -> Beginning:
+    """A photo net from a checkpoint (None: the shipped one), to be trained on; UsageError for any other net."""
     trained = load_trained(path)
-    if not isinstance(trained, TrainedPhotoNet):
-        raise UsageError(
-            f"start: {path or 'the shipped net'} is a {trained.description.get('net')}; fine-tuning needs a photo net"
-        )
+    if not isinstance(trained, TrainedPhotoNet) or not isinstance(trained.net, PhotoNet):
+        name = trained.description.get("net")
+        raise UsageError(f"start: {path or 'the shipped net'} is a {name}; fine-tuning needs a photo net's checkpoint")
     trained.net.train()
-    return trained
+    description = trained.description
+    return Beginning(trained.net, description["settings"], trained.bins, description.get("start", "none"))
 
 
 def _darknet(*, needed: bool) -> Any:

@@ -300,6 +300,10 @@ def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     before = (tmp_path / "a.webp").read_bytes()
     with pytest.raises(ChromaboxError, match=r"a\.webp cannot be written as WEBP"):
         write_picture(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # WebP ends at 16,383
+    with pytest.raises(ChromaboxError, match=r"a\.jpg cannot be written as JPEG: a side of 65,501 pixels is more than"):
+        write_picture(tmp_path / "a.jpg", np.zeros((65_501, 1, 3), np.uint8))
+    with pytest.raises(UsageError, match="quality 101 is not between 1 and 100"):
+        write_picture(tmp_path / "a.webp", scene(), quality=101)
     assert (tmp_path / "a.webp").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
 

@@ -7,6 +7,7 @@
 * Values are the file's own integers; no colour profile is applied, the profile itself is kept beside them.
 """
 
+import logging
 import os
 import stat
 import struct
@@ -24,6 +25,9 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.metadata import dpi_of, exif_of, metadata_options, orientation_of
 from chromabox.files.sixteen import sixteen_bit_values, write_sixteen_bit_png, write_sixteen_bit_tiff
 from chromabox.files.whole import write_whole
+
+# Its complaints about odd headers would reach the terminal; what matters raises.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Only these decoders are ever tried: Pillow has others that run outside programs (EPS).
 _READABLE = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
@@ -49,6 +53,7 @@ _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _COMPRESSION: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _WITH_QUALITY = ("JPEG", "WEBP")
 _WITH_ALPHA = ("PNG", "TIFF", "WEBP")
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """Red, green, blue: 0 to 255 where a file has 8 bits for each channel, 0 to 65535 where it has 16."""
@@ -146,8 +151,8 @@ def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -
 
     JPEG, WebP, BMP and PPM have 8 bits for each channel: values of 16 are rounded to the nearest. JPEG, BMP and PPM
     have no alpha: there the picture is laid on white. `quality` (1 to 100) is for JPEG and WebP. A missing parent
-    folder is made. Raises UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written;
-    then none is left.
+    folder is made. Raises UsageError for an unknown suffix or quality, ChromaboxError if the file cannot be written or
+    the format's sides end before the picture's; then none is left.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"quality {quality} is not between 1 and 100")
@@ -326,8 +331,11 @@ def _apart(values: Values) -> tuple[Pixels, Alpha | None]:
 
 
 def _save(path: Path, kind: str, picture: Picture, quality: int) -> None:
-    options = metadata_options(kind, picture.exif, picture.icc, picture.dpi)
     pixels, alpha = picture.pixels, picture.alpha
+    side, longest = max(pixels.shape), _LONGEST_SIDE.get(kind)
+    if longest is not None and side > longest:
+        raise ValueError(f"a side of {side:,} pixels is more than its {longest:,}; PNG and TIFF hold it")
+    options = metadata_options(kind, picture.exif, picture.icc, picture.dpi)
     if picture.depth == 16 and kind in ("PNG", "TIFF"):
         write = write_sixteen_bit_png if kind == "PNG" else write_sixteen_bit_tiff
         write(path, pixels if alpha is None else np.dstack([pixels, alpha]), **options)

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
-_ORIENTATION, _EXIF_IFD, _GPS_IFD = 0x0112, 0x8769, 0x8825
+_ORIENTATION = 0x0112
+EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
 # What describes the photograph; a TIFF's other tags describe its own strips and are wrong in any other file.
 # Image description, make, model, software, date, artist, copyright.
 _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
@@ -33,7 +34,7 @@ def exif_of(image: Image.Image) -> bytes | None:
         if image.format == "TIFF":
             exif = describing(exif)
         exif.pop(_ORIENTATION, None)
-        has_content = len(exif) > 0 or bool(exif.get_ifd(_EXIF_IFD)) or bool(exif.get_ifd(_GPS_IFD))
+        has_content = len(exif) > 0 or bool(exif.get_ifd(EXIF_DIRECTORY)) or bool(exif.get_ifd(GPS_DIRECTORY))
         return exif.tobytes() if has_content else None
     except Exception:
         return None
@@ -43,7 +44,7 @@ def describing(exif: Image.Exif) -> Image.Exif:
     """Only what describes the photograph: descriptive tags, the EXIF directory and the place."""
     kept = Image.Exif()
     kept.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
-    for directory in (_EXIF_IFD, _GPS_IFD):
+    for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):
         if inner := exif.get_ifd(directory):
             kept.get_ifd(directory).update(inner)
     return kept

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from chromabox.files.metadata import describing
+from chromabox.files.metadata import EXIF_DIRECTORY, GPS_DIRECTORY, describing
 
 # Its complaints about odd tags would reach the terminal; what matters raises.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -82,7 +82,7 @@ def write_sixteen_bit_tiff(
         described = describing(whole)
         for tag in described:
             directory[tag] = described[tag]
-        for tag in (0x8769, 0x8825):
+        for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
             if inner := described.get_ifd(tag):
                 directory[tag] = inner
     directory[256], directory[257] = width, height

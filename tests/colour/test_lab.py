@@ -90,12 +90,7 @@ def fits(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tol
     y = np.repeat(root[:, None], len(scales), 1).astype(np.float64)
     xyz = np.stack([y + a[:, None] * scales / 500, y, y - b[:, None] * scales / 200], axis=-1)
     xyz = np.where(xyz > 6 / 29, xyz**3, 3 * (6 / 29) ** 2 * (xyz - 4 / 29)) * [0.95047, 1, 1.08883]
-    matrix = [
-        [3.2404542, -1.5371385, -0.4985314],
-        [-0.9692660, 1.8760108, 0.0415560],
-        [0.0556434, -0.2040259, 1.0572252],
-    ]
-    linear = xyz @ np.transpose(matrix)
+    linear = xyz @ rgb_from_xyz.T
     return ((linear >= -tolerance) & (linear <= 1 + tolerance)).all(axis=-1)
 
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from chromabox.colour.score import PictureScore, Scorecard, flat, score
 from chromabox.errors import ChromaboxError
+from chromabox.files.whole import write_whole
 
 #: Files that the table shows; ``scores.csv`` has them all.
 SHOWN = 40
@@ -72,14 +72,9 @@ def write_scorecard(card: Scorecard, folder: Path) -> tuple[Path, Path]:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write a file aside and put it in place, so that no half of it is ever seen."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with write_whole(path) as aside:
         # Names of files need not be valid UTF-8; their bytes are kept.
         aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,1 @@
+"""The second wing: a picture in, boxes out."""

@@ -187,9 +187,7 @@ class Architecture:
         match layer:
             case Convolution():
                 if channels % layer.groups or layer.filters % layer.groups or layer.filters < 1 or layer.size < 1:
-                    raise self._misfit(
-                        index, f"{layer.filters} filters in {layer.groups} groups on {channels} channels"
-                    )
+                    raise self._misfit(index, f"{layer.filters} filters, {layer.groups} groups, {channels} channels")
                 return Shape(layer.filters, stride * layer.stride)
             case MaxPool():
                 return Shape(channels, stride * layer.stride)

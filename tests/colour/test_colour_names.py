@@ -30,18 +30,21 @@ def test_what_is_written_is_read_again(colour: tuple[int, int, int]) -> None:
     assert parse_colour(written(colour)) == colour
 
 
-@pytest.mark.parametrize("text", ["", "#", "#ff", "#ff00", "#ff00aa80", "rgb(1,2,3)", "hsl(0,100%,50%)", "blurple", "#ggg"])
+@pytest.mark.parametrize(
+    "text", ["", "#", "#ff", "#ff00", "#ff00aa80", "rgb(1,2,3)", "hsl(0,100%,50%)", "blurple", "#ggg"]
+)
 def test_anything_else_is_refused_by_the_options_name(text: str) -> None:
-    with pytest.raises(UsageError, match="^ban .*is no colour"):
+    with pytest.raises(UsageError, match=r"^ban .*is no colour"):
         parse_colour(text, "ban")
 
 
 @given(st.text(string.printable))
 def test_no_text_is_a_surprise(text: str) -> None:
     try:
-        assert all(0 <= value <= 255 for value in parse_colour(text))
-    except UsageError as error:
-        assert "\n" not in str(error)
+        colour = parse_colour(text)
+    except UsageError:
+        return
+    assert all(0 <= value <= 255 for value in colour)
 
 
 def test_replacements() -> None:
@@ -50,5 +53,5 @@ def test_replacements() -> None:
 
 @pytest.mark.parametrize("text", ["red", "red=blue=green", "=", "red=", "red:blue"])
 def test_half_replacements_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="^replace "):
+    with pytest.raises(UsageError, match=r"^replace "):
         parse_replacement(text)

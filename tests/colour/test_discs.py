@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from chromabox.colour.discs import Discs
 
 RADIUS = 20.0
-ANGLES = np.linspace(0, 2 * np.pi, 2000, endpoint=False)
+ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
 
 
 def brute_force(centres: np.ndarray, point: np.ndarray) -> float:
@@ -20,7 +20,7 @@ def brute_force(centres: np.ndarray, point: np.ndarray) -> float:
 places = st.tuples(st.floats(-60, 60), st.floats(-60, 60))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(places, min_size=1, max_size=6, unique=True), st.integers(0, 2**32 - 1))
 def test_nothing_is_left_inside_and_nothing_moves_further_than_it_must(
     centres: list[tuple[float, float]], seed: int
@@ -34,7 +34,7 @@ def test_nothing_is_left_inside_and_nothing_moves_further_than_it_must(
     before = np.hypot(*(points[..., None, :] - discs.centres).transpose(3, 0, 1, 2)).min(-1)
     np.testing.assert_array_equal(pushed[before >= RADIUS], points[before >= RADIUS])
     for point, moved in zip(points[before < RADIUS - 1e-3], pushed[before < RADIUS - 1e-3], strict=True):
-        # The search knows the rims only at steps of 0.06.
+        # The search knows the rims only at steps of 0.2.
         assert np.hypot(*(moved - point)) <= brute_force(discs.centres, point) + 0.01
 
 

@@ -89,7 +89,7 @@ class _Draft:
     rules: list[Rule]
     opinion: Opinion
     confidence: Float32[np.ndarray, "height width"]
-    hinted: Float32[np.ndarray, "colours 2"]
+    hinted: Float32[np.ndarray, "numbers 2"]
     """The chroma of each painted colour, in the order of their numbers."""
     colours: UInt8[np.ndarray, "colours 3"] | None = None
 

@@ -44,7 +44,7 @@ class Discs:
         for centre in self.centres:
             away = points - centre
             length = np.hypot(*away.T)[:, None]
-            away = np.where(length > 0, away / np.maximum(length, 1e-300), [1.0, 0.0])
+            away = np.where(length > TOUCH, away / np.maximum(length, TOUCH), [1.0, 0.0])
             _take_nearer(result, best, points, centre + self.radius * away, self)
         for corner in self._corners:
             _take_nearer(result, best, points, np.broadcast_to(corner, points.shape), None)
@@ -56,7 +56,7 @@ class Discs:
         first, second = np.triu_indices(len(self.centres), 1)
         half = (self.centres[second] - self.centres[first]) / 2
         length = np.hypot(*half.T)
-        meet = (length > 0) & (length <= self.radius)
+        meet = (length > TOUCH) & (length <= self.radius)
         half, length, middle = half[meet], length[meet, None], self.centres[first[meet]] + half[meet]
         across = half[:, ::-1] * [-1.0, 1.0] / length * np.sqrt(self.radius**2 - length**2)
         corners = np.concatenate([middle + across, middle - across])

@@ -1,0 +1,147 @@
+"""COCO's labels: one JSON of `images`, `annotations` (x, y, width, height in pixels) and `categories`.
+
+Category ids may have gaps (COCO's own run to 90 for 80 classes): classes are the categories in the order of their ids.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chromabox.detect.labelled import DetectionSet, Fault, Label, Labelled, judged
+from chromabox.detect.pictures import files_below, is_split, measured, pictures_below
+from chromabox.errors import ChromaboxError
+
+_PARTS = ("images", "annotations", "categories")
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """The .json files of a folder that are COCO labels of boxes; only instances_* where there are such."""
+    found = [path for path in files_below(folder, {".json"}) if _is_coco(path)]
+    return [path for path in found if path.name.startswith("instances")] or found
+
+
+def read_coco(root: Path, files: Sequence[Path]) -> DetectionSet:
+    """All labelled pictures of the files, which must agree in their categories.
+
+    A file's pictures are of the split that its name ends in (instances_val2017.json) or that its folder is called.
+    Raises ChromaboxError for a file that is not such JSON, or where the categories differ.
+    """
+    pictures: list[Labelled] = []
+    faults: list[Fault] = []
+    splits: dict[str, None] = {}
+    categories: dict[int, str] = {}
+    by_name: dict[str, Path] = {}
+    for file in files:
+        said = _load(file)
+        own = _categories(said, file)
+        if categories and own != categories:
+            raise ChromaboxError(f"{file}: its categories differ from those of {files[0]}; one list for all is needed")
+        categories = own
+        by_name = by_name or {path.name: path for path in pictures_below(root)}
+        split = _split(file)
+        splits[split] = None
+        found, wrong = _read_pictures(said, file, root, split, list(categories), by_name)
+        pictures += found
+        faults += wrong
+    return DetectionSet(
+        pictures=tuple(pictures),
+        classes=tuple(categories.values()),
+        splits=tuple(splits),
+        format="coco",
+        faults=tuple(faults),
+    )
+
+
+def _read_pictures(
+    said: dict[str, Any], file: Path, root: Path, split: str, ids: list[int], by_name: dict[str, Path]
+) -> tuple[list[Labelled], list[Fault]]:
+    labels, faults = _labels(said["annotations"], file, {category: index for index, category in enumerate(ids)})
+    pictures: list[Labelled] = []
+    for entry in said["images"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or "id" not in entry:
+            faults.append(Fault("missing picture", file, None, "an image without id or file_name; left out", True))
+            continue
+        own = labels.pop(entry["id"], [])
+        path = _place(entry["file_name"], file, root, split, by_name)
+        size, found = measured(path)
+        faults += found
+        if size is not None:
+            one, found = judged(own, path, size, split, file)
+            pictures.append(one)
+            faults += found
+    for lost in labels.values():
+        faults += [
+            Fault("label without picture", file, label.line, "no image has its image_id", True) for label in lost
+        ]
+    return pictures, faults
+
+
+def _labels(annotations: list[Any], file: Path, places: dict[int, int]) -> tuple[dict[Any, list[Label]], list[Fault]]:
+    """The labels by image id, and the faults of those that are no boxes."""
+    labels: dict[Any, list[Label]] = defaultdict(list)
+    faults: list[Fault] = []
+    for index, entry in enumerate(annotations):
+        number = entry.get("id", index) if isinstance(entry, dict) else index
+        number = number if isinstance(number, int) else index
+        try:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            image, category = entry["image_id"], entry["category_id"]
+        except (KeyError, TypeError, ValueError):
+            text = "bbox: four numbers, image_id and category_id are needed; left out"
+            faults.append(Fault("unreadable label", file, number, text, True))
+            continue
+        if category not in places:
+            faults.append(Fault("unknown class", file, number, f"category_id {category} is none; left out", True))
+            continue
+        corners = (x, y, x + width, y + height)
+        labels[image].append(Label(number, places[category], corners, bool(entry.get("iscrowd", 0))))
+    return labels, faults
+
+
+def _place(name: str, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
+    """Where the picture is: beside the file, in the usual folders, else wherever its name occurs below the root."""
+    above = file.parent.parent
+    folders = (
+        file.parent,
+        root,
+        root / "images",
+        root / split,
+        root / "images" / split,
+        above,
+        above / "images" / split,
+    )
+    tried = [folder / name for folder in (*folders, above / split)]
+    return next((path for path in tried if path.is_file()), by_name.get(Path(name).name, tried[0]))
+
+
+def _split(file: Path) -> str:
+    last = file.stem.replace("-", "_").split("_")[-1]
+    return next((name for name in (last, file.stem, file.parent.name) if is_split(name)), "")
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and all(isinstance(said.get(part), list) for part in _PARTS)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ChromaboxError(f"{path}: cannot be read as JSON ({error}); COCO's labels are needed") from error
+    if not isinstance(said, dict) or not all(isinstance(said.get(part), list) for part in _PARTS):
+        raise ChromaboxError(f"{path}: holds no COCO labels; lists of {', '.join(_PARTS)} are needed")
+    return said
+
+
+def _categories(said: dict[str, Any], path: Path) -> dict[int, str]:
+    """Names by id, in the order of the ids. Categories above others (Roboflow's first) that no box has are kept."""
+    try:
+        return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in said["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ChromaboxError(f"{path}: categories need an id and a name each") from error

@@ -28,7 +28,7 @@ KNEE = np.float32(6 / 29)
 KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
 
-#: How far linear sRGB may leave [0, 1] and still count as inside: it is clipped, which moves L* by less than 0.06.
+#: How far linear sRGB may leave [0, 1] and still count as inside: it is clipped, which moves L* by less than 0.1.
 TOLERANCE = np.float32(1e-4)
 # Slope that counts as none: with it, any excess lasts as far as the search may reach.
 _FLAT = np.float32(1e-6)

@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from chromabox.colour.chroma import ChromaBins
-from chromabox.colour.nets import PhotoNet, build_net
+from chromabox.colour.nets import build_net
+from chromabox.colour.onnx_net import OnnxNet, open_onnx
 from chromabox.colour.palette import Palette
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
@@ -32,7 +33,7 @@ class TrainedNet:
 class TrainedPhotoNet:
     """A photo net in evaluation mode, the chroma bins it scores, and what its checkpoint says of it."""
 
-    net: PhotoNet
+    net: nn.Module
     bins: ChromaBins
     description: dict[str, Any]
 
@@ -48,9 +49,10 @@ def describe_net(name: str, settings: dict[str, Any], palette: Palette) -> dict[
 
 
 def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
-    """Load a checkpoint, the best one of a run folder, or (None) the one that ships with the package.
+    """Load a checkpoint, the best one of a run folder, an exported ONNX file, or (None) what ships with the package.
 
-    Raises ChromaboxError if it is missing, broken, or not of a colour net.
+    Raises ChromaboxError if it is missing, broken, or not of a colour net; for an ONNX file UsageError where the
+    libraries for it are missing.
     """
     if path is None:
         with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
@@ -88,16 +90,13 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
-    state, description = load_checkpoint(path)
+    opened, description = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
     try:
+        net = opened if isinstance(opened, OnnxNet) else _built(opened, description)
         if "bins" in description:
-            photo_net = PhotoNet(**{key: _as_tuple(value) for key, value in description["settings"].items()})
-            photo_net.load_state_dict(state["net"])
-            return TrainedPhotoNet(photo_net.eval(), ChromaBins.from_json(description["bins"]), description)
+            return TrainedPhotoNet(net.eval(), ChromaBins.from_json(description["bins"]), description)
         stored = description["palette"]
         palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
-        net = build_net(description["net"], **description["settings"])
-        net.load_state_dict(state["net"])
     except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
         reason = " ".join(str(error).split())  # PyTorch lists what does not fit in many lines.
         raise ChromaboxError(
@@ -106,6 +105,7 @@ def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
     return TrainedNet(net.eval(), palette, description)
 
 
-def _as_tuple(value: Any) -> Any:
-    """JSON, where settings are kept, knows lists but no tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def _built(state: dict[str, Any], description: dict[str, Any]) -> nn.Module:
+    net = build_net(description["net"], **description["settings"])
+    net.load_state_dict(state["net"])
+    return net

@@ -350,7 +350,6 @@ def test_a_net_is_read_once_until_its_file_changes(
     colourise(GREY, net=str(run / "best.safetensors"))
     assert len(read) == 1
     later = (run / "best.safetensors").stat().st_mtime_ns + 1_000_000_000
-    import os
 
     os.utime(run / "best.safetensors", ns=(later, later))
     colourise(GREY, net=run)

@@ -1,0 +1,222 @@
+"""Boxes: their formats, how much they overlap, which of many remain, and the way into the net's square and back.
+
+A box is four numbers in pixels from the picture's upper left corner; pixel centres lie at halves. Three formats:
+
+* ``xyxy``: left, top, right, bottom. Everything here takes and gives this one unless its name says otherwise.
+* ``xywh``: left, top, width, height (COCO's JSON).
+* ``cxcywh``: centre, width, height (YOLO's text files, there divided by the picture's width and height).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, UInt8, UInt16
+
+from chromabox.errors import UsageError
+
+Boxes = Float[np.ndarray, "boxes 4"]
+Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
+
+#: Boxes that are compared with each other at once: their matrix of overlaps still lies in the processor's cache.
+_BLOCK = 256
+
+
+def xyxy_to_xywh(boxes: Boxes) -> Boxes:
+    """Left, top, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def xywh_to_xyxy(boxes: Boxes) -> Boxes:
+    """Left, top, right, bottom, from left, top, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
+    """Centre, width, height."""
+    return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
+    """Left, top, right, bottom, from centre, width, height."""
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+def areas(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
+    """Width times height; 0 for a box whose right lies left of its left, or whose bottom lies above its top."""
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    return sides[:, 0] * sides[:, 1]
+
+
+def iou(some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]) -> Float[np.ndarray, "some others"]:
+    """Intersection over union of every one with every other, 0 to 1; 0 where both are empty."""
+    shared = _intersections(some, others)
+    union = np.add.outer(areas(some), areas(others)) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _intersections(
+    some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]
+) -> Float[np.ndarray, "some others"]:
+    sides = np.minimum(some.T[2:, :, None], others.T[2:, None]) - np.maximum(some.T[:2, :, None], others.T[:2, None])
+    np.maximum(sides, 0, out=sides)
+    return sides[0] * sides[1]
+
+
+def nms(
+    boxes: Boxes,
+    scores: Float[np.ndarray, " boxes"],
+    classes: Int64[np.ndarray, " boxes"],
+    iou: float = 0.45,
+) -> Int64[np.ndarray, " kept"]:
+    """Non-maximum suppression, class by class: indices of the boxes that remain, the highest score first.
+
+    A box goes if one of its class with a higher score (of equal ones: that stands earlier) remains and overlaps it by
+    more than ``iou``, 0 to 1. Computed in float32.
+    """
+    if not 0 <= iou <= 1:
+        raise UsageError(f"iou is {iou}: give a number from 0 to 1")
+    by_score = np.argsort(-scores, kind="stable")
+    order = by_score[np.argsort(classes[by_score], kind="stable")]
+    ordered = boxes[order].astype(np.float32)
+    ends = np.flatnonzero(np.diff(classes[order], append=-1)) + 1
+    keep = np.zeros(len(order), bool)
+    for begin, end in zip((0, *ends), ends, strict=False):
+        keep[begin:end] = _greedy(ordered[begin:end], iou)
+    kept = order[keep]
+    return kept[np.argsort(-scores[kept], kind="stable")]
+
+
+def _greedy(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
+    """Which boxes of one class remain, given in the order of their scores.
+
+    Block by block: those still there are compared with each other, those of them that remain with all later ones.
+    """
+    keep = np.ones(len(boxes), bool)
+    for begin in range(0, len(boxes), _BLOCK):
+        block = begin + np.flatnonzero(keep[begin : begin + _BLOCK])
+        overlaps = _overlap(boxes[block], boxes[block], threshold)
+        keep[block] = _resolved(overlaps)
+        block = block[keep[block]]
+        later = begin + _BLOCK + np.flatnonzero(keep[begin + _BLOCK :])
+        if len(later):
+            keep[later] = ~_overlap(boxes[block], boxes[later], threshold).any(axis=0)
+    return keep
+
+
+def _overlap(
+    some: Float32[np.ndarray, "some 4"], others: Float32[np.ndarray, "others 4"], threshold: float
+) -> Bool[np.ndarray, "some others"]:
+    """Whether intersection over union exceeds ``threshold``: s / (a + b − s) > t where s > t (a + b) / (1 + t)."""
+    share = np.float32(threshold / (1 + threshold))
+    return _intersections(some, others) > np.add.outer(areas(some) * share, areas(others) * share)
+
+
+def _resolved(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
+    """Which remain of boxes in the order of their scores: one after another strikes out those it overlaps.
+
+    A row of the matrix is one whole number, whose bits are its columns: striking out is one "or".
+    """
+    rows = np.packbits(overlaps, axis=1, bitorder="little")
+    width = rows.shape[1]
+    data = rows.tobytes()
+    gone = 0
+    keep = np.ones(len(overlaps), bool)
+    for index in range(len(overlaps)):
+        if gone >> index & 1:
+            keep[index] = False
+        else:
+            gone |= int.from_bytes(data[index * width : (index + 1) * width], "little")
+    return keep
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture is laid into a net's square: shrunk or enlarged to whole pixels, centred, grey around.
+
+    Args:
+        picture: height and width of the picture.
+        side: of the square.
+        inner: height and width of the picture inside of it.
+        top, left: where it begins there.
+        grey: in [0, 1], of what is around.
+        sampling: ``corners``: the outermost pixels' centres fall on each other, as darknet resizes; ``edges``: the
+            pictures' edges do, as OpenCV and most others resize. Both bilinear, without smoothing.
+    """
+
+    picture: tuple[int, int]
+    side: int
+    inner: tuple[int, int]
+    top: int
+    left: int
+    grey: float
+    sampling: Literal["corners", "edges"]
+
+    def boxes_in(self, boxes: Boxes) -> Boxes:
+        """Boxes of the picture, as they lie in the square."""
+        return boxes * self._scale + self._offset
+
+    def boxes_back(self, boxes: Boxes) -> Boxes:
+        """Boxes in the square, as they lie in the picture; the inverse of :meth:`boxes_in`. Nothing is cut off."""
+        return (boxes - self._offset) / self._scale
+
+    def pixels_in(self, pixels: Pixels) -> Float32[np.ndarray, "3 side side"]:
+        """The picture laid into the square: RGB in [0, 1]."""
+        height, width = self.inner
+        square = np.full((3, self.side, self.side), self.grey, np.float32)
+        rows, columns = slice(self.top, self.top + height), slice(self.left, self.left + width)
+        square[:, rows, columns] = resized(pixels, self.inner, self.sampling).transpose(2, 0, 1)
+        return square
+
+    @property
+    def _scale(self) -> Float[np.ndarray, "4"]:
+        y, x = (inner / outer for inner, outer in zip(self.inner, self.picture, strict=True))
+        return np.array([x, y, x, y])
+
+    @property
+    def _offset(self) -> Float[np.ndarray, "4"]:
+        return np.array([self.left, self.top, self.left, self.top], np.float64)
+
+
+def darknet_letterbox(picture: tuple[int, int], side: int, *, grey: float = 0.5) -> Letterbox:
+    """Darknet's way: the longer side fills the square, the shorter one and the offset are rounded down."""
+    height, width = picture
+    longer = max(height, width)
+    inner = max(height * side // longer, 1), max(width * side // longer, 1)
+    return Letterbox(picture, side, inner, (side - inner[0]) // 2, (side - inner[1]) // 2, grey, "corners")
+
+
+def rounding_letterbox(picture: tuple[int, int], side: int, *, grey: float = 114 / 255) -> Letterbox:
+    """Ultralytics' way: sides are rounded to the nearest, of an odd remainder the larger half lies right and below."""
+    height, width = picture
+    longer = max(height, width)
+    inner = max(round(height * side / longer), 1), max(round(width * side / longer), 1)
+    return Letterbox(picture, side, inner, (side - inner[0]) // 2, (side - inner[1]) // 2, grey, "edges")
+
+
+def resized(
+    pixels: Pixels, size: tuple[int, int], sampling: Literal["corners", "edges"]
+) -> Float32[np.ndarray, "new_height new_width 3"]:
+    """Bilinear and without smoothing, in [0, 1]: of each new pixel only its four neighbours are read."""
+    (top, bottom, down), (left, right, across) = (
+        _neighbours(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
+    )
+    upper, lower = pixels[top], pixels[bottom]
+    down, across = down[:, None, None], across[:, None]
+    scale = np.float32(np.iinfo(pixels.dtype).max)
+    here = upper[:, left] * (1 - down) + lower[:, left] * down
+    there = upper[:, right] * (1 - down) + lower[:, right] * down
+    return (here * (1 - across) + there * across) / scale
+
+
+def _neighbours(
+    old: int, new: int, sampling: Literal["corners", "edges"]
+) -> tuple[Int64[np.ndarray, " new"], Int64[np.ndarray, " new"], Float32[np.ndarray, " new"]]:
+    """Of every new pixel on one side the old one before it, the one behind it, and the share of the latter."""
+    if sampling == "corners":
+        # A single pixel shows the last one, as darknet's does.
+        place = np.full(1, old - 1.0) if new == 1 else np.arange(new) * ((old - 1) / (new - 1))
+    else:
+        place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    before = np.minimum(np.floor(place).astype(np.int64), old - 1)
+    return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)

@@ -13,7 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float64, Int64
 
 from chromabox.detect.labelled import Labelled
-from chromabox.detect.matching import Found, Matches, overlaps, pairs_by_overlap
+from chromabox.detect.matching import THRESHOLDS, Found, Matches, overlaps, pairs_by_overlap
 
 #: The recalls at which COCO reads precision.
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -50,27 +50,25 @@ def _mean(values: Float64[np.ndarray, "..."]) -> float:
 
 def coco_average_precision(found: Sequence[Found], truth: Sequence[Labelled], classes: int) -> AveragePrecision:
     """COCO's definition by faster-coco-eval: all areas, at most 100 detections of a class in a picture."""
+    labels: list[dict[str, object]] = [
+        {**_annotation(index, box, category), "area": _area(box), "iscrowd": int(crowd)}
+        for index, one in enumerate(truth)
+        for box, category, crowd in zip(one.boxes, one.classes, one.is_crowd, strict=True)
+    ]
     said = {
         "info": {},
         "images": [{"id": index + 1, "height": one.size[0], "width": one.size[1]} for index, one in enumerate(truth)],
         "categories": [{"id": index, "name": str(index)} for index in range(classes)],
-        "annotations": [
-            {**_annotation(index, box, category), "area": _area(box), "iscrowd": int(crowd)}
-            for index, one in enumerate(truth)
-            for box, category, crowd in zip(one.boxes, one.classes, one.is_crowd, strict=True)
-        ],
+        "annotations": [{**entry, "id": number} for number, entry in enumerate(labels, 1)],
     }
-    for number, entry in enumerate(said["annotations"], 1):
-        entry["id"] = number
     results = [
         {**_annotation(index, box, category), "score": float(score)}
         for index, here in enumerate(found)
         for box, category, score in zip(here.boxes, here.classes, here.scores, strict=True)
     ]
-    table = np.full((10, classes), np.nan)
-    if said["annotations"]:
-        table = np.where((_truth_counts(truth, classes) > 0)[None, :], 0.0, np.nan)
-    if results and said["annotations"]:
+    # Without any detection the library has nothing to load.
+    table = np.where(_truth_counts(truth, classes) > 0, np.zeros((len(THRESHOLDS), 1)), np.nan)
+    if results and labels:
         reference = COCO(said)
         judge = COCOeval_faster(reference, reference.loadRes(results), iouType="bbox")
         judge.evaluate()
@@ -127,6 +125,14 @@ class Resampled:
     ap50: Float64[np.ndarray, " draws"]
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two detectors, and its 95 % interval over pictures."""
+
+    value: float
+    interval: tuple[float, float]
+
+
 def resample(matches: Matches, *, draws: int = 1000, seed: int = 0) -> Resampled:
     """AP of `draws` sets, each of as many pictures as there are, drawn with replacement (Efron 1979, the bootstrap).
 
@@ -136,7 +142,11 @@ def resample(matches: Matches, *, draws: int = 1000, seed: int = 0) -> Resampled
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=draws)
     parts = [weighted_average_precision(matches, weights[at : at + _AT_ONCE]) for at in range(0, draws, _AT_ONCE)]
-    tables = np.concatenate(parts)
+    return _means(np.concatenate(parts))
+
+
+def _means(tables: Float64[np.ndarray, "draws thresholds classes"]) -> Resampled:
+    """The means over the classes that have true boxes in a draw."""
     known = np.isfinite(tables[:, 0])
     classes = np.maximum(known.sum(axis=1), 1)
     ap, ap50 = (np.where(known, values, 0.0).sum(axis=1) / classes for values in (tables.mean(axis=1), tables[:, 0]))
@@ -155,6 +165,21 @@ def interval(draws: Float64[np.ndarray, " draws"], measured: float) -> tuple[flo
     levels = [normal.cdf(2 * bias + normal.inv_cdf(share)) for share in (0.025, 0.975)]
     low, high = np.quantile(draws, levels).tolist()
     return low, high
+
+
+def paired_difference(before: Matches, after: Matches, *, draws: int = 1000, seed: int = 0) -> dict[str, Difference]:
+    """By how much ``ap`` and ``ap50`` of the second detector are greater, on the same pictures in the same order.
+
+    Both are resampled in the same way, so what is common to them (easy and hard pictures) does not widen the interval.
+    """
+    everything = np.ones((1, len(before.truths)), np.int64)
+    measured = [_means(weighted_average_precision(matches, everything)) for matches in (before, after)]
+    drawn = [resample(matches, draws=draws, seed=seed) for matches in (before, after)]
+    found = {}
+    for name in ("ap", "ap50"):
+        value = float((getattr(measured[1], name) - getattr(measured[0], name))[0])
+        found[name] = Difference(value, interval(getattr(drawn[1], name) - getattr(drawn[0], name), value))
+    return found
 
 
 def weighted_average_precision(
@@ -259,6 +284,6 @@ def confusion(
         pairs = pairs_by_overlap(overlaps(sure.boxes, boxes), overlap)
         own, other = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
         np.add.at(table, (labels[other], sure.classes[own]), 1)
-        np.add.at(table, (np.delete(labels, other), classes), 1)
-        np.add.at(table, (classes, np.delete(sure.classes, own)), 1)
+        table[:classes, classes] += np.bincount(np.delete(labels, other), minlength=classes)
+        table[classes, :classes] += np.bincount(np.delete(sure.classes, own), minlength=classes)
     return table

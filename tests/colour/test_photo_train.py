@@ -334,7 +334,7 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
     def unreachable() -> Path:
         raise ChromaboxError("cannot fetch yolov3-tiny.weights")
 
-    monkeypatch.setattr("chromabox.colour.photo_train.fetch_yolov3_tiny", unreachable)
+    monkeypatch.setattr("chromabox.colour.photo_train.yolov3_tiny_file", unreachable)
     photographs = load_photographs(photos, quiet)
     assert begin(configuration(photos, start="auto"), photographs, None).start == "none"
     with pytest.raises(ChromaboxError, match="cannot fetch"):

@@ -38,7 +38,7 @@ from chromabox.engine.loop import Job, Plan, fit
 from chromabox.engine.optimisers import KernelMuon
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darknet
+from chromabox.files.darknet import convolutions, yolov3_tiny_file
 
 #: Layers that stay as they come from YOLOv3-tiny: edges and textures at full, half and quarter size, where most of the
 #: arithmetic is.
@@ -163,7 +163,7 @@ def _photo_net(path: Path | None) -> Beginning:
 def _darknet(*, needed: bool) -> Any:
     """YOLOv3-tiny's numbers; None where no source has them, unless they are ``needed``."""
     try:
-        return read_darknet(fetch_yolov3_tiny())
+        return yolov3_tiny_file()[0].numbers
     except ChromaboxError:
         if needed:
             raise

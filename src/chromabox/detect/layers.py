@@ -83,6 +83,11 @@ class Yolo:
 
 Layer = Convolution | MaxPool | Upsample | Route | Shortcut | Yolo
 
+#: The kinds of layer by the names that checkpoints have them under.
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Convolution, MaxPool, Upsample, Route, Shortcut, Yolo)
+}
+
 
 @dataclass(frozen=True)
 class Shape:

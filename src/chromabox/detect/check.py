@@ -1,7 +1,6 @@
 """What is in a detection data set and what is wrong with it: counts, faults of labels, damaged and doubled pictures."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.labelled import DetectionSet, Fault
 from chromabox.detect.twins import Twins, find_twins, fingerprints
+from chromabox.engine.log import progress
 
 #: Boxes below which a class is told to be thin: a figure from so few is chance.
 FEW_BOXES = 5
@@ -73,13 +73,14 @@ class DetectionCheck:
         }
 
 
-def check_detection_set(path: Path | str, tick: Callable[[], object] = lambda: None) -> DetectionCheck:
-    """Look at every label and decode every picture; `tick` is called after each picture.
+def check_detection_set(path: Path | str, *, show_progress: bool = False) -> DetectionCheck:
+    """Look at every label and decode every picture.
 
     Raises what `load_detection_set` raises.
     """
     data = load_detection_set(path)
-    prints, damaged = fingerprints([one.path for one in data.pictures], tick)
+    with progress("checking", len(data.pictures), unit="pictures", show=show_progress) as tick:
+        prints, damaged = fingerprints([one.path for one in data.pictures], tick)
     broken = [Fault("damaged picture", place, None, f"{why}; left out", True) for place, why in damaged.items()]
     return DetectionCheck(
         data=data,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from chromabox.detect.boxes import areas, iou
 from chromabox.detect.labelled import Labelled
 
 #: COCO's thresholds of overlap, 0.5 to 0.95.
@@ -21,16 +22,16 @@ Boxes = Float64[np.ndarray, "boxes 4"]
 
 
 @dataclass(frozen=True)
-class Found:
+class Predicted:
     """What a detector found in one picture: boxes in its pixels (left, top, right, bottom), scores in [0, 1]."""
 
     boxes: Boxes
     scores: Float64[np.ndarray, " boxes"]
     classes: Int64[np.ndarray, " boxes"]
 
-    def take(self, which: np.ndarray) -> "Found":
+    def take(self, which: np.ndarray) -> "Predicted":
         """Those detections, by index or mask."""
-        return Found(self.boxes[which], self.scores[which], self.classes[which])
+        return Predicted(self.boxes[which], self.scores[which], self.classes[which])
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,18 @@ class Matches:
     truths: Int64[np.ndarray, "pictures classes"]
 
 
-def overlaps(
-    first: Float64[np.ndarray, "first 4"], second: Float64[np.ndarray, "second 4"], *, of_first: bool = False
-) -> Float64[np.ndarray, "first second"]:
-    """Intersection over union of every pair of boxes, or over the area of the first (COCO's rule for crowds)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+def shares_inside(
+    boxes: Float64[np.ndarray, "boxes 4"], others: Float64[np.ndarray, "others 4"]
+) -> Float64[np.ndarray, "boxes others"]:
+    """The share of each box's own area that lies in each of the others: COCO's overlap with crowds."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
-    own, other = (np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1) for boxes in (first, second))
-    whole = np.broadcast_to(own[:, None], shared.shape) if of_first else own[:, None] + other[None, :] - shared
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    own = np.broadcast_to(areas(boxes)[:, None], shared.shape)
+    return np.divide(shared, own, out=np.zeros_like(shared), where=own > 0)
 
 
-def match_coco(found: Sequence[Found], truth: Sequence[Labelled], classes: int) -> Matches:
+def match_coco(found: Sequence[Predicted], truth: Sequence[Labelled], classes: int) -> Matches:
     """COCO's rule, for each picture, class and threshold apart: the surest detection chooses first.
 
     It takes the free true box that it overlaps most, if by the threshold at least; else it may lie on a crowd (by the
@@ -86,7 +86,7 @@ def _match(
 ) -> tuple[Bool[np.ndarray, "10 found"], Bool[np.ndarray, "10 found"]]:
     """For detections in falling order of score: whether each is right, and whether it counts, at each threshold."""
     right = np.zeros((len(THRESHOLDS), len(found)), bool)
-    shares = overlaps(found, truth)
+    shares = iou(found, truth)
     free = np.ones((len(THRESHOLDS), len(truth)), bool)
     levels = np.arange(len(THRESHOLDS))
     # Most detections overlap nothing by half; they need no turn.
@@ -97,11 +97,11 @@ def _match(
         taken = offers[levels, best] >= THRESHOLDS
         right[taken, index] = True
         free[levels[taken], best[taken]] = False
-    on_crowd = overlaps(found, crowds, of_first=True).max(axis=1, initial=0.0)
+    on_crowd = shares_inside(found, crowds).max(axis=1, initial=0.0)
     return right, right | (on_crowd[None, :] < THRESHOLDS[:, None])
 
 
-def match_course(found: Sequence[Found], truth: Sequence[Labelled], classes: int) -> Matches:
+def match_course(found: Sequence[Predicted], truth: Sequence[Labelled], classes: int) -> Matches:
     """The course's variant: one matching for all thresholds, the greatest overlap first, whatever the scores.
 
     In each picture the pairs of a detection and a true box of one class that overlap by at least 0.5 are gone through
@@ -111,7 +111,7 @@ def match_course(found: Sequence[Found], truth: Sequence[Labelled], classes: int
     parts = []
     for index, (here, one) in enumerate(zip(found, truth, strict=True)):
         boxes, categories = one.boxes[~one.is_crowd], one.classes[~one.is_crowd]
-        shares = np.where(here.classes[:, None] == categories[None, :], overlaps(here.boxes, boxes), 0.0)
+        shares = np.where(here.classes[:, None] == categories[None, :], iou(here.boxes, boxes), 0.0)
         right = np.zeros((len(THRESHOLDS), len(here.scores)), bool)
         for own, other in pairs_by_overlap(shares, THRESHOLDS[0]):
             right[:, own] = shares[own, other] >= THRESHOLDS

@@ -12,8 +12,9 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float64, Int64
 
+from chromabox.detect.boxes import iou
 from chromabox.detect.labelled import Labelled
-from chromabox.detect.matching import THRESHOLDS, Found, Matches, overlaps, pairs_by_overlap
+from chromabox.detect.matching import THRESHOLDS, Matches, Predicted, pairs_by_overlap
 
 #: The recalls at which COCO reads precision.
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -48,7 +49,7 @@ def _mean(values: Float64[np.ndarray, "..."]) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def coco_average_precision(found: Sequence[Found], truth: Sequence[Labelled], classes: int) -> AveragePrecision:
+def coco_average_precision(found: Sequence[Predicted], truth: Sequence[Labelled], classes: int) -> AveragePrecision:
     """COCO's definition by faster-coco-eval: all areas, at most 100 detections of a class in a picture."""
     labels: list[dict[str, object]] = [
         {**_annotation(index, box, category), "area": _area(box), "iscrowd": int(crowd)}
@@ -270,7 +271,12 @@ def _ceiling(
 
 
 def confusion(
-    found: Sequence[Found], truth: Sequence[Labelled], classes: int, *, confidence: float = 0.25, overlap: float = 0.5
+    found: Sequence[Predicted],
+    truth: Sequence[Labelled],
+    classes: int,
+    *,
+    confidence: float = 0.25,
+    overlap: float = 0.5,
 ) -> Int64[np.ndarray, "truth prediction"]:
     """What was taken for what: rows truth, columns prediction, the last row and column "nothing".
 
@@ -281,7 +287,7 @@ def confusion(
     for here, one in zip(found, truth, strict=True):
         sure = here.take(here.scores >= confidence)
         boxes, labels = one.boxes[~one.is_crowd], one.classes[~one.is_crowd]
-        pairs = pairs_by_overlap(overlaps(sure.boxes, boxes), overlap)
+        pairs = pairs_by_overlap(iou(sure.boxes, boxes), overlap)
         own, other = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
         np.add.at(table, (labels[other], sure.classes[own]), 1)
         table[:classes, classes] += np.bincount(np.delete(labels, other), minlength=classes)

@@ -1,6 +1,7 @@
 """The command line as its users meet it: exit codes, one sentence for each mistake, and where things were put."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +106,20 @@ BAD_USAGE = [
     ("compare --seeds 0 0 --data PHOTOS -o NEW", "seeds"),
     ("colour GREY -o out.png --temperature 2", "temperature is 2"),
     ("colour GREY -o out.png --temperature -0.1", "temperature is -0.1"),
-    ("colour GREY -o out.png --working-size 4", "working-size is 4"),
+    ("colour GREY -o out.png --leave-grey-below 2", "leave-grey-below is 2.0"),
+    ("colour GREY -o out.png --ban reddish", "ban 'reddish'"),
+    ("colour GREY -o out.png --replace red", "replace 'red'"),
+    ("colour GREY -o out.png --style bright", "bright"),
+    ("colour PHOTOS -o out --hints GREY", "hints"),
+    ("colour PHOTOS -o out --match *.bmp", "match: no picture"),
+    ("colour PHOTOS -o out --workers 0", "workers is 0"),
+    ("train photo --recipe course --data PHOTOS", "recipe course"),
+    ("train photo", "'cifar10:horse': not a folder"),
+    ("train photo --kernel 5 --data PHOTOS", "kernel is 5: photo has no such setting"),
+    ("train photo --size 50 --data PHOTOS", "size is 50"),
+    ("train photo --start NET --data PHOTOS", "fine-tuning needs a photo net"),
+    ("evaluate", "give --data FOLDER"),
+    ("score nowhere PHOTOS", "nowhere"),
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
     ("colour EMPTY -o out", "empty"),
@@ -183,7 +197,7 @@ def test_every_verb_has_help(chromabox: Callable[..., Said], verb: str) -> None:
 
 
 def test_the_verbs(chromabox: Callable[..., Said]) -> None:
-    assert list(VERBS) == ["data", "palette", "train", "evaluate", "compare", "colour", "demo"]
+    assert list(VERBS) == ["data", "palette", "train", "evaluate", "compare", "colour", "score", "export", "demo"]
     code, out, _ = chromabox("--help")
     assert code == 0
     assert all(verb in out for verb in VERBS)
@@ -254,8 +268,9 @@ def test_one_bad_picture_does_not_stop_the_rest_but_shows_in_the_exit_code(
     inputs = [place / "broken.png", place / "grey.png", place / "photos"]
     code, out, err = chromabox("colour", *inputs, "-o", tmp_path, "--net", place / "net.safetensors")
     assert code == 1
-    assert sorted(out.split()) == sorted(str(path) for path in tmp_path.iterdir())
-    assert len(out.split()) == 13
+    made = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
+    assert sorted(out.split()) == sorted(map(str, made))
+    assert len(made) == 13
     assert err.startswith("chromabox: not coloured: ")
     assert "broken.png" in err
     assert err.count("\n") == 1
@@ -268,6 +283,43 @@ def test_colour_uses_the_shipped_net(chromabox: Callable[..., Said], place: Path
         pytest.skip(f"THE SHIPPED NET {SHIPPED} IS MISSING, SO NOTHING OF IT IS TESTED")
     code, out, err = chromabox("colour", place / "grey.png", "-o", tmp_path / "coloured.png")
     assert (code, out, err) == (0, f"{tmp_path / 'coloured.png'}\n", "")
+
+
+def test_a_folder_goes_on_where_it_was(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:
+    """Done pictures are skipped; a changed source, a lost result and other settings are not."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(place / "photos", source)
+    ask = ("colour", source, "-o", target, "--net", place / "net.safetensors")
+    assert chromabox(*ask)[0] == 0
+    first = {path.name: path.read_bytes() for path in target.glob("*.png")}
+    shutil.copy(source / "01.png", source / "00.png")
+    (target / "02.png").unlink()
+    code, out, err = chromabox(*ask)
+    assert (code, err) == (0, "")
+    anew = {Path(line).name for line in out.splitlines() if "done before" not in line}
+    assert anew == {"00.png", "02.png"}
+    assert (target / "02.png").read_bytes() == first["02.png"]
+    assert (target / "00.png").read_bytes() == first["01.png"]
+    assert "done before" not in chromabox(*ask, "--temperature", "0.1")[1]
+
+
+def test_palette_control_explanation_and_sheet(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:
+    options = ["--palette", "horse24", "--ban", "black", "--explain", "--contact-sheet", tmp_path / "sheet.jpg"]
+    code, out, err = chromabox("colour", place / "grey.png", "-o", tmp_path / "out.png", *options)
+    assert (code, err) == (0, "")
+    for name in ("out.png", "out.explained.png", "sheet.jpg"):
+        assert str(tmp_path / name) in out
+        with Image.open(tmp_path / name) as image:
+            image.load()
+
+
+def test_score_of_a_picture_against_itself(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:
+    code, _, err = chromabox("score", place / "photos", place / "photos", "-o", tmp_path)
+    assert (code, err) == (0, "")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert len(scores["files"]) == 12
+    assert scores["mean"]["delta_e"] == 0
+    assert scores["mean"]["ssim"] == pytest.approx(1)
 
 
 def test_palettes_are_fitted_and_shown(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ from chromabox.errors import UsageError
 if TYPE_CHECKING:
     from chromabox.colour.predict import Trained, Wishes
 
-#: Films by suffix; whatever else is given is a picture or a folder.
-FILM_SUFFIXES = {".mp4", ".mov", ".mkv", ".m4v", ".avi", ".webm"}
-
 
 @dataclass(frozen=True)
 class ColourOptions:
@@ -73,10 +70,11 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
     if not options.inputs:
         raise UsageError("inputs: name at least one picture, folder or film to colour")
     from chromabox.colour.trained import load_trained
+    from chromabox.files.videos import VIDEO_SUFFIXES
     from chromabox.report.colouring import wishes_of
 
     wishes = wishes_of(options)
-    films = [path for path in options.inputs if path.suffix.lower() in FILM_SUFFIXES and not path.is_dir()]
+    films = [path for path in options.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     if not films:
         return _colour_pictures(options, wishes)
     if len(options.inputs) > 1:
@@ -136,6 +134,8 @@ def _colour_film(options: ColourOptions, trained: "Trained", wishes: "Wishes") -
         smoothing=DEFAULT_SMOOTHING if options.smoothing is None else options.smoothing,
     )
     print_line(f"{options.output}: {summary.frames} frames, {summary.width} × {summary.height}")
+    for left_out in summary.left_out:
+        print_line(f"  left out: {left_out}")
     return 0
 
 

@@ -182,7 +182,7 @@ def _resumed_photo(options: TrainOptions) -> "tuple[Path, PhotoConfig]":
     config = read_photo_config(options.resume)
     if config is None:
         raise UsageError(f"{options.resume}: holds no config.json of a photo run; leave the net's name out")
-    _refuse_new_settings(options)
+    _refuse_new_settings(options, config.net)
     if options.epochs is not None:
         config = replace(config, recipe=replace(config.recipe, epochs=_more_epochs(options)))
     assert config.execution is not None
@@ -236,7 +236,7 @@ def _resumed(options: TrainOptions) -> "tuple[Path, TrainConfig]":
     folder = options.resume
     assert folder is not None
     config = read_config(folder)
-    _refuse_new_settings(options)
+    _refuse_new_settings(options, config.net)
     if options.epochs is not None:
         config = replace(config, recipe=replace(config.recipe, epochs=_more_epochs(options)))
     if config.execution is not None:
@@ -244,12 +244,13 @@ def _resumed(options: TrainOptions) -> "tuple[Path, TrainConfig]":
     return folder, config
 
 
-def _refuse_new_settings(options: TrainOptions) -> None:
+def _refuse_new_settings(options: TrainOptions, net: str) -> None:
     """A run goes on as it began, and from a checkpoint."""
     folder = options.resume
     assert folder is not None
-    own = replace(TrainOptions(), net=options.net, resume=folder)
-    if options != replace(own, epochs=options.epochs, execution=options.execution):
+    own = replace(TrainOptions(), resume=folder)
+    named = options.net in (None, net)
+    if not named or replace(options, net=None) != replace(own, epochs=options.epochs, execution=options.execution):
         raise UsageError(
             f"resume: {folder} goes on with its own net and settings; besides --resume only --epochs and how the run "
             "uses the machine can be given"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from chromabox.colour.colour_names import parse_colour, parse_replacement
 from chromabox.colour.control import Control, palette_from
@@ -13,6 +13,7 @@ from chromabox.errors import UsageError
 from chromabox.files.images import read_picture, write_picture
 
 
+@runtime_checkable
 class Asked(Protocol):
     """The options that decide the colours, as the command line has them: text and paths."""
 

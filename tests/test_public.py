@@ -69,7 +69,7 @@ FLAGS = {
 
 # (arguments, a part of what is said): what the command line itself finds wrong before any work is begun.
 WRONG_USE = [
-    ("", "palette, train, evaluate, compare, colour, score, export"),
+    ("", "palette, train, evaluate, compare, colour, score,"),
     ("frobnicate", "frobnicate"),
     ("data mnist", "cifar10"),
     ("train nonet", "nonet"),

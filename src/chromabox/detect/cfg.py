@@ -182,7 +182,7 @@ def _yolo(section: Section, index: int) -> Yolo:
     numbers = section.numbers("anchors")
     if not numbers or len(numbers) % 2:
         raise section.error("needs pairs of numbers in anchors=")
-    anchors = tuple((_plain(width), _plain(height)) for width, height in zip(numbers[::2], numbers[1::2], strict=True))
+    anchors = tuple((width, height) for width, height in zip(numbers[::2], numbers[1::2], strict=True))
     mask = section.integers("mask", tuple(range(len(anchors))))
     yolo = Yolo(mask, anchors, section.integer("classes", 20))
     section.done(YOLO_TRAINING)
@@ -219,7 +219,7 @@ def _options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             # Relative, as darknet takes it in every version.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
-            anchors = _joined(number for anchor in layer.anchors for number in anchor)
+            anchors = _joined(_plain(number) for anchor in layer.anchors for number in anchor)
             options = {"mask": _joined(layer.mask), "anchors": anchors, "classes": layer.classes}
             return "yolo", options | {"num": len(layer.anchors)}
 
@@ -236,9 +236,9 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _plain(number: float) -> float:
-    """An integer where it is one, so that a net reads like the ones written here."""
-    return int(number) if number == int(number) else number
+def _plain(number: float) -> str:
+    """Without a fraction where there is none, as people write anchors."""
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def _absolute(layer: int, index: int) -> int:

@@ -11,6 +11,8 @@ from typing import Literal
 from chromabox.errors import ChromaboxError, UsageError
 
 Activation = Literal["leaky", "linear", "relu", "mish"]
+#: Widths and heights in pixels.
+Anchors = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class Yolo:
     """
 
     mask: tuple[int, ...]
-    anchors: tuple[tuple[float, float], ...]
+    anchors: Anchors
     classes: int
 
     @property
-    def own_anchors(self) -> tuple[tuple[float, float], ...]:
+    def own_anchors(self) -> Anchors:
         """The anchors of this head, in the order of its outputs."""
         return tuple(self.anchors[index] for index in self.mask)
 
@@ -224,11 +226,14 @@ class Architecture:
 
 
 #: Widths and heights in pixels, from clustering COCO's boxes (Redmon and Farhadi 2018, section 2.3).
-ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
-TINY_ANCHORS = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+ANCHORS: Anchors = (
+    *((10.0, 13.0), (16.0, 30.0), (33.0, 23.0), (30.0, 61.0), (62.0, 45.0)),
+    *((59.0, 119.0), (116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
+)
+TINY_ANCHORS: Anchors = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0), (81.0, 82.0), (135.0, 169.0), (344.0, 319.0))
 
 
-def yolov3(classes: int = 80, *, anchors: tuple[tuple[float, float], ...] = ANCHORS) -> Architecture:
+def yolov3(classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture:
     """YOLOv3 (Redmon and Farhadi 2018): Darknet-53 without its classifier, and heads at strides 32, 16 and 8."""
     layers: list[Layer] = [Convolution(32, 3)]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
@@ -251,7 +256,7 @@ def yolov3(classes: int = 80, *, anchors: tuple[tuple[float, float], ...] = ANCH
 def yolov3_tiny(
     classes: int = 80,
     *,
-    anchors: tuple[tuple[float, float], ...] = TINY_ANCHORS,
+    anchors: Anchors = TINY_ANCHORS,
     mask: tuple[int, ...] = (1, 2, 3),
 ) -> Architecture:
     """YOLOv3-tiny: seven convolutions and six poolings, heads at strides 32 and 16.
@@ -269,7 +274,7 @@ def yolov3_tiny(
     return Architecture("yolov3-tiny", tuple(layers))
 
 
-def _head(mask: tuple[int, ...], anchors: tuple[tuple[float, float], ...], classes: int) -> list[Layer]:
+def _head(mask: tuple[int, ...], anchors: Anchors, classes: int) -> list[Layer]:
     if classes < 1:
         raise UsageError(f"classes is {classes}: a detector needs at least 1")
     filters = len(mask) * (5 + classes)

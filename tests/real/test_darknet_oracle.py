@@ -1,0 +1,218 @@
+"""The nets against darknet itself, the program of the authors, as Debian packages it (apt-get install darknet).
+
+Heads are compared before any decoding: darknet is given a configuration that ends at a head's linear convolution, so
+that what it puts out are the raw numbers.
+"""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chromabox.detect.cfg import read_cfg, write_cfg
+from chromabox.detect.kinds import DARKNET
+from chromabox.detect.layers import Architecture, yolov3, yolov3_tiny
+from chromabox.detect.nets import ConvolutionLayer, DetectorNet
+from chromabox.detect.weights import load_detector, write_darknet
+from chromabox.errors import ChromaboxError
+from chromabox.files.darknet import fetch_yolov3_tiny
+
+LIBRARIES = (Path("/usr/lib/darknet/libdarknet.so"), Path("/usr/lib/libdarknet.so"))
+
+
+@pytest.fixture(scope="module")
+def darknet() -> ctypes.CDLL:
+    path = next((path for path in LIBRARIES if path.is_file()), None)
+    if path is None:
+        pytest.skip("DARKNET IS NOT INSTALLED (apt-get install darknet), SO NO NET IS COMPARED WITH THE AUTHORS' OWN")
+    library = ctypes.CDLL(str(path))
+    library.load_network.restype = ctypes.c_void_p
+    library.load_network.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
+    library.network_predict.restype = ctypes.POINTER(ctypes.c_float)
+    library.network_predict.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)]
+    library.free_network.argtypes = [ctypes.c_void_p]
+    return library
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    try:
+        return fetch_yolov3_tiny()
+    except ChromaboxError as error:
+        pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS CANNOT BE REACHED, SO THEY ARE NOT COMPARED WITH DARKNET: {error}")
+
+
+def heads_of_darknet(
+    library: ctypes.CDLL, architecture: Architecture, size: int, weights: Path, image: np.ndarray, folder: Path
+) -> list[np.ndarray]:
+    """The raw numbers of every head for one picture, float32 [3, size, size] in [0, 1]."""
+    write_cfg(architecture, folder / "whole.cfg")
+    sections = (folder / "whole.cfg").read_text().replace("width=416", f"width={size}").split("\n[")
+    sections[0] = sections[0].replace("height=416", f"height={size}")
+    given = np.ascontiguousarray(image, np.float32)
+    heads = []
+    for head, yolo, stride in zip(architecture.heads, architecture.yolos, architecture.strides, strict=True):
+        # Section 0 is [net], so layer i is section i + 1: all before the head's own [yolo].
+        (folder / "head.cfg").write_text("\n[".join(sections[: head + 1]) + "\n")
+        net = library.load_network(str(folder / "head.cfg").encode(), str(weights).encode(), 0)
+        out = library.network_predict(net, given.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+        shape = (len(yolo.mask), 5 + yolo.classes, size // stride, size // stride)
+        heads.append(np.ctypeslib.as_array(out, (int(np.prod(shape)),)).reshape(shape).copy())
+        library.free_network(net)
+    return heads
+
+
+def compare(ours: list[torch.Tensor], theirs: list[np.ndarray]) -> None:
+    for mine, expected in zip(ours, theirs, strict=True):
+        scale = np.abs(expected).max()
+        assert scale > 0.1
+        # Neither all alike nor a picture's worth of zeros: a head that says something.
+        assert expected.std() > 0.01 * scale
+        np.testing.assert_allclose(mine[0].numpy(), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).mean())
+
+
+def picture(size: int) -> np.ndarray:
+    """Smooth blobs and noise, in [0, 1]."""
+    random = np.random.default_rng(3)
+    rows, columns = np.mgrid[:size, :size] / size
+    waves = [np.sin(9 * rows + phase) * np.cos(7 * columns - phase) for phase in (0, 1, 2)]
+    return np.clip(0.5 + 0.4 * np.stack(waves) + 0.05 * random.standard_normal((3, size, size)), 0, 1)
+
+
+@torch.no_grad()
+def randomise(net: DetectorNet) -> DetectorNet:
+    """Weights with which activations neither vanish nor explode; no number of the format keeps its default."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in net.layers:
+        if isinstance(layer, ConvolutionLayer):
+            fan_in = layer.convolution.weight[0].numel()
+            layer.convolution.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            if layer.norm is None:
+                layer.convolution.bias.normal_(0, 0.5, generator=generator)
+                continue
+            layer.norm.bias.normal_(0, 0.2, generator=generator)
+            layer.norm.weight.uniform_(0.4, 0.9, generator=generator)
+            layer.norm.running_mean.normal_(0, 0.2, generator=generator)
+            layer.norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [160, 224])
+def test_yolov3_tiny_with_the_published_weights(darknet: ctypes.CDLL, weights: Path, size: int, tmp_path: Path) -> None:
+    trained = load_detector(weights)
+    image = picture(size)
+    expected = heads_of_darknet(darknet, trained.architecture, size, weights, image, tmp_path)
+    compare(trained.net(torch.tensor(image[None], dtype=torch.float32)), expected)
+
+
+@torch.no_grad()
+def test_the_folded_net_too(darknet: ctypes.CDLL, weights: Path, tmp_path: Path) -> None:
+    trained = load_detector(weights)
+    image = picture(96)
+    expected = heads_of_darknet(darknet, trained.architecture, 96, weights, image, tmp_path)
+    compare(trained.net.fused()(torch.tensor(image[None], dtype=torch.float32)), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [80, 3])
+def test_yolov3_with_random_weights(darknet: ctypes.CDLL, classes: int, tmp_path: Path) -> None:
+    net = randomise(DetectorNet(yolov3(classes), DARKNET))
+    write_darknet(tmp_path / "random.weights", net, seen=12)
+    image = picture(96)
+    expected = heads_of_darknet(darknet, net.architecture, 96, tmp_path / "random.weights", image, tmp_path)
+    compare(net(torch.tensor(image[None], dtype=torch.float32)), expected)
+
+
+@torch.no_grad()
+def test_layers_that_the_named_nets_do_not_have(darknet: ctypes.CDLL, tmp_path: Path) -> None:
+    """Groups, poolings of three sizes, a stride without padding, ReLU, several heads' worth of routes."""
+    (tmp_path / "odd.cfg").write_text(ODD)
+    net = randomise(DetectorNet(read_cfg(tmp_path / "odd.cfg"), DARKNET))
+    write_darknet(tmp_path / "odd.weights", net)
+    image = picture(96)
+    expected = heads_of_darknet(darknet, net.architecture, 96, tmp_path / "odd.weights", image, tmp_path)
+    compare(net(torch.tensor(image[None], dtype=torch.float32)), expected)
+
+
+def test_the_difference_would_be_seen(darknet: ctypes.CDLL, weights: Path, tmp_path: Path) -> None:
+    """What the comparison is worth: an epsilon of 1e-3 in place of darknet's does not pass it."""
+    trained = load_detector(weights)
+    image = picture(96)
+    expected = heads_of_darknet(darknet, trained.architecture, 96, weights, image, tmp_path)
+    for layer in trained.net.layers:
+        if isinstance(layer, ConvolutionLayer) and layer.norm is not None:
+            layer.norm.eps = 1e-3
+    with torch.no_grad(), pytest.raises(AssertionError):
+        compare(trained.net(torch.tensor(image[None], dtype=torch.float32)), expected)
+
+
+def test_the_second_mask_is_not_that_of_later_configurations() -> None:
+    assert [yolo.mask for yolo in yolov3_tiny().yolos] == [(3, 4, 5), (1, 2, 3)]
+
+
+ODD = """
+[net]
+width=416
+height=416
+channels=3
+learning_rate=0.001
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=5
+stride=2
+pad=1
+activation=relu
+
+[maxpool]
+size=5
+stride=1
+
+[maxpool]
+size=3
+stride=2
+
+[convolutional]
+batch_normalize=1
+filters=16
+size=3
+stride=1
+groups=4
+padding=1
+activation=leaky
+
+[maxpool]
+size=2
+stride=2
+
+[convolutional]
+filters=16
+size=1
+activation=linear
+
+[shortcut]
+from=-2
+activation=linear
+
+[upsample]
+stride=2
+
+[route]
+layers=-1, 3
+
+[convolutional]
+filters=14
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes=2
+num=2
+"""

@@ -14,6 +14,7 @@ from chromabox.detect.layers import Architecture, Convolution, Layer, MaxPool, R
 from chromabox.errors import UsageError
 
 Images = Float[Tensor, "batch channels height width"]
+Maps = Float[Tensor, "batch features rows columns"]
 Head = Float[Tensor, "batch anchors numbers rows columns"]
 
 
@@ -34,7 +35,7 @@ class ConvolutionLayer(nn.Module):
         self.norm = nn.BatchNorm2d(layer.filters, kind.epsilon, kind.momentum) if layer.batch_normalise else None
         self.activation = _activation(layer.activation, kind)
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Maps:
         images = self.convolution(images)
         return self.activation(images if self.norm is None else self.norm(images))
 
@@ -52,7 +53,7 @@ class MaxPoolLayer(nn.Module):
         odd_one = layer.stride == 1 and layer.size % 2 == 0
         self.padding = kind.tiny_pool_padding if odd_one else float("-inf")
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: Images) -> Maps:
         before = (self.size - 1) // 2
         height, width = (self._missing(side, before) for side in images.shape[-2:])
         if before or height or width:

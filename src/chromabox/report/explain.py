@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -26,7 +27,7 @@ POINTS_IN_A_ROW = 6
 WIDTH, STRIP = 14.0, 1.15
 INK = "#333333"
 
-Thumbnail = UInt8[np.ndarray, "height width 3"]
+Thumbnail = UInt8[np.ndarray, "_ _ 3"]
 
 
 def draw_explanation(
@@ -63,7 +64,7 @@ def draw_explanation(
     # A point is judged where its pixel's middle lies.
     colours = [likeliest(decision, ((y + 0.5) / height, (x + 0.5) / width)) for x, y in points]
     figure, panels, strips = _laid_out(height / width, math.ceil(len(points) / POINTS_IN_A_ROW))
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(_printable(title), fontsize=11, parse_math=False)
     _show(panels[0], _grey(thumbnail(picture.pixels)), "as it was seen")
     _show(panels[1], after, "coloured")
     _number(panels[1], [((x + 0.5) / width, (y + 0.5) / height) for x, y in points], after.shape)
@@ -84,6 +85,12 @@ def thumbnail(pixels: Pixels) -> Thumbnail:
     scale = min(1.0, THUMBNAIL / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(thinned).resize(size, Image.Resampling.BOX))
+
+
+def _printable(text: str) -> str:
+    """The text with "?" for what the figures' font does not have: a file may be called anything."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
 
 
 def _grey(pixels: Thumbnail) -> Thumbnail:

@@ -22,7 +22,6 @@ APART = 0.14
 BORDER = 0.05
 
 Chroma = Float[np.ndarray, "colours 2"]
-Shares = Float[np.ndarray, " colours"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,9 @@ def likeliest(decision: Decision, place: tuple[float, float], count: int = 3) ->
     return [Swatch(rgb, float(share)) for rgb, share in zip(colours, shares, strict=True)]
 
 
-def gathered(chroma: Chroma, weights: Shares, reach: float, count: int) -> tuple[Chroma, Shares]:
+def gathered(
+    chroma: Float[np.ndarray, "points 2"], weights: Float[np.ndarray, " points"], reach: float, count: int
+) -> tuple[Chroma, Float[np.ndarray, " colours"]]:
     """The heaviest of the points, each with all within its reach: their weighted mean and their weight.
 
     Greedy non-maximum suppression: the heaviest point takes its neighbours, then the heaviest of what is left does.
@@ -81,7 +82,7 @@ def rgb_of(lightness: Float[np.ndarray, " colours"], chroma: Chroma) -> UInt8[np
 
 
 def swatches(
-    decision: Decision, coloured: UInt8[np.ndarray, "height width 3"]
+    decision: Decision, coloured: UInt8[np.ndarray, "map_height map_width 3"]
 ) -> tuple[list[Swatch], Int64[np.ndarray, "map_height map_width"]]:
     """The colours used, each with its share of the pixels, largest first; and for every cell of the map which it has.
 
@@ -110,7 +111,7 @@ def swatches(
     return sorted(found, key=lambda swatch: -swatch.share), labels.reshape(decision.chroma.shape[:2])
 
 
-def _seeds(cells: Chroma) -> Chroma:
+def _seeds(cells: Float[np.ndarray, "cells 2"]) -> Chroma:
     """At most ``SWATCHES`` chroma to which all cells are near."""
     rounded, counts = np.unique(np.rint(cells / 2) * 2, axis=0, return_counts=True)
     for reach in SWATCH_REACHES:

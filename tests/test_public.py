@@ -14,7 +14,7 @@ import pytest
 from chromabox.__main__ import main
 
 NAMES = {
-    "chromabox": "__version__",
+    "chromabox": "__version__ colourise",
     "chromabox.errors": "ChromaboxError UsageError",
     "chromabox.files.sources": "Archive Mirror NpmPackage Pinned Progress QuietProgress Source StderrProgress TarUrl "
     "Url cache_folder fetch",
@@ -44,6 +44,8 @@ NAMES = {
     "chromabox.colour.control": "Control Decision decide",
     "chromabox.colour.predict": "STYLES Wishes colour_picture decide_colours in_colours opinion_on predict_chroma",
     "chromabox.colour.recolour": "lightness recolour",
+    "chromabox.colour.colourise": "colourise",
+    "chromabox.report.explain": "draw_explanation",
     "chromabox.colour.batch": "Outcome colour_batch find plan_outputs",
     "chromabox.colour.score": "score score_pictures",
     "chromabox.colour.video": "colour_video",

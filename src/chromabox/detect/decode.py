@@ -24,7 +24,7 @@ def decode(
     for output, yolo in zip(outputs, architecture.yolos, strict=True):
         numbers = output.float().movedim(2, -1)
         anchors = numbers.new_tensor(yolo.own_anchors)[:, None, None]
-        cells = _cells(*output.shape[-2:], output.device)
+        cells = _cells(output.shape[-2], output.shape[-1], output.device)
         boxes.append(_corners(numbers[..., :4], cells, anchors, size / output.shape[-2], kind.decode).flatten(1, 3))
         scores.append((numbers[..., 4:5].sigmoid() * numbers[..., 5:].sigmoid()).flatten(1, 3))
     return torch.cat(boxes, 1), torch.cat(scores, 1)

@@ -2,21 +2,21 @@
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
 from chromabox.detect.boxes import Letterbox, Pixels, darknet_letterbox, nms, rounding_letterbox
 from chromabox.detect.decode import candidates
 from chromabox.detect.kinds import Kind
-from chromabox.detect.ready import ReadyDetector
+from chromabox.detect.ready import ReadyDetector, threads_at
 from chromabox.detect.weights import TrainedDetector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.images import read_picture
@@ -28,6 +28,8 @@ with warnings.catch_warnings():
 
 #: A detector as it was loaded, or made ready for many pictures.
 Detector = TrainedDetector | ReadyDetector
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,23 @@ def detect_picture(
         Boxes in pixels of the picture, cut off at its edges, the highest score first; ``data["class_name"]`` has the
         names. Raises UsageError for values out of range and unknown classes.
     """
-    wanted = Wanted.of(detector, confidence, iou, classes, size)
-    box = letterbox_for(pixels.shape[:2], wanted.size, trained_of(detector).kind)
+    return detect_wanted(pixels, detector, Wanted.of(detector, confidence, iou, classes, size))
+
+
+@torch.inference_mode()
+def detect_wanted(pixels: Pixels, detector: Detector, wanted: "Wanted") -> Detections:
+    """:func:`detect_picture` for wishes that are checked already."""
+    trained = trained_of(detector)
+    box = letterbox_for(pixels.shape[:2], wanted.size, trained.kind)
     square = torch.from_numpy(box.pixels_in(pixels))[None]
-    return _detected(square, [box], detector, wanted)[0]
+    if isinstance(detector, ReadyDetector):
+        outputs = detector.run(square)
+    else:
+        outputs = trained.net(square.to(next(trained.net.parameters()).device))
+    ((corners, scores, numbers),) = candidates(
+        outputs, trained.architecture, trained.kind, wanted.size, wanted.confidence
+    )
+    return _detections(corners.cpu().numpy(), scores.cpu().numpy(), numbers.cpu().numpy(), box, trained.classes, wanted)
 
 
 def detect_files(
@@ -78,29 +93,51 @@ def detect_files(
     iou: float = 0.45,
     classes: Sequence[str | int] | None = None,
     size: int | None = None,
-    batch: int = 1,
-    readers: int = 1,
+    workers: int | None = None,
 ) -> Iterator[Found]:
     """What a detector finds in many files, in their order; see :func:`detect_picture`.
 
-    Files are read in ``readers`` threads while the net computes, at most two batches ahead. A file that cannot be read
-    gives a ``Found`` with an error and does not stop the rest.
+    A file that cannot be read gives a ``Found`` with an error and does not stop the rest. ``workers`` as in
+    :func:`in_order`.
     """
     wanted = Wanted.of(detector, confidence, iou, classes, size)
-    kind = trained_of(detector).kind
-    if batch < 1 or readers < 1:
-        raise UsageError(f"batch is {batch} and readers are {readers}: give at least 1 of each")
-    with ThreadPoolExecutor(readers) as pool:
-        laid = _ahead(pool, iter(paths), wanted.size, kind, 2 * batch)
-        while group := list(islice(laid, batch)):
-            readable = [one for one in group if isinstance(one, _Laid)]
-            found: list[Detections] = []
-            if readable:
-                squares = torch.from_numpy(np.stack([one.square for one in readable]))
-                found = _detected(squares, [one.box for one in readable], detector, wanted)
-            results = iter(found)
-            for one in group:
-                yield one if isinstance(one, Found) else Found(one.path, one.pixels, next(results))
+    return in_order(paths, lambda path: detect_file(path, detector, wanted), workers=workers)
+
+
+def detect_file(path: Path, detector: Detector, wanted: "Wanted") -> Found:
+    """What a detector finds in one file, or why nothing can be found."""
+    try:
+        pixels = read_picture(path).pixels
+    except ChromaboxError as error:
+        return Found(path, error=str(error))
+    return Found(path, pixels, detect_wanted(pixels, detector, wanted))
+
+
+def in_order(items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None) -> Iterator[Result]:
+    """The results of ``work``, which runs a detector, in the order of the items.
+
+    Each of ``workers`` threads (None: as many as torch would use) does one item from reading to the end, the net in a
+    single thread: while one reads, others compute, and none waits for another within a layer, which is what makes
+    several threads on one picture slow where the machine has other things to do. At most twice as many items as
+    workers are under way, done, and not yet taken.
+    """
+    count = torch.get_num_threads() if workers is None else workers
+    if count < 1:
+        raise UsageError(f"workers is {workers}: give at least 1")
+    return _in_order(iter(items), work, count)
+
+
+def _in_order(items: Iterator[Item], work: Callable[[Item], Result], workers: int) -> Iterator[Result]:
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with threads_at(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
+        try:
+            waiting = deque(pool.submit(work, item) for item in islice(items, 2 * workers))
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in islice(items, 1))
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -143,49 +180,6 @@ def letterbox_for(picture: tuple[int, ...], side: int, kind: Kind) -> Letterbox:
     """The way into the square that a kind of weights was trained with; ``picture`` is height and width."""
     make = darknet_letterbox if kind.decode == "exp" else rounding_letterbox
     return make((picture[0], picture[1]), side, grey=kind.letterbox_grey)
-
-
-@dataclass(frozen=True)
-class _Laid:
-    """A picture that is read and laid into its square."""
-
-    path: Path
-    pixels: Pixels
-    box: Letterbox
-    square: Float32[np.ndarray, "3 side side"]
-
-
-def _lay(path: Path, side: int, kind: Kind) -> _Laid | Found:
-    try:
-        pixels = read_picture(path).pixels
-    except ChromaboxError as error:
-        return Found(path, error=str(error))
-    box = letterbox_for(pixels.shape[:2], side, kind)
-    return _Laid(path, pixels, box, box.pixels_in(pixels))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, paths: Iterator[Path], side: int, kind: Kind, ahead: int
-) -> Iterator[_Laid | Found]:
-    """The laid pictures in order, ``ahead`` of them being read or waiting."""
-    waiting: deque[Future[_Laid | Found]] = deque(pool.submit(_lay, path, side, kind) for path in islice(paths, ahead))
-    while waiting:
-        done = waiting.popleft().result()
-        waiting.extend(pool.submit(_lay, path, side, kind) for path in islice(paths, 1))
-        yield done
-
-
-@torch.inference_mode()
-def _detected(
-    squares: Float[Tensor, "batch 3 side side"], boxes: Sequence[Letterbox], detector: Detector, wanted: Wanted
-) -> list[Detections]:
-    trained = trained_of(detector)
-    outputs = detector.run(squares) if isinstance(detector, ReadyDetector) else trained.net(squares)
-    found = candidates(outputs, trained.architecture, trained.kind, wanted.size, wanted.confidence)
-    return [
-        _detections(*(part.cpu().numpy() for part in parts), box, trained.classes, wanted)
-        for parts, box in zip(found, boxes, strict=True)
-    ]
 
 
 def _detections(

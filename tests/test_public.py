@@ -32,8 +32,7 @@ NAMES = {
     "nearest_colour swatch",
     "chromabox.colour.palette_files": "load_palette save_palette",
     "chromabox.colour.nets": "ColourNet ConvTransposeNet PhotoNet PoolUpsampleNet UNet build_net count_parameters",
-    "chromabox.colour.recipes": "NETS_IN_ORDER NetName Recipe RecipeName course default photo_recipe quick "
-    "recipe_for",
+    "chromabox.colour.recipes": "NETS_IN_ORDER NetName Recipe RecipeName course default photo_recipe quick recipe_for",
     "chromabox.colour.data": "ColourData Pictures load_colour_data",
     "chromabox.colour.metrics": "accuracy colourfulness confusion delta_e psnr",
     "chromabox.colour.train": "TrainConfig read_config train",
@@ -63,7 +62,8 @@ FLAGS = {
     "evaluate": "--data --temperature -o --output",
     "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
     "colour": "-o --output --net --style --temperature --palette --lock --ban --replace --hints --leave-grey-below "
-    "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet --smoothing",
+    "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet "
+    "--smoothing",
     "score": "-o --output",
     "export": "--onnx",
     "demo": "-o --output",

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from chromabox.colour.batch_record import file_digest
 from chromabox.colour.colour_names import parse_colour, parse_replacement
 from chromabox.colour.control import Control, palette_from
 from chromabox.colour.predict import StyleName, Trained, Wishes, decide_colours, in_colours
 from chromabox.colour.trained import net_digest
-from chromabox.colour.batch_record import file_digest
 from chromabox.errors import UsageError
 from chromabox.files.images import read_picture, write_picture
 

@@ -60,11 +60,12 @@ def _read_pictures(
     labels, faults = _labels(said["annotations"], file, {category: index for index, category in enumerate(ids)})
     pictures: list[Labelled] = []
     for entry in said["images"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or "id" not in entry:
+        try:
+            own, name = labels.pop(_identity(entry["id"]), []), Path(entry["file_name"])
+        except (KeyError, TypeError):
             faults.append(Fault("missing picture", file, None, "an image without id or file_name; left out", True))
             continue
-        own = labels.pop(entry["id"], [])
-        path = _place(entry["file_name"], file, root, split, by_name)
+        path = _place(name, file, root, split, by_name)
         size, found = measured(path)
         faults += found
         if size is not None:
@@ -87,7 +88,7 @@ def _labels(annotations: list[Any], file: Path, places: dict[int, int]) -> tuple
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            image, category = entry["image_id"], entry["category_id"]
+            image, category = _identity(entry["image_id"]), _identity(entry["category_id"])
         except (KeyError, TypeError, ValueError):
             text = "bbox: four numbers, image_id and category_id are needed; left out"
             faults.append(Fault("unreadable label", file, number, text, True))
@@ -100,7 +101,14 @@ def _labels(annotations: list[Any], file: Path, places: dict[int, int]) -> tuple
     return labels, faults
 
 
-def _place(name: str, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
+def _identity(value: object) -> int | str:
+    """An id as it stands. Raises TypeError for what cannot be one."""
+    if isinstance(value, int | str):
+        return value
+    raise TypeError
+
+
+def _place(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
     """Where the picture is: beside the file, in the usual folders, else wherever its name occurs below the root."""
     above = file.parent.parent
     folders = (
@@ -113,7 +121,7 @@ def _place(name: str, file: Path, root: Path, split: str, by_name: dict[str, Pat
         above / "images" / split,
     )
     tried = [folder / name for folder in (*folders, above / split)]
-    return next((path for path in tried if path.is_file()), by_name.get(Path(name).name, tried[0]))
+    return next((path for path in tried if path.is_file()), by_name.get(name.name, tried[0]))
 
 
 def _split(file: Path) -> str:

@@ -156,17 +156,17 @@ def judged(
     """
     sound: list[Label] = []
     faults: list[Fault] = []
-    seen: dict[tuple[int, Corners], int] = {}
+    seen: dict[tuple[float, ...], int] = {}
     for label in labels:
         corners, found = _judge(label, size, source)
         faults += found
         if corners is None:
             continue
-        key = (label.category, tuple(round(value, 2) for value in corners))
-        first = seen.setdefault(key, label.line)  # type: ignore[arg-type]
-        if first != label.line:
-            faults.append(Fault("duplicate label", source, label.line, f"the same as {first}; left out", True))
+        key = (label.category, *(round(value, 2) for value in corners))
+        if key in seen:
+            faults.append(Fault("duplicate label", source, label.line, f"the same as {seen[key]}; left out", True))
         else:
+            seen[key] = label.line
             sound.append(replace(label, corners=corners))
     boxes = np.array([label.corners for label in sound], np.float64).reshape(-1, 4)
     classes = np.array([label.category for label in sound], np.int64)

@@ -189,8 +189,13 @@ def test_an_interrupt_while_waiting_is_a_stop_too(tmp_path: Path) -> None:
         return counting(source, target)
 
     pairs = plan_outputs([source], tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt):
-        list(colour_batch(pairs, work, settings={}, workers=1, say=said.append))
+    # Whoever starts the tests in the background may have left SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(colour_batch(pairs, work, settings={}, workers=1, say=said.append))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert said == [f"{len(counting.done)} of 9 pictures are done; the same command begins with the first"]
     assert 3 <= len(counting.done) < 9
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(counting.done)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "errors": set(),
     "assets": set(),
-    "__init__": {"colour"},
+    "__init__": {"colour", "detect"},
 }
 
 

@@ -1,14 +1,17 @@
-"""Chromabox colours grey pictures by classifying every pixel into a palette.
+"""Chromabox colours grey pictures by classifying every pixel into a palette, and finds things in pictures.
 
-``chromabox.colourise(image)`` does it from Python; it is imported when it is first asked for, and torch with it.
+``chromabox.colourise(image)`` and ``chromabox.detect(image)`` do it from Python; each is imported when it is first
+asked for, and torch with it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chromabox.colour.colourise import colourise
+    from chromabox.detect.api import detect
 
-__all__ = ["__version__", "colourise"]
+__all__ = ["__version__", "colourise", "detect"]
 __version__ = "0.1.0"
 
 
@@ -18,6 +21,9 @@ def __getattr__(name: str) -> Any:
         from chromabox.colour.colourise import colourise
 
         return colourise
+    if name == "detect":
+        # The wing itself, which can be called; it is this module's attribute from now on.
+        return import_module("chromabox.detect")
     raise AttributeError(f"module 'chromabox' has no attribute {name!r}")
 
 

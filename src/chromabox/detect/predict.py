@@ -1,6 +1,5 @@
 """Pictures → boxes: into the net's square, through the net, decoded, freed of doubles, back into the picture."""
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +14,12 @@ from jaxtyping import Float32, Int64
 
 from chromabox.detect.boxes import Letterbox, Pixels, darknet_letterbox, nms, rounding_letterbox
 from chromabox.detect.decode import candidates
+from chromabox.detect.detections import Detections
 from chromabox.detect.kinds import Kind
 from chromabox.detect.ready import ReadyDetector, threads_at
 from chromabox.detect.weights import TrainedDetector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.images import read_picture
-
-with warnings.catch_warnings():
-    # It says at every import that it draws without OpenCV, which is as it should be.
-    warnings.filterwarnings("ignore", "OpenCV", UserWarning)
-    from supervision import Detections
 
 #: A detector as it was loaded, or made ready for many pictures.
 Detector = TrainedDetector | ReadyDetector

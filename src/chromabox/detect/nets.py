@@ -83,6 +83,17 @@ class DetectorNet(nn.Module):
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
         }
 
+    @classmethod
+    def blank(cls, architecture: Architecture, kind: Kind) -> "DetectorNet":
+        """A net whose numbers are still to come; drawing them at random first takes longer than reading them."""
+        with torch.device("meta"):
+            net = cls(architecture, kind)
+        net.to_empty(device="cpu")
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d) and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.zero_()
+        return net
+
     def forward(self, images: Images) -> list[Head]:
         """Raw numbers t of every head, in file order.
 
@@ -114,7 +125,7 @@ class DetectorNet(nn.Module):
             replace(layer, batch_normalise=False) if isinstance(layer, Convolution) else layer
             for layer in self.architecture.layers
         )
-        net = DetectorNet(replace(self.architecture, layers=layers), self.kind).to(next(self.parameters()))
+        net = DetectorNet.blank(replace(self.architecture, layers=layers), self.kind).to(next(self.parameters()))
         for mine, folded in zip(self.layers, net.layers, strict=True):
             if isinstance(mine, ConvolutionLayer) and isinstance(folded, ConvolutionLayer):
                 _fold(mine, folded.convolution)

@@ -73,11 +73,11 @@ def other_meanings(net: DetectorNet) -> Iterator[Meaning]:
     """The other kinds, and for YOLOv3-tiny the other anchors of the second head."""
     for kind in KINDS.values():
         if kind != net.kind:
-            yield Meaning(f"kind {kind.name}", _again(net, DetectorNet(net.architecture, kind)))
+            yield Meaning(f"kind {kind.name}", _again(net, DetectorNet.blank(net.architecture, kind)))
     for mask in ((0, 1, 2), (1, 2, 3)):
         changed = _with_mask(net.architecture, mask)
         if changed is not None:
-            yield Meaning(f"mask {','.join(map(str, mask))}", _again(net, DetectorNet(changed, net.kind)))
+            yield Meaning(f"mask {','.join(map(str, mask))}", _again(net, DetectorNet.blank(changed, net.kind)))
 
 
 @torch.no_grad()

@@ -54,9 +54,10 @@ def read_ultralytics(path: Path, kind: Kind | None = None) -> UltralyticsFile:
         raise UsageError(f"{path}: does not say its kind; say kind ultralytics-9.0 (leaky) or ultralytics-9.6 (SiLU)")
     if said is not None and kind is not None and said != kind:
         raise UsageError(f"{path}: its modules are of kind {said.name}, not {kind.name}; leave the kind out")
-    architecture = _architecture(path, blocks, heads, anchors)
+    meant = said or kind or ULTRALYTICS_9_0
+    architecture = _architecture(path, blocks, heads, anchors, meant)
     layers = _in_order(path, architecture, blocks, heads)
-    return UltralyticsFile(architecture, said or kind or ULTRALYTICS_9_0, _classes(path, model, architecture), layers)
+    return UltralyticsFile(architecture, meant, _classes(path, model, architecture), layers)
 
 
 def _model(content: Any) -> Any:
@@ -127,7 +128,11 @@ def _modules(model: Inert) -> Iterator[Inert]:
 
 
 def _architecture(
-    path: Path, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]], anchors: Tensor | None
+    path: Path,
+    blocks: list[dict[str, np.ndarray]],
+    heads: list[dict[str, np.ndarray]],
+    anchors: Tensor | None,
+    kind: Kind,
 ) -> Architecture:
     """YOLOv3 or YOLOv3-tiny, by the count of convolutions, with the file's own classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
@@ -147,7 +152,7 @@ def _architecture(
         pixels = anchors * anchors.new_tensor(strides)[:, None, None]
         settings["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
     if build is yolov3_tiny:
-        settings["mask"] = (0, 1, 2)
+        settings["mask"] = kind.tiny_mask
     return build(filters // 3 - 5, **settings)
 
 

@@ -34,7 +34,11 @@ from chromabox.files.sources import Progress, cache_folder
 
 #: Weights that can be named instead of a file, and fetched.
 PUBLISHED = ("yolov3-tiny",)
-KNOWN: dict[str, Callable[[int], Architecture]] = {"yolov3": yolov3, "yolov3-tiny": yolov3_tiny}
+#: Nets known by name, for a count of classes and a kind of weights.
+KNOWN: dict[str, Callable[[int, Kind], Architecture]] = {
+    "yolov3": lambda classes, kind: yolov3(classes),
+    "yolov3-tiny": lambda classes, kind: yolov3_tiny(classes, mask=kind.tiny_mask),
+}
 #: The most classes a net is taken to have when only the count of numbers says how many.
 MOST_CLASSES = 1000
 
@@ -78,9 +82,9 @@ def load_detector(
     does not fit the file.
     """
     if str(weights) in PUBLISHED and not Path(weights).exists():
-        path = fetch_detector(str(weights), progress)
-    else:
-        path = _existing(Path(weights))
+        trained = _load_published(str(weights), kind, progress)
+        return trained if classes is None else _renamed(trained, classes)
+    path = _existing(Path(weights))
     suffix = path.suffix.lower()
     if architecture is not None and suffix not in (".weights", ".onnx"):
         raise UsageError(f"{path}: says its architecture itself; leave the architecture out")
@@ -142,10 +146,10 @@ def fetch_detector(name: str, progress: Progress | None = None) -> Path:
             f"{name}: no published weights have that name; those that can be fetched: {', '.join(PUBLISHED)}"
         )
     path = cache_folder() / f"{name}.safetensors"
-    if _whole(path):
+    if path.is_file():
         return path
     file, origin = yolov3_tiny_file(progress)
-    net = _filled(DetectorNet(yolov3_tiny(), DARKNET), file.numbers, origin.name)
+    net = _filled(DetectorNet.blank(yolov3_tiny(), DARKNET), file.numbers, origin.name)
     source = {"file": origin.name, "sha256": origin.sha256, "seen": file.seen}
     trained = TrainedDetector(net, class_names(80), net.architecture.size, {"name": name, "source": source})
     try:
@@ -195,6 +199,18 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _load_published(name: str, kind: Kind | None, progress: Progress | None) -> TrainedDetector:
+    """From the cache; a damaged file there is made anew."""
+    path = fetch_detector(name, progress)
+    try:
+        return _load_own(path, kind)
+    except UsageError:
+        raise
+    except ChromaboxError:
+        path.unlink(missing_ok=True)
+        return _load_own(fetch_detector(name, progress), kind)
+
+
 def _load_own(path: Path, kind: Kind | None) -> TrainedDetector:
     state, description = load_checkpoint(path)
     try:
@@ -203,7 +219,7 @@ def _load_own(path: Path, kind: Kind | None) -> TrainedDetector:
         stored = kind_from_json(description["kind"])
         if kind is not None and kind != stored:
             raise UsageError(f"{path}: its weights are of kind {stored.name}, not {kind.name}; leave the kind out")
-        net = DetectorNet(architecture_from_json(description["architecture"]), stored)
+        net = DetectorNet.blank(architecture_from_json(description["architecture"]), stored)
         net.load_state_dict(state["net"])
         classes = tuple(str(name) for name in description["classes"])
         trained = TrainedDetector(net.eval(), classes, int(description["size"]), description)
@@ -217,16 +233,16 @@ def _load_own(path: Path, kind: Kind | None) -> TrainedDetector:
 
 def _load_darknet(path: Path, architecture: Architecture | str | Path | None, kind: Kind) -> TrainedDetector:
     file = read_darknet_file(path)
-    built = _architecture(path, architecture, len(file.numbers))
-    net = _filled(DetectorNet(built, kind), file.numbers, str(path))
+    built = _architecture(path, architecture, len(file.numbers), kind)
+    net = _filled(DetectorNet.blank(built, kind), file.numbers, str(path))
     source = {"file": path.name, "seen": file.seen}
     return TrainedDetector(net, class_names(built.classes), built.size, {"name": built.name, "source": source})
 
 
 def _load_onnx(path: Path, architecture: Architecture | str | Path | None, kind: Kind) -> TrainedDetector:
     given = read_onnx_convolutions(path)
-    built = _architecture(path, architecture, sum(values.size for layer in given for values in layer.values()))
-    net = DetectorNet(built, kind)
+    built = _architecture(path, architecture, sum(values.size for layer in given for values in layer.values()), kind)
+    net = DetectorNet.blank(built, kind)
     # The count may agree by chance where the layers do not.
     shapes = [tuple(layer.convolution.weight.shape) for layer in _convolutions(net)]
     for index, (layer, shape) in enumerate(zip(given, shapes, strict=False)):
@@ -241,34 +257,37 @@ def _load_onnx(path: Path, architecture: Architecture | str | Path | None, kind:
 def _load_ultralytics(path: Path, kind: Kind | None) -> TrainedDetector:
     file = read_ultralytics(path, kind)
     numbers = as_darknet(file.layers, 0.0)
-    net = _filled(DetectorNet(file.architecture, file.kind), numbers, str(path))
+    net = _filled(DetectorNet.blank(file.architecture, file.kind), numbers, str(path))
     described = {"name": file.architecture.name, "source": {"file": path.name}}
     return TrainedDetector(net, file.classes, 640, described)
 
 
-def _architecture(path: Path, architecture: Architecture | str | Path | None, count: int) -> Architecture:
+def _architecture(path: Path, architecture: Architecture | str | Path | None, count: int, kind: Kind) -> Architecture:
     """The net that was asked for, or described beside the weights, or known by the count of its numbers."""
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is None:
         beside = path.with_suffix(".cfg")
-        return read_cfg(beside) if beside.is_file() else _by_count(path, count, KNOWN)
+        return read_cfg(beside) if beside.is_file() else _by_count(path, count, kind, KNOWN)
     if str(architecture) in KNOWN:
-        return _by_count(path, count, {str(architecture): KNOWN[str(architecture)]})
+        return _by_count(path, count, kind, {str(architecture): KNOWN[str(architecture)]})
     if Path(architecture).suffix != ".cfg":
         raise UsageError(f"architecture is {architecture}: give {', '.join(KNOWN)} or a .cfg file")
     return read_cfg(Path(architecture))
 
 
-def _by_count(path: Path, count: int, known: dict[str, Callable[[int], Architecture]]) -> Architecture:
+def _by_count(
+    path: Path, count: int, kind: Kind, known: dict[str, Callable[[int, Kind], Architecture]]
+) -> Architecture:
     """The known net that has so many numbers, for whatever count of classes: every class adds the same."""
     needs = []
     for build in known.values():
-        first = build(1).numbers
-        classes, rest = divmod(count - first, build(2).numbers - first)
+        first = build(1, kind).numbers
+        classes, rest = divmod(count - first, build(2, kind).numbers - first)
         if rest == 0 and 0 <= classes < MOST_CLASSES:
-            return build(classes + 1)
-        needs.append(f"{build(80).name} with 80 classes needs {build(80).numbers:,}")
+            return build(classes + 1, kind)
+        usual = build(80, kind)
+        needs.append(f"{usual.name} with 80 classes needs {usual.numbers:,}")
     raise ChromaboxError(
         f"{path}: its {count:,} numbers are of no net known by count ({'; '.join(needs)}); name the .cfg it belongs to"
     )
@@ -316,11 +335,3 @@ def _renamed(trained: TrainedDetector, classes: Sequence[str]) -> TrainedDetecto
             f"classes: {len(set(classes))} different names are given; the weights know {trained.architecture.classes}"
         )
     return TrainedDetector(trained.net, tuple(classes), trained.size, trained.description)
-
-
-def _whole(path: Path) -> bool:
-    """Whether a converted file in the cache can be loaded; a damaged one is made anew."""
-    try:
-        return path.is_file() and bool(_load_own(path, None))
-    except ChromaboxError:
-        return False

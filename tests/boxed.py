@@ -25,7 +25,7 @@ def yolo_set(folder: Path, labels: dict[str, str], names: tuple[str, ...] | None
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(lines)
     if names is not None:
-        listed = "".join(f"  - {name}\n" for name in names)
+        listed = "".join(f'  - "{name}"\n' for name in names)
         (folder / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{listed}")
     return folder
 

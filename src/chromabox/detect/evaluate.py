@@ -60,8 +60,8 @@ class DetectionEvaluation:
         return {
             "ap": _number(self.coco.ap),
             "ap50": _number(self.coco.ap50),
-            "ap_interval": list(self.ap_interval),
-            "ap50_interval": list(self.ap50_interval),
+            "ap_interval": [_number(end) for end in self.ap_interval],
+            "ap50_interval": [_number(end) for end in self.ap50_interval],
             "course": {"ap": _number(self.course.ap), "ap50": _number(self.course.ap50)},
             "best": {"confidence": confidence, "precision": precision, "recall": recall, "f1": f1},
             "pictures": self.pictures,
@@ -186,7 +186,7 @@ def held_out_split(data: DetectionSet) -> str | None:
 
 
 def shared_pictures(data: DetectionSet, split: str, *, limit: int = 5000) -> list[tuple[Path, Path]]:
-    """Pairs of a picture outside and one inside of `split` that are the same or nearly.
+    """Pairs of a picture inside of `split` and one outside that are the same or nearly.
 
     Empty without a look where the set has more than `limit` pictures, which would take minutes: `chromabox data check`
     looks at any number.
@@ -197,4 +197,4 @@ def shared_pictures(data: DetectionSet, split: str, *, limit: int = 5000) -> lis
     twins = find_twins(fingerprints(list(splits))[0])
     pairs = [(pair.first, pair.second) for pair in twins]
     crossing = [pair for pair in pairs if (splits[pair[0]] == split) != (splits[pair[1]] == split)]
-    return [(second, first) if splits[first] == split else (first, second) for first, second in crossing]
+    return [(first, second) if splits[first] == split else (second, first) for first, second in crossing]

@@ -120,7 +120,7 @@ def _trapezoid(recall: Float64[np.ndarray, " found"], precision: Float64[np.ndar
 
 @dataclass(frozen=True)
 class Resampled:
-    """AP and AP50 of sets of pictures drawn anew from the same pictures, one number for each draw."""
+    """AP and AP50 of sets of pictures drawn anew from the same pictures; not-a-number for a draw without boxes."""
 
     ap: Float64[np.ndarray, " draws"]
     ap50: Float64[np.ndarray, " draws"]
@@ -147,9 +147,10 @@ def resample(matches: Matches, *, draws: int = 1000, seed: int = 0) -> Resampled
 
 
 def _means(tables: Float64[np.ndarray, "draws thresholds classes"]) -> Resampled:
-    """The means over the classes that have true boxes in a draw."""
+    """The means over the classes that have true boxes in a draw; not-a-number where none has."""
     known = np.isfinite(tables[:, 0])
-    classes = np.maximum(known.sum(axis=1), 1)
+    # A draw of pictures without any box has no AP.
+    classes = np.where(known.any(axis=1), known.sum(axis=1), np.nan)
     ap, ap50 = (np.where(known, values, 0.0).sum(axis=1) / classes for values in (tables.mean(axis=1), tables[:, 0]))
     return Resampled(ap, ap50)
 
@@ -158,8 +159,12 @@ def interval(draws: Float64[np.ndarray, " draws"], measured: float) -> tuple[flo
     """The 95 % interval of what was `measured`, from the same quantity of resampled sets, corrected for their bias.
 
     AP of resampled sets lies above that of the set itself (fewer different pictures, fewer classes with rare boxes).
+    Draws that are not-a-number are left out; where all are, so is the interval.
     Source: Efron 1987, Better bootstrap confidence intervals, the bias-corrected interval (without acceleration).
     """
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return float("nan"), float("nan")
     normal = NormalDist()
     below = float(((draws < measured).mean() + (draws <= measured).mean()) / 2)
     bias = normal.inv_cdf(min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws)))

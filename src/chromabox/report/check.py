@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from chromabox.detect.check import FEW_BOXES, DetectionCheck, check_detection_set
 from chromabox.detect.data import find_set
@@ -43,10 +44,10 @@ def print_check(check: DetectionCheck, title: str) -> None:
     """Counts of splits and classes as a table, then what is wrong, at most some lines of each kind."""
     data, boxes = check.data, check.boxes
     pictures = Counter(one.split for one in data.pictures)
-    table = Table(title=f"{title} ({data.format.upper() if data.format != 'yolo' else 'YOLO'})")
+    table = Table(title=plain(f"{title} ({data.format.upper()})"))
     table.add_column("", overflow="fold")
     for split in data.splits:
-        table.add_column(split or "all", justify="right", no_wrap=True)
+        table.add_column(plain(split or "all"), justify="right", no_wrap=True)
     table.add_row("pictures", *(str(pictures[split]) for split in data.splits))
     empty = Counter(one.split for one in data.pictures if len(one.boxes) == 0)
     table.add_row("of them without a box", *(str(empty[split]) for split in data.splits))
@@ -55,9 +56,9 @@ def print_check(check: DetectionCheck, title: str) -> None:
     for name in data.classes:
         counts = [boxes[split][name] for split in data.splits]
         if any(counts):
-            table.add_row(name if data.named else f"class {name}", *map(str, counts))
+            table.add_row(plain(name if data.named else f"class {name}"), *map(str, counts))
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, markup=False)
+    console.print(table)
     for line in said(check):
         print(line)
 
@@ -80,9 +81,16 @@ def said(check: DetectionCheck) -> list[str]:
     if thin:
         lines.append(f"under {FEW_BOXES} boxes in a split: {', '.join(thin)}")
     lines.append(
-        "sound" if check.sound else "not sound: --repair FOLDER writes a sound copy and leaves these files alone"
+        "sound"
+        if check.sound
+        else "not sound: --repair FOLDER writes a copy without faults and equal files; these stay as they are"
     )
     return lines
+
+
+def plain(text: str) -> Text:
+    """Text in which brackets are no markup, and "?" stands for what a terminal cannot show; names come from any file."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def thin_classes(check: DetectionCheck) -> list[str]:

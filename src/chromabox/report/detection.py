@@ -14,10 +14,12 @@ from rich.table import Table
 
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, held_out_split, shared_pictures
+from chromabox.detect.kinds import kind_named
 from chromabox.detect.ready import make_ready
-from chromabox.detect.weights import TrainedDetector
+from chromabox.detect.weights import load_detector
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
+from chromabox.report.check import plain
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
 
 #: Classes up to which each has a curve and a line of its own in legends.
@@ -26,35 +28,38 @@ NAMED_CURVES = 10
 COMPARED = 5000
 
 
-def report_evaluation(
-    trained: TrainedDetector,
-    name: str,
+def evaluate_weights(
+    weights: Path | str,
     data: Path | str,
     folder: Path,
     *,
     split: str | None = None,
     size: int | None = None,
+    kind: str | None = None,
+    architecture: Path | str | None = None,
 ) -> DetectionEvaluation:
-    """Measure a detector called `name` on a split of the data, print the table, and write all three files.
+    """Measure a detector on a split of the data, print the table, and write evaluation.json and both figures.
 
     Without a split the validation pictures are taken, else the test pictures, else all. `size` is the net's own if
-    None. Raises what loading the data and measuring raise, and ChromaboxError where `folder` cannot be written.
+    None; `kind` and `architecture` are for `load_detector`. Raises what loading weights and data and measuring raise,
+    and ChromaboxError where `folder` cannot be written.
     """
+    trained = load_detector(weights, kind=None if kind is None else kind_named(kind), architecture=architecture)
     whole = load_detection_set(data)
     chosen = split or held_out_split(whole)
     part = whole if chosen is None else whole.split(chosen)
     side = size or trained.size
-    result = evaluate_detector(make_ready(trained, size=side), part, size=side, show_progress=True)
+    result = evaluate_detector(make_ready(trained), part, size=side, show_progress=True)
     shared = shared_pictures(whole, chosen, limit=COMPARED) if chosen else []
     told = [f"{first} is the same picture as {second}, or nearly, of another split" for first, second in shared]
     spoilt = len([fault for fault in part.faults if fault.kind != "huge box"])
     told += [f"the data has {spoilt} faults; chromabox data check {data} tells them"] if spoilt else []
     result = replace(result, warnings=(*told, *result.warnings))
-    title = f"{name} at {side} on {data}" + (f", {chosen}" if chosen else "")
+    title = f"{weights} at {side} on {data}" + (f", {chosen}" if chosen else "")
     print_evaluation(result, title)
     for warning in result.warnings:
         print(f"chromabox: {warning}", file=sys.stderr)
-    about = {"weights": name, "data": str(data), "split": chosen, "size": side}
+    about = {"weights": str(weights), "data": str(data), "split": chosen, "size": side}
     for path in write_evaluation(result, folder, about, title):
         print(path)
     return result
@@ -77,7 +82,7 @@ def write_evaluation(
 
 def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     """A line for all classes and one for each class that has boxes, in per cent."""
-    table = Table(title=title)
+    table = Table(title=plain(title))
     table.add_column("", overflow="fold")
     for heading in ("boxes", "AP %", "95 %", "AP50 %", "95 %", "course AP %", "course AP50 %"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -90,7 +95,7 @@ def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     for index in np.flatnonzero(result.boxes).tolist():
         values = (coco.per_class[index], coco.table[0, index], course.per_class[index], course.table[0, index])
         ap, ap50, course_ap, course_ap50 = (_per_cent(value) for value in values)
-        table.add_row(result.classes[index], str(result.boxes[index]), ap, "", ap50, "", course_ap, course_ap50)
+        table.add_row(plain(result.classes[index]), str(result.boxes[index]), ap, "", ap50, "", course_ap, course_ap50)
     confidence, precision, recall, f1 = result.curves.best
     table.caption = (
         f"{result.pictures} pictures; greatest F1 {f1:.3f} at confidence {confidence:.2f} "
@@ -98,7 +103,7 @@ def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     )
     # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _per_cent(value: float) -> str:

@@ -1,0 +1,61 @@
+"""The files of an evaluation: what is in them, whole or not at all; names that could break a figure or a table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chromabox.detect.evaluate import DetectionEvaluation, evaluate_predictions
+from chromabox.detect.labelled import DetectionSet, Labelled
+from chromabox.detect.matching import Predicted
+from chromabox.errors import ChromaboxError
+from chromabox.report.detection import print_evaluation, write_evaluation
+
+
+def evaluation(names: tuple[str, ...]) -> DetectionEvaluation:
+    """A picture with a box of each class, all found, one of them taken for the next class."""
+    count = len(names)
+    left = np.arange(count) * 10.0
+    boxes = np.stack([left, left, left + 8, left + 8], axis=1)
+    truth = Labelled(Path("a.png"), boxes, np.arange(count), (10 * count, 10 * count))
+    guessed = np.arange(count)
+    guessed[0] = count - 1
+    predicted = Predicted(boxes, np.linspace(0.9, 0.3, count), guessed)
+    return evaluate_predictions([predicted], DetectionSet((truth,), names, ("",)), draws=10)
+
+
+NAMES = {
+    "two": ("cat", "dog"),
+    "many": tuple(f"class {index}" for index in range(30)),
+    "odd": ("$x$ [red]", "_hidden", "$", "猫"),
+}
+
+
+# The figures' font has no Chinese; the figure is made all the same.
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
+@pytest.mark.parametrize("case", NAMES)
+def test_all_files_are_written(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluation(NAMES[case])
+    paths = write_evaluation(result, tmp_path / "new", {"weights": "w"}, "a title with $ [x]")
+    assert [path.name for path in paths] == ["evaluation.json", "curves.png", "confusion.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths)
+    said = json.loads(paths[0].read_text())
+    assert said["weights"] == "w"
+    assert list(said["per_class"]) == list(NAMES[case])
+    assert {"ap", "ap50", "ap_interval", "ap50_interval", "course", "per_class"} <= said.keys()
+    for path in paths[1:]:
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) > 300
+    print_evaluation(result, "a title with [x]")
+    printed = capsys.readouterr().out
+    assert "a title with [x]" in printed
+    assert all(name in printed for name in NAMES[case])
+
+
+def test_a_folder_that_cannot_be_gives_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ChromaboxError, match="cannot be written to"):
+        write_evaluation(evaluation(("cat", "dog")), tmp_path / "file" / "new", {}, "t")

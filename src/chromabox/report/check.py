@@ -89,7 +89,7 @@ def said(check: DetectionCheck) -> list[str]:
 
 
 def plain(text: str) -> Text:
-    """Text in which brackets are no markup, and "?" stands for what a terminal cannot show; names come from any file."""
+    """Text in which brackets are no markup, and "?" stands for what a terminal cannot show: files name anything."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 

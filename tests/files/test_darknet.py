@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import YOLOV3_TINY, convolutions, fetch_yolov3_tiny, read_darknet
+from chromabox.files.darknet import (
+    YOLOV3_TINY,
+    DarknetFile,
+    convolutions,
+    fetch_yolov3_tiny,
+    read_darknet,
+    read_darknet_file,
+    write_darknet_file,
+    yolov3_tiny_file,
+)
 from chromabox.files.sources import Pinned
 
 NUMBERS = [0.5, -1.25, 3e-8, 7.0]
@@ -91,3 +100,33 @@ def test_a_mirror_that_holds_another_file_is_not_believed(tmp_path: Path, monkey
     with pytest.raises(ChromaboxError, match=YOLOV3_TINY.name):
         fetch_yolov3_tiny()
     assert not (tmp_path / "cache" / YOLOV3_TINY.name).exists()
+
+
+@pytest.mark.parametrize("version", [(0, 1, 0), (0, 2, 0), (0, 2, 5), (1, 0, 0)])
+def test_what_is_written_is_the_file_that_was_read(tmp_path: Path, version: tuple[int, int, int]) -> None:
+    wide = version != (0, 1, 0)
+    seen = 2**40 + 5 if wide else 32_013_312
+    path = write(tmp_path / "a.weights", version, struct.pack("<q" if wide else "<i", seen), [*NUMBERS, float("nan")])
+    file = read_darknet_file(path)
+    assert (file.seen, file.version) == (seen, version)
+    write_darknet_file(tmp_path / "b.weights", file)
+    assert (tmp_path / "b.weights").read_bytes() == path.read_bytes()
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["a.weights", "b.weights"]
+
+
+def test_the_onnx_copy_stands_in_and_both_are_named_where_neither_is_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CHROMABOX_MIRROR", raising=False)
+    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_SOURCES", ())
+    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_ONNX_SOURCES", ())
+    with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; nor is its ONNX copy"):
+        yolov3_tiny_file()
+    layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
+    monkeypatch.setattr("chromabox.files.darknet.fetch_yolov3_tiny_onnx", lambda progress: tmp_path)
+    monkeypatch.setattr("chromabox.files.darknet.read_onnx_convolutions", lambda path: [layer])
+    file, origin = yolov3_tiny_file()
+    assert origin.name == "tiny-yolov3-11.onnx"
+    assert isinstance(file, DarknetFile)
+    assert file.numbers.tolist() == [2, 1, 1, 1]

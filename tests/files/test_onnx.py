@@ -1,0 +1,108 @@
+"""Convolutions out of ONNX files: written by the onnx package, expected values from its own reader and evaluator."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chromabox.errors import ChromaboxError
+from chromabox.files.darknet import EPSILON, as_darknet
+from chromabox.files.onnx import read_onnx_convolutions
+
+onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of these tests")
+
+
+def model(raw: bool = True, epsilon: float | None = 1e-3) -> "onnx.ModelProto":
+    """Two convolutions, the first with a batch normalisation, in an order that is not that of their names."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "net_10/kernel:0": random.standard_normal((5, 4, 1, 1)),
+        "net_10/bias:0": random.standard_normal(5),
+        "net_2/kernel:0": random.standard_normal((4, 3, 3, 3)),
+        **{name: random.uniform(0.5, 2, 4) for name in ("scale", "offset", "mean", "variance")},
+    }
+    make = onnx.numpy_helper.from_array if raw else _as_floats
+    tensors = [make(array.astype(np.float32), name) for name, array in arrays.items()]
+    tensors.append(onnx.numpy_helper.from_array(np.array([1, -1, 2], np.int64), "shape"))
+    settings = {} if epsilon is None else {"epsilon": epsilon}
+    nodes = [
+        onnx.helper.make_node("Conv", ["in", "net_2/kernel:0"], ["a"], pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("BatchNormalization", ["a", "scale", "offset", "mean", "variance"], ["b"], **settings),
+        onnx.helper.make_node("LeakyRelu", ["b"], ["c"], alpha=0.1),
+        onnx.helper.make_node("Conv", ["c", "net_10/kernel:0", "net_10/bias:0"], ["out"]),
+    ]
+    place = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "net",
+        [place("in", onnx.TensorProto.FLOAT, [1, 3, 6, 6])],
+        [place("out", onnx.TensorProto.FLOAT, [1, 5, 6, 6])],
+        tensors,
+    )
+    return onnx.helper.make_model(graph)
+
+
+def _as_floats(array: np.ndarray, name: str) -> "onnx.TensorProto":
+    return onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, array.shape, array.ravel())
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("epsilon", [1e-3, None])
+def test_numbers_as_the_onnx_package_has_them(tmp_path: Path, raw: bool, epsilon: float | None) -> None:
+    proto = model(raw, epsilon)
+    onnx.save(proto, tmp_path / "a.onnx")
+    expected = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    first, second = read_onnx_convolutions(tmp_path / "a.onnx")
+    np.testing.assert_array_equal(first["kernel"], expected["net_2/kernel:0"])
+    np.testing.assert_array_equal(first["bias"], expected["offset"])
+    np.testing.assert_array_equal(first["weight"], expected["scale"])
+    np.testing.assert_array_equal(first["mean"], expected["mean"])
+    np.testing.assert_allclose(first["variance"], expected["variance"] + (epsilon or 1e-5), rtol=1e-6)
+    assert second.keys() == {"kernel", "bias"}
+    np.testing.assert_array_equal(second["kernel"], expected["net_10/kernel:0"])
+    np.testing.assert_array_equal(second["bias"], expected["net_10/bias:0"])
+
+
+def test_in_darknets_order_they_compute_the_same(tmp_path: Path) -> None:
+    """Batch normalisation with darknet's epsilon after the conversion, against onnx's reference evaluator."""
+    import torch
+    from onnx.reference import ReferenceEvaluator
+    from torch.nn import functional as F
+
+    proto = model()
+    onnx.save(proto, tmp_path / "a.onnx")
+    image = np.random.default_rng(1).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    [expected] = ReferenceEvaluator(proto).run(None, {"in": image})
+    numbers = torch.from_numpy(as_darknet(read_onnx_convolutions(tmp_path / "a.onnx"), EPSILON))
+    bias, weight, mean, variance, kernel, last_bias, last_kernel = numbers.split([4, 4, 4, 4, 108, 5, 20])
+    out = F.conv2d(torch.from_numpy(image), kernel.view(4, 3, 3, 3), padding=1)
+    out = F.leaky_relu(F.batch_norm(out, mean, variance, weight, bias, eps=EPSILON), 0.1)
+    out = F.conv2d(out, last_kernel.view(5, 4, 1, 1), last_bias)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00", b"not a protobuf at all", b"\x0a\xff", b"\x3a\x05ab", b"\xff" * 20, b"\x08\x07"]
+)
+def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.onnx").write_bytes(content)
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: not an ONNX file of plain convolutions, or cut short"):
+        read_onnx_convolutions(tmp_path / "a.onnx")
+
+
+def test_every_way_of_cutting_short_is_one_sentence(tmp_path: Path) -> None:
+    onnx.save(model(), tmp_path / "a.onnx")
+    whole = (tmp_path / "a.onnx").read_bytes()
+    for keep in range(0, len(whole) - 1, 7):
+        (tmp_path / "a.onnx").write_bytes(whole[:keep])
+        with pytest.raises(ChromaboxError, match=r"a\.onnx: (not an ONNX file|holds no convolution)"):
+            read_onnx_convolutions(tmp_path / "a.onnx")
+
+
+def test_a_graph_without_convolutions_and_a_missing_file(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: holds no convolution"):
+        read_onnx_convolutions(tmp_path / "a.onnx")
+    with pytest.raises(ChromaboxError, match=r"none\.onnx: cannot be read \(No such file"):
+        read_onnx_convolutions(tmp_path / "none.onnx")

@@ -16,3 +16,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _numbers_near_zero() -> None:
+    """What torch.compile links may switch off denormal numbers for the whole process; later tests draw such ones."""
+    torch.set_flush_denormal(False)

@@ -10,7 +10,8 @@ from torch import Tensor
 from chromabox.detect.kinds import Kind
 from chromabox.detect.layers import Architecture
 
-Head = Float[Tensor, "batch anchors numbers rows columns"]
+#: Heads of one net differ in rows and columns, and may in their anchors.
+Head = Float[Tensor, "batch _ numbers _ _"]
 
 
 def decode(

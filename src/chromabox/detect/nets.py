@@ -15,7 +15,8 @@ from chromabox.errors import UsageError
 
 Images = Float[Tensor, "batch channels height width"]
 Maps = Float[Tensor, "batch features rows columns"]
-Head = Float[Tensor, "batch anchors numbers rows columns"]
+#: Heads of one net differ in rows and columns, and may in their anchors.
+Head = Float[Tensor, "batch _ numbers _ _"]
 
 
 class ConvolutionLayer(nn.Module):

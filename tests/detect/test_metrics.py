@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from chromabox.detect.intervals import interval, paired_difference, resample, weighted_average_precision
 from chromabox.detect.labelled import Labelled
 from chromabox.detect.matching import Predicted, match_coco, match_course
 from chromabox.detect.metrics import (
@@ -18,10 +19,6 @@ from chromabox.detect.metrics import (
     confusion,
     course_average_precision,
     curves,
-    interval,
-    paired_difference,
-    resample,
-    weighted_average_precision,
 )
 
 CLASSES = 3

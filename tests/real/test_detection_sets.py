@@ -1,7 +1,7 @@
 """COCO128 and the raccoons: read with the counts that their owners state, and the detector's AP on the former.
 
-Counts: Ultralytics' COCO128 (128 training pictures, 2 of them without labels, 929 boxes) and the first 128 labelled
-pictures' worth of val2017 beside it (898 boxes); the raccoons' own tables (173 and 44 boxes).
+Counts: Ultralytics' COCO128 (128 training pictures, 2 of them without labels, 929 boxes) and 128 pictures of val2017
+beside it (898 boxes); the raccoons' own tables (173 and 44 boxes).
 """
 
 from pathlib import Path

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from chromabox.detect.check import FEW_BOXES
+from chromabox.detect.intervals import interval, resample
 from chromabox.detect.labelled import DetectionSet, in_classes_of
 from chromabox.detect.matching import Matches, Predicted, match_coco, match_course
 from chromabox.detect.metrics import (
@@ -19,8 +20,6 @@ from chromabox.detect.metrics import (
     confusion,
     course_average_precision,
     curves,
-    interval,
-    resample,
 )
 from chromabox.detect.predict import Detector, detect_files, trained_of
 from chromabox.detect.twins import find_twins, fingerprints

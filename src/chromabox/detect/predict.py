@@ -1,7 +1,7 @@
 """Pictures → boxes: into the net's square, through the net, decoded, freed of doubles, back into the picture."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -108,7 +108,7 @@ def detect_file(path: Path, detector: Detector, wanted: "Wanted") -> Found:
     return Found(path, pixels, detect_wanted(pixels, detector, wanted))
 
 
-def in_order(items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None) -> Iterator[Result]:
+def in_order(items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None) -> Generator[Result, None, None]:
     """The results of ``work``, which runs a detector, in the order of the items.
 
     Each of ``workers`` threads (None: as many as torch would use) does one item from reading to the end, the net in a
@@ -122,7 +122,7 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Result], *, workers: 
     return _in_order(iter(items), work, count)
 
 
-def _in_order(items: Iterator[Item], work: Callable[[Item], Result], workers: int) -> Iterator[Result]:
+def _in_order(items: Iterator[Item], work: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with threads_at(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
         try:

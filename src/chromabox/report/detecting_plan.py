@@ -48,7 +48,7 @@ def plan_detection(inputs: Sequence[Path], output: Path, formats: Sequence[Forma
     if not inputs:
         raise UsageError("inputs: name at least one picture, folder or film to look through")
     suffix = "" if output.is_dir() else output.suffix.lower()
-    wanted = set(formats) or {TABLES.get(suffix, "pictures")}
+    wanted: set[str] = set(formats) or {TABLES.get(suffix, "pictures")}
     films = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     others = [path for path in inputs if path not in films]
     if suffix in TABLES:

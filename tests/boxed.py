@@ -1,12 +1,17 @@
-"""Small labelled data sets for tests, written as their formats prescribe."""
+"""Small labelled data sets for tests, written as their formats prescribe, and detections made for them."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from chromabox.detect.labelled import Labelled
+from chromabox.detect.matching import Predicted
+
 #: Width and height of the pictures.
 SIZE = (100, 50)
+#: Classes of made detections.
+CLASSES = 3
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> Path:
@@ -46,3 +51,24 @@ def voc_annotation(*objects: tuple[str, tuple[object, object, object, object]]) 
 def everything_in(folder: Path) -> dict[Path, bytes]:
     """All files and their bytes, to see that nothing was touched."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def made(seed: int, pictures: int = 12, *, crowds: bool = True) -> tuple[list[Predicted], list[Labelled]]:
+    """Pictures with boxes on a coarse grid and detections near them; some scores and overlaps are equal."""
+    rng = np.random.default_rng(seed)
+    predicted, truth = [], []
+    for _ in range(pictures):
+        count = int(rng.integers(0, 7))
+        corners = rng.integers(0, 12, (count, 2)) * 5.0
+        boxes = np.hstack([corners, corners + rng.integers(2, 8, (count, 2)) * 5.0])
+        classes = rng.integers(0, CLASSES, count)
+        near = boxes[rng.integers(0, count, 2 * count)] if count else boxes
+        shift = np.tile(rng.integers(-2, 3, (len(near), 2)) * 2.0, 2)
+        kinds = (
+            rng.integers(0, CLASSES, len(near)) if rng.random() < 0.3 else classes[rng.integers(0, count, len(near))]
+        )
+        scores = rng.integers(1, 20, len(near)) / 20
+        predicted.append(Predicted(near + shift, scores, kinds.astype(np.int64)))
+        marks = rng.random(count) < 0.15 if crowds else np.zeros(count, bool)
+        truth.append(Labelled(Path("a.png"), boxes, classes.astype(np.int64), (100, 100), "", marks))
+    return predicted, truth

@@ -220,3 +220,14 @@ def test_unnamed_classes_count_as_the_nets() -> None:
     assert own.pictures[0].classes.tolist() == [0, 2]
     with pytest.raises(ChromaboxError, match="numbers up to 2; the net knows 2 classes"):
         in_classes_of(data, ("cat", "dog"))
+
+
+def test_other_json_is_passed_over_and_broken_labels_are_not(tmp_path: Path) -> None:
+    folder = yolo_set(tmp_path, LINES)
+    (folder / "data.yaml").unlink()
+    (folder / "settings.json").write_text('{"images": 3}')
+    (folder / "empty.json").touch()
+    is_the_set(load_detection_set(folder))
+    (folder / "labels.json").write_text('{"images": [], "annotations": [], "categories": [')
+    with pytest.raises(ChromaboxError, match=r"labels\.json: cannot be read as JSON"):
+        load_detection_set(folder)

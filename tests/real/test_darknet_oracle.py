@@ -15,10 +15,13 @@ from chromabox.detect.cfg import read_cfg, write_cfg
 from chromabox.detect.kinds import DARKNET
 from chromabox.detect.layers import Architecture, yolov3, yolov3_tiny
 from chromabox.detect.nets import ConvolutionLayer, DetectorNet
+from chromabox.detect.predict import Detections, detect_picture
 from chromabox.detect.weights import load_detector, write_darknet
 from chromabox.errors import ChromaboxError
 from chromabox.files.darknet import fetch_yolov3_tiny
+from chromabox.files.images import read_picture
 
+PICTURES = Path("/usr/share/darknet/data")
 LIBRARIES = (Path("/usr/lib/darknet/libdarknet.so"), Path("/usr/lib/libdarknet.so"))
 
 
@@ -150,6 +153,101 @@ def test_the_difference_would_be_seen(darknet: ctypes.CDLL, weights: Path, tmp_p
 
 def test_the_second_mask_is_not_that_of_later_configurations() -> None:
     assert [yolo.mask for yolo in yolov3_tiny().yolos] == [(3, 4, 5), (1, 2, 3)]
+
+
+class Image(ctypes.Structure):
+    """Darknet's ``image``: planes of float32 in [0, 1]."""
+
+    _fields_ = (
+        ("w", ctypes.c_int),
+        ("h", ctypes.c_int),
+        ("c", ctypes.c_int),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+    )
+
+
+class Box(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_float) for name in "xywh")
+
+
+class Detection(ctypes.Structure):
+    """Darknet's ``detection``: centre and size in pixels of the picture, and a score for every class."""
+
+    _fields_ = (
+        ("bbox", Box),
+        ("classes", ctypes.c_int),
+        ("prob", ctypes.POINTER(ctypes.c_float)),
+        ("mask", ctypes.POINTER(ctypes.c_float)),
+        ("objectness", ctypes.c_float),
+        ("sort_class", ctypes.c_int),
+    )
+
+
+def boxes_of_darknet(
+    library: ctypes.CDLL, cfg: Path, weights: Path, picture: Path, confidence: float
+) -> tuple[np.ndarray, list[tuple[int, float, list[float]]]]:
+    """The picture as darknet reads it, uint8 [height, width, 3], and what it finds: class, score, box (xyxy)."""
+    library.load_image_color.restype = Image
+    library.load_image_color.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+    library.network_predict_image.argtypes = [ctypes.c_void_p, Image]
+    library.get_network_boxes.restype = ctypes.POINTER(Detection)
+    library.get_network_boxes.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float, ctypes.c_float]
+    library.get_network_boxes.argtypes += [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+    library.do_nms_sort.argtypes = [ctypes.POINTER(Detection), ctypes.c_int, ctypes.c_int, ctypes.c_float]
+    net = library.load_network(str(cfg).encode(), str(weights).encode(), 0)
+    image = library.load_image_color(str(picture).encode(), 0, 0)
+    planes = np.ctypeslib.as_array(image.data, (3, image.h, image.w))
+    pixels = np.rint(planes.transpose(1, 2, 0) * 255).astype(np.uint8)
+    library.network_predict_image(net, image)
+    count = ctypes.c_int()
+    found = library.get_network_boxes(net, image.w, image.h, confidence, 0.5, None, 0, ctypes.byref(count))
+    library.do_nms_sort(found, count.value, 80, 0.45)
+    kept = []
+    for one in (found[index] for index in range(count.value)):
+        x, y, w, h = (getattr(one.bbox, name) for name in "xywh")
+        corners = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, [image.w, image.h, image.w, image.h])
+        kept += [(index, one.prob[index], corners.tolist()) for index in range(80) if one.prob[index] > 0]
+    library.free_network(net)
+    return pixels, sorted(kept, key=lambda one: -one[1])
+
+
+@pytest.mark.parametrize("name", ["dog", "eagle", "giraffe", "horses", "kite", "person"])
+def test_boxes_on_darknets_own_pictures(darknet: ctypes.CDLL, weights: Path, name: str, tmp_path: Path) -> None:
+    """Read by darknet, then letterboxed, computed, decoded and thinned by each for itself.
+
+    The pixels are darknet's because its JPEG decoder rounds otherwise than libjpeg, by up to a few steps of 255.
+    """
+    path = PICTURES / f"{name}.jpg"
+    if not path.is_file():
+        pytest.skip(f"DARKNET'S SAMPLE PICTURE {path} IS NOT INSTALLED, SO BOXES ARE NOT COMPARED ON IT")
+    trained = load_detector(weights)
+    write_cfg(trained.architecture, tmp_path / "net.cfg")
+    pixels, expected = boxes_of_darknet(darknet, tmp_path / "net.cfg", weights, path, 0.25)
+    compare_boxes(detect_picture(pixels, trained, confidence=0.25), expected, pixels_apart=1, scores_apart=0.005)
+    # Read by ourselves, the picture is a little another.
+    read = read_picture(path).pixels
+    difference = np.abs(read.astype(int) - pixels).mean()
+    assert difference < 1
+    compare_boxes(detect_picture(read, trained, confidence=0.25), expected, pixels_apart=3, scores_apart=0.03)
+
+
+def compare_boxes(
+    ours: Detections, expected: list[tuple[int, float, list[float]]], *, pixels_apart: float, scores_apart: float
+) -> None:
+    """Every sure box of one side has its like on the other; those that are near the threshold may be missing."""
+    assert ours.class_id is not None
+    assert ours.confidence is not None
+    assert expected
+    mine = [(int(c), float(s), b) for c, s, b in zip(ours.class_id, ours.confidence, ours.xyxy, strict=True)]
+    for some, others in ((mine, expected), (expected, mine)):
+        for category, score, box in some:
+            near = [
+                (abs(score - other[1]), np.abs(np.subtract(box, other[2])).max())
+                for other in others
+                if other[0] == category
+            ]
+            best = min(near, key=lambda pair: pair[1], default=(1.0, np.inf))
+            assert score < 0.25 + scores_apart or (best[0] <= scores_apart and best[1] <= pixels_apart), (score, best)
 
 
 ODD = """

@@ -197,7 +197,19 @@ def test_every_verb_has_help(chromabox: Callable[..., Said], verb: str) -> None:
 
 
 def test_the_verbs(chromabox: Callable[..., Said]) -> None:
-    assert list(VERBS) == ["data", "palette", "train", "evaluate", "compare", "colour", "score", "export", "demo"]
+    assert list(VERBS) == [
+        "data",
+        "palette",
+        "train",
+        "evaluate",
+        "compare",
+        "colour",
+        "score",
+        "export",
+        "weights",
+        "detect",
+        "demo",
+    ]
     code, out, _ = chromabox("--help")
     assert code == 0
     assert all(verb in out for verb in VERBS)

@@ -54,18 +54,21 @@ NAMES = {
 
 EXECUTION = "--precision --compiled --channels-last --threads --device"
 FLAGS = {
-    "data": "",
+    "data cifar10": "",
+    "data check": "-o --output --repair",
     "palette fit": "-o --output -k --colours --seed",
     "palette show": "-o --output",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
     f"--hold-out --patience --size --kernel --filters --dilation --start {EXECUTION}",
-    "evaluate": "--data --temperature -o --output",
+    "evaluate": "--data --temperature --split --size -o --output",
     "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
     "colour": "-o --output --net --style --temperature --palette --lock --ban --replace --hints --leave-grey-below "
     "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet "
     "--smoothing",
     "score": "-o --output",
     "export": "--onnx",
+    "weights": "-o --output --architecture --kind --classes --test --no-test",
+    "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
     "demo": "-o --output",
 }
 

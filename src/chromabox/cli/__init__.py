@@ -5,6 +5,7 @@ from collections.abc import Callable
 import tyro
 
 from chromabox.cli.colouring import colour, demo, export, score
+from chromabox.cli.detecting import detect, weights
 from chromabox.cli.palettes import data, palette
 from chromabox.cli.training import compare, evaluate, train
 
@@ -17,6 +18,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "colour": colour,
     "score": score,
     "export": export,
+    "weights": weights,
+    "detect": detect,
     "demo": demo,
 }
 
@@ -26,7 +29,8 @@ def run(arguments: list[str] | None = None) -> int:
     return tyro.extras.subcommand_cli_from_dict(
         VERBS,
         prog="chromabox",
-        description="Colour grey pictures with small networks that choose every pixel's colour from a palette. "
-        "Start with: chromabox demo · chromabox colour photo.jpg -o coloured.jpg",
+        description="Colour grey pictures with small networks that choose every pixel's colour from a palette, and "
+        "find things in pictures. Start with: chromabox demo · chromabox colour photo.jpg -o coloured.jpg · "
+        "chromabox detect photo.jpg -o found.jpg",
         args=arguments,
     )

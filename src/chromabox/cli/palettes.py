@@ -1,27 +1,58 @@
 """The verbs for data and palettes."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from chromabox.cli.options import Output
+from chromabox.cli.options import OptionalOutput, Output
 
 
-def data(name: Positional[Literal["cifar10"]], /) -> int:
-    """Fetch a data set, verify it, and say where it is.
+@dataclass(frozen=True)
+class Cifar10:
+    """Fetch CIFAR-10, verify it, and say where it is.
 
     Sources are tried in order, a mirror named by CHROMABOX_MIRROR (a folder or an address) first; files go to
     CHROMABOX_CACHE, else to the platform's cache folder, and are verified by SHA-256 on every use.
 
     Example: chromabox data cifar10
-
-    Args:
-        name: The data set.
     """
-    from chromabox.files.cifar10 import fetch_cifar10
 
-    print(fetch_cifar10())
+
+@dataclass(frozen=True)
+class Check:
+    """Look a detection data set over: YOLO txt, COCO json or Pascal VOC xml, recognised by looking.
+
+    Counts, classes, empty and double labels, boxes out of range or without a size, damaged pictures, pictures that two
+    splits share. Your files are never changed; --repair writes a sound copy.
+
+    Example: chromabox data check my-set/ --repair my-set-repaired/
+    """
+
+    path: Positional[str]
+    """A folder, a .yaml or .json file, or a set by name: coco128, raccoon."""
+    repair: Path | None = None
+    """A folder to be made, for a copy without the faults and a report of what was changed."""
+    output: OptionalOutput = None
+    """Also write everything that was found into this .json file."""
+
+
+DataAction = OmitSubcommandPrefixes[
+    OmitArgPrefixes[Annotated[Cifar10, subcommand("cifar10")] | Annotated[Check, subcommand("check")]]
+]
+
+
+def data(*, action: DataAction) -> int:
+    """Fetch a data set, or check one of your own."""
+    if isinstance(action, Check):
+        from chromabox.report.check import report_check
+
+        report_check(action.path, repair=action.repair, output=action.output)
+    else:
+        from chromabox.files.cifar10 import fetch_cifar10
+
+        print(fetch_cifar10())
     return 0
 
 

@@ -277,18 +277,28 @@ def evaluate(
     *,
     data: str | None = None,
     temperature: float = 0.38,
+    split: str | None = None,
+    size: int | None = None,
     output: OptionalOutput = None,
 ) -> int:
-    """Measure a trained net beside the floors and the ceiling, all on the same test split.
+    """Measure a trained net: a colour net beside the floors and the ceiling, a detector by COCO's average precision.
 
-    Example: chromabox evaluate runs/unet-default-seed0
+    chromabox evaluate runs/unet-default-seed0
+
+    chromabox evaluate yolov3-tiny --data coco128 --split val2017 -o evaluation/
 
     Args:
-        run: A run folder or a checkpoint; the shipped net if left out.
-        data: Instead of the data it was trained on.
-        temperature: Of the annealed mean.
-        output: Folder for evaluation.json and confusion.png; the run folder (or evaluation/) if left out.
+        run: A run folder, a checkpoint or a detector's weights (a file or yolov3-tiny); the shipped net if left out.
+        data: Instead of the data it was trained on; of a detector a labelled set.
+        temperature: Of a colour net's annealed mean.
+        split: Of a detector's data: which pictures; those that are held out if left out.
+        size: Of a detector: side in pixels at which it sees them; its own if left out.
+        output: Folder for what is written; the run folder (or evaluation/) if left out.
     """
+    if run is not None and _is_detector(run):
+        return _evaluate_detector(run, data, split, size, output)
+    if split is not None or size is not None:
+        raise UsageError(f"split, size: are for detectors; {run or 'the shipped net'} colours pictures")
     from chromabox.colour.data import load_colour_data
     from chromabox.colour.evaluate import evaluate as measure
     from chromabox.colour.trained import TrainedPhotoNet, load_trained
@@ -302,8 +312,8 @@ def evaluate(
     spec = data or trained.description.get("data")
     if spec is None:
         raise UsageError(f"{run}: does not say what it was trained on; give --data")
-    size = int(trained.description.get("size", 32))
-    result = measure(trained, load_colour_data(spec, trained.palette, size=size), temperature=temperature)
+    side = int(trained.description.get("size", 32))
+    result = measure(trained, load_colour_data(spec, trained.palette, size=side), temperature=temperature)
     folder = output or (Path("evaluation") if run is None else run if run.is_dir() else run.parent)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{trained.description['net']} on {spec}, palette {trained.palette.name}"
@@ -311,6 +321,21 @@ def evaluate(
     write_json(folder / "evaluation.json", {"data": spec, "palette": trained.palette.name, **result.as_json()})
     draw_confusion(result.confusion, trained.palette.colours, folder / "confusion.png", title)
     print(f"{folder / 'evaluation.json'}\n{folder / 'confusion.png'}")
+    return 0
+
+
+def _is_detector(run: Path) -> bool:
+    from chromabox.report.detection import is_detector
+
+    return is_detector(run)
+
+
+def _evaluate_detector(run: Path, data: str | None, split: str | None, size: int | None, output: Path | None) -> int:
+    from chromabox.report.detection import evaluate_weights
+
+    if data is None:
+        raise UsageError(f"{run}: is a detector; give --data, a labelled set such as coco128 or a folder")
+    evaluate_weights(run, data, output or (run if run.is_dir() else Path("evaluation")), split=split, size=size)
     return 0
 
 

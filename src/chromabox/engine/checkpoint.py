@@ -45,6 +45,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], description: Mapping[s
     write_json(path.with_suffix(".json"), description)
 
 
+def read_description(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint of ours says of itself, without its tensors being read; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            return json.loads(header["description"]) if header.get("format") == FORMAT else None
+    except (SafetensorError, ValueError, KeyError, OSError):
+        return None
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state and the description that :func:`save_checkpoint` was given.
 

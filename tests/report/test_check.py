@@ -1,6 +1,7 @@
 """What ``chromabox data check`` prints and writes; what is found has tests in tests/detect/test_check.py."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,11 @@ def test_an_output_that_cannot_be_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="cannot be written"):
         report_check(folder, output=tmp_path / "file" / "check.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_that_are_no_text_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = yolo_set(tmp_path / "data", {"train/a\udcff": DOG + DOG, "val/b": DOG})
+    report_check(folder, output=tmp_path / "check.json", repair=tmp_path / "copy")
+    assert r"a\udcff.txt:2" in capsys.readouterr().out
+    assert json.loads((tmp_path / "check.json").read_text())["faults"][0]["file"].endswith("a\\udcff.txt")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chromabox.detect.data import load_detection_set
-from chromabox.detect.labelled import DetectionSet, Fault
+from chromabox.detect.labelled import DetectionSet, Fault, legible
 from chromabox.detect.twins import Twins, find_twins, fingerprints
 from chromabox.engine.log import progress
 
@@ -60,13 +60,19 @@ class DetectionCheck:
             "classes": list(self.data.classes) if self.data.named else None,
             "pictures": dict(Counter(one.split for one in self.data.pictures)),
             "boxes": self.boxes,
-            "empty": [str(path) for path in self.empty],
+            "empty": [legible(path) for path in self.empty],
             "faults": [
-                {"kind": one.kind, "file": str(one.path), "line": one.line, "text": one.text, "dropped": one.dropped}
+                {
+                    "kind": one.kind,
+                    "file": legible(one.path),
+                    "line": one.line,
+                    "text": legible(one.text),
+                    "dropped": one.dropped,
+                }
                 for one in self.faults
             ],
             "twins": [
-                {"first": str(one.first), "second": str(one.second), "exact": one.exact, "bits": one.bits}
+                {"first": legible(one.first), "second": legible(one.second), "exact": one.exact, "bits": one.bits}
                 for one in self.twins
             ],
             "twins_across_splits": len(self.crossing),

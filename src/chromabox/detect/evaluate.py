@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from chromabox.detect.check import FEW_BOXES
 from chromabox.detect.intervals import interval, resample
-from chromabox.detect.labelled import DetectionSet, in_classes_of
+from chromabox.detect.labelled import DetectionSet, in_classes_of, legible
 from chromabox.detect.matching import Matches, Predicted, match_coco, match_course
 from chromabox.detect.metrics import (
     AveragePrecision,
@@ -67,7 +67,7 @@ class DetectionEvaluation:
             "boxes": int(self.boxes.sum()),
             "per_class": {self.classes[index]: self._of_class(index) for index in np.flatnonzero(self.boxes).tolist()},
             "confusion": self.confusion.tolist(),
-            "warnings": list(self.warnings),
+            "warnings": [legible(warning) for warning in self.warnings],
         }
 
     def _of_class(self, index: int) -> dict[str, float | int | None]:

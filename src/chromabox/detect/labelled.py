@@ -53,7 +53,7 @@ class Fault:
 
     def __str__(self) -> str:
         place = f"{self.path}" if self.line is None else f"{self.path}:{self.line}"
-        return f"{place}: {self.kind}: {self.text}"
+        return legible(f"{place}: {self.kind}: {self.text}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,11 @@ def in_classes_of(data: DetectionSet, classes: Sequence[str]) -> tuple[Detection
 def plain_name(name: str) -> str:
     """A class name for comparison."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def legible(text: object) -> str:
+    """Text that can be written as UTF-8: names of files are bytes, and those that are none are shown by number."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _some(names: Sequence[str]) -> str:

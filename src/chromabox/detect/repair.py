@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from chromabox.detect.check import DetectionCheck
-from chromabox.detect.labelled import Labelled
+from chromabox.detect.labelled import Labelled, legible
 from chromabox.errors import ChromaboxError, UsageError
 
 
@@ -72,7 +72,7 @@ def _kept(check: DetectionCheck) -> tuple[list[Labelled], list[str]]:
         if one.is_crowd.any()
     ]
     kept = [one for one in check.data.pictures if one.path not in left_out and one.path not in damaged]
-    return kept, [*lines, *left_out.values(), *crowds]
+    return kept, [legible(line) for line in (*lines, *left_out.values(), *crowds)]
 
 
 def _places(kept: list[Labelled]) -> list[Path]:

@@ -60,7 +60,7 @@ def print_check(check: DetectionCheck, title: str) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
     for line in said(check):
-        print(line)
+        print(plain(line))
 
 
 def said(check: DetectionCheck) -> list[str]:

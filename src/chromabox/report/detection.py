@@ -15,6 +15,7 @@ from rich.table import Table
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, held_out_split, shared_pictures
 from chromabox.detect.kinds import kind_named
+from chromabox.detect.labelled import legible
 from chromabox.detect.ready import make_ready
 from chromabox.detect.weights import PUBLISHED, load_detector
 from chromabox.engine.checkpoint import read_description, write_json
@@ -68,7 +69,7 @@ def evaluate_weights(
     print_evaluation(result, title)
     for warning in result.warnings:
         print(f"chromabox: {warning}", file=sys.stderr)
-    about = {"weights": str(weights), "data": str(data), "split": chosen, "size": side}
+    about = {"weights": legible(weights), "data": legible(data), "split": chosen, "size": side}
     for path in write_evaluation(result, folder, about, title):
         print(path)
     return result

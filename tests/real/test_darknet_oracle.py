@@ -185,8 +185,8 @@ class Detection(ctypes.Structure):
 
 def boxes_of_darknet(
     library: ctypes.CDLL, cfg: Path, weights: Path, picture: Path, confidence: float
-) -> tuple[np.ndarray, list[tuple[int, float, list[float]]]]:
-    """The picture as darknet reads it, uint8 [height, width, 3], and what it finds: class, score, box (xyxy)."""
+) -> list[tuple[int, float, list[float]]]:
+    """What darknet finds in a picture: class, score, box (left, top, right, bottom in pixels, cut off at the edges)."""
     library.load_image_color.restype = Image
     library.load_image_color.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     library.network_predict_image.argtypes = [ctypes.c_void_p, Image]
@@ -196,8 +196,6 @@ def boxes_of_darknet(
     library.do_nms_sort.argtypes = [ctypes.POINTER(Detection), ctypes.c_int, ctypes.c_int, ctypes.c_float]
     net = library.load_network(str(cfg).encode(), str(weights).encode(), 0)
     image = library.load_image_color(str(picture).encode(), 0, 0)
-    planes = np.ctypeslib.as_array(image.data, (3, image.h, image.w))
-    pixels = np.rint(planes.transpose(1, 2, 0) * 255).astype(np.uint8)
     library.network_predict_image(net, image)
     count = ctypes.c_int()
     found = library.get_network_boxes(net, image.w, image.h, confidence, 0.5, None, 0, ctypes.byref(count))
@@ -208,27 +206,24 @@ def boxes_of_darknet(
         corners = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, [image.w, image.h, image.w, image.h])
         kept += [(index, one.prob[index], corners.tolist()) for index in range(80) if one.prob[index] > 0]
     library.free_network(net)
-    return pixels, sorted(kept, key=lambda one: -one[1])
+    return kept
 
 
 @pytest.mark.parametrize("name", ["dog", "eagle", "giraffe", "horses", "kite", "person"])
 def test_boxes_on_darknets_own_pictures(darknet: ctypes.CDLL, weights: Path, name: str, tmp_path: Path) -> None:
-    """Read by darknet, then letterboxed, computed, decoded and thinned by each for itself.
+    """Read, letterboxed, computed, decoded and thinned by each for itself.
 
-    The pixels are darknet's because its JPEG decoder rounds otherwise than libjpeg, by up to a few steps of 255.
+    Where the grey above and below is an odd number of rows, darknet lays the picture in at the rounded half and maps
+    boxes back by the exact one: its boxes are half a row of the net's square too high, 0.9 pixels of these pictures.
     """
     path = PICTURES / f"{name}.jpg"
     if not path.is_file():
         pytest.skip(f"DARKNET'S SAMPLE PICTURE {path} IS NOT INSTALLED, SO BOXES ARE NOT COMPARED ON IT")
     trained = load_detector(weights)
     write_cfg(trained.architecture, tmp_path / "net.cfg")
-    pixels, expected = boxes_of_darknet(darknet, tmp_path / "net.cfg", weights, path, 0.25)
-    compare_boxes(detect_picture(pixels, trained, confidence=0.25), expected, pixels_apart=1, scores_apart=0.005)
-    # Read by ourselves, the picture is a little another.
-    read = read_picture(path).pixels
-    difference = np.abs(read.astype(int) - pixels).mean()
-    assert difference < 1
-    compare_boxes(detect_picture(read, trained, confidence=0.25), expected, pixels_apart=3, scores_apart=0.03)
+    expected = boxes_of_darknet(darknet, tmp_path / "net.cfg", weights, path, 0.25)
+    ours = detect_picture(read_picture(path).pixels, trained, confidence=0.25)
+    compare_boxes(ours, expected, pixels_apart=1, scores_apart=0.005)
 
 
 def compare_boxes(

@@ -25,7 +25,7 @@ class Check:
     """Look a detection data set over: YOLO txt, COCO json or Pascal VOC xml, recognised by looking.
 
     Counts, classes, empty and double labels, boxes out of range or without a size, damaged pictures, pictures that two
-    splits share. Your files are never changed; --repair writes a sound copy.
+    splits share. Your files are never changed; --repair writes a sound copy. The exit code is 1 if anything is wrong.
 
     Example: chromabox data check my-set/ --repair my-set-repaired/
     """
@@ -48,11 +48,10 @@ def data(*, action: DataAction) -> int:
     if isinstance(action, Check):
         from chromabox.report.check import report_check
 
-        report_check(action.path, repair=action.repair, output=action.output)
-    else:
-        from chromabox.files.cifar10 import fetch_cifar10
+        return 0 if report_check(action.path, repair=action.repair, output=action.output).sound else 1
+    from chromabox.files.cifar10 import fetch_cifar10
 
-        print(fetch_cifar10())
+    print(fetch_cifar10())
     return 0
 
 

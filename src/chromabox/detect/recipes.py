@@ -1,0 +1,144 @@
+"""How a detector is fine-tuned: a recipe is a function that returns a frozen dataclass. Imports no torch.
+
+``course`` is the setting of the course's tool to the letter. ``default`` is ours: what is frozen stands really still,
+the warm-up is short, and the rates are small enough not to hurt a net that is trained already.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from chromabox.errors import UsageError
+
+FinetuneRecipeName = Literal["course", "default"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the views of training pictures are drawn."""
+
+    mosaic: float = 1.0
+    """Probability of four pictures around one corner, on a canvas of twice the size; else the picture alone."""
+    scale: float = 0.5
+    """The view is enlarged by 1 − scale to 1 + scale."""
+    translate: float = 0.1
+    """It is moved by up to this share of its side."""
+    hue: float = 0.015
+    saturation: float = 0.7
+    brightness: float = 0.4
+    """Hue, saturation and value are multiplied by 1 − gain to 1 + gain."""
+    mirror: float = 0.5
+    """Probability of a view being mirrored left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe:
+    """Everything that decides how a detector is trained, apart from data, freezing and seed."""
+
+    name: FinetuneRecipeName
+    epochs: int
+    batch_size: int
+    optimiser: Literal["sgd", "muon"]
+    """sgd: with Nesterov's momentum; muon: Muon for kernels, AdamW for everything else."""
+    learning_rate: float
+    """Peak, of kernels."""
+    other_learning_rate: float
+    """Peak, of biases and of what normalises."""
+    final_share: float
+    """Of the peak rate, at the end of the run."""
+    schedule: Literal["cosine", "linear"]
+    """The way from the peak to the end."""
+    warm_up_epochs: float = 0.0
+    warm_up_batches: int = 0
+    """The warm-up lasts the longer of both, in batches; ``warm_up_most`` bounds it."""
+    warm_up_most: float = math.inf
+    """At most this share of the run goes up."""
+    warm_up_bias_rate: float = 0.0
+    """The rate from which biases go to their peak; all others begin at 0."""
+    warm_up_momentum: float | None = None
+    """The momentum at the beginning of the warm-up; None: it does not change."""
+    momentum: float
+    weight_decay: float
+    """On kernels only."""
+    nominal_batch: int | None = None
+    """Gradients are added up to about so many pictures, and weight decay is meant for it; None: every batch steps."""
+    average_decay: float = 0.0
+    average_ramp: float = 0.0
+    """Moving average of the whole state, as of ``Plan``; see ``average``."""
+    average: float = 0.0
+    """Instead of a fixed decay the average's memory as a part of the run; 0: none."""
+    moving_statistics: bool
+    """Whether the batch normalisation of frozen layers goes on counting, as in the course's tool."""
+    class_weight: float = 1.0
+    objectness_weight: float = 1.0
+    """``pos_weight`` of both cross-entropies."""
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def accumulate(self) -> int:
+        """Batches to one step of the optimisers."""
+        return 1 if self.nominal_batch is None else max(round(self.nominal_batch / self.batch_size), 1)
+
+    def warm_up(self, epochs: int, batches: int) -> float:
+        """Batches of warm-up in a run of ``epochs`` of so many ``batches``."""
+        wished = max(self.warm_up_epochs * batches, float(self.warm_up_batches))
+        return min(wished, self.warm_up_most * epochs * batches)
+
+
+def course() -> FinetuneRecipe:
+    """The course's tool: in a run as short as its own example it never leaves the warm-up."""
+    return FinetuneRecipe(
+        name="course",
+        epochs=5,
+        batch_size=16,
+        optimiser="sgd",
+        learning_rate=0.01,
+        other_learning_rate=0.01,
+        final_share=0.1,
+        schedule="cosine",
+        warm_up_epochs=3.0,
+        warm_up_batches=1000,
+        warm_up_bias_rate=0.1,
+        warm_up_momentum=0.8,
+        momentum=0.937,
+        weight_decay=5e-4,
+        nominal_batch=64,
+        average_decay=0.9999,
+        average_ramp=2000.0,
+        moving_statistics=True,
+    )
+
+
+def default() -> FinetuneRecipe:
+    """Ours."""
+    return FinetuneRecipe(
+        name="default",
+        epochs=5,
+        batch_size=16,
+        optimiser="muon",
+        learning_rate=0.002,
+        other_learning_rate=5e-4,
+        final_share=0.0,
+        schedule="linear",
+        warm_up_most=0.1,
+        warm_up_epochs=1.0,
+        momentum=0.95,
+        weight_decay=0.01,
+        average=0.1,
+        moving_statistics=False,
+        augmentation=Augmentation(mosaic=0.5),
+    )
+
+
+RECIPES = {"course": course, "default": default}
+
+
+def finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
+    """The recipe of that name with what is given put in its place. Raises UsageError for nonsense."""
+    if name not in RECIPES:
+        raise UsageError(f"recipe is {name}: give {' or '.join(get_args(FinetuneRecipeName))}")
+    for option, value in (("epochs", epochs), ("batch", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} is {value}: give at least 1")
+    recipe = RECIPES[name]()
+    return replace(recipe, epochs=epochs or recipe.epochs, batch_size=batch_size or recipe.batch_size)

@@ -100,7 +100,7 @@ RECIPES = {"course": course, "default": default, "quick": quick}
 def photo() -> Recipe:
     """The photo net: hours on one core, in batches as small as Muon likes them."""
     return Recipe(
-        epochs=16,
+        epochs=12,
         batch_size=32,
         optimiser="muon",
         learning_rate=0.02,

@@ -1,0 +1,56 @@
+"""The shipped net on photographs that scikit-image ships, which it was never trained on; judged by colour/score.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from chromabox.colour.predict import Wishes, colour_picture
+from chromabox.colour.score import PictureScore, score_pictures
+from chromabox.colour.trained import load_trained
+from chromabox.files.images import Picture
+
+FOLDER = Path(skimage.__file__).parent / "data"
+NAMES = [name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg") if (FOLDER / name).is_file()]
+if not NAMES:
+    pytest.skip("SCIKIT-IMAGE SHIPS NO PHOTOGRAPHS ANY MORE, SO THE SHIPPED NET IS NOT JUDGED", allow_module_level=True)
+
+
+def photograph(name: str) -> np.ndarray:
+    return np.asarray(Image.open(FOLDER / name).convert("RGB"))
+
+
+def scores(wishes: Wishes) -> list[PictureScore]:
+    trained = load_trained()
+    originals = [photograph(name) for name in NAMES]
+    return [score_pictures(one, colour_picture(Picture(one), trained, wishes).pixels) for one in originals]
+
+
+def test_natural_colours_are_nearer_to_the_truth_than_grey() -> None:
+    found = scores(Wishes())
+    assert np.mean([one.psnr - one.grey_psnr for one in found]) >= 1.2
+    assert 1 - np.mean([one.delta_e for one in found]) / np.mean([one.grey_delta_e for one in found]) >= 0.15
+    assert max(one.delta_lightness for one in found) <= 0.3
+
+
+def test_vivid_colours_are_more_colourful_and_not_far_worse_than_grey() -> None:
+    plain, vivid = scores(Wishes()), scores(Wishes(style="vivid"))
+    for one, other in zip(plain, vivid, strict=True):
+        assert other.colourfulness > one.colourfulness
+    assert np.mean([one.psnr - one.grey_psnr for one in vivid]) >= -0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thumbnail_gets_the_colours_of_the_scan(name: str) -> None:
+    """200 and 3000 pixels wide; ΔE2000 by scikit-image, both brought to the smaller size."""
+    trained, whole = load_trained(), Image.fromarray(photograph(name))
+    small = (200, round(200 * whole.height / whole.width))
+    seen = []
+    for size in (small, (3000, round(3000 * whole.height / whole.width))):
+        picture = Picture(np.asarray(whole.resize(size, Image.Resampling.LANCZOS)))
+        coloured = Image.fromarray(colour_picture(picture, trained).pixels)
+        seen.append(rgb2lab(np.asarray(coloured.resize(small, Image.Resampling.LANCZOS))))
+    assert deltaE_ciede2000(*seen).mean() <= 3

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from chromabox.detect.boxes import Letterbox, Pixels, darknet_letterbox, nms, rounding_letterbox
+from chromabox.detect.boxes import Letterbox, Pixels, areas, darknet_letterbox, nms, rounding_letterbox
 from chromabox.detect.decode import candidates
 from chromabox.detect.detections import Detections
 from chromabox.detect.kinds import Kind
@@ -58,8 +58,8 @@ def detect_picture(
         size: side of the net's square, a multiple of the net's greatest stride; the detector's own if None.
 
     Returns:
-        Boxes in pixels of the picture, cut off at its edges, the highest score first; ``data["class_name"]`` has the
-        names. Raises UsageError for values out of range and unknown classes.
+        Boxes in pixels of the picture, cut off at its edges (those wholly outside are left out), the highest score
+        first; ``data["class_name"]`` has the names. Raises UsageError for values out of range and unknown classes.
     """
     return detect_wanted(pixels, detector, Wanted.of(detector, confidence, iou, classes, size))
 
@@ -108,7 +108,9 @@ def detect_file(path: Path, detector: Detector, wanted: "Wanted") -> Found:
     return Found(path, pixels, detect_wanted(pixels, detector, wanted))
 
 
-def in_order(items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None) -> Generator[Result, None, None]:
+def in_order(
+    items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None
+) -> Generator[Result, None, None]:
     """The results of ``work``, which runs a detector, in the order of the items.
 
     Each of ``workers`` threads (None: as many as torch would use) does one item from reading to the end, the net in a
@@ -190,9 +192,12 @@ def _detections(
         corners, scores, classes = corners[own], scores[own], classes[own]
     kept = nms(corners, scores, classes, wanted.iou)
     height, width = box.picture
-    upright = box.boxes_back(corners[kept].astype(np.float64))
+    upright = np.clip(box.boxes_back(corners[kept].astype(np.float64)), 0, [width, height, width, height])
+    # A box that lies wholly in the grey has nothing left.
+    inside = areas(upright) > 0
+    kept, upright = kept[inside], upright[inside]
     return Detections(
-        xyxy=np.clip(upright, 0, [width, height, width, height]).astype(np.float32),
+        xyxy=upright.astype(np.float32),
         confidence=scores[kept],
         class_id=classes[kept],
         data={"class_name": np.array(names, dtype=str)[classes[kept]]},

@@ -1,0 +1,32 @@
+"""A detector small enough for tests: one head of stride 32, random weights, about half of its boxes above 0.5."""
+
+import torch
+
+from chromabox.detect.kinds import DARKNET, Kind
+from chromabox.detect.layers import Architecture, Convolution, Yolo
+from chromabox.detect.nets import DetectorNet
+from chromabox.detect.weights import TrainedDetector
+
+CLASSES = ("cat", "dog", "red fox")
+
+
+def small_detector(kind: Kind = DARKNET, seed: int = 0) -> TrainedDetector:
+    """Five convolutions of stride 2, two anchors, three classes, usually shown 64 pixels."""
+    head = Yolo((0, 1), ((60.0, 60.0), (80.0, 50.0)), len(CLASSES))
+    numbers = len(head.mask) * (5 + len(CLASSES))
+    layers = (
+        *(Convolution(8, 3, 2) for _ in range(5)),
+        Convolution(numbers, 1, batch_normalise=False, activation="linear"),
+        head,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = DetectorNet(Architecture("small", layers, size=64), kind).eval()
+        for layer in net.layers[:5]:
+            layer.norm.running_mean.normal_(0, 0.1)
+            layer.norm.running_var.uniform_(0.02, 0.1)
+        with torch.no_grad():
+            # Scores spread; sizes stay near the anchors', so that boxes overlap.
+            net.layers[5].convolution.weight.view(2, -1, 8)[:, 4:] *= 3
+            net.layers[5].convolution.bias.view(2, -1)[:, 4:] += 1.5
+    return TrainedDetector(net, CLASSES, 64, {})

@@ -1,0 +1,201 @@
+"""What a detector is trained to make small: box, objectness and class terms, by the rules of its weights' kind."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from chromabox.detect.decode import decode
+from chromabox.detect.kinds import Kind
+from chromabox.detect.layers import Architecture
+from chromabox.detect.targets import Places, Targets, best_places, neighbouring_places
+from chromabox.errors import UsageError
+
+#: Heads of one net differ in rows and columns, and may in their anchors.
+Head = Float[Tensor, "batch _ numbers _ _"]
+#: One head with the numbers of a place last.
+Numbers = Float[Tensor, "batch anchors rows columns numbers"]
+
+#: Shares of the terms for decode "sigmoid2", of a net of three heads, 80 classes and pictures of 640 pixels.
+BOX, OBJECTNESS, CLASS = 0.05, 1.0, 0.5
+#: What the objectness of each head counts, the finest first: it has most cells, and nearly all are background.
+BALANCE = (4.0, 1.0, 0.4)
+#: Overlap with a true box above which a background cell of decode "exp" is not told to be background.
+IGNORED_ABOVE = 0.7
+
+
+@dataclass(frozen=True)
+class DetectionLoss:
+    """The loss of a detector's raw numbers against true boxes.
+
+    Called with the heads' numbers in file order and targets [boxes, 6] (picture index, class, and centre, width and
+    height as parts of the square's sides), it gives ``box``, ``objectness`` and ``class``, each as it counts, and their
+    sum ``loss``. It is computed in float32, or in the numbers' own precision if that is higher.
+
+    Args:
+        architecture, kind: of the net.
+        classes: how many the net scores.
+        cls_pw, obj_pw: weight of positives in the class and objectness terms.
+        size: side in pixels of the square that the net is shown.
+        recipe: with decode "sigmoid2", ``course``: the mean times the pictures of the batch, and a single class is not
+            learnt; ``default``: the mean, and a single class is learnt like any other. "exp" knows one way.
+
+    Raises UsageError for options that do not fit the net.
+    """
+
+    architecture: Architecture
+    kind: Kind
+    classes: int
+    cls_pw: float = field(default=1.0, kw_only=True)
+    obj_pw: float = field(default=1.0, kw_only=True)
+    size: int = field(kw_only=True)
+    recipe: Literal["course", "default"] = field(default="course", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.classes != self.architecture.classes:
+            raise UsageError(f"classes is {self.classes}: the net scores {self.architecture.classes}")
+        if not (self.cls_pw > 0 and self.obj_pw > 0):
+            raise UsageError(f"cls_pw is {self.cls_pw} and obj_pw {self.obj_pw}: weights above 0 are right")
+        if self.kind.decode == "sigmoid2" and len(self.architecture.yolos) > len(BALANCE):
+            heads = len(self.architecture.yolos)
+            raise UsageError(f"{self.architecture.name}: has {heads} heads; at most {len(BALANCE)} can be trained")
+
+    def __call__(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+        precise = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
+        targets = targets.to(precise[0])
+        terms = self._exp(precise, targets) if self.kind.decode == "exp" else self._sigmoid2(precise, targets)
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def _sigmoid2(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+        """Box 1 − CIoU, objectness towards the overlap that the box has reached, independent classes; all are means."""
+        box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
+        strides = self.architecture.strides
+        for output, yolo, stride in zip(outputs, self.architecture.yolos, strides, strict=True):
+            anchors = output.new_tensor(yolo.own_anchors) / stride
+            terms = self._sigmoid2_head(output.movedim(2, -1), anchors, targets)
+            box = box + terms[0]
+            objectness = objectness + BALANCE[sorted(strides).index(stride)] * terms[1]
+            category = category + terms[2]
+        share = 3 / len(outputs) * (len(outputs[0]) if self.recipe == "course" else 1)
+        return {
+            "box": BOX * share * box,
+            "objectness": OBJECTNESS * share * (self.size / 640) ** 2 * objectness,
+            "class": CLASS * share * self.classes / 80 * category,
+        }
+
+    def _sigmoid2_head(
+        self, numbers: Numbers, anchors: Float[Tensor, "anchors 2"], targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = numbers.shape[2:4]
+        places = neighbouring_places(targets, anchors, rows, columns)
+        goal = torch.zeros_like(numbers[..., 4])
+        box = category = numbers.new_zeros(())
+        if len(places.truth):
+            chosen, wanted = _at(numbers, places), targets[places.truth]
+            sides = (2 * chosen[:, 2:4].sigmoid()).square() * anchors[places.anchor]
+            own = torch.cat([2 * chosen[:, :2].sigmoid() - 0.5, sides], 1)
+            overlaps = complete_iou(own, _in_cells(wanted, places, rows, columns))
+            box = (1 - overlaps).mean()
+            # Of several boxes at one place the best counts, whatever the order in which they come.
+            goal.view(-1).scatter_reduce_(0, _flat(places, goal), overlaps.detach().clamp(0), "amax")
+            if self.classes > 1 or self.recipe == "default":
+                category = self._class_errors(chosen, wanted).mean()
+        return box, self._objectness_errors(numbers, goal).mean(), category
+
+    def _exp(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+        """YOLOv3's own (Redmon and Farhadi 2018, section 2): sums over boxes and cells, divided by the pictures.
+
+        Of the squared error of width and height half is taken, whose slope is the difference that darknet descends by.
+        """
+        box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
+        sizes = [(output.shape[-2], output.shape[-1]) for output in outputs]
+        learnt = best_places(targets, self.architecture, sizes)
+        ignored = self._ignored(outputs, targets)
+        for index, (output, places) in enumerate(zip(outputs, learnt, strict=True)):
+            numbers = output.movedim(2, -1)
+            chosen, wanted = _at(numbers, places), targets[places.truth]
+            inside = _in_cells(wanted, places, *sizes[index])
+            stride, anchors = self.architecture.strides[index], self.architecture.yolos[index].own_anchors
+            sides = (inside[:, 2:] * stride / inside.new_tensor(anchors)[places.anchor]).log()
+            errors = F.binary_cross_entropy_with_logits(chosen[:, :2], inside[:, :2].clamp(0, 1), reduction="none")
+            errors = errors + (chosen[:, 2:4] - sides).square() / 2
+            box = box + (errors * (2 - wanted[:, 4:5] * wanted[:, 5:6])).sum()
+            category = category + self._class_errors(chosen, wanted).sum()
+            goal = torch.zeros_like(numbers[..., 4])
+            goal.view(-1)[_flat(places, goal)] = 1
+            objectness = objectness + self._objectness_errors(numbers, goal)[(goal > 0) | ~ignored[index]].sum()
+        pictures = len(outputs[0])
+        return {"box": box / pictures, "objectness": objectness / pictures, "class": category / pictures}
+
+    @torch.no_grad()
+    def _ignored(self, outputs: Sequence[Head], targets: Targets) -> list[Bool[Tensor, "batch anchors _ _"]]:
+        """Where each head's present box overlaps a true box of its picture too well to be called background."""
+        height, width = (outputs[0].shape[side] * self.architecture.strides[0] for side in (-2, -1))
+        boxes, _ = decode([output[:, :, :5] for output in outputs], self.architecture, self.kind, height)
+        corners = torch.cat([targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2], 1)
+        corners = corners.to(boxes) * boxes.new_tensor([width, height, width, height])
+        found = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+        for picture in targets[:, 0].long().unique().tolist():
+            overlaps = _iou(boxes[picture], corners[targets[:, 0] == picture])
+            found[picture] = (overlaps > IGNORED_ABOVE).any(1)
+        shapes = [output[:, :, 4].shape for output in outputs]
+        parts = found.split([math.prod(shape[1:]) for shape in shapes], 1)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _class_errors(self, chosen: Float[Tensor, "places numbers"], wanted: Targets) -> Float[Tensor, "places _"]:
+        """Binary cross-entropy of every class at every place, its positives counted ``cls_pw``-fold."""
+        goal = F.one_hot(wanted[:, 1].long(), self.classes).to(chosen)
+        weight = chosen.new_tensor(self.cls_pw)
+        return F.binary_cross_entropy_with_logits(chosen[:, 5:], goal, reduction="none", pos_weight=weight)
+
+    def _objectness_errors(self, numbers: Numbers, goal: Float[Tensor, "batch anchors rows columns"]) -> Tensor:
+        weight = numbers.new_tensor(self.obj_pw)
+        return F.binary_cross_entropy_with_logits(numbers[..., 4], goal, reduction="none", pos_weight=weight)
+
+
+def complete_iou(some: Float[Tensor, "boxes 4"], others: Float[Tensor, "boxes 4"]) -> Float[Tensor, " boxes"]:
+    """CIoU of pairs of boxes (centre, width, height), above −1.5 and up to 1 (Zheng et al. 2020, equations 8 to 11).
+
+    Overlap, less the distance of the centres in squared diagonals of the box around both, less how the shapes differ.
+    """
+    low, high = (some[:, :2] - some[:, 2:] / 2, some[:, :2] + some[:, 2:] / 2)
+    other_low, other_high = (others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2)
+    shared = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(0).prod(1)
+    tiny = 1e-9
+    iou = shared / (some[:, 2:].prod(1) + others[:, 2:].prod(1) - shared + tiny)
+    diagonal = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).square().sum(1)
+    distance = (some[:, :2] - others[:, :2]).square().sum(1)
+    angles = torch.atan2(some[:, 2], some[:, 3]) - torch.atan2(others[:, 2], others[:, 3])
+    shape = 4 / math.pi**2 * angles.square()
+    with torch.no_grad():
+        trade = shape / (1 - iou + shape + tiny)
+    return iou - distance / (diagonal + tiny) - trade * shape
+
+
+def _iou(some: Float[Tensor, "some 4"], others: Float[Tensor, "others 4"]) -> Float[Tensor, "some others"]:
+    """Intersection over union of every one with every other (left, top, right, bottom)."""
+    sides = torch.minimum(some[:, None, 2:], others[:, 2:]) - torch.maximum(some[:, None, :2], others[:, :2])
+    shared = sides.clamp(0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (some, others)]
+    return shared / (areas[0][:, None] + areas[1] - shared)
+
+
+def _at(numbers: Numbers, places: Places) -> Float[Tensor, "places numbers"]:
+    return numbers[places.picture, places.anchor, places.row, places.column]
+
+
+def _flat(places: Places, goal: Float[Tensor, "batch anchors rows columns"]) -> Int64[Tensor, " places"]:
+    """The places as indices into the flattened ``goal``."""
+    _, anchors, rows, columns = goal.shape
+    return ((places.picture * anchors + places.anchor) * rows + places.row) * columns + places.column
+
+
+def _in_cells(wanted: Targets, places: Places, rows: int, columns: int) -> Float[Tensor, "places 4"]:
+    """The true boxes counted in cells, their centres from the upper left corner of the cell that learns them."""
+    boxes = wanted[:, 2:] * wanted.new_tensor([columns, rows, columns, rows])
+    return boxes - torch.stack([places.column, places.row, *[torch.zeros_like(places.row)] * 2], 1)

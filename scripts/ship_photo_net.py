@@ -4,7 +4,7 @@ Weights are stored in half precision (the net is run in float32); the descriptio
 measure on the run's own validation pictures with the halved weights, measured here, not typed.
 
     chromabox train photo --data photos/ -o runs/shipped
-    python scripts/ship_photo_net.py runs/shipped
+    python scripts/ship_photo_net.py runs/shipped [what else should be known of it]
 """
 
 import json
@@ -18,6 +18,7 @@ from chromabox.colour.photo_data import central_square, load_photographs
 from chromabox.colour.photo_train import validate_photo
 from chromabox.colour.trained import SHIPPED, TrainedPhotoNet, load_trained
 from chromabox.engine.checkpoint import save_checkpoint
+from chromabox.engine.log import read_metrics
 
 ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
 
@@ -41,6 +42,8 @@ def main() -> None:
     description |= {"recipe": config["recipe"], "versions": config["versions"]}
     description["photographs"] = {"train": len(photographs.train), "val": len(photographs.val)}
     description["measured_on_val"] = measured
+    description["epochs_run"] = len(read_metrics(run))
+    description["note"] = " ".join(sys.argv[2:])
     state = {"net": {name: halved(value) for name, value in trained.net.state_dict().items()}}
     save_checkpoint(ASSETS / SHIPPED, state, description)
     print(f"{ASSETS / SHIPPED}: {(ASSETS / SHIPPED).stat().st_size / 1e6:.1f} MB; {measured}")

@@ -19,7 +19,7 @@ from chromabox.detect.boxes import nms
 from chromabox.detect.detections import supervision
 from machine import describe, seconds, write_results
 
-BOXES, SIDE, IOU, TURNS = 10_000, 640, 0.45, 7
+BOXES, SIDE, IOU, TURNS = 10_000, 640, 0.45, 3
 
 
 def random_boxes(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -142,7 +142,7 @@ def test_resizing_is_bilinear(kind: type, size: tuple[int, int], sampling: str) 
             places.append(np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1))
     grid = np.meshgrid(*places, indexing="ij")
     expected = [map_coordinates(pixels[..., c].astype(np.float64), grid, order=1, mode="nearest") for c in range(3)]
-    expected = np.stack(expected, -1) / np.iinfo(kind).max
+    expected = np.stack(expected) / np.iinfo(kind).max
     np.testing.assert_allclose(resized(pixels, size, sampling), expected, atol=2e-6)  # type: ignore[arg-type]
 
 

@@ -14,28 +14,11 @@ FinetuneRecipeName = Literal["course", "default"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How the views of training pictures are drawn."""
-
-    mosaic: float = 1.0
-    """Probability of four pictures around one corner, on a canvas of twice the size; else the picture alone."""
-    scale: float = 0.5
-    """The view is enlarged by 1 − scale to 1 + scale."""
-    translate: float = 0.1
-    """It is moved by up to this share of its side."""
-    hue: float = 0.015
-    saturation: float = 0.7
-    brightness: float = 0.4
-    """Hue, saturation and value are multiplied by 1 − gain to 1 + gain."""
-    mirror: float = 0.5
-    """Probability of a view being mirrored left to right."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
     """Everything that decides how a detector is trained, apart from data, freezing and seed."""
 
     name: FinetuneRecipeName
+    """Also by what rule views are drawn and the loss is put together."""
     epochs: int
     batch_size: int
     optimiser: Literal["sgd", "muon"]
@@ -72,7 +55,6 @@ class FinetuneRecipe:
     class_weight: float = 1.0
     objectness_weight: float = 1.0
     """``pos_weight`` of both cross-entropies."""
-    augmentation: Augmentation = Augmentation()
 
     @property
     def accumulate(self) -> int:
@@ -126,7 +108,6 @@ def default() -> FinetuneRecipe:
         weight_decay=0.01,
         average=0.1,
         moving_statistics=False,
-        augmentation=Augmentation(mosaic=0.5),
     )
 
 

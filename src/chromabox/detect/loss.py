@@ -18,8 +18,6 @@ from chromabox.errors import UsageError
 
 #: Heads of one net differ in rows and columns, and may in their anchors.
 Head = Float[Tensor, "batch _ numbers _ _"]
-#: One head with the numbers of a place last.
-Numbers = Float[Tensor, "batch anchors rows columns numbers"]
 
 #: Shares of the terms for decode "sigmoid2", of a net of three heads, 80 classes and pictures of 640 pixels.
 BOX, OBJECTNESS, CLASS = 0.05, 1.0, 0.5
@@ -77,7 +75,7 @@ class DetectionLoss:
         strides = self.architecture.strides
         for output, yolo, stride in zip(outputs, self.architecture.yolos, strides, strict=True):
             anchors = output.new_tensor(yolo.own_anchors) / stride
-            terms = self._sigmoid2_head(output.movedim(2, -1), anchors, targets)
+            terms = self._sigmoid2_head(output, anchors, targets)
             box = box + terms[0]
             objectness = objectness + BALANCE[sorted(strides).index(stride)] * terms[1]
             category = category + terms[2]
@@ -89,14 +87,14 @@ class DetectionLoss:
         }
 
     def _sigmoid2_head(
-        self, numbers: Numbers, anchors: Float[Tensor, "anchors 2"], targets: Targets
+        self, output: Head, anchors: Float[Tensor, "anchors 2"], targets: Targets
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = numbers.shape[2:4]
+        rows, columns = output.shape[-2:]
         places = neighbouring_places(targets, anchors, rows, columns)
-        goal = torch.zeros_like(numbers[..., 4])
-        box = category = numbers.new_zeros(())
+        goal = torch.zeros_like(output[:, :, 4])
+        box = category = output.new_zeros(())
         if len(places.truth):
-            chosen, wanted = _at(numbers, places), targets[places.truth]
+            chosen, wanted = _at(output, places), targets[places.truth]
             sides = (2 * chosen[:, 2:4].sigmoid()).square() * anchors[places.anchor]
             own = torch.cat([2 * chosen[:, :2].sigmoid() - 0.5, sides], 1)
             overlaps = complete_iou(own, _in_cells(wanted, places, rows, columns))
@@ -105,7 +103,7 @@ class DetectionLoss:
             goal.view(-1).scatter_reduce_(0, _flat(places, goal), overlaps.detach().clamp(0), "amax")
             if self.classes > 1 or self.recipe == "default":
                 category = self._class_errors(chosen, wanted).mean()
-        return box, self._objectness_errors(numbers, goal).mean(), category
+        return box, self._objectness_errors(output, goal).mean(), category
 
     def _exp(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
         """YOLOv3's own (Redmon and Farhadi 2018, section 2): sums over boxes and cells, divided by the pictures.
@@ -117,8 +115,7 @@ class DetectionLoss:
         learnt = best_places(targets, self.architecture, sizes)
         ignored = self._ignored(outputs, targets)
         for index, (output, places) in enumerate(zip(outputs, learnt, strict=True)):
-            numbers = output.movedim(2, -1)
-            chosen, wanted = _at(numbers, places), targets[places.truth]
+            chosen, wanted = _at(output, places), targets[places.truth]
             inside = _in_cells(wanted, places, *sizes[index])
             stride, anchors = self.architecture.strides[index], self.architecture.yolos[index].own_anchors
             sides = (inside[:, 2:] * stride / inside.new_tensor(anchors)[places.anchor]).log()
@@ -126,9 +123,9 @@ class DetectionLoss:
             errors = errors + (chosen[:, 2:4] - sides).square() / 2
             box = box + (errors * (2 - wanted[:, 4:5] * wanted[:, 5:6])).sum()
             category = category + self._class_errors(chosen, wanted).sum()
-            goal = torch.zeros_like(numbers[..., 4])
-            goal.view(-1)[_flat(places, goal)] = 1
-            objectness = objectness + self._objectness_errors(numbers, goal)[(goal > 0) | ~ignored[index]].sum()
+            goal = torch.zeros_like(output[:, :, 4])
+            goal[places.picture, places.anchor, places.row, places.column] = 1
+            objectness = objectness + self._objectness_errors(output, goal)[(goal > 0) | ~ignored[index]].sum()
         pictures = len(outputs[0])
         return {"box": box / pictures, "objectness": objectness / pictures, "class": category / pictures}
 
@@ -141,8 +138,7 @@ class DetectionLoss:
         corners = corners.to(boxes) * boxes.new_tensor([width, height, width, height])
         found = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         for picture in targets[:, 0].long().unique().tolist():
-            overlaps = _iou(boxes[picture], corners[targets[:, 0] == picture])
-            found[picture] = (overlaps > IGNORED_ABOVE).any(1)
+            found[picture] = _overlaps_any(boxes[picture], corners[targets[:, 0] == picture])
         shapes = [output[:, :, 4].shape for output in outputs]
         parts = found.split([math.prod(shape[1:]) for shape in shapes], 1)
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -153,9 +149,9 @@ class DetectionLoss:
         weight = chosen.new_tensor(self.cls_pw)
         return F.binary_cross_entropy_with_logits(chosen[:, 5:], goal, reduction="none", pos_weight=weight)
 
-    def _objectness_errors(self, numbers: Numbers, goal: Float[Tensor, "batch anchors rows columns"]) -> Tensor:
-        weight = numbers.new_tensor(self.obj_pw)
-        return F.binary_cross_entropy_with_logits(numbers[..., 4], goal, reduction="none", pos_weight=weight)
+    def _objectness_errors(self, output: Head, goal: Float[Tensor, "batch anchors rows columns"]) -> Tensor:
+        weight = output.new_tensor(self.obj_pw)
+        return F.binary_cross_entropy_with_logits(output[:, :, 4], goal, reduction="none", pos_weight=weight)
 
 
 def complete_iou(some: Float[Tensor, "boxes 4"], others: Float[Tensor, "boxes 4"]) -> Float[Tensor, " boxes"]:
@@ -177,16 +173,22 @@ def complete_iou(some: Float[Tensor, "boxes 4"], others: Float[Tensor, "boxes 4"
     return iou - distance / (diagonal + tiny) - trade * shape
 
 
-def _iou(some: Float[Tensor, "some 4"], others: Float[Tensor, "others 4"]) -> Float[Tensor, "some others"]:
-    """Intersection over union of every one with every other (left, top, right, bottom)."""
-    sides = torch.minimum(some[:, None, 2:], others[:, 2:]) - torch.maximum(some[:, None, :2], others[:, :2])
-    shared = sides.clamp(0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (some, others)]
-    return shared / (areas[0][:, None] + areas[1] - shared)
+def _overlaps_any(boxes: Float[Tensor, "some 4"], others: Float[Tensor, "others 4"]) -> Bool[Tensor, " some"]:
+    """Whether a box (left, top, right, bottom) overlaps any of the others by more than ``IGNORED_ABOVE``.
+
+    Intersection over union s / (a + b − s) exceeds t where s exceeds t (a + b) / (1 + t).
+    """
+    left, top, right, bottom = boxes.T[..., None]
+    x0, y0, x1, y1 = others.T
+    wide = torch.minimum(right, x1).sub_(torch.maximum(left, x0)).clamp_(0)
+    high = torch.minimum(bottom, y1).sub_(torch.maximum(top, y0)).clamp_(0)
+    areas = ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0)).mul_(IGNORED_ABOVE / (1 + IGNORED_ABOVE))
+    return (wide.mul_(high) > areas).any(1)
 
 
-def _at(numbers: Numbers, places: Places) -> Float[Tensor, "places numbers"]:
-    return numbers[places.picture, places.anchor, places.row, places.column]
+def _at(output: Head, places: Places) -> Float[Tensor, "places numbers"]:
+    """The numbers of those places. Moving them last for the whole head first would double the time of its slopes."""
+    return output[places.picture, places.anchor, :, places.row, places.column]
 
 
 def _flat(places: Places, goal: Float[Tensor, "batch anchors rows columns"]) -> Int64[Tensor, " places"]:

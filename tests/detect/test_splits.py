@@ -11,6 +11,7 @@ from PIL import Image
 from boxed import draw
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.splits import held_out
+from chromabox.detect.twins import Twins
 from chromabox.errors import ChromaboxError, UsageError
 
 
@@ -67,6 +68,18 @@ def test_copies_stay_together(drawn: list[Path], tmp_path: Path) -> None:
         sides = [one.split for one in data.pictures]
         assert all(len(set(sides[index : index + 3])) == 1 for index in range(0, 30, 3))
         assert sides.count("val") == pytest.approx(9, abs=3)
+
+
+def test_twins_that_are_known_are_not_looked_for(drawn: list[Path], tmp_path: Path) -> None:
+    """Nobody could decode these; four are told to be alike, each to the next, and one to a picture outside the set."""
+    paths = [tmp_path / f"{index}.png" for index in range(10)]
+    alike = [Twins(first, second, False, 3) for first, second in itertools.pairwise(paths[:4])]
+    alike.append(Twins(paths[4], tmp_path / "elsewhere.png", False, 3))
+    data = held_out(labelled(paths, [[0]] * 10, 1), share=0.4, alike=alike)
+    sides = [one.split for one in data.pictures]
+    assert len(set(sides[:4])) == 1
+    assert sides.count("val") == 4
+    assert data.faults == ()
 
 
 def test_a_picture_named_twice_is_on_one_side(drawn: list[Path]) -> None:

@@ -8,12 +8,17 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from chromabox.detect.labelled import DetectionSet, Fault, Labelled
-from chromabox.detect.twins import find_twins, fingerprints
+from chromabox.detect.twins import Twins, find_twins, fingerprints
 from chromabox.errors import ChromaboxError, UsageError
 
 
 def held_out(
-    data: DetectionSet, *, share: float = 0.2, seed: int = 0, tick: Callable[[], object] = lambda: None
+    data: DetectionSet,
+    *,
+    share: float = 0.2,
+    seed: int = 0,
+    alike: Sequence[Twins] | None = None,
+    tick: Callable[[], object] = lambda: None,
 ) -> DetectionSet:
     """The set with every picture in the split ``train`` or ``val``, whatever splits it had.
 
@@ -22,7 +27,8 @@ def held_out(
 
     Args:
         share: between 0 and 1.
-        tick: called after each picture: all are decoded, to find which are alike.
+        alike: what ``find_twins`` says of the pictures (of others it may say more); None: all are decoded for it.
+        tick: called after each picture that is decoded.
 
     Returns:
         The set in its own order. Pictures that cannot be decoded are left out and told among the faults. Raises
@@ -30,9 +36,12 @@ def held_out(
     """
     if not 0 < share < 1:
         raise UsageError(f"share is {share}: what is held out is a part between 0 and 1")
-    prints, damaged = fingerprints([one.path for one in data.pictures], tick)
+    damaged: dict[Path, str] = {}
+    if alike is None:
+        prints, damaged = fingerprints([one.path for one in data.pictures], tick)
+        alike = find_twins(prints)
     pictures = [one for one in data.pictures if one.path not in damaged]
-    groups = _groups([one.path for one in pictures], [(pair.first, pair.second) for pair in find_twins(prints)])
+    groups = _groups([one.path for one in pictures], alike)
     if len(groups) < 2:
         raise ChromaboxError(f"{len(pictures)} pictures are too few to hold some out: two that differ are needed")
     counts = np.stack([_counts([pictures[index] for index in group], len(data.classes)) for group in groups])
@@ -43,14 +52,14 @@ def held_out(
     return replace(data, pictures=split, splits=("train", "val"), faults=(*data.faults, *broken))
 
 
-def _groups(paths: Sequence[Path], alike: Sequence[tuple[Path, Path]]) -> list[list[int]]:
+def _groups(paths: Sequence[Path], alike: Sequence[Twins]) -> list[list[int]]:
     """Indices of pictures that are alike, directly or over others; most groups have one."""
     group: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         group.setdefault(path, []).append(index)
-    for first, second in alike:
-        one, other = group[first], group[second]
-        if one is not other:
+    for pair in alike:
+        one, other = group.get(pair.first, []), group.get(pair.second, [])
+        if one and other and one is not other:
             one += other
             group |= {paths[index]: one for index in other}
     return list({min(indices): indices for indices in group.values()}.values())

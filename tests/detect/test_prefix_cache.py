@@ -49,7 +49,7 @@ def test_gradients_equal_those_without_a_cache(
     order = [3, 0, 4]
     plain = _gradients(net, net(as_images(list(pictures[order]))))
     with open_cache(plan_cache(net, until, 64, VIEWS, precision), tmp_path, 10**9) as cache:
-        fill(cache, net, until, lambda view: pictures[view], batch=2)
+        fill(cache, net, until, pictures, batch=2)
         assert net.training
         assert _far(_gradients(net, net.forward_rest(cache.read(order), until)), plain) < bar
     assert all(int(name.split(".")[1]) >= until for name in plain)
@@ -72,7 +72,7 @@ def test_a_cache_over_its_bound_lies_in_a_file_while_it_is_used(pictures: Tensor
     with open_cache(plan, tmp_path / "run", plan.bytes - 1, said.append) as cache:
         file = tmp_path / "run" / "prefix-cache.bin"
         assert file.stat().st_size == plan.bytes
-        fill(cache, net, 3, lambda view: pictures[view])
+        fill(cache, net, 3, pictures)
         kept = cache.read([4, 1])
     assert str(file) in said[0]
     assert not file.exists()

@@ -5,9 +5,10 @@ later layers read are kept, for a few fixed views of each picture, and training 
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -121,23 +122,24 @@ def fill(
     cache: PrefixCache,
     net: DetectorNet,
     until: int,
-    pictures: Callable[[int], UInt8[Tensor, "3 side side"] | Float[Tensor, "3 side side"]],
+    pictures: Iterable[UInt8[Tensor, "3 side side"] | Float[Tensor, "3 side side"]],
     *,
     batch: int = 8,
     tick: Callable[[int], object] = lambda views: None,
 ) -> None:
-    """Compute the first ``until`` layers, in evaluation mode, for every view; ``pictures`` gives the view of a number.
+    """Compute the first ``until`` layers, in evaluation mode, for every view.
 
-    Pictures are RGB, uint8 or floats in [0, 1]. ``tick`` is told of views done.
+    ``pictures`` are the views in order, RGB, uint8 or floats in [0, 1]. ``tick`` is told of views done.
     """
     training = net.training
     net.eval()
     device = next(net.parameters()).device
-    for first in range(0, cache.plan.views, batch):
-        numbers = range(first, min(first + batch, cache.plan.views))
-        images = as_images([pictures(number) for number in numbers]).to(device)
-        cache.write(first, net.forward_prefix(images, until))
-        tick(len(numbers))
+    remaining = iter(pictures)
+    first = 0
+    while several := list(islice(remaining, batch)):
+        cache.write(first, net.forward_prefix(as_images(several).to(device), until))
+        first += len(several)
+        tick(len(several))
     net.train(training)
 
 

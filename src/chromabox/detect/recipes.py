@@ -4,7 +4,6 @@
 the warm-up is short, and the rates are small enough not to hurt a net that is trained already.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -34,8 +33,8 @@ class FinetuneRecipe:
     warm_up_epochs: float = 0.0
     warm_up_batches: int = 0
     """The warm-up lasts the longer of both, in batches; ``warm_up_most`` bounds it."""
-    warm_up_most: float = math.inf
-    """At most this share of the run goes up."""
+    warm_up_most: float | None = None
+    """At most this share of the run goes up; None: however long it is."""
     warm_up_bias_rate: float = 0.0
     """The rate from which biases go to their peak; all others begin at 0."""
     warm_up_momentum: float | None = None
@@ -64,7 +63,7 @@ class FinetuneRecipe:
     def warm_up(self, epochs: int, batches: int) -> float:
         """Batches of warm-up in a run of ``epochs`` of so many ``batches``."""
         wished = max(self.warm_up_epochs * batches, float(self.warm_up_batches))
-        return min(wished, self.warm_up_most * epochs * batches)
+        return wished if self.warm_up_most is None else min(wished, self.warm_up_most * epochs * batches)
 
 
 def course() -> FinetuneRecipe:

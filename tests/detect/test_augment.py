@@ -132,6 +132,17 @@ def test_crowds_and_slivers_are_no_boxes() -> None:
     assert len(augmented_view(data, 1, 0, 120, near, read=pixels.__getitem__)[1]) == 0
 
 
+@pytest.mark.parametrize(("seen", "kept"), [(4, 1), (2, 0)])
+def test_a_tenth_of_a_box_must_be_seen(seen: int, kept: int) -> None:
+    """Of a box of 30 × 30 pixels so many columns stay in view, the rest lies beyond the right edge."""
+    # At 120 / 200 times 200 / 120 the pixels keep their size; columns and rows 40 to 160 are seen.
+    near = Augmentation(mosaic=0.0, scale=(200 / 120,) * 2, translate=0.0, mirror=0.0, **STILL)
+    data, pixels = painted([(160 - seen, 60, 190 - seen, 90)], size=(200, 200))
+    _, rows = augmented_view(data, 0, 0, 120, near, read=pixels.__getitem__)
+    assert len(rows) == kept
+    assert (rows[:, 3] * 120).tolist() == pytest.approx([seen] * kept, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.name)
 def test_the_plain_view_is_what_detection_shows(kind) -> None:
     data, pixels = painted([(10, 20, 50, 70)])

@@ -316,6 +316,17 @@ def test_learning_its_loss_puts_the_boxes_where_they_belong() -> None:
         torch.testing.assert_close(boxes[0, best].detach(), truth, rtol=0, atol=1.0)
 
 
+@pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.decode)
+def test_a_centre_on_the_edge_belongs_to_the_last_cell(kind: Kind) -> None:
+    net = two_heads(3)
+    outputs = [output.requires_grad_() for output in raw(net, batch=1)]
+    targets = torch.tensor([[0, 0, 1.0, 1.0, 22 / 64, 30 / 64]])
+    DetectionLoss(net, kind, 3, size=SIZE)(outputs, targets)["class"].backward()
+    coarse, fine = (output.grad[0, :, 5].abs().sum(0) for output in outputs)
+    assert coarse[-1, -1] + fine[-1, -1] > 0
+    assert fine[:2].sum() == fine[:, :2].sum() == 0
+
+
 def test_half_precision_is_computed_in_single() -> None:
     net = two_heads(3)
     outputs = [output.bfloat16() for output in raw(net)]

@@ -49,6 +49,9 @@ NAMES = {
     "chromabox.colour.score": "score score_pictures",
     "chromabox.colour.video": "colour_video",
     "chromabox.detect.boxes": "Letterbox iou nms",
+    "chromabox.detect.collage": "write_collage",
+    "chromabox.detect.loss": "DetectionLoss",
+    "chromabox.detect.surgery": "with_classes",
     "chromabox.detect.cfg": "read_cfg write_cfg",
     "chromabox.detect.data": "DetectionSet load_detection_set",
     "chromabox.detect.evaluate": "evaluate_detector",
@@ -67,6 +70,7 @@ EXECUTION = "--precision --compiled --channels-last --threads --device"
 FLAGS = {
     "data cifar10": "",
     "data check": "-o --output --repair",
+    "data collage": "--size --seed",
     "palette fit": "-o --output -k --colours --seed",
     "palette show": "-o --output",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "

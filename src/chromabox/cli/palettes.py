@@ -38,17 +38,45 @@ class Check:
     """Also write everything that was found into this .json file."""
 
 
+@dataclass(frozen=True)
+class Collage:
+    """Make a small detection set: CIFAR-10's pictures pasted on photographs and plain grounds, boxes known.
+
+    Train, val and test are apart in things and grounds; what a detector learns from it can be tried on any machine.
+
+    Example: chromabox data collage my-collage/
+    """
+
+    output: Positional[Path]
+    """A folder to be made: data.yaml, images/ and labels/ (YOLO txt)."""
+    size: int = 320
+    """Side of the pictures in pixels, at least 64."""
+    seed: int = 0
+    """Decides everything."""
+
+
 DataAction = OmitSubcommandPrefixes[
-    OmitArgPrefixes[Annotated[Cifar10, subcommand("cifar10")] | Annotated[Check, subcommand("check")]]
+    OmitArgPrefixes[
+        Annotated[Cifar10, subcommand("cifar10")]
+        | Annotated[Check, subcommand("check")]
+        | Annotated[Collage, subcommand("collage")]
+    ]
 ]
 
 
 def data(*, action: DataAction) -> int:
-    """Fetch a data set, or check one of your own."""
+    """Fetch a data set, make a small one, or check one of your own."""
     if isinstance(action, Check):
         from chromabox.report.check import report_check
 
         return 0 if report_check(action.path, repair=action.repair, output=action.output).sound else 1
+    if isinstance(action, Collage):
+        from chromabox.detect.collage import write_collage
+
+        boxes = write_collage(action.output, size=action.size, seed=action.seed, show_progress=True)
+        print(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))
+        print(action.output)
+        return 0
     from chromabox.files.cifar10 import fetch_cifar10
 
     print(fetch_cifar10())

@@ -1,0 +1,116 @@
+"""The verb that fine-tunes a detector on a labelled set."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from chromabox.cli.options import OptionalOutput, lasting, print_line
+from chromabox.detect.recipes import FinetuneRecipeName, finetune_recipe
+from chromabox.engine.options import ExecutionOptions
+from chromabox.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromabox.detect.finetune import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What to learn from, from which weights, and what of them stays."""
+
+    data: Positional[str | None] = None
+    """A labelled set: a folder, a .yaml, a .json, or a name (coco128, raccoon)."""
+    weights: str = "yolov3-tiny"
+    """A name (fetched and kept), a .safetensors, .weights, .onnx or .pt file, or the folder of a run."""
+    freeze: str = "backbone"
+    """The first N layers, or backbone, or none, or auto: the depth is chosen by short trials."""
+    recipe: FinetuneRecipeName = "default"
+    """default: ours; course: the setting of the course's tool."""
+    epochs: int | None = None
+    """Instead of the recipe's 5."""
+    size: int = 416
+    """Side in pixels of the square that pictures are laid into, a multiple of 32."""
+    batch: int | None = None
+    """Pictures a step, instead of the recipe's 16."""
+    views: int = 4
+    """Fixed views of each picture, of which what the frozen layers make of them is computed once; 0: new views in every
+    epoch, and nothing is kept."""
+    cache_memory: float = 1.0
+    """GB of memory for what the frozen layers make; what is larger lies in a file of the run folder meanwhile."""
+    keep_old_classes: bool = False
+    """Keep the classes that the weights know, and append those of the data that are new."""
+    retain: str | None = None
+    """A labelled set on which is measured how well the old classes are still found."""
+    patience: int | None = None
+    """Stop after so many epochs without a better AP50, on training pictures kept apart for that."""
+    seed: int = 0
+    """Seed of everything random."""
+    resume: Path | None = None
+    """A run folder to go on with, exactly where it stopped."""
+    output: OptionalOutput = None
+    """The run folder; runs/finetune-DATA-seedN if left out."""
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+
+
+def finetune(*, options: OmitArgPrefixes[FinetuneOptions]) -> int:
+    """Fine-tune a detector on your own labelled pictures, with its first layers really still.
+
+    chromabox finetune raccoons/ --epochs 10 -o runs/raccoon
+
+    chromabox finetune coco128 --freeze 10 --recipe course
+
+    chromabox finetune raccoons/ --keep-old-classes --retain coco128
+
+    chromabox finetune --resume runs/raccoon
+    """
+    folder, config = _fresh(options) if options.resume is None else _resumed(options)
+    from chromabox.report.finetuning import finetune_and_report
+
+    finetune_and_report(config, folder, options=options.execution, resume=options.resume is not None, say=print_line)
+    return 0
+
+
+def _fresh(options: FinetuneOptions) -> "tuple[Path, FinetuneConfig]":
+    """A new run's folder and configuration."""
+    if options.data is None:
+        raise UsageError("data: name a labelled set to learn from, or give --resume RUN")
+    if options.patience is not None and options.patience < 1:
+        raise UsageError(f"patience is {options.patience}: give at least 1")
+    recipe = finetune_recipe(options.recipe, epochs=options.epochs, batch_size=options.batch)
+    folder = options.output or Path("runs") / f"finetune-{Path(options.data).stem}-seed{options.seed}"
+    if (folder / "last.safetensors").exists():
+        raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
+    from chromabox.detect.finetune import FinetuneConfig
+
+    return folder, FinetuneConfig(
+        data=lasting(options.data),
+        recipe=recipe,
+        weights=lasting(options.weights),
+        freeze=options.freeze,
+        size=options.size,
+        views=options.views,
+        cache_memory=options.cache_memory,
+        keep_old=options.keep_old_classes,
+        retain=None if options.retain is None else lasting(options.retain),
+        patience=options.patience,
+        seed=options.seed,
+    )
+
+
+def _resumed(options: FinetuneOptions) -> "tuple[Path, FinetuneConfig]":
+    """An earlier run's folder and configuration; only how it uses the machine may be changed."""
+    folder = options.resume
+    assert folder is not None
+    if replace(options, execution=ExecutionOptions()) != FinetuneOptions(resume=folder):
+        raise UsageError(
+            f"resume: {folder} goes on with its own data and settings; besides --resume only how the run uses the "
+            "machine can be given"
+        )
+    from chromabox.detect.finetune import read_finetune_config
+
+    config = read_finetune_config(folder)
+    if not (folder / "last.safetensors").is_file():
+        raise UsageError(f"{folder}: stopped before its first checkpoint; start it anew")
+    assert config.execution is not None
+    return folder, replace(config, execution=config.execution.changed(options.execution))

@@ -1,0 +1,176 @@
+"""A fine-tuning run as the command line does it: trained, told, drawn and written down."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from chromabox.detect.boxes import iou
+from chromabox.detect.detections import Detections
+from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune
+from chromabox.detect.labelled import DetectionSet, Labelled
+from chromabox.detect.predict import detect_picture
+from chromabox.detect.ready import make_ready
+from chromabox.engine.log import Record, read_metrics, sentence
+from chromabox.engine.options import ExecutionOptions
+from chromabox.files.images import eight_bits, grid, read_picture, write_picture
+from chromabox.report.boxes import annotated
+from chromabox.report.detection import print_evaluation, write_evaluation
+from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, save_figure
+
+Tile = UInt8[np.ndarray, "side side 3"]
+
+#: Pictures on the sheet, mistakes on theirs, and the side of each in pixels.
+SHEET, WORST, SIDE = 12, 10, 320
+#: From this score on a detection that finds nothing is a mistake.
+SURE = 0.25
+
+
+def finetune_and_report(
+    config: FinetuneConfig,
+    folder: Path,
+    *,
+    options: ExecutionOptions | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Fine-tune into ``folder``, draw and tell what came of it; returns the summary.
+
+    Beside what the run writes: ``curves.png`` (losses, AP), ``evaluation/`` (table, curves, confusions of the result on
+    the judging pictures), ``sheet.png`` (truth | found) and ``mistakes.png``. The curves are drawn for a run that was
+    stopped, too.
+    """
+    try:
+        outcome = finetune(
+            config, folder, options=options, resume=resume, say=say, after_epoch=lambda record: say(sentence(record))
+        )
+    finally:
+        if read_metrics(folder):
+            draw_losses(read_metrics(folder), folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
+    title = f"{folder} on {Path(config.data).name}"
+    print_evaluation(outcome.after, title)
+    write_evaluation(outcome.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
+    write_pictures(outcome, folder)
+    for warning in outcome.summary["warnings"]:
+        print(f"chromabox: {warning}", file=sys.stderr)
+    for line in told(outcome, folder):
+        say(line)
+    return outcome.summary
+
+
+def told(outcome: Outcome, folder: Path) -> list[str]:
+    """Before and after, what it cost, where it is, and how to use it."""
+    summary = outcome.summary
+    lines = []
+    for name, heading in (("ap50", "AP50"), ("ap", "AP")):
+        before, after, difference = summary["before"][name], summary["after"][name], summary["difference"][name]
+        low, high = difference["interval"]
+        lines.append(
+            f"{heading} on {len(outcome.judge.pictures)} held-out pictures: {100 * before:.1f} % before, "
+            f"{100 * after:.1f} % after; difference {100 * difference['value']:+.1f} "
+            f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+        )
+    if "retained" in summary:
+        kept = summary["retained"]
+        lines.append(
+            f"AP50 of the old classes on {kept['data']}: {100 * kept['ap50_before']:.1f} % before, "
+            f"{100 * kept['ap50_after']:.1f} % after"
+        )
+    lines.append(
+        f"{summary['epochs']} epochs of {summary['seconds_per_epoch']:.1f} s, {summary['seconds_filling']:.1f} s for "
+        f"the caches, at most {summary['peak_memory'] / 1e9:.2f} GB of memory"
+    )
+    lines.append(f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)")
+    lines.append(f"use it: chromabox detect PICTURE --weights {folder} -o found/")
+    lines.append(f"for darknet: chromabox weights {folder}/best.safetensors -o {folder}/best.weights --no-test")
+    return lines if outcome.trained.kind.name == "darknet" else lines[:-1]
+
+
+def draw_losses(records: Sequence[Record], path: Path, title: str) -> None:
+    """The terms of the loss in training and on held-out pictures, and AP, against epochs."""
+    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    epochs = [record["epoch"] for record in records]
+    for place, name in zip(axes, ("loss", "box", "objectness", "class"), strict=False):
+        for split, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
+            place.plot(epochs, [record[f"{split}_{name}"] for record in records], color=colour, label=split)
+        place.set(xlabel="epoch", ylabel=name)
+        place.legend(fontsize=8)
+    for place, name in ((axes[4], "ap50"), (axes[5], "ap")):
+        place.plot(epochs, [record[f"val_{name}"] for record in records], color=VAL_COLOUR)
+        place.set(xlabel="epoch", ylabel=f"{name.upper()}, held out", ylim=(0, 1))
+    for place in axes:
+        place.grid(alpha=0.3)
+    figure.suptitle(title, parse_math=False)
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A sure detection of nothing, or a true box that was missed; ``weight`` is how bad that is, 0 to 1."""
+
+    picture: int
+    weight: float
+    text: str
+
+
+def write_pictures(outcome: Outcome, folder: Path) -> None:
+    """``sheet.png``: the first pictures, truth beside prediction; ``mistakes.png``: the worst mistakes' pictures."""
+    detector = make_ready(outcome.trained)
+    pictures = outcome.judge.pictures
+    found = [
+        detect_picture(read_picture(one.path).pixels, detector, confidence=SURE, size=outcome.trained.size)
+        for one in pictures
+    ]
+    rows = [_row(one, theirs, outcome.judge) for one, theirs in zip(pictures[:SHEET], found, strict=False)]
+    write_picture(folder / "sheet.png", grid(rows, scale=1))
+    mistakes = worst_mistakes(pictures, found)
+    rows = [_row(pictures[one.picture], found[one.picture], outcome.judge) for one in mistakes]
+    if rows:
+        write_picture(folder / "mistakes.png", grid(rows, scale=1))
+
+
+def worst_mistakes(pictures: Sequence[Labelled], found: Sequence[Detections], most: int = WORST) -> list[Mistake]:
+    """The worst mistake of each picture, the worst first: wrong detections by their score, missed boxes by their size.
+
+    A detection is wrong if it overlaps no true box of its class by half; a true box is missed if no detection of its
+    class overlaps it by half.
+    """
+    mistakes = []
+    for index, (one, theirs) in enumerate(zip(pictures, found, strict=True)):
+        boxes = theirs.xyxy.astype(np.float64)
+        overlaps = iou(boxes, one.boxes) * (np.asarray(theirs.class_id)[:, None] == one.classes)
+        wrong = (overlaps < 0.5).all(axis=1)
+        missed = (overlaps < 0.5).all(axis=0) & ~one.is_crowd
+        height, width = one.size
+        shares = np.sqrt((one.boxes[:, 2:] - one.boxes[:, :2]).prod(axis=1) / (height * width))
+        own = [Mistake(index, float(score), "wrong") for score in np.asarray(theirs.confidence)[wrong]]
+        own += [Mistake(index, float(share), "missed") for share in shares[missed]]
+        mistakes += [max(own, key=lambda mistake: mistake.weight)] if own else []
+    return sorted(mistakes, key=lambda mistake: -mistake.weight)[:most]
+
+
+def _row(one: Labelled, found: Detections, data: DetectionSet) -> list[Tile]:
+    """Truth and prediction, drawn into squares of the same size."""
+    pixels = eight_bits(read_picture(one.path).pixels)
+    truth = Detections(
+        xyxy=one.boxes.astype(np.float32),
+        confidence=np.ones(len(one.boxes), np.float32),
+        class_id=one.classes,
+        data={"class_name": np.array(data.classes, dtype=str)[one.classes]},
+    )
+    return [_fitted(annotated(pixels, each)) for each in (truth, found)]
+
+
+def _fitted(pixels: UInt8[np.ndarray, "height width 3"]) -> Tile:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    tile = Image.new("RGB", (SIDE, SIDE), (114, 114, 114))
+    tile.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    return np.asarray(tile)

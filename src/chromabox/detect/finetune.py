@@ -126,11 +126,11 @@ def finetune(
         save_detector(folder / "start.safetensors", begun.trained)
     config.execution.place(net)
     with ExitStack() as stack:
-        caches = _Caches(stack, config, folder, net, until, say)
+        caches = Caches(stack, config, folder, net, until, say)
         judge = caches.judge(begun.parts.judge, views)
         watch = judge if begun.parts.watch is None else caches.judge(begun.parts.watch, views)
         batches = caches.batches(views)
-        job, plan = _job_and_plan(config, begun, net, until, loss, watch, batches, len(views))
+        job, plan = job_and_plan(config, begun, net, until, loss, watch, batches, len(views))
         trained = fit(
             job,
             plan,
@@ -189,7 +189,7 @@ def loss_of(net: DetectorNet, config: FinetuneConfig) -> DetectionLoss:
     )
 
 
-class _Caches:
+class Caches:
     """The caches of a run, one after another from the memory that is allowed; they live as long as ``stack``."""
 
     def __init__(
@@ -249,7 +249,7 @@ def losses_of(until: int, loss: DetectionLoss) -> Callable[[Callable[[Tensor], T
     return losses
 
 
-def _job_and_plan(
+def job_and_plan(
     config: FinetuneConfig,
     begun: Beginning,
     net: DetectorNet,

@@ -14,6 +14,7 @@ from PIL import Image
 from chromabox.detect.boxes import iou
 from chromabox.detect.detections import Detections
 from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune
+from chromabox.detect.freeze_auto import choose_depth
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.predict import detect_picture
 from chromabox.detect.ready import make_ready
@@ -44,8 +45,10 @@ def finetune_and_report(
 
     Beside what the run writes: ``curves.png`` (losses, AP), ``evaluation/`` (table, curves, confusions of the result on
     the judging pictures), ``sheet.png`` (truth | found) and ``mistakes.png``. The curves are drawn for a run that was
-    stopped, too.
+    stopped, too. With ``freeze`` as ``auto`` the depth is chosen first.
     """
+    if config.freeze == "auto":
+        config = choose_depth(config, options or ExecutionOptions(), say=say)
     try:
         outcome = finetune(
             config, folder, options=options, resume=resume, say=say, after_epoch=lambda record: say(sentence(record))

@@ -1,0 +1,56 @@
+"""Fine-tuning YOLOv3-tiny on the raccoons: gradients through the cache equal those without it, on the same views."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chromabox.detect.data import load_detection_set
+from chromabox.detect.finetune import FinetuneConfig, loss_of, losses_of
+from chromabox.detect.freeze import freeze
+from chromabox.detect.labelled import DetectionSet
+from chromabox.detect.prefix_cache import fill, open_cache, plan_cache
+from chromabox.detect.recipes import finetune_recipe
+from chromabox.detect.surgery import with_classes
+from chromabox.detect.views import Views, as_images, remembering, targets_of
+from chromabox.detect.weights import TrainedDetector, load_detector
+from chromabox.errors import ChromaboxError
+
+
+@pytest.fixture(scope="module")
+def data() -> DetectionSet:
+    try:
+        return load_detection_set("raccoon", "train")
+    except ChromaboxError as error:
+        pytest.skip(f"THE RACCOONS CANNOT BE REACHED, SO NOTHING OF FINE-TUNING ON THEM IS TESTED: {error}")
+
+
+@pytest.fixture(scope="module")
+def trained(data: DetectionSet) -> TrainedDetector:
+    try:
+        return with_classes(load_detector("yolov3-tiny"), data.classes)
+    except ChromaboxError as error:
+        pytest.skip(f"YOLOV3-TINY CANNOT BE REACHED, SO NOTHING OF FINE-TUNING IT IS TESTED: {error}")
+
+
+def test_gradients_with_and_without_the_cache(data: DetectionSet, trained: TrainedDetector, tmp_path: Path) -> None:
+    net, size, until, count = trained.net, 416, 10, 4
+    freeze(net, until)
+    views = Views(data, "default", size, 0, remembering())
+    drawn = [views.draw(0, index) for index in range(count)]
+    targets = targets_of([boxes for _, boxes in drawn])
+    images = as_images([torch.from_numpy(pixels) for pixels, _ in drawn])
+    loss = loss_of(net, FinetuneConfig(data="raccoon", recipe=finetune_recipe("default")))
+    with open_cache(plan_cache(net, until, size, count, "float32"), tmp_path, 10**9) as cache:
+        fill(cache, net, until, iter(images))
+        kept = cache.read(range(count))
+    found = []
+    for given, depth in (({-1: images}, 0), (kept, until)):
+        net.train()
+        net.zero_grad()
+        losses_of(depth, loss)(net, (given, targets))["loss"].backward()
+        found.append([parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None])
+    whole, cached = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)
+    assert float((whole - cached).norm() / whole.norm()) < 1e-5
+    worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*found, strict=True))
+    assert worst < 1e-5

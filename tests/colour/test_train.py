@@ -137,7 +137,8 @@ def test_the_configuration_comes_back(finished: Path) -> None:
     assert config.recipe == recipe_for("default", "unet", epochs=2, batch_size=8)
     assert config.execution == PLAIN
     versions = json.loads((finished / "config.json").read_text())["versions"]
-    assert versions["torch"] == torch.__version__
+    # Some builds add to their own version what they were built for: 2.13.0+cu130.
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     np.testing.assert_array_equal(
         load_palette(finished / "palette.json").colours, load_trained(finished).palette.colours
     )

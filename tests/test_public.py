@@ -84,6 +84,8 @@ FLAGS = {
     "export": "--onnx",
     "weights": "-o --output --architecture --kind --classes --test --no-test",
     "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
+    "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch --views --cache-memory "
+    f"--keep-old-classes --no-keep-old-classes --retain --patience --seed --resume {EXECUTION}",
     "demo": "-o --output",
 }
 

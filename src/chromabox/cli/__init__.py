@@ -6,6 +6,7 @@ import tyro
 
 from chromabox.cli.colouring import colour, demo, export, score
 from chromabox.cli.detecting import detect, weights
+from chromabox.cli.finetuning import finetune
 from chromabox.cli.palettes import data, palette
 from chromabox.cli.training import compare, evaluate, train
 
@@ -20,6 +21,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "export": export,
     "weights": weights,
     "detect": detect,
+    "finetune": finetune,
     "demo": demo,
 }
 

@@ -10,7 +10,7 @@ import torch
 from boxed import yolo_set
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import evaluate_detector
-from chromabox.detect.finetune import FinetuneConfig, finetune, read_finetune_config
+from chromabox.detect.finetune import FinetuneConfig, begin, finetune, read_finetune_config
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import load_detector, save_detector
 from chromabox.engine.checkpoint import load_checkpoint
@@ -114,6 +114,19 @@ def test_old_classes_may_stay_and_what_is_left_of_them_is_measured(folder: Path,
     assert outcome.trained.classes == (*CLASSES, "hedgehog")
     expected = evaluate_detector(small_detector(), load_detection_set(old).split("val"), size=64, draws=2)
     assert outcome.summary["retained"]["ap50_before"] == pytest.approx(expected.coco.ap50)
+
+
+def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_path: Path) -> None:
+    rates = []
+    for names in (("dog", "hedgehog"), ("dog", "cat")):
+        place = tmp_path / names[1]
+        labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
+        config = _config(yolo_set(place / "set", labels, names), weights, epochs=1)
+        assert begin(config, None).new is ("hedgehog" in names)
+        finetune(config, place / "run", say=_quiet)
+        optimisers = load_checkpoint(place / "run" / "last.safetensors")[0]["resume"]["optimisers"]
+        rates.append(optimisers[0]["param_groups"][0]["lr"])
+    assert rates[1] / rates[0] == pytest.approx(config.recipe.gentle)
 
 
 def test_early_stop_watches_pictures_of_its_own(folder: Path, weights: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chromabox.detect.recipes import course, default, finetune_recipe
+from chromabox.detect.recipes import course, default, finetune_recipe, gentler
 from chromabox.errors import UsageError
 
 
@@ -32,3 +32,9 @@ def test_nonsense_is_refused() -> None:
         finetune_recipe("best")
     with pytest.raises(UsageError, match="epochs is 0"):
         finetune_recipe("course", epochs=0)
+
+
+def test_weights_that_know_all_classes_are_trained_more_gently_by_ours_alone() -> None:
+    assert gentler(default()).learning_rate == pytest.approx(default().learning_rate * default().gentle)
+    assert gentler(default()).other_learning_rate < default().other_learning_rate
+    assert gentler(course()) == course()

@@ -25,7 +25,7 @@ from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.prefix_cache import CachePrecision, PrefixCache, fill, open_cache, plan_cache
 from chromabox.detect.rates import optimisers_of, schedule_of
-from chromabox.detect.recipes import FinetuneRecipe
+from chromabox.detect.recipes import FinetuneRecipe, gentler
 from chromabox.detect.surgery import with_classes
 from chromabox.detect.views import (
     Batch,
@@ -81,6 +81,11 @@ class Beginning:
 
     trained: TrainedDetector
     parts: Parts
+
+    @property
+    def new(self) -> bool:
+        """Whether there are classes that the weights did not know."""
+        return bool(self.trained.description.get("surgery", {}).get("new"))
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,7 @@ def job_and_plan(
     batches: Callable[[int, int], Any],
     pictures: int,
 ) -> tuple[Job[Batch], Plan]:
-    recipe = config.recipe
+    recipe = config.recipe if begun.new else gentler(config.recipe)
     cached = bool(until and config.views)
     plan = Plan(
         epochs=recipe.epochs,

@@ -28,6 +28,8 @@ class FinetuneRecipe:
     """Peak, of biases and of what normalises."""
     final_share: float
     """Of the peak rate, at the end of the run."""
+    gentle: float = 1.0
+    """Factor on both rates where the weights know all classes already: what they know is then all there is to lose."""
     schedule: Literal["cosine", "linear"]
     """The way from the peak to the end."""
     warm_up_epochs: float = 0.0
@@ -97,9 +99,10 @@ def default() -> FinetuneRecipe:
         epochs=5,
         batch_size=16,
         optimiser="muon",
-        learning_rate=0.002,
-        other_learning_rate=5e-4,
+        learning_rate=0.004,
+        other_learning_rate=0.001,
         final_share=0.0,
+        gentle=0.025,
         schedule="linear",
         warm_up_most=0.1,
         warm_up_epochs=1.0,
@@ -111,6 +114,12 @@ def default() -> FinetuneRecipe:
 
 
 RECIPES = {"course": course, "default": default}
+
+
+def gentler(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe for weights that know all of the data's classes."""
+    rates = recipe.learning_rate * recipe.gentle, recipe.other_learning_rate * recipe.gentle
+    return replace(recipe, learning_rate=rates[0], other_learning_rate=rates[1])
 
 
 def finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:

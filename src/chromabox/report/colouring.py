@@ -12,6 +12,9 @@ from chromabox.colour.trained import net_digest
 from chromabox.errors import UsageError
 from chromabox.files.images import read_picture, write_picture
 
+#: Of JPEG and WebP. At 95 JPEG's own loss moves L* by 0.3 to 0.6 on average, at 98 by less than 0.3.
+QUALITY = 98
+
 
 @runtime_checkable
 class Asked(Protocol):
@@ -71,7 +74,7 @@ def picture_work(trained: Trained, wishes: Wishes, *, explain: bool) -> Callable
         picture = read_picture(source)
         decision = decide_colours(picture.pixels, trained, wishes)
         coloured = in_colours(picture, decision)
-        write_picture(target, coloured)
+        write_picture(target, coloured, quality=QUALITY)
         notes = []
         if picture.frames > 1:
             notes.append(f"{source} has {picture.frames} frames or pages; the first one is coloured")

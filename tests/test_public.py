@@ -55,6 +55,8 @@ NAMES = {
     "chromabox.detect.cfg": "read_cfg write_cfg",
     "chromabox.detect.data": "DetectionSet load_detection_set",
     "chromabox.detect.evaluate": "evaluate_detector",
+    "chromabox.detect.finetune": "FinetuneConfig finetune read_finetune_config",
+    "chromabox.detect.freeze": "freeze",
     "chromabox.detect.kinds": "DARKNET ULTRALYTICS_9_0 ULTRALYTICS_9_6 Kind",
     "chromabox.detect.layers": "Architecture yolov3 yolov3_tiny",
     "chromabox.detect.nets": "DetectorNet",
@@ -62,6 +64,7 @@ NAMES = {
     "chromabox.detect.weights": "TrainedDetector fetch_detector load_detector save_detector write_darknet",
     "chromabox.report.check": "report_check",
     "chromabox.report.detection": "evaluate_weights",
+    "chromabox.report.finetuning": "finetune_and_report",
     "chromabox.colour.evaluate": "Evaluation evaluate",
     "chromabox.report.compare": "Comparison compare",
 }

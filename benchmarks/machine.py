@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from chromabox.files.whole import write_whole
+
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "scikit-image", "scikit-learn")
 
 
@@ -72,9 +74,8 @@ def median_seconds(call: Callable[[], object], times: int = 5, warm_up: int = 1)
 def write_results(path: Path, results: dict[str, object]) -> None:
     """Write results as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    with write_whole(path) as aside:
+        aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _field(path: str, name: str) -> str | None:

@@ -12,7 +12,6 @@ from chromabox.files.darknet import (
     DarknetFile,
     convolutions,
     fetch_yolov3_tiny,
-    read_darknet,
     read_darknet_file,
     write_darknet_file,
     yolov3_tiny_file,
@@ -38,7 +37,7 @@ def write(path: Path, version: tuple[int, int, int], seen: bytes, numbers: list[
     ],
 )
 def test_numbers_begin_after_the_header(tmp_path: Path, version: tuple[int, int, int], seen: bytes) -> None:
-    found = read_darknet(write(tmp_path / "a.weights", version, seen, NUMBERS))
+    found = read_darknet_file(write(tmp_path / "a.weights", version, seen, NUMBERS)).numbers
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.array(NUMBERS, np.float32))
 
@@ -58,12 +57,12 @@ def test_numbers_begin_after_the_header(tmp_path: Path, version: tuple[int, int,
 def test_other_files_are_refused(tmp_path: Path, content: bytes, error: str) -> None:
     (tmp_path / "a.weights").write_bytes(content)
     with pytest.raises(ChromaboxError, match=rf"a\.weights: {error}"):
-        read_darknet(tmp_path / "a.weights")
+        read_darknet_file(tmp_path / "a.weights")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match=r"none\.weights: cannot be read"):
-        read_darknet(tmp_path / "none.weights")
+        read_darknet_file(tmp_path / "none.weights")
 
 
 def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
         numbers += [1000.0 * layer + 100 * kind + at for kind, size in enumerate(sizes) for at in range(size)]
     path = write(tmp_path / "a.weights", (0, 2, 0), struct.pack("<q", 0), [*numbers, 9999.0])
     for layer, (found, (outputs, inputs, side)) in enumerate(
-        zip(convolutions(read_darknet(path), shapes), shapes, strict=True)
+        zip(convolutions(read_darknet_file(path).numbers, shapes), shapes, strict=True)
     ):
         for kind, name in enumerate(("bias", "weight", "mean", "variance")):
             assert found[name].tolist() == [1000 * layer + 100 * kind + at for at in range(outputs)]

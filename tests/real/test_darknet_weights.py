@@ -12,7 +12,7 @@ import torch
 from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, Photographs, begin
 from chromabox.colour.recipes import photo_recipe
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darknet
+from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darknet_file
 
 # Outputs, inputs and side of each convolution; those without batch normalisation are the two heads of 255 numbers.
 LAYERS = [(16, 3, 3), (32, 16, 3), (64, 32, 3), (128, 64, 3), (256, 128, 3), (512, 256, 3), (1024, 512, 3)]
@@ -29,11 +29,13 @@ def path() -> Path:
 
 def test_the_file_holds_the_published_net_to_the_last_number(path: Path) -> None:
     sizes = [outputs * ((1 if outputs == 255 else 4) + inputs * side * side) for outputs, inputs, side in LAYERS]
-    assert len(read_darknet(path)) == sum(sizes)
+    assert len(read_darknet_file(path).numbers) == sum(sizes)
 
 
 def test_the_first_layers_are_trained_kernels(path: Path) -> None:
-    for layer, (outputs, inputs, side) in zip(convolutions(read_darknet(path), LAYERS[:6]), LAYERS, strict=False):
+    for layer, (outputs, inputs, side) in zip(
+        convolutions(read_darknet_file(path).numbers, LAYERS[:6]), LAYERS, strict=False
+    ):
         assert layer["kernel"].shape == (outputs, inputs, side, side)
         assert (layer["variance"] > 0).all()
         assert all(np.isfinite(values).all() for values in layer.values())
@@ -46,7 +48,7 @@ def test_a_photo_net_begins_with_them(path: Path) -> None:
     config = PhotoConfig(recipe_name="quick", recipe=photo_recipe("quick"), data="unused", start="yolov3-tiny")
     begun = begin(config, photographs, None)
     assert (begun.start, begun.net.frozen) == ("yolov3-tiny", FROZEN_LAYERS)
-    first, second = convolutions(read_darknet(path), LAYERS[:2])
+    first, second = convolutions(read_darknet_file(path).numbers, LAYERS[:2])
     # Grey as red, green and blue alike gives the sums that the colour kernel would.
     torch.testing.assert_close(begun.net.encode[0][0].weight, torch.tensor(first["kernel"].sum(1, keepdims=True)))
     torch.testing.assert_close(begun.net.encode[1][0].weight, torch.tensor(second["kernel"]))

@@ -86,6 +86,7 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     from contextlib import closing
 
     from chromabox.colour.batch import colour_batch, plan_outputs
+    from chromabox.colour.batch_record import RECORD_NAME
     from chromabox.colour.trained import load_trained
     from chromabox.engine.log import progress
     from chromabox.report.colouring import picture_work, settings_of
@@ -96,11 +97,11 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
     work = picture_work(load_trained(options.net), wishes, explain=options.explain)
-    record = None if single or options.again else options.output / ".chromabox.jsonl"
+    record = None if single or options.again else options.output / RECORD_NAME
+    # Digests of the net and of files are for the record alone.
+    settings = {} if record is None else settings_of(options)
     outcomes = []
-    batch = colour_batch(
-        pairs, work, settings=settings_of(options), workers=options.workers, record=record, say=print_line
-    )
+    batch = colour_batch(pairs, work, settings=settings, workers=options.workers, record=record, say=print_line)
     with progress("colouring", len(pairs), unit="pictures") as tick, closing(batch):
         for outcome in batch:
             tick()

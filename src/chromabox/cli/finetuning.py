@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import OptionalOutput, lasting, print_line
+from chromabox.cli.options import OptionalOutput, lasting, print_line, refuse_begun_run
 from chromabox.detect.recipes import FinetuneRecipeName, finetune_recipe
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
@@ -79,8 +79,7 @@ def _fresh(options: FinetuneOptions) -> "tuple[Path, FinetuneConfig]":
         raise UsageError(f"patience is {options.patience}: give at least 1")
     recipe = finetune_recipe(options.recipe, epochs=options.epochs, batch_size=options.batch)
     folder = options.output or Path("runs") / f"finetune-{Path(options.data).stem}-seed{options.seed}"
-    if (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
+    refuse_begun_run(folder)
     from chromabox.detect.finetune import FinetuneConfig
 
     return folder, FinetuneConfig(

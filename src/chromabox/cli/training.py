@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line
+from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line, refuse_begun_run
 from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, TrainableName, photo_recipe, recipe_for
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
@@ -169,8 +169,8 @@ def _fresh_photo(options: TrainOptions, *, new: bool) -> "tuple[Path, PhotoConfi
         patience=options.patience,
     )
     folder = options.output or Path("runs") / f"photo-{options.recipe}-seed{options.seed}"
-    if new and (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
+    if new:
+        refuse_begun_run(folder)
     return folder, config
 
 
@@ -224,8 +224,8 @@ def _fresh(options: TrainOptions, *, new: bool) -> "tuple[Path, TrainConfig]":
         settings={name: value for name, value in given.items() if value is not None},
     )
     folder = options.output or Path("runs") / f"{options.net}-{options.recipe}-seed{options.seed}"
-    if new and (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
+    if new:
+        refuse_begun_run(folder)
     return folder, config
 
 

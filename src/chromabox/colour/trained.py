@@ -1,6 +1,5 @@
 """A trained colour net with the palette it speaks and the history it has, on disk and in memory."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from chromabox.colour.batch_record import file_digest
 from chromabox.colour.chroma import ChromaBins
 from chromabox.colour.nets import build_net
 from chromabox.colour.onnx_net import OnnxNet, open_onnx
@@ -63,10 +63,9 @@ def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
 def net_digest(path: Path | None = None) -> str:
     """SHA-256 of the file that :func:`load_trained` would load: two nets of one digest colour alike."""
     if path is None:
-        content = resources.files("chromabox.assets").joinpath(SHIPPED).read_bytes()
-    else:
-        content = checkpoint_of(path).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+        with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
+            return file_digest(shipped)
+    return file_digest(checkpoint_of(path))
 
 
 def load_palette_net(path: Path | None = None) -> TrainedNet:

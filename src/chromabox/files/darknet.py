@@ -90,11 +90,6 @@ def yolov3_tiny_file(progress: Progress | None = None) -> tuple[DarknetFile, Pin
     return DarknetFile(as_darknet(layers, EPSILON)), YOLOV3_TINY_ONNX
 
 
-def read_darknet(path: Path) -> Float32[np.ndarray, " numbers"]:
-    """All numbers after the header, in file order. Raises ChromaboxError for a file that is not such a one."""
-    return read_darknet_file(path).numbers
-
-
 def read_darknet_file(path: Path) -> DarknetFile:
     """Numbers and header. Raises ChromaboxError for a file that is not such a one."""
     try:

@@ -1,0 +1,84 @@
+"""The finished runs below some folders, by what they are."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chromabox.colour.recipes import NETS_IN_ORDER
+from chromabox.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Found:
+    """Folders of finished runs, each list in the order of its paths."""
+
+    colour: dict[str, list[Path]] = field(default_factory=dict)
+    """Of nets with a palette, by the net's name; all of one recipe, data and palette, so that they can be compared."""
+    sweeps: list[Path] = field(default_factory=list)
+    """Folders that hold a ``sweep.json``."""
+    detectors: list[Path] = field(default_factory=list)
+    """Fine-tuned detectors."""
+    left_out: list[str] = field(default_factory=list)
+    """Sentences about runs that are there and cannot be used."""
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """``summary.json`` of a finished run."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def find_runs(paths: Sequence[Path]) -> Found:
+    """Look for finished runs in the folders and below them, a sweep's own runs apart.
+
+    Of colour runs the recipe, data and palette that most nets share are taken (the longest trained, of several). Raises
+    UsageError for a path that does not exist or below which no run is finished.
+    """
+    found = Found()
+    colour: dict[tuple[str, str, str], list[Path]] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UsageError(f"{path}: is no folder; give the folder of a run, or one that holds runs")
+        before = len(found.sweeps) + len(found.detectors) + len(colour)
+        for run in _runs_below(path, found):
+            net = json.loads((run / "config.json").read_text(encoding="utf-8")).get("net")
+            if net == "detector":
+                found.detectors.append(run)
+            elif net in NETS_IN_ORDER:
+                summary = summary_of(run)
+                colour.setdefault((summary["recipe"], summary["data"], summary["palette"]), []).append(run)
+            else:
+                found.left_out.append(f"{run}: a run of {net}, which the write-up has no place for")
+        if before == len(found.sweeps) + len(found.detectors) + len(colour) and not found.left_out:
+            raise UsageError(f"{path}: holds no finished run; chromabox train or finetune makes one")
+    _choose(colour, found)
+    return found
+
+
+def _runs_below(path: Path, found: Found) -> list[Path]:
+    """Folders with a configuration and a summary; of a sweep only that it is one."""
+    sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
+    found.sweeps.extend(sweeps)
+    folders = sorted(file.parent for file in path.rglob("summary.json") if (file.parent / "config.json").is_file())
+    return [folder for folder in folders if not any(folder.is_relative_to(sweep) for sweep in sweeps)]
+
+
+def _choose(colour: dict[tuple[str, str, str], list[Path]], found: Found) -> None:
+    """Of several kinds of colour runs that cannot be compared the one with the most nets, then the most epochs."""
+
+    def worth(runs: list[Path]) -> tuple[int, int]:
+        summaries = [summary_of(run) for run in runs]
+        return len({one["net"] for one in summaries}), max(one["epochs"] for one in summaries)
+
+    kinds = sorted(colour.items(), key=lambda kind: worth(kind[1]), reverse=True)
+    for index, ((recipe, data, palette), runs) in enumerate(kinds):
+        if index:
+            found.left_out.append(
+                f"{len(runs)} runs by the {recipe} recipe on {data} with palette {palette}: not comparable with the "
+                "others; give them to a report of their own"
+            )
+            continue
+        for run in runs:
+            found.colour.setdefault(summary_of(run)["net"], []).append(run)

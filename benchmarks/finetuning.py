@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
-from chromabox.detect.finetune import Caches, FinetuneConfig, begin, finetune, loss_of, losses_of
+from chromabox.detect.finetune import FinetuneConfig, finetune
+from chromabox.detect.finetune_caches import Caches
+from chromabox.detect.finetune_job import begin, loss_of, losses_of
 from chromabox.detect.freeze import freeze
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.rates import optimisers_of

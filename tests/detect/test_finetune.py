@@ -10,7 +10,8 @@ import torch
 from boxed import yolo_set
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import evaluate_detector
-from chromabox.detect.finetune import FinetuneConfig, begin, finetune, read_finetune_config
+from chromabox.detect.finetune import FinetuneConfig, finetune, read_finetune_config
+from chromabox.detect.finetune_job import begin
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import load_detector, save_detector
 from chromabox.engine.checkpoint import load_checkpoint

@@ -10,7 +10,7 @@ import torch
 from boxed import draw, yolo_set
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import evaluate_detector, evaluate_predictions
-from chromabox.detect.finetune import losses_of
+from chromabox.detect.finetune_job import losses_of
 from chromabox.detect.judge import fill_judge
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.prefix_cache import open_cache, plan_cache

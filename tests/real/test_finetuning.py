@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune import FinetuneConfig, loss_of, losses_of
+from chromabox.detect.finetune_config import FinetuneConfig
+from chromabox.detect.finetune_job import loss_of, losses_of
 from chromabox.detect.freeze import freeze
 from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.prefix_cache import fill, open_cache, plan_cache

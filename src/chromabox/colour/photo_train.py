@@ -28,13 +28,14 @@ from chromabox.colour.photo_data import (
     show,
 )
 from chromabox.colour.recipes import Recipe, Start
-from chromabox.colour.train import schedule_of, versions
+from chromabox.colour.train import schedule_of
 from chromabox.colour.trained import TrainedPhotoNet, describe_photo_net, load_trained
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import World, from_main, synchronise_batch_norm
 from chromabox.engine.execution import Execution, choose_execution, device_of
 from chromabox.engine.log import Record, read_metrics
 from chromabox.engine.loop import Job, Plan, fit
+from chromabox.engine.machine import versions
 from chromabox.engine.optimisers import KernelMuon
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError, UsageError
@@ -349,7 +350,7 @@ def read_photo_config(folder: Path) -> PhotoConfig | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["net"] != "photo":
             return None
-        del values["versions"]
+        values.pop("versions", None)
         values["recipe"] = Recipe(**values["recipe"])
         values["execution"] = Execution(**values["execution"])
         return PhotoConfig(**values)

@@ -1,10 +1,8 @@
 """From a configuration to a run folder: data → net → loop, and what stands in the folder at the end."""
 
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from chromabox.engine.distributed import World, from_main, synchronise_batch_nor
 from chromabox.engine.execution import Execution, choose_execution, device_of
 from chromabox.engine.log import Record, read_metrics
 from chromabox.engine.loop import Job, Plan, Settings, fit
+from chromabox.engine.machine import versions
 from chromabox.engine.optimisers import KernelMuon
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
@@ -244,12 +243,6 @@ def _write_config(config: TrainConfig, folder: Path) -> None:
     write_json(folder / "config.json", {**asdict(config), "versions": versions()})
 
 
-def versions() -> dict[str, str]:
-    """What a run is made with."""
-    packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
 def read_config(folder: Path) -> TrainConfig:
     """The configuration of a run folder; UsageError if it holds none."""
     path = folder / "config.json"
@@ -257,7 +250,7 @@ def read_config(folder: Path) -> TrainConfig:
         raise UsageError(f"{folder}: holds no config.json; give the folder of a run that chromabox train began")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        del values["versions"]
+        values.pop("versions", None)
         values["recipe"] = Recipe(**values["recipe"])
         values["execution"] = Execution(**values["execution"])
         return TrainConfig(**values)

@@ -12,7 +12,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from chromabox.detect.finetune import Beginning, Caches, FinetuneConfig, begin, job_and_plan, loss_of
+from chromabox.detect.finetune_caches import Caches
+from chromabox.detect.finetune_config import FinetuneConfig
+from chromabox.detect.finetune_job import Beginning, begin, job_and_plan, loss_of
 from chromabox.detect.freeze import Frozen, backbone, freeze, work
 from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.layers import Architecture, Convolution

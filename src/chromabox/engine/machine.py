@@ -1,0 +1,18 @@
+"""What a run is made with and what it takes of the machine, for its ``config.json`` and ``summary.json``."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package, and of the libraries whose numbers a run depends on."""
+    packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has had."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

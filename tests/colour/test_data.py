@@ -23,6 +23,7 @@ from chromabox.colour.data import (
     resolve_palette,
     take_batch,
 )
+from chromabox.colour.palette import fit_palette
 from chromabox.colour.palette_files import load_palette
 from chromabox.engine.distributed import World
 from chromabox.errors import ChromaboxError, UsageError
@@ -303,6 +304,20 @@ def test_auto_fits_a_palette_to_a_folders_training_pictures(tmp_path: Path) -> N
     found = resolve_palette("auto", str(folder), size=16)
     assert (found.name, len(found)) == ("fitted to mine", 24)
     np.testing.assert_array_equal(found.colours, resolve_palette("auto", str(folder), size=16).colours)
+
+
+def test_so_many_colours_are_fitted_to_the_training_pictures(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "mine", 5)
+    found = resolve_palette("fitted:7", str(folder), size=16)
+    assert (found.name, len(found)) == ("7 colours fitted to mine", 7)
+    train = load_colour_data(str(folder), found, size=16).train
+    np.testing.assert_array_equal(found.colours, fit_palette(train.rgb, 7, axis=1).colours)
+
+
+@pytest.mark.parametrize("count", ["", "1", "257", "-3", "7.5", "many"])
+def test_a_palette_cannot_be_fitted_with_such_a_number(tmp_path: Path, count: str) -> None:
+    with pytest.raises(UsageError, match=f"palette fitted:{count}: a palette has 2 to 256 colours"):
+        resolve_palette(f"fitted:{count}", str(tmp_path))
 
 
 def test_a_palette_fitted_to_pictures_and_folders_finds_their_colours(tmp_path: Path) -> None:

@@ -183,6 +183,39 @@ def test_more_epochs_of_a_constant_rate_are_as_in_a_row(photos: Path, tmp_path: 
     assert_same_run(tmp_path / "four", tmp_path / "two")
 
 
+def test_so_many_steps_instead_of_epochs(photos: Path, tmp_path: Path) -> None:
+    # 36 training pictures in batches of 8 and file order are 5 steps an epoch.
+    config = configuration(photos, recipe="course", epochs=1, steps=12)
+    summary = train(config, tmp_path / "steps", say=quiet)
+    assert (summary["updates"], summary["epochs"]) == (12, 3)
+    assert load_checkpoint(tmp_path / "steps" / "last.safetensors")[0]["resume"]["loop"]["update"] == 12
+    whole = train(configuration(photos, recipe="course", epochs=3), tmp_path / "whole", say=quiet)
+    assert (whole["updates"], whole["epochs"]) == (15, 3)
+    # At a constant rate the one is the beginning of the other.
+    records = [[{**record, "seconds": 0} for record in read_metrics(tmp_path / run)] for run in ("steps", "whole")]
+    assert records[0][:2] == records[1][:2]
+    assert records[0][2] != records[1][2]
+    assert read_config(tmp_path / "steps").steps == 12
+
+
+def test_a_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> None:
+    """Twelve steps of a recipe without leftovers are three epochs of four, rates and averages included."""
+    for name, config in (
+        ("steps", configuration(photos, epochs=1, steps=12)),
+        ("epochs", configuration(photos, epochs=3)),
+    ):
+        assert train(config, tmp_path / name, say=quiet)["updates"] == 12
+    assert_same_run(tmp_path / "steps", tmp_path / "epochs")
+
+
+def test_an_old_configuration_counts_epochs(finished: Path, tmp_path: Path) -> None:
+    values = json.loads((finished / "config.json").read_text())
+    del values["steps"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path) == read_config(finished)
+    assert read_config(tmp_path).steps is None
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     return subprocess.Popen(

@@ -191,6 +191,49 @@ def test_the_last_accumulation_of_an_epoch_may_be_short(tiny: ModuleType, tmp_pa
     assert plan.updates == 4
 
 
+# Of six batches an epoch. (accumulate, most updates, batches of each epoch)
+CUT_SHORT = [(1, 9, [6, 3]), (1, 12, [6, 6]), (1, 4, [4]), (4, 3, [6, 4]), (4, 100, [6, 6, 6, 6])]
+
+
+@pytest.mark.parametrize(("accumulate", "most", "batches"), CUT_SHORT)
+def test_a_run_of_so_many_updates_makes_exactly_them(
+    tiny: ModuleType, tmp_path: Path, accumulate: int, most: int, batches: list[int]
+) -> None:
+    updates: list[int] = []
+    seen: list[list[float]] = [[] for _ in batches]
+    trained: list[tuple[int, int]] = []
+
+    def losses(call: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        found = tiny.losses(call, batch)
+        seen[trained[-1][0]].append(found["loss"].item())
+        return found
+
+    schedule = tiny.make_job().schedule
+    job = tiny.make_job(
+        before_batch=lambda epoch, batch: trained.append((epoch, batch)),
+        losses=losses,
+        schedule=lambda update: updates.append(update) or schedule(update),
+    )
+    plan = tiny.make_plan(4, accumulate=accumulate, most_updates=most)
+    fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD)
+    assert trained == [(epoch, batch) for epoch, count in enumerate(batches) for batch in range(count)]
+    assert updates == list(range(plan.updates))
+    assert plan.updates == min(most, 4 * -(-6 // accumulate))
+    means = [record["train_loss"] for record in read_metrics(tmp_path)]
+    assert means == pytest.approx([sum(part) / len(part) for part in seen], rel=1e-6)
+
+
+@pytest.mark.parametrize("at", [(0, 3), (1, 0), (1, 2)])
+def test_a_run_of_so_many_updates_can_be_stopped(tiny: ModuleType, tmp_path: Path, at: tuple[int, int]) -> None:
+    plan = tiny.make_plan(4, most_updates=9, average_decay=0.9)
+    fit(tiny.make_job(), plan, folder=tmp_path / "row", execution=tiny.ONE_THREAD)
+    job = tiny.make_job(before_batch=send(signal.SIGINT, at))
+    with pytest.raises(Interrupted):
+        fit(job, plan, folder=tmp_path / "two", execution=tiny.ONE_THREAD)
+    fit(tiny.make_job(), plan, folder=tmp_path / "two", execution=tiny.ONE_THREAD, resume=True)
+    assert_same_run(tmp_path / "row", tmp_path / "two")
+
+
 @pytest.mark.parametrize(("decay", "ramp"), [(0.8, 0.0), (0.9, 4.0)])
 def test_average_follows_its_formula(tiny: ModuleType, tmp_path: Path, decay: float, ramp: float) -> None:
     """In numpy: average ← d·average + (1 − d)·weights, d = decay·(1 − e^(−step/ramp)), from the first weights on."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from chromabox.colour.loss import Batch
-from chromabox.colour.palette import Palette, fit_palette, mean_distance, nearest_colour
+from chromabox.colour.palette import MOST_COLOURS, Palette, fit_palette, mean_distance, nearest_colour
 from chromabox.colour.palette_files import load_palette
 from chromabox.engine.distributed import World
 from chromabox.errors import ChromaboxError, UsageError
@@ -29,6 +29,8 @@ COURSE_PALETTE = Pinned(
     sha256="b27de7a2e354fa1cd13776dee08248a000ea21c82f2df0545f15fa8231d8faf6",
     size=416,
 )
+#: Before the number of colours, the name of a palette that is fitted to the training pictures.
+FITTED = "fitted:"
 #: One in so many pictures of a user's own folder is set aside as its test split.
 FOLDER_TEST_SHARE = 10
 
@@ -112,11 +114,16 @@ def load_colour_data(
 def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     """The palette of that name, or for ``auto`` the one that suits the data.
 
+    fitted:K: K colours fitted to the training pictures.
     auto: for CIFAR-10's horses the assignment's own (``course``) where a mirror offers it, else ours (``horse24``); for
     other CIFAR-10 data ``cifar24``; for a folder 24 colours fitted to its training pictures.
+
+    Raises UsageError where K is not 2 to 256.
     """
     if name == "course":
         return course_palette()
+    if name.startswith(FITTED):
+        return _fitted_palette(name, spec, size)
     if name != "auto":
         return load_palette(name)
     if spec == "cifar10:horse":
@@ -127,6 +134,15 @@ def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     if spec.startswith("cifar10:"):
         return load_palette("cifar24")
     return fit_palette(_load_rgb(spec, size)[0].transpose(0, 2, 3, 1), name=f"fitted to {Path(spec).name}")
+
+
+def _fitted_palette(name: str, spec: str, size: int) -> Palette:
+    """The palette ``fitted:K``."""
+    count = name.removeprefix(FITTED)
+    if not (count.isdecimal() and 2 <= int(count) <= MOST_COLOURS):
+        raise UsageError(f"palette {name}: a palette has 2 to {MOST_COLOURS} colours; give for example {FITTED}24")
+    title = f"{int(count)} colours fitted to {Path(spec).name}"
+    return fit_palette(_load_rgb(spec, size)[0], int(count), name=title, axis=1)
 
 
 def course_palette() -> Palette:

@@ -1,6 +1,7 @@
 """From a configuration to a run folder: data → net → loop, and what stands in the folder at the end."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,8 @@ class TrainConfig:
     hold_out: float = 0.0
     accumulate: int = 1
     patience: int | None = None
+    steps: int | None = None
+    """Steps of the optimisers in the whole run, instead of the recipe's epochs; the last epoch may be cut short."""
     settings: dict[str, Any] = field(default_factory=dict)
     execution: Execution | None = None
     """How it is run; None until the probe has chosen."""
@@ -118,7 +121,7 @@ def train(
         resume=resume,
         after_epoch=lambda record, trained_so_far: after_epoch(record, trained_so_far, inputs),
     )
-    return from_main(_summary(config, folder, trained, inputs) if world.is_main else {}, world)
+    return from_main(_summary(config, folder, trained, inputs, plan) if world.is_main else {}, world)
 
 
 def _probe(config: TrainConfig, options: ExecutionOptions, net: nn.Module, inputs: Inputs) -> Execution:
@@ -135,7 +138,8 @@ def _probe(config: TrainConfig, options: ExecutionOptions, net: nn.Module, input
     def losses(call: Callable[[Tensor], Tensor]) -> Tensor:
         return training_losses(call, (grey, labels))["loss"]
 
-    return choose_execution(options, net, losses, recipe.epochs * (len(inputs.data.train) // count))
+    updates = config.steps or recipe.epochs * (len(inputs.data.train) // count)
+    return choose_execution(options, net, losses, updates)
 
 
 def _job_and_plan(
@@ -150,6 +154,8 @@ def _job_and_plan(
         watch="val_loss" if data.held_out is not None else None,
         patience=config.patience,
     )
+    if config.steps is not None:
+        plan = replace(plan, epochs=math.ceil(config.steps / plan.updates_per_epoch), most_updates=config.steps)
     if recipe.average:
         plan = replace(plan, average_decay=max(0.0, 1 - 1 / (recipe.average * plan.updates)))
     optimisers = build_optimisers(recipe, net)
@@ -258,13 +264,14 @@ def read_config(folder: Path) -> TrainConfig:
         raise UsageError(f"{path}: not the configuration of a colour run ({error})") from error
 
 
-def _summary(config: TrainConfig, folder: Path, net: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _summary(config: TrainConfig, folder: Path, net: nn.Module, inputs: Inputs, plan: Plan) -> dict[str, Any]:
     """The run's result, measured again in float32 with the last epoch's net."""
     net.eval()
     device = config.execution.device if config.execution else "cpu"
     test = inputs.data.test
     test_loss, test_accuracy = loss_and_accuracy(lambda grey: net(grey.to(device)).cpu(), test.grey, test.labels)
     records = read_metrics(folder)
+    epochs = int(records[-1]["epoch"])
     summary = {
         "net": config.net,
         "recipe": config.recipe_name,
@@ -272,7 +279,8 @@ def _summary(config: TrainConfig, folder: Path, net: nn.Module, inputs: Inputs) 
         "palette": inputs.palette.name,
         "seed": config.seed,
         "parameters": count_parameters(net),
-        "epochs": int(records[-1]["epoch"]),
+        "epochs": epochs,
+        "updates": min(plan.updates, epochs * plan.updates_per_epoch),
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "seconds": round(sum(record["seconds"] for record in records), 3),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -52,11 +53,24 @@ class Plan:
     """The metric (lower is better) that chooses ``best``; None: nothing is held out, and the last epoch is best."""
     patience: int | None = None
     """Stop after so many epochs without an improvement of ``watch``."""
+    most_updates: int | None = None
+    """End after so many steps of the optimisers, if the epochs allow as many; the last epoch may be cut short."""
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Steps of the optimisers in a whole epoch."""
+        return math.ceil(self.steps_per_epoch / self.accumulate)
 
     @property
     def updates(self) -> int:
         """Steps of the optimisers in the whole run."""
-        return self.epochs * math.ceil(self.steps_per_epoch / self.accumulate)
+        whole = self.epochs * self.updates_per_epoch
+        return whole if self.most_updates is None else min(whole, self.most_updates)
+
+    def steps_in(self, epoch: int) -> int:
+        """Batches of an epoch, which are counted from 0: fewer in one that is cut short, and none after the last."""
+        left = self.updates - epoch * self.updates_per_epoch
+        return max(0, min(self.steps_per_epoch, left * self.accumulate))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +151,10 @@ class _Fit(Generic[Batch]):
         sink = MetricsSink(self.folder, self.state.epoch) if self.world.is_main else None
         try:
             with _stop_requests() as stop_requested, self.progress() as tick:
-                while self.state.epoch < self.plan.epochs and not self.out_of_patience():
+                while self.steps_now and not self.out_of_patience():
                     begin = time.perf_counter()
-                    for batch in self.job.batches(self.state.epoch, self.state.batch):
+                    left = self.steps_now - self.state.batch
+                    for batch in islice(self.job.batches(self.state.epoch, self.state.batch), left):
                         with compiler_errors(self.execution):
                             self.step(batch)
                         tick(epoch=self.state.epoch + 1)
@@ -153,15 +168,20 @@ class _Fit(Generic[Batch]):
                 sink.close()
         return self.useful_net
 
+    @property
+    def steps_now(self) -> int:
+        """Batches of the epoch that is being trained; 0 when the run has had its last."""
+        return self.plan.steps_in(self.state.epoch)
+
     def progress(self) -> AbstractContextManager[Ticker]:
         """One bar, of the main process, over all batches of the run."""
-        steps = self.plan.steps_per_epoch
-        done = self.state.epoch * steps + self.state.batch
-        return progress("training", self.plan.epochs * steps, done, show=self.world.is_main)
+        total = sum(self.plan.steps_in(epoch) for epoch in range(self.plan.epochs))
+        done = self.state.epoch * self.plan.steps_per_epoch + self.state.batch
+        return progress("training", total, done, show=self.world.is_main)
 
     def is_update_due(self) -> bool:
         """Whether the optimisers step after the batch that was just done."""
-        return self.state.batch % self.plan.accumulate == 0 or self.state.batch == self.plan.steps_per_epoch
+        return self.state.batch % self.plan.accumulate == 0 or self.state.batch == self.steps_now
 
     def step(self, batch: Batch) -> None:
         """One batch forward and backward; every ``accumulate`` of them, and at the epoch's end, one update."""
@@ -173,7 +193,7 @@ class _Fit(Generic[Batch]):
         with self.execution.autocast():
             losses = self.job.losses(self.call, batch)
         group = state.batch - state.batch % plan.accumulate
-        (losses["loss"] / min(plan.accumulate, plan.steps_per_epoch - group)).backward()
+        (losses["loss"] / min(plan.accumulate, self.steps_now - group)).backward()
         for name, value in losses.items():
             # float64 sums: a resumed epoch must add up to the same digits whatever the order of magnitude.
             self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
@@ -194,7 +214,7 @@ class _Fit(Generic[Batch]):
     def finish_epoch(self, sink: MetricsSink | None, begin: float) -> None:
         """Validate, log, keep the best, save; then the epoch counts as done."""
         state = self.state
-        means = mean_across(torch.stack(list(self.sums.values())), self.world) / self.plan.steps_per_epoch
+        means = mean_across(torch.stack(list(self.sums.values())), self.world) / self.steps_now
         record: Record = {"epoch": state.epoch + 1}
         record |= {f"train_{name}": value for name, value in zip(self.sums, means.tolist(), strict=True)}
         self.refuse_what_is_no_number(record)

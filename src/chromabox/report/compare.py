@@ -10,13 +10,13 @@ from typing import Any
 
 from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.recipes import NetName, RecipeName, recipe_for
-from chromabox.colour.train import Inputs, TrainConfig, load_inputs, read_config, train
+from chromabox.colour.train import TrainConfig, load_inputs, read_config
 from chromabox.colour.trained import load_palette_net
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.files.whole import write_whole
-from chromabox.report.live import draw_run, watch_run
 from chromabox.report.plots import draw_rows
+from chromabox.report.runs import train_missing
 
 
 @dataclass(frozen=True)
@@ -79,30 +79,14 @@ def compare(
     for option, values in (("nets", nets), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise UsageError(f"{option}: {values} holds {'one twice' if values else 'none'}; give each once")
-    inputs: Inputs | None = None
-    runs: dict[str, list[Path]] = {}
-    for net in nets:
-        for seed in seeds:
-            run = folder / f"{net}-{recipe}-seed{seed}"
-            config = _config(net, recipe, data, palette, seed, epochs)
-            runs.setdefault(net, []).append(run)
-            begun = _begun(run, config)
-            if begun is not None and (run / "summary.json").is_file():
-                say(f"{run}: taken as it is")
-                continue
-            if inputs is None or (config.recipe.companions and inputs.data.others is None):
-                inputs = load_inputs(config)
-            train(
-                begun or config,
-                run,
-                options=options,
-                inputs=inputs,
-                resume=begun is not None,
-                say=say,
-                after_epoch=watch_run(run, say),
-            )
-            draw_run(run, f"{net}, {recipe} recipe, {data}, seed {seed}")
-    return tabulate(folder, runs)
+    wanted = {
+        net: {
+            folder / f"{net}-{recipe}-seed{seed}": _config(net, recipe, data, palette, seed, epochs) for seed in seeds
+        }
+        for net in nets
+    }
+    train_missing({run: config for group in wanted.values() for run, config in group.items()}, options=options, say=say)
+    return tabulate(folder, {net: list(group) for net, group in wanted.items()})
 
 
 def _config(net: NetName, recipe: RecipeName, data: str, palette: str, seed: int, epochs: int | None) -> TrainConfig:
@@ -114,16 +98,6 @@ def _config(net: NetName, recipe: RecipeName, data: str, palette: str, seed: int
         palette=palette,
         seed=seed,
     )
-
-
-def _begun(run: Path, config: TrainConfig) -> TrainConfig | None:
-    """What is there of this very run, to be taken or gone on with; UsageError if another one is in its place."""
-    if not (run / "last.safetensors").is_file():
-        return None
-    there = read_config(run)
-    if replace(there, execution=None) != config:
-        raise UsageError(f"{run}: holds a run with other settings; give another -o folder or remove it")
-    return there
 
 
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:

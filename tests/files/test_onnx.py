@@ -7,7 +7,7 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.files.darknet import EPSILON, as_darknet
-from chromabox.files.onnx import read_onnx_convolutions
+from chromabox.files.onnx import read_onnx_convolutions, read_onnx_metadata
 
 onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of these tests")
 
@@ -106,3 +106,18 @@ def test_a_graph_without_convolutions_and_a_missing_file(tmp_path: Path) -> None
         read_onnx_convolutions(tmp_path / "a.onnx")
     with pytest.raises(ChromaboxError, match=r"none\.onnx: cannot be read \(No such file"):
         read_onnx_convolutions(tmp_path / "none.onnx")
+
+
+def test_metadata_as_the_onnx_package_writes_them(tmp_path: Path) -> None:
+    proto = model()
+    assert proto.metadata_props == []
+    onnx.save(proto, tmp_path / "a.onnx")
+    assert read_onnx_metadata(tmp_path / "a.onnx") == {}
+    said = {"format": "1", "größe": "12 €", "empty": ""}
+    for key, value in said.items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, tmp_path / "a.onnx")
+    assert read_onnx_metadata(tmp_path / "a.onnx") == said
+    (tmp_path / "b.onnx").write_bytes((tmp_path / "a.onnx").read_bytes()[:-3])
+    with pytest.raises(ChromaboxError, match=r"b\.onnx: not an ONNX file, or cut short"):
+        read_onnx_metadata(tmp_path / "b.onnx")

@@ -162,20 +162,32 @@ def score(
     return 1 if card.failed else 0
 
 
-def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path) -> int:
-    """Export a trained net as ONNX, checked against PyTorch on the spot.
+def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: int | None = None) -> int:
+    """Export a trained net, of colours or of boxes, as ONNX, checked against PyTorch on the spot.
 
-    Example: chromabox export runs/photo-default-seed0 --onnx photo.onnx
+    chromabox export runs/photo-default-seed0 --onnx photo.onnx
+
+    chromabox export runs/finetune-raccoon-seed0 --onnx raccoon.onnx
 
     Args:
-        checkpoint: A run folder or checkpoint; the shipped net if left out.
-        onnx: The file to write; chromabox colour --net takes it, and any ONNX runtime does.
+        checkpoint: A run folder, a checkpoint or a detector's weights; the shipped photo net if left out.
+        onnx: The file to write; chromabox colour --net or chromabox detect --weights takes it, and any ONNX runtime.
+        size: Of a detector: side in pixels of the squares that the file takes; the detector's own if left out.
     """
+    from chromabox.detect.weights import is_detector
+
+    if checkpoint is not None and is_detector(checkpoint):
+        from chromabox.detect.export import export_detector
+        from chromabox.detect.weights import load_detector
+
+        print_line(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
+        return 0
+    if size is not None:
+        raise UsageError(f"size: is for detectors; {checkpoint or 'the shipped net'} colours pictures of any size")
     from chromabox.colour.export import export_onnx
     from chromabox.colour.trained import load_trained
 
-    parity = export_onnx(load_trained(checkpoint), onnx)
-    print_line(f"{parity}\n{onnx}")
+    print_line(f"{export_onnx(load_trained(checkpoint), onnx)}\n{onnx}")
     return 0
 
 

@@ -325,7 +325,7 @@ def evaluate(
 
 
 def _is_detector(run: Path) -> bool:
-    from chromabox.report.detection import is_detector
+    from chromabox.detect.weights import is_detector
 
     return is_detector(run)
 

@@ -5,10 +5,7 @@ classes are. What the net looks like in the file is left to PyTorch's exporter; 
 """
 
 import json
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chromabox
-from chromabox.colour.onnx_net import FORMAT, INPUT, OUTPUT, OnnxNet, import_onnx, open_onnx
+from chromabox.colour.onnx_net import FORMAT, INPUT, OUTPUT, OnnxNet, open_onnx
 from chromabox.colour.predict import CIFAR_LOOKS, PHOTO_LOOKS
 from chromabox.colour.trained import TrainedNet, TrainedPhotoNet
-from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.whole import write_whole
+from chromabox.engine.onnx_export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
+from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: The oldest that PyTorch's exporter writes without conversion; every runtime since 2023 reads it.
-OPSET = 18
-#: A probability may differ by so much between the file and PyTorch, both in float32.
-LARGEST_DIFFERENCE = 1e-4
 #: Batch, height and width of what the check puts in; the sides in multiples of what the net needs.
 CHECKED = ((1, 1, 1), (2, 3, 5), (1, 8, 6), (3, 2, 9))
 
@@ -43,6 +36,11 @@ class Parity:
     probabilities: float
     scores: float
     inputs: int
+
+    @property
+    def worst(self) -> float:
+        """Of probabilities, which decide the colours."""
+        return self.probabilities
 
     def __str__(self) -> str:
         return (
@@ -62,24 +60,11 @@ def export_onnx(trained: TrainedNet | TrainedPhotoNet, path: Path, *, opset: int
     Raises UsageError for another suffix, a net that is an ONNX file already and missing libraries; ChromaboxError if
     PyTorch cannot export the net, the file computes something else or cannot be written. Nothing is left then.
     """
-    if path.suffix.lower() != ".onnx":
-        raise UsageError(f"{path}: does not end in .onnx; name the file {path.with_suffix('.onnx').name}, say")
+    refuse_other_suffix(path)
     if isinstance(trained.net, OnnxNet):
         raise UsageError(f"{trained.net.path}: is an ONNX file already; give the checkpoint it was exported from")
     model = _converted(trained.net, opset)
-    for key, value in _properties(trained).items():
-        model.metadata_props.add(key=key, value=value)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as aside:
-            aside.write_bytes(model.SerializeToString())
-            parity = compare(trained.net, open_onnx(aside)[0])
-            # Written so that not-a-number, which no comparison holds for, is refused too.
-            if not parity.probabilities <= LARGEST_DIFFERENCE:
-                raise ChromaboxError(f"{path}: not written, the file would compute something else; {parity}")
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error})") from error
-    return parity
+    return write_onnx(path, model, _properties(trained), lambda file: compare(trained.net, open_onnx(file)[0]))
 
 
 @torch.no_grad()
@@ -109,42 +94,11 @@ def _pictures(shape: tuple[int, int, int], multiple: int) -> Iterator[Float[Tens
 
 def _converted(net: nn.Module, opset: int) -> "ModelProto":
     """The net as PyTorch's exporter writes it, for any batch and any sides that the net can take."""
-    import_onnx()
     multiple = net.multiple
     assert isinstance(multiple, int)
     height, width = (multiple * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
-    batch = torch.export.Dim("batch", min=1)
-    example = torch.zeros(2, 1, 4 * multiple, 5 * multiple)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                net,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: batch, 2: height, 3: width},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                opset_version=opset,
-                verbose=False,
-            )
-    except ImportError as error:
-        raise UsageError(
-            f"exporting needs the library {error.name}: install it with pip install 'chromabox[export]'"
-        ) from error
-    except Exception as error:  # The exporter has many kinds; each means the same to the user.
-        reason = " ".join(str(error).split())[:300]
-        raise ChromaboxError(f"this net cannot be exported as ONNX with opset {opset} ({reason})") from error
-    assert program is not None
-    return _without_traces(program.model_proto)
-
-
-def _without_traces(model: "ModelProto") -> "ModelProto":
-    """The model without the exporter's notes on where in the sources, and in whose folders, each node comes from."""
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    model.ClearField("metadata_props")
-    return model
+    dynamic = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
+    return convert(net, torch.zeros(2, 1, 4 * multiple, 5 * multiple), dynamic, [INPUT], [OUTPUT], opset=opset)
 
 
 def _properties(trained: TrainedNet | TrainedPhotoNet) -> dict[str, str]:
@@ -169,17 +123,3 @@ def _properties(trained: TrainedNet | TrainedPhotoNet) -> dict[str, str]:
         kind: json.dumps(trained.description[kind]),
         "history": json.dumps(history),
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch's exporter warns of its own deprecations and of torchvision, which is not needed."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from chromabox.engine.onnx_session import import_onnx, in_one_line, open_session
 from chromabox.errors import ChromaboxError, UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class OnnxNet(nn.Module):
         try:
             values = self.session.run([OUTPUT], {INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
         except Exception as error:  # onnxruntime's exceptions have no common ancestor but this.
-            raise ChromaboxError(f"{self.path}: onnxruntime cannot run it ({_in_one_line(error)})") from error
+            raise ChromaboxError(f"{self.path}: onnxruntime cannot run it ({in_one_line(error)})") from error
         expected = (batch, self.classes, height // self.stride, width // self.stride)
         if values.shape != expected:
             found, right = list(values.shape), list(expected)
@@ -141,19 +142,8 @@ def open_onnx(path: Path) -> tuple[OnnxNet, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:
         raise ChromaboxError(f"{path}: its metadata is damaged ({error}); export the net again") from error
     _refuse_more_than_a_net(path, model)
-    return OnnxNet(path, _session(path, model), multiple, stride, classes), description
-
-
-def import_onnx() -> tuple[Any, Any]:
-    """The modules onnx and onnxruntime, which are an extra: UsageError where one is missing."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX files need the library {error.name}: install it with pip install 'chromabox[export]'"
-        ) from error
-    return onnx, onnxruntime
+    session = open_session(path, model.SerializeToString(), [INPUT], [OUTPUT])
+    return OnnxNet(path, session, multiple, stride, classes), description
 
 
 def _read(path: Path) -> "ModelProto":
@@ -195,26 +185,3 @@ def _refuse_more_than_a_net(path: Path, model: "ModelProto") -> None:
 
 def _lies_outside(tensor: "TensorProto") -> bool:
     return bool(tensor.data_location or tensor.external_data)
-
-
-def _session(path: Path, model: "ModelProto") -> "InferenceSession":
-    _, onnxruntime = import_onnx()
-    onnxruntime.disable_telemetry_events()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    # Threads that wait would otherwise spin, and take the cores from the rest of the work.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # Errors, which are raised too.
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common ancestor but this.
-        raise ChromaboxError(f"{path}: onnxruntime cannot open it ({_in_one_line(error)})") from error
-    found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if found != ([INPUT], [OUTPUT]):
-        raise ChromaboxError(f"{path}: has the inputs {found[0]} and outputs {found[1]}; {INPUT} and {OUTPUT} is right")
-    return session
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

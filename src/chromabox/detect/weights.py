@@ -1,9 +1,11 @@
 """Detector weights of every origin, read into one thing: a net, the names of its classes, and where it comes from.
 
 Origins: darknet's ``.weights`` (with a ``.cfg``, or of a net known by its count of numbers), the ONNX copy of
-YOLOv3-tiny, Ultralytics' ``.pt``, and our own ``.safetensors``, which states architecture, kind and classes.
+YOLOv3-tiny, Ultralytics' ``.pt``, and our own ``.safetensors`` and ``.onnx``, which state architecture, kind and
+classes.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from chromabox.detect.kinds import DARKNET, Kind, kind_from_json
 from chromabox.detect.layers import LAYERS, Architecture, Layer, yolov3, yolov3_tiny
 from chromabox.detect.nets import ConvolutionLayer, DetectorNet
 from chromabox.detect.ultralytics import read_ultralytics
-from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
+from chromabox.engine.checkpoint import load_checkpoint, read_description, save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.darknet import (
     DarknetFile,
@@ -29,7 +31,7 @@ from chromabox.files.darknet import (
     write_darknet_file,
     yolov3_tiny_file,
 )
-from chromabox.files.onnx import read_onnx_convolutions
+from chromabox.files.onnx import read_onnx_convolutions, read_onnx_metadata
 from chromabox.files.sources import Progress, cache_folder
 
 #: Weights that can be named instead of a file, and fetched.
@@ -39,6 +41,8 @@ KNOWN: dict[str, Callable[[int, Kind], Architecture]] = {
     "yolov3": lambda classes, kind: yolov3(classes),
     "yolov3-tiny": lambda classes, kind: yolov3_tiny(classes, mask=kind.tiny_mask),
 }
+#: What the metadata of our own ONNX files give as ``format``; ``detector`` is then what a checkpoint says.
+EXPORTED = "chromabox-detector-1"
 #: The most classes a net is taken to have when only the count of numbers says how many.
 MOST_CLASSES = 1000
 
@@ -61,6 +65,18 @@ class TrainedDetector:
         return self.net.kind
 
 
+def is_detector(weights: str | Path) -> bool:
+    """Whether a name, file or run folder stands for a detector, as far as can be told without reading all of it."""
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    if path.suffix == ".safetensors":
+        return (read_description(path) or {}).get("net") == "detector"
+    if path.suffix == ".onnx" and path.is_file():
+        return _says_exported(path)
+    return path.suffix in (".weights", ".pt") or (str(weights) in PUBLISHED and not path.exists())
+
+
 def load_detector(
     weights: str | Path = "yolov3-tiny",
     *,
@@ -73,9 +89,10 @@ def load_detector(
 
     Args:
         weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or the folder of a run.
-        architecture: for .weights and .onnx: the net, ``yolov3``, ``yolov3-tiny`` or a .cfg file; None: a .cfg file of
-            the same name beside the weights, else the net known by its count of numbers.
-        kind: what the numbers mean; None: what the file says, or darknet's for .weights and .onnx, which cannot say.
+        architecture: for .weights and others' .onnx: the net, ``yolov3``, ``yolov3-tiny`` or a .cfg file; None: a .cfg
+            file of the same name beside the weights, else the net known by its count of numbers.
+        kind: what the numbers mean; None: what the file says, or darknet's for .weights and others' .onnx, which cannot
+            say.
         classes: names; None: the file's own, or COCO's for 80 classes.
 
     Raises ChromaboxError for a file that is broken, of another net, or would run code; UsageError for an option that
@@ -93,7 +110,7 @@ def load_detector(
     elif suffix == ".weights":
         trained = _load_darknet(path, architecture, kind or DARKNET)
     elif suffix == ".onnx":
-        trained = _load_onnx(path, architecture, kind or DARKNET)
+        trained = _load_onnx(path, architecture, kind)
     elif suffix in (".pt", ".pth"):
         trained = _load_ultralytics(path, kind)
     else:
@@ -187,6 +204,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
+def _says_exported(path: Path) -> bool:
+    """Whether an ONNX file is a detector of ours; a damaged one is none."""
+    try:
+        return read_onnx_metadata(path).get("format") == EXPORTED
+    except ChromaboxError:
+        return False
+
+
 def _existing(path: Path) -> Path:
     """The file itself, or the best checkpoint of a run's folder."""
     if path.is_dir():
@@ -213,6 +238,13 @@ def _load_published(name: str, kind: Kind | None, progress: Progress | None) -> 
 
 def _load_own(path: Path, kind: Kind | None) -> TrainedDetector:
     state, description = load_checkpoint(path)
+    return _from_description(path, description, kind, lambda net: net.load_state_dict(state["net"]))
+
+
+def _from_description(
+    path: Path, description: dict[str, Any], kind: Kind | None, fill: Callable[[DetectorNet], object]
+) -> TrainedDetector:
+    """The detector that a file of ours says it holds; ``fill`` puts the numbers into the net."""
     try:
         if description.get("net") != "detector":
             raise ValueError(f"it holds {description.get('net', 'something else')}")
@@ -220,7 +252,7 @@ def _load_own(path: Path, kind: Kind | None) -> TrainedDetector:
         if kind is not None and kind != stored:
             raise UsageError(f"{path}: its weights are of kind {stored.name}, not {kind.name}; leave the kind out")
         net = DetectorNet.blank(architecture_from_json(description["architecture"]), stored)
-        net.load_state_dict(state["net"])
+        fill(net)
         classes = tuple(str(name) for name in description["classes"])
         trained = TrainedDetector(net.eval(), classes, int(description["size"]), description)
     except UsageError:
@@ -239,19 +271,36 @@ def _load_darknet(path: Path, architecture: Architecture | str | Path | None, ki
     return TrainedDetector(net, class_names(built.classes), built.size, {"name": built.name, "source": source})
 
 
-def _load_onnx(path: Path, architecture: Architecture | str | Path | None, kind: Kind) -> TrainedDetector:
+def _load_onnx(path: Path, architecture: Architecture | str | Path | None, kind: Kind | None) -> TrainedDetector:
+    """Our own, which say what they are, and others'."""
+    metadata = read_onnx_metadata(path)
     given = read_onnx_convolutions(path)
+    if metadata.get("format") == EXPORTED:
+        if architecture is not None:
+            raise UsageError(f"{path}: says its architecture itself; leave the architecture out")
+        try:
+            description = json.loads(metadata["detector"])
+        except (KeyError, ValueError) as error:
+            raise ChromaboxError(f"{path}: its metadata is damaged ({error!r}); export the detector again") from error
+        return _from_description(path, description, kind, lambda net: _fill_convolutions(net, given, path))
+    kind = kind or DARKNET
     built = _architecture(path, architecture, sum(values.size for layer in given for values in layer.values()), kind)
     net = DetectorNet.blank(built, kind)
+    _fill_convolutions(net, given, path)
+    return TrainedDetector(
+        net, class_names(built.classes), built.size, {"name": built.name, "source": {"file": path.name}}
+    )
+
+
+def _fill_convolutions(net: DetectorNet, given: Sequence[dict[str, np.ndarray]], path: Path) -> None:
+    """Put an ONNX file's convolutions into a net."""
     # The count may agree by chance where the layers do not.
     shapes = [tuple(layer.convolution.weight.shape) for layer in _convolutions(net)]
     for index, (layer, shape) in enumerate(zip(given, shapes, strict=False)):
         if layer["kernel"].shape != shape:
-            raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; {built.name} needs {shape}")
-    net = _filled(net, as_darknet(given, kind.epsilon), str(path))
-    return TrainedDetector(
-        net, class_names(built.classes), built.size, {"name": built.name, "source": {"file": path.name}}
-    )
+            name = net.architecture.name
+            raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; {name} needs {shape}")
+    _filled(net, as_darknet(given, net.kind.epsilon), str(path))
 
 
 def _load_ultralytics(path: Path, kind: Kind | None) -> TrainedDetector:

@@ -1,4 +1,4 @@
-"""The numbers of the convolutions in an ONNX file, without the onnx package.
+"""The numbers of the convolutions in an ONNX file, and what it says of itself, without the onnx package.
 
 An ONNX file is a protobuf message: fields of a number, a wire type and a value, nested. Read here are the graph's
 nodes (which convolution has which kernel, and which batch normalisation follows it) and its initialisers, and of those
@@ -16,6 +16,7 @@ from chromabox.errors import ChromaboxError
 
 # Field numbers of onnx.proto.
 MODEL_GRAPH, GRAPH_NODE, GRAPH_INITIALISER = 7, 1, 5
+MODEL_METADATA, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATION, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_FLOAT = 1, 2
 TENSOR_DIMENSION, TENSOR_TYPE, TENSOR_FLOATS, TENSOR_NAME, TENSOR_RAW = 1, 2, 4, 8, 9
@@ -42,12 +43,9 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
     Raises ChromaboxError for a file that cannot be read or is no such file.
     """
+    content = _content(path)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); an ONNX file is needed") from error
-    try:
-        graph = next(value for field, value in _fields(memoryview(content)) if field == MODEL_GRAPH)
+        graph = next(value for field, value in _fields(content) if field == MODEL_GRAPH)
         nodes, tensors = _graph(_message(graph))
         layers = _convolutions(nodes, tensors)
     except (StopIteration, ValueError, KeyError, IndexError) as error:
@@ -55,6 +53,23 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
     if not layers:
         raise ChromaboxError(f"{path}: holds no convolution; the ONNX file of a detector is needed")
     return layers
+
+
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """The entries that whoever wrote the file put beside the graph; ChromaboxError as for the convolutions."""
+    try:
+        found = [_message(value) for field, value in _fields(_content(path)) if field == MODEL_METADATA]
+        entries = [dict(_fields(entry)) for entry in found]
+        return {_text(entry[ENTRY_KEY]): _text(entry.get(ENTRY_VALUE, memoryview(b""))) for entry in entries}
+    except (ValueError, KeyError, IndexError) as error:
+        raise ChromaboxError(f"{path}: not an ONNX file, or cut short ({error!r})") from error
+
+
+def _content(path: Path) -> memoryview:
+    try:
+        return memoryview(path.read_bytes())
+    except OSError as error:
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); an ONNX file is needed") from error
 
 
 def _convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

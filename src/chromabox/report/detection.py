@@ -17,8 +17,8 @@ from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, he
 from chromabox.detect.kinds import kind_named
 from chromabox.detect.labelled import legible
 from chromabox.detect.ready import make_ready
-from chromabox.detect.weights import PUBLISHED, load_detector
-from chromabox.engine.checkpoint import read_description, write_json
+from chromabox.detect.weights import load_detector
+from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.report.check import plain
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
@@ -27,15 +27,6 @@ from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
 NAMED_CURVES = 10
 #: Pictures up to which the split is compared with the others for shared pictures.
 COMPARED = 5000
-
-
-def is_detector(weights: Path) -> bool:
-    """Whether a name, file or run folder stands for a detector, as far as can be told without reading all of it."""
-    if weights.is_dir():
-        weights = weights / "best.safetensors"
-    if weights.suffix == ".safetensors":
-        return (read_description(weights) or {}).get("net") == "detector"
-    return weights.suffix in (".weights", ".pt") or (str(weights) in PUBLISHED and not weights.exists())
 
 
 def evaluate_weights(

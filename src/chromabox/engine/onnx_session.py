@@ -1,0 +1,54 @@
+"""The libraries for ONNX files, which are an extra, and a file run by one of them: onnxruntime, on the CPU."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chromabox.errors import ChromaboxError, UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+def import_onnx() -> tuple[Any, Any]:
+    """The modules onnx and onnxruntime: UsageError where one is missing."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX files need the library {error.name}: install it with pip install 'chromabox[export]'"
+        ) from error
+    return onnx, onnxruntime
+
+
+def open_session(path: Path, content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> "InferenceSession":
+    """A session of the model in ``content``, read from ``path``, with as many threads as PyTorch has now.
+
+    No library of other operators is ever loaded. Raises ChromaboxError if onnxruntime cannot open it, or its inputs and
+    outputs have other names.
+    """
+    _, onnxruntime = import_onnx()
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Threads that wait would otherwise spin, and take the cores from the rest of the work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # Errors, which are raised too.
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common ancestor but this.
+        raise ChromaboxError(f"{path}: onnxruntime cannot open it ({in_one_line(error)})") from error
+    found = [[value.name for value in some] for some in (session.get_inputs(), session.get_outputs())]
+    if found != [list(inputs), list(outputs)]:
+        right = f"{', '.join(inputs)} and {', '.join(outputs)}"
+        raise ChromaboxError(f"{path}: has the inputs {found[0]} and outputs {found[1]}; {right} is right")
+    return session
+
+
+def in_one_line(error: Exception) -> str:
+    """What onnxruntime complains of, which may have many lines."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,46 @@
+"""Intervals against textbook formulas and a bootstrap written as a loop."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from chromabox.report.intervals import over_pictures, over_seeds
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_welchs_interval_by_its_formula() -> None:
+    first, second = [53.6, 53.8, 53.7], [58.2, 58.5, 58.35, 58.0]
+    # Welch 1947: standard error from both variances, degrees of freedom by Satterthwaite 1946.
+    parts = [np.var(values, ddof=1) / len(values) for values in (first, second)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3)
+    value = np.mean(second) - np.mean(first)
+    reach = t.ppf(0.975, freedom) * np.sqrt(sum(parts))
+    found = over_seeds(first, second)
+    assert (found.value, found.low, found.high) == pytest.approx((value, value - reach, value + reach))
+    assert found.is_clear
+    assert "3 and 4 seeds" in found.how
+
+
+def test_seeds_without_spread_leave_no_doubt() -> None:
+    found = over_seeds([1.0, 1.0], [3.0, 3.0])
+    assert (found.value, found.low, found.high) == (2, 2, 2)
+    assert not over_seeds([1.0, 1.0], [1.0, 1.0]).is_clear
+    assert not over_seeds([1.0, 3.0], [2.0, 4.0]).is_clear
+
+
+def test_the_bootstrap_is_that_of_a_loop() -> None:
+    first = RANDOM.normal(0.5, 0.1, 80)
+    second = first + RANDOM.normal(0.02, 0.05, 80)
+    found = over_pictures(first, second)
+    means = [np.mean((second - first)[RANDOM.integers(0, 80, 80)]) for _ in range(4000)]
+    assert found.value == pytest.approx(np.mean(second - first))
+    # Two estimates of the same percentiles, each from thousands of draws.
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-3)
+    assert over_pictures(first, second) == found
+
+
+def test_what_is_hard_for_both_nets_does_not_widen_the_interval() -> None:
+    hard = RANDOM.normal(0, 10, 50)
+    found = over_pictures(hard, hard + 1)
+    assert (found.low, found.high) == (pytest.approx(1), pytest.approx(1))

@@ -31,4 +31,4 @@ print(before, after, peak_memory())
     before, after, later = map(int, done.stdout.split())
     # Pages that Python had already are used again.
     assert 80_000_000 < after - before < 120_000_000
-    assert later >= after
+    assert later >= after - 1_000_000  # Linux counts in steps.

@@ -18,9 +18,10 @@ def versions() -> dict[str, str]:
 
 def peak_memory() -> int:
     """The most memory, in bytes, that this process has had at once."""
-    if STATUS.is_file():
-        # Linux' own count by process; the portable one begins with what the parent had when it started the process.
-        (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+    # Linux' own count by process; the portable one begins with what the parent had when it started the process.
+    status = STATUS.read_text().splitlines() if STATUS.is_file() else []
+    for line in status:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,217 @@
+"""A write-up with every kind of block, for the tests of its renderers and to look at: nothing in it was measured."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+from PIL import Image
+from skimage import data
+from sympy import Function, Indexed, Integer, Mul, Sum, floor, log, symbols
+
+from chromabox.report.document import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
+from chromabox.report.plots import draw_curves, draw_rows, save_figure
+
+NIC, NF, NC, H, W, K = symbols("NIC NF NC H W k", positive=True)
+
+NET = '''class PoolUpsampleNet(nn.Module):
+    """Halve twice, double twice; every layer keeps the picture's shape."""
+
+    def __init__(self, kernel: int, num_in_channels: int, num_filters: int, num_colours: int) -> None:
+        super().__init__()
+        padding = kernel // 2  # keeps the shape for odd kernels
+        self.down = nn.Sequential(nn.Conv2d(num_in_channels, num_filters, kernel_size=kernel, padding=padding), nn.MaxPool2d(2), nn.BatchNorm2d(num_filters), nn.ReLU())
+        self.up = nn.Sequential(nn.Conv2d(num_filters, 24, kernel), nn.Upsample(scale_factor=2.0))
+
+    @property
+    def name(self) -> str:
+        return f"<{len(self.down)} & \\"{1e-3:.2f}\\">" if self.up is not None else 'none'
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+'''
+
+HARSH = 'A <b>bold</b> & "quoted" $name$ _under_ *star* #hash @at [box] `code <i>` \\n ~ // /* // -- --- ... ΔE ± σ ≤ é ’ …'
+
+
+def write_up(folder: Path) -> Document:
+    """The document, its figures drawn into the folder."""
+    return Document(
+        title="Colouring pictures by classifying pixels",
+        abstract=[
+            Text(
+                "Three small networks colour horses; the best gets {best} % of the pixels right over {seeds} seeds, and a "
+                "table without any network {floor} %. Every number below knows the file it comes from.",
+                {
+                    "best": Number(58.37, "runs/unet-course-seed*/summary.json: test_accuracy", ".2f", 0.15),
+                    "seeds": Number(3, "runs/unet-course-seed*: folders", "d"),
+                    "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
+                },
+            ),
+            Text("Skip connections help because what pooling loses comes back by them."),
+        ],
+        sections=[_pooling(folder), _counting(), _curves(folder), _wide(folder), _hard(folder), _missing()],
+        references=[
+            "Olaf Ronneberger, Philipp Fischer and Thomas Brox. U-Net: convolutional networks for biomedical image "
+            "segmentation. MICCAI 2015, pages 234–241. https://arxiv.org/abs/1505.04597.",
+            "Joseph Redmon and Ali Farhadi. YOLOv3: an incremental improvement. 2018 (https://arxiv.org/abs/1804.02767).",
+        ],
+        about={
+            "chromabox": "0.1.0",
+            "machine": "AMD EPYC, 2 cores, no graphics card; Linux 6.1",
+            "date": "2026-02-01",
+            "runs": "/home/someone/" + "a_rather_long_folder_name/" * 6 + "runs",
+        },
+    )
+
+
+def _pooling(folder: Path) -> Section:
+    rng = np.random.default_rng(0)
+    cat = data.chelsea()[20:276, 100:356]
+    tiles = [np.ascontiguousarray(cat[y : y + 64, x : x + 64]) for y in (0, 96, 192) for x in (0, 96, 192)]
+    noisy = [np.clip(tile + rng.normal(0, 30, tile.shape), 0, 255).astype(np.uint8) for tile in tiles]
+    draw_rows({"truth": tiles, "found": noisy}, folder / "rows.png", "First test pictures")
+    return Section(
+        "A.1",
+        "A network that pools and upsamples",
+        "Write the network of figure 1a and show its code. Do its pictures look good? Say why or why not.",
+        [
+            Text("The class below has `num_filters` channels after its first layer and twice as many in its middle."),
+            Code(NET),
+            Figure(folder / "rows.png", "Above the truth, below what the network makes of it; not good, as edges are soft."),
+            Text(
+                "It gets {accuracy} % right, {difference} points below the table's {floor} %, and its loss is {loss}.",
+                {
+                    "accuracy": Number(41.2, "runs/pool-upsample-course-seed*/summary.json: test_accuracy", ".2f", 0.09),
+                    "difference": Number(20.97, "difference of the two", ".2f"),
+                    "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
+                    "loss": Number(1.5904, "runs/pool-upsample-course-seed*/summary.json: test_loss", ".3f"),
+                },
+            ),
+        ],
+    )
+
+
+def _counting() -> Section:
+    weights = K**2 * (NIC * NF + 2 * NF**2 + 2 * NF**2 + NF * NC + NC**2) + 4 * NF + 2 * NC
+    outputs = H * W * (2 * NF + 2 * NF / 4 + NF / Integer(8) + 2 * NC)
+    p, y = symbols("p y")
+    c = symbols("c", integer=True)
+    return Section(
+        "A.3",
+        "How many weights, outputs and connections",
+        "Count the network's weights, outputs and connections as functions of NIC, NF and NC, and again for twice the size.",
+        [
+            Formula("weights", weights),
+            Formula("outputs", outputs),
+            Formula("connections", Mul(H * W, weights, evaluate=False)),
+            Formula("height after a layer", floor((H + 2 * symbols("p") - symbols("d") * (K - 1) - 1) / symbols("s")) + 1),
+            Formula(
+                "loss",
+                -Sum(Indexed("y", c) * log(Function("σ")(Indexed("x", c))), (c, 1, symbols("C"))) / p + y ** -(p + 1),
+            ),
+            Table(
+                "Six values at a kernel of 3, one channel in, 32 filters and 24 colours.",
+                ["quantity", "at 32 × 32", "at 64 × 64", "ratio"],
+                [
+                    [name, *(Number(value, "chromabox.colour.count", ",d") for value in values), Number(ratio, "ratio", ".0f")]
+                    for name, values, ratio in (
+                        ("weights", (49_728, 49_728), 1),
+                        ("outputs", (145_408, 581_632), 4),
+                        ("connections", (26_542_080, 106_168_320), 4),
+                    )
+                ],
+            ),
+            Text("Weights do not depend on the picture's size; the two others grow by {four}.", {"four": Number(4, "ratio", ".0f")}),
+        ],
+    )
+
+
+def _curves(folder: Path) -> Section:
+    records = [
+        {"epoch": n, "train_loss": 1 + 2 / n, "test_loss": 1.1 + 2 / n, "train_accuracy": 0.6 - 0.5 / n, "test_accuracy": 0.58 - 0.5 / n}
+        for n in range(1, 26)
+    ]
+    draw_curves(records, folder / "curves.png", "unet, course recipe")
+    tall = Drawing(figsize=(3, 8), layout="constrained")
+    tall.subplots().plot(np.arange(50), np.sin(np.arange(50) / 5))
+    save_figure(tall, folder / "tall.png", dpi=200)
+    Image.fromarray(data.astronaut()[:48, 200:264]).save(folder / "small.png")
+    return Section(
+        "B.2",
+        "Curves of losses and accuracies over twenty-five epochs of training, drawn for both splits",
+        "Train for at least 25 epochs and plot the curves.",
+        [
+            Text("Both curves fall; the test loss stays above the training loss throughout."),
+            Figure(folder / "curves.png", "Losses and accuracies, epoch by epoch."),
+            Figure(folder / "tall.png", "A figure higher than wide."),
+            Figure(folder / "small.png", "A small picture, which is not blown up."),
+        ],
+    )
+
+
+def _wide(folder: Path) -> Section:
+    columns = ["run", "batch size", "learning rate", *(f"test loss after {n} epochs" for n in (5, 10, 15, 20, 25)), "accuracy %", "ΔE2000", "seconds", "remark"]
+    rng = np.random.default_rng(1)
+    source = "/tmp/sweep/sweep.json: runs"
+    rows = [
+        [
+            f"conv-transpose-{index}",
+            Number(2 ** (4 + index % 6), source, "d"),
+            Number(10.0 ** -(index % 5), source, ".0e"),
+            *(Number(1.9 - 0.1 * n + rng.normal(0, 0.05), source, ".4f", 0.0123) for n in range(5)),
+            Number(rng.uniform(40, 60), source, ".2f"),
+            Number(math.nan if index == 7 else rng.uniform(8, 12), source, ".2f"),
+            Number(1000 * rng.uniform(0, 3), source, ",.0f"),
+            "diverged & was stopped early" if index == 7 else "",
+        ]
+        for index in range(30)
+    ]
+    photo = Drawing(figsize=(6.3, 4), layout="constrained")
+    axes = photo.subplots()
+    axes.imshow(data.astronaut())
+    axes.set_axis_off()
+    save_figure(photo, folder / "photo.png", dpi=200)
+    return Section(
+        "B.5",
+        "Batch sizes",
+        "Train with several batch sizes for as many epochs; what does it do to the losses and to the pictures?",
+        [
+            Table("Thirty runs of a sweep, each with its loss at five epochs.", columns, rows),
+            Text("The larger the batch, the higher the loss after as many epochs."),
+            Table("Longest first: sorts by value and not by text.", ["net", "loss"], [
+                ["b", Number(10.5, "b.json: loss", ".1f")], ["c", Number(-2, "c.json: loss", ".1f")], ["a", Number(9.25, "a.json: loss", ".2f")],
+                ["e", Number(1234.5, "e.json: loss", ",.1f")], ["d", Number(math.nan, "d.json: loss", ".2f")],
+            ]),
+            Figure(folder / "photo.png", "A photograph, of many colours."),
+        ],
+    )
+
+
+def _hard(folder: Path) -> Section:
+    return Section(
+        "C.1",
+        "Whatever a text may hold: <i>&amp; " + '"$_*#@',
+        HARSH,
+        [
+            Text(HARSH.replace("{", "{{")),
+            Text("A file: `{}`, and {{braces}} with a lonely ` tick.".replace("{}", "folder_with-a-name/" * 12 + "picture.png")),
+            Table(HARSH, ["name <th>", "a number in words"], [["x" * 150, "a/very/long/path/" * 8], ["short", HARSH]]),
+            Code("SELECT * FROM t WHERE a = '<b>' -- no such\n" + "x" * 300 + "\n\n\tindented", "sql"),
+            Code("plain text in no language at all $ # \\ \" ` [", "klingon"),
+        ],
+    )
+
+
+def _missing() -> Section:
+    return Section(
+        "D.2",
+        "The classification loss",
+        "",
+        [
+            Missing(
+                "a detector fine-tuned on a set of its own",
+                "chromabox finetune my-set/ -o runs/mine --freeze 10 --epochs 12 --name '<two words>' && chromabox report runs/",
+            )
+        ],
+    )

@@ -28,6 +28,7 @@ def train_missing(
             continue
         if begun is None and read != _reads(config):
             read, inputs = _reads(config), load_inputs(config)
+        say(f"{run}: {'training' if begun is None else 'going on'}")
         train(
             begun or config,
             run,

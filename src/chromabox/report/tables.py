@@ -2,12 +2,14 @@
 
 import math
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from chromabox.colour.evaluate import Evaluation
 from chromabox.report.compare import Comparison
+from chromabox.report.swept import Measured, Row, Sweep
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -65,3 +67,34 @@ def print_comparison(result: Comparison) -> None:
     first = result.lines[0]
     _table(f"{first.data}, {first.recipe} recipe, palette {first.palette}", columns, rows)
     print(f"table: {result.table}\nfigure: {result.figure}")
+
+
+def print_sweep(result: Sweep) -> None:
+    """A line for each value, with equal epochs and where it was trained with equal steps; and where everything is."""
+    title = f"{result.net} on {result.data}, {result.recipe} recipe, palette {result.palette}"
+    _sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
+    if result.equal_steps:
+        _sweep_table(f"{title}: equal steps", result, result.equal_steps)
+    print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.table}")
+    print(f"curves: {result.curves}\npictures: {result.sheet}\nruns: {result.folder}")
+
+
+def _sweep_table(title: str, result: Sweep, rows: Sequence[Row]) -> None:
+    columns = [result.over.replace("-", " "), "epochs", "updates", "train loss", "test loss", "accuracy %", "PSNR dB"]
+    columns += ["ΔE2000", "colourfulness", "seconds"]
+    shown = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
+    shown += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
+    _table(
+        title,
+        columns,
+        [
+            [str(row.value), str(row.epochs), f"{row.updates:,}"]
+            + [_with_spread(row.measured[name], digits, factor) for name, digits, factor in shown]
+            for row in rows
+        ],
+    )
+
+
+def _with_spread(measured: Measured, digits: int, factor: float) -> str:
+    spread = _number(measured.spread, digits, factor)
+    return _number(measured.mean, digits, factor) + (f" ± {spread}" if spread else "")

@@ -1,0 +1,71 @@
+"""The verb that trains one net with several values of one quantity."""
+
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from chromabox.cli.options import EXECUTION, OptionalOutput, lasting, print_line
+from chromabox.colour.recipes import NetName, RecipeName
+from chromabox.engine.options import ExecutionOptions
+
+
+def sweep(
+    net: Positional[NetName],
+    /,
+    *,
+    over: str,
+    seeds: tuple[int, ...] = (0,),
+    recipe: RecipeName = "default",
+    epochs: int | None = None,
+    steps: int | None = None,
+    data: str = "cifar10:horse",
+    palette: str = "auto",
+    output: OptionalOutput = None,
+    execution: OmitArgPrefixes[ExecutionOptions] = EXECUTION,
+) -> int:
+    """Train one net with several values of one quantity, and put them side by side.
+
+    Over batch sizes there are two tables: all trained for as many epochs, and all for as many steps of the optimiser.
+    Runs in the folder are taken as they are, or gone on with, so a sweep that was stopped goes on where it was.
+
+    chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course
+
+    chromabox sweep unet --over kernel=1,3,5,7 --epochs 5 -o runs/kernels
+
+    chromabox sweep unet --over colours=8,16,32,64 --data photos/
+
+    Args:
+        net: The network.
+        over: The quantity and its values: batch-size, kernel, filters, learning-rate or colours (of the palette, each
+            fitted to the training pictures), then = and the values with commas between them.
+        seeds: One run of each value for each seed.
+        recipe: How to train.
+        epochs: Instead of the recipe's.
+        steps: Of the second table over batch sizes, instead of as many as the largest batch makes in all epochs.
+        data: Data set, as for train.
+        palette: Palette, as for train.
+        output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png; runs/sweep-NET-RECIPE-QUANTITY if
+            left out.
+        execution: How training runs on this machine.
+    """
+    from chromabox.report.sweep import parse_over
+    from chromabox.report.sweep import sweep as train_all
+    from chromabox.report.tables import print_sweep
+
+    quantity, values = parse_over(over)
+    found = train_all(
+        output or Path("runs") / f"sweep-{net}-{recipe}-{quantity}",
+        net=net,
+        recipe=recipe,
+        over=quantity,
+        values=values,
+        seeds=seeds,
+        data=lasting(data),
+        palette=lasting(palette),
+        epochs=epochs,
+        steps=steps,
+        options=execution,
+        say=print_line,
+    )
+    print_sweep(found)
+    return 0

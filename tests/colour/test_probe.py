@@ -18,30 +18,33 @@ RANDOM = np.random.default_rng(0)
 SOURCES = {"quarter": ("quarter",), "half": ("half",), "all": ("quarter", "half", "input")}
 
 
+def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+
+
 def test_a_ridge_is_scikit_learns_on_standardised_features() -> None:
     inputs, outputs = RANDOM.normal(2, 3, (200, 7)), RANDOM.normal(1, 1, (200, 2))
     inputs[:, 4] = 5  # does not vary
     deviation = inputs.std(0)
     standard = (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
     expected = Ridge(alpha=0.3 * 200).fit(standard, outputs).predict(standard)
-    np.testing.assert_allclose(fit_ridge(inputs, outputs, penalty=0.3)(inputs), expected)
+    np.testing.assert_allclose(fit_ridge(*tensors(inputs, outputs), penalty=0.3)(tensors(inputs)[0]), expected)
 
 
 def test_r_squared_is_scikit_learns() -> None:
     true, predicted = RANDOM.normal(0, 2, (50, 3)), RANDOM.normal(0, 1, (50, 3))
     weights = true.var(0)
-    assert r_squared(predicted, true) == pytest.approx(r2_score(true, predicted, multioutput=weights))
-    assert r_squared(true, true) == 1
-    assert r_squared(np.broadcast_to(true.mean(0), true.shape).copy(), true) == 0
-    assert np.isnan(r_squared(predicted, np.ones((50, 3))))
+    assert r_squared(*tensors(predicted, true)) == pytest.approx(r2_score(true, predicted, multioutput=weights))
+    assert r_squared(*tensors(true, true)) == 1
+    assert r_squared(*tensors(np.broadcast_to(true.mean(0), true.shape), true)) == pytest.approx(0)
+    assert np.isnan(r_squared(*tensors(predicted, np.ones((50, 3)))))
 
 
 def test_a_linear_map_is_recovered_and_noise_is_not() -> None:
-    fitted, judged = RANDOM.normal(size=(4000, 12)), RANDOM.normal(size=(1000, 12))
-    linear = RANDOM.normal(size=(12, 5))
+    fitted, judged, linear = (torch.from_numpy(RANDOM.normal(size=size)) for size in ((4000, 12), (1000, 12), (12, 5)))
     found = fit_ridge(fitted, fitted @ linear + 3)
     assert r_squared(found(judged), judged @ linear + 3) == pytest.approx(1, abs=1e-6)
-    noise, more = RANDOM.normal(size=(4000, 5)), RANDOM.normal(size=(1000, 5))
+    noise, more = (torch.from_numpy(RANDOM.normal(size=(count, 5))) for count in (4000, 1000))
     assert r_squared(fit_ridge(fitted, noise)(judged), more) == pytest.approx(0, abs=0.02)
 
 
@@ -51,7 +54,7 @@ def test_blocks_hold_the_squares_of_a_picture() -> None:
     assert rows.shape == (2 * 2 * 3, 3 * 16)
     # The fifth row: first picture, second line of squares, second square of it.
     np.testing.assert_array_equal(rows[4], maps[0, :, 4:8, 4:8].reshape(-1))
-    np.testing.assert_array_equal(unblocked(blocks(maps[:, :1], 4), 2, 8, 12), maps[:, 0])
+    np.testing.assert_array_equal(unblocked(blocks(maps, 4), 2, 8, 12), maps)
 
 
 def test_detail_is_what_is_left_of_block_means() -> None:

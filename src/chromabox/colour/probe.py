@@ -5,7 +5,7 @@ A probe is a ridge regression from a layer's features to the pixels, fitted on t
 what it does not find may be there in a form that is not linear, so its R² is a lower bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,42 +15,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chromabox.colour.data import Pictures
-from chromabox.colour.detail import BLOCK, colour_maps, without_block_means, without_grey
+from chromabox.colour.detail import BLOCK, Maps, colour_maps, without_block_means, without_grey
 from chromabox.colour.metrics import GREY_VALUES, grey_lookup_baseline
 from chromabox.colour.palette import Palette
 
 #: Ridge penalty beside the variance of each feature, which is 1: it changes an R² of real pictures by less than 0.001.
 PENALTY = 1e-4
 
-Rows = Float64[np.ndarray, "rows columns"]
+Rows = Float64[Tensor, "_ _"]
 
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
     """A linear map with an offset."""
 
-    inputs_mean: Float64[np.ndarray, " features"]
-    outputs_mean: Float64[np.ndarray, " outputs"]
-    weights: Float64[np.ndarray, "features outputs"]
+    inputs_mean: Float64[Tensor, " features"]
+    outputs_mean: Float64[Tensor, " outputs"]
+    weights: Float64[Tensor, "features outputs"]
 
-    def __call__(self, inputs: Float64[np.ndarray, "rows features"]) -> Float64[np.ndarray, "rows outputs"]:
+    def __call__(self, inputs: Rows) -> Rows:
         """What is predicted for each row."""
         return (inputs - self.inputs_mean) @ self.weights + self.outputs_mean
 
 
-def fit_ridge(
-    inputs: Float64[np.ndarray, "rows features"], outputs: Float64[np.ndarray, "rows outputs"], penalty: float = PENALTY
-) -> Ridge:
+def fit_ridge(inputs: Rows, outputs: Rows, penalty: float = PENALTY) -> Ridge:
     """The linear map of least squared error plus ``penalty`` × rows × its squared weights on standardised features.
 
     Hastie, Tibshirani and Friedman 2009, equation 3.44. Features that do not vary get weight 0.
     """
     inputs_mean, outputs_mean = inputs.mean(0), outputs.mean(0)
-    deviation = inputs.std(0)
-    scale = np.where(deviation > 0, deviation, 1.0)
+    deviation = inputs.std(0, correction=0)
+    scale = torch.where(deviation > 0, deviation, 1.0)
     standard = (inputs - inputs_mean) / scale
-    moments = standard.T @ standard + penalty * len(inputs) * np.eye(len(scale))
-    weights = np.linalg.solve(moments, standard.T @ (outputs - outputs_mean)) / scale[:, None]
+    moments = standard.T @ standard + penalty * len(inputs) * torch.eye(len(scale), dtype=torch.float64)
+    weights = torch.linalg.solve(moments, standard.T @ (outputs - outputs_mean)) / scale[:, None]
     return Ridge(inputs_mean, outputs_mean, weights)
 
 
@@ -59,20 +57,20 @@ def r_squared(predicted: Rows, true: Rows) -> float:
 
     Not-a-number where nothing varies.
     """
-    variance = ((true - true.mean(0)) ** 2).sum()
-    return float(1 - ((predicted - true) ** 2).sum() / variance) if variance else float("nan")
+    variance = (true - true.mean(0)).square().sum().item()
+    return 1 - (predicted - true).square().sum().item() / variance if variance else float("nan")
 
 
 def blocks(maps: Float[Tensor, "pictures channels height width"], side: int) -> Rows:
     """A row for each ``side`` × ``side`` square of the maps: all its values, channel by channel."""
     packed = F.pixel_unshuffle(maps, side)
-    return packed.permute(0, 2, 3, 1).reshape(-1, packed.shape[1]).double().numpy()
+    return packed.permute(0, 2, 3, 1).reshape(-1, packed.shape[1]).double()
 
 
-def unblocked(rows: Rows, pictures: int, height: int, width: int) -> Float64[np.ndarray, "pictures height width"]:
-    """The inverse of :func:`blocks` for one channel and squares of 4 × 4."""
-    packed = torch.from_numpy(rows).reshape(pictures, height // BLOCK, width // BLOCK, BLOCK**2)
-    return F.pixel_shuffle(packed.permute(0, 3, 1, 2), BLOCK)[:, 0].numpy()
+def unblocked(rows: Rows, pictures: int, height: int, width: int) -> Maps:
+    """The inverse of :func:`blocks` for squares of 4 × 4."""
+    packed = rows.reshape(pictures, height // BLOCK, width // BLOCK, -1).permute(0, 3, 1, 2)
+    return F.pixel_shuffle(packed, BLOCK)
 
 
 @torch.no_grad()
@@ -110,32 +108,35 @@ def recover(
     The maps are fitted on ``train`` and judged on ``test``; the table is made from ``train``.
     """
     seen = [layer_rows(net, pictures.grey) for pictures in (train, test)]
-    wanted = [_targets(pictures, palette) for pictures in (train, test)]
-    outputs = np.concatenate(list(wanted[0].values()), axis=1)
-    borders = np.cumsum([rows.shape[1] for rows in wanted[0].values()])[:-1]
+    fitted, true = (torch.cat([one.grey, colour_maps(one.labels, palette)], 1) for one in (train, test))
     found = {}
     for name, layers in sources.items():
-        fitted, judged = (np.concatenate([rows[layer] for layer in layers], axis=1) for rows in seen)
-        read = dict(zip(wanted[1], np.split(fit_ridge(fitted, outputs)(judged), borders, axis=1), strict=True))
-        scores = {what: r_squared(read[what], true) for what, true in wanted[1].items()}
-        found[name] = Recovered(**scores, table_accuracy=_table_accuracy(read["grey"], train, test, len(palette)))
+        inputs, judged = (torch.cat([rows[layer] for layer in layers], 1) for rows in seen)
+        read = unblocked(fit_ridge(inputs, blocks(fitted, BLOCK))(judged), *test.labels.shape)
+        found[name] = _scores(read, true.double(), _table_accuracy(read[:, 0], train, test, len(palette)))
     return found
 
 
-def _targets(pictures: Pictures, palette: Palette) -> dict[str, Rows]:
-    """What is to be read, by the name of its R²."""
-    grey, colours = pictures.grey, colour_maps(pictures.labels, palette)
-    maps = {
-        "grey": grey,
-        "grey_detail": without_block_means(grey),
-        "colour_detail": without_block_means(colours),
-        "chroma": without_grey(colours),
-    }
-    return {name: blocks(values, BLOCK) for name, values in maps.items()}
+def _scores(read: Maps, true: Maps, table_accuracy: float) -> Recovered:
+    """Detail and hue are linear in the pixels of a block, so that what is read of them is that of what is read."""
+    grey, colour = slice(0, 1), slice(1, 4)
+
+    def score(channels: slice, part: Callable[[Maps], Maps]) -> float:
+        return r_squared(*(blocks(part(maps[:, channels]), BLOCK) for maps in (read, true)))
+
+    return Recovered(
+        grey=score(grey, lambda maps: maps),
+        grey_detail=score(grey, without_block_means),
+        colour_detail=score(colour, without_block_means),
+        chroma=score(colour, without_grey),
+        table_accuracy=table_accuracy,
+    )
 
 
-def _table_accuracy(grey: Rows, train: Pictures, test: Pictures, colours: int) -> float:
-    sums = np.rint(unblocked(grey, *test.labels.shape) * 768).clip(0, GREY_VALUES - 1).astype(np.int16)
+def _table_accuracy(
+    grey: Float64[Tensor, "pictures height width"], train: Pictures, test: Pictures, colours: int
+) -> float:
+    sums = (grey.numpy() * 768).round().clip(0, GREY_VALUES - 1).astype(np.int16)
     return grey_lookup_baseline(
         train.grey_sum.numpy(), train.labels.numpy(), sums, test.labels.numpy(), colours
     ).accuracy

@@ -1,0 +1,164 @@
+"""Figures that show why one net beats another: curves, edges, gradients, who is right, calibration, pictures.
+
+All are 16 cm wide, so that on paper letters have the size they are given here.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from chromabox.colour.answers import Answers, Calibration
+from chromabox.colour.edges import ByDistance
+from chromabox.engine.log import Record
+from chromabox.report.plots import Tile, save_figure
+
+WIDTH = 6.3
+DPI = 200
+#: Colours that stay apart for colour-blind eyes (Wong 2011, Nature Methods 8, 441), in the order of the assignment.
+NET_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": "#0072b2", "unet": "#009e73"}
+#: Who is right about a pixel: both, only the first, only the second, neither.
+WHO_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
+LETTERS = 8
+
+History = Sequence[Record]
+
+
+def draw_all_curves(runs: Mapping[str, Sequence[History]], path: Path) -> None:
+    """Loss and accuracy against epochs: a colour for each net, a thin line for each seed, training dashed."""
+    figure, (left, right) = _panels(2, 2.6)
+    for net, histories in runs.items():
+        for history in histories:
+            for axes, quantity, scale in ((left, "loss", 1.0), (right, "accuracy", 100.0)):
+                for split, dashes in (("train", "--"), ("test", "-")):
+                    values = [record[f"{split}_{quantity}"] * scale for record in history]
+                    epochs = [record["epoch"] for record in history]
+                    axes.plot(epochs, values, dashes, color=NET_COLOURS[net], linewidth=0.8, marker=_dot(history))
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats a pixel)")
+    right.set(xlabel="epoch", ylabel="pixels right (%)")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    nets = [Line2D([], [], color=NET_COLOURS[net], label=net) for net in runs]
+    train = Line2D([], [], color="black", linestyle="--", label="training pictures")
+    test = Line2D([], [], color="black", linestyle="-", label="test pictures")
+    left.legend(handles=[*nets, train, test], fontsize=LETTERS - 1)
+    _save(figure, path)
+
+
+def _dot(history: History) -> str:
+    """A line of one epoch needs a mark to be seen."""
+    return "." if len(history) == 1 else ""
+
+
+def draw_by_distance(nets: Mapping[str, ByDistance], bounds: Sequence[int | float], path: Path) -> None:
+    """Accuracy of nets in bands of distance from the nearest edge, above it how many pixels each band has."""
+    figure, (axes,) = _panels(1, 2.6)
+    names = [_band(low, high) for low, high in pairwise(bounds)]
+    for net, found in nets.items():
+        axes.plot(names, 100 * found.accuracy, marker="o", markersize=4, color=NET_COLOURS[net], label=net)
+    for place, share in enumerate(next(iter(nets.values())).share):
+        axes.annotate(
+            f"{100 * share:.0f} %", (place, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=LETTERS - 1
+        )
+    axes.set(xlabel="distance from the nearest edge (pixels); above: share of all pixels", ylabel="pixels right (%)")
+    axes.legend(fontsize=LETTERS)
+    _save(figure, path)
+
+
+def _band(low: float, high: float) -> str:
+    if low == 0 and high == 1:
+        return "on an edge"
+    return f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
+
+
+def draw_gradients(
+    start: Mapping[str, Mapping[str, float]], end: Mapping[str, Mapping[str, float]], path: Path
+) -> None:
+    """Relative gradients of the layers, a line for each net, where training started and where it ended."""
+    figure, panels = _panels(2, 2.4, share=True)
+    for axes, nets, title in zip(panels, (start, end), ("at the start of training", "after training"), strict=True):
+        for net, layers in nets.items():
+            axes.plot(list(layers), list(layers.values()), marker="o", markersize=4, color=NET_COLOURS[net], label=net)
+        axes.set_title(title, fontsize=LETTERS + 1)
+        axes.set_yscale("log")
+    panels[0].set_ylabel("gradient / weight")
+    panels[1].legend(fontsize=LETTERS - 1)
+    _save(figure, path)
+
+
+def draw_calibration(nets: Mapping[str, Calibration], path: Path) -> None:
+    """Accuracy against confidence; on the diagonal a net is right as often as it thinks."""
+    figure, (axes,) = _panels(1, 2.8)
+    axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
+    for net, found in nets.items():
+        axes.plot(
+            100 * found.confidence, 100 * found.accuracy, marker="o", markersize=3, color=NET_COLOURS[net], label=net
+        )
+    axes.set(xlabel="probability of the answer (%)", ylabel="answers right (%)", xlim=(0, 100), ylim=(0, 100))
+    axes.legend(fontsize=LETTERS)
+    _save(figure, path)
+
+
+def draw_sheet(rows: Mapping[str, Sequence[Tile]], path: Path) -> None:
+    """A labelled row of pictures each; all pictures are of one size."""
+    _save(_sheet(rows), path)
+
+
+def draw_disagreement(
+    rows: Mapping[str, Sequence[Tile]], names: tuple[str, str], first: Answers, second: Answers, path: Path
+) -> None:
+    """Rows of pictures and below them, for the same pictures, who of two nets is right where."""
+    count = len(next(iter(rows.values())))
+    maps = [who_is_right(one, two) for one, two in zip(first.right[:count], second.right[:count], strict=True)]
+    figure = _sheet({**rows, "who is right": maps})
+    labels = ("both", f"only {names[0]}", f"only {names[1]}", "neither")
+    handles = [Patch(color=colour, label=label) for colour, label in zip(WHO_COLOURS, labels, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=LETTERS, frameon=False)
+    _save(figure, path)
+
+
+def who_is_right(
+    first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The map of one picture in ``WHO_COLOURS``."""
+    colours = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in WHO_COLOURS]
+    which = np.where(first, np.where(second, 0, 1), np.where(second, 2, 3))
+    picture: UInt8[np.ndarray, "height width 3"] = np.array(colours, np.uint8)[which]
+    return picture
+
+
+def _sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
+    columns = max(len(tiles) for tiles in rows.values())
+    margin = 0.95
+    side = min((WIDTH - margin) / columns, 1.0)
+    figure = Figure(figsize=(WIDTH, side * len(rows) + 0.35), layout="constrained")
+    cells = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, tiles) in zip(cells, rows.items(), strict=True):
+        for cell in row:
+            cell.set_axis_off()
+        for cell, picture in zip(row, tiles, strict=False):
+            cell.imshow(picture, interpolation="nearest")
+        row[0].text(-0.08, 0.5, name, ha="right", va="center", transform=row[0].transAxes, fontsize=LETTERS)
+    return figure
+
+
+def _panels(count: int, height: float, *, share: bool = False) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False, sharey=share)[0]
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=LETTERS)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_fontsize(LETTERS + 1)
+    return figure, panels
+
+
+def _save(figure: Figure, path: Path) -> None:
+    save_figure(figure, path, dpi=DPI)

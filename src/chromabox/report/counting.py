@@ -1,0 +1,165 @@
+"""Counts of nets and answers about paddings on the terminal: which net is meant, formulas in plain characters, tables."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from sympy import Expr, Integer, Poly, Rational
+
+from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, NetCount, W, count_module, count_net
+from chromabox.colour.geometry import Answer, figure_geometry
+from chromabox.colour.nets import NETS
+from chromabox.colour.trained import load_trained
+from chromabox.detect.kinds import DARKNET
+from chromabox.detect.nets import DetectorNet
+from chromabox.detect.weights import KNOWN, is_detector, load_detector
+from chromabox.errors import UsageError
+
+QUANTITIES = ("weights", "outputs", "connections")
+#: Side of the pictures that a colour net is counted at where none is asked for: CIFAR-10's.
+SIDE = 32
+COCO_CLASSES = 80
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A net's count, and what it is called."""
+
+    title: str
+    count: NetCount
+
+
+def count_named(net: str, *, size: int | None = None, **settings: int | None) -> Counting:
+    """Count what a name, a run folder or a file stands for.
+
+    Args:
+        net: a colour net (``photo`` is the shipped one), ``yolov3``, ``yolov3-tiny``, a run folder, or a file with a net.
+        size: side of the pictures in pixels; 32 if left out, of a detector its own.
+        settings: of the colour net's class, where it is not a run's; None: the usual.
+
+    Raises UsageError for what is no net, and for settings that it does not have; ChromaboxError for a broken file.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if net in NETS:
+        stored = load_trained().description["settings"] if net == "photo" else {}
+        return _colour(net, net, size, {**stored, **given})
+    if given:
+        raise UsageError(f"{', '.join(given)}: only for colour nets by name ({', '.join(NETS)}); {net} has its own")
+    if net in KNOWN:
+        with torch.device("meta"):
+            return _detector(net, size, DetectorNet(KNOWN[net](COCO_CLASSES, DARKNET), DARKNET))
+    path = Path(net)
+    if not path.exists():
+        raise UsageError(f"net {net!r}: no run folder or file, and none of {', '.join([*NETS, *KNOWN])}")
+    if is_detector(path):
+        return _detector(net, size, load_detector(path).net)
+    description = load_trained(path).description
+    return _colour(f"{description['net']} of {net}", description["net"], size, description["settings"])
+
+
+def _colour(title: str, name: str, size: int | None, settings: dict[str, Any]) -> Counting:
+    side = SIDE if size is None else size
+    return Counting(title, count_net(name, height=side, width=side, **settings))
+
+
+def _detector(title: str, size: int | None, net: DetectorNet) -> Counting:
+    architecture = net.architecture
+    side = architecture.size if size is None else size
+    multiple, channels = architecture.multiple, architecture.channels
+    return Counting(title, count_module(net, channels=channels, multiple=multiple, height=side, width=side))
+
+
+def formula_text(expression: Expr) -> str:
+    """A formula in plain characters, as ``k²·(NIC·NF + 4·NF²)``."""
+    shared, rest = Poly(expression, *SYMBOLS).terms_gcd()
+    terms = [_product(powers, coefficient) for powers, coefficient in rest.terms()]
+    if not any(shared):
+        return " + ".join(terms)
+    front = _product(shared)
+    if len(terms) > 1:
+        return f"{front}·({' + '.join(terms)})"
+    return front if terms == ["1"] else _product(shared, rest.LC())
+
+
+def _product(powers: Sequence[int], coefficient: Rational = Integer(1)) -> str:
+    raised = [(symbol, power) for symbol, power in zip(SYMBOLS, powers, strict=True) if power]
+    factors = [f"{symbol}" + ("" if power == 1 else str(power).translate(_SUPERSCRIPTS)) for symbol, power in raised]
+    number = f"{coefficient.p:,}" + ("" if coefficient.q == 1 else f"/{coefficient.q:,}")
+    return "·".join(factors if factors and coefficient == 1 else [number, *factors])
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def what_counts(what: Counted) -> str:
+    """What is counted, in words."""
+    parts = ["kernels", *(["biases"] if what.biases else []), *(["BatchNorm"] if what.batch_norm else [])]
+    left = [*([] if what.biases else ["biases"]), *([] if what.batch_norm else ["BatchNorm"])]
+    outputs = "convolutions and linear layers" + (", BatchNorm" if what.batch_norm else "")
+    outputs += ", pooling, upsampling and activations" if what.others else ""
+    return f"weights of {', '.join(parts)}" + (f" (not {', '.join(left)})" if left else "") + f"; outputs of {outputs}"
+
+
+def print_counting(counting: Counting, what: Counted = COURSE) -> None:
+    """Formulas, the six numbers, and a table of the layers, on the terminal."""
+    count, total = counting.count, counting.count.total(what)
+    settings = ", ".join(f"{symbol} = {value}" for symbol, value in count.values.items() if symbol not in (H, W))
+    print(f"{counting.title}: {what_counts(what)}")
+    rows = [[name, formula_text(one)] for name, one in zip(QUANTITIES, total.three, strict=True)]
+    _print("for pictures of H × W", ["", "formula"], rows)
+    sizes = [{**count.values, **size} for size in (count.size, count.doubled)]
+    named = [f"{values[H]} × {values[W]}" for values in sizes]
+    columns = zip(QUANTITIES, *(total.at(size).three for size in (count.size, count.doubled)), strict=True)
+    if settings:
+        rows = [[name, *map(formula_text, formulas)] for name, *formulas in columns]
+        _print("for two sizes", ["", *named], rows)
+    numbers = zip(QUANTITIES, *(total.numbers(values) for values in sizes), strict=True)
+    rows = [[name, *(f"{one:,}" for one in both)] for name, *both in numbers]
+    _print(settings or "for two sizes", ["", *named], rows)
+    _print("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(count, what))
+    rows = [[layer.name, layer.kind, *(f"{one:,}" for one in its.numbers(sizes[0]))] for layer, its in count.rows(what)]
+    _print(f"the layers at {named[0]}", ["layer", "", *QUANTITIES], rows)
+
+
+def layer_formulas(count: NetCount, what: Counted = COURSE) -> list[list[str]]:
+    """Of every layer that is counted its name, its kind and its three formulas."""
+    return [[layer.name, layer.kind, *map(formula_text, its.three)] for layer, its in count.rows(what)]
+
+
+def print_geometry(kernels: Iterable[int], stride: int, dilation: int) -> None:
+    """For every kernel a table of the paddings that keep figure 1b's shapes, or why there are none."""
+    # All are asked about before the first is printed, so that a wrong one ends in its sentence alone.
+    answers = [(kernel, figure_geometry(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
+    for kernel, stages in answers:
+        rows = [[one.stage.name, steps_text(one), pairs_text(one)] for one in stages]
+        title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
+        _print(title, ["layers", "shapes", "padding (and output padding)"], rows)
+
+
+def steps_text(answer: Answer) -> str:
+    """The widths of a stage's layers, as ``32 → 16 → 8``."""
+    first, *_ = answer.stage.steps
+    return " → ".join(map(str, [first[0], *(given for _, given in answer.stage.steps)]))
+
+
+def pairs_text(answer: Answer) -> str:
+    """A stage's paddings, or why there are none."""
+    texts = [f"{padding} and {extra}" if answer.stage.transposed else str(padding) for padding, extra in answer.pairs]
+    return " or ".join(texts) or f"none: {answer.reason}"
+
+
+def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title)
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        numbers = all(cell.replace(",", "").isdigit() for cell in cells)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)

@@ -1,0 +1,186 @@
+"""Of a student's file or notebook only what a class needs: imports, constants, functions and classes, and no training.
+
+A statement at the top level is taken if it binds a name that a wanted class needs, directly or through others. Loops
+and calls on their own are left out, so that a notebook's training, drawing and installing never runs.
+"""
+
+import __future__
+
+import ast
+import builtins
+import json
+import re
+import symtable
+import sys
+import tokenize
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+#: The statements that may be taken; everything else does something rather than define something.
+TAKEN = (
+    *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+    *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try),
+)
+#: What starts a line of IPython's own: magics, shell commands, help.
+MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
+ASSIGNED_MAGIC = re.compile(r"^(\s*[\w, ]+=\s*)[%!].*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A statement of the top level, the names it binds and needs, and the place it stands at."""
+
+    statement: ast.stmt
+    binds: frozenset[str]
+    needs: frozenset[str]
+    place: str
+    """Under which name it is compiled, so that errors tell their line: the file's, or ``code cell 3 of`` it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file's statements, and sentences about parts that could not be read."""
+
+    pieces: list[Piece]
+    complaints: list[str]
+
+    def bound(self) -> set[str]:
+        """Every name that is defined or imported somewhere."""
+        return set().union(*(piece.binds for piece in self.pieces))
+
+    def classes(self) -> list[str]:
+        """The names of the classes."""
+        return [one.statement.name for one in self.pieces if isinstance(one.statement, ast.ClassDef)]
+
+
+def read_source(path: Path) -> Source:
+    """Read a .py file or a notebook (.ipynb, format 4).
+
+    Raises ValueError or OSError with the reason if nothing can be read; a notebook's cell that is no Python is left
+    out with a complaint.
+    """
+    if path.suffix.lower() != ".ipynb":
+        with tokenize.open(path) as file:
+            text = file.read()
+        return Source(_pieces(text, path.name), [])
+    pieces, complaints = [], []
+    for number, text in enumerate(_cells(path), 1):
+        place = f"code cell {number} of {path.name}"
+        try:
+            pieces += _pieces(text, place)
+        except SyntaxError as error:
+            complaints.append(f"{place} is left out: {error.msg} in its line {error.lineno}")
+    return Source(pieces, complaints)
+
+
+def _cells(path: Path) -> list[str]:
+    """The text of every code cell; those of another language (``%%bash``) empty."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        texts = ["".join(source) for source in cells]
+    except (KeyError, TypeError) as error:
+        raise ValueError("it is no notebook of format 4") from error
+    python = ("%%time", "%%timeit", "%%capture", "%%prun", "%%python")
+    return [text if not text.lstrip().startswith("%%") or text.lstrip().startswith(python) else "" for text in texts]
+
+
+def _pieces(text: str, place: str) -> list[Piece]:
+    """The statements of one text, magics left out."""
+    try:
+        tree = ast.parse(text, place)
+    except SyntaxError:
+        tree = ast.parse(_without_magics(text), place)
+    return [_piece(statement, place) for statement in tree.body]
+
+
+def _without_magics(text: str) -> str:
+    """Line for line the same, a magic replaced by ``pass``, what it is assigned to by ``None``."""
+    return MAGIC.sub(lambda found: f"{found[1] or found[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
+
+
+def _piece(statement: ast.stmt, place: str) -> Piece:
+    table = symtable.symtable(ast.unparse(statement), place, "exec")
+    own = [one for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()]
+    binds = {one.get_name() for one in own}
+    needs = {one.get_name() for one in table.get_symbols() if one.is_referenced()} | _globals_below(table)
+    if isinstance(statement, (ast.Assign, ast.AugAssign)):
+        # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` change what a name stands for.
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for target in targets:
+            while isinstance(target, (ast.Attribute, ast.Subscript)):
+                target = target.value
+            binds |= {target.id} if isinstance(target, ast.Name) else set()
+    return Piece(statement, frozenset(binds), frozenset(needs), place)
+
+
+def _globals_below(table: symtable.SymbolTable) -> set[str]:
+    names: set[str] = set()
+    for child in table.get_children():
+        names |= {one.get_name() for one in child.get_symbols() if one.is_global()} | _globals_below(child)
+    return names
+
+
+def needed(source: Source, names: Iterable[str]) -> list[Piece]:
+    """The pieces that define the names and all that these need, in the file's order.
+
+    ``from x import *`` is taken only if a name is needed that nothing else defines.
+    """
+    wanted, seen = set(names), set[str]()
+    pieces = [piece for piece in source.pieces if isinstance(piece.statement, TAKEN)]
+    while wanted - seen:
+        seen |= wanted
+        wanted |= set().union(*(piece.needs for piece in pieces if piece.binds & wanted))
+    unknown = wanted - set().union(*(piece.binds for piece in pieces)) - set(dir(builtins))
+    return [one for one in pieces if one.binds & wanted or (unknown and _is_star(one.statement))]
+
+
+def _is_star(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*"
+
+
+def run_needed(source: Source, names: Iterable[str], path: Path) -> tuple[types.ModuleType, list[str]]:
+    """Run what the names need as a module of its own; statements that fail are left out with a complaint.
+
+    The file's folder is searched for modules last, so that nothing there hides an installed one.
+    """
+    module = types.ModuleType("student")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    sys.path.append(str(path.parent))
+    complaints, flags = [], _futures(source)
+    for piece in needed(source, names):
+        code = compile(ast.Module([piece.statement], []), piece.place, "exec", flags, dont_inherit=True)
+        try:
+            exec(code, vars(module))  # what the user asked for: his own classes
+        except BaseException as error:  # a file under test may raise anything, SystemExit too
+            first = ast.unparse(piece.statement).splitlines()[0]
+            complaints.append(f"line {piece.statement.lineno} of {piece.place} is left out: `{first}` {told(error)}")
+    return module, complaints
+
+
+def _futures(source: Source) -> int:
+    """Flags of the file's ``from __future__ import``, which a statement compiled alone would not know of."""
+    flags = 0
+    for piece in source.pieces:
+        if isinstance(piece.statement, ast.ImportFrom) and piece.statement.module == "__future__":
+            for name in piece.statement.names:
+                flags |= getattr(__future__, name.name).compiler_flag
+    return flags
+
+
+def told(error: BaseException, places: Iterable[str] = ()) -> str:
+    """What was raised, on one line, with the last line of the student's file on the way there if `places` are given."""
+    if isinstance(error, SystemExit):
+        said = f"called sys.exit({error.code!r})" if error.code is not None else "called sys.exit()"
+    else:
+        words = " ".join(str(error).split())
+        said = f"raised {type(error).__name__}{f': {words[:300]}' if words else ''}"
+    places, line, trace = set(places), "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in places:
+            line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})"
+        trace = trace.tb_next
+    return said + line

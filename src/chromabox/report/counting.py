@@ -1,4 +1,4 @@
-"""Counts of nets and answers about paddings on the terminal: which net is meant, formulas in plain characters, tables."""
+"""Counts of nets and answers about paddings on the terminal: which net is meant, formulas as text, tables."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from sympy import Expr, Integer, Poly, Rational
 
-from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, NetCount, W, count_module, count_net
+from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, NetCount, Values, W, count_module, count_net
 from chromabox.colour.geometry import Answer, figure_geometry
 from chromabox.colour.nets import NETS
 from chromabox.colour.trained import load_trained
@@ -38,7 +38,7 @@ def count_named(net: str, *, size: int | None = None, **settings: int | None) ->
     """Count what a name, a run folder or a file stands for.
 
     Args:
-        net: a colour net (``photo`` is the shipped one), ``yolov3``, ``yolov3-tiny``, a run folder, or a file with a net.
+        net: a colour net (``photo`` is the shipped one), ``yolov3``, ``yolov3-tiny``, a run folder or a checkpoint.
         size: side of the pictures in pixels; 32 if left out, of a detector its own.
         settings: of the colour net's class, where it is not a run's; None: the usual.
 
@@ -80,13 +80,13 @@ def formula_text(expression: Expr) -> str:
     terms = [_product(powers, coefficient) for powers, coefficient in rest.terms()]
     if not any(shared):
         return " + ".join(terms)
-    front = _product(shared)
+    front = _product(shared, Integer(1))
     if len(terms) > 1:
         return f"{front}·({' + '.join(terms)})"
     return front if terms == ["1"] else _product(shared, rest.LC())
 
 
-def _product(powers: Sequence[int], coefficient: Rational = Integer(1)) -> str:
+def _product(powers: Sequence[int], coefficient: Rational) -> str:
     raised = [(symbol, power) for symbol, power in zip(SYMBOLS, powers, strict=True) if power]
     factors = [f"{symbol}" + ("" if power == 1 else str(power).translate(_SUPERSCRIPTS)) for symbol, power in raised]
     number = f"{coefficient.p:,}" + ("" if coefficient.q == 1 else f"/{coefficient.q:,}")
@@ -106,24 +106,30 @@ def what_counts(what: Counted) -> str:
 
 
 def print_counting(counting: Counting, what: Counted = COURSE) -> None:
-    """Formulas, the six numbers, and a table of the layers, on the terminal."""
-    count, total = counting.count, counting.count.total(what)
-    settings = ", ".join(f"{symbol} = {value}" for symbol, value in count.values.items() if symbol not in (H, W))
+    """Formulas, the six numbers, and tables of the layers, on the terminal."""
+    count, total, settings = counting.count, counting.count.total(what), settings_text(counting.count)
+    sizes = (count.size, count.doubled)
+    both = ["", *map(size_text, sizes)]
     print(f"{counting.title}: {what_counts(what)}")
-    rows = [[name, formula_text(one)] for name, one in zip(QUANTITIES, total.three, strict=True)]
-    _print("for pictures of H × W", ["", "formula"], rows)
-    sizes = [{**count.values, **size} for size in (count.size, count.doubled)]
-    named = [f"{values[H]} × {values[W]}" for values in sizes]
-    columns = zip(QUANTITIES, *(total.at(size).three for size in (count.size, count.doubled)), strict=True)
+    _print("for pictures of H × W", ["", "formula"], _columns(QUANTITIES, map(formula_text, total.three)))
     if settings:
-        rows = [[name, *map(formula_text, formulas)] for name, *formulas in columns]
-        _print("for two sizes", ["", *named], rows)
-    numbers = zip(QUANTITIES, *(total.numbers(values) for values in sizes), strict=True)
-    rows = [[name, *(f"{one:,}" for one in both)] for name, *both in numbers]
-    _print(settings or "for two sizes", ["", *named], rows)
+        formulas = (map(formula_text, total.at(size).three) for size in sizes)
+        _print("for two sizes", both, _columns(QUANTITIES, *formulas))
+    numbers = (_with_commas(total.numbers({**count.values, **size})) for size in sizes)
+    _print(settings or "for two sizes", both, _columns(QUANTITIES, *numbers))
     _print("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(count, what))
-    rows = [[layer.name, layer.kind, *(f"{one:,}" for one in its.numbers(sizes[0]))] for layer, its in count.rows(what)]
-    _print(f"the layers at {named[0]}", ["layer", "", *QUANTITIES], rows)
+    rows = [[layer.name, layer.kind, *_with_commas(its.numbers(count.values))] for layer, its in count.rows(what)]
+    _print(f"the layers at {size_text(count.size)}", ["layer", "", *QUANTITIES], rows)
+
+
+def settings_text(count: NetCount) -> str:
+    """The setting that was asked for but for height and width, as ``NF = 32, k = 3``; empty for a net without any."""
+    return ", ".join(f"{symbol} = {value}" for symbol, value in count.values.items() if symbol not in (H, W))
+
+
+def size_text(size: Values) -> str:
+    """Height and width, as ``32 × 32``."""
+    return f"{size[H]} × {size[W]}"
 
 
 def layer_formulas(count: NetCount, what: Counted = COURSE) -> list[list[str]]:
@@ -151,6 +157,14 @@ def pairs_text(answer: Answer) -> str:
     """A stage's paddings, or why there are none."""
     texts = [f"{padding} and {extra}" if answer.stage.transposed else str(padding) for padding, extra in answer.pairs]
     return " or ".join(texts) or f"none: {answer.reason}"
+
+
+def _columns(*columns: Iterable[str]) -> list[list[str]]:
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _with_commas(numbers: Iterable[int]) -> list[str]:
+    return [f"{one:,}" for one in numbers]
 
 
 def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:

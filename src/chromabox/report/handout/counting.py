@@ -1,16 +1,16 @@
-"""Parts A.3 and B.4: what PoolUpsampleNet consists of, and which paddings keep figure 1b's shapes. They need no runs."""
+"""Parts A.3 and B.4, which need no runs: what PoolUpsampleNet consists of, and which paddings keep figure 1b."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from sympy import Mod, floor, symbols
+from sympy import Mod, Mul, Rational, floor, symbols
 
-from chromabox.colour.count import Count, Counted, H, K, NetCount, Values, W, count_net
+from chromabox.colour.count import Count, Counted, K, NetCount, Values, count_net
 from chromabox.colour.geometry import Pair, figure_geometry, handout_pair, searched
 from chromabox.colour.nets import NETS
 from chromabox.detect.ready import threads_at
-from chromabox.report.counting import QUANTITIES, formula_text, layer_formulas
+from chromabox.report.counting import QUANTITIES, formula_text, layer_formulas, settings_text, size_text
 from chromabox.report.document import Block, Cell, Formula, Number, Section, Table, Text
 from chromabox.report.found import Found
 
@@ -26,6 +26,12 @@ BESIDES = {
 ASKED = (4, 5)
 TRIED = range(1, 10)
 DILATIONS = (1, 2, 3)
+#: Strides that do not fit the figure, and the kernel they are shown with.
+STRIDES, SHOWN = (1, 3), 3
+
+Rows: TypeAlias = list[Sequence[Cell]]
+#: What :func:`searched` found for a kernel and a dilation.
+Tries: TypeAlias = Mapping[tuple[int, int], tuple[tuple[Pair, ...], ...]]
 
 
 def count_section(found: Found, folder: Path) -> Section:
@@ -51,9 +57,10 @@ def count_section(found: Found, folder: Path) -> Section:
 def _definitions() -> list[Block]:
     return [
         Text(
-            f"`chromabox count {NET}` builds the net at several small settings, runs it on tensors without contents, and "
-            "solves for every side of every kernel and output in terms of NIC, NF, NC, the kernel size k, and the "
-            "picture's height H and width W; two further settings check the solution. So the formulas are the net's own."
+            f"`chromabox count {NET}` builds the net at several small settings, runs it on tensors without contents, "
+            "and solves for every side of every kernel and output in terms of NIC, NF, NC, the kernel size k, and the "
+            "picture's height H and width W; two further settings check the solution. So the formulas are the net's "
+            "own."
         ),
         Text(
             "Weights are the numbers in the kernels, outputs are what the convolutions put out for one picture, and a "
@@ -68,56 +75,57 @@ def _definitions() -> list[Block]:
 def _six_formulas(count: NetCount) -> list[Block]:
     total = count.total()
     blocks: list[Block] = [Formula(name, one) for name, one in zip(QUANTITIES, total.three, strict=True)]
-    blocks.append(
-        Text("With the height and the width put in, and with both doubled, these are the six values asked for:")
-    )
+    blocks.append(Text("For the pictures of the assignment, and for twice their height and width, these are:"))
     for size in (count.size, count.doubled):
         formulas = zip(QUANTITIES, total.at(size).three, strict=True)
-        blocks += [Formula(f"{name} at {size[H]} × {size[W]}", one) for name, one in formulas]
+        blocks += [Formula(f"{name} at {size_text(size)}", one) for name, one in formulas]
     return blocks
 
 
 def _six_numbers(count: NetCount) -> list[Block]:
     """The numbers, and why the weights stay."""
-    sizes = [f"{size[H]} × {size[W]}" for size in (count.size, count.doubled)]
     single, double = (_numbers(NET, count, count.total(), size) for size in (count.size, count.doubled))
     ratios = [
-        Number(two.value / one.value, f"{two.source}, over the same at {sizes[0]}", ".4g")
+        Number(two.value / one.value, f"{two.source}, over the same at {size_text(count.size)}", ".4g")
         for one, two in zip(single, double, strict=True)
     ]
-    rows = [list(row) for row in zip(QUANTITIES, single, double, ratios, strict=True)]
     return [
-        Table(f"The six values with {_settings(count)}.", ["", *sizes, "times"], rows),
+        Table(
+            f"The six values with {settings_text(count)}.",
+            ["", size_text(count.size), size_text(count.doubled), "ratio"],
+            _rows(QUANTITIES, single, double, ratios),
+        ),
         Text(
-            "Doubling height and width multiplies the weights by {weights}, the outputs by {outputs} and the connections "
-            "by {connections}. A convolution uses the same kernel at every place, so no kernel grows with the picture; "
-            "but every layer has as many places as its share of the picture's area, each with its outputs, and each "
-            "output with its k² connections a channel.",
+            "Doubling height and width multiplies the weights by {weights}, the outputs by {outputs} and the "
+            "connections by {connections}. A convolution uses the same kernel at every place, so no kernel grows with "
+            "the picture. But every layer has as many places as its share of the picture's area, each place has its "
+            "outputs, and each output k² connections for every channel that goes in.",
             dict(zip(QUANTITIES, ratios, strict=True)),
         ),
     ]
 
 
 def _layers(count: NetCount) -> list[Block]:
-    rows: list[Sequence[Cell]] = [[name, *formulas] for name, _, *formulas in layer_formulas(count)]
-    numbers = [[layer.name, *_numbers(f"{NET}, {layer.name}", count, its, count.size)] for layer, its in count.rows()]
+    formulas: Rows = [[name, *three] for name, _, *three in layer_formulas(count)]
+    numbers: Rows = [
+        [layer.name, *_numbers(f"{NET}, {layer.name}", count, its, count.size)] for layer, its in count.rows()
+    ]
+    same = f"The same at {size_text(count.size)} with {settings_text(count)}."
     return [
-        Table("The convolutions one by one, for pictures of H × W.", ["layer", *QUANTITIES], rows),
-        Table(
-            f"The same at {count.size[H]} × {count.size[W]} with {_settings(count)}.", ["layer", *QUANTITIES], numbers
-        ),
+        Table("The convolutions one by one, for pictures of H × W.", ["layer", *QUANTITIES], formulas),
+        Table(same, ["layer", *QUANTITIES], numbers),
     ]
 
 
 def _besides(count: NetCount) -> list[Block]:
     """What biases, BatchNorm and the other layers would add."""
-    rows: list[Sequence[Cell]] = []
+    rows: Rows = []
     for name, what in BESIDES.items():
         more = count.total(what).minus(count.total())
         rows.append([name, *map(formula_text, more.at(count.size).three)])
         rows.append([f"{name}, in numbers", *_numbers(f"{NET}, {name} alone", count, more, count.size)])
     return [
-        Table(f"What would be added at {count.size[H]} × {count.size[W]}.", ["counted too", *QUANTITIES], rows),
+        Table(f"What would be added at {size_text(count.size)}.", ["counted too", *QUANTITIES], rows),
         Text(
             "A bias is added and not multiplied, so it makes no connection. BatchNorm has two weights a channel and "
             "multiplies every number that it gets by one of them. Pooling, upsampling and ReLU have outputs but no "
@@ -129,19 +137,17 @@ def _besides(count: NetCount) -> list[Block]:
 def _without_last(count: NetCount) -> list[Block]:
     """What comes out if the last convolution is forgotten."""
     (last, its), total = count.rows()[-1], count.total()
-    columns = [(NET, total), (f"{NET} without {last.name}", total.minus(its)), (f"{NET}, {last.name}", its)]
-    numbers = [_numbers(name, count, one, count.size) for name, one in columns]
-    formulas = map(formula_text, its.at(count.size).three)
-    rows = [list(row) for row in zip(QUANTITIES, *numbers, formulas, strict=True)]
+    counts = {NET: total, f"{NET} without {last.name}": total.minus(its), f"{last.name} of {NET}": its}
+    numbers = (_numbers(name, count, one, count.size) for name, one in counts.items())
     return [
         Text(
             "A frequent slip is to leave out the last convolution, which stands below the four blocks of the figure. "
             "All three numbers then come out smaller, by what this one layer has:"
         ),
         Table(
-            f"With and without the last convolution, at {count.size[H]} × {count.size[W]}.",
+            f"With and without the last convolution, at {size_text(count.size)}.",
             ["", "right", "without it", "difference", "formula of the difference"],
-            rows,
+            _rows(QUANTITIES, *numbers, [formula_text(one) for one in its.at(count.size).three]),
         ),
     ]
 
@@ -149,9 +155,9 @@ def _without_last(count: NetCount) -> list[Block]:
 def _other_nets(count: NetCount) -> list[Block]:
     """The two other nets of the figure beside this one."""
     counts = {NET: count, **{name: count_net(name) for name in OTHERS}}
-    formulas = [[_called(name), *map(formula_text, one.total().three)] for name, one in counts.items()]
-    numbers = [
-        [f"{_called(name)}, {size[H]} × {size[W]}", *_numbers(name, one, one.total(), size)]
+    formulas: Rows = [[_called(name), *map(formula_text, one.total().three)] for name, one in counts.items()]
+    numbers: Rows = [
+        [f"{_called(name)}, {size_text(size)}", *_numbers(name, one, one.total(), size)]
         for name, one in counts.items()
         for size in (one.size, one.doubled)
     ]
@@ -159,39 +165,40 @@ def _other_nets(count: NetCount) -> list[Block]:
         Text(
             "The other two nets have transposed convolutions. One of these spreads every input over k² places of each "
             "channel that it puts out, and each such product is a connection, whether or not padding crops it away. "
-            "Counted from the outputs it is the same: with stride 2 an output sees k²/4 places of each input channel on "
-            "average, and there are four times as many of them as inputs. UNet's concatenations compute nothing; they "
-            "show in the channels that later layers take in."
+            "Counted from the outputs it is the same: with stride 2 an output sees k²/4 places of each input channel "
+            "on average, and there are four times as many of them as inputs. UNet's concatenations compute nothing; "
+            "they show in the channels that later layers take in."
         ),
         Table("The three nets of figure 1, for pictures of H × W.", ["net", *QUANTITIES], formulas),
-        Table(f"The same with {_settings(count)}.", ["net", *QUANTITIES], numbers),
+        Table(f"The same with {settings_text(count)}.", ["net", *QUANTITIES], numbers),
         Text(
             "ConvTransposeNet has {weights} times PoolUpsampleNet's weights, {outputs} times its outputs and "
             "{connections} times its connections. Its strided convolutions compute only the places that are kept, a "
             "quarter, where PoolUpsampleNet computes all and pools; its transposed convolutions put out the doubled "
             "picture themselves, which PoolUpsampleNet leaves to upsampling.",
-            _ratios(counts["conv-transpose"], count),
+            _ratios("conv-transpose", counts),
         ),
     ]
 
 
-def _ratios(other: NetCount, count: NetCount) -> dict[str, Number]:
-    pairs = zip(other.total().numbers(other.values), count.total().numbers(count.values), strict=True)
+def _ratios(other: str, counts: Mapping[str, NetCount]) -> dict[str, Number]:
+    """The numbers of another net over those of ``NET``."""
+    mine, its = (counts[name].total().numbers(counts[name].values) for name in (other, NET))
     return {
-        name: Number(mine / its, f"chromabox.colour.count: {name} of conv-transpose over those of {NET}", ".3g")
-        for name, (mine, its) in zip(QUANTITIES, pairs, strict=True)
+        name: Number(one / two, f"chromabox.colour.count: {name} of {other} over those of {NET}", ".3g")
+        for name, one, two in zip(QUANTITIES, mine, its, strict=True)
     }
 
 
 def _numbers(name: str, count: NetCount, formulas: Count, size: Values) -> list[Number]:
     """A count's three numbers at a size."""
-    source = f"chromabox.colour.count: {name} at {size[H]} × {size[W]} with {_settings(count)}"
+    source = f"chromabox.colour.count: {name} at {size_text(size)} with {settings_text(count)}"
     numbers = zip(QUANTITIES, formulas.numbers({**count.values, **size}), strict=True)
     return [Number(value, f"{source}: {quantity}", ",d") for quantity, value in numbers]
 
 
-def _settings(count: NetCount) -> str:
-    return ", ".join(f"{symbol} = {value}" for symbol, value in count.values.items() if symbol not in (H, W))
+def _rows(*columns: Sequence[Cell]) -> Rows:
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _called(name: str) -> str:
@@ -199,20 +206,16 @@ def _called(name: str) -> str:
 
 
 def geometry_section(found: Found, folder: Path) -> Section:
-    """B.4: paddings and output paddings for kernels of 4, 5 and any other, from the equations and from real layers."""
+    """B.4: paddings and output paddings for kernels of 4, 5 and any other, from real layers and from the equations."""
     with threads_at(1):  # Layers as small as these only lose by more.
-        tries = {(kernel, dilation): searched(kernel, dilation=dilation) for dilation in DILATIONS for kernel in TRIED}
+        tries = {(kernel, dilation): searched(kernel, dilation=dilation) for kernel in TRIED for dilation in DILATIONS}
     return Section(
         "B.4",
         "Paddings for other kernels",
-        "Which padding must the first two convolutions get, and which padding and output padding the transposed ones, so "
-        "that kernels of 4 or 5 keep the shapes of figure 1b?",
+        "Which padding must the first two convolutions get, and which padding and output padding the transposed ones, "
+        "so that kernels of 4 or 5 keep the shapes of figure 1b?",
         [*_asked(tries), *_equations(), *_rule(tries), *_limits(tries)],
     )
-
-
-#: What :func:`searched` found for a kernel and a dilation.
-Tries: TypeAlias = Mapping[tuple[int, int], tuple[tuple[Pair, ...], ...]]
 
 
 def _asked(tries: Tries) -> list[Block]:
@@ -224,7 +227,7 @@ def _asked(tries: Tries) -> list[Block]:
         Table(
             "Paddings that keep the shapes, with stride 2 and without dilation.",
             ["kernel", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"],
-            [[f"{kernel}", *_cells(kernel, tries[kernel, 1])[:3]] for kernel in ASKED],
+            [[f"{kernel}", *_cells(kernel, tries)] for kernel in ASKED],
         ),
     ]
 
@@ -233,39 +236,35 @@ def _equations() -> list[Block]:
     n, p, s, d, o = symbols("n p s d o")
     return [
         Text(
-            "Why: of n pixels a layer with kernel k, padding p, stride s, dilation d and output padding o makes as many "
-            "as PyTorch's documentation says."
+            "Why: PyTorch's documentation says how many pixels a layer with kernel k, padding p, stride s, dilation d "
+            "and output padding o makes of n."
         ),
         Formula("convolution", floor((n + 2 * p - d * (K - 1) - 1) / s) + 1),
         Formula("transposed convolution", s * (n - 1) - 2 * p + d * (K - 1) + o + 1),
         Text(
-            "With s = 2 the first is n/2 for every even n exactly if 2p is d(k − 1) or d(k − 1) − 1. One of these two is "
-            "even, so there is always one p, and never a second. The other is 2n exactly if o = 2p + 1 − d(k − 1); "
-            "PyTorch takes only output paddings from 0 up to below the greater of s and d, which without dilation leaves "
-            "0 and 1, and so again one p. Without dilation this is:"
+            "With s = 2 the first is n/2 for every even n exactly if 2p is d(k − 1) or d(k − 1) − 1. One of these two "
+            "is even, so there is always one p, and never a second. The other is 2n exactly if o = 2p + 1 − d(k − 1); "
+            "PyTorch takes only output paddings below the greater of s and d, which without dilation are 0 and 1, and "
+            "so there is again one p. Without dilation both kinds of layer come to:"
         ),
-        Formula("p", floor((K - 1) / 2)),
+        Formula("p", floor(Mul(Rational(1, 2), K - 1, evaluate=False))),
         Formula("o", Mod(K, 2)),
     ]
 
 
 def _rule(tries: Tries) -> list[Block]:
     """The assignment's own general answer against what real layers say."""
-    rows: list[Sequence[Cell]] = []
+    rows: Rows = []
     for kernel in TRIED:
-        padding, extra = (Number(one, "chromabox.colour.geometry.handout_pair", "d") for one in handout_pair(kernel))
-        right = "yes" if tries[kernel, 1][:2] == _as_found(kernel) else "no"
-        rows.append([f"{kernel}", padding, extra, *_cells(kernel, tries[kernel, 1])[:3], right])
-    wrong = [row[0] for row in rows if row[-1] == "no"]
-    verdict = (
-        f"It fails for kernels of {', '.join(map(str, wrong))}."
-        if wrong
-        else "It is right, and the only answer, for all."
-    )
+        rule = [Number(one, f"chromabox.colour.geometry.handout_pair({kernel})", "d") for one in handout_pair(kernel)]
+        right = "yes" if tries[kernel, 1][:2] == _only_rule(kernel) else "no"
+        rows.append([f"{kernel}", *rule, *_cells(kernel, tries), right])
+    wrong = ", ".join(f"{row[0]}" for row in rows if row[-1] == "no")
+    verdict = f"it is not the only right answer for {wrong}" if wrong else "it is right for all, and the only answer"
     return [
         Text(
-            "The general answer that the assignment's own solution gives is padding `(k - 1) // 2` and output padding "
-            f"`int(k % 2 == 1)`. Tried for kernels from {TRIED[0]} to {TRIED[-1]}: {verdict}"
+            "The general answer of the assignment's own solution is padding `(k - 1) // 2` and output padding "
+            f"`int(k % 2 == 1)`. Tried for kernels from {TRIED[0]} to {TRIED[-1]}: {verdict}."
         ),
         Table(
             "The general answer beside what real layers need, with stride 2 and without dilation.",
@@ -279,30 +278,17 @@ def _rule(tries: Tries) -> list[Block]:
 
 
 def _limits(tries: Tries) -> list[Block]:
-    """Where the rule ends: the last convolution, dilation, other strides."""
-    rows = []
-    for dilation in DILATIONS:
-        of_kernel = {kernel: tries[kernel, dilation] for kernel in TRIED}
-        rule = {kernel: _as_found(kernel) for kernel in TRIED}
-        rows.append(
-            [
-                f"{dilation}",
-                _list(kernel for kernel, found in of_kernel.items() if rule[kernel][0][0] in found[0]),
-                _list(kernel for kernel, found in of_kernel.items() if rule[kernel][1][0] in found[1]),
-                _list(kernel for kernel, found in of_kernel.items() if len(found[1]) > 1),
-                _list(kernel for kernel, found in of_kernel.items() if not found[2]),
-            ]
-        )
+    """Where the rule ends: the last convolution, dilation, other strides, odd widths."""
     return [
         Text(
             "Its limits. The last convolution has stride 1 and keeps the shape only with 2p = d(k − 1): no p does that "
-            "for an even kernel, unless the dilation is even, since padding is the same on both sides. One more pixel on "
-            'one side than on the other would do, which is PyTorch\'s `padding="same"`, and what our nets take.'
+            "for an even kernel, unless the dilation is even, since padding is the same on both sides. One more pixel "
+            'on one side than on the other would do, which is PyTorch\'s `padding="same"`, and what our nets take.'
         ),
         Text(
             "The rule does not contain the dilation. The assignment dilates the ordinary convolutions only; the table "
-            "also says what a dilation of the transposed ones would do. Where it exceeds the stride, PyTorch takes output "
-            "paddings of 2 and more, and some kernels have a second answer."
+            "also says what a dilation of the transposed ones would do. Where it exceeds the stride, PyTorch takes "
+            "output paddings of 2 and more, and a kernel can have a second answer."
         ),
         Table(
             f"Of the kernels from {TRIED[0]} to {TRIED[-1]}, by dilation.",
@@ -310,32 +296,47 @@ def _limits(tries: Tries) -> list[Block]:
                 *("dilation", "rule right in convolutions 1 and 2", "rule right in transposed ones"),
                 *("several answers in transposed ones", "no padding for the last one"),
             ],
-            rows,
+            [_by_dilation(dilation, tries) for dilation in DILATIONS],
         ),
         Text(
-            "The stride must be 2, since the same layer parameters must turn 32 into 16 and 16 into 8, and back. With "
-            + "; with ".join(f"stride {stride} and kernel 3 {_refusals(stride)}" for stride in (1, 3))
-            + ". And the widths must be even: an odd one is halved with rounding, and doubling does not bring it back."
+            "Other strides than 2 do not fit the figure, in which layers with the same padding turn 32 into 16 and 16 "
+            "into 8, and back. "
+            + " ".join(f"Stride {stride}, kernel {SHOWN}: {_refusals(stride)}." for stride in STRIDES)
+        ),
+        Text(
+            "And widths must be even: an odd one is halved with rounding, and comes out of the doubling a pixel wider "
+            "or narrower."
         ),
     ]
 
 
-def _as_found(kernel: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """The rule's answer in the form of :func:`searched`; a convolution has no output padding."""
+def _by_dilation(dilation: int, tries: Tries) -> list[Cell]:
+    """Kernels for which the rule is right in strided and in transposed layers; those with several answers, with none."""
+    found = {kernel: tries[kernel, dilation] for kernel in TRIED}
+    strided, transposed = (
+        [kernel for kernel in TRIED if _only_rule(kernel)[stage][0] in found[kernel][stage]] for stage in (0, 1)
+    )
+    several = [kernel for kernel in TRIED if len(found[kernel][1]) > 1]
+    without = [kernel for kernel in TRIED if not found[kernel][2]]
+    return [f"{dilation}", *map(_list, (strided, transposed, several, without))]
+
+
+def _only_rule(kernel: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """The rule's answers in the form of :func:`searched`; a convolution has no output padding."""
     padding, extra = handout_pair(kernel)
     return ((padding, 0),), ((padding, extra),)
 
 
-def _cells(kernel: int, found: tuple[tuple[Pair, ...], ...]) -> list[Cell]:
-    """Padding of the strided convolutions, padding and output padding of the transposed ones."""
-    strided, transposed, _ = found
+def _cells(kernel: int, tries: Tries) -> list[Cell]:
+    """Padding of the strided convolutions, padding and output padding of the transposed ones, without dilation."""
+    strided, transposed, _ = tries[kernel, 1]
     columns = ([one for one, _ in strided], [one for one, _ in transposed], [one for _, one in transposed])
     source = f"chromabox.colour.geometry.searched({kernel})"
     return [Number(one[0], source, "d") if len(one) == 1 else _list(one) for one in columns]
 
 
 def _refusals(stride: int) -> str:
-    return ", and ".join(answer.reason for answer in figure_geometry(3, stride=stride) if answer.reason)
+    return "; ".join(answer.reason for answer in figure_geometry(SHOWN, stride=stride) if answer.reason)
 
 
 def _list(numbers: Iterable[int]) -> str:

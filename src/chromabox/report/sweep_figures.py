@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from chromabox.colour.data import Pictures
 from chromabox.colour.evaluate import sample_sheet
@@ -39,13 +40,13 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
         else:
             _draw_band(right, epochs, 100 * _series(sweep, row, "test_accuracy"), colour, str(row.value))
     left.set(xlabel="epochs", ylabel="cross-entropy (nats a pixel)")
-    _count_by_ones(left)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     if counts_differ:
         _mark_equal_steps(right, sweep)
         right.set(xlabel="updates", ylim=left.get_ylim())
     else:
         right.set(xlabel="epochs", ylabel="test pixels right (%)")
-        _count_by_ones(right)
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(title=sweep.over.replace("-", " "), fontsize=9)
@@ -55,11 +56,6 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
         parse_math=False,
     )
     save_figure(figure, path, dpi=200)
-
-
-def _count_by_ones(axes: Axes) -> None:
-    """No half epochs."""
-    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _mark_equal_steps(axes: Axes, sweep: Sweep) -> None:

@@ -27,6 +27,7 @@ def test_answers_are_read_off_the_probabilities() -> None:
     np.testing.assert_array_equal(found.labels, logits.argmax(1))
     np.testing.assert_allclose(found.confidence, probability.max(1), rtol=1e-5)
     np.testing.assert_array_equal(found.right, logits.argmax(1) == truth)
+    np.testing.assert_allclose(found.expected, probability.mean((0, 2, 3)), rtol=1e-5)
     flat = probability.transpose(0, 2, 3, 1).reshape(-1, 24)
     assert found.loss.mean() == pytest.approx(log_loss(truth.ravel(), flat, labels=range(24)), rel=1e-5)
 
@@ -34,7 +35,7 @@ def test_answers_are_read_off_the_probabilities() -> None:
 def given(labels: list[int], truth: list[int]) -> Answers:
     said, true = (np.array(values, np.uint8).reshape(1, 1, -1) for values in (labels, truth))
     empty = np.zeros(said.shape, np.float32)
-    return Answers(said, empty, empty, said == true)
+    return Answers(said, empty, empty, said == true, np.ones(10))
 
 
 def test_who_is_right_where_two_differ() -> None:

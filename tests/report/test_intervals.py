@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from chromabox.report.intervals import over_pictures, over_seeds
+from chromabox.report.intervals import over_pictures, over_places, over_seeds
 
 RANDOM = np.random.default_rng(0)
 
@@ -44,3 +44,23 @@ def test_what_is_hard_for_both_nets_does_not_widen_the_interval() -> None:
     hard = RANDOM.normal(0, 10, 50)
     found = over_pictures(hard, hard + 1)
     assert (found.low, found.high) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_a_change_at_two_places_is_that_of_a_loop() -> None:
+    change = RANDOM.normal(0, 1, (60, 6, 6))
+    near = RANDOM.random(change.shape) < 0.3
+    change[near] += 0.5
+    found = over_places(change, ~near, near)
+    assert found.value == pytest.approx(change[near].mean() - change[~near].mean())
+    differences = []
+    for _ in range(3000):
+        drawn = RANDOM.integers(0, 60, 60)
+        differences.append(change[drawn][near[drawn]].mean() - change[drawn][~near[drawn]].mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=8e-3)
+
+
+def test_a_place_without_pixels_has_no_mean() -> None:
+    change = np.ones((3, 2, 2))
+    found = over_places(change, np.ones(change.shape, bool), np.zeros(change.shape, bool))
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert not found.is_clear

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,18 +26,21 @@ class Answers:
     loss: Float32[np.ndarray, "pictures height width"]
     """Cross-entropy in nats."""
     right: Bool[np.ndarray, "pictures height width"]
+    expected: Float64[np.ndarray, " colours"]
+    """Each colour's mean probability over all pixels."""
 
 
 @torch.no_grad()
 def answer(net: nn.Module, pictures: Pictures) -> Answers:
     """A net's answers to some pictures; it should be in evaluation mode."""
-    parts = []
+    parts, expected = [], torch.zeros(())
     for grey, truth in zip(pictures.grey.split(BATCH), pictures.labels.split(BATCH), strict=True):
         logarithms = F.log_softmax(net(grey).float(), dim=1)
         best, labels = logarithms.max(1)
         loss = F.nll_loss(logarithms, truth.long(), reduction="none")
         parts.append((labels.to(torch.uint8), best.exp(), loss, labels == truth))
-    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+        expected = expected + logarithms.exp().sum((0, 2, 3)).double() / pictures.labels.numel()
+    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)), expected=expected.numpy())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from chromabox.colour.answers import Answers
 from chromabox.colour.palette import Palette
 from chromabox.colour.palette_classes import lab_of
 
@@ -23,6 +24,8 @@ class Vividness:
     """Pixels whose true colour is vivid."""
     said: float
     """Pixels to which the net gives a vivid colour."""
+    expected: float
+    """The probability that the net gives to vivid colours, mean over the pixels."""
     vivid_right: float
     """Of the pixels of vivid colour those that are right."""
     dull_right: float
@@ -30,15 +33,16 @@ class Vividness:
 
 
 def vividness(
-    labels: UInt8[np.ndarray, "..."], truth: UInt8[np.ndarray, "..."], vivid: Bool[np.ndarray, " colours"]
+    answers: Answers, truth: UInt8[np.ndarray, "pictures height width"], vivid: Bool[np.ndarray, " colours"]
 ) -> Vividness:
-    """Compare a net's labels with the truth, for the colours that are ``vivid`` and for the others."""
-    right, lively = labels == truth, vivid[truth]
+    """Compare a net's answers with the truth, for the colours that are ``vivid`` and for the others."""
+    right, lively = answers.right, vivid[truth]
     hits, count = int(right[lively].sum()), int(lively.sum())
     dull_hits, dull_count = int(right.sum()) - hits, lively.size - count
     return Vividness(
         true=count / lively.size,
-        said=float(vivid[labels].mean()),
+        said=float(vivid[answers.labels].mean()),
+        expected=float(answers.expected[vivid].sum()),
         vivid_right=hits / count if count else float("nan"),
         dull_right=dull_hits / dull_count if dull_count else float("nan"),
     )

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 
 LEVEL = 0.95
+#: Fewer seeds than this are said to be few.
+MANY = 10
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Difference:
     high: float
     how: str
     """What the interval is over, for the reader."""
+    caution: str
+    """What it leaves open."""
 
     @property
     def is_clear(self) -> bool:
@@ -34,12 +38,13 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
     """
     value = float(np.mean(second) - np.mean(first))
     how = f"Welch's t over {len(first)} and {len(second)} seeds"
+    caution = "so few that it leans on a normal scatter" if min(len(first), len(second)) < MANY else "enough"
     if np.ptp(first) == 0 == np.ptp(second):
-        return Difference(value, value, value, how)
+        return Difference(value, value, value, how, caution)
     from scipy.stats import ttest_ind
 
     interval = ttest_ind(second, first, equal_var=False).confidence_interval(LEVEL)
-    return Difference(value, float(interval.low), float(interval.high), how)
+    return Difference(value, float(interval.low), float(interval.high), how, caution)
 
 
 def over_pictures(
@@ -51,7 +56,40 @@ def over_pictures(
     is hard for both nets does not widen it. It says nothing of what another seed would have given.
     """
     each = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(each), np.full(len(each), 1 / len(each)), size=draws)
-    low, high = np.quantile(weights @ each / len(each), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Difference(float(each.mean()), low, high, f"paired bootstrap over {len(each)} test pictures, one seed each")
+    drawn = _draws(len(each), draws, seed) @ each / len(each)
+    return _between_percentiles(float(each.mean()), drawn, len(each))
+
+
+def over_places(
+    change: Float[np.ndarray, "pictures height width"],
+    here: Bool[np.ndarray, "pictures height width"],
+    there: Bool[np.ndarray, "pictures height width"],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """By how much the mean of ``change`` is greater ``there`` than ``here``, over resampled sets of pictures.
+
+    Not-a-number where one of the two places has no pixel.
+    """
+    weights = np.concatenate([np.ones((1, len(change)), np.int64), _draws(len(change), draws, seed)])
+    with np.errstate(invalid="ignore"):  # A place without pixels has no mean.
+        means = [
+            (weights @ np.where(place, change, 0).sum((1, 2))) / (weights @ place.sum((1, 2)))
+            for place in (here, there)
+        ]
+    values = means[1] - means[0]
+    return _between_percentiles(float(values[0]), values[1:], len(change))
+
+
+def _draws(count: int, draws: int, seed: int) -> Integer[np.ndarray, "draws count"]:
+    """How often each of ``count`` pictures is in each of the resampled sets."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+
+
+def _between_percentiles(value: float, drawn: Float[np.ndarray, " draws"], count: int) -> Difference:
+    known = drawn[np.isfinite(drawn)]
+    levels = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(known, levels).tolist() if known.size else (float("nan"), float("nan"))
+    how = f"paired bootstrap over {count} test pictures, one seed each"
+    return Difference(value, low, high, how, "which does not say what other seeds would give")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from chromabox.colour.answers import Answers, Calibration
 from chromabox.colour.edges import ByDistance
@@ -27,6 +27,8 @@ NET_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": 
 #: Who is right about a pixel: both, only the first, only the second, neither.
 WHO_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
 LETTERS = 8
+#: A band of confidence with no more than this part of the pixels says nothing.
+FEW = 0.001
 
 History = Sequence[Record]
 
@@ -65,7 +67,7 @@ def draw_by_distance(nets: Mapping[str, ByDistance], bounds: Sequence[int | floa
         axes.plot(names, 100 * found.accuracy, marker="o", markersize=4, color=NET_COLOURS[net], label=net)
     for place, share in enumerate(next(iter(nets.values())).share):
         axes.annotate(
-            f"{100 * share:.0f} %", (place, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=LETTERS - 1
+            f"{100 * share:.0f} %", (place, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=LETTERS - 1
         )
     axes.set(xlabel="distance from the nearest edge (pixels); above: share of all pixels", ylabel="pixels right (%)")
     axes.legend(fontsize=LETTERS)
@@ -88,19 +90,22 @@ def draw_gradients(
             axes.plot(list(layers), list(layers.values()), marker="o", markersize=4, color=NET_COLOURS[net], label=net)
         axes.set_title(title, fontsize=LETTERS + 1)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel("gradient / weight")
     panels[1].legend(fontsize=LETTERS - 1)
     _save(figure, path)
 
 
 def draw_calibration(nets: Mapping[str, Calibration], path: Path) -> None:
-    """Accuracy against confidence; on the diagonal a net is right as often as it thinks."""
+    """Accuracy against confidence, without bands of few pixels; on the diagonal both agree."""
     figure, (axes,) = _panels(1, 2.8)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for net, found in nets.items():
-        axes.plot(
-            100 * found.confidence, 100 * found.accuracy, marker="o", markersize=3, color=NET_COLOURS[net], label=net
-        )
+        many = found.share > FEW
+        confidence, accuracy = (100 * values[many] for values in (found.confidence, found.accuracy))
+        axes.plot(confidence, accuracy, marker="o", markersize=3, color=NET_COLOURS[net], label=net)
     axes.set(xlabel="probability of the answer (%)", ylabel="answers right (%)", xlim=(0, 100), ylim=(0, 100))
     axes.legend(fontsize=LETTERS)
     _save(figure, path)
@@ -117,7 +122,7 @@ def draw_disagreement(
     """Rows of pictures and below them, for the same pictures, who of two nets is right where."""
     count = len(next(iter(rows.values())))
     maps = [who_is_right(one, two) for one, two in zip(first.right[:count], second.right[:count], strict=True)]
-    figure = _sheet({**rows, "who is right": maps})
+    figure = _sheet({**rows, "who is right": maps}, foot=0.3)
     labels = ("both", f"only {names[0]}", f"only {names[1]}", "neither")
     handles = [Patch(color=colour, label=label) for colour, label in zip(WHO_COLOURS, labels, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=LETTERS, frameon=False)
@@ -134,11 +139,13 @@ def who_is_right(
     return picture
 
 
-def _sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
+def _sheet(rows: Mapping[str, Sequence[Tile]], foot: float = 0.0) -> Figure:
+    """Rows of pictures; ``foot``: inches left free below them."""
     columns = max(len(tiles) for tiles in rows.values())
     margin = 0.95
     side = min((WIDTH - margin) / columns, 1.0)
-    figure = Figure(figsize=(WIDTH, side * len(rows) + 0.35), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.05 * side * len(rows) + foot), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.0, wspace=0.02, h_pad=0.01, w_pad=0.01)  # type: ignore[union-attr, call-arg]
     cells = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, tiles) in zip(cells, rows.items(), strict=True):
         for cell in row:

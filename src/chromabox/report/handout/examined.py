@@ -37,6 +37,15 @@ ABLATED = 150
 GRADIENT_BATCHES = 2
 #: Bands of distance from the nearest edge, in pixels.
 BOUNDS = (0, 1, 2, 3, 4, 6, math.inf)
+#: All of these, as ``results.json`` tells them.
+EXTENT = {
+    "test pictures": PICTURES,
+    "probe: fitted on training pictures": FITTED,
+    "probe: judged on test pictures": PROBED,
+    "skips changed on test pictures": ABLATED,
+    "gradients of batches": GRADIENT_BATCHES,
+    "bounds of the bands of distance": BOUNDS,
+}
 #: What a probe reads together, by name.
 SOURCES = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
 
@@ -186,7 +195,7 @@ def _examine(run: Path, changed: int) -> Examined:
         answers=answers,
         looks=looks(labels_to_rgb(answers.labels, palette), test),
         detail=_detail(answers, test, palette),
-        vividness=vividness(answers.labels, test.labels.numpy(), ground.vivid),
+        vividness=vividness(answers, test.labels.numpy(), ground.vivid),
         by_distance=by_distance(answers.right, ground.distances, BOUNDS),
         calibration=calibrate(answers.confidence, answers.right),
         recovered=recover(net, train.take(slice(0, FITTED)), test.take(slice(0, PROBED)), palette, SOURCES),

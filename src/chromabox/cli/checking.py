@@ -1,11 +1,18 @@
 """The verb that holds a student's own networks beside figure 1."""
 
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 
-def check(file: Positional[Path], *, time: float = 60, memory: float = 4, json: Path | None = None) -> int:
+def check(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    *,
+    time: float = 60,
+    memory: float = 4,
+    json: Path | None = None,
+) -> int:
     """Check your own PoolUpsampleNet, ConvTransposeNet and UNet against figure 1 of the assignment, layer by layer.
 
     FILE is a .py file or a notebook. It IS EXECUTED, in a process of its own with limits of time and memory; that is

@@ -73,7 +73,8 @@ def layers(net: NetCheck) -> Table:
     table = Table(title=plain(f"{net.class_name}, layer by layer"), title_justify="left")
     table.add_column("")
     for name in ("place", "figure 1", "output", "parameters", "yours", "module", "output", "parameters", "differs"):
-        table.add_column(name, overflow="fold", justify="right" if name == "parameters" else "left")
+        counts, long = name == "parameters", name in ("module", "differs")
+        table.add_column(name, overflow="fold", justify="right" if counts else "left", no_wrap=not long)
     for line in net.lines:
         good = None if line.said == NOT_REACHED else line.status == "equal"
         said = "follows from the above" if line.follows else line.said

@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         """Mean, spread and the numbers themselves; what is infinite, which JSON has not, becomes null."""
-        mean, *each = [value if math.isfinite(value) else None for value in (self.mean, *self.each)]
-        return {"mean": mean, "spread": self.spread, "each": each}
+        return {"mean": _or_null(self.mean), "spread": self.spread, "each": [_or_null(value) for value in self.each]}
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ def write_sweep(sweep: Sweep) -> None:
     _write_table(sweep)
     rows = {name: [_row_as_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
     said = {name: value for name, value in vars(sweep).items() if name != "folder"}
+    said["grey_psnr"] = _or_null(sweep.grey_psnr)
     write_json(sweep.folder / "sweep.json", {**said, **rows, "measured": dict(MEASURED)})
 
 
@@ -117,13 +117,22 @@ def read_sweep(folder: Path) -> Sweep:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         del found["measured"]
+        found["grey_psnr"] = _or_infinite(found["grey_psnr"])
         for name in ("equal_epochs", "equal_steps"):
             found[name] = tuple(_row_of(row) for row in found[name])
-        return replace(Sweep(folder=folder, **found), seeds=tuple(found["seeds"]))
+        return Sweep(folder=folder, **{**found, "seeds": tuple(found["seeds"])})
     except OSError as error:
         raise UsageError(f"{folder}: holds no sweep.json; give the folder of a sweep that finished") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not the result of a sweep ({error}); chromabox sweep writes it anew") from error
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _row_as_json(row: Row) -> dict[str, Any]:
@@ -133,8 +142,7 @@ def _row_as_json(row: Row) -> dict[str, Any]:
 
 def _row_of(found: dict[str, Any]) -> Row:
     each = {
-        name: Measured(tuple(math.inf if value is None else value for value in one["each"]))
-        for name, one in found["measured"].items()
+        name: Measured(tuple(_or_infinite(value) for value in one["each"])) for name, one in found["measured"].items()
     }
     return Row(**{**found, "runs": tuple(Path(run) for run in found["runs"]), "measured": each})
 

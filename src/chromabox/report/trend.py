@@ -59,7 +59,8 @@ def trend_of(numbers: Float[np.ndarray, "seeds values"]) -> Trend:
     if values > 2 and seeds > 1:
         chance = float(page_trend_test(numbers).pvalue)
     elif values > 2:
-        chance = float(kendalltau(np.arange(values), means, alternative="greater").pvalue)
+        found = kendalltau(np.arange(values), means, alternative="greater").pvalue
+        chance = float(np.nan_to_num(found, nan=1.0))  # Equal numbers have no order; any other rises as much.
     return Trend(
         steps=len(steps),
         up=int((steps > 0).sum()),

@@ -1,5 +1,6 @@
 """B.5: what the batch size does to the losses and the pictures, at equal epochs and at equal steps."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def _batch_sizes(sweep: Sweep, folder: Path, name: str) -> list[Block]:
         claim(sweep, EPOCHS, "That larger batches end with a higher validation loss after as many epochs"),
         figure_block(sweep.curves, folder / f"{name}-curves.png", curves, _command(sweep)),
         sweep_table(sweep, STEPS, f"`{sweep.net}` after equally many updates"),
-        claim(sweep, STEPS, "The same after equally many updates, whatever their batch size,"),
+        claim(sweep, STEPS, "That they also do so after equally many updates"),
         _explanation(sweep),
         *_still_falling(sweep),
         _pictures(sweep),
@@ -74,10 +75,12 @@ def _batch_sizes(sweep: Sweep, folder: Path, name: str) -> list[Block]:
 def _command(sweep: Sweep, seeds: tuple[int, ...] = ()) -> str:
     """What makes this sweep, or makes it with other seeds."""
     values = ",".join(str(row.value) for row in sweep.equal_epochs)
-    return (
-        f"chromabox sweep {sweep.net} --over {sweep.over}={values} --seeds {' '.join(map(str, seeds or sweep.seeds))} "
-        f"--recipe {sweep.recipe} --epochs {sweep.equal_epochs[0].epochs} --data {sweep.data} -o {sweep.folder}"
-    )
+    words = ["chromabox", "sweep", sweep.net, "--over", f"{sweep.over}={values}", "--seeds"]
+    words += [*map(str, seeds or sweep.seeds), "--recipe", sweep.recipe]
+    words += ["--epochs", str(sweep.equal_epochs[0].epochs), "--data", sweep.data]
+    if sweep.equal_steps:
+        words += ["--steps", str(sweep.equal_steps[0].updates)]
+    return shlex.join([*words, "-o", str(sweep.folder)])
 
 
 def _setting(sweep: Sweep) -> Text:
@@ -105,20 +108,21 @@ def _explanation(sweep: Sweep) -> Text:
     rises = trend_in(sweep, EPOCHS, "test_loss").rises
     then = direction(sweep, STEPS, "test_loss")
     if not rises:
-        why = "As the loss does not rise with the batch size here, there is no rise to explain. "
+        why = "These runs show no rise of the loss with the batch size, so that there is none to explain. "
     elif then == "rises":
         why = (
             "Fewer updates are not the whole reason: with equally many of them the loss still rises with the batch "
             "size. "
         )
     else:
-        falls = (
-            ", but falls: an update that is averaged over more pictures is the better one" if then == "falls" else ""
+        instead = (
+            "the loss falls as the batches grow, each update being averaged over more pictures"
+            if then == "falls"
+            else "these runs show no rise with the batch size that can be told from chance"
         )
         why = (
-            "It is the number of updates that matters and not the size of the batch in itself: with equally many "
-            f"updates the loss no longer rises with the batch size{falls}. What makes large batches worse at equal "
-            "epochs is that they leave the net less trained. "
+            f"It is the number of updates that matters: with equally many of them {instead}. What makes large batches "
+            "worse at equal epochs is that they leave the net less trained. "
         )
     return Text(
         f"{why}An epoch is a fixed number of pictures, so that larger batches mean fewer updates: {{most}} in all with "
@@ -152,9 +156,7 @@ def _still_falling(sweep: Sweep) -> list[Block]:
     for row in (rows[0], rows[-1]):
         losses = [[record["test_loss"] for record in read_metrics(sweep.folder / run)] for run in row.runs]
         fall = float(np.mean([one[-1 - late] - one[-1] for one in losses]))
-        source = (
-            f"test_loss of the last {late} epochs, metrics.jsonl of {sweep.folder}/{row.runs[0].name} and its seeds"
-        )
+        source = f"test_loss of the last {late} epochs in metrics.jsonl of {sweep.folder}/{row.runs[0]} and its seeds"
         falls.append(Number(fall, source, "+.4f"))
     small, large = falls
     if large.value > max(small.value, 0):
@@ -187,11 +189,11 @@ def _pictures(sweep: Sweep) -> Text:
         for end, index in (("_first", 0), ("_last", -1))
     }
     return Text(
-        f"With larger batches and equally many epochs the pictures {verdict}, judged by their mean difference ΔE2000 to "
-        "the true ones: {delta_e_first} with the smallest, {delta_e_last} with the largest batch. PSNR goes from "
-        "{psnr_first} to {psnr_last} dB (the grey pictures themselves have {grey} dB). Colourfulness, which "
-        f"{direction(sweep, EPOCHS, 'colourfulness')}, goes from {{colourfulness_first}} to {{colourfulness_last}}; the "
-        "true pictures have {truth}.",
+        f"With larger batches and equally many epochs the pictures {verdict}, judged by their mean difference ΔE2000 "
+        "to the true ones: {delta_e_first} with the smallest, {delta_e_last} with the largest batch. PSNR goes from "
+        "{psnr_first} to {psnr_last} dB (the grey pictures themselves, dull as they are, have {grey} dB). "
+        f"Colourfulness {direction(sweep, EPOCHS, 'colourfulness')}: {{colourfulness_first}} with the smallest, "
+        "{colourfulness_last} with the largest batch, and {truth} in the true pictures.",
         {
             **ends,
             "grey": said(sweep, "grey_psnr", sweep.grey_psnr, ".2f"),

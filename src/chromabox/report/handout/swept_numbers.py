@@ -7,7 +7,7 @@ import numpy as np
 
 from chromabox.files.whole import write_whole
 from chromabox.report.document import Block, Cell, Figure, Missing, Number, Table, Text
-from chromabox.report.swept import Row, Sweep
+from chromabox.report.swept import Row, Sweep, Value
 from chromabox.report.trend import LEVEL, Trend, trend_of
 
 #: Which numbers a table has: name, heading, how it is printed, factor.
@@ -30,9 +30,9 @@ def rows_of(sweep: Sweep, kind: str) -> Sequence[Row]:
     return sweep.equal_epochs if kind == EPOCHS else sweep.equal_steps
 
 
-def said(sweep: Sweep, key: str, value: float, spec: str = ",.6g") -> Number:
+def said(sweep: Sweep, key: str, value: Value, spec: str = ",.6g") -> Number:
     """A number of ``sweep.json``."""
-    return Number(value, f"{sweep.folder}/sweep.json: {key}", spec)
+    return Number(float(value), f"{sweep.folder}/sweep.json: {key}", spec)
 
 
 def measured(sweep: Sweep, kind: str, index: int, name: str) -> Number:
@@ -107,8 +107,8 @@ def claim(sweep: Sweep, kind: str, what: str) -> Text:
 
 
 def _tests(sweep: Sweep, kind: str, trend: Trend) -> Mapping[str, Number]:
-    def tested(value: float, test: str, spec: str) -> Number:
-        return Number(value, f"{test} of test_loss in {sweep.folder}/sweep.json: {kind}", spec)
+    def tested(value: Value, test: str, spec: str) -> Number:
+        return Number(float(value), f"{test} of test_loss in {sweep.folder}/sweep.json: {kind}", spec)
 
     numbers = {
         "up": tested(trend.up, "rises between neighbours", ".0f"),

@@ -74,7 +74,7 @@ def draw_by_distance(nets: Mapping[str, ByDistance], bounds: Sequence[int | floa
     _save(figure, path)
 
 
-def _band(low: float, high: float) -> str:
+def _band(low: int | float, high: int | float) -> str:
     if low == 0 and high == 1:
         return "on an edge"
     return f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
@@ -158,7 +158,7 @@ def _sheet(rows: Mapping[str, Sequence[Tile]], foot: float = 0.0) -> Figure:
 
 def _panels(count: int, height: float, *, share: bool = False) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharey=share)[0]
+    panels = list(figure.subplots(1, count, squeeze=False, sharey=share)[0])
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=LETTERS)

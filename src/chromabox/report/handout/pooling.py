@@ -98,11 +98,7 @@ def blur(one: Examined) -> Text:
         "colours, and a correlation of {correlation} with it. Halved twice, a picture is {channels} channels of "
         "{height} × {width} places. From those of one place a linear map, fitted on training pictures, reads back "
         "{quarter} % of the variance of that detail in the grey input, against {half} % before the second halving"
-        + (
-            ": detail is lost on the way down, and what is lost there nothing after it can bring back."
-            if lost
-            else ": little is lost."
-        )
+        + (": detail is lost on the way down, and no later layer can bring it back." if lost else ": little is lost.")
         + " On the edges of the grey picture {near} % of the pixels are right, {away} or more pixels away {far} %"
         + (", as one expects of a picture without its detail." if near < far else "."),
         {
@@ -124,13 +120,12 @@ def dullness(one: Examined, ground: Ground) -> Text:
     """Whether vivid colours are given as often as they are true, and whether the net knows how unsure it is."""
     dull = one.vividness.said < DULL * one.vividness.true
     aware = abs(one.vividness.expected - one.vividness.true) < AWARE
+    reason = f"{'nearly' if aware else 'not'} as often as they are true"
     if dull and aware:
-        reason = (
-            "nearly as often as they are true. So the net knows of the vivid colours, but is seldom sure enough of a hue to "
-            "put one of them first, and only the likeliest colour of a pixel is shown"
+        reason += (
+            ". So the net knows of the vivid colours, but is seldom sure enough of a hue to put one of them first, and "
+            "only the likeliest colour of a pixel is shown"
         )
-    else:
-        reason = "nearly as often as they are true" if aware else "which is not as often as they are true"
     return Text(
         f"They {'are too dull' if dull else 'are not too dull'}: the vivid half of the palette (the greater chroma in "
         "CIELab) is the true colour of {true} % of the pixels and the net's answer for {said} %; of the vivid pixels "

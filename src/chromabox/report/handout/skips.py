@@ -183,7 +183,7 @@ def _gradients(plain: Examined, skipping: Examined) -> Text:
     gone = vanishes(plain)
     source = "results.json: nets > {} > relative gradient > {}, largest over smallest"
     numbers = {
-        f"spread_{when}": Number(_spread(plain, when), source.format(plain.net, when), ".0f")
+        f"spread_{when}": Number(_spread(plain, when), source.format(plain.net, when), ",.0f")
         for when in ("start", "end")
     }
     firsts = {
@@ -253,7 +253,7 @@ def _summary(plain: Examined, skipping: Examined, *, near: bool, better: bool) -
         f"{said} One thing is not told apart: the skips also make the net larger, from {{before}} to {{after}} "
         "parameters.",
         {
-            name: Number(count, f"{one.run}/summary.json: parameters", ",.0f")
+            name: whole(count, f"{one.run}/summary.json: parameters")
             for name, count, one in zip(("before", "after"), counts, (plain, skipping), strict=True)
         },
     )

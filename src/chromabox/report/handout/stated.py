@@ -56,7 +56,7 @@ def share(one: Examined, *keys: str | int) -> Number:
 
 def whole(value: int, source: str) -> Number:
     """A whole number."""
-    return Number(value, source, ",.0f")
+    return Number(float(value), source, ",.0f")
 
 
 def record(folder: Path, part: str, values: Mapping[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from chromabox.report.document import Block, Number, Text
+from chromabox.report.document import Block, Text
 from chromabox.report.found import summary_of
 from chromabox.report.handout.compared import NOTICEABLE, draw_edges, gain_near_edges, probe_table
 from chromabox.report.handout.examined import Examined, Ground
-from chromabox.report.handout.stated import share
+from chromabox.report.handout.stated import share, whole
 
 
 def stride_reasons(pool: Examined, strided: Examined, ground: Ground, folder: Path, *, better: bool) -> list[Block]:
@@ -25,7 +25,7 @@ def stride_reasons(pool: Examined, strided: Examined, ground: Ground, folder: Pa
 def _size(pool: Examined, strided: Examined) -> Text:
     counts = [int(summary_of(one.run)["parameters"]) for one in (pool, strided)]
     numbers = {
-        name: Number(count, f"{one.run}/summary.json: parameters", ",.0f")
+        name: whole(count, f"{one.run}/summary.json: parameters")
         for name, count, one in zip(("first", "second"), counts, (pool, strided), strict=True)
     }
     if counts[0] == counts[1]:

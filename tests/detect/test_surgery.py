@@ -53,6 +53,11 @@ def test_a_single_new_class_leaves_the_score_to_objectness() -> None:
     torch.testing.assert_close(other[:, 5].sigmoid(), torch.full_like(other[:, 5], 0.99))
 
 
+def test_a_new_class_may_begin_as_unsure_as_is_wished() -> None:
+    other = numbers(with_classes(small_detector(), ["owl", "newt"], surest=0.1))
+    torch.testing.assert_close(other[:, 5:].sigmoid(), torch.full_like(other[:, 5:], 0.1))
+
+
 def test_the_old_detector_is_not_touched_and_new_rows_can_learn() -> None:
     trained = small_detector()
     before = {name: value.clone() for name, value in trained.net.state_dict().items()}

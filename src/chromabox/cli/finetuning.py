@@ -28,7 +28,7 @@ class FinetuneOptions:
     recipe: FinetuneRecipeName = "default"
     """default: ours; course: the setting of the course's tool."""
     epochs: int | None = None
-    """Instead of the recipe's 5."""
+    """Instead of the recipe's (default 10, course 5)."""
     size: int = 416
     """Side in pixels of the square that pictures are laid into, a multiple of 32."""
     batch: int | None = None

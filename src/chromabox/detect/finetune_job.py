@@ -1,10 +1,12 @@
 """What a fine-tuning run begins with, and what the training loop is told to do: weights, data, loss, rates."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from chromabox.detect.data import load_detection_set
@@ -14,6 +16,7 @@ from chromabox.detect.judge import Judge
 from chromabox.detect.labelled import in_classes_of
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.nets import DetectorNet
+from chromabox.detect.old_net import OldNet
 from chromabox.detect.rates import optimisers_of, schedule_of
 from chromabox.detect.recipes import gentler
 from chromabox.detect.surgery import with_classes
@@ -31,9 +34,9 @@ class Beginning:
     parts: Parts
 
     @property
-    def new(self) -> bool:
-        """Whether there are classes that the weights did not know."""
-        return bool(self.trained.description.get("surgery", {}).get("new"))
+    def new(self) -> int:
+        """The number of classes that the weights did not know."""
+        return len(self.trained.description.get("surgery", {}).get("new", ()))
 
 
 def begin(config: FinetuneConfig, run: Path | None) -> Beginning:
@@ -46,7 +49,7 @@ def begin(config: FinetuneConfig, run: Path | None) -> Beginning:
         raise UsageError(f"views is {config.views} and cache-memory {config.cache_memory}: neither can be below 0")
     data = load_detection_set(config.data)
     if data.named and run is None:
-        trained = with_classes(trained, data.classes, config.keep_old)
+        trained = with_classes(trained, data.classes, config.keep_old, surest=config.recipe.surest_new)
     data, _ = in_classes_of(data, trained.classes)
     depth_of(trained.architecture, config.freeze)
     parts = parts_of(data, config.seed, watch=config.patience is not None)
@@ -66,13 +69,28 @@ def loss_of(net: DetectorNet, config: FinetuneConfig) -> DetectionLoss:
     )
 
 
-def losses_of(until: int, loss: DetectionLoss) -> Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]:
+def old_net_of(config: FinetuneConfig, begun: Beginning, loss: DetectionLoss, device: torch.device) -> OldNet | None:
+    """What holds the old classes to what they were, where they are kept beside new ones and the recipe has it."""
+    if not (config.recipe.old_net and config.keep_old and begun.new):
+        return None
+    net = copy.deepcopy(begun.trained.net).to(device).eval()
+    return OldNet(net, len(begun.trained.classes) - begun.new, loss)
+
+
+def losses_of(
+    until: int, loss: DetectionLoss, old: OldNet | None = None
+) -> Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]:
     """The terms of a batch, whose outputs of the first ``until`` layers are there already."""
 
     def losses(call: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
         kept, targets = batch
-        # Never compiled, see _probe: what is called is the net itself.
-        return loss(cast(DetectorNet, call).forward_rest(kept, until), targets)
+        # Never compiled, see the probe: what is called is the net itself.
+        outputs = cast(DetectorNet, call).forward_rest(kept, until)
+        if old is None:
+            return loss(outputs, targets)
+        opinion = old.look(kept, until, targets)
+        terms, distances = loss(outputs, targets, opinion.sure), old.distances(outputs, opinion)
+        return {**terms, **distances, "loss": terms["loss"] + torch.stack(list(distances.values())).sum()}
 
     return losses
 
@@ -87,7 +105,12 @@ def job_and_plan(
     batches: Callable[[int, int], Any],
     pictures: int,
 ) -> tuple[Job[Batch], Plan]:
-    recipe = config.recipe if begun.new else gentler(config.recipe)
+    recipe = config.recipe
+    if not begun.new:
+        recipe = gentler(recipe, recipe.gentle)
+    elif config.keep_old:
+        recipe = gentler(recipe, recipe.gentle_beside)
+    old = old_net_of(config, begun, loss, next(net.parameters()).device)
     cached = bool(until and config.views)
     plan = Plan(
         epochs=recipe.epochs,
@@ -107,7 +130,7 @@ def job_and_plan(
         net=net,
         optimisers=optimisers,
         batches=batches,
-        losses=losses_of(until if cached else 0, loss),
+        losses=losses_of(until if cached else 0, loss, old),
         validate=lambda net: watch.measure(cast(DetectorNet, net), loss),
         schedule=schedule_of(recipe, optimisers, recipe.epochs, plan.steps_per_epoch),
         describe=lambda: description,

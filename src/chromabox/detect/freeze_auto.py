@@ -1,6 +1,7 @@
 """How many layers to freeze, found by trying: short runs at a few depths on training pictures alone.
 
-The pictures to judge by are not looked at; a part of the training pictures is held out for the trials.
+The pictures to judge by are not looked at; a part of the training pictures is held out for the trials. The deepest
+freeze is the fastest and is tried first, then shallower ones as long as that is worth their time.
 """
 
 import copy
@@ -28,7 +29,7 @@ from chromabox.engine.options import ExecutionOptions
 #: Epochs and the most pictures of a trial, and the share of them that it is judged by.
 EPOCHS, PICTURES, SHARE = 3, 160, 0.25
 #: AP50 by which a shallower freeze must be better to be worth its time.
-WORTH = 0.01
+WORTH = 0.02
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,14 @@ def choose_depth(
         f"freeze auto: trials of {EPOCHS} epochs on {len(begun.parts.train.pictures)} training pictures, judged on "
         f"{len(begun.parts.judge.pictures)} others\nlayers  forward work  seconds an epoch   AP50"
     )
-    trials = []
-    for depth in depths(begun.trained.architecture):
+    trials: list[Trial] = []
+    views = Views(begun.parts.train, config.recipe.name, config.size, config.seed, remembering())
+    for depth in reversed(depths(begun.trained.architecture)):
         with TemporaryDirectory() as folder:
-            trials.append(tried(replace(config, freeze=depth), begun, Path(folder)))
+            trials.append(tried(replace(config, freeze=depth), begun, views, Path(folder)))
         say(str(trials[-1]))
+        if best_of(trials) is not trials[-1]:
+            break
     chosen = best_of(trials).frozen.layers
     say(f"the first {chosen} layers are frozen")
     return replace(config, freeze=chosen, execution=None)
@@ -95,14 +99,13 @@ def fold_of(train: DetectionSet, seed: int) -> Parts:
     return Parts(some.split("train"), None, some.split("val"), ())
 
 
-def tried(config: FinetuneConfig, begun: Beginning, folder: Path) -> Trial:
-    """One short run, with fixed views, in a ``folder`` that nobody needs afterwards."""
-    config = replace(config, recipe=replace(config.recipe, epochs=EPOCHS), views=min(max(config.views, 1), EPOCHS))
+def tried(config: FinetuneConfig, begun: Beginning, views: Views, folder: Path) -> Trial:
+    """One short run, with one fixed view of each picture, in a ``folder`` that nobody needs afterwards."""
+    config = replace(config, recipe=replace(config.recipe, epochs=EPOCHS), views=1)
     assert config.execution is not None
     net = copy.deepcopy(begun.trained.net).train()
     frozen = freeze(net, config.freeze, moving_statistics=config.recipe.moving_statistics)
     until = 0 if frozen.moving_statistics else frozen.layers
-    views = Views(begun.parts.train, config.recipe.name, config.size, config.seed, remembering())
     config.execution.place(net)
     with ExitStack() as stack:
         caches = Caches(stack, config, folder, net, until, lambda line: None)

@@ -18,6 +18,8 @@ from chromabox.errors import UsageError
 
 #: Heads of one net differ in rows and columns, and may in their anchors.
 Head = Float[Tensor, "batch _ numbers _ _"]
+#: Of each of a head's places one number.
+Map = Float[Tensor, "batch _ _ _"]
 
 #: Shares of the terms for decode "sigmoid2", of a net of three heads, 80 classes and pictures of 640 pixels.
 BOX, OBJECTNESS, CLASS = 0.05, 1.0, 0.5
@@ -33,7 +35,8 @@ class DetectionLoss:
 
     Called with the heads' numbers in file order and targets [boxes, 6] (picture index, class, and centre, width and
     height as parts of the square's sides), it gives ``box``, ``objectness`` and ``class``, each as it counts, and their
-    sum ``loss``. It is computed in float32, or in the numbers' own precision if that is higher.
+    sum ``loss``. It is computed in float32, or in the numbers' own precision if that is higher. ``known`` may give the
+    objectness of each head that is known from elsewhere, 0 to 1: so sure is background to be, instead of 0.
 
     Args:
         architecture, kind: of the net.
@@ -63,35 +66,57 @@ class DetectionLoss:
             heads = len(self.architecture.yolos)
             raise UsageError(f"{self.architecture.name}: has {heads} heads; at most {len(BALANCE)} can be trained")
 
-    def __call__(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+    def __call__(
+        self, outputs: Sequence[Head], targets: Targets, known: Sequence[Map] | None = None
+    ) -> dict[str, Tensor]:
         precise = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
         targets = targets.to(precise[0])
-        terms = self._exp(precise, targets) if self.kind.decode == "exp" else self._sigmoid2(precise, targets)
+        goals = [torch.zeros_like(output[:, :, 4]) for output in precise]
+        if known is not None:
+            goals = [goal + own for goal, own in zip(goals, known, strict=True)]
+        take = self._exp if self.kind.decode == "exp" else self._sigmoid2
+        terms = take(precise, targets, goals)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
-    def _sigmoid2(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+    def places(self, outputs: Sequence[Head], targets: Targets) -> list[Places]:
+        """Where each head learns which of the true boxes."""
+        sizes = [(output.shape[-2], output.shape[-1]) for output in outputs]
+        if self.kind.decode == "exp":
+            return best_places(targets, self.architecture, sizes)
+        heads = zip(self.architecture.yolos, self.architecture.strides, sizes, strict=True)
+        return [
+            neighbouring_places(targets, targets.new_tensor(yolo.own_anchors) / stride, *size)
+            for yolo, stride, size in heads
+        ]
+
+    def shares(self, pictures: int) -> dict[str, float]:
+        """What the sum of the heads' terms counts. Of decode "exp" terms are sums over places, of "sigmoid2" means."""
+        if self.kind.decode == "exp":
+            return dict.fromkeys(("box", "objectness", "class"), 1 / pictures)
+        share = 3 / len(self.architecture.yolos) * (pictures if self.recipe == "course" else 1)
+        return {
+            "box": BOX * share,
+            "objectness": OBJECTNESS * share * (self.size / 640) ** 2,
+            "class": CLASS * share * self.classes / 80,
+        }
+
+    def _sigmoid2(self, outputs: Sequence[Head], targets: Targets, goals: Sequence[Map]) -> dict[str, Tensor]:
         """Box 1 − CIoU, objectness towards the overlap that the box has reached, independent classes; all are means."""
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         strides = self.architecture.strides
-        for output, yolo, stride in zip(outputs, self.architecture.yolos, strides, strict=True):
-            anchors = output.new_tensor(yolo.own_anchors) / stride
-            terms = self._sigmoid2_head(output, anchors, targets)
+        for index, places in enumerate(self.places(outputs, targets)):
+            anchors = targets.new_tensor(self.architecture.yolos[index].own_anchors) / strides[index]
+            terms = self._sigmoid2_head(outputs[index], anchors, places, targets, goals[index])
             box = box + terms[0]
-            objectness = objectness + BALANCE[sorted(strides).index(stride)] * terms[1]
+            objectness = objectness + BALANCE[sorted(strides).index(strides[index])] * terms[1]
             category = category + terms[2]
-        share = 3 / len(outputs) * (len(outputs[0]) if self.recipe == "course" else 1)
-        return {
-            "box": BOX * share * box,
-            "objectness": OBJECTNESS * share * (self.size / 640) ** 2 * objectness,
-            "class": CLASS * share * self.classes / 80 * category,
-        }
+        terms = {"box": box, "objectness": objectness, "class": category}
+        return {name: share * terms[name] for name, share in self.shares(len(outputs[0])).items()}
 
     def _sigmoid2_head(
-        self, output: Head, anchors: Float[Tensor, "anchors 2"], targets: Targets
+        self, output: Head, anchors: Float[Tensor, "anchors 2"], places: Places, targets: Targets, goal: Map
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = output.shape[-2:]
-        places = neighbouring_places(targets, anchors, rows, columns)
-        goal = torch.zeros_like(output[:, :, 4])
         box = category = output.new_zeros(())
         if len(places.truth):
             chosen, wanted = _at(output, places), targets[places.truth]
@@ -105,43 +130,27 @@ class DetectionLoss:
                 category = self._class_errors(chosen, wanted).mean()
         return box, self._objectness_errors(output, goal).mean(), category
 
-    def _exp(self, outputs: Sequence[Head], targets: Targets) -> dict[str, Tensor]:
+    def _exp(self, outputs: Sequence[Head], targets: Targets, goals: Sequence[Map]) -> dict[str, Tensor]:
         """YOLOv3's own (Redmon and Farhadi 2018, section 2): sums over boxes and cells, divided by the pictures.
 
         Of the squared error of width and height half is taken, whose slope is the difference that darknet descends by.
         """
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
-        sizes = [(output.shape[-2], output.shape[-1]) for output in outputs]
-        learnt = best_places(targets, self.architecture, sizes)
-        ignored = self._ignored(outputs, targets)
-        for index, (output, places) in enumerate(zip(outputs, learnt, strict=True)):
+        ignored = overlapping(outputs, targets, self.architecture, self.kind, IGNORED_ABOVE)
+        for index, (output, places) in enumerate(zip(outputs, self.places(outputs, targets), strict=True)):
             chosen, wanted = _at(output, places), targets[places.truth]
-            inside = _in_cells(wanted, places, *sizes[index])
+            inside = _in_cells(wanted, places, output.shape[-2], output.shape[-1])
             stride, anchors = self.architecture.strides[index], self.architecture.yolos[index].own_anchors
             sides = (inside[:, 2:] * stride / inside.new_tensor(anchors)[places.anchor]).log()
             errors = F.binary_cross_entropy_with_logits(chosen[:, :2], inside[:, :2].clamp(0, 1), reduction="none")
             errors = errors + (chosen[:, 2:4] - sides).square() / 2
             box = box + (errors * (2 - wanted[:, 4:5] * wanted[:, 5:6])).sum()
             category = category + self._class_errors(chosen, wanted).sum()
-            goal = torch.zeros_like(output[:, :, 4])
-            goal[places.picture, places.anchor, places.row, places.column] = 1
-            objectness = objectness + self._objectness_errors(output, goal)[(goal > 0) | ~ignored[index]].sum()
+            learnt = (places.picture, places.anchor, places.row, places.column)
+            goals[index][learnt], ignored[index][learnt] = 1, False
+            objectness = objectness + self._objectness_errors(output, goals[index])[~ignored[index]].sum()
         pictures = len(outputs[0])
         return {"box": box / pictures, "objectness": objectness / pictures, "class": category / pictures}
-
-    @torch.no_grad()
-    def _ignored(self, outputs: Sequence[Head], targets: Targets) -> list[Bool[Tensor, "batch anchors _ _"]]:
-        """Where each head's present box overlaps a true box of its picture too well to be called background."""
-        height, width = (outputs[0].shape[side] * self.architecture.strides[0] for side in (-2, -1))
-        boxes, _ = decode([output[:, :, :5] for output in outputs], self.architecture, self.kind, height)
-        corners = torch.cat([targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2], 1)
-        corners = corners.to(boxes) * boxes.new_tensor([width, height, width, height])
-        found = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-        for picture in targets[:, 0].long().unique().tolist():
-            found[picture] = _overlaps_any(boxes[picture], corners[targets[:, 0] == picture])
-        shapes = [output[:, :, 4].shape for output in outputs]
-        parts = found.split([math.prod(shape[1:]) for shape in shapes], 1)
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _class_errors(self, chosen: Float[Tensor, "places numbers"], wanted: Targets) -> Float[Tensor, "places _"]:
         """Binary cross-entropy of every class at every place, its positives counted ``cls_pw``-fold."""
@@ -173,8 +182,27 @@ def complete_iou(some: Float[Tensor, "boxes 4"], others: Float[Tensor, "boxes 4"
     return iou - distance / (diagonal + tiny) - trade * shape
 
 
-def _overlaps_any(boxes: Float[Tensor, "some 4"], others: Float[Tensor, "others 4"]) -> Bool[Tensor, " some"]:
-    """Whether a box (left, top, right, bottom) overlaps any of the others by more than ``IGNORED_ABOVE``.
+@torch.no_grad()
+def overlapping(
+    outputs: Sequence[Head], targets: Targets, architecture: Architecture, kind: Kind, least: float
+) -> list[Bool[Tensor, "batch anchors _ _"]]:
+    """Where each head's box overlaps a true box of its picture by more than ``least``."""
+    height, width = (outputs[0].shape[side] * architecture.strides[0] for side in (-2, -1))
+    boxes, _ = decode([output[:, :, :5] for output in outputs], architecture, kind, height)
+    corners = torch.cat([targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2], 1)
+    corners = corners.to(boxes) * boxes.new_tensor([width, height, width, height])
+    found = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    for picture in targets[:, 0].long().unique().tolist():
+        found[picture] = _overlaps_any(boxes[picture], corners[targets[:, 0] == picture], least)
+    shapes = [output[:, :, 4].shape for output in outputs]
+    parts = found.split([math.prod(shape[1:]) for shape in shapes], 1)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _overlaps_any(
+    boxes: Float[Tensor, "some 4"], others: Float[Tensor, "others 4"], least: float
+) -> Bool[Tensor, " some"]:
+    """Whether a box (left, top, right, bottom) overlaps any of the others by more than ``least``.
 
     Intersection over union s / (a + b − s) exceeds t where s exceeds t (a + b) / (1 + t).
     """
@@ -182,7 +210,7 @@ def _overlaps_any(boxes: Float[Tensor, "some 4"], others: Float[Tensor, "others 
     x0, y0, x1, y1 = others.T
     wide = torch.minimum(right, x1).sub_(torch.maximum(left, x0)).clamp_(0)
     high = torch.minimum(bottom, y1).sub_(torch.maximum(top, y0)).clamp_(0)
-    areas = ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0)).mul_(IGNORED_ABOVE / (1 + IGNORED_ABOVE))
+    areas = ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0)).mul_(least / (1 + least))
     return (wide.mul_(high) > areas).any(1)
 
 

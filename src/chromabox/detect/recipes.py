@@ -30,6 +30,8 @@ class FinetuneRecipe:
     """Of the peak rate, at the end of the run."""
     gentle: float = 1.0
     """Factor on both rates where the weights know all classes already: what they know is then all there is to lose."""
+    gentle_beside: float = 1.0
+    """Factor on both rates where new classes are learnt beside the old ones."""
     schedule: Literal["cosine", "linear"]
     """The way from the peak to the end."""
     warm_up_epochs: float = 0.0
@@ -53,6 +55,11 @@ class FinetuneRecipe:
     """Instead of a fixed decay the average's memory as a part of the run; 0: none."""
     moving_statistics: bool
     """Whether the batch normalisation of frozen layers goes on counting, as in the course's tool."""
+    old_net: bool = False
+    """Whether, when new classes are learnt beside old ones, the net that the run began with is imitated where no box is
+    marked; see ``chromabox.detect.old_net``."""
+    surest_new: float = 0.99
+    """The highest score at which a class begins that the weights did not know; see ``chromabox.detect.surgery``."""
     class_weight: float = 1.0
     objectness_weight: float = 1.0
     """``pos_weight`` of both cross-entropies."""
@@ -89,6 +96,7 @@ def course() -> FinetuneRecipe:
         average_decay=0.9999,
         average_ramp=2000.0,
         moving_statistics=True,
+        surest_new=0.99,
     )
 
 
@@ -96,13 +104,14 @@ def default() -> FinetuneRecipe:
     """Ours."""
     return FinetuneRecipe(
         name="default",
-        epochs=5,
+        epochs=10,
         batch_size=16,
         optimiser="muon",
         learning_rate=0.004,
         other_learning_rate=0.001,
         final_share=0.0,
         gentle=0.025,
+        gentle_beside=0.25,
         schedule="linear",
         warm_up_most=0.1,
         warm_up_epochs=1.0,
@@ -110,15 +119,18 @@ def default() -> FinetuneRecipe:
         weight_decay=0.01,
         average=0.1,
         moving_statistics=False,
+        old_net=True,
+        # A lone class that begins sure learns nothing: only objectness can tell it from all that the net knows.
+        surest_new=0.1,
     )
 
 
 RECIPES = {"course": course, "default": default}
 
 
-def gentler(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The recipe for weights that know all of the data's classes."""
-    rates = recipe.learning_rate * recipe.gentle, recipe.other_learning_rate * recipe.gentle
+def gentler(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
+    """The recipe with so much of its rates."""
+    rates = recipe.learning_rate * factor, recipe.other_learning_rate * factor
     return replace(recipe, learning_rate=rates[0], other_learning_rate=rates[1])
 
 

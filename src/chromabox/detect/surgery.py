@@ -17,7 +17,9 @@ from chromabox.errors import ChromaboxError, UsageError
 HIGHEST_PRIOR = 0.99
 
 
-def with_classes(trained: TrainedDetector, names: Sequence[str], keep_old: bool = False) -> TrainedDetector:
+def with_classes(
+    trained: TrainedDetector, names: Sequence[str], keep_old: bool = False, *, surest: float = HIGHEST_PRIOR
+) -> TrainedDetector:
     """The detector with heads for the classes ``names``, matched by name; everything but class rows is copied.
 
     Names are compared without regard to case and to "_" or "-" for a space. Rows of classes that the detector knows are
@@ -27,6 +29,7 @@ def with_classes(trained: TrainedDetector, names: Sequence[str], keep_old: bool 
     Args:
         names: all different.
         keep_old: the old classes stay, in their places, and names that are new are appended.
+        surest: above 0 and below 1, the highest score at which a new class may begin.
 
     Returns:
         A new detector in evaluation mode; ``trained`` is not touched. Raises UsageError for names that are no such
@@ -44,7 +47,7 @@ def with_classes(trained: TrainedDetector, names: Sequence[str], keep_old: bool 
         assert isinstance(yolo, Yolo)
         for part in ("weight", "bias"):
             name = f"layers.{head - 1}.convolution.{part}"
-            state[name] = _rows(state[name], len(yolo.mask), rows)
+            state[name] = _rows(state[name], len(yolo.mask), rows, surest)
     net.load_state_dict(state)
     kept = [name for name, row in zip(classes, rows, strict=True) if row >= 0]
     begun = [name for name, row in zip(classes, rows, strict=True) if row < 0]
@@ -75,10 +78,10 @@ def _architecture(architecture: Architecture, classes: int) -> Architecture:
     return replace(architecture, layers=tuple(layers))
 
 
-def _rows(values: Tensor, anchors: int, rows: Sequence[int]) -> Tensor:
+def _rows(values: Tensor, anchors: int, rows: Sequence[int], surest: float) -> Tensor:
     """Kernel or bias of a head: of every anchor the five rows of box and objectness, then those of the classes."""
     by_anchor = values.unflatten(0, (anchors, -1))
-    prior = min(1 / len(rows), HIGHEST_PRIOR)
+    prior = min(1 / len(rows), surest)
     begun = torch.full_like(by_anchor[:, :1], math.log(prior / (1 - prior)) if values.ndim == 1 else 0.0)
     parts = [by_anchor[:, :5], *(begun if row < 0 else by_anchor[:, 5 + row : 6 + row] for row in rows)]
     return torch.cat(parts, 1).flatten(0, 1)

@@ -1,19 +1,31 @@
 """Whole runs of fine-tuning on a made set: what is in the folder, what stands still, stopping and going on."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from boxed import yolo_set
+from chromabox.detect.classes import COCO_CLASSES
+from chromabox.detect.collage import Things, write_collage
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import evaluate_detector
 from chromabox.detect.finetune import FinetuneConfig, finetune, read_finetune_config
-from chromabox.detect.finetune_job import begin
+from chromabox.detect.finetune_job import begin, loss_of
+from chromabox.detect.finetune_probe import Costs, Probe
+from chromabox.detect.kinds import DARKNET
+from chromabox.detect.layers import yolov3_tiny
+from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.weights import load_detector, save_detector
+from chromabox.detect.views import Views, remembering
+from chromabox.detect.weights import TrainedDetector, load_detector, save_detector
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.execution import Execution
 from chromabox.engine.log import Record, read_metrics
@@ -52,17 +64,14 @@ def _quiet(line: str) -> None:
 
 
 class _StopError(Exception):
-    """Stands for kill -9 after an epoch's checkpoint."""
+    """Ends a run after an epoch's checkpoint."""
 
 
-@pytest.mark.parametrize(
-    ("recipe", "views", "keep_old"),
-    [("default", 2, False), ("default", 0, False), ("default", 2, True), ("course", 2, False)],
-)
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not(
-    recipe: str, views: int, keep_old: bool, folder: Path, weights: Path, tmp_path: Path
+@pytest.mark.parametrize(("recipe", "views"), [("default", 2), ("default", 0), ("course", 2)])
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not(
+    recipe: str, views: int, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    config = _config(folder, weights, recipe, 3, views=views, keep_old=keep_old)
+    config = _config(folder, weights, recipe, 3, views=views)
     whole = finetune(config, tmp_path / "whole", say=_quiet)
 
     def stop(record: Record) -> None:
@@ -77,6 +86,50 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(
     torch.testing.assert_close(found["resume"]["average"], expected["resume"]["average"], rtol=0, atol=0)
     assert again.summary["after"] == whole.summary["after"]
     assert [record["epoch"] for record in read_metrics(tmp_path / "parts")] == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def tiny_and_collage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """YOLOv3-tiny with drawn weights, and a set of pictures with things of noise on them."""
+    place = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = DetectorNet(yolov3_tiny(), DARKNET).eval()
+    save_detector(place / "tiny.safetensors", TrainedDetector(net, COCO_CLASSES, 416, {}))
+    draw = np.random.default_rng(0)
+    things = Things(draw.integers(0, 256, (20, 3, 32, 32), np.uint8), np.arange(20) % 2)
+    counts = {"train": 8, "val": 4, "test": 1}
+    names = ("horse", "frog")
+    write_collage(place / "set", classes=names, counts=counts, size=96, things=dict.fromkeys(counts, things))
+    return place / "tiny.safetensors", place / "set"
+
+
+def test_a_process_that_kill_9_ended_is_gone_on_with_to_the_same_result(
+    tiny_and_collage: tuple[Path, Path], tmp_path: Path
+) -> None:
+    weights, data = tiny_and_collage
+    killed = tmp_path / "killed"
+    fixed = "--precision float32 --channels-last no --threads 1"
+    options = f"{data} --weights {weights} --epochs 5 --size 96 --batch 4 --views 2 {fixed} -o {killed}"
+    command = [sys.executable, "-m", "chromabox", "finetune", *options.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        try:
+            until = time.monotonic() + 300
+            while child.poll() is None and len(read_metrics(killed)) < 2:
+                assert time.monotonic() < until, "the run has not come to its second epoch"
+                time.sleep(0.02)
+        finally:
+            child.kill()
+        assert child.wait(60) == -signal.SIGKILL, child.stdout.read()
+    assert 2 <= len(read_metrics(killed)) < 5
+    config = read_finetune_config(killed)
+    again = finetune(config, killed, resume=True, say=_quiet)
+    whole = finetune(config, tmp_path / "whole", say=_quiet)
+    found, expected = (load_checkpoint(folder / "last.safetensors")[0] for folder in (killed, tmp_path / "whole"))
+    torch.testing.assert_close(found["net"], expected["net"], rtol=0, atol=0)
+    assert again.summary["after"] == whole.summary["after"]
+    ours, theirs = (read_metrics(folder) for folder in (killed, tmp_path / "whole"))
+    assert [{**one, "seconds": 0} for one in ours] == [{**one, "seconds": 0} for one in theirs]
 
 
 def test_the_folder_is_a_detector_for_the_data_s_classes(folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -118,19 +171,6 @@ def test_old_classes_may_stay_and_what_is_left_of_them_is_measured(folder: Path,
     assert outcome.trained.classes == (*CLASSES, "hedgehog")
     expected = evaluate_detector(small_detector(), load_detection_set(old).split("val"), size=64, draws=2)
     assert outcome.summary["retained"]["ap50_before"] == pytest.approx(expected.coco.ap50)
-    assert {"train_old_box", "train_old_class"} <= read_metrics(tmp_path / "run")[0].keys()
-
-
-@pytest.mark.parametrize(
-    ("recipe", "keep_old", "names"),
-    [("default", False, ("dog", "hedgehog")), ("default", True, ("dog", "cat")), ("course", True, ("dog", "hedgehog"))],
-)
-def test_the_old_net_is_imitated_by_ours_alone_and_beside_new_classes_only(
-    recipe: str, keep_old: bool, names: tuple[str, ...], weights: Path, tmp_path: Path
-) -> None:
-    data = yolo_set(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, names)
-    finetune(_config(data, weights, recipe, 1, keep_old=keep_old), tmp_path / "run", say=_quiet)
-    assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
 def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_path: Path) -> None:
@@ -139,7 +179,7 @@ def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_pa
         place = tmp_path / names[1]
         labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
         config = _config(yolo_set(place / "set", labels, names), weights, epochs=1)
-        assert begin(config, None).new == ("hedgehog" in names)
+        assert begin(config, None).new is ("hedgehog" in names)
         finetune(config, place / "run", say=_quiet)
         optimisers = load_checkpoint(place / "run" / "last.safetensors")[0]["resume"]["optimisers"]
         rates.append(optimisers[0]["param_groups"][0]["lr"])
@@ -159,6 +199,37 @@ def test_time_and_memory_are_told_beforehand(folder: Path, weights: Path, tmp_pa
     (line,) = [line for line in said if "minutes in all" in line]
     assert line.startswith("6 pictures train, 3 batches an epoch, running on cpu, float32")
     assert read_finetune_config(tmp_path).execution is not None
+
+
+@pytest.mark.parametrize(
+    ("views", "filling", "epoch"),
+    [
+        # 2 views of 6 pictures and 3 that judge at 5 s, 9 to read at 1 s; 3 steps at 7 s, 3 judged at 2 s.
+        (2, "84 s", "27.0 s"),
+        # Without a cache of views: 3 that judge; each epoch draws 6 views.
+        (0, "24 s", "57.0 s"),
+    ],
+)
+def test_the_time_told_adds_up_what_was_measured(
+    views: int, filling: str, epoch: str, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(folder, weights, epochs=10, views=views)
+    begun = begin(config, None)
+    net = begun.trained.net
+    train = Views(begun.parts.train, "default", 64, 0, remembering())
+    monkeypatch.setattr(Probe, "costs", lambda *arguments: Costs(1.0, 5.0, 7.0, 2.0))
+    said: list[str] = []
+    Probe(config, net, 3, loss_of(net, config), train, begun.parts).choose(ExecutionOptions(threads=1), said.append)
+    minutes = (float(filling[:-2]) + 10 * float(epoch[:-2])) / 60
+    assert f"about {filling} to fill the caches, then {epoch} an epoch, {minutes:.1f} minutes in all" in said[0]
+
+
+def test_the_probe_changes_nothing(folder: Path, weights: Path, tmp_path: Path) -> None:
+    fixed = ExecutionOptions(precision="float32", channels_last="no", threads=1)
+    runs = [finetune(_config(folder, weights), tmp_path / "told", say=_quiet)]
+    runs.append(finetune(_config(folder, weights, execution=None), tmp_path / "probed", options=fixed, say=_quiet))
+    first, second = (run.trained.net.state_dict() for run in runs)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, ev
 from chromabox.detect.finetune_caches import Caches
 from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
 from chromabox.detect.finetune_job import begin, job_and_plan, loss_of
-from chromabox.detect.finetune_probe import probe
+from chromabox.detect.finetune_probe import Probe
 from chromabox.detect.freeze import Frozen, freeze
 from chromabox.detect.intervals import paired_difference
 from chromabox.detect.labelled import DetectionSet, in_classes_of, plain_name
@@ -65,7 +65,8 @@ def finetune(
     loss = loss_of(net, config)
     views = Views(begun.parts.train, config.recipe.name, config.size, config.seed, remembering())
     if config.execution is None:
-        config = replace(config, execution=probe(config, options or ExecutionOptions(), net, until, loss, views, say))
+        probe = Probe(config, net, until, loss, views, begun.parts)
+        config = replace(config, execution=probe.choose(options or ExecutionOptions(), say))
     assert config.execution is not None
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {**asdict(config), "versions": versions()})

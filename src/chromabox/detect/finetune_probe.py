@@ -3,72 +3,135 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
+from chromabox.detect.augment import read_pixels
 from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.finetune_job import losses_of
+from chromabox.detect.judge import fill_judge
+from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.nets import DetectorNet
-from chromabox.detect.prefix_cache import PrefixCache, fill, plan_cache
-from chromabox.detect.views import Views, chunks_of, targets_of
+from chromabox.detect.prefix_cache import PrefixCache, plan_cache
+from chromabox.detect.rates import optimisers_of
+from chromabox.detect.views import Batch, Parts, Views, chunks_of, fill_views, targets_of
 from chromabox.engine.execution import Execution, choose_execution
 from chromabox.engine.machine import peak_memory
 from chromabox.engine.options import ExecutionOptions
 
-#: Pictures that the probe draws and computes.
-_PROBED = 4
+#: Pictures that are tried: as many as go through the frozen layers at once.
+_PROBED = 8
 
 
-def probe(
-    config: FinetuneConfig,
-    options: ExecutionOptions,
-    net: DetectorNet,
-    until: int,
-    loss: DetectionLoss,
-    views: Views,
-    say: Callable[[str], None],
-) -> Execution:
-    """How to run, by measuring real steps on copies; tells what the run will take."""
-    begin = time.perf_counter()
-    count = min(_PROBED, len(views))
-    drawn = [views.draw(0, index) for index in range(count)]
-    drawing = (time.perf_counter() - begin) / count
-    begin = time.perf_counter()
-    cached = bool(until and config.views)
-    depth = until if cached else 0
-    plan = plan_cache(net, depth, config.size, count, "float32")
-    cache = PrefixCache(plan, None)
-    fill(cache, net, depth, (torch.from_numpy(pixels) for pixels, _ in drawn))
-    computing = (time.perf_counter() - begin) / count
-    many = [place % count for place in range(min(config.recipe.batch_size, len(views)))]
-    kept, targets = cache.read(many), targets_of([drawn[place][1] for place in many])
-    batches = len(chunks_of(len(views), config.recipe.batch_size, config.seed, 0))
-    run = losses_of(depth, loss)
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, each measured after a first time that warms up."""
 
-    def step(call: Callable[[Tensor], Tensor]) -> Tensor:
+    read: float
+    """To decode a picture."""
+    view: float
+    """To draw a view of decoded pictures and compute the frozen layers for it."""
+    step: float
+    """Of training on a batch."""
+    judged: float
+    """To validate on a picture."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is tried: a net whose first ``until`` layers stand still, the data, and the loss."""
+
+    config: FinetuneConfig
+    net: DetectorNet
+    until: int
+    loss: DetectionLoss
+    views: Views
+    parts: Parts
+
+    @property
+    def depth(self) -> int:
+        """The layers whose outputs for training views are kept."""
+        return self.until if self.config.views else 0
+
+    def choose(self, options: ExecutionOptions, say: Callable[[str], None]) -> Execution:
+        """How to run, by measuring real steps on copies; tells what the run will take."""
+        config, few = self.config, self._few(self.views.data)
+        cache = self._cache(self.depth, len(few.pictures))
+        boxes = fill_views(cache, self.net, self.depth, replace(self.views, data=few), 1)
+        places = [place % len(boxes) for place in range(min(config.recipe.batch_size, len(self.views)))]
+        batch = cache.read(places), targets_of([boxes[place] for place in places])
+        # What is trained is a part of the net, called by a method of its own, which torch.compile does not reach.
+        options = replace(options, compiled="no")
+        steps = self._batches() * config.recipe.epochs
+        execution = choose_execution(options, self.net, lambda call: self._loss(call, batch), steps)
+        self._tell(self.costs(execution, cache, batch), execution, say)
+        return execution
+
+    def costs(self, execution: Execution, cache: PrefixCache, batch: Batch) -> Costs:
+        """What things cost in the way of running that was chosen, on a copy of the net."""
+        net = copy.deepcopy(self.net).train()
+        execution.place(net)
+        few = replace(self.views, data=self._few(self.views.data))
+        read = _seconds(lambda: [read_pixels(one.path) for one in few.data.pictures]) / len(few)
+        view = _seconds(lambda: fill_views(cache, net, self.depth, few, 1, workers=execution.threads)) / len(few)
+
+        optimisers = optimisers_of(net, self.config.recipe)
+
+        def backward() -> None:
+            with execution.autocast():
+                loss = self._loss(cast(Callable[[Tensor], Tensor], net), batch)
+            loss.backward()
+            loss.item()  # Waits for a graphics card to finish.
+
+        step = _seconds(backward)
+        step += _seconds(lambda: [one.step() for one in optimisers]) / self.config.recipe.accumulate
+        data = self._few(self.parts.watch or self.parts.judge)
+        own, size = self._cache(self.until, len(data.pictures)), self.config.size
+        judge = fill_judge(own, net, self.until, data, size, self.views.read, workers=execution.threads)
+        net.eval()
+        return Costs(read, view, step, _seconds(lambda: judge.measure(net, self.loss)) / len(data.pictures))
+
+    def _tell(self, costs: Costs, execution: Execution, say: Callable[[str], None]) -> None:
+        config, parts = self.config, self.parts
+        watched = 0 if parts.watch is None else len(parts.watch.pictures)
+        judged, count = len(parts.judge.pictures), len(self.views)
+        views = min(config.views, config.recipe.epochs) * count if self.depth else 0
+        filling = (views + judged + watched) * costs.view + (count + judged + watched) * costs.read
+        epoch = self._batches() * costs.step + (watched or judged) * costs.judged
+        # Without a cache views are drawn while the net computes, but not for nothing where cores are few.
+        epoch += 0 if self.depth else count * costs.view
+        say(
+            f"{count:,} pictures train, {self._batches()} batches an epoch, running on {execution}; about "
+            f"{filling:.0f} s to fill the caches, then {epoch:.1f} s an epoch, "
+            f"{(filling + epoch * config.recipe.epochs) / 60:.1f} minutes in all, and {peak_memory() / 1e9:.1f} GB of "
+            "memory besides the caches"
+        )
+
+    def _batches(self) -> int:
+        return len(chunks_of(len(self.views), self.config.recipe.batch_size, self.config.seed, 0))
+
+    def _cache(self, depth: int, views: int) -> PrefixCache:
+        return PrefixCache(plan_cache(self.net, depth, self.config.size, views, "float32"), None)
+
+    def _loss(self, call: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+        kept, targets = batch
         device = next(cast(nn.Module, call).parameters()).device
-        return run(call, ({layer: one.to(device) for layer, one in kept.items()}, targets.to(device)))["loss"]
+        moved = {layer: one.to(device) for layer, one in kept.items()}, targets.to(device)
+        return losses_of(self.depth, self.loss)(call, moved)["loss"]
 
-    # What is trained is a part of the net, called by a method of its own, which torch.compile does not reach.
-    steps = batches * config.recipe.epochs
-    execution = choose_execution(replace(options, compiled="no"), net, step, steps)
-    twin = copy.deepcopy(net).train()
-    execution.place(twin)
-    with execution.autocast():
+    @staticmethod
+    def _few(data: DetectionSet) -> DetectionSet:
+        return replace(data, pictures=data.pictures[:_PROBED])
+
+
+def _seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The middle of a few times after one that warms up."""
+    durations = []
+    for _ in range(repeats + 1):
         begin = time.perf_counter()
-        step(cast(Callable[[Tensor], Tensor], twin)).backward()
-        seconds = time.perf_counter() - begin
-    epoch = batches * seconds + (0 if cached else len(views) * drawing / execution.threads)
-    filling = min(config.views, config.recipe.epochs) * len(views) * (drawing + computing) if cached else 0.0
-    say(
-        f"{len(views):,} pictures train, {batches} batches an epoch, running on {execution}; about "
-        + (f"{filling:.0f} s to fill the cache, then " if cached else "")
-        + f"{epoch:.1f} s an epoch besides validation, "
-        f"{(filling + epoch * config.recipe.epochs) / 60:.1f} minutes in all, and {peak_memory() / 1e9:.1f} GB of "
-        "memory besides the caches"
-    )
-    return execution
+        work()
+        durations.append(time.perf_counter() - begin)
+    return sorted(durations[1:])[repeats // 2]

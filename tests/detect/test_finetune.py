@@ -67,11 +67,14 @@ class _StopError(Exception):
     """Ends a run after an epoch's checkpoint."""
 
 
-@pytest.mark.parametrize(("recipe", "views"), [("default", 2), ("default", 0), ("course", 2)])
+@pytest.mark.parametrize(
+    ("recipe", "views", "keep_old"),
+    [("default", 2, False), ("default", 0, False), ("default", 2, True), ("course", 2, False)],
+)
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not(
-    recipe: str, views: int, folder: Path, weights: Path, tmp_path: Path
+    recipe: str, views: int, keep_old: bool, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    config = _config(folder, weights, recipe, 3, views=views)
+    config = _config(folder, weights, recipe, 3, views=views, keep_old=keep_old)
     whole = finetune(config, tmp_path / "whole", say=_quiet)
 
     def stop(record: Record) -> None:
@@ -171,6 +174,19 @@ def test_old_classes_may_stay_and_what_is_left_of_them_is_measured(folder: Path,
     assert outcome.trained.classes == (*CLASSES, "hedgehog")
     expected = evaluate_detector(small_detector(), load_detection_set(old).split("val"), size=64, draws=2)
     assert outcome.summary["retained"]["ap50_before"] == pytest.approx(expected.coco.ap50)
+    assert {"train_old_box", "train_old_class"} <= read_metrics(tmp_path / "run")[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keep_old", "names"),
+    [("default", False, ("dog", "hedgehog")), ("default", True, ("dog", "cat")), ("course", True, ("dog", "hedgehog"))],
+)
+def test_the_old_net_is_imitated_by_ours_alone_and_beside_new_classes_only(
+    recipe: str, keep_old: bool, names: tuple[str, ...], weights: Path, tmp_path: Path
+) -> None:
+    data = yolo_set(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, names)
+    finetune(_config(data, weights, recipe, 1, keep_old=keep_old), tmp_path / "run", say=_quiet)
+    assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
 def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_path: Path) -> None:
@@ -179,7 +195,7 @@ def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_pa
         place = tmp_path / names[1]
         labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
         config = _config(yolo_set(place / "set", labels, names), weights, epochs=1)
-        assert begin(config, None).new is ("hedgehog" in names)
+        assert begin(config, None).new == ("hedgehog" in names)
         finetune(config, place / "run", say=_quiet)
         optimisers = load_checkpoint(place / "run" / "last.safetensors")[0]["resume"]["optimisers"]
         rates.append(optimisers[0]["param_groups"][0]["lr"])

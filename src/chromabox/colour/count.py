@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from sympy import Expr, Integer, Matrix, Poly, Symbol, prod, symbols
+from sympy import Expr, Integer, Matrix, Poly, Symbol, collect, prod, symbols
 from torch import nn
 
 from chromabox.colour.nets import NETS, build_net
@@ -136,9 +136,9 @@ class NetCount:
 
 
 def tidy(expression: Expr) -> Expr:
-    """A sum of products, with the symbols that all of them share put in front."""
+    """A sum of products, with what all of them share put in front, and those of one power of k together."""
     shared, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    return prod(symbol**power for symbol, power in zip(SYMBOLS, shared, strict=True)) * rest.as_expr()
+    return prod(symbol**power for symbol, power in zip(SYMBOLS, shared, strict=True)) * collect(rest.as_expr(), K)
 
 
 def count_net(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> NetCount:
@@ -237,18 +237,22 @@ class _Affine:
         self.points = Matrix([[1, *(one[name] for name in names)] for one in settings])
         self.needed = len(names) + 1
         self.inverse = self.points[: self.needed, :].inv()
+        self.known: dict[Sides, Expr | None] = {}
 
     def product(self, name: str, quantity: Sequence[Sides]) -> Expr:
         """A layer's quantity: the product of its sides, each a formula. ChromaboxError where none fits."""
-        return prod((self._side(name, values) for values in zip(*quantity, strict=True)), start=Integer(1))
+        factors = []
+        for values in zip(*quantity, strict=True):
+            if values not in self.known:
+                self.known[values] = self._formula(values)
+            if self.known[values] is None:
+                raise ChromaboxError(
+                    f"{name}: one of its sides is {', '.join(map(str, values))} at the settings tried; no formula "
+                    "without powers and roundings fits"
+                )
+            factors.append(self.known[values])
+        return prod(factors, start=Integer(1))
 
-    def _side(self, name: str, values: Sequence[int]) -> Expr:
-        if len(set(values)) == 1:
-            return Integer(values[0])
+    def _formula(self, values: Sides) -> Expr | None:
         coefficients = self.inverse * Matrix(values[: self.needed])
-        if self.points * coefficients != Matrix(values):
-            raise ChromaboxError(
-                f"{name}: one of its sides is {', '.join(map(str, values))} at the settings tried; no formula without "
-                "powers and roundings fits"
-            )
-        return self.symbols.dot(coefficients)
+        return self.symbols.dot(coefficients) if self.points * coefficients == Matrix(values) else None

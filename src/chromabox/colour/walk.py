@@ -56,7 +56,7 @@ def walk(net: nn.Module, channels: int, height: int, width: int) -> list[Run]:
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         return lambda layer, taken, given: runs.append(_seen(name, layer, taken, given, counted))
 
-    with _watched(net, watch):
+    with _watched(net, watch), torch.no_grad():
         # Two pictures, because BatchNorm refuses to train on a single number a channel.
         functional_call(net, blank, (torch.empty(2, channels, height, width, device="meta"),))
     for name, _ in net.named_parameters():

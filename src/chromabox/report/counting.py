@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sympy import Expr, Integer, Poly, Rational
 
-from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, NetCount, Values, W, count_module, count_net
+from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, K, NetCount, Values, W, count_module, count_net
 from chromabox.colour.geometry import Answer, figure_geometry
 from chromabox.colour.nets import NETS
 from chromabox.colour.trained import load_trained
@@ -74,16 +75,21 @@ def _detector(title: str, size: int | None, net: DetectorNet) -> Counting:
     return Counting(title, count_module(net, channels=channels, multiple=multiple, height=side, width=side))
 
 
-def formula_text(expression: Expr) -> str:
-    """A formula in plain characters, as ``k²·(NIC·NF + 4·NF²)``."""
+def formula_text(expression: Expr | Poly) -> str:
+    """A formula in plain characters, as ``k²·(NIC·NF + 4·NF²) + 12·NF``."""
     shared, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    terms = [_product(powers, coefficient) for powers, coefficient in rest.terms()]
-    if not any(shared):
-        return " + ".join(terms)
-    front = _product(shared, Integer(1))
-    if len(terms) > 1:
-        return f"{front}·({' + '.join(terms)})"
-    return front if terms == ["1"] else _product(shared, rest.LC())
+    groups = [dict(terms) for _, terms in groupby(rest.terms(), key=_power_of_k)]
+    if len(groups) > 1:
+        terms = [formula_text(Poly(group, *SYMBOLS)) for group in groups]
+    else:
+        terms = [_product(powers, coefficient) for powers, coefficient in rest.terms()]
+    if len(terms) == 1:
+        return _product(shared, rest.LC())
+    return f"{_product(shared, Integer(1))}·({' + '.join(terms)})" if any(shared) else " + ".join(terms)
+
+
+def _power_of_k(term: tuple[tuple[int, ...], Rational]) -> int:
+    return term[0][SYMBOLS.index(K)]
 
 
 def _product(powers: Sequence[int], coefficient: Rational) -> str:

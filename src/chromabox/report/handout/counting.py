@@ -311,7 +311,7 @@ def _limits(tries: Tries) -> list[Block]:
 
 
 def _by_dilation(dilation: int, tries: Tries) -> list[Cell]:
-    """Kernels for which the rule is right in strided and in transposed layers; those with several answers, with none."""
+    """Kernels for which the rule is right in strided and transposed layers; those with several answers, with none."""
     found = {kernel: tries[kernel, dilation] for kernel in TRIED}
     strided, transposed = (
         [kernel for kernel in TRIED if _only_rule(kernel)[stage][0] in found[kernel][stage]] for stage in (0, 1)

@@ -67,7 +67,7 @@ with torch.inference_mode():
 @contextmanager
 def ultralytics(venv: Path | None, threads: int) -> Iterator[Callable[[], float] | None]:
     """Seconds of one of its passes at every call; None where it cannot be had."""
-    python = _ultralytics_python(venv)
+    python = ultralytics_python(venv)
     if python is None:
         yield None
         return
@@ -87,7 +87,7 @@ def ultralytics(venv: Path | None, threads: int) -> Iterator[Callable[[], float]
         process.stdin.close()
 
 
-def _ultralytics_python(venv: Path | None) -> Path | None:
+def ultralytics_python(venv: Path | None) -> Path | None:
     if venv is None:
         print("Ultralytics: passed over; give --ultralytics VENV, a folder in which it is or may be installed")
         return None

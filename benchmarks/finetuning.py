@@ -1,27 +1,21 @@
-"""Fine-tuning on real data: what it gains, what it keeps, and what an epoch costs with and without the cache.
+"""Fine-tuning on real data: what it gains and what it keeps. What it costs: finetuning_speed.py.
 
-    python benchmarks/finetuning.py raccoon coco128 keep epochs [--threads N] [-o RESULTS.json]
+    python benchmarks/finetuning.py raccoon coco128 keep [--threads N] [-o RESULTS.json]
 
 * raccoon: AP50 on the set's own 44-box test split by ``chromabox finetune raccoon`` as it stands, and beside it the
   same recipe from random weights, of which nothing is frozen.
 * coco128: COCO128's training pictures, judged on 128 of val2017, by our recipe as it stands, and by the course's with
   the course's ten frozen layers.
 * keep: raccoon as the 81st class: its AP50, and the mean AP50 of the 80 on the 128 pictures before and after.
-* epochs: seconds of an epoch of COCO128 with the first ten layers frozen, cached, against nothing frozen; both without
-  validation, in turns. Filling the cache is told apart.
 
 Parts that are not asked for stay in RESULTS.json as they are. The sets are found as ``chromabox data check NAME`` finds
 them; weights are YOLOv3-tiny's.
 """
 
 import argparse
-import copy
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +23,11 @@ from typing import Any
 import torch
 
 from chromabox.detect.finetune import FinetuneConfig, finetune
-from chromabox.detect.finetune_caches import Caches
-from chromabox.detect.finetune_job import begin, loss_of, losses_of
-from chromabox.detect.freeze import freeze
 from chromabox.detect.nets import DetectorNet
-from chromabox.detect.rates import optimisers_of
 from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.views import Views, remembering
 from chromabox.detect.weights import load_detector, save_detector
 from chromabox.engine.execution import Execution
 from machine import describe, write_results
-
-TURNS = 3
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -83,44 +70,9 @@ def keep(folder: Path, execution: Execution) -> dict[str, Any]:
     return run(folder / "keep", data="raccoon", recipe=recipe, keep_old=True, retain="coco128", execution=execution)
 
 
-def epochs(folder: Path, execution: Execution) -> dict[str, Any]:
-    config = FinetuneConfig(data="coco128", recipe=finetune_recipe("default"), views=1, execution=execution)
-    begun = begin(config, None)
-    views = Views(begun.parts.train, "default", config.size, 0, remembering())
-    ways: dict[str, Callable[[], float]] = {}
-    with ExitStack() as stack:
-        filling = 0.0
-        for name, depth in (("cached, 10 layers frozen", 10), ("nothing frozen", 0)):
-            net = copy.deepcopy(begun.trained.net).train()
-            freeze(net, depth)
-            caches = Caches(stack, replace(config, freeze=depth), folder, net, depth, print)
-            batches = caches.batches(views)
-            filling = max(filling, caches.seconds)
-            losses = losses_of(depth, loss_of(net, config))
-            optimisers = optimisers_of(net, config.recipe)
-
-            def epoch(net=net, batches=batches, losses=losses, optimisers=optimisers) -> float:  # type: ignore[no-untyped-def]
-                begin_at = time.perf_counter()
-                for batch in batches(0, 0):
-                    net.zero_grad()
-                    losses(net, batch)["loss"].backward()
-                    for optimiser in optimisers:
-                        optimiser.step()
-                return time.perf_counter() - begin_at
-
-            ways[name] = epoch
-        ways["nothing frozen"]()  # Pictures are decoded now.
-        seconds = {name: [] for name in ways}  # type: ignore[var-annotated]
-        for _ in range(TURNS):
-            for name, way in ways.items():
-                seconds[name].append(way())
-    cached, whole = (statistics.median(values) for values in seconds.values())
-    return {"seconds": seconds, "seconds filling": filling, "ratio": whole / cached}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"raccoon": raccoon, "coco128": coco128, "keep": keep, "epochs": epochs}
+    parts = {"raccoon": raccoon, "coco128": coco128, "keep": keep}
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-o", "--output", type=Path)

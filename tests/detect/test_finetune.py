@@ -235,7 +235,7 @@ def test_the_time_told_adds_up_what_was_measured(
     train = Views(begun.parts.train, "default", 64, 0, remembering())
     monkeypatch.setattr(Probe, "costs", lambda *arguments: Costs(1.0, 5.0, 7.0, 2.0))
     said: list[str] = []
-    Probe(config, net, 3, loss_of(net, config), train, begun.parts).choose(ExecutionOptions(threads=1), said.append)
+    Probe(config, net, 3, loss_of(net, config), train, begun).choose(ExecutionOptions(threads=1), said.append)
     minutes = (float(filling[:-2]) + 10 * float(epoch[:-2])) / 60
     assert f"about {filling} to fill the caches, then {epoch} an epoch, {minutes:.1f} minutes in all" in said[0]
 

@@ -65,7 +65,7 @@ def finetune(
     loss = loss_of(net, config)
     views = Views(begun.parts.train, config.recipe.name, config.size, config.seed, remembering())
     if config.execution is None:
-        probe = Probe(config, net, until, loss, views, begun.parts)
+        probe = Probe(config, net, until, loss, views, begun)
         config = replace(config, execution=probe.choose(options or ExecutionOptions(), say))
     assert config.execution is not None
     folder.mkdir(parents=True, exist_ok=True)

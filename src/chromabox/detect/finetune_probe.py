@@ -6,19 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from chromabox.detect.augment import read_pixels
 from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.finetune_job import losses_of
+from chromabox.detect.finetune_job import Beginning, losses_of, old_net_of
 from chromabox.detect.judge import fill_judge
 from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.prefix_cache import PrefixCache, plan_cache
 from chromabox.detect.rates import optimisers_of
-from chromabox.detect.views import Batch, Parts, Views, chunks_of, fill_views, targets_of
-from chromabox.engine.execution import Execution, choose_execution
+from chromabox.detect.views import Batch, Views, chunks_of, fill_views, targets_of
+from chromabox.engine.execution import Execution, choose_execution, device_of
 from chromabox.engine.machine import peak_memory
 from chromabox.engine.options import ExecutionOptions
 
@@ -49,7 +50,7 @@ class Probe:
     until: int
     loss: DetectionLoss
     views: Views
-    parts: Parts
+    begun: Beginning
 
     @property
     def depth(self) -> int:
@@ -66,11 +67,14 @@ class Probe:
         # What is trained is a part of the net, called by a method of its own, which torch.compile does not reach.
         options = replace(options, compiled="no")
         steps = self._batches() * config.recipe.epochs
-        execution = choose_execution(options, self.net, lambda call: self._loss(call, batch), steps)
-        self._tell(self.costs(execution, cache, batch), execution, say)
+        loss = self._loss(torch.device(device_of(options)), batch)
+        execution = choose_execution(options, self.net, loss, steps)
+        self._tell(self.costs(execution, cache, loss), execution, say)
         return execution
 
-    def costs(self, execution: Execution, cache: PrefixCache, batch: Batch) -> Costs:
+    def costs(
+        self, execution: Execution, cache: PrefixCache, loss: Callable[[Callable[[Tensor], Tensor]], Tensor]
+    ) -> Costs:
         """What things cost in the way of running that was chosen, on a copy of the net."""
         net = copy.deepcopy(self.net).train()
         execution.place(net)
@@ -82,20 +86,20 @@ class Probe:
 
         def backward() -> None:
             with execution.autocast():
-                loss = self._loss(cast(Callable[[Tensor], Tensor], net), batch)
-            loss.backward()
-            loss.item()  # Waits for a graphics card to finish.
+                value = loss(cast(Callable[[Tensor], Tensor], net))
+            value.backward()
+            value.item()  # Waits for a graphics card to finish.
 
         step = _seconds(backward)
         step += _seconds(lambda: [one.step() for one in optimisers]) / self.config.recipe.accumulate
-        data = self._few(self.parts.watch or self.parts.judge)
+        data = self._few(self.begun.parts.watch or self.begun.parts.judge)
         own, size = self._cache(self.until, len(data.pictures)), self.config.size
         judge = fill_judge(own, net, self.until, data, size, self.views.read, workers=execution.threads)
         net.eval()
         return Costs(read, view, step, _seconds(lambda: judge.measure(net, self.loss)) / len(data.pictures))
 
     def _tell(self, costs: Costs, execution: Execution, say: Callable[[str], None]) -> None:
-        config, parts = self.config, self.parts
+        config, parts = self.config, self.begun.parts
         watched = 0 if parts.watch is None else len(parts.watch.pictures)
         judged, count = len(parts.judge.pictures), len(self.views)
         views = min(config.views, config.recipe.epochs) * count if self.depth else 0
@@ -116,11 +120,12 @@ class Probe:
     def _cache(self, depth: int, views: int) -> PrefixCache:
         return PrefixCache(plan_cache(self.net, depth, self.config.size, views, "float32"), None)
 
-    def _loss(self, call: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    def _loss(self, device: torch.device, batch: Batch) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
+        """The loss of a batch, as a function of what is called on it."""
+        losses = losses_of(self.depth, self.loss, old_net_of(self.config, self.begun, self.loss, device))
         kept, targets = batch
-        device = next(cast(nn.Module, call).parameters()).device
         moved = {layer: one.to(device) for layer, one in kept.items()}, targets.to(device)
-        return losses_of(self.depth, self.loss)(call, moved)["loss"]
+        return lambda call: losses(call, moved)["loss"]
 
     @staticmethod
     def _few(data: DetectionSet) -> DetectionSet:

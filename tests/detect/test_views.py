@@ -61,9 +61,21 @@ def test_what_is_shared_and_what_is_damaged_is_told(tmp_path: Path) -> None:
     (place / "images/train/c.png").write_bytes(whole[: len(whole) // 2])
     parts = parts_of(load_detection_set(place), 0, watch=False)
     assert [one.path.name for one in parts.train.pictures] == ["a.png", "b.png"]
-    assert len(parts.told) == 2
+    assert len(parts.told) == 3
     assert "c.png" in parts.told[0]
-    assert "x.png are the same or nearly, one trains and one judges" in parts.told[1]
+    judged, trained = place / "images/val/x.png", place / "images/train/a.png"
+    assert (
+        f"1 of 2 pictures that judge are the same as training pictures or nearly, {judged} as {trained}"
+        in parts.told[1]
+    )
+    assert parts.told[2] == "2 of 2 classes have under 5 boxes to learn from"
+
+
+def test_a_set_that_judges_by_what_it_trains_on_is_told_once(tmp_path: Path) -> None:
+    place = yolo_set(tmp_path, {f"train/{name}": BOX for name in "abcdef"}, CLASSES)
+    (place / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog, fox]\n")
+    (line,) = parts_of(load_detection_set(place), 0, watch=False).told
+    assert line.startswith("6 of 6 pictures that judge are the same")
 
 
 def test_without_validation_pictures_some_are_held_out(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from chromabox.detect.augment import Pixels, View, ViewBoxes, augmented_view, read_pixels
+from chromabox.detect.check import FEW_BOXES
 from chromabox.detect.evaluate import held_out_split
 from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.predict import in_order
 from chromabox.detect.prefix_cache import PrefixCache, as_images, fill
 from chromabox.detect.splits import held_out
-from chromabox.detect.twins import find_twins, fingerprints
+from chromabox.detect.twins import Twins, find_twins, fingerprints
 from chromabox.engine.log import progress
 from chromabox.errors import UsageError
 
@@ -52,8 +53,8 @@ def parts_of(data: DetectionSet, seed: int, *, watch: bool) -> Parts:
 
     Judged is by the validation pictures, else the test pictures; to ``watch`` a part of the training pictures is kept
     apart, since whoever stops by the pictures that he is judged by, flatters himself. Pictures that cannot be decoded
-    are left out and told, as are pictures that training and judging share. Raises UsageError for a set without
-    training pictures.
+    are left out and told; told is also how many pictures training and judging share, and how many classes have hardly
+    a box to learn from. Raises UsageError for a set without training pictures.
     """
     prints, damaged = fingerprints([one.path for one in data.pictures])
     told = [f"{why}; left out" for why in damaged.values()]
@@ -69,14 +70,34 @@ def parts_of(data: DetectionSet, seed: int, *, watch: bool) -> Parts:
     train = replace(data, pictures=tuple(one for one in data.pictures if one.split in names), splits=tuple(names))
     if not train.pictures or not any(len(one.boxes) for one in train.pictures):
         raise UsageError(f"the data has no labelled training pictures; its splits are {', '.join(data.splits)}")
-    mine, theirs = ({one.path for one in part.pictures} for part in (train, judge))
-    shared = [pair for pair in find_twins(prints) if len({pair.first, pair.second} & mine) == 1]
-    shared = [pair for pair in shared if len({pair.first, pair.second} & theirs) == 1]
-    told += [f"{pair.first} and {pair.second} are the same or nearly, one trains and one judges" for pair in shared]
+    told += [*_shared(train, judge, find_twins(prints)), *_thin(train)]
     if not watch:
         return Parts(train, None, judge, tuple(told))
     both = held_out(train, share=WATCHED, seed=seed)
     return Parts(both.split("train"), both.split("val"), judge, tuple(told))
+
+
+def _shared(train: DetectionSet, judge: DetectionSet, twins: Sequence[Twins]) -> list[str]:
+    """What flatters: judging pictures that are training pictures as well, or nearly."""
+    mine, theirs = ({one.path for one in part.pictures} for part in (train, judge))
+    pairs = [(one, other) for pair in twins for one, other in ((pair.first, pair.second), (pair.second, pair.first))]
+    found = {other: one for one, other in pairs if one in mine and other in theirs}
+    found |= {path: path for path in mine & theirs}
+    if not found:
+        return []
+    judged, trained = min(found.items())
+    return [
+        f"{len(found)} of {len(theirs)} pictures that judge are the same as training pictures or nearly, {judged} as "
+        f"{trained} for one: what is measured flatters"
+    ]
+
+
+def _thin(train: DetectionSet) -> list[str]:
+    """Whether some classes are hardly to be learnt."""
+    numbers = [one.classes[~one.is_crowd] for one in train.pictures]
+    boxes = np.bincount(np.concatenate(numbers), minlength=len(train.classes))
+    known, thin = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < FEW_BOXES)).sum())
+    return [f"{thin} of {known} classes have under {FEW_BOXES} boxes to learn from"] if thin else []
 
 
 def remembering(most: int = REMEMBERED) -> Reader:

@@ -40,13 +40,13 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
         else:
             _draw_band(right, epochs, 100 * _series(sweep, row, "test_accuracy"), colour, str(row.value))
     left.set(xlabel="epochs", ylabel="cross-entropy (nats a pixel)")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if counts_differ:
         _mark_equal_steps(right, sweep)
         right.set(xlabel="updates", ylim=left.get_ylim())
     else:
         right.set(xlabel="epochs", ylabel="test pixels right (%)")
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(title=sweep.over.replace("-", " "), fontsize=9)

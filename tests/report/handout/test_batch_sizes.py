@@ -264,7 +264,7 @@ def test_other_sweeps_follow(tmp_path: Path) -> None:
     [table] = [block for block in section.blocks if isinstance(block, Table)]
     assert table.columns[0] == "kernel"
     text = the_text(section, "The test loss is lowest, 1.1050")
-    assert "at kernel 3; as kernel goes up it rises." in str(text)
+    assert "at kernel 3; with greater values it rises." in str(text)
     both = section_of(made_up(tmp_path / "sweep", RISING, RISING), other)
     assert [isinstance(block, Table) for block in both.blocks].count(True) == 3
     assert not any(isinstance(block, Missing) for block in both.blocks)
@@ -275,7 +275,7 @@ def test_losses_of_palettes_of_different_sizes_are_not_compared(tmp_path: Path) 
     text = the_text(section_of(sweep), "Losses and accuracies of palettes of different sizes")
     assert "ΔE2000 is lowest" in str(text)
     assert text.numbers["best"].value == 64
-    assert str(text).endswith("as colours goes up it falls.")
+    assert str(text).endswith("with greater values it falls.")
 
 
 def test_a_sweep_on_disk_is_found(tmp_path: Path) -> None:

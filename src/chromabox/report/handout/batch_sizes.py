@@ -253,7 +253,7 @@ def _best(sweep: Sweep, over: str) -> Text:
         else ""
     )
     return Text(
-        f"{lead}The {named} is lowest, {{lowest}}, at {over} {{best}}; as {over} goes up it "
+        f"{lead}The {named} is lowest, {{lowest}}, at {over} {{best}}; with greater values it "
         f"{direction(sweep, EPOCHS, quantity)}.",
         {
             "lowest": measured(sweep, EPOCHS, best, quantity),

@@ -194,7 +194,7 @@ def _numbers(name: str, count: NetCount, formulas: Count, size: Values) -> list[
     """A count's three numbers at a size."""
     source = f"chromabox.colour.count: {name} at {size_text(size)} with {settings_text(count)}"
     numbers = zip(QUANTITIES, formulas.numbers({**count.values, **size}), strict=True)
-    return [Number(value, f"{source}: {quantity}", ",d") for quantity, value in numbers]
+    return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
 
 
 def _rows(*columns: Sequence[Cell]) -> Rows:
@@ -256,7 +256,8 @@ def _rule(tries: Tries) -> list[Block]:
     """The assignment's own general answer against what real layers say."""
     rows: Rows = []
     for kernel in TRIED:
-        rule = [Number(one, f"chromabox.colour.geometry.handout_pair({kernel})", "d") for one in handout_pair(kernel)]
+        source = f"chromabox.colour.geometry.handout_pair({kernel})"
+        rule = [Number(float(one), source, ".0f") for one in handout_pair(kernel)]
         right = "yes" if tries[kernel, 1][:2] == _only_rule(kernel) else "no"
         rows.append([f"{kernel}", *rule, *_cells(kernel, tries), right])
     wrong = ", ".join(f"{row[0]}" for row in rows if row[-1] == "no")
@@ -332,7 +333,7 @@ def _cells(kernel: int, tries: Tries) -> list[Cell]:
     strided, transposed, _ = tries[kernel, 1]
     columns = ([one for one, _ in strided], [one for one, _ in transposed], [one for _, one in transposed])
     source = f"chromabox.colour.geometry.searched({kernel})"
-    return [Number(one[0], source, "d") if len(one) == 1 else _list(one) for one in columns]
+    return [Number(float(one[0]), source, ".0f") if len(one) == 1 else _list(one) for one in columns]
 
 
 def _refusals(stride: int) -> str:

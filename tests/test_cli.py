@@ -197,7 +197,10 @@ def test_every_verb_has_help(chromabox: Callable[..., Said], verb: str) -> None:
 
 
 def test_the_verbs(chromabox: Callable[..., Said]) -> None:
-    words = "data palette train evaluate compare colour score export weights detect finetune demo"
+    words = (
+        "data palette train evaluate compare sweep colour score export weights detect finetune "
+        "count geometry check report demo"
+    )
     assert list(VERBS) == words.split()
     code, out, _ = chromabox("--help")
     assert code == 0

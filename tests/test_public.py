@@ -80,21 +80,27 @@ FLAGS = {
     f"--hold-out --patience --size --kernel --filters --dilation --start {EXECUTION}",
     "evaluate": "--data --temperature --split --size -o --output",
     "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
+    "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {EXECUTION}",
     "colour": "-o --output --net --style --temperature --palette --lock --ban --replace --hints --leave-grey-below "
     "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet "
     "--smoothing",
     "score": "-o --output",
-    "export": "--onnx",
+    "export": "--onnx --size",
     "weights": "-o --output --architecture --kind --classes --test --no-test",
     "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
     "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch --views --cache-memory "
     f"--keep-old-classes --no-keep-old-classes --retain --patience --seed --resume {EXECUTION}",
+    "count": "--size --kernel --filters --colours --in-channels --biases --no-biases --batch-norm --no-batch-norm "
+    "--others --no-others",
+    "geometry": "--kernel --stride --dilation",
+    "check": "--time --memory --json",
+    "report": f"-o --output --all --no-all --quick --no-quick {EXECUTION}",
     "demo": "-o --output",
 }
 
 # (arguments, a part of what is said): what the command line itself finds wrong before any work is begun.
 WRONG_USE = [
-    ("", "palette, train, evaluate, compare, colour, score,"),
+    ("", "palette, train, evaluate, compare, sweep, colour,"),
     ("frobnicate", "frobnicate"),
     ("data mnist", "cifar10"),
     ("train nonet", "nonet"),

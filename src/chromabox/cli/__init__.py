@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 import tyro
 
+from chromabox.cli.checking import check
 from chromabox.cli.colouring import colour, demo, export, score
+from chromabox.cli.counting import count, geometry
 from chromabox.cli.detecting import detect, weights
 from chromabox.cli.finetuning import finetune
 from chromabox.cli.palettes import data, palette
+from chromabox.cli.reporting import report
+from chromabox.cli.sweeping import sweep
 from chromabox.cli.training import compare, evaluate, train
 
 VERBS: dict[str, Callable[..., int]] = {
@@ -16,12 +20,17 @@ VERBS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "sweep": sweep,
     "colour": colour,
     "score": score,
     "export": export,
     "weights": weights,
     "detect": detect,
     "finetune": finetune,
+    "count": count,
+    "geometry": geometry,
+    "check": check,
+    "report": report,
     "demo": demo,
 }
 

@@ -9,8 +9,8 @@ from tyro.conf import Positional, arg
 def check(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     *,
-    time: float = 60,
-    memory: float = 4,
+    time: float = 60.0,
+    memory: float = 4.0,
     json: Path | None = None,
 ) -> int:
     """Check your own PoolUpsampleNet, ConvTransposeNet and UNet against figure 1 of the assignment, layer by layer.

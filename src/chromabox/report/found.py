@@ -15,7 +15,8 @@ class Found:
     """Folders of finished runs, each list in the order of its paths."""
 
     colour: dict[str, list[Path]] = field(default_factory=dict)
-    """Of nets with a palette, by the net's name; all of one recipe, data and palette, so that they can be compared."""
+    """Of nets with a palette, by the net's name in the assignment's order, then by seed; all of one recipe, data and
+    palette, so that they can be compared."""
     sweeps: list[Path] = field(default_factory=list)
     """Folders that hold a ``sweep.json``."""
     detectors: list[Path] = field(default_factory=list)
@@ -80,5 +81,5 @@ def _choose(colour: dict[tuple[str, str, str], list[Path]], found: Found) -> Non
                 "others; give them to a report of their own"
             )
             continue
-        for run in runs:
+        for run in sorted(runs, key=lambda run: (NETS_IN_ORDER.index(summary_of(run)["net"]), summary_of(run)["seed"])):
             found.colour.setdefault(summary_of(run)["net"], []).append(run)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image
 
 from boxed import yolo_set
 from chromabox.cli.finetuning import FinetuneOptions, finetune
 from chromabox.detect.detections import Detections
 from chromabox.detect.labelled import Labelled
-from chromabox.detect.weights import save_detector
+from chromabox.detect.predict import detect_picture
+from chromabox.detect.ready import make_ready
+from chromabox.detect.weights import load_detector, save_detector
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.finetuning import SIDE, worst_mistakes
@@ -66,9 +69,23 @@ def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneOptions], capsys:
     finetune(options=FinetuneOptions(resume=folder, execution=FAST))
     said = capsys.readouterr().out
     assert "AP50 on 2 held-out pictures: " in said
-    assert f"use it: chromabox detect PICTURE --weights {folder} -o found/" in said
-    assert f"chromabox weights {folder}/best.safetensors -o {folder}/best.weights" in said
+    assert said.splitlines()[-1] == f"use it: chromabox detect PICTURE --weights {folder} -o found/"
+    assert f"for any ONNX runtime: {folder}/best.onnx; checked against PyTorch on 4 photographs" in said
+    assert f"for darknet: {folder}/best.weights" in said
     assert (folder / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["", "best.onnx", "best.weights"])
+def test_every_form_finds_the_same(run: tuple[Path, FinetuneOptions], name: str) -> None:
+    folder, _ = run
+    pixels = skimage.data.coffee()
+    ours, theirs = (
+        detect_picture(pixels, make_ready(load_detector(path)), confidence=0.05, size=64)
+        for path in (folder / "best.safetensors", folder / name)
+    )
+    assert len(ours.xyxy) > 3
+    np.testing.assert_array_equal(theirs.xyxy, ours.xyxy)
+    np.testing.assert_array_equal(theirs.confidence, ours.confidence)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from chromabox.detect.boxes import iou
+from chromabox.detect.copies import write_copies
 from chromabox.detect.detections import Detections
 from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune
 from chromabox.detect.freeze_auto import choose_depth
@@ -39,13 +40,15 @@ def finetune_and_report(
     *,
     options: ExecutionOptions | None = None,
     resume: bool = False,
+    copies: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Fine-tune into ``folder``, draw and tell what came of it; returns the summary.
 
     Beside what the run writes: ``curves.png`` (losses, AP), ``evaluation/`` (table, curves, confusions of the result on
-    the judging pictures), ``sheet.png`` (truth | found) and ``mistakes.png``. The curves are drawn for a run that was
-    stopped, too. With ``freeze`` as ``auto`` the depth is chosen first.
+    the judging pictures), ``sheet.png`` (truth | found), ``mistakes.png``, and with ``copies`` the result in the forms
+    that other programs read. The curves are drawn for a run that was stopped, too. With ``freeze`` as ``auto`` the
+    depth is chosen first.
     """
     if config.freeze == "auto":
         config = choose_depth(config, options or ExecutionOptions(), say=say)
@@ -62,13 +65,14 @@ def finetune_and_report(
     write_pictures(outcome, folder)
     for warning in outcome.summary["warnings"]:
         print(f"chromabox: {warning}", file=sys.stderr)
-    for line in told(outcome, folder):
+    copied = list(write_copies(outcome.trained, folder)) if copies else []
+    for line in told(outcome, folder, copied):
         say(line)
     return outcome.summary
 
 
-def told(outcome: Outcome, folder: Path) -> list[str]:
-    """Before and after, what it cost, where it is, and how to use it."""
+def told(outcome: Outcome, folder: Path, copied: Sequence[str]) -> list[str]:
+    """Before and after, what it cost, where it and its copies are, and how to use it."""
     summary = outcome.summary
     lines = []
     for name, heading in (("ap50", "AP50"), ("ap", "AP")):
@@ -90,9 +94,7 @@ def told(outcome: Outcome, folder: Path) -> list[str]:
         f"the caches, at most {summary['peak_memory'] / 1e9:.2f} GB of memory"
     )
     lines.append(f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)")
-    lines.append(f"use it: chromabox detect PICTURE --weights {folder} -o found/")
-    lines.append(f"for darknet: chromabox weights {folder}/best.safetensors -o {folder}/best.weights --no-test")
-    return lines if outcome.trained.kind.name == "darknet" else lines[:-1]
+    return [*lines, *copied, f"use it: chromabox detect PICTURE --weights {folder} -o found/"]
 
 
 def draw_losses(records: Sequence[Record], path: Path, title: str) -> None:

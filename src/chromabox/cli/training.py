@@ -30,8 +30,9 @@ class TrainOptions:
     data: str = "cifar10:horse"
     """cifar10:CLASS (several joined by +), cifar10:all, or a folder of pictures (photo: always a folder)."""
     palette: str = "auto"
-    """A palette file, a shipped one (horse24, cifar24), course, or auto: the assignment's own where a mirror offers it
-    (else horse24) for CIFAR horses, cifar24 for other CIFAR data, fitted to the pictures for a folder."""
+    """A palette file, a shipped one (horse24, cifar24), course, fitted:K (K colours fitted to the data), or auto: the
+    assignment's own where a mirror offers it (else horse24) for CIFAR horses, cifar24 for other CIFAR data, fitted to
+    the pictures for a folder."""
     seed: int = 0
     """Seed of everything random."""
     output: OptionalOutput = None
@@ -238,7 +239,7 @@ def _resumed(options: TrainOptions) -> "tuple[Path, TrainConfig]":
     config = read_config(folder)
     _refuse_new_settings(options, config.net)
     if options.epochs is not None:
-        config = replace(config, recipe=replace(config.recipe, epochs=_more_epochs(options)))
+        config = replace(config, steps=None, recipe=replace(config.recipe, epochs=_more_epochs(options)))
     if config.execution is not None:
         config = replace(config, execution=config.execution.changed(options.execution))
     return folder, config

@@ -74,12 +74,29 @@ def _choose(colour: dict[tuple[str, str, str], list[Path]], found: Found) -> Non
         return len({one["net"] for one in summaries}), max(one["epochs"] for one in summaries)
 
     kinds = sorted(colour.items(), key=lambda kind: worth(kind[1]), reverse=True)
-    for index, ((recipe, data, palette), runs) in enumerate(kinds):
-        if index:
-            found.left_out.append(
-                f"{len(runs)} runs by the {recipe} recipe on {data} with palette {palette}: not comparable with the "
-                "others; give them to a report of their own"
-            )
-            continue
-        for run in sorted(runs, key=lambda run: (NETS_IN_ORDER.index(summary_of(run)["net"]), summary_of(run)["seed"])):
-            found.colour.setdefault(summary_of(run)["net"], []).append(run)
+    for (recipe, data, palette), runs in kinds[1:]:
+        found.left_out.append(
+            f"{len(runs)} runs by the {recipe} recipe on {data} with palette {palette}: not comparable with the "
+            "others, so give them to a report of their own"
+        )
+    for net in NETS_IN_ORDER:
+        own = [run for _, runs in kinds[:1] for run in runs if summary_of(run)["net"] == net]
+        if own:
+            found.colour[net] = _alike(net, own, found)
+
+
+def _alike(net: str, runs: list[Path], found: Found) -> list[Path]:
+    """Of a net's runs those that differ in nothing but the seed: the largest such group, of equal ones the longest."""
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        what = {name: config.get(name) for name in ("recipe", "settings", "steps", "size", "hold_out", "accumulate")}
+        groups.setdefault(json.dumps(what, sort_keys=True), []).append(run)
+    best = max(groups.values(), key=lambda group: (len(group), max(summary_of(run)["epochs"] for run in group)))
+    others = [run for group in groups.values() if group is not best for run in group]
+    if others:
+        found.left_out.append(
+            f"{len(others)} runs of {net} with other settings than the rest, from {others[0]} on: not comparable with "
+            "the others, so give them to a report of their own"
+        )
+    return sorted(best, key=lambda run: int(summary_of(run)["seed"]))

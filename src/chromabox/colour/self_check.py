@@ -101,7 +101,7 @@ class _Heard:
 
 
 def self_check(
-    path: Path, *, nets: Sequence[str] = tuple(CLASSES), seconds: float = 60, gigabytes: float = 4
+    path: Path, *, nets: Sequence[str] = tuple(CLASSES), seconds: float = 60.0, gigabytes: float = 4.0
 ) -> SelfCheck:
     """Hold the classes of a .py file or notebook beside figure 1. The file is executed, in a child process.
 

@@ -117,6 +117,11 @@ def _watched(net: nn.Module, stack: list[tuple[str, nn.Module]], called: set[str
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's own switch: nothing is compiled here, and the compiler's import would double the start."""
+        return False
+
     def __init__(self, batch: Tensor) -> None:
         super().__init__()
         self.trace = Trace()

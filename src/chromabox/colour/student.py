@@ -5,13 +5,14 @@ and appends JSON lines to the file ``result``: first what is about to be done, t
 reads them after a crash knows where it was. Nothing is judged here: that is :mod:`chromabox.colour.verdicts`'.
 """
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ CLASSES = {"pool-upsample": "PoolUpsampleNet", "conv-transpose": "ConvTransposeN
 class Teller:
     """Writes one JSON line after another, each at once."""
 
-    def __init__(self, file: TextIO, places: Sequence[str] = ()) -> None:
+    def __init__(self, file: io.TextIOBase, places: Sequence[str] = ()) -> None:
         self.file, self.places = file, places
 
     def tell(self, **event: Any) -> None:

@@ -44,7 +44,10 @@ class NetCheck:
 
 def our_steps(net: str) -> list[Step]:
     """The steps of the figure's net at the usual sizes, two pictures of 32 × 32."""
-    return record(NETS[net](**USUAL).train(), torch.rand(2, USUAL["num_in_channels"], SIDE, SIDE)).steps
+    trace = record(NETS[net](**USUAL).train(), torch.rand(2, USUAL["num_in_channels"], SIDE, SIDE))
+    if trace.error is not None:
+        raise trace.error
+    return trace.steps
 
 
 def judge(net: str, facts: Facts) -> NetCheck:

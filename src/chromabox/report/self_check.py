@@ -20,7 +20,7 @@ STYLES = {True: "green", False: "red", None: "yellow"}
 
 
 def report_self_check(
-    path: Path, *, seconds: float = 60, gigabytes: float = 4, output: Path | None = None
+    path: Path, *, seconds: float = 60.0, gigabytes: float = 4.0, output: Path | None = None
 ) -> SelfCheck:
     """Check the file's classes, print what was found, and write it as JSON to the file `output`.
 

@@ -19,6 +19,7 @@ from chromabox.colour.student_trials import SIDE
 from chromabox.colour.verdicts import our_steps
 from chromabox.report.document import Block, Cell, Code, Number, Section, Table, Text
 from chromabox.report.found import Found
+from chromabox.report.handout.stated import whole
 from chromabox.report.self_check import MARKS
 
 KERNELS = range(1, 10)
@@ -99,12 +100,12 @@ def unet_code(found: Found, folder: Path) -> Section:
         "the grey one. Block 1's output must therefore be kept in `forward` until block 3 is done. Everything else is "
         "as in part B; the wider inputs cost {more} parameters.",
         {
-            "joins": Number(len(joins), "torch.cat calls recorded in one pass of unet", ".0f"),
+            "joins": whole(len(joins), "torch.cat calls recorded in one pass of unet"),
             "wide": _set("unet", after, "inputs"),
             "narrow": _set("conv-transpose", plain, "inputs"),
             "last": _set("unet", last, "inputs"),
             "colours": _set("unet", last, "outputs"),
-            "more": Number(more, "parameters of unet, less those of conv-transpose", ",.0f"),
+            "more": whole(more, "parameters of unet, less those of conv-transpose"),
         },
     )
     padding = Text(
@@ -132,7 +133,7 @@ def _first(steps: list[Step], kind: str) -> Step:
 
 def _set(net: str, step: Step, name: str) -> Number:
     """A setting of a step."""
-    return Number(float(step.settings[name]), f"{net}, recorded: {step.module}.{name}", ".0f")
+    return whole(int(step.settings[name]), f"{net}, recorded: {step.module}.{name}")
 
 
 def _label(steps: list[Step], index: int) -> str:
@@ -152,9 +153,9 @@ def _layers(net: str, steps: list[Step]) -> Table:
     rows: list[list[Cell]] = []
     for index, step in enumerate(steps):
         source = f"{net}, recorded: step {index + 1} at {SIDE} × {SIDE}"
-        sizes: list[Cell] = [Number(side, source, ".0f") for side in step.shape[1:]]
-        rows.append([_label(steps, index), _how(step), *sizes, Number(step.parameters, source, ",.0f")])
-    total = Number(sum(step.parameters for step in steps), f"{net}, recorded: all steps", ",.0f")
+        sizes: list[Cell] = [whole(side, source) for side in step.shape[1:]]
+        rows.append([_label(steps, index), _how(step), *sizes, whole(step.parameters, source)])
+    total = whole(sum(step.parameters for step in steps), f"{net}, recorded: all steps")
     rows.append(["all", "", "", "", "", total])
     sizes_text = ", ".join(f"{name.replace('num_', '').replace('_', ' ')} {size}" for name, size in USUAL.items())
     caption = f"What one pass through the net does, as recorded for a picture of {SIDE} × {SIDE} ({sizes_text})."
@@ -171,7 +172,7 @@ def _blocks(net: str, steps: list[Step]) -> Text:
     right = [place for place in FIGURE if ends.get(place) == wanted[place]]
     wrong = [place for place in FIGURE if place not in right]
     source = f"{net}, recorded: shapes at the blocks' ends, held beside figure 1's"
-    numbers = {"right": Number(len(right), source, ".0f"), "all": Number(len(FIGURE), source, ".0f")}
+    numbers = {"right": whole(len(right), source), "all": whole(len(FIGURE), source)}
     said = f"; other shapes have {', '.join(wrong)}." if wrong else "."
     return Text(
         "{right} of the {all} blocks, the last convolution among them, end in the shape of the figure" + said, numbers
@@ -185,8 +186,8 @@ def _parameters(net: str, steps: list[Step]) -> Text:
     counts = {"weights": 0, "biases": 0, "norms": 0}
     for one in module.parameters():
         counts["norms" if id(one) in norms else "weights" if one.dim() > 1 else "biases"] += one.numel()
-    numbers = {name: Number(count, f"{net}: parameters by kind", ",.0f") for name, count in counts.items()}
-    numbers["all"] = Number(count_parameters(module), f"{net}: count_parameters", ",.0f")
+    numbers = {name: whole(count, f"{net}: parameters by kind") for name, count in counts.items()}
+    numbers["all"] = whole(count_parameters(module), f"{net}: count_parameters")
     return Text(
         "{all} numbers are learnt: {weights} weights and {biases} biases of convolutions, {norms} factors and shifts "
         "of BatchNorm. What has no parameters in the table learns nothing.",
@@ -203,10 +204,10 @@ def _kernels(net: str) -> Text:
     kept = [kernel for kernel, shape in shapes.items() if shape == (2, USUAL["num_colours"], SIDE, SIDE)]
     source = f"{net} built and run with every kernel"
     numbers = {
-        "first": Number(KERNELS[0], source, ".0f"),
-        "last": Number(KERNELS[-1], source, ".0f"),
-        "kept": Number(len(kept), source, ".0f"),
-        "tried": Number(len(KERNELS), source, ".0f"),
+        "first": whole(KERNELS[0], source),
+        "last": whole(KERNELS[-1], source),
+        "kept": whole(len(kept), source),
+        "tried": whole(len(KERNELS), source),
     }
     return Text("Tried with the kernels {first} to {last}: {kept} of {tried} give a score for every pixel.", numbers)
 
@@ -219,8 +220,8 @@ def _own_check(net: str) -> list[Block]:
         return [Text(f"The self-check could not be made: {_literal(found.failed or 'the class was not found')}.")]
     source = f"chromabox check {Path(nets.__file__).name}"
     numbers = {
-        "passed": Number(sum(one.passed is True for one in checks), source, ".0f"),
-        "all": Number(len(checks), source, ".0f"),
+        "passed": whole(sum(one.passed is True for one in checks), source),
+        "all": whole(len(checks), source),
     }
     said = Text(
         "`chromabox check` looks at a net from outside, in a process of its own: {passed} of {all} answers for the "
@@ -236,7 +237,7 @@ def _own_check(net: str) -> list[Block]:
 @cache
 def _checked() -> SelfCheck:
     """One child for all three sections; it takes seconds, and minutes only where others use the machine."""
-    return self_check(Path(nets.__file__), seconds=600)
+    return self_check(Path(nets.__file__), seconds=600.0)
 
 
 def _literal(text: str) -> str:

@@ -41,10 +41,15 @@ def over_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
     caution = "so few that it leans on a normal scatter" if min(len(first), len(second)) < MANY else "enough"
     if np.ptp(first) == 0 == np.ptp(second):
         return Difference(value, value, value, how, caution)
-    from scipy.stats import ttest_ind
+    from scipy.special import stdtrit
 
-    interval = ttest_ind(second, first, equal_var=False).confidence_interval(LEVEL)
-    return Difference(value, float(interval.low), float(interval.high), how, caution)
+    # The variance of each mean; Satterthwaite's degrees of freedom for their sum.
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * sum(parts) ** 0.5
+    return Difference(value, value - reach, value + reach, how, caution)
 
 
 def over_pictures(

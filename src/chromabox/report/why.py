@@ -27,6 +27,8 @@ NET_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": 
 #: Who is right about a pixel: both, only the first, only the second, neither.
 WHO_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
 LETTERS = 8
+#: Of a sheet: inches for the rows' names, and pixels between the pictures.
+NAMES_WIDTH, GAP = 1.1, 2
 #: A band of confidence with no more than this part of the pixels says nothing.
 FEW = 0.001
 
@@ -140,19 +142,23 @@ def who_is_right(
 
 
 def _sheet(rows: Mapping[str, Sequence[Tile]], foot: float = 0.0) -> Figure:
-    """Rows of pictures; ``foot``: inches left free below them."""
+    """Rows of pictures, all of one size, as one large picture; ``foot``: inches left free below them."""
     columns = max(len(tiles) for tiles in rows.values())
-    margin = 0.95
-    side = min((WIDTH - margin) / columns, 1.0)
-    figure = Figure(figsize=(WIDTH, 1.05 * side * len(rows) + foot), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.0, wspace=0.02, h_pad=0.01, w_pad=0.01)  # type: ignore[union-attr, call-arg]
-    cells = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (name, tiles) in zip(cells, rows.items(), strict=True):
-        for cell in row:
-            cell.set_axis_off()
-        for cell, picture in zip(row, tiles, strict=False):
-            cell.imshow(picture, interpolation="nearest")
-        row[0].text(-0.08, 0.5, name, ha="right", va="center", transform=row[0].transAxes, fontsize=LETTERS)
+    height, width, _ = next(iter(rows.values()))[0].shape
+    sheet = np.full((len(rows) * (height + GAP), columns * (width + GAP), 3), 255, np.uint8)
+    for row, tiles in enumerate(rows.values()):
+        for column, tile in enumerate(tiles):
+            top, left = row * (height + GAP), column * (width + GAP)
+            sheet[top : top + height, left : left + width] = tile
+    wide = WIDTH - NAMES_WIDTH
+    figure = Figure(figsize=(WIDTH, wide * sheet.shape[0] / sheet.shape[1] + foot + 0.05), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_yticks([row * (height + GAP) + height / 2 for row in range(len(rows))], list(rows), fontsize=LETTERS)
+    axes.set_xticks([])
+    axes.set_anchor("E")
+    axes.tick_params(length=0)
+    axes.set_frame_on(False)
     return figure
 
 

@@ -6,7 +6,7 @@ a write-up takes seconds. What was computed last is kept as long as the process,
 
 import math
 from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,8 +101,9 @@ class Examined:
     skips: dict[str, dict[str, float]]
     """Loss and accuracy with a skip changed, by "which how"; empty for nets without skips."""
 
-    def as_json(self) -> dict[str, Any]:
-        """All numbers, without the answers pixel by pixel; what has no value is None."""
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """All numbers as JSON has them, without the answers pixel by pixel; what has no value is None."""
         values = {name: value for name, value in vars(self).items() if name not in ("answers", "run", "net")}
         relative = {when: {layer: one.relative for layer, one in vars(self)[when].items()} for when in ("start", "end")}
         calibration = {"error": self.calibration.error, "surplus": self.calibration.surplus}

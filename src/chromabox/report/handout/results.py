@@ -182,7 +182,7 @@ def _examined(folder: Path, group: Sequence[Path]) -> tuple[Examined, Ground]:
     """The net of a group's first run, looked into and recorded, and the ground that it stands on."""
     one = examine(group[0])
     record(folder, "examined", EXTENT)
-    record(folder, "nets", {one.net: one.as_json()})
+    record(folder, "nets", {one.net: one.numbers})
     return one, ground_of(group[0])
 
 

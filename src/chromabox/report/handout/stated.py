@@ -42,7 +42,7 @@ def from_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: float = 
 
 def looked_up(one: Examined, *keys: str | int, spec: str = ".1f", scale: float = 1.0) -> Number:
     """A number of a net that was looked into, by its place in ``results.json``; "–" where there is none."""
-    value: Any = one.as_json()
+    value: Any = one.numbers
     for key in keys:
         value = value[key]
     source = f"{RECORD}: nets > {one.net} > {' > '.join(map(str, keys))}"

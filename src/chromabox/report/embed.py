@@ -84,7 +84,7 @@ def _flatter(picture: Embedded, width: int | None = None) -> Embedded:
         height = max(1, round(image.height * width / image.width))
         image = image.resize((width, height), Image.Resampling.LANCZOS)
         note = f"shown in 256 colours and {width} of its {picture.width} pixels’ width"
-    flat = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+    flat = image.quantize(256, method=Image.Quantize.MEDIANCUT)
     return replace(picture, content=_png(flat), note=note)
 
 
@@ -97,5 +97,5 @@ def _opened(picture: Embedded) -> Image.Image:
 
 def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
+    image.save(file, format="PNG")
     return file.getvalue()

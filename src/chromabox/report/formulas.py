@@ -5,16 +5,18 @@ subscript. Factors are parted by a dot for the same reason. sympy's own MathML p
 ``-(a + b)`` as "-a + b" where that stands unevaluated (sympy 1.14), and knows no Typst.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from html import escape
 
-from sympy import Expr, Float, Function, Indexed, Integer, Mul, Pow, Rational, Sum, Symbol
+from sympy import Expr, Float, Indexed, Integer, Mul, Pow, Rational, Sum, Symbol
 from sympy.printing.precedence import PRECEDENCE, precedence_traditional
 from sympy.printing.printer import Printer
 
 from chromabox.report.spans import clean
 
+OPENING, CLOSING, SIGNS = ("(", "⌊", "⌈"), (")", "⌋", "⌉"), ("+", "−", "⋅", "×", "=", ",")
 CONSTANTS = {"Pi": "π", "Exp1": "e", "Infinity": "∞", "ImaginaryUnit": "i"}
 
 
@@ -26,6 +28,18 @@ def mathml(expression: Expr) -> str:
 def typst_math(expression: Expr) -> str:
     """Typst's mathematical notation, without dollar signs."""
     return _Typst().doprint(expression)
+
+
+def unbreakable(notation: str) -> list[str]:
+    """The parts of Typst's notation within which no line can end: what stands between two signs outside parentheses."""
+    pieces, depth = [""], 0
+    for token in re.findall(r'"(?:[^"\\]|\\.)*"|\\.|.', notation):
+        depth += (token in OPENING) - (token in CLOSING)
+        if depth == 0 and token in SIGNS:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    return [piece for piece in pieces if piece]
 
 
 class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
@@ -61,7 +75,7 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
     @abstractmethod
     def sum(self, below: str, above: str) -> str: ...
 
-    def emptyPrinter(self, expr: object) -> str:  # noqa: N802 - sympy's name
+    def emptyPrinter(self, expr: object) -> str:
         """Whatever else there may be, in sympy's own words."""
         kind = type(expr).__name__
         return self.name(CONSTANTS.get(kind, str(expr)))
@@ -109,7 +123,7 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
             return str(self._print(base))
         return self.raised(self._inside(base, PRECEDENCE["Pow"]), self._print(exponent))
 
-    def _print_Function(self, expr: Function) -> str:
+    def _print_Function(self, expr: Expr) -> str:
         name = {"Max": "max", "Min": "min", "Mod": "mod"}.get(expr.func.__name__, expr.func.__name__)
         return self.row([self._named(name), self.fenced("(", self._listed(expr.args), ")")])
 
@@ -170,7 +184,7 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
         return negative, self.fraction(self._product(above, alone=True), self._product(below, alone=True))
 
     def _product(self, factors: Sequence[Expr], *, alone: bool) -> str:
-        """Factors with dots between them; a single one needs no parentheses if it stands ``alone``, as in a fraction."""
+        """Factors with dots between them; a lone one in a fraction (``alone``) needs no parentheses."""
         if len(factors) < 2:
             factor = factors[0] if factors else Integer(1)
             return str(self._print(factor)) if alone else self._inside(factor, PRECEDENCE["Add"])
@@ -255,7 +269,12 @@ class _Typst(_Walk):
         return f"root({degree},{radicand})" if degree else f"sqrt({radicand})"
 
     def fenced(self, left: str, inner: str, right: str) -> str:
-        return f"lr({left}{inner}{right})" if left == "|" else f"{left}{inner}{right}"
+        """Parentheses grow with a fraction within; between others, whose sign is quoted, a line may end."""
+        if left == "|":
+            return f"lr(|{inner}|)"
+        if left == "(" and "frac(" not in inner and "sum_(" not in inner:
+            return rf"\({inner}\)"
+        return f"{left}{inner}{right}"
 
     def sum(self, below: str, above: str) -> str:
         return f"sum_({below})^({above})"

@@ -2,7 +2,7 @@
 
 from pygments import lex
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType
+from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType, is_token_subtype
 from pygments.util import ClassNotFound
 
 from chromabox.report.document import Code
@@ -41,7 +41,7 @@ def coloured_lines(code: Code) -> list[Line]:
 
 
 def _kind(token: _TokenType) -> str:
-    return next((kind for family, kind in KINDS if token in family), "")
+    return next((kind for family, kind in KINDS if is_token_subtype(token, family)), "")
 
 
 def _add(line: Line, kind: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A document as plain data, ready for a template: prose in spans, code in coloured lines, tables and figures counted."""
+"""A document as plain data for a template: prose in spans, code in coloured lines, tables and figures counted."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from chromabox.report.document import Block, Cell, Code, Document, Figure, Formula, Missing, Number, Table, Text
-from chromabox.report.formulas import mathml, typst_math
+from chromabox.report.formulas import mathml, typst_math, unbreakable
 from chromabox.report.highlight import coloured_lines
 from chromabox.report.spans import Span, clean, plain, spans, with_links
 
@@ -47,8 +47,10 @@ def _lay(block: Block, number: Callable[[], int]) -> Laid:
         case Text():
             return {"kind": "text", "spans": spans(block)}
         case Formula():
-            math = {"mathml": mathml(block.expression), "typst": typst_math(block.expression)}
-            return {"kind": "formula", "name": spans(block.name), **math}
+            typst = typst_math(block.expression)
+            page = {"mathml": mathml(block.expression)}
+            paper = {"typst": typst, "pieces": unbreakable(typst)}
+            return {"kind": "formula", "name": spans(block.name), **page, **paper}
         case Table():
             return {"kind": "table", "number": number(), **_table(block)}
         case Figure():
@@ -78,5 +80,5 @@ def _cell(cell: Cell) -> list[Span]:
 
 def _anchors(document: Document) -> list[str]:
     """What addresses may end in: the key, and behind a key that is there twice its place."""
-    keys = [re.sub(r"[^\w.-]+", "-", clean(section.key)).strip("-") or "section" for section in document.sections]
+    keys = [re.sub(r"[^\w.]+", "-", clean(section.key)).strip("-") or "section" for section in document.sections]
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]

@@ -31,13 +31,12 @@ def clean(text: str) -> str:
 
 def spans(text: Text | str) -> list[Span]:
     """A paragraph's spans: backticks set code apart (one without its twin stands for itself), line ends are spaces."""
-    template, numbers = (text.template, text.numbers) if isinstance(text, Text) else (_escaped(text), {})
-    pieces = list(Formatter().parse(template))
-    ticks = sum(literal.count("`") for literal, *_ in pieces)
+    pieces = _pieces(text) if isinstance(text, Text) else [(text, None)]
+    ticks = sum(literal.count("`") for literal, _ in pieces)
     lonely = ticks if ticks % 2 else 0
     found: list[Span] = []
     code, seen = False, 0
-    for literal, name, *_ in pieces:
+    for literal, number in pieces:
         words = clean(literal).replace("\n", " ")
         if found and found[-1].number:
             words = UNIT.sub("\u00a0", words)
@@ -49,8 +48,8 @@ def spans(text: Text | str) -> list[Span]:
                 code = not code
             if part:
                 found.append(Span(part, code))
-        if name is not None:
-            found.append(Span(str(numbers[name]), code, numbers[name]))
+        if number is not None:
+            found.append(Span(str(number), code, number))
     return found
 
 
@@ -64,8 +63,16 @@ def plain(pieces: list[Span]) -> str:
     return "".join(span.text for span in pieces)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+def _pieces(text: Text) -> list[tuple[str, Number | None]]:
+    """Words, and the number behind them (behind the last there is none); doubled braces are single ones here."""
+    pieces: list[tuple[str, Number | None]] = []
+    words = ""
+    for literal, name, *_ in Formatter().parse(text.template):
+        words += literal
+        if name is not None:
+            pieces.append((words, text.numbers[name]))
+            words = ""
+    return [*pieces, (words, None)]
 
 
 def _cut(text: str) -> Iterator[Span]:

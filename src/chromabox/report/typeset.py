@@ -1,4 +1,4 @@
-"""A write-up as a paper: PDF by Typst, with the fonts that come with Typst and matplotlib, so alike on every machine."""
+"""A write-up as a paper: PDF by Typst, with the fonts of Typst and matplotlib, so that it is alike on every machine."""
 
 import json
 import tempfile

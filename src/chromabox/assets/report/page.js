@@ -71,7 +71,8 @@ const numberAt = (event) => event.target.closest?.(".number");
 document.addEventListener("pointerover", (event) => { const number = numberAt(event); if (number) show(number); });
 document.addEventListener("pointerout", (event) => { if (numberAt(event)) hide(); });
 document.addEventListener("focusin", (event) => { const number = numberAt(event); if (number) show(number); else hide(); });
-document.addEventListener("scroll", hide, { capture: true, passive: true });
+/* Moving to a number by keyboard may scroll the page; its source goes along. */
+document.addEventListener("scroll", () => { const number = document.activeElement.closest(".number"); if (number) show(number); else hide(); }, { capture: true, passive: true });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
 /* In a table the tab key stops at one number; arrows go to the others. */

@@ -14,13 +14,17 @@ from chromabox.report.plots import draw_curves, draw_rows, save_figure
 
 NIC, NF, NC, H, W, K = symbols("NIC NF NC H W k", positive=True)
 
+LONG = (
+    "self.down = nn.Sequential(nn.Conv2d(num_in_channels, num_filters, kernel_size=kernel, padding=padding), "
+    "nn.MaxPool2d(2), nn.BatchNorm2d(num_filters), nn.ReLU())"
+)
 NET = '''class PoolUpsampleNet(nn.Module):
     """Halve twice, double twice; every layer keeps the picture's shape."""
 
     def __init__(self, kernel: int, num_in_channels: int, num_filters: int, num_colours: int) -> None:
         super().__init__()
         padding = kernel // 2  # keeps the shape for odd kernels
-        self.down = nn.Sequential(nn.Conv2d(num_in_channels, num_filters, kernel_size=kernel, padding=padding), nn.MaxPool2d(2), nn.BatchNorm2d(num_filters), nn.ReLU())
+        LONG
         self.up = nn.Sequential(nn.Conv2d(num_filters, 24, kernel), nn.Upsample(scale_factor=2.0))
 
     @property
@@ -29,9 +33,11 @@ NET = '''class PoolUpsampleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
-'''
+'''.replace("LONG", LONG)
 
-HARSH = 'A <b>bold</b> & "quoted" $name$ _under_ *star* #hash @at [box] `code <i>` \\n ~ // /* // -- --- ... ΔE ± σ ≤ é ’ …'
+HARSH = (
+    'A <b>bold</b> & "quoted" $name$ _under_ *star* #hash @at [box] `code <i>` \\n ~ // /* // -- --- ... ΔE ± σ ≤ é ’ …'
+)
 
 
 def write_up(folder: Path) -> Document:
@@ -40,11 +46,11 @@ def write_up(folder: Path) -> Document:
         title="Colouring pictures by classifying pixels",
         abstract=[
             Text(
-                "Three small networks colour horses; the best gets {best} % of the pixels right over {seeds} seeds, and a "
-                "table without any network {floor} %. Every number below knows the file it comes from.",
+                "Three small nets colour horses; the best gets {best} % of the pixels right over {seeds} seeds, and "
+                "a table without any network {floor} %. Every number below knows the file it comes from.",
                 {
                     "best": Number(58.37, "runs/unet-course-seed*/summary.json: test_accuracy", ".2f", 0.15),
-                    "seeds": Number(3, "runs/unet-course-seed*: folders", "d"),
+                    "seeds": Number(3.0, "runs/unet-course-seed*: folders", ".0f"),
                     "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
                 },
             ),
@@ -78,11 +84,15 @@ def _pooling(folder: Path) -> Section:
         [
             Text("The class below has `num_filters` channels after its first layer and twice as many in its middle."),
             Code(NET),
-            Figure(folder / "rows.png", "Above the truth, below what the network makes of it; not good, as edges are soft."),
+            Figure(
+                folder / "rows.png", "Above the truth, below what the network makes of it; not good, as edges are soft."
+            ),
             Text(
                 "It gets {accuracy} % right, {difference} points below the table's {floor} %, and its loss is {loss}.",
                 {
-                    "accuracy": Number(41.2, "runs/pool-upsample-course-seed*/summary.json: test_accuracy", ".2f", 0.09),
+                    "accuracy": Number(
+                        41.2, "runs/pool-upsample-course-seed*/summary.json: test_accuracy", ".2f", 0.09
+                    ),
                     "difference": Number(20.97, "difference of the two", ".2f"),
                     "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
                     "loss": Number(1.5904, "runs/pool-upsample-course-seed*/summary.json: test_loss", ".3f"),
@@ -100,12 +110,14 @@ def _counting() -> Section:
     return Section(
         "A.3",
         "How many weights, outputs and connections",
-        "Count the network's weights, outputs and connections as functions of NIC, NF and NC, and again for twice the size.",
+        "Count the network's weights, outputs and connections as functions of NIC, NF and NC, and for twice the size.",
         [
             Formula("weights", weights),
             Formula("outputs", outputs),
             Formula("connections", Mul(H * W, weights, evaluate=False)),
-            Formula("height after a layer", floor((H + 2 * symbols("p") - symbols("d") * (K - 1) - 1) / symbols("s")) + 1),
+            Formula(
+                "height after a layer", floor((H + 2 * symbols("p") - symbols("d") * (K - 1) - 1) / symbols("s")) + 1
+            ),
             Formula(
                 "loss",
                 -Sum(Indexed("y", c) * log(Function("σ")(Indexed("x", c))), (c, 1, symbols("C"))) / p + y ** -(p + 1),
@@ -114,7 +126,11 @@ def _counting() -> Section:
                 "Six values at a kernel of 3, one channel in, 32 filters and 24 colours.",
                 ["quantity", "at 32 × 32", "at 64 × 64", "ratio"],
                 [
-                    [name, *(Number(value, "chromabox.colour.count", ",d") for value in values), Number(ratio, "ratio", ".0f")]
+                    [
+                        name,
+                        *(Number(float(value), "chromabox.colour.count", ",.0f") for value in values),
+                        Number(float(ratio), "ratio", ".0f"),
+                    ]
                     for name, values, ratio in (
                         ("weights", (49_728, 49_728), 1),
                         ("outputs", (145_408, 581_632), 4),
@@ -122,14 +138,23 @@ def _counting() -> Section:
                     )
                 ],
             ),
-            Text("Weights do not depend on the picture's size; the two others grow by {four}.", {"four": Number(4, "ratio", ".0f")}),
+            Text(
+                "Weights do not depend on the picture's size; the two others grow by {four}.",
+                {"four": Number(4.0, "ratio", ".0f")},
+            ),
         ],
     )
 
 
 def _curves(folder: Path) -> Section:
     records = [
-        {"epoch": n, "train_loss": 1 + 2 / n, "test_loss": 1.1 + 2 / n, "train_accuracy": 0.6 - 0.5 / n, "test_accuracy": 0.58 - 0.5 / n}
+        {
+            "epoch": n,
+            "train_loss": 1 + 2 / n,
+            "test_loss": 1.1 + 2 / n,
+            "train_accuracy": 0.6 - 0.5 / n,
+            "test_accuracy": 0.58 - 0.5 / n,
+        }
         for n in range(1, 26)
     ]
     draw_curves(records, folder / "curves.png", "unet, course recipe")
@@ -151,18 +176,27 @@ def _curves(folder: Path) -> Section:
 
 
 def _wide(folder: Path) -> Section:
-    columns = ["run", "batch size", "learning rate", *(f"test loss after {n} epochs" for n in (5, 10, 15, 20, 25)), "accuracy %", "ΔE2000", "seconds", "remark"]
+    columns = [
+        "run",
+        "batch size",
+        "learning rate",
+        *(f"test loss after {n} epochs" for n in (5, 10, 15, 20, 25)),
+        "accuracy %",
+        "ΔE2000",
+        "seconds",
+        "remark",
+    ]
     rng = np.random.default_rng(1)
     source = "/tmp/sweep/sweep.json: runs"
     rows = [
         [
             f"conv-transpose-{index}",
-            Number(2 ** (4 + index % 6), source, "d"),
+            Number(2.0 ** (4 + index % 6), source, ".0f"),
             Number(10.0 ** -(index % 5), source, ".0e"),
-            *(Number(1.9 - 0.1 * n + rng.normal(0, 0.05), source, ".4f", 0.0123) for n in range(5)),
-            Number(rng.uniform(40, 60), source, ".2f"),
-            Number(math.nan if index == 7 else rng.uniform(8, 12), source, ".2f"),
-            Number(1000 * rng.uniform(0, 3), source, ",.0f"),
+            *(Number(1.9 - 0.1 * n + float(rng.normal(0, 0.05)), source, ".4f", 0.0123) for n in range(5)),
+            Number(float(rng.uniform(40, 60)), source, ".2f"),
+            Number(math.nan if index == 7 else float(rng.uniform(8, 12)), source, ".2f"),
+            Number(1000 * float(rng.uniform(0, 3)), source, ",.0f"),
             "diverged & was stopped early" if index == 7 else "",
         ]
         for index in range(30)
@@ -179,10 +213,17 @@ def _wide(folder: Path) -> Section:
         [
             Table("Thirty runs of a sweep, each with its loss at five epochs.", columns, rows),
             Text("The larger the batch, the higher the loss after as many epochs."),
-            Table("Longest first: sorts by value and not by text.", ["net", "loss"], [
-                ["b", Number(10.5, "b.json: loss", ".1f")], ["c", Number(-2, "c.json: loss", ".1f")], ["a", Number(9.25, "a.json: loss", ".2f")],
-                ["e", Number(1234.5, "e.json: loss", ",.1f")], ["d", Number(math.nan, "d.json: loss", ".2f")],
-            ]),
+            Table(
+                "Longest first: sorts by value and not by text.",
+                ["net", "loss"],
+                [
+                    ["b", Number(10.5, "b.json: loss", ".1f")],
+                    ["c", Number(-2.0, "c.json: loss", ".1f")],
+                    ["a", Number(9.25, "a.json: loss", ".2f")],
+                    ["e", Number(1234.5, "e.json: loss", ",.1f")],
+                    ["d", Number(math.nan, "d.json: loss", ".2f")],
+                ],
+            ),
             Figure(folder / "photo.png", "A photograph, of many colours."),
         ],
     )
@@ -195,10 +236,14 @@ def _hard(folder: Path) -> Section:
         HARSH,
         [
             Text(HARSH.replace("{", "{{")),
-            Text("A file: `{}`, and {{braces}} with a lonely ` tick.".replace("{}", "folder_with-a-name/" * 12 + "picture.png")),
+            Text(
+                "A file: `{}`, and {{braces}} with a lonely ` tick.".replace(
+                    "{}", "folder_with-a-name/" * 12 + "picture.png"
+                )
+            ),
             Table(HARSH, ["name <th>", "a number in words"], [["x" * 150, "a/very/long/path/" * 8], ["short", HARSH]]),
             Code("SELECT * FROM t WHERE a = '<b>' -- no such\n" + "x" * 300 + "\n\n\tindented", "sql"),
-            Code("plain text in no language at all $ # \\ \" ` [", "klingon"),
+            Code('plain text in no language at all $ # \\ " ` [', "klingon"),
         ],
     )
 
@@ -211,7 +256,7 @@ def _missing() -> Section:
         [
             Missing(
                 "a detector fine-tuned on a set of its own",
-                "chromabox finetune my-set/ -o runs/mine --freeze 10 --epochs 12 --name '<two words>' && chromabox report runs/",
+                "chromabox finetune set -o runs/mine --freeze 10 --name '<two words>' && chromabox report runs",
             )
         ],
     )

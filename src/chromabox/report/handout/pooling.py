@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
 from chromabox.colour.data import ColourData
 from chromabox.colour.evaluate import Evaluation, Scores, evaluate
 from chromabox.colour.trained import load_palette_net
@@ -23,17 +26,20 @@ def floors_and_ceiling(net: str, run: Path, ground: Ground, folder: Path) -> lis
     data = ground.inputs.data
     found = evaluate(load_palette_net(run), ColourData(data.train, data.test))
     record(folder, "evaluation", {net: found.as_json()["rows"]})
-    confusion = folder / f"confusion-{net}.png"
-    draw_confusion(found.confusion, ground.inputs.palette.colours, confusion, "")
-    return [
-        _table(net, found),
-        _verdict(net, found),
-        Figure(
-            confusion,
-            f"Where each true colour's pixels go (`{net}`): a row adds to one; on the diagonal are those that are "
-            "right.",
-        ),
-    ]
+    return [_table(net, found), _verdict(net, found), confusion_figure(net, found.confusion, ground, folder)]
+
+
+def confusion_figure(
+    net: str, confusion: Int64[np.ndarray, "truth prediction"], ground: Ground, folder: Path
+) -> Figure:
+    """Where the true colours' pixels went, drawn by swatch."""
+    path = folder / f"confusion-{net}.png"
+    draw_confusion(confusion, ground.inputs.palette.colours, path, "")
+    return Figure(
+        path,
+        f"Where each true colour's pixels go (`{net}`, one seed): a row adds to one; on the diagonal are those that "
+        "are right.",
+    )
 
 
 def _cell(net: str, row: Scores, key: str, spec: str, scale: float = 1.0) -> Cell:

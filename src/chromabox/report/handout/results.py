@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
+from chromabox.colour import metrics
+from chromabox.colour.train import read_config
 from chromabox.engine.log import read_metrics
 from chromabox.report.document import Block, Figure, Number, Section, Text
 from chromabox.report.found import Found, summary_of
 from chromabox.report.handout.compared import looks_table, row_of, side_by_side, truth_rows
 from chromabox.report.handout.examined import EXTENT, Examined, Ground, examine, ground_of
-from chromabox.report.handout.pooling import blur, dullness, floors_and_ceiling
+from chromabox.report.handout.pooling import blur, confusion_figure, dullness, floors_and_ceiling
 from chromabox.report.handout.skips import skip_reasons
 from chromabox.report.handout.stated import (
     comparison_table,
@@ -100,8 +105,8 @@ def _end_of_curves(net: str, runs: Sequence[Path]) -> Text:
         + " that on test pictures"
         + (": it has learnt hardly any of them by heart." if gap < BY_HEART else "."),
         {
-            "epochs": from_runs(runs, "epochs", ".0f") if len(runs) == 1 else whole(int(last["epoch"]), source),
-            "batch": whole(_batch_size(run), f"{run}/config.json: recipe > batch_size"),
+            "epochs": whole(int(last["epoch"]), source),
+            "batch": whole(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
             "loss": from_runs(runs, "test_loss"),
             "accuracy": from_runs(runs, "test_accuracy", ".2f", 100.0),
             "gap": Number(abs(gap), f"{source}: last train_accuracy less test_accuracy", ".1f"),
@@ -115,12 +120,6 @@ def _end_of_curves(net: str, runs: Sequence[Path]) -> Text:
             }
         ),
     )
-
-
-def _batch_size(run: Path) -> int:
-    from chromabox.colour.train import read_config
-
-    return read_config(run).recipe.batch_size
 
 
 def strided_results(found: Found, folder: Path) -> Section:
@@ -171,6 +170,7 @@ def skip_results(found: Found, folder: Path) -> Section:
             *side_by_side(strided, skipping, ground, folder),
             looks_table(ground, strided, skipping),
             _seen(strided, skipping),
+            confusion_figure(SKIPPING, _confusion(skipping, ground), ground, folder),
             *skip_reasons(strided, skipping, ground, folder, better=improved(changes), others=others),
             *_surety((*others, strided, skipping), folder),
             _beside_the_table(runs[1], ground.table_accuracy),
@@ -184,6 +184,10 @@ def _examined(folder: Path, group: Sequence[Path]) -> tuple[Examined, Ground]:
     record(folder, "examined", EXTENT)
     record(folder, "nets", {one.net: one.numbers})
     return one, ground_of(group[0])
+
+
+def _confusion(one: Examined, ground: Ground) -> Int64[np.ndarray, "truth prediction"]:
+    return metrics.confusion(one.answers.labels, ground.test.labels.numpy(), len(ground.inputs.palette))
 
 
 def _reached(net: str, runs: Sequence[Path]) -> Text:

@@ -23,16 +23,15 @@ def stride_reasons(pool: Examined, strided: Examined, ground: Ground, folder: Pa
 
 
 def _size(pool: Examined, strided: Examined) -> Text:
-    counts = [int(summary_of(one.run)["parameters"]) for one in (pool, strided)]
-    numbers = {
-        name: whole(count, f"{one.run}/summary.json: parameters")
-        for name, count, one in zip(("first", "second"), counts, (pool, strided), strict=True)
-    }
-    if counts[0] == counts[1]:
-        said = "Size is no reason: both nets have {first} parameters ({second})."
-    else:
-        said = "The nets differ in size, {first} parameters against {second}, which may be a reason of its own."
-    return Text(said, numbers)
+    before, after = (
+        whole(int(summary_of(one.run)["parameters"]), f"{one.run}/summary.json: parameters") for one in (pool, strided)
+    )
+    if before.value == after.value:
+        return Text("Size is no reason: both nets have {count} parameters.", {"count": after})
+    return Text(
+        "The nets differ in size, {before} parameters against {after}, which may be a reason of its own.",
+        {"before": before, "after": after},
+    )
 
 
 def _keeps_more(pool: Examined, strided: Examined) -> bool:
@@ -63,11 +62,11 @@ def _summary(pool: Examined, strided: Examined, *, near: bool, better: bool) -> 
     if not better:
         said = "As the second net is not better here, there is no gain that these reasons would have to explain."
     elif more and near:
-        said = "Both tests are for the reason “strides keep fine detail that pooling throws away”."
+        said = "Both tests support the reason “strides keep fine detail that pooling throws away”."
     elif more or near:
-        said = "One of the two tests is for the reason “strides keep fine detail that pooling throws away”, one is not."
+        said = "Of the two tests one supports the reason “strides keep fine detail that pooling throws away”."
     else:
-        said = "Neither test is for the reason “strides keep fine detail that pooling throws away”."
+        said = "Neither test supports the reason “strides keep fine detail that pooling throws away”."
     return Text(
         f"{said} What these runs cannot tell apart is the way down from the way up: `{strided.net}` has strides for "
         "poolings and also transposed convolutions for plain upsampling, and only a net with one of the two would say "

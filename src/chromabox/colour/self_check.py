@@ -92,7 +92,7 @@ class _Heard:
 
     def end(self, death: str) -> None:
         """The child ended before it was done; what it did last bears the blame."""
-        doing = self.doing or {"doing": "the file's code"}
+        doing = self.doing or {"doing": "starting a process for the file"}
         sentence = f"{doing['doing']} {death}"
         if "net" in doing:
             self.nets[doing["net"]].failures[doing["fact"]] = sentence

@@ -27,7 +27,7 @@ def report_self_check(
     Raises what :func:`chromabox.colour.self_check.self_check` raises, and ChromaboxError where the file cannot be
     written.
     """
-    with Console(stderr=True).status(f"trying the classes of {plain(path.name)}, {seconds:g} s at most each"):
+    with Console(stderr=True).status(plain(f"running the classes of {path.name}, {seconds:g} s at most")):
         found = self_check(path, seconds=seconds, gigabytes=gigabytes)
     print_self_check(found)
     if output is not None:

@@ -80,6 +80,32 @@ def test_later_shapes_follow_from_a_missing_padding() -> None:
     assert lines[1].said == "makes [2, 32, 15, 15] instead of [2, 32, 16, 16]"
 
 
+@pytest.mark.parametrize("after", ["block1", "block2", "block3"])
+def test_a_block_too_many_is_told_as_a_block(after: str) -> None:
+    changed = NETS["pool-upsample"]()
+    sizes = {"block1": 32, "block2": 64, "block3": 32}
+    parts = [nn.Conv2d(sizes[after], sizes[after], 3, padding=1), nn.BatchNorm2d(sizes[after]), nn.ReLU()]
+    changed.set_submodule(after, nn.Sequential(changed.get_submodule(after), nn.Sequential(*parts)))
+    wrong = [line for line in compare(OURS["pool-upsample"], steps_of(changed)) if line.status != "equal"]
+    assert [(line.status, line.found.module) for line in wrong] == [
+        ("extra", f"{after}.1.{index}") for index in range(3)
+    ]
+
+
+@pytest.mark.parametrize("net", FIGURE)
+def test_a_block_too_few_is_told_as_a_block(net: str) -> None:
+    """A net of ours with block 2 twice is the wanted one here, so that the second one is missing."""
+    twice = (
+        [*OURS[net][:4], *OURS[net][:4], *OURS[net][4:]]
+        if net == "pool-upsample"
+        else OURS[net][:3] * 2 + OURS[net][3:]
+    )
+    lines = align(twice, OURS[net])
+    missing = [pair.wanted for pair in lines if pair.found is None]
+    size = 4 if net == "pool-upsample" else 3
+    assert missing in (list(range(size)), list(range(size, 2 * size)))
+
+
 def test_relu_before_batch_norm_is_out_of_order() -> None:
     changed = NETS["conv-transpose"]()
     changed.block3 = nn.Sequential(changed.block3[0], changed.block3[2], changed.block3[1])

@@ -1,6 +1,8 @@
 """What of a student's file is run. Expected: which statements a reader would pick by hand."""
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,16 @@ def test_only_what_a_class_needs_is_taken(write: Write) -> None:
         "while True:\n    helper = 1\n"
     )
     assert taken(path, "UNet") == [1, 3, 5, 10, 12]
+
+
+def test_a_missing_module_takes_no_other_with_it(write: Write) -> None:
+    path = write(
+        "import no_such_module, math as m, json\nfrom os import no_such_name, sep\nclass UNet:\n    x = m.pi, sep\n"
+    )
+    module, complaints = run_needed(read_source(path), ["UNet"], path)
+    assert complaints == []
+    assert module.UNet.x == (math.pi, os.sep)
+    assert not hasattr(module, "json")
 
 
 def test_what_changes_a_class_later_is_taken(write: Write) -> None:

@@ -55,7 +55,41 @@ def align(wanted: Sequence[Step], found: Sequence[Step]) -> list[Pair]:
                 pairs += [Pair(a + i, c + j) for i, j in zip(range(e, f), range(g, h), strict=True)]
             else:
                 pairs += [Pair(a + i, None) for i in range(e, f)] + [Pair(None, c + j) for j in range(g, h)]
-    return _with_moves(pairs, wanted, found)
+    columns = [[pair.wanted for pair in pairs], [pair.found for pair in pairs]]
+    _start_at_convolutions(columns[1], columns[0], found)
+    _start_at_convolutions(columns[0], columns[1], wanted)
+    return _with_moves([Pair(*pair) for pair in zip(*columns, strict=True)], wanted, found)
+
+
+def _start_at_convolutions(own: list[int | None], other: list[int | None], steps: Sequence[Step]) -> None:
+    """Slide what only one net has down over what repeats behind it, if it can start with a convolution then.
+
+    In place. Of Conv BN **ReLU Conv BN** ReLU it is rather Conv BN ReLU **Conv BN ReLU** that is a block too many.
+    """
+    for first, index in enumerate(own):
+        if (
+            index is None
+            or other[first] is not None
+            or (first and own[first - 1] is not None and other[first - 1] is None)
+        ):
+            continue
+        end = first
+        while end < len(own) and own[end] is not None and other[end] is None:
+            end += 1
+        slid, start = list(other), first
+        while not steps[own[start] or 0].kind.startswith("Conv") and _repeats(own, slid, steps, start, end):
+            slid[start], slid[end] = slid[end], None
+            start, end = start + 1, end + 1
+        if steps[own[start] or 0].kind.startswith("Conv"):
+            other[:] = slid
+
+
+def _repeats(own: list[int | None], other: list[int | None], steps: Sequence[Step], start: int, end: int) -> bool:
+    """Whether the step at `end`, which both nets have, could as well be the one at `start`."""
+    if end >= len(own) or own[end] is None or other[end] is None:
+        return False
+    first, second = steps[own[start] or 0], steps[own[end] or 0]
+    return (first.kind, first.shape) == (second.kind, second.shape)
 
 
 def _opcodes(wanted: Sequence[Any], found: Sequence[Any]) -> list[tuple[str, int, int, int, int]]:

@@ -93,7 +93,17 @@ def _pieces(text: str, place: str) -> list[Piece]:
         tree = ast.parse(text, place)
     except SyntaxError:
         tree = ast.parse(_without_magics(text), place)
-    return [_piece(statement, place) for statement in tree.body]
+    return [_piece(one, place) for statement in tree.body for one in _apart(statement)]
+
+
+def _apart(statement: ast.stmt) -> list[ast.stmt]:
+    """Every name of an import by itself, so that one that is missing takes no other with it."""
+    if isinstance(statement, ast.Import):
+        return [ast.copy_location(ast.Import([name]), statement) for name in statement.names]
+    if isinstance(statement, ast.ImportFrom):
+        made = [ast.ImportFrom(statement.module, [name], statement.level) for name in statement.names]
+        return [ast.copy_location(one, statement) for one in made]
+    return [statement]
 
 
 def _without_magics(text: str) -> str:

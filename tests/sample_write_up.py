@@ -215,7 +215,7 @@ def _wide(folder: Path) -> Section:
             Text("The larger the batch, the higher the loss after as many epochs."),
             Table(
                 "Longest first: sorts by value and not by text.",
-                ["net", "loss"],
+                ["", "loss"],
                 [
                     ["b", Number(10.5, "b.json: loss", ".1f")],
                     ["c", Number(-2.0, "c.json: loss", ".1f")],

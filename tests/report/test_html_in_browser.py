@@ -204,3 +204,11 @@ def contrast(ink: str, ground: str) -> float:
         linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         light.append(float(linear @ [0.2126, 0.7152, 0.0722]))
     return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_every_button_has_a_name(visit: Callable[..., Any]) -> None:
+    """Also that of a column without a heading."""
+    page = visit()
+    buttons = page.get_by_role("button").all()
+    assert len(buttons) == page.get_by_role("button", name=re.compile(r"\w")).count() > 20
+    assert page.get_by_role("button", name="Column 1", exact=True).count() == 1

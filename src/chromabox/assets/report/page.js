@@ -32,6 +32,7 @@ for (const table of document.querySelectorAll("table")) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
+    if (!button.textContent.trim()) button.setAttribute("aria-label", `Column ${column + 1}`);
     head.append(button);
     head.ariaSort = "none";
     button.addEventListener("click", () => {

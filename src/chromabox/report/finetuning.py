@@ -1,14 +1,16 @@
 """A fine-tuning run as the command line does it: trained, told, drawn and written down."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from chromabox.detect.boxes import iou
@@ -98,22 +100,35 @@ def told(outcome: Outcome, folder: Path, copied: Sequence[str]) -> list[str]:
 
 
 def draw_losses(records: Sequence[Record], path: Path, title: str) -> None:
-    """The terms of the loss in training and on held-out pictures, and AP, against epochs."""
-    figure = Figure(figsize=(13, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
-    epochs = [record["epoch"] for record in records]
-    for place, name in zip(axes, ("loss", "box", "objectness", "class"), strict=False):
-        for split, colour in (("train", TRAIN_COLOUR), ("val", VAL_COLOUR)):
-            place.plot(epochs, [record[f"{split}_{name}"] for record in records], color=colour, label=split)
-        place.set(xlabel="epoch", ylabel=name)
-        place.legend(fontsize=8)
-    for place, name in ((axes[4], "ap50"), (axes[5], "ap")):
-        place.plot(epochs, [record[f"val_{name}"] for record in records], color=VAL_COLOUR)
-        place.set(xlabel="epoch", ylabel=f"{name.upper()}, held out", ylim=(0, 1))
-    for place in axes:
-        place.grid(alpha=0.3)
-    figure.suptitle(title, parse_math=False)
-    save_figure(figure, path)
+    """Every term of the loss in training and on held-out pictures, and AP, against epochs; legible 16 cm wide."""
+    terms = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
+    rows = -(-(len(terms) + 2) // 3)
+    figure = Figure(figsize=(6.3, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3).ravel()
+    for place, name in zip(axes, terms, strict=False):
+        _draw_lines(place, records, {"training": f"train_{name}", "held out": f"val_{name}"})
+        place.set_title(name.replace("_", " "), fontsize=8)
+    for place, name in zip(axes[len(terms) :], ("ap50", "ap"), strict=False):
+        _draw_lines(place, records, {"held out": f"val_{name}"})
+        place.set_title(name.upper(), fontsize=8)
+        place.set_ylim(0, 1)
+    for place in axes[len(terms) + 2 :]:
+        place.set_axis_off()
+    axes[0].legend(fontsize=7)
+    figure.supxlabel("epoch", fontsize=8)
+    figure.suptitle(title, parse_math=False, fontsize=9)
+    save_figure(figure, path, dpi=200)
+
+
+def _draw_lines(axes: Axes, records: Sequence[Record], names: Mapping[str, str]) -> None:
+    """Quantities against epochs, by what they are called; held-out pictures have no old net to be compared with."""
+    for (label, name), colour in zip(names.items(), (TRAIN_COLOUR, VAL_COLOUR)[-len(names) :], strict=True):
+        if name in records[0]:
+            values = [record[name] for record in records]
+            axes.plot([record["epoch"] for record in records], values, color=colour, marker=".", label=label)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,41 @@
-"""All of the assignment by one command: whatever run is missing is made, then the write-up is written."""
+"""All of the assignment by one command: whatever run is missing is made, so that the write-up has all its parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from chromabox.colour.recipes import NETS_IN_ORDER, RecipeName
-from chromabox.detect.finetune import FinetuneConfig
+from chromabox.detect.data import load_detection_set
+from chromabox.detect.finetune import FinetuneConfig, read_finetune_config
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.engine.options import ExecutionOptions
+from chromabox.errors import ChromaboxError
 from chromabox.report.compare import compare
+from chromabox.report.finetune_sample import FROZEN, finetune_sample
 from chromabox.report.finetuning import finetune_and_report
 from chromabox.report.sweep import sweep
 
-#: The assignment's own: question B.5 names them.
+DATA = "cifar10:horse"
+#: Question B.5 names them.
 BATCH_SIZES = (32, 64, 128, 256, 512)
-#: The assignment's tool froze so many layers.
-FROZEN = 10
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is trained for the whole assignment."""
+    """How much is trained."""
 
     recipe: RecipeName
     seeds: tuple[int, ...]
+    sweep_seeds: tuple[int, ...]
     sweep_epochs: int | None
-    """None: as many as the assignment's."""
-    detection: str
-    """The labelled set that the detector learns from."""
+    """Of the batch sizes, by the course's recipe; None: as many as it has."""
+    labelled: str | None
+    """The set that a detector learns from; None: one that is made for it."""
 
 
 #: The assignment to the letter, an hour or so on two cores; and a few minutes' worth.
-COURSE = Extent("course", (0, 1, 2), None, "coco128")
-QUICK = Extent("quick", (0, 1), 2, "collage")
+COURSE = Extent("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), sweep_epochs=None, labelled="coco128")
+QUICK = Extent("quick", seeds=(0, 1), sweep_seeds=(0,), sweep_epochs=1, labelled=None)
 
 
 def do_assignment(
@@ -42,13 +45,55 @@ def do_assignment(
     options: ExecutionOptions | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Make the runs that the write-up is about, or take those that are in ``folder``; returns their folders.
+    """Make the runs of the assignment in ``folder``, or take those that are there; returns where they are.
 
-    Stopped, it goes on where it was when called again.
+    Called again it goes on where it was stopped.
     """
-    nets = NETS_IN_ORDER[:3]
-    palette, data = "auto", "cifar10:horse"
-    runs, batch_sizes = folder / "nets", folder / "batch-sizes"
+    nets, batch_sizes = folder / "nets", folder / "batch-sizes"
     compare(
-        runs, nets=nets, recipe=extent.recipe, seeds=extent.seeds, data=data, palette=palette, options=options, say=say
+        nets,
+        nets=NETS_IN_ORDER[:3],
+        recipe=extent.recipe,
+        seeds=extent.seeds,
+        data=DATA,
+        palette="auto",
+        options=options,
+        say=say,
     )
+    sweep(
+        batch_sizes,
+        net="conv-transpose",
+        recipe="course",
+        over="batch-size",
+        values=BATCH_SIZES,
+        seeds=extent.sweep_seeds,
+        data=DATA,
+        epochs=extent.sweep_epochs,
+        options=options,
+        say=say,
+    )
+    return [nets, batch_sizes, _detector(folder / "detector", extent.labelled, options, say)]
+
+
+def _detector(folder: Path, labelled: str | None, options: ExecutionOptions | None, say: Callable[[str], None]) -> Path:
+    """Fine-tuned on the labelled set, or where it cannot be had on one that any machine can make."""
+    if labelled is None or not _can_be_had(labelled, say):
+        return finetune_sample(folder, say, options=options)
+    if (folder / "summary.json").is_file():
+        say(f"{folder}: taken as it is")
+        return folder
+    begun = (folder / "last.safetensors").is_file()
+    config = FinetuneConfig(data=labelled, recipe=finetune_recipe("default"), freeze=FROZEN)
+    if begun:
+        config = read_finetune_config(folder)
+    finetune_and_report(config, folder, options=options, resume=begun, say=say)
+    return folder
+
+
+def _can_be_had(labelled: str, say: Callable[[str], None]) -> bool:
+    try:
+        load_detection_set(labelled)
+    except ChromaboxError as error:
+        say(f"{error}; a set made of CIFAR-10's pictures takes its place")
+        return False
+    return True

@@ -27,7 +27,7 @@ class Number:
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
-            return "∞" if self.value > 0 else "–"
+            return {math.inf: "∞", -math.inf: "−∞"}.get(self.value, "–")
         printed = [format(one, self.spec) for one in (self.value, self.spread) if one is not None]
         return " ± ".join(printed).replace("-", "−")
 

@@ -38,7 +38,7 @@ def class_term(loss: DetectionLoss) -> list[Block]:
     sure, j, c = Function("σ"), Symbol("j"), Symbol("c")
     places, classes = symbols("m C")
     error = -(Mul(weight, y, log(sure(x)), evaluate=False) + (1 - y) * log(1 - sure(x)))
-    each = Sum(Function("bce")(IndexedBase("x")[j, c], IndexedBase("y")[j, c]), (c, 1, classes), (j, 1, places))
+    each = Sum(IndexedBase("bce")[j, c], (c, 1, classes), (j, 1, places))
     exp = loss.kind.decode == "exp"
     parts = Symbol("n") if exp else places * classes
     return [
@@ -48,7 +48,7 @@ def class_term(loss: DetectionLoss) -> list[Block]:
             "each other, each by its own σ(x) = 1/(1 + e⁻ˣ) and not by a softmax, so that a thing may be of two "
             "classes. The cross-entropy of one number is"
         ),
-        Formula("bce(x, y)", error),
+        Formula("bce", error),
         Text(
             "`cls_pw` weighs positives: of C classes all but one are negative, and above 1 it makes a missed class "
             "cost more. The class term is "

@@ -119,8 +119,8 @@ def verdict(changes: Sequence[LayerChange], depth: int, *, moving: bool) -> str:
     parameters = all(one.largest == 0 for one in frozen)
     statistics = all(one.statistics == 0 for one in frozen)
     compared = (
-        "Was it really still? The run keeps the net of before its first step, and its result is compared with it number "
-        "by number. "
+        "Was it really still? The run keeps the net of before its first step, and its result is compared with it "
+        "number by number. "
     )
     if not parameters:
         return compared + "It was not: parameters of frozen layers have moved, which is an error of the program:"

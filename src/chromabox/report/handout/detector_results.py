@@ -67,7 +67,8 @@ def _checked(run: Path, folder: Path, checks: Sequence[TermCheck]) -> Text:
         "Checked on held-out pictures with the trained net ({places} places that learn a class): the code gives "
         "{ours0} with `cls_pw` = {weight0} and {ours1} with {weight1}, the formula written out with logarithms "
         "{defined0} and {defined1}. The difference is at most {off} of the value; the slopes of automatic "
-        "differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most {slope} of the largest. "
+        "differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most {slope} of "
+        "the largest. "
         + ("Both are rounding of float64: the code is the formula." if right else "That is more than rounding."),
         numbers,
     )

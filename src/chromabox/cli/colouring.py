@@ -192,7 +192,7 @@ def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: i
 
 
 def demo(*, output: Output = Path("demo")) -> int:
-    """The main job in a few minutes: three nets trained the quick way and compared, sample photographs coloured.
+    """The main job in a few minutes: photographs coloured, and the assignment done the quick way and written up.
 
     Example: chromabox demo -o demo
 
@@ -200,9 +200,12 @@ def demo(*, output: Output = Path("demo")) -> int:
         output: Folder for everything.
     """
     from chromabox.report.demo import run_demo
-    from chromabox.report.tables import print_comparison
+    from chromabox.report.tables import print_comparison, print_sweep
 
     result = run_demo(output, say=print_line)
-    print_comparison(result.comparison)
-    print(f"photographs: {result.photographs}")
+    print_comparison(result.assignment.comparison)
+    print_sweep(result.assignment.batch_sizes)
+    print_line(f"photographs: {result.photographs}")
+    for line in result.write_up.told():
+        print_line(line)
     return 0

@@ -40,12 +40,14 @@ def report(
     if quick and (runs or not whole):
         raise UsageError("quick: is for --all without runs, which trains them; leave it out")
     from chromabox.report.assignment import COURSE, QUICK, do_assignment
+    from chromabox.report.tables import print_comparison, print_sweep
     from chromabox.report.write_up import write_up
 
-    paths = runs or do_assignment(output / "runs", QUICK if quick else COURSE, options=execution, say=print_line)
-    done = write_up(paths, output, whole=whole)
-    if done.missing:
-        print_line(f"not answered, for want of runs: {', '.join(done.missing)}")
-    for path in (done.written.html, done.written.pdf, done.written.json):
-        print_line(str(path))
+    if not runs:
+        done = do_assignment(output / "runs", QUICK if quick else COURSE, options=execution, say=print_line)
+        print_comparison(done.comparison)
+        print_sweep(done.batch_sizes)
+        runs = done.folders
+    for line in write_up(runs, output, whole=whole).told():
+        print_line(line)
     return 0

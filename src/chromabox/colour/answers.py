@@ -36,11 +36,12 @@ def answer(net: nn.Module, pictures: Pictures) -> Answers:
     parts, expected = [], torch.zeros(())
     for grey, truth in zip(pictures.grey.split(BATCH), pictures.labels.split(BATCH), strict=True):
         logarithms = F.log_softmax(net(grey).float(), dim=1)
-        best, labels = logarithms.max(1)
+        best, likeliest = logarithms.max(1)
         loss = F.nll_loss(logarithms, truth.long(), reduction="none")
-        parts.append((labels.to(torch.uint8), best.exp(), loss, labels == truth))
+        parts.append((likeliest.to(torch.uint8), best.exp(), loss, likeliest == truth))
         expected = expected + logarithms.exp().sum((0, 2, 3)).double() / pictures.labels.numel()
-    return Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)), expected=expected.numpy())
+    labels, confidence, losses, right = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Answers(labels, confidence, losses, right, expected.numpy())
 
 
 @dataclass(frozen=True)

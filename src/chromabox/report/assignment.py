@@ -10,10 +10,11 @@ from chromabox.detect.finetune import FinetuneConfig, read_finetune_config
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError
-from chromabox.report.compare import compare
+from chromabox.report.compare import Comparison, compare
 from chromabox.report.finetune_sample import FROZEN, finetune_sample
 from chromabox.report.finetuning import finetune_and_report
 from chromabox.report.sweep import sweep
+from chromabox.report.swept import Sweep
 
 DATA = "cifar10:horse"
 #: Question B.5 names them.
@@ -38,19 +39,28 @@ COURSE = Extent("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), sweep_epochs=None
 QUICK = Extent("quick", seeds=(0, 1), sweep_seeds=(0,), sweep_epochs=1, labelled=None)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What was trained, and the folders of it all."""
+
+    comparison: Comparison
+    batch_sizes: Sweep
+    folders: tuple[Path, ...]
+
+
 def do_assignment(
     folder: Path,
     extent: Extent,
     *,
     options: ExecutionOptions | None = None,
     say: Callable[[str], None] = print,
-) -> list[Path]:
-    """Make the runs of the assignment in ``folder``, or take those that are there; returns where they are.
+) -> Done:
+    """Make the runs of the assignment in ``folder``, or take those that are there.
 
     Called again it goes on where it was stopped.
     """
     nets, batch_sizes = folder / "nets", folder / "batch-sizes"
-    compare(
+    comparison = compare(
         nets,
         nets=NETS_IN_ORDER[:3],
         recipe=extent.recipe,
@@ -60,7 +70,7 @@ def do_assignment(
         options=options,
         say=say,
     )
-    sweep(
+    swept = sweep(
         batch_sizes,
         net="conv-transpose",
         recipe="course",
@@ -72,7 +82,8 @@ def do_assignment(
         options=options,
         say=say,
     )
-    return [nets, batch_sizes, _detector(folder / "detector", extent.labelled, options, say)]
+    detector = _detector(folder / "detector", extent.labelled, options, say)
+    return Done(comparison, swept, (nets, batch_sizes, detector))
 
 
 def _detector(folder: Path, labelled: str | None, options: ExecutionOptions | None, say: Callable[[str], None]) -> Path:

@@ -10,13 +10,13 @@ from PIL import Image
 
 from chromabox.colour.batch import plan_outputs
 from chromabox.colour.predict import Wishes
-from chromabox.colour.recipes import NETS_IN_ORDER
 from chromabox.colour.trained import load_trained
 from chromabox.errors import ChromaboxError
 from chromabox.files.images import eight_bits, read_picture
+from chromabox.report.assignment import QUICK, Done, do_assignment
 from chromabox.report.colouring import picture_work
-from chromabox.report.compare import Comparison, compare
 from chromabox.report.plots import Tile, draw_rows
+from chromabox.report.write_up import WriteUp, write_up
 
 #: Photographs that ship inside scikit-image's wheel.
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -26,17 +26,16 @@ SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 class Demo:
     """What the demonstration made."""
 
-    comparison: Comparison
+    assignment: Done
     photographs: Path
+    write_up: WriteUp
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> Demo:
-    """Train the assignment's three nets the quick way, compare them, and colour photographs with the shipped net."""
-    nets = NETS_IN_ORDER[:3]
-    comparison = compare(
-        folder / "compare", nets=nets, recipe="quick", seeds=(0,), data="cifar10:horse", palette="auto", say=say
-    )
-    return Demo(comparison, colour_samples(folder / "photographs", say))
+    """Colour photographs with the shipped net, do the assignment the quick way, and write it up."""
+    photographs = colour_samples(folder / "photographs", say)
+    done = do_assignment(folder / "runs", QUICK, say=say)
+    return Demo(done, photographs, write_up(done.folders, folder, whole=True))
 
 
 def colour_samples(folder: Path, say: Callable[[str], None]) -> Path:

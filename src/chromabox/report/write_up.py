@@ -63,6 +63,11 @@ class WriteUp:
     written: Written
     missing: list[str]
 
+    def told(self) -> list[str]:
+        """What is missing, and where everything is."""
+        gaps = [f"not answered, for want of runs: {', '.join(self.missing)}"] if self.missing else []
+        return [*gaps, f"page: {self.written.html}\npaper: {self.written.pdf}\nnumbers: {self.written.json}"]
+
 
 def write_up(paths: Sequence[Path], folder: Path, *, whole: bool = False) -> WriteUp:
     """Write ``report.html``, ``report.pdf`` and ``report.json`` about the runs below ``paths`` into ``folder``.
@@ -113,8 +118,8 @@ def _coloured(found: Found) -> Text:
     """One sentence about the task, one about each net."""
     first = summary_of(next(iter(found.colour.values()))[0])
     sentences = [
-        f"Grey pictures ({_literal(first['data'])}) are coloured by choosing one colour of a palette ({_literal(first['palette'])}) for "
-        f"every pixel; the nets were trained by the {first['recipe']} recipe."
+        f"Grey pictures ({_literal(first['data'])}) are coloured by choosing for every pixel one colour of a palette "
+        f"({_literal(first['palette'])}); the nets were trained by the {first['recipe']} recipe."
     ]
     numbers = {}
     for index, (net, runs) in enumerate(found.colour.items()):

@@ -8,7 +8,7 @@ import numpy as np
 from chromabox.colour.answers import disagreement
 from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.palette import labels_to_rgb
-from chromabox.report.document import Block, Figure, Number, Table, Text
+from chromabox.report.document import Block, Cell, Figure, Number, Table, Text
 from chromabox.report.handout.examined import BOUNDS, PICTURES, Examined, Ground
 from chromabox.report.handout.stated import RECORD, looked_up, record, share, whole
 from chromabox.report.intervals import over_places
@@ -58,7 +58,7 @@ def side_by_side(first: Examined, second: Examined, ground: Ground, folder: Path
 
 def looks_table(ground: Ground, *nets: Examined) -> Table:
     """How the pictures of the nets look beside the true ones."""
-    rows = [
+    rows: list[list[Cell]] = [
         [
             one.net,
             looked_up(one, "looks", "psnr", spec=".2f"),
@@ -84,7 +84,7 @@ def probe_table(*nets: Examined) -> Table:
     """What a linear map reads back from inside the nets."""
     places = {"quarter": "the bottleneck", "half": "half resolution"}
     columns = ("grey_detail", "colour_detail", "chroma", "table_accuracy")
-    rows = [
+    rows: list[list[Cell]] = [
         [f"{one.net}, {place}", *(share(one, "recovered", source, column) for column in columns)]
         for one in nets
         for source, place in places.items()

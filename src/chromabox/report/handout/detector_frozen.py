@@ -84,7 +84,7 @@ def stood_still(run: Path, folder: Path) -> list[Block]:
     }
     record(folder, "frozen layers", {run.name: measured})
     source = f"{RECORD}: frozen layers > {run.name}"
-    rows = [
+    rows: list[list[Cell]] = [
         [
             f"{name} layers",
             *(

@@ -48,7 +48,7 @@ def checked_and_shown(run: Path, folder: Path, command: str) -> list[Block]:
 def _checked(run: Path, folder: Path, checks: Sequence[TermCheck]) -> Text:
     """Whether term and slopes are what the formula says."""
     record(folder, "class term", {run.name: {f"{one.positive:g}": one for one in checks}})
-    numbers = {}
+    numbers: dict[str, Number] = {}
     for index, one in enumerate(checks):
         source = f"{RECORD}: class term > {run.name} > {one.positive:g}"
         numbers |= {

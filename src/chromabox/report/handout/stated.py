@@ -157,7 +157,8 @@ def _published_cells(net: str, run: Path) -> list[Cell]:
 
 def published_text(nets: Mapping[str, Sequence[Path]]) -> list[Block]:
     """Where our accuracies stand beside the published range; nothing for another setting."""
-    said, numbers = [], {}
+    said: list[str] = []
+    numbers: dict[str, Number] = {}
     for index, (net, runs) in enumerate(nets.items()):
         if net not in PUBLISHED or not is_comparable(runs[0]):
             continue

@@ -21,6 +21,8 @@ from chromabox.detect.convert import convert_weights
 from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6
 from chromabox.detect.layers import yolov3_tiny
 from chromabox.detect.nets import ConvolutionLayer, DetectorNet
+from chromabox.detect.predict import detect_picture
+from chromabox.detect.ready import make_ready
 from chromabox.detect.selftest import quality, self_test
 from chromabox.detect.weights import TrainedDetector, fetch_detector, load_detector, write_darknet
 from chromabox.errors import ChromaboxError
@@ -55,6 +57,21 @@ def test_the_file_comes_back_to_the_bit(original: Path, tmp_path: Path) -> None:
     assert trained.description["source"]["seen"] == 32_013_312
     write_darknet(tmp_path / "again.weights", trained.net, seen=32_013_312)
     assert (tmp_path / "again.weights").read_bytes() == original.read_bytes()
+
+
+def test_exported_as_onnx_it_finds_the_same_boxes(original: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the export extra writes the file")
+    from chromabox.detect.export import export_detector
+
+    trained = load_detector(original)
+    parity = export_detector(trained, tmp_path / "tiny.onnx")
+    assert 0 < parity.worst < 1e-5
+    exported = load_detector(tmp_path / "tiny.onnx")
+    assert exported.classes == trained.classes
+    ours, theirs = (detect_picture(data.astronaut(), make_ready(one), confidence=0.1) for one in (trained, exported))
+    assert "person" in ours.data["class_name"]
+    np.testing.assert_array_equal(theirs.xyxy, ours.xyxy)
+    np.testing.assert_array_equal(theirs.confidence, ours.confidence)
 
 
 def test_fetched_by_name_it_is_cached(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,5 +94,5 @@ def terms_table(run: Path, records: Sequence[Record], loss: DetectionLoss) -> Ta
                 value = records[at].get(key, float("nan"))
                 cells.append(Number(float(value), f"{run}/metrics.jsonl: {place} epoch > {key}", ".4g"))
         rows.append(cells)
-    columns = ["term", "what is summed", "training, first epoch", "last", "held out, first epoch", "last "]
-    return Table("The terms of the loss as they count, at both ends of the run", columns, rows)
+    columns = ["term", "what is summed", "training, first", "last", "held out, first", "last "]
+    return Table("The terms of the loss as they count, in the first and the last epoch", columns, rows)

@@ -1,5 +1,6 @@
-"""KernelMuon against singular value decompositions in float64 and plain arithmetic."""
+"""KernelMuon against torch.optim.Muon, singular value decompositions in float64, and plain arithmetic."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -92,6 +93,41 @@ def test_the_learning_rate_of_the_group_is_obeyed() -> None:
 def test_what_is_no_kernel_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="convolution kernels of four dimensions only"):
         KernelMuon([nn.Parameter(random(2, 2, 3, 3)), nn.Parameter(random(*shape))], lr=RATE)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 40, 3, 3), (600, 80, 3, 3), (520, 40, 2, 2)])
+def test_steps_are_those_of_torch_on_matrices(shape: tuple[int, ...]) -> None:
+    """Up to bfloat16's rounding, also where matrices are computed in several blocks; wide and tall."""
+    kernel = nn.Parameter(random(*shape))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    mine = KernelMuon([kernel], lr=RATE, weight_decay=0.1, momentum=0.9)
+    torchs = torch.optim.Muon([matrix], lr=RATE, weight_decay=0.1, momentum=0.9)
+    for seed in (1, 2):
+        kernel.grad = random(*shape, seed=seed)
+        matrix.grad = kernel.grad.flatten(1)
+        mine.step()
+        torchs.step()
+    moved = matrix.detach() - random(*shape).flatten(1)
+    torch.testing.assert_close(
+        kernel.detach().flatten(1), matrix.detach(), rtol=0, atol=0.02 * float(moved.abs().max())
+    )
+
+
+def test_goes_on_from_the_state_of_torchs() -> None:
+    """Checkpoints of earlier versions hold it."""
+    kernel = nn.Parameter(random(8, 3, 3, 3))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    torchs = torch.optim.Muon([matrix], lr=RATE, weight_decay=0.1)
+    matrix.grad = random(8, 27, seed=1)
+    torchs.step()
+    kernel.data = matrix.detach().view(8, 3, 3, 3).clone()
+    mine = KernelMuon([kernel], lr=1.0)
+    mine.load_state_dict(copy.deepcopy(torchs.state_dict()))
+    matrix.grad = random(8, 27, seed=2)
+    kernel.grad = matrix.grad.view(8, 3, 3, 3)
+    torchs.step()
+    mine.step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), rtol=0, atol=1e-3)
 
 
 def test_gradients_are_forgotten() -> None:

@@ -57,7 +57,7 @@ def test_ours_goes_up_quickly_and_straight_down() -> None:
     freeze(net, 3)
     muon, adam = optimisers_of(net, default())
     assert isinstance(muon, KernelMuon)
-    assert [tuple(kernel.shape) for kernel in muon._kernels] == [(8, 8, 3, 3)] * 2
+    assert [tuple(kernel.shape) for kernel in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)] * 2
     # The head's kernel, two weights of normalisation, three biases.
     assert len(adam.param_groups[0]["params"]) == 6
     schedule = schedule_of(default(), [muon, adam], 5, 8)

@@ -28,15 +28,13 @@ class Extent:
     recipe: RecipeName
     seeds: tuple[int, ...]
     sweep_seeds: tuple[int, ...]
-    sweep_epochs: int | None
-    """Of the batch sizes, by the course's recipe; None: as many as it has."""
     labelled: str | None
     """The set that a detector learns from; None: one that is made for it."""
 
 
 #: The assignment to the letter, an hour or so on two cores; and a few minutes' worth.
-COURSE = Extent("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), sweep_epochs=None, labelled="coco128")
-QUICK = Extent("quick", seeds=(0, 1), sweep_seeds=(0,), sweep_epochs=1, labelled=None)
+COURSE = Extent("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), labelled="coco128")
+QUICK = Extent("quick", seeds=(0, 1), sweep_seeds=(0,), labelled=None)
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,11 @@ def do_assignment(
     swept = sweep(
         batch_sizes,
         net="conv-transpose",
-        recipe="course",
+        recipe=extent.recipe,
         over="batch-size",
         values=BATCH_SIZES,
         seeds=extent.sweep_seeds,
         data=DATA,
-        epochs=extent.sweep_epochs,
         options=options,
         say=say,
     )

@@ -123,7 +123,7 @@ def _coloured(found: Found) -> Text:
     ]
     numbers = {}
     for index, (net, runs) in enumerate(found.colour.items()):
-        numbers[f"right{index}"] = from_runs(runs, "test_accuracy", ".2f", 100)
+        numbers[f"right{index}"] = from_runs(runs, "test_accuracy", ".2f", 100.0)
         numbers[f"loss{index}"] = from_runs(runs, "test_loss")
         numbers[f"runs{index}"] = whole(len(runs), "number of runs found")
         seeds = "seed" if len(runs) == 1 else "seeds"

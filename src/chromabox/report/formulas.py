@@ -251,7 +251,8 @@ class _Typst(_Walk):
         return f'"{escaped}"'
 
     def operator(self, sign: str) -> str:
-        return "⋅" if sign == "·" else sign  # The operator's own sign, not the full stop in mid-line.
+        # The multiplication sign itself, not the full stop in mid-line; a bare comma would part arguments of frac().
+        return {"·": "⋅", ",": r"\,"}.get(sign, sign)
 
     def row(self, parts: Sequence[str]) -> str:
         return "".join(parts)

@@ -199,6 +199,9 @@ def test_where_no_class_is_new_the_gentler_rates_are_taken(weights: Path, tmp_pa
         finetune(config, place / "run", say=_quiet)
         optimisers = load_checkpoint(place / "run" / "last.safetensors")[0]["resume"]["optimisers"]
         rates.append(optimisers[0]["param_groups"][0]["lr"])
+        before, after = (load_detector(path).net.state_dict() for path in (weights, place / "run"))
+        still = torch.equal(before["layers.4.norm.running_mean"], after["layers.4.norm.running_mean"])
+        assert still is ("hedgehog" not in names)
     assert rates[1] / rates[0] == pytest.approx(config.recipe.gentle)
 
 

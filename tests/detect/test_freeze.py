@@ -49,6 +49,19 @@ def test_with_moving_statistics_only_parameters_stand_still() -> None:
     assert torch.equal(weight, net.layers[0].norm.weight)
 
 
+def test_all_normalisation_may_stand_still_while_kernels_learn() -> None:
+    net = copy.deepcopy(small_detector().net)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    frozen = freeze(net, 2, still_normalisation=True)
+    _train_a_step(net)
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("convolution" in name and int(name.split(".")[1]) >= 2 for name in moved)
+    # Layers 2 to 4 have 8 · 8 kernels of 3 × 3 each, the head 16 rows of 8 weights and a bias.
+    assert frozen.all_parameters - frozen.parameters == 3 * 8 * 8 * 9 + 16 * 9
+    assert "of their batch normalisation stay as they are, as does the others'" in str(frozen)
+
+
 def test_a_frozen_net_has_the_same_state_and_outputs() -> None:
     net = copy.deepcopy(small_detector().net)
     images = torch.rand(1, 3, 64, 64)

@@ -13,9 +13,9 @@ from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, evaluate_predictions, held_out_split
 from chromabox.detect.finetune_caches import Caches
 from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
-from chromabox.detect.finetune_job import begin, job_and_plan, loss_of
+from chromabox.detect.finetune_job import begin, freeze_for, job_and_plan, loss_of
 from chromabox.detect.finetune_probe import Probe
-from chromabox.detect.freeze import Frozen, freeze
+from chromabox.detect.freeze import Frozen
 from chromabox.detect.intervals import paired_difference
 from chromabox.detect.labelled import DetectionSet, in_classes_of, plain_name
 from chromabox.detect.nets import DetectorNet
@@ -59,7 +59,7 @@ def finetune(
     for line in begun.parts.told:
         say(line)
     net = copy.deepcopy(begun.trained.net).train()
-    frozen = freeze(net, config.freeze, moving_statistics=config.recipe.moving_statistics)
+    frozen = freeze_for(config, begun, net)
     say(str(frozen))
     until = 0 if frozen.moving_statistics else frozen.layers
     loss = loss_of(net, config)

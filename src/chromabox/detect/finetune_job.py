@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.freeze import depth_of
+from chromabox.detect.freeze import Frozen, depth_of, freeze
 from chromabox.detect.judge import Judge
 from chromabox.detect.labelled import in_classes_of
 from chromabox.detect.loss import DetectionLoss
@@ -67,6 +67,13 @@ def loss_of(net: DetectorNet, config: FinetuneConfig) -> DetectionLoss:
         size=config.size,
         recipe=config.recipe.name,
     )
+
+
+def freeze_for(config: FinetuneConfig, begun: Beginning, net: DetectorNet) -> Frozen:
+    """Freeze what the configuration says, and all normalisation where the weights know all classes and so is wished."""
+    recipe = config.recipe
+    still = recipe.still_normalisation and not begun.new
+    return freeze(net, config.freeze, moving_statistics=recipe.moving_statistics, still_normalisation=still)
 
 
 def old_net_of(config: FinetuneConfig, begun: Beginning, loss: DetectionLoss, device: torch.device) -> OldNet | None:

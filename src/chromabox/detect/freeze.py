@@ -31,6 +31,8 @@ class Frozen:
     all_parameters: int
     share_of_work: float
     moving_statistics: bool
+    still_normalisation: bool = False
+    """Whether the batch normalisation of the trained layers stays as it is, too."""
 
     @property
     def saved(self) -> float:
@@ -49,6 +51,7 @@ class Frozen:
         if not self.layers:
             return f"nothing frozen: all {self.all_parameters:,} parameters are trained"
         statistics = "go on moving" if self.moving_statistics else "stay as they are"
+        statistics += ", as does the others'" if self.still_normalisation else ""
         return (
             f"frozen: the first {self.layers} layers, {self.parameters:,} of {self.all_parameters:,} parameters and "
             f"{100 * self.share_of_work:.0f} % of the forward work; a step should take {100 * self.saved:.0f} % less "
@@ -64,6 +67,7 @@ class Frozen:
             "all_parameters": self.all_parameters,
             "share_of_work": round(self.share_of_work, 4),
             "moving_statistics": self.moving_statistics,
+            "still_normalisation": self.still_normalisation,
         }
 
 
@@ -106,25 +110,26 @@ def backbone(architecture: Architecture) -> int:
     return next(narrow, begin)
 
 
-def freeze(net: DetectorNet, until: int | str, *, moving_statistics: bool = False) -> Frozen:
+def freeze(
+    net: DetectorNet, until: int | str, *, moving_statistics: bool = False, still_normalisation: bool = False
+) -> Frozen:
     """Freeze the first layers of ``net`` in place; see :func:`depth_of` for ``until``.
 
     Parameters before that get ``requires_grad`` False and all others True. Where statistics stay still, the frozen
     layers' batch normalisation is replaced by one that does not leave evaluation mode; names in ``state_dict`` stay.
+    With ``still_normalisation`` so is that of all other layers, whose weights are not trained either.
     """
     depth = depth_of(net.architecture, until)
-    frozen = 0
     for name, parameter in net.named_parameters():
-        index = int(name.split(".")[1])
-        parameter.requires_grad_(index >= depth)
-        frozen += parameter.numel() if index < depth else 0
-    if not moving_statistics:
-        for layer in net.layers[:depth]:
-            if isinstance(layer, ConvolutionLayer) and layer.norm is not None:
-                layer.norm = _still(layer.norm)
+        parameter.requires_grad_(int(name.split(".")[1]) >= depth)
+    for index, layer in enumerate(net.layers):
+        still = still_normalisation if index >= depth else not moving_statistics
+        if still and isinstance(layer, ConvolutionLayer) and layer.norm is not None:
+            layer.norm = _still(layer.norm)
+    frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
     total = sum(parameter.numel() for parameter in net.parameters())
     share = sum(work(net.architecture)[:depth]) / sum(work(net.architecture))
-    return Frozen(depth, frozen, total, share, moving_statistics)
+    return Frozen(depth, frozen, total, share, moving_statistics, still_normalisation)
 
 
 def _still(norm: nn.BatchNorm2d) -> StillBatchNorm2d:

@@ -15,8 +15,8 @@ import torch
 
 from chromabox.detect.finetune_caches import Caches
 from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.finetune_job import Beginning, begin, job_and_plan, loss_of
-from chromabox.detect.freeze import Frozen, backbone, freeze, work
+from chromabox.detect.finetune_job import Beginning, begin, freeze_for, job_and_plan, loss_of
+from chromabox.detect.freeze import Frozen, backbone, work
 from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.layers import Architecture, Convolution
 from chromabox.detect.splits import held_out
@@ -104,7 +104,7 @@ def tried(config: FinetuneConfig, begun: Beginning, views: Views, folder: Path) 
     config = replace(config, recipe=replace(config.recipe, epochs=EPOCHS), views=1)
     assert config.execution is not None
     net = copy.deepcopy(begun.trained.net).train()
-    frozen = freeze(net, config.freeze, moving_statistics=config.recipe.moving_statistics)
+    frozen = freeze_for(config, begun, net)
     until = 0 if frozen.moving_statistics else frozen.layers
     config.execution.place(net)
     with ExitStack() as stack:

@@ -30,6 +30,8 @@ class FinetuneRecipe:
     """Of the peak rate, at the end of the run."""
     gentle: float = 1.0
     """Factor on both rates where the weights know all classes already: what they know is then all there is to lose."""
+    still_normalisation: bool = False
+    """There, too: whether the batch normalisation of all layers stays as it is."""
     gentle_beside: float = 1.0
     """Factor on both rates where new classes are learnt beside the old ones."""
     schedule: Literal["cosine", "linear"]
@@ -110,7 +112,8 @@ def default() -> FinetuneRecipe:
         learning_rate=0.004,
         other_learning_rate=0.001,
         final_share=0.0,
-        gentle=0.025,
+        gentle=0.005,
+        still_normalisation=True,
         gentle_beside=0.25,
         schedule="linear",
         warm_up_most=0.1,

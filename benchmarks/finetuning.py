@@ -31,12 +31,14 @@ from machine import describe, write_results
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
-    """A whole run's summary, without the table of classes."""
-    begin_at = time.perf_counter()
+    """The machine and a whole run's summary, without the table of classes and what names this machine's files."""
+    machine, begin_at = describe(), time.perf_counter()
     summary = finetune(FinetuneConfig(**settings), folder, say=print).summary
     for part in ("before", "after"):
         del summary[part]["per_class"]
-    return {**summary, "wall_seconds": round(time.perf_counter() - begin_at, 1)}
+    del summary["warnings"]
+    summary["weights"] = Path(summary["weights"]).name
+    return {"machine": machine, **summary, "wall_seconds": round(time.perf_counter() - begin_at, 1)}
 
 
 def random_weights(folder: Path) -> str:
@@ -84,9 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts:
             (Path(folder) / part).mkdir()
-            machine = describe()
-            found = parts[part](Path(folder) / part, Execution(threads=options.threads))
-            results[part] = {"machine": machine, **found}
+            results[part] = parts[part](Path(folder) / part, Execution(threads=options.threads))
             print(part, results[part])
             if options.output is not None:
                 write_results(options.output, results)

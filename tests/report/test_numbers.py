@@ -30,7 +30,7 @@ def test_every_number_is_there(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("value", "printed"), [(math.nan, "–"), (math.inf, "∞"), (-math.inf, "–")])
+@pytest.mark.parametrize(("value", "printed"), [(math.nan, "–"), (math.inf, "∞"), (-math.inf, "−∞")])
 def test_what_json_has_no_word_for_is_null(tmp_path: Path, value: float, printed: str) -> None:
     document = Document("t", [Text("{n}", {"n": Number(value, "s", spread=math.nan)})], [], [], {})
     text = write_numbers(document, tmp_path / "report.json").read_text(encoding="utf-8")

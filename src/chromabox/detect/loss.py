@@ -106,10 +106,10 @@ class DetectionLoss:
         strides = self.architecture.strides
         for index, places in enumerate(self.places(outputs, targets)):
             anchors = targets.new_tensor(self.architecture.yolos[index].own_anchors) / strides[index]
-            terms = self._sigmoid2_head(outputs[index], anchors, places, targets, goals[index])
-            box = box + terms[0]
-            objectness = objectness + BALANCE[sorted(strides).index(strides[index])] * terms[1]
-            category = category + terms[2]
+            own = self._sigmoid2_head(outputs[index], anchors, places, targets, goals[index])
+            box = box + own[0]
+            objectness = objectness + BALANCE[sorted(strides).index(strides[index])] * own[1]
+            category = category + own[2]
         terms = {"box": box, "objectness": objectness, "class": category}
         return {name: share * terms[name] for name, share in self.shares(len(outputs[0])).items()}
 

@@ -7,10 +7,10 @@ import pypdfium2
 import pytest
 
 from chromabox.errors import UsageError
-from chromabox.report.document import Missing
 from chromabox.report.found import Found
-from chromabox.report.write_document import write_document
 from chromabox.report.write_up import build_document, write_up
+from chromabox.report.written.document import Missing
+from chromabox.report.written.write_document import write_document
 
 #: The handout's questions, in its order.
 QUESTIONS = ["A.1", "A.2", "A.3", "B.1", "B.2", "B.3", "B.4", "B.5", "C.1", "C.2", "C.3", "D.1", "D.2"]

@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 
 from chromabox.engine.machine import versions
-from chromabox.report.document import Block, Document, Missing, Number, Section, Text
 from chromabox.report.found import Found, find_runs, summary_of
 from chromabox.report.handout.batch_sizes import batch_size_section
 from chromabox.report.handout.code import conv_code, pool_code, unet_code
@@ -22,7 +21,8 @@ from chromabox.report.handout.results import (
     strided_results,
 )
 from chromabox.report.handout.stated import from_runs, whole
-from chromabox.report.write_document import Written, write_document
+from chromabox.report.written.document import Block, Document, Missing, Number, Section, Text
+from chromabox.report.written.write_document import Written, write_document
 
 Builder = Callable[[Found, Path], Section]
 

@@ -13,10 +13,10 @@ from chromabox.colour.recipes import recipe_for
 from chromabox.colour.train import TrainConfig
 from chromabox.engine.execution import Execution
 from chromabox.errors import UsageError
-from chromabox.report.document import Document, Figure, Missing, Number, Section, Table, Text
 from chromabox.report.found import Found, find_runs
 from chromabox.report.handout.batch_sizes import COMMAND, batch_size_section
 from chromabox.report.swept import MEASURED, Measured, Row, Sweep, write_sweep
+from chromabox.report.written.document import Document, Figure, Missing, Number, Section, Table, Text
 
 VALUES = (32, 64, 128, 256)
 RISING = np.array([[1.1, 1.2, 1.3, 1.4], [1.11, 1.21, 1.31, 1.41]])

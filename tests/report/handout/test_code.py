@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from chromabox.colour import nets
-from chromabox.report.document import Code, Number, Section, Table, Text
 from chromabox.report.found import Found
 from chromabox.report.handout.code import conv_code, pool_code, unet_code
+from chromabox.report.written.document import Code, Number, Section, Table, Text
 
 SECTIONS = [(pool_code, "PoolUpsampleNet"), (conv_code, "ConvTransposeNet"), (unet_code, "UNet")]
 

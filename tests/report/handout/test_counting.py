@@ -6,10 +6,10 @@ import pytest
 from sympy import expand, floor, symbols
 
 from chromabox.colour.count import NC, NF, NIC, H, K, W
-from chromabox.report.document import Formula, Number, Section, Table, Text
 from chromabox.report.found import Found
 from chromabox.report.handout import counting
 from chromabox.report.handout.counting import count_section, geometry_section
+from chromabox.report.written.document import Formula, Number, Section, Table, Text
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import save_detector
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.execution import Execution
-from chromabox.report.document import Document, Figure, Formula, Missing, Number, Section, Table, Text
 from chromabox.report.found import Found
 from chromabox.report.handout.detection import classification_loss, freezing
 from chromabox.report.handout.detector_formulas import class_term, formulas_of
 from chromabox.report.handout.detector_frozen import verdict
 from chromabox.report.handout.detector_run import LayerChange, check_class_term, layer_changes, open_run
+from chromabox.report.written.document import Document, Figure, Formula, Missing, Number, Section, Table, Text
 from detectors import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"

@@ -16,7 +16,6 @@ from chromabox.colour.recipes import NetName, recipe_for
 from chromabox.colour.train import TrainConfig, train
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
-from chromabox.report.document import Document, Figure, Missing, Number, Section, Table, Text
 from chromabox.report.found import Found, find_runs, summary_of
 from chromabox.report.handout.examined import Examined, Ground, examine, ground_of
 from chromabox.report.handout.pooling import blur, dullness
@@ -31,6 +30,7 @@ from chromabox.report.handout.skips import skip_reasons, vanishes
 from chromabox.report.handout.stated import difference_text, improved
 from chromabox.report.handout.strides import stride_reasons
 from chromabox.report.intervals import Difference
+from chromabox.report.written.document import Document, Figure, Missing, Number, Section, Table, Text
 
 BUILDERS = (pooling_results, strided_curves, strided_results, skip_curves, skip_results)
 NETS: tuple[NetName, ...] = ("pool-upsample", "conv-transpose", "unet")

@@ -7,7 +7,6 @@ import numpy as np
 
 from chromabox.colour.train import read_config
 from chromabox.engine.log import read_metrics
-from chromabox.report.document import Block, Missing, Number, Section, Text
 from chromabox.report.found import Found
 from chromabox.report.handout.swept_numbers import (
     EPOCHS,
@@ -21,6 +20,7 @@ from chromabox.report.handout.swept_numbers import (
     trend_in,
 )
 from chromabox.report.swept import Sweep, read_sweep
+from chromabox.report.written.document import Block, Missing, Number, Section, Text
 
 TITLE = "Batch sizes"
 QUESTION = (

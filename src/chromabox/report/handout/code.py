@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from chromabox.colour import nets
-from chromabox.colour.likeness import place_of
+from chromabox.colour.checked.call import USUAL
+from chromabox.colour.checked.likeness import place_of
+from chromabox.colour.checked.self_check import SelfCheck, self_check
+from chromabox.colour.checked.steps import Step
+from chromabox.colour.checked.trials import SIDE
+from chromabox.colour.checked.verdicts import our_steps
 from chromabox.colour.nets import NETS, count_parameters
-from chromabox.colour.self_check import SelfCheck, self_check
-from chromabox.colour.steps import Step
-from chromabox.colour.student_call import USUAL
-from chromabox.colour.student_trials import SIDE
-from chromabox.colour.verdicts import our_steps
-from chromabox.report.document import Block, Cell, Code, Number, Section, Table, Text
 from chromabox.report.found import Found
 from chromabox.report.handout.stated import whole
 from chromabox.report.self_check import MARKS
+from chromabox.report.written.document import Block, Cell, Code, Number, Section, Table, Text
 
 KERNELS = range(1, 10)
 #: What each block of figure 1 puts out, the same in all three nets: channels, and by how much height and width shrink.

@@ -8,12 +8,12 @@ import numpy as np
 from chromabox.colour.answers import disagreement
 from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.palette import labels_to_rgb
-from chromabox.report.document import Block, Cell, Figure, Number, Table, Text
 from chromabox.report.handout.examined import BOUNDS, PICTURES, Examined, Ground
 from chromabox.report.handout.stated import RECORD, looked_up, record, share, whole
 from chromabox.report.intervals import over_places
 from chromabox.report.plots import Tile
 from chromabox.report.why import draw_by_distance, draw_disagreement
+from chromabox.report.written.document import Block, Cell, Figure, Number, Table, Text
 
 #: Test pictures in a row of a figure.
 COLUMNS = 8

@@ -11,8 +11,8 @@ from chromabox.colour.geometry import Pair, figure_geometry, handout_pair, searc
 from chromabox.colour.nets import NETS
 from chromabox.detect.ready import threads_at
 from chromabox.report.counting import QUANTITIES, formula_text, layer_formulas, settings_text, size_text
-from chromabox.report.document import Block, Cell, Formula, Number, Section, Table, Text
 from chromabox.report.found import Found
+from chromabox.report.written.document import Block, Cell, Formula, Number, Section, Table, Text
 
 NET = "pool-upsample"
 OTHERS = ("conv-transpose", "unet")

@@ -10,12 +10,12 @@ from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.rates import _by_role
 from chromabox.detect.weights import load_detector
 from chromabox.engine.log import read_metrics
-from chromabox.report.document import Code, Figure, Missing, Section, Text
 from chromabox.report.finetuning import draw_losses
 from chromabox.report.found import Found
 from chromabox.report.handout.detector_formulas import class_term, formulas_of, terms_table
 from chromabox.report.handout.detector_frozen import costs, how, stood_still, what_is_frozen
 from chromabox.report.handout.detector_results import checked_and_shown, reached
+from chromabox.report.written.document import Code, Figure, Missing, Section, Text
 
 COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from chromabox.detect.finetune import read_finetune_config
 from chromabox.detect.freeze import Frozen, backbone
 from chromabox.detect.weights import load_detector
-from chromabox.report.document import Block, Cell, Figure, Number, Table, Text
 from chromabox.report.found import summary_of
 from chromabox.report.handout.detector_figures import draw_changes
 from chromabox.report.handout.detector_run import LayerChange, layer_changes
 from chromabox.report.handout.detector_stated import in_summary, last_part
 from chromabox.report.handout.stated import RECORD, record, whole
+from chromabox.report.written.document import Block, Cell, Figure, Number, Table, Text
 
 
 def what_is_frozen(run: Path) -> list[Block]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chromabox.errors import ChromaboxError
-from chromabox.report.document import Block, Cell, Figure, Missing, Number, Table, Text
 from chromabox.report.found import summary_of
 from chromabox.report.handout.detector_figures import draw_shown
 from chromabox.report.handout.detector_run import (
@@ -16,6 +15,7 @@ from chromabox.report.handout.detector_run import (
 )
 from chromabox.report.handout.detector_stated import in_summary, last_part, literal
 from chromabox.report.handout.stated import RECORD, record, whole
+from chromabox.report.written.document import Block, Cell, Figure, Missing, Number, Table, Text
 
 #: A weight of positives by which the term is checked beside the run's own, so that it plays a part.
 OTHER_WEIGHT = 3.0

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from chromabox.report.document import Number
 from chromabox.report.found import summary_of
+from chromabox.report.written.document import Number
 
 
 def in_summary(run: Path, *keys: str, spec: str = ",.0f", scale: float = 1.0) -> Number:

@@ -8,10 +8,10 @@ from jaxtyping import Int64
 from chromabox.colour.data import ColourData
 from chromabox.colour.evaluate import Evaluation, Scores, evaluate
 from chromabox.colour.trained import load_palette_net
-from chromabox.report.document import Block, Cell, Figure, Number, Table, Text
 from chromabox.report.handout.examined import BOUNDS, Examined, Ground
 from chromabox.report.handout.stated import RECORD, looked_up, record, share, whole
 from chromabox.report.plots import draw_confusion
+from chromabox.report.written.document import Block, Cell, Figure, Number, Table, Text
 
 #: Below this part of the true detail, in energy or in correlation, pictures are called blurred.
 BLURRED = 0.9

@@ -9,7 +9,6 @@ from jaxtyping import Int64
 from chromabox.colour import metrics
 from chromabox.colour.train import read_config
 from chromabox.engine.log import read_metrics
-from chromabox.report.document import Block, Figure, Number, Section, Text
 from chromabox.report.found import Found, summary_of
 from chromabox.report.handout.compared import looks_table, row_of, side_by_side, truth_rows
 from chromabox.report.handout.examined import EXTENT, Examined, Ground, examine, ground_of
@@ -31,6 +30,7 @@ from chromabox.report.handout.stated import (
 )
 from chromabox.report.handout.strides import stride_reasons
 from chromabox.report.why import draw_all_curves, draw_calibration, draw_sheet
+from chromabox.report.written.document import Block, Figure, Number, Section, Text
 
 #: Points of accuracy by which training pictures may be ahead before one speaks of learning by heart.
 BY_HEART = 2.0

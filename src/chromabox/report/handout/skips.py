@@ -4,12 +4,12 @@ import math
 from pathlib import Path
 
 from chromabox.colour.train import read_config
-from chromabox.report.document import Block, Figure, Number, Table, Text
 from chromabox.report.found import summary_of
 from chromabox.report.handout.compared import NOTICEABLE, draw_edges, gain_near_edges, probe_table
 from chromabox.report.handout.examined import ABLATED, Examined, Ground
 from chromabox.report.handout.stated import looked_up, share, whole
 from chromabox.report.why import draw_gradients
+from chromabox.report.written.document import Block, Figure, Number, Table, Text
 
 #: Gradients of two layers that are less than so many times apart are not said to vanish.
 VANISHING = 100.0

@@ -8,10 +8,10 @@ from typing import Any
 
 from chromabox.engine.checkpoint import write_json
 from chromabox.report.compare import PUBLISHED, group_runs
-from chromabox.report.document import Block, Cell, Missing, Number, Section, Table, Text
 from chromabox.report.found import Found, summary_of
 from chromabox.report.handout.examined import Examined, plain
 from chromabox.report.intervals import Difference, over_pictures, over_seeds
+from chromabox.report.written.document import Block, Cell, Missing, Number, Section, Table, Text
 
 RECORD = "results.json"
 

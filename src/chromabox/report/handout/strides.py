@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from chromabox.report.document import Block, Text
 from chromabox.report.found import summary_of
 from chromabox.report.handout.compared import NOTICEABLE, draw_edges, gain_near_edges, probe_table
 from chromabox.report.handout.examined import Examined, Ground
 from chromabox.report.handout.stated import share, whole
+from chromabox.report.written.document import Block, Text
 
 
 def stride_reasons(pool: Examined, strided: Examined, ground: Ground, folder: Path, *, better: bool) -> list[Block]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from chromabox.files.whole import write_whole
-from chromabox.report.document import Block, Cell, Figure, Missing, Number, Table, Text
 from chromabox.report.swept import Row, Sweep, Value
 from chromabox.report.trend import LEVEL, Trend, trend_of
+from chromabox.report.written.document import Block, Cell, Figure, Missing, Number, Table, Text
 
 #: Which numbers a table has: name, heading, how it is printed, factor.
 COLUMNS = (

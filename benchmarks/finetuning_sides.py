@@ -2,9 +2,10 @@
 
     python benchmarks/finetuning_sides.py NAME THREADS EPOCHS FOLDER
 
-What a process has to tell (what it is, each epoch's seconds, what it comes to in the end) it writes as lines of JSON;
-anything else that is printed goes to the standard error output. Those named ``ultralytics…`` run in an environment
-where that is installed, and nothing of chromabox in them.
+Each keeps to as many cores as it is given threads, so that nothing is done beside. What a process has to tell (what it
+is, each epoch's seconds, what it comes to in the end) it writes as lines of JSON; anything else that is printed goes to
+the standard error output. Those named ``ultralytics…`` run in an environment where that is installed, and nothing of
+chromabox in them.
 """
 
 import json
@@ -21,6 +22,18 @@ import torch
 from torch import nn
 
 SIZE, BATCH, FREEZE, PICTURES = 416, 16, 10, 128
+
+OURS = {
+    "cached": {"freeze": FREEZE, "views": 4},
+    "frozen": {"freeze": FREEZE, "views": 0},
+    "unfrozen": {"freeze": 0, "views": 0},
+}
+#: What is timed of an epoch, from one mark to another.
+PARTS = {
+    "train": ("begin", "trained"),
+    "val": ("judge", "judged"),
+    "evaluation": ("judged", "evaluated"),
+}
 
 
 class Turns:
@@ -43,10 +56,11 @@ class Turns:
         print(json.dumps(figures), file=self.out)
 
     def tell_epoch(self, **figures: Any) -> None:
-        """Seconds of the clock and of the processor from ``begin`` to ``trained``, from ``judge`` to ``judged``."""
-        for name, begin, end in (("train", "begin", "trained"), ("val", "judge", "judged")):
-            wall, processor = (b - a for a, b in zip(self.times[begin], self.times[end], strict=True))
-            figures |= {f"{name}_seconds": wall, f"{name}_processor_seconds": processor}
+        """Of each part that there is the seconds of the clock and of the processor."""
+        for name, (begin, end) in PARTS.items():
+            if end in self.times:
+                clock, processor = (b - a for a, b in zip(self.times[begin], self.times[end], strict=True))
+                figures |= {f"{name}_seconds": clock, f"{name}_processor_seconds": processor}
         self.tell(**figures, peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
@@ -59,26 +73,29 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
 
     job_and_plan = room.job_and_plan
 
-    def marked(*given: Any) -> Any:
-        job, plan = job_and_plan(*given)
+    def marked(config: Any, begun: Any, net: Any, until: int, loss: Any, judge: Any, *rest: Any) -> Any:
+        job, plan = job_and_plan(config, begun, net, until, loss, judge, *rest)
 
         def batches(epoch: int, skip: int) -> Iterator[Any]:
             if epoch == 0:
-                turns.tell(execution=str(given[0].execution), torch=torch.__version__)
+                turns.tell(execution=str(config.execution), torch=torch.__version__)
             turns.wait()
             turns.mark("begin")
             yield from job.batches(epoch, skip)
 
         def validate(net: nn.Module) -> dict[str, float]:
             turns.mark("trained")
+            turns.mark("judge")
             metrics = job.validate(net)
             turns.mark("judged")
+            if not until:
+                evaluate(replace(begun.trained, net=net), judge.data)
+                turns.mark("evaluated")
             return metrics
 
         return replace(job, batches=batches, validate=validate), plan
 
     def after_epoch(record: Any) -> None:
-        turns.times["judge"] = turns.times["trained"]
         turns.tell_epoch(metrics=dict(record))
         if record["epoch"] == epochs:
             turns.wait()  # What follows the last epoch must not disturb the others'.
@@ -88,6 +105,15 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
     config = room.FinetuneConfig(data="coco128", recipe=recipe, size=SIZE, freeze=freeze, views=views)
     outcome = room.finetune(config, folder, options=ExecutionOptions(threads=threads), after_epoch=after_epoch)
     turns.tell(filling_seconds=outcome.summary["seconds_filling"], views=views, peak_memory=peak_memory())
+
+
+def evaluate(trained: Any, data: Any) -> None:
+    """As ``chromabox evaluate`` does, which keeps nothing, but for the intervals."""
+    from chromabox.detect.evaluate import evaluate_detector
+    from chromabox.detect.ready import make_ready
+
+    with torch.autocast("cpu", enabled=False):
+        evaluate_detector(make_ready(trained), data, size=SIZE, draws=2)
 
 
 def ultralytics(turns: Turns, threads: int, epochs: int, folder: Path) -> None:
@@ -132,8 +158,8 @@ class Heads(nn.Module):
         return [convolution(one) for convolution, one in zip(self.convolutions, given, strict=True)]
 
 
-def ultralytics_layers(turns: Turns, threads: int, epochs: int, folder: Path) -> None:
-    """Its layers with YOLOv3's heads: bare passes, slopes and steps on random pictures; judging is bare passes."""
+def ultralytics_layers(turns: Turns, threads: int) -> None:
+    """Its layers with YOLOv3's heads: bare passes, slopes and steps on random pictures."""
     from ultralytics.nn.tasks import DetectionModel
 
     torch.set_num_threads(threads)
@@ -144,40 +170,31 @@ def ultralytics_layers(turns: Turns, threads: int, epochs: int, folder: Path) ->
     optimiser = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, nesterov=True)
     images = torch.rand(BATCH, 3, SIZE, SIZE)
     turns.tell(torch=torch.__version__, parameters=sum(parameter.numel() for parameter in net.parameters()))
+    net.train()
+    net.model[:FREEZE].eval()
     while True:
         turns.wait()
         turns.mark("begin")
-        net.train()
-        net.model[:FREEZE].eval()
         for _ in range(PICTURES // BATCH):
             optimiser.zero_grad()
             loss = torch.stack([head.square().mean() for head in net(images)]).sum()
             loss.backward()
             optimiser.step()
         turns.mark("trained")
-        net.eval()
-        turns.mark("judge")
-        with torch.inference_mode():
-            for _ in range(PICTURES // BATCH):
-                net(images)
-        turns.mark("judged")
         turns.tell_epoch(metrics={"stand-in for the loss": float(loss)})
 
 
 def main() -> None:
     name, threads, epochs, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     turns = Turns()
-    match name:
-        case "cached":
-            ours(turns, threads, epochs, folder, FREEZE, 4)
-        case "frozen":
-            ours(turns, threads, epochs, folder, FREEZE, 0)
-        case "unfrozen":
-            ours(turns, threads, epochs, folder, 0, 0)
-        case "ultralytics":
-            ultralytics(turns, threads, epochs, folder)
-        case "ultralytics-layers":
-            ultralytics_layers(turns, threads, epochs, folder)
+    if name in OURS:
+        ours(turns, threads, epochs, folder, **OURS[name])
+    elif name == "ultralytics":
+        ultralytics(turns, threads, epochs, folder)
+    else:
+        ultralytics_layers(turns, threads)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,32 @@ def test_the_probe_measures_steps_in_each_way_left_open(tiny: ModuleType) -> Non
     assert {low for _, low in seen} == {False, True}
 
 
+@pytest.mark.parametrize(
+    ("seconds", "chosen", "measurements"),
+    [
+        # By (bfloat16, channels-last).
+        ({(0, 0): 10, (0, 1): 9.8, (1, 0): 5, (1, 1): 4}, (1, 1), 4),
+        ({(0, 0): 10, (0, 1): 9.8, (1, 0): 5, (1, 1): 4.9}, (1, 0), 4),
+        ({(0, 0): 10, (0, 1): 8, (1, 0): 1, (1, 1): 9}, (0, 1), 3),
+        ({(0, 0): 10, (0, 1): 10, (1, 0): 10, (1, 1): 1}, (0, 0), 3),
+    ],
+)
+def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[int, int], float], chosen: tuple[int, int], measurements: int
+) -> None:
+    asked = []
+
+    def told(execution: Execution, *_: Any) -> float:
+        asked.append((int(execution.precision == "bfloat16"), int(execution.channels_last)))
+        return float(seconds[asked[-1]])
+
+    monkeypatch.setattr("chromabox.engine.execution._seconds_per_step", told)
+    options = ExecutionOptions(device="cpu", compiled="no", threads=1)
+    found = choose_execution(options, nn.Linear(2, 2), lambda call: torch.zeros(()), steps=1)
+    assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen
+    assert len(asked) == measurements
+
+
 def test_place_obeys_layout_precision_and_threads(tiny: ModuleType) -> None:
     net = tiny.make_net()
     call = Execution(channels_last=True, precision="bfloat16", threads=2).place(net)

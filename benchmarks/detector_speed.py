@@ -29,8 +29,9 @@ import torch
 
 from chromabox.detect.cfg import write_cfg
 from chromabox.detect.predict import detect_files, in_order
-from chromabox.detect.ready import EXACT, ReadyDetector, make_ready, threads_at
+from chromabox.detect.ready import EXACT, ReadyDetector, make_ready
 from chromabox.detect.weights import TrainedDetector, load_detector, write_darknet
+from chromabox.engine.execution import threads_at
 from chromabox.engine.options import ExecutionOptions
 from chromabox.files.images import find_pictures
 from machine import describe, seconds, write_results

@@ -16,8 +16,9 @@ from chromabox.detect.boxes import Letterbox, Pixels, areas, darknet_letterbox, 
 from chromabox.detect.decode import candidates
 from chromabox.detect.detections import Detections
 from chromabox.detect.kinds import Kind
-from chromabox.detect.ready import ReadyDetector, threads_at
+from chromabox.detect.ready import ReadyDetector
 from chromabox.detect.weights import TrainedDetector
+from chromabox.engine.execution import threads_at
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.files.images import read_picture
 

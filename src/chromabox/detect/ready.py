@@ -7,8 +7,7 @@ in float32: what they put out is what boxes are made of.
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.weights import TrainedDetector
-from chromabox.engine.execution import Execution, device_of
+from chromabox.engine.execution import Execution, device_of, threads_at
 from chromabox.engine.options import ExecutionOptions
 
 Run = Callable[[Float[Tensor, "batch 3 height width"]], list[Tensor]]
@@ -63,17 +62,6 @@ def make_ready(trained: TrainedDetector, options: ExecutionOptions = EXACT) -> R
         execution = _fastest(replace(execution, compiled=False), trials, net)
         execution = replace(execution, compiled=options.compiled == "yes")
     return ReadyDetector(trained, execution, _placed(net, execution))
-
-
-@contextmanager
-def threads_at(count: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads, also in threads begun meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _placed(net: DetectorNet, execution: Execution) -> Run:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.predict import Wanted, detect_file, detect_wanted, in_order
-from chromabox.detect.ready import ReadyDetector, threads_at
+from chromabox.detect.ready import ReadyDetector
+from chromabox.engine.execution import threads_at
 from chromabox.engine.log import progress
 from chromabox.errors import ChromaboxError
 from chromabox.files.images import write_picture

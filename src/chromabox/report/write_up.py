@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from chromabox.engine.execution import threads_at
 from chromabox.engine.machine import versions
 from chromabox.report.found import Found, find_runs, summary_of
 from chromabox.report.handout.batch_sizes import batch_size_section
@@ -79,7 +80,9 @@ def write_up(paths: Sequence[Path], folder: Path, *, whole: bool = False) -> Wri
     Raises UsageError for paths without a finished run, ChromaboxError where the folder cannot be written.
     """
     found = find_runs(paths)
-    document, missing = build_document(found, folder / "figures", whole=whole)
+    # What is computed is small: a second thread gains little, and loses much where other programs run.
+    with threads_at(1):
+        document, missing = build_document(found, folder / "figures", whole=whole)
     return WriteUp(write_document(document, folder), missing)
 
 

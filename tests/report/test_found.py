@@ -30,6 +30,11 @@ def test_runs_are_in_the_assignments_order_and_by_seed(tmp_path: Path) -> None:
     assert found.left_out == []
 
 
+def test_each_run_may_be_named_by_itself(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / f"run{seed}", seed=seed) for seed in range(3)]
+    assert find_runs(runs).colour == {"unet": runs}
+
+
 def test_a_run_that_is_not_finished_is_none(tmp_path: Path) -> None:
     finished(tmp_path / "whole")
     finished(tmp_path / "half", seed=1).joinpath("summary.json").unlink()

@@ -42,8 +42,12 @@ def find_runs(paths: Sequence[Path]) -> Found:
     for path in paths:
         if not path.is_dir():
             raise UsageError(f"{path}: is no folder; give the folder of a run, or one that holds runs")
-        before = len(found.sweeps) + len(found.detectors) + len(colour)
-        for run in _runs_below(path, found):
+        sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
+        runs = _runs_below(path, sweeps)
+        if not sweeps and not runs:
+            raise UsageError(f"{path}: holds no finished run; chromabox train or finetune makes one")
+        found.sweeps.extend(sweeps)
+        for run in runs:
             net = json.loads((run / "config.json").read_text(encoding="utf-8")).get("net")
             if net == "detector":
                 found.detectors.append(run)
@@ -52,16 +56,12 @@ def find_runs(paths: Sequence[Path]) -> Found:
                 colour.setdefault((summary["recipe"], summary["data"], summary["palette"]), []).append(run)
             else:
                 found.left_out.append(f"{run}: a run of {net}, which the write-up has no place for")
-        if before == len(found.sweeps) + len(found.detectors) + len(colour) and not found.left_out:
-            raise UsageError(f"{path}: holds no finished run; chromabox train or finetune makes one")
     _choose(colour, found)
     return found
 
 
-def _runs_below(path: Path, found: Found) -> list[Path]:
-    """Folders with a configuration and a summary; of a sweep only that it is one."""
-    sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
-    found.sweeps.extend(sweeps)
+def _runs_below(path: Path, sweeps: Sequence[Path]) -> list[Path]:
+    """Folders with a configuration and a summary, but for a sweep's own."""
     folders = sorted(file.parent for file in path.rglob("summary.json") if (file.parent / "config.json").is_file())
     return [folder for folder in folders if not any(folder.is_relative_to(sweep) for sweep in sweeps)]
 

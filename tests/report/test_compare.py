@@ -17,17 +17,6 @@ OPTIONS = ExecutionOptions(precision="float32", compiled="no", channels_last="no
 NETS = ("pool-upsample", "unet")
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Thirty small pictures, three of them to test on."""
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    for index in range(30):
-        pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
-    return str(folder)
-
-
 def run(folder: Path, photos: str, say=lambda line: None, **changes: object) -> Comparison:
     given = {"nets": NETS, "recipe": "course", "seeds": (0, 1, 2), "data": photos, "palette": "horse24", "epochs": 1}
     return compare(folder, **{**given, "options": OPTIONS, "say": say, **changes})

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from chromabox.colour.recipes import NETS_IN_ORDER, RecipeName
 from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune import FinetuneConfig, read_finetune_config
+from chromabox.detect.finetune import FinetuneConfig
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report.compare import Comparison, compare
 from chromabox.report.finetune_sample import FROZEN, finetune_sample
-from chromabox.report.finetuning import finetune_and_report
+from chromabox.report.finetuning import finetune_missing
 from chromabox.report.sweep import sweep
 from chromabox.report.swept import Sweep
 
@@ -87,15 +87,8 @@ def _detector(folder: Path, labelled: str | None, options: ExecutionOptions | No
     """Fine-tuned on the labelled set, or where it cannot be had on one that any machine can make."""
     if labelled is None or not _can_be_had(labelled, say):
         return finetune_sample(folder, say, options=options)
-    if (folder / "summary.json").is_file():
-        say(f"{folder}: taken as it is")
-        return folder
-    begun = (folder / "last.safetensors").is_file()
     config = FinetuneConfig(data=labelled, recipe=finetune_recipe("default"), freeze=FROZEN)
-    if begun:
-        config = read_finetune_config(folder)
-    finetune_and_report(config, folder, options=options, resume=begun, say=say)
-    return folder
+    return finetune_missing(folder, lambda: config, options=options, say=say)
 
 
 def _can_be_had(labelled: str, say: Callable[[str], None]) -> bool:

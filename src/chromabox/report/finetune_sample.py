@@ -7,7 +7,7 @@ import torch
 
 from chromabox.detect.classes import COCO_CLASSES
 from chromabox.detect.collage import write_collage
-from chromabox.detect.finetune import FinetuneConfig, read_finetune_config
+from chromabox.detect.finetune import FinetuneConfig
 from chromabox.detect.kinds import DARKNET
 from chromabox.detect.layers import yolov3_tiny
 from chromabox.detect.nets import DetectorNet
@@ -15,7 +15,7 @@ from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import TrainedDetector, fetch_detector, save_detector
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError
-from chromabox.report.finetuning import finetune_and_report
+from chromabox.report.finetuning import finetune_missing
 
 #: Pictures of the set, and their side in pixels: no larger than what a minute on two cores allows.
 COUNTS, SIZE = {"train": 64, "val": 32, "test": 16}, 192
@@ -37,13 +37,7 @@ def finetune_sample(
     if not data.is_dir():
         boxes = write_collage(data, counts=COUNTS, size=SIZE)
         say(f"{data}: {sum(COUNTS.values())} pictures with {sum(boxes.values())} boxes, made of CIFAR-10's pictures")
-    if (run / "summary.json").is_file():
-        say(f"{run}: taken as it is")
-        return run
-    begun = (run / "last.safetensors").is_file()
-    config = read_finetune_config(run) if begun else _config(data, folder, epochs, say)
-    finetune_and_report(config, run, options=options, resume=begun, copies=False, say=say)
-    return run
+    return finetune_missing(run, lambda: _config(data, folder, epochs, say), options=options, copies=False, say=say)
 
 
 def _config(data: Path, folder: Path, epochs: int, say: Callable[[str], None]) -> FinetuneConfig:

@@ -16,7 +16,7 @@ from PIL import Image
 from chromabox.detect.boxes import iou
 from chromabox.detect.copies import write_copies
 from chromabox.detect.detections import Detections
-from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune
+from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune, read_finetune_config
 from chromabox.detect.freeze_auto import choose_depth
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.predict import detect_picture
@@ -71,6 +71,24 @@ def finetune_and_report(
     for line in told(outcome, folder, copied):
         say(line)
     return outcome.summary
+
+
+def finetune_missing(
+    folder: Path,
+    config: Callable[[], FinetuneConfig],
+    *,
+    options: ExecutionOptions | None = None,
+    copies: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Fine-tune into ``folder``, which is returned: a finished run is taken as it is, a begun one gone on with."""
+    if (folder / "summary.json").is_file():
+        say(f"{folder}: taken as it is")
+        return folder
+    begun = (folder / "last.safetensors").is_file()
+    chosen = read_finetune_config(folder) if begun else config()
+    finetune_and_report(chosen, folder, options=options, resume=begun, copies=copies, say=say)
+    return folder
 
 
 def told(outcome: Outcome, folder: Path, copied: Sequence[str]) -> list[str]:

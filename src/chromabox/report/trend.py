@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 #: What is less likely than this without any trend counts as one.
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trend:
     @property
     def rises(self) -> bool:
         """Whether it goes up on the whole by more than chance; of two values, whether the one step is clear."""
-        return self.is_clear if self.chance is None else self.chance < LEVEL
+        return self.is_clear if self.chance is None else self.chance < SIGNIFICANCE_LEVEL
 
     @property
     def is_clear(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chromabox.colour import nets
+from chromabox.colour import nets as baselines
 from chromabox.colour.checked.call import USUAL
 from chromabox.colour.checked.likeness import place_of
 from chromabox.colour.checked.self_check import SelfCheck, self_check
@@ -53,7 +53,7 @@ def pool_code(found: Found, folder: Path) -> Section:
         "given, so that only pooling and upsampling change sizes.",
         {"padding": _set("pool-upsample", first, "padding"), "kernel": _set("pool-upsample", first, "kernel")},
     )
-    source = _source(nets.convolution, nets.PoolUpsampleNet)
+    source = _source(baselines.convolution, baselines.PoolUpsampleNet)
     texts = (asked, source, padding, _kernels("pool-upsample"), Text(LEFT_OUT))
     return _section("A.1", "PoolUpsampleNet", "a", "pool-upsample", steps, texts)
 
@@ -80,8 +80,8 @@ def conv_code(found: Found, folder: Path) -> Section:
             "kernel": _set("conv-transpose", up, "kernel"),
         },
     )
-    helpers = (nets.strided_padding, nets.transposed_padding, nets.transposed, nets._down, nets._up)
-    source = _source(*helpers, nets.ConvTransposeNet)
+    helpers = (baselines.strided_padding, baselines.transposed_padding, baselines.transposed, baselines._down, baselines._up)
+    source = _source(*helpers, baselines.ConvTransposeNet)
     texts = (asked, source, padding, _kernels("conv-transpose"))
     return _section("B.1", "ConvTransposeNet", "b", "conv-transpose", steps, texts)
 
@@ -112,7 +112,7 @@ def unet_code(found: Found, folder: Path) -> Section:
         "What is put side by side must have the same height and width to the pixel. That is why the paddings of part B "
         "must halve and double exactly: a block 3 that made 15 or 17 pixels of 8 could not be joined with block 1's 16."
     )
-    texts = (asked, _source(nets.UNet), padding, _kernels("unet"))
+    texts = (asked, _source(baselines.UNet), padding, _kernels("unet"))
     return _section("C.1", "UNet", "c", "unet", steps, texts)
 
 
@@ -123,7 +123,7 @@ def _section(key: str, name: str, figure: str, net: str, steps: list[Step], bloc
 
 
 def _source(*parts: Callable[..., Any]) -> Code:
-    """The source as it is in ``colour/nets.py``."""
+    """The source as it is in ``colour/models/baselines.py``."""
     return Code("\n\n".join(inspect.getsource(part).rstrip() + "\n" for part in parts))
 
 
@@ -218,7 +218,7 @@ def _own_check(net: str) -> list[Block]:
     checks = [check for one in found.nets if one.net == net for check in one.checks]
     if not checks:
         return [Text(f"The self-check could not be made: {_literal(found.failed or 'the class was not found')}.")]
-    source = f"chromabox check {Path(nets.__file__).name}"
+    source = f"chromabox check {Path(baselines.__file__).name}"
     numbers = {
         "passed": whole(sum(one.passed is True for one in checks), source),
         "all": whole(len(checks), source),
@@ -237,7 +237,7 @@ def _own_check(net: str) -> list[Block]:
 @cache
 def _checked() -> SelfCheck:
     """One child for all three sections; it takes seconds, and minutes only where others use the machine."""
-    return self_check(Path(nets.__file__), seconds=600.0)
+    return self_check(Path(baselines.__file__), seconds=600.0)
 
 
 def _literal(text: str) -> str:

@@ -18,7 +18,7 @@ def stride_reasons(pool: Examined, strided: Examined, ground: Ground, folder: Pa
         probe_table(pool, strided),
         gain,
         draw_edges((pool, strided), folder),
-        _summary(pool, strided, near=near, better=better),
+        _stride_summary(pool, strided, near=near, better=better),
     ]
 
 
@@ -57,7 +57,7 @@ def _kept(pool: Examined, strided: Examined) -> Text:
     )
 
 
-def _summary(pool: Examined, strided: Examined, *, near: bool, better: bool) -> Text:
+def _stride_summary(pool: Examined, strided: Examined, *, near: bool, better: bool) -> Text:
     more = _keeps_more(pool, strided)
     if not better:
         said = "As the second net is not better here, there is no gain that these reasons would have to explain."

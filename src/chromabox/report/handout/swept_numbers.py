@@ -7,7 +7,7 @@ import numpy as np
 
 from chromabox.files.whole import write_whole
 from chromabox.report.swept import Row, Sweep, Value
-from chromabox.report.trend import LEVEL, Trend, trend_of
+from chromabox.report.trend import SIGNIFICANCE_LEVEL, Trend, trend_of
 from chromabox.report.written.document import Block, Cell, Figure, Missing, Number, Table, Text
 
 #: Which numbers a table has: name, heading, how it is printed, factor.
@@ -119,7 +119,7 @@ def _tests(sweep: Sweep, kind: str, trend: Trend) -> Mapping[str, Number]:
     if trend.chance is not None:
         numbers["correlation"] = tested(trend.correlation, "Spearman's rank correlation", ".2f")
         numbers["chance"] = tested(trend.chance, _test_of(trend), ".2g")
-        numbers["level"] = Number(LEVEL, "report/trend.py: LEVEL", ".2f")
+        numbers["level"] = Number(SIGNIFICANCE_LEVEL, "report/trend.py: SIGNIFICANCE_LEVEL", ".2f")
     return numbers
 
 
@@ -148,7 +148,7 @@ def _on_the_whole(trend: Trend, name: str) -> str:
     """The order of all values; of two there is nothing beyond the one step."""
     if trend.chance is None:
         return ""
-    less = "less than" if trend.chance < LEVEL else "not less than"
+    less = "less than" if trend.chance < SIGNIFICANCE_LEVEL else "not less than"
     return (
         f". The rank correlation of {name} and loss is {{correlation}} (Spearman; 1 is an unbroken rise), and without "
         f"any trend an order that rises as much would have a probability of {{chance}} ({_test_of(trend)}), which is "

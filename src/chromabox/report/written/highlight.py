@@ -2,7 +2,8 @@
 
 from pygments import lex
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Number, Operator, String, _TokenType, is_token_subtype
+from pygments.token import Comment, Keyword, Name, Operator, String, _TokenType, is_token_subtype
+from pygments.token import Number as NumberToken
 from pygments.util import ClassNotFound
 
 from chromabox.report.written.document import Code
@@ -12,7 +13,7 @@ from chromabox.report.written.spans import clean
 KINDS = (
     (Comment, "comment"),
     (String, "string"),
-    (Number, "number"),
+    (NumberToken, "number"),
     (Keyword, "keyword"),
     (Operator.Word, "keyword"),
     (Name.Function, "name"),

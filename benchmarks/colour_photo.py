@@ -26,7 +26,7 @@ from PIL import Image
 
 from chromabox.colour.predict import Trained, Wishes, decide_colours, in_colours
 from chromabox.colour.trained import load_trained
-from chromabox.files.images import read_picture, write_picture
+from chromabox.io.images import read_picture, write_picture
 from chromabox.report.plots import save_figure
 from machine import describe, write_results
 

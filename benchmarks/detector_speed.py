@@ -33,7 +33,7 @@ from chromabox.detect.ready import EXACT, ReadyDetector, make_ready
 from chromabox.detect.weights import TrainedDetector, load_detector, write_darknet
 from chromabox.engine.execution import threads_at
 from chromabox.engine.options import ExecutionOptions
-from chromabox.files.images import find_pictures
+from chromabox.io.images import find_pictures
 from machine import describe, seconds, write_results
 
 SIZE, TURNS = 416, 9

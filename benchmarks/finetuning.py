@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from chromabox.detect.finetune import FinetuneConfig, finetune
+from chromabox.detect.finetune import finetune
+from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import load_detector, save_detector

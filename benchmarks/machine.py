@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "scikit-image", "scikit-learn")
 

@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 
 from chromabox.colour.palette import Palette, nearest_colour
 from chromabox.colour.palette_files import load_palette
-from chromabox.files.cifar10 import load_cifar10
+from chromabox.io.cifar10 import load_cifar10
 from machine import describe, median_seconds, paired, write_results
 
 PICTURES = 6000
@@ -36,7 +36,7 @@ import resource
 import numpy as np
 from chromabox.colour.palette import nearest_colour
 from chromabox.colour.palette_files import load_palette
-from chromabox.files.cifar10 import load_cifar10
+from chromabox.io.cifar10 import load_cifar10
 palette = load_palette("cifar24")
 splits = [load_cifar10(split)[0] for split in ("train", "test")]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,7 +22,7 @@ from chromabox.colour.metrics import delta_e
 from chromabox.colour.predict import STYLES, StyleName, Trained, Wishes, colour_picture
 from chromabox.colour.score import PictureScore, score_pictures
 from chromabox.colour.trained import load_trained
-from chromabox.files.images import Picture, eight_bits, find_pictures, read_picture
+from chromabox.io.images import Picture, eight_bits, find_pictures, read_picture
 from machine import describe, write_results
 
 SHIPPED_PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")

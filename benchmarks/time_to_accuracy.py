@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from chromabox.colour.data import resolve_palette
-from chromabox.files.cifar10 import fetch_cifar10
+from chromabox.io.cifar10 import fetch_cifar10
 from machine import describe, write_results
 
 BEST_PUBLISHED = 0.593

@@ -32,7 +32,7 @@ from chromabox.colour.recolour import recolour
 from chromabox.colour.smoothing import DEFAULT_SMOOTHING, ChromaSmoother
 from chromabox.colour.trained import load_trained
 from chromabox.colour.video import colour_video, small_lightness
-from chromabox.files.videos import frames_of
+from chromabox.io.video import frames_of
 from machine import describe, write_results
 
 FRAMES, SIDE, SIGMA = 24, 384, 8.0

@@ -16,10 +16,10 @@ from chromabox.__main__ import main
 NAMES = {
     "chromabox": "__version__ colourise",
     "chromabox.errors": "ChromaboxError UsageError",
-    "chromabox.files.sources": "Archive Mirror NpmPackage Pinned Progress QuietProgress Source StderrProgress TarUrl "
+    "chromabox.io.fetch": "Archive Mirror NpmPackage Pinned Progress QuietProgress Source StderrProgress TarUrl "
     "Url cache_folder fetch",
-    "chromabox.files.cifar10": "CLASSES fetch_cifar10 load_cifar10",
-    "chromabox.files.images": "read_picture write_picture find_pictures grid",
+    "chromabox.io.cifar10": "CLASSES fetch_cifar10 load_cifar10",
+    "chromabox.io.images": "read_picture write_picture find_pictures grid",
     "chromabox.engine.loop": "Interrupted Job Plan fit",
     "chromabox.engine.checkpoint": "load_checkpoint save_checkpoint write_json",
     "chromabox.engine.distributed": "SynchronisedBatchNorm2d World any_process from_main join_world mean_across "

@@ -18,7 +18,7 @@ from skimage import data
 from chromabox.colour.batch import Outcome, colour_batch, find, plan_outputs
 from chromabox.colour.batch_record import RECORD_NAME
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import read_picture, write_picture
+from chromabox.io.images import read_picture, write_picture
 
 CAT = np.ascontiguousarray(data.chelsea()[40:60, 60:90])
 RNG = np.random.default_rng(8)

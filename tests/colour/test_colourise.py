@@ -25,7 +25,7 @@ from chromabox.colour.predict import Wishes, colour_picture
 from chromabox.colour.trained import TrainedPhotoNet, describe_photo_net, load_trained
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import Picture, read_picture
+from chromabox.io.images import Picture, read_picture
 
 CAT = chelsea()[80:180, 100:230]
 GREY = np.asarray(Image.fromarray(CAT).convert("L"))

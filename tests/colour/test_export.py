@@ -14,7 +14,7 @@ from torch import nn
 import chromabox
 from chromabox.colour import export
 from chromabox.colour.chroma import ChromaBins
-from chromabox.colour.export import LARGEST_DIFFERENCE, Parity, export_onnx
+from chromabox.colour.export import Parity, export_onnx
 from chromabox.colour.nets import build_net
 from chromabox.colour.onnx_net import OnnxNet
 from chromabox.colour.palette import Palette
@@ -26,8 +26,9 @@ from chromabox.colour.trained import (
     describe_photo_net,
     load_trained,
 )
+from chromabox.engine.onnx_export import LARGEST_DIFFERENCE
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import Picture
+from chromabox.io.images import Picture
 
 NETS = {
     "pool-upsample": {"num_filters": 4, "num_colours": 5, "kernel": 4},

@@ -31,7 +31,7 @@ from chromabox.colour.trained import (
 )
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import UsageError
-from chromabox.files.images import Picture, from_floats, read_picture, write_picture
+from chromabox.io.images import Picture, from_floats, read_picture, write_picture
 
 RNG = np.random.default_rng(8)
 

@@ -11,8 +11,9 @@ from skimage.color import rgb2lab
 from chromabox.colour.predict import predict_chroma
 from chromabox.colour.smoothing import ChromaSmoother
 from chromabox.colour.trained import load_trained
-from chromabox.colour.video import VIDEO_SUFFIXES, colour_video, small_lightness
+from chromabox.colour.video import colour_video, small_lightness
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.video import VIDEO_SUFFIXES
 from films import decoded, make_film, payloads, picture
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)

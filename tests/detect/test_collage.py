@@ -13,7 +13,7 @@ from chromabox.detect import collage as collages
 from chromabox.detect.check import check_detection_set
 from chromabox.detect.collage import COUNTS, Things, cifar_things, collage, drawn_ground, write_collage
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import read_picture
+from chromabox.io.images import read_picture
 
 CLASSES = ("horse", "ship")
 SMALL = {"train": 12, "val": 6, "test": 6}

@@ -12,7 +12,7 @@ from chromabox.detect.kinds import ULTRALYTICS_9_0
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.weights import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.darknet import read_darknet_file, write_darknet_file
+from chromabox.io.darknet_weights import read_darknet_file, write_darknet_file
 from detectors import CLASSES, small_detector
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from boxed import draw, everything_in, voc_annotation, yolo_set
-from chromabox.detect.data import DetectionSet, load_detection_set
-from chromabox.detect.labelled import Labelled, in_classes_of
+from chromabox.detect.data import load_detection_set
+from chromabox.detect.labelled import DetectionSet, Labelled, in_classes_of
 from chromabox.errors import ChromaboxError, UsageError
 
 #: Pictures are 100 × 50: a cat at (10, 5)–(30, 25) and a dog at (40, 0)–(100, 50) on train/a; a dog on val/b; val/c.

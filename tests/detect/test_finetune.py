@@ -17,7 +17,8 @@ from chromabox.detect.classes import COCO_CLASSES
 from chromabox.detect.collage import Things, write_collage
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.evaluate import evaluate_detector
-from chromabox.detect.finetune import FinetuneConfig, finetune, read_finetune_config
+from chromabox.detect.finetune import finetune
+from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
 from chromabox.detect.finetune_job import begin, loss_of
 from chromabox.detect.finetune_probe import Costs, Probe
 from chromabox.detect.kinds import DARKNET

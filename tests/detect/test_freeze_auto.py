@@ -6,7 +6,7 @@ import pytest
 
 from boxed import yolo_set
 from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune import FinetuneConfig
+from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.freeze import Frozen
 from chromabox.detect.freeze_auto import Trial, best_of, choose_depth, depths, fold_of
 from chromabox.detect.layers import yolov3, yolov3_tiny

@@ -14,7 +14,7 @@ from chromabox.detect.predict import detect_files, detect_picture, in_order, let
 from chromabox.detect.ready import make_ready
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
-from chromabox.files.images import write_picture
+from chromabox.io.images import write_picture
 from detectors import CLASSES, small_detector
 
 EXACT = {"confidence": 0.3, "iou": 1.0, "size": 96}

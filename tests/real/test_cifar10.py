@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.cifar10 import CLASSES, TEST_FILES, fetch_cifar10, load_cifar10
+from chromabox.io.cifar10 import CLASSES, TEST_FILES, fetch_cifar10, load_cifar10
 
 # The MD5 of the six files of the authors' binary version.
 MD5 = {

@@ -15,7 +15,7 @@ from chromabox.colour.train import Inputs, TrainConfig, train
 from chromabox.colour.trained import load_trained
 from chromabox.engine.execution import Execution
 from chromabox.errors import ChromaboxError
-from chromabox.files.cifar10 import load_cifar10
+from chromabox.io.cifar10 import load_cifar10
 
 HORSE24 = load_palette("horse24")
 

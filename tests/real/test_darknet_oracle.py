@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from chromabox.detect.cfg import read_cfg, write_cfg
+from chromabox.detect.detections import Detections
 from chromabox.detect.kinds import DARKNET
 from chromabox.detect.layers import Architecture, yolov3, yolov3_tiny
 from chromabox.detect.nets import ConvolutionLayer, DetectorNet
-from chromabox.detect.predict import Detections, detect_picture
+from chromabox.detect.predict import detect_picture
 from chromabox.detect.weights import load_detector, write_darknet
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import fetch_yolov3_tiny
-from chromabox.files.images import read_picture
+from chromabox.io.darknet_weights import fetch_yolov3_tiny
+from chromabox.io.images import read_picture
 
 PICTURES = Path("/usr/share/darknet/data")
 LIBRARIES = (Path("/usr/lib/darknet/libdarknet.so"), Path("/usr/lib/libdarknet.so"))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, Photographs, begin
+from chromabox.colour.photo_data import Photographs
+from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, begin
 from chromabox.colour.recipes import photo_recipe
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import convolutions, fetch_yolov3_tiny, read_darknet_file
+from chromabox.io.darknet_weights import convolutions, fetch_yolov3_tiny, read_darknet_file
 
 # Outputs, inputs and side of each convolution; those without batch normalisation are the two heads of 255 numbers.
 LAYERS = [(16, 3, 3), (32, 16, 3), (64, 32, 3), (128, 64, 3), (256, 128, 3), (512, 256, 3), (1024, 512, 3)]

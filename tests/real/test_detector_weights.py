@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, Photographs, begin
+from chromabox.colour.photo_data import Photographs
+from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, begin
 from chromabox.colour.recipes import photo_recipe
 from chromabox.detect.cfg import write_cfg
 from chromabox.detect.convert import convert_weights
@@ -26,8 +27,8 @@ from chromabox.detect.ready import make_ready
 from chromabox.detect.selftest import quality, self_test, sheet
 from chromabox.detect.weights import TrainedDetector, fetch_detector, load_detector, write_darknet
 from chromabox.errors import ChromaboxError
-from chromabox.files import darknet
-from chromabox.files.darknet import fetch_yolov3_tiny, fetch_yolov3_tiny_onnx
+from chromabox.io import darknet_weights as darknet
+from chromabox.io.darknet_weights import fetch_yolov3_tiny, fetch_yolov3_tiny_onnx
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.finetune_job import loss_of, losses_of
 from chromabox.detect.freeze import freeze
 from chromabox.detect.labelled import DetectionSet
-from chromabox.detect.prefix_cache import fill, open_cache, plan_cache
+from chromabox.detect.prefix_cache import as_images, fill, open_cache, plan_cache
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.surgery import with_classes
-from chromabox.detect.views import Views, as_images, remembering, targets_of
+from chromabox.detect.views import Views, remembering, targets_of
 from chromabox.detect.weights import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError
 

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from chromabox.detect.weights import fetch_detector
 from chromabox.errors import ChromaboxError
-from chromabox.files.cifar10 import load_cifar10
+from chromabox.io.cifar10 import load_cifar10
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "handout.ipynb"
 #: The handout's questions.

@@ -11,7 +11,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from chromabox.colour.predict import Wishes, colour_picture
 from chromabox.colour.score import PictureScore, score_pictures
 from chromabox.colour.trained import load_trained
-from chromabox.files.images import Picture
+from chromabox.io.images import Picture
 
 FOLDER = Path(skimage.__file__).parent / "data"
 NAMES = [name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg") if (FOLDER / name).is_file()]

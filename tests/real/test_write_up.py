@@ -8,7 +8,7 @@ import pytest
 from chromabox.colour.recipes import NETS_IN_ORDER
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError
-from chromabox.files.cifar10 import load_cifar10
+from chromabox.io.cifar10 import load_cifar10
 from chromabox.report.compare import compare
 from chromabox.report.finetune_sample import finetune_sample
 from chromabox.report.found import summary_of

@@ -9,8 +9,8 @@ import pytest
 from chromabox.detect.predict import Wanted, detect_picture
 from chromabox.detect.ready import ReadyDetector, make_ready
 from chromabox.errors import UsageError
-from chromabox.files.images import read_picture, write_picture
-from chromabox.files.videos import frames_of
+from chromabox.io.images import read_picture, write_picture
+from chromabox.io.video import frames_of
 from chromabox.report.detecting import Summary, detect_inputs
 from chromabox.report.detecting_plan import plan_detection
 from detectors import small_detector

@@ -17,7 +17,7 @@ from chromabox.colour.opinion import Opinion
 from chromabox.colour.predict import Wishes, decide_colours, in_colours
 from chromabox.colour.trained import TrainedPhotoNet
 from chromabox.errors import UsageError
-from chromabox.files.images import Picture
+from chromabox.io.images import Picture
 from chromabox.report.explain import THUMBNAIL, draw_explanation, thumbnail
 
 CUP = coffee()[::2, ::2]

@@ -70,7 +70,7 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
     if not options.inputs:
         raise UsageError("inputs: name at least one picture, folder or film to colour")
     from chromabox.colour.trained import load_trained
-    from chromabox.files.videos import VIDEO_SUFFIXES
+    from chromabox.io.video import VIDEO_SUFFIXES
     from chromabox.report.colouring import wishes_of
 
     wishes = wishes_of(options)

@@ -77,7 +77,7 @@ def data(*, action: DataAction) -> int:
         print(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))
         print(action.output)
         return 0
-    from chromabox.files.cifar10 import fetch_cifar10
+    from chromabox.io.cifar10 import fetch_cifar10
 
     print(fetch_cifar10())
     return 0
@@ -116,7 +116,7 @@ def palette(*, action: PaletteAction) -> int:
     """Fit a palette to pictures, or look at one."""
     from chromabox.colour.palette import swatch
     from chromabox.colour.palette_files import load_palette, save_palette
-    from chromabox.files.images import write_picture
+    from chromabox.io.images import write_picture
 
     if isinstance(action, Show):
         write_picture(action.output, swatch(load_palette(action.palette)))

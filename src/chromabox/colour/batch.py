@@ -14,7 +14,7 @@ from typing import Any
 
 from chromabox.colour.batch_record import Record, file_digest
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import SUFFIXES, find_pictures
+from chromabox.io.images import SUFFIXES, find_pictures
 
 #: Suffixes that are written as they came; anything else becomes PNG.
 KEPT_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}

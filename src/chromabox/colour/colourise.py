@@ -18,8 +18,8 @@ from chromabox.colour.palette import Palette
 from chromabox.colour.predict import STYLES, StyleName, Trained, Wishes, colour_picture
 from chromabox.colour.trained import TrainedNet, TrainedPhotoNet, checkpoint_of, load_trained
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import Picture, Pixels, eight_bits, from_floats
-from chromabox.files.metadata import metadata_options
+from chromabox.io.exif import metadata_options
+from chromabox.io.images import Picture, Pixels, eight_bits, from_floats
 
 
 def colourise(

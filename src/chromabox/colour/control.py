@@ -26,7 +26,7 @@ from chromabox.colour.palette import Palette, fit_palette
 from chromabox.colour.palette_classes import PaletteClasses, lab_of, palette_classes
 from chromabox.colour.palette_files import load_palette
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import SUFFIXES, eight_bits, read_picture
+from chromabox.io.images import SUFFIXES, eight_bits, read_picture
 
 #: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, whatever its lightness.
 REACH = NEAR

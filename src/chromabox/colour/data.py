@@ -19,9 +19,10 @@ from chromabox.colour.palette import MOST_COLOURS, Palette, fit_palette, mean_di
 from chromabox.colour.palette_files import load_palette
 from chromabox.engine.distributed import World
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.cifar10 import CLASSES, load_cifar10
-from chromabox.files.images import eight_bits, find_pictures, read_picture
-from chromabox.files.sources import Pinned, QuietProgress, cache_folder, fetch
+from chromabox.io.cifar10 import CLASSES, load_cifar10
+from chromabox.io.fetch import cache_folder, fetch
+from chromabox.io.http import Pinned, QuietProgress
+from chromabox.io.images import eight_bits, find_pictures, read_picture
 
 #: The assignment's own 24 colours as plain float32 RGB/256. No public address serves this file; a mirror may.
 COURSE_PALETTE = Pinned(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
 
 from chromabox.colour.palette_classes import lab_of
 from chromabox.errors import UsageError
-from chromabox.files.images import eight_bits, read_picture
+from chromabox.io.images import eight_bits, read_picture
 
 #: Alpha, of 255, above which a pixel counts as painted.
 PAINTED = 127

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 
 from chromabox.colour.palette import Palette, fault_of
 from chromabox.errors import ChromaboxError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 LARGEST_FILE = 1 << 20  # bytes; 256 colours take a few thousand
 UNIT = "RGB/256"

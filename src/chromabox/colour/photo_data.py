@@ -20,7 +20,7 @@ from chromabox.colour.lab_tensors import lab_from_rgb
 from chromabox.engine.distributed import World
 from chromabox.engine.log import progress
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import find_pictures, read_picture
+from chromabox.io.images import find_pictures, read_picture
 
 #: Short side, in pixels, to which pictures are brought when they are read.
 KEPT_SIDE = 128

@@ -39,7 +39,7 @@ from chromabox.engine.machine import versions
 from chromabox.engine.optimisers import KernelMuon
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.darknet import convolutions, yolov3_tiny_file
+from chromabox.io.darknet_weights import convolutions, yolov3_tiny_file
 
 #: Layers that stay as they come from YOLOv3-tiny: edges and textures at full, half and quarter size, where most of the
 #: arithmetic is.

@@ -22,7 +22,7 @@ from chromabox.colour.lab_tensors import lab_from_rgb
 from chromabox.colour.opinion import Opinion, merge
 from chromabox.colour.recolour import Pixels, lightness, recolour
 from chromabox.colour.trained import TrainedNet, TrainedPhotoNet
-from chromabox.files.images import Picture
+from chromabox.io.images import Picture
 
 StyleName = Literal["natural", "vivid"]
 Plane = Float32[np.ndarray, "_ _"]

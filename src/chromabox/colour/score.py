@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from chromabox.colour import metrics
 from chromabox.engine.log import progress
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import eight_bits, find_pictures, read_picture
+from chromabox.io.images import eight_bits, find_pictures, read_picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from chromabox.detect.predict import detect_picture
 from chromabox.detect.ready import ReadyDetector, make_ready
 from chromabox.detect.weights import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import from_floats, read_picture
+from chromabox.io.images import from_floats, read_picture
 
 #: What is used where nothing else is named; it is fetched at the first call.
 DEFAULT_WEIGHTS = "yolov3-tiny"

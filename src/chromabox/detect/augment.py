@@ -17,7 +17,7 @@ from chromabox.detect.kinds import Kind
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.predict import letterbox_for
 from chromabox.errors import UsageError
-from chromabox.files.images import eight_bits, read_picture
+from chromabox.io.images import eight_bits, read_picture
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 View = UInt8[np.ndarray, "3 side side"]

@@ -21,7 +21,7 @@ from chromabox.detect.layers import (
     Yolo,
 )
 from chromabox.errors import ChromaboxError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 Value = TypeVar("Value")
 

@@ -19,9 +19,9 @@ from skimage import data as samples
 
 from chromabox.engine.log import progress
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.cifar10 import CLASSES, load_cifar10
-from chromabox.files.images import write_picture
-from chromabox.files.sources import Progress
+from chromabox.io.cifar10 import CLASSES, load_cifar10
+from chromabox.io.http import Progress
+from chromabox.io.images import write_picture
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 #: Left, top, right, bottom in whole pixels.

@@ -16,7 +16,7 @@ from chromabox.detect.weights import (
     write_darknet,
 )
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.sources import Progress
+from chromabox.io.http import Progress
 
 
 def convert_weights(

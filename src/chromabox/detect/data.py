@@ -18,7 +18,7 @@ from chromabox.detect.data_voc import read_voc, voc_files
 from chromabox.detect.data_yolo import read_yolo, yolo_descriptions
 from chromabox.detect.labelled import DetectionSet, Fault, FaultKind, Labelled, in_classes_of
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.sources import cache_folder
+from chromabox.io.fetch import cache_folder
 
 __all__ = ["DetectionSet", "Fault", "FaultKind", "Labelled", "find_set", "in_classes_of", "load_detection_set"]
 

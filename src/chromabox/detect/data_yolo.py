@@ -15,7 +15,7 @@ import yaml
 from chromabox.detect.labelled import Corners, DetectionSet, Fault, Label, Labelled, judged
 from chromabox.detect.pictures import files_below, measured, pictures_below, split_of
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import SUFFIXES
+from chromabox.io.images import SUFFIXES
 
 #: Files that hold the names of the classes, a line each, where no .yaml does.
 NAME_FILES = ("classes.txt", "obj.names", "names.txt")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from chromabox.detect.labelled import Fault
 from chromabox.errors import ChromaboxError
-from chromabox.files.header import upright_size
-from chromabox.files.images import SUFFIXES
+from chromabox.io.images import SUFFIXES, upright_size
 
 #: A folder's or list's name that is a split's: train, val2017, test-dev, valid.
 _SPLIT = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)

@@ -20,7 +20,7 @@ from chromabox.detect.ready import ReadyDetector
 from chromabox.detect.weights import TrainedDetector
 from chromabox.engine.execution import threads_at
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import read_picture
+from chromabox.io.images import read_picture
 
 #: A detector as it was loaded, or made ready for many pictures.
 Detector = TrainedDetector | ReadyDetector

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, UInt8, UInt16
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import eight_bits, read_picture
+from chromabox.io.images import eight_bits, read_picture
 
 #: Bits of 64 that may differ, and the least correlation. Among the 103,740 pairs of 256 COCO pictures and 200 raccoons
 #: these find nine: six copies, one at another size, one with words on it, and two photographs of one scene. One wrong

@@ -24,15 +24,17 @@ from chromabox.detect.nets import ConvolutionLayer, DetectorNet
 from chromabox.detect.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_description, save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.darknet import (
+from chromabox.io.darknet_weights import (
     DarknetFile,
     as_darknet,
     read_darknet_file,
+    read_onnx_convolutions,
+    read_onnx_metadata,
     write_darknet_file,
     yolov3_tiny_file,
 )
-from chromabox.files.onnx import read_onnx_convolutions, read_onnx_metadata
-from chromabox.files.sources import Progress, cache_folder
+from chromabox.io.fetch import cache_folder
+from chromabox.io.http import Progress
 
 #: Weights that can be named instead of a file, and fetched.
 PUBLISHED = ("yolov3-tiny",)

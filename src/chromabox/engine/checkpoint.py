@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 FORMAT = "chromabox-1"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from chromabox.engine.onnx_session import import_onnx
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 if TYPE_CHECKING:
     from onnx import ModelProto

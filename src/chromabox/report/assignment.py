@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chromabox.colour.recipes import NETS_IN_ORDER, RecipeName
 from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune import FinetuneConfig
+from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import ChromaboxError

@@ -22,8 +22,8 @@ from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
 from chromabox.detect.classes import COCO_CLASSES
 from chromabox.detect.detections import Detections, supervision
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import eight_bits
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
+from chromabox.io.images import eight_bits
 
 #: COCO numbers its classes from 1 and left these out after they had been given.
 _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

@@ -10,7 +10,7 @@ from chromabox.colour.control import Control, palette_from
 from chromabox.colour.predict import StyleName, Trained, Wishes, decide_colours, in_colours
 from chromabox.colour.trained import net_digest
 from chromabox.errors import UsageError
-from chromabox.files.images import read_picture, write_picture
+from chromabox.io.images import read_picture, write_picture
 
 #: Of JPEG and WebP. At 95 JPEG's own loss moves L* by 0.3 to 0.6 on average, at 98 by less than 0.3.
 QUALITY = 98

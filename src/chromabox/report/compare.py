@@ -14,7 +14,7 @@ from chromabox.colour.train import TrainConfig, load_inputs, read_config
 from chromabox.colour.trained import load_palette_net
 from chromabox.engine.options import ExecutionOptions
 from chromabox.errors import UsageError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 from chromabox.report.plots import draw_rows
 from chromabox.report.runs import train_missing
 

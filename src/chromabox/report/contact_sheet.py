@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import eight_bits, read_picture, refuse_overwrite_of_input, write_picture
+from chromabox.io.images import eight_bits, read_picture, refuse_overwrite_of_input, write_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 PAIRS_ON_A_SHEET = 200

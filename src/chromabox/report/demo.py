@@ -12,7 +12,7 @@ from chromabox.colour.batch import plan_outputs
 from chromabox.colour.predict import Wishes
 from chromabox.colour.trained import load_trained
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import eight_bits, read_picture
+from chromabox.io.images import eight_bits, read_picture
 from chromabox.report.assignment import QUICK, Done, do_assignment
 from chromabox.report.colouring import picture_work
 from chromabox.report.plots import Tile, draw_rows

@@ -12,8 +12,8 @@ from chromabox.detect.ready import ReadyDetector
 from chromabox.engine.execution import threads_at
 from chromabox.engine.log import progress
 from chromabox.errors import ChromaboxError
-from chromabox.files.images import write_picture
-from chromabox.files.videos import frames_of, remake_film, survey_film
+from chromabox.io.images import write_picture
+from chromabox.io.video import frames_of, remake_film, survey_film
 from chromabox.report.boxes import (
     Sighting,
     annotated,

@@ -7,8 +7,8 @@ from typing import Literal
 
 from chromabox.colour.batch import find, plan_outputs
 from chromabox.errors import UsageError
-from chromabox.files.images import refuse_overwrite_of_input
-from chromabox.files.videos import VIDEO_SUFFIXES, refuse_target
+from chromabox.io.images import refuse_overwrite_of_input
+from chromabox.io.video import VIDEO_SUFFIXES, refuse_target
 
 Format = Literal["pictures", "json", "csv", "yolo"]
 TABLES = {".json": "json", ".csv": "csv"}

@@ -15,7 +15,7 @@ from PIL import Image
 from chromabox.colour.control import Decision
 from chromabox.colour.recolour import lightness
 from chromabox.errors import UsageError
-from chromabox.files.images import Picture, Pixels, eight_bits
+from chromabox.io.images import Picture, Pixels, eight_bits
 from chromabox.report.plots import save_figure
 from chromabox.report.reasons import SWATCHES, Swatch, likeliest, places, rgb_of, swatches
 

@@ -7,7 +7,7 @@ import torch
 
 from chromabox.detect.classes import COCO_CLASSES
 from chromabox.detect.collage import write_collage
-from chromabox.detect.finetune import FinetuneConfig
+from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.kinds import DARKNET
 from chromabox.detect.layers import yolov3_tiny
 from chromabox.detect.nets import DetectorNet

@@ -16,14 +16,15 @@ from PIL import Image
 from chromabox.detect.boxes import iou
 from chromabox.detect.copies import write_copies
 from chromabox.detect.detections import Detections
-from chromabox.detect.finetune import FinetuneConfig, Outcome, finetune, read_finetune_config
+from chromabox.detect.finetune import Outcome, finetune
+from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
 from chromabox.detect.freeze_auto import choose_depth
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.predict import detect_picture
 from chromabox.detect.ready import make_ready
 from chromabox.engine.log import Record, read_metrics, sentence
 from chromabox.engine.options import ExecutionOptions
-from chromabox.files.images import eight_bits, grid, read_picture, write_picture
+from chromabox.io.images import eight_bits, grid, read_picture, write_picture
 from chromabox.report.boxes import annotated
 from chromabox.report.detection import print_evaluation, write_evaluation
 from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, save_figure

@@ -11,7 +11,7 @@ from chromabox.colour.photo_data import Photographs
 from chromabox.colour.photo_train import photo_sheet
 from chromabox.colour.train import Inputs
 from chromabox.engine.log import Record, read_metrics, sentence
-from chromabox.files.images import grid, write_picture
+from chromabox.io.images import grid, write_picture
 from chromabox.report.plots import draw_curves
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 
 from chromabox.engine.log import Record
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 Tile = UInt8[np.ndarray, "height width 3"]
 #: Colours that stay apart for colour-blind eyes (Wong 2011, Nature Methods 8, 441).

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from chromabox.colour.score import PictureScore, Scorecard, flat, score
 from chromabox.errors import ChromaboxError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 #: Files that the table shows; ``scores.csv`` has them all.
 SHOWN = 40

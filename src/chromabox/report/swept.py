@@ -11,7 +11,7 @@ from typing import Any
 
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import UsageError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 Value = int | float
 #: What is measured of every run, and in which unit.

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boxed import yolo_set
-from chromabox.detect.finetune import FinetuneConfig, finetune
+from chromabox.detect.finetune import finetune
+from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, Kind
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.recipes import finetune_recipe

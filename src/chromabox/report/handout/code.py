@@ -80,7 +80,13 @@ def conv_code(found: Found, folder: Path) -> Section:
             "kernel": _set("conv-transpose", up, "kernel"),
         },
     )
-    helpers = (baselines.strided_padding, baselines.transposed_padding, baselines.transposed, baselines._down, baselines._up)
+    helpers = (
+        baselines.strided_padding,
+        baselines.transposed_padding,
+        baselines.transposed,
+        baselines._down,
+        baselines._up,
+    )
     source = _source(*helpers, baselines.ConvTransposeNet)
     texts = (asked, source, padding, _kernels("conv-transpose"))
     return _section("B.1", "ConvTransposeNet", "b", "conv-transpose", steps, texts)

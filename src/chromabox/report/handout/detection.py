@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 from chromabox.detect import freeze
-from chromabox.detect.finetune import read_finetune_config
+from chromabox.detect.finetune_config import read_finetune_config
 from chromabox.detect.finetune_job import loss_of
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.rates import _by_role

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from chromabox.files.images import eight_bits, read_picture
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
+from chromabox.io.images import eight_bits, read_picture
 from chromabox.report.handout.detector_run import LayerChange, Shown
 from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, save_figure
 from chromabox.report.why import DPI, LETTERS, WIDTH

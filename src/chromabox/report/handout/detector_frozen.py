@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from chromabox.detect.finetune import read_finetune_config
+from chromabox.detect.finetune_config import read_finetune_config
 from chromabox.detect.freeze import Frozen, backbone
 from chromabox.detect.weights import load_detector
 from chromabox.report.found import summary_of

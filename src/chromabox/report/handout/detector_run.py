@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chromabox.detect.augment import plain_view
 from chromabox.detect.detections import Detections
-from chromabox.detect.finetune import FinetuneConfig, read_finetune_config
+from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
 from chromabox.detect.finetune_job import Beginning, begin, loss_of
 from chromabox.detect.labelled import Labelled
 from chromabox.detect.layers import Convolution
@@ -21,7 +21,7 @@ from chromabox.detect.ready import make_ready
 from chromabox.detect.targets import Places
 from chromabox.detect.views import targets_of
 from chromabox.detect.weights import TrainedDetector, load_detector
-from chromabox.files.images import read_picture
+from chromabox.io.images import read_picture
 
 #: Held-out pictures that the class term is computed for, and that are drawn.
 CHECKED, DRAWN = 8, 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 from chromabox.report.swept import Row, Sweep, Value
 from chromabox.report.trend import SIGNIFICANCE_LEVEL, Trend, trend_of
 from chromabox.report.written.document import Block, Cell, Figure, Missing, Number, Table, Text

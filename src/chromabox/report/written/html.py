@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 from chromabox.report.written.document import Document
 from chromabox.report.written.embed import embed, read_png
 from chromabox.report.written.laid_out import Laid, lay_out

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 from chromabox.report.written.document import Document, Missing
 from chromabox.report.written.spans import clean
 

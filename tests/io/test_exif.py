@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from chromabox.files.metadata import describing, dpi_of, exif_of, metadata_options, orientation_of
+from chromabox.io.exif import describing, dpi_of, exif_of, metadata_options, orientation_of
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

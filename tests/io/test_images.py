@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import (
+from chromabox.io.images import (
     Picture,
     eight_bits,
     find_pictures,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files import cifar10
-from chromabox.files.cifar10 import CLASSES, load_cifar10
-from chromabox.files.sources import Pinned
+from chromabox.io import cifar10
+from chromabox.io.cifar10 import CLASSES, load_cifar10
+from chromabox.io.http import Pinned
 
 ROWS = 20
 

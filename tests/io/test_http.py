@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.sources import Archive, Pinned, StderrProgress, TarUrl, Url, fetch
+from chromabox.io.fetch import Archive, TarUrl, Url, fetch
+from chromabox.io.http import Pinned, StderrProgress
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))

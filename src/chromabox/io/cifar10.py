@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from chromabox.errors import UsageError
-from chromabox.files.sources import Archive, NpmPackage, Pinned, Progress, Source, TarUrl, cache_folder, fetch
+from chromabox.io.fetch import Archive, NpmPackage, Source, TarUrl, cache_folder, fetch
+from chromabox.io.http import Pinned, Progress
 
 # The order is that of the label bytes 0 to 9.
 CLASSES: tuple[str, ...] = (

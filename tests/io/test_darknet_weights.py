@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import (
+from chromabox.io.darknet_weights import (
     YOLOV3_TINY,
     DarknetFile,
     convolutions,
@@ -16,7 +16,7 @@ from chromabox.files.darknet import (
     write_darknet_file,
     yolov3_tiny_file,
 )
-from chromabox.files.sources import Pinned
+from chromabox.io.http import Pinned
 
 NUMBERS = [0.5, -1.25, 3e-8, 7.0]
 
@@ -95,7 +95,7 @@ def test_a_mirror_that_holds_another_file_is_not_believed(tmp_path: Path, monkey
     write(tmp_path / YOLOV3_TINY.name, (0, 2, 0), struct.pack("<q", 0), NUMBERS)
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_SOURCES", ())
+    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
     with pytest.raises(ChromaboxError, match=YOLOV3_TINY.name):
         fetch_yolov3_tiny()
     assert not (tmp_path / "cache" / YOLOV3_TINY.name).exists()
@@ -118,13 +118,13 @@ def test_the_onnx_copy_stands_in_and_both_are_named_where_neither_is_had(
 ) -> None:
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CHROMABOX_MIRROR", raising=False)
-    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_SOURCES", ())
-    monkeypatch.setattr("chromabox.files.darknet.YOLOV3_TINY_ONNX_SOURCES", ())
+    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
+    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_ONNX_SOURCES", ())
     with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; nor is its ONNX copy"):
         yolov3_tiny_file()
     layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
-    monkeypatch.setattr("chromabox.files.darknet.fetch_yolov3_tiny_onnx", lambda progress: tmp_path)
-    monkeypatch.setattr("chromabox.files.darknet.read_onnx_convolutions", lambda path: [layer])
+    monkeypatch.setattr("chromabox.io.darknet_weights.fetch_yolov3_tiny_onnx", lambda progress: tmp_path)
+    monkeypatch.setattr("chromabox.io.darknet_weights.read_onnx_convolutions", lambda path: [layer])
     file, origin = yolov3_tiny_file()
     assert origin.name == "tiny-yolov3-11.onnx"
     assert isinstance(file, DarknetFile)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.videos import Film, Remade, frames_of, remake_film, survey_film
+from chromabox.io.video import Film, Remade, frames_of, remake_film, survey_film
 from films import TIME_BASE, decoded, make_film, mux_sine, payloads, picture
 
 # Kr and Kb of the matrices (ITU-R BT.709-6, BT.601-7), by their numbers in ITU-T H.273.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from chromabox.files.metadata import EXIF_DIRECTORY, GPS_DIRECTORY, describing
+from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, describing
 
 # Its complaints about odd tags would reach the terminal; what matters raises.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.sources import Archive, NpmPackage, Pinned, TarUrl, Url, cache_folder, fetch
+from chromabox.io.fetch import Archive, NpmPackage, TarUrl, Url, cache_folder, fetch
+from chromabox.io.http import Pinned
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.darknet import EPSILON, as_darknet
-from chromabox.files.onnx import read_onnx_convolutions, read_onnx_metadata
+from chromabox.io.darknet_weights import EPSILON, as_darknet, read_onnx_convolutions, read_onnx_metadata
 
 onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of these tests")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
-from chromabox.files.images import Picture, read_picture, write_picture
+from chromabox.io.images import Picture, read_picture, write_picture
 
 RNG = np.random.default_rng(16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
 
 
 @pytest.mark.parametrize("old", [None, b"old"])

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files import wheels
-from chromabox.files.pins import Pinned
-from chromabox.files.sources import Source, fetch
-from chromabox.files.wheels import PipWheel, take_from_wheel
+from chromabox.io import fetch as wheels
+from chromabox.io.fetch import PipWheel, Source, fetch, take_from_wheel
+from chromabox.io.http import Pinned
 
 BODY = bytes(range(256)) * 40
 

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.images import find_pictures, read_picture, refuse_overwrite_of_input, write_picture
+from chromabox.io.images import find_pictures, read_picture, refuse_overwrite_of_input, write_picture
 
 RNG = np.random.default_rng(3)
 SCENE = RNG.integers(0, 256, (12, 20, 3), np.uint8)

@@ -5,6 +5,8 @@
 * Writing: format by suffix, whole or not at all; alpha, EXIF, colour profile and resolution are kept where the format
   can, 16 bits in PNG and TIFF.
 * Values are the file's own integers; no colour profile is applied, the profile itself is kept beside them.
+
+What a picture's header says without a pixel being decoded: its upright size.
 """
 
 import logging
@@ -22,9 +24,30 @@ from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.files.metadata import dpi_of, exif_of, metadata_options, orientation_of
-from chromabox.files.sixteen import sixteen_bit_values, write_sixteen_bit_png, write_sixteen_bit_tiff
-from chromabox.files.whole import write_whole
+from chromabox.io.atomic import write_whole
+from chromabox.io.exif import dpi_of, exif_of, metadata_options, orientation_of
+from chromabox.io.sixteen_bit import sixteen_bit_values, write_sixteen_bit_png, write_sixteen_bit_tiff
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of the picture at `path` once it is turned upright, as `read_picture` would give it.
+
+    Raises ChromaboxError for what is missing or has no picture's header. The pixels behind a good header may still be
+    cut short: only decoding tells.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_READABLE) as image:
+                width, height = image.size
+                # Pillow gives the size of a turned TIFF upright already.
+                turned = image.format != "TIFF" and orientation_of(image) >= 5
+    except FileNotFoundError:
+        raise ChromaboxError(f"{path} does not exist: a picture file is needed") from None
+    except Exception as error:  # Pillow raises nearly every kind on damaged bytes; each means the same to the user.
+        raise ChromaboxError(f"{path} is not a picture, or its beginning is damaged: a whole file is needed") from error
+    return (width, height) if turned else (height, width)
+
 
 # Its complaints about odd headers would reach the terminal; what matters raises.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -43,7 +66,6 @@ _WRITABLE = {
 }
 SUFFIXES: frozenset[str] = frozenset({*_WRITABLE, ".gif", ".pgm", ".pbm", ".pnm"})
 """The suffixes by which pictures in a folder are known, in lower case."""
-
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -54,13 +76,11 @@ _COMPRESSION: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"
 _WITH_QUALITY = ("JPEG", "WEBP")
 _WITH_ALPHA = ("PNG", "TIFF", "WEBP")
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
-
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """Red, green, blue: 0 to 255 where a file has 8 bits for each channel, 0 to 65535 where it has 16."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
 Values = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
 Upright = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
-
 _NARROWED = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The 8 bit value nearest to each 16 bit one: 65535 = 257 · 255."""
 

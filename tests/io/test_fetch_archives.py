@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.archives import Archive, take_members
-from chromabox.files.pins import Pinned
+from chromabox.io.fetch import Archive, take_members
+from chromabox.io.http import Pinned
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
-from chromabox.files.header import upright_size
-from chromabox.files.images import read_picture
+from chromabox.io.images import read_picture, upright_size
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])

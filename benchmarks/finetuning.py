@@ -27,7 +27,7 @@ from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import load_detector, save_detector
-from chromabox.engine.execution import Execution
+from chromabox.engine.autotune import Execution
 from machine import describe, write_results
 
 

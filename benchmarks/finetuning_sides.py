@@ -68,8 +68,8 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
     """The whole of ``finetune``, as ``chromabox finetune`` calls it, with marks around batches and validation."""
     from chromabox.detect import finetune as room
     from chromabox.detect.recipes import finetune_recipe
-    from chromabox.engine.machine import peak_memory
-    from chromabox.engine.options import ExecutionOptions
+    from chromabox.engine.runs import peak_memory
+    from chromabox.engine.runtime_options import ExecutionOptions
 
     job_and_plan = room.job_and_plan
 

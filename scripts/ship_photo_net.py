@@ -18,7 +18,7 @@ from chromabox.colour.photo_data import central_square, load_photographs
 from chromabox.colour.photo_train import validate_photo
 from chromabox.colour.trained import SHIPPED, TrainedPhotoNet, load_trained
 from chromabox.engine.checkpoint import save_checkpoint
-from chromabox.engine.log import read_metrics
+from chromabox.engine.logger import read_metrics
 
 ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
 

@@ -48,7 +48,7 @@ def test_imports_run_downwards_only(path: Path) -> None:
 
 def test_the_reader_sees_imports(tmp_path: Path) -> None:
     source = (
-        "import chromabox.engine.loop\ndef f():\n    from chromabox.colour import nets\nfrom chromabox import cli\n"
+        "import chromabox.engine.trainer\ndef f():\n    from chromabox.colour import nets\nfrom chromabox import cli\n"
     )
     (tmp_path / "a.py").write_text(source + "from chromabox import cli\n")
     assert rooms_imported(tmp_path / "a.py") == {"engine", "colour", "cli"}

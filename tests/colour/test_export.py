@@ -26,7 +26,7 @@ from chromabox.colour.trained import (
     describe_photo_net,
     load_trained,
 )
-from chromabox.engine.onnx_export import LARGEST_DIFFERENCE
+from chromabox.engine.export import LARGEST_DIFFERENCE
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import Picture
 

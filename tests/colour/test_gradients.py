@@ -15,7 +15,7 @@ from chromabox.colour.nets import build_net
 from chromabox.colour.recipes import recipe_for
 from chromabox.colour.train import TrainConfig, load_inputs, train
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -35,10 +35,10 @@ from chromabox.colour.photo_train import (
 )
 from chromabox.colour.recipes import photo_recipe
 from chromabox.colour.trained import TrainedPhotoNet, load_trained
+from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.execution import Execution
-from chromabox.engine.log import read_metrics
-from chromabox.engine.loop import Interrupted
+from chromabox.engine.logger import read_metrics
+from chromabox.engine.trainer import Interrupted
 from chromabox.errors import ChromaboxError, UsageError
 
 PLAIN = Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1)

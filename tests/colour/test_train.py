@@ -26,10 +26,10 @@ from chromabox.colour.palette_files import load_palette
 from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, recipe_for
 from chromabox.colour.train import TrainConfig, build_optimisers, load_inputs, read_config, train
 from chromabox.colour.trained import load_trained
+from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.execution import Execution
-from chromabox.engine.log import read_metrics
-from chromabox.engine.loop import Interrupted
+from chromabox.engine.logger import read_metrics
+from chromabox.engine.trainer import Interrupted
 from chromabox.errors import UsageError
 
 PLAIN = Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1)

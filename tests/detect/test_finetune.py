@@ -27,10 +27,10 @@ from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.views import Views, remembering
 from chromabox.detect.weights import TrainedDetector, load_detector, save_detector
+from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.execution import Execution
-from chromabox.engine.log import Record, read_metrics
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.logger import Record, read_metrics
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from detectors import CLASSES, small_detector
 

@@ -12,7 +12,7 @@ from chromabox.detect.freeze_auto import Trial, best_of, choose_depth, depths, f
 from chromabox.detect.layers import yolov3, yolov3_tiny
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import save_detector
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from detectors import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n"

@@ -12,7 +12,7 @@ from chromabox.detect.decode import decode
 from chromabox.detect.kinds import DARKNET, KINDS, ULTRALYTICS_9_0
 from chromabox.detect.predict import detect_files, detect_picture, in_order, letterbox_for
 from chromabox.detect.ready import make_ready
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.io.images import write_picture
 from detectors import CLASSES, small_detector

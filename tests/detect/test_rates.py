@@ -10,7 +10,7 @@ import torch
 from chromabox.detect.freeze import freeze
 from chromabox.detect.rates import optimisers_of, schedule_of
 from chromabox.detect.recipes import course, default
-from chromabox.engine.optimisers import KernelMuon
+from chromabox.engine.optim import KernelMuon
 from detectors import small_detector
 
 

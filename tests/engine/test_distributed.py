@@ -21,8 +21,8 @@ from chromabox.engine.distributed import (
     mean_across,
     synchronise_batch_norm,
 )
-from chromabox.engine.log import read_metrics
-from chromabox.engine.loop import fit
+from chromabox.engine.logger import read_metrics
+from chromabox.engine.trainer import fit
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

@@ -11,10 +11,10 @@ import torch
 from tiny_job import make_job, make_net, make_plan
 from torch import Tensor, nn
 
+from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.engine.distributed import World, any_process, from_main, join_world, mean_across, synchronise_batch_norm
-from chromabox.engine.execution import Execution
-from chromabox.engine.loop import Interrupted, fit
+from chromabox.engine.trainer import Interrupted, fit
 
 ONE_THREAD = Execution(threads=1)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from tiny_job import make_job, make_net, make_plan
 from torch import Tensor
 
-from chromabox.engine.execution import Execution, choose_execution
-from chromabox.engine.loop import fit
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.autotune import Execution, choose_execution
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.trainer import fit
 from chromabox.errors import ChromaboxError
 
 

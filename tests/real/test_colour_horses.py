@@ -13,7 +13,7 @@ from chromabox.colour.palette_files import load_palette
 from chromabox.colour.recipes import recipe_for
 from chromabox.colour.train import Inputs, TrainConfig, train
 from chromabox.colour.trained import load_trained
-from chromabox.engine.execution import Execution
+from chromabox.engine.autotune import Execution
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chromabox.colour.recipes import NETS_IN_ORDER
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 from chromabox.report.compare import compare

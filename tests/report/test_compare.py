@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.compare import Comparison, compare, group_runs, tabulate
 

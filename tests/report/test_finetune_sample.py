@@ -9,7 +9,7 @@ import pytest
 
 from chromabox.detect.collage import Things, write_collage
 from chromabox.detect.weights import load_detector
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report import finetune_sample as module
 from chromabox.report.finetune_sample import finetune_sample

@@ -15,7 +15,7 @@ from chromabox.detect.labelled import Labelled
 from chromabox.detect.predict import detect_picture
 from chromabox.detect.ready import make_ready
 from chromabox.detect.weights import load_detector, save_detector
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.finetuning import SIDE, worst_mistakes
 from detectors import small_detector

@@ -17,7 +17,7 @@ from chromabox.colour.metrics import colourfulness
 from chromabox.colour.palette_files import load_palette
 from chromabox.colour.train import load_inputs, read_config
 from chromabox.colour.trained import load_palette_net
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import find_runs
 from chromabox.report.sweep import OVER, parse_over, sweep

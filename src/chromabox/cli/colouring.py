@@ -88,7 +88,7 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     from chromabox.colour.batch import colour_batch, plan_outputs
     from chromabox.colour.batch_record import RECORD_NAME
     from chromabox.colour.trained import load_trained
-    from chromabox.engine.log import progress
+    from chromabox.engine.logger import progress
     from chromabox.report.colouring import picture_work, settings_of
     from chromabox.report.contact_sheet import draw_contact_sheets
 

@@ -58,7 +58,7 @@ def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
     from chromabox.detect.predict import Wanted
     from chromabox.detect.ready import EXACT, make_ready
     from chromabox.detect.weights import load_detector
-    from chromabox.engine.options import ExecutionOptions
+    from chromabox.engine.runtime_options import ExecutionOptions
     from chromabox.report.detecting import detect_inputs
 
     trained = load_detector(options.weights)

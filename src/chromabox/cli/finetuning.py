@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import OptionalOutput, lasting, print_line, refuse_begun_run
 from chromabox.detect.recipes import FinetuneRecipeName, finetune_recipe
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
 EXECUTION = ExecutionOptions()

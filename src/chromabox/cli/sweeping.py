@@ -6,7 +6,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import EXECUTION, OptionalOutput, lasting, print_line
 from chromabox.colour.recipes import NetName, RecipeName
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 
 
 def sweep(

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line, refuse_begun_run
 from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, TrainableName, photo_recipe, recipe_for
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _refuse_new_settings(options: TrainOptions, net: str) -> None:
 
 def _more_epochs(options: TrainOptions) -> int:
     """The epochs asked for, at least as many as are done."""
-    from chromabox.engine.log import read_metrics
+    from chromabox.engine.logger import read_metrics
 
     assert options.resume is not None
     assert options.epochs is not None

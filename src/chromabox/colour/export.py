@@ -19,7 +19,7 @@ import chromabox
 from chromabox.colour.onnx_net import FORMAT, INPUT, OUTPUT, OnnxNet, open_onnx
 from chromabox.colour.predict import CIFAR_LOOKS, PHOTO_LOOKS
 from chromabox.colour.trained import TrainedNet, TrainedPhotoNet
-from chromabox.engine.onnx_export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
+from chromabox.engine.export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:

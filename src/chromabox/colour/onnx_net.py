@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from chromabox.engine.onnx_session import import_onnx, in_one_line, open_session
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.runtime.session import import_onnx, in_one_line, open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from chromabox.colour.lab_tensors import lab_from_rgb
 from chromabox.engine.distributed import World
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import find_pictures, read_picture
 

@@ -30,14 +30,14 @@ from chromabox.colour.photo_data import (
 from chromabox.colour.recipes import Recipe, Start
 from chromabox.colour.train import schedule_of
 from chromabox.colour.trained import TrainedPhotoNet, describe_photo_net, load_trained
+from chromabox.engine.autotune import Execution, choose_execution, device_of
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import World, from_main, synchronise_batch_norm
-from chromabox.engine.execution import Execution, choose_execution, device_of
-from chromabox.engine.log import Record, read_metrics
-from chromabox.engine.loop import Job, Plan, fit
-from chromabox.engine.machine import versions
-from chromabox.engine.optimisers import KernelMuon
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.logger import Record, read_metrics
+from chromabox.engine.optim import KernelMuon
+from chromabox.engine.runs import versions
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.trainer import Job, Plan, fit
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import convolutions, yolov3_tiny_file
 

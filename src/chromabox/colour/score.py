@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from chromabox.colour import metrics
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import eight_bits, find_pictures, read_picture
 

@@ -25,14 +25,14 @@ from chromabox.colour.palette import Palette
 from chromabox.colour.palette_files import load_palette, save_palette
 from chromabox.colour.recipes import NetName, Recipe, schedule_factor
 from chromabox.colour.trained import describe_net
+from chromabox.engine.autotune import Execution, choose_execution, device_of
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import World, from_main, synchronise_batch_norm
-from chromabox.engine.execution import Execution, choose_execution, device_of
-from chromabox.engine.log import Record, read_metrics
-from chromabox.engine.loop import Job, Plan, Settings, fit
-from chromabox.engine.machine import versions
-from chromabox.engine.optimisers import KernelMuon
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.logger import Record, read_metrics
+from chromabox.engine.optim import KernelMuon
+from chromabox.engine.runs import versions
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.trainer import Job, Plan, Settings, fit
 from chromabox.errors import UsageError
 
 #: Training accuracy is measured, in evaluation mode, on the first pictures of the training split.

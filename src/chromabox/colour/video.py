@@ -10,7 +10,7 @@ from PIL import Image
 
 from chromabox.colour.recolour import lightness, recolour
 from chromabox.colour.smoothing import DEFAULT_SMOOTHING, ChromaSmoother
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.io.video import DEFAULT_CRF, VIDEO_SUFFIXES, refuse_target, remake_film, survey_film
 
 __all__ = ["VIDEO_SUFFIXES", "VideoSummary", "colour_video"]

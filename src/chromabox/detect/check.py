@@ -10,7 +10,7 @@ import numpy as np
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.labelled import DetectionSet, Fault, legible
 from chromabox.detect.twins import Twins, find_twins, fingerprints
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 
 #: Boxes below which a class is told to be thin: a figure from so few is chance.
 FEW_BOXES = 5

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 from PIL import Image
 from skimage import data as samples
 
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.cifar10 import CLASSES, load_cifar10
 from chromabox.io.http import Progress

@@ -23,7 +23,7 @@ from chromabox.detect.metrics import (
 )
 from chromabox.detect.predict import Detector, detect_files, trained_of
 from chromabox.detect.twins import find_twins, fingerprints
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError
 
 #: What is found with less certainty does not count; AP reads the whole range of scores, so it is low.

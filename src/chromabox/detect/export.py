@@ -19,9 +19,9 @@ from chromabox.detect.decode import decode
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.predict import letterbox_for
 from chromabox.detect.weights import EXPORTED, TrainedDetector, describe_detector, load_detector
-from chromabox.engine.onnx_export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
-from chromabox.engine.onnx_session import open_session
+from chromabox.engine.export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
 from chromabox.errors import UsageError
+from chromabox.runtime.session import open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto

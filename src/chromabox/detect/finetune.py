@@ -22,10 +22,10 @@ from chromabox.detect.nets import DetectorNet
 from chromabox.detect.views import Views, remembering
 from chromabox.detect.weights import TrainedDetector, load_detector, save_detector
 from chromabox.engine.checkpoint import write_json
-from chromabox.engine.log import Record, read_metrics
-from chromabox.engine.loop import fit
-from chromabox.engine.machine import peak_memory, versions
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.logger import Record, read_metrics
+from chromabox.engine.runs import peak_memory, versions
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.trainer import fit
 
 __all__ = ["FinetuneConfig", "Outcome", "finetune", "read_finetune_config"]
 

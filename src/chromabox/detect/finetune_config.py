@@ -6,7 +6,7 @@ from pathlib import Path
 
 from chromabox.detect.prefix_cache import CachePrecision
 from chromabox.detect.recipes import FinetuneRecipe
-from chromabox.engine.execution import Execution
+from chromabox.engine.autotune import Execution
 from chromabox.errors import UsageError
 
 

@@ -22,7 +22,7 @@ from chromabox.detect.recipes import gentler
 from chromabox.detect.surgery import with_classes
 from chromabox.detect.views import Batch, Parts, chunks_of, parts_of
 from chromabox.detect.weights import TrainedDetector, describe_detector, load_detector
-from chromabox.engine.loop import Job, Plan
+from chromabox.engine.trainer import Job, Plan
 from chromabox.errors import UsageError
 
 

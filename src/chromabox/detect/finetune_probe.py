@@ -19,9 +19,9 @@ from chromabox.detect.nets import DetectorNet
 from chromabox.detect.prefix_cache import PrefixCache, plan_cache
 from chromabox.detect.rates import optimisers_of
 from chromabox.detect.views import Batch, Views, chunks_of, fill_views, targets_of
-from chromabox.engine.execution import Execution, choose_execution, device_of
-from chromabox.engine.machine import peak_memory
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.autotune import Execution, choose_execution, device_of
+from chromabox.engine.runs import peak_memory
+from chromabox.engine.runtime_options import ExecutionOptions
 
 #: Pictures that are tried: as many as go through the frozen layers at once.
 _PROBED = 8

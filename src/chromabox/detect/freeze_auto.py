@@ -21,10 +21,10 @@ from chromabox.detect.labelled import DetectionSet
 from chromabox.detect.layers import Architecture, Convolution
 from chromabox.detect.splits import held_out
 from chromabox.detect.views import Parts, Views, chunks_of, remembering
-from chromabox.engine.execution import Execution, device_of
-from chromabox.engine.log import read_metrics
-from chromabox.engine.loop import fit
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.autotune import Execution, device_of
+from chromabox.engine.logger import read_metrics
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.trainer import fit
 
 #: Epochs and the most pictures of a trial, and the share of them that it is judged by.
 EPOCHS, PICTURES, SHARE = 3, 160, 0.25

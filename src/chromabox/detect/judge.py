@@ -20,7 +20,7 @@ from chromabox.detect.nets import DetectorNet
 from chromabox.detect.predict import in_order, letterbox_for
 from chromabox.detect.prefix_cache import PrefixCache, fill
 from chromabox.detect.views import OwnBoxes, Reader, targets_of
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 
 #: Pictures that go through the rest of the net at once.
 _AT_ONCE = 16

@@ -18,9 +18,9 @@ from chromabox.detect.detections import Detections
 from chromabox.detect.kinds import Kind
 from chromabox.detect.ready import ReadyDetector
 from chromabox.detect.weights import TrainedDetector
-from chromabox.engine.execution import threads_at
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_picture
+from chromabox.runtime.parallel import threads_at
 
 #: A detector as it was loaded, or made ready for many pictures.
 Detector = TrainedDetector | ReadyDetector

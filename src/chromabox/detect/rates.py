@@ -10,8 +10,8 @@ from torch import nn
 from chromabox.detect.freeze import trainable_heads
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import FinetuneRecipe
-from chromabox.engine.loop import Settings
-from chromabox.engine.optimisers import KernelMuon
+from chromabox.engine.optim import KernelMuon
+from chromabox.engine.trainer import Settings
 
 Schedule = Callable[[int], Sequence[Sequence[Settings]]]
 

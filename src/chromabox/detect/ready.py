@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.weights import TrainedDetector
-from chromabox.engine.execution import Execution, device_of, threads_at
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.autotune import Execution, device_of
+from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.runtime.parallel import threads_at
 
 Run = Callable[[Float[Tensor, "batch 3 height width"]], list[Tensor]]
 

@@ -24,7 +24,7 @@ from chromabox.detect.predict import in_order
 from chromabox.detect.prefix_cache import PrefixCache, as_images, fill
 from chromabox.detect.splits import held_out
 from chromabox.detect.twins import Twins, find_twins, fingerprints
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import UsageError
 
 Batch = tuple[dict[int, Tensor], Tensor]

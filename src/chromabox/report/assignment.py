@@ -8,7 +8,7 @@ from chromabox.colour.recipes import NETS_IN_ORDER, RecipeName
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.recipes import finetune_recipe
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report.compare import Comparison, compare
 from chromabox.report.finetune_sample import FROZEN, finetune_sample

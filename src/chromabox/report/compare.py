@@ -12,7 +12,7 @@ from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.recipes import NetName, RecipeName, recipe_for
 from chromabox.colour.train import TrainConfig, load_inputs, read_config
 from chromabox.colour.trained import load_palette_net
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.io.atomic import write_whole
 from chromabox.report.plots import draw_rows

@@ -9,8 +9,7 @@ from pathlib import Path
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.predict import Wanted, detect_file, detect_wanted, in_order
 from chromabox.detect.ready import ReadyDetector
-from chromabox.engine.execution import threads_at
-from chromabox.engine.log import progress
+from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import write_picture
 from chromabox.io.video import frames_of, remake_film, survey_film
@@ -24,6 +23,7 @@ from chromabox.report.boxes import (
     write_yolo_text,
 )
 from chromabox.report.detecting_plan import DetectionPlan, Planned
+from chromabox.runtime.parallel import threads_at
 
 
 @dataclass

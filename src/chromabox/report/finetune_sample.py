@@ -13,7 +13,7 @@ from chromabox.detect.layers import yolov3_tiny
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import TrainedDetector, fetch_detector, save_detector
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report.finetuning import finetune_missing
 

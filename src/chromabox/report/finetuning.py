@@ -22,8 +22,8 @@ from chromabox.detect.freeze_auto import choose_depth
 from chromabox.detect.labelled import DetectionSet, Labelled
 from chromabox.detect.predict import detect_picture
 from chromabox.detect.ready import make_ready
-from chromabox.engine.log import Record, read_metrics, sentence
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.logger import Record, read_metrics, sentence
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.io.images import eight_bits, grid, read_picture, write_picture
 from chromabox.report.boxes import annotated
 from chromabox.report.detection import print_evaluation, write_evaluation

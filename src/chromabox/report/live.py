@@ -10,7 +10,7 @@ from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.photo_data import Photographs
 from chromabox.colour.photo_train import photo_sheet
 from chromabox.colour.train import Inputs
-from chromabox.engine.log import Record, read_metrics, sentence
+from chromabox.engine.logger import Record, read_metrics, sentence
 from chromabox.io.images import grid, write_picture
 from chromabox.report.plots import draw_curves
 

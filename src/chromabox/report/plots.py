@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 
-from chromabox.engine.log import Record
+from chromabox.engine.logger import Record
 from chromabox.io.atomic import write_whole
 
 Tile = UInt8[np.ndarray, "height width 3"]

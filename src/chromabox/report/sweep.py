@@ -15,7 +15,7 @@ from chromabox.colour.nets import build_net
 from chromabox.colour.palette import MOST_COLOURS
 from chromabox.colour.recipes import NetName, RecipeName, recipe_for
 from chromabox.colour.train import TrainConfig, load_inputs
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import summary_of
 from chromabox.report.runs import train_missing

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from chromabox.colour.data import Pictures
 from chromabox.colour.evaluate import sample_sheet
 from chromabox.colour.trained import load_palette_net
-from chromabox.engine.log import read_metrics
+from chromabox.engine.logger import read_metrics
 from chromabox.report.plots import draw_rows, save_figure
 from chromabox.report.swept import Row, Sweep
 

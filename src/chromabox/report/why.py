@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from chromabox.colour.answers import Answers, Calibration
 from chromabox.colour.edges import ByDistance
-from chromabox.engine.log import Record
+from chromabox.engine.logger import Record
 from chromabox.report.plots import Tile, save_figure
 
 WIDTH = 6.3

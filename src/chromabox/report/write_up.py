@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from chromabox.engine.execution import threads_at
-from chromabox.engine.machine import versions
+from chromabox.engine.runs import versions
 from chromabox.report.found import Found, find_runs, summary_of
 from chromabox.report.handout.batch_sizes import batch_size_section
 from chromabox.report.handout.code import conv_code, pool_code, unet_code
@@ -24,6 +23,7 @@ from chromabox.report.handout.results import (
 from chromabox.report.handout.stated import from_runs, whole
 from chromabox.report.written.document import Block, Document, Missing, Number, Section, Text
 from chromabox.report.written.write_document import Written, write_document
+from chromabox.runtime.parallel import threads_at
 
 Builder = Callable[[Found, Path], Section]
 

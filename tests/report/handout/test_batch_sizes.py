@@ -11,7 +11,7 @@ from PIL import Image
 
 from chromabox.colour.recipes import recipe_for
 from chromabox.colour.train import TrainConfig
-from chromabox.engine.execution import Execution
+from chromabox.engine.autotune import Execution
 from chromabox.errors import UsageError
 from chromabox.report.found import Found, find_runs
 from chromabox.report.handout.batch_sizes import COMMAND, batch_size_section

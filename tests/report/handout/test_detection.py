@@ -19,8 +19,8 @@ from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, Kind
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.recipes import finetune_recipe
 from chromabox.detect.weights import save_detector
+from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.engine.execution import Execution
 from chromabox.report.found import Found
 from chromabox.report.handout.detection import classification_loss, freezing
 from chromabox.report.handout.detector_formulas import class_term, formulas_of

@@ -14,7 +14,7 @@ from chromabox.colour.edges import ByDistance
 from chromabox.colour.gradients import LayerGradient
 from chromabox.colour.recipes import NetName, recipe_for
 from chromabox.colour.train import TrainConfig, train
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import Found, find_runs, summary_of
 from chromabox.report.handout.examined import Examined, Ground, examine, ground_of

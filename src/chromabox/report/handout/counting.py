@@ -9,10 +9,10 @@ from sympy import Mod, Mul, Rational, floor, symbols
 from chromabox.colour.count import Count, Counted, K, NetCount, Values, count_net
 from chromabox.colour.geometry import Pair, figure_geometry, handout_pair, searched
 from chromabox.colour.nets import NETS
-from chromabox.engine.execution import threads_at
 from chromabox.report.counting import QUANTITIES, formula_text, layer_formulas, settings_text, size_text
 from chromabox.report.found import Found
 from chromabox.report.written.document import Block, Cell, Formula, Number, Section, Table, Text
+from chromabox.runtime.parallel import threads_at
 
 NET = "pool-upsample"
 OTHERS = ("conv-transpose", "unet")

@@ -9,7 +9,7 @@ from chromabox.detect.finetune_job import loss_of
 from chromabox.detect.loss import DetectionLoss
 from chromabox.detect.rates import _by_role
 from chromabox.detect.weights import load_detector
-from chromabox.engine.log import read_metrics
+from chromabox.engine.logger import read_metrics
 from chromabox.report.finetuning import draw_losses
 from chromabox.report.found import Found
 from chromabox.report.handout.detector_formulas import class_term, formulas_of, terms_table

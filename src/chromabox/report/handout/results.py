@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from chromabox.colour import metrics
 from chromabox.colour.train import read_config
-from chromabox.engine.log import read_metrics
+from chromabox.engine.logger import read_metrics
 from chromabox.report.found import Found, summary_of
 from chromabox.report.handout.compared import looks_table, row_of, side_by_side, truth_rows
 from chromabox.report.handout.examined import EXTENT, Examined, Ground, examine, ground_of

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from chromabox.engine.machine import versions
+from chromabox.engine.runs import versions
 
 
 def test_versions_are_those_of_the_installed_packages() -> None:
@@ -20,7 +20,7 @@ def test_versions_are_those_of_the_installed_packages() -> None:
 
 def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     program = """
-from chromabox.engine.machine import peak_memory
+from chromabox.engine.runs import peak_memory
 before = peak_memory()
 block = b"x" * 100_000_000
 after = peak_memory()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chromabox.engine.log import MetricsSink, progress, read_metrics, sentence
+from chromabox.engine.logger import MetricsSink, progress, read_metrics, sentence
 
 RECORDS = [{"epoch": epoch, "train_loss": 1 / epoch, "seconds": 0.25} for epoch in (1, 2, 3)]
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from chromabox.engine.autotune import Execution, compiler_errors
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.distributed import World, any_process, average_gradients, from_main, mean_across, wait_for_main
-from chromabox.engine.execution import Execution, compiler_errors
-from chromabox.engine.log import MetricsSink, Record, Ticker, progress
+from chromabox.engine.logger import MetricsSink, Record, Ticker, progress
 from chromabox.errors import ChromaboxError
 
 Batch = TypeVar("Batch")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.engine.optimisers import KernelMuon
+from chromabox.engine.optim import KernelMuon
 
 SHAPES = [(8, 3, 3, 3), (32, 2, 3, 3), (5, 5, 1, 1)]
 RATE = 0.1

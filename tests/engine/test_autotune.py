@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.execution import Execution, choose_execution
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.autotune import Execution, choose_execution
+from chromabox.engine.runtime_options import ExecutionOptions
 
 FIXED = [
     (
@@ -121,7 +121,7 @@ def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
         asked.append((int(execution.precision == "bfloat16"), int(execution.channels_last)))
         return float(seconds[asked[-1]])
 
-    monkeypatch.setattr("chromabox.engine.execution._seconds_per_step", told)
+    monkeypatch.setattr("chromabox.engine.autotune._seconds_per_step", told)
     options = ExecutionOptions(device="cpu", compiled="no", threads=1)
     found = choose_execution(options, nn.Linear(2, 2), lambda call: torch.zeros(()), steps=1)
     assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.options import ExecutionOptions
+from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 
 Precision = Literal["float32", "bfloat16"]
@@ -172,14 +172,3 @@ def compiler_errors(execution: Execution) -> Iterator[None]:
     except (TorchDynamoException, InductorError) as error:
         why = str(error).strip().split("\n")[0]
         raise ChromaboxError(f"torch.compile failed ({why}); install a C++ compiler, or give --compiled no") from error
-
-
-@contextmanager
-def threads_at(count: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads, also in threads begun meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chromabox.engine.autotune import Execution
 from chromabox.engine.distributed import World, synchronise_batch_norm
-from chromabox.engine.execution import Execution
-from chromabox.engine.loop import Job, Plan, fit
-from chromabox.engine.optimisers import KernelMuon
+from chromabox.engine.optim import KernelMuon
+from chromabox.engine.trainer import Job, Plan, fit
 
 PICTURES = 24
 BATCH = 4

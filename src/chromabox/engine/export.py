@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.onnx_session import import_onnx
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import write_whole
+from chromabox.runtime.session import import_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.log import read_metrics
-from chromabox.engine.loop import Interrupted, fit
+from chromabox.engine.logger import read_metrics
+from chromabox.engine.trainer import Interrupted, fit
 from chromabox.errors import ChromaboxError
 
 RUNS = {

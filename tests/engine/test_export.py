@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.engine.onnx_export import LARGEST_DIFFERENCE, convert, refuse_other_suffix, write_onnx
-from chromabox.engine.onnx_session import open_session
+from chromabox.engine.export import LARGEST_DIFFERENCE, convert, refuse_other_suffix, write_onnx
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.runtime.session import open_session
 
 onnx = pytest.importorskip("onnx", reason="the export extra writes and runs the files of these tests")
 

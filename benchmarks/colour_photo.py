@@ -24,8 +24,8 @@ import skimage.data
 from matplotlib.figure import Figure
 from PIL import Image
 
-from chromabox.colour.predict import Trained, Wishes, decide_colours, in_colours
-from chromabox.colour.trained import load_trained
+from chromabox.colour.inference.predict import Trained, Wishes, decide_colours, in_colours
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.io.images import read_picture, write_picture
 from chromabox.report.plots import save_figure
 from machine import describe, write_results

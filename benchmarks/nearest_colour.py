@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from chromabox.colour.palette import Palette, nearest_colour
-from chromabox.colour.palette_files import load_palette
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.palette.palette import Palette, nearest_colour
 from chromabox.io.cifar10 import load_cifar10
 from machine import describe, median_seconds, paired, write_results
 

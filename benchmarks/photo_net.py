@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.nets import count_parameters
-from chromabox.colour.predict import Trained, opinion_on
-from chromabox.colour.trained import load_trained
+from chromabox.colour.inference.predict import Trained, opinion_on
+from chromabox.colour.models import count_parameters
+from chromabox.colour.weights.checkpoint import load_trained
 from machine import describe, median_seconds, paired, write_results
 
 

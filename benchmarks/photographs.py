@@ -18,10 +18,10 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from chromabox.colour.metrics import delta_e
-from chromabox.colour.predict import STYLES, StyleName, Trained, Wishes, colour_picture
-from chromabox.colour.score import PictureScore, score_pictures
-from chromabox.colour.trained import load_trained
+from chromabox.colour.evaluation.image_scores import PictureScore, score_pictures
+from chromabox.colour.evaluation.metrics import delta_e
+from chromabox.colour.inference.predict import STYLES, StyleName, Trained, Wishes, colour_picture
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.io.images import Picture, eight_bits, find_pictures, read_picture
 from machine import describe, write_results
 

@@ -23,7 +23,7 @@ from skimage import data
 from skimage.color import lab2rgb, rgb2lab
 from skimage.transform import resize
 
-from chromabox.colour.recolour import lightness, recolour
+from chromabox.colour.chroma.recolour import lightness, recolour
 from machine import describe, median_seconds, paired, write_results
 
 SIZES = {1: (866, 1154), 3: (1500, 2000), 12: (3000, 4000), 24: (4000, 6000)}  # megapixels: height, width

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chromabox.colour.data import resolve_palette
+from chromabox.colour.data.datasets import resolve_palette
 from chromabox.io.cifar10 import fetch_cifar10
 from machine import describe, write_results
 

@@ -27,11 +27,10 @@ import torch
 from skimage import data
 from skimage.transform import rotate
 
-from chromabox.colour.predict import predict_chroma
-from chromabox.colour.recolour import recolour
-from chromabox.colour.smoothing import DEFAULT_SMOOTHING, ChromaSmoother
-from chromabox.colour.trained import load_trained
-from chromabox.colour.video import colour_video, small_lightness
+from chromabox.colour.chroma.recolour import recolour
+from chromabox.colour.inference.predict import predict_chroma
+from chromabox.colour.inference.video import DEFAULT_SMOOTHING, ChromaSmoother, colour_video, small_lightness
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.io.video import frames_of
 from machine import describe, write_results
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from chromabox.colour.photo_data import central_square, load_photographs
-from chromabox.colour.photo_train import validate_photo
-from chromabox.colour.trained import SHIPPED, TrainedPhotoNet, load_trained
+from chromabox.colour.data.photos import central_square, load_photographs
+from chromabox.colour.training.train_photo import validate_photo
+from chromabox.colour.weights.checkpoint import SHIPPED, TrainedPhotoNet, load_trained
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.engine.logger import read_metrics
 

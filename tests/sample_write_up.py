@@ -51,7 +51,7 @@ def write_up(folder: Path) -> Document:
                 {
                     "best": Number(58.37, "runs/unet-course-seed*/summary.json: test_accuracy", ".2f", 0.15),
                     "seeds": Number(3.0, "runs/unet-course-seed*: folders", ".0f"),
-                    "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
+                    "floor": Number(62.17, "chromabox.colour.evaluation.evaluate.floors: most frequent colour", ".2f"),
                 },
             ),
             Text("Skip connections help because what pooling loses comes back by them."),
@@ -94,7 +94,7 @@ def _pooling(folder: Path) -> Section:
                         41.2, "runs/pool-upsample-course-seed*/summary.json: test_accuracy", ".2f", 0.09
                     ),
                     "difference": Number(20.97, "difference of the two", ".2f"),
-                    "floor": Number(62.17, "chromabox.colour.evaluate.floors: most frequent colour", ".2f"),
+                    "floor": Number(62.17, "chromabox.colour.evaluation.evaluate.floors: most frequent colour", ".2f"),
                     "loss": Number(1.5904, "runs/pool-upsample-course-seed*/summary.json: test_loss", ".3f"),
                 },
             ),
@@ -128,7 +128,7 @@ def _counting() -> Section:
                 [
                     [
                         name,
-                        *(Number(float(value), "chromabox.colour.count", ",.0f") for value in values),
+                        *(Number(float(value), "chromabox.assignment.count", ",.0f") for value in values),
                         Number(float(ratio), "ratio", ".0f"),
                     ]
                     for name, values, ratio in (

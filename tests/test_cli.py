@@ -12,9 +12,9 @@ from PIL import Image
 
 from chromabox.__main__ import main
 from chromabox.cli import VERBS
-from chromabox.colour.nets import build_net
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.trained import SHIPPED, describe_net
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.weights.checkpoint import SHIPPED, describe_net
 from chromabox.engine.checkpoint import save_checkpoint
 
 RNG = np.random.default_rng(2)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chromabox.colour.colourise import colourise
+    from chromabox.colour.api import colourise
     from chromabox.detect.api import detect
 
 __all__ = ["__version__", "colourise", "detect"]
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Names whose modules are heavy."""
     if name == "colourise":
-        from chromabox.colour.colourise import colourise
+        from chromabox.colour.api import colourise
 
         return colourise
     if name == "detect":

@@ -8,7 +8,7 @@ import tyro
 from PIL import Image
 
 from chromabox.cli.sweeping import sweep
-from chromabox.colour.train import read_config
+from chromabox.colour.training.train import read_config
 from chromabox.errors import UsageError
 from chromabox.report.swept import read_sweep
 

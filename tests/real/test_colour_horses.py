@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from chromabox.colour.data import ColourData, course_palette, load_colour_data
-from chromabox.colour.evaluate import Evaluation, evaluate
-from chromabox.colour.palette import mean_distance
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.recipes import recipe_for
-from chromabox.colour.train import Inputs, TrainConfig, train
-from chromabox.colour.trained import load_trained
+from chromabox.colour.data.datasets import ColourData, course_palette, load_colour_data
+from chromabox.colour.evaluation.evaluate import Evaluation, evaluate
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.palette.palette import mean_distance
+from chromabox.colour.training.recipes import recipe_for
+from chromabox.colour.training.train import Inputs, TrainConfig, train
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.engine.autotune import Execution
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10

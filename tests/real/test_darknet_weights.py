@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.colour.photo_data import Photographs
-from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, begin
-from chromabox.colour.recipes import photo_recipe
+from chromabox.colour.data.photos import Photographs
+from chromabox.colour.training.recipes import photo_recipe
+from chromabox.colour.training.train_photo import FROZEN_LAYERS, PhotoConfig, begin
 from chromabox.errors import ChromaboxError
 from chromabox.io.darknet_weights import convolutions, fetch_yolov3_tiny, read_darknet_file
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from skimage import data
 
-from chromabox.colour.photo_data import Photographs
-from chromabox.colour.photo_train import FROZEN_LAYERS, PhotoConfig, begin
-from chromabox.colour.recipes import photo_recipe
+from chromabox.colour.data.photos import Photographs
+from chromabox.colour.training.recipes import photo_recipe
+from chromabox.colour.training.train_photo import FROZEN_LAYERS, PhotoConfig, begin
 from chromabox.detect.cfg import write_cfg
 from chromabox.detect.convert import convert_weights
 from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6

@@ -8,9 +8,9 @@ import skimage
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from chromabox.colour.predict import Wishes, colour_picture
-from chromabox.colour.score import PictureScore, score_pictures
-from chromabox.colour.trained import load_trained
+from chromabox.colour.evaluation.image_scores import PictureScore, score_pictures
+from chromabox.colour.inference.predict import Wishes, colour_picture
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.io.images import Picture
 
 FOLDER = Path(skimage.__file__).parent / "data"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.colour.recipes import NETS_IN_ORDER
+from chromabox.colour.training.recipes import NETS_IN_ORDER
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sympy import Expr, Rational, expand, sympify
 from torch import nn
 
-from chromabox.colour.count import NC, NF, SYMBOLS, Counted, H, K, W
-from chromabox.colour.nets import build_net
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.trained import describe_net, load_trained
+from chromabox.assignment.count import NC, NF, SYMBOLS, Counted, H, K, W
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.weights.checkpoint import describe_net, load_trained
 from chromabox.detect.layers import yolov3, yolov3_tiny
 from chromabox.detect.weights import save_detector
 from chromabox.engine.checkpoint import save_checkpoint

@@ -10,12 +10,12 @@ from matplotlib import colormaps
 from PIL import Image
 from skimage.data import coffee
 
-from chromabox.colour.chroma import ChromaBins
-from chromabox.colour.control import Control, Decision
-from chromabox.colour.nets import PhotoNet
-from chromabox.colour.opinion import Opinion
-from chromabox.colour.predict import Wishes, decide_colours, in_colours
-from chromabox.colour.trained import TrainedPhotoNet
+from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.chroma.distribution import Opinion
+from chromabox.colour.constraints.constraints import Control, Decision
+from chromabox.colour.inference.predict import Wishes, decide_colours, in_colours
+from chromabox.colour.models.photonet import PhotoNet
+from chromabox.colour.weights.checkpoint import TrainedPhotoNet
 from chromabox.errors import UsageError
 from chromabox.io.images import Picture
 from chromabox.report.explain import THUMBNAIL, draw_explanation, thumbnail

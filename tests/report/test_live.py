@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.colour.data import ColourData, encode
-from chromabox.colour.nets import build_net
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.train import Inputs
+from chromabox.colour.data.datasets import ColourData, encode
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.training.train import Inputs
 from chromabox.report.live import draw_run, watch_run
 
 HORSE24 = load_palette("horse24")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import lab2rgb, rgb2lab
 
-from chromabox.colour.control import Decision
-from chromabox.colour.opinion import Opinion
+from chromabox.colour.chroma.distribution import Opinion
+from chromabox.colour.constraints.constraints import Decision
 from chromabox.report.reasons import APART, SWATCHES, gathered, likeliest, places, rgb_of, swatches
 
 CENTRES = np.array([[a, b] for a in range(-40, 50, 10) for b in range(-40, 50, 10)], np.float32)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from chromabox.colour.score import FileScore, Scorecard, score, score_pictures
+from chromabox.colour.evaluation.image_scores import FileScore, Scorecard, score, score_pictures
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.scorecard import print_scorecard, report_scores, write_scorecard
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.colour.checked.likeness import compare
-from chromabox.colour.checked.self_check import SelfCheck
-from chromabox.colour.checked.steps import record
-from chromabox.colour.checked.verdicts import Check, NetCheck, our_steps
-from chromabox.colour.nets import NETS
+from chromabox.assignment.check.align import compare
+from chromabox.assignment.check.checks import Check, NetCheck, our_steps
+from chromabox.assignment.check.runner import SelfCheck
+from chromabox.assignment.check.trace import record
+from chromabox.colour.models import NETS
 from chromabox.errors import ChromaboxError
 from chromabox.report import self_check
 from chromabox.report.self_check import conclusion, report_self_check

@@ -12,11 +12,11 @@ from matplotlib import colormaps
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from chromabox.colour.data import load_colour_data
-from chromabox.colour.metrics import colourfulness
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.train import load_inputs, read_config
-from chromabox.colour.trained import load_palette_net
+from chromabox.colour.data.datasets import load_colour_data
+from chromabox.colour.evaluation.metrics import colourfulness
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.training.train import load_inputs, read_config
+from chromabox.colour.weights.checkpoint import load_palette_net
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import find_runs

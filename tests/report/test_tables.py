@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.colour.evaluate import Evaluation, Scores
+from chromabox.colour.evaluation.evaluate import Evaluation, Scores
 from chromabox.report.compare import Comparison, Line
 from chromabox.report.tables import print_comparison, print_evaluation
 

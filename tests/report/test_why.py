@@ -8,8 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from chromabox.colour.answers import Answers, calibrate
-from chromabox.colour.edges import ByDistance
+from chromabox.assignment.analysis.predictions import Answers, ByDistance, calibrate
 from chromabox.report.why import (
     DPI,
     NET_COLOURS,

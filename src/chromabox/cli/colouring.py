@@ -11,7 +11,7 @@ from chromabox.cli.options import OptionalOutput, Output, print_line
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
-    from chromabox.colour.predict import Trained, Wishes
+    from chromabox.colour.inference.predict import Trained, Wishes
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
     """
     if not options.inputs:
         raise UsageError("inputs: name at least one picture, folder or film to colour")
-    from chromabox.colour.trained import load_trained
+    from chromabox.colour.weights.checkpoint import load_trained
     from chromabox.io.video import VIDEO_SUFFIXES
     from chromabox.report.colouring import wishes_of
 
@@ -85,10 +85,11 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
 def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     from contextlib import closing
 
-    from chromabox.colour.batch import colour_batch, plan_outputs
-    from chromabox.colour.batch_record import RECORD_NAME
-    from chromabox.colour.trained import load_trained
+    from chromabox.colour.inference.batch import colour_batch
+    from chromabox.colour.weights.checkpoint import load_trained
     from chromabox.engine.logger import progress
+    from chromabox.io.manifest import RECORD_NAME
+    from chromabox.io.paths import plan_outputs
     from chromabox.report.colouring import picture_work, settings_of
     from chromabox.report.contact_sheet import draw_contact_sheets
 
@@ -121,10 +122,9 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
 
 
 def _colour_film(options: ColourOptions, trained: "Trained", wishes: "Wishes") -> int:
-    from chromabox.colour.control import Control
-    from chromabox.colour.predict import predict_chroma
-    from chromabox.colour.smoothing import DEFAULT_SMOOTHING
-    from chromabox.colour.video import colour_video
+    from chromabox.colour.constraints.constraints import Control
+    from chromabox.colour.inference.predict import predict_chroma
+    from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colour_video
 
     if wishes.control != Control() or wishes.hints is not None:
         raise UsageError(f"{options.inputs[0]}: is a film; palette control and hints are for pictures")
@@ -184,8 +184,8 @@ def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: i
         return 0
     if size is not None:
         raise UsageError(f"size: is for detectors; {checkpoint or 'the shipped net'} colours pictures of any size")
-    from chromabox.colour.export import export_onnx
-    from chromabox.colour.trained import load_trained
+    from chromabox.colour.weights.checkpoint import load_trained
+    from chromabox.colour.weights.export import export_onnx
 
     print_line(f"{export_onnx(load_trained(checkpoint), onnx)}\n{onnx}")
     return 0

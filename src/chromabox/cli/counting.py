@@ -42,7 +42,7 @@ def count(
         batch_norm: Count BatchNorm: its weights, outputs and connections.
         others: Count the outputs of pooling, upsampling and activations.
     """
-    from chromabox.colour.count import Counted
+    from chromabox.assignment.count import Counted
     from chromabox.report.counting import count_named, print_counting
 
     counting = count_named(

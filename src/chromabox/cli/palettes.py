@@ -114,14 +114,14 @@ PaletteAction = OmitSubcommandPrefixes[
 
 def palette(*, action: PaletteAction) -> int:
     """Fit a palette to pictures, or look at one."""
-    from chromabox.colour.palette import swatch
-    from chromabox.colour.palette_files import load_palette, save_palette
+    from chromabox.colour.palette.io import load_palette, save_palette
+    from chromabox.colour.palette.palette import swatch
     from chromabox.io.images import write_picture
 
     if isinstance(action, Show):
         write_picture(action.output, swatch(load_palette(action.palette)))
     else:
-        from chromabox.colour.data import fit_palette_to
+        from chromabox.colour.data.datasets import fit_palette_to
 
         fitted, distance = fit_palette_to(action.pictures, action.colours, seed=action.seed, name=action.output.stem)
         save_palette(action.output, fitted)

@@ -5,7 +5,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import EXECUTION, OptionalOutput, lasting, print_line
-from chromabox.colour.recipes import NetName, RecipeName
+from chromabox.colour.training.recipes import NetName, RecipeName
 from chromabox.engine.runtime_options import ExecutionOptions
 
 

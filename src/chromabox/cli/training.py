@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line, refuse_begun_run
-from chromabox.colour.recipes import NETS_IN_ORDER, NetName, RecipeName, TrainableName, photo_recipe, recipe_for
+from chromabox.colour.training.recipes import (
+    NETS_IN_ORDER,
+    NetName,
+    RecipeName,
+    TrainableName,
+    photo_recipe,
+    recipe_for,
+)
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
-    from chromabox.colour.photo_train import PhotoConfig
-    from chromabox.colour.train import TrainConfig
-    from chromabox.colour.trained import TrainedPhotoNet
+    from chromabox.colour.training.train import TrainConfig
+    from chromabox.colour.training.train_photo import PhotoConfig
+    from chromabox.colour.weights.checkpoint import TrainedPhotoNet
     from chromabox.engine.distributed import World
 
 
@@ -86,7 +93,7 @@ def train(*, options: OmitArgPrefixes[TrainOptions]) -> int:
             return _train_photo(options, world, say)
         resume = options.resume is not None
         folder, config = _resumed(options) if resume else _fresh(options, new=world.is_main)
-        from chromabox.colour.train import train as train_net
+        from chromabox.colour.training.train import train as train_net
         from chromabox.report.live import draw_run, watch_run
 
         title = f"{config.net}, {config.recipe_name} recipe, {config.data}, seed {config.seed}"
@@ -107,14 +114,14 @@ def is_photo_run(options: TrainOptions) -> bool:
     """Whether a photo net is asked for, by name or by the run to go on with."""
     if options.resume is None or options.net is not None:
         return options.net == "photo"
-    from chromabox.colour.photo_train import read_photo_config
+    from chromabox.colour.training.train_photo import read_photo_config
 
     return read_photo_config(options.resume) is not None
 
 
 def _train_photo(options: TrainOptions, world: "World", say: Callable[[str], None]) -> int:
     """The photo net's training, begun or gone on with."""
-    from chromabox.colour.photo_train import train_photo
+    from chromabox.colour.training.train_photo import train_photo
     from chromabox.report.live import draw_run, watch_photo_run
 
     folder, config = _resumed_photo(options) if options.resume else _fresh_photo(options, new=world.is_main)
@@ -142,7 +149,7 @@ def _train_photo(options: TrainOptions, world: "World", say: Callable[[str], Non
 
 def _fresh_photo(options: TrainOptions, *, new: bool) -> "tuple[Path, PhotoConfig]":
     """A new photo run's folder and configuration; refuses what this net does not have."""
-    from chromabox.colour.photo_train import PhotoConfig
+    from chromabox.colour.training.train_photo import PhotoConfig
 
     foreign = replace(TrainOptions(), palette=options.palette, hold_out=options.hold_out, kernel=options.kernel)
     foreign = replace(foreign, filters=options.filters, dilation=options.dilation)
@@ -177,7 +184,7 @@ def _fresh_photo(options: TrainOptions, *, new: bool) -> "tuple[Path, PhotoConfi
 
 def _resumed_photo(options: TrainOptions) -> "tuple[Path, PhotoConfig]":
     """An earlier photo run's folder and configuration; only its length and how it uses the machine may be changed."""
-    from chromabox.colour.photo_train import read_photo_config
+    from chromabox.colour.training.train_photo import read_photo_config
 
     assert options.resume is not None
     config = read_photo_config(options.resume)
@@ -195,7 +202,7 @@ def _fresh(options: TrainOptions, *, new: bool) -> "tuple[Path, TrainConfig]":
 
     Of several processes only the main one can ask that, since it is the one that begins the run there.
     """
-    from chromabox.colour.train import TrainConfig
+    from chromabox.colour.training.train import TrainConfig
 
     if options.net is None:
         raise UsageError(f"net: name the network to train ({', '.join(NETS_IN_ORDER)}), or give --resume RUN")
@@ -232,7 +239,7 @@ def _fresh(options: TrainOptions, *, new: bool) -> "tuple[Path, TrainConfig]":
 
 def _resumed(options: TrainOptions) -> "tuple[Path, TrainConfig]":
     """An earlier run's folder and configuration; only its length and how it uses the machine may be changed."""
-    from chromabox.colour.train import read_config
+    from chromabox.colour.training.train import read_config
 
     folder = options.resume
     assert folder is not None
@@ -300,9 +307,9 @@ def evaluate(
         return _evaluate_detector(run, data, split, size, output)
     if split is not None or size is not None:
         raise UsageError(f"split, size: are for detectors; {run or 'the shipped net'} colours pictures")
-    from chromabox.colour.data import load_colour_data
-    from chromabox.colour.evaluate import evaluate as measure
-    from chromabox.colour.trained import TrainedPhotoNet, load_trained
+    from chromabox.colour.data.datasets import load_colour_data
+    from chromabox.colour.evaluation.evaluate import evaluate as measure
+    from chromabox.colour.weights.checkpoint import TrainedPhotoNet, load_trained
     from chromabox.engine.checkpoint import write_json
     from chromabox.report.plots import draw_confusion
     from chromabox.report.tables import print_evaluation
@@ -342,8 +349,8 @@ def _evaluate_detector(run: Path, data: str | None, split: str | None, size: int
 
 def _evaluate_photo(trained: "TrainedPhotoNet", run: Path | None, data: str | None) -> int:
     """A photo net on a folder's validation pictures, as training judges it."""
-    from chromabox.colour.photo_data import central_square, load_photographs
-    from chromabox.colour.photo_train import validate_photo
+    from chromabox.colour.data.photos import central_square, load_photographs
+    from chromabox.colour.training.train_photo import validate_photo
 
     if data is None:
         raise UsageError(f"{run or 'the shipped net'}: is a photo net; give --data FOLDER, of photographs in colour")

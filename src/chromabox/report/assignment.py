@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from chromabox.colour.recipes import NETS_IN_ORDER, RecipeName
+from chromabox.colour.training.recipes import NETS_IN_ORDER, RecipeName
 from chromabox.detect.data import load_detection_set
 from chromabox.detect.finetune_config import FinetuneConfig
 from chromabox.detect.recipes import finetune_recipe

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from chromabox.colour.batch_record import file_digest
-from chromabox.colour.colour_names import parse_colour, parse_replacement
-from chromabox.colour.control import Control, palette_from
-from chromabox.colour.predict import StyleName, Trained, Wishes, decide_colours, in_colours
-from chromabox.colour.trained import net_digest
+from chromabox.colour.constraints.constraints import Control, palette_from
+from chromabox.colour.inference.predict import StyleName, Trained, Wishes, decide_colours, in_colours
+from chromabox.colour.palette.io import parse_colour, parse_replacement
+from chromabox.colour.weights.checkpoint import net_digest
 from chromabox.errors import UsageError
 from chromabox.io.images import read_picture, write_picture
+from chromabox.io.manifest import file_digest
 
 #: Of JPEG and WebP. At 95 JPEG's own loss moves L* by 0.3 to 0.6 on average, at 98 by less than 0.3.
 QUALITY = 98

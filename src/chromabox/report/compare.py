@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from chromabox.colour.evaluate import sample_sheet
-from chromabox.colour.recipes import NetName, RecipeName, recipe_for
-from chromabox.colour.train import TrainConfig, load_inputs, read_config
-from chromabox.colour.trained import load_palette_net
+from chromabox.colour.evaluation.evaluate import sample_sheet
+from chromabox.colour.training.recipes import NetName, RecipeName, recipe_for
+from chromabox.colour.training.train import TrainConfig, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import load_palette_net
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.io.atomic import write_whole

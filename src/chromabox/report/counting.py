@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from sympy import Expr, Integer, Poly, Rational
 
-from chromabox.colour.count import COURSE, SYMBOLS, Counted, H, K, NetCount, Values, W, count_module, count_net
-from chromabox.colour.geometry import Answer, figure_geometry
-from chromabox.colour.nets import NETS
-from chromabox.colour.trained import load_trained
+from chromabox.assignment.count import COURSE, SYMBOLS, Counted, H, K, NetCount, Values, W, count_module, count_net
+from chromabox.assignment.padding import Answer, figure_geometry
+from chromabox.colour.models import NETS
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.detect.kinds import DARKNET
 from chromabox.detect.nets import DetectorNet
 from chromabox.detect.weights import KNOWN, is_detector, load_detector

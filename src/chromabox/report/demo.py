@@ -8,11 +8,11 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from chromabox.colour.batch import plan_outputs
-from chromabox.colour.predict import Wishes
-from chromabox.colour.trained import load_trained
+from chromabox.colour.inference.predict import Wishes
+from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import eight_bits, read_picture
+from chromabox.io.paths import plan_outputs
 from chromabox.report.assignment import QUICK, Done, do_assignment
 from chromabox.report.colouring import picture_work
 from chromabox.report.plots import Tile, draw_rows

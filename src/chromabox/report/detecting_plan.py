@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chromabox.colour.batch import find, plan_outputs
 from chromabox.errors import UsageError
 from chromabox.io.images import refuse_overwrite_of_input
+from chromabox.io.paths import find, plan_outputs
 from chromabox.io.video import VIDEO_SUFFIXES, refuse_target
 
 Format = Literal["pictures", "json", "csv", "yolo"]

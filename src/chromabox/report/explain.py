@@ -12,8 +12,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from chromabox.colour.control import Decision
-from chromabox.colour.recolour import lightness
+from chromabox.colour.chroma.recolour import lightness
+from chromabox.colour.constraints.constraints import Decision
 from chromabox.errors import UsageError
 from chromabox.io.images import Picture, Pixels, eight_bits
 from chromabox.report.plots import save_figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chromabox.colour.recipes import NETS_IN_ORDER
+from chromabox.colour.training.recipes import NETS_IN_ORDER
 from chromabox.errors import UsageError
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from chromabox.colour.chroma import ChromaBins
-from chromabox.colour.evaluate import sample_sheet
-from chromabox.colour.photo_data import Photographs
-from chromabox.colour.photo_train import photo_sheet
-from chromabox.colour.train import Inputs
+from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.data.photos import Photographs
+from chromabox.colour.evaluation.evaluate import sample_sheet
+from chromabox.colour.training.train import Inputs
+from chromabox.colour.training.train_photo import photo_sheet
 from chromabox.engine.logger import Record, read_metrics, sentence
 from chromabox.io.images import grid, write_picture
 from chromabox.report.plots import draw_curves

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
-from chromabox.colour.control import Decision
-from chromabox.colour.lab import encode, fitting_scale, linear_rgb
-from chromabox.colour.opinion import NEAR
-from chromabox.colour.palette_classes import lab_of
+from chromabox.colour.chroma.distribution import NEAR
+from chromabox.colour.chroma.lab import encode, fitting_scale, linear_rgb
+from chromabox.colour.constraints.constraints import Decision
+from chromabox.colour.constraints.palette_projection import lab_of
 
 #: Most swatches that are told apart.
 SWATCHES = 12

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from chromabox.colour.train import Inputs, TrainConfig, load_inputs, read_config, train
+from chromabox.colour.training.train import Inputs, TrainConfig, load_inputs, read_config, train
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.live import draw_run, watch_run

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.colour.score import PictureScore, Scorecard, flat, score
+from chromabox.colour.evaluation.image_scores import PictureScore, Scorecard, flat, score
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import write_whole
 

@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.colour.checked.facts import NOT_REACHED
-from chromabox.colour.checked.self_check import SelfCheck, self_check
-from chromabox.colour.checked.steps import Step
-from chromabox.colour.checked.verdicts import Check, NetCheck
+from chromabox.assignment.check.checks import NOT_REACHED, Check, NetCheck
+from chromabox.assignment.check.runner import SelfCheck, self_check
+from chromabox.assignment.check.trace import Step
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.report.check import plain
@@ -24,7 +23,7 @@ def report_self_check(
 ) -> SelfCheck:
     """Check the file's classes, print what was found, and write it as JSON to the file `output`.
 
-    Raises what :func:`chromabox.colour.checked.self_check.self_check` raises, and ChromaboxError where the file cannot
+    Raises what :func:`chromabox.assignment.check.runner.self_check` raises, and ChromaboxError where the file cannot
     be written.
     """
     with Console(stderr=True).status(plain(f"running the classes of {path.name}, {seconds:g} s at most")):

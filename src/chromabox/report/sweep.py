@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chromabox.colour.data import FITTED
-from chromabox.colour.nets import build_net
-from chromabox.colour.palette import MOST_COLOURS
-from chromabox.colour.recipes import NetName, RecipeName, recipe_for
-from chromabox.colour.train import TrainConfig, load_inputs
+from chromabox.colour.data.datasets import FITTED
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.palette import MOST_COLOURS
+from chromabox.colour.training.recipes import NetName, RecipeName, recipe_for
+from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import summary_of

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from chromabox.colour.data import Pictures
-from chromabox.colour.evaluate import sample_sheet
-from chromabox.colour.trained import load_palette_net
+from chromabox.colour.data.datasets import Pictures
+from chromabox.colour.evaluation.evaluate import sample_sheet
+from chromabox.colour.weights.checkpoint import load_palette_net
 from chromabox.engine.logger import read_metrics
 from chromabox.report.plots import draw_rows, save_figure
 from chromabox.report.swept import Row, Sweep

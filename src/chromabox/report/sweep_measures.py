@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from chromabox.colour import metrics
-from chromabox.colour.data import ColourData, Pictures, batches_per_epoch
-from chromabox.colour.evaluate import BATCH, predict_labels
-from chromabox.colour.loss import loss_and_accuracy
-from chromabox.colour.palette import labels_to_rgb
-from chromabox.colour.palette_files import load_palette
-from chromabox.colour.train import Inputs, TrainConfig, load_inputs, read_config
-from chromabox.colour.trained import TrainedNet, load_palette_net
+from chromabox.colour.data.datasets import ColourData, Pictures, batches_per_epoch
+from chromabox.colour.evaluation import metrics
+from chromabox.colour.evaluation.evaluate import BATCH, predict_labels
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.palette.palette import labels_to_rgb
+from chromabox.colour.training.loss import loss_and_accuracy
+from chromabox.colour.training.train import Inputs, TrainConfig, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import TrainedNet, load_palette_net
 from chromabox.errors import UsageError
 from chromabox.report.found import summary_of
 from chromabox.report.swept import Measured, Row, Value

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from chromabox.colour.evaluate import Evaluation
+from chromabox.colour.evaluation.evaluate import Evaluation
 from chromabox.report.compare import Comparison
 from chromabox.report.swept import Measured, Row, Sweep
 

@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from chromabox.colour.answers import Answers, Calibration
-from chromabox.colour.edges import ByDistance
+from chromabox.assignment.analysis.predictions import Answers, ByDistance, Calibration
 from chromabox.engine.logger import Record
 from chromabox.report.plots import Tile, save_figure
 

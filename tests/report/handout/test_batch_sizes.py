@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.colour.recipes import recipe_for
-from chromabox.colour.train import TrainConfig
+from chromabox.colour.training.recipes import recipe_for
+from chromabox.colour.training.train import TrainConfig
 from chromabox.engine.autotune import Execution
 from chromabox.errors import UsageError
 from chromabox.report.found import Found, find_runs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.colour import nets
+from chromabox.colour.models import baselines as nets
 from chromabox.report.found import Found
 from chromabox.report.handout.code import conv_code, pool_code, unet_code
 from chromabox.report.written.document import Code, Number, Section, Table, Text

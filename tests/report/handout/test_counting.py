@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sympy import expand, floor, symbols
 
-from chromabox.colour.count import NC, NF, NIC, H, K, W
+from chromabox.assignment.count import NC, NF, NIC, H, K, W
 from chromabox.report.found import Found
 from chromabox.report.handout import counting
 from chromabox.report.handout.counting import count_section, geometry_section

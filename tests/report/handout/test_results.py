@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.colour.edges import ByDistance
-from chromabox.colour.gradients import LayerGradient
-from chromabox.colour.recipes import NetName, recipe_for
-from chromabox.colour.train import TrainConfig, train
+from chromabox.assignment.analysis.gradients import LayerGradient
+from chromabox.assignment.analysis.predictions import ByDistance
+from chromabox.colour.training.recipes import NetName, recipe_for
+from chromabox.colour.training.train import TrainConfig, train
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.found import Found, find_runs, summary_of

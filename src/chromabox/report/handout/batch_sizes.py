@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chromabox.colour.train import read_config
+from chromabox.colour.training.train import read_config
 from chromabox.engine.logger import read_metrics
 from chromabox.report.found import Found
 from chromabox.report.handout.swept_numbers import (

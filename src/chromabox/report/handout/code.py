@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from chromabox.colour import nets as baselines
-from chromabox.colour.checked.call import USUAL
-from chromabox.colour.checked.likeness import place_of
-from chromabox.colour.checked.self_check import SelfCheck, self_check
-from chromabox.colour.checked.steps import Step
-from chromabox.colour.checked.trials import SIDE
-from chromabox.colour.checked.verdicts import our_steps
-from chromabox.colour.nets import NETS, count_parameters
+from chromabox.assignment.check.align import place_of
+from chromabox.assignment.check.checks import our_steps
+from chromabox.assignment.check.experiments import SIDE
+from chromabox.assignment.check.runner import SelfCheck, self_check
+from chromabox.assignment.check.source import USUAL
+from chromabox.assignment.check.trace import Step
+from chromabox.colour.models import NETS, baselines, count_parameters
 from chromabox.report.found import Found
 from chromabox.report.handout.stated import whole
 from chromabox.report.self_check import MARKS

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chromabox.colour.answers import disagreement
-from chromabox.colour.evaluate import sample_sheet
-from chromabox.colour.palette import labels_to_rgb
+from chromabox.assignment.analysis.predictions import disagreement
+from chromabox.colour.evaluation.evaluate import sample_sheet
+from chromabox.colour.palette.palette import labels_to_rgb
 from chromabox.report.handout.examined import BOUNDS, PICTURES, Examined, Ground
 from chromabox.report.handout.stated import RECORD, looked_up, record, share, whole
 from chromabox.report.intervals import over_places
@@ -23,7 +23,7 @@ NOTICEABLE = 0.01
 
 def truth_rows(one: Examined, ground: Ground) -> dict[str, Sequence[Tile]]:
     """The first test pictures in grey and in their true colours."""
-    from chromabox.colour.trained import load_palette_net
+    from chromabox.colour.weights.checkpoint import load_palette_net
 
     grey, truth, _ = sample_sheet(load_palette_net(one.run).net, ground.test, ground.inputs.palette, COLUMNS)
     return {"grey": grey, "truth": truth}

@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 from sympy import Mod, Mul, Rational, floor, symbols
 
-from chromabox.colour.count import Count, Counted, K, NetCount, Values, count_net
-from chromabox.colour.geometry import Pair, figure_geometry, handout_pair, searched
-from chromabox.colour.nets import NETS
+from chromabox.assignment.count import Count, Counted, K, NetCount, Values, count_net
+from chromabox.assignment.padding import Pair, figure_geometry, handout_pair, searched
+from chromabox.colour.models import NETS
 from chromabox.report.counting import QUANTITIES, formula_text, layer_formulas, settings_text, size_text
 from chromabox.report.found import Found
 from chromabox.report.written.document import Block, Cell, Formula, Number, Section, Table, Text
@@ -185,14 +185,14 @@ def _ratios(other: str, counts: Mapping[str, NetCount]) -> dict[str, Number]:
     """The numbers of another net over those of ``NET``."""
     mine, its = (counts[name].total().numbers(counts[name].values) for name in (other, NET))
     return {
-        name: Number(one / two, f"chromabox.colour.count: {name} of {other} over those of {NET}", ".3g")
+        name: Number(one / two, f"chromabox.assignment.count: {name} of {other} over those of {NET}", ".3g")
         for name, one, two in zip(QUANTITIES, mine, its, strict=True)
     }
 
 
 def _numbers(name: str, count: NetCount, formulas: Count, size: Values) -> list[Number]:
     """A count's three numbers at a size."""
-    source = f"chromabox.colour.count: {name} at {size_text(size)} with {settings_text(count)}"
+    source = f"chromabox.assignment.count: {name} at {size_text(size)} with {settings_text(count)}"
     numbers = zip(QUANTITIES, formulas.numbers({**count.values, **size}), strict=True)
     return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
 
@@ -256,7 +256,7 @@ def _rule(tries: Tries) -> list[Block]:
     """The assignment's own general answer against what real layers say."""
     rows: Rows = []
     for kernel in TRIED:
-        source = f"chromabox.colour.geometry.handout_pair({kernel})"
+        source = f"chromabox.assignment.padding.handout_pair({kernel})"
         rule = [Number(float(one), source, ".0f") for one in handout_pair(kernel)]
         right = "yes" if tries[kernel, 1][:2] == _only_rule(kernel) else "no"
         rows.append([f"{kernel}", *rule, *_cells(kernel, tries), right])
@@ -332,7 +332,7 @@ def _cells(kernel: int, tries: Tries) -> list[Cell]:
     """Padding of the strided convolutions, padding and output padding of the transposed ones, without dilation."""
     strided, transposed, _ = tries[kernel, 1]
     columns = ([one for one, _ in strided], [one for one, _ in transposed], [one for _, one in transposed])
-    source = f"chromabox.colour.geometry.searched({kernel})"
+    source = f"chromabox.assignment.padding.searched({kernel})"
     return [Number(float(one[0]), source, ".0f") if len(one) == 1 else _list(one) for one in columns]
 
 

@@ -13,19 +13,30 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from chromabox.colour import metrics
-from chromabox.colour.answers import Answers, Calibration, answer, calibrate
-from chromabox.colour.data import Pictures
-from chromabox.colour.detail import DetailKept, colour_maps, detail_kept
-from chromabox.colour.edges import ByDistance, by_distance, edge_distances, grey_edges
-from chromabox.colour.gradients import LayerGradient, layer_gradients, moved, net_at_start
-from chromabox.colour.nets import UNet
-from chromabox.colour.palette import Palette, labels_to_rgb
-from chromabox.colour.probe import Recovered, recover
-from chromabox.colour.skips import ablate_skips
-from chromabox.colour.train import Inputs, load_inputs, read_config
-from chromabox.colour.trained import load_palette_net
-from chromabox.colour.vivid import Vividness, vivid_colours, vividness
+from chromabox.assignment.analysis.gradients import LayerGradient, ablate_skips, layer_gradients, moved, net_at_start
+from chromabox.assignment.analysis.predictions import (
+    Answers,
+    ByDistance,
+    Calibration,
+    DetailKept,
+    Vividness,
+    answer,
+    by_distance,
+    calibrate,
+    colour_maps,
+    detail_kept,
+    edge_distances,
+    grey_edges,
+    vivid_colours,
+    vividness,
+)
+from chromabox.assignment.analysis.probing import Recovered, recover
+from chromabox.colour.data.datasets import Pictures
+from chromabox.colour.evaluation import metrics
+from chromabox.colour.models.baselines import UNet
+from chromabox.colour.palette.palette import Palette, labels_to_rgb
+from chromabox.colour.training.train import Inputs, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import load_palette_net
 
 #: Test pictures that the nets' answers are examined on.
 PICTURES = 500

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from chromabox.colour.data import ColourData
-from chromabox.colour.evaluate import Evaluation, Scores, evaluate
-from chromabox.colour.trained import load_palette_net
+from chromabox.colour.data.datasets import ColourData
+from chromabox.colour.evaluation.evaluate import Evaluation, Scores, evaluate
+from chromabox.colour.weights.checkpoint import load_palette_net
 from chromabox.report.handout.examined import BOUNDS, Examined, Ground
 from chromabox.report.handout.stated import RECORD, looked_up, record, share, whole
 from chromabox.report.plots import draw_confusion

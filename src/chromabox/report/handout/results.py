@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from chromabox.colour import metrics
-from chromabox.colour.train import read_config
+from chromabox.colour.evaluation import metrics
+from chromabox.colour.training.train import read_config
 from chromabox.engine.logger import read_metrics
 from chromabox.report.found import Found, summary_of
 from chromabox.report.handout.compared import looks_table, row_of, side_by_side, truth_rows

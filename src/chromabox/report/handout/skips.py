@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from chromabox.colour.train import read_config
+from chromabox.colour.training.train import read_config
 from chromabox.report.found import summary_of
 from chromabox.report.handout.compared import NOTICEABLE, draw_edges, gain_near_edges, probe_table
 from chromabox.report.handout.examined import ABLATED, Examined, Ground

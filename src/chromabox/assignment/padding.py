@@ -1,0 +1,163 @@
+"""Which paddings keep the shapes of figure 1b, for any kernel, stride and dilation (part B.4).
+
+With the reach r = d·(k − 1), PyTorch's layers make of n pixels
+
+* convolution: ⌊(n + 2p − r − 1)/s⌋ + 1. That is m if and only if 0 ≤ 2p − a < s with a = s·(m − 1) + r + 1 − n;
+* transposed convolution: s·(n − 1) − 2p + r + o + 1. That is m if and only if the output padding o is 2p − a with
+  a = s·(n − 1) + r + 1 − m, and PyTorch takes it only if 0 ≤ o < max(s, d).
+
+So in both cases 2p lies among a few numbers from a on. :func:`figure_geometry` gives all answers from this,
+:func:`searched` the same by trying real layers.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from chromabox.colour.models.baselines import check_geometry
+from chromabox.errors import ChromaboxError, UsageError
+
+#: Padding and output padding; the latter is 0 for a convolution, which has none.
+Pair: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers of figure 1b that share their parameters, and the widths they take and give."""
+
+    name: str
+    steps: tuple[tuple[int, int], ...]
+    transposed: bool = False
+    resizes: bool = True
+    """Whether it has the stride that is asked about; 1 otherwise."""
+
+
+STAGES = (
+    Stage("first two convolutions", ((32, 16), (16, 8))),
+    Stage("transposed convolutions", ((8, 16), (16, 32)), transposed=True),
+    Stage("last convolution", ((32, 32),), resizes=False),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All pairs with which every layer of a stage keeps its shapes."""
+
+    stage: Stage
+    pairs: tuple[Pair, ...]
+    reason: str
+    """Why there is none, in one sentence; empty where there is one."""
+
+
+def figure_geometry(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[Answer, ...]:
+    """For each of ``STAGES`` all pairs that keep figure 1b's shapes, every one confirmed by running the real layers.
+
+    ``dilation`` is that of all layers, also of the transposed ones (which the assignment, and ConvTransposeNet, leave
+    at 1); ``stride`` that of all but the last. Raises UsageError for values below 1, a reach beyond the picture, and
+    strides over 32.
+    """
+    return tuple(_answer(layers) for layers in _figure(kernel, stride, dilation))
+
+
+def searched(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Pair, ...], ...]:
+    """For each of ``STAGES`` the pairs that keep the shapes, found by running real layers with all that could.
+
+    Raises as :func:`figure_geometry` does.
+    """
+    found = []
+    for layers in _figure(kernel, stride, dilation):
+        # With more, a convolution gives more than the figure's 32 pixels, and a transposed one none at all.
+        most = 16 * layers.stride + layers.reach + layers.choices
+        pairs = ((padding, extra) for padding in range(most + 1) for extra in range(layers.choices))
+        found.append(tuple(pair for pair in pairs if layers.keep_shapes(pair)))
+    return tuple(found)
+
+
+def handout_pair(kernel: int) -> Pair:
+    """The assignment's own general answer: padding (k − 1)//2; output padding 1 for odd kernels, 0 for even ones."""
+    return (kernel - 1) // 2, int(kernel % 2 == 1)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a stage but for their padding."""
+
+    stage: Stage
+    kernel: int
+    stride: int
+    dilation: int
+
+    @property
+    def reach(self) -> int:
+        """Pixels from the first that the kernel touches to the last."""
+        return self.dilation * (self.kernel - 1)
+
+    @property
+    def choices(self) -> int:
+        """How many output paddings PyTorch takes, from 0 on."""
+        return max(self.stride, self.dilation) if self.stage.transposed else 1
+
+    def doubled_paddings(self, taken: int, given: int) -> range:
+        """What 2p may be for one layer, odd and negative numbers among them; the equations of this module."""
+        if self.stage.transposed:
+            least = self.stride * (taken - 1) + self.reach + 1 - given
+            return range(least, least + self.choices)
+        least = self.stride * (given - 1) + self.reach + 1 - taken
+        return range(least, least + self.stride)
+
+    def pairs(self, taken: int, given: int) -> list[Pair]:
+        """All pairs for one layer."""
+        doubled = self.doubled_paddings(taken, given)
+        paddings = [two // 2 for two in doubled if two >= 0 and two % 2 == 0]
+        return [(one, 2 * one - doubled[0] if self.stage.transposed else 0) for one in paddings]
+
+    def keep_shapes(self, pair: Pair) -> bool:
+        """Whether the real layers with this pair, which PyTorch may refuse, keep every shape."""
+        padding, extra = pair
+        kind = partial(nn.ConvTranspose2d, output_padding=extra) if self.stage.transposed else nn.Conv2d
+        layer = kind(1, 1, self.kernel, stride=self.stride, padding=padding, dilation=self.dilation)
+        try:
+            with torch.no_grad():
+                return all(
+                    layer(torch.zeros(1, 1, taken, taken)).shape == (1, 1, given, given)
+                    for taken, given in self.stage.steps
+                )
+        except (RuntimeError, ValueError):
+            return False
+
+
+def _figure(kernel: int, stride: int, dilation: int) -> list[_Layers]:
+    """The figure's layers, of settings that can be asked about."""
+    check_geometry(kernel, 1, 1, 1, dilation)
+    if not 1 <= stride <= 32:
+        raise UsageError(f"stride is {stride}: 1 to 32, the width of the picture, can be asked about")
+    return [_Layers(stage, kernel, stride if stage.resizes else 1, dilation) for stage in STAGES]
+
+
+def _answer(layers: _Layers) -> Answer:
+    first, *others = (layers.pairs(taken, given) for taken, given in layers.stage.steps)
+    pairs = tuple(pair for pair in first if all(pair in other for other in others))
+    for pair in pairs:
+        if not layers.keep_shapes(pair):
+            raise ChromaboxError(f"{layers.stage.name}: PyTorch's layers with {pair} do not give the shapes expected")
+    return Answer(layers.stage, pairs, "" if pairs else _reason(layers))
+
+
+def _reason(layers: _Layers) -> str:
+    """Why no pair keeps the shapes of a stage: one layer has none, or its layers have none in common."""
+    wishes = []
+    for taken, given in layers.stage.steps:
+        step, doubled = f"{taken} → {given}", layers.doubled_paddings(taken, given)
+        pairs = layers.pairs(taken, given)
+        if doubled[-1] < 0:
+            return f"{step} would need less than no padding, 2p at most −{-doubled[-1]}"
+        if not pairs:
+            needed = f"{step} needs 2p = {doubled[0]}, which no whole p gives"
+            return needed if taken != given else f"{needed}; one more pixel on one side than on the other does"
+        named = [f"({padding}, {extra})" if layers.stage.transposed else str(padding) for padding, extra in pairs]
+        span = named[0] if len(named) == 1 else f"{named[0]} to {named[-1]}"
+        wishes.append(f"{step} needs {'(p, o)' if layers.stage.transposed else 'p'} = {span}")
+    return f"{', '.join(wishes)}: no answer is common to both layers"

@@ -1,0 +1,124 @@
+"""Many pictures: which of them, where each goes, and colouring them side by side so that a stop costs nothing.
+
+How one picture is coloured is the caller's: a function from a source file to a target file.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.manifest import Record, file_digest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: where it went, or in one sentence why it did not; ``skipped``: it was there already."""
+
+    source: Path
+    target: Path
+    error: str | None = None
+    skipped: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the work said of the picture, now or when it was done."""
+
+
+def colour_batch(
+    pairs: Sequence[tuple[Path, Path]],
+    work: Callable[[Path, Path], Mapping[str, Any]],
+    *,
+    settings: Mapping[str, Any],
+    workers: int = 1,
+    record: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Generator[Outcome, None, None]:
+    """Colour files side by side, each outcome as it is known; a bad file does not stop the rest.
+
+    Args:
+        pairs: sources and targets, as ``plan_outputs`` gives them.
+        work: colours one source into one target, whole or not at all, in any thread; it returns facts about the
+            picture as JSON values.
+        settings: JSON values that decide the colours; a picture done with others is done anew.
+        workers: threads; twice as many pictures are under way or waiting at a time, whatever their number.
+        record: the record by which pictures that are done are skipped; None: everything is done.
+        say: is told in one line how far it came, if it is stopped before the end.
+
+    Stopping it (Ctrl-C, or closing it: use ``contextlib.closing``) lets the pictures under way finish and begins no
+    others. Raises UsageError for fewer than one worker, ChromaboxError for a record that cannot be read or written.
+    """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}: give at least 1")
+    return _outcomes(pairs, work, None if record is None else Record(record, settings), workers, say)
+
+
+def _outcomes(
+    pairs: Sequence[tuple[Path, Path]],
+    work: Callable[[Path, Path], Mapping[str, Any]],
+    record: Record | None,
+    workers: int,
+    say: Callable[[str], None],
+) -> Generator[Outcome, None, None]:
+    """The loop of ``colour_batch``."""
+    waiting = iter(pairs)
+    under_way: set[Future[Outcome]] = set()
+    done, at_the_end = 0, False
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="colour")
+    try:
+        while True:
+            for source, target in islice(waiting, 2 * workers - len(under_way)):
+                under_way.add(pool.submit(_colour_one, source, target, work, record))
+            if not under_way:
+                break
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                outcome = future.result()
+                under_way.remove(future)
+                done += outcome.error is None
+                yield outcome
+        at_the_end = True
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if not at_the_end:
+            done += sum(_went_well(future) for future in under_way)
+            again = "goes on with the rest" if record is not None else "begins with the first"
+            say(f"{done} of {len(pairs)} pictures are done; the same command {again}")
+
+
+def _went_well(future: Future[Outcome]) -> bool:
+    return not future.cancelled() and future.exception() is None and future.result().error is None
+
+
+def _colour_one(
+    source: Path, target: Path, work: Callable[[Path, Path], Mapping[str, Any]], record: Record | None
+) -> Outcome:
+    """Colour one picture unless it is done already, and note it; what a picture can be guilty of is its error."""
+    try:
+        if record is None:
+            return Outcome(source, target, facts=work(source, target))
+        # Before the work: should the source be changed meanwhile, the next run sees that.
+        digest = file_digest(source)
+        facts = record.facts(target, digest)
+        if facts is not None:
+            return Outcome(source, target, skipped=True, facts=facts)
+        facts = dict(work(source, target))
+    except ChromaboxError as error:
+        return Outcome(source, target, str(error))
+    except OSError as error:
+        problem = error.strerror or error
+        return Outcome(source, target, f"{source} cannot be coloured into {target} ({problem}): see to both places")
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        return Outcome(
+            source, target, f"{source} needs more memory than there is: make it smaller, or use fewer workers"
+        )
+    record.add(target, digest, facts)
+    return Outcome(source, target, facts=facts)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out: PyTorch has no kind of error of its own for that on the processor, only its words."""
+    words = ("allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)

@@ -1,0 +1,144 @@
+"""TODO."""
+
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from chromabox.errors import UsageError
+
+Logits = Float[Tensor, "batch colours height width"]
+GreyBatch = Float[Tensor, "batch in height width"]
+
+
+def strided_padding(kernel: int, dilation: int = 1) -> int:
+    """Padding with which a convolution of stride 2 halves every even size exactly.
+
+    The output is floor((n + 2p − d(k − 1) − 1) / 2) + 1 = n/2, so 2p is d(k − 1) or d(k − 1) − 1.
+    """
+    return dilation * (kernel - 1) // 2
+
+
+def transposed_padding(kernel: int) -> tuple[int, int]:
+    """Padding and output padding with which a transposed convolution of stride 2 doubles every size exactly.
+
+    The output is 2(n − 1) − 2p + (k − 1) + o + 1 = 2n, so o = 2p + 2 − k with o in {0, 1}: p = (k − 1) // 2 and o = 1
+    for odd k, 0 for even k.
+    """
+    return (kernel - 1) // 2, kernel % 2
+
+
+# Said by PyTorch for even kernels; that the input is copied once more is no news to whoever asked for one.
+warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A convolution that keeps height and width (stride 1) or halves them (stride 2).
+
+    With stride 1 and an even reach d(k − 1) + 1 no symmetric padding keeps the size; ``padding="same"`` then pads one
+    pixel more at the right and bottom. For odd reaches it is the usual (reach − 1)/2 on every side.
+    """
+    padding = "same" if stride == 1 else strided_padding(kernel, dilation)
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, dilation=dilation, padding=padding)
+
+
+def transposed(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
+    """A transposed convolution of stride 2 and dilation 1 that doubles height and width."""
+    padding, output_padding = transposed_padding(kernel)
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, padding=padding, output_padding=output_padding)
+
+
+def check_geometry(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
+    """Raise UsageError for sizes with which the figure's shapes cannot be kept."""
+    sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
+    sizes |= {"num_filters": num_filters, "num_colours": num_colours}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}: a layer needs at least 1 to keep the shapes of the figure")
+    reach = dilation * (kernel - 1) + 1
+    if reach > 33:
+        raise UsageError(
+            f"kernel {kernel} with dilation {dilation} reaches over {reach} pixels, more than a picture of 32: "
+            "most of what it sees would be padding; take a smaller kernel or dilation"
+        )
+
+
+class PoolUpsampleNet(nn.Module):
+    """Figure 1a: two convolutions with pooling, two with upsampling, one more."""
+
+    multiple = 4
+
+    def __init__(self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24) -> None:
+        super().__init__()
+        check_geometry(kernel, num_in_channels, num_filters, num_colours)
+        self.block1 = self._block(num_in_channels, num_filters, kernel, nn.MaxPool2d(2))
+        self.block2 = self._block(num_filters, 2 * num_filters, kernel, nn.MaxPool2d(2))
+        self.block3 = self._block(2 * num_filters, num_filters, kernel, nn.Upsample(scale_factor=2))
+        self.block4 = self._block(num_filters, num_colours, kernel, nn.Upsample(scale_factor=2))
+        self.last = convolution(num_colours, num_colours, kernel)
+
+    @staticmethod
+    def _block(inputs: int, outputs: int, kernel: int, resize: nn.Module) -> nn.Sequential:
+        return nn.Sequential(convolution(inputs, outputs, kernel), resize, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(self, grey: GreyBatch) -> Logits:
+        """Logits of every pixel."""
+        return self.last(self.block4(self.block3(self.block2(self.block1(grey)))))
+
+
+def _down(inputs: int, outputs: int, kernel: int, dilation: int) -> nn.Sequential:
+    return nn.Sequential(
+        convolution(inputs, outputs, kernel, stride=2, dilation=dilation), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+def _up(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(transposed(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class ConvTransposeNet(nn.Module):
+    """Figure 1b: strides instead of pooling, transposed convolutions instead of upsampling.
+
+    ``dilation`` acts on the ordinary convolutions; the transposed ones keep dilation 1, as the assignment sets it.
+    """
+
+    multiple = 4
+
+    def __init__(
+        self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        check_geometry(kernel, num_in_channels, num_filters, num_colours, dilation)
+        self.block1 = _down(num_in_channels, num_filters, kernel, dilation)
+        self.block2 = _down(num_filters, 2 * num_filters, kernel, dilation)
+        self.block3 = _up(2 * num_filters, num_filters, kernel)
+        self.block4 = _up(num_filters, num_colours, kernel)
+        self.last = convolution(num_colours, num_colours, kernel, dilation=dilation)
+
+    def forward(self, grey: GreyBatch) -> Logits:
+        """Logits of every pixel."""
+        return self.last(self.block4(self.block3(self.block2(self.block1(grey)))))
+
+
+class UNet(nn.Module):
+    """Figure 1c: ConvTransposeNet with block 1's output shown again to block 4, and the input to the last layer."""
+
+    multiple = 4
+
+    def __init__(
+        self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        check_geometry(kernel, num_in_channels, num_filters, num_colours, dilation)
+        self.block1 = _down(num_in_channels, num_filters, kernel, dilation)
+        self.block2 = _down(num_filters, 2 * num_filters, kernel, dilation)
+        self.block3 = _up(2 * num_filters, num_filters, kernel)
+        self.block4 = _up(2 * num_filters, num_colours, kernel)
+        self.last = convolution(num_colours + num_in_channels, num_colours, kernel, dilation=dilation)
+
+    def forward(self, grey: GreyBatch) -> Logits:
+        """Logits of every pixel."""
+        half = self.block1(grey)
+        again = torch.cat([self.block3(self.block2(half)), half], 1)
+        return self.last(torch.cat([self.block4(again), grey], 1))

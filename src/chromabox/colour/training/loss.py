@@ -1,0 +1,39 @@
+"""The loss of a pixel classifier and what is read off beside it."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from chromabox.colour.data.datasets import Batch
+
+
+def pixel_cross_entropy(
+    logits: Float[Tensor, "batch colours height width"], labels: UInt8[Tensor, "batch height width"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, averaged over all pixels; computed in float32 whatever the logits' precision."""
+    return F.cross_entropy(logits.float(), labels.long())
+
+
+def training_losses(call: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+    """What one batch contributes: the loss to be minimised."""
+    grey, labels = batch
+    return {"loss": pixel_cross_entropy(call(grey), labels)}
+
+
+@torch.no_grad()
+def loss_and_accuracy(
+    call: Callable[[Tensor], Tensor],
+    grey: Float[Tensor, "pictures 1 height width"],
+    labels: UInt8[Tensor, "pictures height width"],
+    batch_size: int = 250,
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1] over all pixels of all pictures."""
+    loss, hits = 0.0, 0
+    for grey_batch, label_batch in zip(grey.split(batch_size), labels.split(batch_size), strict=True):
+        logits = call(grey_batch).float()
+        loss += F.cross_entropy(logits, label_batch.long(), reduction="sum").item()
+        hits += int((logits.argmax(1) == label_batch).sum().item())
+    return loss / labels.numel(), hits / labels.numel()

@@ -1,0 +1,117 @@
+"""A trained colour net with the palette it speaks and the history it has, on disk and in memory."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.palette import Palette
+from chromabox.colour.weights.onnx_model import OnnxNet, open_onnx
+from chromabox.engine.checkpoint import load_checkpoint
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.manifest import file_digest
+
+#: The shipped checkpoint that ``chromabox colour`` uses when none is named.
+SHIPPED = "photo.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A net in evaluation mode, its palette, and what its checkpoint says of it."""
+
+    net: nn.Module
+    palette: Palette
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedPhotoNet:
+    """A photo net in evaluation mode, the chroma bins it scores, and what its checkpoint says of it."""
+
+    net: nn.Module
+    bins: ChromaBins
+    description: dict[str, Any]
+
+
+def describe_photo_net(settings: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
+    """What a photo net's checkpoint must say so that :func:`load_trained` can build the net again."""
+    return {"net": "photo", "settings": settings, "bins": bins.as_json()}
+
+
+def describe_net(name: str, settings: dict[str, Any], palette: Palette) -> dict[str, Any]:
+    """What a checkpoint must say so that :func:`load_trained` can build the net again."""
+    return {"net": name, "settings": settings, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
+
+
+def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
+    """Load a checkpoint, the best one of a run folder, an exported ONNX file, or (None) what ships with the package.
+
+    Raises ChromaboxError if it is missing, broken, or not of a colour net; for an ONNX file UsageError where the
+    libraries for it are missing.
+    """
+    if path is None:
+        with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
+            return _load(shipped)
+    return _load(checkpoint_of(path))
+
+
+def net_digest(path: Path | None = None) -> str:
+    """SHA-256 of the file that :func:`load_trained` would load: two nets of one digest colour alike."""
+    if path is None:
+        with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
+            return file_digest(shipped)
+    return file_digest(checkpoint_of(path))
+
+
+def load_palette_net(path: Path | None = None) -> TrainedNet:
+    """The same for those who need a net with a palette: UsageError for a photo net."""
+    trained = load_trained(path)
+    if isinstance(trained, TrainedPhotoNet):
+        raise UsageError(f"{path or 'the shipped net'}: is a photo net; a net that was trained on a palette is needed")
+    return trained
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint itself, or ``best.safetensors`` of a run folder; UsageError if there is no such thing."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such run folder or checkpoint; give one that chromabox train wrote")
+    if path.is_dir():
+        best = path / "best.safetensors"
+        if not best.is_file():
+            raise UsageError(f"{path}: holds no best.safetensors; give a run folder with at least one finished epoch")
+        return best
+    return path
+
+
+def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
+    opened, description = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
+    try:
+        net = opened if isinstance(opened, OnnxNet) else _built(opened, description)
+        if "bins" in description:
+            return TrainedPhotoNet(net.eval(), ChromaBins.from_json(description["bins"]), description)
+        stored = description["palette"]
+        palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
+    except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
+        reason = " ".join(str(error).split())  # PyTorch lists what does not fit in many lines.
+        raise ChromaboxError(
+            f"{path}: not a checkpoint of a colour net ({reason}); give one that chromabox train wrote"
+        ) from error
+    return TrainedNet(net.eval(), palette, description)
+
+
+def _built(state: dict[str, Any], description: dict[str, Any]) -> nn.Module:
+    net = build_net(description["net"], **description["settings"])
+    net.load_state_dict(state["net"])
+    return net
+
+
+#: Short sides, in pixels, at which a photo net looks at a picture.
+PHOTO_LOOKS = (192, 256)
+
+#: The same for a net trained on CIFAR-10: the only size it knows.
+CIFAR_LOOKS = (32,)

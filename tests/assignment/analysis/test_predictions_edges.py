@@ -1,0 +1,65 @@
+"""Edges and distances from them by brute force over all pixels; bands by counting."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from chromabox.assignment.analysis.predictions import by_distance, edge_distances, grey_edges, label_edges
+from chromabox.errors import ChromaboxError
+
+SHAPE = (2, 5, 6)
+
+
+@given(arrays(np.uint8, SHAPE, elements=st.integers(0, 2)))
+def test_label_edges_have_another_label_beside_them(labels: np.ndarray) -> None:
+    expected = np.zeros(SHAPE, bool)
+    for picture, row, column in np.ndindex(SHAPE):
+        for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            r, c = row + down, column + across
+            if 0 <= r < SHAPE[1] and 0 <= c < SHAPE[2]:
+                expected[picture, row, column] |= labels[picture, r, c] != labels[picture, row, column]
+    np.testing.assert_array_equal(label_edges(labels), expected)
+
+
+@given(arrays(bool, SHAPE))
+def test_distances_are_the_smallest_to_any_edge_of_the_picture(edges: np.ndarray) -> None:
+    expected = np.full(SHAPE, np.inf)
+    for picture, row, column in np.ndindex(SHAPE):
+        for r, c in np.argwhere(edges[picture]):
+            expected[picture, row, column] = min(expected[picture, row, column], np.hypot(r - row, c - column))
+    np.testing.assert_allclose(edge_distances(edges), expected)
+
+
+def test_grey_edges_lie_at_the_step() -> None:
+    grey = np.zeros((1, 20, 20))
+    grey[:, :, 10:] = 0.5
+    marks = grey_edges(grey, steepest=0.1)
+    # Sobel's operator sees the step from the two columns beside it.
+    expected = np.zeros((1, 20, 20), bool)
+    expected[:, :, 9:11] = True
+    np.testing.assert_array_equal(grey_edges(grey, steepest=0.2), expected)
+    assert marks.sum() <= expected.sum()
+    assert not grey_edges(np.full((2, 8, 8), 0.3)).any()
+
+
+def test_the_steepest_tenth_is_a_tenth() -> None:
+    grey = np.random.default_rng(0).random((4, 30, 30))
+    assert grey_edges(grey).mean() == pytest.approx(0.1, abs=1e-3)
+
+
+def test_bands_are_counted() -> None:
+    distances = np.array([[[0.0, 0.0, 1.0], [1.4, 2.0, np.inf]]])
+    right = np.array([[[True, False, True], [True, False, True]]])
+    found = by_distance(right, distances, (0, 1, 2, 3, 4))
+    np.testing.assert_allclose(found.accuracy, [0.5, 1.0, 0.0, np.nan])
+    np.testing.assert_allclose(found.share, [2 / 6, 2 / 6, 1 / 6, 0])
+    last = by_distance(right, distances, (1, np.inf))
+    assert last.share[0] == pytest.approx(3 / 6)  # An infinite distance is in no band.
+
+
+@pytest.mark.parametrize("bounds", [(1,), (0, 2, 2), (3, 1)])
+def test_bounds_that_make_no_bands_are_refused(bounds: tuple) -> None:
+    with pytest.raises(ChromaboxError, match="bands take at least two"):
+        by_distance(np.ones((1, 2, 2), bool), np.zeros((1, 2, 2)), bounds)

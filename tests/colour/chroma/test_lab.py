@@ -1,0 +1,136 @@
+"""CIELab and sRGB by planes: scikit-image's conversions measure, a fine scan of the scale finds the gamut's edge."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.color import lab2rgb, rgb2lab, xyz2rgb
+from skimage.color.colorconv import rgb_from_xyz
+
+from chromabox.colour.chroma import lab
+
+RNG = np.random.default_rng(3)
+COLOURS = st.lists(
+    st.tuples(*(st.floats(low, high, width=32) for low, high in ((0, 100), (-180, 180), (-180, 180)))),
+    min_size=1,
+    max_size=40,
+)
+
+
+def planes(colours: list[tuple[float, float, float]] | np.ndarray) -> tuple[np.ndarray, ...]:
+    """Root, a* and b* of L*, a*, b*."""
+    light, a, b = np.array(colours, np.float32).T
+    return (light + 16) / 116, a.copy(), b.copy()
+
+
+def reduced(colours: list[tuple[float, float, float]] | np.ndarray) -> np.ndarray:
+    """Encoded sRGB in [0, 1], float64, of colours brought into the gamut."""
+    root, a, b = planes(colours)
+    scale = lab.fitting_scale(root, a, b)
+    return lab.encode(lab.linear_rgb(root, a * scale, b * scale), np.dtype(np.uint16)) / 65535
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_root_is_that_of_scikit_image(dtype: type) -> None:
+    highest = np.iinfo(dtype).max
+    pixels = np.concatenate([RNG.integers(0, highest + 1, (4000, 3)), RNG.integers(0, 30, (500, 3))]).astype(dtype)
+    expected = rgb2lab(pixels / highest)[:, 0]
+    # The two take luminance weights of different length: 0.2126 is written 0.212671 there.
+    np.testing.assert_allclose(116 * lab.root(pixels) - 16, expected, atol=2e-3)
+
+
+def test_white_is_100_and_black_is_0() -> None:
+    pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+    np.testing.assert_allclose(116 * lab.root(pixels) - 16, [0, 100], atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 3), min_size=1, max_size=60))
+def test_colours_inside_the_gamut_are_scikit_images_and_are_left_alone(colours: list[tuple[float, ...]]) -> None:
+    expected = rgb2lab(np.array(colours, np.float64))
+    root, a, b = planes(expected)
+    rgb = lab.encode(lab.linear_rgb(root, a, b), np.dtype(np.uint16)) / 65535
+    np.testing.assert_allclose(rgb, lab2rgb(expected), atol=2e-3)
+    assert lab.fitting_scale(root, a, b).min() > 0.99
+
+
+def test_the_eight_bit_table_is_the_rounded_curve() -> None:
+    linear = np.linspace(-0.1, 1.1, 60001, dtype=np.float32)
+    # scikit-image has the curve only inside of xyz2rgb; grey goes through its matrices and comes out as it was.
+    grey = np.clip(linear, 0, 1)[:, None] * np.array([0.95047, 1, 1.08883])
+    expected = xyz2rgb(grey).mean(axis=-1) * 255
+    found = lab.encode(np.stack([linear] * 3), np.dtype(np.uint8))
+    assert (found == found[:, :1]).all()
+    assert np.abs(found[:, 0] - expected).max() < 0.53
+
+
+def test_sixteen_bits_are_the_rounded_curve() -> None:
+    levels = np.arange(65536)
+    encoded = levels / 65535
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    found = lab.encode(np.stack([linear] * 3), np.dtype(np.uint16))
+    np.testing.assert_array_equal(found, np.stack([levels] * 3, axis=-1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(COLOURS)
+def test_gamut_mapping_keeps_lightness_and_hue(colours: list[tuple[float, float, float]]) -> None:
+    wanted = np.array(colours)
+    back = rgb2lab(reduced(colours))
+    np.testing.assert_allclose(back[:, 0], wanted[:, 0], atol=0.1)
+    chroma, kept = np.hypot(*wanted[:, 1:].T), np.hypot(*back[:, 1:].T)
+    assert (kept <= chroma + 0.6).all()
+    # What is off the line of the colour's own hue, in units of a* and b*.
+    across = np.abs(back[:, 1] * wanted[:, 2] - back[:, 2] * wanted[:, 1]) / np.maximum(chroma, 1)
+    assert across.max() < 0.6
+
+
+def fits(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tolerance: float) -> np.ndarray:
+    """Which scales leave which colours in sRGB, [colours, scales], in float64, by scikit-image's matrix."""
+    y = np.repeat(root[:, None], len(scales), 1).astype(np.float64)
+    xyz = np.stack([y + a[:, None] * scales / 500, y, y - b[:, None] * scales / 200], axis=-1)
+    xyz = np.where(xyz > 6 / 29, xyz**3, 3 * (6 / 29) ** 2 * (xyz - 4 / 29)) * [0.95047, 1, 1.08883]
+    linear = xyz @ rgb_from_xyz.T
+    return ((linear >= -tolerance) & (linear <= 1 + tolerance)).all(axis=-1)
+
+
+def largest(fitting: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return np.where(fitting.any(axis=1), scales[len(scales) - 1 - fitting[:, ::-1].argmax(axis=1)], 0)
+
+
+def test_the_scale_is_the_largest_that_fits() -> None:
+    number = 600
+    light = np.concatenate([RNG.uniform(1, 99, number), RNG.uniform(88, 99, number)])
+    # The second part is around the hues of yellow, where sRGB has gaps.
+    hue = np.concatenate([RNG.uniform(0, 2 * np.pi, number), RNG.uniform(1.6, 2.1, number)])
+    chroma = RNG.uniform(0, 180, len(light))
+    root, a, b = planes(np.stack([light, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1))
+    scales = np.linspace(0, 1, 1501)
+    found = lab.fitting_scale(root, a, b)
+    inside = fits(root, a, b, scales, 0.3 * float(lab.TOLERANCE))
+    nearly = fits(root, a, b, scales, 1.1 * float(lab.TOLERANCE))
+    assert (found >= largest(inside, scales) - 1e-3).all()
+    assert (found <= largest(nearly, scales) + 1e-3).all()
+    gaps = (~nearly & (scales < largest(inside, scales)[:, None])).any(axis=1)
+    assert gaps.sum() >= 3, "no colour beyond a gap was among those tried"
+
+
+def test_yellow_keeps_all_its_chroma() -> None:
+    # On the way from grey to it, at its lightness, lie colours that sRGB does not have.
+    yellow = rgb2lab(np.array([[1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(rgb2lab(reduced(yellow)), yellow, atol=0.3)
+    np.testing.assert_allclose(rgb2lab(reduced(yellow * [1, 1.4, 1.4])), yellow, atol=0.3)
+    assert not fits(*planes(yellow), np.linspace(0, 1, 101), 0.02).all()
+
+
+@pytest.mark.parametrize("border", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 0.5, 0), (0.2, 0, 0.1)])
+def test_too_much_chroma_comes_back_to_the_border(border: tuple[float, float, float]) -> None:
+    colour = rgb2lab(np.array([border], np.float64))
+    found = rgb2lab(reduced(colour * [1, 1.3, 1.3]))
+    np.testing.assert_allclose(found, colour, atol=0.5)
+
+
+def test_zero_chroma_is_grey_to_the_bit() -> None:
+    linear = lab.linear_rgb(*planes(np.stack([np.linspace(0, 100, 999), np.zeros(999), np.zeros(999)], axis=-1)))
+    np.testing.assert_array_equal(linear[0], linear[1])
+    np.testing.assert_array_equal(linear[0], linear[2])

@@ -1,0 +1,54 @@
+"""The way out of discs, against a search of all rims in small steps."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chromabox.colour.constraints.pixel_rules import Discs
+
+RADIUS = 20.0
+ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+
+
+def brute_force(centres: np.ndarray, point: np.ndarray) -> float:
+    """Distance of a point to the nearest point of any rim that is in no other disc."""
+    rims = (centres[:, None] + RADIUS * np.stack([np.cos(ANGLES), np.sin(ANGLES)], -1)).reshape(-1, 2)
+    free = (np.hypot(*(rims[:, None] - centres).transpose(2, 0, 1)) > RADIUS - 1e-6).all(1)
+    return float(np.hypot(*(rims[free] - point).T).min())
+
+
+places = st.tuples(st.floats(-60, 60), st.floats(-60, 60))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(places, min_size=1, max_size=6, unique=True), st.integers(0, 2**32 - 1))
+def test_nothing_is_left_inside_and_nothing_moves_further_than_it_must(
+    centres: list[tuple[float, float]], seed: int
+) -> None:
+    discs = Discs(np.array(centres), RADIUS)
+    points = np.random.default_rng(seed).uniform(-80, 80, (5, 8, 2)).astype(np.float32)
+    points[0, : len(centres)] = centres[:8]
+    pushed = discs.push(points)
+    distance = np.hypot(*(pushed[..., None, :] - discs.centres).transpose(3, 0, 1, 2))
+    assert distance.min() >= RADIUS - 1e-3
+    before = np.hypot(*(points[..., None, :] - discs.centres).transpose(3, 0, 1, 2)).min(-1)
+    np.testing.assert_array_equal(pushed[before >= RADIUS], points[before >= RADIUS])
+    for point, moved in zip(points[before < RADIUS - 1e-3], pushed[before < RADIUS - 1e-3], strict=True):
+        # The search knows the rims only at steps of 0.2.
+        assert np.hypot(*(moved - point)) <= brute_force(discs.centres, point) + 0.01
+
+
+def test_the_centre_leaves_towards_red() -> None:
+    discs = Discs(np.zeros((1, 2)), RADIUS)
+    np.testing.assert_allclose(discs.push(np.zeros((1, 2), np.float32)), [[RADIUS, 0]])
+
+
+def test_two_discs_are_left_where_their_rims_meet() -> None:
+    # Rims of radius 20 around (±12, 0) meet at (0, ±16).
+    discs = Discs(np.array([[-12.0, 0.0], [12.0, 0.0]]), RADIUS)
+    np.testing.assert_allclose(discs.push(np.array([[0.0, 1.0]], np.float32)), [[0, 16]], atol=1e-5)
+
+
+def test_no_discs_change_nothing() -> None:
+    points = np.ones((2, 3, 2), np.float32)
+    assert Discs(np.zeros((0, 2)), RADIUS).push(points) is points

@@ -1,0 +1,151 @@
+"""Palettes in files: written, read back, read from others, and refused."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from chromabox.colour.palette.io import load_palette, save_palette
+from chromabox.colour.palette.palette import Palette
+from chromabox.errors import ChromaboxError
+
+THREE = np.array([[0, 0, 0], [0.5, 0.25, 0.125], [1, 1, 1]], np.float32)
+
+
+@pytest.mark.parametrize("name", ["horse24", "cifar24"])
+def test_shipped_palettes(name):
+    palette = load_palette(name)
+    assert palette.name == name
+    assert len(palette) == len(np.unique(palette.colours, axis=0)) == 24
+
+
+PALETTES = st.builds(
+    Palette,
+    hnp.arrays(np.float32, st.tuples(st.integers(2, 256), st.just(3)), elements=st.floats(0, 1, width=32)),
+    st.text(st.characters(categories=["L", "N"], include_characters=" "), min_size=1).map(str.strip).filter(bool),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(palette=PALETTES)
+def test_round_trip(palette, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("palettes")
+    for suffix in (".npy", ".json"):
+        save_palette(folder / f"p{suffix}", palette)
+        np.testing.assert_array_equal(load_palette(folder / f"p{suffix}").colours, palette.colours)
+    save_palette(folder / "p.gpl", palette)
+    np.testing.assert_array_equal(load_palette(folder / "p.gpl").colours * 256, palette.rgb)
+    assert load_palette(folder / "p.json").name == palette.name
+    assert load_palette(folder / "p.gpl").name == " ".join(palette.name.split())
+    assert sorted(os.listdir(folder)) == ["p.gpl", "p.json", "p.npy"]
+
+
+def test_json_tells_how_it_was_made(tmp_path):
+    save_palette(tmp_path / "p.json", Palette(THREE, "three"), made={"seed": 0})
+    stored = json.loads((tmp_path / "p.json").read_text())
+    assert stored == {"name": "three", "k": 3, "unit": "RGB/256", "made": {"seed": 0}, "colours": THREE.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("p.json", b"[[0, 0, 0], [128, 64, 32]]"),
+        ("p.json", b"[[0, 0.0, 0], [0.5, 0.25, 0.125]]"),
+        ("p.JSON", b'["#000000", "#804020"]'),
+        ("p.json", b'\xef\xbb\xbf{"unit": "RGB/256", "colours": ["#000000", [0.5, 0.25, 0.125]]}'),
+        ("p.gpl", b"GIMP Palette\r\nColumns: 3\r\n# comment\r\n  0   0   0\tblack\r\n128 64 32\r\n"),
+    ],
+)
+def test_files_of_others(tmp_path, file, content):
+    (tmp_path / file).write_bytes(content)
+    palette = load_palette(tmp_path / file)
+    np.testing.assert_array_equal(palette.colours, THREE[:2])
+    assert palette.name == "p"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+def test_arrays_of_several_types(tmp_path, dtype):
+    stored = THREE[:2] * 256 if dtype == np.uint8 else THREE[:2]
+    np.save(tmp_path / "p.npy", stored.astype(dtype))
+    np.testing.assert_array_equal(load_palette(str(tmp_path / "p.npy")).colours, THREE[:2])
+
+
+def npy(array):
+    """The bytes of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+BAD_FILES = [
+    ("pickled.npy", npy(np.array([THREE, "x"], object)), "pickled object array.*refused.*np.save"),
+    ("shape.npy", npy(np.zeros((24, 4))), r"has the shape \[24, 4\]; a palette has the shape \[colours, 3\]"),
+    ("flat.npy", npy(np.zeros(3)), r"has the shape \[3\]"),
+    ("nan.npy", npy(THREE * np.nan), "not finite"),
+    ("large.npy", npy(THREE * 255), r"from 0 to 255; a palette's lie in \[0, 1\].*divided by 256"),
+    ("whole.npy", npy(np.zeros((3, 3), np.int64)), "holds int64; a palette is floats in RGB/256, or uint8"),
+    ("many.npy", npy(np.zeros((257, 3))), "has 257 colours; a palette has 2 to 256"),
+    ("cut.npy", npy(THREE)[:-5], "not a whole .npy file"),
+    ("text.npy", b"not numpy", "not a whole .npy file"),
+    ("none.npy", b"", "not a whole .npy file"),
+    ("huge.npy", b" " * ((1 << 20) + 1), "larger than 1 MB"),
+    ("empty.gpl", b"GIMP Palette\nName: nothing\n#\n", "has 0 colours"),
+    ("blank.gpl", b"", 'first line of one is "GIMP Palette"'),
+    ("other.gpl", b"JASC-PAL\n", 'first line of one is "GIMP Palette"'),
+    ("high.gpl", b"GIMP Palette\n0 0 0\n0 0 256\n", 'line 3 is "0 0 256"; a colour is three values of 0 to 255'),
+    ("short.gpl", b"GIMP Palette\n0 0\n", "line 2 is"),
+    ("hex.json", b'["#00000", "#ffffff"]', 'holds the colour "#00000"; one is written "#rrggbb"'),
+    ("hex2.json", b'["#00000g", "#ffffff"]', '"#00000g"'),
+    ("pair.json", b"[[0, 0], [1, 1]]", r"holds the colour \[0, 0\]; one is \[r, g, b\]"),
+    ("word.json", b'[[0, 0, "x"], [1, 1, 1]]', "one is .r, g, b."),
+    ("truth.json", b"[[true, 0, 0], [1, 1, 1]]", "one is .r, g, b."),
+    ("number.json", b"[1, 2]", "holds the colour 1; one is .r, g, b."),
+    ("above.json", b"[[0, 0, 0.5], [0, 0, 1.5]]", r"\[0, 0, 1.5\]; values in RGB/256 lie in \[0, 1\]"),
+    ("above8.json", b"[[0, 0, 0], [0, 0, 256]]", "an 8-bit value is 0 to 255"),
+    ("nan.json", b"[[0, 0, NaN], [0, 0, 0.5]]", "lie in"),
+    ("digits.json", b"[[0, 0, 1" + b"0" * 400 + b"], [0, 0, 0]]", "an 8-bit value is 0 to 255"),
+    ("unit.json", b'{"unit": "RGB/255", "colours": []}', '"unit": "RGB/256"'),
+    ("list.json", b"7", "holds no list of colours"),
+    ("few.json", b"[]", "has 0 colours"),
+    ("deep.json", b"[" * 100_000, "is not JSON"),
+    ("broken.json", b'["#000000",', "is not JSON"),
+    ("bytes.json", b"\xff\xfe\xfd", "is not JSON"),
+    ("notes.txt", b"", "not a known palette; a palette is one of cifar24, horse24 or a file in .npy, .json, .gpl"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "says"), BAD_FILES, ids=[row[0] for row in BAD_FILES])
+def test_bad_files_are_refused_in_one_sentence(tmp_path, file, content, says):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ChromaboxError, match=f"{file}: .*({says})") as caught:
+        load_palette(tmp_path / file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [("none.json", "no such file"), ("horse25", "one of cifar24, horse24")])
+def test_what_is_not_there(tmp_path, name, says):
+    with pytest.raises(ChromaboxError, match=f"{name}: .*{says}"):
+        load_palette(tmp_path / name)
+
+
+def test_a_folder_is_no_palette(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(ChromaboxError, match=r"folder\.npy: cannot be read"):
+        load_palette(tmp_path / "folder.npy")
+
+
+def test_saving_refuses_and_leaves_nothing(tmp_path):
+    palette = Palette(THREE, "three")
+    with pytest.raises(ChromaboxError, match=r"p\.bmp: a palette is written as one of \.npy, \.json, \.gpl"):
+        save_palette(tmp_path / "p.bmp", palette)
+    with pytest.raises(ChromaboxError, match=r"p\.gpl: cannot be written: no such file"):
+        save_palette(tmp_path / "none" / "p.gpl", palette)
+    (tmp_path / "p.json").mkdir()
+    with pytest.raises(ChromaboxError, match="cannot be written"):
+        save_palette(tmp_path / "p.json", palette)
+    assert os.listdir(tmp_path) == ["p.json"]

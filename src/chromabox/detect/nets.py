@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chromabox.detect.kinds import Kind
+from chromabox.detect.decode import Head
 from chromabox.detect.layers import Architecture, Convolution, Layer, MaxPool, Route, Shortcut, Upsample, Yolo
 from chromabox.errors import UsageError
 
 Images = Float[Tensor, "batch channels height width"]
 Maps = Float[Tensor, "batch features rows columns"]
-#: Heads of one net differ in rows and columns, and may in their anchors.
-Head = Float[Tensor, "batch _ numbers _ _"]
 
 
 class ConvolutionLayer(nn.Module):

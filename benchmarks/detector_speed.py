@@ -27,13 +27,13 @@ from pathlib import Path
 
 import torch
 
-from chromabox.detect.cfg import write_cfg
-from chromabox.detect.predict import detect_files, in_order
-from chromabox.detect.ready import EXACT, ReadyDetector, make_ready
-from chromabox.detect.weights import TrainedDetector, load_detector, write_darknet
+from chromabox.detect.inference.predict import detect_files
+from chromabox.detect.inference.runtime import EXACT, ReadyDetector, make_ready
+from chromabox.detect.weights.darknet_cfg import write_cfg
+from chromabox.detect.weights.load import TrainedDetector, load_detector, write_darknet
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.io.images import find_pictures
-from chromabox.runtime.parallel import threads_at
+from chromabox.runtime.parallel import in_order, threads_at
 from machine import describe, seconds, write_results
 
 SIZE, TURNS = 416, 9

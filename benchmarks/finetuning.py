@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 
-from chromabox.detect.finetune import finetune
-from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.nets import DetectorNet
-from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.weights import load_detector, save_detector
+from chromabox.detect.models.darknet import DetectorNet
+from chromabox.detect.training.finetune import finetune
+from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.autotune import Execution
 from machine import describe, write_results
 

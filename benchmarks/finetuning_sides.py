@@ -66,8 +66,8 @@ class Turns:
 
 def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, views: int) -> None:
     """The whole of ``finetune``, as ``chromabox finetune`` calls it, with marks around batches and validation."""
-    from chromabox.detect import finetune as room
-    from chromabox.detect.recipes import finetune_recipe
+    from chromabox.detect.training import finetune as room
+    from chromabox.detect.training.recipes import finetune_recipe
     from chromabox.engine.runs import peak_memory
     from chromabox.engine.runtime_options import ExecutionOptions
 
@@ -109,8 +109,8 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
 
 def evaluate(trained: Any, data: Any) -> None:
     """As ``chromabox evaluate`` does, which keeps nothing, but for the intervals."""
-    from chromabox.detect.evaluate import evaluate_detector
-    from chromabox.detect.ready import make_ready
+    from chromabox.detect.evaluation.evaluate import evaluate_detector
+    from chromabox.detect.inference.runtime import make_ready
 
     with torch.autocast("cpu", enabled=False):
         evaluate_detector(make_ready(trained), data, size=SIZE, draws=2)

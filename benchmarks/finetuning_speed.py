@@ -38,8 +38,8 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any, TextIO
 
-from chromabox.detect.classes import COCO_CLASSES
-from chromabox.detect.data import find_set
+from chromabox.detect.data.dataset import COCO_CLASSES
+from chromabox.detect.data.load import find_set
 from detector_speed import ultralytics_python
 from finetuning_sides import OURS, PARTS
 from machine import describe, write_results

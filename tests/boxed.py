@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chromabox.detect.labelled import Labelled
-from chromabox.detect.matching import Predicted
+from chromabox.detect.data.dataset import Labelled
+from chromabox.detect.evaluation.metrics import Predicted
 
 #: Width and height of the pictures.
 SIZE = (100, 50)

@@ -2,10 +2,9 @@
 
 import torch
 
-from chromabox.detect.kinds import DARKNET, Kind
-from chromabox.detect.layers import Architecture, Convolution, Yolo
-from chromabox.detect.nets import DetectorNet
-from chromabox.detect.weights import TrainedDetector
+from chromabox.detect.models.architecture import Architecture, Convolution, Yolo
+from chromabox.detect.models.darknet import DARKNET, DetectorNet, Kind
+from chromabox.detect.weights.load import TrainedDetector
 
 CLASSES = ("cat", "dog", "red fox")
 

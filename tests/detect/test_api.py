@@ -8,7 +8,7 @@ from PIL import Image
 
 import chromabox
 import chromabox.detect.boxes  # which must not take the callable's place
-from chromabox.detect.weights import save_detector
+from chromabox.detect.weights.load import save_detector
 from chromabox.errors import ChromaboxError, UsageError
 from detectors import small_detector
 

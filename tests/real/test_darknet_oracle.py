@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.cfg import read_cfg, write_cfg
 from chromabox.detect.detections import Detections
-from chromabox.detect.kinds import DARKNET
-from chromabox.detect.layers import Architecture, yolov3, yolov3_tiny
-from chromabox.detect.nets import ConvolutionLayer, DetectorNet
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.weights import load_detector, write_darknet
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.models.architecture import Architecture, yolov3, yolov3_tiny
+from chromabox.detect.models.darknet import DARKNET, ConvolutionLayer, DetectorNet
+from chromabox.detect.weights.darknet_cfg import read_cfg, write_cfg
+from chromabox.detect.weights.load import load_detector, write_darknet
 from chromabox.errors import ChromaboxError
 from chromabox.io.darknet_weights import fetch_yolov3_tiny
 from chromabox.io.images import read_picture

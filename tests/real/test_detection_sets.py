@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.detect.check import check_detection_set
-from chromabox.detect.data import load_detection_set
-from chromabox.detect.evaluate import evaluate_detector
-from chromabox.detect.ready import make_ready
-from chromabox.detect.weights import load_detector
+from chromabox.detect.data.load import load_detection_set
+from chromabox.detect.data.validate import check_detection_set
+from chromabox.detect.evaluation.evaluate import evaluate_detector
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.weights.load import load_detector
 from chromabox.errors import ChromaboxError
 
 

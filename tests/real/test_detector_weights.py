@@ -17,15 +17,14 @@ from skimage import data
 from chromabox.colour.data.photos import Photographs
 from chromabox.colour.training.recipes import photo_recipe
 from chromabox.colour.training.train_photo import FROZEN_LAYERS, PhotoConfig, begin
-from chromabox.detect.cfg import write_cfg
-from chromabox.detect.convert import convert_weights
-from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6
-from chromabox.detect.layers import yolov3_tiny
-from chromabox.detect.nets import ConvolutionLayer, DetectorNet
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.ready import make_ready
-from chromabox.detect.selftest import quality, self_test, sheet
-from chromabox.detect.weights import TrainedDetector, fetch_detector, load_detector, write_darknet
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.models.architecture import yolov3_tiny
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, DetectorNet
+from chromabox.detect.weights.convert import convert_weights
+from chromabox.detect.weights.darknet_cfg import write_cfg
+from chromabox.detect.weights.load import TrainedDetector, fetch_detector, load_detector, write_darknet
+from chromabox.detect.weights.sanity_check import quality, self_test, sheet
 from chromabox.errors import ChromaboxError
 from chromabox.io import darknet_weights as darknet
 from chromabox.io.darknet_weights import fetch_yolov3_tiny, fetch_yolov3_tiny_onnx
@@ -62,7 +61,7 @@ def test_the_file_comes_back_to_the_bit(original: Path, tmp_path: Path) -> None:
 
 def test_exported_as_onnx_it_finds_the_same_boxes(original: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="the export extra writes the file")
-    from chromabox.detect.export import export_detector
+    from chromabox.detect.weights.convert import export_detector
 
     trained = load_detector(original)
     parity = export_detector(trained, tmp_path / "tiny.onnx")

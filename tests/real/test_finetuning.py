@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.finetune_job import loss_of, losses_of
-from chromabox.detect.freeze import freeze
-from chromabox.detect.labelled import DetectionSet
-from chromabox.detect.prefix_cache import as_images, fill, open_cache, plan_cache
-from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.surgery import with_classes
-from chromabox.detect.views import Views, remembering, targets_of
-from chromabox.detect.weights import TrainedDetector, load_detector
+from chromabox.detect.data.dataset import DetectionSet
+from chromabox.detect.data.load import load_detection_set
+from chromabox.detect.training.batches import Views, remembering, targets_of
+from chromabox.detect.training.feature_cache import as_images, fill, open_cache, plan_cache
+from chromabox.detect.training.freeze import freeze
+from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.setup import loss_of, losses_of
+from chromabox.detect.training.transfer import with_classes
+from chromabox.detect.weights.load import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError
 
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from chromabox.detect.weights import fetch_detector
+from chromabox.detect.weights.load import fetch_detector
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.detect.classes import COCO_CLASSES
+from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.report.boxes import (

@@ -17,8 +17,8 @@ from chromabox.assignment.count import NC, NF, SYMBOLS, Counted, H, K, W
 from chromabox.colour.models import build_net
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.weights.checkpoint import describe_net, load_trained
-from chromabox.detect.layers import yolov3, yolov3_tiny
-from chromabox.detect.weights import save_detector
+from chromabox.detect.models.architecture import yolov3, yolov3_tiny
+from chromabox.detect.weights.load import save_detector
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.counting import count_named, formula_text, print_counting, print_geometry, what_counts

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.detect.predict import Wanted, detect_picture
-from chromabox.detect.ready import ReadyDetector, make_ready
+from chromabox.detect.inference.predict import Wanted, detect_picture
+from chromabox.detect.inference.runtime import ReadyDetector, make_ready
 from chromabox.errors import UsageError
 from chromabox.io.images import read_picture, write_picture
 from chromabox.io.video import frames_of

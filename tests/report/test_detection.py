@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.detect.evaluate import DetectionEvaluation, evaluate_predictions
-from chromabox.detect.labelled import DetectionSet, Labelled
-from chromabox.detect.matching import Predicted
+from chromabox.detect.data.dataset import DetectionSet, Labelled
+from chromabox.detect.evaluation.evaluate import DetectionEvaluation, evaluate_predictions
+from chromabox.detect.evaluation.metrics import Predicted
 from chromabox.errors import ChromaboxError
 from chromabox.report.detection import print_evaluation, write_evaluation
 

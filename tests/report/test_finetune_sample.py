@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.detect.collage import Things, write_collage
-from chromabox.detect.weights import load_detector
+from chromabox.detect.data.synthetic import Things, write_collage
+from chromabox.detect.weights.load import load_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report import finetune_sample as module

@@ -10,11 +10,11 @@ from PIL import Image
 
 from boxed import yolo_set
 from chromabox.cli.finetuning import FinetuneOptions, finetune
+from chromabox.detect.data.dataset import Labelled
 from chromabox.detect.detections import Detections
-from chromabox.detect.labelled import Labelled
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.ready import make_ready
-from chromabox.detect.weights import load_detector, save_detector
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.finetuning import SIDE, worst_mistakes

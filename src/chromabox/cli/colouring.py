@@ -174,11 +174,11 @@ def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: i
         onnx: The file to write; chromabox colour --net or chromabox detect --weights takes it, and any ONNX runtime.
         size: Of a detector: side in pixels of the squares that the file takes; the detector's own if left out.
     """
-    from chromabox.detect.weights import is_detector
+    from chromabox.detect.weights.load import is_detector
 
     if checkpoint is not None and is_detector(checkpoint):
-        from chromabox.detect.export import export_detector
-        from chromabox.detect.weights import load_detector
+        from chromabox.detect.weights.convert import export_detector
+        from chromabox.detect.weights.load import load_detector
 
         print_line(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
         return 0

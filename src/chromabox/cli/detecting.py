@@ -55,9 +55,9 @@ def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
     from chromabox.report.detecting_plan import plan_detection
 
     plan = plan_detection(options.inputs, options.output, options.format)
-    from chromabox.detect.predict import Wanted
-    from chromabox.detect.ready import EXACT, make_ready
-    from chromabox.detect.weights import load_detector
+    from chromabox.detect.inference.predict import Wanted
+    from chromabox.detect.inference.runtime import EXACT, make_ready
+    from chromabox.detect.weights.load import load_detector
     from chromabox.engine.runtime_options import ExecutionOptions
     from chromabox.report.detecting import detect_inputs
 
@@ -98,7 +98,7 @@ def weights(*, options: OmitArgPrefixes[WeightsOptions]) -> int:
 
     chromabox weights mine.weights --architecture mine.cfg -o mine.safetensors
     """
-    from chromabox.detect.convert import convert_weights
+    from chromabox.detect.weights.convert import convert_weights
 
     convert_weights(
         options.weights,

@@ -71,7 +71,7 @@ def data(*, action: DataAction) -> int:
 
         return 0 if report_check(action.path, repair=action.repair, output=action.output).sound else 1
     if isinstance(action, Collage):
-        from chromabox.detect.collage import write_collage
+        from chromabox.detect.data.synthetic import write_collage
 
         boxes = write_collage(action.output, size=action.size, seed=action.seed, show_progress=True)
         print(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))

@@ -333,7 +333,7 @@ def evaluate(
 
 
 def _is_detector(run: Path) -> bool:
-    from chromabox.detect.weights import is_detector
+    from chromabox.detect.weights.load import is_detector
 
     return is_detector(run)
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.detections import Detections
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.ready import ReadyDetector, make_ready
-from chromabox.detect.weights import TrainedDetector, load_detector
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.runtime import ReadyDetector, make_ready
+from chromabox.detect.weights.load import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import from_floats, read_picture
 
@@ -49,7 +49,7 @@ def detect(
             (``PIL.ImageOps.exif_transpose``); a file is turned upright.
         weights: a name, a file, or what ``load_detector`` or ``make_ready`` returned. One named by its place is kept
             for further calls, until its file changes; several threads may call.
-        confidence, iou, classes, size: as for :func:`chromabox.detect.predict.detect_picture`.
+        confidence, iou, classes, size: as for :func:`chromabox.detect.inference.predict.detect_picture`.
 
     Returns:
         Boxes in pixels of the picture (``xyxy``), ``confidence``, ``class_id`` and ``data["class_name"]``, the highest

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8, UInt16
 
+from chromabox.detect.models.darknet import Kind
 from chromabox.errors import UsageError
 
 Boxes = Float[np.ndarray, "boxes 4"]
@@ -239,3 +240,9 @@ def _neighbours(
         place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     before = np.minimum(np.floor(place).astype(np.int64), old - 1)
     return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)
+
+
+def letterbox_for(picture: tuple[int, ...], side: int, kind: Kind) -> Letterbox:
+    """The way into the square that a kind of weights was trained with; ``picture`` is height and width."""
+    make = darknet_letterbox if kind.decode == "exp" else rounding_letterbox
+    return make((picture[0], picture[1]), side, grey=kind.letterbox_grey)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chromabox.colour.training.recipes import NETS_IN_ORDER, RecipeName
-from chromabox.detect.data import load_detection_set
-from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.recipes import finetune_recipe
+from chromabox.detect.data.load import load_detection_set
+from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report.compare import Comparison, compare

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
-from chromabox.detect.classes import COCO_CLASSES
+from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.detections import Detections, supervision
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import write_whole

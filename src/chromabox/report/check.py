@@ -8,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.detect.check import FEW_BOXES, DetectionCheck, check_detection_set
-from chromabox.detect.data import find_set
-from chromabox.detect.repair import repaired_copy
+from chromabox.detect.data.load import find_set
+from chromabox.detect.data.validate import FEW_BOXES, DetectionCheck, check_detection_set, repaired_copy
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 

@@ -16,9 +16,8 @@ from chromabox.assignment.count import COURSE, SYMBOLS, Counted, H, K, NetCount,
 from chromabox.assignment.padding import Answer, figure_geometry
 from chromabox.colour.models import NETS
 from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.detect.kinds import DARKNET
-from chromabox.detect.nets import DetectorNet
-from chromabox.detect.weights import KNOWN, is_detector, load_detector
+from chromabox.detect.models.darknet import DARKNET, DetectorNet
+from chromabox.detect.weights.load import KNOWN, is_detector, load_detector
 from chromabox.errors import UsageError
 
 QUANTITIES = ("weights", "outputs", "connections")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chromabox.detect.boxes import Pixels
-from chromabox.detect.predict import Wanted, detect_file, detect_wanted, in_order
-from chromabox.detect.ready import ReadyDetector
+from chromabox.detect.inference.predict import Wanted, detect_file, detect_wanted
+from chromabox.detect.inference.runtime import ReadyDetector
 from chromabox.engine.logger import progress
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import write_picture
@@ -23,7 +23,7 @@ from chromabox.report.boxes import (
     write_yolo_text,
 )
 from chromabox.report.detecting_plan import DetectionPlan, Planned
-from chromabox.runtime.parallel import threads_at
+from chromabox.runtime.parallel import in_order, threads_at
 
 
 @dataclass

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from chromabox.detect.data import load_detection_set
-from chromabox.detect.evaluate import DetectionEvaluation, evaluate_detector, held_out_split, shared_pictures
-from chromabox.detect.kinds import kind_named
-from chromabox.detect.labelled import legible
-from chromabox.detect.ready import make_ready
-from chromabox.detect.weights import load_detector
+from chromabox.detect.data.dataset import legible
+from chromabox.detect.data.load import load_detection_set
+from chromabox.detect.evaluation.evaluate import DetectionEvaluation, evaluate_detector, held_out_split, shared_pictures
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.models.darknet import kind_named
+from chromabox.detect.weights.load import load_detector
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.report.check import plain

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import torch
 
-from chromabox.detect.classes import COCO_CLASSES
-from chromabox.detect.collage import write_collage
-from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.kinds import DARKNET
-from chromabox.detect.layers import yolov3_tiny
-from chromabox.detect.nets import DetectorNet
-from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.weights import TrainedDetector, fetch_detector, save_detector
+from chromabox.detect.data.dataset import COCO_CLASSES
+from chromabox.detect.data.synthetic import write_collage
+from chromabox.detect.models.architecture import yolov3_tiny
+from chromabox.detect.models.darknet import DARKNET, DetectorNet
+from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.weights.load import TrainedDetector, fetch_detector, save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
 from chromabox.report.finetuning import finetune_missing

@@ -14,14 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from chromabox.detect.boxes import iou
-from chromabox.detect.copies import write_copies
+from chromabox.detect.data.dataset import DetectionSet, Labelled
 from chromabox.detect.detections import Detections
-from chromabox.detect.finetune import Outcome, finetune
-from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
-from chromabox.detect.freeze_auto import choose_depth
-from chromabox.detect.labelled import DetectionSet, Labelled
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.ready import make_ready
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.training.auto_freeze import choose_depth
+from chromabox.detect.training.finetune import Outcome, finetune
+from chromabox.detect.training.recipes import FinetuneConfig, read_finetune_config
+from chromabox.detect.weights.convert import write_copies
 from chromabox.engine.logger import Record, read_metrics, sentence
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.io.images import eight_bits, grid, read_picture, write_picture

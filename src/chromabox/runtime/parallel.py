@@ -1,9 +1,15 @@
 """TODO."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
 
 import torch
+
+from chromabox.errors import UsageError
 
 
 @contextmanager
@@ -15,3 +21,36 @@ def threads_at(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None
+) -> Generator[Result, None, None]:
+    """The results of ``work``, which runs a detector, in the order of the items.
+
+    Each of ``workers`` threads (None: as many as torch would use) does one item from reading to the end, the net in a
+    single thread: while one reads, others compute, and none waits for another within a layer, which is what makes
+    several threads on one picture slow where the machine has other things to do. At most twice as many items as
+    workers are under way, done, and not yet taken.
+    """
+    count = torch.get_num_threads() if workers is None else workers
+    if count < 1:
+        raise UsageError(f"workers is {workers}: give at least 1")
+    return _in_order(iter(items), work, count)
+
+
+def _in_order(items: Iterator[Item], work: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with threads_at(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
+        try:
+            waiting = deque(pool.submit(work, item) for item in islice(items, 2 * workers))
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in islice(items, 1))
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)

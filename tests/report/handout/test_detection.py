@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from boxed import yolo_set
-from chromabox.detect.finetune import finetune
-from chromabox.detect.finetune_config import FinetuneConfig
-from chromabox.detect.kinds import DARKNET, ULTRALYTICS_9_0, Kind
-from chromabox.detect.loss import DetectionLoss
-from chromabox.detect.recipes import finetune_recipe
-from chromabox.detect.weights import save_detector
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Kind
+from chromabox.detect.training.finetune import finetune
+from chromabox.detect.training.loss import DetectionLoss
+from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.weights.load import save_detector
 from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.report.found import Found

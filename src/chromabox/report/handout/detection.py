@@ -3,12 +3,11 @@
 import inspect
 from pathlib import Path
 
-from chromabox.detect import freeze
-from chromabox.detect.finetune_config import read_finetune_config
-from chromabox.detect.finetune_job import loss_of
-from chromabox.detect.loss import DetectionLoss
-from chromabox.detect.rates import _by_role
-from chromabox.detect.weights import load_detector
+from chromabox.detect.training import freeze
+from chromabox.detect.training.loss import DetectionLoss
+from chromabox.detect.training.recipes import read_finetune_config
+from chromabox.detect.training.setup import _by_role, loss_of
+from chromabox.detect.weights.load import load_detector
 from chromabox.engine.logger import read_metrics
 from chromabox.report.finetuning import draw_losses
 from chromabox.report.found import Found

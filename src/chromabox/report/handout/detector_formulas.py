@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
 
-from chromabox.detect.loss import BALANCE, DetectionLoss
+from chromabox.detect.training.loss import BALANCE, DetectionLoss
 from chromabox.engine.logger import Record
 from chromabox.report.written.document import Block, Cell, Formula, Number, Table, Text
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from chromabox.detect.finetune_config import read_finetune_config
-from chromabox.detect.freeze import Frozen, backbone
-from chromabox.detect.weights import load_detector
+from chromabox.detect.training.freeze import Frozen, backbone
+from chromabox.detect.training.recipes import read_finetune_config
+from chromabox.detect.weights.load import load_detector
 from chromabox.report.found import summary_of
 from chromabox.report.handout.detector_figures import draw_changes
 from chromabox.report.handout.detector_run import LayerChange, layer_changes

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from chromabox.detect.augment import plain_view
+from chromabox.detect.data.augment import plain_view
+from chromabox.detect.data.dataset import Labelled
 from chromabox.detect.detections import Detections
-from chromabox.detect.finetune_config import FinetuneConfig, read_finetune_config
-from chromabox.detect.finetune_job import Beginning, begin, loss_of
-from chromabox.detect.labelled import Labelled
-from chromabox.detect.layers import Convolution
-from chromabox.detect.loss import DetectionLoss
-from chromabox.detect.predict import detect_picture
-from chromabox.detect.ready import make_ready
-from chromabox.detect.targets import Places
-from chromabox.detect.views import targets_of
-from chromabox.detect.weights import TrainedDetector, load_detector
+from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.models.architecture import Convolution
+from chromabox.detect.training.assigner import Places
+from chromabox.detect.training.batches import targets_of
+from chromabox.detect.training.loss import DetectionLoss
+from chromabox.detect.training.recipes import FinetuneConfig, read_finetune_config
+from chromabox.detect.training.setup import Beginning, begin, loss_of
+from chromabox.detect.weights.load import TrainedDetector, load_detector
 from chromabox.io.images import read_picture
 
 #: Held-out pictures that the class term is computed for, and that are drawn.

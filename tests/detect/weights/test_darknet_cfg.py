@@ -1,0 +1,148 @@
+"""Darknet's configuration files: read, written, and refused by name and line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chromabox.detect.models.architecture import (
+    Architecture,
+    Convolution,
+    MaxPool,
+    Route,
+    Shortcut,
+    Upsample,
+    Yolo,
+    yolov3,
+    yolov3_tiny,
+)
+from chromabox.detect.weights.darknet_cfg import read_cfg, write_cfg
+from chromabox.errors import ChromaboxError
+
+HEAD = "[convolutional]\nfilters=12\nactivation=linear\n[yolo]\nmask=0,1\nanchors=10,14, 23,27\nclasses=1\nnum=2\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "net.cfg"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_section_and_relative_references(tmp_path: Path) -> None:
+    text = """
+# a comment
+[net]
+batch=64
+width=320
+height=224
+channels=3
+steps=400000,450000
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish ; another comment
+[convolutional]
+batch_normalize = 1
+filters = 8
+size = 3
+padding = 1
+groups = 2
+activation = relu
+[shortcut]
+from=-2
+activation=linear
+[maxpool]
+stride=2
+[upsample]
+stride=2
+[route]
+layers = -1, 0
+[route]
+layers=-1
+groups=2
+group_id=1
+"""
+    net = read_cfg(written(tmp_path, text + HEAD))
+    assert net == Architecture(
+        "net",
+        (
+            Convolution(8, 3, 2, activation="mish"),
+            Convolution(8, 3, groups=2, activation="relu", pad=1),
+            Shortcut(0),
+            MaxPool(2, 2),
+            Upsample(2),
+            Route((4, 0)),
+            Route((5,), 2, 1),
+            Convolution(12, 1, batch_normalise=False, activation="linear", pad=0),
+            Yolo((0, 1), ((10.0, 14.0), (23.0, 27.0)), 1),
+        ),
+        size=320,
+    )
+
+
+@pytest.mark.parametrize("net", [yolov3(), yolov3(3), yolov3_tiny(), yolov3_tiny(1, mask=(0, 1, 2))])
+def test_what_is_written_is_read(net: Architecture, tmp_path: Path) -> None:
+    write_cfg(net, tmp_path / f"{net.name}.cfg")
+    assert read_cfg(tmp_path / f"{net.name}.cfg") == net
+    assert [path.name for path in tmp_path.iterdir()] == [f"{net.name}.cfg"]
+
+
+@given(
+    numbers=st.lists(st.tuples(*[st.floats(0.01, 2000, allow_nan=False)] * 2), min_size=6, max_size=6),
+    classes=st.integers(1, 90),
+)
+def test_anchors_keep_every_digit(
+    numbers: list[tuple[float, float]], classes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    net = replace(yolov3_tiny(classes, anchors=tuple(numbers)), name="net")
+    path = tmp_path_factory.mktemp("cfg") / "net.cfg"
+    write_cfg(net, path)
+    assert read_cfg(path) == net
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"line 1: a darknet configuration begins with \[net\]"),
+        ("[convolutional]\nfilters=3\n", r"line 1: a darknet configuration begins with \[net\]"),
+        ("filters=3\n", "line 1: 'filters=3' is no option of a section"),
+        ("[net]\nwidth\n", "line 2: 'width' is no option"),
+        ("[net\n", r"line 1: '\[net' is no section"),
+        ("[net]\nwidth=wide\n" + HEAD, r"line 2: \[net\] width=wide: a number"),
+        ("[net]\n\n[reorg]\nstride=2\n" + HEAD, r"line 3: \[reorg\] is not known here; known are \[convolutional\]"),
+        ("[net]\n[lstm]\n" + HEAD, r"line 2: \[lstm\] is not known"),
+        (
+            "[net]\n[convolutional]\nfilters=3\nactivation=swish\n",
+            "line 2: .* has the activation 'swish'",
+        ),
+        ("[net]\n[convolutional]\nfilters=3\ndilation=2\nactivation=relu\n", r"line 4: .* has an option 'dilation'"),
+        ("[net]\n[convolutional]\nfilters=three\nactivation=relu\n", r"line 3: \[convolutional\] filters=three"),
+        ("[net]\n[maxpool]\nsize=3\nstride=2\npadding=0\n", r"line 2: \[maxpool\] has a padding other than 2"),
+        ("[net]\n[shortcut]\nfrom=-2\nactivation=leaky\n", r"line 2: \[shortcut\] has the activation 'leaky'"),
+        ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] needs one layer in from="),
+        ("[net]\n[yolo]\nclasses=1\nanchors=1,2,3\n", r"line 2: \[yolo\] needs pairs"),
+        ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] has an option 'scale_x_y'"),
+        ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", "has no yolo layer"),
+        (
+            "[net]\nwidth=416\n" + HEAD.replace("filters=12", "filters=18"),
+            "need 12 channels .* there are 18",
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ChromaboxError, match=sentence):
+        read_cfg(written(tmp_path, text))
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ChromaboxError, match=r"none\.cfg: cannot be read \(No such file"):
+        read_cfg(tmp_path / "none.cfg")
+    (tmp_path / "net.cfg").write_bytes(b"[net]\n\xff\xfe\x00")
+    with pytest.raises(ChromaboxError, match=r"net\.cfg: cannot be read \(it is no text\)"):
+        read_cfg(tmp_path / "net.cfg")

@@ -9,8 +9,8 @@ from PIL import Image
 from skimage import data
 from sympy import Function, Indexed, Integer, Mul, Sum, floor, log, symbols
 
+from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
 from chromabox.report.plots import draw_curves, draw_rows, save_figure
-from chromabox.report.written.document import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
 
 NIC, NF, NC, H, W, K = symbols("NIC NF NC H W k", positive=True)
 

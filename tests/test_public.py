@@ -62,11 +62,11 @@ NAMES = {
     "chromabox.detect.models.darknet": "DetectorNet",
     "chromabox.detect.inference.predict": "detect_picture",
     "chromabox.detect.weights.load": "TrainedDetector fetch_detector load_detector save_detector write_darknet",
-    "chromabox.report.check": "report_check",
+    "chromabox.report.dataset": "report_check",
     "chromabox.report.detection": "evaluate_weights",
-    "chromabox.report.finetuning": "finetune_and_report",
+    "chromabox.report.training": "finetune_and_report",
     "chromabox.colour.evaluation.evaluate": "Evaluation evaluate",
-    "chromabox.report.compare": "Comparison compare",
+    "chromabox.experiments.compare": "Comparison compare",
 }
 
 EXECUTION = "--precision --compiled --channels-last --threads --device"

@@ -10,7 +10,7 @@ from PIL import Image
 from chromabox.cli.sweeping import sweep
 from chromabox.colour.training.train import read_config
 from chromabox.errors import UsageError
-from chromabox.report.swept import read_sweep
+from chromabox.experiments.sweep_results import read_sweep
 
 PLAIN = ["--precision", "float32", "--compiled", "no", "--channels-last", "no", "--threads", "1", "--device", "cpu"]
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from chromabox.assignment.run import finetune_sample
+from chromabox.assignment.write_up import WriteUp, write_up
 from chromabox.colour.training.recipes import NETS_IN_ORDER
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError
+from chromabox.experiments.compare import compare
+from chromabox.experiments.runs import summary_of
+from chromabox.experiments.sweep import sweep
 from chromabox.io.cifar10 import load_cifar10
-from chromabox.report.compare import compare
-from chromabox.report.finetune_sample import finetune_sample
-from chromabox.report.found import summary_of
-from chromabox.report.sweep import sweep
-from chromabox.report.write_up import WriteUp, write_up
 
 DATA, PLAIN = "cifar10:horse", ExecutionOptions(compiled="no", threads=1)
 

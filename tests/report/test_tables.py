@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from chromabox.colour.evaluation.evaluate import Evaluation, Scores
-from chromabox.report.compare import Comparison, Line
-from chromabox.report.tables import print_comparison, print_evaluation
+from chromabox.experiments.compare import Comparison, Line, print_comparison
+from chromabox.report.tables import print_evaluation
 
 
 def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:

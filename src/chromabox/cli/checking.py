@@ -32,6 +32,6 @@ def check(
         memory: GB that it may take (where the system can limit it).
         json: Also write everything that was found into this .json file.
     """
-    from chromabox.report.self_check import report_self_check
+    from chromabox.assignment.check.runner import report_self_check
 
     return 0 if report_self_check(file, seconds=time, gigabytes=memory, output=json).matches else 1

@@ -69,9 +69,9 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
     """
     if not options.inputs:
         raise UsageError("inputs: name at least one picture, folder or film to colour")
+    from chromabox.colour.inference.batch import wishes_of
     from chromabox.colour.weights.checkpoint import load_trained
     from chromabox.io.video import VIDEO_SUFFIXES
-    from chromabox.report.colouring import wishes_of
 
     wishes = wishes_of(options)
     films = [path for path in options.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
@@ -85,12 +85,11 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
 def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     from contextlib import closing
 
-    from chromabox.colour.inference.batch import colour_batch
+    from chromabox.colour.inference.batch import colour_batch, picture_work, settings_of
     from chromabox.colour.weights.checkpoint import load_trained
     from chromabox.engine.logger import progress
     from chromabox.io.manifest import RECORD_NAME
     from chromabox.io.paths import plan_outputs
-    from chromabox.report.colouring import picture_work, settings_of
     from chromabox.report.contact_sheet import draw_contact_sheets
 
     pairs = plan_outputs(options.inputs, options.output, match=options.match, recursive=options.recursive)
@@ -156,7 +155,7 @@ def score(
         coloured: The coloured picture, or a folder with the same names inside.
         output: Folder for scores.csv and scores.json; scores/ if left out.
     """
-    from chromabox.report.scorecard import report_scores
+    from chromabox.report.scores import report_scores
 
     card = report_scores(originals, coloured, output or Path("scores"))
     return 1 if card.failed else 0
@@ -199,8 +198,9 @@ def demo(*, output: Output = Path("demo")) -> int:
     Args:
         output: Folder for everything.
     """
-    from chromabox.report.demo import run_demo
-    from chromabox.report.tables import print_comparison, print_sweep
+    from chromabox.assignment.run import run_demo
+    from chromabox.experiments.compare import print_comparison
+    from chromabox.experiments.sweep_results import print_sweep
 
     result = run_demo(output, say=print_line)
     print_comparison(result.assignment.comparison)

@@ -43,7 +43,7 @@ def count(
         others: Count the outputs of pooling, upsampling and activations.
     """
     from chromabox.assignment.count import Counted
-    from chromabox.report.counting import count_named, print_counting
+    from chromabox.assignment.count_tables import count_named, print_counting
 
     counting = count_named(
         net, size=size, kernel=kernel, num_filters=filters, num_colours=colours, num_in_channels=in_channels
@@ -66,7 +66,7 @@ def geometry(*, kernel: tuple[int, ...] = (3, 4, 5), stride: int = 2, dilation: 
     """
     if not kernel:
         raise UsageError("kernel: names no size; give at least one")
-    from chromabox.report.counting import print_geometry
+    from chromabox.assignment.count_tables import print_geometry
 
     print_geometry(kernel, stride, dilation)
     return 0

@@ -52,14 +52,14 @@ def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
 
     chromabox detect film.mp4 -o film-with-boxes.mp4
     """
-    from chromabox.report.detecting_plan import plan_detection
+    from chromabox.detect.inference.batch import plan_detection
 
     plan = plan_detection(options.inputs, options.output, options.format)
+    from chromabox.detect.inference.batch import detect_inputs
     from chromabox.detect.inference.predict import Wanted
     from chromabox.detect.inference.runtime import EXACT, make_ready
     from chromabox.detect.weights.load import load_detector
     from chromabox.engine.runtime_options import ExecutionOptions
-    from chromabox.report.detecting import detect_inputs
 
     trained = load_detector(options.weights)
     wanted = Wanted.of(trained, options.confidence, options.iou, options.classes or None, options.size)

@@ -65,7 +65,7 @@ def finetune(*, options: OmitArgPrefixes[FinetuneOptions]) -> int:
     chromabox finetune --resume runs/raccoon
     """
     folder, config = _fresh(options) if options.resume is None else _resumed(options)
-    from chromabox.report.finetuning import finetune_and_report
+    from chromabox.report.training import finetune_and_report
 
     finetune_and_report(config, folder, options=options.execution, resume=options.resume is not None, say=print_line)
     return 0

@@ -67,7 +67,7 @@ DataAction = OmitSubcommandPrefixes[
 def data(*, action: DataAction) -> int:
     """Fetch a data set, make a small one, or check one of your own."""
     if isinstance(action, Check):
-        from chromabox.report.check import report_check
+        from chromabox.report.dataset import report_check
 
         return 0 if report_check(action.path, repair=action.repair, output=action.output).sound else 1
     if isinstance(action, Collage):

@@ -39,9 +39,10 @@ def report(
         raise UsageError("runs: name the runs to write about, or give --all to do the whole assignment")
     if quick and (runs or not whole):
         raise UsageError("quick: is for --all without runs, which trains them; leave it out")
-    from chromabox.report.assignment import COURSE, QUICK, do_assignment
-    from chromabox.report.tables import print_comparison, print_sweep
-    from chromabox.report.write_up import write_up
+    from chromabox.assignment.run import COURSE, QUICK, do_assignment
+    from chromabox.assignment.write_up import write_up
+    from chromabox.experiments.compare import print_comparison
+    from chromabox.experiments.sweep_results import print_sweep
 
     if not runs:
         done = do_assignment(output / "runs", QUICK if quick else COURSE, options=execution, say=print_line)

@@ -48,9 +48,9 @@ def sweep(
             left out.
         execution: How training runs on this machine.
     """
-    from chromabox.report.sweep import parse_over
-    from chromabox.report.sweep import sweep as train_all
-    from chromabox.report.tables import print_sweep
+    from chromabox.experiments.sweep import parse_over
+    from chromabox.experiments.sweep import sweep as train_all
+    from chromabox.experiments.sweep_results import print_sweep
 
     quantity, values = parse_over(over)
     found = train_all(

@@ -94,7 +94,7 @@ def train(*, options: OmitArgPrefixes[TrainOptions]) -> int:
         resume = options.resume is not None
         folder, config = _resumed(options) if resume else _fresh(options, new=world.is_main)
         from chromabox.colour.training.train import train as train_net
-        from chromabox.report.live import draw_run, watch_run
+        from chromabox.report.training import draw_run, watch_run
 
         title = f"{config.net}, {config.recipe_name} recipe, {config.data}, seed {config.seed}"
         watch = watch_run(folder, say)
@@ -122,7 +122,7 @@ def is_photo_run(options: TrainOptions) -> bool:
 def _train_photo(options: TrainOptions, world: "World", say: Callable[[str], None]) -> int:
     """The photo net's training, begun or gone on with."""
     from chromabox.colour.training.train_photo import train_photo
-    from chromabox.report.live import draw_run, watch_photo_run
+    from chromabox.report.training import draw_run, watch_photo_run
 
     folder, config = _resumed_photo(options) if options.resume else _fresh_photo(options, new=world.is_main)
     try:
@@ -391,9 +391,8 @@ def compare(
         runs: Finished run folders to tabulate; nothing is trained then.
         execution: How training runs on this machine.
     """
-    from chromabox.report.compare import compare as side_by_side
-    from chromabox.report.compare import group_runs, tabulate
-    from chromabox.report.tables import print_comparison
+    from chromabox.experiments.compare import compare as side_by_side
+    from chromabox.experiments.compare import group_runs, print_comparison, tabulate
 
     if runs:
         result = tabulate(output, group_runs(runs))

@@ -20,7 +20,7 @@ from chromabox.detect.models.darknet import kind_named
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
-from chromabox.report.check import plain
+from chromabox.report.dataset import plain
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
 
 #: Classes up to which each has a curve and a line of its own in legends.

@@ -2,14 +2,11 @@
 
 import math
 import sys
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from chromabox.colour.evaluation.evaluate import Evaluation
-from chromabox.report.compare import Comparison
-from chromabox.report.swept import Measured, Row, Sweep
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -46,55 +43,3 @@ def print_evaluation(result: Evaluation, title: str) -> None:
         for row in result.rows
     ]
     _table(title, columns, rows)
-
-
-def print_comparison(result: Comparison) -> None:
-    """A line for each net, the published numbers beside it, and where table and figure are."""
-    columns = ["net", "parameters", "seeds", "accuracy %", "loss", "seconds", "published %", "published loss"]
-    rows = [
-        [
-            line.net,
-            f"{line.parameters:,}",
-            line.seeds,
-            f"{line.accuracy:.2f}" + ("" if line.accuracy_spread is None else f" ± {line.accuracy_spread:.2f}"),
-            f"{line.loss:.4f}" + ("" if line.loss_spread is None else f" ± {line.loss_spread:.4f}"),
-            f"{line.seconds:.0f}",
-            line.published_accuracy,
-            line.published_loss,
-        ]
-        for line in result.lines
-    ]
-    first = result.lines[0]
-    _table(f"{first.data}, {first.recipe} recipe, palette {first.palette}", columns, rows)
-    print(f"table: {result.table}\nfigure: {result.figure}")
-
-
-def print_sweep(result: Sweep) -> None:
-    """A line for each value, with equal epochs and where it was trained with equal steps; and where everything is."""
-    title = f"{result.net} on {result.data}, {result.recipe} recipe, palette {result.palette}"
-    _sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
-    if result.equal_steps:
-        _sweep_table(f"{title}: equal steps", result, result.equal_steps)
-    print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.table}")
-    print(f"curves: {result.curves}\npictures: {result.sheet}\nruns: {result.folder}")
-
-
-def _sweep_table(title: str, result: Sweep, rows: Sequence[Row]) -> None:
-    columns = [result.over.replace("-", " "), "epochs", "updates", "train loss", "test loss", "accuracy %", "PSNR dB"]
-    columns += ["ΔE2000", "colourfulness", "seconds"]
-    shown = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
-    shown += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
-    _table(
-        title,
-        columns,
-        [
-            [str(row.value), str(row.epochs), f"{row.updates:,}"]
-            + [_with_spread(row.measured[name], digits, factor) for name, digits, factor in shown]
-            for row in rows
-        ],
-    )
-
-
-def _with_spread(measured: Measured, digits: int, factor: float) -> str:
-    spread = _number(measured.spread, digits, factor)
-    return _number(measured.mean, digits, factor) + (f" ± {spread}" if spread else "")

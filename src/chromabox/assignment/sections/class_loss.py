@@ -1,0 +1,278 @@
+"""The loss of a detector as mathematics: its class term, how the terms add up, and what each came to in a run.
+
+D.1 and D.2: what stands still while a detector is fine-tuned, what its class term is, and what came of it.
+
+D.2's answers from a run: whether the term is its formula, pictures before and after, what was reached.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
+
+from chromabox.assignment.analysis.detector_analysis import SURE, TermCheck, check_class_term, open_run, shown_pictures
+from chromabox.assignment.analysis.plots import draw_shown
+from chromabox.assignment.sections.numbers import RECORD, in_summary, last_part, literal, record, whole
+from chromabox.detect.training.loss import BALANCE, DetectionLoss
+from chromabox.detect.training.recipes import read_finetune_config
+from chromabox.detect.training.setup import loss_of
+from chromabox.detect.weights.load import load_detector
+from chromabox.engine.logger import Record, read_metrics
+from chromabox.errors import ChromaboxError
+from chromabox.experiments.runs import Found, summary_of
+from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, Missing, Number, Section, Table, Text
+from chromabox.report.training import draw_losses
+
+#: What the terms of each decode sum up, before they are weighed.
+MEANING = {
+    "exp": {
+        "box": "(2 − width·height) times the cross-entropy of the centre in its cell and half the squared error of the "
+        "logarithms of the sides, over the places that learn a box",
+        "objectness": "cross-entropy of whether a box is learnt there, over all places but those that overlap a true "
+        "box without learning it",
+        "class": "cross-entropy of every class, over the places that learn a box",
+    },
+    "sigmoid2": {
+        "box": "mean of 1 − CIoU, over the places that learn a box",
+        "objectness": "mean cross-entropy towards the overlap that the box has reached, over all places, heads weighed "
+        + ", ".join(f"{weight:g}" for weight in BALANCE)
+        + " from the finest",
+        "class": "mean cross-entropy of every class, over the places that learn a box",
+    },
+    "old": {
+        "old_box": "half the squared distance from the old net's boxes, where it was sure",
+        "old_class": "divergence from the old net's classes, where it was sure",
+    },
+}
+
+
+def class_term(loss: DetectionLoss) -> list[Block]:
+    """Binary cross-entropy with logits of one class at one place, and the term that all of them make."""
+    x, y, weight = symbols("x y cls_pw")
+    sure, j, c = Function("σ"), Symbol("j"), Symbol("c")
+    places, classes = symbols("m C")
+    error = -(Mul(weight, y, log(sure(x)), evaluate=False) + (1 - y) * log(1 - sure(x)))
+    each = Sum(IndexedBase("bce")[j, c], (c, 1, classes), (j, 1, places))
+    exp = loss.kind.decode == "exp"
+    parts = Symbol("n") if exp else places * classes
+    return [
+        Text(
+            "A place of a head that learns a box (an anchor in a cell) puts out one number x for each class, a logit. "
+            "What is wanted is y = 1 for the box's class and y = 0 for all others. Classes are judged independently of "
+            "each other, each by its own σ(x) = 1/(1 + e⁻ˣ) and not by a softmax, so that a thing may be of two "
+            "classes. The cross-entropy of one number is"
+        ),
+        Formula("bce", error),
+        Text(
+            "`cls_pw` weighs positives: of C classes all but one are negative, and above 1 it makes a missed class "
+            "cost more. The class term is "
+            + (
+                "the sum over the m places that learn a box and over the C classes, divided by the n pictures of the "
+                "batch:"
+                if exp
+                else "the mean over the m places that learn a box and over the C classes, of each head:"
+            )
+        ),
+        Formula("L_class", each / parts),
+        Text(
+            "In code the logarithm of σ(x) is never taken of a rounded σ(x), which for a very negative x is 0: "
+            "`binary_cross_entropy_with_logits` computes it from x itself. `_class_errors` gives the errors of all "
+            "places and classes:"
+        ),
+    ]
+
+
+def formulas_of(loss: DetectionLoss) -> list[Block]:
+    """How the terms add up."""
+    box, objectness, category = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
+    if loss.kind.decode == "exp":
+        total = (box + objectness + category) / Symbol("n")
+    else:
+        shares = loss.shares(1)
+        parts = [Float(shares[name]) * part for name, part in zip(shares, (box, objectness, category), strict=True)]
+        total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
+    of_heads = "" if loss.kind.decode == "exp" else ", each added up over the heads"
+    return [Text(f"It is one of three terms. With S for what the table says of each{of_heads}:"), Formula("L", total)]
+
+
+def terms_table(run: Path, records: Sequence[Record], loss: DetectionLoss) -> Table:
+    """Every term: what it is, and what it came to in the first and last epoch."""
+    meaning = MEANING[loss.kind.decode] | MEANING["old"]
+    names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
+    rows: list[list[Cell]] = []
+    for name in [*(one for one in names if one != "loss"), "loss"]:
+        cells: list[Cell] = [name.replace("_", " "), meaning.get(name, "the sum")]
+        for split in ("train", "val"):
+            for place, at in (("first", 0), ("last", -1)):
+                key = f"{split}_{name}"
+                value = records[at].get(key, float("nan"))
+                cells.append(Number(float(value), f"{run}/metrics.jsonl: {place} epoch > {key}", ".4g"))
+        rows.append(cells)
+    columns = ["term", "what is summed", "training, first", "last", "held out, first", "last "]
+    return Table("The terms of the loss as they count, in the first and the last epoch", columns, rows)
+
+
+COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
+
+
+def classification_loss(found: Found, folder: Path) -> Section:
+    """D.2: the class term as formula, code and number; what fine-tuning reached; two pictures before and after."""
+    head = (
+        "D.2",
+        "The classification loss and what it leads to",
+        "Put in the class term of the loss, binary cross-entropy with logits, and show predictions on two pictures.",
+    )
+    if not found.detectors:
+        return Section(*head, [Missing("a finished run of fine-tuning", COMMAND)])
+    run = found.detectors[0]
+    loss = loss_of(load_detector(run).net, read_finetune_config(run))
+    records = read_metrics(run)
+    path = folder / f"terms-{run.name}.png"
+    draw_losses(records, path, "")
+    caption = "Every term of the loss as it counts, and AP on held-out pictures, against epochs"
+    return Section(
+        *head,
+        [
+            *class_term(loss),
+            Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss._class_errors))),
+            *formulas_of(loss),
+            terms_table(run, records, loss),
+            Figure(path, caption),
+            *checked_and_shown(run, folder, COMMAND),
+            *reached(run),
+        ],
+    )
+
+
+#: A weight of positives by which the term is checked beside the run's own, so that it plays a part.
+OTHER_WEIGHT = 3.0
+
+#: Classes that a table lists.
+CLASSES = 10
+
+
+def checked_and_shown(run: Path, folder: Path, command: str) -> list[Block]:
+    """What needs the run's pictures; where they are gone, that they are."""
+    try:
+        opened = open_run(run)
+    except ChromaboxError as error:
+        return [Missing(f"the pictures of {run} ({error})", command)]
+    blocks = [
+        _checked(run, folder, [check_class_term(opened, weight) for weight in (opened.loss.cls_pw, OTHER_WEIGHT)])
+    ]
+    path = folder / f"pictures-{run.name}.png"
+    shown = shown_pictures(opened)
+    if not shown:
+        return [*blocks, Text("None of the held-out pictures shows anything, so none is drawn.")]
+    draw_shown(shown, opened.after.classes, path)
+    caption = Text(
+        "The first held-out pictures on which something is to be found: its true boxes, what the detector finds before "
+        "fine-tuning, and after, with scores above {sure}",
+        {"sure": Number(SURE, "report/handout/detector_run.py: SURE", ".2f")},
+    )
+    return [*blocks, Figure(path, str(caption))]
+
+
+def _checked(run: Path, folder: Path, checks: Sequence[TermCheck]) -> Text:
+    """Whether term and slopes are what the formula says."""
+    record(folder, "class term", {run.name: {f"{one.positive:g}": one for one in checks}})
+    numbers: dict[str, Number] = {}
+    for index, one in enumerate(checks):
+        source = f"{RECORD}: class term > {run.name} > {one.positive:g}"
+        numbers |= {
+            f"weight{index}": Number(one.positive, f"{source} > positive", "g"),
+            f"ours{index}": Number(one.ours, f"{source} > ours", ".6g"),
+            f"defined{index}": Number(one.defined, f"{source} > defined", ".6g"),
+        }
+    source = f"{RECORD}: class term > {run.name}"
+    numbers["places"] = whole(checks[0].places, f"{source}: places")
+    off = max(abs(one.ours - one.defined) / max(abs(one.defined), 1e-12) for one in checks)
+    slope = max(one.slope_difference / max(one.slope, 1e-12) for one in checks)
+    numbers["off"] = Number(off, f"{source}: |ours − defined| / defined, the larger", ".0e")
+    numbers["slope"] = Number(slope, f"{source}: slope_difference / slope, the larger", ".0e")
+    right = off < 1e-9 and slope < 1e-9
+    return Text(
+        "Checked on held-out pictures with the trained net ({places} places that learn a class): the code gives "
+        "{ours0} with `cls_pw` = {weight0} and {ours1} with {weight1}, the formula written out with logarithms "
+        "{defined0} and {defined1}. The difference is at most {off} of the value; the slopes of automatic "
+        "differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most {slope} of "
+        "the largest. "
+        + ("Both are rounding of float64: the code is the formula." if right else "That is more than rounding."),
+        numbers,
+    )
+
+
+def reached(run: Path) -> list[Block]:
+    """AP before and after with intervals, what may be concluded, and the classes."""
+    summary = summary_of(run)
+    rows: list[list[Cell]] = []
+    for key, name in (("ap50", "AP50"), ("ap", "AP")):
+        cells: list[Cell] = [f"{name} %"]
+        for when in ("before", "after"):
+            low, high = (
+                Number(100 * float(bound), f"{run}/summary.json: {when} > {key}_interval", ".1f")
+                for bound in summary[when][f"{key}_interval"]
+            )
+            cells += [in_summary(run, when, key, spec=".1f", scale=100.0), f"{low} to {high}"]
+        low, high = (
+            Number(100 * float(bound), f"{run}/summary.json: difference > {key} > interval", "+.1f")
+            for bound in summary["difference"][key]["interval"]
+        )
+        cells += [in_summary(run, "difference", key, "value", spec="+.1f", scale=100.0), f"{low} to {high}"]
+        rows.append(cells)
+    columns = ["", "before", "95 %", "after", "95 % ", "difference", "95 %  "]
+    table = Table(
+        "Average precision by COCO's definition on held-out pictures; intervals by resampling the pictures, of the "
+        "difference in pairs",
+        columns,
+        rows,
+    )
+    return [table, _judged(run), *_classes(run), *_warned(run)]
+
+
+def _judged(run: Path) -> Text:
+    """What the intervals allow to say; and what is left of old classes, where that was measured."""
+    summary = summary_of(run)
+    said = []
+    for key, name in (("ap50", "AP50"), ("ap", "AP")):
+        low, high = summary["difference"][key]["interval"]
+        said.append(
+            f"{name} has become {'better' if low > 0 else 'worse'}"
+            if low > 0 or high < 0
+            else f"the change of {name} cannot be told from chance"
+        )
+    text = f"By these intervals {' and '.join(said)}."
+    numbers = {}
+    if "retained" in summary:
+        text += " On `" + last_part(summary["retained"]["data"])
+        text += "` AP50 of the classes known before goes from {old} to {new} %."
+        numbers = {
+            "old": in_summary(run, "retained", "ap50_before", spec=".1f", scale=100.0),
+            "new": in_summary(run, "retained", "ap50_after", spec=".1f", scale=100.0),
+        }
+    return Text(text, numbers)
+
+
+def _classes(run: Path) -> list[Block]:
+    """The classes with most boxes; nothing where there is one alone, which the table above is about."""
+    per_class = summary_of(run)["after"]["per_class"]
+    names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda one: -per_class[one]["boxes"])
+    if len(names) < 2:
+        return []
+    rows: list[list[Cell]] = [
+        [
+            name,
+            in_summary(run, "after", "per_class", name, "boxes"),
+            in_summary(run, "before", "per_class", name, "ap50", spec=".1f", scale=100.0),
+            in_summary(run, "after", "per_class", name, "ap50", spec=".1f", scale=100.0),
+        ]
+        for name in names[:CLASSES]
+    ]
+    caption = "AP50 of each class" if len(names) <= CLASSES else "AP50 of the classes with most boxes"
+    return [Table(caption, ["class", "boxes", "before %", "after %"], rows)]
+
+
+def _warned(run: Path) -> list[Block]:
+    warnings = summary_of(run)["warnings"]
+    return [Text(f"What the run itself warns of: {literal('; '.join(warnings))}.")] if warnings else []

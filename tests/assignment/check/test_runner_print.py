@@ -1,0 +1,87 @@
+"""What ``chromabox check`` prints and writes; what is found has tests in tests/colour."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from chromabox.assignment.check import runner as self_check
+from chromabox.assignment.check.align import compare
+from chromabox.assignment.check.checks import Check, NetCheck, our_steps
+from chromabox.assignment.check.runner import SelfCheck, conclusion, report_self_check
+from chromabox.assignment.check.trace import record
+from chromabox.colour.models import NETS
+from chromabox.errors import ChromaboxError
+
+
+def a_net(*checks: Check, class_name: str = "UNet") -> NetCheck:
+    """ConvTransposeNet without block 2's BatchNorm, beside the right one."""
+    changed = NETS["conv-transpose"]()
+    changed.set_submodule("block2.1", nn.Identity())
+    lines = compare(our_steps("conv-transpose"), record(changed, torch.rand(2, 1, 32, 32)).steps)
+    return NetCheck("conv-transpose", class_name, list(checks), lines, ["do [this]"])
+
+
+RIGHT, WRONG, NOTED = (
+    Check("shapes", True, "fine"),
+    Check("layers", False, "not [red]fine"),
+    Check("sizes", None, "well"),
+)
+FOUND = SelfCheck("mine.py", [a_net(RIGHT, WRONG, NOTED), a_net(RIGHT, NOTED, class_name="Pool")], ["line 1 \x1b[31m"])
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "self_check", lambda *_, **__: FOUND)
+
+
+@pytest.mark.usefixtures("found")
+def test_questions_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_self_check(Path("mine.py")) is FOUND
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "note: line 1 ?[31m"
+    assert lines[2:6] == ["UNet", "✓ shapes fine", "✗ layers not [red]fine", "· sizes well"]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert rows[0] == [
+        "✓",
+        "block 1",
+        "Conv2d(1→32)",
+        "32 × 16 × 16",
+        "320",
+        "Conv2d(1→32)",
+        "self.block1.0",
+        "32 × 16 × 16",
+        "320",
+        "",
+    ]
+    assert rows[4] == ["✗", "block 2", "BatchNorm2d", "64 × 8 × 8", "128", "", "", "", "", "missing"]
+    assert "→ do [this]" in lines
+    assert lines[-1] == "Pool: as in figure 1; UNet: 1 of 3 checks fail"
+
+
+@pytest.mark.usefixtures("found")
+def test_everything_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "found.json"
+    report_self_check(Path("mine.py"), output=path)
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert (written["file"], written["matches"], written["failed"]) == ("mine.py", False, None)
+    assert [net["matches"] for net in written["nets"]] == [False, True]
+    assert written["nets"][0]["checks"][1] == {"name": "layers", "passed": False, "said": "not [red]fine"}
+    assert written["nets"][0]["lines"][4]["wanted"]["kind"] == "BatchNorm2d"
+    assert written["nets"][0]["lines"][4]["found"] is None
+
+
+@pytest.mark.usefixtures("found")
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ChromaboxError, match="cannot be written"):
+        report_self_check(Path("mine.py"), output=tmp_path / "file" / "found.json")
+
+
+def test_the_last_line_says_all() -> None:
+    assert conclusion(SelfCheck("a.py", [], failed="a.py is no Python")) == "✗ a.py is no Python"
+    assert conclusion(SelfCheck("a.py", [a_net(RIGHT)])) == "UNet: as in figure 1"
+    assert not SelfCheck("a.py", []).matches

@@ -1,0 +1,207 @@
+"""Counts by name, by run and by file, and their printed form.
+
+Expected: the assignment's numbers by hand; darknet's own figures for its detectors (a product and an addition count
+as two operations, printed in thousands of millions); sympy reading a printed formula back.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sympy import Expr, Rational, expand, sympify
+from torch import nn
+
+from chromabox.assignment.count import NC, NF, SYMBOLS, Counted, H, K, W
+from chromabox.assignment.count_tables import count_named, formula_text, print_counting, print_geometry, what_counts
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.weights.checkpoint import describe_net, load_trained
+from chromabox.detect.models.architecture import yolov3, yolov3_tiny
+from chromabox.detect.weights.load import save_detector
+from chromabox.engine.checkpoint import save_checkpoint
+from chromabox.errors import ChromaboxError, UsageError
+from detectors import small_detector
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a UNet with 4 filters and kernels of 5."""
+    settings = {"kernel": 5, "num_filters": 4, "num_colours": 24}
+    state = {"net": build_net("unet", **settings).state_dict()}
+    save_checkpoint(
+        tmp_path / "run" / "best.safetensors", state, describe_net("unet", settings, load_palette("cifar24"))
+    )
+    return tmp_path / "run"
+
+
+def test_a_run_and_its_file_are_counted_with_their_own_settings(run: Path) -> None:
+    by_name = count_named("unet", kernel=5, num_filters=4).count
+    for place in (run, run / "best.safetensors"):
+        found = count_named(str(place))
+        assert found.title == f"unet of {place}"
+        assert found.count.values == by_name.values
+        assert found.count.total() == by_name.total()
+    # 25·(NIC·NF + 4NF² + 2NF·NC + (NC + NIC)·NC) with NIC = 1, NF = 4, NC = 24.
+    assert by_name.total().numbers(by_name.values)[0] == 25 * (4 + 64 + 192 + 25 * 24)
+
+
+# "BFLOPs" that darknet prints, and its page names, for 416 × 416.
+@pytest.mark.parametrize(
+    ("name", "architecture", "printed"), [("yolov3", yolov3(), "65.86"), ("yolov3-tiny", yolov3_tiny(), "5.56")]
+)
+def test_detectors_have_darknets_operations_and_numbers(name: str, architecture: object, printed: str) -> None:
+    count = count_named(name).count
+    _, _, connections = count.total().numbers(count.values)
+    assert count.values == {H: 416, W: 416}
+    assert int(2 * connections / 1e7) / 100 == float(printed)
+    # The weights file also has two running statistics for every two weights of BatchNorm.
+    norms = sum(layer.weights for layer in count.layers if layer.part == "norm")
+    assert count.total(Counted(biases=True, batch_norm=True)).weights + 2 * norms == architecture.numbers
+
+
+def test_a_detectors_file_is_counted_at_its_own_size(tmp_path: Path) -> None:
+    trained = small_detector()
+    save_detector(tmp_path / "best.safetensors", trained)
+    for place in (tmp_path, tmp_path / "best.safetensors"):
+        count = count_named(str(place)).count
+        assert count.values == {H: 64, W: 64}
+        convolutions = [layer for layer in trained.net.modules() if isinstance(layer, nn.Conv2d)]
+        assert count.total().weights == sum(layer.weight.numel() for layer in convolutions)
+    assert count_named(str(tmp_path), size=96).count.values[H] == 96
+
+
+def test_photo_is_the_shipped_net() -> None:
+    count = count_named("photo").count
+    net = load_trained().net
+    everything = count.total(Counted(True, True, True))
+    assert everything.numbers(count.values)[0] == sum(parameter.numel() for parameter in net.parameters())
+    assert count_named("photo", num_colours=10).count.values[NC] == 10
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "reason"),
+    [
+        ("vgg", {}, "net 'vgg': no run folder or file, and none of pool-upsample, conv-transpose, .*yolov3-tiny"),
+        ("yolov3-tiny", {"kernel": 3}, "kernel: only for colour nets by name .*yolov3-tiny has its own"),
+        ("yolov3-tiny", {"size": 400}, "size is 400×400: .*multiple of 32"),
+        ("colournet", {"num_filters": 3}, "no such setting"),
+        ("RUN", {"num_colours": 3}, "num_colours: only for colour nets by name"),
+        ("RUN", {"size": 31}, "size is 31×31"),
+        ("EMPTY", {}, "holds no best.safetensors"),
+    ],
+)
+def test_what_cannot_be_counted_is_said(
+    run: Path, tmp_path: Path, net: str, settings: dict[str, int], reason: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(run), "EMPTY": str(tmp_path / "empty")}
+    with pytest.raises(UsageError, match=reason):
+        count_named(places.get(net, net), **settings)
+
+
+def test_a_file_that_is_no_net_is_said(tmp_path: Path) -> None:
+    (tmp_path / "net.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ChromaboxError, match=r"net\.safetensors"):
+        count_named(str(tmp_path / "net.safetensors"))
+
+
+def read_back(text: str) -> Expr:
+    """A printed formula as sympy reads it."""
+    for index, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹"):
+        text = text.replace(digit, f"**{index}")
+    return sympify(text.replace("·", "*").replace(",", ""), {str(symbol): symbol for symbol in SYMBOLS})
+
+
+TERMS = st.tuples(st.fractions(-2000, 2000, max_denominator=64), *[st.integers(0, 3)] * 4)
+
+
+@given(st.lists(TERMS, max_size=5))
+def test_printed_formulas_read_back_as_themselves(terms: list) -> None:
+    expression = sum(
+        (Rational(c.numerator, c.denominator) * K**a * H**b * NF**d * NC**e for c, a, b, d, e in terms), start=NF * 0
+    )
+    assert expand(read_back(formula_text(expression)) - expression) == 0
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        (K**2 * (4 * NF**2 + NF * NC), "k²·NF·(4·NF + NC)"),
+        (1600 * NF + 1280 * NC, "1,600·NF + 1,280·NC"),
+        (H * W * NF / 16, "1/16·H·W·NF"),
+        (K**2 * (NF**2 + NC) + 12 * NF + 4 * NC, "k²·(NF² + NC) + 12·NF + 4·NC"),
+        (NF * 0, "0"),
+    ],
+)
+def test_formulas_in_plain_characters(expression: Expr, text: str) -> None:
+    assert formula_text(expression) == text
+
+
+def test_a_printed_count_has_formulas_both_sizes_and_all_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_counting(count_named("pool-upsample"))
+    out = capsys.readouterr().out
+    assert "weights of kernels (not biases, BatchNorm); outputs of convolutions and linear layers" in out
+    for part in (
+        *("k²·(NIC·NF + 4·NF² + NF·NC + NC²)", "1,600·NF + 1,280·NC", "6,400·NF + 5,120·NC"),
+        *("k²·(1,024·NIC·NF + 640·NF² + 256·NF·NC + 1,024·NC²)", "NIC = 1, NF = 32, NC = 24, k = 3"),
+        *("32 × 32", "64 × 64", "49,248", "81,920", "327,680", "13,271,040", "53,084,160"),
+    ):
+        assert part in out
+    last = [line for line in out.splitlines() if line.startswith("│ last ")]
+    assert ["k²·NC²" in last[0], "5,308,416" in last[1], len(last)] == [True, True, 2]
+
+
+def test_a_net_without_settings_has_no_formulas_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    count = count_named("yolov3-tiny", size=32)
+    print_counting(count, Counted(others=True))
+    out = capsys.readouterr().out
+    assert "32,157/2·H·W" in out
+    assert "MaxPoolLayer" in out
+    assert "NF" not in out
+
+
+def test_what_is_counted_in_words() -> None:
+    everything = what_counts(Counted(True, True, True))
+    assert everything == (
+        "weights of kernels, biases, BatchNorm; outputs of convolutions and linear layers, BatchNorm, pooling, "
+        "upsampling and activations"
+    )
+    assert what_counts(Counted(biases=True)).startswith("weights of kernels, biases (not BatchNorm); ")
+
+
+def test_printed_paddings_or_why_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    print_geometry([4, 5], stride=2, dilation=1)
+    lines = capsys.readouterr().out.splitlines()
+    four, five = (next(index for index, line in enumerate(lines) if f"kernel {k}, stride 2" in line) for k in (4, 5))
+    assert four < five
+
+    def row(start: int, name: str) -> str:
+        return next(line for line in lines[start:] if name in line)
+
+    assert [cell.strip() for cell in row(four, "transposed").split("│")[2:4]] == ["8 → 16 → 32", "1 and 0"]
+    assert [cell.strip() for cell in row(five, "transposed").split("│")[2:4]] == ["8 → 16 → 32", "2 and 1"]
+    assert [cell.strip() for cell in row(five, "first two").split("│")[2:4]] == ["32 → 16 → 8", "2"]
+    assert "none: 32 → 32 needs 2p = 3" in row(four, "last")
+    print_geometry([2], stride=2, dilation=3)
+    assert "1 and 0 or 2 and 2" in capsys.readouterr().out
+
+
+def test_nothing_is_printed_where_one_kernel_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="kernel is 0"):
+        print_geometry([3, 0], stride=2, dilation=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_counting_a_detector_needs_no_memory_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are never made: a great tensor on the processor would be refused."""
+    real = torch.empty
+
+    def empty(*sizes: object, **options: object) -> torch.Tensor:
+        tensor = real(*sizes, **options)
+        assert tensor.numel() < 1e6 or tensor.is_meta
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
+    count_named("yolov3-tiny", size=32)

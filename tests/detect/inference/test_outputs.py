@@ -1,0 +1,113 @@
+"""Boxes drawn and written: the lists must be what the programs they are made for read (pycocotools' way of COCO's
+results, YOLO's text files as this package's own reader of labels knows them), and pictures must show the boxes."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chromabox.detect.data.dataset import COCO_CLASSES
+from chromabox.detect.detections import Detections
+from chromabox.detect.inference.outputs import (
+    Sighting,
+    annotated,
+    coco_results,
+    write_class_names,
+    write_coco_results,
+    write_csv,
+    write_yolo_text,
+)
+from chromabox.errors import ChromaboxError
+
+FOUND = Detections(
+    xyxy=np.array([[10, 20, 50, 100], [100, 40, 180, 90]], np.float32),
+    confidence=np.array([0.9, 0.6], np.float32),
+    class_id=np.array([16, 79]),
+    data={"class_name": np.array(["dog", "toothbrush"])},
+)
+NOTHING = Detections(
+    xyxy=np.zeros((0, 4), np.float32),
+    confidence=np.zeros(0, np.float32),
+    class_id=np.zeros(0, int),
+    data={"class_name": np.zeros(0, str)},
+)
+
+
+def test_coco_results_have_cocos_ids_and_corner_with_sides(tmp_path: Path) -> None:
+    rows = coco_results([Sighting("val/000000000139.jpg", (120, 200), FOUND)], COCO_CLASSES)
+    # instances_val2017.json: dog is 18, toothbrush is 90.
+    assert [(row["image_id"], row["category_id"], row["bbox"]) for row in rows] == [
+        (139, 18, [10, 20, 40, 80]),
+        (139, 90, [100, 40, 80, 50]),
+    ]
+    path = tmp_path / "new" / "found.json"
+    write_coco_results(path, rows)
+    assert json.loads(path.read_text(encoding="utf-8")) == rows
+    assert [path.name for path in path.parent.iterdir()] == ["found.json"]
+
+
+def test_other_classes_count_from_one_and_names_are_ids() -> None:
+    names = tuple(f"class {number}" for number in range(80))
+    (first, _) = coco_results([Sighting("in/dog.jpg", (120, 200), FOUND)], names)
+    assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
+
+
+def test_empty_results_are_an_empty_list(tmp_path: Path) -> None:
+    write_coco_results(tmp_path / "none.json", coco_results([Sighting("a.jpg", (1, 1), NOTHING)], COCO_CLASSES))
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+def test_csv(tmp_path: Path) -> None:
+    sightings = [Sighting("ä, b.jpg", (120, 200), FOUND), Sighting("film.mp4", (120, 200), FOUND, frame=7)]
+    write_csv(tmp_path / "found.csv", sightings)
+    with (tmp_path / "found.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows] == ["", "", "7", "7"]
+    assert rows[0]["file"] == "ä, b.jpg"
+    assert (rows[1]["class"], rows[1]["class_id"], rows[1]["right"]) == ("toothbrush", "79", "180.000")
+
+
+def test_yolo_text_by_hand(tmp_path: Path) -> None:
+    write_yolo_text(tmp_path / "labels" / "a.txt", Sighting("a.jpg", (120, 200), FOUND))
+    first = (tmp_path / "labels" / "a.txt").read_text().splitlines()[0].split()
+    # Centre (30, 60) and sides (40, 80) of 200 × 120 pixels.
+    assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
+    write_yolo_text(tmp_path / "b.txt", Sighting("b.jpg", (120, 200), NOTHING))
+    assert (tmp_path / "b.txt").read_text() == ""
+    write_class_names(tmp_path / "classes.txt", COCO_CLASSES)
+    assert (tmp_path / "classes.txt").read_text().splitlines()[16] == "dog"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ChromaboxError, match="cannot be written"):
+        write_csv(tmp_path / "file" / "found.csv", [])
+
+
+def test_names_of_frames_and_summaries() -> None:
+    assert Sighting("a/film.mp4", (1, 1), FOUND, frame=3).name == "a/film_000003"
+    assert Sighting("a.jpg", (1, 1), FOUND).summary() == "dog 1, toothbrush 1"
+    assert Sighting("a.jpg", (1, 1), NOTHING).summary() == "nothing"
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("scale", [1, 8])
+def test_boxes_are_drawn_on_a_copy(kind: type, scale: int) -> None:
+    pixels = np.full((120 * scale, 200 * scale, 3), np.iinfo(kind).max // 2, kind)
+    before = pixels.copy()
+    larger = Detections(FOUND.xyxy * scale, confidence=FOUND.confidence, class_id=FOUND.class_id, data=FOUND.data)
+    drawn = annotated(pixels, larger)
+    assert (pixels == before).all()
+    assert (drawn.dtype, drawn.shape) == (np.uint8, pixels.shape)
+    changed = (drawn != drawn[-1, -1]).any(axis=2)
+    # The right edge of the first box, half way down, is drawn; its middle and the far corner are not.
+    assert changed[60 * scale, 48 * scale : 52 * scale].any()
+    assert not changed[60 * scale, 20 * scale : 40 * scale].any()
+    assert not changed[110 * scale :, 100 * scale :].any()
+
+
+def test_nothing_found_draws_nothing() -> None:
+    pixels = np.full((20, 30, 3), 100, np.uint8)
+    assert (annotated(pixels, NOTHING) == pixels).all()

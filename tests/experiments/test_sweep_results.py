@@ -1,0 +1,70 @@
+"""A sweep's file: what is written is read, also where JSON has no number for it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from chromabox.errors import UsageError
+from chromabox.experiments.sweep_results import MEASURED, Measured, Row, Sweep, print_sweep, read_sweep, write_sweep
+
+
+def a_sweep(folder: Path, psnr: tuple[float, ...], grey_psnr: float = 20.5) -> Sweep:
+    measured = {name: Measured((0.25, 0.75)[: len(psnr)]) for name in MEASURED} | {"psnr": Measured(psnr)}
+    seeds = tuple(range(len(psnr)))
+    runs = tuple(Path(f"filters-8-seed{seed}") for seed in seeds)
+    row = Row(8, runs, 1000, 3, 12, 4, measured)
+    return Sweep(folder, "unet", "quick", "my $data", "mine", "filters", seeds, grey_psnr, 34.5, (row,))
+
+
+@pytest.mark.parametrize("psnr", [(20.0, 22.0), (math.inf, 22.0), (math.inf, math.inf), (21.0,)])
+@pytest.mark.parametrize("grey_psnr", [20.5, math.inf])
+def test_what_is_written_is_read(tmp_path: Path, psnr: tuple[float, ...], grey_psnr: float) -> None:
+    sweep = a_sweep(tmp_path, psnr, grey_psnr)
+    write_sweep(sweep)
+    assert read_sweep(tmp_path) == sweep
+    written = json.loads((tmp_path / "sweep.json").read_text())["equal_epochs"][0]["measured"]["psnr"]
+    assert written["each"] == [value if math.isfinite(value) else None for value in psnr]
+
+
+def test_mean_and_spread() -> None:
+    assert (Measured((1.0, 3.0)).mean, Measured((1.0, 3.0)).spread) == (2.0, math.sqrt(2))
+    assert Measured((5.0,)).spread is None
+    assert (Measured((5.0, math.inf)).mean, Measured((5.0, math.inf)).spread) == (math.inf, None)
+
+
+def test_the_unit_of_everything_is_told(tmp_path: Path) -> None:
+    write_sweep(a_sweep(tmp_path, (20.0,)))
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert written["measured"].keys() == written["equal_epochs"][0]["measured"].keys()
+
+
+def test_a_sweep_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_sweep(a_sweep(tmp_path, (20.0, 22.0)))
+    printed = capsys.readouterr().out
+    assert "unet on my $data, quick recipe, palette mine: equal epochs" in printed
+    assert "equal steps" not in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("│")]
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells[:3] == ["8", "3", "12"]
+    assert "50.00 ± 35.36" in cells
+    assert "21.00 ± 1.41" in cells
+    for path in ("sweep.json", "sweep.csv", "curves.png", "sheet.png"):
+        assert str(tmp_path / path) in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, "holds no sweep.json; give the folder of a sweep that finished"),
+        ("{", "not the result of a sweep"),
+        ("{}", "not the result of a sweep"),
+        ('"text"', "not the result of a sweep"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path: Path, content: str | None, error: str) -> None:
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(UsageError, match=error):
+        read_sweep(tmp_path)

@@ -1,0 +1,196 @@
+"""Formulas read back from what was written of them and evaluated: both must have the expression's value."""
+
+import math
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import strategies as st
+from sympy import (
+    Abs,
+    Add,
+    Expr,
+    Float,
+    Function,
+    Indexed,
+    Integer,
+    Max,
+    Mod,
+    Mul,
+    Piecewise,
+    Pow,
+    Rational,
+    Sum,
+    Symbol,
+    cbrt,
+    ceiling,
+    exp,
+    floor,
+    lambdify,
+    log,
+    oo,
+    pi,
+    sqrt,
+    symbols,
+)
+
+from chromabox.report.document.math import mathml, typst_math, unbreakable
+
+A, B, NIC = symbols("a b NIC", positive=True)
+VALUES = {"a": 1.75, "b": 3.5, "NIC": 2.25, "e": math.e, "log": math.log, "floor": math.floor, "ceil": math.ceil}
+
+
+def of_mathml(element: ElementTree.Element) -> str:
+    """MathML as a Python expression."""
+    parts = [of_mathml(child) for child in element]
+    match element.tag:
+        case "mi":
+            return element.text or ""
+        case "mn":
+            return (element.text or "").replace(",", "")
+        case "mo":
+            signs = {"−": "-", "·": "*", "×": "*", "⌊": "floor(", "⌋": ")", "⌈": "ceil(", "⌉": ")"}
+            return signs.get(element.text or "", element.text or "")
+        case "mfrac":
+            return f"(({parts[0]})/({parts[1]}))"
+        case "msup":
+            return f"({parts[0]}**({parts[1]}))"
+        case "msqrt":
+            return f"(({parts[0]})**0.5)"
+        case "mroot":
+            return f"(({parts[0]})**(1/({parts[1]})))"
+        case "mrow" | "math":
+            return "".join(parts)
+    raise AssertionError(element.tag)
+
+
+def of_typst(text: str) -> str:
+    """Typst's notation as a Python expression: its functions are defined below, all else is renamed."""
+    text = re.sub(r'"([^"]*)"', lambda quoted: quoted[1].replace(",", ""), text)
+    text = text.replace("\\(", "(").replace("\\)", ")")
+    for sign, python in (
+        ("−", "-"),
+        ("⋅", "*"),
+        ("×", "*"),
+        ("^", "**"),
+        ("⌊", "floor("),
+        ("⌋", ")"),
+        ("⌈", "ceil("),
+        ("⌉", ")"),
+    ):
+        text = text.replace(sign, python)
+    return text
+
+
+def evaluate(python: str) -> float:
+    functions = {"frac": lambda x, y: x / y, "sqrt": math.sqrt, "root": lambda n, x: x ** (1 / n)}
+    return float(eval(python, {"__builtins__": {}}, {**VALUES, **functions}))
+
+
+def read_back(expression: Expr) -> tuple[float, float]:
+    tree = ElementTree.fromstring(f"<math>{mathml(expression)}</math>")
+    return evaluate(of_mathml(tree)), evaluate(of_typst(typst_math(expression)))
+
+
+LEAVES = st.sampled_from(
+    [A, B, NIC, Integer(2), Integer(1), Integer(-3), Rational(1, 2), Rational(-2, 3), Integer(12345), Rational(1, 4)]
+)
+
+
+def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+    def two(make: Callable[[Expr, Expr], Expr]) -> st.SearchStrategy[Expr]:
+        return st.builds(make, inner, inner)
+
+    evaluated = st.booleans()
+    return st.one_of(
+        st.builds(lambda x, y, now: Add(x, y, evaluate=now), inner, inner, evaluated),
+        st.builds(lambda x, y, now: Mul(x, y, evaluate=now), inner, inner, evaluated),
+        st.builds(lambda x, now: Mul(-1, x, evaluate=now), inner, evaluated),
+        two(lambda x, y: x - y),
+        two(lambda x, y: x / y if y != 0 else x),
+        st.builds(
+            lambda x, n, now: Pow(x, n, evaluate=now) if x != 0 else x, inner, st.sampled_from([2, -1, -2]), evaluated
+        ),
+        st.builds(lambda x: sqrt(x**2 + 1), inner),
+        st.builds(lambda x: cbrt(x**2 + 1), inner),
+        st.builds(lambda x: log(x**2 + 1), inner),
+        st.builds(floor, inner),
+        st.builds(ceiling, inner),
+    )
+
+
+def by_sympy(expression: Expr) -> float:
+    """The value as sympy's own translation to Python has it; discards what has none."""
+    try:
+        value = lambdify((A, B, NIC), expression, "math")(VALUES["a"], VALUES["b"], VALUES["NIC"])
+    except (ZeroDivisionError, OverflowError, ValueError, TypeError):
+        reject()
+    assume(isinstance(value, int | float) and abs(value) < 1e12)
+    return float(value)
+
+
+@given(st.recursive(LEAVES, grown, max_leaves=8))
+@settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow], deadline=None)
+def test_both_notations_have_the_expressions_value(expression: Expr) -> None:
+    expected = by_sympy(expression)
+    for step in expression.atoms(floor, ceiling):  # At a jump rounding decides.
+        inner = by_sympy(step.args[0])
+        assume(abs(inner - round(inner)) > 1e-6)
+    for value in read_back(expression):
+        assert value == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_what_sympys_own_printer_gets_wrong() -> None:
+    assert read_back(A - Mul(1, A + B, evaluate=False)) == (-3.5, -3.5)
+    assert read_back(Mul(-1, A + B, evaluate=False)) == (-5.25, -5.25)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (Symbol("NF"), '"NF"'),
+        (Symbol("H_in"), '"H"_("in")'),
+        (Symbol("_x"), '"_x"'),
+        (Symbol('a"\\b'), '"a\\"\\\\b"'),
+        (Indexed("y", A), '"y"_("a")'),
+        (Function("σ")(A), '"σ"\\("a"\\)'),
+        (exp(-A), '"e"^(−"a")'),
+        (Max(A, B), '"max"\\("a"\\,"b"\\)'),
+        (Mod(A, 2), '"mod"\\("a"\\,"2"\\)'),
+        (Max(A, B) / 3, 'frac("max"\\("a"\\,"b"\\),"3")'),
+        (Abs(Symbol("x")), 'lr(|"x"|)'),
+        (Sum(A * B + 1, (A, 1, B)), 'sum_("a"="1")^("b")\\("a"⋅"b"+"1"\\)'),
+        (Float(1e-7), '"1"×"10"^(−"7")'),
+        (Float(-2.5), '−"2.5"'),
+        (oo, '"∞"'),
+        (pi, '"π"'),
+        (Mul(9, A + B, evaluate=False), '"9"⋅\\("a"+"b"\\)'),
+        (Mul(Mul(A, B, evaluate=False), A + B, evaluate=False), '"a"⋅"b"⋅\\("a"+"b"\\)'),
+        (Integer(1048576), '"1,048,576"'),
+        (cbrt(A), 'root("3","a")'),
+        (A * (B + 1 / A), '"a"⋅("b"+frac("1","a"))'),
+    ],
+)
+def test_typst(expression: Expr, expected: str) -> None:
+    assert typst_math(expression) == expected
+
+
+def test_mathml_is_well_formed_and_holds_names_as_given() -> None:
+    strange = (
+        Symbol("<&>") * Symbol("beta") * Piecewise((A, A > 0), (0, True))
+        + Sum(Indexed("x", A), (A, 1, B))
+        + Abs(Symbol("z"))
+    )
+    tree = ElementTree.fromstring(f"<math>{mathml(strange)}</math>")
+    names = {one.text for one in tree.iter("mi")}
+    assert {"<&>", "beta"} <= names
+    assert [one[0].text for one in tree.iter("munderover")] == ["∑"]
+    assert all(one.get("mathvariant") == "normal" for one in tree.iter("mi") if len(one.text or "") == 1)
+
+
+def test_lines_can_end_at_signs_outside_fractions_and_quotes() -> None:
+    notation = typst_math(A * (B + 1) ** 2 - floor(A + B) + Symbol('+"(') / (A + B))
+    expected = ['"a"', '\\("b"', '"1"\\)^("2")', '⌊"a"+"b"⌋', 'frac("+\\"(","a"+"b")']
+    assert sorted(unbreakable(notation)) == sorted(expected)

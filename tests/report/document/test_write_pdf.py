@@ -1,0 +1,242 @@
+"""The paper, read by PDFium: its words, its fonts, and where on the page ink lies."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pypdfium2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jaxtyping import UInt8
+from PIL import Image
+from sympy import Symbol, symbols
+
+from chromabox.errors import ChromaboxError
+from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
+from chromabox.report.document.write import write_pdf
+from sample_write_up import write_up
+
+MILLIMETRE = 72 / 25.4
+#: What the embedded fonts are known to hold: Latin, Greek, Cyrillic and signs. Backticks are not shown, they set code.
+LETTERS = st.characters(
+    codec="utf-8",
+    max_codepoint=0x2122,
+    exclude_categories=["C", "Zl", "Zp", "Zs", "M", "Lm", "Lo"],
+    exclude_characters="`",
+).filter(
+    lambda letter: (
+        ord(letter) < 0x250 or 0x391 <= ord(letter) <= 0x3C9 or 0x410 <= ord(letter) <= 0x44F or letter in "–—‘’“”…€™"
+    )
+)
+
+
+def opened(path: Path) -> Iterator[pypdfium2.PdfPage]:
+    document = pypdfium2.PdfDocument(path)
+    try:
+        for page in document:
+            yield page
+            page.close()
+    finally:
+        document.close()
+
+
+def words(path: Path) -> str:
+    """All text, without spaces and without the marks of broken words."""
+    texts = []
+    for page in opened(path):
+        text = page.get_textpage()
+        texts.append(text.get_text_range())
+        text.close()
+    return squeezed("".join(texts))
+
+
+def squeezed(text: str) -> str:
+    return re.sub("[\\s\x00\x02\ufffe\xad]", "", text)
+
+
+def pictures(path: Path, scale: float = 2.0) -> list[UInt8[np.ndarray, "height width"]]:
+    return [np.asarray(page.render(scale=scale).to_pil().convert("L")) for page in opened(path)]
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
+    folder = tmp_path_factory.mktemp("paper")
+    document = write_up(folder)
+    return document, write_pdf(document, folder / "report.pdf")
+
+
+def one_part(*blocks: Text | Table | Figure | Formula | Code | Missing) -> Document:
+    return Document("A title", [], [Section("A.1", "Part", "What?", blocks)], [], {})
+
+
+def test_all_words_are_there(paper: tuple[Document, Path]) -> None:
+    document, path = paper
+    found = words(path)
+    expected = [document.title, *document.about, *document.about.values(), *document.references]
+    for section in document.sections:
+        expected += [section.key, section.title, section.question.replace("`", "")]
+        for block in section.blocks:
+            if isinstance(block, Text):
+                expected.append(re.sub("`([^`]*)`", r"\1", str(block)))
+            elif isinstance(block, Table):
+                expected += [
+                    block.caption.replace("`", ""),
+                    *block.columns,
+                    *(str(cell).replace("`", "") for row in block.rows for cell in row),
+                ]
+            elif isinstance(block, Code):
+                expected += block.source.split("\n")
+            elif isinstance(block, Missing):
+                expected += [block.what, block.command]
+            elif isinstance(block, Figure):
+                expected.append(block.caption)
+    missing = [text for text in expected if squeezed(text) not in found]
+    assert missing == []
+
+
+def test_nothing_lies_in_the_margins(paper: tuple[Document, Path]) -> None:
+    """20 mm at the sides are white, upright and turned; so are 8 mm above and below."""
+    for number, page in enumerate(pictures(paper[1]), start=1):
+        side, end = round(20 * MILLIMETRE * 2), round(8 * MILLIMETRE * 2)
+        assert page[:, :side].min() == 255, f"page {number}, left"
+        assert page[:, -side:].min() == 255, f"page {number}, right"
+        assert page[:end].min() == page[-end:].min() == 255, f"page {number}, above or below"
+        assert page.min() < 100, f"page {number} is empty"
+
+
+def test_every_letter_has_a_glyph(paper: tuple[Document, Path]) -> None:
+    """None came from the font of last resort, whose glyphs are boxes, and all fonts are in the file."""
+    fonts = set()
+    for page in opened(paper[1]):
+        for piece in page.get_objects():
+            if isinstance(piece, pypdfium2.PdfTextObj):
+                font = piece.get_font()
+                fonts.add(font.get_base_name().split("+")[-1])
+                assert font.is_embedded
+    assert {"LibertinusSerif-Regular", "DejaVuSansMono", "NewCMMath-Book"} <= fonts
+    assert not [font for font in fonts if "Resort" in font]
+
+
+def test_the_same_document_makes_the_same_bytes(paper: tuple[Document, Path], tmp_path: Path) -> None:
+    document, path = paper
+    assert write_pdf(document, tmp_path / "again.pdf").read_bytes() == path.read_bytes()
+
+
+@given(st.lists(st.text(LETTERS, min_size=1, max_size=12), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_words_are_words_and_never_markup(tmp_path: Path, texts: list[str]) -> None:
+    """Each text stands in every place that takes one; a mark around it tells where it ends."""
+    marked = [f"«{text}»" for text in texts]
+    blocks = [
+        block
+        for text in marked
+        for block in (
+            Text(text.replace("{", "{{").replace("}", "}}")),
+            Table(text, [text], [[text]]),
+            Code(text, "text"),
+            Missing(text, text),
+        )
+    ]
+    document = Document(
+        marked[0],
+        [Text("Abstract.")],
+        [Section("A", text, text, blocks) for text in marked[:1]],
+        marked,
+        {marked[0]: marked[-1]},
+    )
+    found = words(write_pdf(document, tmp_path / "any.pdf"))
+    for text in marked:
+        assert found.count(text) >= 6 * marked.count(text)
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=60))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_can_be_typeset(tmp_path: Path, text: str) -> None:
+    braced = text.replace("{", "{{").replace("}", "}}")
+    blocks = [
+        Text(braced),
+        Table(text, [text], [[text]]),
+        Code(text),
+        Code(text, text),
+        Missing(text, text),
+        Formula(text, Symbol(text or "x") ** 2),
+    ]
+    document = Document(text, [], [Section(text, text, text, blocks)], [text], {text: text})
+    assert write_pdf(document, tmp_path / "any.pdf").read_bytes().startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "turned"), [(3, 8, False), (14, 8, False), (22, 8, True), (60, 8, True), (8, 90, True)]
+)
+def test_tables_of_any_width_stay_on_their_pages(tmp_path: Path, columns: int, width: int, turned: bool) -> None:
+    cells = [Number(10.0 ** (width - 1), "s", ".0f") for _ in range(columns)]
+    table = Table("Wide.", [f"column {index}" for index in range(columns)], [cells] * 80)
+    path = write_pdf(one_part(table, Text("Behind.")), tmp_path / "wide.pdf")
+    shapes = [page.shape for page in pictures(path, 1)]
+    assert any(height < width for height, width in shapes) == turned
+    assert words(path).count("column0") >= 2  # The heading is repeated on the next page.
+    if width < 90 and columns < 60:  # Of what no page can hold the paper only promises to be written.
+        test_nothing_lies_in_the_margins((one_part(table), path))
+
+
+def test_long_words_break_in_every_place(tmp_path: Path) -> None:
+    name = "folder_with-a-name/" * 20 + "x" * 300
+    blocks = [
+        Text(f"See `{name}` and {name}."),
+        Table(name, [name, "b"], [[name, name]]),
+        Code(f"f('{name}')" + "a.b(c," * 80),
+        Missing(name, name),
+    ]
+    path = write_pdf(
+        Document(name, [], [Section(name[:60], name, name, blocks)], [name], {name: name}), tmp_path / "long.pdf"
+    )
+    test_nothing_lies_in_the_margins((one_part(), path))
+    assert words(path).count(squeezed(name)) >= 9
+
+
+def test_long_formulas_break(tmp_path: Path) -> None:
+    terms = sum(Symbol(f"NIC_{index}") * Symbol("NF") ** 2 for index in range(40))
+    path = write_pdf(
+        one_part(Formula("weights", terms), Formula("twice", terms**2), Formula("part", 1 / (terms + 1))),
+        tmp_path / "long.pdf",
+    )
+    test_nothing_lies_in_the_margins((one_part(), path))
+
+
+def test_formulas_are_mathematics(tmp_path: Path) -> None:
+    """A name is one word with an index below; an exponent stands higher and smaller than its base."""
+    nic, k = symbols("NIC k_in")
+    path = write_pdf(one_part(Formula("weights", nic * k**2)), tmp_path / "formula.pdf")
+    assert "weights=NIC" in words(path)
+    [page] = pictures(path, 4)
+    assert page.min() < 100
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((300, 3000), 166), ((3000, 300), 9.5), ((60, 90), 25.4), ((1200, 2000), 158.3)]
+)
+def test_figures_keep_their_proportions_within_the_page(
+    tmp_path: Path, shape: tuple[int, int], expected: float
+) -> None:
+    """Black ones, whose width in the page is measured; small ones are shown at 90 pixels an inch."""
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "black.png")
+    path = write_pdf(one_part(Figure(tmp_path / "black.png", "")), tmp_path / "figure.pdf")
+    ink = np.stack([page < 10 for page in pictures(path, 4)]).any(0)
+    rows = np.flatnonzero(ink.sum(1) > ink.sum(1).max() * 0.98)
+    assert ink.sum(1).max() / 4 / MILLIMETRE == pytest.approx(expected, rel=0.02)
+    assert len(rows) / 4 / MILLIMETRE == pytest.approx(expected * shape[0] / shape[1], rel=0.03)
+
+
+def test_a_broken_figure_leaves_no_paper(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    (tmp_path / "report.pdf").write_bytes(b"before")
+    with pytest.raises(ChromaboxError, match=r"broken\.png: is no whole PNG file"):
+        write_pdf(one_part(Figure(tmp_path / "broken.png", "")), tmp_path / "report.pdf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.png", "report.pdf"]
+    assert (tmp_path / "report.pdf").read_bytes() == b"before"
+
+
+def test_an_empty_document_is_a_page(tmp_path: Path) -> None:
+    assert len(pictures(write_pdf(Document("", [], [], [], {}), tmp_path / "empty.pdf"))) == 1

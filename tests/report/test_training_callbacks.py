@@ -1,0 +1,55 @@
+"""What a run shows while it trains."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chromabox.colour.data.datasets import ColourData, encode
+from chromabox.colour.models import build_net
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.training.train import Inputs
+from chromabox.report.training import draw_run, watch_run
+
+HORSE24 = load_palette("horse24")
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    rgb = np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16), dtype=np.uint8)
+    return Inputs(HORSE24, ColourData(encode(rgb, HORSE24), encode(rgb, HORSE24)))
+
+
+def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: Inputs) -> None:
+    said: list[str] = []
+    watch = watch_run(tmp_path, said.append)
+    net = build_net("unet", num_filters=4)
+    for epoch in (1, 12):
+        watch({"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}, net, inputs)
+    assert said == [f"epoch {epoch}, train_loss 2.346, test_accuracy 0.5" for epoch in (1, 12)]
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["epoch-001.png", "epoch-012.png"]
+    with Image.open(tmp_path / "sheets" / "epoch-001.png") as image:
+        sheet = np.asarray(image.convert("RGB"))
+    # Three rows of ten tiles of 16 pixels, threefold, with gaps of 2.
+    assert sheet.shape == (3 * 50 + 2, 10 * 50 + 2, 3)
+    for column in range(10):
+        truth = inputs.data.test.rgb[column].transpose(1, 2, 0)
+        left = 2 + 50 * column
+        np.testing.assert_array_equal(sheet[52:100:3, left : left + 48 : 3], truth)
+        grey = np.rint(truth.astype(float).mean(-1))
+        np.testing.assert_array_equal(sheet[2:50:3, left : left + 48 : 3], np.repeat(grey[..., None], 3, -1))
+        predicted = {tuple(colour) for colour in sheet[102:150:3, left : left + 48 : 3].reshape(-1, 3).tolist()}
+        assert predicted <= {tuple(colour) for colour in HORSE24.rgb.tolist()}
+
+
+def test_curves_are_drawn_from_what_there_is(tmp_path: Path) -> None:
+    path = draw_run(tmp_path, "nothing yet")
+    assert path == tmp_path / "curves.png"
+    assert not path.exists()
+    record = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.1, "test_loss": 2.1, "test_accuracy": 0.2}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + '\n{"epoch": 2, "tra')  # as a crash leaves it
+    with Image.open(draw_run(tmp_path, "one epoch")) as image:
+        image.load()
+        assert image.size == (1080, 432)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import small_detector
 from hypothesis import given
 from hypothesis import strategies as st
 from sympy import Expr, Rational, expand, sympify
@@ -22,7 +23,6 @@ from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from detectors import small_detector
 
 
 @pytest.fixture

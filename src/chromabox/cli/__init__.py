@@ -4,15 +4,13 @@ from collections.abc import Callable
 
 import tyro
 
-from chromabox.cli.checking import check
-from chromabox.cli.colouring import colour, demo, export, score
-from chromabox.cli.counting import count, geometry
-from chromabox.cli.detecting import detect, weights
-from chromabox.cli.finetuning import finetune
-from chromabox.cli.palettes import data, palette
-from chromabox.cli.reporting import report
-from chromabox.cli.sweeping import sweep
-from chromabox.cli.training import compare, evaluate, train
+from chromabox.cli.assignment import check, count, demo, geometry, report
+from chromabox.cli.colour import colour, score
+from chromabox.cli.data import data, export, palette, weights
+from chromabox.cli.detect import detect
+from chromabox.cli.experiments import compare, sweep
+from chromabox.cli.finetune import finetune
+from chromabox.cli.train import evaluate, train
 
 VERBS: dict[str, Callable[..., int]] = {
     "data": data,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from boxed import yolo_set
+from detectors import small_detector
 from PIL import Image
 from sympy import Function, exp, lambdify, symbols
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxed import yolo_set
 from chromabox.assignment.analysis.detector_analysis import LayerChange, check_class_term, layer_changes, open_run
 from chromabox.assignment.sections.class_loss import class_term, classification_loss, formulas_of
 from chromabox.assignment.sections.freezing import freezing, verdict
@@ -25,7 +26,6 @@ from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.experiments.runs import Found
 from chromabox.report.document.model import Document, Figure, Formula, Missing, Number, Section, Table, Text
-from detectors import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
 

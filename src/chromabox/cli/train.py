@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line, refuse_begun_run
-from chromabox.colour.training.recipes import (
-    NETS_IN_ORDER,
-    NetName,
-    RecipeName,
-    TrainableName,
-    photo_recipe,
-    recipe_for,
-)
+from chromabox.cli.options import OptionalOutput, lasting, print_line, refuse_begun_run
+from chromabox.colour.training.recipes import NETS_IN_ORDER, RecipeName, TrainableName, photo_recipe, recipe_for
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
@@ -359,54 +352,4 @@ def _evaluate_photo(trained: "TrainedPhotoNet", run: Path | None, data: str | No
     for name, value in validate_photo(trained.net, trained.bins, val, size).items():
         print(f"{name}: {value:.4f}")
     print(f"{len(val)} pictures at {size} pixels; to judge whole pictures: chromabox colour, then chromabox score")
-    return 0
-
-
-def compare(
-    *,
-    output: Output = Path("runs/compare"),
-    nets: tuple[NetName, ...] = NETS_IN_ORDER,
-    recipe: RecipeName = "default",
-    seeds: tuple[int, ...] = (0,),
-    data: str = "cifar10:horse",
-    palette: str = "auto",
-    epochs: int | None = None,
-    runs: tuple[Path, ...] = (),
-    execution: OmitArgPrefixes[ExecutionOptions] = EXECUTION,
-) -> int:
-    """Train several nets with several seeds (or take finished runs) and put them side by side.
-
-    Runs in the folder are taken as they are, or gone on with, so a comparison that was stopped goes on where it was.
-
-    Example: chromabox compare --recipe course --seeds 0 1 2 -o runs/course
-
-    Args:
-        output: Folder for the runs, comparison.csv and comparison.png.
-        nets: The networks.
-        recipe: How to train them.
-        seeds: One run of each net for each seed.
-        data: Data set, as for train.
-        palette: Palette, as for train.
-        epochs: Instead of the recipe's.
-        runs: Finished run folders to tabulate; nothing is trained then.
-        execution: How training runs on this machine.
-    """
-    from chromabox.experiments.compare import compare as side_by_side
-    from chromabox.experiments.compare import group_runs, print_comparison, tabulate
-
-    if runs:
-        result = tabulate(output, group_runs(runs))
-    else:
-        result = side_by_side(
-            output,
-            nets=nets,
-            recipe=recipe,
-            seeds=seeds,
-            data=lasting(data),
-            palette=lasting(palette),
-            epochs=epochs,
-            options=execution,
-            say=print_line,
-        )
-    print_comparison(result)
     return 0

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import OptionalOutput, print_line
+from chromabox.cli.options import print_line
 
 #: Where results go if nothing else is said.
 DETECTIONS = Path("detections")
+
 #: From so many pictures on, and for films, the probe's second or two come back.
 WORTH_PROBING = 50
 
@@ -71,42 +72,3 @@ def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
     for reason in summary.failed:
         print(f"chromabox: not looked through: {reason}", file=sys.stderr)
     return 1 if summary.failed else 0
-
-
-@dataclass(frozen=True)
-class WeightsOptions:
-    """Which weights, what they mean, and where to."""
-
-    weights: Positional[str]
-    """yolov3-tiny (fetched), or a .weights, .onnx, .pt or .safetensors file."""
-    output: OptionalOutput = None
-    """.safetensors (with everything that the numbers mean) or .weights (darknet's, with its .cfg beside it)."""
-    architecture: str | None = None
-    """yolov3, yolov3-tiny or a .cfg file; found by the count of numbers if left out."""
-    kind: str | None = None
-    """What the numbers mean: darknet, ultralytics-9.0 or ultralytics-9.6; the file's own kind if left out."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, in order; COCO's for 80 of them if left out."""
-    test: bool = True
-    """Show the net a known picture before anything is written."""
-
-
-def weights(*, options: OmitArgPrefixes[WeightsOptions]) -> int:
-    """Fetch published detector weights, or convert a file; what they mean is tested on a known picture.
-
-    chromabox weights yolov3-tiny
-
-    chromabox weights mine.weights --architecture mine.cfg -o mine.safetensors
-    """
-    from chromabox.detect.weights.convert import convert_weights
-
-    convert_weights(
-        options.weights,
-        options.output,
-        architecture=options.architecture,
-        kind=options.kind,
-        classes=options.classes or None,
-        test=options.test,
-        say=print_line,
-    )
-    return 0

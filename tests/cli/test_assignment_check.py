@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from chromabox.cli.checking import check
+from chromabox.cli.assignment import check
 from chromabox.errors import UsageError
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from chromabox.cli.options import OptionalOutput, Output
+from chromabox.cli.options import OptionalOutput, Output, print_line
+from chromabox.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -127,4 +128,72 @@ def palette(*, action: PaletteAction) -> int:
         save_palette(action.output, fitted)
         print(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
     print(action.output)
+    return 0
+
+
+def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: int | None = None) -> int:
+    """Export a trained net, of colours or of boxes, as ONNX, checked against PyTorch on the spot.
+
+    chromabox export runs/photo-default-seed0 --onnx photo.onnx
+
+    chromabox export runs/finetune-raccoon-seed0 --onnx raccoon.onnx
+
+    Args:
+        checkpoint: A run folder, a checkpoint or a detector's weights; the shipped photo net if left out.
+        onnx: The file to write; chromabox colour --net or chromabox detect --weights takes it, and any ONNX runtime.
+        size: Of a detector: side in pixels of the squares that the file takes; the detector's own if left out.
+    """
+    from chromabox.detect.weights.load import is_detector
+
+    if checkpoint is not None and is_detector(checkpoint):
+        from chromabox.detect.weights.convert import export_detector
+        from chromabox.detect.weights.load import load_detector
+
+        print_line(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
+        return 0
+    if size is not None:
+        raise UsageError(f"size: is for detectors; {checkpoint or 'the shipped net'} colours pictures of any size")
+    from chromabox.colour.weights.checkpoint import load_trained
+    from chromabox.colour.weights.export import export_onnx
+
+    print_line(f"{export_onnx(load_trained(checkpoint), onnx)}\n{onnx}")
+    return 0
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """Which weights, what they mean, and where to."""
+
+    weights: Positional[str]
+    """yolov3-tiny (fetched), or a .weights, .onnx, .pt or .safetensors file."""
+    output: OptionalOutput = None
+    """.safetensors (with everything that the numbers mean) or .weights (darknet's, with its .cfg beside it)."""
+    architecture: str | None = None
+    """yolov3, yolov3-tiny or a .cfg file; found by the count of numbers if left out."""
+    kind: str | None = None
+    """What the numbers mean: darknet, ultralytics-9.0 or ultralytics-9.6; the file's own kind if left out."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in order; COCO's for 80 of them if left out."""
+    test: bool = True
+    """Show the net a known picture before anything is written."""
+
+
+def weights(*, options: OmitArgPrefixes[WeightsOptions]) -> int:
+    """Fetch published detector weights, or convert a file; what they mean is tested on a known picture.
+
+    chromabox weights yolov3-tiny
+
+    chromabox weights mine.weights --architecture mine.cfg -o mine.safetensors
+    """
+    from chromabox.detect.weights.convert import convert_weights
+
+    convert_weights(
+        options.weights,
+        options.output,
+        architecture=options.architecture,
+        kind=options.kind,
+        classes=options.classes or None,
+        test=options.test,
+        say=print_line,
+    )
     return 0

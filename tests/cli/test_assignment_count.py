@@ -2,7 +2,7 @@
 
 import pytest
 
-from chromabox.cli.counting import count, geometry
+from chromabox.cli.assignment import count, geometry
 from chromabox.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from chromabox.cli.sweeping import sweep
+from chromabox.cli.experiments import sweep
 from chromabox.colour.training.train import read_config
 from chromabox.errors import UsageError
 from chromabox.experiments.sweep_results import read_sweep

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import small_detector
 from hypothesis import given
 from hypothesis import strategies as st
 from sympy import Expr, Rational, expand, sympify
@@ -23,6 +22,7 @@ from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
+from detector_fixtures import small_detector
 
 
 @pytest.fixture

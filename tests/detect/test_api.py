@@ -10,7 +10,7 @@ import chromabox
 import chromabox.detect.boxes  # which must not take the callable's place
 from chromabox.detect.weights.load import save_detector
 from chromabox.errors import ChromaboxError, UsageError
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 OPTIONS = {"weights": small_detector(), "confidence": 0.3}

@@ -12,12 +12,12 @@ import torch
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    """The script ``tiny_job.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("tiny_job", Path(__file__).with_name("tiny_job.py"))
+    """The script ``tiny_training.py`` as a module."""
+    spec = importlib.util.spec_from_file_location("tiny_training", Path(__file__).with_name("tiny_training.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_job"] = module
+    sys.modules["tiny_training"] = module
     spec.loader.exec_module(module)
     return module
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_job import make_job, make_net, make_plan
+from tiny_training import make_job, make_net, make_plan
 from torch import Tensor, nn
 
 from chromabox.engine.autotune import Execution

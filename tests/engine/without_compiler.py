@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tiny_job import make_job, make_net, make_plan
+from tiny_training import make_job, make_net, make_plan
 from torch import Tensor
 
 from chromabox.engine.autotune import Execution, choose_execution

@@ -15,7 +15,7 @@ import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.video import Film, Remade, frames_of, remake_film, survey_film
-from films import TIME_BASE, decoded, make_film, mux_sine, payloads, picture
+from video_fixtures import TIME_BASE, decoded, make_film, mux_sine, payloads, picture
 
 # Kr and Kb of the matrices (ITU-R BT.709-6, BT.601-7), by their numbers in ITU-T H.273.
 LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from boxed import everything_in, yolo_set
 from chromabox.errors import ChromaboxError
 from chromabox.report.dataset import SHOWN, report_check
+from detection_fixtures import everything_in, yolo_set
 
 DOG = "1 0.5 0.5 0.5 0.4\n"
 

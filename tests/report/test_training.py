@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
-from boxed import yolo_set
-from detectors import small_detector
 from PIL import Image
 
 from chromabox.cli.finetune import FinetuneOptions, finetune
@@ -19,6 +17,8 @@ from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.report.training import SIDE, worst_mistakes
+from detection_fixtures import yolo_set
+from detector_fixtures import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
 FAST = ExecutionOptions(precision="float32", channels_last="no", threads=1)

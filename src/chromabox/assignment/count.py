@@ -1,6 +1,6 @@
 """Weights, outputs and connections of a net, as formulas and as numbers, derived from the net itself (part A.3).
 
-The net is built at several small settings and walked (:mod:`chromabox.assignment.count`), which gives the sides of every
+The net is built at several small settings and walked (:func:`walk`), which gives the sides of every
 kernel, output and place. Each side is an affine function of NIC, NF, NC, k, H and W; it is solved for exactly, and
 checked at two settings that were not solved for, one of which is the setting asked for. A layer's weights, outputs and
 connections are products of such sides, and a net's are the sums over its layers.
@@ -283,7 +283,7 @@ def count_module(net: nn.Module, *, channels: int, multiple: int, height: int, w
         multiple: a step of height and width by which every layer's output grows evenly.
         height, width: of the pictures in pixels, multiples of that.
 
-    Raises UsageError for a size that does not fit, ChromaboxError for a net that :func:`chromabox.assignment.count.walk`
+    Raises UsageError for a size that does not fit, ChromaboxError for a net that :func:`walk`
     refuses, or of which a layer does not grow evenly.
     """
     return _count(lambda _: net, {H: height, W: width}, channels=channels, multiple=multiple)

@@ -148,7 +148,7 @@ def colour_samples(folder: Path, say: Callable[[str], None]) -> Path:
     if not present:
         raise ChromaboxError(f"{samples[0].parent}: scikit-image ships none of {', '.join(SAMPLES)} there any more")
     pairs = plan_outputs(present, folder)
-    work = picture_work(load_trained(), Wishes(), explain=False)
+    work = picture_work(load_trained(), Wishes())
     for source, target in pairs:
         work(source, target)
         say(str(target))

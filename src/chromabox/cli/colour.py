@@ -96,7 +96,11 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     single = pairs[0][1] == options.output
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
-    work = picture_work(load_trained(options.net), wishes, explain=options.explain)
+    on_result = None
+    if options.explain:
+        # Imported only here: matplotlib takes long to import.
+        from chromabox.report.explain import write_explanation as on_result
+    work = picture_work(load_trained(options.net), wishes, on_result=on_result)
     record = None if single or options.again else options.output / RECORD_NAME
     # Digests of the net and of files are for the record alone.
     settings = {} if record is None else settings_of(options)

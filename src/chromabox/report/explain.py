@@ -223,6 +223,13 @@ INK = "#333333"
 Thumbnail = UInt8[np.ndarray, "_ _ 3"]
 
 
+def write_explanation(picture: Picture, coloured: Picture, decision: Decision, target: Path) -> str:
+    """Draw ``NAME.explained.png`` beside the colourised image NAME at `target`; return the figure's path as text."""
+    figure = target.with_name(f"{target.stem}.explained.png")
+    draw_explanation(picture, coloured, decision, figure, target.name)
+    return str(figure)
+
+
 def draw_explanation(
     picture: Picture,
     coloured: Picture,

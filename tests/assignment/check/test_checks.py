@@ -186,7 +186,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content:
     assert json.loads(told.getvalue().splitlines()[-1]) == {"failed": said}
 
 
-HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour import nets\n"
+HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import baselines as nets\n"
 ARGUMENTS = "kernel, num_in_channels, num_filters, num_colours"
 
 

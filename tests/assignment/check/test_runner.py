@@ -11,7 +11,7 @@ from chromabox.assignment.check.runner import SelfCheck, self_check
 from chromabox.errors import ChromaboxError, UsageError
 
 STUDENTS = Path(__file__).parent / "students"
-HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour import nets\n"
+HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import baselines as nets\n"
 #: A child's limit where it is not what is tested; none comes near it.
 LONG = 300.0
 

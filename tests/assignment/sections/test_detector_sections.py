@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from boxed import yolo_set
-from detectors import small_detector
 from PIL import Image
 from sympy import Function, exp, lambdify, symbols
 from torch import Tensor
@@ -26,6 +24,8 @@ from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.experiments.runs import Found
 from chromabox.report.document.model import Document, Figure, Formula, Missing, Number, Section, Table, Text
+from detection_fixtures import yolo_set
+from detector_fixtures import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
 

@@ -13,7 +13,7 @@ from chromabox.colour.inference.video import ChromaSmoother, colour_video, small
 from chromabox.colour.weights.checkpoint import load_trained
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.video import VIDEO_SUFFIXES
-from films import decoded, make_film, payloads, picture
+from video_fixtures import decoded, make_film, payloads, picture
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxed import draw, everything_in, voc_annotation, yolo_set
 from chromabox.detect.data.load import load_detection_set
 from chromabox.errors import ChromaboxError, UsageError
+from detection_fixtures import draw, everything_in, voc_annotation, yolo_set
 
 #: A sound line beside the bad one: a dog in the middle, 50 × 20 pixels.
 GOOD = "1 0.5 0.5 0.5 0.4"

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from skimage import data as samples
 
-from boxed import draw
 from chromabox.detect.data.duplicates import difference_hash, find_twins, fingerprint, fingerprints
+from detection_fixtures import draw
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxed import draw, everything_in, voc_annotation, yolo_set
 from chromabox.detect.data.dataset import DetectionSet, Labelled, in_classes_of
 from chromabox.detect.data.load import load_detection_set
 from chromabox.errors import ChromaboxError, UsageError
+from detection_fixtures import draw, everything_in, voc_annotation, yolo_set
 
 #: Pictures are 100 × 50: a cat at (10, 5)–(30, 25) and a dog at (40, 0)–(100, 50) on train/a; a dog on val/b; val/c.
 LINES = {"train/a": "0 0.2 0.3 0.2 0.4\n1 0.7 0.5 0.6 1\n", "val/b": "1 0.5 0.5 0.5 0.5\n", "val/c": ""}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxed import draw
 from chromabox.detect.data.dataset import DetectionSet, Labelled
 from chromabox.detect.data.duplicates import Twins
 from chromabox.detect.data.split import held_out
 from chromabox.errors import ChromaboxError, UsageError
+from detection_fixtures import draw
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxed import everything_in
 from chromabox.detect.data import synthetic as collages
 from chromabox.detect.data.synthetic import COUNTS, Things, cifar_things, collage, drawn_ground, write_collage
 from chromabox.detect.data.validate import check_detection_set
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_picture
+from detection_fixtures import everything_in
 
 CLASSES = ("horse", "ship")
 SMALL = {"train": 12, "val": 6, "test": 6}

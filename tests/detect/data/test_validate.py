@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from boxed import draw, everything_in, yolo_set
 from chromabox.detect.data.validate import DetectionCheck, check_detection_set
+from detection_fixtures import draw, everything_in, yolo_set
 
 DOG = "1 0.5 0.5 0.5 0.4\n"
 

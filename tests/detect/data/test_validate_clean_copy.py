@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxed import everything_in, yolo_set
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.data.validate import check_detection_set, repaired_copy
 from chromabox.errors import ChromaboxError, UsageError
+from detection_fixtures import everything_in, yolo_set
 
 DOG = "1 0.5 0.5 0.5 0.4\n"
 

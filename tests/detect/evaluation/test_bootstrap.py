@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxed import CLASSES, made
 from chromabox.detect.evaluation.bootstrap import interval, paired_difference, resample, weighted_average_precision
 from chromabox.detect.evaluation.metrics import Predicted, coco_average_precision, match_coco
+from detection_fixtures import CLASSES, made
 
 
 @settings(max_examples=15, deadline=None)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxed import yolo_set
 from chromabox.detect.data.dataset import DetectionSet
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.detections import Detections
@@ -24,6 +23,7 @@ from chromabox.detect.models.architecture import yolov3_tiny
 from chromabox.detect.models.darknet import DARKNET, DetectorNet
 from chromabox.detect.weights.load import TrainedDetector
 from chromabox.errors import ChromaboxError
+from detection_fixtures import yolo_set
 
 #: 100 × 50 pixels: a dog at (25, 15)–(75, 35), a cat at (0, 0)–(20, 10).
 DOG, CAT = "1 0.5 0.5 0.5 0.4\n", "0 0.1 0.1 0.2 0.2\n"

@@ -9,7 +9,6 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from boxed import CLASSES, made
 from chromabox.detect.data.dataset import Labelled
 from chromabox.detect.evaluation.bootstrap import weighted_average_precision
 from chromabox.detect.evaluation.metrics import (
@@ -21,6 +20,7 @@ from chromabox.detect.evaluation.metrics import (
     match_coco,
     match_course,
 )
+from detection_fixtures import CLASSES, made
 
 
 def truth_of(boxes: list[tuple[float, ...]], classes: list[int], crowd: list[bool] | None = None) -> Labelled:

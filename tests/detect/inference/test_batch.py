@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectors import small_detector
-from films import make_film
 
 from chromabox.detect.inference.batch import Summary, detect_inputs, plan_detection
 from chromabox.detect.inference.predict import Wanted, detect_picture
@@ -14,6 +12,8 @@ from chromabox.detect.inference.runtime import ReadyDetector, make_ready
 from chromabox.errors import UsageError
 from chromabox.io.images import read_picture, write_picture
 from chromabox.io.video import frames_of
+from detector_fixtures import small_detector
+from video_fixtures import make_film
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 from chromabox.io.images import write_picture
 from chromabox.runtime.parallel import in_order
-from detectors import CLASSES, small_detector
+from detector_fixtures import CLASSES, small_detector
 
 EXACT = {"confidence": 0.3, "iou": 1.0, "size": 96}
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from boxed import yolo_set
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.training.auto_freeze import Trial, best_of, choose_depth, depths, fold_of
@@ -12,7 +11,8 @@ from chromabox.detect.training.freeze import Frozen
 from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
-from detectors import small_detector
+from detection_fixtures import yolo_set
+from detector_fixtures import small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n"
 

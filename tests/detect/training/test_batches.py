@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from boxed import draw, yolo_set
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.evaluation.evaluate import evaluate_detector, evaluate_predictions
 from chromabox.detect.training.batches import (
@@ -25,7 +24,8 @@ from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import losses_of
 from chromabox.detect.training.validator import fill_judge
 from chromabox.errors import UsageError
-from detectors import CLASSES, small_detector
+from detection_fixtures import draw, yolo_set
+from detector_fixtures import CLASSES, small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n2 0.3 0.4 0.2 0.2\n"
 

@@ -13,7 +13,7 @@ from chromabox.detect.training.feature_cache import as_images, fill, open_cache,
 from chromabox.detect.training.freeze import freeze
 from chromabox.detect.training.recipes import CachePrecision
 from chromabox.errors import ChromaboxError
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 VIEWS = 5
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from boxed import yolo_set
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.data.synthetic import Things, write_collage
@@ -29,7 +28,8 @@ from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import Record, read_metrics
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
-from detectors import CLASSES, small_detector
+from detection_fixtures import yolo_set
+from detector_fixtures import CLASSES, small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
 

@@ -10,7 +10,7 @@ from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.models.darknet import DARKNET, DetectorNet
 from chromabox.detect.training.freeze import backbone, depth_of, freeze, trainable_heads, work
 from chromabox.errors import UsageError
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 
 def _state(net: DetectorNet, until: int) -> dict[str, torch.Tensor]:

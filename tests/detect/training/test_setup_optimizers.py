@@ -11,7 +11,7 @@ from chromabox.detect.training.freeze import freeze
 from chromabox.detect.training.recipes import course, default
 from chromabox.detect.training.setup import optimisers_of, schedule_of
 from chromabox.engine.optim import KernelMuon
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 
 def test_the_course_s_groups_and_decay() -> None:

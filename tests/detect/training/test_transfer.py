@@ -8,7 +8,7 @@ from chromabox.detect.models.darknet import DetectorNet
 from chromabox.detect.training.transfer import with_classes
 from chromabox.detect.weights.load import TrainedDetector, load_detector, save_detector
 from chromabox.errors import ChromaboxError, UsageError
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -10,7 +10,7 @@ import torch
 from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, DetectorNet, Kind
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.transfer import OldNet, Opinion, with_classes
-from detectors import small_detector
+from detector_fixtures import small_detector
 
 SIZE = 64
 #: Picture, class, centre, sides: one of the new class, alone in the first of two pictures.

@@ -12,7 +12,7 @@ from chromabox.detect.weights.convert import write_copies, write_darknet_copy
 from chromabox.detect.weights.load import TrainedDetector, load_detector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import read_darknet_file, write_darknet_file
-from detectors import CLASSES, small_detector
+from detector_fixtures import CLASSES, small_detector
 
 
 def test_darknet_s_files_are_the_net_itself(tmp_path: Path) -> None:

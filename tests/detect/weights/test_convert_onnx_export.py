@@ -18,7 +18,7 @@ from chromabox.detect.weights import convert as export
 from chromabox.detect.weights.convert import DetectorParity, export_detector
 from chromabox.detect.weights.load import TrainedDetector, is_detector, load_detector
 from chromabox.errors import ChromaboxError, UsageError
-from detectors import CLASSES, small_detector
+from detector_fixtures import CLASSES, small_detector
 
 onnx = pytest.importorskip("onnx", reason="the export extra writes and runs the files of these tests")
 

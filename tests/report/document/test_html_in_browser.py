@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from chromabox.report.document.write import write_html
-from sample_write_up import write_up
+from report_fixtures import write_up
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

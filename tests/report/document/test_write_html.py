@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sample_write_up import write_up
 from sympy import Symbol
 
 from chromabox.errors import ChromaboxError
 from chromabox.report.document.inline import clean
 from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
 from chromabox.report.document.write import LARGEST, write_html
+from report_fixtures import write_up
 
 VOID = {"meta", "link", "img"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from chromabox.report.document.model import Document, Missing, Number, Section, Text
 from chromabox.report.document.write import write_numbers
-from sample_write_up import write_up
+from report_fixtures import write_up
 
 
 def test_every_number_is_there(tmp_path: Path) -> None:

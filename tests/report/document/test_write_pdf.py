@@ -16,7 +16,7 @@ from sympy import Symbol, symbols
 from chromabox.errors import ChromaboxError
 from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
 from chromabox.report.document.write import write_pdf
-from sample_write_up import write_up
+from report_fixtures import write_up
 
 MILLIMETRE = 72 / 25.4
 #: What the embedded fonts are known to hold: Latin, Greek, Cyrillic and signs. Backticks are not shown, they set code.

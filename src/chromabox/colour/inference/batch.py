@@ -2,7 +2,7 @@
 
 How one picture is coloured is the caller's: a function from a source file to a target file.
 
-Colouring one file after another as the command line does it: read, decide, recolour, write, explain.
+Colouring one file after another as the command line does it: read, predict, recolour, write.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from chromabox.colour.constraints.constraints import Control, palette_from
+from chromabox.colour.constraints.constraints import Control, Decision, palette_from
 from chromabox.colour.inference.predict import StyleName, Trained, Wishes, decide_colours, in_colours
 from chromabox.colour.palette.io import parse_colour, parse_replacement
 from chromabox.colour.weights.checkpoint import net_digest
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import read_picture, write_picture
+from chromabox.io.images import Picture, read_picture, write_picture
 from chromabox.io.manifest import Record, file_digest
 
 
@@ -186,8 +186,14 @@ def settings_of(asked: Asked) -> dict[str, Any]:
     return {"net": net_digest(asked.net), **{name: getattr(asked, name) for name in names}, **digests}
 
 
-def picture_work(trained: Trained, wishes: Wishes, *, explain: bool) -> Callable[[Path, Path], Mapping[str, Any]]:
-    """A function that colours one file into another, and with ``explain`` draws why beside it."""
+def picture_work(
+    trained: Trained, wishes: Wishes, *, on_result: Callable[[Picture, Picture, Decision, Path], str] | None = None
+) -> Callable[[Path, Path], Mapping[str, Any]]:
+    """Return a function that colourises one file into another.
+
+    ``on_result`` is called with the input, the colourised image, the prediction and the output path; what it returns
+    is added to the notes on the file.
+    """
 
     def work(source: Path, target: Path) -> Mapping[str, Any]:
         picture = read_picture(source)
@@ -197,13 +203,8 @@ def picture_work(trained: Trained, wishes: Wishes, *, explain: bool) -> Callable
         notes = []
         if picture.frames > 1:
             notes.append(f"{source} has {picture.frames} frames or pages; the first one is coloured")
-        if explain:
-            # Imported late: who wants no figure should not wait for matplotlib.
-            from chromabox.report.explain import draw_explanation
-
-            figure = target.with_name(f"{target.stem}.explained.png")
-            draw_explanation(picture, coloured, decision, figure, target.name)
-            notes.append(str(figure))
+        if on_result is not None:
+            notes.append(on_result(picture, coloured, decision, target))
         return {"notes": notes}
 
     return work

@@ -123,7 +123,7 @@ class OnnxNet(nn.Module):
 
 
 def open_onnx(path: Path) -> tuple[OnnxNet, dict[str, Any]]:
-    """The net in a file that :func:`chromabox.colour.weights.export.export_onnx` wrote, and what its checkpoint said of it.
+    """The net in a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote, and its metadata.
 
     Raises ChromaboxError for any other file and UsageError where onnx or onnxruntime is missing.
     """

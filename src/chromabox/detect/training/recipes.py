@@ -64,9 +64,9 @@ class FinetuneRecipe:
     """Whether the batch normalisation of frozen layers goes on counting, as in the course's tool."""
     old_net: bool = False
     """Whether, when new classes are learnt beside old ones, the net that the run began with is imitated where no box is
-    marked; see ``chromabox.detect.training.transfer``."""
+    marked; see ``transfer.py``."""
     surest_new: float = 0.99
-    """The highest score at which a class begins that the weights did not know; see ``chromabox.detect.training.transfer``."""
+    """The highest score at which a class begins that the weights did not know; see ``transfer.py``."""
     class_weight: float = 1.0
     objectness_weight: float = 1.0
     """``pos_weight`` of both cross-entropies."""

@@ -61,7 +61,7 @@ def convert_weights(
         weights: ``yolov3-tiny`` or a .weights, .onnx, .pt or .safetensors file.
         output: .safetensors (ours) or .weights (darknet's, with its .cfg beside it); None: the cache for a name, else
             the file's own name as .safetensors.
-        architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; kind: a name of ``chromabox.detect.models.darknet``; classes:
+        architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; kind: a name of ``models.darknet.KINDS``; classes:
             names. See :func:`~chromabox.detect.weights.load.load_detector`.
         test: show the net a known picture before anything is written, if it knows what is on it.
 
@@ -213,7 +213,7 @@ def export_detector(trained: TrainedDetector, path: Path, *, size: int | None = 
         path: ends in ``.onnx``; missing folders are made.
         size: side in pixels of the squares that the file takes; the detector's own if None.
 
-    :func:`~chromabox.detect.weights.load.load_detector` reads the file, which then finds the same boxes to the bit. Raises
+    :func:`~chromabox.detect.weights.load.load_detector` reads the file. Raises
     UsageError for another suffix, a size that does not fit and missing libraries; ChromaboxError if PyTorch cannot
     export the net, the file finds something else or cannot be written. Nothing is left then.
     """

@@ -11,7 +11,11 @@ from chromabox.cli.options import OptionalOutput, Output, print_line
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chromabox.colour.constraints.constraints import Decision
     from chromabox.colour.inference.predict import Trained, Wishes
+    from chromabox.io.images import Picture
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,7 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     single = pairs[0][1] == options.output
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
-    on_result = None
-    if options.explain:
-        # Imported only here: matplotlib takes long to import.
-        from chromabox.report.explain import write_explanation as on_result
-    work = picture_work(load_trained(options.net), wishes, on_result=on_result)
+    work = picture_work(load_trained(options.net), wishes, on_result=_explanation_writer() if options.explain else None)
     record = None if single or options.again else options.output / RECORD_NAME
     # Digests of the net and of files are for the record alone.
     settings = {} if record is None else settings_of(options)
@@ -122,6 +122,13 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     for outcome in failed:
         print(f"chromabox: not coloured: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _explanation_writer() -> "Callable[[Picture, Picture, Decision, Path], str]":
+    # Imported only on demand: matplotlib takes long to import.
+    from chromabox.report.explain import write_explanation
+
+    return write_explanation
 
 
 def _colour_film(options: ColourOptions, trained: "Trained", wishes: "Wishes") -> int:

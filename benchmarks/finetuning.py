@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from chromabox.detect.models.darknet import DetectorNet
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.autotune import Execution
 from machine import describe, write_results

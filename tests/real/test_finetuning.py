@@ -8,9 +8,10 @@ import torch
 from chromabox.detect.data.dataset import DetectionSet
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.training.batches import Views, remembering, targets_of
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.feature_cache import as_images, fill, open_cache, plan_cache
 from chromabox.detect.training.freeze import freeze
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.training.setup import loss_of, losses_of
 from chromabox.detect.training.transfer import with_classes
 from chromabox.detect.weights.load import TrainedDetector, load_detector

@@ -24,7 +24,8 @@ from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.data.synthetic import write_collage
 from chromabox.detect.models.architecture import yolov3_tiny
 from chromabox.detect.models.darknet import DARKNET, DetectorNet
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.config import FinetuneConfig
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.weights.load import TrainedDetector, fetch_detector, save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import ChromaboxError

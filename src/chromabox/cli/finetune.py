@@ -12,7 +12,7 @@ from chromabox.engine.runtime_options import ExecutionOptions
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
-    from chromabox.detect.training.recipes import FinetuneConfig
+    from chromabox.detect.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _fresh(options: FinetuneOptions) -> "tuple[Path, FinetuneConfig]":
     recipe = finetune_recipe(options.recipe, epochs=options.epochs, batch_size=options.batch)
     folder = options.output or Path("runs") / f"finetune-{Path(options.data).stem}-seed{options.seed}"
     refuse_begun_run(folder)
-    from chromabox.detect.training.recipes import FinetuneConfig
+    from chromabox.detect.training.config import FinetuneConfig
 
     return folder, FinetuneConfig(
         data=lasting(options.data),
@@ -106,7 +106,7 @@ def _resumed(options: FinetuneOptions) -> "tuple[Path, FinetuneConfig]":
             f"resume: {folder} goes on with its own data and settings; besides --resume only how the run uses the "
             "machine can be given"
         )
-    from chromabox.detect.training.recipes import read_finetune_config
+    from chromabox.detect.training.config import read_finetune_config
 
     config = read_finetune_config(folder)
     if not (folder / "last.safetensors").is_file():

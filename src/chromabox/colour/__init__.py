@@ -1,1 +1,1 @@
-"""Wing 1: a grey picture in, a colour for every pixel out."""
+"""Colourisation: greyscale image in, colours out."""

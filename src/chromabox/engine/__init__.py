@@ -1,1 +1,1 @@
-"""Foundation: training that knows neither colours nor boxes."""
+"""Training for any model: trainer, checkpoints, distribution, autotuning, logging."""

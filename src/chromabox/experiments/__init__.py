@@ -1,1 +1,1 @@
-"""experiments."""
+"""Grids of training runs: comparisons of models and sweeps over one parameter."""

@@ -1,1 +1,1 @@
-"""Foundation: what comes from disk and network."""
+"""Files and network: images, video, downloads, weight files."""

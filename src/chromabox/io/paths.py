@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which input files a command processes, and where each output goes."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -1,1 +1,1 @@
-"""What was measured, drawn."""
+"""Figures, tables and documents about runs and results."""

@@ -17,10 +17,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from chromabox.colour.chroma.distribution import NEAR
-from chromabox.colour.chroma.lab import encode, fitting_scale, linear_rgb
+from chromabox.colour.chroma.lab import encode, fitting_scale, lab_of, linear_rgb
 from chromabox.colour.chroma.recolour import lightness
 from chromabox.colour.constraints.constraints import Decision
-from chromabox.colour.constraints.palette_projection import lab_of
 from chromabox.errors import UsageError
 from chromabox.io.images import Picture, Pixels, eight_bits
 from chromabox.report.plots import save_figure

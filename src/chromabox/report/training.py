@@ -29,8 +29,8 @@ from chromabox.detect.inference.outputs import annotated
 from chromabox.detect.inference.predict import detect_picture
 from chromabox.detect.inference.runtime import make_ready
 from chromabox.detect.training.auto_freeze import choose_depth
+from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.finetune import Outcome, finetune
-from chromabox.detect.training.recipes import FinetuneConfig, read_finetune_config
 from chromabox.detect.weights.convert import write_copies
 from chromabox.engine.logger import Record, read_metrics, sentence
 from chromabox.engine.runtime_options import ExecutionOptions

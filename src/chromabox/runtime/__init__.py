@@ -1,1 +1,1 @@
-"""runtime."""
+"""Running models: ONNX Runtime sessions and parallel processing."""

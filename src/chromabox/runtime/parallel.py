@@ -1,4 +1,4 @@
-"""TODO."""
+"""Process items in worker threads and return the results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator

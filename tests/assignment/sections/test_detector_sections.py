@@ -16,9 +16,10 @@ from chromabox.assignment.analysis.detector_analysis import LayerChange, check_c
 from chromabox.assignment.sections.class_loss import class_term, classification_loss, formulas_of
 from chromabox.assignment.sections.freezing import freezing, verdict
 from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Kind
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.autotune import Execution
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint

@@ -7,8 +7,9 @@ import pytest
 from chromabox.detect.data.load import load_detection_set
 from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.training.auto_freeze import Trial, best_of, choose_depth, depths, fold_of
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import Frozen
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.runtime_options import ExecutionOptions
 from detection_fixtures import yolo_set

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from chromabox.detect.models.architecture import yolov3_tiny
 from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, DetectorNet
+from chromabox.detect.training.config import CachePrecision
 from chromabox.detect.training.feature_cache import as_images, fill, open_cache, plan_cache
 from chromabox.detect.training.freeze import freeze
-from chromabox.detect.training.recipes import CachePrecision
 from chromabox.errors import ChromaboxError
 from detector_fixtures import small_detector
 

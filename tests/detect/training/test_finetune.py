@@ -19,8 +19,9 @@ from chromabox.detect.evaluation.evaluate import evaluate_detector
 from chromabox.detect.models.architecture import yolov3_tiny
 from chromabox.detect.models.darknet import DARKNET, DetectorNet
 from chromabox.detect.training.batches import Views, remembering
+from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.finetune import finetune
-from chromabox.detect.training.recipes import FinetuneConfig, finetune_recipe, read_finetune_config
+from chromabox.detect.training.recipes import finetune_recipe
 from chromabox.detect.training.setup import Costs, Probe, begin, loss_of
 from chromabox.detect.weights.load import TrainedDetector, load_detector, save_detector
 from chromabox.engine.autotune import Execution

@@ -1,1 +1,1 @@
-"""analysis."""
+"""Analyses of trained models for the answers of the assignment."""

@@ -17,8 +17,8 @@ from chromabox.detect.inference.runtime import make_ready
 from chromabox.detect.models.architecture import Convolution
 from chromabox.detect.training.assigner import Places
 from chromabox.detect.training.batches import targets_of
+from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.recipes import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.setup import Beginning, begin, loss_of
 from chromabox.detect.weights.load import TrainedDetector, load_detector
 from chromabox.io.images import read_picture

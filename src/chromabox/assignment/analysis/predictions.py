@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.constraints.palette_projection import lab_of
+from chromabox.colour.chroma.lab import lab_of
 from chromabox.colour.data.datasets import Pictures
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError

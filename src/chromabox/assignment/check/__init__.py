@@ -1,1 +1,1 @@
-"""A student's own nets beside figure 1: run in a child process, recorded, and judged."""
+"""Compare students' models with figure 1 of the assignment: run them in a child process, trace them, check them."""

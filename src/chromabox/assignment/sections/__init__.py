@@ -1,1 +1,1 @@
-"""The assignment's questions, each answered by a module of this package from the files of runs."""
+"""Sections of the assignment's report, one module per group of questions."""

@@ -14,8 +14,8 @@ from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
 from chromabox.assignment.analysis.detector_analysis import SURE, TermCheck, check_class_term, open_run, shown_pictures
 from chromabox.assignment.analysis.plots import draw_shown
 from chromabox.assignment.sections.numbers import RECORD, in_summary, last_part, literal, record, whole
+from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.loss import BALANCE, DetectionLoss
-from chromabox.detect.training.recipes import read_finetune_config
 from chromabox.detect.training.setup import loss_of
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.logger import Record, read_metrics

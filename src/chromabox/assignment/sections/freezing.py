@@ -9,8 +9,8 @@ from chromabox.assignment.analysis.plots import draw_changes
 from chromabox.assignment.sections.class_loss import COMMAND
 from chromabox.assignment.sections.numbers import RECORD, in_summary, last_part, record, whole
 from chromabox.detect.training import freeze
+from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.freeze import Frozen, backbone
-from chromabox.detect.training.recipes import read_finetune_config
 from chromabox.detect.training.setup import _by_role
 from chromabox.detect.weights.load import load_detector
 from chromabox.experiments.runs import Found, summary_of

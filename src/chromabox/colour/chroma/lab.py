@@ -220,3 +220,10 @@ def _linear_of_byte() -> Float[Tensor, "256"]:
     """Linear light of every 8-bit sRGB value."""
     value = torch.arange(256, dtype=torch.float64) / 255
     return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).float()
+
+
+def lab_of(colours: UInt8[np.ndarray, "colours 3"]) -> Float32[np.ndarray, "colours 3"]:
+    """CIELab (D65) of 8-bit sRGB; a* and b* of greys are exactly 0."""
+    lab = lab_from_rgb(torch.from_numpy(np.ascontiguousarray(colours))[None, None])[0, :, 0].numpy().T.copy()
+    lab[(colours == colours[:, :1]).all(1), 1:] = 0
+    return lab

@@ -1,1 +1,1 @@
-"""constraints."""
+"""Constraints on colours: allowed, banned and replaced colours, palettes and hints."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
 
-from chromabox.colour.constraints.palette_projection import lab_of
+from chromabox.colour.chroma.lab import lab_of
 from chromabox.errors import UsageError
 from chromabox.io.images import eight_bits, read_picture
 

@@ -1,1 +1,1 @@
-"""data."""
+"""Datasets for colourisation."""

@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation of colourisation models and of colourised images."""

@@ -1,1 +1,1 @@
-"""inference."""
+"""Inference: colourise images, batches of files and videos."""

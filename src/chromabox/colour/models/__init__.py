@@ -1,11 +1,4 @@
-"""The networks that give every pixel a score for every palette colour.
-
-The first three are figure 1 of the assignment that the package reproduces, to the letter: PoolUpsampleNet (1a),
-ConvTransposeNet (1b) and UNet (1c; Ronneberger et al. 2015). All take grey pictures in [0, 1), float32
-[batch, in, height, width] with sides that are multiples of ``net.multiple``, and return logits
-[batch, colours, height, width]. Every kernel from 1 up keeps the figure's shapes: see :func:`same_padding` and
-:func:`transposed_padding`.
-"""
+"""Colourisation models: networks that return a score for every pixel and palette colour, and their registry."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,9 @@
-"""TODO."""
+"""The three networks of figure 1 of the assignment: PoolUpsampleNet (1a), ConvTransposeNet (1b), UNet (1c).
+
+All take greyscale images in [0, 1), float32 [batch, in, height, width], with sides that are multiples of
+``model.multiple``, and return logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015. Any kernel
+size from 1 keeps the shapes of the figure: see :func:`strided_padding` and :func:`transposed_padding`.
+"""
 
 import warnings
 

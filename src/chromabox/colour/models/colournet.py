@@ -1,4 +1,4 @@
-"""TODO."""
+"""ColourNet: a U-Net of residual blocks that classifies every pixel into a palette."""
 
 import math
 

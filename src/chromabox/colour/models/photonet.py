@@ -1,4 +1,4 @@
-"""TODO."""
+"""PhotoNet: a network for photographs that predicts a distribution over chroma bins."""
 
 import torch
 from jaxtyping import Float

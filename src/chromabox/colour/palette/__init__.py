@@ -1,1 +1,1 @@
-"""palette."""
+"""Palettes: fitting, reading and writing, nearest-colour lookup."""

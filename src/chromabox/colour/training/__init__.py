@@ -1,1 +1,1 @@
-"""training."""
+"""Training of colourisation models."""

@@ -1,1 +1,1 @@
-"""weights."""
+"""Checkpoints and ONNX files of colourisation models."""

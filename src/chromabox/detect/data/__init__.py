@@ -1,1 +1,1 @@
-"""data."""
+"""Detection datasets: readers, validation, splitting, augmentation, synthetic data."""

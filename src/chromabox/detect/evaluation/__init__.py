@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation of detectors: matching, average precision, confidence intervals."""

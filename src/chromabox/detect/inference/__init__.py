@@ -1,1 +1,1 @@
-"""inference."""
+"""Inference: detect objects in images, batches of files and videos."""

@@ -1,1 +1,1 @@
-"""models."""
+"""Detector architectures, the network, and decoding of its outputs."""

@@ -1,1 +1,1 @@
-"""training."""
+"""Fine-tuning of detectors."""

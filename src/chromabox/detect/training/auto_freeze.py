@@ -17,8 +17,8 @@ from chromabox.detect.data.dataset import DetectionSet
 from chromabox.detect.data.split import held_out
 from chromabox.detect.models.architecture import Architecture, Convolution
 from chromabox.detect.training.batches import Parts, Views, chunks_of, remembering
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import Frozen, backbone, work
-from chromabox.detect.training.recipes import FinetuneConfig
 from chromabox.detect.training.setup import Beginning, Caches, begin, freeze_for, job_and_plan, loss_of
 from chromabox.engine.autotune import Execution, device_of
 from chromabox.engine.logger import read_metrics

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from chromabox.detect.models.darknet import DetectorNet
-from chromabox.detect.training.recipes import CachePrecision
+from chromabox.detect.training.config import CachePrecision
 from chromabox.errors import ChromaboxError
 
 #: Bytes of a number.

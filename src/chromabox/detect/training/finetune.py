@@ -20,8 +20,8 @@ from chromabox.detect.evaluation.evaluate import (
 )
 from chromabox.detect.models.darknet import DetectorNet
 from chromabox.detect.training.batches import Views, remembering
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import Frozen
-from chromabox.detect.training.recipes import FinetuneConfig
 from chromabox.detect.training.setup import Caches, Probe, begin, freeze_for, job_and_plan, loss_of
 from chromabox.detect.weights.load import TrainedDetector, load_detector, save_detector
 from chromabox.engine.checkpoint import write_json

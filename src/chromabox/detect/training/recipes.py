@@ -2,16 +2,11 @@
 
 ``course`` is the setting of the course's tool to the letter. ``default`` is ours: what is frozen stands really still,
 the warm-up is short, and the rates are small enough not to hurt a net that is trained already.
-
-The configuration of a fine-tuning run: all that stands in its ``config.json``, and reading it again.
 """
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, get_args
 
-from chromabox.engine.autotune import Execution
 from chromabox.errors import UsageError
 
 FinetuneRecipeName = Literal["course", "default"]
@@ -151,47 +146,3 @@ def finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | N
             raise UsageError(f"{option} is {value}: give at least 1")
     recipe = RECIPES[name]()
     return replace(recipe, epochs=epochs or recipe.epochs, batch_size=batch_size or recipe.batch_size)
-
-
-CachePrecision = Literal["float32", "float16", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """One run, complete: what stands in ``config.json``."""
-
-    data: str
-    recipe: FinetuneRecipe
-    weights: str = "yolov3-tiny"
-    freeze: int | str = "backbone"
-    """A number of layers, or a name of ``chromabox.detect.training.freeze``."""
-    size: int = 416
-    views: int = 4
-    """Fixed views of each picture whose frozen layers' outputs are cached; 0: fresh views and no cache."""
-    cache_memory: float = 1.0
-    """GB of memory for both caches together; what is larger lies in a file of the run folder."""
-    cache_precision: CachePrecision = "float16"
-    keep_old: bool = False
-    retain: str | None = None
-    """A labelled set of old classes on which is measured what is left of them."""
-    patience: int | None = None
-    seed: int = 0
-    execution: Execution | None = None
-    net: str = "detector"
-
-
-def read_finetune_config(folder: Path) -> FinetuneConfig:
-    """The configuration of a run's folder. Raises UsageError if it is none of fine-tuning."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values.pop("versions", None)
-        values["recipe"] = FinetuneRecipe(**values["recipe"])
-        values["execution"] = Execution(**values["execution"])
-        config = FinetuneConfig(**values)
-        if config.net != "detector":
-            raise ValueError(f"it is of a {config.net}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder}: holds no config.json of chromabox finetune; give the folder of a run that it began"
-        ) from error
-    return config

@@ -34,10 +34,11 @@ from chromabox.detect.training.batches import (
     parts_of,
     targets_of,
 )
+from chromabox.detect.training.config import CachePrecision, FinetuneConfig
 from chromabox.detect.training.feature_cache import PrefixCache, open_cache, plan_cache
 from chromabox.detect.training.freeze import Frozen, depth_of, freeze, trainable_heads
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.recipes import CachePrecision, FinetuneConfig, FinetuneRecipe, gentler
+from chromabox.detect.training.recipes import FinetuneRecipe, gentler
 from chromabox.detect.training.transfer import OldNet, with_classes
 from chromabox.detect.training.validator import Judge, fill_judge
 from chromabox.detect.weights.load import TrainedDetector, describe_detector, load_detector

@@ -1,1 +1,1 @@
-"""weights."""
+"""Weight files of detectors: Darknet, PyTorch, safetensors, ONNX."""

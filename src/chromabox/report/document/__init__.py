@@ -1,1 +1,1 @@
-"""A write-up as data, and as the page, the paper and the numbers that it is turned into."""
+"""Documents as data, and their conversion to HTML, PDF and JSON."""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from skimage.color import rgb2lab
 
 from chromabox.colour.chroma.distribution import Opinion
-from chromabox.colour.constraints.palette_projection import LIGHTNESS_TOLERANCE, SHARING, lab_of, palette_classes
+from chromabox.colour.chroma.lab import lab_of
+from chromabox.colour.constraints.constraints import LIGHTNESS_TOLERANCE, SHARING, palette_classes
 from chromabox.errors import UsageError
 
 RED, GREEN, BLUE, BLACK, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)

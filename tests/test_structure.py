@@ -121,7 +121,8 @@ def test_tests_mirror_the_source() -> None:
 
 
 def test_imports_are_read_everywhere_in_a_file(tmp_path: Path) -> None:
-    source = "import chromabox.engine.trainer\ndef f():\n    from chromabox.colour import models\nfrom chromabox import cli\n"
+    source = "import chromabox.engine.trainer\ndef f():\n    from chromabox.colour import models\n"
+    source += "from chromabox import cli\n"
     (tmp_path / "a.py").write_text(source)
     assert imported_modules(tmp_path / "a.py") == {"engine.trainer", "colour.models", "cli"}
     assert {"cli", "colour", "engine", "io"} <= {layer(module_name(path)) for path in MODULES}

@@ -24,9 +24,9 @@ import skimage.data
 from matplotlib.figure import Figure
 from PIL import Image
 
-from chromabox.colour.inference.predict import Trained, Wishes, decide_colours, in_colours
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.io.images import read_picture, write_picture
+from chromabox.colour.inference.predict import ColouriseOptions, ColourModel, apply_prediction, predict_colours
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.io.images import read_image, write_image
 from chromabox.report.plots import save_figure
 from machine import describe, write_results
 
@@ -76,16 +76,16 @@ def process(source: Path, target: Path, net: Path | None) -> tuple[float, float]
     return seconds, peak * 1024 / 1e6
 
 
-def parts(source: Path, target: Path, trained: Trained) -> dict[str, float]:
+def parts(source: Path, target: Path, trained: ColourModel) -> dict[str, float]:
     """Seconds of each part of the work in this process."""
     clock = [time.perf_counter()]
-    picture = read_picture(source)
+    picture = read_image(source)
     clock.append(time.perf_counter())
-    decision = decide_colours(picture.pixels, trained, Wishes())
+    decision = predict_colours(picture.pixels, trained, ColouriseOptions())
     clock.append(time.perf_counter())
-    picture = in_colours(picture, decision)
+    picture = apply_prediction(picture, decision)
     clock.append(time.perf_counter())
-    write_picture(target, picture)
+    write_image(target, picture)
     clock.append(time.perf_counter())
     each = dict(zip(("decode", "network", "recolour", "encode"), np.diff(clock).tolist(), strict=True))
     return {**each, "all": clock[-1] - clock[0]}
@@ -95,7 +95,7 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def by_size(folder: Path, trained: Trained, repeats: int) -> dict[float, dict[str, float]]:
+def by_size(folder: Path, trained: ColourModel, repeats: int) -> dict[float, dict[str, float]]:
     """Medians of the parts for every size, warm."""
     found = {}
     for megapixels in MEGAPIXELS:
@@ -164,7 +164,7 @@ def main() -> None:
         runs = [process(photograph, folder / "coloured.jpg", options.net) for _ in range(options.repeats)]
         seconds, peak = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
         print(f"12 megapixels, the whole process: {seconds:.2f} s, {peak:.0f} MB peak", flush=True)
-        found = by_size(folder, load_trained(options.net), options.repeats)
+        found = by_size(folder, load_model(options.net), options.repeats)
         line = line_through(found)
         print(
             f"{line['fixed_seconds']:.2f} s and {line['seconds_per_megapixel']:.3f} s a megapixel, "

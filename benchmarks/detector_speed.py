@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 
 from chromabox.detect.inference.predict import detect_files
-from chromabox.detect.inference.runtime import EXACT, ReadyDetector, make_ready
+from chromabox.detect.inference.runtime import FLOAT32_OPTIONS, OptimizedDetector, optimize_for_inference
 from chromabox.detect.weights.darknet_cfg import write_cfg
-from chromabox.detect.weights.load import TrainedDetector, load_detector, write_darknet
-from chromabox.engine.runtime_options import ExecutionOptions
-from chromabox.io.images import find_pictures
-from chromabox.runtime.parallel import in_order, threads_at
+from chromabox.detect.weights.load import Detector, load_detector, write_darknet
+from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.io.images import find_images
+from chromabox.runtime.parallel import map_ordered, num_threads
 from machine import describe, seconds, write_results
 
 SIZE, TURNS = 416, 9
@@ -104,7 +104,7 @@ def ultralytics_python(venv: Path | None) -> Path | None:
 
 
 @contextmanager
-def darknet(trained: TrainedDetector, picture: Path) -> Iterator[Callable[[], float] | None]:
+def darknet(trained: Detector, picture: Path) -> Iterator[Callable[[], float] | None]:
     """Seconds of one of its passes at every call, as it tells them; None where it is not installed."""
     data = Path("/usr/share/darknet")  # where its letters are, without which it does not start
     if shutil.which("darknet") is None or not data.is_dir():
@@ -114,7 +114,7 @@ def darknet(trained: TrainedDetector, picture: Path) -> Iterator[Callable[[], fl
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cfg(trained.architecture, folder / "net.cfg")
-        write_darknet(folder / "net.weights", trained.net)
+        write_darknet(folder / "net.weights", trained.model)
         (folder / "names").write_text("".join(f"{name}\n" for name in trained.classes))
         (folder / "data").write_text(f"classes={len(trained.classes)}\nnames={folder / 'names'}\n")
         files = [str(folder / name) for name in ("data", "net.cfg", "net.weights")]
@@ -129,28 +129,28 @@ def darknet(trained: TrainedDetector, picture: Path) -> Iterator[Callable[[], fl
         yield once
 
 
-def forward(ready: ReadyDetector) -> Callable[[], float]:
+def forward(ready: OptimizedDetector) -> Callable[[], float]:
     """Seconds of one of our passes at every call."""
     images = torch.rand(1, 3, SIZE, SIZE)
 
     def once() -> float:
-        with torch.inference_mode(), threads_at(ready.execution.threads):
-            return seconds(lambda: ready.run(images))
+        with torch.inference_mode(), num_threads(ready.runtime.threads):
+            return seconds(lambda: ready.forward(images))
 
     once()
     return once
 
 
-def forwards(trained: TrainedDetector, venv: Path | None, picture: Path) -> dict[str, object]:
+def forwards(trained: Detector, venv: Path | None, picture: Path) -> dict[str, object]:
     """All contenders' single passes, in turns."""
     threads = torch.get_num_threads()
-    fast = make_ready(trained, ExecutionOptions())
-    print(f"ours, as the probe chose: {fast.execution}")
+    fast = optimize_for_inference(trained, RuntimeOptions())
+    print(f"ours, as the probe chose: {fast.runtime}")
     ways: dict[str, Callable[[], float]] = {
         "ours": forward(fast),
-        "ours, folded float32": forward(make_ready(trained, EXACT)),
+        "ours, folded float32": forward(optimize_for_inference(trained, FLOAT32_OPTIONS)),
     }
-    results: dict[str, object] = {"execution": str(fast.execution)}
+    results: dict[str, object] = {"execution": str(fast.runtime)}
     with ultralytics(venv, threads) as theirs, ultralytics(venv, 1) as alone, darknet(trained, picture) as program:
         others = {f"Ultralytics, {threads} threads": theirs, "Ultralytics, 1 thread": alone, "darknet": program}
         ways |= {name: way for name, way in others.items() if way is not None}
@@ -169,18 +169,18 @@ def forwards(trained: TrainedDetector, venv: Path | None, picture: Path) -> dict
     return results
 
 
-def folder(trained: TrainedDetector, pictures: list[Path], turns: int = 3) -> dict[str, object]:
+def folder(trained: Detector, pictures: list[Path], turns: int = 3) -> dict[str, object]:
     """Detecting in files against as many bare passes, both by one worker a core."""
-    options = ExecutionOptions(threads=1)
-    ready = make_ready(trained, options)
+    options = RuntimeOptions(threads=1)
+    ready = optimize_for_inference(trained, options)
     images = torch.rand(1, 3, SIZE, SIZE)
 
     @torch.inference_mode()
     def bare(_: Path) -> None:
-        ready.run(images)
+        ready.forward(images)
 
     def all_bare() -> None:
-        list(in_order(pictures, bare))
+        list(map_ordered(pictures, bare))
 
     def all_detected() -> None:
         assert all(found.error is None for found in detect_files(pictures, ready, size=SIZE))
@@ -191,7 +191,7 @@ def folder(trained: TrainedDetector, pictures: list[Path], turns: int = 3) -> di
     whole, passes = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(
         f"{len(pictures)} pictures: {whole:.2f} s detected, {passes:.2f} s bare passes: {ratio:.2f}×, "
-        f"{len(pictures) / whole:.1f} images/s ({ready.execution})"
+        f"{len(pictures) / whole:.1f} images/s ({ready.runtime})"
     )
     return {"pictures": len(pictures), "detected_s": whole, "passes_s": passes, "ratio": ratio}
 
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write the results there, as JSON")
     arguments = parser.parse_args()
     trained = load_detector("yolov3-tiny")
-    pictures = [path for path, _ in find_pictures([arguments.pictures])]
+    pictures = [path for path, _ in find_images([arguments.pictures])]
     results = {
         "claim": "YOLOv3-tiny: 1.5× Ultralytics' eager float32, 10× darknet, a folder within 1.3× of bare passes",
         "machine": describe(),

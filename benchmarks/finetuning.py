@@ -22,19 +22,19 @@ from typing import Any
 
 import torch
 
-from chromabox.detect.models.darknet import DetectorNet
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
-from chromabox.detect.training.recipes import finetune_recipe
+from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import load_detector, save_detector
-from chromabox.engine.autotune import Execution
+from chromabox.engine.autotune import RuntimeConfig
 from machine import describe, write_results
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
     """The machine and a whole run's summary, without the table of classes and what names this machine's files."""
     machine, begin_at = describe(), time.perf_counter()
-    summary = finetune(FinetuneConfig(**settings), folder, say=print).summary
+    summary = finetune(FinetuneConfig(**settings), folder, log=print).summary
     for part in ("before", "after"):
         del summary[part]["per_class"]
     del summary["warnings"]
@@ -46,30 +46,30 @@ def random_weights(folder: Path) -> str:
     """YOLOv3-tiny as PyTorch draws it."""
     trained = load_detector("yolov3-tiny")
     torch.manual_seed(0)
-    net = DetectorNet(trained.architecture, trained.kind).eval()
+    net = DarknetModel(trained.architecture, trained.variant).eval()
     path = folder / "random.safetensors"
-    save_detector(path, replace(trained, net=net, description={"name": "random"}))
+    save_detector(path, replace(trained, model=net, metadata={"name": "random"}))
     return str(path)
 
 
-def raccoon(folder: Path, execution: Execution) -> dict[str, Any]:
-    settings = {"data": "raccoon", "recipe": finetune_recipe("default"), "execution": execution}
+def raccoon(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
+    settings = {"data": "raccoon", "recipe": make_finetune_recipe("default"), "execution": execution}
     return {
         "trained weights": run(folder / "raccoon", **settings),
         "random weights": run(folder / "random", freeze="none", views=0, weights=random_weights(folder), **settings),
     }
 
 
-def coco128(folder: Path, execution: Execution) -> dict[str, Any]:
+def coco128(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
     settings = {"data": "coco128", "execution": execution}
     return {
-        "default": run(folder / "default", recipe=finetune_recipe("default"), **settings),
-        "course": run(folder / "course", recipe=finetune_recipe("course"), freeze=10, **settings),
+        "default": run(folder / "default", recipe=make_finetune_recipe("default"), **settings),
+        "course": run(folder / "course", recipe=make_finetune_recipe("course"), freeze=10, **settings),
     }
 
 
-def keep(folder: Path, execution: Execution) -> dict[str, Any]:
-    recipe = finetune_recipe("default")
+def keep(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
+    recipe = make_finetune_recipe("default")
     return run(folder / "keep", data="raccoon", recipe=recipe, keep_old=True, retain="coco128", execution=execution)
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts:
             (Path(folder) / part).mkdir()
-            results[part] = parts[part](Path(folder) / part, Execution(threads=options.threads))
+            results[part] = parts[part](Path(folder) / part, RuntimeConfig(threads=options.threads))
             print(part, results[part])
             if options.output is not None:
                 write_results(options.output, results)

@@ -67,11 +67,11 @@ class Turns:
 def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, views: int) -> None:
     """The whole of ``finetune``, as ``chromabox finetune`` calls it, with marks around batches and validation."""
     from chromabox.detect.training import finetune as room
-    from chromabox.detect.training.recipes import finetune_recipe
-    from chromabox.engine.runs import peak_memory
-    from chromabox.engine.runtime_options import ExecutionOptions
+    from chromabox.detect.training.recipes import make_finetune_recipe
+    from chromabox.engine.runs import peak_memory_bytes
+    from chromabox.engine.runtime_options import RuntimeOptions
 
-    job_and_plan = room.job_and_plan
+    job_and_plan = room.build_finetune_task
 
     def marked(config: Any, begun: Any, net: Any, until: int, loss: Any, judge: Any, *rest: Any) -> Any:
         job, plan = job_and_plan(config, begun, net, until, loss, judge, *rest)
@@ -100,20 +100,20 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
         if record["epoch"] == epochs:
             turns.wait()  # What follows the last epoch must not disturb the others'.
 
-    room.job_and_plan = marked
-    recipe = finetune_recipe("default", epochs=epochs, batch_size=BATCH)
-    config = room.FinetuneConfig(data="coco128", recipe=recipe, size=SIZE, freeze=freeze, views=views)
-    outcome = room.finetune(config, folder, options=ExecutionOptions(threads=threads), after_epoch=after_epoch)
-    turns.tell(filling_seconds=outcome.summary["seconds_filling"], views=views, peak_memory=peak_memory())
+    room.build_finetune_task = marked
+    recipe = make_finetune_recipe("default", epochs=epochs, batch_size=BATCH)
+    config = room.FinetuneConfig(data="coco128", recipe=recipe, size=SIZE, freeze=freeze, num_cached_views=views)
+    outcome = room.finetune(config, folder, options=RuntimeOptions(threads=threads), on_epoch_end=after_epoch)
+    turns.tell(filling_seconds=outcome.summary["seconds_filling"], views=views, peak_memory=peak_memory_bytes())
 
 
 def evaluate(trained: Any, data: Any) -> None:
     """As ``chromabox evaluate`` does, which keeps nothing, but for the intervals."""
     from chromabox.detect.evaluation.evaluate import evaluate_detector
-    from chromabox.detect.inference.runtime import make_ready
+    from chromabox.detect.inference.runtime import optimize_for_inference
 
     with torch.autocast("cpu", enabled=False):
-        evaluate_detector(make_ready(trained), data, size=SIZE, draws=2)
+        evaluate_detector(optimize_for_inference(trained), data, size=SIZE, num_resamples=2)
 
 
 def ultralytics(turns: Turns, threads: int, epochs: int, folder: Path) -> None:

@@ -39,7 +39,7 @@ from shutil import copytree
 from typing import Any, TextIO
 
 from chromabox.detect.data.dataset import COCO_CLASSES
-from chromabox.detect.data.load import find_set
+from chromabox.detect.data.load import resolve_dataset
 from detector_speed import ultralytics_python
 from finetuning_sides import OURS, PARTS
 from machine import describe, write_results
@@ -92,7 +92,7 @@ def side(name: str, python: str | Path, arguments: list[str], log: TextIO) -> It
 
 def copied_data(folder: Path) -> None:
     """COCO128 with a description of it as Ultralytics reads it."""
-    copytree(find_set("coco128"), folder, dirs_exist_ok=True)
+    copytree(resolve_dataset("coco128"), folder, dirs_exist_ok=True)
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(COCO_CLASSES))
     splits = "train: images/train2017\nval: images/val2017\n"
     (folder / "data.yaml").write_text(f"path: {folder}\n{splits}names:\n{names}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "scikit-image", "scikit-learn")
 
@@ -74,7 +74,7 @@ def median_seconds(call: Callable[[], object], times: int = 5, warm_up: int = 1)
 def write_results(path: Path, results: dict[str, object]) -> None:
     """Write results as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

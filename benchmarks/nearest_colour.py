@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.palette.palette import Palette, nearest_colour
+from chromabox.colour.palette.palette import Palette, assign_labels
 from chromabox.io.cifar10 import load_cifar10
 from machine import describe, median_seconds, paired, write_results
 
@@ -81,12 +81,12 @@ def contenders(pixels: np.ndarray, palette: Palette) -> dict[str, Callable[[], A
 
 def duel(planes: np.ndarray, pixels: np.ndarray, palette: Palette, pairs: int) -> list[dict[str, object]]:
     """The table, warm and cold, against every other way."""
-    labels = nearest_colour(planes, palette, axis=1).reshape(-1)
+    labels = assign_labels(planes, palette, axis=1).reshape(-1)
     rows: list[dict[str, object]] = []
     for name, other in contenders(pixels, palette).items():
         agreement = float((np.asarray(other()).reshape(-1) == labels).mean())
-        warm = paired(lambda: nearest_colour(planes, palette, axis=1), other, pairs)
-        cold = paired(lambda: nearest_colour(planes, fresh(palette), axis=1), other, pairs)
+        warm = paired(lambda: assign_labels(planes, palette, axis=1), other, pairs)
+        cold = paired(lambda: assign_labels(planes, fresh(palette), axis=1), other, pairs)
         verdict = "LOSES" if warm.ratio < 1 else "LOSES when cold" if cold.ratio < 1 else "wins"
         print(
             f"{warm.ratio:8.1f}× warm {cold.ratio:8.1f}× cold, {name}: the table {verdict}, "
@@ -106,8 +106,8 @@ def cost_by_size(planes: np.ndarray, pixels: np.ndarray) -> list[dict[str, objec
     for size in PALETTE_SIZES:
         palette = Palette(rng.random((size, 3)).astype(np.float32), f"random{size}")
         seconds = {
-            "warm": median_seconds(lambda p=palette: nearest_colour(planes, p, axis=1)) / len(pixels),
-            "cold": median_seconds(lambda p=palette: nearest_colour(planes, fresh(p), axis=1), 3) / len(pixels),
+            "warm": median_seconds(lambda p=palette: assign_labels(planes, p, axis=1)) / len(pixels),
+            "cold": median_seconds(lambda p=palette: assign_labels(planes, fresh(p), axis=1), 3) / len(pixels),
             "plain": median_seconds(lambda p=palette: plain(few, p.colours), 1) / len(few),
         }
         nanoseconds = {name: round(value * 1e9, 2) for name, value in seconds.items()}
@@ -121,9 +121,7 @@ def small_inputs(planes: np.ndarray, pixels: np.ndarray, palette: Palette) -> li
     rows: list[dict[str, object]] = []
     for count in (1, 10, 100):
         part, flat = planes[:count], pixels[: count * 1024]
-        cold = paired(
-            lambda p=part: nearest_colour(p, fresh(palette), axis=1), lambda f=flat: plain(f, palette.colours)
-        )
+        cold = paired(lambda p=part: assign_labels(p, fresh(palette), axis=1), lambda f=flat: plain(f, palette.colours))
         rows.append({"pictures": count, "cold": asdict(cold)})
         verdict = "wins" if cold.ratio > 1 else "LOSES"
         print(

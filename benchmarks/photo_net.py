@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.inference.predict import Trained, opinion_on
-from chromabox.colour.models import count_parameters
-from chromabox.colour.weights.checkpoint import load_trained
+from chromabox.colour.inference.predict import ColourModel, predict_distribution
+from chromabox.colour.models import num_trainable_parameters
+from chromabox.colour.weights.checkpoint import load_model
 from machine import describe, median_seconds, paired, write_results
 
 
@@ -210,10 +210,10 @@ def forward_pass(
     calls = [in_layout(layout) for layout in (torch.contiguous_format, torch.channels_last)]
     assert calls[0]().shape == (1, 2, *size)
     seconds = [median_seconds(call, 3) for call in calls]
-    return calls[seconds.index(min(seconds))], count_parameters(net)
+    return calls[seconds.index(min(seconds))], num_trainable_parameters(net)
 
 
-def duel(trained: Trained, pairs: int) -> list[dict[str, object]]:
+def duel(trained: ColourModel, pairs: int) -> list[dict[str, object]]:
     """Ours on both photographs against every contender."""
     source = Image.fromarray(skimage.data.astronaut())
     rows: list[dict[str, object]] = []
@@ -222,7 +222,7 @@ def duel(trained: Trained, pairs: int) -> list[dict[str, object]]:
         call, parameters = forward_pass(build, channels, size)
         for photograph, shape in PHOTOGRAPHS.items():
             pixels = np.asarray(source.resize(shape, Image.Resampling.BICUBIC))
-            timed = paired(lambda p=pixels: opinion_on(p, trained), call, pairs)
+            timed = paired(lambda p=pixels: predict_distribution(p, trained), call, pairs)
             verdict = "wins" if timed.ratio > 1 else "LOSES"
             print(
                 f"{timed.ratio:6.2f}×: ours on {photograph} {verdict}, {timed.a_seconds * 1e3:.0f} ms against "
@@ -243,13 +243,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     machine = describe()
-    trained = load_trained(options.net)
-    parameters = sum(parameter.numel() for parameter in trained.net.parameters())
-    print(f"ours: {trained.description['net']}, {parameters / 1e6:.1f} M parameters; {options.threads} threads")
+    trained = load_model(options.net)
+    parameters = sum(parameter.numel() for parameter in trained.network.parameters())
+    print(f"ours: {trained.metadata['net']}, {parameters / 1e6:.1f} M parameters; {options.threads} threads")
     rows = duel(trained, options.pairs)
     print(machine)
     if options.output:
-        ours = {"net": trained.description["net"], "parameters": parameters}
+        ours = {"net": trained.metadata["net"], "parameters": parameters}
         write_results(options.output, {"ours": ours, "threads": options.threads, "duels": rows, "machine": machine})
         print(options.output)
 

@@ -18,11 +18,11 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from chromabox.colour.evaluation.image_scores import PictureScore, score_pictures
+from chromabox.colour.evaluation.image_scores import ImageScores, score_image
 from chromabox.colour.evaluation.metrics import delta_e
-from chromabox.colour.inference.predict import STYLES, StyleName, Trained, Wishes, colour_picture
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.io.images import Picture, eight_bits, find_pictures, read_picture
+from chromabox.colour.inference.predict import STYLES, ColouriseOptions, ColourModel, StyleName, colourise_image
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.io.images import ImageData, find_images, read_image, to_uint8
 from machine import describe, write_results
 
 SHIPPED_PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
@@ -45,13 +45,13 @@ def photographs(folder: Path | None) -> dict[str, np.ndarray]:
     shipped = [Path(skimage.data.__file__).parent / name for name in SHIPPED_PICTURES]
     paths = [path for path in shipped if path.is_file()]
     if folder is not None:
-        paths += [path for path, _ in find_pictures([folder])]
-    return {path.stem: eight_bits(read_picture(path).pixels) for path in paths}
+        paths += [path for path, _ in find_images([folder])]
+    return {path.stem: to_uint8(read_image(path).pixels) for path in paths}
 
 
-def coloured(pixels: np.ndarray, trained: Trained, style: StyleName) -> np.ndarray:
+def coloured(pixels: np.ndarray, trained: ColourModel, style: StyleName) -> np.ndarray:
     """The picture in the net's colours."""
-    return colour_picture(Picture(pixels), trained, Wishes(style=style)).pixels
+    return colourise_image(ImageData(pixels), trained, ColouriseOptions(style=style)).pixels
 
 
 def with_long_side(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -65,13 +65,13 @@ def resampled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def distance_of_sizes(pixels: np.ndarray, trained: Trained, style: StyleName) -> float:
+def distance_of_sizes(pixels: np.ndarray, trained: ColourModel, style: StyleName) -> float:
     """Mean CIEDE2000 between the small version's colours and the large version's, at the small size."""
     small, large = (coloured(with_long_side(pixels, side), trained, style) for side in SIDES)
     return delta_e(small, resampled(large, *small.shape[:2]))
 
 
-def row_of(score: PictureScore, sizes: float) -> dict[str, float | None]:
+def row_of(score: ImageScores, sizes: float) -> dict[str, float | None]:
     """The columns' values and the distance of the sizes."""
     values = {heading: getattr(score, name) for heading, (name, _) in COLUMNS.items()}
     scaled = {key: value if value is None else value * COLUMNS[key][1] for key, value in values.items()}
@@ -89,12 +89,12 @@ def show(name: str, row: dict[str, float | None]) -> None:
     print(f"{name:<18}{numbers}", flush=True)
 
 
-def measure(pictures: dict[str, np.ndarray], trained: Trained, style: StyleName) -> dict[str, object]:
+def measure(pictures: dict[str, np.ndarray], trained: ColourModel, style: StyleName) -> dict[str, object]:
     """All pictures in one style: a row each, printed as it is done, and the mean."""
     print(f"\n{style:<18}" + "".join(f"{heading:>9}" for heading in (*COLUMNS, "sizes ΔE")))
     rows = {}
     for name, pixels in pictures.items():
-        score = score_pictures(pixels, coloured(pixels, trained, style))
+        score = score_image(pixels, coloured(pixels, trained, style))
         rows[name] = row_of(score, distance_of_sizes(pixels, trained, style))
         show(name, rows[name])
     mean = mean_of(rows)
@@ -111,10 +111,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder of more photographs")
     parser.add_argument("-o", "--output", type=Path, help="write the results there, as JSON")
     options = parser.parse_args()
-    trained, pictures = load_trained(options.net), photographs(options.pictures)
+    trained, pictures = load_model(options.net), photographs(options.pictures)
     styles = {style: measure(pictures, trained, style) for style in STYLES}
     if options.output:
-        results = {"styles": styles, "sides": SIDES, "bar": BAR, "net": trained.description["net"]}
+        results = {"styles": styles, "sides": SIDES, "bar": BAR, "net": trained.metadata["net"]}
         write_results(options.output, {**results, "machine": describe()})
         print(options.output)
 

@@ -23,7 +23,7 @@ from skimage import data
 from skimage.color import lab2rgb, rgb2lab
 from skimage.transform import resize
 
-from chromabox.colour.chroma.recolour import lightness, recolour
+from chromabox.colour.chroma.recolour import apply_chroma, lightness
 from machine import describe, median_seconds, paired, write_results
 
 SIZES = {1: (866, 1154), 3: (1500, 2000), 12: (3000, 4000), 24: (4000, 6000)}  # megapixels: height, width
@@ -83,7 +83,7 @@ def mean_lightness_error(pixels: np.ndarray, result: np.ndarray) -> float:
 def processor_seconds(pixels: np.ndarray, chroma: np.ndarray) -> float:
     """Of all threads together, one call."""
     start = time.process_time()
-    recolour(pixels, chroma)
+    apply_chroma(pixels, chroma)
     return time.process_time() - start
 
 
@@ -94,13 +94,13 @@ def one_size(megapixels: int, times: int) -> dict[str, object]:
     row: dict[str, object] = {
         "megapixels": pixels.shape[0] * pixels.shape[1] / 1e6,
         "lightness_seconds": median_seconds(lambda: lightness(pixels), times),
-        "moderate_seconds": median_seconds(lambda: recolour(pixels, moderate), times),
-        "extreme_seconds": median_seconds(lambda: recolour(pixels, extreme), times),
+        "moderate_seconds": median_seconds(lambda: apply_chroma(pixels, moderate), times),
+        "extreme_seconds": median_seconds(lambda: apply_chroma(pixels, extreme), times),
         "moderate_processor_seconds": processor_seconds(pixels, moderate),
         "extreme_processor_seconds": processor_seconds(pixels, extreme),
     }
     if megapixels <= PLAIN_UP_TO:
-        duel = paired(lambda: recolour(pixels, moderate), lambda: plain(pixels, moderate), pairs=3, warm_up=0)
+        duel = paired(lambda: apply_chroma(pixels, moderate), lambda: plain(pixels, moderate), pairs=3, warm_up=0)
         row["against_plain"] = asdict(duel)
         print(f"{duel.ratio:8.1f}× the plain way, {duel.b_seconds:.2f} s")
     script = ONE_PICTURE.format(folder=str(Path(__file__).resolve().parent), megapixels=megapixels)
@@ -119,7 +119,7 @@ def main() -> None:
     pixels = photograph(1)
     errors = {
         f"up to ±{amplitude}": {
-            "recolour": mean_lightness_error(pixels, recolour(pixels, chroma_map(1, amplitude))),
+            "recolour": mean_lightness_error(pixels, apply_chroma(pixels, chroma_map(1, amplitude))),
             "plain": mean_lightness_error(pixels, plain(pixels, chroma_map(1, amplitude))),
         }
         for amplitude in (20, 100)

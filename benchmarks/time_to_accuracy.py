@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from chromabox.colour.data.datasets import resolve_palette
-from chromabox.io.cifar10 import fetch_cifar10
+from chromabox.io.cifar10 import download_cifar10
 from machine import describe, write_results
 
 BEST_PUBLISHED = 0.593
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    data = fetch_cifar10()
+    data = download_cifar10()
     chosen = resolve_palette("auto", "cifar10:horse")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -27,11 +27,11 @@ import torch
 from skimage import data
 from skimage.transform import rotate
 
-from chromabox.colour.chroma.recolour import recolour
+from chromabox.colour.chroma.recolour import apply_chroma
 from chromabox.colour.inference.predict import predict_chroma
-from chromabox.colour.inference.video import DEFAULT_SMOOTHING, ChromaSmoother, colour_video, small_lightness
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.io.video import frames_of
+from chromabox.colour.inference.video import DEFAULT_SMOOTHING, TemporalSmoother, colourise_video, lightness_at_size
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.io.video import iter_frames
 from machine import describe, write_results
 
 FRAMES, SIDE, SIGMA = 24, 384, 8.0
@@ -65,13 +65,14 @@ def grey(plane: np.ndarray) -> np.ndarray:
 def measure(frames: Frames, truth: Frames | None, predict: Predict) -> dict[str, float]:
     """Flicker, ghosts and PSNR of one scene; `truth` is the scene without noise, where there is one."""
     alone = [predict(frame) for frame in frames]
-    smoother = ChromaSmoother()
+    smoother = TemporalSmoother()
     smooth = [
-        smoother(chroma, small_lightness(frame, *chroma.shape[:2])) for frame, chroma in zip(frames, alone, strict=True)
+        smoother(chroma, lightness_at_size(frame, *chroma.shape[:2]))
+        for frame, chroma in zip(frames, alone, strict=True)
     ]
     wanted = alone if truth is None else [predict(frame) for frame in truth]
     errors = [
-        np.square(recolour(frame, a).astype(np.float64) - recolour(frame, b)).mean()
+        np.square(apply_chroma(frame, a).astype(np.float64) - apply_chroma(frame, b)).mean()
         for frame, a, b in zip(frames, alone, smooth, strict=True)
     ]
     return {
@@ -81,7 +82,7 @@ def measure(frames: Frames, truth: Frames | None, predict: Predict) -> dict[str,
         "ghost by itself": distance(alone, wanted),
         "ghost smoothed": distance(smooth, wanted),
         "PSNR": float(10 * np.log10(255**2 / np.mean(errors))),
-        "cuts": smoother.cuts,
+        "cuts": smoother.num_cuts,
     }
 
 
@@ -99,7 +100,7 @@ def peak_megabytes(film: Path) -> float:
 def _peak(film: Path) -> float:
     torch.set_num_threads(1)
     flat = np.full((32, 56, 2), 20, np.float32)
-    colour_video(film, film.with_name("coloured.mp4"), lambda frame: flat)
+    colourise_video(film, film.with_name("coloured.mp4"), lambda frame: flat)
     # Linux's own count for this program; getrusage's begins with what the parent process had.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
@@ -128,10 +129,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a net instead of the shipped one")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    trained = load_trained(options.checkpoint)
+    trained = load_model(options.checkpoint)
     jobs: dict[str, tuple[Frames, Frames | None]] = {**scenes()}
     for film in options.film:
-        jobs[film.stem] = list(itertools.islice(frames_of(film), options.frames)), None
+        jobs[film.stem] = list(itertools.islice(iter_frames(film), options.frames)), None
     results = {}
     for name, (frames, truth) in jobs.items():
         results[name] = measure(frames, truth, lambda frame: predict_chroma(frame, trained))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from chromabox.colour.data.photos import central_square, load_photographs
+from chromabox.colour.data.photos import center_crop, load_photos
 from chromabox.colour.training.train_photo import validate_photo
-from chromabox.colour.weights.checkpoint import SHIPPED, TrainedPhotoNet, load_trained
+from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, PhotoModel, load_model
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.engine.logger import read_metrics
 
@@ -29,24 +29,24 @@ def halved(tensor: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     run = Path(sys.argv[1])
-    trained = load_trained(run)
-    if not isinstance(trained, TrainedPhotoNet):
+    trained = load_model(run)
+    if not isinstance(trained, PhotoModel):
         sys.exit(f"{run}: not the run of a photo net")
-    trained.net.load_state_dict({name: halved(value) for name, value in trained.net.state_dict().items()})
+    trained.network.load_state_dict({name: halved(value) for name, value in trained.network.state_dict().items()})
     config = json.loads((run / "config.json").read_text())
-    photographs = load_photographs(Path(config["data"]))
-    squares = [central_square(photograph) for photograph in photographs.val]
-    measured = validate_photo(trained.net, trained.bins, squares, config["size"])
+    photographs = load_photos(Path(config["data"]))
+    squares = [center_crop(photograph) for photograph in photographs.val]
+    measured = validate_photo(trained.network, trained.bins, squares, config["size"])
     keys = ("net", "settings", "bins", "data", "size", "seed", "start", "epoch")
-    description: dict[str, Any] = {key: trained.description[key] for key in keys}
+    description: dict[str, Any] = {key: trained.metadata[key] for key in keys}
     description |= {"recipe": config["recipe"], "versions": config["versions"]}
     description["photographs"] = {"train": len(photographs.train), "val": len(photographs.val)}
     description["measured_on_val"] = measured
     description["epochs_run"] = len(read_metrics(run))
     description["note"] = " ".join(sys.argv[2:])
-    state = {"net": {name: halved(value) for name, value in trained.net.state_dict().items()}}
-    save_checkpoint(ASSETS / SHIPPED, state, description)
-    print(f"{ASSETS / SHIPPED}: {(ASSETS / SHIPPED).stat().st_size / 1e6:.1f} MB; {measured}")
+    state = {"net": {name: halved(value) for name, value in trained.network.state_dict().items()}}
+    save_checkpoint(ASSETS / DEFAULT_CHECKPOINT, state, description)
+    print(f"{ASSETS / DEFAULT_CHECKPOINT}: {(ASSETS / DEFAULT_CHECKPOINT).stat().st_size / 1e6:.1f} MB; {measured}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _numbers_near_zero() -> None:
+def _keep_denormals() -> None:
     """What torch.compile links may switch off denormal numbers for the whole process; later tests draw such ones."""
     torch.set_flush_denormal(False)
 

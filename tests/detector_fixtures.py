@@ -3,16 +3,16 @@
 import torch
 
 from chromabox.detect.models.architecture import Architecture, Convolution, Yolo
-from chromabox.detect.models.darknet import DARKNET, DetectorNet, Kind
-from chromabox.detect.weights.load import TrainedDetector
+from chromabox.detect.models.darknet import DARKNET, DarknetModel, Variant
+from chromabox.detect.weights.load import Detector
 
-CLASSES = ("cat", "dog", "red fox")
+CLASS_NAMES = ("cat", "dog", "red fox")
 
 
-def small_detector(kind: Kind = DARKNET, seed: int = 0) -> TrainedDetector:
+def make_small_detector(variant: Variant = DARKNET, seed: int = 0) -> Detector:
     """Five convolutions of stride 2, two anchors, three classes, usually shown 64 pixels."""
-    head = Yolo((0, 1), ((60.0, 60.0), (80.0, 50.0)), len(CLASSES))
-    numbers = len(head.mask) * (5 + len(CLASSES))
+    head = Yolo((0, 1), ((60.0, 60.0), (80.0, 50.0)), len(CLASS_NAMES))
+    numbers = len(head.mask) * (5 + len(CLASS_NAMES))
     layers = (
         *(Convolution(8, 3, 2) for _ in range(5)),
         Convolution(numbers, 1, batch_normalise=False, activation="linear"),
@@ -20,7 +20,7 @@ def small_detector(kind: Kind = DARKNET, seed: int = 0) -> TrainedDetector:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DetectorNet(Architecture("small", layers, size=64), kind).eval()
+        net = DarknetModel(Architecture("small", layers, size=64), variant).eval()
         for layer in net.layers[:5]:
             layer.norm.running_mean.normal_(0, 0.1)
             layer.norm.running_var.uniform_(0.02, 0.1)
@@ -28,4 +28,4 @@ def small_detector(kind: Kind = DARKNET, seed: int = 0) -> TrainedDetector:
             # Scores spread; sizes stay near the anchors', so that boxes overlap.
             net.layers[5].convolution.weight.view(2, -1, 8)[:, 4:] *= 3
             net.layers[5].convolution.bias.view(2, -1)[:, 4:] += 1.5
-    return TrainedDetector(net, CLASSES, 64, {})
+    return Detector(net, CLASS_NAMES, 64, {})

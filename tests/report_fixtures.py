@@ -9,16 +9,16 @@ from PIL import Image
 from skimage import data
 from sympy import Function, Indexed, Integer, Mul, Sum, floor, log, symbols
 
-from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
-from chromabox.report.plots import draw_curves, draw_rows, save_figure
+from chromabox.report.document.model import Code, Document, Figure, Formula, MissingRun, Number, Section, Table, Text
+from chromabox.report.plots import plot_curves, plot_image_rows, save_figure
 
 NIC, NF, NC, H, W, K = symbols("NIC NF NC H W k", positive=True)
 
-LONG = (
+LONG_LINE = (
     "self.down = nn.Sequential(nn.Conv2d(num_in_channels, num_filters, kernel_size=kernel, padding=padding), "
     "nn.MaxPool2d(2), nn.BatchNorm2d(num_filters), nn.ReLU())"
 )
-NET = '''class PoolUpsampleNet(nn.Module):
+MODEL_SOURCE = '''class PoolUpsampleNet(nn.Module):
     """Halve twice, double twice; every layer keeps the picture's shape."""
 
     def __init__(self, kernel: int, num_in_channels: int, num_filters: int, num_colours: int) -> None:
@@ -33,14 +33,14 @@ NET = '''class PoolUpsampleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
-'''.replace("LONG", LONG)
+'''.replace("LONG", LONG_LINE)
 
-HARSH = (
+SPECIAL_CHARACTERS = (
     'A <b>bold</b> & "quoted" $name$ _under_ *star* #hash @at [box] `code <i>` \\n ~ // /* // -- --- ... ΔE ± σ ≤ é ’ …'
 )
 
 
-def write_up(folder: Path) -> Document:
+def make_sample_document(folder: Path) -> Document:
     """The document, its figures drawn into the folder."""
     return Document(
         title="Colouring pictures by classifying pixels",
@@ -56,13 +56,20 @@ def write_up(folder: Path) -> Document:
             ),
             Text("Skip connections help because what pooling loses comes back by them."),
         ],
-        sections=[_pooling(folder), _counting(), _curves(folder), _wide(folder), _hard(folder), _missing()],
+        sections=[
+            _image_section(folder),
+            _formula_section(),
+            _curves_section(folder),
+            _wide_table_section(folder),
+            _special_characters_section(folder),
+            _missing_section(),
+        ],
         references=[
             "Olaf Ronneberger, Philipp Fischer and Thomas Brox. U-Net: convolutional networks for biomedical image "
             "segmentation. MICCAI 2015, pages 234–241. https://arxiv.org/abs/1505.04597.",
             "Joseph Redmon and Ali Farhadi. YOLOv3: an incremental improvement. 2018 (https://arxiv.org/abs/1804.02767).",
         ],
-        about={
+        metadata={
             "chromabox": "0.1.0",
             "machine": "AMD EPYC, 2 cores, no graphics card; Linux 6.1",
             "date": "2026-02-01",
@@ -71,19 +78,19 @@ def write_up(folder: Path) -> Document:
     )
 
 
-def _pooling(folder: Path) -> Section:
+def _image_section(folder: Path) -> Section:
     rng = np.random.default_rng(0)
     cat = data.chelsea()[20:276, 100:356]
     tiles = [np.ascontiguousarray(cat[y : y + 64, x : x + 64]) for y in (0, 96, 192) for x in (0, 96, 192)]
     noisy = [np.clip(tile + rng.normal(0, 30, tile.shape), 0, 255).astype(np.uint8) for tile in tiles]
-    draw_rows({"truth": tiles, "found": noisy}, folder / "rows.png", "First test pictures")
+    plot_image_rows({"truth": tiles, "found": noisy}, folder / "rows.png", "First test pictures")
     return Section(
         "A.1",
         "A network that pools and upsamples",
         "Write the network of figure 1a and show its code. Do its pictures look good? Say why or why not.",
         [
             Text("The class below has `num_filters` channels after its first layer and twice as many in its middle."),
-            Code(NET),
+            Code(MODEL_SOURCE),
             Figure(
                 folder / "rows.png", "Above the truth, below what the network makes of it; not good, as edges are soft."
             ),
@@ -102,7 +109,7 @@ def _pooling(folder: Path) -> Section:
     )
 
 
-def _counting() -> Section:
+def _formula_section() -> Section:
     weights = K**2 * (NIC * NF + 2 * NF**2 + 2 * NF**2 + NF * NC + NC**2) + 4 * NF + 2 * NC
     outputs = H * W * (2 * NF + 2 * NF / 4 + NF / Integer(8) + 2 * NC)
     p, y = symbols("p y")
@@ -146,7 +153,7 @@ def _counting() -> Section:
     )
 
 
-def _curves(folder: Path) -> Section:
+def _curves_section(folder: Path) -> Section:
     records = [
         {
             "epoch": n,
@@ -157,7 +164,7 @@ def _curves(folder: Path) -> Section:
         }
         for n in range(1, 26)
     ]
-    draw_curves(records, folder / "curves.png", "unet, course recipe")
+    plot_curves(records, folder / "curves.png", "unet, course recipe")
     tall = Drawing(figsize=(3, 8), layout="constrained")
     tall.subplots().plot(np.arange(50), np.sin(np.arange(50) / 5))
     save_figure(tall, folder / "tall.png", dpi=200)
@@ -175,7 +182,7 @@ def _curves(folder: Path) -> Section:
     )
 
 
-def _wide(folder: Path) -> Section:
+def _wide_table_section(folder: Path) -> Section:
     columns = [
         "run",
         "batch size",
@@ -229,32 +236,36 @@ def _wide(folder: Path) -> Section:
     )
 
 
-def _hard(folder: Path) -> Section:
+def _special_characters_section(folder: Path) -> Section:
     return Section(
         "C.1",
         "Whatever a text may hold: <i>&amp; " + '"$_*#@',
-        HARSH,
+        SPECIAL_CHARACTERS,
         [
-            Text(HARSH.replace("{", "{{")),
+            Text(SPECIAL_CHARACTERS.replace("{", "{{")),
             Text(
                 "A file: `{}`, and {{braces}} with a lonely ` tick.".replace(
                     "{}", "folder_with-a-name/" * 12 + "picture.png"
                 )
             ),
-            Table(HARSH, ["name <th>", "a number in words"], [["x" * 150, "a/very/long/path/" * 8], ["short", HARSH]]),
+            Table(
+                SPECIAL_CHARACTERS,
+                ["name <th>", "a number in words"],
+                [["x" * 150, "a/very/long/path/" * 8], ["short", SPECIAL_CHARACTERS]],
+            ),
             Code("SELECT * FROM t WHERE a = '<b>' -- no such\n" + "x" * 300 + "\n\n\tindented", "sql"),
             Code('plain text in no language at all $ # \\ " ` [', "klingon"),
         ],
     )
 
 
-def _missing() -> Section:
+def _missing_section() -> Section:
     return Section(
         "D.2",
         "The classification loss",
         "",
         [
-            Missing(
+            MissingRun(
                 "a detector fine-tuned on a set of its own",
                 "chromabox finetune set -o runs/mine --freeze 10 --name '<two words>' && chromabox report runs",
             )

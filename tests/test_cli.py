@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from chromabox.__main__ import main
-from chromabox.cli import VERBS
-from chromabox.colour.models import build_net
+from chromabox.cli import COMMANDS
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import SHIPPED, describe_net
+from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, model_metadata
 from chromabox.engine.checkpoint import save_checkpoint
 
 RNG = np.random.default_rng(2)
@@ -49,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(RNG.integers(0, 256, (30, 40), dtype=np.uint8)).save(folder / "grey.png")
     (folder / "broken.png").write_bytes(b"no picture")
     settings = {"num_filters": 4, "num_colours": 24}
-    description = describe_net("unet", settings, load_palette("cifar24"))
-    state = {"net": build_net("unet", **settings).state_dict()}
+    description = model_metadata("unet", settings, load_palette("cifar24"))
+    state = {"net": build_model("unet", **settings).state_dict()}
     save_checkpoint(folder / "net.safetensors", state, {**description, "data": str(folder / "photos"), "size": 16})
     return folder
 
@@ -58,11 +58,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
     """A finished run of one epoch."""
-    from chromabox.cli import run
+    from chromabox.cli import run_cli
 
     options = ["--data", str(place / "photos"), "--size", "16", "--epochs", "1", "--batch-size", "4"]
     folder = place / "runs" / "one"
-    assert run(["train", "unet", "--recipe", "course", *options, "-o", str(folder), *PLAIN]) == 0
+    assert run_cli(["train", "unet", "--recipe", "course", *options, "-o", str(folder), *PLAIN]) == 0
     return folder
 
 
@@ -189,7 +189,7 @@ def test_failed_work_is_one_sentence_and_exit_code_1(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_has_help(chromabox: Callable[..., Said], verb: str) -> None:
     code, out, _ = chromabox(verb, "--help")
     assert code == 0
@@ -201,10 +201,10 @@ def test_the_verbs(chromabox: Callable[..., Said]) -> None:
         "data palette train evaluate compare sweep colour score export weights detect finetune "
         "count geometry check report demo"
     )
-    assert list(VERBS) == words.split()
+    assert list(COMMANDS) == words.split()
     code, out, _ = chromabox("--help")
     assert code == 0
-    assert all(verb in out for verb in VERBS)
+    assert all(verb in out for verb in COMMANDS)
 
 
 def test_train_says_where_everything_is(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_one_bad_picture_does_not_stop_the_rest_but_shows_in_the_exit_code(
 def test_colour_uses_the_shipped_net(chromabox: Callable[..., Said], place: Path, tmp_path: Path) -> None:
     from importlib import resources
 
-    if not (resources.files("chromabox.assets") / SHIPPED).is_file():
-        pytest.skip(f"THE SHIPPED NET {SHIPPED} IS MISSING, SO NOTHING OF IT IS TESTED")
+    if not (resources.files("chromabox.assets") / DEFAULT_CHECKPOINT).is_file():
+        pytest.skip(f"THE SHIPPED NET {DEFAULT_CHECKPOINT} IS MISSING, SO NOTHING OF IT IS TESTED")
     code, out, err = chromabox("colour", place / "grey.png", "-o", tmp_path / "coloured.png")
     assert (code, out, err) == (0, f"{tmp_path / 'coloured.png'}\n", "")
 

@@ -9,54 +9,54 @@ import av
 import numpy as np
 
 TIME_BASE = Fraction(1, 12_800)
-STEP = 512  # 25 frames a second
+FRAME_DURATION = 512  # 25 frames a second
 
 
-def picture(height: int = 48, width: int = 64, shift: int = 0) -> np.ndarray:
+def make_frame(height: int = 48, width: int = 64, shift: int = 0) -> np.ndarray:
     """A soft grey picture without symmetry, uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width]
     plane = 60 + 120 * (x + shift) / width * (0.4 + 0.6 * y / height) + 20 * np.sin(x / 5)
     return np.repeat(plane.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def make_film(
+def make_video(
     path: Path,
     frames: Sequence[np.ndarray] | None = None,
     *,
-    times: Sequence[int] | None = None,
-    sound: bool = False,
+    timestamps: Sequence[int] | None = None,
+    with_audio: bool = False,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     metadata: dict[str, str] | None = None,
-    muxer: dict[str, str] | None = None,
-    colours: dict[str, int] | None = None,
+    muxer_options: dict[str, str] | None = None,
+    colour_tags: dict[str, int] | None = None,
     rotation: tuple[float, bool, bool] | None = None,
-    pixel_shape: Fraction | None = None,
+    sample_aspect_ratio: Fraction | None = None,
 ) -> Path:
     """Encode RGB frames nearly without loss, at `times` (in TIME_BASE), with a sine of a second if `sound`.
 
     `colours`: the codec's matrix, range, primaries and transfer function, by PyAV's names; limited BT.601 if None.
     """
-    frames = [picture(shift=index) for index in range(5)] if frames is None else frames
-    with av.open(str(path), "w", container_options=muxer or {}) as sink:
+    frames = [make_frame(shift=index) for index in range(5)] if frames is None else frames
+    with av.open(str(path), "w", container_options=muxer_options or {}) as sink:
         sink.metadata.update(metadata or {})
         options = {"crf": "4"} if codec == "libx264" else {}
         video = sink.add_stream(codec, rate=25, options=options)
         video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = pix_fmt
         video.codec_context.time_base = TIME_BASE
-        if pixel_shape is not None:
-            video.codec_context.sample_aspect_ratio = pixel_shape
-        for name, value in (colours or {}).items():
+        if sample_aspect_ratio is not None:
+            video.codec_context.sample_aspect_ratio = sample_aspect_ratio
+        for name, value in (colour_tags or {}).items():
             setattr(video.codec_context, name, value)
         if rotation is not None:
             video.set_display_rotation(*rotation)
-        audio = sink.add_stream("aac", rate=48_000) if sound else None
+        audio = sink.add_stream("aac", rate=48_000) if with_audio else None
         if audio is not None:
             audio.metadata["language"] = "fra"
         for index, pixels in enumerate(frames):
-            frame = converted(pixels, pix_fmt, **(colours or {}))
-            frame.pts, frame.time_base = times[index] if times else STEP * index, TIME_BASE
+            frame = to_video_frame(pixels, pix_fmt, **(colour_tags or {}))
+            frame.pts, frame.time_base = timestamps[index] if timestamps else FRAME_DURATION * index, TIME_BASE
             sink.mux(video.encode(frame))
         sink.mux(video.encode(None))
         if audio is not None:
@@ -64,7 +64,7 @@ def make_film(
     return path
 
 
-def converted(pixels: np.ndarray, pix_fmt: str, colorspace: int = 6, color_range: int = 1, **_: int) -> Any:
+def to_video_frame(pixels: np.ndarray, pix_fmt: str, colorspace: int = 6, color_range: int = 1, **_: int) -> Any:
     """RGB as a frame in the given matrix (1 BT.709, 6 BT.601) and range (1 limited, 2 full)."""
     exact = av.video.reformatter.Interpolation.ACCURATE_RND | av.video.reformatter.Interpolation.BICUBIC
     return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
@@ -86,13 +86,13 @@ def mux_sine(sink: Any, stream: Any) -> None:
     sink.mux(stream.encode(None))
 
 
-def payloads(path: Path, kind: str) -> list[bytes]:
+def read_packets(path: Path, kind: str) -> list[bytes]:
     """The packets of the first stream of a kind (audio, subtitles, video), to the byte."""
     with av.open(str(path)) as film:
         return [bytes(packet) for packet in film.demux(**{kind: 0}) if packet.size]
 
 
-def decoded(path: Path) -> list[Any]:
+def decode_frames(path: Path) -> list[Any]:
     """The frames of the first video."""
     with av.open(str(path)) as film:
         return list(film.decode(video=0))

@@ -7,10 +7,10 @@ from chromabox.errors import ChromaboxError
 
 def main() -> None:
     """Run the command line; errors become one line on standard error and an exit code (2 usage, 1 failed work)."""
-    from chromabox.cli import run
+    from chromabox.cli import run_cli
 
     try:
-        sys.exit(run())
+        sys.exit(run_cli())
     except ChromaboxError as error:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:

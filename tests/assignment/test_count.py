@@ -13,8 +13,20 @@ from sympy import expand
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.assignment.count import GREATEST, NC, NF, NIC, Counted, H, K, W, count_module, count_net, tidy
-from chromabox.colour.models import build_net
+from chromabox.assignment.count import (
+    MAX_VALUE,
+    NC,
+    NF,
+    NIC,
+    CountOptions,
+    H,
+    K,
+    W,
+    count_model,
+    count_module,
+    simplify_counts,
+)
+from chromabox.colour.models import build_model
 from chromabox.errors import ChromaboxError, UsageError
 
 Three = tuple[int, int, int]
@@ -72,20 +84,20 @@ SIDES = st.integers(1, 5).map(lambda side: 4 * side)
 @settings(max_examples=3, deadline=None)
 @given(numbers=NUMBERS, height=SIDES, width=SIDES)
 def test_the_figures_nets_agree_with_brute_force(name: str, numbers: dict[str, int], height: int, width: int) -> None:
-    count = count_net(name, height=height, width=width, **numbers)
-    assert count.total().numbers(count.values) == brute_force(
-        build_net(name, **numbers), numbers["num_in_channels"], height, width
+    count = count_model(name, height=height, width=width, **numbers)
+    assert count.total().evaluate(count.values) == brute_force(
+        build_model(name, **numbers), numbers["num_in_channels"], height, width
     )
-    doubled = brute_force(build_net(name, **numbers), numbers["num_in_channels"], 2 * height, 2 * width)
-    assert count.total().numbers({**count.values, **count.doubled}) == doubled
+    doubled = brute_force(build_model(name, **numbers), numbers["num_in_channels"], 2 * height, 2 * width)
+    assert count.total().evaluate({**count.values, **count.doubled_size}) == doubled
 
 
 @pytest.mark.parametrize("dilation", [2, 3])
 def test_dilation_changes_nothing(dilation: int) -> None:
-    dilated = count_net("unet", dilation=dilation, kernel=4)
-    assert dilated.total() == count_net("unet", kernel=4).total()
-    net = build_net("unet", dilation=dilation, kernel=4)
-    assert dilated.total().numbers(dilated.values) == brute_force(net, 1, 32, 32)
+    dilated = count_model("unet", dilation=dilation, kernel=4)
+    assert dilated.total() == count_model("unet", kernel=4).total()
+    net = build_model("unet", dilation=dilation, kernel=4)
+    assert dilated.total().evaluate(dilated.values) == brute_force(net, 1, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -93,39 +105,39 @@ def test_dilation_changes_nothing(dilation: int) -> None:
 )
 def test_our_own_nets_agree_with_brute_force(name: str, numbers: dict) -> None:
     numbers = {"num_colours": 5, **numbers}
-    count = count_net(name, height=64, width=96, **numbers)
+    count = count_model(name, height=64, width=96, **numbers)
     assert count.values == {NC: numbers["num_colours"], H: 64, W: 96}
-    assert count.total().numbers(count.values) == brute_force(build_net(name, **numbers), 1, 64, 96)
+    assert count.total().evaluate(count.values) == brute_force(build_model(name, **numbers), 1, 64, 96)
 
 
 def test_pool_upsample_has_the_formulas_that_were_worked_out_by_hand() -> None:
-    count = count_net("pool-upsample")
+    count = count_model("pool-upsample")
     weights = K**2 * (NIC * NF + 4 * NF**2 + NF * NC + NC**2)
     outputs = 1600 * NF + 1280 * NC
     connections = K**2 * (1024 * NIC * NF + 640 * NF**2 + 256 * NF * NC + 1024 * NC**2)
-    found = count.total().at(count.size)
-    assert [expand(one) for one in found.three] == [expand(one) for one in (weights, outputs, connections)]
-    doubled = count.total().at(count.doubled)
-    assert [expand(one) for one in doubled.three] == [expand(one) for one in (weights, 4 * outputs, 4 * connections)]
+    found = count.total().subs(count.size)
+    assert [expand(one) for one in found.as_tuple] == [expand(one) for one in (weights, outputs, connections)]
+    doubled = count.total().subs(count.doubled_size)
+    assert [expand(one) for one in doubled.as_tuple] == [expand(one) for one in (weights, 4 * outputs, 4 * connections)]
     # k = 3, NIC = 1, NF = 32, NC = 24: 9·5472, 51200 + 30720, 9·1474560.
-    assert count.total().numbers(count.values) == (49_248, 81_920, 13_271_040)
+    assert count.total().evaluate(count.values) == (49_248, 81_920, 13_271_040)
 
 
 def test_biases_batch_norm_and_other_layers_count_on_request() -> None:
     """By hand for the figure: biases 4·NF + 2·NC; BatchNorm after the poolings and upsamplings, ReLU after that."""
-    count = count_net("pool-upsample", num_filters=5, num_colours=7)
+    count = count_model("pool-upsample", num_filters=5, num_colours=7)
     plain = count.total()
     after_blocks = H * W * (NF / 4 + 2 * NF / 16 + NF / 4 + NC)
     more = {
-        Counted(biases=True): (4 * NF + 2 * NC, 0, 0),
-        Counted(batch_norm=True): (2 * (4 * NF + NC), after_blocks, after_blocks),
-        Counted(others=True): (0, 2 * after_blocks, 0),
+        CountOptions(biases=True): (4 * NF + 2 * NC, 0, 0),
+        CountOptions(batch_norm=True): (2 * (4 * NF + NC), after_blocks, after_blocks),
+        CountOptions(activations=True): (0, 2 * after_blocks, 0),
     }
     for what, expected in more.items():
-        found = count.total(what).minus(plain)
-        assert all(expand(mine - its) == 0 for mine, its in zip(found.three, expected, strict=True)), what
-    everything = count.total(Counted(True, True, True)).numbers(count.values)
-    net = build_net("pool-upsample", num_filters=5, num_colours=7)
+        found = count.total(what).subtract(plain)
+        assert all(expand(mine - its) == 0 for mine, its in zip(found.as_tuple, expected, strict=True)), what
+    everything = count.total(CountOptions(True, True, True)).evaluate(count.values)
+    net = build_model("pool-upsample", num_filters=5, num_colours=7)
     assert everything[0] == sum(parameter.numel() for parameter in net.parameters())
     outputs = []
     for layer in net.modules():
@@ -136,16 +148,16 @@ def test_biases_batch_norm_and_other_layers_count_on_request() -> None:
 
 
 def test_layers_come_in_order_of_execution_and_add_up() -> None:
-    count = count_net("unet")
-    rows = count.rows()
+    count = count_model("unet")
+    rows = count.counted_layers()
     assert [layer.name for layer, _ in rows] == ["block1.0", "block2.0", "block3.0", "block4.0", "last"]
     assert [layer.kind for layer, _ in rows] == [*["Conv2d"] * 2, *["ConvTranspose2d"] * 2, "Conv2d"]
     # The concatenations: block 4 takes in 2·NF channels, the last one NC + NIC.
     assert expand(rows[3][1].weights - 2 * K**2 * NF * NC) == 0
     assert expand(rows[4][1].weights - K**2 * (NC + NIC) * NC) == 0
-    for index, total in enumerate(count.total().three):
-        assert expand(total - sum(one.three[index] for _, one in rows)) == 0
-    kinds = [layer.kind for layer, _ in count.rows(Counted(others=True))]
+    for index, total in enumerate(count.total().as_tuple):
+        assert expand(total - sum(one.as_tuple[index] for _, one in rows)) == 0
+    kinds = [layer.kind for layer, _ in count.counted_layers(CountOptions(activations=True))]
     assert kinds.count("ReLU") == 4
     assert "BatchNorm2d" not in kinds
 
@@ -171,7 +183,7 @@ def test_connections_are_the_jacobians_entries_where_there_is_no_border(net: nn.
     count = count_module(net, channels=net.in_channels, multiple=4, height=8, width=8)
     given = net(torch.rand(1, net.in_channels, 8, 8))
     expected = (net.weight.numel(), given.numel(), jacobian_entries(net, (net.in_channels, 8, 8)))
-    assert count.total().numbers(count.values) == expected
+    assert count.total().evaluate(count.values) == expected
 
 
 class Twice(nn.Module):
@@ -190,13 +202,13 @@ class Twice(nn.Module):
 def test_weights_that_run_again_are_weights_once_and_connect_again() -> None:
     count = count_module(Twice(), channels=2, multiple=1, height=5, width=7)
     assert [layer.name for layer in count.layers] == ["one", "one", "other"]
-    assert count.total().numbers(count.values) == (36, 3 * 70, 3 * 36 * 35)
-    assert count.total(Counted(biases=True)).weights == 36 + 2 + 2
+    assert count.total().evaluate(count.values) == (36, 3 * 70, 3 * 36 * 35)
+    assert count.total(CountOptions(biases=True)).weights == 36 + 2 + 2
 
 
 def test_a_net_is_left_as_it_was() -> None:
     settings = {"widths": (2, 3, 4), "blocks": (1, 1, 1), "hats": 3}
-    net = build_net("colournet", **settings).eval()
+    net = build_model("colournet", **settings).eval()
     net.middle.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     modes = [layer.training for layer in net.modules()]
@@ -205,8 +217,8 @@ def test_a_net_is_left_as_it_was() -> None:
     assert not any(layer._forward_hooks for layer in net.modules())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     # As its formulas by name, and in evaluation, too, one look.
-    named = count_net("colournet", **settings).total()
-    assert once.total().numbers(once.values) == named.numbers({**once.values, NC: 24})
+    named = count_model("colournet", **settings).total()
+    assert once.total().evaluate(once.values) == named.evaluate({**once.values, NC: 24})
 
 
 class Unused(nn.Module):
@@ -255,9 +267,9 @@ def test_what_cannot_be_counted_is_refused_by_name(net: nn.Module, reason: str) 
         ("unet", {"height": 30}, "size is 32×30: .*multiple of 4"),
         ("colournet", {"width": 36}, "size is 36×32: .*multiple of 8"),
         ("unet", {"height": 0}, "size is 32×0"),
-        ("unet", {"width": 4 * GREATEST}, f"up to {GREATEST:,}"),
+        ("unet", {"width": 4 * MAX_VALUE}, f"up to {MAX_VALUE:,}"),
         ("unet", {"num_filters": 0}, "num_filters is 0"),
-        ("unet", {"num_filters": GREATEST + 1}, "num_filters is 100001"),
+        ("unet", {"num_filters": MAX_VALUE + 1}, "num_filters is 100001"),
         ("colournet", {"num_filters": 3}, "no such setting"),
         ("colournet", {"num_in_channels": 3}, "num_in_channels is 3"),
         ("unet", {"kernel": 34}, "reaches over 34 pixels"),
@@ -266,21 +278,21 @@ def test_what_cannot_be_counted_is_refused_by_name(net: nn.Module, reason: str) 
 )
 def test_settings_that_cannot_be_are_refused(name: str, settings: dict, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        count_net(name, **settings)
+        count_model(name, **settings)
 
 
 def test_settings_at_the_edge_of_what_a_net_takes() -> None:
     """A kernel of 33 is the greatest; with a dilation of 32 only 1 and 2 are possible, with 40 only 1."""
-    assert count_net("unet", kernel=33).values[K] == 33
-    assert K in count_net("unet", kernel=2, dilation=32).values
-    fixed = count_net("unet", kernel=1, dilation=40)
+    assert count_model("unet", kernel=33).values[K] == 33
+    assert K in count_model("unet", kernel=2, dilation=32).values
+    fixed = count_model("unet", kernel=1, dilation=40)
     assert K not in fixed.values
-    assert fixed.total().numbers(fixed.values) == brute_force(build_net("unet", kernel=1), 1, 32, 32)
+    assert fixed.total().evaluate(fixed.values) == brute_force(build_model("unet", kernel=1), 1, 32, 32)
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), *[st.integers(0, 2)] * 4), max_size=5))
 def test_tidy_changes_no_value(terms: list[tuple[int, ...]]) -> None:
     symbols = (K, H, NF, NC)
     expression = sum((number * K**a * H**b * NF**c * NC**d for number, a, b, c, d in terms), start=NF * 0)
-    assert expand(tidy(expression) - expression) == 0
-    assert tidy(expression).subs(dict.fromkeys(symbols, 3)) == expression.subs(dict.fromkeys(symbols, 3))
+    assert expand(simplify_counts(expression) - expression) == 0
+    assert simplify_counts(expression).subs(dict.fromkeys(symbols, 3)) == expression.subs(dict.fromkeys(symbols, 3))

@@ -13,38 +13,44 @@ from hypothesis import strategies as st
 from sympy import Expr, Rational, expand, sympify
 from torch import nn
 
-from chromabox.assignment.count import NC, NF, SYMBOLS, Counted, H, K, W
-from chromabox.assignment.count_tables import count_named, formula_text, print_counting, print_geometry, what_counts
-from chromabox.colour.models import build_net
+from chromabox.assignment.count import NC, NF, SYMBOLS, CountOptions, H, K, W
+from chromabox.assignment.count_tables import (
+    count_by_name,
+    describe_options,
+    format_formula,
+    print_counts,
+    print_paddings,
+)
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import describe_net, load_trained
+from chromabox.colour.weights.checkpoint import load_model, model_metadata
 from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from detector_fixtures import small_detector
+from detector_fixtures import make_small_detector
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a UNet with 4 filters and kernels of 5."""
     settings = {"kernel": 5, "num_filters": 4, "num_colours": 24}
-    state = {"net": build_net("unet", **settings).state_dict()}
+    state = {"net": build_model("unet", **settings).state_dict()}
     save_checkpoint(
-        tmp_path / "run" / "best.safetensors", state, describe_net("unet", settings, load_palette("cifar24"))
+        tmp_path / "run" / "best.safetensors", state, model_metadata("unet", settings, load_palette("cifar24"))
     )
     return tmp_path / "run"
 
 
 def test_a_run_and_its_file_are_counted_with_their_own_settings(run: Path) -> None:
-    by_name = count_named("unet", kernel=5, num_filters=4).count
+    by_name = count_by_name("unet", kernel=5, num_filters=4).counts
     for place in (run, run / "best.safetensors"):
-        found = count_named(str(place))
+        found = count_by_name(str(place))
         assert found.title == f"unet of {place}"
-        assert found.count.values == by_name.values
-        assert found.count.total() == by_name.total()
+        assert found.counts.values == by_name.values
+        assert found.counts.total() == by_name.total()
     # 25·(NIC·NF + 4NF² + 2NF·NC + (NC + NIC)·NC) with NIC = 1, NF = 4, NC = 24.
-    assert by_name.total().numbers(by_name.values)[0] == 25 * (4 + 64 + 192 + 25 * 24)
+    assert by_name.total().evaluate(by_name.values)[0] == 25 * (4 + 64 + 192 + 25 * 24)
 
 
 # "BFLOPs" that darknet prints, and its page names, for 416 × 416.
@@ -52,32 +58,32 @@ def test_a_run_and_its_file_are_counted_with_their_own_settings(run: Path) -> No
     ("name", "architecture", "printed"), [("yolov3", yolov3(), "65.86"), ("yolov3-tiny", yolov3_tiny(), "5.56")]
 )
 def test_detectors_have_darknets_operations_and_numbers(name: str, architecture: object, printed: str) -> None:
-    count = count_named(name).count
-    _, _, connections = count.total().numbers(count.values)
+    count = count_by_name(name).counts
+    _, _, connections = count.total().evaluate(count.values)
     assert count.values == {H: 416, W: 416}
     assert int(2 * connections / 1e7) / 100 == float(printed)
     # The weights file also has two running statistics for every two weights of BatchNorm.
-    norms = sum(layer.weights for layer in count.layers if layer.part == "norm")
-    assert count.total(Counted(biases=True, batch_norm=True)).weights + 2 * norms == architecture.numbers
+    norms = sum(layer.weights for layer in count.layers if layer.category == "norm")
+    assert count.total(CountOptions(biases=True, batch_norm=True)).weights + 2 * norms == architecture.numbers
 
 
 def test_a_detectors_file_is_counted_at_its_own_size(tmp_path: Path) -> None:
-    trained = small_detector()
+    trained = make_small_detector()
     save_detector(tmp_path / "best.safetensors", trained)
     for place in (tmp_path, tmp_path / "best.safetensors"):
-        count = count_named(str(place)).count
+        count = count_by_name(str(place)).counts
         assert count.values == {H: 64, W: 64}
-        convolutions = [layer for layer in trained.net.modules() if isinstance(layer, nn.Conv2d)]
+        convolutions = [layer for layer in trained.model.modules() if isinstance(layer, nn.Conv2d)]
         assert count.total().weights == sum(layer.weight.numel() for layer in convolutions)
-    assert count_named(str(tmp_path), size=96).count.values[H] == 96
+    assert count_by_name(str(tmp_path), size=96).counts.values[H] == 96
 
 
 def test_photo_is_the_shipped_net() -> None:
-    count = count_named("photo").count
-    net = load_trained().net
-    everything = count.total(Counted(True, True, True))
-    assert everything.numbers(count.values)[0] == sum(parameter.numel() for parameter in net.parameters())
-    assert count_named("photo", num_colours=10).count.values[NC] == 10
+    count = count_by_name("photo").counts
+    net = load_model().network
+    everything = count.total(CountOptions(True, True, True))
+    assert everything.evaluate(count.values)[0] == sum(parameter.numel() for parameter in net.parameters())
+    assert count_by_name("photo", num_colours=10).counts.values[NC] == 10
 
 
 @pytest.mark.parametrize(
@@ -98,13 +104,13 @@ def test_what_cannot_be_counted_is_said(
     (tmp_path / "empty").mkdir()
     places = {"RUN": str(run), "EMPTY": str(tmp_path / "empty")}
     with pytest.raises(UsageError, match=reason):
-        count_named(places.get(net, net), **settings)
+        count_by_name(places.get(net, net), **settings)
 
 
 def test_a_file_that_is_no_net_is_said(tmp_path: Path) -> None:
     (tmp_path / "net.safetensors").write_bytes(b"nothing")
     with pytest.raises(ChromaboxError, match=r"net\.safetensors"):
-        count_named(str(tmp_path / "net.safetensors"))
+        count_by_name(str(tmp_path / "net.safetensors"))
 
 
 def read_back(text: str) -> Expr:
@@ -122,7 +128,7 @@ def test_printed_formulas_read_back_as_themselves(terms: list) -> None:
     expression = sum(
         (Rational(c.numerator, c.denominator) * K**a * H**b * NF**d * NC**e for c, a, b, d, e in terms), start=NF * 0
     )
-    assert expand(read_back(formula_text(expression)) - expression) == 0
+    assert expand(read_back(format_formula(expression)) - expression) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,11 +142,11 @@ def test_printed_formulas_read_back_as_themselves(terms: list) -> None:
     ],
 )
 def test_formulas_in_plain_characters(expression: Expr, text: str) -> None:
-    assert formula_text(expression) == text
+    assert format_formula(expression) == text
 
 
 def test_a_printed_count_has_formulas_both_sizes_and_all_layers(capsys: pytest.CaptureFixture[str]) -> None:
-    print_counting(count_named("pool-upsample"))
+    print_counts(count_by_name("pool-upsample"))
     out = capsys.readouterr().out
     assert "weights of kernels (not biases, BatchNorm); outputs of convolutions and linear layers" in out
     for part in (
@@ -154,8 +160,8 @@ def test_a_printed_count_has_formulas_both_sizes_and_all_layers(capsys: pytest.C
 
 
 def test_a_net_without_settings_has_no_formulas_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    count = count_named("yolov3-tiny", size=32)
-    print_counting(count, Counted(others=True))
+    count = count_by_name("yolov3-tiny", size=32)
+    print_counts(count, CountOptions(activations=True))
     out = capsys.readouterr().out
     assert "32,157/2·H·W" in out
     assert "MaxPoolLayer" in out
@@ -163,16 +169,16 @@ def test_a_net_without_settings_has_no_formulas_of_them(capsys: pytest.CaptureFi
 
 
 def test_what_is_counted_in_words() -> None:
-    everything = what_counts(Counted(True, True, True))
+    everything = describe_options(CountOptions(True, True, True))
     assert everything == (
         "weights of kernels, biases, BatchNorm; outputs of convolutions and linear layers, BatchNorm, pooling, "
         "upsampling and activations"
     )
-    assert what_counts(Counted(biases=True)).startswith("weights of kernels, biases (not BatchNorm); ")
+    assert describe_options(CountOptions(biases=True)).startswith("weights of kernels, biases (not BatchNorm); ")
 
 
 def test_printed_paddings_or_why_there_are_none(capsys: pytest.CaptureFixture[str]) -> None:
-    print_geometry([4, 5], stride=2, dilation=1)
+    print_paddings([4, 5], stride=2, dilation=1)
     lines = capsys.readouterr().out.splitlines()
     four, five = (next(index for index, line in enumerate(lines) if f"kernel {k}, stride 2" in line) for k in (4, 5))
     assert four < five
@@ -184,13 +190,13 @@ def test_printed_paddings_or_why_there_are_none(capsys: pytest.CaptureFixture[st
     assert [cell.strip() for cell in row(five, "transposed").split("│")[2:4]] == ["8 → 16 → 32", "2 and 1"]
     assert [cell.strip() for cell in row(five, "first two").split("│")[2:4]] == ["32 → 16 → 8", "2"]
     assert "none: 32 → 32 needs 2p = 3" in row(four, "last")
-    print_geometry([2], stride=2, dilation=3)
+    print_paddings([2], stride=2, dilation=3)
     assert "1 and 0 or 2 and 2" in capsys.readouterr().out
 
 
 def test_nothing_is_printed_where_one_kernel_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match="kernel is 0"):
-        print_geometry([3, 0], stride=2, dilation=1)
+        print_paddings([3, 0], stride=2, dilation=1)
     assert capsys.readouterr().out == ""
 
 
@@ -204,4 +210,4 @@ def test_counting_a_detector_needs_no_memory_for_its_weights(monkeypatch: pytest
         return tensor
 
     monkeypatch.setattr(torch, "empty", empty)
-    count_named("yolov3-tiny", size=32)
+    count_by_name("yolov3-tiny", size=32)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from chromabox.assignment import padding as geometry
-from chromabox.assignment.padding import STAGES, figure_geometry, handout_pair, searched
+from chromabox.assignment.padding import LAYER_GROUPS, assignment_rule, search_paddings, solve_paddings
 from chromabox.errors import ChromaboxError, UsageError
 
 # The widths of figure 1b, typed in from it: what the first two, the transposed and the last layers take and give.
@@ -43,37 +43,37 @@ def exhaustive(kernel: int, stride: int, dilation: int, most: int) -> tuple[list
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize("kernel", range(1, 10))
 def test_answers_are_those_of_exhaustive_search(kernel: int, dilation: int) -> None:
-    answers = figure_geometry(kernel, dilation=dilation)
-    assert tuple(list(one.pairs) for one in answers) == exhaustive(kernel, 2, dilation, most=20)
-    assert searched(kernel, dilation=dilation) == tuple(one.pairs for one in answers)
+    answers = solve_paddings(kernel, dilation=dilation)
+    assert tuple(list(one.paddings) for one in answers) == exhaustive(kernel, 2, dilation, most=20)
+    assert search_paddings(kernel, dilation=dilation) == tuple(one.paddings for one in answers)
 
 
 @settings(max_examples=8, deadline=None)
 @given(kernel=st.integers(1, 7), stride=st.integers(1, 3), dilation=st.integers(1, 4))
 def test_other_strides_too(kernel: int, stride: int, dilation: int) -> None:
-    answers = figure_geometry(kernel, stride=stride, dilation=dilation)
-    assert tuple(list(one.pairs) for one in answers) == exhaustive(kernel, stride, dilation, most=33)
-    assert all(bool(one.reason) != bool(one.pairs) for one in answers)
+    answers = solve_paddings(kernel, stride=stride, dilation=dilation)
+    assert tuple(list(one.paddings) for one in answers) == exhaustive(kernel, stride, dilation, most=33)
+    assert all(bool(one.reason) != bool(one.paddings) for one in answers)
 
 
 # The assignment's own answers to part B.4 (and B.1 for a kernel of 3).
 @pytest.mark.parametrize(("kernel", "padding", "extra"), [(3, 1, 1), (4, 1, 0), (5, 2, 1)])
 def test_the_assignments_answers(kernel: int, padding: int, extra: int) -> None:
-    strided, transposed, _ = figure_geometry(kernel)
-    assert strided.pairs == ((padding, 0),)
-    assert transposed.pairs == ((padding, extra),)
-    assert handout_pair(kernel) == (padding, extra)
+    strided, transposed, _ = solve_paddings(kernel)
+    assert strided.paddings == ((padding, 0),)
+    assert transposed.paddings == ((padding, extra),)
+    assert assignment_rule(kernel) == (padding, extra)
 
 
 def test_where_the_assignments_general_answer_holds() -> None:
     """By hand: 2p is d(k − 1) or one less, so the rule is right for all kernels without dilation, else for k = 1."""
     for kernel in range(1, 33):
-        padding, extra = handout_pair(kernel)
-        strided, transposed, last = figure_geometry(kernel)
-        assert (strided.pairs, transposed.pairs) == (((padding, 0),), ((padding, extra),))
-        assert last.pairs == (((padding, 0),) if kernel % 2 else ())
+        padding, extra = assignment_rule(kernel)
+        strided, transposed, last = solve_paddings(kernel)
+        assert (strided.paddings, transposed.paddings) == (((padding, 0),), ((padding, extra),))
+        assert last.paddings == (((padding, 0),) if kernel % 2 else ())
     for kernel in range(2, 10):
-        assert handout_pair(kernel) not in figure_geometry(kernel, dilation=2)[1].pairs
+        assert assignment_rule(kernel) not in solve_paddings(kernel, dilation=2)[1].paddings
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_where_the_assignments_general_answer_holds() -> None:
     ],
 )
 def test_why_there_is_none(kernel: int, stride: int, dilation: int, stage: int, reason: str) -> None:
-    answer = figure_geometry(kernel, stride=stride, dilation=dilation)[stage]
-    assert answer.stage == STAGES[stage]
-    assert not answer.pairs
+    answer = solve_paddings(kernel, stride=stride, dilation=dilation)[stage]
+    assert answer.group == LAYER_GROUPS[stage]
+    assert not answer.paddings
     assert answer.reason.startswith(reason)
 
 
 def test_a_dilation_above_the_stride_can_give_a_second_answer() -> None:
     """o may be 2 then: 8 → 16 is 14 − 2p + 3 + o + 1, so p = 1 with o = 0, and p = 2 with o = 2."""
-    assert figure_geometry(2, dilation=3)[1].pairs == ((1, 0), (2, 2))
+    assert solve_paddings(2, dilation=3)[1].paddings == ((1, 0), (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_a_dilation_above_the_stride_can_give_a_second_answer() -> None:
         ({"kernel": 34}, "reaches over 34 pixels"),
     ],
 )
-@pytest.mark.parametrize("ask", [figure_geometry, searched])
+@pytest.mark.parametrize("ask", [solve_paddings, search_paddings])
 def test_what_cannot_be_asked(ask: object, settings: dict[str, int], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         ask(**settings)
 
 
 def test_an_answer_that_the_layers_contradict_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry._Layers, "reach", property(lambda self: self.kernel + 1))
+    monkeypatch.setattr(geometry._LayerSettings, "reach", property(lambda self: self.kernel + 1))
     with pytest.raises(ChromaboxError, match="first two convolutions: PyTorch's layers"):
-        figure_geometry(3)
+        solve_paddings(3)

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from chromabox.assignment import run as module
-from chromabox.assignment.run import finetune_sample
-from chromabox.detect.data.synthetic import Things, write_collage
+from chromabox.assignment.run import train_sample_detector
+from chromabox.detect.data.synthetic import Objects, make_synthetic_dataset
 from chromabox.detect.weights.load import load_detector
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 
-FAST = ExecutionOptions(precision="float32", channels_last="no", threads=1)
+FAST = RuntimeOptions(precision="float32", channels_last="no", threads=1)
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No weights to be had, and things that are drawn instead of CIFAR-10's."""
     draw = np.random.default_rng(0)
-    things = Things(draw.integers(0, 256, (40, 3, 32, 32), np.uint8), np.arange(40) % 4)
+    things = Objects(draw.integers(0, 256, (40, 3, 32, 32), np.uint8), np.arange(40) % 4)
     counts = {"train": 4, "val": 3, "test": 1}
 
     def refuse(name: str) -> Path:
@@ -30,13 +30,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fetch_detector", refuse)
     monkeypatch.setattr(module, "COUNTS", counts)
     monkeypatch.setattr(module, "SIZE", 96)
-    monkeypatch.setattr(module, "write_collage", partial(write_collage, things=dict.fromkeys(counts, things)))
+    monkeypatch.setattr(module, "write_collage", partial(make_synthetic_dataset, objects=dict.fromkeys(counts, things)))
 
 
 @pytest.mark.usefixtures("offline")
 def test_without_weights_it_says_so_and_trains_everything(tmp_path: Path) -> None:
     said: list[str] = []
-    run = finetune_sample(tmp_path, said.append, options=FAST, epochs=1)
+    run = train_sample_detector(tmp_path, said.append, options=FAST, epochs=1)
     assert run == tmp_path / "run"
     assert any(line.startswith("no trained weights can be had (yolov3-tiny: no source has it); ") for line in said)
     assert any(line.startswith("nothing frozen") for line in said)
@@ -47,10 +47,10 @@ def test_without_weights_it_says_so_and_trains_everything(tmp_path: Path) -> Non
     assert not (run / "best.onnx").exists()
     before = (run / "metrics.jsonl").read_bytes()
     said.clear()
-    assert finetune_sample(tmp_path, said.append, options=FAST, epochs=1) == run
+    assert train_sample_detector(tmp_path, said.append, options=FAST, epochs=1) == run
     assert said == [f"{run}: taken as it is"]
     # A run that was stopped before its end is gone on with, not begun anew.
     (run / "summary.json").unlink()
-    finetune_sample(tmp_path, said.append, options=FAST, epochs=1)
+    train_sample_detector(tmp_path, said.append, options=FAST, epochs=1)
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (run / "summary.json").is_file()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pypdfium2
 import pytest
 
-from chromabox.assignment.write_up import build_document, write_up
+from chromabox.assignment.write_up import build_document, write_report
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import Found
-from chromabox.report.document.model import Missing
+from chromabox.experiments.runs import RunIndex
+from chromabox.report.document.model import MissingRun
 from chromabox.report.document.write import write_document
 
 #: The handout's questions, in its order.
@@ -19,11 +19,11 @@ FREE = {"A.1", "A.3", "B.1", "B.4", "C.1"}
 
 
 def test_without_runs_every_question_has_its_section_and_what_is_missing_is_named(tmp_path: Path) -> None:
-    document, missing = build_document(Found(), tmp_path / "figures", whole=True)
+    document, missing = build_document(RunIndex(), tmp_path / "figures", include_missing=True)
     assert [section.key for section in document.sections] == QUESTIONS
     assert set(missing) == set(QUESTIONS) - FREE
     for section in document.sections:
-        gaps = [block for block in section.blocks if isinstance(block, Missing)]
+        gaps = [block for block in section.blocks if isinstance(block, MissingRun)]
         assert bool(gaps) == (section.key not in FREE)
         assert all(gap.command.startswith("chromabox ") for gap in gaps)
     written = write_document(document, tmp_path)
@@ -37,12 +37,12 @@ def test_without_runs_every_question_has_its_section_and_what_is_missing_is_name
 
 
 def test_a_report_of_nothing_has_no_sections(tmp_path: Path) -> None:
-    document, _ = build_document(Found(), tmp_path / "figures")
+    document, _ = build_document(RunIndex(), tmp_path / "figures")
     assert list(document.sections) == []
 
 
 def test_a_folder_without_runs_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty: holds no finished run"):
-        write_up([tmp_path / "empty"], tmp_path / "report")
+        write_report([tmp_path / "empty"], tmp_path / "report")
     assert not (tmp_path / "report").exists()

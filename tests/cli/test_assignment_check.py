@@ -21,10 +21,10 @@ def test_the_help_says_that_the_file_is_run(capsys: pytest.CaptureFixture[str]) 
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("from chromabox.colour.models import UNet\n")
-    assert check(tmp_path / "mine.py", time=300.0) == 0
+    assert check(tmp_path / "mine.py", timeout=300.0) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "UNet: as in figure 1"
     (tmp_path / "mine.py").write_text("UNet = 3\n")
-    assert check(tmp_path / "mine.py", time=300.0, json=tmp_path / "found.json") == 1
+    assert check(tmp_path / "mine.py", timeout=300.0, json=tmp_path / "found.json") == 1
     assert not json.loads((tmp_path / "found.json").read_text())["matches"]
     with pytest.raises(UsageError, match="no such file"):
         check(tmp_path / "yours.py")

@@ -2,12 +2,12 @@
 
 import pytest
 
-from chromabox.cli.assignment import count, geometry
+from chromabox.cli.assignment import count, padding
 from chromabox.errors import UsageError
 
 
 def test_options_reach_the_net_and_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    assert count("conv-transpose", kernel=2, filters=3, colours=5, in_channels=2, size=16, biases=True) == 0
+    assert count("conv-transpose", kernel=2, num_filters=3, colours=5, in_channels=2, size=16, biases=True) == 0
     out = capsys.readouterr().out
     assert "weights of kernels, biases (not BatchNorm)" in out
     assert "NIC = 2, NF = 3, NC = 5, k = 2" in out
@@ -17,7 +17,7 @@ def test_options_reach_the_net_and_the_count(capsys: pytest.CaptureFixture[str])
 
 
 def test_batch_norm_and_others_are_rows_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    count("unet", batch_norm=True, others=True)
+    count("unet", batch_norm=True, count_activations=True)
     out = capsys.readouterr().out
     assert "BatchNorm2d" in out
     assert "ReLU" in out
@@ -26,17 +26,17 @@ def test_batch_norm_and_others_are_rows_of_the_table(capsys: pytest.CaptureFixtu
 
 
 def test_paddings_of_the_usual_kernels(capsys: pytest.CaptureFixture[str]) -> None:
-    assert geometry() == 0
+    assert padding() == 0
     out = capsys.readouterr().out
     assert [f"kernel {kernel}, stride 2, dilation 1" in out for kernel in (3, 4, 5, 6)] == [True, True, True, False]
-    geometry(kernel=(2,), stride=3, dilation=2)
+    padding(kernel=(2,), stride=3, dilation=2)
     assert "kernel 2, stride 3, dilation 2" in capsys.readouterr().out
 
 
 def test_wrong_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="kernel: names no size"):
-        geometry(kernel=())
+        padding(kernel=())
     with pytest.raises(UsageError, match="stride is 0"):
-        geometry(stride=0)
+        padding(stride=0)
     with pytest.raises(UsageError, match="kernel is -1"):
         count("unet", kernel=-1)

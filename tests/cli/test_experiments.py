@@ -39,9 +39,9 @@ def test_a_sweep_from_the_command_line(
     folder = Path("runs/sweep-conv-transpose-course-batch-size")
     found = read_sweep(folder)
     assert [row.value for row in found.equal_epochs] == [2, 5]
-    assert [(row.updates, row.epochs) for row in found.equal_steps] == [(2, 1), (2, 2)]
+    assert [(row.steps, row.epochs) for row in found.equal_steps] == [(2, 1), (2, 2)]
     config = read_config(folder / "batch-size-2-steps2-seed4")
-    assert (config.seed, config.steps, config.recipe.epochs) == (4, 2, 1)
+    assert (config.seed, config.max_steps, config.recipe.epochs) == (4, 2, 1)
     # The folder is found also from elsewhere.
     assert config.data == str(photos)
     printed = capsys.readouterr().out

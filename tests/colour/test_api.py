@@ -18,14 +18,14 @@ import chromabox
 from chromabox.colour import api as room
 from chromabox.colour.api import colourise
 from chromabox.colour.chroma.bins import ChromaBins
-from chromabox.colour.constraints.hints import hints_from
-from chromabox.colour.inference.predict import Wishes, colour_picture
+from chromabox.colour.constraints.hints import hints_from_pixels
+from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import TrainedPhotoNet, describe_photo_net, load_trained
+from chromabox.colour.weights.checkpoint import PhotoModel, load_model, photo_model_metadata
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import Picture, read_picture
+from chromabox.io.images import ImageData, read_image
 
 CAT = chelsea()[80:180, 100:230]
 GREY = np.asarray(Image.fromarray(CAT).convert("L"))
@@ -45,14 +45,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Warm colours more likely than cold ones.
         net.head[-1].bias.copy_(torch.from_numpy(bins.centres.sum(1) / 20))
     path = tmp_path_factory.mktemp("nets") / "small.safetensors"
-    save_checkpoint(path, {"net": net.state_dict()}, describe_photo_net(settings, bins))
+    save_checkpoint(path, {"net": net.state_dict()}, photo_model_metadata(settings, bins))
     return path
 
 
 @pytest.fixture(scope="module")
-def net(checkpoint: Path) -> TrainedPhotoNet:
-    trained = load_trained(checkpoint)
-    assert isinstance(trained, TrainedPhotoNet)
+def net(checkpoint: Path) -> PhotoModel:
+    trained = load_model(checkpoint)
+    assert isinstance(trained, PhotoModel)
     return trained
 
 
@@ -78,10 +78,10 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_come_back_as_their_own_kind(net: TrainedPhotoNet, name: str) -> None:
+def test_arrays_come_back_as_their_own_kind(net: PhotoModel, name: str) -> None:
     given = ARRAYS[name].copy() if name != "strided" else ARRAYS[name]
     before = given.copy()
-    found = colourise(given, net=net)
+    found = colourise(given, model=net)
     assert isinstance(found, np.ndarray)
     assert found.dtype == (np.float32 if given.dtype.kind == "f" else given.dtype.newbyteorder("="))
     channels = 4 if given.ndim == 3 and given.shape[2] == 4 else 3
@@ -96,16 +96,18 @@ def test_arrays_come_back_as_their_own_kind(net: TrainedPhotoNet, name: str) -> 
         assert found.max() <= 1
 
 
-def test_all_depths_have_the_same_colours(net: TrainedPhotoNet) -> None:
-    eight, sixteen, floats = (colourise(ARRAYS[name], net=net) for name in ("grey", "big-endian", "float"))
+def test_all_depths_have_the_same_colours(net: PhotoModel) -> None:
+    eight, sixteen, floats = (colourise(ARRAYS[name], model=net) for name in ("grey", "big-endian", "float"))
     # Eight bits are narrowed from sixteen before the net looks, which changes its opinion a little.
     assert np.abs(sixteen / 257 - eight).mean() < 1
     np.testing.assert_allclose(floats, sixteen / 65535, atol=2e-5)
 
 
-def test_it_is_what_the_command_line_does(net: TrainedPhotoNet, tmp_path: Path) -> None:
+def test_it_is_what_the_command_line_does(net: PhotoModel, tmp_path: Path) -> None:
     Image.fromarray(CAT).save(tmp_path / "cat.png")
-    expected = colour_picture(read_picture(tmp_path / "cat.png"), net, Wishes(style="vivid", temperature=0.5)).pixels
+    expected = colourise_image(
+        read_image(tmp_path / "cat.png"), net, ColouriseOptions(style="vivid", temperature=0.5)
+    ).pixels
     given = {"style": "vivid", "temperature": 0.5, "net": net}
     np.testing.assert_array_equal(colourise(CAT, **given), expected)
     np.testing.assert_array_equal(np.asarray(colourise(Image.open(tmp_path / "cat.png"), **given)), expected)
@@ -150,11 +152,11 @@ def in_mode(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pictures_of_every_mode_become_rgb_or_rgba(net: TrainedPhotoNet, mode: str) -> None:
+def test_pictures_of_every_mode_become_rgb_or_rgba(net: PhotoModel, mode: str) -> None:
     given = in_mode(mode)
     assert given.mode == mode
     before = given.tobytes()
-    found = colourise(given, net=net)
+    found = colourise(given, model=net)
     assert isinstance(found, Image.Image)
     transparent = mode in ("LA", "La", "PA", "RGBA", "RGBa")
     assert (found.mode, found.size) == ("RGBA" if transparent else "RGB", (130, 100))
@@ -173,18 +175,18 @@ def test_pictures_of_every_mode_become_rgb_or_rgba(net: TrainedPhotoNet, mode: s
         np.testing.assert_array_equal(values[..., 3], ALPHA)
 
 
-def test_info_is_kept_where_it_stays_true(net: TrainedPhotoNet, tmp_path: Path) -> None:
+def test_info_is_kept_where_it_stays_true(net: PhotoModel, tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010E] = "a cat"
     Image.fromarray(CAT).save(tmp_path / "cat.jpg", dpi=(300, 300), icc_profile=profile, exif=exif)
-    found = colourise(Image.open(tmp_path / "cat.jpg"), net=net)
+    found = colourise(Image.open(tmp_path / "cat.jpg"), model=net)
     assert found.info["dpi"] == (300, 300)
     assert found.info["icc_profile"] == profile
     assert found.getexif()[0x010E] == "a cat"
     grey = Image.fromarray(GREY)
     grey.info |= {"transparency": 7, "icc_profile": profile[:16] + b"GRAY" + profile[20:], "dpi": (72, 72)}
-    found = colourise(grey, net=net)
+    found = colourise(grey, model=net)
     assert found.info == {"dpi": (72, 72)}
     assert found.mode == "RGBA"
     np.testing.assert_array_equal(np.asarray(found)[..., 3], np.where(GREY == 7, 0, 255))
@@ -213,25 +215,25 @@ def test_info_is_kept_where_it_stays_true(net: TrainedPhotoNet, tmp_path: Path) 
         (Image.fromarray(np.full((4, 5), 2.0, np.float32)), "0 to 1 is right"),
     ],
 )
-def test_what_is_no_picture_is_refused(net: TrainedPhotoNet, image: object, error: str) -> None:
+def test_what_is_no_picture_is_refused(net: PhotoModel, image: object, error: str) -> None:
     with pytest.raises(UsageError, match=error):
-        colourise(image, net=net)
+        colourise(image, model=net)
 
 
-def test_a_picture_cut_short_is_told(net: TrainedPhotoNet, tmp_path: Path) -> None:
+def test_a_picture_cut_short_is_told(net: PhotoModel, tmp_path: Path) -> None:
     Image.fromarray(CAT).save(tmp_path / "cat.jpg")
     (tmp_path / "cat.jpg").write_bytes((tmp_path / "cat.jpg").read_bytes()[:1500])
     with Image.open(tmp_path / "cat.jpg") as image, pytest.raises(ChromaboxError, match="cannot be decoded"):
-        colourise(image, net=net)
+        colourise(image, model=net)
 
 
 NAVY, BEIGE = (0, 0, 128), (245, 245, 220)
 
 
-def test_wishes_are_the_command_lines(net: TrainedPhotoNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Wishes] = []
+def test_wishes_are_the_command_lines(net: PhotoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ColouriseOptions] = []
 
-    def note(picture: Picture, trained: object, wishes: Wishes) -> Picture:
+    def note(picture: ImageData, trained: object, wishes: ColouriseOptions) -> ImageData:
         asked.append(wishes)
         return picture
 
@@ -240,35 +242,35 @@ def test_wishes_are_the_command_lines(net: TrainedPhotoNet, monkeypatch: pytest.
         GREY,
         style="vivid",
         temperature=0.0,
-        lock="navy",
-        ban=["beige", NAVY, np.array(BEIGE)],
-        replace=["red=navy", ((1, 2, 3), "#fff")],
-        leave_grey_below=0.25,
-        net=net,
+        allowed="navy",
+        banned=["beige", NAVY, np.array(BEIGE)],
+        replacements=["red=navy", ((1, 2, 3), "#fff")],
+        min_confidence=0.25,
+        model=net,
     )
     [wishes] = asked
-    assert (wishes.style, wishes.heat) == ("vivid", 0.0)
-    assert wishes.control.lock == (NAVY,)
-    assert wishes.control.ban == (BEIGE, NAVY, BEIGE)
-    assert wishes.control.replace == (((255, 0, 0), NAVY), ((1, 2, 3), (255, 255, 255)))
-    assert wishes.control.leave_grey_below == 0.25
-    assert wishes.control.palette is None
-    colourise(GREY, net=net)
-    assert asked[1] == Wishes()
+    assert (wishes.style, wishes.effective_temperature) == ("vivid", 0.0)
+    assert wishes.constraints.allowed == (NAVY,)
+    assert wishes.constraints.banned == (BEIGE, NAVY, BEIGE)
+    assert wishes.constraints.replacements == (((255, 0, 0), NAVY), ((1, 2, 3), (255, 255, 255)))
+    assert wishes.constraints.min_confidence == 0.25
+    assert wishes.constraints.palette is None
+    colourise(GREY, model=net)
+    assert asked[1] == ColouriseOptions()
 
 
 def test_palettes_by_name_path_picture_and_list(
-    net: TrainedPhotoNet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    net: PhotoModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "two.json").write_text('["#000080", "#f5f5dc"]')
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     horse = load_palette("horse24")
-    asked: list[Wishes] = []
+    asked: list[ColouriseOptions] = []
     monkeypatch.setattr(room, "colour_picture", lambda picture, trained, wishes: asked.append(wishes) or picture)
     given = [horse, "horse24", tmp_path / "two.json", str(tmp_path / "two.json"), ["navy", BEIGE], tmp_path / "cat.png"]
     for palette in given:
-        colourise(GREY, palette=palette, net=net)
-    found = [wishes.control.palette for wishes in asked]
+        colourise(GREY, palette=palette, model=net)
+    found = [wishes.constraints.palette for wishes in asked]
     assert found[0] is horse
     assert found[1] is not None
     np.testing.assert_array_equal(found[1].colours, horse.colours)
@@ -277,8 +279,8 @@ def test_palettes_by_name_path_picture_and_list(
     assert len(found[5]) == 16
 
 
-def test_only_the_colours_of_the_palette_appear(net: TrainedPhotoNet) -> None:
-    found = colourise(GREY, palette=["#a04040", "#4060a0"], net=net)
+def test_only_the_colours_of_the_palette_appear(net: PhotoModel) -> None:
+    found = colourise(GREY, palette=["#a04040", "#4060a0"], model=net)
     lab = rgb2lab(found)
     inside = (lab[..., 0] > 30) & (lab[..., 0] < 70)  # where sRGB has these hues with much chroma
     hue = np.degrees(np.arctan2(lab[..., 2], lab[..., 1]))[inside]
@@ -287,20 +289,20 @@ def test_only_the_colours_of_the_palette_appear(net: TrainedPhotoNet) -> None:
     assert distance.max() < 6
 
 
-def test_hints_as_a_file_and_as_such(net: TrainedPhotoNet, tmp_path: Path) -> None:
+def test_hints_as_a_file_and_as_such(net: PhotoModel, tmp_path: Path) -> None:
     layer = np.zeros((100, 130, 4), np.uint8)
     layer[40:60, 50:70] = (40, 90, 200, 255)
     Image.fromarray(layer).save(tmp_path / "dots.png")
-    hints = hints_from(layer[..., :3], layer[..., 3] > 127, (100, 130))
+    hints = hints_from_pixels(layer[..., :3], layer[..., 3] > 127, (100, 130))
     ways = [
-        colourise(GREY, hints=given, net=net) for given in (tmp_path / "dots.png", str(tmp_path / "dots.png"), hints)
+        colourise(GREY, hints=given, model=net) for given in (tmp_path / "dots.png", str(tmp_path / "dots.png"), hints)
     ]
     np.testing.assert_array_equal(ways[0], ways[1])
     np.testing.assert_array_equal(ways[0], ways[2])
     painted = rgb2lab(ways[0])[45:55, 55:65]
     assert painted[..., 2].max() < -5
     with pytest.raises(UsageError, match="hints are 130 × 100 pixels; the image's 65 × 50"):
-        colourise(GREY[::2, ::2], hints=hints, net=net)
+        colourise(GREY[::2, ::2], hints=hints, model=net)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_hints_as_a_file_and_as_such(net: TrainedPhotoNet, tmp_path: Path) -> No
         ({"net": "no/such/run"}, "there is no such run folder or checkpoint"),
     ],
 )
-def test_wishes_that_mean_nothing_are_refused(net: TrainedPhotoNet, wishes: dict[str, object], error: str) -> None:
+def test_wishes_that_mean_nothing_are_refused(net: PhotoModel, wishes: dict[str, object], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         colourise(GREY, **{"net": net, **wishes})
 
@@ -337,22 +339,22 @@ def test_a_net_is_read_once_until_its_file_changes(
 
     def count(path: Path) -> object:
         read.append(path)
-        return load_trained(path)
+        return load_model(path)
 
     monkeypatch.setattr(room, "load_trained", count)
     run = tmp_path / "run"
     run.mkdir()
     (run / "best.safetensors").write_bytes(checkpoint.read_bytes())
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: colourise(GREY, net=run), range(4)))
+        found = list(threads.map(lambda _: colourise(GREY, model=run), range(4)))
     assert len(read) == 1
     assert all(np.array_equal(found[0], other) for other in found[1:])
-    colourise(GREY, net=str(run / "best.safetensors"))
+    colourise(GREY, model=str(run / "best.safetensors"))
     assert len(read) == 1
     later = (run / "best.safetensors").stat().st_mtime_ns + 1_000_000_000
 
     os.utime(run / "best.safetensors", ns=(later, later))
-    colourise(GREY, net=run)
+    colourise(GREY, model=run)
     assert len(read) == 2
 
 
@@ -370,6 +372,6 @@ def test_the_name_is_there_and_nothing_heavy_is_imported_for_it() -> None:
         _ = chromabox.colorise
 
 
-def test_palettes_do_not_depend_on_the_net_given(net: TrainedPhotoNet) -> None:
-    other = replace(net, description={})
-    np.testing.assert_array_equal(colourise(GREY, net=net), colourise(GREY, net=other))
+def test_palettes_do_not_depend_on_the_net_given(net: PhotoModel) -> None:
+    other = replace(net, metadata={})
+    np.testing.assert_array_equal(colourise(GREY, model=net), colourise(GREY, model=other))

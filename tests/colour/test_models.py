@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.models import NETS, build_net, count_parameters
+from chromabox.colour.models import MODELS, build_model, num_trainable_parameters
 from chromabox.colour.models.baselines import (
     ConvTransposeNet,
     PoolUpsampleNet,
     UNet,
-    convolution,
+    same_conv,
     strided_padding,
     transposed_padding,
 )
-from chromabox.colour.models.colournet import ColourNet, Residual, grey_hats
-from chromabox.colour.models.photonet import Context, PhotoNet
+from chromabox.colour.models.colournet import ColourNet, ResidualBlock, hat_encoding
+from chromabox.colour.models.photonet import GlobalContext, PhotoNet
 from chromabox.errors import UsageError
 
 NIC, NF, NC = 2, 5, 7
@@ -69,9 +69,9 @@ def test_every_layer_has_the_shape_of_the_figure(net_class: type[nn.Module], ker
     assert (outputs, inputs) == FIGURE[net_class]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_score_for_every_colour_of_every_pixel_at_any_fitting_size(name: str) -> None:
-    net = build_net(name, num_colours=5).eval()
+    net = build_model(name, num_colours=5).eval()
     side, stride = net.multiple, 8 if name == "photo" else 1
     for height, width in ((side, 3 * side), (32, 32), (5 * side, 2 * side)):
         logits = net(torch.rand(2, 1, height, width))
@@ -161,7 +161,7 @@ def test_handouts_general_answer(kernel: int) -> None:
 @pytest.mark.parametrize("name", ["pool-upsample", "conv-transpose", "unet"])
 def test_what_cannot_keep_the_shapes_is_refused_with_the_reason(name: str, settings: dict, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        build_net(name, **settings)
+        build_model(name, **settings)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_cannot_keep_the_shapes_is_refused_with_the_reason(name: str, setti
 )
 def test_unknown_nets_and_settings_are_refused(name: str, settings: dict, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        build_net(name, **settings)
+        build_model(name, **settings)
 
 
 def weights_by_hand(net_class: type[nn.Module], k: int, nic: int, nf: int, nc: int) -> int:
@@ -200,14 +200,14 @@ def test_parameters_are_those_of_the_formula(net_class: type[nn.Module], sizes: 
     assert sum(p.numel() for layer in layers if isinstance(layer, nn.BatchNorm2d) for p in layer.parameters()) == (
         normalisation
     )
-    assert count_parameters(net) == weights + biases + normalisation
+    assert num_trainable_parameters(net) == weights + biases + normalisation
 
 
 def test_frozen_parameters_are_not_counted() -> None:
     net = PoolUpsampleNet()
-    every = count_parameters(net)
+    every = num_trainable_parameters(net)
     net.last.weight.requires_grad_(False)
-    assert count_parameters(net) == every - 9 * 24 * 24
+    assert num_trainable_parameters(net) == every - 9 * 24 * 24
 
 
 def conv(values: Tensor, weights: dict[str, Tensor], name: str, stride: int, dilation: int = 1) -> Tensor:
@@ -289,20 +289,20 @@ def test_logits_are_those_of_plain_functions(net_class: type[nn.Module], functio
 
 @pytest.mark.parametrize("kernel", range(1, 10))
 def test_stride_one_keeps_odd_sizes_too(kernel: int) -> None:
-    assert convolution(1, 1, kernel)(torch.zeros(1, 1, 7, 11)).shape == (1, 1, 7, 11)
+    assert same_conv(1, 1, kernel)(torch.zeros(1, 1, 7, 11)).shape == (1, 1, 7, 11)
 
 
 def test_hats_are_numpys_linear_interpolation() -> None:
     # A hat function is what numpy.interp makes of one 1 among zeros; together they add up to 1 everywhere.
     grey = torch.linspace(0, 0.999, 97).reshape(1, 1, 1, -1)
-    found = grey_hats(grey, 8)[0, :, 0].T.numpy()
+    found = hat_encoding(grey, 8)[0, :, 0].T.numpy()
     expected = [np.interp(grey.flatten().numpy(), np.linspace(0, 1, 9), unit) for unit in np.eye(9)]
     np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
 
 
 def test_colournet_keeps_to_its_size() -> None:
-    assert count_parameters(ColourNet()) <= 4_000_000
+    assert num_trainable_parameters(ColourNet()) <= 4_000_000
 
 
 def test_colournet_in_evaluation_averages_the_picture_and_its_mirror_image() -> None:
@@ -311,7 +311,7 @@ def test_colournet_in_evaluation_averages_the_picture_and_its_mirror_image() -> 
     grey = torch.rand(2, 1, 16, 24)
     with torch.no_grad():
         found, mirrored = net(grey), net(grey.flip(-1))
-        plain = net.scores(grey).softmax(1), net.scores(grey.flip(-1)).softmax(1).flip(-1)
+        plain = net.logits(grey).softmax(1), net.logits(grey.flip(-1)).softmax(1).flip(-1)
     torch.testing.assert_close(found.exp(), (plain[0] + plain[1]) / 2)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(2, 16, 24))
     torch.testing.assert_close(mirrored.flip(-1), found)
@@ -319,7 +319,7 @@ def test_colournet_in_evaluation_averages_the_picture_and_its_mirror_image() -> 
 
 def test_a_residual_block_starts_as_the_identity() -> None:
     features = torch.rand(2, 8, 4, 4)
-    torch.testing.assert_close(Residual(8).train()(features), features)
+    torch.testing.assert_close(ResidualBlock(8).train()(features), features)
 
 
 def small_photo_net(frozen: int = 0) -> PhotoNet:
@@ -330,7 +330,7 @@ def small_photo_net(frozen: int = 0) -> PhotoNet:
 
 def test_context_starts_as_the_identity_and_tells_the_same_everywhere() -> None:
     features = torch.randn(2, 5, 4, 6)
-    context = Context(5)
+    context = GlobalContext(5)
     assert torch.equal(context(features), features)
     nn.init.normal_(context.tell.weight)
     nn.init.normal_(context.tell.bias)
@@ -361,9 +361,9 @@ def test_the_photo_nets_encoder_is_yolov3_tinys() -> None:
 def test_the_photo_net_sees_the_whole_picture() -> None:
     net = small_photo_net().eval()
     for part in net.modules():
-        if isinstance(part, Context):
+        if isinstance(part, GlobalContext):
             nn.init.normal_(part.tell.weight)
-        if isinstance(part, Residual):  # which starts as the identity
+        if isinstance(part, ResidualBlock):  # which starts as the identity
             nn.init.normal_(part.branch[-1].weight)
     plain = torch.full((1, 1, 96, 512), 0.5)
     changed = plain.clone()
@@ -388,12 +388,14 @@ def test_frozen_layers_stay_bit_for_bit_through_training(frozen: int) -> None:
     moving = {name for name in before if name.startswith("encode.")} - expected
     assert expected <= still
     assert not moving & still
-    assert count_parameters(net) == sum(value.numel() for name, value in net.named_parameters() if name not in expected)
+    assert num_trainable_parameters(net) == sum(
+        value.numel() for name, value in net.named_parameters() if name not in expected
+    )
 
 
 def test_photo_settings_come_from_json_lists_too() -> None:
-    net = build_net("photo", num_colours=3, widths=[8, 8, 8], blocks=[1, 1, 1], frozen=2)
+    net = build_model("photo", num_colours=3, widths=[8, 8, 8], blocks=[1, 1, 1], frozen=2)
     assert isinstance(net, PhotoNet)
     assert net.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3, 4, 4)
     with pytest.raises(UsageError, match="no such setting"):
-        build_net("photo", num_colours=3, kernel=3)
+        build_model("photo", num_colours=3, kernel=3)

@@ -10,10 +10,10 @@ import chromabox
 import chromabox.detect.boxes  # which must not take the callable's place
 from chromabox.detect.weights.load import save_detector
 from chromabox.errors import ChromaboxError, UsageError
-from detector_fixtures import small_detector
+from detector_fixtures import make_small_detector
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-OPTIONS = {"weights": small_detector(), "confidence": 0.3}
+OPTIONS = {"weights": make_small_detector(), "confidence": 0.3}
 
 
 def test_the_wing_can_be_called_and_is_still_a_package() -> None:
@@ -53,7 +53,7 @@ def test_grey_pictures(tmp_path: Path) -> None:
 def test_weights_from_a_file_are_read_again_when_they_change(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     for seed in (0, 1):
-        trained = small_detector(seed=seed)
+        trained = make_small_detector(seed=seed)
         save_detector(path, trained)
         expected = chromabox.detect(PIXELS, weights=trained, confidence=0.3)
         found = chromabox.detect(PIXELS, weights=path, confidence=0.3)

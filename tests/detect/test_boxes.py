@@ -13,8 +13,8 @@ from chromabox.detect.boxes import (
     darknet_letterbox,
     iou,
     nms,
-    resized,
-    rounding_letterbox,
+    resize_bilinear,
+    ultralytics_letterbox,
     xywh_to_xyxy,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
@@ -88,7 +88,7 @@ def test_nms_refuses_thresholds(threshold: float) -> None:
 
 
 sides = st.integers(1, 5000)
-MAKERS = st.sampled_from([darknet_letterbox, rounding_letterbox])
+MAKERS = st.sampled_from([darknet_letterbox, ultralytics_letterbox])
 
 
 @given(sides, sides, st.integers(1, 20).map(lambda count: 32 * count), MAKERS, st.integers(0, 2**32 - 1))
@@ -96,14 +96,14 @@ MAKERS = st.sampled_from([darknet_letterbox, rounding_letterbox])
 def test_letterbox_there_and_back(height: int, width: int, side: int, make: object, seed: int) -> None:
     box: Letterbox = make((height, width), side)  # type: ignore[operator]
     corners = np.random.default_rng(seed).random((5, 4)) * [width, height, width, height]
-    laid = box.boxes_in(corners)
-    np.testing.assert_allclose(box.boxes_back(laid), corners, atol=1e-9 * max(height, width))
-    whole = box.boxes_in(np.array([[0.0, 0.0, width, height]]))[0]
+    laid = box.apply_boxes(corners)
+    np.testing.assert_allclose(box.invert_boxes(laid), corners, atol=1e-9 * max(height, width))
+    whole = box.apply_boxes(np.array([[0.0, 0.0, width, height]]))[0]
     assert whole.tolist() == pytest.approx(
-        [box.left, box.top, box.left + box.inner[1], box.top + box.inner[0]], abs=1e-9
+        [box.left, box.top, box.left + box.inner_size[1], box.top + box.inner_size[0]], abs=1e-9
     )
-    assert max(box.inner) == side
-    assert min(box.top, box.left, side - box.inner[0] - box.top, side - box.inner[1] - box.left) >= 0
+    assert max(box.inner_size) == side
+    assert min(box.top, box.left, side - box.inner_size[0] - box.top, side - box.inner_size[1] - box.left) >= 0
 
 
 # (height, width), side, inner height and width, top, left: darknet's integer arithmetic by hand.
@@ -120,13 +120,13 @@ def test_letterbox_there_and_back(height: int, width: int, side: int, make: obje
 )
 def test_darknet_letterbox(picture: tuple[int, int], side: int, inner: tuple[int, int], top: int, left: int) -> None:
     box = darknet_letterbox(picture, side)
-    assert (box.inner, box.top, box.left, box.grey) == (inner, top, left, 0.5)
+    assert (box.inner_size, box.top, box.left, box.fill) == (inner, top, left, 0.5)
 
 
 def test_rounding_letterbox_rounds() -> None:
     # 333 · 416 / 500 = 277.06 and 427 · 640 / 640: 418 · 416 / 640 = 271.7 rounds up.
-    assert rounding_letterbox((333, 500), 416).inner == (277, 416)
-    assert rounding_letterbox((418, 640), 416).inner == (272, 416)
+    assert ultralytics_letterbox((333, 500), 416).inner_size == (277, 416)
+    assert ultralytics_letterbox((418, 640), 416).inner_size == (272, 416)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -143,18 +143,18 @@ def test_resizing_is_bilinear(kind: type, size: tuple[int, int], sampling: str) 
     grid = np.meshgrid(*places, indexing="ij")
     expected = [map_coordinates(pixels[..., c].astype(np.float64), grid, order=1, mode="nearest") for c in range(3)]
     expected = np.stack(expected) / np.iinfo(kind).max
-    np.testing.assert_allclose(resized(pixels, size, sampling), expected, atol=2e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(resize_bilinear(pixels, size, sampling), expected, atol=2e-6)  # type: ignore[arg-type]
 
 
 def test_a_picture_of_the_squares_size_is_not_changed() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for make in (darknet_letterbox, rounding_letterbox):
-        laid = make((64, 64), 64).pixels_in(pixels)
+    for make in (darknet_letterbox, ultralytics_letterbox):
+        laid = make((64, 64), 64).apply_image(pixels)
         np.testing.assert_allclose(laid, pixels.transpose(2, 0, 1) / 255, atol=1e-7)
 
 
 def test_grey_is_around() -> None:
-    laid = rounding_letterbox((10, 64), 64, grey=0.25).pixels_in(np.zeros((10, 64, 3), np.uint8))
+    laid = ultralytics_letterbox((10, 64), 64, fill=0.25).apply_image(np.zeros((10, 64, 3), np.uint8))
     assert (laid[:, :27] == 0.25).all()
     assert (laid[:, 27:37] == 0).all()
     assert (laid[:, 37:] == 0.25).all()

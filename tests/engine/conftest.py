@@ -11,7 +11,7 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def tiny() -> ModuleType:
+def tiny_job() -> ModuleType:
     """The script ``tiny_training.py`` as a module."""
     spec = importlib.util.spec_from_file_location("tiny_training", Path(__file__).with_name("tiny_training.py"))
     assert spec is not None

@@ -13,35 +13,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.autotune import Execution, choose_execution
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.autotune import RuntimeConfig, autotune
+from chromabox.engine.runtime_options import RuntimeOptions
 
 FIXED = [
     (
         {"precision": "float32", "compiled": "no", "channels_last": "no", "threads": 1},
-        Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1),
+        RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1),
     ),
     (
         {"precision": "bfloat16", "compiled": "no", "channels_last": "yes", "threads": 2},
-        Execution(device="cpu", precision="bfloat16", compiled=False, channels_last=True, threads=2),
+        RuntimeConfig(device="cpu", precision="bfloat16", compile=False, channels_last=True, threads=2),
     ),
     (
         {"precision": "float32", "compiled": "yes", "channels_last": "no", "threads": 2},
-        Execution(device="cpu", precision="float32", compiled=True, channels_last=False, threads=2),
+        RuntimeConfig(device="cpu", precision="float32", compile=True, channels_last=False, threads=2),
     ),
     (
         {"precision": "bfloat16", "compiled": "yes", "channels_last": "yes", "threads": 1},
-        Execution(device="cpu", precision="bfloat16", compiled=True, channels_last=True, threads=1),
+        RuntimeConfig(device="cpu", precision="bfloat16", compile=True, channels_last=True, threads=1),
     ),
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), FIXED)
-def test_with_everything_fixed_nothing_is_measured(options: dict[str, Any], expected: Execution) -> None:
+def test_with_everything_fixed_nothing_is_measured(options: dict[str, Any], expected: RuntimeConfig) -> None:
     def losses(call: Callable[[Tensor], Tensor]) -> Tensor:
         raise AssertionError("a step was run")
 
-    chosen = choose_execution(ExecutionOptions(device="cpu", **options), nn.Linear(2, 2), losses, steps=10**9)
+    chosen = autotune(RuntimeOptions(device="cpu", **options), nn.Linear(2, 2), losses, total_steps=10**9)
     assert chosen == expected
     assert torch.get_num_threads() == expected.threads
 
@@ -59,7 +59,7 @@ def test_what_is_fixed_is_obeyed_when_the_rest_is_measured(
     tiny: ModuleType, options: dict[str, Any], allowed: dict[str, set[Any]]
 ) -> None:
     """``steps`` is small, so that nothing left open is worth compiling."""
-    chosen = choose_execution(ExecutionOptions(device="cpu", **options), tiny.make_net(), losses_of(tiny), steps=1)
+    chosen = autotune(RuntimeOptions(device="cpu", **options), tiny.make_net(), losses_of(tiny), total_steps=1)
     for name, values in allowed.items():
         assert getattr(chosen, name) in values
 
@@ -79,7 +79,7 @@ def test_the_probe_changes_nothing(tiny: ModuleType, training: bool) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in net.parameters()]
     random = torch.get_rng_state()
-    choose_execution(ExecutionOptions(device="cpu", compiled="no"), net, losses, steps=100)
+    autotune(RuntimeOptions(device="cpu", compile="no"), net, losses, total_steps=100)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(each.grad, right) for each, right in zip(net.parameters(), gradients, strict=True))
@@ -97,7 +97,7 @@ def test_the_probe_measures_steps_in_each_way_left_open(tiny: ModuleType) -> Non
         assert call.training
         return losses(call)
 
-    choose_execution(ExecutionOptions(device="cpu", compiled="no", threads=1), tiny.make_net(), watch, steps=1)
+    autotune(RuntimeOptions(device="cpu", compile="no", threads=1), tiny.make_net(), watch, total_steps=1)
     assert {last for last, _ in seen} == {False, True}
     assert {low for _, low in seen} == {False, True}
 
@@ -117,42 +117,42 @@ def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
 ) -> None:
     asked = []
 
-    def told(execution: Execution, *_: Any) -> float:
+    def told(execution: RuntimeConfig, *_: Any) -> float:
         asked.append((int(execution.precision == "bfloat16"), int(execution.channels_last)))
         return float(seconds[asked[-1]])
 
     monkeypatch.setattr("chromabox.engine.autotune._seconds_per_step", told)
-    options = ExecutionOptions(device="cpu", compiled="no", threads=1)
-    found = choose_execution(options, nn.Linear(2, 2), lambda call: torch.zeros(()), steps=1)
+    options = RuntimeOptions(device="cpu", compile="no", threads=1)
+    found = autotune(options, nn.Linear(2, 2), lambda call: torch.zeros(()), total_steps=1)
     assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen
     assert len(asked) == measurements
 
 
 def test_place_obeys_layout_precision_and_threads(tiny: ModuleType) -> None:
     net = tiny.make_net()
-    call = Execution(channels_last=True, precision="bfloat16", threads=2).place(net)
+    call = RuntimeConfig(channels_last=True, precision="bfloat16", threads=2).prepare(net)
     assert call is net
     assert torch.get_num_threads() == 2
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
-    with Execution(precision="bfloat16").autocast():
+    with RuntimeConfig(precision="bfloat16").autocast():
         assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.bfloat16
-    with Execution().autocast():
+    with RuntimeConfig().autocast():
         assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("execution", "words"),
     [
-        (Execution(), "cpu, float32, eager, channels-first, 1 thread"),
+        (RuntimeConfig(), "cpu, float32, eager, channels-first, 1 thread"),
         (
-            Execution(device="cuda", precision="bfloat16", compiled=True, channels_last=True, threads=4),
+            RuntimeConfig(device="cuda", precision="bfloat16", compile=True, channels_last=True, threads=4),
             "cuda, bfloat16, compiled, channels-last, 4 threads",
         ),
     ],
 )
-def test_the_choice_in_words_and_as_json(execution: Execution, words: str) -> None:
+def test_the_choice_in_words_and_as_json(execution: RuntimeConfig, words: str) -> None:
     assert str(execution) == words
-    assert Execution(**asdict(execution)) == execution
+    assert RuntimeConfig(**asdict(execution)) == execution
 
 
 def test_without_a_compiler_auto_is_eager_and_yes_is_one_sentence(tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_without_a_compiler_auto_is_eager_and_yes_is_one_sentence(tmp_path: Path
 
 
 def test_a_resumed_run_keeps_its_choice_but_for_what_is_given() -> None:
-    chosen = Execution(precision="bfloat16", channels_last=True, threads=2)
-    assert chosen.changed(ExecutionOptions()) == chosen
-    given = ExecutionOptions(precision="float32", compiled="yes", channels_last="no", threads=3, device="cuda:1")
-    assert chosen.changed(given) == Execution(
-        device="cuda:1", precision="float32", compiled=True, channels_last=False, threads=3
+    chosen = RuntimeConfig(precision="bfloat16", channels_last=True, threads=2)
+    assert chosen.with_overrides(RuntimeOptions()) == chosen
+    given = RuntimeOptions(precision="float32", compile="yes", channels_last="no", threads=3, device="cuda:1")
+    assert chosen.with_overrides(given) == RuntimeConfig(
+        device="cuda:1", precision="float32", compile=True, channels_last=False, threads=3
     )

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.distributed import (
-    SynchronisedBatchNorm2d,
-    World,
-    any_process,
-    from_main,
-    join_world,
-    mean_across,
-    synchronise_batch_norm,
+    DistInfo,
+    SyncBatchNorm2d,
+    all_reduce_any,
+    all_reduce_mean,
+    broadcast_object,
+    convert_sync_batchnorm,
+    init_distributed,
 )
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.trainer import fit
@@ -97,7 +97,7 @@ def test_synchronised_normalisation_is_that_of_the_joined_batch(ranks: list[dict
 def test_two_processes_train_the_net_that_one_does(folder: Path, tiny: ModuleType, tmp_path: Path) -> None:
     """Half a batch each, gradients averaged, normalisation synchronised: weights, statistics, average and metrics."""
     job = tiny.make_job("sgd", net=tiny.make_net(dropout=0.0))
-    fit(job, tiny.make_plan(3, average_decay=0.5), folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(job, tiny.make_plan(3, average_decay=0.5), folder=tmp_path, runtime=tiny.ONE_THREAD)
     alone, together = (load_checkpoint(each / "last.safetensors")[0]["resume"] for each in (tmp_path, folder / "row"))
     for part in ("net", "average"):
         assert list(alone[part]) == list(together[part])
@@ -123,14 +123,14 @@ def test_a_stop_asked_of_one_process_stops_both_and_they_go_on(folder: Path, ran
 
 def test_alone_everything_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join_world() as world:
-        assert world == World(0, 1)
+    with init_distributed() as world:
+        assert world == DistInfo(0, 1)
     assert world.is_main
-    assert [any_process(flag, world) for flag in (False, True)] == [False, True]
-    assert from_main({"a": 1}, world) == {"a": 1}
-    assert mean_across(torch.tensor([1.0, 2.0]), world).tolist() == [1.0, 2.0]
+    assert [all_reduce_any(flag, world) for flag in (False, True)] == [False, True]
+    assert broadcast_object({"a": 1}, world) == {"a": 1}
+    assert all_reduce_mean(torch.tensor([1.0, 2.0]), world).tolist() == [1.0, 2.0]
     net = nn.Sequential(nn.BatchNorm2d(3))
-    synchronise_batch_norm(net, world)
+    convert_sync_batchnorm(net, world)
     assert type(net[0]) is nn.BatchNorm2d
 
 
@@ -140,9 +140,9 @@ def test_exchanged_layers_keep_their_parameters() -> None:
     net[1].eval()
     before = {name: id(value) for name, value in (*net.named_parameters(), *net.named_buffers())}
     names = list(net.state_dict())
-    synchronise_batch_norm(net, World(0, 2))
+    convert_sync_batchnorm(net, DistInfo(0, 2))
     assert {name: id(value) for name, value in (*net.named_parameters(), *net.named_buffers())} == before
     assert list(net.state_dict()) == names
-    assert [type(net[0][0]), type(net[1])] == [SynchronisedBatchNorm2d] * 2
+    assert [type(net[0][0]), type(net[1])] == [SyncBatchNorm2d] * 2
     assert (net[0][0].eps, net[0][0].momentum) == (0.5, 0.25)
     assert [net[0][0].training, net[1].training] == [True, False]

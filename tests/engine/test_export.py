@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.engine.export import LARGEST_DIFFERENCE, convert, refuse_other_suffix, write_onnx
+from chromabox.engine.export import MAX_DIFFERENCE, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime.session import open_session
 
@@ -30,10 +30,10 @@ def doubling() -> "onnx.ModelProto":
     return make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8)
 
 
-@pytest.mark.parametrize("worst", [LARGEST_DIFFERENCE * 1.01, float("inf"), float("nan")])
+@pytest.mark.parametrize("worst", [MAX_DIFFERENCE * 1.01, float("inf"), float("nan")])
 def test_a_file_that_differs_is_not_written(worst: float, tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match=r"a\.onnx: not written, the file would compute something else"):
-        write_onnx(tmp_path / "a.onnx", doubling(), {}, lambda path: Difference(worst))
+        save_verified(tmp_path / "a.onnx", doubling(), {}, lambda path: Difference(worst))
     assert not list(tmp_path.iterdir())
 
 
@@ -45,7 +45,7 @@ def test_what_is_compared_is_the_file_that_stays(tmp_path: Path) -> None:
         return Difference(0.0)
 
     path = tmp_path / "new" / "a.onnx"
-    assert write_onnx(path, doubling(), {"said": "ä"}, compare) == Difference(0.0)
+    assert save_verified(path, doubling(), {"said": "ä"}, compare) == Difference(0.0)
     assert path.read_bytes() == seen[0]
     assert [(entry.key, entry.value) for entry in onnx.load(path).metadata_props] == [("said", "ä")]
     session = open_session(path, path.read_bytes(), ["x"], ["y"])
@@ -59,7 +59,7 @@ def test_what_is_compared_is_the_file_that_stays(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChromaboxError, match=r"a\.onnx: cannot be written"):
-        write_onnx(tmp_path / "file" / "a.onnx", doubling(), {}, lambda path: Difference(0.0))
+        save_verified(tmp_path / "file" / "a.onnx", doubling(), {}, lambda path: Difference(0.0))
 
 
 def test_a_net_that_the_exporter_does_not_understand_is_refused() -> None:
@@ -68,13 +68,13 @@ def test_a_net_that_the_exporter_does_not_understand_is_refused() -> None:
             return images if float(images.sum()) > 0 else -images
 
     with pytest.raises(ChromaboxError, match="this net cannot be exported as ONNX with opset 18"):
-        convert(Odd().eval(), torch.zeros(2, 3), {0: torch.export.Dim("n")}, ["x"], ["y"])
+        to_onnx(Odd().eval(), torch.zeros(2, 3), {0: torch.export.Dim("n")}, ["x"], ["y"])
 
 
 def test_missing_libraries_and_other_suffixes(monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_other_suffix(Path("a.ONNX"))
+    require_onnx_suffix(Path("a.ONNX"))
     with pytest.raises(UsageError, match=r"a\.pt: does not end in \.onnx; name the file a\.onnx, say"):
-        refuse_other_suffix(Path("a.pt"))
+        require_onnx_suffix(Path("a.pt"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"ONNX files need the library onnxruntime: .*chromabox\[export\]"):
-        convert(nn.Identity(), torch.zeros(2), {}, ["x"], ["y"])
+        to_onnx(nn.Identity(), torch.zeros(2), {}, ["x"], ["y"])

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from chromabox.engine.logger import MetricsSink, progress, read_metrics, sentence
+from chromabox.engine.logger import MetricsLogger, format_metrics, progress_bar, read_metrics
 
 RECORDS = [{"epoch": epoch, "train_loss": 1 / epoch, "seconds": 0.25} for epoch in (1, 2, 3)]
 
 
 def write(folder: Path, records: list[dict[str, float]], epochs_done: int = 0) -> None:
-    sink = MetricsSink(folder, epochs_done)
+    sink = MetricsLogger(folder, epochs_done)
     for record in records:
-        sink.write(record)
+        sink.log(record)
     sink.close()
 
 
@@ -52,7 +52,7 @@ def test_a_value_that_comes_later_has_its_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
 def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path: Path, done: int, kept: list[int]) -> None:
     write(tmp_path, RECORDS)
-    MetricsSink(tmp_path, done).close()
+    MetricsLogger(tmp_path, done).close()
     assert [record["epoch"] for record in read_metrics(tmp_path)] == kept
     if kept:
         assert [row["epoch"] for row in read_csv(tmp_path)] == kept
@@ -86,7 +86,7 @@ def test_an_unfinished_last_line_is_passed_over(tmp_path: Path, text: str | None
 
 
 def test_silence_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("training", 10) as tick:
+    with progress_bar("training", 10) as tick:
         tick()
         tick(3, epoch=2)
     assert capsys.readouterr() == ("", "")
@@ -101,7 +101,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> Non
     shown = Terminal()
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
-    with progress("training", 10, done=4, show=show) as tick:
+    with progress_bar("training", 10, done=4, show=show) as tick:
         tick(3, epoch=2)
     if show:
         assert "training" in shown.getvalue()
@@ -120,4 +120,4 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> Non
     ],
 )
 def test_sentence(values: dict[str, float], line: str) -> None:
-    assert sentence(values) == line
+    assert format_metrics(values) == line

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.engine.optim import KernelMuon
+from chromabox.engine.optim import Muon
 
 SHAPES = [(8, 3, 3, 3), (32, 2, 3, 3), (5, 5, 1, 1)]
 RATE = 0.1
@@ -25,7 +25,7 @@ def conditioned(shape: tuple[int, ...], seed: int) -> Tensor:
     return (left * torch.linspace(1, 0.3, len(values)) @ right).view(shape)
 
 
-def step_of(optimiser: KernelMuon, kernel: nn.Parameter, gradient: Tensor) -> Tensor:
+def step_of(optimiser: Muon, kernel: nn.Parameter, gradient: Tensor) -> Tensor:
     """What one step takes away from the kernel, in units of the learning rate."""
     before = kernel.detach().clone()
     kernel.grad = gradient.clone()
@@ -53,14 +53,14 @@ def assert_orthogonalised(update: Tensor, matrix: Tensor) -> None:
 def test_a_step_is_the_gradient_made_orthogonal(shape: tuple[int, ...]) -> None:
     kernel = nn.Parameter(random(*shape))
     gradient = conditioned(shape, 1) * 1e-3  # The size of a gradient does not matter.
-    assert_orthogonalised(step_of(KernelMuon([kernel], lr=RATE), kernel, gradient), gradient)
+    assert_orthogonalised(step_of(Muon([kernel], lr=RATE), kernel, gradient), gradient)
 
 
 def test_momentum_is_nesterovs() -> None:
     """buffer ← m·buffer + (1 − m)·gradient; the step is along (1 − m)·gradient + m·buffer."""
     shape, momentum = SHAPES[0], 0.8
     kernel = nn.Parameter(random(*shape))
-    optimiser = KernelMuon([kernel], lr=RATE, momentum=momentum)
+    optimiser = Muon([kernel], lr=RATE, momentum=momentum)
     buffer = torch.zeros(shape)
     for seed in (1, 2, 3):
         gradient = conditioned(shape, seed)
@@ -71,7 +71,7 @@ def test_momentum_is_nesterovs() -> None:
 def test_weight_decay_is_decoupled() -> None:
     kernels = [nn.Parameter(random(4, 3, 3, 3)) for _ in range(2)]
     before = kernels[0].detach().clone()
-    optimiser = KernelMuon(kernels, lr=RATE, weight_decay=0.5)
+    optimiser = Muon(kernels, lr=RATE, weight_decay=0.5)
     kernels[0].grad = torch.zeros_like(kernels[0])
     optimiser.step()
     torch.testing.assert_close(kernels[0].detach(), before * (1 - RATE * 0.5))
@@ -81,7 +81,7 @@ def test_weight_decay_is_decoupled() -> None:
 def test_the_learning_rate_of_the_group_is_obeyed() -> None:
     kernels = [nn.Parameter(random(4, 3, 3, 3)) for _ in range(2)]
     for kernel, rate in zip(kernels, (RATE, RATE / 4), strict=True):
-        optimiser = KernelMuon([kernel], lr=RATE)
+        optimiser = Muon([kernel], lr=RATE)
         optimiser.param_groups[0]["lr"] = rate
         kernel.grad = random(4, 3, 3, 3, seed=1)
         optimiser.step()
@@ -92,7 +92,7 @@ def test_the_learning_rate_of_the_group_is_obeyed() -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5), (2, 2, 2, 2, 2), ()])
 def test_what_is_no_kernel_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="convolution kernels of four dimensions only"):
-        KernelMuon([nn.Parameter(random(2, 2, 3, 3)), nn.Parameter(random(*shape))], lr=RATE)
+        Muon([nn.Parameter(random(2, 2, 3, 3)), nn.Parameter(random(*shape))], lr=RATE)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (300, 40, 3, 3), (600, 80, 3, 3), (520, 40, 2, 2)])
@@ -100,7 +100,7 @@ def test_steps_are_those_of_torch_on_matrices(shape: tuple[int, ...]) -> None:
     """Up to bfloat16's rounding, also where matrices are computed in several blocks; wide and tall."""
     kernel = nn.Parameter(random(*shape))
     matrix = nn.Parameter(kernel.detach().flatten(1).clone())
-    mine = KernelMuon([kernel], lr=RATE, weight_decay=0.1, momentum=0.9)
+    mine = Muon([kernel], lr=RATE, weight_decay=0.1, momentum=0.9)
     torchs = torch.optim.Muon([matrix], lr=RATE, weight_decay=0.1, momentum=0.9)
     for seed in (1, 2):
         kernel.grad = random(*shape, seed=seed)
@@ -121,7 +121,7 @@ def test_goes_on_from_the_state_of_torchs() -> None:
     matrix.grad = random(8, 27, seed=1)
     torchs.step()
     kernel.data = matrix.detach().view(8, 3, 3, 3).clone()
-    mine = KernelMuon([kernel], lr=1.0)
+    mine = Muon([kernel], lr=1.0)
     mine.load_state_dict(copy.deepcopy(torchs.state_dict()))
     matrix.grad = random(8, 27, seed=2)
     kernel.grad = matrix.grad.view(8, 3, 3, 3)
@@ -133,13 +133,13 @@ def test_goes_on_from_the_state_of_torchs() -> None:
 def test_gradients_are_forgotten() -> None:
     kernel = nn.Parameter(random(2, 2, 3, 3))
     kernel.grad = torch.ones_like(kernel)
-    KernelMuon([kernel], lr=RATE).zero_grad()
+    Muon([kernel], lr=RATE).zero_grad()
     assert kernel.grad is None
 
 
 def test_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
     kernels = [nn.Parameter(random(4, 3, 3, 3)) for _ in range(2)]
-    optimisers = [KernelMuon([kernel], lr=RATE, weight_decay=0.1) for kernel in kernels]
+    optimisers = [Muon([kernel], lr=RATE, weight_decay=0.1) for kernel in kernels]
     for seed in (1, 2):
         step_of(optimisers[0], kernels[0], random(4, 3, 3, 3, seed=seed))
     optimisers[0].param_groups[0]["lr"] = 0.03
@@ -158,7 +158,7 @@ def test_state_goes_through_a_checkpoint(tmp_path: Path) -> None:
 def test_memory_layout_makes_no_difference() -> None:
     plain = nn.Parameter(random(8, 3, 3, 3))
     last = nn.Parameter(random(8, 3, 3, 3).contiguous(memory_format=torch.channels_last))
-    optimisers = [KernelMuon([kernel], lr=RATE, weight_decay=0.1) for kernel in (plain, last)]
+    optimisers = [Muon([kernel], lr=RATE, weight_decay=0.1) for kernel in (plain, last)]
     for seed in (1, 2, 3):
         gradient = random(8, 3, 3, 3, seed=seed)
         step_of(optimisers[0], plain, gradient)
@@ -170,7 +170,7 @@ def test_memory_layout_makes_no_difference() -> None:
 def test_a_net_may_be_moved_after_the_optimiser_was_made() -> None:
     """As a net that goes to its device does, here to another type, which needs no second device."""
     net = nn.Conv2d(3, 8, 3, bias=False)
-    optimiser = KernelMuon([net.weight], lr=RATE)
+    optimiser = Muon([net.weight], lr=RATE)
     net.to(torch.float64)
     gradient = conditioned((8, 3, 3, 3), 1).double()
     assert_orthogonalised(step_of(optimiser, net.weight, gradient), gradient)

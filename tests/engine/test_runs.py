@@ -7,11 +7,11 @@ from importlib.metadata import version
 
 import numpy as np
 
-from chromabox.engine.runs import versions
+from chromabox.engine.runs import package_versions
 
 
 def test_versions_are_those_of_the_installed_packages() -> None:
-    found = versions()
+    found = package_versions()
     assert found["python"] == platform.python_version()
     assert found["numpy"] == np.__version__
     assert found["safetensors"] == version("safetensors")

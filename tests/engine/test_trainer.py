@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import read_metrics
-from chromabox.engine.trainer import Interrupted, fit
+from chromabox.engine.trainer import TrainingInterrupted, fit
 from chromabox.errors import ChromaboxError
 
 RUNS = {
@@ -79,7 +79,7 @@ def straight(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Call
                 tiny.make_job(optimiser),
                 tiny.make_plan(4, **RUNS[rhythm]),
                 folder=done[optimiser, rhythm],
-                execution=tiny.ONE_THREAD,
+                runtime=tiny.ONE_THREAD,
             )
         return done[optimiser, rhythm]
 
@@ -93,7 +93,7 @@ def test_two_epochs_and_two_more_are_four_in_a_row(
 ) -> None:
     for epochs, resume in ((2, False), (4, True)):
         plan = tiny.make_plan(epochs, **RUNS[rhythm])
-        fit(tiny.make_job(optimiser), plan, folder=tmp_path, execution=tiny.ONE_THREAD, resume=resume)
+        fit(tiny.make_job(optimiser), plan, folder=tmp_path, runtime=tiny.ONE_THREAD, resume=resume)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert_same_run(tmp_path, straight(optimiser, rhythm))
 
@@ -105,23 +105,23 @@ def test_a_run_interrupted_within_an_epoch_goes_on_as_if_it_never_had_been(
 ) -> None:
     plan = tiny.make_plan(4, **RUNS[rhythm])
     job = tiny.make_job(optimiser, before_batch=send(signal.SIGINT, (1, 2)))
-    with pytest.raises(Interrupted, match="stopped in epoch 2 after batch") as caught:
-        fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD)
+    with pytest.raises(TrainingInterrupted, match="stopped in epoch 2 after batch") as caught:
+        fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert caught.value.exit_code == 130
     assert f"go on with --resume {tmp_path}" in str(caught.value)
     # Stopped after a whole update, never between the batches of one.
     assert load_checkpoint(tmp_path / "last.safetensors")[0]["resume"]["loop"]["batch"] == plan.accumulate + (
         2 if plan.accumulate == 1 else 0
     )
-    fit(tiny.make_job(optimiser), plan, folder=tmp_path, execution=tiny.ONE_THREAD, resume=True)
+    fit(tiny.make_job(optimiser), plan, folder=tmp_path, runtime=tiny.ONE_THREAD, resume=True)
     assert_same_run(tmp_path, straight(optimiser, rhythm))
 
 
 def test_channels_last_goes_on_in_the_same_layout(tiny: ModuleType, tmp_path: Path) -> None:
     execution = tiny.Execution(threads=1, channels_last=True)
-    fit(tiny.make_job(), tiny.make_plan(4), folder=tmp_path / "row", execution=execution)
+    fit(tiny.make_job(), tiny.make_plan(4), folder=tmp_path / "row", runtime=execution)
     for epochs, resume in ((2, False), (4, True)):
-        net = fit(tiny.make_job(), tiny.make_plan(epochs), folder=tmp_path / "two", execution=execution, resume=resume)
+        net = fit(tiny.make_job(), tiny.make_plan(epochs), folder=tmp_path / "two", runtime=execution, resume=resume)
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert_same_run(tmp_path / "row", tmp_path / "two")
 
@@ -160,8 +160,8 @@ def test_a_killed_run_goes_on_as_if_it_never_had_been(
     assert [record["epoch"] for record in read_metrics(killed)] == written
     assert load_checkpoint(killed / "last.safetensors")[1]["epoch"] == saved
     plan = tiny.make_plan(average_decay=0.9, accumulate=2)
-    fit(tiny.make_job(), plan, folder=killed, execution=tiny.ONE_THREAD, resume=True)
-    fit(tiny.make_job(), plan, folder=whole, execution=tiny.ONE_THREAD)
+    fit(tiny.make_job(), plan, folder=killed, runtime=tiny.ONE_THREAD, resume=True)
+    fit(tiny.make_job(), plan, folder=whole, runtime=tiny.ONE_THREAD)
     assert [record["epoch"] for record in read_metrics(killed)] == [1, 2, 3, 4]
     assert_same_run(killed, whole)
 
@@ -172,8 +172,8 @@ def test_accumulated_batches_are_one_big_batch(tiny: ModuleType, tmp_path: Path)
     halves = tiny.make_plan(2, steps_per_epoch=6, accumulate=2)
     wholes = tiny.make_plan(2, steps_per_epoch=3)
     assert halves.updates == wholes.updates == 6
-    fit(tiny.make_job("sgd", net=nets[0], batch_size=4), halves, folder=tmp_path / "a", execution=tiny.ONE_THREAD)
-    fit(tiny.make_job("sgd", net=nets[1], batch_size=8), wholes, folder=tmp_path / "b", execution=tiny.ONE_THREAD)
+    fit(tiny.make_job("sgd", net=nets[0], batch_size=4), halves, folder=tmp_path / "a", runtime=tiny.ONE_THREAD)
+    fit(tiny.make_job("sgd", net=nets[1], batch_size=8), wholes, folder=tmp_path / "b", runtime=tiny.ONE_THREAD)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     losses = [[record["train_loss"] for record in read_metrics(tmp_path / name)] for name in "ab"]
@@ -186,7 +186,7 @@ def test_the_last_accumulation_of_an_epoch_may_be_short(tiny: ModuleType, tmp_pa
     schedule = job.schedule
     job = tiny.make_job(net=job.net, schedule=lambda update: updates.append(update) or schedule(update))
     plan = tiny.make_plan(2, accumulate=4)
-    fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert updates == [0, 1, 2, 3]
     assert plan.updates == 4
 
@@ -215,7 +215,7 @@ def test_a_run_of_so_many_updates_makes_exactly_them(
         schedule=lambda update: updates.append(update) or schedule(update),
     )
     plan = tiny.make_plan(4, accumulate=accumulate, most_updates=most)
-    fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert trained == [(epoch, batch) for epoch, count in enumerate(batches) for batch in range(count)]
     assert updates == list(range(plan.updates))
     assert plan.updates == min(most, 4 * -(-6 // accumulate))
@@ -226,11 +226,11 @@ def test_a_run_of_so_many_updates_makes_exactly_them(
 @pytest.mark.parametrize("at", [(0, 3), (1, 0), (1, 2)])
 def test_a_run_of_so_many_updates_can_be_stopped(tiny: ModuleType, tmp_path: Path, at: tuple[int, int]) -> None:
     plan = tiny.make_plan(4, most_updates=9, average_decay=0.9)
-    fit(tiny.make_job(), plan, folder=tmp_path / "row", execution=tiny.ONE_THREAD)
+    fit(tiny.make_job(), plan, folder=tmp_path / "row", runtime=tiny.ONE_THREAD)
     job = tiny.make_job(before_batch=send(signal.SIGINT, at))
-    with pytest.raises(Interrupted):
-        fit(job, plan, folder=tmp_path / "two", execution=tiny.ONE_THREAD)
-    fit(tiny.make_job(), plan, folder=tmp_path / "two", execution=tiny.ONE_THREAD, resume=True)
+    with pytest.raises(TrainingInterrupted):
+        fit(job, plan, folder=tmp_path / "two", runtime=tiny.ONE_THREAD)
+    fit(tiny.make_job(), plan, folder=tmp_path / "two", runtime=tiny.ONE_THREAD, resume=True)
     assert_same_run(tmp_path / "row", tmp_path / "two")
 
 
@@ -245,7 +245,7 @@ def test_average_follows_its_formula(tiny: ModuleType, tmp_path: Path, decay: fl
 
     job = tiny.make_job(net=net, before_batch=lambda epoch, batch: seen.append(state(net)))
     plan = tiny.make_plan(2, average_decay=decay, average_ramp=ramp)
-    averaged = state(fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD))
+    averaged = state(fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD))
     weights = [*seen[1:], state(net)]
     expected = weights[0]
     for step, current in enumerate(weights[1:], start=1):
@@ -283,14 +283,14 @@ def test_patience_and_the_best_epoch(
 
     plan = tiny.make_plan(6, watch="val_loss", patience=patience)
     job = tiny.make_job(validate=lambda net: {"val_loss": next(script)})
-    fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD, after_epoch=keep)
+    fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD, on_epoch_end=keep)
     assert [record["val_loss"] for record in read_metrics(tmp_path)] == scores[:trained]
     state, description = load_checkpoint(tmp_path / "best.safetensors")
     assert description["epoch"] == best
     assert description["val_loss"] == scores[best - 1]
     assert_same(state["net"], nets[best])
     # A run that has stopped stays stopped: resuming trains no further epoch.
-    fit(tiny.make_job(), plan, folder=tmp_path, execution=tiny.ONE_THREAD, resume=True)
+    fit(tiny.make_job(), plan, folder=tmp_path, runtime=tiny.ONE_THREAD, resume=True)
     assert len(read_metrics(tmp_path)) == trained
 
 
@@ -299,13 +299,13 @@ def test_best_and_patience_survive_a_stop(tiny: ModuleType, tmp_path: Path) -> N
     for epochs, resume in ((3, False), (6, True)):
         job = tiny.make_job(validate=lambda net: {"val_loss": next(scores)})
         plan = tiny.make_plan(epochs, watch="val_loss", patience=2)
-        fit(job, plan, folder=tmp_path, execution=tiny.ONE_THREAD, resume=resume)
+        fit(job, plan, folder=tmp_path, runtime=tiny.ONE_THREAD, resume=resume)
     assert len(read_metrics(tmp_path)) == 4
     assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 2
 
 
 def test_without_anything_to_watch_the_last_epoch_is_best(tiny: ModuleType, tmp_path: Path) -> None:
-    fit(tiny.make_job(), tiny.make_plan(3), folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(tiny.make_job(), tiny.make_plan(3), folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert load_checkpoint(tmp_path / "best.safetensors")[1]["epoch"] == 3
 
 
@@ -326,7 +326,7 @@ def test_a_value_that_is_no_number_ends_the_run(tiny: ModuleType, tmp_path: Path
 
     job = tiny.make_job(losses=losses, validate=validate)
     with pytest.raises(ChromaboxError, match=f"{what} became {value} in epoch 2; try a lower learning rate"):
-        fit(job, tiny.make_plan(4), folder=tmp_path, execution=tiny.ONE_THREAD)
+        fit(job, tiny.make_plan(4), folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1]
     assert load_checkpoint(tmp_path / "last.safetensors")[1]["epoch"] == 1
 
@@ -334,8 +334,8 @@ def test_a_value_that_is_no_number_ends_the_run(tiny: ModuleType, tmp_path: Path
 def test_a_polite_kill_is_an_interruption(tiny: ModuleType, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     job = tiny.make_job(before_batch=send(signal.SIGTERM, (0, 0)))
-    with pytest.raises(Interrupted, match="epoch 1 after batch 1;"):
-        fit(job, tiny.make_plan(), folder=tmp_path, execution=tiny.ONE_THREAD)
+    with pytest.raises(TrainingInterrupted, match="epoch 1 after batch 1;"):
+        fit(job, tiny.make_plan(), folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -349,7 +349,7 @@ def test_a_second_signal_stops_at_once(tiny: ModuleType, tmp_path: Path) -> None
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny.make_job(before_batch=twice), tiny.make_plan(), folder=tmp_path, execution=tiny.ONE_THREAD)
+        fit(tiny.make_job(before_batch=twice), tiny.make_plan(), folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert begun == [0, 1]
     assert not (tmp_path / "last.safetensors").exists()
     assert signal.getsignal(signal.SIGINT) is before
@@ -364,10 +364,10 @@ def test_it_also_runs_outside_the_main_thread(tiny: ModuleType, tmp_path: Path) 
 
 
 def test_a_net_alone_is_nothing_to_go_on_from(tiny: ModuleType, tmp_path: Path) -> None:
-    fit(tiny.make_job(), tiny.make_plan(1), folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(tiny.make_job(), tiny.make_plan(1), folder=tmp_path, runtime=tiny.ONE_THREAD)
     (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
     with pytest.raises(ChromaboxError, match=r"last\.safetensors: holds a net but no training state"):
-        fit(tiny.make_job(), tiny.make_plan(2), folder=tmp_path, execution=tiny.ONE_THREAD, resume=True)
+        fit(tiny.make_job(), tiny.make_plan(2), folder=tmp_path, runtime=tiny.ONE_THREAD, resume=True)
 
 
 def test_validation_sees_evaluation_mode_and_leaves_none_behind(tiny: ModuleType, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_validation_sees_evaluation_mode_and_leaves_none_behind(tiny: ModuleType
         return {"val_loss": 1.0}
 
     job = tiny.make_job(validate=validate)
-    fit(job, tiny.make_plan(2), folder=tmp_path, execution=tiny.ONE_THREAD)
+    fit(job, tiny.make_plan(2), folder=tmp_path, runtime=tiny.ONE_THREAD)
     assert modes == [(False, False, False)] * 2
     assert job.net.training
     assert int(job.net[1].num_batches_tracked) == 2 * tiny.STEPS

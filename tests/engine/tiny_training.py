@@ -14,87 +14,87 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chromabox.engine.autotune import Execution
-from chromabox.engine.distributed import World, synchronise_batch_norm
-from chromabox.engine.optim import KernelMuon
-from chromabox.engine.trainer import Job, Plan, fit
+from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.distributed import DistInfo, convert_sync_batchnorm
+from chromabox.engine.optim import Muon
+from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 
-PICTURES = 24
-BATCH = 4
-STEPS = PICTURES // BATCH
-ALONE = World()
-ONE_THREAD = Execution(threads=1)
+NUM_IMAGES = 24
+BATCH_SIZE = 4
+STEPS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
+SINGLE_PROCESS = DistInfo()
+ONE_THREAD = RuntimeConfig(threads=1)
 
 
-def make_net(dropout: float = 0.25, normalise: bool = True) -> nn.Module:
+def make_model(dropout: float = 0.25, batch_norm: bool = True) -> nn.Module:
     torch.manual_seed(3)
-    norm: nn.Module = nn.BatchNorm2d(6) if normalise else nn.Identity()
+    norm: nn.Module = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1), norm, nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(6, 4, 3, padding=1)
     )
 
 
-def make_optimisers(name: str, net: nn.Module) -> list[torch.optim.Optimizer]:
+def make_optimizers(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
     if name == "muon":
-        kernels = [parameter for parameter in net.parameters() if parameter.ndim == 4]
-        others = [parameter for parameter in net.parameters() if parameter.ndim != 4]
-        return [KernelMuon(kernels, lr=0.02, weight_decay=0.1), torch.optim.AdamW(others, lr=0.01)]
+        kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        others = [parameter for parameter in model.parameters() if parameter.ndim != 4]
+        return [Muon(kernels, lr=0.02, weight_decay=0.1), torch.optim.AdamW(others, lr=0.01)]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return [kinds[name](net.parameters(), lr=0.01)]
+    return [kinds[name](model.parameters(), lr=0.01)]
 
 
-def losses(call: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    scores = call(batch[0])
+def compute_losses(model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    scores = model(batch[0])
     return {
         "loss": functional.cross_entropy(scores, batch[1]),
         "accuracy": (scores.argmax(1) == batch[1]).float().mean(),
     }
 
 
-def make_job(
-    optimiser: str = "adam",
+def make_task(
+    optimizer: str = "adam",
     *,
-    net: nn.Module | None = None,
-    batch_size: int = BATCH,
+    model: nn.Module | None = None,
+    batch_size: int = BATCH_SIZE,
     before_batch: Callable[[int, int], None] = lambda epoch, batch: None,
-    world: World = ALONE,
-    **replacements: Any,
-) -> Job:
+    dist: DistInfo = SINGLE_PROCESS,
+    **overrides: Any,
+) -> TrainTask:
     """A new job from the same seed; ``before_batch(epoch, batch)`` may make trouble; ``replacements`` of members."""
     random = torch.Generator().manual_seed(5)
-    pictures = torch.randn(PICTURES, 2, 8, 8, generator=random)
-    labels = torch.randint(4, (PICTURES, 8, 8), generator=random)
+    pictures = torch.randn(NUM_IMAGES, 2, 8, 8, generator=random)
+    labels = torch.randint(4, (NUM_IMAGES, 8, 8), generator=random)
     torch.manual_seed(3)
-    net = make_net() if net is None else net
-    synchronise_batch_norm(net, world)
-    optimisers = make_optimisers(optimiser, net)
+    model = make_model() if model is None else model
+    convert_sync_batchnorm(model, dist)
+    optimisers = make_optimizers(optimizer, model)
     rates = [[group["lr"] for group in each.param_groups] for each in optimisers]
 
     def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(PICTURES, generator=torch.Generator().manual_seed(epoch)).split(batch_size)
+        order = torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(epoch)).split(batch_size)
         for number, chosen in list(enumerate(order))[skip:]:
             before_batch(epoch, number)
-            share = chosen[world.rank :: world.size]
+            share = chosen[dist.rank :: dist.world_size]
             yield pictures[share], labels[share]
 
     def validate(candidate: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            return {"val_loss": losses(candidate, (pictures[:8], labels[:8]))["loss"].item()}
+            return {"val_loss": compute_losses(candidate, (pictures[:8], labels[:8]))["loss"].item()}
 
     members = {
-        "net": net,
+        "net": model,
         "optimisers": optimisers,
         "batches": batches,
-        "losses": losses,
+        "losses": compute_losses,
         "validate": validate,
         "schedule": lambda update: [[{"lr": rate / (1 + 0.1 * update)} for rate in group] for group in rates],
         "describe": lambda: {"job": "tiny"},
     }
-    return Job(**{**members, **replacements})
+    return TrainTask(**{**members, **overrides})
 
 
-def make_plan(epochs: int = 4, **settings: Any) -> Plan:
-    return Plan(**{"epochs": epochs, "steps_per_epoch": STEPS, **settings})
+def make_schedule(epochs: int = 4, **settings: Any) -> TrainSchedule:
+    return TrainSchedule(**{"epochs": epochs, "steps_per_epoch": STEPS_PER_EPOCH, **settings})
 
 
 def main() -> None:
@@ -113,8 +113,8 @@ def main() -> None:
         if record["epoch"] == options.die_after_metrics_of:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    plan = make_plan(average_decay=0.9, accumulate=2)
-    fit(make_job(before_batch=wait), plan, folder=options.folder, execution=ONE_THREAD, after_epoch=die)
+    plan = make_schedule(average_decay=0.9, accumulate=2)
+    fit(make_task(before_batch=wait), plan, folder=options.folder, runtime=ONE_THREAD, on_epoch_end=die)
 
 
 if __name__ == "__main__":

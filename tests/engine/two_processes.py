@@ -8,36 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_training import make_job, make_net, make_plan
+from tiny_training import make_model, make_schedule, make_task
 from torch import Tensor, nn
 
-from chromabox.engine.autotune import Execution
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import save_checkpoint
-from chromabox.engine.distributed import World, any_process, from_main, join_world, mean_across, synchronise_batch_norm
-from chromabox.engine.trainer import Interrupted, fit
+from chromabox.engine.distributed import (
+    DistInfo,
+    all_reduce_any,
+    all_reduce_mean,
+    broadcast_object,
+    convert_sync_batchnorm,
+    init_distributed,
+)
+from chromabox.engine.trainer import TrainingInterrupted, fit
 
-ONE_THREAD = Execution(threads=1)
+ONE_THREAD = RuntimeConfig(threads=1)
 
 
-def words(world: World) -> dict[str, Any]:
+def run_collectives(dist: DistInfo) -> dict[str, Any]:
     """What the processes tell each other."""
     return {
-        "rank": world.rank,
-        "size": world.size,
-        "is_main": world.is_main,
-        "any": [any_process(flag, world) for flag in (False, world.rank == 0, world.rank == 1, True)],
-        "from_main": from_main({"rank": world.rank, "list": [1, None]}, world),
-        "mean": mean_across(torch.tensor([1.0 + world.rank, 10.0 * world.rank], dtype=torch.float64), world),
+        "rank": dist.rank,
+        "size": dist.world_size,
+        "is_main": dist.is_main,
+        "any": [all_reduce_any(flag, dist) for flag in (False, dist.rank == 0, dist.rank == 1, True)],
+        "from_main": broadcast_object({"rank": dist.rank, "list": [1, None]}, dist),
+        "mean": all_reduce_mean(torch.tensor([1.0 + dist.rank, 10.0 * dist.rank], dtype=torch.float64), dist),
     }
 
 
-def normalised(world: World, given: dict[str, Tensor], **settings: Any) -> dict[str, Any]:
+def run_batch_norm(dist: DistInfo, inputs: dict[str, Tensor], **settings: Any) -> dict[str, Any]:
     """Two training steps and one evaluation of a batch normalisation, each process on its half of the batch."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm2d(3, **settings))
-    synchronise_batch_norm(net, world)
-    half = given["batch"].chunk(world.size)[world.rank].clone().requires_grad_()
-    weights = given["weights"].chunk(world.size)[world.rank]
+    convert_sync_batchnorm(net, dist)
+    half = inputs["batch"].chunk(dist.world_size)[dist.rank].clone().requires_grad_()
+    weights = inputs["weights"].chunk(dist.world_size)[dist.rank]
     net(half * 2 + 1)
     output = net(half)
     (output * weights).sum().backward()
@@ -51,13 +58,13 @@ def normalised(world: World, given: dict[str, Tensor], **settings: Any) -> dict[
     }
 
 
-def train(world: World, folder: Path) -> None:
+def train(dist: DistInfo, folder: Path) -> None:
     """Three epochs in a row."""
-    job = make_job("sgd", net=make_net(dropout=0.0), world=world)
-    fit(job, make_plan(3, average_decay=0.5), folder=folder, execution=ONE_THREAD, world=world)
+    job = make_task("sgd", model=make_model(dropout=0.0), dist=dist)
+    fit(job, make_schedule(3, average_decay=0.5), folder=folder, runtime=ONE_THREAD, dist_info=dist)
 
 
-def stop_and_go_on(world: World, folder: Path) -> str:
+def interrupt_and_resume(dist: DistInfo, folder: Path) -> str:
     """The same, but the process that is not the main one is asked to stop in epoch 2; returns what was said.
 
     The main process is slow to save: the other must not go on from the file of the epoch before.
@@ -68,22 +75,22 @@ def stop_and_go_on(world: World, folder: Path) -> str:
         return {}
 
     def ask(epoch: int, batch: int) -> None:
-        if world.rank == 1 and (epoch, batch) == (1, 2):
+        if dist.rank == 1 and (epoch, batch) == (1, 2):
             os.kill(os.getpid(), signal.SIGTERM)
 
     said = "nothing"
     for resume in (False, True):
-        job = make_job(
+        job = make_task(
             "sgd",
-            net=make_net(dropout=0.0),
-            world=world,
+            model=make_model(dropout=0.0),
+            dist=dist,
             before_batch=ask if not resume else lambda *_: None,
             describe=describe_slowly,
         )
         try:
-            plan = make_plan(3, average_decay=0.5)
-            fit(job, plan, folder=folder, execution=ONE_THREAD, world=world, resume=resume)
-        except Interrupted as error:
+            plan = make_schedule(3, average_decay=0.5)
+            fit(job, plan, folder=folder, runtime=ONE_THREAD, dist_info=dist, resume=resume)
+        except TrainingInterrupted as error:
             said = str(error)
     return said
 
@@ -95,16 +102,16 @@ def main() -> None:
         "batch": torch.randn(4, 3, 5, 5, generator=random) * 3 + 50,
         "weights": torch.randn(4, 3, 5, 5, generator=random),
     }
-    with join_world() as world:
+    with init_distributed() as world:
         results = {
             "given": given,
-            "words": words(world),
-            "plain": normalised(world, given),
-            "cumulative": normalised(world, given, momentum=None),
-            "bare": normalised(world, given, affine=False, track_running_stats=False),
+            "words": run_collectives(world),
+            "plain": run_batch_norm(world, given),
+            "cumulative": run_batch_norm(world, given, momentum=None),
+            "bare": run_batch_norm(world, given, affine=False, track_running_stats=False),
         }
         train(world, folder / "row")
-        results["said"] = stop_and_go_on(world, folder / "stopped")
+        results["said"] = interrupt_and_resume(world, folder / "stopped")
         save_checkpoint(folder / f"rank{world.rank}.safetensors", results, {})
 
 

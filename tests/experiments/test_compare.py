@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.compare import Comparison, compare, group_runs, tabulate
 
-OPTIONS = ExecutionOptions(precision="float32", compiled="no", channels_last="no", threads=1, device="cpu")
+OPTIONS = RuntimeOptions(precision="float32", compile="no", channels_last="no", threads=1, device="cpu")
 NETS = ("pool-upsample", "unet")
 
 
@@ -37,40 +37,38 @@ def summaries(folder: Path, net: str) -> list[dict]:
 
 
 def test_a_line_is_mean_and_sample_standard_deviation(result: Comparison, folder: Path) -> None:
-    assert [line.net for line in result.lines] == list(NETS)
-    for line in result.lines:
-        found = summaries(folder, line.net)
+    assert [line.model for line in result.rows] == list(NETS)
+    for line in result.rows:
+        found = summaries(folder, line.model)
         accuracy = 100 * np.array([summary["test_accuracy"] for summary in found])
         loss = np.array([summary["test_loss"] for summary in found])
         assert line.accuracy == pytest.approx(accuracy.mean(), abs=6e-4)
-        assert line.accuracy_spread == pytest.approx(accuracy.std(ddof=1), abs=6e-4)
+        assert line.accuracy_std == pytest.approx(accuracy.std(ddof=1), abs=6e-4)
         assert line.loss == pytest.approx(loss.mean(), abs=6e-6)
-        assert line.loss_spread == pytest.approx(loss.std(ddof=1), abs=6e-6)
-        assert line.loss_spread > 0
+        assert line.loss_std == pytest.approx(loss.std(ddof=1), abs=6e-6)
+        assert line.loss_std > 0
         assert (line.seeds, line.recipe, line.palette) == ("0 1 2", "course", "horse24")
         assert line.parameters == found[0]["parameters"]
 
 
 def test_the_csv_says_the_same(result: Comparison, folder: Path) -> None:
-    assert result.table == folder / "comparison.csv"
-    with result.table.open(newline="", encoding="utf-8") as file:
+    assert result.csv_path == folder / "comparison.csv"
+    with result.csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    expected = [
-        {key: "" if value is None else str(value) for key, value in vars(line).items()} for line in result.lines
-    ]
+    expected = [{key: "" if value is None else str(value) for key, value in vars(line).items()} for line in result.rows]
     assert rows == expected
 
 
 def test_published_numbers_stand_beside(result: Comparison) -> None:
     # The ranges and the lowest losses of six public write-ups.
-    assert [(line.published_accuracy, line.published_loss) for line in result.lines] == [
+    assert [(line.published_accuracy, line.published_loss) for line in result.rows] == [
         ("41.2–41.4", "1.578"),
         ("57.5–59.3", "1.0332"),
     ]
 
 
 def test_the_figure_shows_grey_truth_and_every_net(result: Comparison) -> None:
-    with Image.open(result.figure) as image:
+    with Image.open(result.figure_path) as image:
         image.load()
         # Three test pictures of an inch and 1.6 for the labels, four rows, 150 dots an inch.
         assert image.size[0] == round(150 * (3 + 1.6))
@@ -84,7 +82,7 @@ def test_finished_runs_are_taken_as_they_are(result: Comparison, folder: Path, p
     again = run(folder, photos, said.append)
     assert len(before) == 12
     assert said == [f"{run}: taken as it is" for runs in again.runs.values() for run in runs]
-    assert again.lines == result.lines
+    assert again.rows == result.rows
     assert {path: path.read_bytes() for path in folder.glob("*/*.safetensors")} == before
 
 
@@ -97,7 +95,7 @@ def test_a_run_that_did_not_finish_is_trained_again(
     said: list[str] = []
     again = run(copy, photos, said.append)
     assert sum("taken as it is" in line for line in said) == 5
-    for line, first in zip(again.lines, result.lines, strict=True):
+    for line, first in zip(again.rows, result.rows, strict=True):
         assert (line.accuracy, line.loss) == (first.accuracy, first.loss)
 
 
@@ -114,20 +112,20 @@ def test_a_run_that_did_not_finish_is_trained_again(
 def test_other_settings_in_the_same_folder_are_refused(
     result: Comparison, folder: Path, photos: str, changes: dict, error: str
 ) -> None:
-    before = result.table.read_bytes()
+    before = result.csv_path.read_bytes()
     with pytest.raises(UsageError, match=error):
         run(folder, photos, **changes)
-    assert result.table.read_bytes() == before
+    assert result.csv_path.read_bytes() == before
 
 
 def test_finished_runs_are_grouped_by_net(result: Comparison, folder: Path, tmp_path: Path) -> None:
     runs = [folder / f"{net}-course-seed{seed}" for seed in (2, 0) for net in NETS]
     groups = group_runs(runs)
     assert groups == {net: [folder / f"{net}-course-seed{seed}" for seed in (2, 0)] for net in NETS}
-    lines = tabulate(tmp_path / "new", groups).lines
+    lines = tabulate(tmp_path / "new", groups).rows
     assert [line.seeds for line in lines] == ["2 0", "2 0"]
-    [alone, _] = tabulate(tmp_path / "new", group_runs(runs[:2])).lines
-    assert (alone.accuracy_spread, alone.loss_spread) == (None, None)
+    [alone, _] = tabulate(tmp_path / "new", group_runs(runs[:2])).rows
+    assert (alone.accuracy_std, alone.loss_std) == (None, None)
     assert alone.accuracy == pytest.approx(100 * summaries(folder, NETS[0])[2]["test_accuracy"], abs=6e-4)
 
 

@@ -27,7 +27,7 @@ def test_runs_are_in_the_assignments_order_and_by_seed(tmp_path: Path) -> None:
     found = find_runs([tmp_path])
     assert list(found.colour) == ["pool-upsample", "conv-transpose", "unet"]
     assert [run.name for run in found.colour["unet"]] == ["unet-0", "unet-2", "unet-10"]
-    assert found.left_out == []
+    assert found.ignored == []
 
 
 def test_each_run_may_be_named_by_itself(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_of_two_recipes_the_one_with_more_nets_is_taken_and_the_other_named(tmp_
     finished(tmp_path / "c", "unet", recipe="quick", epochs=40)
     found = find_runs([tmp_path])
     assert found.colour == {"conv-transpose": [tmp_path / "b"], "unet": [tmp_path / "a"]}
-    assert len(found.left_out) == 1
-    assert "1 runs by the quick recipe" in found.left_out[0]
+    assert len(found.ignored) == 1
+    assert "1 runs by the quick recipe" in found.ignored[0]
 
 
 def test_runs_of_another_length_are_not_averaged_with_the_rest(tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_runs_of_another_length_are_not_averaged_with_the_rest(tmp_path: Path) -
     finished(tmp_path / "short", seed=2, epochs=3)
     found = find_runs([tmp_path])
     assert found.colour == {"unet": [tmp_path / "long0", tmp_path / "long1"]}
-    assert str(tmp_path / "short") in found.left_out[0]
+    assert str(tmp_path / "short") in found.ignored[0]
 
 
 def test_a_photo_run_is_named_and_left_out(tmp_path: Path) -> None:
     finished(tmp_path / "photo", "photo")
-    assert "a run of photo" in find_runs([tmp_path]).left_out[0]
+    assert "a run of photo" in find_runs([tmp_path]).ignored[0]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])

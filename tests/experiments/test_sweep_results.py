@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 
 from chromabox.errors import UsageError
-from chromabox.experiments.sweep_results import MEASURED, Measured, Row, Sweep, print_sweep, read_sweep, write_sweep
+from chromabox.experiments.sweep_results import (
+    METRICS,
+    SeedStats,
+    SweepResult,
+    SweepRow,
+    print_sweep,
+    read_sweep,
+    write_sweep,
+)
 
 
-def a_sweep(folder: Path, psnr: tuple[float, ...], grey_psnr: float = 20.5) -> Sweep:
-    measured = {name: Measured((0.25, 0.75)[: len(psnr)]) for name in MEASURED} | {"psnr": Measured(psnr)}
+def a_sweep(folder: Path, psnr: tuple[float, ...], grey_psnr: float = 20.5) -> SweepResult:
+    measured = {name: SeedStats((0.25, 0.75)[: len(psnr)]) for name in METRICS} | {"psnr": SeedStats(psnr)}
     seeds = tuple(range(len(psnr)))
     runs = tuple(Path(f"filters-8-seed{seed}") for seed in seeds)
-    row = Row(8, runs, 1000, 3, 12, 4, measured)
-    return Sweep(folder, "unet", "quick", "my $data", "mine", "filters", seeds, grey_psnr, 34.5, (row,))
+    row = SweepRow(8, runs, 1000, 3, 12, 4, measured)
+    return SweepResult(folder, "unet", "quick", "my $data", "mine", "filters", seeds, grey_psnr, 34.5, (row,))
 
 
 @pytest.mark.parametrize("psnr", [(20.0, 22.0), (math.inf, 22.0), (math.inf, math.inf), (21.0,)])
@@ -29,9 +37,9 @@ def test_what_is_written_is_read(tmp_path: Path, psnr: tuple[float, ...], grey_p
 
 
 def test_mean_and_spread() -> None:
-    assert (Measured((1.0, 3.0)).mean, Measured((1.0, 3.0)).spread) == (2.0, math.sqrt(2))
-    assert Measured((5.0,)).spread is None
-    assert (Measured((5.0, math.inf)).mean, Measured((5.0, math.inf)).spread) == (math.inf, None)
+    assert (SeedStats((1.0, 3.0)).mean, SeedStats((1.0, 3.0)).std) == (2.0, math.sqrt(2))
+    assert SeedStats((5.0,)).std is None
+    assert (SeedStats((5.0, math.inf)).mean, SeedStats((5.0, math.inf)).std) == (math.inf, None)
 
 
 def test_the_unit_of_everything_is_told(tmp_path: Path) -> None:

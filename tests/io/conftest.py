@@ -15,7 +15,7 @@ import pytest
 
 
 @dataclass
-class Recorder:
+class ProgressRecorder:
     """Progress that remembers what it was told."""
 
     notes: list[str] = field(default_factory=list)
@@ -40,8 +40,8 @@ class Server:
     bodies: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     break_after: list[int] = field(default_factory=list)  # for each request in turn: bytes, then the connection ends
-    says_length: bool = True
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    sends_length: bool = True
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
 
 
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
-        self.told.asked.append((self.path, wanted))
+        self.told.requests.append((self.path, wanted))
         body = self.told.bodies.get(self.path.lstrip("/"))
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.told.ranges else 0
         if body is None or start >= len(body):
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if self.told.says_length:
+        if self.told.sends_length:
             self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         stop = self.told.break_after.pop(0) if self.told.break_after else len(body)
@@ -95,8 +95,8 @@ def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> Recorder:
-    return Recorder()
+def told() -> ProgressRecorder:
+    return ProgressRecorder()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
@@ -12,7 +12,7 @@ def test_a_file_appears_whole(tmp_path: Path, old: bytes | None) -> None:
     path = tmp_path / "a.png"
     if old is not None:
         path.write_bytes(old)
-    with write_whole(path) as aside:
+    with atomic_write(path) as aside:
         assert (aside.parent, aside.suffix) == (path.parent, ".png")
         assert aside.name.startswith(".")
         aside.write_bytes(b"new")
@@ -27,7 +27,7 @@ def test_what_ends_early_leaves_the_old_file_and_nothing_else(tmp_path: Path, en
     path.write_bytes(b"old")
 
     def write() -> None:
-        with write_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(b"half")
             raise end
 
@@ -39,7 +39,7 @@ def test_what_ends_early_leaves_the_old_file_and_nothing_else(tmp_path: Path, en
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    with write_whole(path) as first, write_whole(path) as second:
+    with atomic_write(path) as first, atomic_write(path) as second:
         first.write_bytes(b"first")
         second.write_bytes(b"second")
         assert first != second
@@ -51,7 +51,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     input_file, link = tmp_path / "input", tmp_path / "link"
     input_file.write_bytes(b"input")
     link.symlink_to(input_file)
-    with write_whole(link) as aside:
+    with atomic_write(link) as aside:
         aside.write_bytes(b"output")
     assert input_file.read_bytes() == b"input"
     assert link.read_bytes() == b"output"
@@ -60,13 +60,13 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 255, "x" * 251 + ".png", "\N{HORSE FACE}" * 62 + ".png"])
 def test_long_names_fit(tmp_path: Path, name: str) -> None:
-    with write_whole(tmp_path / name) as aside:
+    with atomic_write(tmp_path / name) as aside:
         aside.write_bytes(b"")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_in_the_way_is_left(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(IsADirectoryError), write_whole(tmp_path / "a") as aside:
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "a") as aside:
         aside.write_bytes(b"")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

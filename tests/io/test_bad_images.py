@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import find_pictures, read_picture, refuse_overwrite_of_input, write_picture
+from chromabox.io.images import check_not_input, find_images, read_image, write_image
 
 RNG = np.random.default_rng(3)
 SCENE = RNG.integers(0, 256, (12, 20, 3), np.uint8)
@@ -176,17 +176,17 @@ def test_strange_pictures_give_the_right_result(tmp_path: Path, case: str) -> No
     right = RIGHT[case]
     path = tmp_path / right.name
     path.write_bytes(right.content)
-    picture = read_picture(path)
+    picture = read_image(path)
     assert path.read_bytes() == right.content
     assert picture.pixels.shape == right.pixels.shape
     np.testing.assert_allclose(picture.pixels.astype(np.int64), right.pixels, rtol=0, atol=right.tolerance)
     assert (picture.alpha is None) == (right.alpha is None)
     if right.alpha is not None:
         np.testing.assert_array_equal(picture.alpha, right.alpha)
-    assert picture.frames == right.frames
+    assert picture.num_frames == right.frames
     # What was read can be written and is read again the same, the turning not done twice.
-    write_picture(tmp_path / "again.png", picture)
-    again = read_picture(tmp_path / "again.png")
+    write_image(tmp_path / "again.png", picture)
+    again = read_image(tmp_path / "again.png")
     np.testing.assert_array_equal(again.pixels, picture.pixels)
     with Image.open(tmp_path / "again.png") as opened:
         assert opened.getexif().get(0x0112, 1) == 1
@@ -264,7 +264,7 @@ def test_damaged_pictures_give_one_sentence(tmp_path: Path, case: str) -> None:
     path = make(tmp_path)
     before = {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()}
     with pytest.raises(ChromaboxError) as caught:
-        read_picture(path)
+        read_image(path)
     said = str(caught.value)
     assert said.startswith(f"{path} {sentence}" if "of unknown" not in sentence else f"{path} holds")
     assert sentence in said
@@ -293,7 +293,7 @@ def test_outputs_that_cannot_be_written_give_one_sentence(tmp_path: Path, case: 
     path = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(kind) as caught:
-        write_picture(path, pixels)
+        write_image(path, pixels)
     assert str(caught.value).startswith(f"{path} {sentence}")
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -301,15 +301,15 @@ def test_outputs_that_cannot_be_written_give_one_sentence(tmp_path: Path, case: 
 
 @pytest.mark.parametrize("name", ["a.png", "soft.png", "hard.png", "deep/../a.png"])
 def test_an_output_that_is_the_input_gives_one_sentence(tmp_path: Path, name: str) -> None:
-    write_picture(tmp_path / "a.png", SCENE)
+    write_image(tmp_path / "a.png", SCENE)
     (tmp_path / "soft.png").symlink_to(tmp_path / "a.png")
     os.link(tmp_path / "a.png", tmp_path / "hard.png")
     (tmp_path / "deep").mkdir()
     with pytest.raises(UsageError, match=r"is the input .*: choose another output, inputs are never changed"):
-        refuse_overwrite_of_input([tmp_path / "a.png"], tmp_path / name)
+        check_not_input([tmp_path / "a.png"], tmp_path / name)
 
 
 def test_a_folder_of_nothing_known_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(UsageError, match="holds no pictures"):
-        find_pictures([tmp_path])
+        find_images([tmp_path])

@@ -9,8 +9,8 @@ import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io import cifar10
-from chromabox.io.cifar10 import CLASSES, load_cifar10
-from chromabox.io.http import Pinned
+from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
+from chromabox.io.http import PinnedFile
 
 ROWS = 20
 
@@ -23,7 +23,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
     for name, rows in files.items():
         rows[:, 0] %= 10
         rows.tofile(tmp_path / name)
-    pins = [Pinned(name, hashlib.sha256(rows.tobytes()).hexdigest(), rows.size) for name, rows in files.items()]
+    pins = [PinnedFile(name, hashlib.sha256(rows.tobytes()).hexdigest(), rows.size) for name, rows in files.items()]
     monkeypatch.setattr(cifar10, "TRAIN_FILES", tuple(pins[:5]))
     monkeypatch.setattr(cifar10, "TEST_FILES", tuple(pins[5:]))
     monkeypatch.setattr(cifar10, "ROWS_PER_FILE", ROWS)
@@ -75,6 +75,6 @@ def test_a_missing_file_without_any_source_names_it(small: dict[str, np.ndarray]
 
 
 def test_names_and_sizes_are_the_datasets_own() -> None:
-    assert len(CLASSES) == 10
-    assert (CLASSES[0], CLASSES[7], CLASSES[9]) == ("airplane", "horse", "truck")
+    assert len(CIFAR10_CLASSES) == 10
+    assert (CIFAR10_CLASSES[0], CIFAR10_CLASSES[7], CIFAR10_CLASSES[9]) == ("airplane", "horse", "truck")
     assert {pin.size for pin in (*cifar10.TRAIN_FILES, *cifar10.TEST_FILES)} == {30_730_000}

@@ -9,14 +9,14 @@ import pytest
 from chromabox.errors import ChromaboxError
 from chromabox.io.darknet_weights import (
     YOLOV3_TINY,
-    DarknetFile,
-    convolutions,
-    fetch_yolov3_tiny,
-    read_darknet_file,
-    write_darknet_file,
-    yolov3_tiny_file,
+    DarknetWeights,
+    download_yolov3_tiny,
+    load_yolov3_tiny,
+    read_darknet_weights,
+    unpack_layers,
+    write_darknet_weights,
 )
-from chromabox.io.http import Pinned
+from chromabox.io.http import PinnedFile
 
 NUMBERS = [0.5, -1.25, 3e-8, 7.0]
 
@@ -37,7 +37,7 @@ def write(path: Path, version: tuple[int, int, int], seen: bytes, numbers: list[
     ],
 )
 def test_numbers_begin_after_the_header(tmp_path: Path, version: tuple[int, int, int], seen: bytes) -> None:
-    found = read_darknet_file(write(tmp_path / "a.weights", version, seen, NUMBERS)).numbers
+    found = read_darknet_weights(write(tmp_path / "a.weights", version, seen, NUMBERS)).values
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.array(NUMBERS, np.float32))
 
@@ -57,12 +57,12 @@ def test_numbers_begin_after_the_header(tmp_path: Path, version: tuple[int, int,
 def test_other_files_are_refused(tmp_path: Path, content: bytes, error: str) -> None:
     (tmp_path / "a.weights").write_bytes(content)
     with pytest.raises(ChromaboxError, match=rf"a\.weights: {error}"):
-        read_darknet_file(tmp_path / "a.weights")
+        read_darknet_weights(tmp_path / "a.weights")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match=r"none\.weights: cannot be read"):
-        read_darknet_file(tmp_path / "none.weights")
+        read_darknet_weights(tmp_path / "none.weights")
 
 
 def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
         numbers += [1000.0 * layer + 100 * kind + at for kind, size in enumerate(sizes) for at in range(size)]
     path = write(tmp_path / "a.weights", (0, 2, 0), struct.pack("<q", 0), [*numbers, 9999.0])
     for layer, (found, (outputs, inputs, side)) in enumerate(
-        zip(convolutions(read_darknet_file(path).numbers, shapes), shapes, strict=True)
+        zip(unpack_layers(read_darknet_weights(path).values, shapes), shapes, strict=True)
     ):
         for kind, name in enumerate(("bias", "weight", "mean", "variance")):
             assert found[name].tolist() == [1000 * layer + 100 * kind + at for at in range(outputs)]
@@ -86,18 +86,18 @@ def test_layers_are_taken_in_darknets_order(tmp_path: Path) -> None:
 
 def test_too_few_numbers_are_refused() -> None:
     with pytest.raises(ChromaboxError, match="29 numbers; these layers need 30"):
-        convolutions(np.zeros(29, np.float32), [(3, 6, 1)])
-    assert len(convolutions(np.zeros(30, np.float32), [(3, 6, 1)])) == 1
+        unpack_layers(np.zeros(29, np.float32), [(3, 6, 1)])
+    assert len(unpack_layers(np.zeros(30, np.float32), [(3, 6, 1)])) == 1
 
 
 def test_a_mirror_that_holds_another_file_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(YOLOV3_TINY, Pinned)
+    assert isinstance(YOLOV3_TINY, PinnedFile)
     write(tmp_path / YOLOV3_TINY.name, (0, 2, 0), struct.pack("<q", 0), NUMBERS)
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
     with pytest.raises(ChromaboxError, match=YOLOV3_TINY.name):
-        fetch_yolov3_tiny()
+        download_yolov3_tiny()
     assert not (tmp_path / "cache" / YOLOV3_TINY.name).exists()
 
 
@@ -106,9 +106,9 @@ def test_what_is_written_is_the_file_that_was_read(tmp_path: Path, version: tupl
     wide = version != (0, 1, 0)
     seen = 2**40 + 5 if wide else 32_013_312
     path = write(tmp_path / "a.weights", version, struct.pack("<q" if wide else "<i", seen), [*NUMBERS, float("nan")])
-    file = read_darknet_file(path)
-    assert (file.seen, file.version) == (seen, version)
-    write_darknet_file(tmp_path / "b.weights", file)
+    file = read_darknet_weights(path)
+    assert (file.images_seen, file.version) == (seen, version)
+    write_darknet_weights(tmp_path / "b.weights", file)
     assert (tmp_path / "b.weights").read_bytes() == path.read_bytes()
     assert sorted(left.name for left in tmp_path.iterdir()) == ["a.weights", "b.weights"]
 
@@ -121,11 +121,11 @@ def test_the_onnx_copy_stands_in_and_both_are_named_where_neither_is_had(
     monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
     monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_ONNX_SOURCES", ())
     with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; nor is its ONNX copy"):
-        yolov3_tiny_file()
+        load_yolov3_tiny()
     layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
     monkeypatch.setattr("chromabox.io.darknet_weights.fetch_yolov3_tiny_onnx", lambda progress: tmp_path)
     monkeypatch.setattr("chromabox.io.darknet_weights.read_onnx_convolutions", lambda path: [layer])
-    file, origin = yolov3_tiny_file()
+    file, origin = load_yolov3_tiny()
     assert origin.name == "tiny-yolov3-11.onnx"
-    assert isinstance(file, DarknetFile)
-    assert file.numbers.tolist() == [2, 1, 1, 1]
+    assert isinstance(file, DarknetWeights)
+    assert file.values.tolist() == [2, 1, 1, 1]

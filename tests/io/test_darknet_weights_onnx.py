@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import EPSILON, as_darknet, read_onnx_convolutions, read_onnx_metadata
+from chromabox.io.darknet_weights import BN_EPSILON, pack_layers, read_onnx_convolutions, read_onnx_metadata
 
 onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of these tests")
 
@@ -72,10 +72,10 @@ def test_in_darknets_order_they_compute_the_same(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "a.onnx")
     image = np.random.default_rng(1).standard_normal((1, 3, 6, 6)).astype(np.float32)
     [expected] = ReferenceEvaluator(proto).run(None, {"in": image})
-    numbers = torch.from_numpy(as_darknet(read_onnx_convolutions(tmp_path / "a.onnx"), EPSILON))
+    numbers = torch.from_numpy(pack_layers(read_onnx_convolutions(tmp_path / "a.onnx"), BN_EPSILON))
     bias, weight, mean, variance, kernel, last_bias, last_kernel = numbers.split([4, 4, 4, 4, 108, 5, 20])
     out = F.conv2d(torch.from_numpy(image), kernel.view(4, 3, 3, 3), padding=1)
-    out = F.leaky_relu(F.batch_norm(out, mean, variance, weight, bias, eps=EPSILON), 0.1)
+    out = F.leaky_relu(F.batch_norm(out, mean, variance, weight, bias, eps=BN_EPSILON), 0.1)
     out = F.conv2d(out, last_kernel.view(5, 4, 1, 1), last_bias)
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-4, atol=1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.fetch import Archive, NpmPackage, TarUrl, Url, cache_folder, fetch
-from chromabox.io.http import Pinned
+from chromabox.io.http import PinnedFile
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))
@@ -20,8 +20,8 @@ def sha(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def pinned(name: str, body: bytes = BODY) -> Pinned:
-    return Pinned(name, hashlib.sha256(body).hexdigest(), len(body))
+def pinned(name: str, body: bytes = BODY) -> PinnedFile:
+    return PinnedFile(name, hashlib.sha256(body).hexdigest(), len(body))
 
 
 PIN = pinned("data.bin")

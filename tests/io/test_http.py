@@ -10,11 +10,11 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.fetch import Archive, TarUrl, Url, fetch
-from chromabox.io.http import Pinned, StderrProgress
+from chromabox.io.http import PinnedFile, StderrProgress
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))
-PIN = Pinned("data.bin", hashlib.sha256(BODY).hexdigest(), len(BODY))
+PIN = PinnedFile("data.bin", hashlib.sha256(BODY).hexdigest(), len(BODY))
 
 
 def left_in(folder: Path) -> list[str]:

@@ -16,14 +16,14 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import (
-    Picture,
-    eight_bits,
-    find_pictures,
-    from_floats,
-    grid,
-    read_picture,
-    refuse_overwrite_of_input,
-    write_picture,
+    ImageData,
+    check_not_input,
+    find_images,
+    from_float,
+    make_grid,
+    read_image,
+    to_uint8,
+    write_image,
 )
 
 
@@ -51,43 +51,43 @@ def png_header(width: int, height: int) -> bytes:
 @given(st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda hw: arrays(np.uint8, (*hw, 3))))
 def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
     path = tmp_path_factory.mktemp("round") / "a.png"
-    write_picture(path, values)
-    assert np.array_equal(read_picture(path).pixels, values)
+    write_image(path, values)
+    assert np.array_equal(read_image(path).pixels, values)
     assert np.array_equal(np.asarray(Image.open(path)), values)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
 def test_lossless_formats_keep_every_value(tmp_path: Path, suffix: str) -> None:
-    write_picture(tmp_path / f"a{suffix}", scene())
-    assert np.array_equal(read_picture(tmp_path / f"a{suffix}").pixels, scene())
+    write_image(tmp_path / f"a{suffix}", scene())
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}").pixels, scene())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
 def test_lossy_formats_stay_near(tmp_path: Path, suffix: str) -> None:
     smooth = np.linspace(50, 200, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
-    write_picture(tmp_path / f"a{suffix}", smooth)
-    assert np.abs(read_picture(tmp_path / f"a{suffix}").pixels - smooth.astype(int)).max() < 8
+    write_image(tmp_path / f"a{suffix}", smooth)
+    assert np.abs(read_image(tmp_path / f"a{suffix}").pixels - smooth.astype(int)).max() < 8
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_floats_are_clipped_and_rounded_to_the_nearest(depth: int) -> None:
     top = 2**depth - 1
-    values = from_floats(np.array([-1, 0.4 / top, 0.6 / top, 1 - 0.6 / top, 1 - 0.4 / top, 2]), depth)
+    values = from_float(np.array([-1, 0.4 / top, 0.6 / top, 1 - 0.6 / top, 1 - 0.4 / top, 2]), depth)
     assert values.tolist() == [0, 0, 1, top - 1, top, top]
-    picture = Picture(np.full((1, 1, 3), top // 3, values.dtype))
-    assert picture.depth == depth
-    assert picture.floats.tolist() == [[[pytest.approx(1 / 3)] * 3]]
+    picture = ImageData(np.full((1, 1, 3), top // 3, values.dtype))
+    assert picture.bit_depth == depth
+    assert picture.float_pixels.tolist() == [[[pytest.approx(1 / 3)] * 3]]
 
 
 def test_sixteen_bits_are_rounded_to_the_nearest_of_eight() -> None:
     values = np.arange(65536, dtype=np.uint16)
-    assert np.array_equal(eight_bits(values), np.rint(values / 257))
-    assert eight_bits(GREY) is GREY
+    assert np.array_equal(to_uint8(values), np.rint(values / 257))
+    assert to_uint8(GREY) is GREY
 
 
 def test_alpha_of_another_depth_is_refused() -> None:
     with pytest.raises(ValueError, match="one depth is right"):
-        Picture(scene(2, 2), GREY.astype(np.uint16))
+        ImageData(scene(2, 2), GREY.astype(np.uint16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -98,13 +98,13 @@ def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientat
     exif[0x0112], exif[0x010F] = orientation, "Maker"
     source = Image.fromarray(scene(24, 16))
     source.save(path, exif=exif)
-    picture = read_picture(path)
+    picture = read_image(path)
     with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
     assert np.array_equal(picture.pixels, expected)
     assert picture.pixels.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
-    write_picture(again, picture)
-    assert np.array_equal(read_picture(again).pixels, picture.pixels)
+    write_image(again, picture)
+    assert np.array_equal(read_image(again).pixels, picture.pixels)
     with Image.open(again) as opened:
         assert opened.getexif().get(0x0112, 1) == 1
         assert opened.getexif()[0x010F] == "Maker"
@@ -127,16 +127,16 @@ GREY_MODES = [
 @pytest.mark.parametrize(("image", "suffix", "expected", "depth"), [case[1:] for case in GREY_MODES])
 def test_grey_modes(tmp_path: Path, image: Image.Image, suffix: str, expected: np.ndarray, depth: int) -> None:
     image.save(tmp_path / f"a.{suffix}")
-    picture = read_picture(tmp_path / f"a.{suffix}")
-    assert picture.was_grey
-    assert picture.depth == depth
+    picture = read_image(tmp_path / f"a.{suffix}")
+    assert picture.is_grey
+    assert picture.bit_depth == depth
     assert picture.alpha is None
     assert np.array_equal(picture.pixels, np.repeat(expected[..., None], 3, 2) * (2**depth - 1))
 
 
 def test_sixteen_bits_are_kept_below_the_eighth(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1, 40_000]], np.uint16)).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").pixels[0, :, 0].tolist() == [1, 40_000]
+    assert read_image(tmp_path / "a.png").pixels[0, :, 0].tolist() == [1, 40_000]
 
 
 def test_alpha_of_every_kind(tmp_path: Path) -> None:
@@ -147,32 +147,32 @@ def test_alpha_of_every_kind(tmp_path: Path) -> None:
     palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 1]))
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "wide.png", transparency=51 * 257)
     one_clear = np.array([[1, 0], [1, 1]])
-    assert np.array_equal(read_picture(tmp_path / "rgba.png").alpha, GREY)
-    assert not read_picture(tmp_path / "rgba.png").was_grey
-    assert np.array_equal(read_picture(tmp_path / "la.png").alpha, GREY)
-    assert read_picture(tmp_path / "la.png").was_grey
-    assert read_picture(tmp_path / "p.png").alpha.tolist() == (one_clear * 255).tolist()
-    assert read_picture(tmp_path / "wide.png").alpha.tolist() == (one_clear * 65535).tolist()
+    assert np.array_equal(read_image(tmp_path / "rgba.png").alpha, GREY)
+    assert not read_image(tmp_path / "rgba.png").is_grey
+    assert np.array_equal(read_image(tmp_path / "la.png").alpha, GREY)
+    assert read_image(tmp_path / "la.png").is_grey
+    assert read_image(tmp_path / "p.png").alpha.tolist() == (one_clear * 255).tolist()
+    assert read_image(tmp_path / "wide.png").alpha.tolist() == (one_clear * 65535).tolist()
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "tif")])
 def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     flat = Image.new("RGB", (16, 16), (200, 100, 50))
     flat.convert(mode).save(tmp_path / f"a.{suffix}")
-    assert np.abs(read_picture(tmp_path / f"a.{suffix}").pixels.astype(int) - (200, 100, 50)).max() < 4
+    assert np.abs(read_image(tmp_path / f"a.{suffix}").pixels.astype(int) - (200, 100, 50)).max() < 4
 
 
 def test_first_frame_of_a_moving_gif(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
+    assert read_image(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".ppm"])
 def test_formats_without_alpha_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
     black, alpha = np.zeros((16, 16, 3), np.uint8), np.full((16, 16), 51, np.uint8)
-    write_picture(tmp_path / f"a{suffix}", Picture(black, alpha))
-    written = read_picture(tmp_path / f"a{suffix}")
+    write_image(tmp_path / f"a{suffix}", ImageData(black, alpha))
+    written = read_image(tmp_path / f"a{suffix}")
     assert written.alpha is None
     assert np.abs(written.pixels.astype(int) - 204).max() < 2
 
@@ -184,11 +184,11 @@ def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
     exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
     icc = profile(b"RGB ")
     alpha = None if suffix == ".jpg" else GREY
-    picture = Picture(scene(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
-    write_picture(tmp_path / f"a{suffix}", picture)
+    picture = ImageData(scene(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    write_image(tmp_path / f"a{suffix}", picture)
     # Twice, so that what was read is also fit to be written.
-    write_picture(tmp_path / f"b{suffix}", read_picture(tmp_path / f"a{suffix}"))
-    found = read_picture(tmp_path / f"b{suffix}")
+    write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
+    found = read_image(tmp_path / f"b{suffix}")
     assert found.icc == icc
     assert found.exif is not None
     kept = Image.Exif()
@@ -203,15 +203,15 @@ def test_tiff_tags_of_its_own_strips_do_not_reach_a_jpeg(tmp_path: Path) -> None
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     Image.fromarray(scene()).save(tmp_path / "a.tif", exif=exif)
-    write_picture(tmp_path / "a.jpg", read_picture(tmp_path / "a.tif"))
+    write_image(tmp_path / "a.jpg", read_image(tmp_path / "a.tif"))
     with Image.open(tmp_path / "a.jpg") as opened:
         assert set(opened.getexif()) == {0x010F}
 
 
 @pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
 def test_a_profile_of_other_colours_is_not_attached(tmp_path: Path, space: bytes) -> None:
-    write_picture(tmp_path / "a.png", Picture(scene(), icc=profile(space)))
-    assert read_picture(tmp_path / "a.png").icc is None
+    write_image(tmp_path / "a.png", ImageData(scene(), icc=profile(space)))
+    assert read_image(tmp_path / "a.png").icc is None
 
 
 def make_bad(folder: Path, name: str) -> Path:
@@ -268,7 +268,7 @@ BAD_INPUTS = [
 def test_bad_inputs_give_one_sentence(tmp_path: Path, name: str, sentence: str) -> None:
     path = make_bad(tmp_path, name)
     with pytest.raises(ChromaboxError) as caught:
-        read_picture(path, max_pixels=100_000_000)
+        read_image(path, max_pixels=100_000_000)
     assert str(path) in str(caught.value)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -278,11 +278,11 @@ def test_more_pixels_than_pillow_warns_of_are_read_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    write_picture(tmp_path / "a.png", scene())
-    assert read_picture(tmp_path / "a.png").pixels.shape == (5, 7, 3)
+    write_image(tmp_path / "a.png", scene())
+    assert read_image(tmp_path / "a.png").pixels.shape == (5, 7, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ChromaboxError, match="at most 20 are read"):
-        read_picture(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_cut_pictures_stay_refused_whatever_was_read_before() -> None:
@@ -292,33 +292,33 @@ def test_cut_pictures_stay_refused_whatever_was_read_before() -> None:
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
 def test_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"right are \.jpg, \.jpeg, \.png"):
-        write_picture(tmp_path / name, scene())
+        write_image(tmp_path / name, scene())
 
 
 def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.webp", scene())
+    write_image(tmp_path / "a.webp", scene())
     before = (tmp_path / "a.webp").read_bytes()
     with pytest.raises(ChromaboxError, match=r"a\.webp cannot be written as WEBP"):
-        write_picture(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # WebP ends at 16,383
+        write_image(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # WebP ends at 16,383
     with pytest.raises(ChromaboxError, match=r"a\.jpg cannot be written as JPEG: a side of 65,501 pixels is more than"):
-        write_picture(tmp_path / "a.jpg", np.zeros((65_501, 1, 3), np.uint8))
+        write_image(tmp_path / "a.jpg", np.zeros((65_501, 1, 3), np.uint8))
     with pytest.raises(UsageError, match="quality 101 is not between 1 and 100"):
-        write_picture(tmp_path / "a.webp", scene(), quality=101)
+        write_image(tmp_path / "a.webp", scene(), quality=101)
     assert (tmp_path / "a.webp").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
 
 
 def test_parent_folders_are_made_and_a_file_in_their_way_is_named(tmp_path: Path) -> None:
-    write_picture(tmp_path / "new" / "deep" / "a.png", scene())
+    write_image(tmp_path / "new" / "deep" / "a.png", scene())
     assert (tmp_path / "new" / "deep" / "a.png").is_file()
     with pytest.raises(ChromaboxError, match=r"b\.png cannot be written"):
-        write_picture(tmp_path / "new" / "deep" / "a.png" / "b.png", scene())
+        write_image(tmp_path / "new" / "deep" / "a.png" / "b.png", scene())
 
 
 def test_a_picture_changed_by_its_caller_keeps_its_metadata(tmp_path: Path) -> None:
-    picture = Picture(scene(), dpi=(72.0, 72.0))
-    write_picture(tmp_path / "a.png", dataclasses.replace(picture, pixels=255 - picture.pixels))
-    assert read_picture(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
+    picture = ImageData(scene(), dpi=(72.0, 72.0))
+    write_image(tmp_path / "a.png", dataclasses.replace(picture, pixels=255 - picture.pixels))
+    assert read_image(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
 
 
 def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
@@ -326,10 +326,10 @@ def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     places = [Path(name) for name in ("a.tif", "b/1.png", "b/2.JPG", "b/c/3.gif")]
-    assert find_pictures([tmp_path]) == [(tmp_path / place, place) for place in places]
-    assert find_pictures([tmp_path], recursive=False) == [(tmp_path / "a.tif", Path("a.tif"))]
+    assert find_images([tmp_path]) == [(tmp_path / place, place) for place in places]
+    assert find_images([tmp_path], recursive=False) == [(tmp_path / "a.tif", Path("a.tif"))]
     notes = tmp_path / "notes.txt"
-    assert find_pictures([notes, tmp_path / "b" / "c"]) == [
+    assert find_images([notes, tmp_path / "b" / "c"]) == [
         (notes, Path("notes.txt")),
         (tmp_path / "b" / "c" / "3.gif", Path("3.gif")),
     ]
@@ -337,25 +337,25 @@ def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
 
 def test_find_pictures_refuses_nothing_and_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no pictures"):
-        find_pictures([tmp_path])
+        find_images([tmp_path])
     with pytest.raises(UsageError, match="does not exist"):
-        find_pictures([tmp_path / "nowhere"])
+        find_images([tmp_path / "nowhere"])
 
 
 def test_overwriting_an_input_is_refused_by_any_name(tmp_path: Path) -> None:
     source, other = tmp_path / "a.png", tmp_path / "b.png"
-    write_picture(source, scene())
+    write_image(source, scene())
     (tmp_path / "soft.png").symlink_to(source)
     os.link(source, tmp_path / "hard.png")
-    refuse_overwrite_of_input([source], other)
+    check_not_input([source], other)
     for name in ("a.png", "soft.png", "hard.png", "x/../a.png"):
         with pytest.raises(UsageError, match="choose another output"):
-            refuse_overwrite_of_input([other, source], tmp_path / name)
+            check_not_input([other, source], tmp_path / name)
 
 
 def test_grid_by_hand() -> None:
     black = np.zeros((1, 2, 3), np.uint8)
-    sheet = grid([[black, black + 7], [black + 9]], gap=1, scale=2)
+    sheet = make_grid([[black, black + 7], [black + 9]], gap=1, scale=2)
     assert sheet.shape == (2 * 2 + 3, 2 * 4 + 3, 3)
     assert sheet[1:3, 1:5].tolist() == np.zeros((2, 4, 3)).tolist()
     assert (sheet[1:3, 6:10] == 7).all()
@@ -366,6 +366,6 @@ def test_grid_by_hand() -> None:
 
 def test_grid_refuses_unequal_tiles() -> None:
     with pytest.raises(ChromaboxError, match="tiles of one size"):
-        grid([[np.zeros((1, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)]])
+        make_grid([[np.zeros((1, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)]])
     with pytest.raises(ChromaboxError, match="no tiles"):
-        grid([])
+        make_grid([])

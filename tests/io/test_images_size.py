@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import read_picture, upright_size
+from chromabox.io.images import image_size, read_image
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
@@ -16,7 +16,7 @@ def test_the_size_is_that_of_the_read_picture(tmp_path: Path, kind: str, orienta
     exif[0x0112] = orientation
     path = tmp_path / f"a.{kind}"
     Image.new("RGB", (20, 12)).save(path, exif=exif)
-    assert upright_size(path) == read_picture(path).pixels.shape[:2]
+    assert image_size(path) == read_image(path).pixels.shape[:2]
 
 
 @pytest.mark.parametrize(("content", "sentence"), [(b"", "is not a picture"), (b"\x89PNG\r\n", "is not a picture")])
@@ -24,9 +24,9 @@ def test_no_header_gives_one_sentence(tmp_path: Path, content: bytes, sentence: 
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(ChromaboxError, match=sentence):
-        upright_size(path)
+        image_size(path)
 
 
 def test_no_file_gives_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="does not exist"):
-        upright_size(tmp_path / "a.png")
+        image_size(tmp_path / "a.png")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
-from chromabox.io.images import Picture, read_picture, write_picture
+from chromabox.io.images import ImageData, read_image, write_image
 
 RNG = np.random.default_rng(16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -63,8 +63,8 @@ def turned(stored: np.ndarray, orientation: int) -> np.ndarray:
 def test_png_of_every_kind_is_read_to_the_last_bit(tmp_path: Path, channels: int) -> None:
     stored = values(channels)
     (tmp_path / "a.png").write_bytes(png(stored))
-    picture = read_picture(tmp_path / "a.png")
-    assert (picture.depth, picture.was_grey) == (16, channels <= 2)
+    picture = read_image(tmp_path / "a.png")
+    assert (picture.bit_depth, picture.is_grey) == (16, channels <= 2)
     np.testing.assert_array_equal(picture.pixels, stored[..., :3] if channels > 2 else stored[..., [0, 0, 0]])
     if channels in (2, 4):
         np.testing.assert_array_equal(picture.alpha, stored[..., -1])
@@ -77,7 +77,7 @@ def test_a_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(stored, before=chunk(b"tRNS", stored[2, 3].astype(">u2").tobytes())))
     expected = np.full(stored.shape[:2], 65535)
     expected[2, 3] = 0
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png").alpha, expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").alpha, expected)
 
 
 STORED_AS = list(itertools.product((3, 4), "<>", ("contig", "separate"), (None, "lzw", "deflate", "zstd"), (None, 16)))
@@ -101,8 +101,8 @@ def test_tiff_of_every_kind_is_read_to_the_last_bit(
         extrasamples=["unassalpha"] if channels == 4 else None,
         bigtiff=byte_order == "<" and tile is None,  # Of the other byte order Pillow knows none.
     )
-    picture = read_picture(tmp_path / "a.tif")
-    assert (picture.depth, picture.format, picture.was_grey) == (16, "TIFF", False)
+    picture = read_image(tmp_path / "a.tif")
+    assert (picture.bit_depth, picture.format, picture.is_grey) == (16, "TIFF", False)
     np.testing.assert_array_equal(picture.pixels, stored[..., :3])
     if channels == 4:
         np.testing.assert_array_equal(picture.alpha, stored[..., 3])
@@ -114,8 +114,8 @@ def test_tiff_of_every_kind_is_read_to_the_last_bit(
 def test_grey_tiff_whichever_end_is_white(tmp_path: Path, photometric: str) -> None:
     stored = values(1)[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric)
-    picture = read_picture(tmp_path / "a.tif")
-    assert picture.was_grey
+    picture = read_image(tmp_path / "a.tif")
+    assert picture.is_grey
     expected = stored if photometric == "minisblack" else 65535 - stored
     np.testing.assert_array_equal(picture.pixels, expected[..., None].repeat(3, 2))
 
@@ -126,7 +126,7 @@ def test_what_a_tiff_says_of_its_fourth_channel(tmp_path: Path) -> None:
     stored[1, 1] = [500, 300, 1, 400]  # More light than the alpha allows.
     for meaning in ("assocalpha", "unspecified"):
         tifffile.imwrite(tmp_path / f"{meaning}.tif", stored, photometric="rgb", extrasamples=[meaning])
-    unknown, multiplied = (read_picture(tmp_path / f"{name}.tif") for name in ("unspecified", "assocalpha"))
+    unknown, multiplied = (read_image(tmp_path / f"{name}.tif") for name in ("unspecified", "assocalpha"))
     assert unknown.alpha is None
     np.testing.assert_array_equal(unknown.pixels, stored[..., :3])
     np.testing.assert_array_equal(multiplied.alpha, stored[..., 3])
@@ -144,13 +144,13 @@ def test_what_is_written_is_what_others_read(
 ) -> None:
     path = tmp_path_factory.mktemp("round") / f"a{suffix}"
     alpha = stored[..., 3].copy() if stored.shape[2] == 4 else None
-    write_picture(path, Picture(stored[..., :3], alpha))
+    write_image(path, ImageData(stored[..., :3], alpha))
     found = imagecodecs.png_decode(path.read_bytes()) if suffix == ".png" else tifffile.imread(path)
     np.testing.assert_array_equal(found.reshape(stored.shape), stored)
     with Image.open(path) as opened:
         # Pillow, which keeps the upper eight bits, agrees on size, channels and values.
         np.testing.assert_array_equal(np.asarray(opened), stored >> 8)
-    again = read_picture(path)
+    again = read_image(path)
     np.testing.assert_array_equal(again.pixels, stored[..., :3])
 
 
@@ -158,9 +158,9 @@ def test_what_is_written_is_what_others_read(
 def test_formats_of_eight_bits_get_the_nearest_value(tmp_path: Path, suffix: str) -> None:
     flat = np.full((16, 16, 3), 51_450, np.uint16)  # 200.195 of 255; the upper eight bits alone say 200 too
     flat[:, 8:] = 51_600  # 200.78 of 255, where the upper eight bits say 201
-    write_picture(tmp_path / f"a{suffix}", flat)
-    found = read_picture(tmp_path / f"a{suffix}")
-    assert found.depth == 8
+    write_image(tmp_path / f"a{suffix}", flat)
+    found = read_image(tmp_path / f"a{suffix}")
+    assert found.bit_depth == 8
     exact = np.rint(flat / 257)
     assert np.abs(found.pixels - exact).max() <= (1 if suffix in (".jpg", ".webp") else 0)
 
@@ -175,20 +175,20 @@ def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientat
     else:
         block = chunk(b"eXIf", exif_block(orientation).removeprefix(b"Exif\0\0"))
         path.write_bytes(png(stored, after=block) if "after" in kind else png(stored, before=block))
-    picture = read_picture(path)
+    picture = read_image(path)
     np.testing.assert_array_equal(picture.pixels, turned(stored, orientation))
     for suffix in ("png", "tif"):
-        write_picture(tmp_path / f"again.{suffix}", picture)
-        np.testing.assert_array_equal(read_picture(tmp_path / f"again.{suffix}").pixels, picture.pixels)
+        write_image(tmp_path / f"again.{suffix}", picture)
+        np.testing.assert_array_equal(read_image(tmp_path / f"again.{suffix}").pixels, picture.pixels)
         with Image.open(tmp_path / f"again.{suffix}") as opened:
             assert opened.getexif().get(0x0112, 1) == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
-    picture = Picture(values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
-    write_picture(tmp_path / f"a{suffix}", picture)
-    write_picture(tmp_path / f"b{suffix}", read_picture(tmp_path / f"a{suffix}"))
+    picture = ImageData(values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
+    write_image(tmp_path / f"a{suffix}", picture)
+    write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
     with Image.open(tmp_path / f"b{suffix}") as found:
         found.load()
         exif = found.getexif()
@@ -197,8 +197,8 @@ def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
         assert exif.get_ifd(0x8825)[1] == "N"
         assert found.info["icc_profile"] == SRGB
         assert found.info["dpi"] == pytest.approx((300, 240), abs=0.02)
-    again = read_picture(tmp_path / f"b{suffix}")
-    assert (again.depth, again.icc) == (16, SRGB)
+    again = read_image(tmp_path / f"b{suffix}")
+    assert (again.bit_depth, again.icc) == (16, SRGB)
 
 
 def test_further_pages_are_counted_and_left(tmp_path: Path) -> None:
@@ -206,6 +206,6 @@ def test_further_pages_are_counted_and_left(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(first, photometric="rgb")
         file.write(second, photometric="rgb")
-    picture = read_picture(tmp_path / "a.tif")
-    assert picture.frames == 2
+    picture = read_image(tmp_path / "a.tif")
+    assert picture.num_frames == 2
     np.testing.assert_array_equal(picture.pixels, first)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.cifar10 import CLASSES, TEST_FILES, fetch_cifar10, load_cifar10
+from chromabox.io.cifar10 import CIFAR10_CLASSES, TEST_FILES, download_cifar10, load_cifar10
 
 # The MD5 of the six files of the authors' binary version.
 MD5 = {
@@ -24,7 +24,7 @@ MD5 = {
 @pytest.fixture(scope="module")
 def folder() -> Path:
     try:
-        return fetch_cifar10()
+        return download_cifar10()
     except ChromaboxError as error:
         pytest.skip(f"THE REAL CIFAR-10 CANNOT BE REACHED, SO NOTHING OF IT IS TESTED: {error}")
 
@@ -44,7 +44,7 @@ def test_test_labels_begin_as_published(folder: Path) -> None:
 def test_horses(folder: Path, split: str, count: int) -> None:
     pictures, labels = load_cifar10(split, ["horse"], folder)
     assert pictures.shape == (count, 3, 32, 32)
-    assert set(labels.tolist()) == {CLASSES.index("horse")}
+    assert set(labels.tolist()) == {CIFAR10_CLASSES.index("horse")}
 
 
 def test_a_flipped_byte_is_refused_and_the_file_fetched_anew(

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from chromabox.colour.data.datasets import ColourData, course_palette, load_colour_data
+from chromabox.colour.data.datasets import ColourDataset, course_palette, load_colour_dataset
 from chromabox.colour.evaluation.evaluate import Evaluation, evaluate
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.palette.palette import mean_distance
-from chromabox.colour.training.recipes import recipe_for
-from chromabox.colour.training.train import Inputs, TrainConfig, train
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.engine.autotune import Execution
+from chromabox.colour.palette.palette import quantisation_error
+from chromabox.colour.training.recipes import make_recipe
+from chromabox.colour.training.train import TrainConfig, TrainInputs, train
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 
@@ -21,27 +21,27 @@ HORSE24 = load_palette("horse24")
 
 
 @pytest.fixture(scope="module")
-def horses() -> ColourData:
+def horses() -> ColourDataset:
     try:
-        return load_colour_data("cifar10:horse", HORSE24)
+        return load_colour_dataset("cifar10:horse", HORSE24)
     except ChromaboxError as error:
         pytest.skip(f"THE REAL CIFAR-10 CANNOT BE REACHED, SO NO NET IS TRAINED ON IT: {error}")
 
 
 @pytest.fixture(scope="module")
-def result(horses: ColourData, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def result(horses: ColourDataset, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     """What a UNet reaches in one epoch of the quick recipe."""
     run = tmp_path_factory.mktemp("run")
     config = TrainConfig(
-        net="unet",
+        model="unet",
         recipe_name="quick",
-        recipe=recipe_for("quick", "unet", epochs=1),
+        recipe=make_recipe("quick", "unet", epochs=1),
         data="cifar10:horse",
         palette="horse24",
-        execution=Execution(threads=1),
+        runtime=RuntimeConfig(threads=1),
     )
-    summary = train(config, run, inputs=Inputs(HORSE24, horses), say=lambda line: None)
-    found = evaluate(load_trained(run), horses)
+    summary = train(config, run, inputs=TrainInputs(HORSE24, horses), log=lambda line: None)
+    found = evaluate(load_model(run), horses)
     assert found.row("net").accuracy == pytest.approx(summary["test_accuracy"])
     return found
 
@@ -60,11 +60,11 @@ def lookup_by_hand(colours: np.ndarray) -> tuple[float, float]:
     return (test_label == majority).mean(), (table.argmax(1)[test_grey] == test_label).mean()
 
 
-def test_the_assignments_conventions_hold(horses: ColourData) -> None:
+def test_the_assignments_conventions_hold(horses: ColourDataset) -> None:
     rgb = load_cifar10("test", ["horse"])[0]
     assert (len(horses.train), len(horses.test)) == (5000, 1000)
     np.testing.assert_allclose(horses.test.grey.numpy()[:, 0], (rgb / 256).mean(axis=1), atol=1e-7)
-    assert mean_distance(horses.train.rgb, HORSE24, axis=1) < 0.0728  # the assignment's own palette
+    assert quantisation_error(horses.train.rgb, HORSE24, axis=1) < 0.0728  # the assignment's own palette
 
 
 def test_one_quick_epoch_is_worth_something(result: Evaluation) -> None:
@@ -84,7 +84,7 @@ def test_floors_are_those_worked_out_by_hand(result: Evaluation) -> None:
     assert majority < lookup < result.row("palette oracle").accuracy
 
 
-def test_floors_of_the_assignments_palette(horses: ColourData, result: Evaluation, tmp_path: Path) -> None:
+def test_floors_of_the_assignments_palette(horses: ColourDataset, result: Evaluation, tmp_path: Path) -> None:
     try:
         course = course_palette()
     except ChromaboxError as error:
@@ -93,4 +93,4 @@ def test_floors_of_the_assignments_palette(horses: ColourData, result: Evaluatio
     # Against this palette looking the grey value up scores more than any published net (at most 59.3 %).
     assert lookup == pytest.approx(0.62172, abs=1e-4)
     assert majority < 0.1
-    assert mean_distance(horses.train.rgb, course, axis=1) == pytest.approx(0.0728, abs=1e-4)
+    assert quantisation_error(horses.train.rgb, course, axis=1) == pytest.approx(0.0728, abs=1e-4)

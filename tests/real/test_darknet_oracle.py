@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.predict import detect_picture
+from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.models.architecture import Architecture, yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ConvolutionLayer, DetectorNet
+from chromabox.detect.models.darknet import DARKNET, ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.darknet_cfg import read_cfg, write_cfg
 from chromabox.detect.weights.load import load_detector, write_darknet
 from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import fetch_yolov3_tiny
-from chromabox.io.images import read_picture
+from chromabox.io.darknet_weights import download_yolov3_tiny
+from chromabox.io.images import read_image
 
 PICTURES = Path("/usr/share/darknet/data")
 LIBRARIES = (Path("/usr/lib/darknet/libdarknet.so"), Path("/usr/lib/libdarknet.so"))
@@ -42,7 +42,7 @@ def darknet() -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def weights() -> Path:
     try:
-        return fetch_yolov3_tiny()
+        return download_yolov3_tiny()
     except ChromaboxError as error:
         pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS CANNOT BE REACHED, SO THEY ARE NOT COMPARED WITH DARKNET: {error}")
 
@@ -56,7 +56,9 @@ def heads_of_darknet(
     sections[0] = sections[0].replace("height=416", f"height={size}")
     given = np.ascontiguousarray(image, np.float32)
     heads = []
-    for head, yolo, stride in zip(architecture.heads, architecture.yolos, architecture.strides, strict=True):
+    for head, yolo, stride in zip(
+        architecture.head_indices, architecture.yolo_layers, architecture.strides, strict=True
+    ):
         # Section 0 is [net], so layer i is section i + 1: all before the head's own [yolo].
         (folder / "head.cfg").write_text("\n[".join(sections[: head + 1]) + "\n")
         net = library.load_network(str(folder / "head.cfg").encode(), str(weights).encode(), 0)
@@ -85,7 +87,7 @@ def picture(size: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def randomise(net: DetectorNet) -> DetectorNet:
+def randomise(net: DarknetModel) -> DarknetModel:
     """Weights with which activations neither vanish nor explode; no number of the format keeps its default."""
     generator = torch.Generator().manual_seed(0)
     for layer in net.layers:
@@ -108,7 +110,7 @@ def test_yolov3_tiny_with_the_published_weights(darknet: ctypes.CDLL, weights: P
     trained = load_detector(weights)
     image = picture(size)
     expected = heads_of_darknet(darknet, trained.architecture, size, weights, image, tmp_path)
-    compare(trained.net(torch.tensor(image[None], dtype=torch.float32)), expected)
+    compare(trained.model(torch.tensor(image[None], dtype=torch.float32)), expected)
 
 
 @torch.no_grad()
@@ -116,12 +118,12 @@ def test_the_folded_net_too(darknet: ctypes.CDLL, weights: Path, tmp_path: Path)
     trained = load_detector(weights)
     image = picture(96)
     expected = heads_of_darknet(darknet, trained.architecture, 96, weights, image, tmp_path)
-    compare(trained.net.fused()(torch.tensor(image[None], dtype=torch.float32)), expected)
+    compare(trained.model.fuse()(torch.tensor(image[None], dtype=torch.float32)), expected)
 
 
 @torch.no_grad()
 def test_yolov3_with_random_weights(darknet: ctypes.CDLL, tmp_path: Path) -> None:
-    net = randomise(DetectorNet(yolov3(), DARKNET))
+    net = randomise(DarknetModel(yolov3(), DARKNET))
     write_darknet(tmp_path / "random.weights", net, seen=12)
     image = picture(96)
     expected = heads_of_darknet(darknet, net.architecture, 96, tmp_path / "random.weights", image, tmp_path)
@@ -132,7 +134,7 @@ def test_yolov3_with_random_weights(darknet: ctypes.CDLL, tmp_path: Path) -> Non
 def test_layers_that_the_named_nets_do_not_have(darknet: ctypes.CDLL, tmp_path: Path) -> None:
     """Groups, poolings of three sizes, a stride without padding, ReLU, several heads' worth of routes."""
     (tmp_path / "odd.cfg").write_text(ODD)
-    net = randomise(DetectorNet(read_cfg(tmp_path / "odd.cfg"), DARKNET))
+    net = randomise(DarknetModel(read_cfg(tmp_path / "odd.cfg"), DARKNET))
     write_darknet(tmp_path / "odd.weights", net)
     image = picture(96)
     expected = heads_of_darknet(darknet, net.architecture, 96, tmp_path / "odd.weights", image, tmp_path)
@@ -144,15 +146,15 @@ def test_the_difference_would_be_seen(darknet: ctypes.CDLL, weights: Path, tmp_p
     trained = load_detector(weights)
     image = picture(96)
     expected = heads_of_darknet(darknet, trained.architecture, 96, weights, image, tmp_path)
-    for layer in trained.net.layers:
+    for layer in trained.model.layers:
         if isinstance(layer, ConvolutionLayer) and layer.norm is not None:
             layer.norm.eps = 1e-3
     with torch.no_grad(), pytest.raises(AssertionError):
-        compare(trained.net(torch.tensor(image[None], dtype=torch.float32)), expected)
+        compare(trained.model(torch.tensor(image[None], dtype=torch.float32)), expected)
 
 
 def test_the_second_mask_is_not_that_of_later_configurations() -> None:
-    assert [yolo.mask for yolo in yolov3_tiny().yolos] == [(3, 4, 5), (1, 2, 3)]
+    assert [yolo.mask for yolo in yolov3_tiny().yolo_layers] == [(3, 4, 5), (1, 2, 3)]
 
 
 class Image(ctypes.Structure):
@@ -222,7 +224,7 @@ def test_boxes_on_darknets_own_pictures(darknet: ctypes.CDLL, weights: Path, nam
     trained = load_detector(weights)
     write_cfg(trained.architecture, tmp_path / "net.cfg")
     expected = boxes_of_darknet(darknet, tmp_path / "net.cfg", weights, path, 0.25)
-    ours = detect_picture(read_picture(path).pixels, trained, confidence=0.25)
+    ours = detect_image(read_image(path).pixels, trained, confidence=0.25)
     compare_boxes(ours, expected, pixels_apart=1, scores_apart=0.005)
 
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from chromabox.detect.weights.load import fetch_detector
+from chromabox.detect.weights.load import download_pretrained
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 
@@ -63,7 +63,7 @@ def test_what_is_written_by_hand_is_the_packages_own(executed: nbformat.Notebook
 
 def test_frozen_layers_have_not_moved(executed: nbformat.NotebookNode) -> None:
     try:
-        fetch_detector("yolov3-tiny")
+        download_pretrained("yolov3-tiny")
     except ChromaboxError as error:
         pytest.skip(f"YOLOV3-TINY CANNOT BE REACHED, SO THE NOTEBOOK FREEZES NOTHING: {error}")
     moved = ast.literal_eval(re.findall(r"^\{.*\}$", said(executed), re.MULTILINE)[-1])

@@ -8,10 +8,10 @@ import skimage
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from chromabox.colour.evaluation.image_scores import PictureScore, score_pictures
-from chromabox.colour.inference.predict import Wishes, colour_picture
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.io.images import Picture
+from chromabox.colour.evaluation.image_scores import ImageScores, score_image
+from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.io.images import ImageData
 
 FOLDER = Path(skimage.__file__).parent / "data"
 NAMES = [name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg") if (FOLDER / name).is_file()]
@@ -23,21 +23,21 @@ def photograph(name: str) -> np.ndarray:
     return np.asarray(Image.open(FOLDER / name).convert("RGB"))
 
 
-def scores(wishes: Wishes) -> list[PictureScore]:
-    trained = load_trained()
+def scores(wishes: ColouriseOptions) -> list[ImageScores]:
+    trained = load_model()
     originals = [photograph(name) for name in NAMES]
-    return [score_pictures(one, colour_picture(Picture(one), trained, wishes).pixels) for one in originals]
+    return [score_image(one, colourise_image(ImageData(one), trained, wishes).pixels) for one in originals]
 
 
 def test_natural_colours_are_nearer_to_the_truth_than_grey() -> None:
-    found = scores(Wishes())
+    found = scores(ColouriseOptions())
     assert np.mean([one.psnr - one.grey_psnr for one in found]) >= 1.2
     assert 1 - np.mean([one.delta_e for one in found]) / np.mean([one.grey_delta_e for one in found]) >= 0.15
     assert max(one.delta_lightness for one in found) <= 0.3
 
 
 def test_vivid_colours_are_more_colourful_and_not_far_worse_than_grey() -> None:
-    plain, vivid = scores(Wishes()), scores(Wishes(style="vivid"))
+    plain, vivid = scores(ColouriseOptions()), scores(ColouriseOptions(style="vivid"))
     for one, other in zip(plain, vivid, strict=True):
         assert other.colourfulness > one.colourfulness
     assert np.mean([one.psnr - one.grey_psnr for one in vivid]) >= -0.5
@@ -45,13 +45,13 @@ def test_vivid_colours_are_more_colourful_and_not_far_worse_than_grey() -> None:
 
 def test_thumbnails_get_the_colours_of_scans() -> None:
     """200 and 3000 pixels wide; ΔE2000 by scikit-image, both brought to the smaller size, mean over the pictures."""
-    trained, differences = load_trained(), []
+    trained, differences = load_model(), []
     for whole in (Image.fromarray(photograph(name)) for name in NAMES):
         small = (200, round(200 * whole.height / whole.width))
         seen = []
         for size in (small, (3000, round(3000 * whole.height / whole.width))):
-            picture = Picture(np.asarray(whole.resize(size, Image.Resampling.LANCZOS)))
-            coloured = Image.fromarray(colour_picture(picture, trained).pixels)
+            picture = ImageData(np.asarray(whole.resize(size, Image.Resampling.LANCZOS)))
+            coloured = Image.fromarray(colourise_image(picture, trained).pixels)
             seen.append(rgb2lab(np.asarray(coloured.resize(small, Image.Resampling.LANCZOS))))
         differences.append(deltaE_ciede2000(*seen).mean())
     assert np.mean(differences) <= 3

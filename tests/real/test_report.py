@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.run import finetune_sample
-from chromabox.assignment.write_up import WriteUp, write_up
-from chromabox.colour.training.recipes import NETS_IN_ORDER
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.assignment.run import train_sample_detector
+from chromabox.assignment.write_up import ReportFiles, write_report
+from chromabox.colour.training.recipes import PALETTE_MODELS
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.compare import compare
-from chromabox.experiments.runs import summary_of
+from chromabox.experiments.runs import read_summary
 from chromabox.experiments.sweep import sweep
 from chromabox.io.cifar10 import load_cifar10
 
-DATA, PLAIN = "cifar10:horse", ExecutionOptions(compiled="no", threads=1)
+DATA, PLAIN = "cifar10:horse", RuntimeOptions(compile="no", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +27,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"THE REAL CIFAR-10 CANNOT BE REACHED, SO NO REAL RUN IS WRITTEN UP: {error}")
     folder = tmp_path_factory.mktemp("runs")
     about = {"data": DATA, "palette": "horse24", "recipe": "quick", "epochs": 1, "options": PLAIN, "say": str}
-    compare(folder / "nets", nets=NETS_IN_ORDER[:3], seeds=(0,), **about)
-    sweep(folder / "sizes", net="conv-transpose", over="batch-size", values=(128, 512), seeds=(0,), **about)
-    finetune_sample(folder / "detector", str, options=PLAIN, epochs=1)
+    compare(folder / "nets", models=PALETTE_MODELS[:3], seeds=(0,), **about)
+    sweep(folder / "sizes", model="conv-transpose", parameter="batch-size", values=(128, 512), seeds=(0,), **about)
+    train_sample_detector(folder / "detector", str, options=PLAIN, epochs=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def done(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> WriteUp:
-    return write_up([runs], tmp_path_factory.mktemp("report"), whole=True)
+def done(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    return write_report([runs], tmp_path_factory.mktemp("report"), include_missing=True)
 
 
-def test_nothing_is_missing(done: WriteUp) -> None:
-    assert done.missing == []
+def test_nothing_is_missing(done: ReportFiles) -> None:
+    assert done.unanswered == []
 
 
-def test_the_page_is_small_enough_to_be_sent(done: WriteUp) -> None:
-    assert done.written.html.stat().st_size <= 5_000_000
+def test_the_page_is_small_enough_to_be_sent(done: ReportFiles) -> None:
+    assert done.document.html.stat().st_size <= 5_000_000
 
 
-def test_numbers_are_those_of_the_runs(runs: Path, done: WriteUp) -> None:
-    numbers = json.loads(done.written.json.read_text(encoding="utf-8"))["numbers"]
-    for net in NETS_IN_ORDER[:3]:
+def test_numbers_are_those_of_the_runs(runs: Path, done: ReportFiles) -> None:
+    numbers = json.loads(done.document.json.read_text(encoding="utf-8"))["numbers"]
+    for net in PALETTE_MODELS[:3]:
         run = runs / "nets" / f"{net}-quick-seed0"
-        accuracy = 100 * summary_of(run)["test_accuracy"]
+        accuracy = 100 * read_summary(run)["test_accuracy"]
         printed = [one["value"] for one in numbers if f"{run}/summary.json" in one["source"]]
         assert any(value == pytest.approx(accuracy) for value in printed)

@@ -35,7 +35,9 @@ def tiles(sheet: np.ndarray, left: int, top: int) -> tuple[np.ndarray, np.ndarra
 
 def test_before_and_after_lie_side_by_side_above_the_name(tmp_path: Path) -> None:
     pairs = make_pairs(tmp_path, 1)
-    assert draw_contact_sheets(pairs, tmp_path / "new" / "sheet.png", tile=TILE) == [tmp_path / "new" / "sheet.png"]
+    assert draw_contact_sheets(pairs, tmp_path / "new" / "sheet.png", tile_size=TILE) == [
+        tmp_path / "new" / "sheet.png"
+    ]
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
     before, after = tiles(sheet, GAP, GAP)
     np.testing.assert_array_equal(before, CAT // 2)
@@ -53,7 +55,7 @@ def test_the_name_is_drawn(tmp_path: Path) -> None:
         source = picture.parent / f"{name}.png"
         source.parent.mkdir(exist_ok=True)
         source.write_bytes(picture.read_bytes())
-        [path] = draw_contact_sheets([(source, source), other], tmp_path / "sheet.png", tile=TILE)
+        [path] = draw_contact_sheets([(source, source), other], tmp_path / "sheet.png", tile_size=TILE)
         sheet = np.asarray(Image.open(path))
         below.append(sheet[GAP + TILE :][:14])
     for first, second in itertools.combinations(below, 2):
@@ -64,7 +66,7 @@ def test_the_name_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "expected"), [(6, 1), (7, 2), (18, 3)])
 def test_many_pairs_go_onto_several_sheets(tmp_path: Path, count: int, expected: int) -> None:
     pairs = make_pairs(tmp_path, count)
-    sheets = draw_contact_sheets(pairs, tmp_path / "sheet.png", tile=TILE, pairs_on_a_sheet=6)
+    sheets = draw_contact_sheets(pairs, tmp_path / "sheet.png", tile_size=TILE, pairs_per_sheet=6)
     numbered = [f"sheet-{number + 1}.png" for number in range(expected)]
     assert [path.name for path in sheets] == (["sheet.png"] if expected == 1 else numbered)
     # Every picture is somewhere: the reddest value of its corner tells which one it is.
@@ -88,11 +90,11 @@ def test_any_shape_depth_and_transparency_fits(tmp_path: Path) -> None:
     for name, pixels in shapes.items():
         Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / name)
     paths = [tmp_path / name for name in shapes]
-    [sheet] = draw_contact_sheets([(path, path) for path in paths], tmp_path / "sheet.jpg", tile=32)
+    [sheet] = draw_contact_sheets([(path, path) for path in paths], tmp_path / "sheet.jpg", tile_size=32)
     with Image.open(sheet) as image:
         assert image.format == "JPEG"
     for name, expected in (("wide.png", np.repeat(CAT[..., :1], 3, -1)), ("clear.png", np.full_like(CAT, 255))):
-        [sheet] = draw_contact_sheets([(tmp_path / name, tmp_path / name)], tmp_path / "sheet.png", tile=TILE)
+        [sheet] = draw_contact_sheets([(tmp_path / name, tmp_path / name)], tmp_path / "sheet.png", tile_size=TILE)
         for tile in tiles(np.asarray(Image.open(sheet)), GAP, GAP):
             np.testing.assert_array_equal(tile, expected)
 
@@ -100,18 +102,18 @@ def test_any_shape_depth_and_transparency_fits(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_a_blank_that_says_so(tmp_path: Path) -> None:
     [(good, bad)] = make_pairs(tmp_path, 1)
     bad.write_bytes(b"no picture")
-    [path] = draw_contact_sheets([(good, bad)], tmp_path / "sheet.png", tile=TILE)
+    [path] = draw_contact_sheets([(good, bad)], tmp_path / "sheet.png", tile_size=TILE)
     before, after = tiles(np.asarray(Image.open(path)), GAP, GAP)
     np.testing.assert_array_equal(before, CAT // 2)
     assert (after[0] == 225).all()
     assert (after < 128).any()  # ink
     assert (after == after[..., :1]).all()
-    assert draw_contact_sheets([(good, tmp_path / "gone.png")], tmp_path / "sheet.png", tile=TILE) == [path]
+    assert draw_contact_sheets([(good, tmp_path / "gone.png")], tmp_path / "sheet.png", tile_size=TILE) == [path]
 
 
 def test_odd_names_are_drawn_too(tmp_path: Path) -> None:
     pairs = make_pairs(tmp_path, 2, name="line\nend {} ünï 你好.png")
-    assert len(draw_contact_sheets(pairs, tmp_path / "sheet.png", tile=32)) == 1
+    assert len(draw_contact_sheets(pairs, tmp_path / "sheet.png", tile_size=32)) == 1
 
 
 def test_what_makes_no_sheet_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.detect.data.dataset import DetectionSet, Labelled
+from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.evaluation.evaluate import DetectionEvaluation, evaluate_predictions
-from chromabox.detect.evaluation.metrics import Predicted
+from chromabox.detect.evaluation.metrics import ImagePredictions
 from chromabox.errors import ChromaboxError
 from chromabox.report.detection import print_evaluation, write_evaluation
 
@@ -19,11 +19,11 @@ def evaluation(names: tuple[str, ...]) -> DetectionEvaluation:
     count = len(names)
     left = np.arange(count) * 10.0
     boxes = np.stack([left, left, left + 8, left + 8], axis=1)
-    truth = Labelled(Path("a.png"), boxes, np.arange(count), (10 * count, 10 * count))
+    truth = Sample(Path("a.png"), boxes, np.arange(count), (10 * count, 10 * count))
     guessed = np.arange(count)
     guessed[0] = count - 1
-    predicted = Predicted(boxes, np.linspace(0.9, 0.3, count), guessed)
-    return evaluate_predictions([predicted], DetectionSet((truth,), names, ("",)), draws=10)
+    predicted = ImagePredictions(boxes, np.linspace(0.9, 0.3, count), guessed)
+    return evaluate_predictions([predicted], DetectionDataset((truth,), names, ("",)), num_resamples=10)
 
 
 NAMES = {

@@ -11,20 +11,20 @@ from PIL import Image
 from skimage.data import coffee
 
 from chromabox.colour.chroma.bins import ChromaBins
-from chromabox.colour.chroma.distribution import Opinion
-from chromabox.colour.constraints.constraints import Control, Decision
-from chromabox.colour.inference.predict import Wishes, decide_colours, in_colours
+from chromabox.colour.chroma.distribution import ChromaDistribution
+from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction
+from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.models.photonet import PhotoNet
-from chromabox.colour.weights.checkpoint import TrainedPhotoNet
+from chromabox.colour.weights.checkpoint import PhotoModel
 from chromabox.errors import UsageError
-from chromabox.io.images import Picture
-from chromabox.report.explain import THUMBNAIL, draw_explanation, thumbnail
+from chromabox.io.images import ImageData
+from chromabox.report.explain import THUMBNAIL_SIZE, draw_explanation, make_thumbnail
 
 CUP = coffee()[::2, ::2]
 
 
 @pytest.fixture(scope="module")
-def net() -> TrainedPhotoNet:
+def net() -> PhotoModel:
     """A small photo net with random weights and strong opinions."""
     torch.manual_seed(2)
     cells = [(a, b) for a in range(-40, 50, 20) for b in range(-40, 60, 20)]
@@ -32,21 +32,21 @@ def net() -> TrainedPhotoNet:
     photo_net = PhotoNet(len(cells), widths=(8, 8, 8), blocks=(1, 1, 1)).eval()
     with torch.no_grad():
         photo_net.head[-1].weight.mul_(20)
-    return TrainedPhotoNet(photo_net, bins, {"net": "photo"})
+    return PhotoModel(photo_net, bins, {"net": "photo"})
 
 
 def draw(
     pixels: np.ndarray,
-    trained: TrainedPhotoNet,
+    trained: PhotoModel,
     path: Path,
-    control: Control | None = None,
+    control: ColourConstraints | None = None,
     title: str = "cup.jpg",
     points: list[tuple[int, int]] | None = None,
 ) -> np.ndarray:
     """The figure's pixels."""
-    picture = Picture(pixels)
-    decision = decide_colours(pixels, trained, Wishes(control=control or Control()))
-    draw_explanation(picture, in_colours(picture, decision), decision, path, title, points)
+    picture = ImageData(pixels)
+    decision = predict_colours(pixels, trained, ColouriseOptions(constraints=control or ColourConstraints()))
+    draw_explanation(picture, apply_prediction(picture, decision), decision, path, title, points)
     return read(path)
 
 
@@ -62,18 +62,18 @@ def share_of(figure: np.ndarray, rgb: tuple[int, int, int], tolerance: int = 2) 
     return float((np.abs(figure.astype(int) - rgb).max(-1) <= tolerance).mean())
 
 
-def by_hand(confidence: float) -> tuple[Picture, Picture, Decision]:
+def by_hand(confidence: float) -> tuple[ImageData, ImageData, ColourPrediction]:
     """A grey picture that became red on its left and blue on its right, and what was decided of it."""
     centres = np.array([[0, 0], [60, 40], [20, -60]], np.float32)
     logarithms = torch.log(torch.tensor([0.5, 0.3, 0.2]))[:, None, None].expand(3, 6, 8).contiguous()
-    opinion = Opinion(logarithms, torch.from_numpy(centres), torch.full((6, 8), 50.0))
+    opinion = ChromaDistribution(logarithms, torch.from_numpy(centres), torch.full((6, 8), 50.0))
     chroma = np.zeros((6, 8, 2), np.float32)
     chroma[:, :4], chroma[:, 4:] = centres[1], centres[2]
     grey = np.full((120, 160, 3), 119, np.uint8)  # L* = 50
     after = grey.copy()
     after[:, :80], after[:, 80:] = (205, 46, 59), (95, 110, 220)
-    decision = Decision(chroma, None, opinion, np.full((6, 8), confidence, np.float32), None)
-    return Picture(grey), Picture(after), decision
+    decision = ColourPrediction(chroma, None, opinion, np.full((6, 8), confidence, np.float32), None)
+    return ImageData(grey), ImageData(after), decision
 
 
 def test_the_figure_shows_what_was_decided(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def panel_width(figure: np.ndarray) -> int:
     ],
     ids=["tall", "panorama", "sixteen", "pixel", "flat"],
 )
-def test_every_picture_has_a_figure(tmp_path: Path, net: TrainedPhotoNet, pixels: np.ndarray) -> None:
+def test_every_picture_has_a_figure(tmp_path: Path, net: PhotoModel, pixels: np.ndarray) -> None:
     figure = draw(pixels, net, tmp_path / "why.png")
     height, width, _ = figure.shape
     assert width == 14 * 120
@@ -135,18 +135,22 @@ def test_every_picture_has_a_figure(tmp_path: Path, net: TrainedPhotoNet, pixels
 
 @pytest.mark.parametrize(
     "control",
-    [Control(lock=((0, 0, 128),)), Control(lock=((0, 0, 128), (245, 245, 220))), Control(leave_grey_below=1.0)],
+    [
+        ColourConstraints(allowed=((0, 0, 128),)),
+        ColourConstraints(allowed=((0, 0, 128), (245, 245, 220))),
+        ColourConstraints(min_confidence=1.0),
+    ],
     ids=["one colour", "two colours", "grey"],
 )
-def test_controlled_colours_have_one_too(tmp_path: Path, net: TrainedPhotoNet, control: Control) -> None:
+def test_controlled_colours_have_one_too(tmp_path: Path, net: PhotoModel, control: ColourConstraints) -> None:
     figure = draw(CUP, net, tmp_path / "why.png", control, title="dollars $x_1$ and 雪")
     assert figure.shape[1] == 14 * 120
     navy = share_of(figure, (0, 0, 128))
-    assert (navy > 0.002) == bool(control.lock)
+    assert (navy > 0.002) == bool(control.allowed)
 
 
 @pytest.mark.parametrize("point", [(-1, 0), (0, -1), (300, 0), (0, 200)])
-def test_points_outside_are_refused(tmp_path: Path, net: TrainedPhotoNet, point: tuple[int, int]) -> None:
+def test_points_outside_are_refused(tmp_path: Path, net: PhotoModel, point: tuple[int, int]) -> None:
     assert CUP.shape[:2] == (200, 300)
     with pytest.raises(UsageError, match=r"lies outside the picture of 300 × 200 pixels"):
         draw(CUP, net, tmp_path / "why.png", points=[(0, 0), point])
@@ -159,11 +163,11 @@ def test_thumbnails_are_small_and_need_no_copy_of_the_picture(kind: type) -> Non
     row[:, 8000:] = np.iinfo(kind).max
     pixels = np.broadcast_to(row, (12_000, 16_000, 3))  # half a gigabyte and more, if it were copied
     tracemalloc.start()
-    small = thumbnail(pixels)
+    small = make_thumbnail(pixels)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert small.shape == (round(THUMBNAIL * 3 / 4), THUMBNAIL, 3)
+    assert small.shape == (round(THUMBNAIL_SIZE * 3 / 4), THUMBNAIL_SIZE, 3)
     assert small.dtype == np.uint8
     assert (small[:, 440].max(), small[:, 460].min()) == (0, 255)
     assert peak < 50_000_000
-    assert thumbnail(CUP).shape == CUP.shape
+    assert make_thumbnail(CUP).shape == CUP.shape

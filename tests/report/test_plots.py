@@ -12,9 +12,9 @@ from chromabox.report.plots import (
     TEST_COLOUR,
     TRAIN_COLOUR,
     VAL_COLOUR,
-    draw_confusion,
-    draw_curves,
-    draw_rows,
+    plot_confusion_matrix,
+    plot_curves,
+    plot_image_rows,
     save_figure,
 )
 
@@ -46,7 +46,7 @@ def records(*splits: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val", "test")])
 def test_curves_show_every_split(tmp_path: Path, splits: tuple[str, ...]) -> None:
-    draw_curves(records(*splits), tmp_path / "new" / "curves.png", "a title")
+    plot_curves(records(*splits), tmp_path / "new" / "curves.png", "a title")
     found = pixels(tmp_path / "new" / "curves.png")
     assert found.shape == (432, 1080, 3)  # 3.6 × 9 inches of 120 dots
     colours = {"train": TRAIN_COLOUR, "val": VAL_COLOUR, "test": TEST_COLOUR}
@@ -55,16 +55,16 @@ def test_curves_show_every_split(tmp_path: Path, splits: tuple[str, ...]) -> Non
 
 
 def test_a_single_epoch_can_be_drawn(tmp_path: Path) -> None:
-    draw_curves(records("train", "test")[:1], tmp_path / "curves.png", "one")
+    plot_curves(records("train", "test")[:1], tmp_path / "curves.png", "one")
     assert has(pixels(tmp_path / "curves.png"), TEST_COLOUR)
 
 
 @pytest.mark.parametrize("title", ["unet, data/$pictures$/$x_$", "50 % of \\frac", ""])
 def test_any_title_can_be_drawn(tmp_path: Path, title: str) -> None:
     tile = np.zeros((4, 4, 3), np.uint8)
-    draw_curves(records("train"), tmp_path / "curves.png", title)
-    draw_rows({"row": [tile]}, tmp_path / "rows.png", title)
-    draw_confusion(np.eye(2, dtype=np.int64), np.zeros((2, 3), np.float32), tmp_path / "confusion.png", title)
+    plot_curves(records("train"), tmp_path / "curves.png", title)
+    plot_image_rows({"row": [tile]}, tmp_path / "rows.png", title)
+    plot_confusion_matrix(np.eye(2, dtype=np.int64), np.zeros((2, 3), np.float32), tmp_path / "confusion.png", title)
     assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "rows.png", "confusion.png"}
 
 
@@ -72,7 +72,7 @@ def test_rows_show_every_tile(tmp_path: Path) -> None:
     colours = RNG.integers(1, 255, (3, 4, 3), dtype=np.uint8)
     rows = {f"row {i}": [np.full((6, 6, 3), colour, np.uint8) for colour in row] for i, row in enumerate(colours)}
     rows["row 2"] = rows["row 2"][:2]  # a row may be shorter
-    draw_rows(rows, tmp_path / "rows.png", "tiles", tile=0.5)
+    plot_image_rows(rows, tmp_path / "rows.png", "tiles", tile_size=0.5)
     found = pixels(tmp_path / "rows.png")
     # Four columns and three rows of half an inch, room for the labels and the title, 150 dots an inch.
     assert found.shape[1] == 150 * (4 * 0.5 + 1.6)
@@ -85,7 +85,7 @@ def test_rows_show_every_tile(tmp_path: Path) -> None:
 def test_confusion_shows_the_palette_and_the_shares(tmp_path: Path) -> None:
     colours = np.array([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.7]], np.float32)
     for name, confusion in (("good", np.diag([5, 900, 0])), ("bad", np.ones((3, 3), int))):
-        draw_confusion(confusion.astype(np.int64), colours, tmp_path / f"{name}.png", name)
+        plot_confusion_matrix(confusion.astype(np.int64), colours, tmp_path / f"{name}.png", name)
     good, bad = pixels(tmp_path / "good.png"), pixels(tmp_path / "bad.png")
     assert good.shape == bad.shape == (864, 960, 3)
     for colour in colours:

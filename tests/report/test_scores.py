@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from chromabox.colour.evaluation.image_scores import FileScore, Scorecard, score, score_pictures
+from chromabox.colour.evaluation.image_scores import FileScores, ScoreReport, score_folders, score_image
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.report.scores import print_scorecard, report_scores, write_scorecard
+from chromabox.report.scores import print_scores, report_scores, write_scores
 
 CAT = np.ascontiguousarray(data.chelsea()[40:100, 60:140])
 PALE = (CAT // 2 + CAT.mean(-1, keepdims=True) / 2).astype(np.uint8)
@@ -35,7 +35,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_everything_is_reported(tmp_path: Path, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     card = report_scores(*folders, tmp_path / "new" / "scores")
     said, complained = capsys.readouterr()
-    expected = score_pictures(CAT, PALE)
+    expected = score_image(CAT, PALE)
     line = next(line for line in said.splitlines() if "pale.png" in line)
     for number in (
         f"{expected.psnr:.2f}",
@@ -81,13 +81,13 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, folders: tuple[Path
 
 
 def test_long_tables_are_cut_and_empty_ones_are_allowed(capsys: pytest.CaptureFixture[str]) -> None:
-    one = FileScore(Path("a.png"), Path("a.png"), 80, 60, score_pictures(CAT, PALE))
-    print_scorecard(Scorecard([one] * 45, []), "many")
+    one = FileScores(Path("a.png"), Path("a.png"), 80, 60, score_image(CAT, PALE))
+    print_scores(ScoreReport([one] * 45, []), "many")
     said = capsys.readouterr().out
     assert said.count("a.png") == 40
     assert "and 5 more files" in said
     assert "mean of 45" in said
-    print_scorecard(Scorecard([], []), "none")
+    print_scores(ScoreReport([], []), "none")
     assert "mean" not in capsys.readouterr().out
 
 
@@ -95,12 +95,12 @@ def test_long_tables_are_cut_and_empty_ones_are_allowed(capsys: pytest.CaptureFi
 def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets are no markup, and a name that is not UTF-8 keeps its bytes in both files."""
     name = os.fsdecode(b"[bold]\xff.png")
-    card = Scorecard([FileScore(Path(name), Path(name), 80, 60, score_pictures(CAT, PALE))], [])
-    print_scorecard(card, "[red] against [b]")
+    card = ScoreReport([FileScores(Path(name), Path(name), 80, 60, score_image(CAT, PALE))], [])
+    print_scores(card, "[red] against [b]")
     said = capsys.readouterr().out
     assert "[bold]?.png" in said
     assert "[red] against [b]" in said
-    table, whole = write_scorecard(card, tmp_path)
+    table, whole = write_scores(card, tmp_path)
     assert json.loads(whole.read_text(encoding="utf-8"))["files"][0]["original"] == name
     assert b"[bold]\xff.png" in table.read_bytes()
 
@@ -108,6 +108,6 @@ def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_folder_that_cannot_be_made(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ChromaboxError, match="scores cannot be written there"):
-        write_scorecard(score(*folders), tmp_path / "file" / "scores")
+        write_scores(score_folders(*folders), tmp_path / "file" / "scores")
     with pytest.raises(UsageError, match="does not exist"):
         report_scores(tmp_path / "nowhere", folders[1])

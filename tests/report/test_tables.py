@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.colour.evaluation.evaluate import Evaluation, Scores
-from chromabox.experiments.compare import Comparison, Line, print_comparison
-from chromabox.report.tables import print_evaluation
+from chromabox.colour.evaluation.evaluate import Evaluation, EvaluationRow
+from chromabox.experiments.compare import Comparison, ComparisonRow, print_comparison
+from chromabox.report.tables import print_colour_evaluation
 
 
 def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
-    net = Scores(
+    net = EvaluationRow(
         name="net",
         loss=0.98765,
         accuracy=0.6123,
@@ -20,8 +20,8 @@ def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str
         delta_e=9.8765,
         colourfulness=12.34,
     )
-    grey = Scores(name="grey", psnr=22.0, delta_e=11.0, colourfulness=0.0)
-    print_evaluation(Evaluation([net, grey], np.zeros((2, 2), np.int64)), "unet on horses")
+    grey = EvaluationRow(name="grey", psnr=22.0, delta_e=11.0, colourfulness=0.0)
+    print_colour_evaluation(Evaluation([net, grey], np.zeros((2, 2), np.int64)), "unet on horses")
     lines = capsys.readouterr().out.splitlines()
     assert any("unet on horses" in line for line in lines)
     assert any(
@@ -34,17 +34,17 @@ def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str
 
 
 def test_a_comparison_says_mean_spread_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
-    line = Line(
-        net="unet",
+    line = ComparisonRow(
+        model="unet",
         recipe="course",
         data="cifar10:horse",
         palette="course",
         parameters=56856,
         seeds="0 1 2",
         accuracy=58.5,
-        accuracy_spread=0.25,
+        accuracy_std=0.25,
         loss=1.04,
-        loss_spread=None,
+        loss_std=None,
         seconds=140.0,
         published_accuracy="57.5–59.3",
         published_loss="1.0332",

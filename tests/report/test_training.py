@@ -8,65 +8,65 @@ import pytest
 import skimage
 from PIL import Image
 
-from chromabox.cli.finetune import FinetuneOptions, finetune
-from chromabox.detect.data.dataset import Labelled
+from chromabox.cli.finetune import FinetuneArgs, finetune
+from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.predict import detect_picture
-from chromabox.detect.inference.runtime import make_ready
+from chromabox.detect.inference.predict import detect_image
+from chromabox.detect.inference.runtime import optimize_for_inference
 from chromabox.detect.weights.load import load_detector, save_detector
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.report.training import SIDE, worst_mistakes
-from detection_fixtures import yolo_set
-from detector_fixtures import small_detector
+from chromabox.report.training import TILE_SIZE, worst_errors
+from detection_fixtures import make_yolo_dataset
+from detector_fixtures import make_small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
-FAST = ExecutionOptions(precision="float32", channels_last="no", threads=1)
+FAST = RuntimeOptions(precision="float32", channels_last="no", threads=1)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneOptions]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneArgs]:
     """The options of a run that was done; its folder is ``output``."""
     place = tmp_path_factory.mktemp("run")
     labels = {f"train/{name}": BOX for name in "abcd"} | {f"val/{name}": BOX for name in "xy"}
-    data = yolo_set(place / "set", labels, ("dog", "hedgehog"))
-    save_detector(place / "small.safetensors", small_detector())
-    options = FinetuneOptions(
+    data = make_yolo_dataset(place / "set", labels, ("dog", "hedgehog"))
+    save_detector(place / "small.safetensors", make_small_detector())
+    options = FinetuneArgs(
         data=str(data),
         weights=str(place / "small.safetensors"),
         freeze="3",
         epochs=1,
         size=64,
-        batch=2,
-        views=1,
+        batch_size=2,
+        cached_views=1,
         output=place / "out",
-        execution=FAST,
+        runtime=FAST,
     )
     assert finetune(options=options) == 0
     return place / "out", options
 
 
-def test_everything_is_in_the_folder(run: tuple[Path, FinetuneOptions]) -> None:
+def test_everything_is_in_the_folder(run: tuple[Path, FinetuneArgs]) -> None:
     folder, _ = run
     for name in ("curves.png", "sheet.png", "evaluation/evaluation.json", "evaluation/confusion.png"):
         assert (folder / name).is_file()
     with Image.open(folder / "sheet.png") as sheet:
-        assert sheet.width >= 2 * SIDE
-        assert sheet.height >= 2 * SIDE
+        assert sheet.width >= 2 * TILE_SIZE
+        assert sheet.height >= 2 * TILE_SIZE
     after = json.loads((folder / "summary.json").read_text())["after"]
     assert after["ap50"] == json.loads((folder / "evaluation/evaluation.json").read_text())["ap50"]
 
 
-def test_a_folder_with_a_run_is_not_begun_anew(run: tuple[Path, FinetuneOptions]) -> None:
+def test_a_folder_with_a_run_is_not_begun_anew(run: tuple[Path, FinetuneArgs]) -> None:
     folder, options = run
     with pytest.raises(UsageError, match=f"holds a run already; go on with --resume {folder}"):
         finetune(options=options)
 
 
-def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneOptions], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneArgs], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = run
     before = (folder / "metrics.jsonl").read_text()
-    finetune(options=FinetuneOptions(resume=folder, execution=FAST))
+    finetune(options=FinetuneArgs(resume=folder, runtime=FAST))
     said = capsys.readouterr().out
     assert "AP50 on 2 held-out pictures: " in said
     assert said.splitlines()[-1] == f"use it: chromabox detect PICTURE --weights {folder} -o found/"
@@ -76,11 +76,11 @@ def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneOptions], capsys:
 
 
 @pytest.mark.parametrize("name", ["", "best.onnx", "best.weights"])
-def test_every_form_finds_the_same(run: tuple[Path, FinetuneOptions], name: str) -> None:
+def test_every_form_finds_the_same(run: tuple[Path, FinetuneArgs], name: str) -> None:
     folder, _ = run
     pixels = skimage.data.coffee()
     ours, theirs = (
-        detect_picture(pixels, make_ready(load_detector(path)), confidence=0.05, size=64)
+        detect_image(pixels, optimize_for_inference(load_detector(path)), confidence=0.05, size=64)
         for path in (folder / "best.safetensors", folder / name)
     )
     assert len(ours.xyxy) > 3
@@ -91,14 +91,14 @@ def test_every_form_finds_the_same(run: tuple[Path, FinetuneOptions], name: str)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (FinetuneOptions(), "data: name a labelled set"),
-        (FinetuneOptions(data="coco128", patience=0), "patience is 0"),
-        (FinetuneOptions(data="coco128", epochs=0), "epochs is 0"),
-        (FinetuneOptions(data="coco128", resume=Path("run")), "run goes on with its own data and settings"),
-        (FinetuneOptions(resume=Path("nowhere")), "nowhere: holds no config.json"),
+        (FinetuneArgs(), "data: name a labelled set"),
+        (FinetuneArgs(data="coco128", patience=0), "patience is 0"),
+        (FinetuneArgs(data="coco128", epochs=0), "epochs is 0"),
+        (FinetuneArgs(data="coco128", resume=Path("run")), "run goes on with its own data and settings"),
+        (FinetuneArgs(resume=Path("nowhere")), "nowhere: holds no config.json"),
     ],
 )
-def test_options_that_do_not_fit(options: FinetuneOptions, reason: str) -> None:
+def test_options_that_do_not_fit(options: FinetuneArgs, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         finetune(options=options)
 
@@ -113,8 +113,8 @@ def test_the_worst_mistakes_come_first() -> None:
             class_id=np.array([number for _, number, _ in rows], np.int64),
         )
 
-    def truth(number: int, *box: float) -> Labelled:
-        return Labelled(Path("a.png"), np.array([box], np.float64), np.array([number]), (100, 100))
+    def truth(number: int, *box: float) -> Sample:
+        return Sample(Path("a.png"), np.array([box], np.float64), np.array([number]), (100, 100))
 
     pictures = [truth(0, 0, 0, 50, 50), truth(0, 0, 0, 90, 90), truth(0, 10, 10, 20, 20)]
     detections = [
@@ -122,7 +122,7 @@ def test_the_worst_mistakes_come_first() -> None:
         found((0.6, 1, (0, 0, 90, 90))),  # the right place, another class
         found((0.99, 0, (10, 10, 20, 20))),
     ]
-    mistakes = worst_mistakes(pictures, detections)
-    assert [(one.picture, one.text) for one in mistakes] == [(1, "missed"), (0, "wrong")]
-    assert [one.weight for one in mistakes] == pytest.approx([0.9, 0.7])
-    assert len(worst_mistakes(pictures, detections, most=1)) == 1
+    mistakes = worst_errors(pictures, detections)
+    assert [(one.image_index, one.kind) for one in mistakes] == [(1, "missed"), (0, "wrong")]
+    assert [one.severity for one in mistakes] == pytest.approx([0.9, 0.7])
+    assert len(worst_errors(pictures, detections, max_errors=1)) == 1

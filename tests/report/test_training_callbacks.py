@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.colour.data.datasets import ColourData, encode
-from chromabox.colour.models import build_net
+from chromabox.colour.data.datasets import ColourDataset, encode_images
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.training.train import Inputs
-from chromabox.report.training import draw_run, watch_run
+from chromabox.colour.training.train import TrainInputs
+from chromabox.report.training import epoch_callback, plot_run
 
 HORSE24 = load_palette("horse24")
 
 
 @pytest.fixture
-def inputs() -> Inputs:
+def inputs() -> TrainInputs:
     rgb = np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16), dtype=np.uint8)
-    return Inputs(HORSE24, ColourData(encode(rgb, HORSE24), encode(rgb, HORSE24)))
+    return TrainInputs(HORSE24, ColourDataset(encode_images(rgb, HORSE24), encode_images(rgb, HORSE24)))
 
 
-def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: Inputs) -> None:
+def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: TrainInputs) -> None:
     said: list[str] = []
-    watch = watch_run(tmp_path, said.append)
-    net = build_net("unet", num_filters=4)
+    watch = epoch_callback(tmp_path, said.append)
+    net = build_model("unet", num_filters=4)
     for epoch in (1, 12):
         watch({"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}, net, inputs)
     assert said == [f"epoch {epoch}, train_loss 2.346, test_accuracy 0.5" for epoch in (1, 12)]
@@ -45,11 +45,11 @@ def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: Inputs) -> No
 
 
 def test_curves_are_drawn_from_what_there_is(tmp_path: Path) -> None:
-    path = draw_run(tmp_path, "nothing yet")
+    path = plot_run(tmp_path, "nothing yet")
     assert path == tmp_path / "curves.png"
     assert not path.exists()
     record = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.1, "test_loss": 2.1, "test_accuracy": 0.2}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + '\n{"epoch": 2, "tra')  # as a crash leaves it
-    with Image.open(draw_run(tmp_path, "one epoch")) as image:
+    with Image.open(plot_run(tmp_path, "one epoch")) as image:
         image.load()
         assert image.size == (1080, 432)

@@ -34,33 +34,33 @@ from sympy import Expr, Integer, Matrix, Poly, Symbol, collect, prod, symbols
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from chromabox.colour.models import NETS, build_net
+from chromabox.colour.models import MODELS, build_model
 from chromabox.errors import ChromaboxError, UsageError
 
 #: A quantity as the product of these: sides of kernels and of pictures, channels.
-Sides: TypeAlias = tuple[int, ...]
-NOTHING: Sides = (0,)
-Part: TypeAlias = Literal["weighted", "norm", "other"]
+Dims: TypeAlias = tuple[int, ...]
+ZERO_DIMS: Dims = (0,)
+LayerCategory: TypeAlias = Literal["weighted", "norm", "other"]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
-class Run:
+class LayerCall:
     """One run of a leaf module."""
 
     name: str
     """Its place in the net."""
     kind: str
     """Its class."""
-    part: Part
+    category: LayerCategory
     """Convolution or linear layer, BatchNorm, anything else."""
-    quantities: tuple[Sides, Sides, Sides, Sides]
+    quantities: tuple[Dims, Dims, Dims, Dims]
     """Weights, biases, outputs for one picture, connections, each as the sides whose product it is."""
 
 
-def walk(net: nn.Module, channels: int, height: int, width: int) -> list[Run]:
+def trace_layers(model: nn.Module, channels: int, height: int, width: int) -> list[LayerCall]:
     """The runs of all leaf modules but identities, in order of execution, for pictures [channels, height, width].
 
     The net runs in training mode, in which all of ours look at a picture once; afterwards it is as it was. Weights that
@@ -69,18 +69,18 @@ def walk(net: nn.Module, channels: int, height: int, width: int) -> list[Run]:
     """
     blank = {
         name: torch.empty(one.shape, dtype=one.dtype, device="meta")
-        for name, one in (*net.named_parameters(), *net.named_buffers())
+        for name, one in (*model.named_parameters(), *model.named_buffers())
     }
     counted: set[int] = set()
-    runs: list[Run] = []
+    runs: list[LayerCall] = []
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
-        return lambda layer, taken, given: runs.append(_seen(name, layer, taken, given, counted))
+        return lambda layer, taken, given: runs.append(_layer_call(name, layer, taken, given, counted))
 
-    with _watched(net, watch), torch.no_grad():
+    with _layer_hooks(model, watch), torch.no_grad():
         # Two pictures, because BatchNorm refuses to train on a single number a channel.
-        functional_call(net, blank, (torch.empty(2, channels, height, width, device="meta"),))
-    for name, _ in net.named_parameters():
+        functional_call(model, blank, (torch.empty(2, channels, height, width, device="meta"),))
+    for name, _ in model.named_parameters():
         if id(blank[name]) not in counted:
             raise ChromaboxError(
                 f"{name}: takes part in no convolution, linear layer or BatchNorm; only weights of these are counted"
@@ -89,15 +89,15 @@ def walk(net: nn.Module, channels: int, height: int, width: int) -> list[Run]:
 
 
 @contextmanager
-def _watched(net: nn.Module, watch: Callable[[str], Callable[..., None]]) -> Iterator[None]:
+def _layer_hooks(model: nn.Module, make_hook: Callable[[str], Callable[..., None]]) -> Iterator[None]:
     """Hooks on the leaf modules, and training mode; both are taken back."""
-    modes = [(layer, layer.training) for layer in net.modules()]
+    modes = [(layer, layer.training) for layer in model.modules()]
     hooks = [
-        layer.register_forward_hook(watch(name or type(layer).__name__))
-        for name, layer in net.named_modules()
+        layer.register_forward_hook(make_hook(name or type(layer).__name__))
+        for name, layer in model.named_modules()
         if not list(layer.children()) and not isinstance(layer, nn.Identity)
     ]
-    net.train()
+    model.train()
     try:
         yield
     finally:
@@ -107,32 +107,34 @@ def _watched(net: nn.Module, watch: Callable[[str], Callable[..., None]]) -> Ite
             layer.training = mode
 
 
-def _seen(name: str, layer: nn.Module, taken: tuple[Tensor, ...], given: Any, counted: set[int]) -> Run:
+def _layer_call(
+    name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any, counted_ids: set[int]
+) -> LayerCall:
     """A layer's quantities; its weights and biases only if they are not among the ``counted``, to which they go."""
-    if not isinstance(given, Tensor):
-        raise ChromaboxError(f"{name}: gives a {type(given).__name__}; only layers that give one tensor are counted")
+    if not isinstance(output, Tensor):
+        raise ChromaboxError(f"{name}: gives a {type(output).__name__}; only layers that give one tensor are counted")
 
-    def new(numbers: Tensor | None) -> Sides:
-        if numbers is None or id(numbers) in counted:
-            return NOTHING
-        counted.add(id(numbers))
+    def new(numbers: Tensor | None) -> Dims:
+        if numbers is None or id(numbers) in counted_ids:
+            return ZERO_DIMS
+        counted_ids.add(id(numbers))
         return tuple(numbers.shape)
 
-    kind, outputs = type(layer).__name__, tuple(given.shape[1:])
+    kind, outputs = type(layer).__name__, tuple(output.shape[1:])
     if isinstance(layer, _WEIGHTED):
-        connections = (*layer.weight.shape, *_places(layer, taken, given))
-        return Run(name, kind, "weighted", (new(layer.weight), new(layer.bias), outputs, connections))
+        connections = (*layer.weight.shape, *_connection_dims(layer, inputs, output))
+        return LayerCall(name, kind, "weighted", (new(layer.weight), new(layer.bias), outputs, connections))
     if isinstance(layer, _BATCH_NORM):
-        connections = outputs if layer.affine else NOTHING
-        return Run(name, kind, "norm", (new(layer.weight), new(layer.bias), outputs, connections))
-    return Run(name, kind, "other", (NOTHING, NOTHING, outputs, NOTHING))
+        connections = outputs if layer.affine else ZERO_DIMS
+        return LayerCall(name, kind, "norm", (new(layer.weight), new(layer.bias), outputs, connections))
+    return LayerCall(name, kind, "other", (ZERO_DIMS, ZERO_DIMS, outputs, ZERO_DIMS))
 
 
-def _places(layer: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> Sides:
+def _connection_dims(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Dims:
     """Where all weights are used: around every input of a transposed convolution, for every output of any other."""
     if isinstance(layer, nn.Linear):
-        return tuple(given.shape[1:-1])
-    return tuple((taken[0] if isinstance(layer, _TRANSPOSED) else given).shape[2:])
+        return tuple(output.shape[1:-1])
+    return tuple((inputs[0] if isinstance(layer, _TRANSPOSED) else output).shape[2:])
 
 
 NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
@@ -141,31 +143,31 @@ NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
 SYMBOLS: tuple[Symbol, ...] = (K, H, W, NIC, NF, NC)
 
 #: The nets' settings that stand in formulas.
-SETTINGS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
+SETTING_SYMBOLS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
 
 #: What is greater is no setting of a net, and its counts would not fit the integers that shapes are kept in.
-GREATEST = 100_000
+MAX_VALUE = 100_000
 Values: TypeAlias = Mapping[Symbol, int]
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountOptions:
     """What is counted besides kernels, the outputs of convolutions and linear layers, and their connections."""
 
     biases: bool = False
     """As weights."""
     batch_norm: bool = False
     """Two weights a channel, its outputs, and a connection for each of them."""
-    others: bool = False
+    activations: bool = False
     """Outputs of pooling, upsampling and activations that are layers of their own."""
 
 
 #: As the course counts.
-COURSE = Counted()
+COURSE_OPTIONS = CountOptions()
 
 
 @dataclass(frozen=True)
-class Count:
+class Counts:
     """Three formulas; whole numbers once every symbol has its value."""
 
     weights: Expr
@@ -173,50 +175,50 @@ class Count:
     connections: Expr
 
     @property
-    def three(self) -> tuple[Expr, Expr, Expr]:
+    def as_tuple(self) -> tuple[Expr, Expr, Expr]:
         """Weights, outputs, connections."""
         return self.weights, self.outputs, self.connections
 
-    def at(self, values: Values) -> "Count":
+    def subs(self, values: Values) -> "Counts":
         """The same with values for some or all of the symbols."""
-        return Count(*(tidy(one.subs(values)) for one in self.three))
+        return Counts(*(simplify_counts(one.subs(values)) for one in self.as_tuple))
 
-    def numbers(self, values: Values) -> tuple[int, int, int]:
+    def evaluate(self, values: Values) -> tuple[int, int, int]:
         """Weights, outputs and connections with values for all of the symbols."""
-        weights, outputs, connections = (int(one.subs(values)) for one in self.three)
+        weights, outputs, connections = (int(one.subs(values)) for one in self.as_tuple)
         return weights, outputs, connections
 
-    def minus(self, other: "Count") -> "Count":
+    def subtract(self, other: "Counts") -> "Counts":
         """What is left without the other."""
-        return Count(*(tidy(mine - its) for mine, its in zip(self.three, other.three, strict=True)))
+        return Counts(*(simplify_counts(mine - its) for mine, its in zip(self.as_tuple, other.as_tuple, strict=True)))
 
 
 @dataclass(frozen=True)
-class LayerCount:
+class LayerCounts:
     """One run of a leaf module; weights that ran before are not counted again."""
 
     name: str
     kind: str
     """The module's class."""
-    part: Part
+    category: LayerCategory
     weights: Expr
     biases: Expr
     outputs: Expr
     connections: Expr
 
-    def count(self, what: Counted) -> Count | None:
+    def counts(self, options: CountOptions) -> Counts | None:
         """What it adds; None if such layers are not counted."""
-        if not {"weighted": True, "norm": what.batch_norm, "other": what.others}[self.part]:
+        if not {"weighted": True, "norm": options.batch_norm, "other": options.activations}[self.category]:
             return None
-        biases = self.biases if what.biases or self.part == "norm" else Integer(0)
-        return Count(self.weights + biases, self.outputs, self.connections)
+        biases = self.biases if options.biases or self.category == "norm" else Integer(0)
+        return Counts(self.weights + biases, self.outputs, self.connections)
 
 
 @dataclass(frozen=True)
-class NetCount:
+class ModelCounts:
     """All layers of a net in order of execution, and the setting that was asked for."""
 
-    layers: tuple[LayerCount, ...]
+    layers: tuple[LayerCounts, ...]
     values: Values
     """Of every symbol that the formulas may contain."""
 
@@ -226,28 +228,28 @@ class NetCount:
         return {H: self.values[H], W: self.values[W]}
 
     @property
-    def doubled(self) -> Values:
+    def doubled_size(self) -> Values:
         """Twice that."""
         return {symbol: 2 * value for symbol, value in self.size.items()}
 
-    def rows(self, what: Counted = COURSE) -> list[tuple[LayerCount, Count]]:
+    def counted_layers(self, options: CountOptions = COURSE_OPTIONS) -> list[tuple[LayerCounts, Counts]]:
         """The layers that are counted, and what each adds."""
-        counts = ((layer, layer.count(what)) for layer in self.layers)
+        counts = ((layer, layer.counts(options)) for layer in self.layers)
         return [(layer, count) for layer, count in counts if count is not None]
 
-    def total(self, what: Counted = COURSE) -> Count:
+    def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
         """The sums over all layers, in every symbol."""
-        counts = [count.three for _, count in self.rows(what)]
-        return Count(*(tidy(sum((three[index] for three in counts), Integer(0))) for index in range(3)))
+        counts = [count.as_tuple for _, count in self.counted_layers(options)]
+        return Counts(*(simplify_counts(sum((three[index] for three in counts), Integer(0))) for index in range(3)))
 
 
-def tidy(expression: Expr) -> Expr:
+def simplify_counts(expression: Expr) -> Expr:
     """A sum of products, with what all of them share put in front, and those of one power of k together."""
     shared, rest = Poly(expression, *SYMBOLS).terms_gcd()
     return prod(symbol**power for symbol, power in zip(SYMBOLS, shared, strict=True)) * collect(rest.as_expr(), K)
 
 
-def count_net(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> NetCount:
+def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> ModelCounts:
     """Count a net of :func:`chromabox.colour.models.build_net`, in those of NIC, NF, NC and k that it has.
 
     Args:
@@ -258,23 +260,25 @@ def count_net(name: str, *, height: int = 32, width: int = 32, **settings: Any) 
     Raises UsageError for a net, a setting or a size that cannot be.
     """
     for key, value in settings.items():
-        if key in SETTINGS and not 1 <= value <= GREATEST:
-            raise UsageError(f"{key} is {value}: 1 to {GREATEST:,} can be counted")
-    net = _built(name, settings)
-    defaults = {key: one.default for key, one in inspect.signature(NETS[name]).parameters.items()}
+        if key in SETTING_SYMBOLS and not 1 <= value <= MAX_VALUE:
+            raise UsageError(f"{key} is {value}: 1 to {MAX_VALUE:,} can be counted")
+    net = _build_meta(name, settings)
+    defaults = {key: one.default for key, one in inspect.signature(MODELS[name]).parameters.items()}
     values = {
         symbol: settings.get(key, defaults[key])
-        for key, symbol in SETTINGS.items()
-        if key in defaults and _varies(name, settings, key)
+        for key, symbol in SETTING_SYMBOLS.items()
+        if key in defaults and _can_vary(name, settings, key)
     }
 
     def build(changed: Values) -> nn.Module:
-        return _built(name, {**settings, **{key: changed[one] for key, one in SETTINGS.items() if one in changed}})
+        return _build_meta(
+            name, {**settings, **{key: changed[one] for key, one in SETTING_SYMBOLS.items() if one in changed}}
+        )
 
-    return _count(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, net.multiple))
+    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, net.multiple))
 
 
-def count_module(net: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> NetCount:
+def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:
     """Count any net, in H and W.
 
     Args:
@@ -286,79 +290,79 @@ def count_module(net: nn.Module, *, channels: int, multiple: int, height: int, w
     Raises UsageError for a size that does not fit, ChromaboxError for a net that :func:`walk`
     refuses, or of which a layer does not grow evenly.
     """
-    return _count(lambda _: net, {H: height, W: width}, channels=channels, multiple=multiple)
+    return _fit_counts(lambda _: model, {H: height, W: width}, channels=channels, multiple=multiple)
 
 
-def _built(name: str, settings: Mapping[str, Any]) -> nn.Module:
+def _build_meta(name: str, settings: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
-        return build_net(name, **settings)
+        return build_model(name, **settings)
 
 
-def _varies(name: str, settings: Mapping[str, Any], key: str) -> bool:
+def _can_vary(name: str, settings: Mapping[str, Any], key: str) -> bool:
     """Whether the net can be built at both settings from which a slope is taken."""
     try:
         for value in (1, 2):
-            _built(name, {**settings, key: value})
+            _build_meta(name, {**settings, key: value})
     except UsageError:
         return False
     return True
 
 
-def _count(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> NetCount:
+def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:
     """Walk the net at one setting more than there are symbols, and at two to check by; solve for every side."""
     height, width = values[H], values[W]
-    if any(not 1 <= side <= GREATEST or side % multiple for side in (height, width)):
-        right = f"a multiple of {multiple} up to {GREATEST:,}"
+    if any(not 1 <= side <= MAX_VALUE or side % multiple for side in (height, width)):
+        right = f"a multiple of {multiple} up to {MAX_VALUE:,}"
         raise UsageError(f"size is {width}×{height}: height and width must each be {right}")
-    settings = [*_probes(values, multiple), _mixed(values, multiple), values]
-    walks = [walk(build(one), one.get(NIC, channels), one[H], one[W]) for one in settings]
+    settings = [*_fit_settings(values, multiple), _mixed_setting(values, multiple), values]
+    walks = [trace_layers(build(one), one.get(NIC, channels), one[H], one[W]) for one in settings]
     if len({tuple((run.name, run.kind) for run in runs) for runs in walks}) > 1:
         raise ChromaboxError("the net runs other layers at other settings; no formula fits them all")
-    affine = _Affine(tuple(values), settings)
+    affine = _AffineFit(tuple(values), settings)
     layers = []
     for runs in zip(*walks, strict=True):
         name, kind, part = runs[0].name, runs[0].kind, runs[0].part
         quantities = zip(*(run.quantities for run in runs), strict=True)
-        layers.append(LayerCount(name, kind, part, *(affine.product(name, one) for one in quantities)))
-    return NetCount(tuple(layers), dict(values))
+        layers.append(LayerCounts(name, kind, part, *(affine.fit_product(name, one) for one in quantities)))
+    return ModelCounts(tuple(layers), dict(values))
 
 
-def _probes(values: Values, multiple: int) -> list[Values]:
+def _fit_settings(values: Values, multiple: int) -> list[Values]:
     """The smallest setting, and those in which one symbol is twice as great."""
     smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
     return [smallest, *({**smallest, symbol: 2 * value} for symbol, value in smallest.items())]
 
 
-def _mixed(values: Values, multiple: int) -> Values:
+def _mixed_setting(values: Values, multiple: int) -> Values:
     """A setting with every symbol changed at once; the kernel no greater than asked for, as nets refuse great ones."""
     changed = {symbol: (index + 3) * (multiple if symbol in (H, W) else 1) for index, symbol in enumerate(values)}
     return changed | ({K: max(2, values[K])} if K in values else {})
 
 
-class _Affine:
+class _AffineFit:
     """Lays c₀ + Σ cᵢ·symbolᵢ through values at the first settings, and holds it to those at the others."""
 
     def __init__(self, names: Sequence[Symbol], settings: Sequence[Values]) -> None:
         self.symbols = Matrix([1, *names])
         self.points = Matrix([[1, *(one[name] for name in names)] for one in settings])
-        self.needed = len(names) + 1
-        self.inverse = self.points[: self.needed, :].inv()
-        self.known: dict[Sides, Expr | None] = {}
+        self.num_points = len(names) + 1
+        self.inverse = self.points[: self.num_points, :].inv()
+        self.cache: dict[Dims, Expr | None] = {}
 
-    def product(self, name: str, quantity: Sequence[Sides]) -> Expr:
+    def fit_product(self, name: str, sides: Sequence[Dims]) -> Expr:
         """A layer's quantity: the product of its sides, each a formula. ChromaboxError where none fits."""
         factors = []
-        for values in zip(*quantity, strict=True):
-            if values not in self.known:
-                self.known[values] = self._formula(values)
-            if self.known[values] is None:
+        for values in zip(*sides, strict=True):
+            if values not in self.cache:
+                self.cache[values] = self._fit(values)
+            if self.cache[values] is None:
                 raise ChromaboxError(
                     f"{name}: one of its sides is {', '.join(map(str, values))} at the settings tried; no formula "
                     "without powers and roundings fits"
                 )
-            factors.append(self.known[values])
+            factors.append(self.cache[values])
         return prod(factors, start=Integer(1))
 
-    def _formula(self, values: Sides) -> Expr | None:
-        coefficients = self.inverse * Matrix(values[: self.needed])
+    def _fit(self, values: Dims) -> Expr | None:
+        coefficients = self.inverse * Matrix(values[: self.num_points])
         return self.symbols.dot(coefficients) if self.points * coefficients == Matrix(values) else None

@@ -17,147 +17,147 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from chromabox.colour.models.baselines import check_geometry
+from chromabox.colour.models.baselines import check_conv_args
 from chromabox.errors import ChromaboxError, UsageError
 
 #: Padding and output padding; the latter is 0 for a convolution, which has none.
-Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Stage:
+class LayerGroup:
     """Layers of figure 1b that share their parameters, and the widths they take and give."""
 
     name: str
-    steps: tuple[tuple[int, int], ...]
+    widths: tuple[tuple[int, int], ...]
     transposed: bool = False
     resizes: bool = True
     """Whether it has the stride that is asked about; 1 otherwise."""
 
 
-STAGES = (
-    Stage("first two convolutions", ((32, 16), (16, 8))),
-    Stage("transposed convolutions", ((8, 16), (16, 32)), transposed=True),
-    Stage("last convolution", ((32, 32),), resizes=False),
+LAYER_GROUPS = (
+    LayerGroup("first two convolutions", ((32, 16), (16, 8))),
+    LayerGroup("transposed convolutions", ((8, 16), (16, 32)), transposed=True),
+    LayerGroup("last convolution", ((32, 32),), resizes=False),
 )
 
 
 @dataclass(frozen=True)
-class Answer:
+class PaddingOptions:
     """All pairs with which every layer of a stage keeps its shapes."""
 
-    stage: Stage
-    pairs: tuple[Pair, ...]
+    group: LayerGroup
+    paddings: tuple[Padding, ...]
     reason: str
     """Why there is none, in one sentence; empty where there is one."""
 
 
-def figure_geometry(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[Answer, ...]:
+def solve_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[PaddingOptions, ...]:
     """For each of ``STAGES`` all pairs that keep figure 1b's shapes, every one confirmed by running the real layers.
 
     ``dilation`` is that of all layers, also of the transposed ones (which the assignment, and ConvTransposeNet, leave
     at 1); ``stride`` that of all but the last. Raises UsageError for values below 1, a reach beyond the picture, and
     strides over 32.
     """
-    return tuple(_answer(layers) for layers in _figure(kernel, stride, dilation))
+    return tuple(_solve_group(layers) for layers in _figure_layers(kernel, stride, dilation))
 
 
-def searched(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Pair, ...], ...]:
+def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Padding, ...], ...]:
     """For each of ``STAGES`` the pairs that keep the shapes, found by running real layers with all that could.
 
     Raises as :func:`figure_geometry` does.
     """
     found = []
-    for layers in _figure(kernel, stride, dilation):
+    for layers in _figure_layers(kernel, stride, dilation):
         # With more, a convolution gives more than the figure's 32 pixels, and a transposed one none at all.
-        most = 16 * layers.stride + layers.reach + layers.choices
-        pairs = ((padding, extra) for padding in range(most + 1) for extra in range(layers.choices))
-        found.append(tuple(pair for pair in pairs if layers.keep_shapes(pair)))
+        most = 16 * layers.stride + layers.kernel_extent + layers.num_output_paddings
+        pairs = ((padding, extra) for padding in range(most + 1) for extra in range(layers.num_output_paddings))
+        found.append(tuple(pair for pair in pairs if layers.keeps_shapes(pair)))
     return tuple(found)
 
 
-def handout_pair(kernel: int) -> Pair:
+def assignment_rule(kernel: int) -> Padding:
     """The assignment's own general answer: padding (k − 1)//2; output padding 1 for odd kernels, 0 for even ones."""
     return (kernel - 1) // 2, int(kernel % 2 == 1)
 
 
 @dataclass(frozen=True)
-class _Layers:
+class _LayerSettings:
     """The layers of a stage but for their padding."""
 
-    stage: Stage
+    group: LayerGroup
     kernel: int
     stride: int
     dilation: int
 
     @property
-    def reach(self) -> int:
+    def kernel_extent(self) -> int:
         """Pixels from the first that the kernel touches to the last."""
         return self.dilation * (self.kernel - 1)
 
     @property
-    def choices(self) -> int:
+    def num_output_paddings(self) -> int:
         """How many output paddings PyTorch takes, from 0 on."""
-        return max(self.stride, self.dilation) if self.stage.transposed else 1
+        return max(self.stride, self.dilation) if self.group.transposed else 1
 
-    def doubled_paddings(self, taken: int, given: int) -> range:
+    def doubled_padding_range(self, in_width: int, out_width: int) -> range:
         """What 2p may be for one layer, odd and negative numbers among them; the equations of this module."""
-        if self.stage.transposed:
-            least = self.stride * (taken - 1) + self.reach + 1 - given
-            return range(least, least + self.choices)
-        least = self.stride * (given - 1) + self.reach + 1 - taken
+        if self.group.transposed:
+            least = self.stride * (in_width - 1) + self.kernel_extent + 1 - out_width
+            return range(least, least + self.num_output_paddings)
+        least = self.stride * (out_width - 1) + self.kernel_extent + 1 - in_width
         return range(least, least + self.stride)
 
-    def pairs(self, taken: int, given: int) -> list[Pair]:
+    def find_paddings(self, in_width: int, out_width: int) -> list[Padding]:
         """All pairs for one layer."""
-        doubled = self.doubled_paddings(taken, given)
+        doubled = self.doubled_padding_range(in_width, out_width)
         paddings = [two // 2 for two in doubled if two >= 0 and two % 2 == 0]
-        return [(one, 2 * one - doubled[0] if self.stage.transposed else 0) for one in paddings]
+        return [(one, 2 * one - doubled[0] if self.group.transposed else 0) for one in paddings]
 
-    def keep_shapes(self, pair: Pair) -> bool:
+    def keeps_shapes(self, padding_pair: Padding) -> bool:
         """Whether the real layers with this pair, which PyTorch may refuse, keep every shape."""
-        padding, extra = pair
-        kind = partial(nn.ConvTranspose2d, output_padding=extra) if self.stage.transposed else nn.Conv2d
+        padding, extra = padding_pair
+        kind = partial(nn.ConvTranspose2d, output_padding=extra) if self.group.transposed else nn.Conv2d
         layer = kind(1, 1, self.kernel, stride=self.stride, padding=padding, dilation=self.dilation)
         try:
             with torch.no_grad():
                 return all(
                     layer(torch.zeros(1, 1, taken, taken)).shape == (1, 1, given, given)
-                    for taken, given in self.stage.steps
+                    for taken, given in self.group.widths
                 )
         except (RuntimeError, ValueError):
             return False
 
 
-def _figure(kernel: int, stride: int, dilation: int) -> list[_Layers]:
+def _figure_layers(kernel: int, stride: int, dilation: int) -> list[_LayerSettings]:
     """The figure's layers, of settings that can be asked about."""
-    check_geometry(kernel, 1, 1, 1, dilation)
+    check_conv_args(kernel, 1, 1, 1, dilation)
     if not 1 <= stride <= 32:
         raise UsageError(f"stride is {stride}: 1 to 32, the width of the picture, can be asked about")
-    return [_Layers(stage, kernel, stride if stage.resizes else 1, dilation) for stage in STAGES]
+    return [_LayerSettings(stage, kernel, stride if stage.resizes else 1, dilation) for stage in LAYER_GROUPS]
 
 
-def _answer(layers: _Layers) -> Answer:
-    first, *others = (layers.pairs(taken, given) for taken, given in layers.stage.steps)
+def _solve_group(layers: _LayerSettings) -> PaddingOptions:
+    first, *others = (layers.find_paddings(taken, given) for taken, given in layers.group.widths)
     pairs = tuple(pair for pair in first if all(pair in other for other in others))
     for pair in pairs:
-        if not layers.keep_shapes(pair):
-            raise ChromaboxError(f"{layers.stage.name}: PyTorch's layers with {pair} do not give the shapes expected")
-    return Answer(layers.stage, pairs, "" if pairs else _reason(layers))
+        if not layers.keeps_shapes(pair):
+            raise ChromaboxError(f"{layers.group.name}: PyTorch's layers with {pair} do not give the shapes expected")
+    return PaddingOptions(layers.group, pairs, "" if pairs else _explain_no_padding(layers))
 
 
-def _reason(layers: _Layers) -> str:
+def _explain_no_padding(layers: _LayerSettings) -> str:
     """Why no pair keeps the shapes of a stage: one layer has none, or its layers have none in common."""
     wishes = []
-    for taken, given in layers.stage.steps:
-        step, doubled = f"{taken} → {given}", layers.doubled_paddings(taken, given)
-        pairs = layers.pairs(taken, given)
+    for taken, given in layers.group.widths:
+        step, doubled = f"{taken} → {given}", layers.doubled_padding_range(taken, given)
+        pairs = layers.find_paddings(taken, given)
         if doubled[-1] < 0:
             return f"{step} would need less than no padding, 2p at most −{-doubled[-1]}"
         if not pairs:
             needed = f"{step} needs 2p = {doubled[0]}, which no whole p gives"
             return needed if taken != given else f"{needed}; one more pixel on one side than on the other does"
-        named = [f"({padding}, {extra})" if layers.stage.transposed else str(padding) for padding, extra in pairs]
+        named = [f"({padding}, {extra})" if layers.group.transposed else str(padding) for padding, extra in pairs]
         span = named[0] if len(named) == 1 else f"{named[0]} to {named[-1]}"
-        wishes.append(f"{step} needs {'(p, o)' if layers.stage.transposed else 'p'} = {span}")
+        wishes.append(f"{step} needs {'(p, o)' if layers.group.transposed else 'p'} = {span}")
     return f"{', '.join(wishes)}: no answer is common to both layers"

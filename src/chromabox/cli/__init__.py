@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tyro
 
-from chromabox.cli.assignment import check, count, demo, geometry, report
+from chromabox.cli.assignment import check, count, demo, padding, report
 from chromabox.cli.colour import colour, score
 from chromabox.cli.data import data, export, palette, weights
 from chromabox.cli.detect import detect
@@ -12,7 +12,7 @@ from chromabox.cli.experiments import compare, sweep
 from chromabox.cli.finetune import finetune
 from chromabox.cli.train import evaluate, train
 
-VERBS: dict[str, Callable[..., int]] = {
+COMMANDS: dict[str, Callable[..., int]] = {
     "data": data,
     "palette": palette,
     "train": train,
@@ -26,20 +26,20 @@ VERBS: dict[str, Callable[..., int]] = {
     "detect": detect,
     "finetune": finetune,
     "count": count,
-    "geometry": geometry,
+    "geometry": padding,
     "check": check,
     "report": report,
     "demo": demo,
 }
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run_cli(args: list[str] | None = None) -> int:
     """Parse and obey; returns the exit code."""
     return tyro.extras.subcommand_cli_from_dict(
-        VERBS,
+        COMMANDS,
         prog="chromabox",
         description="Colour grey pictures with small networks that choose every pixel's colour from a palette, and "
         "find things in pictures. Start with: chromabox demo · chromabox colour photo.jpg -o coloured.jpg · "
         "chromabox detect photo.jpg -o found.jpg",
-        args=arguments,
+        args=args,
     )

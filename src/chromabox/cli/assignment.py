@@ -10,8 +10,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import EXECUTION, Output, print_line
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.cli.options import DEFAULT_RUNTIME, OutputPath, print_line
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 
 
@@ -19,10 +19,10 @@ def report(
     runs: Positional[tuple[Path, ...]] = (),
     /,
     *,
-    output: Output = Path("report"),
-    whole: Annotated[bool, arg(name="all")] = False,
+    output: OutputPath = Path("report"),
+    run_all: Annotated[bool, arg(name="all")] = False,
     quick: bool = False,
-    execution: OmitArgPrefixes[ExecutionOptions] = EXECUTION,
+    runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
     """Write up runs as a web page, a paper and a list of all numbers; or do the whole assignment.
 
@@ -40,21 +40,21 @@ def report(
         quick: With --all: a few minutes' training instead of the assignment's.
         execution: How the machine is used.
     """
-    if not runs and not whole:
+    if not runs and not run_all:
         raise UsageError("runs: name the runs to write about, or give --all to do the whole assignment")
-    if quick and (runs or not whole):
+    if quick and (runs or not run_all):
         raise UsageError("quick: is for --all without runs, which trains them; leave it out")
-    from chromabox.assignment.run import COURSE, QUICK, do_assignment
-    from chromabox.assignment.write_up import write_up
+    from chromabox.assignment.run import COURSE, QUICK, run_assignment
+    from chromabox.assignment.write_up import write_report
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
     if not runs:
-        done = do_assignment(output / "runs", QUICK if quick else COURSE, options=execution, say=print_line)
+        done = run_assignment(output / "runs", QUICK if quick else COURSE, options=runtime, log=print_line)
         print_comparison(done.comparison)
-        print_sweep(done.batch_sizes)
+        print_sweep(done.batch_size_sweep)
         runs = done.folders
-    for line in write_up(runs, output, whole=whole).told():
+    for line in write_report(runs, output, include_missing=run_all).lines():
         print_line(line)
     return 0
 
@@ -62,8 +62,8 @@ def report(
 def check(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     *,
-    time: float = 60.0,
-    memory: float = 4.0,
+    timeout: float = 60.0,
+    memory_limit: float = 4.0,
     json: Path | None = None,
 ) -> int:
     """Check your own PoolUpsampleNet, ConvTransposeNet and UNet against figure 1 of the assignment, layer by layer.
@@ -85,12 +85,12 @@ def check(
         memory: GB that it may take (where the system can limit it).
         json: Also write everything that was found into this .json file.
     """
-    from chromabox.assignment.check.runner import report_self_check
+    from chromabox.assignment.check.runner import report_check
 
-    return 0 if report_self_check(file, seconds=time, gigabytes=memory, output=json).matches else 1
+    return 0 if report_check(file, timeout=timeout, memory_limit_gb=memory_limit, output=json).matches else 1
 
 
-def demo(*, output: Output = Path("demo")) -> int:
+def demo(*, output: OutputPath = Path("demo")) -> int:
     """The main job in a few minutes: photographs coloured, and the assignment done the quick way and written up.
 
     Example: chromabox demo -o demo
@@ -102,11 +102,11 @@ def demo(*, output: Output = Path("demo")) -> int:
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
-    result = run_demo(output, say=print_line)
+    result = run_demo(output, log=print_line)
     print_comparison(result.assignment.comparison)
-    print_sweep(result.assignment.batch_sizes)
-    print_line(f"photographs: {result.photographs}")
-    for line in result.write_up.told():
+    print_sweep(result.assignment.batch_size_sweep)
+    print_line(f"photographs: {result.photos}")
+    for line in result.report.lines():
         print_line(line)
     return 0
 
@@ -117,12 +117,12 @@ def count(
     *,
     size: int | None = None,
     kernel: int | None = None,
-    filters: int | None = None,
+    num_filters: int | None = None,
     colours: int | None = None,
     in_channels: int | None = None,
     biases: bool = False,
     batch_norm: bool = False,
-    others: bool = False,
+    count_activations: bool = False,
 ) -> int:
     """Count weights, outputs and connections of a net, as formulas and as numbers, for a size and for twice that.
 
@@ -148,17 +148,17 @@ def count(
         batch_norm: Count BatchNorm: its weights, outputs and connections.
         others: Count the outputs of pooling, upsampling and activations.
     """
-    from chromabox.assignment.count import Counted
-    from chromabox.assignment.count_tables import count_named, print_counting
+    from chromabox.assignment.count import CountOptions
+    from chromabox.assignment.count_tables import count_by_name, print_counts
 
-    counting = count_named(
-        net, size=size, kernel=kernel, num_filters=filters, num_colours=colours, num_in_channels=in_channels
+    counting = count_by_name(
+        net, size=size, kernel=kernel, num_filters=num_filters, num_colours=colours, num_in_channels=in_channels
     )
-    print_counting(counting, Counted(biases, batch_norm, others))
+    print_counts(counting, CountOptions(biases, batch_norm, count_activations))
     return 0
 
 
-def geometry(*, kernel: tuple[int, ...] = (3, 4, 5), stride: int = 2, dilation: int = 1) -> int:
+def padding(*, kernel: tuple[int, ...] = (3, 4, 5), stride: int = 2, dilation: int = 1) -> int:
     """Say which paddings and output paddings keep the shapes of the assignment's figure 1b, or why none does.
 
     chromabox geometry --kernel 4 5
@@ -172,7 +172,7 @@ def geometry(*, kernel: tuple[int, ...] = (3, 4, 5), stride: int = 2, dilation: 
     """
     if not kernel:
         raise UsageError("kernel: names no size; give at least one")
-    from chromabox.assignment.count_tables import print_geometry
+    from chromabox.assignment.count_tables import print_paddings
 
-    print_geometry(kernel, stride, dilation)
+    print_paddings(kernel, stride, dilation)
     return 0

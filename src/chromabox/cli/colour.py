@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import OptionalOutput, Output, print_line
+from chromabox.cli.options import OptionalOutputPath, OutputPath, print_line
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chromabox.colour.constraints.constraints import Decision
-    from chromabox.colour.inference.predict import Trained, Wishes
-    from chromabox.io.images import Picture
+    from chromabox.colour.constraints.constraints import ColourPrediction
+    from chromabox.colour.inference.predict import ColouriseOptions, ColourModel
+    from chromabox.io.images import ImageData
 
 
 @dataclass(frozen=True)
-class ColourOptions:
+class ColourArgs:
     """What to colour, into what, and how."""
 
     inputs: Positional[tuple[Path, ...]]
     """Pictures, folders of pictures, or one film (.mp4, .mov, .mkv)."""
-    output: Output
+    output: OutputPath
     """A file name for one picture or film, else a folder."""
     net: Path | None = None
     """A run folder, checkpoint or exported .onnx; the shipped net if left out."""
@@ -34,7 +34,7 @@ class ColourOptions:
     """Instead of the style's: 0 takes the likeliest colour of each place, 1 the mean of all."""
     palette: str | None = None
     """Only these colours: a palette file (.json, .npy, .gpl), a shipped one, or a picture to take them from."""
-    lock: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
     """Only these colours, by name or #rrggbb; of a --palette, those nearest to them."""
     ban: tuple[str, ...] = ()
     """Never these colours."""
@@ -42,7 +42,7 @@ class ColourOptions:
     """A=B: what would become A becomes B."""
     hints: Path | None = None
     """A transparent picture with painted dots or strokes: these hold where they are and spread to alike places."""
-    leave_grey_below: float = 0.0
+    min_confidence: float = 0.0
     """Leave places grey about which the net is less certain than this (0 to 1)."""
     explain: bool = False
     """Also write NAME.explained.png: confidence, entropy, the likeliest colours at some points, swatches."""
@@ -52,15 +52,15 @@ class ColourOptions:
     """Also what lies in sub-folders."""
     workers: int = 1
     """Pictures coloured at the same time."""
-    again: bool = False
+    overwrite: bool = False
     """Also what is done already: else a folder's pictures are skipped while source, settings and result are as then."""
     contact_sheet: Path | None = None
     """Also draw before and after of all pictures into this picture."""
-    smoothing: float | None = None
+    temporal_smoothing: float | None = None
     """Of films: how much of the past a still place keeps, 0 to below 1."""
 
 
-def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
+def colour(*, options: OmitArgPrefixes[ColourArgs]) -> int:
     """Colour pictures, folders of pictures and films; size, depth, metadata and luminance stay as they are.
 
     chromabox colour portrait.jpg -o portrait-in-colour.jpg
@@ -73,46 +73,50 @@ def colour(*, options: OmitArgPrefixes[ColourOptions]) -> int:
     """
     if not options.inputs:
         raise UsageError("inputs: name at least one picture, folder or film to colour")
-    from chromabox.colour.inference.batch import wishes_of
-    from chromabox.colour.weights.checkpoint import load_trained
+    from chromabox.colour.inference.batch import parse_options
+    from chromabox.colour.weights.checkpoint import load_model
     from chromabox.io.video import VIDEO_SUFFIXES
 
-    wishes = wishes_of(options)
+    wishes = parse_options(options)
     films = [path for path in options.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     if not films:
-        return _colour_pictures(options, wishes)
+        return _colour_images(options, wishes)
     if len(options.inputs) > 1:
         raise UsageError(f"{films[0]}: is a film; films are coloured one at a time, without other inputs")
-    return _colour_film(options, load_trained(options.net), wishes)
+    return _colour_video(options, load_model(options.net), wishes)
 
 
-def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
+def _colour_images(options: ColourArgs, colourise_options: "ColouriseOptions") -> int:
     from contextlib import closing
 
-    from chromabox.colour.inference.batch import colour_batch, picture_work, settings_of
-    from chromabox.colour.weights.checkpoint import load_trained
-    from chromabox.engine.logger import progress
-    from chromabox.io.manifest import RECORD_NAME
-    from chromabox.io.paths import plan_outputs
+    from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
+    from chromabox.colour.weights.checkpoint import load_model
+    from chromabox.engine.logger import progress_bar
+    from chromabox.io.manifest import MANIFEST_NAME
+    from chromabox.io.paths import map_outputs
     from chromabox.report.contact_sheet import draw_contact_sheets
 
-    pairs = plan_outputs(options.inputs, options.output, match=options.match, recursive=options.recursive)
+    pairs = map_outputs(options.inputs, options.output, match=options.match, recursive=options.recursive)
     single = pairs[0][1] == options.output
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
-    work = picture_work(load_trained(options.net), wishes, on_result=_explanation_writer() if options.explain else None)
-    record = None if single or options.again else options.output / RECORD_NAME
+    work = make_file_coloriser(
+        load_model(options.net), colourise_options, on_result=_explanation_writer() if options.explain else None
+    )
+    record = None if single or options.overwrite else options.output / MANIFEST_NAME
     # Digests of the net and of files are for the record alone.
-    settings = {} if record is None else settings_of(options)
+    settings = {} if record is None else cache_key(options)
     outcomes = []
-    batch = colour_batch(pairs, work, settings=settings, workers=options.workers, record=record, say=print_line)
-    with progress("colouring", len(pairs), unit="pictures") as tick, closing(batch):
+    batch = colourise_batch(
+        pairs, work, settings=settings, workers=options.workers, manifest_path=record, log=print_line
+    )
+    with progress_bar("colouring", len(pairs), unit="pictures") as tick, closing(batch):
         for outcome in batch:
             tick()
             outcomes.append(outcome)
             if outcome.error is None:
                 print_line(f"{outcome.target}{' (done before)' if outcome.skipped else ''}")
-                for note in outcome.facts.get("notes", ()):
+                for note in outcome.metadata.get("notes", ()):
                     print_line(f"  {note}")
     done = [(outcome.source, outcome.target) for outcome in outcomes if outcome.error is None]
     if options.contact_sheet is not None and done:
@@ -124,28 +128,28 @@ def _colour_pictures(options: ColourOptions, wishes: "Wishes") -> int:
     return 1 if failed else 0
 
 
-def _explanation_writer() -> "Callable[[Picture, Picture, Decision, Path], str]":
+def _explanation_writer() -> "Callable[[ImageData, ImageData, ColourPrediction, Path], str]":
     # Imported only on demand: matplotlib takes long to import.
     from chromabox.report.explain import write_explanation
 
     return write_explanation
 
 
-def _colour_film(options: ColourOptions, trained: "Trained", wishes: "Wishes") -> int:
-    from chromabox.colour.constraints.constraints import Control
+def _colour_video(options: ColourArgs, model: "ColourModel", colourise_options: "ColouriseOptions") -> int:
+    from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.predict import predict_chroma
-    from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colour_video
+    from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colourise_video
 
-    if wishes.control != Control() or wishes.hints is not None:
+    if colourise_options.constraints != ColourConstraints() or colourise_options.hints is not None:
         raise UsageError(f"{options.inputs[0]}: is a film; palette control and hints are for pictures")
-    summary = colour_video(
+    summary = colourise_video(
         options.inputs[0],
         options.output,
-        lambda frame: predict_chroma(frame, trained, wishes),
-        smoothing=DEFAULT_SMOOTHING if options.smoothing is None else options.smoothing,
+        lambda frame: predict_chroma(frame, model, colourise_options),
+        smoothing=DEFAULT_SMOOTHING if options.temporal_smoothing is None else options.temporal_smoothing,
     )
-    print_line(f"{options.output}: {summary.frames} frames, {summary.width} × {summary.height}")
-    for left_out in summary.left_out:
+    print_line(f"{options.output}: {summary.num_frames} frames, {summary.width} × {summary.height}")
+    for left_out in summary.dropped_streams:
         print_line(f"  left out: {left_out}")
     return 0
 
@@ -155,7 +159,7 @@ def score(
     coloured: Positional[Path],
     /,
     *,
-    output: OptionalOutput = None,
+    output: OptionalOutputPath = None,
 ) -> int:
     """Judge coloured pictures by their originals: PSNR, SSIM, ΔE2000, colourfulness, ΔL*, beside plain grey.
 

@@ -10,19 +10,19 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from chromabox.cli.options import print_line
 
 #: Where results go if nothing else is said.
-DETECTIONS = Path("detections")
+DEFAULT_OUTPUT = Path("detections")
 
 #: From so many pictures on, and for films, the probe's second or two come back.
-WORTH_PROBING = 50
+MIN_IMAGES_TO_AUTOTUNE = 50
 
 
 @dataclass(frozen=True)
-class DetectOptions:
+class DetectArgs:
     """What to look through, with what, and what to write."""
 
     inputs: Positional[tuple[Path, ...]]
     """Pictures, folders of pictures, or films (.mp4, .mov, .mkv)."""
-    output: Annotated[Path, arg(aliases=("-o",))] = DETECTIONS
+    output: Annotated[Path, arg(aliases=("-o",))] = DEFAULT_OUTPUT
     """A folder; or the annotated file of one picture or film; or a .json or .csv for the boxes alone."""
     weights: str = "yolov3-tiny"
     """A name (fetched and kept), or a .safetensors, .weights, .onnx or .pt file."""
@@ -42,7 +42,7 @@ class DetectOptions:
     """Pictures looked through at the same time; one a core if left out."""
 
 
-def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
+def detect(*, options: OmitArgPrefixes[DetectArgs]) -> int:
     """Find things in pictures, folders and films, and draw or list what was found.
 
     chromabox detect holiday/ -o found/
@@ -53,22 +53,24 @@ def detect(*, options: OmitArgPrefixes[DetectOptions]) -> int:
 
     chromabox detect film.mp4 -o film-with-boxes.mp4
     """
-    from chromabox.detect.inference.batch import plan_detection
+    from chromabox.detect.inference.batch import plan_detection_outputs
 
-    plan = plan_detection(options.inputs, options.output, options.format)
-    from chromabox.detect.inference.batch import detect_inputs
-    from chromabox.detect.inference.predict import Wanted
-    from chromabox.detect.inference.runtime import EXACT, make_ready
+    plan = plan_detection_outputs(options.inputs, options.output, options.format)
+    from chromabox.detect.inference.batch import run_detection
+    from chromabox.detect.inference.predict import InferenceOptions
+    from chromabox.detect.inference.runtime import FLOAT32_OPTIONS, optimize_for_inference
     from chromabox.detect.weights.load import load_detector
-    from chromabox.engine.runtime_options import ExecutionOptions
+    from chromabox.engine.runtime_options import RuntimeOptions
 
     trained = load_detector(options.weights)
-    wanted = Wanted.of(trained, options.confidence, options.iou, options.classes or None, options.size)
-    few = options.precision == "auto" and not plan.films and len(plan.pictures) < WORTH_PROBING
-    detector = make_ready(trained, EXACT if few else ExecutionOptions(precision=options.precision))
-    print_line(f"{options.weights} at {wanted.size}: {detector.execution}")
-    summary = detect_inputs(plan, detector, wanted, workers=options.workers, say=print_line)
+    wanted = InferenceOptions.for_detector(
+        trained, options.confidence, options.iou, options.classes or None, options.size
+    )
+    few = options.precision == "auto" and not plan.videos and len(plan.images) < MIN_IMAGES_TO_AUTOTUNE
+    detector = optimize_for_inference(trained, FLOAT32_OPTIONS if few else RuntimeOptions(precision=options.precision))
+    print_line(f"{options.weights} at {wanted.size}: {detector.runtime}")
+    summary = run_detection(plan, detector, wanted, workers=options.workers, log=print_line)
     print_line(f"{summary}\n{options.output}")
-    for reason in summary.failed:
+    for reason in summary.errors:
         print(f"chromabox: not looked through: {reason}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if summary.errors else 0

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import EXECUTION, OptionalOutput, Output, lasting, print_line
-from chromabox.colour.training.recipes import NETS_IN_ORDER, NetName, RecipeName
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.cli.options import DEFAULT_RUNTIME, OptionalOutputPath, OutputPath, absolute_path, print_line
+from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
+from chromabox.engine.runtime_options import RuntimeOptions
 
 
 def sweep(
-    net: Positional[NetName],
+    net: Positional[PaletteModelName],
     /,
     *,
     over: str,
@@ -20,8 +20,8 @@ def sweep(
     steps: int | None = None,
     data: str = "cifar10:horse",
     palette: str = "auto",
-    output: OptionalOutput = None,
-    execution: OmitArgPrefixes[ExecutionOptions] = EXECUTION,
+    output: OptionalOutputPath = None,
+    runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
     """Train one net with several values of one quantity, and put them side by side.
 
@@ -48,24 +48,24 @@ def sweep(
             left out.
         execution: How training runs on this machine.
     """
-    from chromabox.experiments.sweep import parse_over
+    from chromabox.experiments.sweep import parse_sweep
     from chromabox.experiments.sweep import sweep as train_all
     from chromabox.experiments.sweep_results import print_sweep
 
-    quantity, values = parse_over(over)
+    quantity, values = parse_sweep(over)
     found = train_all(
         output or Path("runs") / f"sweep-{net}-{recipe}-{quantity}",
-        net=net,
+        model=net,
         recipe=recipe,
-        over=quantity,
+        parameter=quantity,
         values=values,
         seeds=seeds,
-        data=lasting(data),
-        palette=lasting(palette),
+        data=absolute_path(data),
+        palette=absolute_path(palette),
         epochs=epochs,
         steps=steps,
-        options=execution,
-        say=print_line,
+        options=runtime,
+        log=print_line,
     )
     print_sweep(found)
     return 0
@@ -73,15 +73,15 @@ def sweep(
 
 def compare(
     *,
-    output: Output = Path("runs/compare"),
-    nets: tuple[NetName, ...] = NETS_IN_ORDER,
+    output: OutputPath = Path("runs/compare"),
+    nets: tuple[PaletteModelName, ...] = PALETTE_MODELS,
     recipe: RecipeName = "default",
     seeds: tuple[int, ...] = (0,),
     data: str = "cifar10:horse",
     palette: str = "auto",
     epochs: int | None = None,
     runs: tuple[Path, ...] = (),
-    execution: OmitArgPrefixes[ExecutionOptions] = EXECUTION,
+    runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
     """Train several nets with several seeds (or take finished runs) and put them side by side.
 
@@ -108,14 +108,14 @@ def compare(
     else:
         result = side_by_side(
             output,
-            nets=nets,
+            models=nets,
             recipe=recipe,
             seeds=seeds,
-            data=lasting(data),
-            palette=lasting(palette),
+            data=absolute_path(data),
+            palette=absolute_path(palette),
             epochs=epochs,
-            options=execution,
-            say=print_line,
+            options=runtime,
+            log=print_line,
         )
     print_comparison(result)
     return 0

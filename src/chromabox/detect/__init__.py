@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 
-class _Wing(ModuleType):
+class _CallablePackage(ModuleType):
     """This package, which does its main work when it is called; torch is imported only then."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from chromabox.detect.api import detect
 
-        return detect(*arguments, **options)
+        return detect(*args, **kwargs)
 
 
-sys.modules[__name__].__class__ = _Wing
+sys.modules[__name__].__class__ = _CallablePackage

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8, UInt16
 
-from chromabox.detect.models.darknet import Kind
+from chromabox.detect.models.darknet import Variant
 from chromabox.errors import UsageError
 
 Boxes = Float[np.ndarray, "boxes 4"]
@@ -21,8 +21,8 @@ Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 
 
 #: Boxes that are compared with each other, and with how many later ones, at once: matrices that fit into the
 #: processor's cache.
-_BLOCK = 256
-_PART = 512
+_BLOCK_SIZE = 256
+_CHUNK_SIZE = 512
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:
@@ -45,88 +45,88 @@ def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
     return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
 
 
-def areas(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
+def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
     """Width times height; 0 for a box whose right lies left of its left, or whose bottom lies above its top."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
 
-def iou(some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]) -> Float[np.ndarray, "some others"]:
+def iou(boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"]) -> Float[np.ndarray, "some others"]:
     """Intersection over union of every one with every other, 0 to 1; 0 where both are empty."""
-    shared = _intersections(some, others)
-    union = np.add.outer(areas(some), areas(others)) - shared
+    shared = _intersection_area(boxes1, boxes2)
+    union = np.add.outer(box_area(boxes1), box_area(boxes2)) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _intersections(
-    some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"]
+def _intersection_area(
+    boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"]
 ) -> Float[np.ndarray, "some others"]:
-    wide, high = (_shared_sides(some, others, axis) for axis in (0, 1))
+    wide, high = (_overlap_lengths(boxes1, boxes2, axis) for axis in (0, 1))
     wide *= high
     return wide
 
 
-def _shared_sides(
-    some: Float[np.ndarray, "some 4"], others: Float[np.ndarray, "others 4"], axis: int
+def _overlap_lengths(
+    boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"], axis: int
 ) -> Float[np.ndarray, "some others"]:
     """How long two boxes overlap across (axis 0) or down (1)."""
     # Copied out of their rows, neighbours in a loop lie beside each other: that alone is worth a factor of four.
-    begins, ends = (np.ascontiguousarray(others[:, place]) for place in (axis, axis + 2))
-    sides = np.minimum(some[:, axis + 2, None], ends)
-    sides -= np.maximum(some[:, axis, None], begins)
+    begins, ends = (np.ascontiguousarray(boxes2[:, place]) for place in (axis, axis + 2))
+    sides = np.minimum(boxes1[:, axis + 2, None], ends)
+    sides -= np.maximum(boxes1[:, axis, None], begins)
     return np.maximum(sides, 0, out=sides)
 
 
 def nms(
     boxes: Boxes,
     scores: Float[np.ndarray, " boxes"],
-    classes: Int64[np.ndarray, " boxes"],
-    iou: float = 0.45,
+    class_ids: Int64[np.ndarray, " boxes"],
+    iou_threshold: float = 0.45,
 ) -> Int64[np.ndarray, " kept"]:
     """Non-maximum suppression, class by class: indices of the boxes that remain, the highest score first.
 
     A box goes if one of its class with a higher score (of equal ones: that stands earlier) remains and overlaps it by
     more than ``iou``, 0 to 1. Computed in float32.
     """
-    if not 0 <= iou <= 1:
-        raise UsageError(f"iou is {iou}: give a number from 0 to 1")
+    if not 0 <= iou_threshold <= 1:
+        raise UsageError(f"iou is {iou_threshold}: give a number from 0 to 1")
     by_score = np.argsort(-scores, kind="stable")
-    order = by_score[np.argsort(classes[by_score], kind="stable")]
+    order = by_score[np.argsort(class_ids[by_score], kind="stable")]
     ordered = boxes[order].astype(np.float32)
-    ends = np.flatnonzero(np.diff(classes[order], append=-1)) + 1
+    ends = np.flatnonzero(np.diff(class_ids[order], append=-1)) + 1
     keep = np.zeros(len(order), bool)
     for begin, end in zip((0, *ends), ends, strict=False):
-        keep[begin:end] = _greedy(ordered[begin:end], iou)
+        keep[begin:end] = _greedy_nms(ordered[begin:end], iou_threshold)
     kept = order[keep]
     return kept[np.argsort(-scores[kept], kind="stable")]
 
 
-def _greedy(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
+def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
     """Which boxes of one class remain, given in the order of their scores.
 
     Block by block: those still there are compared with each other, those of them that remain with all later ones.
     """
     keep = np.ones(len(boxes), bool)
-    for begin in range(0, len(boxes), _BLOCK):
-        block = begin + np.flatnonzero(keep[begin : begin + _BLOCK])
-        overlaps = _overlap(boxes[block], boxes[block], threshold)
-        keep[block] = _resolved(overlaps)
+    for begin in range(0, len(boxes), _BLOCK_SIZE):
+        block = begin + np.flatnonzero(keep[begin : begin + _BLOCK_SIZE])
+        overlaps = _exceeds_iou(boxes[block], boxes[block], threshold)
+        keep[block] = _suppress_within_block(overlaps)
         block = block[keep[block]]
-        later = begin + _BLOCK + np.flatnonzero(keep[begin + _BLOCK :])
-        for part in np.split(later, range(_PART, len(later), _PART)):
-            keep[part] = ~_overlap(boxes[block], boxes[part], threshold).any(axis=0)
+        later = begin + _BLOCK_SIZE + np.flatnonzero(keep[begin + _BLOCK_SIZE :])
+        for part in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):
+            keep[part] = ~_exceeds_iou(boxes[block], boxes[part], threshold).any(axis=0)
     return keep
 
 
-def _overlap(
-    some: Float32[np.ndarray, "some 4"], others: Float32[np.ndarray, "others 4"], threshold: float
+def _exceeds_iou(
+    boxes1: Float32[np.ndarray, "some 4"], boxes2: Float32[np.ndarray, "others 4"], threshold: float
 ) -> Bool[np.ndarray, "some others"]:
     """Whether intersection over union exceeds ``threshold``: s / (a + b − s) > t where s > t (a + b) / (1 + t)."""
     share = np.float32(threshold / (1 + threshold))
-    return _intersections(some, others) > np.add.outer(areas(some) * share, areas(others) * share)
+    return _intersection_area(boxes1, boxes2) > np.add.outer(box_area(boxes1) * share, box_area(boxes2) * share)
 
 
-def _resolved(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
+def _suppress_within_block(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
     """Which remain of boxes in the order of their scores: one after another strikes out those it overlaps.
 
     A row of the matrix is one whole number, whose bits are its columns: striking out is one "or".
@@ -159,33 +159,33 @@ class Letterbox:
             pictures' edges do, as OpenCV and most others resize. Both bilinear, without smoothing.
     """
 
-    picture: tuple[int, int]
-    side: int
-    inner: tuple[int, int]
+    image_size: tuple[int, int]
+    canvas_size: int
+    inner_size: tuple[int, int]
     top: int
     left: int
-    grey: float
+    fill: float
     sampling: Literal["corners", "edges"]
 
-    def boxes_in(self, boxes: Boxes) -> Boxes:
+    def apply_boxes(self, boxes: Boxes) -> Boxes:
         """Boxes of the picture, as they lie in the square."""
         return boxes * self._scale + self._offset
 
-    def boxes_back(self, boxes: Boxes) -> Boxes:
+    def invert_boxes(self, boxes: Boxes) -> Boxes:
         """Boxes in the square, as they lie in the picture; the inverse of :meth:`boxes_in`. Nothing is cut off."""
         return (boxes - self._offset) / self._scale
 
-    def pixels_in(self, pixels: Pixels) -> Float32[np.ndarray, "3 side side"]:
+    def apply_image(self, pixels: Pixels) -> Float32[np.ndarray, "3 side side"]:
         """The picture laid into the square: RGB in [0, 1]."""
-        height, width = self.inner
-        square = np.full((3, self.side, self.side), self.grey, np.float32)
+        height, width = self.inner_size
+        square = np.full((3, self.canvas_size, self.canvas_size), self.fill, np.float32)
         rows, columns = slice(self.top, self.top + height), slice(self.left, self.left + width)
-        square[:, rows, columns] = resized(pixels, self.inner, self.sampling)
+        square[:, rows, columns] = resize_bilinear(pixels, self.inner_size, self.sampling)
         return square
 
     @property
     def _scale(self) -> Float[np.ndarray, "4"]:
-        y, x = (inner / outer for inner, outer in zip(self.inner, self.picture, strict=True))
+        y, x = (inner / outer for inner, outer in zip(self.inner_size, self.image_size, strict=True))
         return np.array([x, y, x, y])
 
     @property
@@ -193,28 +193,32 @@ class Letterbox:
         return np.array([self.left, self.top, self.left, self.top], np.float64)
 
 
-def darknet_letterbox(picture: tuple[int, int], side: int, *, grey: float = 0.5) -> Letterbox:
+def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 0.5) -> Letterbox:
     """Darknet's way: the longer side fills the square, the shorter one and the offset are rounded down."""
-    height, width = picture
+    height, width = image_size
     longer = max(height, width)
-    inner = max(height * side // longer, 1), max(width * side // longer, 1)
-    return Letterbox(picture, side, inner, (side - inner[0]) // 2, (side - inner[1]) // 2, grey, "corners")
+    inner = max(height * canvas_size // longer, 1), max(width * canvas_size // longer, 1)
+    return Letterbox(
+        image_size, canvas_size, inner, (canvas_size - inner[0]) // 2, (canvas_size - inner[1]) // 2, fill, "corners"
+    )
 
 
-def rounding_letterbox(picture: tuple[int, int], side: int, *, grey: float = 114 / 255) -> Letterbox:
+def ultralytics_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 114 / 255) -> Letterbox:
     """Ultralytics' way: sides are rounded to the nearest, of an odd remainder the larger half lies right and below."""
-    height, width = picture
+    height, width = image_size
     longer = max(height, width)
-    inner = max(round(height * side / longer), 1), max(round(width * side / longer), 1)
-    return Letterbox(picture, side, inner, (side - inner[0]) // 2, (side - inner[1]) // 2, grey, "edges")
+    inner = max(round(height * canvas_size / longer), 1), max(round(width * canvas_size / longer), 1)
+    return Letterbox(
+        image_size, canvas_size, inner, (canvas_size - inner[0]) // 2, (canvas_size - inner[1]) // 2, fill, "edges"
+    )
 
 
-def resized(
+def resize_bilinear(
     pixels: Pixels, size: tuple[int, int], sampling: Literal["corners", "edges"]
 ) -> Float32[np.ndarray, "3 new_height new_width"]:
     """Bilinear and without smoothing, in [0, 1]: of each new pixel only its four neighbours are read."""
     (top, bottom, down), (left, right, across) = (
-        _neighbours(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
+        _bilinear_weights(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
     )
     # First down, for whole rows, then across; plane by plane, since long runs of numbers are what processors are good
     # at. The values' own scale goes into the first weights.
@@ -229,20 +233,20 @@ def resized(
     return here
 
 
-def _neighbours(
-    old: int, new: int, sampling: Literal["corners", "edges"]
+def _bilinear_weights(
+    old_size: int, new_size: int, sampling: Literal["corners", "edges"]
 ) -> tuple[Int64[np.ndarray, " new"], Int64[np.ndarray, " new"], Float32[np.ndarray, " new"]]:
     """Of every new pixel on one side the old one before it, the one behind it, and the share of the latter."""
     if sampling == "corners":
         # A single pixel shows the last one, as darknet's does.
-        place = np.full(1, old - 1.0) if new == 1 else np.arange(new) * ((old - 1) / (new - 1))
+        place = np.full(1, old_size - 1.0) if new_size == 1 else np.arange(new_size) * ((old_size - 1) / (new_size - 1))
     else:
-        place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-    before = np.minimum(np.floor(place).astype(np.int64), old - 1)
-    return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)
+        place = np.clip((np.arange(new_size) + 0.5) * (old_size / new_size) - 0.5, 0, old_size - 1)
+    before = np.minimum(np.floor(place).astype(np.int64), old_size - 1)
+    return before, np.minimum(before + 1, old_size - 1), (place - before).astype(np.float32)
 
 
-def letterbox_for(picture: tuple[int, ...], side: int, kind: Kind) -> Letterbox:
+def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
     """The way into the square that a kind of weights was trained with; ``picture`` is height and width."""
-    make = darknet_letterbox if kind.decode == "exp" else rounding_letterbox
-    return make((picture[0], picture[1]), side, grey=kind.letterbox_grey)
+    make = darknet_letterbox if variant.decode == "exp" else ultralytics_letterbox
+    return make((image_size[0], image_size[1]), canvas_size, fill=variant.letterbox_grey)

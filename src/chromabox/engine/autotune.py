@@ -16,32 +16,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 
 Precision = Literal["float32", "bfloat16"]
 
 #: Compilation is tried only where the rest of the run is predicted to take longer than this, in seconds: on two cores
 #: the compiler takes 10 to 30 s, and what it gains is about a quarter.
-WORTH_COMPILING = 180.0
+MIN_SECONDS_TO_COMPILE = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class RuntimeConfig:
     """A way of running a net."""
 
     device: str = "cpu"
     precision: Precision = "float32"
-    compiled: bool = False
+    compile: bool = False
     channels_last: bool = False
     threads: int = 1
 
-    def changed(self, options: ExecutionOptions) -> "Execution":
+    def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
         """The same with whatever the options fix."""
-        return Execution(
+        return RuntimeConfig(
             device=self.device if options.device == "auto" else options.device,
             precision=self.precision if options.precision == "auto" else options.precision,
-            compiled=self.compiled if options.compiled == "auto" else options.compiled == "yes",
+            compile=self.compile if options.compile == "auto" else options.compile == "yes",
             channels_last=self.channels_last if options.channels_last == "auto" else options.channels_last == "yes",
             threads=options.threads or self.threads,
         )
@@ -50,31 +50,34 @@ class Execution:
         """The context in which the net's forward pass runs."""
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def place(self, net: nn.Module) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Move ``net`` (in place) to the device and layout, set the threads; returns what to call on batches."""
         torch.set_num_threads(self.threads)
-        net.to(self.device)
+        model.to(self.device)
         if self.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return torch.compile(net) if self.compiled else net
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return torch.compile(model) if self.compile else model
 
     def __str__(self) -> str:
-        words = [self.device, self.precision, "compiled" if self.compiled else "eager"]
+        words = [self.device, self.precision, "compiled" if self.compile else "eager"]
         words += ["channels-last" if self.channels_last else "channels-first"]
         words += [f"{self.threads} thread" + ("s" if self.threads != 1 else "")]
         return ", ".join(words)
 
 
-def device_of(options: ExecutionOptions) -> str:
+def resolve_device(options: RuntimeOptions) -> str:
     """The device that is named, or for ``auto`` the graphics card where there is one."""
     if options.device != "auto":
         return options.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_execution(
-    options: ExecutionOptions, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor], steps: int
-) -> Execution:
+def autotune(
+    options: RuntimeOptions,
+    model: nn.Module,
+    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    total_steps: int,
+) -> RuntimeConfig:
     """Choose by measuring training steps on copies of ``net``.
 
     Args:
@@ -83,10 +86,10 @@ def choose_execution(
         losses: runs a callable net forward on one real batch and returns the scalar loss.
         steps: how many steps the run will take, which decides whether compiling can pay.
     """
-    fixed = Execution(
-        device=device_of(options),
+    fixed = RuntimeConfig(
+        device=resolve_device(options),
         precision="bfloat16" if options.precision == "bfloat16" else "float32",
-        compiled=options.compiled == "yes",
+        compile=options.compile == "yes",
         channels_last=options.channels_last == "yes",
         threads=options.threads or torch.get_num_threads(),
     )
@@ -97,61 +100,67 @@ def choose_execution(
         trials.append({"precision": "bfloat16"})
     if options.threads == 0 and fixed.threads > 1:
         trials.append({"threads": 1})
-    best = replace(fixed, compiled=False)
-    if trials or options.compiled == "auto":
-        best, seconds = _fastest(best, trials, net, losses)
-        if options.compiled == "auto" and seconds * steps > WORTH_COMPILING:
-            best = _compiled_if_faster(best, seconds, net, losses)
-    if options.compiled == "yes":
-        best = replace(best, compiled=True)
+    best = replace(fixed, compile=False)
+    if trials or options.compile == "auto":
+        best, seconds = _pick_fastest(best, trials, model, compute_loss)
+        if options.compile == "auto" and seconds * total_steps > MIN_SECONDS_TO_COMPILE:
+            best = _try_compile(best, seconds, model, compute_loss)
+    if options.compile == "yes":
+        best = replace(best, compile=True)
     torch.set_num_threads(best.threads)
     return best
 
 
-def _fastest(
-    start: Execution,
-    trials: list[dict[str, object]],
-    net: nn.Module,
-    losses: Callable[[Callable[[Tensor], Tensor]], Tensor],
-) -> tuple[Execution, float]:
+def _pick_fastest(
+    start: RuntimeConfig,
+    changes: list[dict[str, object]],
+    model: nn.Module,
+    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
+) -> tuple[RuntimeConfig, float]:
     """Change one thing at a time, keeping each change that is faster by more than the clock's noise (5 %).
 
     What did not pay is tried again beside what did later: channels-last may pay in bfloat16 only.
     """
-    best, measured = start, {start: _seconds_per_step(start, net, losses)}
-    for change in (*trials, *trials):
+    best, measured = start, {start: _time_step(start, model, compute_loss)}
+    for change in (*changes, *changes):
         candidate = replace(best, **change)  # type: ignore[arg-type]
         if candidate not in measured:
-            measured[candidate] = _seconds_per_step(candidate, net, losses)
+            measured[candidate] = _time_step(candidate, model, compute_loss)
             if measured[candidate] < 0.95 * measured[best]:
                 best = candidate
     return best, measured[best]
 
 
-def _compiled_if_faster(
-    eager: Execution, seconds: float, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor]
-) -> Execution:
-    candidate = replace(eager, compiled=True)
+def _try_compile(
+    eager: RuntimeConfig,
+    eager_seconds: float,
+    model: nn.Module,
+    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
+) -> RuntimeConfig:
+    candidate = replace(eager, compile=True)
     try:
-        measured = _seconds_per_step(candidate, net, losses)
+        measured = _time_step(candidate, model, compute_loss)
     except Exception:  # Any failure of the compiler (no C++ compiler, an unsupported processor) only means: eager.
         return eager
-    return candidate if measured < 0.95 * seconds else eager
+    return candidate if measured < 0.95 * eager_seconds else eager
 
 
-def _seconds_per_step(
-    execution: Execution, net: nn.Module, losses: Callable[[Callable[[Tensor], Tensor]], Tensor], repeats: int = 3
+def _time_step(
+    runtime: RuntimeConfig,
+    model: nn.Module,
+    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
+    repeats: int = 3,
 ) -> float:
     """The shortest of a few forward and backward passes after one that warms up."""
-    twin = copy.deepcopy(net).train()
-    run = execution.place(twin)
+    twin = copy.deepcopy(model).train()
+    run = runtime.prepare(twin)
     durations = []
     # Dropout in the probe must not use up random numbers: a run is the same whether it was probed or not.
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if execution.device.startswith("cuda") else []):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if runtime.device.startswith("cuda") else []):
         for _ in range(repeats + 1):
             begin = time.perf_counter()
-            with execution.autocast():
-                loss = losses(run)
+            with runtime.autocast():
+                loss = compute_loss(run)
             loss.backward()
             loss.item()  # Waits for a GPU to finish.
             durations.append(time.perf_counter() - begin)
@@ -159,9 +168,9 @@ def _seconds_per_step(
 
 
 @contextmanager
-def compiler_errors(execution: Execution) -> Iterator[None]:
+def wrap_compile_errors(runtime: RuntimeConfig) -> Iterator[None]:
     """Turn a failing compiler, whose complaints are pages long, into one sentence; costs nothing in eager mode."""
-    if not execution.compiled:
+    if not runtime.compile:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException

@@ -20,15 +20,15 @@ import torch.distributed.nn.functional as differentiable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
+class DistInfo:
     """This process's place: ``rank`` in 0 … ``size`` − 1."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -37,7 +37,7 @@ class World:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def init_distributed() -> Iterator[DistInfo]:
     """Join the group that torchrun describes, and leave it at the end; alone where there is none.
 
     Each process takes the GPU of its local rank; where there are fewer GPUs than processes, messages go through gloo,
@@ -45,7 +45,7 @@ def join_world() -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield DistInfo()
         return
     local_rank, local_size = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -54,58 +54,58 @@ def join_world() -> Iterator[World]:
     # Flags and saved sums are on the CPU, which nccl does not serve.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= max(local_size, 1) else "gloo")
     try:
-        yield World(dist.get_rank(), size)
+        yield DistInfo(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
+def all_reduce_gradients(parameters: Sequence[nn.Parameter], dist_info: DistInfo) -> None:
     """Replace every gradient by its mean over the processes, in one message."""
-    if world.size == 1:
+    if dist_info.world_size == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= world.size
+    flat /= dist_info.world_size
     for gradient, piece in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(piece.view(gradient.shape))
 
 
-def mean_across(values: Float[Tensor, " numbers"], world: World) -> Float[Tensor, " numbers"]:
+def all_reduce_mean(values: Float[Tensor, " numbers"], dist_info: DistInfo) -> Float[Tensor, " numbers"]:
     """The mean of the processes' values, the same in each."""
-    if world.size == 1:
+    if dist_info.world_size == 1:
         return values
     total = values.clone()
     dist.all_reduce(total)
-    return total / world.size
+    return total / dist_info.world_size
 
 
-def any_process(flag: bool, world: World) -> bool:
+def all_reduce_any(flag: bool, dist_info: DistInfo) -> bool:
     """Whether any process raised its flag, so that all leave the loop at the same step."""
-    if world.size == 1:
+    if dist_info.world_size == 1:
         return flag
     raised = torch.tensor(int(flag))
     dist.all_reduce(raised, op=dist.ReduceOp.MAX)
     return bool(raised.item())
 
 
-def from_main(value: Value, world: World) -> Value:
+def broadcast_object(value: T, dist_info: DistInfo) -> T:
     """The main process's value, in every process."""
-    if world.size == 1:
+    if dist_info.world_size == 1:
         return value
-    box: list[Value] = [value]
+    box: list[T] = [value]
     dist.broadcast_object_list(box)
     return box[0]
 
 
-def wait_for_main(world: World) -> None:
+def barrier(dist_info: DistInfo) -> None:
     """Go on only after the main process came here too: what it wrote before is there."""
-    from_main(None, world)
+    broadcast_object(None, dist_info)
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose batch is that of all processes together (Ioffe & Szegedy 2015).
 
     PyTorch's own ``SyncBatchNorm`` needs a GPU; this one is plain differentiable arithmetic and runs under gloo. In
@@ -123,7 +123,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
         variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
-        self._track(mean, variance, count)
+        self._update_running_stats(mean, variance, count)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
@@ -131,7 +131,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
-    def _track(
+    def _update_running_stats(
         self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"], count: Float[Tensor, "1"]
     ) -> None:
         """Move the running statistics as ``nn.BatchNorm2d`` does: the variance unbiased, momentum None a plain mean."""
@@ -143,14 +143,14 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
 
 
-def synchronise_batch_norm(net: nn.Module, world: World) -> None:
+def convert_sync_batchnorm(model: nn.Module, dist_info: DistInfo) -> None:
     """Exchange every ``nn.BatchNorm2d`` inside ``net`` for the synchronised one, keeping its parameters' identity."""
-    if world.size == 1:
+    if dist_info.world_size == 1:
         return
-    for module in list(net.modules()):
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
-                twin = SynchronisedBatchNorm2d(
+                twin = SyncBatchNorm2d(
                     child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
                 )
                 twin._parameters, twin._buffers = child._parameters, child._buffers

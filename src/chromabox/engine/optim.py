@@ -15,13 +15,13 @@ from jaxtyping import BFloat16
 from torch import Tensor, nn
 
 #: The quintic of every iteration, as published.
-_FIRST, _THIRD, _FIFTH = 3.4445, -4.775, 2.0315
-_ITERATIONS = 5
+_NS_A, _NS_B, _NS_C = 3.4445, -4.775, 2.0315
+_NS_STEPS = 5
 #: Rows of symmetric products that are computed at once.
-_BLOCK = 256
+_BLOCK_ROWS = 256
 
 
-class KernelMuon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):
     """Muon on convolution kernels [out, in, height, width], each seen as [out, in·height·width].
 
     The memory layout of a kernel makes no difference, nor does moving the net before the first step.
@@ -42,12 +42,12 @@ class KernelMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.grad is not None:
-                    update = orthogonalised(self._direction(kernel, kernel.grad, group["momentum"]).flatten(1))
+                    update = newton_schulz(self._nesterov_direction(kernel, kernel.grad, group["momentum"]).flatten(1))
                     kernel.mul_(1 - group["lr"] * group["weight_decay"])
                     longer = math.sqrt(max(1, update.shape[0] / update.shape[1]))
                     kernel.add_(update.view(kernel.shape), alpha=-group["lr"] * longer)
 
-    def _direction(
+    def _nesterov_direction(
         self, kernel: nn.Parameter, gradient: Tensor, momentum: float
     ) -> BFloat16[Tensor, "out in height width"]:
         state = self.state[kernel]
@@ -59,36 +59,36 @@ class KernelMuon(torch.optim.Optimizer):
         return gradient.lerp(mean, momentum).bfloat16()
 
 
-def orthogonalised(matrix: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "rows columns"]:
+def newton_schulz(matrix: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "rows columns"]:
     """The matrix with its singular values brought to about 1, between 0.7 and 1.2, by five steps of Newton–Schulz."""
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalised(matrix.T).T
+        return newton_schulz(matrix.T).T
     matrix = matrix / matrix.norm().clamp(min=1e-7)
-    for _ in range(_ITERATIONS):
-        matrix = torch.addmm(matrix, _polynomial(_gram(matrix)), matrix, beta=_FIRST)
+    for _ in range(_NS_STEPS):
+        matrix = torch.addmm(matrix, _ns_polynomial(_gram_matrix(matrix)), matrix, beta=_NS_A)
     return matrix
 
 
-def _gram(matrix: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "rows rows"]:
+def _gram_matrix(matrix: BFloat16[Tensor, "rows columns"]) -> BFloat16[Tensor, "rows rows"]:
     """The matrix times its transpose."""
-    return _mirrored(lambda rows, right: matrix[rows] @ matrix[right].T, matrix)
+    return _symmetric_blocks(lambda rows, right: matrix[rows] @ matrix[right].T, matrix)
 
 
-def _polynomial(gram: BFloat16[Tensor, "rows rows"]) -> BFloat16[Tensor, "rows rows"]:
+def _ns_polynomial(gram: BFloat16[Tensor, "rows rows"]) -> BFloat16[Tensor, "rows rows"]:
     """_THIRD times a symmetric matrix plus _FIFTH times its square."""
 
     def part(rows: slice, right: slice) -> Tensor:
-        return torch.addmm(gram[rows, right], gram[rows], gram[:, right], beta=_THIRD, alpha=_FIFTH)
+        return torch.addmm(gram[rows, right], gram[rows], gram[:, right], beta=_NS_B, alpha=_NS_C)
 
-    return _mirrored(part, gram)
+    return _symmetric_blocks(part, gram)
 
 
-def _mirrored(part: Callable[[slice, slice], Tensor], like: Tensor) -> Tensor:
+def _symmetric_blocks(compute_block: Callable[[slice, slice], Tensor], like: Tensor) -> Tensor:
     """A symmetric matrix of which ``part`` computes some rows, and of these the columns from the diagonal on."""
     size = len(like)
     whole = like.new_empty(size, size)
-    for begin in range(0, size, _BLOCK):
-        rows, below = slice(begin, begin + _BLOCK), slice(begin + _BLOCK, size)
-        whole[rows, begin:] = part(rows, slice(begin, size))
+    for begin in range(0, size, _BLOCK_ROWS):
+        rows, below = slice(begin, begin + _BLOCK_ROWS), slice(begin + _BLOCK_ROWS, size)
+        whole[rows, begin:] = compute_block(rows, slice(begin, size))
         whole[below, rows] = whole[rows, below].T
     return whole

@@ -5,12 +5,12 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class ExecutionOptions:
+class RuntimeOptions:
     """How training runs on this machine; whatever is ``auto`` is chosen by a short measured probe."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the net (parameters and losses stay float32)."""
-    compiled: Literal["auto", "yes", "no"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
     """Use torch.compile (needs a C++ compiler; pays on long runs)."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory layout of pictures inside the net."""

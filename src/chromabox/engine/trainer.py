@@ -21,95 +21,102 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from chromabox.engine.autotune import Execution, compiler_errors
+from chromabox.engine.autotune import RuntimeConfig, wrap_compile_errors
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.engine.distributed import World, any_process, average_gradients, from_main, mean_across, wait_for_main
-from chromabox.engine.logger import MetricsSink, Record, Ticker, progress
+from chromabox.engine.distributed import (
+    DistInfo,
+    all_reduce_any,
+    all_reduce_gradients,
+    all_reduce_mean,
+    barrier,
+    broadcast_object,
+)
+from chromabox.engine.logger import EpochRecord, MetricsLogger, ProgressCallback, progress_bar
 from chromabox.errors import ChromaboxError
 
-Batch = TypeVar("Batch")
-Settings = Mapping[str, float]
+BatchT = TypeVar("BatchT")
+ParamGroupSettings = Mapping[str, float]
 
 
-class Interrupted(ChromaboxError):
+class TrainingInterrupted(ChromaboxError):
     """Ctrl-C or a polite kill: the state is saved and the message says how to go on."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainSchedule:
     """How long to train and in what rhythm."""
 
     epochs: int
-    steps_per_epoch: int
+    batches_per_epoch: int
     """Batches an epoch; with ``accumulate`` > 1 every so many of them make one step of the optimisers."""
     accumulate: int = 1
-    average_decay: float = 0.0
+    ema_decay: float = 0.0
     """Exponential moving average of all weights and statistics; 0 switches it off."""
-    average_ramp: float = 0.0
+    ema_warmup_steps: float = 0.0
     """The decay is multiplied by 1 − e^(−step/ramp), so that early weights are forgotten; 0 is no ramp."""
-    watch: str | None = None
+    monitor: str | None = None
     """The metric (lower is better) that chooses ``best``; None: nothing is held out, and the last epoch is best."""
     patience: int | None = None
     """Stop after so many epochs without an improvement of ``watch``."""
-    most_updates: int | None = None
+    max_steps: int | None = None
     """End after so many steps of the optimisers, if the epochs allow as many; the last epoch may be cut short."""
 
     @property
-    def updates_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps of the optimisers in a whole epoch."""
-        return math.ceil(self.steps_per_epoch / self.accumulate)
+        return math.ceil(self.batches_per_epoch / self.accumulate)
 
     @property
-    def updates(self) -> int:
+    def total_steps(self) -> int:
         """Steps of the optimisers in the whole run."""
-        whole = self.epochs * self.updates_per_epoch
-        return whole if self.most_updates is None else min(whole, self.most_updates)
+        whole = self.epochs * self.steps_per_epoch
+        return whole if self.max_steps is None else min(whole, self.max_steps)
 
-    def steps_in(self, epoch: int) -> int:
+    def batches_in_epoch(self, epoch: int) -> int:
         """Batches of an epoch, which are counted from 0: fewer in one that is cut short, and none after the last."""
-        left = self.updates - epoch * self.updates_per_epoch
-        return max(0, min(self.steps_per_epoch, left * self.accumulate))
+        left = self.total_steps - epoch * self.steps_per_epoch
+        return max(0, min(self.batches_per_epoch, left * self.accumulate))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(Generic[Batch]):
+class TrainTask(Generic[BatchT]):
     """What is trained, on what, and how it is judged."""
 
-    net: nn.Module
-    optimisers: Sequence[torch.optim.Optimizer]
-    batches: Callable[[int, int], Iterable[Batch]]
+    model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    batches: Callable[[int, int], Iterable[BatchT]]
     """(epoch, batches to pass over) → the rest of the epoch's batches; the same for the same arguments."""
-    losses: Callable[[Callable[[Tensor], Tensor], Batch], dict[str, Tensor]]
+    compute_loss: Callable[[Callable[[Tensor], Tensor], BatchT], dict[str, Tensor]]
     """Scalars of one batch: ``loss``, which is minimised, and whatever else is worth a curve."""
     validate: Callable[[nn.Module], dict[str, float]]
     """Metrics of a net in evaluation mode; called in the main process only."""
-    schedule: Callable[[int], Sequence[Sequence[Settings]]]
+    lr_schedule: Callable[[int], Sequence[Sequence[ParamGroupSettings]]]
     """Update number → for each optimiser, for each of its parameter groups, the settings to apply (``lr`` …)."""
-    describe: Callable[[], dict[str, Any]]
+    checkpoint_metadata: Callable[[], dict[str, Any]]
     """What a checkpoint says of itself."""
 
 
 @dataclass
-class _State:
+class _TrainState:
     epoch: int = 0
     batch: int = 0
-    update: int = 0
+    step: int = 0
     best: float = math.inf
     best_epoch: int = 0
     seconds: float = 0.0
 
 
 def fit(
-    job: Job[Batch],
-    plan: Plan,
+    task: TrainTask[BatchT],
+    schedule: TrainSchedule,
     *,
     folder: Path,
-    execution: Execution,
-    world: World | None = None,
+    runtime: RuntimeConfig,
+    dist_info: DistInfo | None = None,
     resume: bool = False,
-    after_epoch: Callable[[Record, nn.Module], None] = lambda record, net: None,
+    on_epoch_end: Callable[[EpochRecord, nn.Module], None] = lambda record, net: None,
 ) -> nn.Module:
     """Train, and return the net to be used (the averaged one where there is an average).
 
@@ -118,128 +125,130 @@ def fit(
     epoch's record and the net. Raises Interrupted after saving, on Ctrl-C or SIGTERM; ChromaboxError if the loss or a
     metric is no longer a number.
     """
-    return _Fit(job, plan, folder, execution, world or World(), after_epoch).run(resume)
+    return _Trainer(task, schedule, folder, runtime, dist_info or DistInfo(), on_epoch_end).run(resume)
 
 
-class _Fit(Generic[Batch]):
+class _Trainer(Generic[BatchT]):
     """The loop's state while it runs; one use each."""
 
     def __init__(
         self,
-        job: Job[Batch],
-        plan: Plan,
+        task: TrainTask[BatchT],
+        schedule: TrainSchedule,
         folder: Path,
-        execution: Execution,
-        world: World,
-        after_epoch: Callable[[Record, nn.Module], None],
+        runtime: RuntimeConfig,
+        dist_info: DistInfo,
+        on_epoch_end: Callable[[EpochRecord, nn.Module], None],
     ) -> None:
-        self.job, self.plan, self.folder, self.execution, self.world = job, plan, folder, execution, world
-        self.after_epoch = after_epoch
-        self.state = _State()
-        self.call = execution.place(job.net)
-        self.average = _averaged(job.net, plan) if plan.average_decay else None
-        self.sums: dict[str, Tensor] = {}
+        self.task, self.schedule, self.folder, self.runtime, self.dist_info = task, schedule, folder, runtime, dist_info
+        self.on_epoch_end = on_epoch_end
+        self.state = _TrainState()
+        self.prepared_model = runtime.prepare(task.model)
+        self.ema_model = _make_ema(task.model, schedule) if schedule.ema_decay else None
+        self.metric_sums: dict[str, Tensor] = {}
 
     @property
-    def useful_net(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The net that is validated, saved as best, and returned."""
-        return self.average.module if self.average is not None else self.job.net
+        return self.ema_model.module if self.ema_model is not None else self.task.model
 
     def run(self, resume: bool) -> nn.Module:
         if resume:
-            self.restore()
-        sink = MetricsSink(self.folder, self.state.epoch) if self.world.is_main else None
+            self.load_state()
+        sink = MetricsLogger(self.folder, self.state.epoch) if self.dist_info.is_main else None
         try:
-            with _stop_requests() as stop_requested, self.progress() as tick:
-                while self.steps_now and not self.out_of_patience():
+            with _catch_signals() as stop_requested, self.make_progress_bar() as tick:
+                while self.batches_this_epoch and not self.should_stop_early():
                     begin = time.perf_counter()
-                    left = self.steps_now - self.state.batch
-                    for batch in islice(self.job.batches(self.state.epoch, self.state.batch), left):
-                        with compiler_errors(self.execution):
-                            self.step(batch)
+                    left = self.batches_this_epoch - self.state.batch
+                    for batch in islice(self.task.batches(self.state.epoch, self.state.batch), left):
+                        with wrap_compile_errors(self.runtime):
+                            self.training_step(batch)
                         tick(epoch=self.state.epoch + 1)
                         # Gradients are not saved, so the run stops between two updates only.
-                        if self.is_update_due() and any_process(stop_requested(), self.world):
+                        if self.is_step_due() and all_reduce_any(stop_requested(), self.dist_info):
                             self.state.seconds += time.perf_counter() - begin
-                            self.interrupt()
-                    self.finish_epoch(sink, begin)
+                            self.save_and_interrupt()
+                    self.end_epoch(sink, begin)
         finally:
             if sink is not None:
                 sink.close()
-        return self.useful_net
+        return self.eval_model
 
     @property
-    def steps_now(self) -> int:
+    def batches_this_epoch(self) -> int:
         """Batches of the epoch that is being trained; 0 when the run has had its last."""
-        return self.plan.steps_in(self.state.epoch)
+        return self.schedule.batches_in_epoch(self.state.epoch)
 
-    def progress(self) -> AbstractContextManager[Ticker]:
+    def make_progress_bar(self) -> AbstractContextManager[ProgressCallback]:
         """One bar, of the main process, over all batches of the run."""
-        total = sum(self.plan.steps_in(epoch) for epoch in range(self.plan.epochs))
-        done = self.state.epoch * self.plan.steps_per_epoch + self.state.batch
-        return progress("training", total, done, show=self.world.is_main)
+        total = sum(self.schedule.batches_in_epoch(epoch) for epoch in range(self.schedule.epochs))
+        done = self.state.epoch * self.schedule.batches_per_epoch + self.state.batch
+        return progress_bar("training", total, done, show=self.dist_info.is_main)
 
-    def is_update_due(self) -> bool:
+    def is_step_due(self) -> bool:
         """Whether the optimisers step after the batch that was just done."""
-        return self.state.batch % self.plan.accumulate == 0 or self.state.batch == self.steps_now
+        return self.state.batch % self.schedule.accumulate == 0 or self.state.batch == self.batches_this_epoch
 
-    def step(self, batch: Batch) -> None:
+    def training_step(self, batch: BatchT) -> None:
         """One batch forward and backward; every ``accumulate`` of them, and at the epoch's end, one update."""
-        plan, state = self.plan, self.state
+        plan, state = self.schedule, self.state
         if state.batch % plan.accumulate == 0:
-            for optimiser in self.job.optimisers:
+            for optimiser in self.task.optimizers:
                 optimiser.zero_grad()
-        self.job.net.train()
-        with self.execution.autocast():
-            losses = self.job.losses(self.call, batch)
+        self.task.model.train()
+        with self.runtime.autocast():
+            losses = self.task.compute_loss(self.prepared_model, batch)
         group = state.batch - state.batch % plan.accumulate
-        (losses["loss"] / min(plan.accumulate, self.steps_now - group)).backward()
+        (losses["loss"] / min(plan.accumulate, self.batches_this_epoch - group)).backward()
         for name, value in losses.items():
             # float64 sums: a resumed epoch must add up to the same digits whatever the order of magnitude.
-            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
+            self.metric_sums[name] = (
+                self.metric_sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
+            )
         state.batch += 1
-        if self.is_update_due():
-            self.update()
+        if self.is_step_due():
+            self.optimizer_step()
 
-    def update(self) -> None:
-        average_gradients(list(self.job.net.parameters()), self.world)
-        for optimiser, groups in zip(self.job.optimisers, self.job.schedule(self.state.update), strict=True):
+    def optimizer_step(self) -> None:
+        all_reduce_gradients(list(self.task.model.parameters()), self.dist_info)
+        for optimiser, groups in zip(self.task.optimizers, self.task.lr_schedule(self.state.step), strict=True):
             for group, settings in zip(optimiser.param_groups, groups, strict=True):
                 group.update(settings)
             optimiser.step()
-        self.state.update += 1
-        if self.average is not None:
-            self.average.update_parameters(self.job.net)
+        self.state.step += 1
+        if self.ema_model is not None:
+            self.ema_model.update_parameters(self.task.model)
 
-    def finish_epoch(self, sink: MetricsSink | None, begin: float) -> None:
+    def end_epoch(self, logger: MetricsLogger | None, start_time: float) -> None:
         """Validate, log, keep the best, save; then the epoch counts as done."""
         state = self.state
-        means = mean_across(torch.stack(list(self.sums.values())), self.world) / self.steps_now
-        record: Record = {"epoch": state.epoch + 1}
-        record |= {f"train_{name}": value for name, value in zip(self.sums, means.tolist(), strict=True)}
-        self.refuse_what_is_no_number(record)
-        net = self.useful_net
-        metrics = _validate(self.job, net, self.execution) if self.world.is_main else {}
-        record |= from_main(metrics, self.world)
-        self.refuse_what_is_no_number(record)
-        state.seconds += time.perf_counter() - begin
+        means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info) / self.batches_this_epoch
+        record: EpochRecord = {"epoch": state.epoch + 1}
+        record |= {f"train_{name}": value for name, value in zip(self.metric_sums, means.tolist(), strict=True)}
+        self.check_finite(record)
+        net = self.eval_model
+        metrics = _validate(self.task, net, self.runtime) if self.dist_info.is_main else {}
+        record |= broadcast_object(metrics, self.dist_info)
+        self.check_finite(record)
+        state.seconds += time.perf_counter() - start_time
         record["seconds"] = round(state.seconds, 3)
-        score = record[self.plan.watch] if self.plan.watch else -math.inf
-        improved = score < state.best or self.plan.watch is None
-        self.sums = {}
+        score = record[self.schedule.monitor] if self.schedule.monitor else -math.inf
+        improved = score < state.best or self.schedule.monitor is None
+        self.metric_sums = {}
         state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
         if improved:
             state.best_epoch = state.epoch
-            state.best = score if self.plan.watch else math.inf
-        if sink is not None:
-            sink.write(record)
-            self.after_epoch(record, net)
+            state.best = score if self.schedule.monitor else math.inf
+        if logger is not None:
+            logger.log(record)
+            self.on_epoch_end(record, net)
             if improved:
-                save_checkpoint(self.folder / "best.safetensors", {"net": net.state_dict()}, self.description(record))
-            self.save(self.description(record))
-        wait_for_main(self.world)
+                save_checkpoint(self.folder / "best.safetensors", {"net": net.state_dict()}, self.metadata(record))
+            self.save_state(self.metadata(record))
+        barrier(self.dist_info)
 
-    def refuse_what_is_no_number(self, record: Record) -> None:
+    def check_finite(self, record: EpochRecord) -> None:
         """Stop with ChromaboxError before a value that is not finite reaches the metrics or a checkpoint."""
         for name, value in record.items():
             if not math.isfinite(value):
@@ -248,89 +257,93 @@ class _Fit(Generic[Batch]):
                     "try a lower learning rate or --precision float32"
                 )
 
-    def out_of_patience(self) -> bool:
-        patience = self.plan.patience
+    def should_stop_early(self) -> bool:
+        patience = self.schedule.patience
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
-    def interrupt(self) -> None:
+    def save_and_interrupt(self) -> None:
         """Save and leave, in every process; what is saved must not depend on whose sums these are."""
-        means = mean_across(torch.stack(list(self.sums.values())), self.world)
-        self.sums = dict(zip(self.sums, means, strict=True))
-        if self.world.is_main:
-            self.save(self.description({}))
+        means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
+        self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
+        if self.dist_info.is_main:
+            self.save_state(self.metadata({}))
         # Nobody leaves before the file is there: who left early might go on from an older one, or, under torchrun, be
         # the reason for which the main process is killed while it writes.
-        wait_for_main(self.world)
-        raise Interrupted(
+        barrier(self.dist_info)
+        raise TrainingInterrupted(
             f"stopped in epoch {self.state.epoch + 1} after batch {self.state.batch}; "
             f"the state is saved in {self.folder}: go on with --resume {self.folder}"
         )
 
-    def description(self, record: Record) -> dict[str, Any]:
-        return {**self.job.describe(), "epoch": self.state.epoch, **{k: v for k, v in record.items() if k != "epoch"}}
+    def metadata(self, record: EpochRecord) -> dict[str, Any]:
+        return {
+            **self.task.checkpoint_metadata(),
+            "epoch": self.state.epoch,
+            **{k: v for k, v in record.items() if k != "epoch"},
+        }
 
-    def save(self, description: dict[str, Any]) -> None:
+    def save_state(self, metadata: dict[str, Any]) -> None:
         """Everything that the rest of the run depends on."""
         resume = {
             "loop": {**vars(self.state), "best": None if math.isinf(self.state.best) else self.state.best},
-            "net": self.job.net.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.job.optimisers],
-            "sums": self.sums,
+            "net": self.task.model.state_dict(),
+            "average": None if self.ema_model is None else self.ema_model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.task.optimizers],
+            "sums": self.metric_sums,
             "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state() if self.execution.device.startswith("cuda") else None,
+            "cuda_random": torch.cuda.get_rng_state() if self.runtime.device.startswith("cuda") else None,
         }
         save_checkpoint(
-            self.folder / "last.safetensors", {"net": self.useful_net.state_dict(), "resume": resume}, description
+            self.folder / "last.safetensors", {"net": self.eval_model.state_dict(), "resume": resume}, metadata
         )
 
-    def restore(self) -> None:
+    def load_state(self) -> None:
         state, _ = load_checkpoint(self.folder / "last.safetensors")
         if "resume" not in state:
             raise ChromaboxError(f"{self.folder / 'last.safetensors'}: holds a net but no training state to go on from")
         resume = state["resume"]
         loop = resume["loop"]
-        self.state = _State(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
-        self.job.net.load_state_dict(resume["net"])
-        if self.average is not None:
-            self.average.load_state_dict(resume["average"])
-        for optimiser, saved in zip(self.job.optimisers, resume["optimisers"], strict=True):
+        self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
+        self.task.model.load_state_dict(resume["net"])
+        if self.ema_model is not None:
+            self.ema_model.load_state_dict(resume["average"])
+        for optimiser, saved in zip(self.task.optimizers, resume["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.sums = resume["sums"]
+        self.metric_sums = resume["sums"]
         torch.set_rng_state(resume["random"])
-        if resume.get("cuda_random") is not None and self.execution.device.startswith("cuda"):
+        if resume.get("cuda_random") is not None and self.runtime.device.startswith("cuda"):
             torch.cuda.set_rng_state(resume["cuda_random"])
 
 
 @torch.no_grad()
-def _validate(job: Job[Batch], net: nn.Module, execution: Execution) -> dict[str, float]:
+def _validate(task: TrainTask[BatchT], model: nn.Module, runtime: RuntimeConfig) -> dict[str, float]:
     """The job's metrics, with the net in evaluation mode and put back afterwards."""
-    training = net.training
-    net.eval()
-    with execution.autocast():
-        metrics = job.validate(net)
-    net.train(training)
+    training = model.training
+    model.eval()
+    with runtime.autocast():
+        metrics = task.validate(model)
+    model.train(training)
     return metrics
 
 
-def _averaged(net: nn.Module, plan: Plan) -> AveragedModel:
+def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
     """A moving average of parameters and buffers with the plan's decay."""
 
     @torch.no_grad()
     def blend(averages: Any, currents: Any, count: Any) -> None:
-        ramp = 1 - math.exp(-float(count) / plan.average_ramp) if plan.average_ramp else 1.0
-        decay = plan.average_decay * ramp
+        ramp = 1 - math.exp(-float(count) / schedule.ema_warmup_steps) if schedule.ema_warmup_steps else 1.0
+        decay = schedule.ema_decay * ramp
         for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
                 average.lerp_(current, 1 - decay)
             else:
                 average.copy_(current)
 
-    return AveragedModel(net, multi_avg_fn=blend, use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def _catch_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a flag read between two steps; a second one stops at once."""
     requested = False
 

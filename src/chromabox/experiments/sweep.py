@@ -15,92 +15,94 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from chromabox.colour.data.datasets import FITTED, ColourData, Pictures, batches_per_epoch
+from chromabox.colour.data.datasets import FITTED_PREFIX, ColourDataset, LabelledImages, num_batches
 from chromabox.colour.evaluation import metrics
-from chromabox.colour.evaluation.evaluate import BATCH, predict_labels
-from chromabox.colour.models import build_net
+from chromabox.colour.evaluation.evaluate import EVAL_BATCH_SIZE, predict_labels
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.palette.palette import MOST_COLOURS, labels_to_rgb
+from chromabox.colour.palette.palette import MAX_COLOURS, decode_labels
 from chromabox.colour.training.loss import loss_and_accuracy
-from chromabox.colour.training.recipes import NetName, RecipeName, recipe_for
-from chromabox.colour.training.train import Inputs, TrainConfig, load_inputs, read_config
-from chromabox.colour.weights.checkpoint import TrainedNet, load_palette_net
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
+from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import PaletteModel, load_palette_model
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import summary_of, train_missing
+from chromabox.experiments.runs import read_summary, train_pending
 from chromabox.experiments.sweep_results import (
-    Measured,
-    Row,
-    Sweep,
-    Value,
-    draw_sweep_curves,
-    draw_sweep_sheet,
+    SeedStats,
+    SweepResult,
+    SweepRow,
+    SweepValue,
+    plot_sweep_curves,
+    plot_sweep_samples,
     write_sweep,
 )
 
 #: What changes in a run with the value, by the quantity's name.
-OVER: Mapping[str, Callable[[TrainConfig, Any], TrainConfig]] = {
+SWEEP_PARAMETERS: Mapping[str, Callable[[TrainConfig, Any], TrainConfig]] = {
     "batch-size": lambda config, value: replace(config, recipe=replace(config.recipe, batch_size=value)),
-    "kernel": lambda config, value: replace(config, settings={"kernel": value}),
-    "filters": lambda config, value: replace(config, settings={"num_filters": value}),
-    "learning-rate": lambda config, value: replace(config, recipe=replace(config.recipe, learning_rate=value)),
-    "colours": lambda config, value: replace(config, palette=f"{FITTED}{value}"),
+    "kernel": lambda config, value: replace(config, model_args={"kernel": value}),
+    "filters": lambda config, value: replace(config, model_args={"num_filters": value}),
+    "learning-rate": lambda config, value: replace(config, recipe=replace(config.recipe, lr=value)),
+    "colours": lambda config, value: replace(config, palette=f"{FITTED_PREFIX}{value}"),
 }
 
 #: All others take whole numbers.
-FRACTIONAL = "learning-rate"
+FLOAT_PARAMETER = "learning-rate"
 
 
-def parse_over(text: str) -> tuple[str, tuple[Value, ...]]:
+def parse_sweep(text: str) -> tuple[str, tuple[SweepValue, ...]]:
     """``batch-size=32,64`` as a quantity's name and values; UsageError for anything else."""
     over, _, listed = text.partition("=")
-    _check_over(over)
-    values: list[Value] = []
+    _check_parameter(over)
+    values: list[SweepValue] = []
     for word in listed.split(","):
         try:
-            values.append(float(word) if over == FRACTIONAL else int(word))
+            values.append(float(word) if over == FLOAT_PARAMETER else int(word))
         except ValueError:
-            kind = "number" if over == FRACTIONAL else "whole number"
+            kind = "number" if over == FLOAT_PARAMETER else "whole number"
             raise UsageError(f"over {text}: {word!r} is not a {kind}; write for example {over}=1,2,3") from None
     check_values(over, values)
     return over, tuple(values)
 
 
-def _check_over(over: str) -> None:
-    if over not in OVER:
-        raise UsageError(f"over {over!r}: unknown; write NAME=VALUE,VALUE,… with one of {', '.join(OVER)}")
+def _check_parameter(parameter: str) -> None:
+    if parameter not in SWEEP_PARAMETERS:
+        raise UsageError(
+            f"over {parameter!r}: unknown; write NAME=VALUE,VALUE,… with one of {', '.join(SWEEP_PARAMETERS)}"
+        )
 
 
-def check_values(over: str, values: Sequence[Value]) -> None:
+def check_values(parameter: str, values: Sequence[SweepValue]) -> None:
     """Raise UsageError unless these are two or more different values that the quantity can have."""
-    _check_over(over)
+    _check_parameter(parameter)
     for value in values:
-        if not (isinstance(value, int) or over == FRACTIONAL) or not 0 < value < math.inf:
-            kind = "numbers" if over == FRACTIONAL else "whole numbers"
-            raise UsageError(f"over {over}: {value} is not possible; give {kind} above 0")
-        if over == "colours" and not 2 <= value <= MOST_COLOURS:
-            raise UsageError(f"over {over}: {value} is not possible; a palette has 2 to {MOST_COLOURS}")
+        if not (isinstance(value, int) or parameter == FLOAT_PARAMETER) or not 0 < value < math.inf:
+            kind = "numbers" if parameter == FLOAT_PARAMETER else "whole numbers"
+            raise UsageError(f"over {parameter}: {value} is not possible; give {kind} above 0")
+        if parameter == "colours" and not 2 <= value <= MAX_COLOURS:
+            raise UsageError(f"over {parameter}: {value} is not possible; a palette has 2 to {MAX_COLOURS}")
         if list(values).count(value) > 1:
-            raise UsageError(f"over {over}: {value} stands there twice; give each value once")
+            raise UsageError(f"over {parameter}: {value} stands there twice; give each value once")
     if len(values) < 2:
-        raise UsageError(f"over {over}: {len(values)} value; give at least two, such as {over}=1,2")
+        raise UsageError(f"over {parameter}: {len(values)} value; give at least two, such as {parameter}=1,2")
 
 
 def sweep(
     folder: Path,
     *,
-    net: NetName,
+    model: PaletteModelName,
     recipe: RecipeName,
-    over: str,
-    values: Sequence[Value],
+    parameter: str,
+    values: Sequence[SweepValue],
     seeds: Sequence[int],
     data: str,
     palette: str = "auto",
     epochs: int | None = None,
     steps: int | None = None,
-    options: ExecutionOptions | None = None,
-    say: Callable[[str], None] = print,
-) -> Sweep:
+    options: RuntimeOptions | None = None,
+    log: Callable[[str], None] = print,
+) -> SweepResult:
     """Train the net with every value and seed into ``folder/OVER-VALUE-seedN``, unless it is there, and tabulate.
 
     Args:
@@ -111,161 +113,165 @@ def sweep(
 
     Raises UsageError before anything is trained for values that cannot be, and if another run is in the place of one.
     """
-    check_values(over, values)
+    check_values(parameter, values)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: {tuple(seeds)} holds {'one twice' if seeds else 'none'}; give each once")
-    if steps is not None and (over != "batch-size" or steps < 1):
-        what = "give at least 1" if over == "batch-size" else f"leave it out: over {over} all make as many steps anyway"
+    if steps is not None and (parameter != "batch-size" or steps < 1):
+        what = (
+            "give at least 1"
+            if parameter == "batch-size"
+            else f"leave it out: over {parameter} all make as many steps anyway"
+        )
         raise UsageError(f"steps is {steps}: {what}")
-    if over == "colours" and palette != "auto":
+    if parameter == "colours" and palette != "auto":
         raise UsageError(f"palette {palette}: a sweep over colours fits palettes of its own; leave it out")
     plain = TrainConfig(
-        net=net, recipe_name=recipe, recipe=recipe_for(recipe, net, epochs=epochs), data=data, palette=palette
+        model=model, recipe_name=recipe, recipe=make_recipe(recipe, model, epochs=epochs), data=data, palette=palette
     )
-    configs = {value: OVER[over](plain, value) for value in sorted(values)}
+    configs = {value: SWEEP_PARAMETERS[parameter](plain, value) for value in sorted(values)}
     for config in configs.values():
-        build_net(net, **config.settings)  # which refuses what this net cannot be
-    equal_epochs = _by_folder(folder, over, configs, seeds)
-    counted = _with_equal_steps(configs, steps) if over == "batch-size" else {}
-    equal_steps = _by_folder(folder, over, counted, seeds)
+        build_model(model, **config.model_args)  # which refuses what this net cannot be
+    equal_epochs = _runs_by_folder(folder, parameter, configs, seeds)
+    counted = _equal_steps_configs(configs, steps) if parameter == "batch-size" else {}
+    equal_steps = _runs_by_folder(folder, parameter, counted, seeds)
     wanted = [runs for rows in (equal_epochs, equal_steps) for runs in rows.values()]
-    train_missing({run: config for runs in wanted for run, config in runs.items()}, options=options, say=say)
-    return _tabulate(
+    train_pending({run: config for runs in wanted for run, config in runs.items()}, options=options, log=log)
+    return _write_results(
         folder,
-        over,
+        parameter,
         tuple(seeds),
         {value: list(runs) for value, runs in equal_epochs.items()},
         {value: list(runs) for value, runs in equal_steps.items()},
     )
 
 
-def _by_folder(
-    folder: Path, over: str, configs: Mapping[Value, TrainConfig], seeds: Sequence[int]
-) -> dict[Value, dict[Path, TrainConfig]]:
+def _runs_by_folder(
+    folder: Path, parameter: str, configs: Mapping[SweepValue, TrainConfig], seeds: Sequence[int]
+) -> dict[SweepValue, dict[Path, TrainConfig]]:
     """For every value the run of each seed and where it belongs."""
 
-    def run(value: Value, steps: int | None, seed: int) -> Path:
-        return folder / f"{over}-{value}{'' if steps is None else f'-steps{steps}'}-seed{seed}"
+    def run(value: SweepValue, steps: int | None, seed: int) -> Path:
+        return folder / f"{parameter}-{value}{'' if steps is None else f'-steps{steps}'}-seed{seed}"
 
     return {
-        value: {run(value, config.steps, seed): replace(config, seed=seed) for seed in seeds}
+        value: {run(value, config.max_steps, seed): replace(config, seed=seed) for seed in seeds}
         for value, config in configs.items()
     }
 
 
-def _with_equal_steps(configs: Mapping[Value, TrainConfig], steps: int | None) -> dict[Value, TrainConfig]:
+def _equal_steps_configs(configs: Mapping[SweepValue, TrainConfig], steps: int | None) -> dict[SweepValue, TrainConfig]:
     """The same with so many steps each (None: the fewest that one makes), or as it is where it makes them anyway."""
     train = load_inputs(next(iter(configs.values()))).data.train
-    made = {value: config.recipe.epochs * updates_per_epoch(config, train) for value, config in configs.items()}
+    made = {value: config.recipe.epochs * count_steps_per_epoch(config, train) for value, config in configs.items()}
     wanted = steps or min(made.values())
     return {
-        value: config if made[value] == wanted else replace(config, steps=wanted) for value, config in configs.items()
+        value: config if made[value] == wanted else replace(config, max_steps=wanted) for value, config in configs.items()
     }
 
 
-def _tabulate(
+def _write_results(
     folder: Path,
-    over: str,
+    parameter: str,
     seeds: tuple[int, ...],
-    equal_epochs: Mapping[Value, Sequence[Path]],
-    equal_steps: Mapping[Value, Sequence[Path]],
-) -> Sweep:
+    equal_epochs: Mapping[SweepValue, Sequence[Path]],
+    equal_steps: Mapping[SweepValue, Sequence[Path]],
+) -> SweepResult:
     """Measure the finished runs and write ``curves.png``, ``sheet.png``, ``sweep.csv`` and ``sweep.json``."""
-    measures = RunMeasures(one_palette=over != "colours")
+    measures = RunEvaluator(require_same_palette=parameter != "colours")
     first = next(iter(equal_epochs.values()))[0]
-    said, test = summary_of(first), measures.pictures(first).test
-    found = Sweep(
+    said, test = read_summary(first), measures.load_data(first).test
+    found = SweepResult(
         folder=folder,
-        net=said["net"],
+        model=said["net"],
         recipe=said["recipe"],
         data=said["data"],
-        palette=said["palette"] if over != "colours" else "fitted",
-        over=over,
+        palette=said["palette"] if parameter != "colours" else "fitted",
+        parameter=parameter,
         seeds=seeds,
-        grey_psnr=psnr_of_grey(test),
-        truth_colourfulness=colourfulness_of_truth(test),
-        equal_epochs=tuple(measures.row(folder, value, runs) for value, runs in equal_epochs.items()),
-        equal_steps=tuple(measures.row(folder, value, runs) for value, runs in equal_steps.items()),
+        grey_psnr=grey_psnr(test),
+        truth_colourfulness=true_colourfulness(test),
+        equal_epochs=tuple(measures.make_row(folder, value, runs) for value, runs in equal_epochs.items()),
+        equal_steps=tuple(measures.make_row(folder, value, runs) for value, runs in equal_steps.items()),
     )
-    draw_sweep_curves(found, found.curves)
-    draw_sweep_sheet(found, found.sheet, test)
+    plot_sweep_curves(found, found.curves_path)
+    plot_sweep_samples(found, found.samples_path, test)
     write_sweep(found)
     return found
 
 
-Rgb = UInt8[np.ndarray, "pictures height width 3"]
+RGBBatch = UInt8[np.ndarray, "pictures height width 3"]
 
 
-class RunMeasures:
+class RunEvaluator:
     """Measures runs, each once; pictures that were read are kept for the next run with the same palette."""
 
-    def __init__(self, *, one_palette: bool) -> None:
-        self.one_palette = one_palette
-        self.inputs: Inputs | None = None
-        self.done: dict[Path, dict[str, float]] = {}
+    def __init__(self, *, require_same_palette: bool) -> None:
+        self.require_same_palette = require_same_palette
+        self.inputs: TrainInputs | None = None
+        self.cache: dict[Path, dict[str, float]] = {}
         self.palettes: dict[str, Path] = {}
 
-    def row(self, folder: Path, value: Value, runs: Sequence[Path]) -> Row:
+    def make_row(self, folder: Path, value: SweepValue, runs: Sequence[Path]) -> SweepRow:
         """What the runs of one value reached; they lie in ``folder``."""
-        found = [self.measured(run) for run in runs]
-        summary = summary_of(runs[0])
-        return Row(
+        found = [self.evaluate(run) for run in runs]
+        summary = read_summary(runs[0])
+        return SweepRow(
             value=value,
             runs=tuple(run.relative_to(folder) for run in runs),
             parameters=summary["parameters"],
             epochs=summary["epochs"],
-            updates=summary["updates"],
-            updates_per_epoch=updates_per_epoch(read_config(runs[0]), self.pictures(runs[0]).train),
-            measured={name: Measured(tuple(one[name] for one in found)) for name in found[0]},
+            steps=summary["updates"],
+            steps_per_epoch=count_steps_per_epoch(read_config(runs[0]), self.load_data(runs[0]).train),
+            metrics={name: SeedStats(tuple(one[name] for one in found)) for name in found[0]},
         )
 
-    def measured(self, run: Path) -> dict[str, float]:
+    def evaluate(self, run: Path) -> dict[str, float]:
         """One run's numbers, by the names in ``MEASURED``."""
-        if run not in self.done:
-            self.refuse_another_palette(run)
-            self.done[run] = _measured(run, self.pictures(run))
-        return self.done[run]
+        if run not in self.cache:
+            self.check_same_palette(run)
+            self.cache[run] = _evaluate_run(run, self.load_data(run))
+        return self.cache[run]
 
-    def pictures(self, run: Path) -> ColourData:
+    def load_data(self, run: Path) -> ColourDataset:
         """The run's pictures under its own palette."""
         palette = load_palette(run / "palette.json")
         if self.inputs is None or not np.array_equal(self.inputs.palette.colours, palette.colours):
             self.inputs = load_inputs(read_config(run), run)
         return self.inputs.data
 
-    def refuse_another_palette(self, run: Path) -> None:
+    def check_same_palette(self, run: Path) -> None:
         """UsageError where ``auto`` found another palette while a part of the runs was trained."""
-        name = summary_of(run)["palette"]
+        name = read_summary(run)["palette"]
         self.palettes.setdefault(name, run)
-        if self.one_palette and len(self.palettes) > 1:
+        if self.require_same_palette and len(self.palettes) > 1:
             other, first = next(iter(self.palettes.items()))
             raise UsageError(
                 f"{run}: has palette {name}, but {first} has {other}; give --palette and another -o folder"
             )
 
 
-def updates_per_epoch(config: TrainConfig, train: Pictures) -> int:
+def count_steps_per_epoch(config: TrainConfig, train: LabelledImages) -> int:
     """Steps of the optimiser in a whole epoch."""
-    return batches_per_epoch(len(train), config.recipe.batch_size, shuffle=config.recipe.shuffle)
+    return num_batches(len(train), config.recipe.batch_size, shuffle=config.recipe.shuffle)
 
 
-def psnr_of_grey(test: Pictures) -> float:
+def grey_psnr(test: LabelledImages) -> float:
     """PSNR in dB of the grey pictures, what is reached without any colour."""
     grey = np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)
-    return metrics.psnr(np.repeat(grey[..., None], 3, axis=-1), _truth(test))
+    return metrics.psnr(np.repeat(grey[..., None], 3, axis=-1), _true_rgb(test))
 
 
-def colourfulness_of_truth(test: Pictures) -> float:
+def true_colourfulness(test: LabelledImages) -> float:
     """Mean colourfulness of the true pictures."""
-    return _colourfulness(_truth(test))
+    return _mean_colourfulness(_true_rgb(test))
 
 
-def _measured(run: Path, data: ColourData) -> dict[str, float]:
-    summary, trained = summary_of(run), load_palette_net(run)
-    train = data.train.take(slice(0, len(data.test)))
-    train_loss, train_accuracy = loss_and_accuracy(trained.net, train.grey, train.labels)
-    coloured, truth = _coloured(trained, data.test), _truth(data.test)
-    passes = summary["updates"] / updates_per_epoch(read_config(run), data.train)
+def _evaluate_run(run: Path, data: ColourDataset) -> dict[str, float]:
+    summary, trained = read_summary(run), load_palette_model(run)
+    train = data.train.select(slice(0, len(data.test)))
+    train_loss, train_accuracy = loss_and_accuracy(trained.network, train.grey, train.labels)
+    coloured, truth = _predict_rgb(trained, data.test), _true_rgb(data.test)
+    passes = summary["updates"] / count_steps_per_epoch(read_config(run), data.train)
     return {
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
@@ -273,21 +279,24 @@ def _measured(run: Path, data: ColourData) -> dict[str, float]:
         "test_accuracy": summary["test_accuracy"],
         "psnr": metrics.psnr(coloured, truth),
         "delta_e": metrics.delta_e(coloured, truth),
-        "colourfulness": _colourfulness(coloured),
+        "colourfulness": _mean_colourfulness(coloured),
         "seconds": summary["seconds"],
         "seconds_per_epoch": summary["seconds"] / passes,
     }
 
 
-def _coloured(trained: TrainedNet, test: Pictures) -> Rgb:
+def _predict_rgb(model: PaletteModel, test: LabelledImages) -> RGBBatch:
     """Every pixel in its likeliest colour."""
-    parts = [predict_labels(trained.net, test.take(slice(i, i + BATCH)).grey) for i in range(0, len(test), BATCH)]
-    return labels_to_rgb(np.concatenate(parts), trained.palette)
+    parts = [
+        predict_labels(model.network, test.select(slice(i, i + EVAL_BATCH_SIZE)).grey)
+        for i in range(0, len(test), EVAL_BATCH_SIZE)
+    ]
+    return decode_labels(np.concatenate(parts), model.palette)
 
 
-def _truth(test: Pictures) -> Rgb:
+def _true_rgb(test: LabelledImages) -> RGBBatch:
     return np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
 
 
-def _colourfulness(pictures: Rgb) -> float:
-    return float(np.mean([metrics.colourfulness(picture) for picture in pictures]))
+def _mean_colourfulness(images: RGBBatch) -> float:
+    return float(np.mean([metrics.colourfulness(picture) for picture in images]))

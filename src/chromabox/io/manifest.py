@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from chromabox.errors import ChromaboxError
 
 #: The record's name in the output folder.
-RECORD_NAME = ".chromabox.jsonl"
+MANIFEST_NAME = ".chromabox.jsonl"
 
 
 class _Entry(NamedTuple):
@@ -27,7 +27,7 @@ class _Entry(NamedTuple):
     facts: dict[str, Any]
 
 
-class Record:
+class Manifest:
     """The record of one output folder and one set of settings; several threads may ask and add.
 
     Args:
@@ -39,7 +39,7 @@ class Record:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self._path = path
-        self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._settings_digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         self._lock = threading.Lock()
         try:
             content = path.read_bytes() if path.exists() else b""
@@ -47,46 +47,46 @@ class Record:
             raise ChromaboxError(
                 f"{path}: the record cannot be read ({error.strerror}); remove it to start anew"
             ) from error
-        self._torn = not content.endswith(b"\n") and content != b""
-        self._entries = dict(_entries(content))
+        self._ends_mid_line = not content.endswith(b"\n") and content != b""
+        self._entries = dict(_parse_entries(content))
 
-    def facts(self, target: Path, source_digest: str) -> dict[str, Any] | None:
+    def lookup(self, target: Path, source_digest: str) -> dict[str, Any] | None:
         """The facts noted for a target that is still whole and of that source and these settings; else None."""
-        entry = self._entries.get(self._place(target))
-        if entry is None or (entry.source, entry.settings) != (source_digest, self._settings):
+        entry = self._entries.get(self._relative_target(target))
+        if entry is None or (entry.source, entry.settings) != (source_digest, self._settings_digest):
             return None
         try:
-            return entry.facts if file_digest(target) == entry.written else None
+            return entry.facts if sha256_file(target) == entry.written else None
         except OSError:
             return None  # Removed, or not to be read: it has to be written anew.
 
-    def add(self, target: Path, source_digest: str, facts: Mapping[str, Any]) -> None:
+    def add(self, target: Path, source_digest: str, metadata: Mapping[str, Any]) -> None:
         """Note a target that was just written, in one whole line."""
         try:
-            entry = _Entry(source_digest, self._settings, file_digest(target), dict(facts))
-            line = json.dumps({"target": self._place(target), **entry._asdict()}) + "\n"
+            entry = _Entry(source_digest, self._settings_digest, sha256_file(target), dict(metadata))
+            line = json.dumps({"target": self._relative_target(target), **entry._asdict()}) + "\n"
             with self._lock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("ab", buffering=0) as file:
-                    file.write(b"\n" * self._torn + line.encode())
-                self._torn = False
+                    file.write(b"\n" * self._ends_mid_line + line.encode())
+                self._ends_mid_line = False
         except OSError as error:
             raise ChromaboxError(
                 f"{self._path}: {target} cannot be noted ({error.strerror}); make room there"
             ) from error
 
-    def _place(self, target: Path) -> str:
+    def _relative_target(self, target: Path) -> str:
         """The target seen from the record, so that the folder may be moved as a whole."""
         return Path(os.path.relpath(target, self._path.parent)).as_posix()
 
 
-def file_digest(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _entries(content: bytes) -> Iterator[tuple[str, _Entry]]:
+def _parse_entries(content: bytes) -> Iterator[tuple[str, _Entry]]:
     """Targets and what is noted of them."""
     for line in content.splitlines():
         try:

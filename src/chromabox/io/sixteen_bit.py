@@ -13,21 +13,21 @@ import numpy as np
 from jaxtyping import UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, describing
+from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
 
 # Its complaints about odd tags would reach the terminal; what matters raises.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # The fastest of zlib's levels: of sixteen bits the lower eight are mostly noise, which no level makes smaller.
 _PNG_LEVEL = 1
-_BITS, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
 _WHITE_IS_ZERO, _RGB = 0, 2
-_EXTRA_UNKNOWN, _EXTRA_ASSOCIATED = 0, 1
+_EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 
-Values = UInt16[np.ndarray, "height width channels"]
+PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
-def sixteen_bit_values(path: Path, image: Image.Image) -> Values | None:
+def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
     """The values of a PNG or TIFF of 16 bits, as stored and not yet turned; None if `image`, opened, is of other kinds.
 
     Channels: 1 grey, 2 grey and alpha, 3 red, green and blue, 4 these and alpha. Raises whatever the decoders raise
@@ -35,14 +35,14 @@ def sixteen_bit_values(path: Path, image: Image.Image) -> Values | None:
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         return _read_png(path)
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_sixteen_bit_tiff(image):
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_16bit_tiff(image):
         return _read_tiff(path, image)
     return None
 
 
-def write_sixteen_bit_png(
+def write_16bit_png(
     path: Path,
-    values: Values,
+    values: PixelValues16,
     *,
     exif: bytes | None = None,
     icc_profile: bytes | None = None,
@@ -56,18 +56,18 @@ def write_sixteen_bit_png(
     with path.open("wb") as file:
         file.write(encoded[:header])
         if icc_profile is not None:
-            file.write(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
+            file.write(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
         if dpi is not None:
             per_metre = (round(side / 0.0254) for side in dpi)
-            file.write(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+            file.write(_png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
         if exif is not None:
-            file.write(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+            file.write(_png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
         file.write(memoryview(encoded)[header:])
 
 
-def write_sixteen_bit_tiff(
+def write_16bit_tiff(
     path: Path,
-    values: Values,
+    values: PixelValues16,
     *,
     exif: bytes | None = None,
     icc_profile: bytes | None = None,
@@ -79,14 +79,14 @@ def write_sixteen_bit_tiff(
     if exif is not None:
         whole = Image.Exif()
         whole.load(exif)
-        described = describing(whole)
+        described = keep_descriptive(whole)
         for tag in described:
             directory[tag] = described[tag]
         for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
             if inner := described.get_ifd(tag):
                 directory[tag] = inner
     directory[256], directory[257] = width, height
-    directory[_BITS] = (16,) * channels
+    directory[_BITS_PER_SAMPLE] = (16,) * channels
     directory[259] = 1  # Not compressed.
     directory[_PHOTOMETRIC] = _RGB
     directory[277], directory[284] = channels, 1  # Samples for each pixel, side by side.
@@ -106,7 +106,7 @@ def write_sixteen_bit_tiff(
         file.write(np.ascontiguousarray(values, "<u2").data)
 
 
-def _read_png(path: Path) -> Values | None:
+def _read_png(path: Path) -> PixelValues16 | None:
     encoded = path.read_bytes()
     if encoded[12:16] != b"IHDR" or encoded[24] != 16:
         return None
@@ -116,14 +116,14 @@ def _read_png(path: Path) -> Values | None:
     return values[..., None] if values.ndim == 2 else values
 
 
-def _is_sixteen_bit_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
+def _is_16bit_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
     """Whether its channels are unsigned integers of 16 bits, grey or RGB."""
     tags = image.tag_v2
-    is_wide = set(tags.get(_BITS, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+    is_wide = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
     return is_wide and tags.get(_PHOTOMETRIC) in (_WHITE_IS_ZERO, 1, _RGB)
 
 
-def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Values:
+def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16:
     from tifffile import TiffFile
 
     with TiffFile(path) as file:
@@ -134,14 +134,14 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Values:
         values = 65535 - values
     extra = image.tag_v2.get(_EXTRA_SAMPLES, ())
     colours = 3 if photometric == _RGB else 1
-    has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNKNOWN)
+    has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
     values = values[..., : colours + has_alpha]
-    if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED:
-        _divide_by_alpha(values)
+    if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED_ALPHA:
+        _unpremultiply_alpha(values)
     return values
 
 
-def _divide_by_alpha(values: Values) -> None:
+def _unpremultiply_alpha(values: PixelValues16) -> None:
     """Undoes, in place, the multiplication of the colours by their alpha; where that is 0, they stay."""
     for row in values:
         alpha = row[:, -1:].astype(np.uint32)
@@ -149,5 +149,5 @@ def _divide_by_alpha(values: Values) -> None:
         row[:, :-1] = np.where(alpha > 0, full.clip(max=65535), row[:, :-1])
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def _png_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))

@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import write_whole
-from chromabox.io.images import refuse_overwrite_of_input
+from chromabox.io.atomic import atomic_write
+from chromabox.io.images import check_not_input
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -36,43 +36,43 @@ LIMITED, FULL = 1, 2
 
 # swscale's own numbers for the same matrices, where they differ: all of BT.601 is 5, SMPTE 240M is 7, BT.2020 is 9.
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-_HD_LINES = 720
-Pixels = UInt8[np.ndarray, "height width 3"]
+_HD_HEIGHT = 720
+FramePixels = UInt8[np.ndarray, "height width 3"]
 
 
-def matrix_for(height: int) -> int:
+def default_colour_matrix(height: int) -> int:
     """The matrix of a film of so many lines that does not name one."""
-    return BT709 if height >= _HD_LINES else SMPTE170M
+    return BT709 if height >= _HD_HEIGHT else SMPTE170M
 
 
-def upright_pixels(frame: "VideoFrame") -> Pixels:
+def decode_frame(frame: "VideoFrame") -> FramePixels:
     """The frame as RGB, by its own matrix and range, turned and mirrored as its display matrix says."""
     name = frame.format.name
     matrix = _SWSCALE_MATRIX.get(frame.colorspace)
     if matrix is None:
-        matrix = _SWSCALE_MATRIX[matrix_for(frame.height)]
+        matrix = _SWSCALE_MATRIX[default_colour_matrix(frame.height)]
     full = frame.color_range == FULL or name.startswith("yuvj")
     rgb = frame.reformat(
         format="rgb24",
         src_colorspace=None if frame.format.is_rgb else matrix,
         src_color_range=FULL if full or frame.format.is_rgb else LIMITED,
         dst_color_range=FULL,
-        interpolation=_exact(),
+        interpolation=_swscale_flags(),
     ).to_ndarray()
-    return _turned(rgb, display_matrix(frame))
+    return _apply_display_matrix(rgb, display_matrix(frame))
 
 
-def frame_to_encode(pixels: Pixels, original: "VideoFrame", matrix: int) -> "VideoFrame":
+def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "VideoFrame":
     """The pixels, sides made even, as 4:2:0 in limited range by a matrix, at the time of the original."""
     from av.video.frame import VideoFrame
 
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(even(pixels)), format="rgb24")
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(pad_to_even(pixels)), format="rgb24")
     frame = frame.reformat(
         format="yuv420p",
         src_color_range=FULL,
         dst_color_range=LIMITED,
         dst_colorspace=_SWSCALE_MATRIX[matrix],
-        interpolation=_exact(),
+        interpolation=_swscale_flags(),
     )
     frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
     return frame
@@ -93,14 +93,16 @@ def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     return signs.astype(np.int32)
 
 
-def _turned(pixels: Pixels, matrix: Int32[np.ndarray, "2 2"]) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
+def _apply_display_matrix(
+    pixels: FramePixels, matrix: Int32[np.ndarray, "2 2"]
+) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
     if matrix[0, 0] == 0:
         pixels = pixels.swapaxes(0, 1)
     right, down = matrix.sum(axis=0)
     return np.ascontiguousarray(pixels[::down, ::right])
 
 
-def even(pixels: Pixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
+def pad_to_even(pixels: FramePixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
     """A side of odd length gets its last row or column once more."""
     height, width, _ = pixels.shape
     if height % 2 == width % 2 == 0:
@@ -108,7 +110,7 @@ def even(pixels: Pixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _exact() -> int:
+def _swscale_flags() -> int:
     """How swscale converts: by the book instead of by its shortcuts, which are off by up to 2 of 255."""
     from av.video.reformatter import Interpolation
 
@@ -122,15 +124,15 @@ VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
 #: Quality of the encoding, 0 (lossless) to 51 (worst); x264 calls 17 to 18 visually lossless or nearly so.
 DEFAULT_CRF = 18.0
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG, by their numbers in ITU-T H.273
-_WHOLE = "a whole, undamaged film is needed"
-_ROOM = "a folder that may be written to, with room for the film, is needed"
+_VALID_VIDEO_NEEDED = "a whole, undamaged film is needed"
+_WRITABLE_FOLDER_NEEDED = "a folder that may be written to, with room for the film, is needed"
 
 # What the writer says by itself, and would say wrongly if it were copied.
-_OWN_METADATA = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
+_MUXER_METADATA = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoInfo:
     """What one pass over a film's packets tells, before its frames are decoded.
 
     `width` and `height` are those of an upright frame, `pixel_shape` is the width of one of its pixels by its height;
@@ -139,10 +141,10 @@ class Film:
     """
 
     path: Path
-    frames: int
+    num_frames: int
     width: int
     height: int
-    pixel_shape: Fraction
+    pixel_aspect_ratio: Fraction
     fps: float
     seconds: float
     primaries: int
@@ -150,93 +152,97 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Remade:
+class TranscodeResult:
     """What was written: frames, the size with sides made even, and how many streams were copied.
 
     `left_out` names the streams that were not carried over: data, cover pictures, further videos, and attachments into
     formats that have none.
     """
 
-    frames: int
+    num_frames: int
     width: int
     height: int
     audio_streams: int
     subtitle_streams: int
-    left_out: tuple[str, ...] = ()
+    skipped_streams: tuple[str, ...] = ()
 
 
-def survey_film(path: Path) -> Film:
+def probe_video(path: Path) -> VideoInfo:
     """Look through the whole file at `path` without decoding more than its first frame.
 
     Raises ChromaboxError for a missing, empty or broken file, one without video, one that is cut short or damaged,
     and for HDR (PQ or HLG), whose luminance an 8 bit film cannot hold; UsageError for an unknown suffix.
     """
-    _refuse_no_film(path)
-    with _reading(path) as source, _as_one_sentence(path, "is damaged and cannot be read"):
-        video = _video_of(path, source)
-        first, tally = None, _Tally()
+    _check_video_file(path)
+    with _open_input(path) as source, _wrap_av_errors(path, "is damaged and cannot be read"):
+        video = _find_video_stream(path, source)
+        first, tally = None, _PacketCounter()
         for packet in source.demux([stream for stream in source.streams if stream.codec_context is not None]):
             if packet.is_corrupt:
-                raise _cut_short(path)
+                raise _truncated_error(path)
             if first is None and packet.stream.index == video.index:
                 first = next(iter(video.decode(packet)), None)
             if packet.size:
-                tally.count(packet, packet.stream.index == video.index)
+                tally.add(packet, packet.stream.index == video.index)
         if first is None:
-            raise ChromaboxError(f"{path} holds no frame that can be decoded: {_WHOLE}")
+            raise ChromaboxError(f"{path} holds no frame that can be decoded: {_VALID_VIDEO_NEEDED}")
         # Half a second of patience: what the last packet of a stream lasts is often not written down.
-        if tally.packets < video.frames or tally.end < (source.duration or 0) / 1e6 - 0.5:
-            raise _cut_short(path)
+        if tally.num_packets < video.frames or tally.end_seconds < (source.duration or 0) / 1e6 - 0.5:
+            raise _truncated_error(path)
         if first.color_trc in _HDR_TRANSFERS:
             raise ChromaboxError(f"{path} is an HDR film (PQ or HLG), which is not supported: convert it to SDR first")
-        return _described(path, source, first, tally)
+        return _make_video_info(path, source, first, tally)
 
 
 @dataclass
-class _Tally:
+class _PacketCounter:
     """What a film's packets add up to: seconds to the end of all streams and of the video, packets and frames of it."""
 
-    end: float = 0.0
-    video_end: float = 0.0
-    packets: int = 0
-    frames: int = 0
+    end_seconds: float = 0.0
+    video_end_seconds: float = 0.0
+    num_packets: int = 0
+    num_frames: int = 0
 
-    def count(self, packet: Any, is_video: bool) -> None:
+    def add(self, packet: Any, is_video: bool) -> None:
         end = float(((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
-        self.end = max(self.end, end)
+        self.end_seconds = max(self.end_seconds, end)
         if is_video:
-            self.video_end = max(self.video_end, end)
-            self.packets += 1
-            self.frames += not packet.is_discard
+            self.video_end_seconds = max(self.video_end_seconds, end)
+            self.num_packets += 1
+            self.num_frames += not packet.is_discard
 
 
-def _described(path: Path, source: "InputContainer", first: "VideoFrame", tally: _Tally) -> Film:
-    video = _video_of(path, source)
-    height, width, _ = upright_pixels(first).shape
+def _make_video_info(
+    path: Path, source: "InputContainer", first_frame: "VideoFrame", counter: _PacketCounter
+) -> VideoInfo:
+    video = _find_video_stream(path, source)
+    height, width, _ = decode_frame(first_frame).shape
     shape = video.sample_aspect_ratio or Fraction(1)
-    return Film(
+    return VideoInfo(
         path=path,
-        frames=tally.frames,
+        num_frames=counter.num_frames,
         width=width,
         height=height,
-        pixel_shape=shape if display_matrix(first)[0, 0] else 1 / shape,
+        pixel_aspect_ratio=shape if display_matrix(first_frame)[0, 0] else 1 / shape,
         fps=float(video.average_rate or 0),
-        seconds=tally.video_end - float((video.start_time or 0) * (video.time_base or 0)),
+        seconds=counter.video_end_seconds - float((video.start_time or 0) * (video.time_base or 0)),
         # The values between reading and writing are the film's own RGB, so that its primaries and curve still hold.
-        primaries=BT709 if first.color_primaries == UNSPECIFIED else first.color_primaries,
-        transfer=BT709 if first.color_trc == UNSPECIFIED else first.color_trc,
+        primaries=BT709 if first_frame.color_primaries == UNSPECIFIED else first_frame.color_primaries,
+        transfer=BT709 if first_frame.color_trc == UNSPECIFIED else first_frame.color_trc,
     )
 
 
-def frames_of(path: Path) -> Iterator[Pixels]:
+def iter_frames(path: Path) -> Iterator[FramePixels]:
     """The film's frames, upright, one after another."""
-    _refuse_no_film(path)
-    with _reading(path) as source, _as_one_sentence(path, "is damaged and cannot be decoded"):
-        for frame in source.decode(_video_of(path, source)):
-            yield upright_pixels(frame)
+    _check_video_file(path)
+    with _open_input(path) as source, _wrap_av_errors(path, "is damaged and cannot be decoded"):
+        for frame in source.decode(_find_video_stream(path, source)):
+            yield decode_frame(frame)
 
 
-def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *, crf: float = DEFAULT_CRF) -> Remade:
+def transcode(
+    info: VideoInfo, target: Path, transform: Callable[[FramePixels], FramePixels], *, crf: float = DEFAULT_CRF
+) -> TranscodeResult:
     """Write to `target` the surveyed film with every frame put through `change`, which keeps the size.
 
     One frame is held at a time, beside those that the encoder looks ahead (40 or so). A rotation told in the file is
@@ -247,117 +253,125 @@ def remake_film(film: Film, target: Path, change: Callable[[Pixels], Pixels], *,
     cannot be kept in the target's format; ChromaboxError for frames that cannot be decoded or are not of one size,
     and for a target that cannot be written. Then, and on Ctrl-C, `target` stays as it was.
     """
-    refuse_target(film.path, target)
+    check_target(info.path, target)
     if not 0 <= crf <= 51:
         raise UsageError(
             f"crf is {crf:g}: give 0 (lossless, large) to 51 (worst, small); 18 is visually nearly lossless"
         )
-    with _reading(film.path) as source, _writing(target) as sink:
-        return _Remaking(film, target, source, sink, crf).run(change)
+    with _open_input(info.path) as source, _open_output(target) as sink:
+        return _Transcoder(info, target, source, sink, crf).run(transform)
 
 
-def refuse_target(path: Path, target: Path) -> None:
+def check_target(path: Path, target: Path) -> None:
     """Raises UsageError if a film at `path` cannot become `target`: unknown suffix, or the same file."""
     if target.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{target} has no suffix of a film that can be written: right are {_names()}")
-    refuse_overwrite_of_input([path], target)
+        raise UsageError(f"{target} has no suffix of a film that can be written: right are {_supported_suffixes()}")
+    check_not_input([path], target)
 
 
-class _Remaking:
+class _Transcoder:
     """A film on its way from one open container to another."""
 
-    def __init__(self, film: Film, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float) -> None:
-        self.path, self.target, self.source, self.sink = film.path, target, source, sink
-        self.video = _video_of(film.path, source)
-        self.video.thread_type = "AUTO"
-        self.encoder = _add_encoder(film, target, sink, self.video, crf)
-        self.copies = {stream.index: self._copy_of(stream) for stream in _copied_streams(source, target.suffix)}
-        sink.metadata.update(_kept(source.metadata))
+    def __init__(
+        self, info: VideoInfo, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float
+    ) -> None:
+        self.path, self.target, self.source, self.sink = info.path, target, source, sink
+        self.video_stream = _find_video_stream(info.path, source)
+        self.video_stream.thread_type = "AUTO"
+        self.encoder = _add_encoder(info, target, sink, self.video_stream, crf)
+        self.output_streams = {
+            stream.index: self._add_output_stream(stream) for stream in _streams_to_copy(source, target.suffix)
+        }
+        sink.metadata.update(_copyable_metadata(source.metadata))
         sink.set_chapters(source.chapters())
-        self.frames = 0
+        self.num_frames = 0
 
-    def run(self, change: Callable[[Pixels], Pixels]) -> Remade:
+    def run(self, transform: Callable[[FramePixels], FramePixels]) -> TranscodeResult:
         """Carry everything over, in the order in which it lies in the source."""
-        for packet in self._packets():
-            if packet.stream.index == self.video.index:
-                for frame in self._decoded(packet):
-                    self._encode(frame, change(upright_pixels(frame)))
+        for packet in self._demux():
+            if packet.stream.index == self.video_stream.index:
+                for frame in self._decode(packet):
+                    self._encode(frame, transform(decode_frame(frame)))
             elif packet.size:
-                packet.stream = self.copies[packet.stream.index]
+                packet.stream = self.output_streams[packet.stream.index]
                 self.sink.mux(packet)
-        if not self.frames:
-            raise ChromaboxError(f"{self.path} holds no frame that can be decoded: {_WHOLE}")
+        if not self.num_frames:
+            raise ChromaboxError(f"{self.path} holds no frame that can be decoded: {_VALID_VIDEO_NEEDED}")
         self.sink.mux(self.encoder.encode(None))
         self.sink.close()
-        kinds = [stream.type for stream in self.copies.values()]
+        kinds = [stream.type for stream in self.output_streams.values()]
         size = self.encoder.width, self.encoder.height
-        return Remade(self.frames, *size, kinds.count("audio"), kinds.count("subtitle"), self._left_out())
+        return TranscodeResult(
+            self.num_frames, *size, kinds.count("audio"), kinds.count("subtitle"), self._skipped_streams()
+        )
 
-    def _left_out(self) -> tuple[str, ...]:
-        kept = {self.video.index, *self.copies}
+    def _skipped_streams(self) -> tuple[str, ...]:
+        kept = {self.video_stream.index, *self.output_streams}
         return tuple(
             f"{stream.type} stream {stream.index}" for stream in self.source.streams if stream.index not in kept
         )
 
-    def _copy_of(self, stream: "Stream") -> "Stream":
+    def _add_output_stream(self, stream: "Stream") -> "Stream":
         try:
             copy = self.sink.add_stream_from_template(stream)
         except ValueError as error:
             name = getattr(stream.codec_context, "name", "unknown")
             raise UsageError(
                 f"{self.target}: the {stream.type} of {self.path} ({name}) cannot be kept in this format; "
-                f"choose another one: {_names()}"
+                f"choose another one: {_supported_suffixes()}"
             ) from error
-        copy.metadata.update(_kept(stream.metadata))
+        copy.metadata.update(_copyable_metadata(stream.metadata))
         copy.disposition = stream.disposition
         return copy
 
-    def _packets(self) -> Iterator[Any]:
-        with _as_one_sentence(self.path, "is damaged and cannot be read"):
-            timed = [index for index, copy in self.copies.items() if copy.type != "attachment"]
-            yield from self.source.demux([self.source.streams[index] for index in (self.video.index, *timed)])
+    def _demux(self) -> Iterator[Any]:
+        with _wrap_av_errors(self.path, "is damaged and cannot be read"):
+            timed = [index for index, copy in self.output_streams.items() if copy.type != "attachment"]
+            yield from self.source.demux([self.source.streams[index] for index in (self.video_stream.index, *timed)])
 
-    def _decoded(self, packet: Any) -> "Iterator[VideoFrame]":
-        with _as_one_sentence(self.path, f"is damaged after {self.frames} frames and cannot be decoded"):
-            yield from self.video.decode(packet)
+    def _decode(self, packet: Any) -> "Iterator[VideoFrame]":
+        with _wrap_av_errors(self.path, f"is damaged after {self.num_frames} frames and cannot be decoded"):
+            yield from self.video_stream.decode(packet)
 
-    def _encode(self, frame: "VideoFrame", pixels: Pixels) -> None:
-        height, width = even(pixels).shape[:2]
+    def _encode(self, frame: "VideoFrame", pixels: FramePixels) -> None:
+        height, width = pad_to_even(pixels).shape[:2]
         if (width, height) != (self.encoder.width, self.encoder.height):
             raise ChromaboxError(
-                f"{self.path} changes its frame size to {width} × {height} after {self.frames} frames: "
+                f"{self.path} changes its frame size to {width} × {height} after {self.num_frames} frames: "
                 "a film of one size is needed"
             )
-        self.sink.mux(self.encoder.encode(frame_to_encode(pixels, frame, self.encoder.colorspace)))
-        self.frames += 1
+        self.sink.mux(self.encoder.encode(encode_frame(pixels, frame, self.encoder.colorspace)))
+        self.num_frames += 1
 
 
-def _add_encoder(film: Film, target: Path, sink: "OutputContainer", video: "VideoStream", crf: float) -> "VideoStream":
+def _add_encoder(
+    info: VideoInfo, target: Path, sink: "OutputContainer", video_stream: "VideoStream", crf: float
+) -> "VideoStream":
     """A new H.264 stream of the film's size and colours that counts time as the old one does."""
     from av.codec.context import Flags
     from av.error import FFmpegError
 
     try:
-        encoder = sink.add_stream("libx264", rate=video.average_rate or 25, options={"crf": str(crf)})
+        encoder = sink.add_stream("libx264", rate=video_stream.average_rate or 25, options={"crf": str(crf)})
     except (FFmpegError, ValueError) as error:
         raise ChromaboxError(
             f"{target}: this build of PyAV has no libx264 and cannot write H.264; install PyAV's own wheel (av)"
         ) from error
     encoder.pix_fmt = "yuv420p"
-    encoder.width, encoder.height = film.width + film.width % 2, film.height + film.height % 2
+    encoder.width, encoder.height = info.width + info.width % 2, info.height + info.height % 2
     context = encoder.codec_context
-    context.time_base = video.time_base or Fraction(1, 90_000)
+    context.time_base = video_stream.time_base or Fraction(1, 90_000)
     context.flags |= Flags.frame_duration
-    context.sample_aspect_ratio = film.pixel_shape
+    context.sample_aspect_ratio = info.pixel_aspect_ratio
     context.color_range = LIMITED
-    context.colorspace = matrix_for(film.height)
-    context.color_primaries, context.color_trc = film.primaries, film.transfer
-    encoder.metadata.update(_kept(video.metadata))
-    encoder.disposition = video.disposition
+    context.colorspace = default_colour_matrix(info.height)
+    context.color_primaries, context.color_trc = info.primaries, info.transfer
+    encoder.metadata.update(_copyable_metadata(video_stream.metadata))
+    encoder.disposition = video_stream.disposition
     return encoder
 
 
-def _video_of(path: Path, source: "InputContainer") -> "VideoStream":
+def _find_video_stream(path: Path, source: "InputContainer") -> "VideoStream":
     """The film itself: the first video stream that is no cover picture."""
     from av.stream import Disposition
 
@@ -368,54 +382,54 @@ def _video_of(path: Path, source: "InputContainer") -> "VideoStream":
     raise ChromaboxError(f"{path} holds no video, only {kinds}: a film is needed")
 
 
-def _copied_streams(source: "InputContainer", suffix: str) -> "list[Stream]":
+def _streams_to_copy(source: "InputContainer", suffix: str) -> "list[Stream]":
     """The streams that are carried over as they are: sound, subtitles and, into Matroska, attachments (fonts)."""
     kinds = {"audio", "subtitle"} | ({"attachment"} if suffix.lower() == ".mkv" else set())
     return [stream for stream in source.streams if stream.type in kinds]
 
 
-def _kept(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key.lower() not in _OWN_METADATA}
+def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.lower() not in _MUXER_METADATA}
 
 
-def _refuse_no_film(path: Path) -> None:
+def _check_video_file(path: Path) -> None:
     if path.is_dir():
         raise ChromaboxError(f"{path} is a folder: a film is needed")
     if not path.exists():
         raise ChromaboxError(f"{path} does not exist: a film is needed")
     if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{path} has no suffix of a film that can be read: right are {_names()}")
+        raise UsageError(f"{path} has no suffix of a film that can be read: right are {_supported_suffixes()}")
     if path.stat().st_size == 0:
         raise ChromaboxError(f"{path} is empty: a film is needed")
 
 
-def _cut_short(path: Path) -> ChromaboxError:
-    return ChromaboxError(f"{path} is cut short or damaged: {_WHOLE}")
+def _truncated_error(path: Path) -> ChromaboxError:
+    return ChromaboxError(f"{path} is cut short or damaged: {_VALID_VIDEO_NEEDED}")
 
 
-def _names() -> str:
+def _supported_suffixes() -> str:
     return ", ".join(sorted(VIDEO_SUFFIXES))
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> "Iterator[InputContainer]":
+def _open_input(path: Path) -> "Iterator[InputContainer]":
     """The opened film; only files, and only of the known kinds, whatever the name says."""
-    av = _library()
+    av = _require_av()
     known = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
-    with _as_one_sentence(path, "is not an MP4, MOV or Matroska film, or is cut short or damaged"):
+    with _wrap_av_errors(path, "is not an MP4, MOV or Matroska film, or is cut short or damaged"):
         source = av.open(str(path.resolve()), container_options=known, metadata_errors="replace")
     with source:
         yield source
 
 
 @contextlib.contextmanager
-def _writing(target: Path) -> "Iterator[OutputContainer]":
+def _open_output(target: Path) -> "Iterator[OutputContainer]":
     """A new film beside `target`, which takes its place if all went well."""
-    av = _library()
+    av = _require_av()
     # What goes wrong with the source is a ChromaboxError by the time it comes through here; the rest is the target's.
-    with _as_one_sentence(target, "cannot be written", _ROOM):
+    with _wrap_av_errors(target, "cannot be written", _WRITABLE_FOLDER_NEEDED):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(target) as aside:
+        with atomic_write(target) as aside:
             sink = av.open(str(aside.resolve()), "w")
             try:
                 yield sink
@@ -425,7 +439,7 @@ def _writing(target: Path) -> "Iterator[OutputContainer]":
                     sink.close()
 
 
-def _library() -> Any:
+def _require_av() -> Any:
     """PyAV, which is an extra: UsageError where it is missing."""
     try:
         import av
@@ -435,7 +449,7 @@ def _library() -> Any:
 
 
 @contextlib.contextmanager
-def _as_one_sentence(path: Path, problem: str, remedy: str = _WHOLE) -> Iterator[None]:
+def _wrap_av_errors(path: Path, problem: str, remedy: str = _VALID_VIDEO_NEEDED) -> Iterator[None]:
     """What FFmpeg or the system finds wrong with a file, as ChromaboxError."""
     from av.error import FFmpegError
 

@@ -9,16 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import eight_bits, read_picture, refuse_overwrite_of_input, write_picture
+from chromabox.io.images import check_not_input, read_image, to_uint8, write_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-PAIRS_ON_A_SHEET = 200
+SHEET_SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_PAIRS_PER_SHEET = 200
 GAP = 8
-WHITE, INK, BLANK = (255, 255, 255), (40, 40, 40), (225, 225, 225)
+WHITE, TEXT_COLOUR, PLACEHOLDER_COLOUR = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 
 
 def draw_contact_sheets(
-    pairs: Sequence[tuple[Path, Path]], output: Path, *, tile: int = 160, pairs_on_a_sheet: int = PAIRS_ON_A_SHEET
+    pairs: Sequence[tuple[Path, Path]],
+    output: Path,
+    *,
+    tile_size: int = 160,
+    pairs_per_sheet: int = MAX_PAIRS_PER_SHEET,
 ) -> list[Path]:
     """Draw pairs of files, before and after, and return where the sheets are.
 
@@ -32,26 +36,26 @@ def draw_contact_sheets(
     UsageError for another suffix, numbers out of range, no pairs, and a sheet that would replace one of the pictures;
     ChromaboxError if a sheet cannot be written.
     """
-    if output.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{output}: a contact sheet is written as {', '.join(SUFFIXES)}; give one of these")
-    if not 32 <= tile <= 1024 or pairs_on_a_sheet < 1:
+    if output.suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"{output}: a contact sheet is written as {', '.join(SHEET_SUFFIXES)}; give one of these")
+    if not 32 <= tile_size <= 1024 or pairs_per_sheet < 1:
         raise UsageError(
-            f"tile {tile}, {pairs_on_a_sheet} pairs on a sheet: give 32 to 1024 pixels and at least 1 pair"
+            f"tile {tile_size}, {pairs_per_sheet} pairs on a sheet: give 32 to 1024 pixels and at least 1 pair"
         )
     if not pairs:
         raise UsageError(f"{output}: no pictures to show; give at least one")
-    names = _names([source for source, _ in pairs])
-    starts = range(0, len(pairs), pairs_on_a_sheet)
+    names = _relative_names([source for source, _ in pairs])
+    starts = range(0, len(pairs), pairs_per_sheet)
     sheets = [output] if len(starts) == 1 else [output.with_stem(f"{output.stem}-{n + 1}") for n in range(len(starts))]
     for sheet in sheets:
-        refuse_overwrite_of_input([path for pair in pairs for path in pair], sheet)
+        check_not_input([path for pair in pairs for path in pair], sheet)
     for sheet, start in zip(sheets, starts, strict=True):
-        part = slice(start, start + pairs_on_a_sheet)
-        write_picture(sheet, np.array(_draw(pairs[part], names[part], tile)), quality=90)
+        part = slice(start, start + pairs_per_sheet)
+        write_image(sheet, np.array(_draw_sheet(pairs[part], names[part], tile_size)), quality=90)
     return sheets
 
 
-def _names(sources: Sequence[Path]) -> list[str]:
+def _relative_names(sources: Sequence[Path]) -> list[str]:
     """The sources' places below the folder that they share; what cannot be drawn (line ends, odd bytes) as "?"."""
     places = [Path(os.path.abspath(source)) for source in sources]
     try:
@@ -62,50 +66,57 @@ def _names(sources: Sequence[Path]) -> list[str]:
     return ["".join(letter if letter.isprintable() else "?" for letter in name) for name in names]
 
 
-def _draw(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile: int) -> Image.Image:
+def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_size: int) -> Image.Image:
     """One sheet, about as wide as it is high and a third."""
-    font = _font(max(10, tile // 12))
+    font = _load_font(max(10, tile_size // 12))
     line = math.ceil(font.size * 1.4)
-    width, height = 2 * tile + 3 * GAP, tile + line + GAP
+    width, height = 2 * tile_size + 3 * GAP, tile_size + line + GAP
     columns = min(len(pairs), max(1, round(math.sqrt(len(pairs) * 4 / 3 * height / width))))
     sheet = Image.new("RGB", (columns * width, math.ceil(len(pairs) / columns) * height + GAP), WHITE)
     draw = ImageDraw.Draw(sheet)
     for index, ((before, after), name) in enumerate(zip(pairs, names, strict=True)):
         left, top = index % columns * width + GAP, index // columns * height + GAP
-        for path, corner in ((before, left), (after, left + tile + GAP)):
-            picture = _fitted(path, tile, font)
-            sheet.paste(picture, (corner + (tile - picture.width) // 2, top + (tile - picture.height) // 2))
-        draw.text((left, top + tile + 1), _shortened(name, font, 2 * tile + GAP), INK, font)
+        for path, corner in ((before, left), (after, left + tile_size + GAP)):
+            picture = _load_tile(path, tile_size, font)
+            sheet.paste(picture, (corner + (tile_size - picture.width) // 2, top + (tile_size - picture.height) // 2))
+        draw.text((left, top + tile_size + 1), _ellipsize(name, font, 2 * tile_size + GAP), TEXT_COLOUR, font)
     return sheet
 
 
-def _fitted(path: Path, tile: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Image.Image:
     """One picture, on white where it is transparent, whose longer side is the tile's; a blank if it cannot be read."""
     try:
-        picture = read_picture(path)
+        picture = read_image(path)
     except (ChromaboxError, OSError, MemoryError):
-        blank = Image.new("RGB", (tile, tile), BLANK)
+        blank = Image.new("RGB", (tile_size, tile_size), PLACEHOLDER_COLOUR)
         ImageDraw.Draw(blank).text(
-            (tile / 2, tile / 2), _shortened("cannot be read", font, tile), INK, font, anchor="mm"
+            (tile_size / 2, tile_size / 2),
+            _ellipsize("cannot be read", font, tile_size),
+            TEXT_COLOUR,
+            font,
+            anchor="mm",
         )
         return blank
     height, width = picture.pixels.shape[:2]
-    size = (max(1, round(width * tile / max(width, height))), max(1, round(height * tile / max(width, height))))
-    small = Image.fromarray(eight_bits(picture.pixels)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+    size = (
+        max(1, round(width * tile_size / max(width, height))),
+        max(1, round(height * tile_size / max(width, height))),
+    )
+    small = Image.fromarray(to_uint8(picture.pixels)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     if picture.alpha is None:
         return small
-    mask = Image.fromarray(eight_bits(picture.alpha)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+    mask = Image.fromarray(to_uint8(picture.alpha)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     return Image.composite(small, Image.new("RGB", size, WHITE), mask)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and has Latin, Greek, Cyrillic and Arabic letters."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, its middle left out as far as it takes to fit into so many pixels."""
     if font.getlength(text) <= width:
         return text

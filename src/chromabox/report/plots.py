@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 
-from chromabox.engine.logger import Record
-from chromabox.io.atomic import write_whole
+from chromabox.engine.logger import EpochRecord
+from chromabox.io.atomic import atomic_write
 
-Tile = UInt8[np.ndarray, "height width 3"]
+RGBTile = UInt8[np.ndarray, "height width 3"]
 #: Colours that stay apart for colour-blind eyes (Wong 2011, Nature Methods 8, 441).
 TRAIN_COLOUR, TEST_COLOUR, VAL_COLOUR = "#0072b2", "#d55e00", "#009e73"
 
@@ -18,11 +18,11 @@ TRAIN_COLOUR, TEST_COLOUR, VAL_COLOUR = "#0072b2", "#d55e00", "#009e73"
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, dpi=dpi, format="png")
 
 
-def draw_curves(records: Sequence[Record], path: Path, title: str) -> None:
+def plot_curves(records: Sequence[EpochRecord], path: Path, title: str) -> None:
     """Loss and accuracy (of a photo net: PSNR over grey) against epochs, for every split that was measured."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -45,10 +45,10 @@ def draw_curves(records: Sequence[Record], path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
-def draw_rows(rows: Mapping[str, Sequence[Tile]], path: Path, title: str, *, tile: float = 1.0) -> None:
+def plot_image_rows(rows: Mapping[str, Sequence[RGBTile]], path: Path, title: str, *, tile_size: float = 1.0) -> None:
     """One figure with a labelled row of pictures each, all of one size: ``tile`` inches."""
     columns = max(len(tiles) for tiles in rows.values())
-    figure = Figure(figsize=(tile * columns + 1.6, 1.02 * tile * len(rows) + 0.5), layout="constrained")
+    figure = Figure(figsize=(tile_size * columns + 1.6, 1.02 * tile_size * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, tiles) in zip(axes, rows.items(), strict=True):
         for cell in row:
@@ -60,7 +60,7 @@ def draw_rows(rows: Mapping[str, Sequence[Tile]], path: Path, title: str, *, til
     save_figure(figure, path, dpi=150)
 
 
-def draw_confusion(
+def plot_confusion_matrix(
     confusion: Int64[np.ndarray, "colours colours"], colours: Float32[np.ndarray, "colours 3"], path: Path, title: str
 ) -> None:
     """Where each true colour's pixels went: rows truth, columns prediction, each row adding to one, by swatch."""
@@ -71,7 +71,7 @@ def draw_confusion(
     image = axes.imshow(shares, cmap="magma", vmin=0, vmax=1, extent=(0, count, count, 0))
     for index, colour in enumerate(colours):
         for corner in ((-1.3, float(index)), (float(index), count + 0.3)):
-            axes.add_patch(_swatch(corner, colour))
+            axes.add_patch(_swatch_patch(corner, colour))
     axes.set(xlim=(-1.5, count), ylim=(count + 1.5, 0), xticks=[], yticks=[])
     axes.set(xlabel="predicted colour", ylabel="true colour")
     axes.set_title(title, parse_math=False)
@@ -80,7 +80,7 @@ def draw_confusion(
     save_figure(figure, path)
 
 
-def _swatch(corner: tuple[float, float], colour: Float32[np.ndarray, "3"]):  # type: ignore[no-untyped-def]
+def _swatch_patch(corner: tuple[float, float], colour: Float32[np.ndarray, "3"]):  # type: ignore[no-untyped-def]
     from matplotlib.patches import Rectangle
 
     return Rectangle(corner, 1, 1, facecolor=tuple(np.clip(colour * 256 / 255, 0, 1)), linewidth=0, clip_on=False)

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.colour.evaluation.image_scores import PictureScore, Scorecard, flat, score
+from chromabox.colour.evaluation.image_scores import ImageScores, ScoreReport, score_folders, to_row
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 
 #: Files that the table shows; ``scores.csv`` has them all.
-SHOWN = 40
+MAX_ROWS = 40
 #: Headings of the table, the score below each, and its digits. Units: dB, per cent, and none for the others.
-COLUMNS = (
+SCORE_COLUMNS = (
     ("PSNR dB", "psnr", 2),
     ("over grey dB", "psnr_gain", 2),
     ("SSIM", "ssim", 4),
@@ -31,23 +31,23 @@ COLUMNS = (
 )
 
 
-def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> Scorecard:
+def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> ScoreReport:
     """Score, print the table, write both files into ``folder`` if one is given, and name every failed file.
 
     What could not be scored goes to standard error, a line for each file, and stands in the scorecard's ``failed``.
     Raises UsageError for missing paths and folders without pictures, ChromaboxError if the files cannot be written.
     """
-    card = score(originals, coloured, show_progress=True)
-    print_scorecard(card, f"{coloured} against {originals}")
+    card = score_folders(originals, coloured, show_progress=True)
+    print_scores(card, f"{coloured} against {originals}")
     if folder is not None:
-        for path in write_scorecard(card, folder):
+        for path in write_scores(card, folder):
             print(path)
     for failure in card.failed:
         print(f"chromabox: not scored: {failure.error}", file=sys.stderr)
     return card
 
 
-def write_scorecard(card: Scorecard, folder: Path) -> tuple[Path, Path]:
+def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     """Write ``scores.csv``, a line for each scored file, and ``scores.json``; the folder is made if need be.
 
     The JSON file has ``mean`` (the mean of every score over the files for which it is a number), ``files`` and
@@ -58,57 +58,57 @@ def write_scorecard(card: Scorecard, folder: Path) -> tuple[Path, Path]:
     cannot be written.
     """
     lines = io.StringIO(newline="")
-    writer = csv.DictWriter(lines, ["original", "coloured", "width", "height", *PictureScore.__dataclass_fields__])
+    writer = csv.DictWriter(lines, ["original", "coloured", "width", "height", *ImageScores.__dataclass_fields__])
     writer.writeheader()
-    writer.writerows(flat(one) for one in card.files)
-    text = json.dumps(card.as_json(), indent=2, allow_nan=False) + "\n"
+    writer.writerows(to_row(one) for one in report.files)
+    text = json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(folder / "scores.csv", lines.getvalue()), _write(folder / "scores.json", text)
+        return _write_text(folder / "scores.csv", lines.getvalue()), _write_text(folder / "scores.json", text)
     except OSError as error:
         raise ChromaboxError(
             f"{folder}: scores cannot be written there ({error.strerror}); give another folder"
         ) from error
 
 
-def _write(path: Path, text: str) -> Path:
-    with write_whole(path) as aside:
+def _write_text(path: Path, text: str) -> Path:
+    with atomic_write(path) as aside:
         # Names of files need not be valid UTF-8; their bytes are kept.
         aside.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     return path
 
 
-def print_scorecard(card: Scorecard, title: str) -> None:
+def print_scores(report: ScoreReport, title: str) -> None:
     """The first files, the mean over all and the mean of the same pictures in grey, as a table on the terminal."""
-    table = Table(title=_plain(title))
+    table = Table(title=_printable(title))
     table.add_column("", overflow="fold")
-    for heading, _, _ in COLUMNS:
+    for heading, _, _ in SCORE_COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
-    for file in card.files[:SHOWN]:
-        table.add_row(_plain(str(file.coloured)), *_cells(vars(file.score)))
-    if len(card.files) > SHOWN:
-        table.add_row(f"and {len(card.files) - SHOWN} more files")
-    if card.files:
-        mean = card.mean
+    for file in report.files[:MAX_ROWS]:
+        table.add_row(_printable(str(file.coloured)), *_format_scores(vars(file.scores)))
+    if len(report.files) > MAX_ROWS:
+        table.add_row(f"and {len(report.files) - MAX_ROWS} more files")
+    if report.files:
+        mean = report.mean
         grey = {name.removeprefix("grey_"): value for name, value in mean.items() if name.startswith("grey_")}
         table.add_section()
-        table.add_row(f"mean of {len(card.files)}", *_cells(mean))
-        table.add_row("grey instead", *_cells({**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
+        table.add_row(f"mean of {len(report.files)}", *_format_scores(mean))
+        table.add_row("grey instead", *_format_scores({**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
     # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 
 
-def _plain(text: str) -> Text:
+def _printable(text: str) -> Text:
     """Text in which brackets are no markup, and what a terminal cannot show is "?"."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
-def _cells(scores: Mapping[str, float | None]) -> list[str]:
-    return [_number(scores[name], digits) for _, name, digits in COLUMNS]
+def _format_scores(scores: Mapping[str, float | None]) -> list[str]:
+    return [_format_number(scores[name], digits) for _, name, digits in SCORE_COLUMNS]
 
 
-def _number(value: float | None, digits: int) -> str:
+def _format_number(value: float | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"

@@ -9,7 +9,7 @@ from rich.table import Table
 from chromabox.colour.evaluation.evaluate import Evaluation
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal: names to the left, numbers to the right."""
     table = Table(title=title)
     for index, column in enumerate(columns):
@@ -21,25 +21,25 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+def _format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
     if value is None:
         return ""
     return f"{value * factor:.{digits}f}" if math.isfinite(value) else "∞"
 
 
-def print_evaluation(result: Evaluation, title: str) -> None:
+def print_colour_evaluation(result: Evaluation, title: str) -> None:
     """The rows of an evaluation: net, floors, ceiling."""
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [
         [
             row.name,
-            _number(row.loss, 4),
-            _number(row.accuracy, 2, 100.0),
-            _number(row.balanced_accuracy, 2, 100.0),
-            _number(row.psnr, 2),
-            _number(row.delta_e, 2),
-            _number(row.colourfulness, 1),
+            _format_number(row.loss, 4),
+            _format_number(row.accuracy, 2, 100.0),
+            _format_number(row.balanced_accuracy, 2, 100.0),
+            _format_number(row.psnr, 2),
+            _format_number(row.delta_e, 2),
+            _format_number(row.colourfulness, 1),
         ]
         for row in result.rows
     ]
-    _table(title, columns, rows)
+    _print_table(title, columns, rows)

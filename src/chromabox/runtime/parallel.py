@@ -13,7 +13,7 @@ from chromabox.errors import UsageError
 
 
 @contextmanager
-def threads_at(count: int) -> Iterator[None]:
+def num_threads(count: int) -> Iterator[None]:
     """Inside, torch computes with so many threads, also in threads begun meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
-    items: Iterable[Item], work: Callable[[Item], Result], *, workers: int | None = None
+def map_ordered(
+    items: Iterable[Item], func: Callable[[Item], Result], *, workers: int | None = None
 ) -> Generator[Result, None, None]:
     """The results of ``work``, which runs a detector, in the order of the items.
 
@@ -40,17 +40,17 @@ def in_order(
     count = torch.get_num_threads() if workers is None else workers
     if count < 1:
         raise UsageError(f"workers is {workers}: give at least 1")
-    return _in_order(iter(items), work, count)
+    return _map_ordered(iter(items), func, count)
 
 
-def _in_order(items: Iterator[Item], work: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
+def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    with threads_at(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
+    with num_threads(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
         try:
-            waiting = deque(pool.submit(work, item) for item in islice(items, 2 * workers))
+            waiting = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
             while waiting:
                 done = waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(items, 1))
+                waiting.extend(pool.submit(func, item) for item in islice(items, 1))
                 yield done
         finally:
             pool.shutdown(cancel_futures=True)

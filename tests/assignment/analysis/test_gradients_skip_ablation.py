@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chromabox.assignment.analysis.gradients import CHANGES, ablate_skips, skips_changed
-from chromabox.colour.data.datasets import encode
+from chromabox.assignment.analysis.gradients import ABLATIONS, ablate_skips, ablated_skips
+from chromabox.colour.data.datasets import encode_images
 from chromabox.colour.models.baselines import UNet
 from chromabox.colour.palette.io import load_palette
 
-PICTURES = encode(np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8), load_palette("horse24"))
+PICTURES = encode_images(
+    np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8), load_palette("horse24")
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,9 @@ def test_a_changed_skip_is_that_of_the_net_written_out(net: UNet, skip: str, how
 def test_the_net_is_as_before_even_after_an_error(net: UNet) -> None:
     with torch.no_grad():
         before = net(PICTURES.grey)
-        with pytest.raises(RuntimeError), skips_changed(net, {"half": CHANGES["zeroed"], "input": CHANGES["zeroed"]}):
+        with (
+            pytest.raises(RuntimeError),
+            ablated_skips(net, {"half": ABLATIONS["zeroed"], "input": ABLATIONS["zeroed"]}),
+        ):
             net(PICTURES.grey[:, :, :-1])
         assert torch.equal(net(PICTURES.grey), before)

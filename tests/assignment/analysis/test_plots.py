@@ -9,19 +9,19 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from chromabox.assignment.analysis.plots import (
+    AGREEMENT_COLOURS,
     DPI,
-    NET_COLOURS,
-    WHO_COLOURS,
-    WIDTH,
-    draw_all_curves,
-    draw_by_distance,
-    draw_calibration,
-    draw_disagreement,
-    draw_gradients,
-    draw_sheet,
-    who_is_right,
+    FIGURE_WIDTH,
+    MODEL_COLOURS,
+    agreement_map,
+    plot_accuracy_by_edge_distance,
+    plot_agreement,
+    plot_all_curves,
+    plot_calibration,
+    plot_gradients,
+    plot_samples,
 )
-from chromabox.assignment.analysis.predictions import Answers, ByDistance, calibrate
+from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance, Predictions, calibrate
 
 RANDOM = np.random.default_rng(0)
 NAMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -38,7 +38,7 @@ def history(epochs: int) -> list[dict]:
 def colours_in(path: Path) -> set[tuple[int, int, int]]:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape[1] == round(WIDTH * DPI)
+    assert pixels.shape[1] == round(FIGURE_WIDTH * DPI)
     assert path.stat().st_size < 300_000
     return {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
 
@@ -50,39 +50,40 @@ def eight_bits(colour: str) -> tuple[int, ...]:
 @pytest.mark.parametrize("epochs", [1, 25])
 def test_every_net_has_its_colour_in_the_curves(tmp_path: Path, epochs: int) -> None:
     path = tmp_path / "curves.png"
-    draw_all_curves({"unet": [history(epochs), history(epochs)], "conv-transpose": [history(epochs)]}, path)
+    plot_all_curves({"unet": [history(epochs), history(epochs)], "conv-transpose": [history(epochs)]}, path)
     found = colours_in(path)
-    assert {eight_bits(NET_COLOURS[net]) for net in ("unet", "conv-transpose")} <= found
-    assert eight_bits(NET_COLOURS["pool-upsample"]) not in found
+    assert {eight_bits(MODEL_COLOURS[net]) for net in ("unet", "conv-transpose")} <= found
+    assert eight_bits(MODEL_COLOURS["pool-upsample"]) not in found
 
 
 def test_lines_of_bands_layers_and_confidence(tmp_path: Path) -> None:
     # A band without pixels has no accuracy.
-    bands = ByDistance(np.array([0.3, 0.4, np.nan]), np.array([0.5, 0.5, 0.0]))
-    draw_by_distance({"unet": bands}, (0, 1, 2, math.inf), tmp_path / "edges.png")
+    bands = AccuracyByEdgeDistance(np.array([0.3, 0.4, np.nan]), np.array([0.5, 0.5, 0.0]))
+    plot_accuracy_by_edge_distance({"unet": bands}, (0, 1, 2, math.inf), tmp_path / "edges.png")
     layers = {"unet": {"block1": 0.01, "last": 0.2}, "pool-upsample": {"block1": 0.02, "last": 0.1}}
-    draw_gradients(layers, layers, tmp_path / "gradients.png")
+    plot_gradients(layers, layers, tmp_path / "gradients.png")
     calibration = calibrate(RANDOM.random(1000), RANDOM.random(1000) < 0.5)
-    draw_calibration({"unet": calibration}, tmp_path / "calibration.png")
+    plot_calibration({"unet": calibration}, tmp_path / "calibration.png")
     for name in ("edges", "gradients", "calibration"):
-        assert eight_bits(NET_COLOURS["unet"]) in colours_in(tmp_path / f"{name}.png")
+        assert eight_bits(MODEL_COLOURS["unet"]) in colours_in(tmp_path / f"{name}.png")
 
 
 def test_the_map_of_who_is_right() -> None:
     first, second = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
-    [colours] = who_is_right(first, second).tolist()
-    assert [tuple(colour) for colour in colours] == [eight_bits(colour) for colour in WHO_COLOURS]
+    [colours] = agreement_map(first, second).tolist()
+    assert [tuple(colour) for colour in colours] == [eight_bits(colour) for colour in AGREEMENT_COLOURS]
 
 
 def test_sheets_show_the_pictures(tmp_path: Path) -> None:
     tiles = [np.full((8, 8, 3), value, np.uint8) for value in (37, 91)]
-    draw_sheet({"grey": tiles, "truth": tiles[:1]}, tmp_path / "sheet.png")
+    plot_samples({"grey": tiles, "truth": tiles[:1]}, tmp_path / "sheet.png")
     assert {(37, 37, 37), (91, 91, 91)} <= colours_in(tmp_path / "sheet.png")
     shape = (2, 8, 8)
     empty = np.zeros(shape, np.float32)
     answers = [
-        Answers(np.zeros(shape, np.uint8), empty, empty, np.full(shape, right), np.ones(1)) for right in (True, False)
+        Predictions(np.zeros(shape, np.uint8), empty, empty, np.full(shape, right), np.ones(1))
+        for right in (True, False)
     ]
     path = tmp_path / "who.png"
-    draw_disagreement({"grey": tiles}, ("unet", "conv-transpose"), *answers, path)
-    assert {(37, 37, 37), eight_bits(WHO_COLOURS[1])} <= colours_in(path)
+    plot_agreement({"grey": tiles}, ("unet", "conv-transpose"), *answers, path)
+    assert {(37, 37, 37), eight_bits(AGREEMENT_COLOURS[1])} <= colours_in(path)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from chromabox.assignment.analysis.predictions import by_distance, edge_distances, grey_edges, label_edges
+from chromabox.assignment.analysis.predictions import accuracy_by_edge_distance, edge_distances, grey_edges, label_edges
 from chromabox.errors import ChromaboxError
 
 SHAPE = (2, 5, 6)
@@ -35,11 +35,11 @@ def test_distances_are_the_smallest_to_any_edge_of_the_picture(edges: np.ndarray
 def test_grey_edges_lie_at_the_step() -> None:
     grey = np.zeros((1, 20, 20))
     grey[:, :, 10:] = 0.5
-    marks = grey_edges(grey, steepest=0.1)
+    marks = grey_edges(grey, edge_fraction=0.1)
     # Sobel's operator sees the step from the two columns beside it.
     expected = np.zeros((1, 20, 20), bool)
     expected[:, :, 9:11] = True
-    np.testing.assert_array_equal(grey_edges(grey, steepest=0.2), expected)
+    np.testing.assert_array_equal(grey_edges(grey, edge_fraction=0.2), expected)
     assert marks.sum() <= expected.sum()
     assert not grey_edges(np.full((2, 8, 8), 0.3)).any()
 
@@ -52,14 +52,14 @@ def test_the_steepest_tenth_is_a_tenth() -> None:
 def test_bands_are_counted() -> None:
     distances = np.array([[[0.0, 0.0, 1.0], [1.4, 2.0, np.inf]]])
     right = np.array([[[True, False, True], [True, False, True]]])
-    found = by_distance(right, distances, (0, 1, 2, 3, 4))
+    found = accuracy_by_edge_distance(right, distances, (0, 1, 2, 3, 4))
     np.testing.assert_allclose(found.accuracy, [0.5, 1.0, 0.0, np.nan])
-    np.testing.assert_allclose(found.share, [2 / 6, 2 / 6, 1 / 6, 0])
-    last = by_distance(right, distances, (1, np.inf))
-    assert last.share[0] == pytest.approx(3 / 6)  # An infinite distance is in no band.
+    np.testing.assert_allclose(found.fraction, [2 / 6, 2 / 6, 1 / 6, 0])
+    last = accuracy_by_edge_distance(right, distances, (1, np.inf))
+    assert last.fraction[0] == pytest.approx(3 / 6)  # An infinite distance is in no band.
 
 
 @pytest.mark.parametrize("bounds", [(1,), (0, 2, 2), (3, 1)])
 def test_bounds_that_make_no_bands_are_refused(bounds: tuple) -> None:
     with pytest.raises(ChromaboxError, match="bands take at least two"):
-        by_distance(np.ones((1, 2, 2), bool), np.zeros((1, 2, 2)), bounds)
+        accuracy_by_edge_distance(np.ones((1, 2, 2), bool), np.zeros((1, 2, 2)), bounds)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
-from chromabox.assignment.analysis.predictions import Answers, vivid_colours, vividness
+from chromabox.assignment.analysis.predictions import Predictions, vivid_colour_stats, vivid_colours
 from chromabox.colour.palette.io import load_palette
 
 HORSE24 = load_palette("horse24")
@@ -23,18 +23,20 @@ def test_shares_are_counted() -> None:
     truth = np.array([[[0, 0, 0, 0, 3, 1, 1, 2]]], np.uint8)
     labels = np.array([[[0, 1, 1, 3, 3, 1, 2, 0]]], np.uint8)
     zeros = np.zeros(truth.shape, np.float32)
-    answers = Answers(labels, zeros, zeros, labels == truth, expected=np.array([0.25, 0.25, 0.125, 0.375]))
-    found = vividness(answers, truth, vivid)
-    assert (found.true, found.said, found.expected) == (5 / 8, 4 / 8, 0.625)
-    assert (found.vivid_right, found.dull_right) == (2 / 5, 1 / 3)
-    assert np.isnan(vividness(answers, np.ones_like(truth), vivid).vivid_right)
-    assert vividness(answers, truth, np.ones(4, bool)).true == 1
+    answers = Predictions(
+        labels, zeros, zeros, labels == truth, mean_probabilities=np.array([0.25, 0.25, 0.125, 0.375])
+    )
+    found = vivid_colour_stats(answers, truth, vivid)
+    assert (found.true_fraction, found.predicted_fraction, found.mean_probability) == (5 / 8, 4 / 8, 0.625)
+    assert (found.vivid_accuracy, found.dull_accuracy) == (2 / 5, 1 / 3)
+    assert np.isnan(vivid_colour_stats(answers, np.ones_like(truth), vivid).vivid_accuracy)
+    assert vivid_colour_stats(answers, truth, np.ones(4, bool)).true_fraction == 1
 
 
 def test_without_dull_pixels_there_is_no_share_of_them() -> None:
     truth = np.zeros((1, 1, 2), np.uint8)
     zeros = np.zeros(truth.shape, np.float32)
-    answers = Answers(truth, zeros, zeros, truth == truth, expected=np.ones(1))
-    found = vividness(answers, truth, np.array([True]))
-    assert found.vivid_right == pytest.approx(1)
-    assert np.isnan(found.dull_right)
+    answers = Predictions(truth, zeros, zeros, truth == truth, mean_probabilities=np.ones(1))
+    found = vivid_colour_stats(answers, truth, np.array([True]))
+    assert found.vivid_accuracy == pytest.approx(1)
+    assert np.isnan(found.dull_accuracy)

@@ -7,10 +7,17 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch import nn
 
-from chromabox.assignment.analysis.predictions import colour_maps, detail_kept, without_block_means, without_grey
-from chromabox.assignment.analysis.probing import blocks, fit_ridge, layer_rows, r_squared, recover, unblocked
-from chromabox.colour.data.datasets import encode
-from chromabox.colour.models import build_net
+from chromabox.assignment.analysis.predictions import compare_high_frequencies, high_pass, label_colours, remove_grey
+from chromabox.assignment.analysis.probing import (
+    block_features,
+    fit_ridge,
+    from_blocks,
+    probe_layers,
+    r_squared,
+    to_blocks,
+)
+from chromabox.colour.data.datasets import encode_images
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 
 HORSE24 = load_palette("horse24")
@@ -50,33 +57,33 @@ def test_a_linear_map_is_recovered_and_noise_is_not() -> None:
 
 def test_blocks_hold_the_squares_of_a_picture() -> None:
     maps = torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12).float()
-    rows = blocks(maps, 4)
+    rows = to_blocks(maps, 4)
     assert rows.shape == (2 * 2 * 3, 3 * 16)
     # The fifth row: first picture, second line of squares, second square of it.
     np.testing.assert_array_equal(rows[4], maps[0, :, 4:8, 4:8].reshape(-1))
-    np.testing.assert_array_equal(unblocked(blocks(maps, 4), 2, 8, 12), maps)
+    np.testing.assert_array_equal(from_blocks(to_blocks(maps, 4), 2, 8, 12), maps)
 
 
 def test_detail_is_what_is_left_of_block_means() -> None:
     maps = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    detail = without_block_means(maps)
+    detail = high_pass(maps)
     square = maps[1, 2, 4:8, :4]
     torch.testing.assert_close(detail[1, 2, 4:8, :4], square - square.mean())
-    grey = without_grey(maps)
+    grey = remove_grey(maps)
     torch.testing.assert_close(grey[0, 1], maps[0, 1] - (maps[0, 0] + maps[0, 1] + maps[0, 2]) / 3)
     labels = torch.tensor([[[3, 0], [7, 23]]], dtype=torch.uint8)
-    np.testing.assert_array_equal(colour_maps(labels, HORSE24)[0, :, 1, 0], HORSE24.colours[7])
+    np.testing.assert_array_equal(label_colours(labels, HORSE24)[0, :, 1, 0], HORSE24.colours[7])
 
 
 def test_kept_detail_of_known_cases() -> None:
     generator = torch.Generator().manual_seed(0)
     truth, other = torch.rand(50, 1, 16, 16, generator=generator), torch.rand(50, 1, 16, 16, generator=generator)
-    fainter = detail_kept(0.5 * truth + 3, truth)
+    fainter = compare_high_frequencies(0.5 * truth + 3, truth)
     assert (fainter.energy, fainter.correlation) == (pytest.approx(0.25), pytest.approx(1))
-    strange = detail_kept(other, truth)
+    strange = compare_high_frequencies(other, truth)
     assert strange.correlation == pytest.approx(0, abs=0.05)
     assert strange.energy == pytest.approx(1, abs=0.05)
-    flat = detail_kept(torch.ones(2, 1, 4, 4), truth[:2, :, :4, :4])
+    flat = compare_high_frequencies(torch.ones(2, 1, 4, 4), truth[:2, :, :4, :4])
     assert flat.energy == 0
     assert np.isnan(flat.correlation)
 
@@ -91,12 +98,12 @@ class Halving(nn.Module):
 
 @pytest.fixture(scope="module")
 def pictures() -> list:
-    return [encode(RANDOM.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8), HORSE24) for count in (120, 30)]
+    return [encode_images(RANDOM.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8), HORSE24) for count in (120, 30)]
 
 
 def test_layers_give_a_row_for_each_square(pictures: list) -> None:
-    net = build_net("unet", num_filters=3).eval()
-    rows = layer_rows(net, pictures[1].grey)
+    net = build_model("unet", num_filters=3).eval()
+    rows = block_features(net, pictures[1].grey)
     assert {name: one.shape for name, one in rows.items()} == {
         "quarter": (30 * 4, 6),
         "half": (30 * 4, 3 * 4),
@@ -109,8 +116,8 @@ def test_layers_give_a_row_for_each_square(pictures: list) -> None:
 
 
 def test_what_is_kept_can_be_read_and_what_is_pooled_cannot(pictures: list) -> None:
-    kept = recover(Halving(keep=True), *pictures, HORSE24, SOURCES)
-    pooled = recover(Halving(keep=False), *pictures, HORSE24, SOURCES)
+    kept = probe_layers(Halving(keep=True), *pictures, HORSE24, SOURCES)
+    pooled = probe_layers(Halving(keep=False), *pictures, HORSE24, SOURCES)
     for found in (*kept.values(), pooled["all"]):
         assert found.grey == pytest.approx(1, abs=1e-5)
         assert found.grey_detail == pytest.approx(1, abs=1e-5)
@@ -128,5 +135,5 @@ def test_the_table_reads_exact_grey_as_the_floor_does(pictures: list) -> None:
     expected = grey_lookup_baseline(
         train.grey_sum.numpy(), train.labels.numpy(), test.grey_sum.numpy(), test.labels.numpy(), 24
     )
-    found = recover(Halving(keep=True), *pictures, HORSE24, {"input": ("input",)})["input"]
+    found = probe_layers(Halving(keep=True), *pictures, HORSE24, {"input": ("input",)})["input"]
     assert found.table_accuracy == pytest.approx(expected.accuracy)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from chromabox.assignment.analysis.statistics import Trend, trend_of
+from chromabox.assignment.analysis.statistics import RankTrend, rank_trend
 
 
 def chance_by_hand(numbers: np.ndarray) -> float:
@@ -22,14 +22,14 @@ def chance_by_hand(numbers: np.ndarray) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_chance_is_the_share_of_orders_that_rise_as_much(seed: int) -> None:
     numbers = np.random.default_rng(seed).random((2, 4)) + seed * np.linspace(0, 0.2, 4)
-    assert trend_of(numbers).chance == pytest.approx(chance_by_hand(numbers))
+    assert rank_trend(numbers).p_value == pytest.approx(chance_by_hand(numbers))
 
 
 @pytest.mark.parametrize(
     ("numbers", "chance"), [([1, 2, 3, 4, 5], 1 / 120), ([1, 2, 3], 1 / 6), ([3, 2, 1], 1.0), ([2, 2, 2], 1.0)]
 )
 def test_of_a_single_seed_a_perfect_order_is_one_of_all(numbers: list[float], chance: float) -> None:
-    assert trend_of(np.array([numbers], float)).chance == pytest.approx(chance)
+    assert rank_trend(np.array([numbers], float)).p_value == pytest.approx(chance)
 
 
 # (numbers by seed, steps, up, clearly up, clearly down, correlation, rises)
@@ -50,19 +50,24 @@ TRENDS = [
 @pytest.mark.parametrize("case", TRENDS)
 def test_trends_by_hand(case: tuple) -> None:
     numbers, steps, up, clearly_up, clearly_down, correlation, rises = case
-    found = trend_of(np.array(numbers))
-    assert (found.steps, found.up, found.clearly_up, found.clearly_down) == (steps, up, clearly_up, clearly_down)
+    found = rank_trend(np.array(numbers))
+    assert (found.num_steps, found.num_rises, found.num_clear_rises, found.num_clear_falls) == (
+        steps,
+        up,
+        clearly_up,
+        clearly_down,
+    )
     assert found.correlation == pytest.approx(correlation)
-    assert found.rises is rises
-    assert found.is_clear is (clearly_up == steps)
-    assert found.seeds == len(numbers)
+    assert found.is_rising is rises
+    assert found.is_monotonic is (clearly_up == steps)
+    assert found.num_seeds == len(numbers)
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 5)), elements=st.integers(0, 99).map(float)))
 def test_what_rises_does_not_fall(numbers: np.ndarray) -> None:
-    there, back = trend_of(numbers), trend_of(-numbers)
-    assert not (there.rises and back.rises)
-    assert (there.clearly_up, there.clearly_down) == (back.clearly_down, back.clearly_up)
+    there, back = rank_trend(numbers), rank_trend(-numbers)
+    assert not (there.is_rising and back.is_rising)
+    assert (there.num_clear_rises, there.num_clear_falls) == (back.num_clear_falls, back.num_clear_rises)
     assert there.correlation == pytest.approx(-back.correlation)
-    assert there.up + back.up <= there.steps
-    assert isinstance(there, Trend)
+    assert there.num_rises + back.num_rises <= there.num_steps
+    assert isinstance(there, RankTrend)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.check.checks import Facts, NetCheck, judge
-from chromabox.assignment.check.worker import CLASSES, Teller, observe
+from chromabox.assignment.check.checks import NetReport, Observations, run_checks
+from chromabox.assignment.check.worker import CLASSES, EventWriter, inspect_file
 
 STUDENTS = Path(__file__).parent / "students"
 
@@ -24,31 +24,31 @@ def _own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cache
-def judged(path: Path) -> dict[str, NetCheck]:
+def judged(path: Path) -> dict[str, NetReport]:
     """What a child would tell of the file, judged."""
     told = io.StringIO()
-    observe({"file": str(path), "nets": list(CLASSES)}, Teller(told))
-    facts: dict[str, Facts] = {}
+    inspect_file({"file": str(path), "nets": list(CLASSES)}, EventWriter(told))
+    facts: dict[str, Observations] = {}
     for line in told.getvalue().splitlines():
         event = json.loads(line)
         for net, name in event.get("nets", {}).items():
-            facts[net] = Facts(name)
+            facts[net] = Observations(name)
         if "value" in event:
             facts[event["net"]].values[event["fact"]] = event["value"]
         elif "failed" in event:
             facts[event["net"]].failures[event["fact"]] = event["failed"]
-    return {net: judge(net, own) for net, own in facts.items()}
+    return {net: run_checks(net, own) for net, own in facts.items()}
 
 
-def failed(check: NetCheck) -> dict[str, str]:
+def failed(check: NetReport) -> dict[str, str]:
     """The answers that are wrong, by their questions."""
-    return {one.name: one.said for one in check.checks if one.passed is False}
+    return {one.name: one.message for one in check.checks if one.passed is False}
 
 
 def test_other_styles_of_the_same_nets_match() -> None:
     for net, check in judged(STUDENTS / "right_functional.py").items():
         assert failed(check) == {}, net
-        assert {line.status for line in check.lines} == {"equal"}
+        assert {line.status for line in check.diff} == {"equal"}
         assert len(check.checks) == (13 if net == "unet" else 12)
         kernels = [one for one in check.checks if one.passed is None]
         assert [one.name for one in kernels] == ([] if net == "pool-upsample" else ["other sizes"])
@@ -125,7 +125,7 @@ def test_pooling_after_relu_is_another_order() -> None:
         "block 1: BatchNorm2d out of order: in the figure it comes right after block 1's MaxPool2d"
     )
     assert wrong.keys() == {"layers", "same function (eval)", "same function (train)"}
-    assert [line.status for line in check.lines].count("moved") == 8
+    assert [line.status for line in check.diff].count("moved") == 8
 
 
 def test_sizes_typed_in() -> None:
@@ -154,7 +154,7 @@ def test_a_forward_that_fails_is_told_with_its_line(capsys: pytest.CaptureFixtur
     assert wrong["shapes"].startswith("PoolUpsampleNet's forward raised RuntimeError: Given groups=1")
     assert wrong["shapes"].endswith(f"(line {line} of wrong_raising.py)")
     assert wrong["layers"] == "the first 8 steps are the figure's, then forward fails"
-    assert [one.said for one in check.lines[8:]] == ["not reached"] * 9
+    assert [one.message for one in check.diff[8:]] == ["not reached"] * 9
     assert check.hints == []
 
 
@@ -182,7 +182,7 @@ def test_a_forward_that_returns_nothing() -> None:
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content: str, said: str) -> None:
     (tmp_path / name).write_text(content)
     told = io.StringIO()
-    observe({"file": str(tmp_path / name), "nets": list(CLASSES)}, Teller(told))
+    inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, EventWriter(told))
     assert json.loads(told.getvalue().splitlines()[-1]) == {"failed": said}
 
 
@@ -190,7 +190,7 @@ HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import 
 ARGUMENTS = "kernel, num_in_channels, num_filters, num_colours"
 
 
-def written(folder: Path, body: str, *, base: str = "nets.UNet") -> NetCheck:
+def written(folder: Path, body: str, *, base: str = "nets.UNet") -> NetReport:
     """A UNet of that class body."""
     path = folder / "mine.py"
     path.write_text(f"{HEAD}class UNet({base}):\n" + "".join(f"    {line}\n" for line in body.splitlines()))
@@ -250,4 +250,4 @@ def test_numbers_that_json_does_not_have_stay_out(tmp_path: Path) -> None:
     body += "    self.block1[1].momentum = float('inf')"
     check = written(tmp_path, body)
     assert "momentum inf instead of 0.1" in failed(check)["layers"]
-    json.dumps([line.found.settings for line in check.lines if line.found], allow_nan=False)
+    json.dumps([line.actual.settings for line in check.diff if line.actual], allow_nan=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.check.runner import SelfCheck, self_check
+from chromabox.assignment.check.runner import CheckResult, check_file
 from chromabox.errors import ChromaboxError, UsageError
 
 STUDENTS = Path(__file__).parent / "students"
@@ -16,13 +16,13 @@ HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import 
 LONG = 300.0
 
 
-def answers(found: SelfCheck, net: str) -> dict[str, str]:
+def answers(found: CheckResult, net: str) -> dict[str, str]:
     """What is said of one net, by question."""
-    return {check.name: check.said for one in found.nets if one.net == net for check in one.checks}
+    return {check.name: check.message for one in found.reports if one.model == net for check in one.checks}
 
 
 def test_an_exit_and_a_crash_are_one_sentence_each() -> None:
-    found = self_check(STUDENTS / "crashing.py", nets=("pool-upsample", "conv-transpose"), seconds=LONG)
+    found = check_file(STUDENTS / "crashing.py", model_names=("pool-upsample", "conv-transpose"), timeout=LONG)
     assert not found.matches
     assert answers(found, "pool-upsample") == {
         "constructor": "making PoolUpsampleNet called sys.exit(3) (line 12 of crashing.py)"
@@ -53,13 +53,13 @@ def test_after_a_dead_child_the_next_class_gets_its_own(
     path = tmp_path / "mine.ipynb"
     cells = [{"cell_type": "code", "source": text} for text in NOTEBOOK]
     path.write_text(json.dumps({"nbformat": 4, "cells": cells}))
-    found = self_check(path, seconds=LONG, gigabytes=2.0)
+    found = check_file(path, timeout=LONG, memory_limit_gb=2.0)
     assert answers(found, "pool-upsample")["shapes"] == "PoolUpsampleNet's forward needs more memory than the limit"
     assert answers(found, "conv-transpose")["shapes"] == (
         "ConvTransposeNet's forward ended the process with exit code 0"
     )
-    assert next(one for one in found.nets if one.net == "unet").matches
-    assert (found.failed, found.notes) == (None, [])
+    assert next(one for one in found.reports if one.model == "unet").matches
+    assert (found.error, found.notes) == (None, [])
     assert sorted(one.name for one in tmp_path.rglob("*")) == ["here", "mine.ipynb"]
     assert capfd.readouterr() == ("", "")
 
@@ -73,9 +73,9 @@ def test_a_loop_is_ended_with_all_it_has_started(tmp_path: Path) -> None:
         f"        pathlib.Path({str(note)!r}).write_text(str(sleeper.pid))\n        while True: pass\n"
     )
     (tmp_path / "mine.py").write_text(HEAD + body)
-    found = self_check(tmp_path / "mine.py", seconds=6.0)
+    found = check_file(tmp_path / "mine.py", timeout=6.0)
     # On a machine so busy that PyTorch's import takes longer, that is what did not end.
-    said = found.failed or answers(found, "unet")["shapes"]
+    said = found.error or answers(found, "unet")["shapes"]
     assert said.endswith("did not end within 6 s")
     if note.exists():
         state = Path(f"/proc/{note.read_text()}/stat")
@@ -86,8 +86,8 @@ def test_a_loop_is_ended_with_all_it_has_started(tmp_path: Path) -> None:
 def test_a_file_without_the_classes_says_which_it_has(tmp_path: Path) -> None:
     cells = [{"cell_type": "code", "source": text} for text in ("class UNet(:", "class Model: pass\nclass Other: pass")]
     (tmp_path / "mine.ipynb").write_text(json.dumps({"nbformat": 4, "cells": cells}))
-    found = self_check(tmp_path / "mine.ipynb", seconds=LONG)
-    assert found.failed == (
+    found = check_file(tmp_path / "mine.ipynb", timeout=LONG)
+    assert found.error == (
         "mine.ipynb defines neither PoolUpsampleNet nor ConvTransposeNet nor UNet; its classes are Model, Other"
     )
     assert found.notes == ["code cell 1 of mine.ipynb is left out: invalid syntax in its line 1"]
@@ -102,7 +102,7 @@ def test_a_report_that_was_written_into_is_one_sentence(tmp_path: Path) -> None:
     )
     (tmp_path / "mine.py").write_text(HEAD + body)
     with pytest.raises(ChromaboxError, match="no readable report"):
-        self_check(tmp_path / "mine.py", seconds=LONG)
+        check_file(tmp_path / "mine.py", timeout=LONG)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path, name: str, limits: di
     for one in ("mine.txt", "mine.py"):
         (tmp_path / one).touch()
     with pytest.raises(UsageError, match=said):
-        self_check(tmp_path / name, **limits)
+        check_file(tmp_path / name, **limits)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")

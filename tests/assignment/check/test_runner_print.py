@@ -8,28 +8,30 @@ import torch
 from torch import nn
 
 from chromabox.assignment.check import runner as self_check
-from chromabox.assignment.check.align import compare
-from chromabox.assignment.check.checks import Check, NetCheck, our_steps
-from chromabox.assignment.check.runner import SelfCheck, conclusion, report_self_check
-from chromabox.assignment.check.trace import record
-from chromabox.colour.models import NETS
+from chromabox.assignment.check.align import diff_ops
+from chromabox.assignment.check.checks import CheckItem, NetReport, reference_ops
+from chromabox.assignment.check.runner import CheckResult, report_check, summary_line
+from chromabox.assignment.check.trace import trace_ops
+from chromabox.colour.models import MODELS
 from chromabox.errors import ChromaboxError
 
 
-def a_net(*checks: Check, class_name: str = "UNet") -> NetCheck:
+def a_net(*checks: CheckItem, class_name: str = "UNet") -> NetReport:
     """ConvTransposeNet without block 2's BatchNorm, beside the right one."""
-    changed = NETS["conv-transpose"]()
+    changed = MODELS["conv-transpose"]()
     changed.set_submodule("block2.1", nn.Identity())
-    lines = compare(our_steps("conv-transpose"), record(changed, torch.rand(2, 1, 32, 32)).steps)
-    return NetCheck("conv-transpose", class_name, list(checks), lines, ["do [this]"])
+    lines = diff_ops(reference_ops("conv-transpose"), trace_ops(changed, torch.rand(2, 1, 32, 32)).ops)
+    return NetReport("conv-transpose", class_name, list(checks), lines, ["do [this]"])
 
 
 RIGHT, WRONG, NOTED = (
-    Check("shapes", True, "fine"),
-    Check("layers", False, "not [red]fine"),
-    Check("sizes", None, "well"),
+    CheckItem("shapes", True, "fine"),
+    CheckItem("layers", False, "not [red]fine"),
+    CheckItem("sizes", None, "well"),
 )
-FOUND = SelfCheck("mine.py", [a_net(RIGHT, WRONG, NOTED), a_net(RIGHT, NOTED, class_name="Pool")], ["line 1 \x1b[31m"])
+FOUND = CheckResult(
+    "mine.py", [a_net(RIGHT, WRONG, NOTED), a_net(RIGHT, NOTED, class_name="Pool")], ["line 1 \x1b[31m"]
+)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("found")
 def test_questions_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_self_check(Path("mine.py")) is FOUND
+    assert report_check(Path("mine.py")) is FOUND
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "note: line 1 ?[31m"
     assert lines[2:6] == ["UNet", "✓ shapes fine", "✗ layers not [red]fine", "· sizes well"]
@@ -64,7 +66,7 @@ def test_questions_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[st
 @pytest.mark.usefixtures("found")
 def test_everything_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "found.json"
-    report_self_check(Path("mine.py"), output=path)
+    report_check(Path("mine.py"), output=path)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert (written["file"], written["matches"], written["failed"]) == ("mine.py", False, None)
@@ -78,10 +80,10 @@ def test_everything_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="cannot be written"):
-        report_self_check(Path("mine.py"), output=tmp_path / "file" / "found.json")
+        report_check(Path("mine.py"), output=tmp_path / "file" / "found.json")
 
 
 def test_the_last_line_says_all() -> None:
-    assert conclusion(SelfCheck("a.py", [], failed="a.py is no Python")) == "✗ a.py is no Python"
-    assert conclusion(SelfCheck("a.py", [a_net(RIGHT)])) == "UNet: as in figure 1"
-    assert not SelfCheck("a.py", []).matches
+    assert summary_line(CheckResult("a.py", [], error="a.py is no Python")) == "✗ a.py is no Python"
+    assert summary_line(CheckResult("a.py", [a_net(RIGHT)])) == "UNet: as in figure 1"
+    assert not CheckResult("a.py", []).matches

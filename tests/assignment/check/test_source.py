@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.check.source import needed, read_source, run_needed, told
+from chromabox.assignment.check.source import describe_error, exec_required, read_source, required_statements
 
 Write = Callable[..., Path]
 
@@ -36,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def taken(path: Path, *names: str) -> list[int]:
     """The lines whose statements are taken."""
-    return [piece.statement.lineno for piece in needed(read_source(path), names)]
+    return [piece.node.lineno for piece in required_statements(read_source(path), names)]
 
 
 def test_only_what_a_class_needs_is_taken(write: Write) -> None:
@@ -61,7 +61,7 @@ def test_a_missing_module_takes_no_other_with_it(write: Write) -> None:
     path = write(
         "import no_such_module, math as m, json\nfrom os import no_such_name, sep\nclass UNet:\n    x = m.pi, sep\n"
     )
-    module, complaints = run_needed(read_source(path), ["UNet"], path)
+    module, complaints = exec_required(read_source(path), ["UNet"], path)
     assert complaints == []
     assert module.UNet.x == (math.pi, os.sep)
     assert not hasattr(module, "json")
@@ -105,13 +105,13 @@ def test_a_notebook_s_magics_are_passed_over(write: Write) -> None:
         "if True:\n    !ls\n    %cd /\n",
     )
     source = read_source(write(*cells, name="mine.ipynb"))
-    assert [piece.place for piece in needed(source, ["UNet"])] == [
+    assert [piece.filename for piece in required_statements(source, ["UNet"])] == [
         "code cell 2 of mine.ipynb",
         "code cell 3 of mine.ipynb",
     ]
-    assert len(source.complaints) == 1
-    assert source.complaints[0].startswith("code cell 4 of mine.ipynb is left out: invalid syntax")
-    assert source.complaints[0].endswith("in its line 1")
+    assert len(source.warnings) == 1
+    assert source.warnings[0].startswith("code cell 4 of mine.ipynb is left out: invalid syntax")
+    assert source.warnings[0].endswith("in its line 1")
 
 
 def test_an_exported_notebook_has_magics_too(write: Write) -> None:
@@ -140,7 +140,7 @@ def test_a_statement_that_fails_is_told_and_left_out(write: Write) -> None:
         "import no_such_module\nSIZE = 1 / 0\nimport sys\nHALT = sys.exit(4)\n", "class UNet:\n", "    size = 3\n"
     )
     path.write_text(path.read_text() + "    def f(self):\n        return no_such_module, SIZE, HALT\n")
-    module, complaints = run_needed(read_source(path), ["UNet"], path)
+    module, complaints = exec_required(read_source(path), ["UNet"], path)
     assert module.UNet.size == 3
     assert complaints == [
         "line 1 of mine.py is left out: `import no_such_module` raised ModuleNotFoundError: "
@@ -154,7 +154,7 @@ def test_modules_beside_the_file_are_found_and_hide_none(write: Write) -> None:
     write("VALUE = 7\n", name="beside_the_file.py")
     write("raise RuntimeError\n", name="colorsys.py")
     path = write("import colorsys\nfrom beside_the_file import VALUE\nclass UNet:\n    x = VALUE, colorsys\n")
-    module, complaints = run_needed(read_source(path), ["UNet"], path)
+    module, complaints = exec_required(read_source(path), ["UNet"], path)
     assert complaints == []
     assert module.UNet.x[0] == 7
     sys.modules.pop("beside_the_file")
@@ -162,19 +162,19 @@ def test_modules_beside_the_file_are_found_and_hide_none(write: Write) -> None:
 
 def test_future_imports_hold_for_every_statement(write: Write) -> None:
     path = write("from __future__ import annotations\nclass UNet:\n    def f(self, x: Nowhere) -> Nothing: pass\n")
-    module, complaints = run_needed(read_source(path), ["UNet"], path)
+    module, complaints = exec_required(read_source(path), ["UNet"], path)
     assert complaints == []
     assert module.UNet.f.__annotations__ == {"x": "Nowhere", "return": "Nothing"}
 
 
 def test_errors_are_told_on_one_line_with_their_place(write: Write) -> None:
     path = write("class UNet:\n    def f(self):\n        raise ValueError('two\\n  lines ' + 'x' * 999)\n")
-    module, _ = run_needed(read_source(path), ["UNet"], path)
+    module, _ = exec_required(read_source(path), ["UNet"], path)
     with pytest.raises(ValueError, match="two") as caught:
         module.UNet().f()
-    said = told(caught.value, ["mine.py"])
+    said = describe_error(caught.value, ["mine.py"])
     assert said.startswith("raised ValueError: two lines xxx")
     assert said.endswith("x (line 3 of mine.py)")
     assert len(said) < 400
-    assert told(KeyboardInterrupt()) == "raised KeyboardInterrupt"
-    assert told(SystemExit()) == "called sys.exit()"
+    assert describe_error(KeyboardInterrupt()) == "raised KeyboardInterrupt"
+    assert describe_error(SystemExit()) == "called sys.exit()"

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from chromabox.assignment.check.source import ROLES, USUAL, find_call, role_of
-from chromabox.colour.models import count_parameters
+from chromabox.assignment.check.source import DEFAULT_SIZES, ROLES, bind_constructor, guess_role
+from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.baselines import PoolUpsampleNet, UNet
 
 SIZES = {"kernel": 5, "num_filters": 7, "num_colours": 9, "num_in_channels": 2}
-PARAMETERS = count_parameters(PoolUpsampleNet(**USUAL))
+PARAMETERS = num_trainable_parameters(PoolUpsampleNet(**DEFAULT_SIZES))
 
 
 class Noted(nn.Module):
@@ -40,9 +40,9 @@ class Letters(Noted):
 
 @pytest.mark.parametrize("found", [Course, OtherWords, Letters])
 def test_names_that_tell_are_used(found: type[Noted]) -> None:
-    call = find_call(found, "UNet", PARAMETERS)
-    assert call.make(SIZES).sizes == SIZES
-    assert call.missing == ()
+    call = bind_constructor(found, "UNet", PARAMETERS)
+    assert call.build(SIZES).sizes == SIZES
+    assert call.missing_roles == ()
 
 
 class Unnamed(PoolUpsampleNet):
@@ -66,15 +66,15 @@ class NamedAmiss(UNet):
 
 @pytest.mark.parametrize("found", [Unnamed, Stars, NamedAmiss])
 def test_else_orders_are_tried(found: type[nn.Module]) -> None:
-    parameters = count_parameters(UNet(**USUAL)) if found is NamedAmiss else PARAMETERS
-    made = find_call(found, "Net", parameters).make(SIZES)
+    parameters = num_trainable_parameters(UNet(**DEFAULT_SIZES)) if found is NamedAmiss else PARAMETERS
+    made = bind_constructor(found, "Net", parameters).build(SIZES)
     expected = UNet(**SIZES) if found is NamedAmiss else PoolUpsampleNet(**SIZES)
     assert [one.shape for one in made.parameters()] == [one.shape for one in expected.parameters()]
 
 
 def test_the_notebook_s_order_comes_first_and_is_written_out() -> None:
     assert (
-        find_call(Stars, "PoolUpsampleNet", PARAMETERS).text
+        bind_constructor(Stars, "PoolUpsampleNet", PARAMETERS).signature
         == "PoolUpsampleNet(kernel, num_filters, num_colours, num_in_channels)"
     )
 
@@ -88,9 +88,9 @@ def test_what_cannot_be_set_is_missing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    assert find_call(Fixed, "UNet", PARAMETERS).missing == ROLES[1:]
-    assert find_call(Without, "UNet", PARAMETERS).missing == ROLES
-    assert isinstance(find_call(Without, "UNet", PARAMETERS).make(USUAL), Without)
+    assert bind_constructor(Fixed, "UNet", PARAMETERS).missing_roles == ROLES[1:]
+    assert bind_constructor(Without, "UNet", PARAMETERS).missing_roles == ROLES
+    assert isinstance(bind_constructor(Without, "UNet", PARAMETERS).build(DEFAULT_SIZES), Without)
 
 
 def test_a_constructor_that_never_works_raises_its_own_error() -> None:
@@ -99,7 +99,7 @@ def test_a_constructor_that_never_works_raises_its_own_error() -> None:
             raise ValueError(f"no such {args[0]}")
 
     with pytest.raises(ValueError, match="no such 3"):
-        find_call(Broken, "UNet", PARAMETERS).make(USUAL)
+        bind_constructor(Broken, "UNet", PARAMETERS).build(DEFAULT_SIZES)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_a_constructor_that_never_works_raises_its_own_error() -> None:
     ],
 )
 def test_words_for_sizes(name: str, role: str | None) -> None:
-    assert role_of(name) == role
+    assert guess_role(name) == role

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.assignment.sections.batch_sizes import COMMAND, batch_size_section
-from chromabox.colour.training.recipes import recipe_for
+from chromabox.assignment.sections.batch_sizes import SWEEP_COMMAND, batch_size_section
+from chromabox.colour.training.recipes import make_recipe
 from chromabox.colour.training.train import TrainConfig
-from chromabox.engine.autotune import Execution
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import Found, find_runs
-from chromabox.experiments.sweep_results import MEASURED, Measured, Row, Sweep, write_sweep
-from chromabox.report.document.model import Document, Figure, Missing, Number, Section, Table, Text
+from chromabox.experiments.runs import RunIndex, find_runs
+from chromabox.experiments.sweep_results import METRICS, SeedStats, SweepResult, SweepRow, write_sweep
+from chromabox.report.document.model import Document, Figure, MissingRun, Number, Section, Table, Text
 
 VALUES = (32, 64, 128, 256)
 RISING = np.array([[1.1, 1.2, 1.3, 1.4], [1.11, 1.21, 1.31, 1.41]])
@@ -33,21 +33,21 @@ def made_up(
     quality: np.ndarray | None = None,
     late: Sequence[float] = (0.01, 0.1),
     schedule: str = "constant",
-) -> Sweep:
+) -> SweepResult:
     """A sweep with these losses by seed and value on disk; ``late``: how much the ends' losses fall at last."""
     seeds = tuple(range(len(equal_epochs)))
     updates = [round(EPOCHS * 5000 / value) for value in values]
 
-    def rows(losses: np.ndarray, infix: str, counts: Sequence[int]) -> tuple[Row, ...]:
+    def rows(losses: np.ndarray, infix: str, counts: Sequence[int]) -> tuple[SweepRow, ...]:
         return tuple(
-            Row(
+            SweepRow(
                 value,
                 tuple(Path(f"{over}-{value}{infix}-seed{seed}") for seed in seeds),
                 49728,
                 EPOCHS,
                 count,
                 updates[index] // EPOCHS,
-                {name: Measured(tuple(number(name, losses, index))) for name in MEASURED},
+                {name: SeedStats(tuple(number(name, losses, index))) for name in METRICS},
             )
             for index, (value, count) in enumerate(zip(values, counts, strict=True))
         )
@@ -60,14 +60,14 @@ def made_up(
         return found.get(name, np.full_like(losses, 0.5))[:, index].tolist()
 
     steps = () if equal_steps is None else rows(equal_steps, f"-steps{updates[-1]}", [updates[-1]] * len(values))
-    sweep = Sweep(
+    sweep = SweepResult(
         *(folder, "conv-transpose", "course", "cifar10:horse", "course", over, seeds, 22.7, 34.6),
         rows(equal_epochs, "", updates),
         steps,
     )
-    recipe = replace(recipe_for("course", "conv-transpose"), schedule=schedule)
+    recipe = replace(make_recipe("course", "conv-transpose"), schedule=schedule)
     config = TrainConfig(
-        net="conv-transpose", recipe_name="course", recipe=recipe, data="x", palette="y", execution=Execution()
+        model="conv-transpose", recipe_name="course", recipe=recipe, data="x", palette="y", runtime=RuntimeConfig()
     )
     for row, fall in zip((sweep.equal_epochs[0], sweep.equal_epochs[-1]), late, strict=True):
         for run in row.runs:
@@ -76,14 +76,14 @@ def made_up(
             losses = [2.0] * (EPOCHS - 5) + [2.0 - fall * place / 5 for place in range(1, 6)]
             lines = [json.dumps({"epoch": index + 1, "test_loss": loss}) for index, loss in enumerate(losses)]
             (folder / run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    for path in (sweep.curves, sweep.sheet):
+    for path in (sweep.curves_path, sweep.samples_path):
         Image.new("RGB", (40, 20), "white").save(path)
     write_sweep(sweep)
     return sweep
 
 
-def section_of(*sweeps: Sweep) -> Section:
-    return batch_size_section(Found(sweeps=[sweep.folder for sweep in sweeps]), sweeps[0].folder / "figures")
+def section_of(*sweeps: SweepResult) -> Section:
+    return batch_size_section(RunIndex(sweeps=[sweep.folder for sweep in sweeps]), sweeps[0].folder / "figures")
 
 
 def texts(section: Section) -> list[str]:
@@ -108,7 +108,7 @@ def test_a_plain_case_is_told_as_it_is(tmp_path: Path) -> None:
     }
     assert claim.numbers["first"].value == pytest.approx(1.105)
     assert claim.numbers["last"].value == pytest.approx(1.405)
-    assert claim.numbers["last"].spread == pytest.approx(0.01 / 2**0.5)
+    assert claim.numbers["last"].std == pytest.approx(0.01 / 2**0.5)
     assert "rises; it goes from 1.0550" in str(claim)
     # One order of all 4! · 4! rises that much.
     assert claim.numbers["chance"].value == pytest.approx(1 / 576)
@@ -119,7 +119,7 @@ def test_a_plain_case_is_told_as_it_is(tmp_path: Path) -> None:
     assert (why.numbers["most"].value, why.numbers["fewest"].value) == (3906, 488)
     assert why.numbers["gap"].value == pytest.approx(0.3)
     assert why.numbers["rest"].value == pytest.approx(-0.3)
-    assert not [block for block in section.blocks if isinstance(block, Missing)]
+    assert not [block for block in section.blocks if isinstance(block, MissingRun)]
 
 
 def test_every_number_says_where_it_is_from(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_tables_hold_the_numbers(tmp_path: Path) -> None:
         for row, mean in zip(table.rows, losses.mean(0), strict=True):
             assert isinstance(row[3], Number)
             assert row[3].value == pytest.approx(mean)
-            assert row[3].spread == pytest.approx(0.01 / 2**0.5)
+            assert row[3].std == pytest.approx(0.01 / 2**0.5)
     accuracy = epochs.rows[0][epochs.columns.index("accuracy %")]
     assert isinstance(accuracy, Number)
     assert accuracy.value == 50
@@ -185,7 +185,7 @@ def test_a_single_seed_is_said_to_be_one(tmp_path: Path) -> None:
     assert "holds at every step." in claim
     assert "a single seed cannot tell" in claim
     assert "1 seed each" in texts(section)[0]
-    [missing] = [block for block in section.blocks if isinstance(block, Missing)]
+    [missing] = [block for block in section.blocks if isinstance(block, MissingRun)]
     assert "--seeds 0 1 --recipe course" in missing.command
     # Of three values a perfect order is no rare thing: one of six.
     three = section_of(made_up(tmp_path / "three", five[:, :3], five[:, :3], values=(32, 64, 128)))
@@ -240,12 +240,12 @@ def test_figures_are_copied_beside_the_write_up(tmp_path: Path) -> None:
     sweep = made_up(tmp_path / "sweep", RISING, RISING)
     figures = [block for block in section_of(sweep).blocks if isinstance(block, Figure)]
     assert [figure.path.name for figure in figures] == ["batch-sizes-0-curves.png", "batch-sizes-0-sheet.png"]
-    for figure, original in zip(figures, (sweep.curves, sweep.sheet), strict=True):
+    for figure, original in zip(figures, (sweep.curves_path, sweep.samples_path), strict=True):
         assert figure.path.parent == sweep.folder / "figures"
         assert figure.path.read_bytes() == original.read_bytes()
-    sweep.sheet.unlink()
-    [missing] = [block for block in section_of(sweep).blocks if isinstance(block, Missing)]
-    assert missing.what == f"the figure `{sweep.sheet}`"
+    sweep.samples_path.unlink()
+    [missing] = [block for block in section_of(sweep).blocks if isinstance(block, MissingRun)]
+    assert missing.description == f"the figure `{sweep.samples_path}`"
     values = "32,64,128,256"
     assert missing.command == (
         f"chromabox sweep conv-transpose --over batch-size={values} --seeds 0 1 --recipe course --epochs 25 "
@@ -254,20 +254,22 @@ def test_figures_are_copied_beside_the_write_up(tmp_path: Path) -> None:
 
 
 def test_without_a_sweep_the_command_is_told(tmp_path: Path) -> None:
-    assert batch_size_section(Found(), tmp_path).blocks == [Missing("a finished sweep over batch sizes", COMMAND)]
+    assert batch_size_section(RunIndex(), tmp_path).blocks == [
+        MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)
+    ]
 
 
 def test_other_sweeps_follow(tmp_path: Path) -> None:
     other = made_up(tmp_path / "kernels", RISING[:, [1, 0, 2, 3]], None, over="kernel", values=(1, 3, 5, 7))
     section = section_of(other)
-    assert isinstance(section.blocks[0], Missing)
+    assert isinstance(section.blocks[0], MissingRun)
     [table] = [block for block in section.blocks if isinstance(block, Table)]
     assert table.columns[0] == "kernel"
     text = the_text(section, "The test loss is lowest, 1.1050")
     assert "at kernel 3; with greater values it rises." in str(text)
     both = section_of(made_up(tmp_path / "sweep", RISING, RISING), other)
     assert [isinstance(block, Table) for block in both.blocks].count(True) == 3
-    assert not any(isinstance(block, Missing) for block in both.blocks)
+    assert not any(isinstance(block, MissingRun) for block in both.blocks)
 
 
 def test_losses_of_palettes_of_different_sizes_are_not_compared(tmp_path: Path) -> None:
@@ -288,4 +290,4 @@ def test_a_sweep_on_disk_is_found(tmp_path: Path) -> None:
 def test_a_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UsageError, match=r"sweep\.json: not the result of a sweep"):
-        batch_size_section(Found(sweeps=[tmp_path]), tmp_path)
+        batch_size_section(RunIndex(sweeps=[tmp_path]), tmp_path)

@@ -7,19 +7,19 @@ from sympy import expand, floor, symbols
 
 from chromabox.assignment.count import NC, NF, NIC, H, K, W
 from chromabox.assignment.sections import counting
-from chromabox.assignment.sections.counting import count_section, geometry_section
-from chromabox.experiments.runs import Found
+from chromabox.assignment.sections.counting import count_section, padding_section
+from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Formula, Number, Section, Table, Text
 
 
 @pytest.fixture(scope="module")
 def counted() -> Section:
-    return count_section(Found(), Path())
+    return count_section(RunIndex(), Path())
 
 
 @pytest.fixture(scope="module")
 def paddings() -> Section:
-    return geometry_section(Found(), Path())
+    return padding_section(RunIndex(), Path())
 
 
 def table(section: Section, start: str) -> Table:
@@ -122,7 +122,7 @@ def test_the_text_follows_from_the_search(monkeypatch: pytest.MonkeyPatch, paddi
 
     assert "it is right for all, and the only answer." in said(paddings)
     monkeypatch.setattr(counting, "handout_pair", lambda kernel: (kernel // 2, kernel % 2))
-    wrong = geometry_section(Found(), Path())
+    wrong = padding_section(RunIndex(), Path())
     assert "it is not the only right answer for 2, 4, 6, 8." in said(wrong)
     assert [row[-1] for row in table(wrong, "The general answer").rows] == ["yes", "no"] * 4 + ["yes"]
 

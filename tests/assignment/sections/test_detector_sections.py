@@ -12,40 +12,45 @@ from sympy import Function, exp, lambdify, symbols
 from torch import Tensor
 from torch.nn import functional as F
 
-from chromabox.assignment.analysis.detector_analysis import LayerChange, check_class_term, layer_changes, open_run
-from chromabox.assignment.sections.class_loss import class_term, classification_loss, formulas_of
-from chromabox.assignment.sections.freezing import freezing, verdict
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Kind
+from chromabox.assignment.analysis.detector_analysis import (
+    LayerWeightChange,
+    open_run,
+    verify_class_loss,
+    weight_changes,
+)
+from chromabox.assignment.sections.class_loss import class_loss_blocks, class_loss_section, total_loss_blocks
+from chromabox.assignment.sections.freezing import freezing_section, frozen_verdict
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Variant
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.recipes import finetune_recipe
+from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import save_detector
-from chromabox.engine.autotune import Execution
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
-from chromabox.experiments.runs import Found
-from chromabox.report.document.model import Document, Figure, Formula, Missing, Number, Section, Table, Text
-from detection_fixtures import yolo_set
-from detector_fixtures import small_detector
+from chromabox.experiments.runs import RunIndex
+from chromabox.report.document.model import Document, Figure, Formula, MissingRun, Number, Section, Table, Text
+from detection_fixtures import make_yolo_dataset
+from detector_fixtures import make_small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
 
 
-def _trained(folder: Path, kind: Kind = DARKNET, recipe: str = "default", freeze: int = 3) -> Path:
+def _trained(folder: Path, kind: Variant = DARKNET, recipe: str = "default", freeze: int = 3) -> Path:
     """A run of an epoch on a few pictures."""
     labels = {f"train/{name}": BOX for name in "abcd"} | {f"val/{name}": BOX for name in "xyz"}
-    data = yolo_set(folder / "set", labels, ("dog", "hedgehog"))
-    save_detector(folder / "small.safetensors", small_detector(kind))
+    data = make_yolo_dataset(folder / "set", labels, ("dog", "hedgehog"))
+    save_detector(folder / "small.safetensors", make_small_detector(kind))
     config = FinetuneConfig(
         data=str(data),
         weights=str(folder / "small.safetensors"),
-        recipe=finetune_recipe(recipe, epochs=2, batch_size=2),
+        recipe=make_finetune_recipe(recipe, epochs=2, batch_size=2),
         freeze=freeze,
         size=64,
-        views=1,
-        execution=Execution(),
+        num_cached_views=1,
+        runtime=RuntimeConfig(),
     )
-    finetune(config, folder / "run", say=lambda line: None)
+    finetune(config, folder / "run", log=lambda line: None)
     return folder / "run"
 
 
@@ -69,16 +74,16 @@ def _tables(section: Section) -> Iterator[Table]:
 
 
 def test_without_a_run_it_says_what_makes_one(tmp_path: Path) -> None:
-    for builder, key in ((freezing, "D.1"), (classification_loss, "D.2")):
-        section = builder(Found(), tmp_path)
+    for builder, key in ((freezing_section, "D.1"), (class_loss_section, "D.2")):
+        section = builder(RunIndex(), tmp_path)
         assert section.key == key
         [block] = section.blocks
-        assert isinstance(block, Missing)
+        assert isinstance(block, MissingRun)
         assert block.command.startswith("chromabox finetune ")
 
 
 def test_what_was_frozen_and_stood_still(run: Path, tmp_path: Path) -> None:
-    section = freezing(Found(detectors=[run]), tmp_path)
+    section = freezing_section(RunIndex(detectors=[run]), tmp_path)
     words = _words(section)
     assert "Its first 3 of 7 layers are frozen, fewer than the 5 of its backbone" in words
     assert "not a single bit differs" in words
@@ -98,12 +103,12 @@ def test_what_was_frozen_and_stood_still(run: Path, tmp_path: Path) -> None:
 
 
 def test_several_runs_stand_side_by_side(run: Path, course: Path, tmp_path: Path) -> None:
-    *_, table = _tables(freezing(Found(detectors=[run, course]), tmp_path))
+    *_, table = _tables(freezing_section(RunIndex(detectors=[run, course]), tmp_path))
     assert [str(row[3]) for row in table.rows] == ["3", "2"]
 
 
 def test_moving_statistics_are_found_and_called_the_recipe_s(course: Path, tmp_path: Path) -> None:
-    words = _words(freezing(Found(detectors=[course]), tmp_path))
+    words = _words(freezing_section(RunIndex(detectors=[course]), tmp_path))
     assert "This run leaves them moving" in words
     assert "No parameter of a frozen layer differs, but their statistics have moved, as this recipe leaves" in words
     assert "cannot be kept, since their statistics move" in words
@@ -114,8 +119,8 @@ def test_a_frozen_layer_that_moved_is_an_error_and_called_one(run: Path, tmp_pat
     state, description = load_checkpoint(spoilt / "best.safetensors")
     state["net"]["layers.1.convolution.weight"][0, 0, 0, 0] += 1e-6
     save_checkpoint(spoilt / "best.safetensors", state, description)
-    assert [one.layer for one in layer_changes(spoilt) if one.largest and one.layer < 3] == [1]
-    assert "which is an error of the program" in _words(freezing(Found(detectors=[spoilt]), tmp_path))
+    assert [one.layer for one in weight_changes(spoilt) if one.max_change and one.layer < 3] == [1]
+    assert "which is an error of the program" in _words(freezing_section(RunIndex(detectors=[spoilt]), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -131,37 +136,37 @@ def test_a_frozen_layer_that_moved_is_an_error_and_called_one(run: Path, tmp_pat
 def test_the_verdict_follows_from_the_changes(
     largest: float, statistics: float, others: float, moving: bool, said: str
 ) -> None:
-    changes = [LayerChange(0, 9, largest, largest, statistics), LayerChange(1, 9, others, others, others)]
-    assert said in verdict(changes, 1, moving=moving)
-    assert "Nothing was frozen" in verdict(changes, 0, moving=moving)
+    changes = [LayerWeightChange(0, 9, largest, largest, statistics), LayerWeightChange(1, 9, others, others, others)]
+    assert said in frozen_verdict(changes, 1, update_bn_stats=moving)
+    assert "Nothing was frozen" in frozen_verdict(changes, 0, update_bn_stats=moving)
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 @pytest.mark.parametrize("which", ["run", "course"])
 def test_the_class_term_is_its_definition(which: str, weight: float, request: pytest.FixtureRequest) -> None:
-    found = check_class_term(open_run(request.getfixturevalue(which)), weight)
-    assert found.places > 0
-    assert found.defined > 0
-    assert found.ours == pytest.approx(found.defined, rel=1e-12)
-    assert found.slope_difference <= 1e-12 * found.slope
-    assert found.slope > 0
+    found = verify_class_loss(open_run(request.getfixturevalue(which)), weight)
+    assert found.num_positions > 0
+    assert found.expected > 0
+    assert found.actual == pytest.approx(found.expected, rel=1e-12)
+    assert found.max_gradient_difference <= 1e-12 * found.max_gradient
+    assert found.max_gradient > 0
 
 
 def test_a_wrong_class_term_is_noticed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(self: DetectionLoss, chosen: Tensor, wanted: Tensor) -> Tensor:
         """Without the weight of positives."""
-        goal = F.one_hot(wanted[:, 1].long(), self.classes).to(chosen)
+        goal = F.one_hot(wanted[:, 1].long(), self.num_classes).to(chosen)
         return F.binary_cross_entropy_with_logits(chosen[:, 5:], goal, reduction="none")
 
-    assert "the code is the formula" in _words(classification_loss(Found(detectors=[run]), tmp_path))
+    assert "the code is the formula" in _words(class_loss_section(RunIndex(detectors=[run]), tmp_path))
     monkeypatch.setattr(DetectionLoss, "_class_errors", forgetful)
-    assert "That is more than rounding" in _words(classification_loss(Found(detectors=[run]), tmp_path))
+    assert "That is more than rounding" in _words(class_loss_section(RunIndex(detectors=[run]), tmp_path))
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
 def test_the_formula_is_pytorch_s_function(weight: float) -> None:
-    loss = DetectionLoss(small_detector().architecture, DARKNET, 3, size=64)
-    [first, _] = [block for block in class_term(loss) if isinstance(block, Formula)]
+    loss = DetectionLoss(make_small_detector().architecture, DARKNET, 3, size=64)
+    [first, _] = [block for block in class_loss_blocks(loss) if isinstance(block, Formula)]
     x, y, share = symbols("x y cls_pw")
     formula = first.expression.replace(Function("σ"), lambda value: 1 / (1 + exp(-value)))
     values = torch.linspace(-5, 5, 11, dtype=torch.float64)
@@ -174,9 +179,9 @@ def test_the_formula_is_pytorch_s_function(weight: float) -> None:
 
 
 def test_the_terms_are_weighed_as_the_loss_weighs_them() -> None:
-    trained = small_detector(ULTRALYTICS_9_0)
-    loss = DetectionLoss(trained.architecture, trained.kind, 3, size=320, recipe="default")
-    [formula] = [block for block in formulas_of(loss) if isinstance(block, Formula)]
+    trained = make_small_detector(ULTRALYTICS_9_0)
+    loss = DetectionLoss(trained.architecture, trained.variant, 3, size=320, recipe="default")
+    [formula] = [block for block in total_loss_blocks(loss) if isinstance(block, Formula)]
     parts = {str(one): formula.expression.coeff(one) for one in formula.expression.free_symbols}
     # One head: 3 times 0.05, 1 and 0.5, for half of 640 pixels and 3 of 80 classes.
     assert {name: float(value) for name, value in parts.items()} == pytest.approx(
@@ -185,7 +190,7 @@ def test_the_terms_are_weighed_as_the_loss_weighs_them() -> None:
 
 
 def test_before_and_after_are_the_summary_s(run: Path, tmp_path: Path) -> None:
-    section = classification_loss(Found(detectors=[run]), tmp_path)
+    section = class_loss_section(RunIndex(detectors=[run]), tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     terms, averages, classes = _tables(section)
     assert [row[0] for row in terms.rows] == ["box", "objectness", "class", "loss"]
@@ -216,7 +221,7 @@ def test_what_may_be_concluded_follows_from_the_intervals(
     summary["difference"]["ap50"]["interval"] = interval
     summary["retained"] = {"data": "coco128", "ap50_before": 0.5, "ap50_after": None}
     (copied / "summary.json").write_text(json.dumps(summary))
-    words = _words(classification_loss(Found(detectors=[copied]), tmp_path))
+    words = _words(class_loss_section(RunIndex(detectors=[copied]), tmp_path))
     assert said in words
     assert "On `coco128` AP50 of the classes known before goes from 50.0 to – %" in words
 
@@ -226,7 +231,7 @@ def test_where_the_pictures_are_gone_the_rest_is_there(run: Path, tmp_path: Path
     config = json.loads((moved / "config.json").read_text())
     config["data"] = str(tmp_path / "nowhere")
     (moved / "config.json").write_text(json.dumps(config))
-    section = classification_loss(Found(detectors=[moved]), tmp_path)
-    [missing] = [block for block in section.blocks if isinstance(block, Missing)]
-    assert "nowhere" in missing.what
+    section = class_loss_section(RunIndex(detectors=[moved]), tmp_path)
+    [missing] = [block for block in section.blocks if isinstance(block, MissingRun)]
+    assert "nowhere" in missing.description
     assert len(list(_tables(section))) == 3

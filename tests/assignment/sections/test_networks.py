@@ -8,17 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.assignment.sections.networks import conv_code, pool_code, unet_code
+from chromabox.assignment.sections.networks import conv_transpose_section, pool_upsample_section, unet_section
 from chromabox.colour.models import baselines as nets
-from chromabox.experiments.runs import Found
+from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Code, Number, Section, Table, Text
 
-SECTIONS = [(pool_code, "PoolUpsampleNet"), (conv_code, "ConvTransposeNet"), (unet_code, "UNet")]
+SECTIONS = [
+    (pool_upsample_section, "PoolUpsampleNet"),
+    (conv_transpose_section, "ConvTransposeNet"),
+    (unet_section, "UNet"),
+]
 
 
-def built(builder: Callable[[Found, Path], Section]) -> SimpleNamespace:
+def built(builder: Callable[[RunIndex, Path], Section]) -> SimpleNamespace:
     """A section's texts, code, tables."""
-    section = builder(Found(), Path("nowhere"))
+    section = builder(RunIndex(), Path("nowhere"))
     parts = {kind: [one for one in section.blocks if isinstance(one, kind)] for kind in (Text, Code, Table)}
     return SimpleNamespace(section=section, texts=list(map(str, parts[Text])), code=parts[Code], tables=parts[Table])
 
@@ -27,8 +31,10 @@ def printed(table: Table) -> list[list[str]]:
     return [[str(cell) for cell in row] for row in table.rows]
 
 
-@pytest.mark.parametrize(("builder", "key"), [(pool_code, "A.1"), (conv_code, "B.1"), (unet_code, "C.1")])
-def test_sections_have_their_parts(builder: Callable[[Found, Path], Section], key: str) -> None:
+@pytest.mark.parametrize(
+    ("builder", "key"), [(pool_upsample_section, "A.1"), (conv_transpose_section, "B.1"), (unet_section, "C.1")]
+)
+def test_sections_have_their_parts(builder: Callable[[RunIndex, Path], Section], key: str) -> None:
     made = built(builder)
     assert made.section.key == key
     assert len(made.code) == 1
@@ -48,7 +54,7 @@ def test_the_printed_code_is_whole() -> None:
 
 
 def test_pool_s_table_is_figure_1a() -> None:
-    rows = printed(built(pool_code).tables[0])
+    rows = printed(built(pool_upsample_section).tables[0])
     sizes = {row[0]: tuple(map(int, row[2:5])) for row in rows[:-1]}
     assert sizes["block 1: Conv2d"] == (32, 32, 32)
     assert sizes["block 1: ReLU"] == (32, 16, 16)
@@ -59,13 +65,13 @@ def test_pool_s_table_is_figure_1a() -> None:
     biases, norms = 32 + 64 + 32 + 24 + 24, 2 * (32 + 64 + 32 + 24)
     assert rows[-1][-1] == f"{kernels + biases + norms:,}"
     assert f"{kernels:,} weights and {biases} biases of convolutions, {norms} factors" in " ".join(
-        built(pool_code).texts
+        built(pool_upsample_section).texts
     )
     assert rows[0][1] == "kernel 3, stride 1, padding 1"
 
 
 def test_unet_s_text_tells_what_the_skips_cost() -> None:
-    made = built(unet_code)
+    made = built(unet_section)
     assert "with 2 concatenations" in made.texts[0]
     assert "block 4 is given 64 channels instead of 32, and the last convolution 25: the 24 of block 4" in made.texts[0]
     # 32 more channels into block 4, one more into the last convolution, each to 24 colours.
@@ -73,8 +79,10 @@ def test_unet_s_text_tells_what_the_skips_cost() -> None:
     assert ["into last layer: concatenation", "", "25", "32", "32", "0"] in printed(made.tables[0])
 
 
-@pytest.mark.parametrize(("builder", "questions"), [(pool_code, 12), (conv_code, 12), (unet_code, 13)])
-def test_the_self_check_passes(builder: Callable[[Found, Path], Section], questions: int) -> None:
+@pytest.mark.parametrize(
+    ("builder", "questions"), [(pool_upsample_section, 12), (conv_transpose_section, 12), (unet_section, 13)]
+)
+def test_the_self_check_passes(builder: Callable[[RunIndex, Path], Section], questions: int) -> None:
     made = built(builder)
     assert f"{questions} of {questions} answers" in " ".join(made.texts)
     assert [row[0][0] for row in made.tables[1].rows] == ["✓"] * questions

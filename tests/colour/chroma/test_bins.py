@@ -36,11 +36,11 @@ def places(chroma: list[tuple[float, float]]) -> torch.Tensor:
 @given(CHROMA)
 def test_the_mean_under_the_targets_is_the_chroma(chroma: list[tuple[float, float]]) -> None:
     wanted = places(chroma)
-    bins, weights = GRID.soft_targets(wanted)
+    bins, weights = GRID.soft_encode(wanted)
     assert weights.min() >= 0
     torch.testing.assert_close(weights.sum(1), torch.ones_like(weights[:, 0]))
     probabilities = torch.zeros(1, len(GRID), *wanted.shape[2:]).scatter_add_(1, bins, weights)
-    torch.testing.assert_close(GRID.mean(probabilities), wanted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(GRID.decode_mean(probabilities), wanted, atol=2e-3, rtol=0)
     # Only the corners of the chroma's own cell take part.
     centres = torch.from_numpy(GRID.centres)[bins].movedim(-1, 1)
     far = (centres - wanted[:, :, None]).abs().amax(1) > GRID.spacing * 1.001
@@ -49,7 +49,7 @@ def test_the_mean_under_the_targets_is_the_chroma(chroma: list[tuple[float, floa
 
 def test_on_a_grid_point_the_target_is_that_bin() -> None:
     inner = np.abs(GRID.centres).max(1) < 40
-    bins, weights = GRID.soft_targets(places(GRID.centres[inner].tolist()))
+    bins, weights = GRID.soft_encode(places(GRID.centres[inner].tolist()))
     heaviest = bins.gather(1, weights.argmax(1, keepdim=True)).flatten().numpy()
     assert heaviest.tolist() == np.flatnonzero(inner).tolist()
     assert weights.amax(1).min() == 1
@@ -57,7 +57,7 @@ def test_on_a_grid_point_the_target_is_that_bin() -> None:
 
 @pytest.mark.parametrize("chroma", [(200.0, 0.0), (41.0, -41.0), (-90.0, 300.0), (0.0, -40.0)])
 def test_chroma_beyond_the_bins_goes_to_the_nearest(chroma: tuple[float, float]) -> None:
-    bins, weights = GRID.soft_targets(places([chroma]))
+    bins, weights = GRID.soft_encode(places([chroma]))
     mean = (torch.from_numpy(GRID.centres)[bins[0, :, 0, 0]] * weights[0, :, 0, 0, None]).sum(0)
     np.testing.assert_allclose(mean, np.clip(chroma, -40, 40), atol=2e-3)
 
@@ -65,7 +65,7 @@ def test_chroma_beyond_the_bins_goes_to_the_nearest(chroma: tuple[float, float])
 def test_missing_grid_points_are_answered_by_the_nearest_bin() -> None:
     kept = np.hypot(*GRID.centres.T) <= 25
     bins = ChromaBins(GRID.centres[kept], GRID.frequencies[kept], GRID.spacing)
-    found, weights = bins.soft_targets(places([(40.0, 0.0), (0.0, -40.0), (20.0, 10.0)]))
+    found, weights = bins.soft_encode(places([(40.0, 0.0), (0.0, -40.0), (20.0, 10.0)]))
     assert found.max() < len(bins)
     mean = (torch.from_numpy(bins.centres)[found[0, :, 0]] * weights[0, :, 0, :, None]).sum(0)
     np.testing.assert_allclose(mean, [[20, 0], [0, -20], [20, 10]], atol=2e-3)
@@ -73,7 +73,7 @@ def test_missing_grid_points_are_answered_by_the_nearest_bin() -> None:
 
 def test_bins_in_a_line_are_bins_too() -> None:
     line = ChromaBins(np.array([[0, -10], [0, 0], [0, 10]], np.float32), np.full(3, 0.3, np.float32), 10.0)
-    bins, weights = line.soft_targets(places([(0.0, 5.0), (7.0, -5.0)]))
+    bins, weights = line.soft_encode(places([(0.0, 5.0), (7.0, -5.0)]))
     torch.testing.assert_close(weights.sum(1), torch.ones(1, 1, 2))
     mean = (torch.from_numpy(line.centres)[bins[0, :, 0]] * weights[0, :, 0, :, None]).sum(0)
     np.testing.assert_allclose(mean, [[0, 5], [0, -5]], atol=2e-3)
@@ -101,8 +101,8 @@ def test_fitted_frequencies_are_the_mean_targets(spacing: float, seed: int) -> N
 
 def test_rare_bins_are_left_out() -> None:
     chroma = torch.tensor([[0.0, 0.0]] * 999 + [[0.0, 40.0]] + [[20.0, 0.0]] * 1000).T
-    assert [40.0] not in fit_bins([chroma], 10.0, least=1e-3).centres[:, 1:].tolist()
-    assert [40.0] in fit_bins([chroma], 10.0, least=1e-4).centres[:, 1:].tolist()
+    assert [40.0] not in fit_bins([chroma], 10.0, min_fraction=1e-3).centres[:, 1:].tolist()
+    assert [40.0] in fit_bins([chroma], 10.0, min_fraction=1e-4).centres[:, 1:].tolist()
 
 
 @pytest.mark.parametrize("chroma", [[], [torch.zeros(2, 5)], [torch.zeros(2, 0)]], ids=["none", "grey", "empty"])
@@ -121,16 +121,16 @@ def test_rarity_is_the_papers_weight() -> None:
     smooth = gaussian_filter(shares, 5 / spacing, mode="constant", truncate=8).ravel()
     weights = 1 / (0.5 * smooth + 0.5 / len(bins))
     weights /= (weights * smooth).sum()
-    found = bins.rarity(1.0)
+    found = bins.rebalancing_weights(1.0)
     inner = np.abs(bins.centres).max(1) < 15  # the filter loses at the border what the paper's kernel keeps
     np.testing.assert_allclose(found.numpy()[inner], np.log(weights)[inner], atol=0.02)
-    torch.testing.assert_close(bins.rarity(0.5), found / 2)
-    assert torch.equal(bins.rarity(0.0), torch.zeros(len(bins)))
+    torch.testing.assert_close(bins.rebalancing_weights(0.5), found / 2)
+    assert torch.equal(bins.rebalancing_weights(0.0), torch.zeros(len(bins)))
 
 
 def test_rarer_bins_weigh_more() -> None:
     frequencies = np.exp(-(GRID.centres**2).sum(1) / 200).astype(np.float32) + 1e-6
-    weights = replace(GRID, frequencies=frequencies).rarity(1.0)
+    weights = replace(GRID, frequencies=frequencies).rebalancing_weights(1.0)
     assert weights.argmin() == np.hypot(*GRID.centres.T).argmin()
     assert weights[0] > weights[len(GRID) // 2]
 

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from skimage import data
 from skimage.color import rgb2lab
 
-from chromabox.colour.chroma.recolour import lightness, recolour
+from chromabox.colour.chroma.recolour import apply_chroma, lightness
 
 RNG = np.random.default_rng(5)
 SIZES = [(1, 1), (1, 20000), (20000, 1), (2, 3), (3, 200), (67, 41)]
@@ -51,7 +51,7 @@ def test_lightness_is_that_of_scikit_image(dtype: type, shape: tuple[int, int]) 
     ),
 )
 def test_lightness_is_kept_within_rounding_for_any_chroma(pixels: np.ndarray, chroma: np.ndarray) -> None:
-    result = recolour(pixels, chroma)
+    result = apply_chroma(pixels, chroma)
     assert result.dtype == np.uint8
     assert result.shape == pixels.shape
     # A step of 1/255 in all three channels is 0.27 of L* where it is most, near black.
@@ -61,14 +61,14 @@ def test_lightness_is_kept_within_rounding_for_any_chroma(pixels: np.ndarray, ch
 @pytest.mark.parametrize("amplitude", [0, 20, 60, 127, 1000])
 def test_mean_lightness_of_a_photograph_hardly_moves(amplitude: float) -> None:
     pixels = data.astronaut()[::2, ::2]
-    result = recolour(pixels, chroma_noise((16, 16), amplitude))
+    result = apply_chroma(pixels, chroma_noise((16, 16), amplitude))
     assert np.abs(lab(result)[..., 0] - lab(pixels)[..., 0]).mean() <= 0.15
 
 
 @pytest.mark.parametrize("amplitude", [20, 127])
 def test_sixteen_bits_keep_lightness_as_finely(amplitude: float) -> None:
     pixels = noise((60, 50), np.uint16)
-    result = recolour(pixels, chroma_noise((8, 7), amplitude))
+    result = apply_chroma(pixels, chroma_noise((8, 7), amplitude))
     assert result.dtype == np.uint16
     difference = np.abs(lab(result)[..., 0] - lab(pixels)[..., 0])
     assert difference.mean() < 0.005
@@ -78,28 +78,28 @@ def test_sixteen_bits_keep_lightness_as_finely(amplitude: float) -> None:
 
 def test_sixteen_bits_are_used() -> None:
     grey = np.linspace(20000, 40000, 3000).astype(np.uint16)[None, :, None].repeat(3, -1)
-    result = recolour(grey, np.full((2, 2, 2), 5, np.float32))
+    result = apply_chroma(grey, np.full((2, 2, 2), 5, np.float32))
     assert len(np.unique(result[..., 0])) > 2500
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_grey_without_chroma_comes_back_to_the_bit(dtype: type) -> None:
     grey = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1, 1).repeat(3, -1)
-    np.testing.assert_array_equal(recolour(grey, np.zeros((4, 9, 2), np.float32)), grey)
+    np.testing.assert_array_equal(apply_chroma(grey, np.zeros((4, 9, 2), np.float32)), grey)
 
 
 def test_grey_stays_where_a_part_of_the_map_has_no_chroma() -> None:
     grey = RNG.integers(0, 256, (80, 80, 1), dtype=np.uint8).repeat(3, -1)
     chroma = np.zeros((8, 8, 2), np.float32)
     chroma[:, :3] = 40
-    result = recolour(grey, chroma)
+    result = apply_chroma(grey, chroma)
     np.testing.assert_array_equal(result[:, 50:], grey[:, 50:])
     assert (result[:, :20] != grey[:, :20]).any()
 
 
 def test_a_constant_map_gives_its_colour() -> None:
     grey = np.full((40, 50, 3), 130, np.uint8)
-    found = lab(recolour(grey, np.broadcast_to(np.array([20, -15], np.float32), (6, 5, 2))))
+    found = lab(apply_chroma(grey, np.broadcast_to(np.array([20, -15], np.float32), (6, 5, 2))))
     np.testing.assert_allclose(found[..., 1:], np.broadcast_to([20, -15], (40, 50, 2)), atol=0.7)
 
 
@@ -107,7 +107,7 @@ def test_hue_is_kept_where_chroma_gives_way() -> None:
     grey = np.linspace(10, 245, 100).astype(np.uint16)[None, :, None].repeat(3, -1) * np.uint16(257)
     for hue in np.radians(np.arange(0, 360, 15)):
         wanted = 150 * np.array([np.cos(hue), np.sin(hue)], np.float32)
-        found = lab(recolour(grey, wanted[None, None]))[0]
+        found = lab(apply_chroma(grey, wanted[None, None]))[0]
         across = np.abs(found[:, 1] * np.sin(hue) - found[:, 2] * np.cos(hue))
         assert across.max() < 0.3
         assert (found[:, 1:] @ wanted > 0).all()
@@ -118,7 +118,7 @@ def test_colour_does_not_bleed_over_an_edge() -> None:
     pixels = np.where(left, 60, 190).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     truth = np.where(left[:, None], [25, 20], [-12, -20]).astype(np.float32)[None].repeat(8, 0)
     small = truth.reshape(8, 12, 8, 2).mean(axis=2)
-    found = lab(recolour(pixels, small))[..., 1:]
+    found = lab(apply_chroma(pixels, small))[..., 1:]
     assert np.abs(found - truth[:1]).max() < 6
 
 
@@ -126,7 +126,7 @@ def test_colour_does_not_bleed_over_an_edge() -> None:
 @pytest.mark.parametrize("shape", SIZES)
 def test_any_size_with_a_map_of_any_size(shape: tuple[int, int], small: tuple[int, int]) -> None:
     pixels = noise(shape)
-    result = recolour(pixels, chroma_noise(small))
+    result = apply_chroma(pixels, chroma_noise(small))
     assert result.shape == pixels.shape
     assert np.abs(lab(result)[..., 0] - lab(pixels)[..., 0]).max() <= 0.3
 
@@ -136,12 +136,12 @@ def test_the_input_is_only_read() -> None:
     kept = pixels.copy(), chroma.copy()
     pixels.setflags(write=False)
     chroma.setflags(write=False)
-    recolour(pixels, chroma)
+    apply_chroma(pixels, chroma)
     np.testing.assert_array_equal(pixels, kept[0])
     np.testing.assert_array_equal(chroma, kept[1])
     # Views with steps of their own are read as well as arrays.
-    flipped = recolour(pixels[::-1, ::-1], chroma[::-1, ::-1])
-    np.testing.assert_array_equal(flipped, recolour(pixels[::-1, ::-1].copy(), chroma[::-1, ::-1].copy()))
+    flipped = apply_chroma(pixels[::-1, ::-1], chroma[::-1, ::-1])
+    np.testing.assert_array_equal(flipped, apply_chroma(pixels[::-1, ::-1].copy(), chroma[::-1, ::-1].copy()))
 
 
 @pytest.fixture
@@ -153,10 +153,10 @@ def _two_threads() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_the_bands_height_and_the_threads_change_nothing(dtype: type) -> None:
     pixels, chroma = noise((20, 33), dtype), chroma_noise((7, 6), 100)
-    expected = recolour(pixels, chroma, band_pixels=10**6)
+    expected = apply_chroma(pixels, chroma, band_pixels=10**6)
     light = lightness(pixels, band_pixels=10**6)
     for band_pixels in (1, 100, 33 * 19):
-        np.testing.assert_array_equal(recolour(pixels, chroma, band_pixels=band_pixels), expected)
+        np.testing.assert_array_equal(apply_chroma(pixels, chroma, band_pixels=band_pixels), expected)
         np.testing.assert_array_equal(lightness(pixels, band_pixels=band_pixels), light)
 
 
@@ -172,7 +172,7 @@ def test_adjust_changes_the_rows_that_it_is_given() -> None:
         chroma[:, 10:] = np.array([band.start, -10], np.float32)
         return chroma
 
-    result = recolour(grey, np.zeros((3, 4, 2), np.float32), adjust=adjust, band_pixels=1)
+    result = apply_chroma(grey, np.zeros((3, 4, 2), np.float32), chroma_hook=adjust, band_pixels=1)
     assert sorted(row for band in seen for row in range(band.start, band.stop)) == list(range(12))
     np.testing.assert_array_equal(result[:, :10], grey[:, :10])
     found = lab(result)[:, 10:]
@@ -183,7 +183,7 @@ def test_adjust_changes_the_rows_that_it_is_given() -> None:
 
 def test_what_adjust_asks_for_is_brought_into_the_gamut() -> None:
     grey = noise((9, 9))[..., :1].repeat(3, -1)
-    result = recolour(grey, np.zeros((2, 2, 2), np.float32), adjust=lambda chroma, _: chroma + 300)
+    result = apply_chroma(grey, np.zeros((2, 2, 2), np.float32), chroma_hook=lambda chroma, _: chroma + 300)
     assert np.abs(lab(result)[..., 0] - lab(grey)[..., 0]).max() <= 0.3
 
 
@@ -192,4 +192,4 @@ def test_an_error_in_adjust_is_not_swallowed() -> None:
         raise ValueError(f"rows {band.start}")
 
     with pytest.raises(ValueError, match="rows 0"):
-        recolour(noise((4, 4)), chroma_noise((2, 2)), adjust=fail)
+        apply_chroma(noise((4, 4)), chroma_noise((2, 2)), chroma_hook=fail)

@@ -8,14 +8,14 @@ from skimage import data
 from skimage.color import rgb2lab
 from skimage.measure import block_reduce
 
-from chromabox.colour.chroma.recolour import fit_lines, shrink
+from chromabox.colour.chroma.recolour import downsample, fit_local_linear
 
 RNG = np.random.default_rng(4)
 
 
 def upsample(chroma: np.ndarray, light: np.ndarray) -> np.ndarray:
     """The whole map at full size, [2, height, width]."""
-    guided = fit_lines(chroma, shrink(light, *chroma.shape[:2]), *light.shape)
+    guided = fit_local_linear(chroma, downsample(light, *chroma.shape[:2]), *light.shape)
     return guided.rows(slice(0, len(light)), light)
 
 
@@ -106,7 +106,7 @@ def test_a_map_of_the_pictures_size_is_left_as_it_is() -> None:
 
 def test_rows_may_be_asked_for_in_any_bands() -> None:
     light = RNG.uniform(0, 100, (37, 23)).astype(np.float32)
-    guided = fit_lines(RNG.uniform(-60, 60, (5, 4, 2)).astype(np.float32), shrink(light, 5, 4), 37, 23)
+    guided = fit_local_linear(RNG.uniform(-60, 60, (5, 4, 2)).astype(np.float32), downsample(light, 5, 4), 37, 23)
     whole = guided.rows(slice(0, 37), light)
     for rows in (1, 2, 5, 36):
         parts = [guided.rows(slice(top, min(top + rows, 37)), light[top : top + rows]) for top in range(0, 37, rows)]
@@ -115,8 +115,8 @@ def test_rows_may_be_asked_for_in_any_bands() -> None:
 
 def test_shrinking_averages() -> None:
     plane = RNG.uniform(0, 100, (64, 96)).astype(np.float32)
-    small = shrink(plane, 4, 6)
+    small = downsample(plane, 4, 6)
     assert small.shape == (4, 6)
     assert small.mean() == pytest.approx(plane.mean(), abs=0.5)
     assert small.std() < 0.15 * plane.std()
-    np.testing.assert_allclose(shrink(np.full((7, 5), 42, np.float32), 3, 2), 42, rtol=1e-6)
+    np.testing.assert_allclose(downsample(np.full((7, 5), 42, np.float32), 3, 2), 42, rtol=1e-6)

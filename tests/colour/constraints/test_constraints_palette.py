@@ -7,27 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import rgb2lab
 
-from chromabox.colour.chroma.distribution import Opinion
-from chromabox.colour.chroma.lab import lab_of
-from chromabox.colour.constraints.constraints import LIGHTNESS_TOLERANCE, SHARING, palette_classes
+from chromabox.colour.chroma.distribution import ChromaDistribution
+from chromabox.colour.chroma.lab import rgb_to_lab_array
+from chromabox.colour.constraints.constraints import PALETTE_CHROMA_SIGMA, PALETTE_LIGHTNESS_SIGMA, build_projection
 from chromabox.errors import UsageError
 
 RED, GREEN, BLUE, BLACK, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0), (255, 255, 255)
 PALETTE = np.array([RED, GREEN, BLUE, BLACK, WHITE], np.uint8)
 
 
-def opinion_at(points: list[tuple[float, float]], probabilities: list[float], lightness: float) -> Opinion:
+def opinion_at(points: list[tuple[float, float]], probabilities: list[float], lightness: float) -> ChromaDistribution:
     """An opinion about one place."""
     logarithms = torch.tensor(probabilities).log()[:, None, None]
-    return Opinion(logarithms, torch.tensor(points), torch.full((1, 1), lightness))
+    return ChromaDistribution(logarithms, torch.tensor(points), torch.full((1, 1), lightness))
 
 
 def test_lab_is_scikit_images_and_greys_have_no_chroma() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
     colours[:50] = colours[:50, :1]
     # Their white differs from ours in the fifth digit.
-    np.testing.assert_allclose(lab_of(colours), rgb2lab(colours[None])[0], atol=0.02)
-    assert not lab_of(colours)[:50, 1:].any()
+    np.testing.assert_allclose(rgb_to_lab_array(colours), rgb2lab(colours[None])[0], atol=0.02)
+    assert not rgb_to_lab_array(colours)[:50, 1:].any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,16 +36,16 @@ def test_scores_are_the_formulas(seed: int, bins: int, colours: int) -> None:
     random = np.random.default_rng(seed)
     logits = torch.from_numpy(3 * random.standard_normal((bins, 2, 3)))
     centres, light = random.uniform(-80, 80, (bins, 2)), random.uniform(0, 100, (2, 3))
-    opinion = Opinion(logits.log_softmax(0), torch.from_numpy(centres), torch.from_numpy(light))
-    classes = palette_classes(random.integers(0, 256, (colours, 3), np.uint8), (), (), ())
+    opinion = ChromaDistribution(logits.log_softmax(0), torch.from_numpy(centres), torch.from_numpy(light))
+    classes = build_projection(random.integers(0, 256, (colours, 3), np.uint8), (), (), ())
     lab = classes.lab.astype(np.float64)
-    kernel = np.exp(-((centres[:, None] - lab[:, 1:]) ** 2).sum(-1) / (2 * SHARING**2)) + 1e-300
+    kernel = np.exp(-((centres[:, None] - lab[:, 1:]) ** 2).sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)) + 1e-300
     kernel /= kernel.sum(1, keepdims=True)
-    twins = np.exp(-((lab[:, None, 1:] - lab[:, 1:]) ** 2).sum(-1) / (2 * SHARING**2)).sum(1)
+    twins = np.exp(-((lab[:, None, 1:] - lab[:, 1:]) ** 2).sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)).sum(1)
     probabilities = logits.softmax(0).numpy()
     mass = np.maximum(np.einsum("khw,kc->chw", probabilities, kernel), 1e-30) * twins[:, None, None]
-    expected = mass * np.exp(-((light - lab[:, 0, None, None]) ** 2) / (2 * LIGHTNESS_TOLERANCE**2))
-    found = classes.judge(opinion)
+    expected = mass * np.exp(-((light - lab[:, 0, None, None]) ** 2) / (2 * PALETTE_LIGHTNESS_SIGMA**2))
+    found = classes.project(opinion)
     far = kernel.max(1).min() < 1e-200  # then exp underflows here, but not there
     if not far:
         np.testing.assert_allclose(found.log_probabilities.exp(), expected / expected.sum(0), atol=1e-5)
@@ -54,39 +54,39 @@ def test_scores_are_the_formulas(seed: int, bins: int, colours: int) -> None:
 
 def test_similar_colours_do_not_divide_the_votes() -> None:
     browns = np.array([(120, 80, 40), (122, 82, 42), (118, 78, 38), (120, 40, 160)], np.uint8)
-    classes = palette_classes(browns, (), (), ())
-    brown, violet = lab_of(browns)[[0, 3]]
+    classes = build_projection(browns, (), (), ())
+    brown, violet = rgb_to_lab_array(browns)[[0, 3]]
     opinion = opinion_at([tuple(brown[1:].tolist()), tuple(violet[1:].tolist())], [0.55, 0.45], float(brown[0]))
-    best = classes.rgb[int(classes.judge(opinion).log_probabilities.argmax())]
+    best = classes.rgb[int(classes.project(opinion).log_probabilities.argmax())]
     assert tuple(best) != (120, 40, 160)
 
 
 def test_of_one_chroma_the_nearest_lightness_wins() -> None:
-    classes = palette_classes(PALETTE, (), (), ())
+    classes = build_projection(PALETTE, (), (), ())
     for lightness, wanted in ((10.0, BLACK), (95.0, WHITE)):
-        best = classes.judge(opinion_at([(0.0, 0.0), (80.0, 67.0)], [0.9, 0.1], lightness)).log_probabilities.argmax()
+        best = classes.project(opinion_at([(0.0, 0.0), (80.0, 67.0)], [0.9, 0.1], lightness)).log_probabilities.argmax()
         assert tuple(classes.rgb[int(best)]) == wanted
 
 
 def test_a_certain_net_far_from_the_palette_still_finds_the_nearest_colour() -> None:
     opinion = opinion_at([(0.0, 110.0), (-110.0, 0.0)], [1.0, 0.0], 50.0)
-    judged = palette_classes(PALETTE, (GREEN, BLUE), (), ()).judge(opinion)
+    judged = build_projection(PALETTE, (GREEN, BLUE), (), ()).project(opinion)
     assert torch.isfinite(judged.log_probabilities).all()
-    assert tuple(palette_classes(PALETTE, (GREEN, BLUE), (), ()).rgb[int(judged.log_probabilities.argmax())]) == GREEN
+    assert tuple(build_projection(PALETTE, (GREEN, BLUE), (), ()).rgb[int(judged.log_probabilities.argmax())]) == GREEN
 
 
 def test_wishes_act_on_the_nearest_colours() -> None:
-    classes = palette_classes(PALETTE, (), ((250, 10, 5),), (((10, 120, 10), (20, 0, 240)),))
+    classes = build_projection(PALETTE, (), ((250, 10, 5),), (((10, 120, 10), (20, 0, 240)),))
     index = {tuple(colour): number for number, colour in enumerate(classes.rgb.tolist())}
     assert [name for name in index if not classes.allowed[index[name]]] == [RED]
-    assert classes.becomes[index[GREEN]] == index[BLUE]
-    locked = palette_classes(PALETTE, ((240, 10, 10), (0, 0, 250), (0, 0, 240)), (), ())
+    assert classes.replaced_by[index[GREEN]] == index[BLUE]
+    locked = build_projection(PALETTE, ((240, 10, 10), (0, 0, 250), (0, 0, 240)), (), ())
     assert {tuple(colour) for colour in locked.rgb.tolist()} == {RED, BLUE}
 
 
 def test_a_replacement_of_what_is_locked_out_changes_nothing() -> None:
-    classes = palette_classes(PALETTE, (RED, BLUE), (), ((GREEN, BLUE),))
-    assert (classes.becomes == np.arange(2)).all()
+    classes = build_projection(PALETTE, (RED, BLUE), (), ((GREEN, BLUE),))
+    assert (classes.replaced_by == np.arange(2)).all()
 
 
 @pytest.mark.parametrize(
@@ -103,4 +103,4 @@ def test_a_replacement_of_what_is_locked_out_changes_nothing() -> None:
 )
 def test_contradictions_are_told(lock: tuple, ban: tuple, replace: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        palette_classes(PALETTE, lock, ban, replace)
+        build_projection(PALETTE, lock, ban, replace)

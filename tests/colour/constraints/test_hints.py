@@ -10,16 +10,16 @@ from PIL import Image
 from scipy.linalg import solve
 
 from chromabox.colour.constraints.hints import (
-    CHROMA_STEP,
-    EVEN,
-    FADE,
-    LEAK,
-    LIGHTNESS_STEP,
-    MOST_SPREAD,
+    DECAY_LENGTH,
+    EDGE_CHROMA_SIGMA,
+    EDGE_LIGHTNESS_SIGMA,
+    HALF_SATURATION,
+    MAX_GROUPS,
+    MIN_EDGE_WEIGHT,
     Hints,
-    hints_from,
+    hints_from_pixels,
+    propagate_hints,
     read_hints,
-    spread,
 )
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -36,8 +36,8 @@ def layer(height: int, width: int, dots: dict[tuple[int, int], tuple[int, int, i
 
 def painted_places(hints: Hints) -> dict[tuple[int, int], tuple[int, int, int]]:
     return {
-        (int(row), int(column)): tuple(hints.colours[int(hints.numbers[row, column]) - 1].tolist())
-        for row, column in np.argwhere(hints.numbers)
+        (int(row), int(column)): tuple(hints.colours[int(hints.labels[row, column]) - 1].tolist())
+        for row, column in np.argwhere(hints.labels)
     }
 
 
@@ -60,7 +60,7 @@ def test_larger_and_smaller_layers(tmp_path: Path) -> None:
     # Shrunk to a quarter no dot is lost.
     assert painted_places(read_hints(tmp_path / "large.png", (10, 15))) == {(9, 14): RED, (0, 0): BLUE}
     layer(10, 15, {(9, 14): RED}).save(tmp_path / "small.png")
-    enlarged = read_hints(tmp_path / "small.png", (41, 60)).numbers
+    enlarged = read_hints(tmp_path / "small.png", (41, 60)).labels
     np.testing.assert_array_equal(np.argwhere(enlarged).min(0), (37, 56))
     assert enlarged.sum() == 4 * 4
 
@@ -72,8 +72,8 @@ def test_every_painted_pixel_keeps_a_place(height: int, width: int, tall: int, w
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
     painted = np.zeros((height, width), bool)
     painted[random.integers(height), random.integers(width)] = True
-    hints = hints_from(pixels, painted, (tall, wide))
-    assert hints.numbers.shape == (tall, wide)
+    hints = hints_from_pixels(pixels, painted, (tall, wide))
+    assert hints.labels.shape == (tall, wide)
     assert set(painted_places(hints).values()) == {tuple(pixels[painted][0].tolist())}
 
 
@@ -95,24 +95,24 @@ def test_what_is_no_hints_is_told(tmp_path: Path) -> None:
 
 def hints_at(shape: tuple[int, int], dots: dict[tuple[int, int], tuple[int, int, int]]) -> Hints:
     layered = np.asarray(layer(*shape, dots))
-    return hints_from(np.ascontiguousarray(layered[..., :3]), layered[..., 3] > 127, shape)
+    return hints_from_pixels(np.ascontiguousarray(layered[..., :3]), layered[..., 3] > 127, shape)
 
 
 def lifted(met: np.ndarray) -> np.ndarray:
     """The documented lift of what all hints hold together."""
-    return met * (1 + EVEN) / (met.sum(0) + EVEN)
+    return met * (1 + HALF_SATURATION) / (met.sum(0) + HALF_SATURATION)
 
 
 def test_on_even_ground_colour_fades_as_a_screened_chain() -> None:
     # α(j) = cosh(θ(n − 1/2 − j)) / cosh(θ(n − 1/2)) solves α(j−1) − (2 + λ)α(j) + α(j+1) = 0 with 2 cosh θ = 2 + λ and
     # no flow out of the last cell, n − 1 … here the short side is 1 cell, so that λ = 1/FADE².
     length = 12
-    influence = spread(
+    influence = propagate_hints(
         hints_at((1, length), {(0, 0): RED}), np.zeros((1, length), np.float32), np.zeros((1, length, 2), np.float32)
     )
-    theta = np.arccosh(1 + 0.5 / FADE**2)
+    theta = np.arccosh(1 + 0.5 / DECAY_LENGTH**2)
     alpha = np.cosh(theta * (length - 0.5 - np.arange(length))) / np.cosh(theta * (length - 0.5))
-    np.testing.assert_allclose(influence.hold[0, 0], lifted(alpha[None])[0], atol=1e-6)
+    np.testing.assert_allclose(influence.weights[0, 0], lifted(alpha[None])[0], atol=1e-6)
 
 
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 2**32 - 1))
@@ -121,16 +121,16 @@ def test_the_hold_solves_the_documented_system(height: int, width: int, seed: in
     random = np.random.default_rng(seed)
     light = random.uniform(0, 10, (height, width)).astype(np.float32)
     chroma = random.uniform(-10, 10, (height, width, 2)).astype(np.float32)
-    found = spread(hints_at((height, width), {(0, 0): RED, (height - 1, width - 1): BLUE}), light, chroma)
+    found = propagate_hints(hints_at((height, width), {(0, 0): RED, (height - 1, width - 1): BLUE}), light, chroma)
     cells = [(y, x) for y in range(height) for x in range(width)]
     matrix, right = np.zeros((len(cells), len(cells))), np.zeros((len(cells), 2))
     for i, (y, x) in enumerate(cells):
-        matrix[i, i] = 1 / (FADE * min(height, width)) ** 2
+        matrix[i, i] = 1 / (DECAY_LENGTH * min(height, width)) ** 2
         for j, (v, u) in enumerate(cells):
             if abs(y - v) + abs(x - u) == 1:
-                steps = (light[y, x] - light[v, u]) ** 2 / (2 * LIGHTNESS_STEP**2)
-                steps += ((chroma[y, x] - chroma[v, u]) ** 2).sum() / (2 * CHROMA_STEP**2)
-                weight = max(np.exp(-float(steps)), LEAK)
+                steps = (light[y, x] - light[v, u]) ** 2 / (2 * EDGE_LIGHTNESS_SIGMA**2)
+                steps += ((chroma[y, x] - chroma[v, u]) ** 2).sum() / (2 * EDGE_CHROMA_SIGMA**2)
+                weight = max(np.exp(-float(steps)), MIN_EDGE_WEIGHT)
                 matrix[i, i] += weight
                 matrix[i, j] -= weight
     order = [RED, BLUE] if tuple(found.colours[0].tolist()) == RED else [BLUE, RED]
@@ -138,9 +138,9 @@ def test_the_hold_solves_the_documented_system(height: int, width: int, seed: in
         matrix[i] = np.eye(len(cells))[i]
         right[i, order.index(colour)] = 1
     met = solve(matrix, right).T.reshape(2, height, width)
-    np.testing.assert_allclose(found.hold, lifted(met), atol=1e-5)
-    assert found.hold.min() >= 0
-    assert found.hold.sum(0).max() <= 1 + 1e-6
+    np.testing.assert_allclose(found.weights, lifted(met), atol=1e-5)
+    assert found.weights.min() >= 0
+    assert found.weights.sum(0).max() <= 1 + 1e-6
 
 
 def test_colour_stops_at_edges_of_lightness_and_of_the_nets_opinion() -> None:
@@ -148,7 +148,7 @@ def test_colour_stops_at_edges_of_lightness_and_of_the_nets_opinion() -> None:
     for kind in ("lightness", "chroma"):
         light, chroma = np.full(shape, 50, np.float32), np.zeros((*shape, 2), np.float32)
         (light if kind == "lightness" else chroma)[:, 20:] += 40
-        hold = spread(hints_at(shape, {(20, 10): RED}), light, chroma).hold[0]
+        hold = propagate_hints(hints_at(shape, {(20, 10): RED}), light, chroma).weights[0]
         assert hold[20, 10] == 1
         assert hold[:, :20].min() > 0.4, kind
         assert hold[:, 20:].max() < 0.01, kind
@@ -157,15 +157,17 @@ def test_colour_stops_at_edges_of_lightness_and_of_the_nets_opinion() -> None:
 def test_many_colours_spread_as_few_but_stay_themselves() -> None:
     random = np.random.default_rng(4)
     pixels = random.integers(0, 256, (30, 30, 3), np.uint8)
-    hints = hints_from(pixels, np.ones((30, 30), bool), (30, 30))
-    np.testing.assert_array_equal(hints.colours[hints.numbers.astype(int) - 1], pixels)
-    influence = spread(hints, np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32))
-    assert len(influence.colours) == MOST_SPREAD
+    hints = hints_from_pixels(pixels, np.ones((30, 30), bool), (30, 30))
+    np.testing.assert_array_equal(hints.colours[hints.labels.astype(int) - 1], pixels)
+    influence = propagate_hints(hints, np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32))
+    assert len(influence.colours) == MAX_GROUPS
     # Every cell is painted: each is held wholly by one colour.
-    np.testing.assert_array_equal(np.sort(influence.hold, 0)[-1], 1)
+    np.testing.assert_array_equal(np.sort(influence.weights, 0)[-1], 1)
 
 
 def test_near_equal_colours_spread_as_the_most_frequent_one() -> None:
     dots = {(0, x): (200, 30, 30) for x in range(5)} | {(1, 1): (202, 32, 31), (9, 9): BLUE}
-    influence = spread(hints_at((10, 10), dots), np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32))
+    influence = propagate_hints(
+        hints_at((10, 10), dots), np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32)
+    )
     assert {tuple(colour) for colour in influence.colours.tolist()} == {(200, 30, 30), BLUE}

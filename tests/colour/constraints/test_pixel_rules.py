@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from chromabox.colour.constraints.pixel_rules import (
-    Cells,
-    Discs,
-    GreyWhereUnsure,
-    InTurn,
-    OnlyColours,
-    OutsideDiscs,
-    Painted,
+    ExcludeZones,
+    ExclusionZones,
+    GreyBelowConfidence,
+    GridMapping,
+    HintPixels,
+    PaletteOnly,
+    RuleChain,
 )
 
 sides = st.integers(1, 9)
@@ -21,7 +21,7 @@ full_sides = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def in_bands(rule: InTurn, chroma: np.ndarray, rows: int) -> np.ndarray:
+def in_bands(rule: RuleChain, chroma: np.ndarray, rows: int) -> np.ndarray:
     """The rule's result for a whole picture, a few rows at a time."""
     bands = [slice(top, min(top + rows, len(chroma))) for top in range(0, len(chroma), rows)]
     return np.concatenate([rule(chroma[band], band) for band in bands])
@@ -31,9 +31,9 @@ def in_bands(rule: InTurn, chroma: np.ndarray, rows: int) -> np.ndarray:
 @given(sides, sides, full_sides, full_sides, seeds)
 def test_bilinear_is_torchs(small_height: int, small_width: int, height: int, width: int, seed: int) -> None:
     plane = np.random.default_rng(seed).random((small_height, small_width), np.float32)
-    cells = Cells((small_height, small_width), (height, width))
+    cells = GridMapping((small_height, small_width), (height, width))
     wanted = F.interpolate(torch.from_numpy(plane)[None, None], (height, width), mode="bilinear", align_corners=False)
-    bands = [cells.bilinear(plane, slice(top, min(top + 7, height))) for top in range(0, height, 7)]
+    bands = [cells.interpolate(plane, slice(top, min(top + 7, height))) for top in range(0, height, 7)]
     np.testing.assert_allclose(np.concatenate(bands), wanted[0, 0], atol=2e-5)
 
 
@@ -46,7 +46,7 @@ def test_only_colours_of_the_four_cells_around(
     table = random.uniform(-80, 80, (6, 2)).astype(np.float32)
     labels = random.integers(0, 6, (small_height, small_width))
     chroma = random.uniform(-90, 90, (height, width, 2)).astype(np.float32)
-    rule = InTurn((OnlyColours(Cells(labels.shape, (height, width)), labels, table),))
+    rule = RuleChain((PaletteOnly(GridMapping(labels.shape, (height, width)), labels, table),))
     found = in_bands(rule, chroma, 5)
     for y in range(height):
         for x in range(width):
@@ -69,23 +69,23 @@ def test_no_third_colour_between_two_regions() -> None:
     labels = np.array([[0, 1, 1, 2]]).repeat(3, 0)
     ramp = np.linspace(0, 1, 32, dtype=np.float32)[None, :, None].repeat(24, 0)
     chroma = (1 - ramp) * table[0] + ramp * table[1]
-    rule = InTurn((OnlyColours(Cells((3, 4), (24, 64)), labels, table),))
+    rule = RuleChain((PaletteOnly(GridMapping((3, 4), (24, 64)), labels, table),))
     found = in_bands(rule, np.concatenate([chroma, chroma], 1), 4)[:, :40]
     assert not (found == table[2]).all(-1).any()
     assert {tuple(pair) for pair in found.reshape(-1, 2).tolist()} == {tuple(pair) for pair in table[:2].tolist()}
 
 
 def test_discs_are_left_but_where_spared() -> None:
-    discs = Discs(np.array([[10.0, 0.0]]), 20.0)
+    discs = ExclusionZones(np.array([[10.0, 0.0]]), 20.0)
     spared = np.array([[0.0, 1.0]], np.float32)
-    rule = InTurn((OutsideDiscs(Cells((1, 2), (1, 8)), discs, spared),))
+    rule = RuleChain((ExcludeZones(GridMapping((1, 2), (1, 8)), discs, spared),))
     found = in_bands(rule, np.tile(np.float32([12, 0]), (1, 8, 1)), 1)
     np.testing.assert_allclose(found[0, :, 0], [30] * 4 + [12] * 4, atol=1e-5)
 
 
 def test_grey_below_the_least_confidence_and_paint_over_all() -> None:
-    unsure = GreyWhereUnsure(Cells((1, 2), (2, 2)), np.array([[0.2, 0.5]], np.float32), 0.5)
+    unsure = GreyBelowConfidence(GridMapping((1, 2), (2, 2)), np.array([[0.2, 0.5]], np.float32), 0.5)
     numbers = np.array([[0, 0], [2, 0]], np.uint8)
-    painted = Painted(numbers, np.array([[0, 0], [1, 1], [7, -7]], np.float32))
-    found = in_bands(InTurn((unsure, painted)), np.full((2, 2, 2), 3, np.float32), 1)
+    painted = HintPixels(numbers, np.array([[0, 0], [1, 1], [7, -7]], np.float32))
+    found = in_bands(RuleChain((unsure, painted)), np.full((2, 2, 2), 3, np.float32), 1)
     np.testing.assert_array_equal(found, [[[0, 0], [3, 3]], [[7, -7], [3, 3]]])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chromabox.colour.constraints.pixel_rules import Discs
+from chromabox.colour.constraints.pixel_rules import ExclusionZones
 
 RADIUS = 20.0
 ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False)
@@ -25,10 +25,10 @@ places = st.tuples(st.floats(-60, 60), st.floats(-60, 60))
 def test_nothing_is_left_inside_and_nothing_moves_further_than_it_must(
     centres: list[tuple[float, float]], seed: int
 ) -> None:
-    discs = Discs(np.array(centres), RADIUS)
+    discs = ExclusionZones(np.array(centres), RADIUS)
     points = np.random.default_rng(seed).uniform(-80, 80, (5, 8, 2)).astype(np.float32)
     points[0, : len(centres)] = centres[:8]
-    pushed = discs.push(points)
+    pushed = discs.push_out(points)
     distance = np.hypot(*(pushed[..., None, :] - discs.centres).transpose(3, 0, 1, 2))
     assert distance.min() >= RADIUS - 1e-3
     before = np.hypot(*(points[..., None, :] - discs.centres).transpose(3, 0, 1, 2)).min(-1)
@@ -39,16 +39,16 @@ def test_nothing_is_left_inside_and_nothing_moves_further_than_it_must(
 
 
 def test_the_centre_leaves_towards_red() -> None:
-    discs = Discs(np.zeros((1, 2)), RADIUS)
-    np.testing.assert_allclose(discs.push(np.zeros((1, 2), np.float32)), [[RADIUS, 0]])
+    discs = ExclusionZones(np.zeros((1, 2)), RADIUS)
+    np.testing.assert_allclose(discs.push_out(np.zeros((1, 2), np.float32)), [[RADIUS, 0]])
 
 
 def test_two_discs_are_left_where_their_rims_meet() -> None:
     # Rims of radius 20 around (±12, 0) meet at (0, ±16).
-    discs = Discs(np.array([[-12.0, 0.0], [12.0, 0.0]]), RADIUS)
-    np.testing.assert_allclose(discs.push(np.array([[0.0, 1.0]], np.float32)), [[0, 16]], atol=1e-5)
+    discs = ExclusionZones(np.array([[-12.0, 0.0], [12.0, 0.0]]), RADIUS)
+    np.testing.assert_allclose(discs.push_out(np.array([[0.0, 1.0]], np.float32)), [[0, 16]], atol=1e-5)
 
 
 def test_no_discs_change_nothing() -> None:
     points = np.ones((2, 3, 2), np.float32)
-    assert Discs(np.zeros((0, 2)), RADIUS).push(points) is points
+    assert ExclusionZones(np.zeros((0, 2)), RADIUS).push_out(points) is points

@@ -10,16 +10,16 @@ from skimage.color import rgb2lab
 from skimage.data import astronaut, camera, coffee
 
 from chromabox.colour.data.photos import (
-    KEPT_SIDE,
-    LONGEST_SIDE,
-    _square,
-    central_square,
-    load_photographs,
-    photo_batches,
-    photo_steps,
-    show,
+    MAX_SIDE,
+    STORED_SIDE,
+    _random_crop,
+    center_crop,
+    load_photos,
+    make_photo_batch,
+    make_photo_batches,
+    num_photo_batches,
 )
-from chromabox.engine.distributed import World
+from chromabox.engine.distributed import DistInfo
 from chromabox.errors import UsageError
 
 COFFEE = coffee()
@@ -53,7 +53,7 @@ def test_pictures_are_brought_to_their_small_size(tmp_path: Path) -> None:
     for name in sizes:
         (tmp_path / f"{name}.png").rename(tmp_path / "train" / f"{name}.png")
     (tmp_path / "val.png").rename(tmp_path / "val" / "val.png")
-    found = load_photographs(tmp_path, quiet)
+    found = load_photos(tmp_path, quiet)
     shapes = [picture.shape for picture in found.train]
     assert shapes == [(128, 192, 3), (128, 192, 3), (128, 192, 3), (128, 256, 3), (256, 128, 3)]
     assert [picture.shape for picture in found.val] == [(128, 192, 3)]
@@ -70,17 +70,17 @@ def test_a_strip_gives_its_middle(tmp_path: Path) -> None:
     fill(tmp_path / "val", 1)
     (tmp_path / "train").mkdir()
     Image.fromarray(strip).save(tmp_path / "train" / "strip.png")
-    [picture] = load_photographs(tmp_path, quiet).train
-    assert picture.shape == (KEPT_SIDE, LONGEST_SIDE, 3)
+    [picture] = load_photos(tmp_path, quiet).train
+    assert picture.shape == (STORED_SIDE, MAX_SIDE, 3)
     # Black to the left of the strip's middle, red to the right, and bicubic between.
     assert picture[:, :8].mean() < 30
     assert np.abs(picture[:, -8:].mean((0, 1)) - (200, 30, 30)).max() < 30
 
 
 def test_every_twentieth_is_kept_to_choose_by(tmp_path: Path) -> None:
-    found = load_photographs(fill(tmp_path, 29), quiet)
+    found = load_photos(fill(tmp_path, 29), quiet)
     assert (len(found.train), len(found.val)) == (28, 1)
-    again = load_photographs(tmp_path, quiet)
+    again = load_photos(tmp_path, quiet)
     assert all(np.array_equal(one, other) for one, other in zip(found.train, again.train, strict=True))
     both = {picture.tobytes() for picture in (*found.train, *found.val)}
     assert len(both) == 29
@@ -97,7 +97,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_told(tmp_path: Path) -> None
     sixteen = (astronaut().astype(np.uint16) * 257)[..., 0]
     Image.fromarray(sixteen).save(tmp_path / "sixteen-bit-grey.png")
     told: list[str] = []
-    found = load_photographs(tmp_path, told.append)
+    found = load_photos(tmp_path, told.append)
     assert len(found.train) + len(found.val) == 4
     assert told == [f"{tmp_path}: 5 pictures are left out, being damaged or without colours"]
 
@@ -122,12 +122,12 @@ def test_folders_that_cannot_be_trained_on_are_refused(
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(camera() if "grey" in name else COFFEE).save(folder / f"{name}.png")
     with pytest.raises(UsageError, match=error):
-        load_photographs(folder, quiet)
+        load_photos(folder, quiet)
 
 
 def test_shown_is_lightness_and_the_mean_chroma_of_each_patch() -> None:
     square = COFFEE[100:292, 200:392]
-    lightness, chroma = show([square, square[:, ::-1]], 192, 8)
+    lightness, chroma = make_photo_batch([square, square[:, ::-1]], 192, 8)
     lab = rgb2lab(square)
     assert (lightness.shape, chroma.shape) == ((2, 1, 192, 192), (2, 2, 24, 24))
     np.testing.assert_allclose(lightness[0, 0], lab[..., 0] / 100, atol=1e-3)
@@ -139,7 +139,7 @@ def test_shown_is_lightness_and_the_mean_chroma_of_each_patch() -> None:
 @pytest.mark.parametrize("side", [77, 128, 300])
 def test_squares_of_every_side_are_shown_at_one_size(side: int) -> None:
     square = np.asarray(Image.fromarray(COFFEE[:, :400]).resize((side, side)))
-    lightness, chroma = show([square], 64, 8)
+    lightness, chroma = make_photo_batch([square], 64, 8)
     assert (lightness.shape, chroma.shape) == ((1, 1, 64, 64), (1, 2, 8, 8))
     lab = rgb2lab(square)
     assert lightness.mean().item() == pytest.approx(lab[..., 0].mean() / 100, abs=0.01)
@@ -148,7 +148,7 @@ def test_squares_of_every_side_are_shown_at_one_size(side: int) -> None:
 
 @pytest.mark.parametrize("shape", [(128, 192), (192, 128), (128, 128), (129, 256)])
 def test_the_central_square_is_in_the_middle(shape: tuple[int, int]) -> None:
-    square = central_square(numbered(*shape))
+    square = center_crop(numbered(*shape))
     assert square.shape == (min(shape), min(shape), 3)
     assert square[0, 0, :2].tolist() == [(side - min(shape)) // 2 for side in shape]
 
@@ -157,7 +157,7 @@ def test_squares_lie_inside_and_everywhere_and_half_are_mirrored() -> None:
     draws = np.random.default_rng(0).random((4000, 5)).astype(np.float32)
     draws[0] = np.nextafter(np.float32(1), np.float32(0))  # the largest that can be drawn
     draws[1] = 0
-    squares = [_square(numbered(128, 200), draw) for draw in draws]
+    squares = [_random_crop(numbered(128, 200), draw) for draw in draws]
     sides = np.array([square.shape[0] for square in squares])
     assert all(square.shape == (square.shape[0],) * 2 + (3,) for square in squares)
     assert sides.min() >= round(0.6 * 128)
@@ -177,13 +177,13 @@ PIECES = [np.ascontiguousarray(COFFEE[:128, 20 * index : 20 * index + 150]) for 
 
 
 def batch_list(passed: int = 0, epoch: int = 0, seed: int = 0, **more: object) -> list[torch.Tensor]:
-    given = photo_batches(PIECES, 2, size=64, stride=8, seed=seed, **more)(epoch, passed)
+    given = make_photo_batches(PIECES, 2, size=64, stride=8, seed=seed, **more)(epoch, passed)
     return [torch.cat([lightness.flatten(), chroma.flatten()]) for lightness, chroma in given]
 
 
 def test_an_epoch_can_be_entered_anywhere() -> None:
     whole = batch_list()
-    assert len(whole) == photo_steps(10, 2) == 5
+    assert len(whole) == num_photo_batches(10, 2) == 5
     rest = batch_list(passed=3)
     assert all(torch.equal(one, other) for one, other in zip(whole[3:], rest, strict=True))
     assert batch_list(passed=5) == []
@@ -196,8 +196,8 @@ def test_another_epoch_or_seed_is_another_order() -> None:
 
 
 def test_two_processes_share_what_one_would_see() -> None:
-    alone = photo_batches(PIECES, 4, size=64, stride=8, seed=0)
-    shared = [photo_batches(PIECES, 2, size=64, stride=8, seed=0, world=World(rank, 2)) for rank in (0, 1)]
+    alone = make_photo_batches(PIECES, 4, size=64, stride=8, seed=0)
+    shared = [make_photo_batches(PIECES, 2, size=64, stride=8, seed=0, world=DistInfo(rank, 2)) for rank in (0, 1)]
     batches = list(zip(alone(0, 0), *(part(0, 0) for part in shared), strict=True))
     assert len(batches) == 2
     for (lightness, chroma), *parts in batches:
@@ -208,6 +208,6 @@ def test_two_processes_share_what_one_would_see() -> None:
 
 def test_too_few_pictures_for_a_batch_are_refused() -> None:
     with pytest.raises(UsageError, match="batch size 12 is more than the 10 training pictures"):
-        photo_batches(PIECES, 12, size=64, stride=8, seed=0)
+        make_photo_batches(PIECES, 12, size=64, stride=8, seed=0)
     with pytest.raises(UsageError, match="batch size 12"):
-        photo_steps(10, 6, World(0, 2))
+        num_photo_batches(10, 6, DistInfo(0, 2))

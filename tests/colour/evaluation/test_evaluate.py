@@ -10,11 +10,11 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 
-from chromabox.colour.data.datasets import ColourData, encode
-from chromabox.colour.evaluation.evaluate import Evaluation, evaluate, predict_labels, sample_sheet
-from chromabox.colour.models import build_net
+from chromabox.colour.data.datasets import ColourDataset, encode_images
+from chromabox.colour.evaluation.evaluate import Evaluation, evaluate, predict_labels, sample_grid
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import TrainedNet, describe_net
+from chromabox.colour.weights.checkpoint import PaletteModel, model_metadata
 
 HORSE24 = load_palette("horse24")
 SETTINGS = {"num_filters": 4, "num_colours": 24}
@@ -29,32 +29,32 @@ def natural(count: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def data() -> ColourData:
+def data() -> ColourDataset:
     # 260 test pictures: more than one forward pass takes.
-    return ColourData(encode(natural(60, 0), HORSE24), encode(natural(260, 1), HORSE24))
+    return ColourDataset(encode_images(natural(60, 0), HORSE24), encode_images(natural(260, 1), HORSE24))
 
 
 @pytest.fixture(scope="module")
-def trained() -> TrainedNet:
+def trained() -> PaletteModel:
     torch.manual_seed(0)
-    net = build_net("unet", **SETTINGS)
+    net = build_model("unet", **SETTINGS)
     with torch.no_grad():
         net.last.weight.mul_(5)  # so that not every pixel has the same likeliest colour
-    return TrainedNet(net.eval(), HORSE24, describe_net("unet", SETTINGS, HORSE24))
+    return PaletteModel(net.eval(), HORSE24, model_metadata("unet", SETTINGS, HORSE24))
 
 
 @pytest.fixture(scope="module")
-def result(trained: TrainedNet, data: ColourData) -> Evaluation:
+def result(trained: PaletteModel, data: ColourDataset) -> Evaluation:
     return evaluate(trained, data)
 
 
 @pytest.fixture(scope="module")
-def logits(trained: TrainedNet, data: ColourData) -> np.ndarray:
+def logits(trained: PaletteModel, data: ColourDataset) -> np.ndarray:
     with torch.no_grad():
-        return trained.net(data.test.grey).permute(0, 2, 3, 1).reshape(-1, 24).double().numpy()
+        return trained.network(data.test.grey).permute(0, 2, 3, 1).reshape(-1, 24).double().numpy()
 
 
-def test_the_nets_row_is_scikit_learns(result: Evaluation, logits: np.ndarray, data: ColourData) -> None:
+def test_the_nets_row_is_scikit_learns(result: Evaluation, logits: np.ndarray, data: ColourDataset) -> None:
     truth, labels = data.test.labels.numpy().ravel(), logits.argmax(1)
     probability = np.exp(logits - logits.max(1, keepdims=True))
     probability /= probability.sum(1, keepdims=True)
@@ -68,7 +68,7 @@ def test_the_nets_row_is_scikit_learns(result: Evaluation, logits: np.ndarray, d
     np.testing.assert_array_equal(result.confusion, confusion_matrix(truth, labels, labels=range(24)))
 
 
-def test_balanced_accuracy_of_a_floor_is_scikit_learns(result: Evaluation, data: ColourData) -> None:
+def test_balanced_accuracy_of_a_floor_is_scikit_learns(result: Evaluation, data: ColourDataset) -> None:
     truth = data.test.labels.numpy().ravel()
     majority = np.full_like(truth, np.bincount(data.train.labels.numpy().ravel()).argmax())
     row = result.row("majority colour")
@@ -78,7 +78,7 @@ def test_balanced_accuracy_of_a_floor_is_scikit_learns(result: Evaluation, data:
 
 @pytest.mark.parametrize("name", ["net", "grey", "palette oracle"])
 def test_pictures_are_measured_as_scikit_image_does(
-    result: Evaluation, logits: np.ndarray, data: ColourData, name: str
+    result: Evaluation, logits: np.ndarray, data: ColourDataset, name: str
 ) -> None:
     truth = data.test.rgb.transpose(0, 2, 3, 1)
     colours = np.rint(HORSE24.colours * 256).astype(np.uint8)
@@ -104,18 +104,18 @@ def test_floors_and_ceiling_are_in_order(result: Evaluation) -> None:
     assert result.row("grey").colourfulness == 0
 
 
-def test_the_annealed_mean_at_zero_is_the_likeliest_colour(trained: TrainedNet, data: ColourData) -> None:
-    found = evaluate(trained, ColourData(data.train, data.test.take(slice(0, 20))), temperature=0.0)
+def test_the_annealed_mean_at_zero_is_the_likeliest_colour(trained: PaletteModel, data: ColourDataset) -> None:
+    found = evaluate(trained, ColourDataset(data.train, data.test.select(slice(0, 20))), temperature=0.0)
     net, blended = found.row("net"), found.row("net, annealed mean")
     assert (blended.psnr, blended.delta_e) == (net.psnr, net.delta_e)
     assert blended.loss is None
     assert blended.accuracy is None
 
 
-def test_a_perfect_score_can_be_written_as_json(trained: TrainedNet) -> None:
+def test_a_perfect_score_can_be_written_as_json(trained: PaletteModel) -> None:
     # Grey pictures are what the row "grey" gives, so its PSNR is infinite, which JSON cannot say.
-    grey = encode(np.repeat(natural(4, 2)[:, :1], 3, axis=1), HORSE24)
-    found = evaluate(trained, ColourData(grey, grey))
+    grey = encode_images(np.repeat(natural(4, 2)[:, :1], 3, axis=1), HORSE24)
+    found = evaluate(trained, ColourDataset(grey, grey))
     assert found.row("grey").psnr == math.inf
     written = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert written["rows"]["grey"]["psnr"] is None
@@ -123,8 +123,8 @@ def test_a_perfect_score_can_be_written_as_json(trained: TrainedNet) -> None:
     assert np.array(written["confusion"]).sum() == 4 * 16 * 16
 
 
-def test_a_sheet_shows_grey_truth_and_prediction(trained: TrainedNet, data: ColourData) -> None:
-    greys, truths, predictions = sample_sheet(trained.net, data.test, HORSE24, count=3)
+def test_a_sheet_shows_grey_truth_and_prediction(trained: PaletteModel, data: ColourDataset) -> None:
+    greys, truths, predictions = sample_grid(trained.network, data.test, HORSE24, num_images=3)
     assert len(greys) == len(truths) == len(predictions) == 3
     for index in range(3):
         truth = data.test.rgb[index].transpose(1, 2, 0)
@@ -135,8 +135,8 @@ def test_a_sheet_shows_grey_truth_and_prediction(trained: TrainedNet, data: Colo
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_predicting_leaves_the_nets_mode_and_statistics(data: ColourData, training: bool) -> None:
-    net = build_net("unet", **SETTINGS).train(training)
+def test_predicting_leaves_the_nets_mode_and_statistics(data: ColourDataset, training: bool) -> None:
+    net = build_model("unet", **SETTINGS).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     labels = predict_labels(net, data.test.grey[:5])
     assert labels.shape == (5, 16, 16)

@@ -11,7 +11,7 @@ from skimage import data
 from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from chromabox.colour.evaluation.image_scores import PictureScore, match, score, score_pictures
+from chromabox.colour.evaluation.image_scores import ImageScores, pair_files, score_folders, score_image
 from chromabox.errors import ChromaboxError, UsageError
 
 CAT = np.ascontiguousarray(data.chelsea()[40:140, 60:190])
@@ -32,7 +32,7 @@ def save(path: Path, rgb: np.ndarray, **options: object) -> Path:
 
 def test_every_score_is_scikit_images() -> None:
     coloured, grey = pale(CAT), np.rint(lab2rgb(rgb2lab(CAT) * [1, 0, 0]) * 255).astype(np.uint8)
-    found = score_pictures(CAT, coloured)
+    found = score_image(CAT, coloured)
     lab = rgb2lab(CAT)
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for prefix, other in (("", coloured), ("grey_", grey)):
@@ -51,7 +51,7 @@ def test_every_score_is_scikit_images() -> None:
 
 
 def test_half_the_chroma_lies_between_grey_and_the_truth() -> None:
-    found = score_pictures(CAT, pale(CAT))
+    found = score_image(CAT, pale(CAT))
     assert 4 < found.psnr_gain < 8  # Half the distance in linear light is 20·log10(2) = 6.02 dB.
     assert 40 < found.delta_e_reduction < 60
     assert 0.4 < found.colourfulness_ratio < 0.6
@@ -60,14 +60,14 @@ def test_half_the_chroma_lies_between_grey_and_the_truth() -> None:
 
 
 def test_equal_pictures() -> None:
-    found = score_pictures(CAT, CAT)
+    found = score_image(CAT, CAT)
     assert (found.psnr, found.ssim, found.delta_e, found.delta_lightness) == (math.inf, 1, 0, 0)
     assert (found.colourfulness_difference, found.colourfulness_ratio) == (0, 1)
     assert (found.psnr_gain, found.delta_e_reduction) == (None, 100)
 
 
 def test_of_a_grey_original_nothing_can_be_gained() -> None:
-    found = score_pictures(GREY_CAT, CAT)
+    found = score_image(GREY_CAT, CAT)
     assert (found.grey_psnr, found.grey_ssim, found.grey_delta_e) == (math.inf, 1, 0)
     assert (found.psnr_gain, found.delta_e_reduction, found.colourfulness_ratio) == (None, None, None)
     assert found.colourfulness == found.colourfulness_difference > 0
@@ -75,7 +75,7 @@ def test_of_a_grey_original_nothing_can_be_gained() -> None:
 
 def test_no_pixels_are_refused() -> None:
     with pytest.raises(ChromaboxError, match="no pixels"):
-        score_pictures(CAT[:0], CAT[:0])
+        score_image(CAT[:0], CAT[:0])
 
 
 def test_folders_are_matched_by_place_whatever_the_suffix(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_folders_are_matched_by_place_whatever_the_suffix(tmp_path: Path) -> Non
     save(coloured / "inner" / "a.png", pale(COFFEE))
     save(coloured / "twin.bmp", pale(CAT))
     save(coloured / "twin.png", CAT)
-    card = score(originals, coloured)
+    card = score_folders(originals, coloured)
     assert card.failed == []
     assert [(file.original.as_posix(), file.coloured.as_posix()) for file in card.files] == [
         ("a.bmp", "a.png"),
@@ -97,16 +97,16 @@ def test_folders_are_matched_by_place_whatever_the_suffix(tmp_path: Path) -> Non
         ("twin.png", "twin.png"),
     ]
     first, second, _, equal = card.files
-    assert first.score == score_pictures(CAT, pale(CAT))
-    assert second.score == score_pictures(COFFEE, pale(COFFEE))
+    assert first.scores == score_image(CAT, pale(CAT))
+    assert second.scores == score_image(COFFEE, pale(COFFEE))
     assert (second.width, second.height) == (90, 80)
     # The equal pair's infinite PSNR is left out of the mean, and is null in JSON.
-    assert card.mean["psnr"] == pytest.approx((2 * first.score.psnr + second.score.psnr) / 3)
-    assert card.mean["ssim"] == pytest.approx(np.mean([file.score.ssim for file in card.files]))
+    assert card.mean["psnr"] == pytest.approx((2 * first.scores.psnr + second.scores.psnr) / 3)
+    assert card.mean["ssim"] == pytest.approx(np.mean([file.scores.ssim for file in card.files]))
     written = json.loads(json.dumps(card.as_json(), allow_nan=False))
     assert written["files"][3]["psnr"] is None
-    assert written["files"][0]["psnr"] == first.score.psnr
-    assert equal.score.psnr == math.inf
+    assert written["files"][0]["psnr"] == first.scores.psnr
+    assert equal.scores.psnr == math.inf
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(tmp_path: Path) -> 
         save(coloured / name, CAT)
     save(coloured / "size.png", CAT[:50])
     (coloured / "damaged.png").write_bytes(b"\x89PNG broken")
-    card = score(originals, coloured)
+    card = score_folders(originals, coloured)
     assert [file.original.name for file in card.files] == ["good.png"]
     errors = {failure.file.name: failure.error for failure in card.failed}
     assert errors.keys() == {
@@ -137,16 +137,16 @@ def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(tmp_path: Path) -> 
 def test_no_file_can_be_scored(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", CAT)
     save(tmp_path / "out" / "a.png", CAT[:50])
-    card = score(tmp_path / "in", tmp_path / "out")
+    card = score_folders(tmp_path / "in", tmp_path / "out")
     assert card.files == []
     assert set(card.mean.values()) == {None}
-    assert card.mean.keys() == PictureScore.__dataclass_fields__.keys()
+    assert card.mean.keys() == ImageScores.__dataclass_fields__.keys()
 
 
 def test_two_files_belong_together_whatever_their_names(tmp_path: Path) -> None:
     original, coloured = save(tmp_path / "original.png", CAT), save(tmp_path / "coloured.png", pale(CAT))
-    [file] = score(original, coloured).files
-    assert file.score == score_pictures(CAT, pale(CAT))
+    [file] = score_folders(original, coloured).files
+    assert file.scores == score_image(CAT, pale(CAT))
 
 
 def test_a_file_against_a_folder_is_looked_up_there(tmp_path: Path) -> None:
@@ -155,12 +155,12 @@ def test_a_file_against_a_folder_is_looked_up_there(tmp_path: Path) -> None:
     coloured = save(tmp_path / "out" / "a.png", CAT)
     save(tmp_path / "out" / "other.png", CAT)
     for left, right in ((original, tmp_path / "out"), (tmp_path / "in", coloured)):
-        pairs, failed = match(left, right)
+        pairs, failed = pair_files(left, right)
         assert [(pair.original, pair.coloured) for pair in pairs] == [(original, coloured)]
         assert failed == []
-    _, failed = match(tmp_path / "in" / "b.png", tmp_path / "out")
+    _, failed = pair_files(tmp_path / "in" / "b.png", tmp_path / "out")
     assert ["b.png has no partner" in failure.error for failure in failed] == [True]
-    _, failed = match(tmp_path / "in", tmp_path / "out" / "other.png")
+    _, failed = pair_files(tmp_path / "in", tmp_path / "out" / "other.png")
     assert ["other.png has no original" in failure.error for failure in failed] == [True]
 
 
@@ -168,10 +168,10 @@ def test_a_folder_inside_the_other_is_not_counted_to_it(tmp_path: Path) -> None:
     save(tmp_path / "a.png", CAT)
     save(tmp_path / "out" / "a.png", CAT)
     for left, right in ((tmp_path, tmp_path / "out"), (tmp_path / "out", tmp_path)):
-        pairs, failed = match(left, right)
+        pairs, failed = pair_files(left, right)
         assert [(pair.original, pair.coloured) for pair in pairs] == [(left / "a.png", right / "a.png")]
         assert failed == []
-    pairs, failed = match(tmp_path, tmp_path / "out" / "a.png")
+    pairs, failed = pair_files(tmp_path, tmp_path / "out" / "a.png")
     assert (len(pairs), failed) == (1, [])
 
 
@@ -183,18 +183,18 @@ def test_orientation_depth_and_alpha(tmp_path: Path) -> None:
     upright = save(tmp_path / "upright.png", CAT)
     alpha = save(tmp_path / "alpha.png", np.concatenate([CAT, CAT[..., :1]], -1))
     for path in (turned, alpha):
-        [file] = score(upright, path).files
-        assert (file.score.psnr, file.width, file.height) == (math.inf, 130, 100)
+        [file] = score_folders(upright, path).files
+        assert (file.scores.psnr, file.width, file.height) == (math.inf, 130, 100)
     wide = save(tmp_path / "wide.png", GREY_CAT[..., 0].astype(np.uint16) * 257 + 100)
     narrow = save(tmp_path / "narrow.png", GREY_CAT)
-    [file] = score(narrow, wide).files
-    assert file.score.psnr == math.inf
+    [file] = score_folders(narrow, wide).files
+    assert file.scores.psnr == math.inf
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     path = save(tmp_path / "a.png", CAT)
     with pytest.raises(UsageError, match="does not exist"):
-        score(path, tmp_path / "nowhere")
+        score_folders(path, tmp_path / "nowhere")
     with pytest.raises(UsageError, match="holds no pictures"):
-        score(tmp_path / "empty", path)
+        score_folders(tmp_path / "empty", path)

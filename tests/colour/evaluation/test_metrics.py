@@ -24,7 +24,7 @@ LABELS = hnp.arrays(np.uint8, (2, 60), elements=st.integers(0, 4))
 @given(pair=LABELS)
 def test_labels_as_scikit_learn_counts_them(pair):
     labels, truth = pair
-    found = metrics.confusion(labels, truth, 5)
+    found = metrics.confusion_matrix(labels, truth, 5)
     np.testing.assert_array_equal(found, confusion_matrix(truth, labels, labels=range(5)))
     assert metrics.accuracy(labels, truth) == accuracy_score(truth, labels)
     # scikit-learn warns of predicted classes that never occur, so the expected recall is taken class by class.
@@ -36,7 +36,7 @@ def test_balanced_accuracy_is_scikit_learns():
     truth = np.arange(300) % 5
     labels = np.where(RNG.random(300) < 0.5, truth, RNG.integers(0, 5, 300))
     expected = balanced_accuracy_score(truth, labels)
-    assert metrics.balanced_accuracy(metrics.confusion(labels, truth, 5)) == pytest.approx(expected)
+    assert metrics.balanced_accuracy(metrics.confusion_matrix(labels, truth, 5)) == pytest.approx(expected)
 
 
 def test_nothing_occurs():
@@ -128,10 +128,10 @@ def test_without_chroma_is_scikit_images_lab_without_a_and_b(monkeypatch):
     monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
     lab = rgb2lab(A)
     expected = lab2rgb(lab * [1, 0, 0]) * 255
-    found = metrics.without_chroma(A)
+    found = metrics.to_greyscale(A)
     assert np.abs(found - expected).max() < 0.55  # Rounding, and the last digits of two published matrices.
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-    np.testing.assert_array_equal(metrics.without_chroma(greys), greys)
+    np.testing.assert_array_equal(metrics.to_greyscale(greys), greys)
 
 
 def test_majority_by_hand():
@@ -171,7 +171,7 @@ ONE, TWO, NONE = np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(0, np.ui
     [
         (lambda: metrics.accuracy(ONE, TWO), r"shapes \[1\] and \[2\]"),
         (lambda: metrics.accuracy(NONE, NONE), "no pixels"),
-        (lambda: metrics.confusion(TWO, TWO + 3, 3), "labels from 3 to 3: each is 0 to 2"),
+        (lambda: metrics.confusion_matrix(TWO, TWO + 3, 3), "labels from 3 to 3: each is 0 to 2"),
         (lambda: metrics.psnr(A, A[:1]), "two of the same shape"),
         (lambda: metrics.delta_e(A[:0], A[:0]), "no pixels"),
         (lambda: metrics.lab_differences(A, A, A[:1]), "two of the same shape"),

@@ -9,56 +9,61 @@ from skimage import data
 from skimage.color import rgb2lab
 
 from chromabox.colour.inference.predict import predict_chroma
-from chromabox.colour.inference.video import ChromaSmoother, colour_video, small_lightness
-from chromabox.colour.weights.checkpoint import load_trained
+from chromabox.colour.inference.video import TemporalSmoother, colourise_video, lightness_at_size
+from chromabox.colour.weights.checkpoint import load_model
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.video import VIDEO_SUFFIXES
-from video_fixtures import decoded, make_film, payloads, picture
+from video_fixtures import decode_frames, make_frame, make_video, read_packets
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
 
 
 def lab(path: Path) -> np.ndarray:
     """CIELab of every frame, [frames, H, W, 3]."""
-    return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decoded(path)])
+    return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decode_frames(path)])
 
 
 @pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
 def test_a_film_keeps_its_lightness_and_sound_and_gets_colour(tmp_path: Path, suffix: str) -> None:
-    source, target = make_film(tmp_path / f"in{suffix}", sound=True), tmp_path / "new" / f"out{suffix}"
-    summary = colour_video(source, target, lambda frame: ORANGE, crf=4.0)
-    assert (summary.frames, summary.width, summary.height) == (5, 64, 48)
-    assert (summary.scenes, summary.audio_streams, summary.subtitle_streams, summary.left_out) == (1, 1, 0, ())
+    source, target = make_video(tmp_path / f"in{suffix}", with_audio=True), tmp_path / "new" / f"out{suffix}"
+    summary = colourise_video(source, target, lambda frame: ORANGE, crf=4.0)
+    assert (summary.num_frames, summary.width, summary.height) == (5, 64, 48)
+    assert (summary.num_scenes, summary.audio_streams, summary.subtitle_streams, summary.dropped_streams) == (
+        1,
+        1,
+        0,
+        (),
+    )
     assert (summary.seconds, summary.fps) == (pytest.approx(0.2, abs=2e-3), pytest.approx(25, rel=0.01))
     before, after = lab(source), lab(target)
     # Beyond rounding to limited range (0.4 of L* a step) and the codec's own loss nothing is lost.
     assert np.abs(after[..., 0] - before[..., 0]).mean() < 0.7
     middle = after[:, 8:-8, 8:-8, 1:].mean(axis=(0, 1, 2))
     np.testing.assert_allclose(middle, (30, 40), atol=2.5)
-    assert payloads(source, "audio") == payloads(target, "audio")
+    assert read_packets(source, "audio") == read_packets(target, "audio")
 
 
 def test_no_colour_leaves_the_film_grey(tmp_path: Path) -> None:
-    colour_video(make_film(tmp_path / "in.mp4"), tmp_path / "out.mp4", lambda frame: 0 * ORANGE)
+    colourise_video(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", lambda frame: 0 * ORANGE)
     assert np.abs(lab(tmp_path / "out.mp4")[..., 1:]).max() < 2
 
 
 def test_frames_come_upright_and_in_order(tmp_path: Path) -> None:
-    source = make_film(tmp_path / "in.mp4", rotation=(90, False, False))
+    source = make_video(tmp_path / "in.mp4", rotation=(90, False, False))
     seen = []
-    colour_video(source, tmp_path / "out.mp4", lambda frame: (seen.append(frame), ORANGE)[1])
+    colourise_video(source, tmp_path / "out.mp4", lambda frame: (seen.append(frame), ORANGE)[1])
     for index, frame in enumerate(seen):
-        assert np.abs(frame.astype(int) - np.rot90(picture(shift=index))).mean() < 2
+        assert np.abs(frame.astype(int) - np.rot90(make_frame(shift=index))).mean() < 2
 
 
 def test_a_cut_lets_no_colour_through(tmp_path: Path) -> None:
     scenes = [np.asarray(Image.fromarray(p()).resize((64, 48)).convert("L")) for p in (data.astronaut, data.coffee)]
     frames = [np.repeat(scene[..., None], 3, axis=2) for scene in scenes for _ in range(4)]
     chroma = iter([ORANGE] * 4 + [-ORANGE] * 4)
-    summary = colour_video(
-        make_film(tmp_path / "in.mp4", frames), tmp_path / "out.mp4", lambda frame: next(chroma), crf=4.0
+    summary = colourise_video(
+        make_video(tmp_path / "in.mp4", frames), tmp_path / "out.mp4", lambda frame: next(chroma), crf=4.0
     )
-    assert summary.scenes == 2
+    assert summary.num_scenes == 2
     b = lab(tmp_path / "out.mp4")[..., 2].mean(axis=(1, 2))
     assert (b[:4] > 10).all()
     assert (b[4:] < -10).all()
@@ -68,13 +73,13 @@ def test_a_cut_lets_no_colour_through(tmp_path: Path) -> None:
 def test_smoothing_halves_the_flicker_of_a_real_net_at_least() -> None:
     generator = np.random.default_rng(0)
     small = np.asarray(Image.fromarray(data.astronaut()).resize((128, 128)).convert("L"))
-    trained, smoother = load_trained(), ChromaSmoother()
+    trained, smoother = load_model(), TemporalSmoother()
     alone, smooth = [], []
     for _ in range(8):
         noisy = (small + generator.normal(0, 8, small.shape)).round().clip(0, 255).astype(np.uint8)
         frame = np.repeat(noisy[..., None], 3, axis=2)
         alone.append(predict_chroma(frame, trained))
-        smooth.append(smoother(alone[-1], small_lightness(frame, *alone[-1].shape[:2])))
+        smooth.append(smoother(alone[-1], lightness_at_size(frame, *alone[-1].shape[:2])))
     assert flicker(alone) > 0.05
     assert flicker(smooth) <= 0.5 * flicker(alone)
 
@@ -87,7 +92,7 @@ def flicker(maps: list[np.ndarray]) -> float:
 def test_small_lightness_is_the_mean_of_each_place() -> None:
     frame = np.zeros((8, 12, 3), np.uint8)
     frame[:4, :6], frame[4:, 6:] = 255, 119
-    found = small_lightness(frame, 2, 2)
+    found = lightness_at_size(frame, 2, 2)
     np.testing.assert_allclose(found, [[100, 0], [0, rgb2lab(np.full((1, 1, 3), 119, np.uint8))[0, 0, 0]]], atol=0.01)
 
 
@@ -96,17 +101,17 @@ def test_ctrl_c_in_the_net_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        colour_video(make_film(tmp_path / "in.mp4"), tmp_path / "out.mp4", interrupted)
+        colourise_video(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", interrupted)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_wrong_options_are_refused_before_the_film_is_read(tmp_path: Path) -> None:
     source = tmp_path / "missing.mp4"
     with pytest.raises(UsageError, match="smoothing is"):
-        colour_video(source, tmp_path / "out.mp4", lambda frame: ORANGE, smoothing=1.0)
+        colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE, smoothing=1.0)
     with pytest.raises(UsageError, match="right are"):
-        colour_video(source, tmp_path / "out.gif", lambda frame: ORANGE)
+        colourise_video(source, tmp_path / "out.gif", lambda frame: ORANGE)
     with pytest.raises(UsageError, match="is the input"):
-        colour_video(source, source, lambda frame: ORANGE)
+        colourise_video(source, source, lambda frame: ORANGE)
     with pytest.raises(ChromaboxError, match="does not exist"):
-        colour_video(source, tmp_path / "out.mp4", lambda frame: ORANGE)
+        colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE)

@@ -12,7 +12,7 @@ from scipy.signal import lfilter
 from skimage import data
 
 from chromabox.colour.chroma.recolour import lightness
-from chromabox.colour.inference.video import ChromaSmoother, is_cut
+from chromabox.colour.inference.video import TemporalSmoother, is_scene_cut
 from chromabox.errors import UsageError
 
 RNG = np.random.default_rng(5)
@@ -21,7 +21,7 @@ NAMES = ("astronaut", "chelsea", "coffee", "rocket", "camera", "moon", "brick", 
 
 
 def smoothed(chroma: np.ndarray, light: np.ndarray, smoothing: float = 0.8) -> np.ndarray:
-    smoother = ChromaSmoother(smoothing)
+    smoother = TemporalSmoother(smoothing)
     return np.stack([smoother(c, plane) for c, plane in zip(chroma, light, strict=True)])
 
 
@@ -75,29 +75,29 @@ def test_a_cut_lets_no_colour_through() -> None:
     chroma = np.zeros((10, 24, 32, 2), np.float32)
     chroma[:5] = 60
     light = np.stack([small("astronaut")] * 5 + [small("coffee")] * 5)
-    smoother = ChromaSmoother()
+    smoother = TemporalSmoother()
     found = np.stack([smoother(c, plane) for c, plane in zip(chroma, light, strict=True)])
     np.testing.assert_array_equal(found, chroma)
-    assert smoother.cuts == 1
+    assert smoother.num_cuts == 1
 
 
 @pytest.mark.parametrize("pair", [*combinations(NAMES, 2)], ids="-".join)
 def test_two_pictures_are_two_scenes(pair: tuple[str, str]) -> None:
-    assert is_cut(small(pair[0]), small(pair[1]))
+    assert is_scene_cut(small(pair[0]), small(pair[1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_flashes_fades_and_small_steps_are_no_cuts(name: str) -> None:
     light = small(name)
-    assert not is_cut(light, light + RNG.normal(0, 3, light.shape).astype(np.float32))
-    assert not is_cut(light, 100 - 0.4 * (100 - light))  # a flash
-    assert not is_cut(light, 0.3 * light)  # a fade
+    assert not is_scene_cut(light, light + RNG.normal(0, 3, light.shape).astype(np.float32))
+    assert not is_scene_cut(light, 100 - 0.4 * (100 - light))  # a flash
+    assert not is_scene_cut(light, 0.3 * light)  # a fade
     if name not in ("brick", "grass"):  # whose grain is as fine as the step
-        assert not is_cut(light[:, 1:], light[:, :-1])
+        assert not is_scene_cut(light[:, 1:], light[:, :-1])
 
 
 def test_black_and_then_a_scene_is_a_cut() -> None:
-    assert is_cut(np.zeros_like(SCENE), SCENE)
+    assert is_scene_cut(np.zeros_like(SCENE), SCENE)
 
 
 def test_a_moving_thing_leaves_no_trail() -> None:
@@ -139,4 +139,4 @@ def test_no_colour_is_made_that_was_not_between_those_seen(
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, 7.0, float("nan")])
 def test_smoothing_out_of_range_is_refused(smoothing: float) -> None:
     with pytest.raises(UsageError, match="smoothing is"):
-        ChromaSmoother(smoothing)
+        TemporalSmoother(smoothing)

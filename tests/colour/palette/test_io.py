@@ -46,7 +46,7 @@ def test_round_trip(palette, tmp_path_factory):
 
 
 def test_json_tells_how_it_was_made(tmp_path):
-    save_palette(tmp_path / "p.json", Palette(THREE, "three"), made={"seed": 0})
+    save_palette(tmp_path / "p.json", Palette(THREE, "three"), provenance={"seed": 0})
     stored = json.loads((tmp_path / "p.json").read_text())
     assert stored == {"name": "three", "k": 3, "unit": "RGB/256", "made": {"seed": 0}, "colours": THREE.tolist()}
 

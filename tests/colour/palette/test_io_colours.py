@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chromabox.colour.palette.io import parse_colour, parse_replacement, written
+from chromabox.colour.palette.io import parse_colour, parse_replacement, to_hex
 from chromabox.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def test_names_and_hexadecimals(text: str, colour: tuple[int, int, int]) -> None
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
 def test_what_is_written_is_read_again(colour: tuple[int, int, int]) -> None:
-    assert parse_colour(written(colour)) == colour
+    assert parse_colour(to_hex(colour)) == colour
 
 
 @pytest.mark.parametrize(

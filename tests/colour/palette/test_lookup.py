@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import cKDTree
 
-from chromabox.colour.palette.palette import Palette, nearest_colour
+from chromabox.colour.palette.palette import Palette, assign_labels
 from chromabox.errors import ChromaboxError
 
 RNG = np.random.default_rng(7)
@@ -28,8 +28,8 @@ def test_equals_scipys_tree(k):
     colours = RNG.random((k, 3)).astype(np.float32)
     expected = cKDTree(colours.astype(np.float64)).query(PIXELS / 256)[1]
     palette = Palette(colours, "random")
-    np.testing.assert_array_equal(nearest_colour(PIXELS, palette), expected)
-    np.testing.assert_array_equal(nearest_colour(PIXELS[::-1], palette), expected[::-1])  # from the filled table
+    np.testing.assert_array_equal(assign_labels(PIXELS, palette), expected)
+    np.testing.assert_array_equal(assign_labels(PIXELS[::-1], palette), expected[::-1])  # from the filled table
 
 
 def test_every_colour_there_is():
@@ -39,7 +39,7 @@ def test_every_colour_there_is():
     palette = Palette(colours, "lattice")
     for red in (0, 55, 105, 109, 110, 111, 255):
         pixels = np.stack([np.full((256, 256), red, np.uint8), *grid], -1)
-        np.testing.assert_array_equal(nearest_colour(pixels, palette), plain(pixels, colours))
+        np.testing.assert_array_equal(assign_labels(pixels, palette), plain(pixels, colours))
 
 
 # Palettes on purpose awkward: whole 8-bit values (exact ties), duplicates, and neighbours one rounding apart.
@@ -60,7 +60,7 @@ def test_equals_the_formula(rows, copies, pixels):
     on_palette = np.minimum(colours * 256, 255).astype(np.uint8)  # where ties and near ties are
     middles = ((on_palette.astype(int) + on_palette[::-1]) // 2).astype(np.uint8)
     pixels = np.concatenate([pixels, on_palette, middles])
-    np.testing.assert_array_equal(nearest_colour(pixels, Palette(colours, "drawn")), plain(pixels, colours))
+    np.testing.assert_array_equal(assign_labels(pixels, Palette(colours, "drawn")), plain(pixels, colours))
 
 
 def test_near_duplicates_are_told_apart():
@@ -69,13 +69,13 @@ def test_near_duplicates_are_told_apart():
         [[np.nextafter(colour, np.float32(1)), 0.4, 0.4], [colour, 0.4, 0.4], [0.9, 0.9, 0.9]], np.float32
     )
     pixels = RNG.integers(90, 116, (3000, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(nearest_colour(pixels, Palette(colours, "near")), plain(pixels, colours))
+    np.testing.assert_array_equal(assign_labels(pixels, Palette(colours, "near")), plain(pixels, colours))
 
 
 def test_a_tie_goes_to_the_lower_index():
     colours = np.array([[0.75, 0, 0], [0.25, 0, 0], [0.25, 0, 0]], np.float32)
     palette = Palette(colours, "tie")
-    assert nearest_colour(np.array([[128, 0, 0], [64, 0, 0]], np.uint8), palette).tolist() == [0, 1]
+    assert assign_labels(np.array([[128, 0, 0], [64, 0, 0]], np.uint8), palette).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_tie_goes_to_the_lower_index():
 def test_layouts(shape, axis):
     colours = RNG.random((9, 3)).astype(np.float32)
     pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
-    labels = nearest_colour(pixels, Palette(colours, "layout"), axis)
+    labels = assign_labels(pixels, Palette(colours, "layout"), axis)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, plain(np.moveaxis(pixels, axis, -1), colours))
 
@@ -101,7 +101,7 @@ def test_layouts(shape, axis):
 def test_planar_pictures_in_more_than_one_chunk():
     pictures = RNG.integers(0, 256, (300, 3, 32, 32), dtype=np.uint8)
     colours = RNG.random((24, 3)).astype(np.float32)
-    labels = nearest_colour(pictures, Palette(colours, "chunks"), axis=1)
+    labels = assign_labels(pictures, Palette(colours, "chunks"), axis=1)
     np.testing.assert_array_equal(labels, plain(np.moveaxis(pictures, 1, -1), colours))
 
 
@@ -112,12 +112,12 @@ def test_threads_share_a_table(shape, axis):
     colours = RNG.random((24, 3)).astype(np.float32)
     planes = np.moveaxis(pixels, axis, -1).reshape(-1, 3)
     alone = Palette(colours, "alone")
-    expected = np.concatenate([nearest_colour(part, alone) for part in np.array_split(planes, 10)])
-    np.testing.assert_array_equal(nearest_colour(pixels, Palette(colours, "shared"), axis).reshape(-1), expected)
+    expected = np.concatenate([assign_labels(part, alone) for part in np.array_split(planes, 10)])
+    np.testing.assert_array_equal(assign_labels(pixels, Palette(colours, "shared"), axis).reshape(-1), expected)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((4, 4), -1), ((3, 4), -1), ((4, 3), 5), ((2, 3, 4, 4), -1)])
 def test_pixels_without_three_channels_are_refused(shape, axis):
     palette = Palette(np.array([[0, 0, 0], [0.5, 0.5, 0.5]], np.float32), "two")
     with pytest.raises(ChromaboxError, match="does not hold red, green and blue"):
-        nearest_colour(np.zeros(shape, np.uint8), palette, axis)
+        assign_labels(np.zeros(shape, np.uint8), palette, axis)

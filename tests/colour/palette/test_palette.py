@@ -17,12 +17,12 @@ from chromabox.colour.palette.io import load_palette
 from chromabox.colour.palette.palette import (
     Palette,
     annealed_mean,
-    constrain,
+    assign_labels,
+    decode_labels,
+    draw_palette,
     fit_palette,
-    labels_to_rgb,
-    mean_distance,
-    nearest_colour,
-    swatch,
+    mask_logits,
+    quantisation_error,
 )
 from chromabox.errors import ChromaboxError
 
@@ -70,7 +70,7 @@ def test_colours_cannot_change_under_the_table():
 
 def test_it_travels_without_its_table():
     palette = Palette(THREE, "three")
-    nearest_colour(pictures(), palette, axis=1)
+    assign_labels(pictures(), palette, axis=1)
     stored = pickle.dumps(palette)
     assert len(stored) < 1000
     for other in (pickle.loads(stored), copy.deepcopy(palette)):
@@ -94,14 +94,14 @@ def test_fit_comes_nearer_than_scikit_learns_k_means():
     pixels = np.moveaxis(pictures(), 1, -1).reshape(-1, 3)
     theirs = KMeans(12, n_init=3, random_state=0).fit(pixels / 256).cluster_centers_
     expected = cKDTree(theirs).query(pixels / 256)[0].mean()
-    assert mean_distance(pixels, fit_palette(pixels, 12)) <= expected * 1.005
+    assert quantisation_error(pixels, fit_palette(pixels, 12)) <= expected * 1.005
 
 
 def test_fit_finds_the_colours_that_are_there():
     colours = np.array([[0, 0, 0], [200, 30, 40], [10, 250, 90], [255, 255, 255]], np.uint8)
     palette = fit_palette(colours[np.arange(1000) % 4], 4)
     assert {tuple(row) for row in palette.rgb} == {tuple(row) for row in colours}
-    assert mean_distance(colours, palette) < 1e-6
+    assert quantisation_error(colours, palette) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_fit_refuses(pixels, k, says):
 def test_mean_distance_is_scipys():
     colours = np.random.default_rng(0).random((24, 3)).astype(np.float32)
     expected = cKDTree(colours.astype(np.float64)).query(np.moveaxis(pictures(), 1, -1) / 256)[0].mean()
-    assert mean_distance(pictures(), Palette(colours, "random"), axis=1) == pytest.approx(expected, rel=1e-6)
+    assert quantisation_error(pictures(), Palette(colours, "random"), axis=1) == pytest.approx(expected, rel=1e-6)
 
 
 # --- labels, logits and colours ----------------------------------------------------------------------------
@@ -129,15 +129,15 @@ def test_mean_distance_is_scipys():
 
 def test_labels_become_the_rounded_colours():
     palette = Palette(THREE, "three")
-    picture = labels_to_rgb(np.array([[0, 1], [2, 1]]), palette)
+    picture = decode_labels(np.array([[0, 1], [2, 1]]), palette)
     assert picture.tolist() == [[[0, 0, 0], [128, 64, 32]], [[255, 255, 255], [128, 64, 32]]]
-    np.testing.assert_array_equal(nearest_colour(picture, palette), [[0, 1], [2, 1]])
+    np.testing.assert_array_equal(assign_labels(picture, palette), [[0, 1], [2, 1]])
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_outside_the_palette_are_refused(label):
     with pytest.raises(ChromaboxError, match="has the labels 0 to 2"):
-        labels_to_rgb(np.array([0, label]), Palette(THREE, "three"))
+        decode_labels(np.array([0, label]), Palette(THREE, "three"))
 
 
 def logits(seed=0, scale=3.0):
@@ -178,7 +178,7 @@ def test_logits_of_another_palette_are_refused():
 )
 def test_constrain_is_a_guarantee(allowed, temperature, dtype, seed):
     given_logits = logits(seed, scale=100).to(dtype)
-    masked = constrain(given_logits, allowed)
+    masked = mask_logits(given_logits, allowed)
     assert set(masked.argmax(1).unique().tolist()) <= allowed
     kept = sorted(allowed)
     assert torch.equal(masked[:, kept], given_logits[:, kept])
@@ -191,7 +191,7 @@ def test_constrain_is_a_guarantee(allowed, temperature, dtype, seed):
 @pytest.mark.parametrize(("allowed", "says"), [([], "none is left"), ([0, 3], "3 is not one"), ([-1], "-1 is not one")])
 def test_constrain_refuses(allowed, says):
     with pytest.raises(ChromaboxError, match=says):
-        constrain(logits(), allowed)
+        mask_logits(logits(), allowed)
 
 
 # --- swatch ------------------------------------------------------------------------------------------------
@@ -200,6 +200,6 @@ def test_constrain_refuses(allowed, says):
 @pytest.mark.parametrize(("tile", "columns"), [(96, None), (40, 2), (8, 100)])
 def test_swatch_shows_every_colour(tile, columns):
     palette = load_palette("horse24")
-    picture = swatch(palette, tile, columns)
+    picture = draw_palette(palette, tile, columns)
     shown = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
     assert {tuple(rgb) for rgb in palette.rgb.tolist()} <= shown

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
-from chromabox.colour.training.loss import loss_and_accuracy, pixel_cross_entropy, training_losses
+from chromabox.colour.training.loss import compute_losses, loss_and_accuracy, pixel_cross_entropy
 
 RNG = np.random.default_rng(3)
 LOGITS = torch.from_numpy(3 * RNG.standard_normal((7, 5, 4, 6), dtype=np.float32))
@@ -46,7 +46,7 @@ def test_mean_over_all_pixels_whatever_the_batches(batch_size: int) -> None:
 
 def test_training_loss_has_a_gradient_and_measuring_has_none() -> None:
     weight = torch.ones(1, requires_grad=True)
-    losses = training_losses(lambda grey: LOGITS * weight, (torch.zeros(7, 1, 4, 6), LABELS))
+    losses = compute_losses(lambda grey: LOGITS * weight, (torch.zeros(7, 1, 4, 6), LABELS))
     assert list(losses) == ["loss"]
     losses["loss"].backward()
     assert weight.grad is not None

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.colour.training.recipes import NETS_IN_ORDER, RECIPES, Recipe, recipe_for, schedule_factor
+from chromabox.colour.training.recipes import PALETTE_MODELS, PALETTE_RECIPES, TrainRecipe, lr_factor, make_recipe
 from chromabox.errors import UsageError
 
 
-def recipe(**settings: object) -> Recipe:
-    return Recipe(**{"epochs": 4, "batch_size": 8, "optimiser": "adam", "learning_rate": 0.1, **settings})
+def recipe(**settings: object) -> TrainRecipe:
+    return TrainRecipe(**{"epochs": 4, "batch_size": 8, "optimiser": "adam", "learning_rate": 0.1, **settings})
 
 
-@pytest.mark.parametrize("net", NETS_IN_ORDER)
+@pytest.mark.parametrize("net", PALETTE_MODELS)
 def test_course_is_the_assignment_to_the_letter(net: str) -> None:
-    course = recipe_for("course", net)
+    course = make_recipe("course", net)
     expected = {
         "epochs": 25,
         "batch_size": 100,
@@ -31,22 +31,22 @@ def test_course_is_the_assignment_to_the_letter(net: str) -> None:
         "precision": "float32",
     }
     assert {name: value for name, value in asdict(course).items() if name in expected} == expected
-    assert {schedule_factor(course, progress) for progress in (0.0, 0.3, 0.999)} == {1.0}
+    assert {lr_factor(course, progress) for progress in (0.0, 0.3, 0.999)} == {1.0}
 
 
-@pytest.mark.parametrize("net", NETS_IN_ORDER)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("net", PALETTE_MODELS)
+@pytest.mark.parametrize("name", PALETTE_RECIPES)
 def test_every_recipe_can_be_trained(name: str, net: str) -> None:
-    found = recipe_for(name, net)
+    found = make_recipe(name, net)
     assert found.epochs >= 1
     assert found.batch_size >= 1
-    assert found.learning_rate > 0
-    assert 0 <= found.warm_up < 1
-    factors = [schedule_factor(found, progress) for progress in np.linspace(0.001, 0.999, 999)]
+    assert found.lr > 0
+    assert 0 <= found.warmup_fraction < 1
+    factors = [lr_factor(found, progress) for progress in np.linspace(0.001, 0.999, 999)]
     assert 0.99 < max(factors) <= 1
     assert min(factors) > 0
-    if found.optimiser == "muon":
-        assert found.other_learning_rate > 0
+    if found.optimizer == "muon":
+        assert found.adamw_lr > 0
 
 
 @pytest.mark.parametrize("steps_up", [1, 30, 60])
@@ -59,7 +59,7 @@ def test_one_cycle_is_pytorchs(steps_up: int) -> None:
     )
     ours = recipe(schedule="one-cycle", warm_up=steps_up / (total - 1))
     for step in range(total - 1):
-        found = schedule_factor(ours, step / (total - 1))
+        found = lr_factor(ours, step / (total - 1))
         assert found == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-6)
         optimiser.step()
         scheduler.step()
@@ -70,21 +70,21 @@ def test_linear_is_numpys_interpolation(warm_up: float) -> None:
     ours = recipe(schedule="linear", warm_up=warm_up)
     knots = ([0, warm_up, 1], [0, 1, 0]) if warm_up else ([0, 1], [1, 0])
     for progress in np.linspace(0, 0.999, 300):
-        assert schedule_factor(ours, progress) == pytest.approx(np.interp(progress, *knots), abs=1e-12)
+        assert lr_factor(ours, progress) == pytest.approx(np.interp(progress, *knots), abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle", "linear"])
 def test_schedules_without_warm_up_begin_at_the_peak(schedule: str) -> None:
-    assert schedule_factor(recipe(schedule=schedule), 0.0) == 1
+    assert lr_factor(recipe(schedule=schedule), 0.0) == 1
 
 
 def test_given_values_take_the_recipes_place() -> None:
-    plain = recipe_for("course", "unet")
-    given = recipe_for("course", "unet", epochs=3, batch_size=7, learning_rate=0.5)
-    assert (given.epochs, given.batch_size, given.learning_rate) == (3, 7, 0.5)
+    plain = make_recipe("course", "unet")
+    given = make_recipe("course", "unet", epochs=3, batch_size=7, learning_rate=0.5)
+    assert (given.epochs, given.batch_size, given.lr) == (3, 7, 0.5)
     changed = {"epochs", "batch_size", "learning_rate"}
     assert {k for k in asdict(plain) if asdict(plain)[k] != asdict(given)[k]} == changed
-    assert recipe_for("course", "unet", epochs=None) == plain
+    assert make_recipe("course", "unet", epochs=None) == plain
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_given_values_take_the_recipes_place() -> None:
 )
 def test_nonsense_is_refused(name: str, given: dict, error: str) -> None:
     with pytest.raises(UsageError, match=error):
-        recipe_for(name, "unet", **given)
+        make_recipe(name, "unet", **given)

@@ -20,19 +20,19 @@ import pytest
 import torch
 from PIL import Image
 
-from chromabox.cli import run as command
-from chromabox.colour.models import build_net, count_parameters
+from chromabox.cli import run_cli as command
+from chromabox.colour.models import build_model, num_trainable_parameters
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.training.recipes import NETS_IN_ORDER, NetName, RecipeName, recipe_for
-from chromabox.colour.training.train import TrainConfig, build_optimisers, load_inputs, read_config, train
-from chromabox.colour.weights.checkpoint import load_trained
-from chromabox.engine.autotune import Execution
+from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName, make_recipe
+from chromabox.colour.training.train import TrainConfig, build_optimizers, load_inputs, read_config, train
+from chromabox.colour.weights.checkpoint import load_model
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import read_metrics
-from chromabox.engine.trainer import Interrupted
+from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import UsageError
 
-PLAIN = Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1)
+PLAIN = RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1)
 PLAIN_OPTIONS = ["--precision", "float32", "--compiled", "no", "--channels-last", "no", "--threads", "1"]
 PLAIN_OPTIONS += ["--device", "cpu"]
 
@@ -52,11 +52,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(
-    photos: Path, net: NetName = "unet", recipe: RecipeName = "default", *, epochs: int = 4, **settings: object
+    photos: Path, net: PaletteModelName = "unet", recipe: RecipeName = "default", *, epochs: int = 4, **settings: object
 ) -> TrainConfig:
-    found = recipe_for(recipe, net, epochs=epochs, batch_size=8)
+    found = make_recipe(recipe, net, epochs=epochs, batch_size=8)
     given = {"data": str(photos), "palette": "horse24", "size": 16, "execution": PLAIN, **settings}
-    return TrainConfig(net=net, recipe_name=recipe, recipe=found, **given)
+    return TrainConfig(model=net, recipe_name=recipe, recipe=found, **given)
 
 
 def quiet(line: str) -> None:
@@ -119,12 +119,12 @@ def test_the_summary_is_what_the_last_net_reaches(finished: Path) -> None:
     config = read_config(finished)
     test = load_inputs(config, finished).data.test
     state, _ = load_checkpoint(finished / "last.safetensors")
-    net = build_net("unet", num_colours=24)
+    net = build_model("unet", num_colours=24)
     net.load_state_dict(state["net"])
     logits = net.eval()(test.grey)
     assert (summary["net"], summary["recipe"], summary["seed"], summary["epochs"]) == ("unet", "default", 7, 2)
     assert summary["palette"] == f"fitted to {Path(config.data).name}"
-    assert summary["parameters"] == count_parameters(net)
+    assert summary["parameters"] == num_trainable_parameters(net)
     assert summary["test_accuracy"] == pytest.approx((logits.argmax(1) == test.labels).float().mean().item())
     expected = torch.nn.functional.cross_entropy(logits, test.labels.long()).item()
     assert summary["test_loss"] == pytest.approx(expected, rel=1e-5)
@@ -133,51 +133,51 @@ def test_the_summary_is_what_the_last_net_reaches(finished: Path) -> None:
 
 def test_the_configuration_comes_back(finished: Path) -> None:
     config = read_config(finished)
-    assert (config.net, config.seed, config.size, config.hold_out) == ("unet", 7, 16, 0.2)
-    assert config.recipe == recipe_for("default", "unet", epochs=2, batch_size=8)
-    assert config.execution == PLAIN
+    assert (config.model, config.seed, config.size, config.val_fraction) == ("unet", 7, 16, 0.2)
+    assert config.recipe == make_recipe("default", "unet", epochs=2, batch_size=8)
+    assert config.runtime == PLAIN
     versions = json.loads((finished / "config.json").read_text())["versions"]
     # Some builds add to their own version what they were built for: 2.13.0+cu130.
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    np.testing.assert_array_equal(
-        load_palette(finished / "palette.json").colours, load_trained(finished).palette.colours
-    )
+    np.testing.assert_array_equal(load_palette(finished / "palette.json").colours, load_model(finished).palette.colours)
 
 
 def test_the_best_checkpoint_is_the_epoch_with_the_lowest_held_out_loss(finished: Path) -> None:
     losses = [record["val_loss"] for record in read_metrics(finished)]
-    description = load_trained(finished).description
+    description = load_model(finished).metadata
     assert description["epoch"] == 1 + int(np.argmin(losses))
     assert description["val_loss"] == min(losses)
     assert (description["recipe"], description["seed"], description["size"]) == ("default", 7, 16)
 
 
 @pytest.mark.parametrize("recipe", ["course", "default", "quick"])
-@pytest.mark.parametrize("net", NETS_IN_ORDER)
-def test_interrupted_and_resumed_is_as_in_a_row(photos: Path, tmp_path: Path, net: NetName, recipe: RecipeName) -> None:
+@pytest.mark.parametrize("net", PALETTE_MODELS)
+def test_interrupted_and_resumed_is_as_in_a_row(
+    photos: Path, tmp_path: Path, net: PaletteModelName, recipe: RecipeName
+) -> None:
     # The largest net sees smaller pictures: what is tested does not depend on their size.
     small = {"size": 8} if net == "colournet" else {}
     config = configuration(photos, net, recipe, **small)
     inputs = load_inputs(config)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    summary = train(config, whole, inputs=inputs, say=quiet)
+    summary = train(config, whole, inputs=inputs, log=quiet)
 
     def interrupt(record: dict, *rest: object) -> None:
         if record["epoch"] == 2:
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does; obeyed after the next batch, within epoch 3
 
-    with pytest.raises(Interrupted, match=f"--resume {halved}"):
-        train(config, halved, inputs=inputs, say=quiet, after_epoch=interrupt)
+    with pytest.raises(TrainingInterrupted, match=f"--resume {halved}"):
+        train(config, halved, inputs=inputs, log=quiet, on_epoch_end=interrupt)
     assert [record["epoch"] for record in read_metrics(halved)] == [1, 2]
     assert not (halved / "summary.json").exists()
-    again = train(read_config(halved), halved, resume=True, say=quiet)
+    again = train(read_config(halved), halved, resume=True, log=quiet)
     assert_same_run(whole, halved)
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
 
 def test_more_epochs_of_a_constant_rate_are_as_in_a_row(photos: Path, tmp_path: Path) -> None:
-    train(configuration(photos, recipe="course", epochs=4), tmp_path / "four", say=quiet)
-    train(configuration(photos, recipe="course", epochs=2), tmp_path / "two", say=quiet)
+    train(configuration(photos, recipe="course", epochs=4), tmp_path / "four", log=quiet)
+    train(configuration(photos, recipe="course", epochs=2), tmp_path / "two", log=quiet)
     arguments = ["train", "--resume", str(tmp_path / "two"), "--epochs", "4"]
     assert command(arguments) == 0
     assert_same_run(tmp_path / "four", tmp_path / "two")
@@ -186,16 +186,16 @@ def test_more_epochs_of_a_constant_rate_are_as_in_a_row(photos: Path, tmp_path: 
 def test_so_many_steps_instead_of_epochs(photos: Path, tmp_path: Path) -> None:
     # 36 training pictures in batches of 8 and file order are 5 steps an epoch.
     config = configuration(photos, recipe="course", epochs=1, steps=12)
-    summary = train(config, tmp_path / "steps", say=quiet)
+    summary = train(config, tmp_path / "steps", log=quiet)
     assert (summary["updates"], summary["epochs"]) == (12, 3)
     assert load_checkpoint(tmp_path / "steps" / "last.safetensors")[0]["resume"]["loop"]["update"] == 12
-    whole = train(configuration(photos, recipe="course", epochs=3), tmp_path / "whole", say=quiet)
+    whole = train(configuration(photos, recipe="course", epochs=3), tmp_path / "whole", log=quiet)
     assert (whole["updates"], whole["epochs"]) == (15, 3)
     # At a constant rate the one is the beginning of the other.
     records = [[{**record, "seconds": 0} for record in read_metrics(tmp_path / run)] for run in ("steps", "whole")]
     assert records[0][:2] == records[1][:2]
     assert records[0][2] != records[1][2]
-    assert read_config(tmp_path / "steps").steps == 12
+    assert read_config(tmp_path / "steps").max_steps == 12
 
 
 def test_a_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> Non
         ("steps", configuration(photos, epochs=1, steps=12)),
         ("epochs", configuration(photos, epochs=3)),
     ):
-        assert train(config, tmp_path / name, say=quiet)["updates"] == 12
+        assert train(config, tmp_path / name, log=quiet)["updates"] == 12
     assert_same_run(tmp_path / "steps", tmp_path / "epochs")
 
 
@@ -213,7 +213,7 @@ def test_an_old_configuration_counts_epochs(finished: Path, tmp_path: Path) -> N
     del values["steps"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_config(tmp_path) == read_config(finished)
-    assert read_config(tmp_path).steps is None
+    assert read_config(tmp_path).max_steps is None
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -242,8 +242,8 @@ def test_killed_without_warning_and_resumed_is_as_in_a_row(photos: Path, tmp_pat
     assert process.returncode == -signal.SIGKILL, out + err
     done = len(read_metrics(killed))
     assert 2 <= done < 20
-    train(configuration(photos, epochs=20), whole, say=quiet)
-    train(read_config(killed), killed, resume=True, say=quiet)
+    train(configuration(photos, epochs=20), whole, log=quiet)
+    train(read_config(killed), killed, resume=True, log=quiet)
     assert_same_run(whole, killed)
 
 
@@ -259,7 +259,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(photos: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1  # only one of them speaks
-    train(configuration(photos, recipe="course", epochs=3), tmp_path / "one", say=quiet)
+    train(configuration(photos, recipe="course", epochs=3), tmp_path / "one", log=quiet)
     one, two = (load_checkpoint(tmp_path / run / "last.safetensors")[0]["net"] for run in ("one", "two"))
     assert one.keys() == two.keys()
     start_state = _initial("unet")
@@ -276,13 +276,13 @@ def test_two_processes_train_as_one_with_the_doubled_batch(photos: Path, tmp_pat
 
 def _initial(name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return build_net(name, num_colours=24).state_dict()
+    return build_model(name, num_colours=24).state_dict()
 
 
 def test_training_learns(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, epochs=12)
     inputs = load_inputs(config)
-    summary = train(config, tmp_path, inputs=inputs, say=quiet)
+    summary = train(config, tmp_path, inputs=inputs, log=quiet)
     records = read_metrics(tmp_path)
     assert records[-1]["train_loss"] < 0.5 * math.log(24)
     majority = np.bincount(inputs.data.test.labels.numpy().ravel()).max() / inputs.data.test.labels.numel()
@@ -291,16 +291,16 @@ def test_training_learns(photos: Path, tmp_path: Path) -> None:
 
 def test_another_seed_is_another_run(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, epochs=1)
-    first = train(config, tmp_path / "a", say=quiet)
-    other = train(replace(config, seed=1), tmp_path / "b", say=quiet)
+    first = train(config, tmp_path / "a", log=quiet)
+    other = train(replace(config, seed=1), tmp_path / "b", log=quiet)
     assert first["test_loss"] != other["test_loss"]
 
 
 def test_patience_stops_early(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, epochs=30, hold_out=0.3, patience=1)
     # With this learning rate the held-out loss cannot fall for thirty epochs on end.
-    config = replace(config, recipe=replace(config.recipe, optimiser="adam", learning_rate=0.3, schedule="constant"))
-    summary = train(config, tmp_path, say=quiet)
+    config = replace(config, recipe=replace(config.recipe, optimizer="adam", lr=0.3, schedule="constant"))
+    summary = train(config, tmp_path, log=quiet)
     losses = [record["val_loss"] for record in read_metrics(tmp_path)]
     assert summary["epochs"] == len(losses) < 30
     assert losses[-1] >= min(losses[:-1])
@@ -308,16 +308,16 @@ def test_patience_stops_early(photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "muon"])
-@pytest.mark.parametrize("net", NETS_IN_ORDER)
-def test_every_parameter_has_one_optimiser_and_only_kernels_decay(net: NetName, optimiser: str) -> None:
-    module = build_net(net)
+@pytest.mark.parametrize("net", PALETTE_MODELS)
+def test_every_parameter_has_one_optimiser_and_only_kernels_decay(net: PaletteModelName, optimiser: str) -> None:
+    module = build_model(net)
     recipe = replace(
-        recipe_for("course", net), optimiser=optimiser, weight_decay=0.1, learning_rate=0.02, other_learning_rate=0.01
+        make_recipe("course", net), optimizer=optimiser, weight_decay=0.1, lr=0.02, adamw_lr=0.01
     )
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)  # a kernel that begins as zeros would not show its decay
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    optimisers = build_optimisers(recipe, module)
+    optimisers = build_optimizers(recipe, module)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     for step in optimisers:

@@ -19,29 +19,29 @@ from skimage.data import astronaut, chelsea, coffee
 from torch.nn import functional as F
 
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
-from chromabox.colour.chroma.lab import lab_from_rgb
-from chromabox.colour.data.photos import Photographs, central_square, load_photographs
-from chromabox.colour.training.recipes import photo_recipe
+from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.colour.data.photos import PhotoDataset, center_crop, load_photos
+from chromabox.colour.training.recipes import make_photo_recipe
 from chromabox.colour.training.train_photo import (
-    EXACT,
+    MAX_PSNR,
     PhotoConfig,
-    begin,
     decode_chroma,
-    decode_squares,
-    photo_sheet,
+    decode_predictions,
+    init_model,
+    photo_sample_grid,
     read_photo_config,
     soft_cross_entropy,
     train_photo,
     validate_photo,
 )
-from chromabox.colour.weights.checkpoint import TrainedPhotoNet, load_trained
-from chromabox.engine.autotune import Execution
+from chromabox.colour.weights.checkpoint import PhotoModel, load_model
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import read_metrics
-from chromabox.engine.trainer import Interrupted
+from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import ChromaboxError, UsageError
 
-PLAIN = Execution(device="cpu", precision="float32", compiled=False, channels_last=False, threads=1)
+PLAIN = RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1)
 SMALL = {"widths": (8, 12, 16), "blocks": (1, 1, 1)}
 
 
@@ -63,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(photos: Path, **settings: object) -> PhotoConfig:
-    recipe = photo_recipe("quick", epochs=2, batch_size=4)
+    recipe = make_photo_recipe("quick", epochs=2, batch_size=4)
     given = {"start": "none", "size": 64, "settings": SMALL, "execution": PLAIN, **settings}
     return PhotoConfig(recipe_name="quick", recipe=recipe, data=str(photos), **given)
 
@@ -72,7 +72,7 @@ def configuration(photos: Path, **settings: object) -> PhotoConfig:
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    train_photo(configuration(photos), folder, say=quiet)
+    train_photo(configuration(photos), folder, log=quiet)
     return folder
 
 
@@ -120,48 +120,48 @@ def test_the_summary_is_the_best_epochs(finished: Path, photos: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     records = read_metrics(finished)
     best = int(np.argmin([record["val_loss"] for record in records]))
-    trained = load_trained(finished)
-    assert isinstance(trained, TrainedPhotoNet)
-    assert summary["best_epoch"] == best + 1 == trained.description["epoch"]
+    trained = load_model(finished)
+    assert isinstance(trained, PhotoModel)
+    assert summary["best_epoch"] == best + 1 == trained.metadata["epoch"]
     assert (summary["start"], summary["seed"], summary["epochs"]) == ("none", 0, 2)
     assert summary["bins"] == len(trained.bins)
-    assert summary["parameters"] == sum(parameter.numel() for parameter in trained.net.parameters())
-    val = [central_square(picture) for picture in load_photographs(photos, quiet).val]
-    measured = validate_photo(trained.net, trained.bins, val, 64)
+    assert summary["parameters"] == sum(parameter.numel() for parameter in trained.network.parameters())
+    val = [center_crop(picture) for picture in load_photos(photos, quiet).val]
+    measured = validate_photo(trained.network, trained.bins, val, 64)
     assert measured == pytest.approx({name: summary[name] for name in measured}, rel=1e-4, abs=1e-5)
     assert measured == pytest.approx({name: records[best][name] for name in measured}, rel=1e-4, abs=1e-5)
 
 
 def test_the_bins_are_those_of_the_training_pictures(finished: Path, photos: Path) -> None:
     stored = ChromaBins.from_json(json.loads((finished / "bins.json").read_text()))
-    pictures = load_photographs(photos, quiet).train
-    lab = [lab_from_rgb(torch.from_numpy(picture[::4, ::4].copy())[None])[0, 1:].flatten(1) for picture in pictures]
+    pictures = load_photos(photos, quiet).train
+    lab = [rgb_to_lab(torch.from_numpy(picture[::4, ::4].copy())[None])[0, 1:].flatten(1) for picture in pictures]
     expected = fit_bins(lab, 10.0)
     np.testing.assert_array_equal(stored.centres, expected.centres)
     np.testing.assert_allclose(stored.frequencies, expected.frequencies, rtol=1e-5)
-    np.testing.assert_array_equal(load_trained(finished).bins.centres, expected.centres)
+    np.testing.assert_array_equal(load_model(finished).bins.centres, expected.centres)
 
 
 def test_a_net_begins_by_saying_the_frequencies(photos: Path) -> None:
     torch.manual_seed(0)
-    photographs = load_photographs(photos, quiet)
-    begun = begin(configuration(photos), photographs, None)
-    assert (begun.start, begun.net.frozen) == ("none", 0)
+    photographs = load_photos(photos, quiet)
+    begun = init_model(configuration(photos), photographs, None)
+    assert (begun.init, begun.model.frozen) == ("none", 0)
     with torch.no_grad():
-        said = begun.net.eval()(torch.rand(1, 1, 64, 64)).softmax(1).mean((0, 2, 3)).numpy()
+        said = begun.model.eval()(torch.rand(1, 1, 64, 64)).softmax(1).mean((0, 2, 3)).numpy()
     expected = begun.bins.frequencies / begun.bins.frequencies.sum()
     np.testing.assert_allclose(np.log(said), np.log(expected), atol=0.5)
 
 
 def test_interrupted_and_resumed_is_as_in_a_row(photos: Path, finished: Path, tmp_path: Path) -> None:
     halved = tmp_path / "halved"
-    with pytest.raises(Interrupted, match=f"--resume {halved}"):
-        train_photo(configuration(photos), halved, say=quiet, after_epoch=interrupt)
+    with pytest.raises(TrainingInterrupted, match=f"--resume {halved}"):
+        train_photo(configuration(photos), halved, log=quiet, on_epoch_end=interrupt)
     assert [record["epoch"] for record in read_metrics(halved)] == [1]
     assert not (halved / "summary.json").exists()
     config = read_photo_config(halved)
     assert config is not None
-    train_photo(config, halved, resume=True, say=quiet)
+    train_photo(config, halved, resume=True, log=quiet)
     assert_same_run(finished, halved)
 
 
@@ -169,25 +169,25 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_bins(photos: Path, finis
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     first = tmp_path / "first.safetensors"
     shutil.copy(finished / "best.safetensors", first)
-    recipe = photo_recipe("quick", epochs=2, batch_size=4, tuning=True)
+    recipe = make_photo_recipe("quick", epochs=2, batch_size=4, finetune=True)
     config = configuration(photos, start=str(first), spacing=25.0)
     config = replace(config, recipe=recipe)
-    train_photo(config, whole, say=quiet)
-    began, tuned = load_trained(first), load_trained(whole)
-    assert isinstance(began, TrainedPhotoNet)
-    assert isinstance(tuned, TrainedPhotoNet)
+    train_photo(config, whole, log=quiet)
+    began, tuned = load_model(first), load_model(whole)
+    assert isinstance(began, PhotoModel)
+    assert isinstance(tuned, PhotoModel)
     np.testing.assert_array_equal(tuned.bins.centres, began.bins.centres)
-    assert tuned.description["start"] == str(first)
-    pairs = list(zip(began.net.parameters(), tuned.net.parameters(), strict=True))
+    assert tuned.metadata["start"] == str(first)
+    pairs = list(zip(began.network.parameters(), tuned.network.parameters(), strict=True))
     moved = sum((one - other).square().sum().item() for one, other in pairs) ** 0.5
     size = sum(one.square().sum().item() for one, _ in pairs) ** 0.5
     assert 0 < moved < 0.1 * size
-    with pytest.raises(Interrupted):
-        train_photo(config, halved, say=quiet, after_epoch=interrupt)
+    with pytest.raises(TrainingInterrupted):
+        train_photo(config, halved, log=quiet, on_epoch_end=interrupt)
     first.unlink()  # a run that goes on needs nothing from outside its folder but the pictures
     again = read_photo_config(halved)
     assert again is not None
-    train_photo(again, halved, resume=True, say=quiet)
+    train_photo(again, halved, resume=True, log=quiet)
     assert_same_run(whole, halved)
 
 
@@ -198,7 +198,7 @@ def test_frozen_layers_stay_bit_for_bit(photos: Path, finished: Path, tmp_path: 
     description["settings"] = {**description["settings"], "frozen": 3}
     save_checkpoint(tmp_path / "frozen.safetensors", state, description)
     config = configuration(photos, start=str(tmp_path / "frozen.safetensors"))
-    train_photo(replace(config, recipe=replace(config.recipe, epochs=1)), tmp_path / "run", say=quiet)
+    train_photo(replace(config, recipe=replace(config.recipe, epochs=1)), tmp_path / "run", log=quiet)
     after, told = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert told["settings"]["frozen"] == 3
     kept = {name for name in after["net"] if name.startswith(("encode.0.", "encode.1.", "encode.2."))}
@@ -210,7 +210,7 @@ def test_frozen_layers_stay_bit_for_bit(photos: Path, finished: Path, tmp_path: 
 def test_training_learns(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos)
     config = replace(config, recipe=replace(config.recipe, epochs=6))
-    train_photo(config, tmp_path, say=quiet)
+    train_photo(config, tmp_path, log=quiet)
     losses = [record["train_loss"] for record in read_metrics(tmp_path)]
     assert losses[-1] < 0.95 * losses[0]
 
@@ -218,8 +218,8 @@ def test_training_learns(photos: Path, tmp_path: Path) -> None:
 def test_patience_and_accumulation_are_passed_on(photos: Path, tmp_path: Path) -> None:
     config = configuration(photos, accumulate=2, patience=1)
     # With this learning rate the loss cannot fall for twenty epochs on end.
-    config = replace(config, recipe=replace(config.recipe, epochs=20, learning_rate=20.0, schedule="constant"))
-    summary = train_photo(config, tmp_path, say=quiet)
+    config = replace(config, recipe=replace(config.recipe, epochs=20, lr=20.0, schedule="constant"))
+    summary = train_photo(config, tmp_path, log=quiet)
     losses = [record["val_loss"] for record in read_metrics(tmp_path)]
     assert summary["epochs"] == len(losses) < 20
     assert losses[-1] >= min(losses[:-1])
@@ -271,7 +271,7 @@ def test_an_exactly_right_net_gains_a_finite_number() -> None:
     says_it = torch.full((1, 9, 8, 8), -1e3)
     says_it[:, 8] = 1e3
     measured = validate_photo(Sees(says_it), GRID, [square], 64)
-    assert 20 < measured["val_psnr_gain"] < EXACT
+    assert 20 < measured["val_psnr_gain"] < MAX_PSNR
     assert measured["val_delta_e_cut"] > 0.9
     assert measured["val_colourfulness"] == pytest.approx(1, abs=0.05)
 
@@ -279,19 +279,19 @@ def test_an_exactly_right_net_gains_a_finite_number() -> None:
 def test_decoding_keeps_the_lightness() -> None:
     square = np.ascontiguousarray(chelsea()[80:208, 100:228])
     scores = torch.zeros(1, 9, 8, 8)
-    [coloured] = decode_squares(scores, GRID, [square])  # equally likely bins: their mean is grey
-    lab = lab_from_rgb(torch.from_numpy(np.stack([coloured, square])))
+    [coloured] = decode_predictions(scores, GRID, [square])  # equally likely bins: their mean is grey
+    lab = rgb_to_lab(torch.from_numpy(np.stack([coloured, square])))
     torch.testing.assert_close(lab[0, 0], lab[1, 0], atol=0.5, rtol=0)
     assert np.ptp(coloured.astype(int), axis=2).max() <= 1
 
 
 def test_a_sheet_has_rows_of_three(finished: Path, photos: Path) -> None:
-    trained = load_trained(finished)
-    pictures = load_photographs(photos, quiet).train
-    rows = photo_sheet(trained.net, trained.bins, pictures, size=64, count=2)
+    trained = load_model(finished)
+    pictures = load_photos(photos, quiet).train
+    rows = photo_sample_grid(trained.network, trained.bins, pictures, size=64, num_images=2)
     assert [[tile.shape for tile in row] for row in rows] == [[(128, 128, 3)] * 3] * 2
     for (grey, truth, _), picture in zip(rows, pictures, strict=False):
-        np.testing.assert_array_equal(truth, central_square(picture))
+        np.testing.assert_array_equal(truth, center_crop(picture))
         assert np.ptp(grey.astype(int), axis=2).max() <= 1
 
 
@@ -309,23 +309,23 @@ def test_nonsense_is_refused_before_a_folder_is_made(
     photos: Path, tmp_path: Path, settings: dict[str, object], error: str
 ) -> None:
     with pytest.raises(UsageError, match=error):
-        train_photo(configuration(photos, **settings), tmp_path / "run", say=quiet)
+        train_photo(configuration(photos, **settings), tmp_path / "run", log=quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_fine_tuning_another_kind_of_net_is_refused(photos: Path, tmp_path: Path) -> None:
-    from chromabox.colour.models import build_net
+    from chromabox.colour.models import build_model
     from chromabox.colour.palette.io import load_palette
-    from chromabox.colour.weights.checkpoint import describe_net
+    from chromabox.colour.weights.checkpoint import model_metadata
     from chromabox.engine.checkpoint import save_checkpoint
 
     palette = load_palette("horse24")
-    net = build_net("unet", num_colours=24)
-    described = describe_net("unet", {"num_colours": 24}, palette)
+    net = build_model("unet", num_colours=24)
+    described = model_metadata("unet", {"num_colours": 24}, palette)
     save_checkpoint(tmp_path / "unet.safetensors", {"net": net.state_dict()}, described)
     config = configuration(photos, start=str(tmp_path / "unet.safetensors"))
     with pytest.raises(UsageError, match="is a unet; fine-tuning needs a photo net"):
-        begin(config, Photographs([], []), None)
+        init_model(config, PhotoDataset([], []), None)
 
 
 def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
@@ -335,21 +335,21 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
         raise ChromaboxError("cannot fetch yolov3-tiny.weights")
 
     monkeypatch.setattr("chromabox.colour.training.train_photo.yolov3_tiny_file", unreachable)
-    photographs = load_photographs(photos, quiet)
-    assert begin(configuration(photos, start="auto"), photographs, None).start == "none"
+    photographs = load_photos(photos, quiet)
+    assert init_model(configuration(photos, start="auto"), photographs, None).init == "none"
     with pytest.raises(ChromaboxError, match="cannot fetch"):
-        begin(configuration(photos, start="yolov3-tiny"), photographs, None)
+        init_model(configuration(photos, start="yolov3-tiny"), photographs, None)
 
 
 def test_going_on_where_nothing_was_begun_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="there is no such"):
-        train_photo(configuration(photos), tmp_path, resume=True, say=quiet)
+        train_photo(configuration(photos), tmp_path, resume=True, log=quiet)
 
 
 def test_the_configuration_comes_back(finished: Path, photos: Path, tmp_path: Path) -> None:
     config = read_photo_config(finished)
     assert config is not None
-    assert replace(config, settings={}) == replace(configuration(photos), settings={})
+    assert replace(config, model_args={}) == replace(configuration(photos), model_args={})
     assert read_photo_config(tmp_path) is None
     (tmp_path / "config.json").write_text('{"net": "unet"}')
     assert read_photo_config(tmp_path) is None

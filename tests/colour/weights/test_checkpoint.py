@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.colour.models import NETS, build_net
+from chromabox.colour.models import MODELS, build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import checkpoint_of, describe_net, load_trained
+from chromabox.colour.weights.checkpoint import load_model, model_metadata, resolve_checkpoint
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -18,48 +18,48 @@ SETTINGS = {"num_filters": 4, "num_colours": 24}
 
 def save(path: Path, name: str = "unet", **changes: object) -> torch.nn.Module:
     """Save a net under a description of which some entries are changed."""
-    net = build_net(name, **SETTINGS)
+    net = build_model(name, **SETTINGS)
     net(torch.rand(2, 1, 16, 16))  # moves the running statistics
-    save_checkpoint(path, {"net": net.state_dict()}, {**describe_net(name, SETTINGS, HORSE24), **changes})
+    save_checkpoint(path, {"net": net.state_dict()}, {**model_metadata(name, SETTINGS, HORSE24), **changes})
     return net
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_net_its_palette_and_its_history_come_back(tmp_path: Path, name: str) -> None:
     if name not in ("pool-upsample", "conv-transpose", "unet"):
         pytest.skip(f"{name} has settings of its own")
     net = save(tmp_path / "net.safetensors", name, data="cifar10:horse", seed=3)
-    found = load_trained(tmp_path / "net.safetensors")
-    assert not found.net.training
+    found = load_model(tmp_path / "net.safetensors")
+    assert not found.network.training
     np.testing.assert_array_equal(found.palette.colours, HORSE24.colours)
     assert found.palette.name == "horse24"
-    assert (found.description["data"], found.description["seed"]) == ("cifar10:horse", 3)
+    assert (found.metadata["data"], found.metadata["seed"]) == ("cifar10:horse", 3)
     grey = torch.rand(2, 1, 16, 16)
     with torch.no_grad():
-        assert torch.equal(found.net(grey), net.eval()(grey))
+        assert torch.equal(found.network(grey), net.eval()(grey))
 
 
 def test_a_run_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
     save(tmp_path / "best.safetensors")
-    assert checkpoint_of(tmp_path) == tmp_path / "best.safetensors"
-    assert load_trained(tmp_path).description["net"] == "unet"
+    assert resolve_checkpoint(tmp_path) == tmp_path / "best.safetensors"
+    assert load_model(tmp_path).metadata["net"] == "unet"
     save(tmp_path / "other.safetensors")
-    assert checkpoint_of(tmp_path / "other.safetensors") == tmp_path / "other.safetensors"
+    assert resolve_checkpoint(tmp_path / "other.safetensors") == tmp_path / "other.safetensors"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no best\.safetensors"):
-        load_trained(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such run folder or checkpoint"):
-        load_trained(tmp_path / "none.safetensors")
+        load_model(tmp_path / "none.safetensors")
     save(tmp_path / "cut.safetensors")
     whole = (tmp_path / "cut.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ChromaboxError, match="broken or truncated checkpoint"):
-        load_trained(tmp_path / "cut.safetensors")
+        load_model(tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_description_that_does_not_fit_is_one_sentence_with_exit_code_1(tmp_pa
     path = tmp_path / "net.safetensors"
     save(path, **changes)
     with pytest.raises(ChromaboxError, match="not a checkpoint of a colour net") as caught:
-        load_trained(path)
+        load_model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1

@@ -13,22 +13,22 @@ from torch import nn
 
 import chromabox
 from chromabox.colour.chroma.bins import ChromaBins
-from chromabox.colour.inference.predict import Wishes, colour_picture
-from chromabox.colour.models import build_net
+from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights import export
 from chromabox.colour.weights.checkpoint import (
-    TrainedNet,
-    TrainedPhotoNet,
-    describe_net,
-    describe_photo_net,
-    load_trained,
+    PaletteModel,
+    PhotoModel,
+    load_model,
+    model_metadata,
+    photo_model_metadata,
 )
-from chromabox.colour.weights.export import Parity, export_onnx
-from chromabox.colour.weights.onnx_model import OnnxNet
-from chromabox.engine.export import LARGEST_DIFFERENCE
+from chromabox.colour.weights.export import ColourExportReport, export_onnx
+from chromabox.colour.weights.onnx_model import OnnxModel
+from chromabox.engine.export import MAX_DIFFERENCE
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import Picture
+from chromabox.io.images import ImageData
 
 NETS = {
     "pool-upsample": {"num_filters": 4, "num_colours": 5, "kernel": 4},
@@ -47,7 +47,7 @@ BINS = ChromaBins(
 
 def shaken(name: str) -> nn.Module:
     """A net whose every parameter and running statistic is random, so that none can be mistaken for its default."""
-    net = build_net(name, **NETS[name])
+    net = build_model(name, **NETS[name])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -58,11 +58,11 @@ def shaken(name: str) -> nn.Module:
     return net.eval()
 
 
-def trained_of(name: str) -> TrainedNet | TrainedPhotoNet:
+def trained_of(name: str) -> PaletteModel | PhotoModel:
     if name == "photo":
-        return TrainedPhotoNet(shaken(name), BINS, {**describe_photo_net(NETS[name], BINS), "seed": 7})
+        return PhotoModel(shaken(name), BINS, {**photo_model_metadata(NETS[name], BINS), "seed": 7})
     palette = Palette(COLOURS, "five")
-    return TrainedNet(shaken(name), palette, {**describe_net(name, NETS[name], palette), "seed": 7})
+    return PaletteModel(shaken(name), palette, {**model_metadata(name, NETS[name], palette), "seed": 7})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("onnx")
 
     @cache
-    def of(name: str) -> tuple[TrainedNet | TrainedPhotoNet, Path, Parity]:
+    def of(name: str) -> tuple[PaletteModel | PhotoModel, Path, ColourExportReport]:
         trained, path = trained_of(name), folder / f"{name}.onnx"
         return trained, path, export_onnx(trained, path)
 
@@ -81,7 +81,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("name", NETS)
 def test_the_file_computes_what_the_net_computes(exported, name: str) -> None:
     trained, path, parity = exported(name)
-    assert parity.probabilities <= LARGEST_DIFFERENCE
+    assert parity.probabilities <= MAX_DIFFERENCE
     assert parity.inputs == 8
     reference = ReferenceEvaluator(onnx.load(path))
     multiple = trained.net.multiple
@@ -90,7 +90,7 @@ def test_the_file_computes_what_the_net_computes(exported, name: str) -> None:
         scores = trained.net(grey).numpy()
     assert np.ptp(scores, axis=(0, 2, 3)).max() > 1e-2  # else any net would pass
     np.testing.assert_allclose(reference.run(None, {"grey": grey.numpy()})[0], scores, atol=1e-4)
-    np.testing.assert_allclose(load_trained(path).net(grey).numpy(), scores, atol=1e-4)
+    np.testing.assert_allclose(load_model(path).network(grey).numpy(), scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["unet", "photo"])
@@ -98,9 +98,11 @@ def test_pictures_come_out_the_same(exported, name: str) -> None:
     trained, path, _ = exported(name)
     rows, columns = np.mgrid[:90, :130]
     grey = (127 + 90 * np.sin(rows / 9) * np.cos(columns / 13) + (columns > 60) * 30).clip(0, 255).astype(np.uint8)
-    picture = Picture(np.repeat(grey[..., None], 3, -1))
+    picture = ImageData(np.repeat(grey[..., None], 3, -1))
     for style in ("natural", "vivid"):
-        ours, theirs = (colour_picture(picture, each, Wishes(style=style)) for each in (trained, load_trained(path)))
+        ours, theirs = (
+            colourise_image(picture, each, ColouriseOptions(style=style)) for each in (trained, load_model(path))
+        )
         difference = np.abs(ours.pixels.astype(int) - theirs.pixels.astype(int))
         assert difference.max() <= 1
     assert np.ptp(ours.pixels, axis=-1).max() > 5  # it was coloured
@@ -109,9 +111,9 @@ def test_pictures_come_out_the_same(exported, name: str) -> None:
 def test_the_metadata_say_all_that_is_needed(exported) -> None:
     for name in ("unet", "photo"):
         trained, path, _ = exported(name)
-        found = load_trained(path)
-        assert isinstance(found.net, OnnxNet)
-        assert json.loads(json.dumps(trained.description)) == found.description
+        found = load_model(path)
+        assert isinstance(found.network, OnnxModel)
+        assert json.loads(json.dumps(trained.description)) == found.metadata
         properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert properties["version"] == chromabox.__version__
         assert properties["multiple"] == str(trained.net.multiple)
@@ -152,7 +154,7 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"net\.pt: does not end in \.onnx"):
         export_onnx(trained, tmp_path / "net.pt")
     with pytest.raises(UsageError, match="is an ONNX file already"):
-        export_onnx(load_trained(path), tmp_path / "again.onnx")
+        export_onnx(load_model(path), tmp_path / "again.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,13 +12,13 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from chromabox.colour.weights import onnx_model as onnx_net
-from chromabox.colour.weights.checkpoint import load_palette_net, load_trained
-from chromabox.colour.weights.onnx_model import FORMAT, open_onnx
+from chromabox.colour.weights.checkpoint import load_model, load_palette_model
+from chromabox.colour.weights.onnx_model import ONNX_FORMAT, open_onnx
 from chromabox.errors import ChromaboxError, UsageError
 
 WEIGHT, BIAS = np.array([1.0, -2.0], np.float32), np.array([0.5, 0.25], np.float32)
 PROPERTIES = {
-    "format": FORMAT,
+    "format": ONNX_FORMAT,
     "net": "tiny",
     "palette": json.dumps({"name": "two", "colours": [[0.1, 0.2, 0.3], [0.9, 0.5, 0.0]]}),
     "history": json.dumps({"seed": 3}),
@@ -53,13 +53,13 @@ def written(path: Path, model: ModelProto) -> Path:
 
 
 def test_a_file_is_called_like_the_net_it_came_from(tmp_path: Path) -> None:
-    trained = load_palette_net(written(tmp_path / "net.onnx", model_of()))
-    assert (trained.palette.name, trained.description["net"], trained.description["seed"]) == ("two", "tiny", 3)
-    assert trained.net.multiple == 4
+    trained = load_palette_model(written(tmp_path / "net.onnx", model_of()))
+    assert (trained.palette.name, trained.metadata["net"], trained.metadata["seed"]) == ("two", "tiny", 3)
+    assert trained.network.multiple == 4
     grey = torch.rand(3, 1, 8, 12)
     # The formula of the one layer, by hand; the input need not be contiguous.
     right = grey.flip(-1).numpy() * WEIGHT[:, None, None] + BIAS[:, None, None]
-    np.testing.assert_allclose(trained.net(grey.flip(-1)).numpy(), right, atol=1e-6)
+    np.testing.assert_allclose(trained.network(grey.flip(-1)).numpy(), right, atol=1e-6)
 
 
 def test_it_runs_on_as_many_threads_as_pytorch(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_no_net_of_ours_holds_is_refused(tmp_path: Path, change: Callable[[
     change(model)
     path = written(tmp_path / "net.onnx", model)
     with pytest.raises(ChromaboxError, match=error) as caught:
-        load_trained(path)
+        load_model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -152,7 +152,7 @@ def test_what_no_net_of_ours_holds_is_refused(tmp_path: Path, change: Callable[[
 def test_metadata_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, str | None], error: str) -> None:
     path = written(tmp_path / "net.onnx", model_of(**changes))
     with pytest.raises(ChromaboxError, match=error) as caught:
-        load_trained(path)
+        load_model(path)
     assert str(path) in str(caught.value)
 
 
@@ -162,11 +162,11 @@ def test_damaged_and_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.
     for content in (b"\xff" * 100, whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(ChromaboxError, match=r"not an ONNX file"):
-            load_trained(path)
+            load_model(path)
     path.write_bytes(whole)
     monkeypatch.setattr(onnx_net, "MOST_BYTES", 100)
     with pytest.raises(ChromaboxError, match="the nets of chromabox have less"):
-        load_trained(path)
+        load_model(path)
 
 
 def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = written(tmp_path / "net.onnx", model_of())
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UsageError, match=rf"{library}.*pip install 'chromabox\[export\]'"):
-        load_trained(path)
+        load_model(path)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from chromabox.detect.boxes import letterbox_for
-from chromabox.detect.data.augment import Augmentation, augmented_view, plain_view
-from chromabox.detect.data.dataset import DetectionSet, Labelled
+from chromabox.detect.data.augment import Augmentation, augment_sample, letterbox_sample
+from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6
 from chromabox.errors import UsageError
 
@@ -21,7 +21,7 @@ STILL = {"hue": 0.0, "saturation": 0.0, "value": 0.0}
 
 def painted(
     boxes: list[tuple[int, int, int, int]], size: tuple[int, int] = (90, 120), crowd: list[bool] | None = None
-) -> tuple[DetectionSet, dict[Path, np.ndarray]]:
+) -> tuple[DetectionDataset, dict[Path, np.ndarray]]:
     """A set of one picture for each box, of its own class and colour, and the pixels by their names."""
     pictures, pixels = [], {}
     for index, box in enumerate(boxes):
@@ -29,8 +29,8 @@ def painted(
         pixels[path] = np.full((*size, 3), 60, np.uint8)
         pixels[path][box[1] : box[3], box[0] : box[2]] = COLOURS[index]
         marks = np.array([crowd[index]]) if crowd else None
-        pictures.append(Labelled(path, np.array([box], float), np.array([index]), size, "", marks))
-    return DetectionSet(tuple(pictures), ("a", "b", "c", "d"), ("",)), pixels
+        pictures.append(Sample(path, np.array([box], float), np.array([index]), size, "", marks))
+    return DetectionDataset(tuple(pictures), ("a", "b", "c", "d"), ("",)), pixels
 
 
 def found(view: np.ndarray, category: int) -> tuple[np.ndarray, ...]:
@@ -48,7 +48,7 @@ BOX = st.tuples(CORNER, CORNER, SIDE, SIDE).map(lambda box: (box[0], box[1], box
 def test_boxes_stay_on_their_objects(boxes: list[tuple[int, int, int, int]], seed: int, mosaic: float) -> None:
     data, pixels = painted(boxes)
     settings_ = Augmentation(mosaic=mosaic, **STILL)
-    view, rows = augmented_view(data, seed % 4, seed, 128, settings_, read=pixels.__getitem__)
+    view, rows = augment_sample(data, seed % 4, seed, 128, settings_, read_image=pixels.__getitem__)
     assert view.dtype == np.uint8
     assert view.shape == (3, 128, 128)
     assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all()
@@ -68,9 +68,9 @@ def test_boxes_stay_on_their_objects(boxes: list[tuple[int, int, int, int]], see
 
 def test_a_still_view_is_the_letterbox() -> None:
     data, pixels = painted([(10, 20, 50, 70)])
-    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, mirror=0.0, **STILL)
-    view, rows = augmented_view(data, 0, 0, 240, nothing, read=pixels.__getitem__)
-    plain, plain_rows = plain_view(data.pictures[0], 240, ULTRALYTICS_9_6, read=pixels.__getitem__)
+    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, hflip=0.0, **STILL)
+    view, rows = augment_sample(data, 0, 0, 240, nothing, read_image=pixels.__getitem__)
+    plain, plain_rows = letterbox_sample(data.samples[0], 240, ULTRALYTICS_9_6, read_image=pixels.__getitem__)
     np.testing.assert_allclose(rows, plain_rows, atol=1e-6)
     np.testing.assert_allclose(rows[0], [0, 60 / 240, (90 + 30) / 240, 80 / 240, 100 / 240], atol=1e-6)
     assert np.abs(view - plain * 255).max() <= 1.01
@@ -79,8 +79,8 @@ def test_a_still_view_is_the_letterbox() -> None:
 def test_mirroring_turns_pixels_and_boxes() -> None:
     data, pixels = painted([(0, 0, 40, 40)])
     options = {"mosaic": 0.0, "scale": (1.0, 1.0), "translate": 0.0, **STILL}
-    left, rows = augmented_view(data, 0, 5, 120, Augmentation(mirror=0.0, **options), read=pixels.__getitem__)
-    right, turned = augmented_view(data, 0, 5, 120, Augmentation(mirror=1.0, **options), read=pixels.__getitem__)
+    left, rows = augment_sample(data, 0, 5, 120, Augmentation(hflip=0.0, **options), read_image=pixels.__getitem__)
+    right, turned = augment_sample(data, 0, 5, 120, Augmentation(hflip=1.0, **options), read_image=pixels.__getitem__)
     assert (right == left[..., ::-1]).all()
     assert turned[0].tolist() == pytest.approx([0, 1 - rows[0, 1], *rows[0, 2:]])
 
@@ -90,7 +90,7 @@ def test_seed_and_index_decide_everything(recipe: str) -> None:
     data, pixels = painted([(10, 10, 40, 40), (20, 20, 60, 60), (5, 30, 50, 80), (0, 0, 90, 90)])
 
     def view(index: int, seed: int | tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        return augmented_view(data, index, seed, 64, recipe, read=pixels.__getitem__)
+        return augment_sample(data, index, seed, 64, recipe, read_image=pixels.__getitem__)
 
     again = [view(1, (3, 0)) for _ in range(2)]
     assert (again[0][0] == again[1][0]).all()
@@ -103,7 +103,7 @@ def test_the_picture_asked_for_is_in_its_mosaic() -> None:
     data, pixels = painted([(0, 0, 120, 90)] * 4)
     whole = Augmentation(scale=(0.5, 0.5), translate=0.0, **STILL)
     for seed in range(20):
-        view, _ = augmented_view(data, seed % 4, seed, 64, whole, read=pixels.__getitem__)
+        view, _ = augment_sample(data, seed % 4, seed, 64, whole, read_image=pixels.__getitem__)
         assert len(found(view, seed % 4)[0])
 
 
@@ -113,7 +113,8 @@ def test_colours_change_within_their_gains() -> None:
     options = {"mosaic": 0.0, "scale": (1.0, 1.0), "translate": 0.0, "mirror": 0.0}
     value = Augmentation(**options, hue=0.0, saturation=0.0, value=0.4)
     seen = {
-        tuple(augmented_view(data, 0, seed, 120, value, read=pixels.__getitem__)[0][:, 60, 60]) for seed in range(20)
+        tuple(augment_sample(data, 0, seed, 120, value, read_image=pixels.__getitem__)[0][:, 60, 60])
+        for seed in range(20)
     }
     assert len(seen) > 10
     for red, green, blue in seen:
@@ -124,21 +125,21 @@ def test_colours_change_within_their_gains() -> None:
 
 def test_crowds_and_slivers_are_no_boxes() -> None:
     data, pixels = painted([(10, 20, 50, 70), (0, 0, 30, 30)], crowd=[True, False])
-    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, mirror=0.0, **STILL)
-    assert len(augmented_view(data, 0, 0, 120, nothing, read=pixels.__getitem__)[1]) == 0
-    assert len(plain_view(data.pictures[0], 120, DARKNET, read=pixels.__getitem__)[1]) == 0
+    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, hflip=0.0, **STILL)
+    assert len(augment_sample(data, 0, 0, 120, nothing, read_image=pixels.__getitem__)[1]) == 0
+    assert len(letterbox_sample(data.samples[0], 120, DARKNET, read_image=pixels.__getitem__)[1]) == 0
     # At eight times the size only the middle is seen: of the box at the corner nothing.
-    near = Augmentation(mosaic=0.0, scale=(8.0, 8.0), translate=0.0, mirror=0.0, **STILL)
-    assert len(augmented_view(data, 1, 0, 120, near, read=pixels.__getitem__)[1]) == 0
+    near = Augmentation(mosaic=0.0, scale=(8.0, 8.0), translate=0.0, hflip=0.0, **STILL)
+    assert len(augment_sample(data, 1, 0, 120, near, read_image=pixels.__getitem__)[1]) == 0
 
 
 @pytest.mark.parametrize(("seen", "kept"), [(4, 1), (2, 0)])
 def test_a_tenth_of_a_box_must_be_seen(seen: int, kept: int) -> None:
     """Of a box of 30 × 30 pixels so many columns stay in view, the rest lies beyond the right edge."""
     # At 120 / 200 times 200 / 120 the pixels keep their size; columns and rows 40 to 160 are seen.
-    near = Augmentation(mosaic=0.0, scale=(200 / 120,) * 2, translate=0.0, mirror=0.0, **STILL)
+    near = Augmentation(mosaic=0.0, scale=(200 / 120,) * 2, translate=0.0, hflip=0.0, **STILL)
     data, pixels = painted([(160 - seen, 60, 190 - seen, 90)], size=(200, 200))
-    _, rows = augmented_view(data, 0, 0, 120, near, read=pixels.__getitem__)
+    _, rows = augment_sample(data, 0, 0, 120, near, read_image=pixels.__getitem__)
     assert len(rows) == kept
     assert (rows[:, 3] * 120).tolist() == pytest.approx([seen] * kept, abs=1e-4)
 
@@ -146,18 +147,18 @@ def test_a_tenth_of_a_box_must_be_seen(seen: int, kept: int) -> None:
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.name)
 def test_the_plain_view_is_what_detection_shows(kind) -> None:
     data, pixels = painted([(10, 20, 50, 70)])
-    view, rows = plain_view(data.pictures[0], 96, kind, read=pixels.__getitem__)
+    view, rows = letterbox_sample(data.samples[0], 96, kind, read_image=pixels.__getitem__)
     letterbox = letterbox_for((90, 120), 96, kind)
-    assert (view == letterbox.pixels_in(pixels[Path("0.png")])).all()
+    assert (view == letterbox.apply_image(pixels[Path("0.png")])).all()
     x, y, wide, high = rows[0, 1:] * 96
-    back = letterbox.boxes_back(np.array([[x - wide / 2, y - high / 2, x + wide / 2, y + high / 2]], float))
+    back = letterbox.invert_boxes(np.array([[x - wide / 2, y - high / 2, x + wide / 2, y + high / 2]], float))
     np.testing.assert_allclose(back, [[10, 20, 50, 70]], atol=1e-4)
 
 
 def test_an_unknown_recipe_is_refused() -> None:
     data, _ = painted([(10, 20, 50, 70)])
     with pytest.raises(UsageError, match="recipe is 'best': views are drawn by course or default"):
-        augmented_view(data, 0, 0, 64, "best")
+        augment_sample(data, 0, 0, 64, "best")
 
 
 def test_files_are_read_upright(tmp_path: Path) -> None:
@@ -168,9 +169,9 @@ def test_files_are_read_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=98, exif=exif)
     boxes = np.array([[0.0, 0.0, 40.0, 20.0]])
-    data = DetectionSet((Labelled(tmp_path / "a.jpg", boxes, np.array([1]), (60, 40)),), ("a", "b"), ("",))
-    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, mirror=0.0, **STILL)
-    view, rows = augmented_view(data, 0, 0, 60, nothing)
+    data = DetectionDataset((Sample(tmp_path / "a.jpg", boxes, np.array([1]), (60, 40)),), ("a", "b"), ("",))
+    nothing = Augmentation(mosaic=0.0, scale=(1.0, 1.0), translate=0.0, hflip=0.0, **STILL)
+    view, rows = augment_sample(data, 0, 0, 60, nothing)
     row, column = found(view, 1)
     assert (row.min(), row.max(), column.min(), column.max()) == (0, 19, 10, 49)
     assert rows[0].tolist() == pytest.approx([1, 0.5, 1 / 6, 4 / 6, 1 / 3])

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.detect.data.load import load_detection_set
+from chromabox.detect.data.load import load_detection_dataset
 from chromabox.errors import ChromaboxError, UsageError
-from detection_fixtures import draw, everything_in, voc_annotation, yolo_set
+from detection_fixtures import make_image, make_voc_xml, make_yolo_dataset, read_all_files
 
 #: A sound line beside the bad one: a dog in the middle, 50 × 20 pixels.
 GOOD = "1 0.5 0.5 0.5 0.4"
@@ -54,20 +54,20 @@ YOLO = {
 @pytest.mark.parametrize("case", YOLO)
 def test_a_bad_line_costs_itself_only(tmp_path: Path, case: str) -> None:
     bad = YOLO[case]
-    folder = yolo_set(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD})
+    folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD})
     (folder / "images" / "val").mkdir()
-    before = everything_in(folder)
-    data = load_detection_set(folder)
-    assert everything_in(folder) == before
-    assert [fault.kind for fault in data.faults] == [bad.kind]
-    fault = data.faults[0]
+    before = read_all_files(folder)
+    data = load_detection_dataset(folder)
+    assert read_all_files(folder) == before
+    assert [fault.issue_type for fault in data.issues] == [bad.kind]
+    fault = data.issues[0]
     assert (fault.path, fault.line) == (folder / "labels" / "train" / "a.txt", 2)
     assert fault.dropped == (bad.box is None)
     assert str(fault).startswith(f"{folder}/labels/train/a.txt:2: {bad.kind}: ")
-    assert bad.said in fault.text
+    assert bad.said in fault.message
     expected = [GOOD_BOX] if bad.box is None else [GOOD_BOX, bad.box]
-    np.testing.assert_allclose(data.pictures[0].boxes, expected, atol=1e-9)
-    np.testing.assert_allclose(data.pictures[1].boxes, [GOOD_BOX])
+    np.testing.assert_allclose(data.samples[0].boxes, expected, atol=1e-9)
+    np.testing.assert_allclose(data.samples[1].boxes, [GOOD_BOX])
 
 
 VOC = {
@@ -85,12 +85,12 @@ VOC = {
 @pytest.mark.parametrize("case", VOC)
 def test_a_bad_object_costs_itself_only(tmp_path: Path, case: str) -> None:
     bad, kind = VOC[case]
-    draw(tmp_path / "a.png")
-    (tmp_path / "a.xml").write_text(voc_annotation(("cat", (26, 16, 75, 35)), bad))
-    data = load_detection_set(tmp_path)
-    assert [(fault.kind, fault.path, fault.line) for fault in data.faults] == [(kind, tmp_path / "a.xml", 7)]
+    make_image(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35)), bad))
+    data = load_detection_dataset(tmp_path)
+    assert [(fault.issue_type, fault.path, fault.line) for fault in data.issues] == [(kind, tmp_path / "a.xml", 7)]
     expected = [GOOD_BOX, (80, 10, 100, 20)] if case == "over the edge" else [GOOD_BOX]
-    np.testing.assert_allclose(data.pictures[0].boxes, expected)
+    np.testing.assert_allclose(data.samples[0].boxes, expected)
 
 
 def annotation(**other: object) -> dict[str, object]:
@@ -117,16 +117,16 @@ COCO = {
 @pytest.mark.parametrize("case", COCO)
 def test_a_bad_annotation_costs_itself_only(tmp_path: Path, case: str) -> None:
     bad, kind, line = COCO[case]
-    draw(tmp_path / "a.png")
+    make_image(tmp_path / "a.png")
     said = {
         "images": [{"id": 1, "file_name": "a.png"}],
         "annotations": [annotation(id=2, bbox=[25, 15, 50, 20]), bad],
         "categories": [{"id": 3, "name": "cat"}],
     }
     (tmp_path / "labels.json").write_text(json.dumps(said))
-    data = load_detection_set(tmp_path)
-    assert [(fault.kind, fault.line) for fault in data.faults] == [(kind, line)]
-    np.testing.assert_allclose(data.pictures[0].boxes, [GOOD_BOX])
+    data = load_detection_dataset(tmp_path)
+    assert [(fault.issue_type, fault.line) for fault in data.issues] == [(kind, line)]
+    np.testing.assert_allclose(data.samples[0].boxes, [GOOD_BOX])
 
 
 WITHOUT_LABELS = {
@@ -138,23 +138,23 @@ WITHOUT_LABELS = {
 @pytest.mark.parametrize("case", WITHOUT_LABELS)
 def test_a_label_file_that_is_no_text_is_told(tmp_path: Path, case: str) -> None:
     content, kind = WITHOUT_LABELS[case]
-    folder = yolo_set(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD})
+    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD})
     (folder / "labels" / "train" / "a.txt").write_bytes(content)
-    data = load_detection_set(folder)
-    assert [(fault.kind, fault.path.name, fault.line) for fault in data.faults] == [(kind, "a.txt", None)]
-    assert [len(one.boxes) for one in data.pictures] == [0, 1, 1]
+    data = load_detection_dataset(folder)
+    assert [(fault.issue_type, fault.path.name, fault.line) for fault in data.issues] == [(kind, "a.txt", None)]
+    assert [len(one.boxes) for one in data.samples] == [0, 1, 1]
 
 
 def test_pictures_that_are_damaged_or_missing_are_told_and_left_out(tmp_path: Path) -> None:
-    folder = yolo_set(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD}, names=None)
+    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD}, names=None)
     (folder / "images" / "train" / "a.png").write_bytes(b"none")
     (folder / "images" / "val" / "c.png").unlink()
-    data = load_detection_set(folder)
-    assert {(fault.kind, fault.path.name) for fault in data.faults} == {
+    data = load_detection_dataset(folder)
+    assert {(fault.issue_type, fault.path.name) for fault in data.issues} == {
         ("damaged picture", "a.png"),
         ("label without picture", "c.txt"),
     }
-    assert [one.path.name for one in data.pictures] == ["b.png"]
+    assert [one.path.name for one in data.samples] == ["b.png"]
 
 
 BAD_XML = {
@@ -167,12 +167,12 @@ BAD_XML = {
 @pytest.mark.parametrize("case", BAD_XML)
 def test_xml_that_is_broken_or_bad_is_told_and_left_out(tmp_path: Path, case: str) -> None:
     for name in ("a", "b"):
-        draw(tmp_path / f"{name}.png")
+        make_image(tmp_path / f"{name}.png")
     (tmp_path / "a.xml").write_text(BAD_XML[case])
-    (tmp_path / "b.xml").write_text(voc_annotation(("cat", (26, 16, 75, 35))))
-    data = load_detection_set(tmp_path)
-    assert [(fault.kind, fault.path.name) for fault in data.faults] == [("unreadable label", "a.xml")]
-    assert [one.path.name for one in data.pictures] == ["b.png"]
+    (tmp_path / "b.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
+    data = load_detection_dataset(tmp_path)
+    assert [(fault.issue_type, fault.path.name) for fault in data.issues] == [("unreadable label", "a.xml")]
+    assert [one.path.name for one in data.samples] == ["b.png"]
 
 
 BAD_FILES = {
@@ -196,10 +196,10 @@ BAD_FILES = {
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_descriptions_that_mean_nothing_give_one_sentence(tmp_path: Path, case: str) -> None:
     name, content, sentence = BAD_FILES[case]
-    draw(tmp_path / "images" / "a.png")
+    make_image(tmp_path / "images" / "a.png")
     (tmp_path / name).write_text(content)
     with pytest.raises(ChromaboxError) as caught:
-        load_detection_set(tmp_path / name)
+        load_detection_dataset(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -208,12 +208,12 @@ def test_descriptions_that_mean_nothing_give_one_sentence(tmp_path: Path, case: 
 def test_places_that_hold_no_data_give_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
-    draw(tmp_path / "lone" / "a.png")
+    make_image(tmp_path / "lone" / "a.png")
     with pytest.raises(ChromaboxError, match="holds no labels that are known"):
-        load_detection_set(tmp_path / "lone")
+        load_detection_dataset(tmp_path / "lone")
     with pytest.raises(UsageError, match="does not exist: a folder"):
-        load_detection_set(tmp_path / "nowhere")
+        load_detection_dataset(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"data is a folder, a \.yaml"):
-        load_detection_set(tmp_path / "lone" / "a.png")
+        load_detection_dataset(tmp_path / "lone" / "a.png")
     with pytest.raises(UsageError, match="coco128 is neither in CHROMABOX_MIRROR nor in"):
-        load_detection_set("coco128")
+        load_detection_dataset("coco128")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chromabox.detect.data.load import load_detection_set
-from chromabox.detect.data.validate import check_detection_set, repaired_copy
+from chromabox.detect.data.load import load_detection_dataset
+from chromabox.detect.data.validate import validate_dataset, write_clean_copy
 from chromabox.errors import ChromaboxError, UsageError
-from detection_fixtures import everything_in, yolo_set
+from detection_fixtures import make_yolo_dataset, read_all_files
 
 DOG = "1 0.5 0.5 0.5 0.4\n"
 
@@ -20,7 +20,7 @@ DOG = "1 0.5 0.5 0.5 0.4\n"
 def bad_set(folder: Path) -> Path:
     """a is bad in two lines; b is cut short; c of the training pictures is d of validation."""
     lines = f"{DOG}{DOG}1 0.9 0.5 0.4 0.2\n"
-    yolo_set(folder, {"train/a": lines, "train/b": DOG, "train/c": DOG, "val/d": DOG, "val/e": ""})
+    make_yolo_dataset(folder, {"train/a": lines, "train/b": DOG, "train/c": DOG, "val/d": DOG, "val/e": ""})
     pictures = folder / "images"
     whole = (pictures / "train" / "b.png").read_bytes()
     (pictures / "train" / "b.png").write_bytes(whole[: len(whole) // 2])
@@ -30,52 +30,52 @@ def bad_set(folder: Path) -> Path:
 
 def test_a_bad_set_becomes_a_sound_copy(tmp_path: Path) -> None:
     source = bad_set(tmp_path / "data")
-    before = everything_in(source)
-    made = repaired_copy(check_detection_set(source), source, tmp_path / "new" / "copy")
-    assert everything_in(source) == before
-    again = check_detection_set(made.folder)
-    assert again.sound
+    before = read_all_files(source)
+    made = write_clean_copy(validate_dataset(source), source, tmp_path / "new" / "copy")
+    assert read_all_files(source) == before
+    again = validate_dataset(made.folder)
+    assert again.is_valid
     assert again.data.classes == ("cat", "dog")
-    assert [(one.split, one.path.name) for one in again.data.pictures] == [
+    assert [(one.split, one.path.name) for one in again.data.samples] == [
         ("train", "a.png"),
         ("val", "d.png"),
         ("val", "e.png"),
     ]
-    np.testing.assert_allclose(again.data.pictures[0].boxes, [(25, 15, 75, 35), (70, 20, 100, 30)], atol=1e-5)
-    assert (made.pictures, made.boxes) == (3, 3)
+    np.testing.assert_allclose(again.data.samples[0].boxes, [(25, 15, 75, 35), (70, 20, 100, 30)], atol=1e-5)
+    assert (made.num_images, made.num_boxes) == (3, 3)
     report = json.loads((made.folder / "repair.json").read_text())
-    assert report["changes"] == list(made.lines)
-    places = [line.split(": ")[0].removeprefix(str(source)) for line in made.lines]
+    assert report["changes"] == list(made.changes)
+    places = [line.split(": ")[0].removeprefix(str(source)) for line in made.changes]
     assert places == ["/labels/train/a.txt:2", "/labels/train/a.txt:3", "/images/train/b.png", "/images/train/c.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["copy"]
 
 
 def test_a_copy_shares_no_file_with_the_original(tmp_path: Path) -> None:
-    source = yolo_set(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
-    copy = repaired_copy(check_detection_set(source), source, tmp_path / "copy").folder
+    source = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
+    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
     names = ("images/train/a.png", "labels/train/a.txt")
     assert not [name for name in names if os.path.samefile(source / name, copy / name)]
 
 
 def test_a_place_that_exists_or_lies_inside_is_refused(tmp_path: Path) -> None:
-    source = yolo_set(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
-    check = check_detection_set(source)
-    before = everything_in(tmp_path)
+    source = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
+    check = validate_dataset(source)
+    before = read_all_files(tmp_path)
     for into, sentence in ((tmp_path, "exists"), (source / "deep" / "copy", "lies inside of"), (source, "exists")):
         with pytest.raises(UsageError, match=sentence):
-            repaired_copy(check, source, into)
+            write_clean_copy(check, source, into)
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="the copy cannot be written"):
-        repaired_copy(check, source, tmp_path / "file" / "copy")
+        write_clean_copy(check, source, tmp_path / "file" / "copy")
     (tmp_path / "file").unlink()
-    assert everything_in(tmp_path) == before
+    assert read_all_files(tmp_path) == before
 
 
 def test_pictures_of_one_name_both_stay(tmp_path: Path) -> None:
-    source = yolo_set(tmp_path / "data", {"train/one/a": DOG, "train/two/a": "", "val/b": DOG})
-    copy = repaired_copy(check_detection_set(source), source, tmp_path / "copy").folder
-    data = load_detection_set(copy, "train")
-    assert [(one.path.name, len(one.boxes)) for one in data.pictures] == [("a-2.png", 0), ("a.png", 1)]
+    source = make_yolo_dataset(tmp_path / "data", {"train/one/a": DOG, "train/two/a": "", "val/b": DOG})
+    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
+    data = load_detection_dataset(copy, "train")
+    assert [(one.path.name, len(one.boxes)) for one in data.samples] == [("a-2.png", 0), ("a.png", 1)]
 
 
 @settings(max_examples=10, deadline=None)
@@ -90,8 +90,8 @@ def test_sound_boxes_pass_unchanged(
 ) -> None:
     folder = tmp_path_factory.mktemp("sound")
     lines = "".join(f"1 {x!r} {y!r} {wide!r} {high!r}\n" for x, y, wide, high in labels)
-    source = yolo_set(folder / "data", {"train/a": lines, "val/b": DOG})
-    check = check_detection_set(source)
-    copy = repaired_copy(check, source, folder / "copy").folder
-    first, second = check.data.pictures[0], load_detection_set(copy, "train").pictures[0]
+    source = make_yolo_dataset(folder / "data", {"train/a": lines, "val/b": DOG})
+    check = validate_dataset(source)
+    copy = write_clean_copy(check, source, folder / "copy").folder
+    first, second = check.data.samples[0], load_detection_dataset(copy, "train").samples[0]
     np.testing.assert_allclose(second.boxes, first.boxes, atol=1e-5)

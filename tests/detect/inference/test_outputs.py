@@ -11,13 +11,13 @@ import pytest
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import (
-    Sighting,
-    annotated,
+    ImageDetections,
+    annotate,
     coco_results,
     write_class_names,
     write_coco_results,
     write_csv,
-    write_yolo_text,
+    write_yolo_labels,
 )
 from chromabox.errors import ChromaboxError
 
@@ -36,7 +36,7 @@ NOTHING = Detections(
 
 
 def test_coco_results_have_cocos_ids_and_corner_with_sides(tmp_path: Path) -> None:
-    rows = coco_results([Sighting("val/000000000139.jpg", (120, 200), FOUND)], COCO_CLASSES)
+    rows = coco_results([ImageDetections("val/000000000139.jpg", (120, 200), FOUND)], COCO_CLASSES)
     # instances_val2017.json: dog is 18, toothbrush is 90.
     assert [(row["image_id"], row["category_id"], row["bbox"]) for row in rows] == [
         (139, 18, [10, 20, 40, 80]),
@@ -50,17 +50,20 @@ def test_coco_results_have_cocos_ids_and_corner_with_sides(tmp_path: Path) -> No
 
 def test_other_classes_count_from_one_and_names_are_ids() -> None:
     names = tuple(f"class {number}" for number in range(80))
-    (first, _) = coco_results([Sighting("in/dog.jpg", (120, 200), FOUND)], names)
+    (first, _) = coco_results([ImageDetections("in/dog.jpg", (120, 200), FOUND)], names)
     assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
 
 
 def test_empty_results_are_an_empty_list(tmp_path: Path) -> None:
-    write_coco_results(tmp_path / "none.json", coco_results([Sighting("a.jpg", (1, 1), NOTHING)], COCO_CLASSES))
+    write_coco_results(tmp_path / "none.json", coco_results([ImageDetections("a.jpg", (1, 1), NOTHING)], COCO_CLASSES))
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
 def test_csv(tmp_path: Path) -> None:
-    sightings = [Sighting("ä, b.jpg", (120, 200), FOUND), Sighting("film.mp4", (120, 200), FOUND, frame=7)]
+    sightings = [
+        ImageDetections("ä, b.jpg", (120, 200), FOUND),
+        ImageDetections("film.mp4", (120, 200), FOUND, frame=7),
+    ]
     write_csv(tmp_path / "found.csv", sightings)
     with (tmp_path / "found.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -70,11 +73,11 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_yolo_text_by_hand(tmp_path: Path) -> None:
-    write_yolo_text(tmp_path / "labels" / "a.txt", Sighting("a.jpg", (120, 200), FOUND))
+    write_yolo_labels(tmp_path / "labels" / "a.txt", ImageDetections("a.jpg", (120, 200), FOUND))
     first = (tmp_path / "labels" / "a.txt").read_text().splitlines()[0].split()
     # Centre (30, 60) and sides (40, 80) of 200 × 120 pixels.
     assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
-    write_yolo_text(tmp_path / "b.txt", Sighting("b.jpg", (120, 200), NOTHING))
+    write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NOTHING))
     assert (tmp_path / "b.txt").read_text() == ""
     write_class_names(tmp_path / "classes.txt", COCO_CLASSES)
     assert (tmp_path / "classes.txt").read_text().splitlines()[16] == "dog"
@@ -87,9 +90,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_names_of_frames_and_summaries() -> None:
-    assert Sighting("a/film.mp4", (1, 1), FOUND, frame=3).name == "a/film_000003"
-    assert Sighting("a.jpg", (1, 1), FOUND).summary() == "dog 1, toothbrush 1"
-    assert Sighting("a.jpg", (1, 1), NOTHING).summary() == "nothing"
+    assert ImageDetections("a/film.mp4", (1, 1), FOUND, frame=3).stem == "a/film_000003"
+    assert ImageDetections("a.jpg", (1, 1), FOUND).summary() == "dog 1, toothbrush 1"
+    assert ImageDetections("a.jpg", (1, 1), NOTHING).summary() == "nothing"
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -98,7 +101,7 @@ def test_boxes_are_drawn_on_a_copy(kind: type, scale: int) -> None:
     pixels = np.full((120 * scale, 200 * scale, 3), np.iinfo(kind).max // 2, kind)
     before = pixels.copy()
     larger = Detections(FOUND.xyxy * scale, confidence=FOUND.confidence, class_id=FOUND.class_id, data=FOUND.data)
-    drawn = annotated(pixels, larger)
+    drawn = annotate(pixels, larger)
     assert (pixels == before).all()
     assert (drawn.dtype, drawn.shape) == (np.uint8, pixels.shape)
     changed = (drawn != drawn[-1, -1]).any(axis=2)
@@ -110,4 +113,4 @@ def test_boxes_are_drawn_on_a_copy(kind: type, scale: int) -> None:
 
 def test_nothing_found_draws_nothing() -> None:
     pixels = np.full((20, 30, 3), 100, np.uint8)
-    assert (annotated(pixels, NOTHING) == pixels).all()
+    assert (annotate(pixels, NOTHING) == pixels).all()

@@ -11,10 +11,10 @@ import pytest
 from chromabox.detect.models.architecture import (
     Architecture,
     Convolution,
+    FeatureShape,
     Layer,
     MaxPool,
     Route,
-    Shape,
     Shortcut,
     Upsample,
     Yolo,
@@ -34,15 +34,15 @@ def with_head(*layers: Layer, channels: int = 12) -> tuple[Layer, ...]:
 def test_yolov3() -> None:
     net = yolov3()
     assert len(net.layers) == 107
-    assert net.numbers == (248_007_048 - 20) // 4
-    assert (net.heads, net.strides, net.multiple, net.classes) == ((82, 94, 106), (32, 16, 8), 32, 80)
+    assert net.num_weights == (248_007_048 - 20) // 4
+    assert (net.head_indices, net.strides, net.max_stride, net.num_classes) == ((82, 94, 106), (32, 16, 8), 32, 80)
     assert [net.layers[index] for index in (83, 86, 95, 98)] == [
         *(Route((79,)), Route((85, 61))),
         *(Route((91,)), Route((97, 36))),
     ]
-    assert net.shapes[74] == Shape(1024, 32)
-    assert net.shapes[86] == Shape(768, 16)
-    assert net.shapes[98] == Shape(384, 8)
+    assert net.shapes[74] == FeatureShape(1024, 32)
+    assert net.shapes[86] == FeatureShape(768, 16)
+    assert net.shapes[98] == FeatureShape(384, 8)
     assert net.layers[4] == Shortcut(1)
     assert sum(isinstance(layer, Convolution) for layer in net.layers) == 75
     assert sum(isinstance(layer, Shortcut) for layer in net.layers) == 23
@@ -51,10 +51,10 @@ def test_yolov3() -> None:
 def test_yolov3_tiny() -> None:
     net = yolov3_tiny()
     assert len(net.layers) == 24
-    assert net.numbers == (35_434_956 - 20) // 4
-    assert (net.heads, net.strides, net.multiple) == ((16, 23), (32, 16), 32)
+    assert net.num_weights == (35_434_956 - 20) // 4
+    assert (net.head_indices, net.strides, net.max_stride) == ((16, 23), (32, 16), 32)
     assert (net.layers[17], net.layers[20], net.layers[11]) == (Route((13,)), Route((19, 8)), MaxPool(2, 1))
-    assert [yolo.own_anchors[0] for yolo in net.yolos] == [(81.0, 82.0), (23.0, 27.0)]
+    assert [yolo.head_anchors[0] for yolo in net.yolo_layers] == [(81.0, 82.0), (23.0, 27.0)]
 
 
 @pytest.mark.parametrize(("build", "inputs"), [(yolov3, 1024 + 512 + 256), (yolov3_tiny, 512 + 256)])

@@ -20,14 +20,14 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.detect.models.darknet import (
     DARKNET,
-    KINDS,
     ULTRALYTICS_9_0,
     ULTRALYTICS_9_6,
+    VARIANTS,
     ConvolutionLayer,
-    DetectorNet,
-    Kind,
-    kind_from_json,
-    kind_named,
+    DarknetModel,
+    Variant,
+    get_variant,
+    variant_from_json,
 )
 from chromabox.errors import UsageError
 
@@ -51,9 +51,9 @@ SMALL = Architecture("small", LAYERS, size=32)
 
 
 @torch.no_grad()
-def random_net(kind: Kind = DARKNET, architecture: Architecture = SMALL) -> DetectorNet:
+def random_net(kind: Variant = DARKNET, architecture: Architecture = SMALL) -> DarknetModel:
     torch.manual_seed(0)
-    net = DetectorNet(architecture, kind)
+    net = DarknetModel(architecture, kind)
     for layer in net.layers:
         if isinstance(layer, ConvolutionLayer) and layer.norm is not None:
             for tensor in (layer.norm.weight, layer.norm.bias, layer.norm.running_mean, layer.norm.running_var):
@@ -62,7 +62,7 @@ def random_net(kind: Kind = DARKNET, architecture: Architecture = SMALL) -> Dete
     return net.eval()
 
 
-def by_hand(net: DetectorNet, images: Tensor, padding: float, activate: object) -> list[Tensor]:
+def by_hand(net: DarknetModel, images: Tensor, padding: float, activate: object) -> list[Tensor]:
     """The small net written out in PyTorch's functions."""
     assert callable(activate)
 
@@ -77,7 +77,7 @@ def by_hand(net: DetectorNet, images: Tensor, padding: float, activate: object) 
         mean, variance, weight, bias = (
             tensor[:, None, None] for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         )
-        return (out - mean) / torch.sqrt(variance + net.kind.epsilon) * weight + bias
+        return (out - mean) / torch.sqrt(variance + net.variant.epsilon) * weight + bias
 
     def plain(index: int, given: Tensor) -> Tensor:
         layer = net.layers[index]
@@ -103,7 +103,7 @@ def by_hand(net: DetectorNet, images: Tensor, padding: float, activate: object) 
         (ULTRALYTICS_9_6, 0.0, F.silu),
     ],
 )
-def test_every_layer_is_what_pytorch_makes_of_it(kind: Kind, padding: float, activate: object) -> None:
+def test_every_layer_is_what_pytorch_makes_of_it(kind: Variant, padding: float, activate: object) -> None:
     net = random_net(kind)
     # Mostly below zero, so that padding by zeros shows.
     for index in (0, 1):
@@ -126,7 +126,7 @@ def test_pooling_as_darknet_counts(size: int, stride: int, side: int) -> None:
     """out = (in + size − 1 − size) / stride + 1; a window begins at out·stride − (size − 1) / 2, cut to the map."""
     layers = (Convolution(1, 1, batch_normalise=False, activation="linear"), MaxPool(size, stride))
     layers += (Convolution(6, 1, batch_normalise=False, activation="linear"), Yolo((0,), ANCHORS, 1))
-    net = DetectorNet(Architecture("net", layers, size=6), DARKNET)
+    net = DarknetModel(Architecture("net", layers, size=6), DARKNET)
     given = torch.randn(1, 1, side, side)
     out = (side - 1) // stride + 1
     expected = torch.empty(out, out)
@@ -144,28 +144,28 @@ def test_a_prefix_and_the_rest_are_the_whole() -> None:
     images = torch.rand(1, 3, 32, 64)
     whole = net(images)
     for until in range(len(LAYERS) + 1):
-        kept = net.forward_prefix(images, until)
-        torch.testing.assert_close(net.forward_rest(kept, until), whole, rtol=0, atol=0)
+        kept = net.forward_features(images, until)
+        torch.testing.assert_close(net.forward_from(kept, until), whole, rtol=0, atol=0)
     # Kept is only what is still read: the head of layer 6, what layers 7 and 9 read.
-    assert sorted(net.forward_prefix(images, 7)) == [2, 4, 6]
+    assert sorted(net.forward_features(images, 7)) == [2, 4, 6]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_folding_changes_nothing_but_rounding(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", VARIANTS.values(), ids=VARIANTS)
+def test_folding_changes_nothing_but_rounding(kind: Variant) -> None:
     net = random_net(kind)
     images = torch.rand(1, 3, 32, 32)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    folded = net.fused()
+    folded = net.fuse()
     torch.testing.assert_close(folded(images), net(images), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    torch.testing.assert_close(folded.fused()(images), folded(images), rtol=0, atol=0)
+    torch.testing.assert_close(folded.fuse()(images), folded(images), rtol=0, atol=0)
 
 
 @torch.no_grad()
 def test_other_precision_and_layout() -> None:
-    net = random_net().fused()
+    net = random_net().fuse()
     images = torch.rand(1, 3, 32, 32)
     expected = net(images)
     net = net.to(torch.bfloat16, memory_format=torch.channels_last)
@@ -176,8 +176,8 @@ def test_other_precision_and_layout() -> None:
 
 
 def test_gradients_reach_the_first_layer() -> None:
-    for kind in KINDS.values():
-        net = DetectorNet(SMALL, kind).train()
+    for kind in VARIANTS.values():
+        net = DarknetModel(SMALL, kind).train()
         torch.stack([out.square().mean() for out in net(torch.rand(2, 3, 32, 32))]).sum().backward()
         first = net.layers[0]
         assert isinstance(first, ConvolutionLayer)
@@ -187,7 +187,7 @@ def test_gradients_reach_the_first_layer() -> None:
 
 def test_a_blank_net_is_filled_like_any_other() -> None:
     net = random_net()
-    blank = DetectorNet.blank(SMALL, DARKNET)
+    blank = DarknetModel.uninitialised(SMALL, DARKNET)
     counters = [value for name, value in blank.state_dict().items() if name.endswith("num_batches_tracked")]
     assert [int(counter) for counter in counters] == [0, 0]
     blank.load_state_dict(net.state_dict())
@@ -197,17 +197,17 @@ def test_a_blank_net_is_filled_like_any_other() -> None:
 
 @torch.no_grad()
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    net = DetectorNet(yolov3_tiny(1), DARKNET).eval()
+    net = DarknetModel(yolov3_tiny(1), DARKNET).eval()
     with pytest.raises(UsageError, match="size is 64×80: yolov3-tiny needs multiples of 32"):
         net(torch.rand(1, 3, 80, 64))
     assert [out.shape[-2:] for out in net(torch.rand(1, 3, 32, 96))] == [(1, 3), (2, 6)]
 
 
 def test_kinds_are_kept_as_json() -> None:
-    for name, kind in KINDS.items():
-        assert kind_from_json(kind.as_json()) == kind == kind_named(name)
+    for name, kind in VARIANTS.items():
+        assert variant_from_json(kind.as_json()) == kind == get_variant(name)
     assert replace(DARKNET, epsilon=1e-3) != DARKNET
     with pytest.raises(UsageError, match="kind is 'yolov5': the kinds of detector weights are darknet, ultralytics"):
-        kind_named("yolov5")
+        get_variant("yolov5")
     with pytest.raises((KeyError, TypeError, ValueError)):
-        kind_from_json({**DARKNET.as_json(), "more": 1})
+        variant_from_json({**DARKNET.as_json(), "more": 1})

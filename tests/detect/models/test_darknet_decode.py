@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chromabox.detect.models.architecture import Architecture, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Kind, candidates, decode
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Variant, decode_all, decode_candidates
 
 SIZE = 64
 
@@ -20,18 +20,18 @@ def some_outputs(architecture: Architecture, batch: int = 2, seed: int = 0) -> l
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, len(yolo.mask), 5 + yolo.classes, SIZE // stride, SIZE // stride, generator=generator)
-        for yolo, stride in zip(architecture.yolos, architecture.strides, strict=True)
+        for yolo, stride in zip(architecture.yolo_layers, architecture.strides, strict=True)
     ]
 
 
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_0])
-def test_every_box_by_the_formula(kind: Kind) -> None:
-    architecture = yolov3_tiny(classes=3)
+def test_every_box_by_the_formula(kind: Variant) -> None:
+    architecture = yolov3_tiny(num_classes=3)
     outputs = some_outputs(architecture)
-    boxes, scores = decode(outputs, architecture, kind, SIZE)
+    boxes, scores = decode_all(outputs, architecture, kind, SIZE)
     place = 0
-    for output, yolo, stride in zip(outputs, architecture.yolos, architecture.strides, strict=True):
-        for a, (wide, high) in enumerate(yolo.own_anchors):
+    for output, yolo, stride in zip(outputs, architecture.yolo_layers, architecture.strides, strict=True):
+        for a, (wide, high) in enumerate(yolo.head_anchors):
             for row in range(output.shape[-2]):
                 for column in range(output.shape[-1]):
                     x, y, w, h, objectness, *classes = output[1, a, :, row, column].tolist()
@@ -56,11 +56,11 @@ def test_every_box_by_the_formula(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_0])
 @pytest.mark.parametrize("confidence", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_candidates_are_what_decode_finds(kind: Kind, confidence: float) -> None:
-    architecture = yolov3_tiny(classes=3)
+def test_candidates_are_what_decode_finds(kind: Variant, confidence: float) -> None:
+    architecture = yolov3_tiny(num_classes=3)
     outputs = some_outputs(architecture)
-    boxes, scores = decode(outputs, architecture, kind, SIZE)
-    found = candidates(outputs, architecture, kind, SIZE, confidence)
+    boxes, scores = decode_all(outputs, architecture, kind, SIZE)
+    found = decode_candidates(outputs, architecture, kind, SIZE, confidence)
     assert len(found) == 2
     for picture, (corners, own, numbers) in enumerate(found):
         place, category = torch.nonzero(scores[picture] > confidence, as_tuple=True)
@@ -70,19 +70,19 @@ def test_candidates_are_what_decode_finds(kind: Kind, confidence: float) -> None
 
 
 def test_the_two_kinds_differ() -> None:
-    architecture = yolov3_tiny(classes=3)
+    architecture = yolov3_tiny(num_classes=3)
     outputs = some_outputs(architecture)
     assert not torch.allclose(
-        decode(outputs, architecture, DARKNET, SIZE)[0], decode(outputs, architecture, ULTRALYTICS_9_0, SIZE)[0]
+        decode_all(outputs, architecture, DARKNET, SIZE)[0], decode_all(outputs, architecture, ULTRALYTICS_9_0, SIZE)[0]
     )
 
 
 def test_half_precision_heads_are_decoded_in_float32() -> None:
-    architecture = yolov3_tiny(classes=3)
+    architecture = yolov3_tiny(num_classes=3)
     half = [output.bfloat16() for output in some_outputs(architecture)]
     for part, whole in zip(
-        decode(half, architecture, DARKNET, SIZE),
-        decode([output.float() for output in half], architecture, DARKNET, SIZE),
+        decode_all(half, architecture, DARKNET, SIZE),
+        decode_all([output.float() for output in half], architecture, DARKNET, SIZE),
         strict=True,
     ):
         assert part.dtype == torch.float32
@@ -90,9 +90,9 @@ def test_half_precision_heads_are_decoded_in_float32() -> None:
 
 
 def test_masks_decide_the_anchors() -> None:
-    outputs = some_outputs(yolov3_tiny(classes=3))
+    outputs = some_outputs(yolov3_tiny(num_classes=3))
     one, other = (
-        decode(outputs, yolov3_tiny(classes=3, mask=mask), replace(DARKNET, tiny_mask=mask), SIZE)[0]
+        decode_all(outputs, yolov3_tiny(num_classes=3, mask=mask), replace(DARKNET, tiny_mask=mask), SIZE)[0]
         for mask in ((1, 2, 3), (0, 1, 2))
     )
     first = outputs[0][0, :, 0].numel()

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, DetectorNet
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, DarknetModel
 from chromabox.detect.training.config import CachePrecision
-from chromabox.detect.training.feature_cache import as_images, fill, open_cache, plan_cache
+from chromabox.detect.training.feature_cache import fill_cache, open_cache, plan_cache, to_image_batch
 from chromabox.detect.training.freeze import freeze
 from chromabox.errors import ChromaboxError
-from detector_fixtures import small_detector
+from detector_fixtures import make_small_detector
 
 VIEWS = 5
 
@@ -23,7 +23,7 @@ def pictures() -> Tensor:
     return torch.randint(0, 256, (VIEWS, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def _gradients(net: DetectorNet, heads: list[Tensor]) -> dict[str, Tensor]:
+def _gradients(net: DarknetModel, heads: list[Tensor]) -> dict[str, Tensor]:
     net.zero_grad()
     sum(head.square().mean() for head in heads).backward()
     return {name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None}
@@ -43,45 +43,45 @@ def test_gradients_equal_those_without_a_cache(
 ) -> None:
     """Layer 10 and 9 read what others read too; before 17 a head is already done."""
     torch.manual_seed(0)
-    net = DetectorNet(yolov3_tiny(2), kind)
+    net = DarknetModel(yolov3_tiny(2), kind)
     freeze(net, until)
     net.train()
     order = [3, 0, 4]
-    plain = _gradients(net, net(as_images(list(pictures[order]))))
+    plain = _gradients(net, net(to_image_batch(list(pictures[order]))))
     with open_cache(plan_cache(net, until, 64, VIEWS, precision), tmp_path, 10**9) as cache:
-        fill(cache, net, until, pictures, batch=2)
+        fill_cache(cache, net, until, pictures, batch_size=2)
         assert net.training
-        assert _far(_gradients(net, net.forward_rest(cache.read(order), until)), plain) < bar
+        assert _far(_gradients(net, net.forward_from(cache.read(order), until)), plain) < bar
     assert all(int(name.split(".")[1]) >= until for name in plain)
 
 
 def test_the_size_is_known_beforehand() -> None:
     """At 416 layer 8 gives 256 maps of 26 × 26, which the second head reads, and layer 9 as many of 13 × 13."""
-    net = DetectorNet.blank(yolov3_tiny(), DARKNET)
+    net = DarknetModel.uninitialised(yolov3_tiny(), DARKNET)
     plan = plan_cache(net, 10, 416, 128)
     assert plan.shapes == {8: (256, 26, 26), 9: (256, 13, 13)}
-    assert plan.bytes == 128 * 2 * 256 * (26 * 26 + 13 * 13)
-    assert plan_cache(net, 10, 416, 128, "float32").bytes == 2 * plan.bytes
+    assert plan.num_bytes == 128 * 2 * 256 * (26 * 26 + 13 * 13)
+    assert plan_cache(net, 10, 416, 128, "float32").num_bytes == 2 * plan.num_bytes
     assert str(plan) == "128 views of 0.43 MB in float16, 0.06 GB"
 
 
 def test_a_cache_over_its_bound_lies_in_a_file_while_it_is_used(pictures: Tensor, tmp_path: Path) -> None:
-    net = copy.deepcopy(small_detector().net)
+    net = copy.deepcopy(make_small_detector().model)
     plan = plan_cache(net, 3, 64, VIEWS, "float32")
     said: list[str] = []
-    with open_cache(plan, tmp_path / "run", plan.bytes - 1, said.append) as cache:
+    with open_cache(plan, tmp_path / "run", plan.num_bytes - 1, said.append) as cache:
         file = tmp_path / "run" / "prefix-cache.bin"
-        assert file.stat().st_size == plan.bytes
-        fill(cache, net, 3, pictures)
+        assert file.stat().st_size == plan.num_bytes
+        fill_cache(cache, net, 3, pictures)
         kept = cache.read([4, 1])
     assert str(file) in said[0]
     assert not file.exists()
-    expected = net.eval().forward_prefix(as_images([pictures[4], pictures[1]]), 3)
+    expected = net.eval().forward_features(to_image_batch([pictures[4], pictures[1]]), 3)
     torch.testing.assert_close(kept, expected)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    net = small_detector().net
+    net = make_small_detector().model
     plan = plan_cache(net, 1, 2048, 10**8)
     with pytest.raises(ChromaboxError, match=r"the disk has .* take fewer --views"), open_cache(plan, tmp_path, 0):
         pass
@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_numbers_beyond_half_precision_are_cut(tmp_path: Path) -> None:
-    net = small_detector().net
+    net = make_small_detector().model
     plan = plan_cache(net, 1, 64, 1)
     with open_cache(plan, tmp_path, 10**9) as cache:
         cache.write(0, {0: torch.full((1, *plan.shapes[0]), 1e9)})

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chromabox.detect.models.architecture import Architecture, Convolution, Route, Yolo, yolov3
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, Kind, decode
-from chromabox.detect.training.loss import DetectionLoss, complete_iou
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, Variant, decode_all
+from chromabox.detect.training.loss import DetectionLoss, ciou
 from chromabox.errors import UsageError
 
 SIZE = 64
@@ -67,14 +67,14 @@ def slow_sigmoid2(
     """The course's loss by the specification, in loops."""
     box_sum = objectness_sum = class_sum = 0.0
     order = {stride: place for place, stride in enumerate(sorted(net.strides))}
-    for output, yolo, stride in zip(outputs, net.yolos, net.strides, strict=True):
+    for output, yolo, stride in zip(outputs, net.yolo_layers, net.strides, strict=True):
         batch, anchors, _, rows, columns = output.shape
         goal = np.zeros((batch, anchors, rows, columns))
         distances, classes = [], []
         for picture, category, *fractions in targets.tolist():
             x, y = fractions[0] * columns, fractions[1] * rows
             wide, high = fractions[2] * columns, fractions[3] * rows
-            for anchor, (anchor_wide, anchor_high) in enumerate(yolo.own_anchors):
+            for anchor, (anchor_wide, anchor_high) in enumerate(yolo.head_anchors):
                 w, h = anchor_wide / stride, anchor_high / stride
                 if max(wide / w, w / wide, high / h, h / high) >= 4:
                     continue
@@ -99,7 +99,9 @@ def slow_sigmoid2(
                     distances.append(1 - ciou)
                     place = int(picture), anchor, row, column
                     goal[place] = max(goal[place], ciou)
-                    classes += [entropy(t[5 + index], float(index == category), cls_pw) for index in range(net.classes)]
+                    classes += [
+                        entropy(t[5 + index], float(index == category), cls_pw) for index in range(net.num_classes)
+                    ]
         cells = output[:, :, 4].numpy()
         errors = [entropy(number, target, obj_pw) for number, target in zip(cells.ravel(), goal.ravel(), strict=True)]
         objectness_sum += np.mean(errors) * (4.0, 1.0, 0.4)[order[stride]]
@@ -110,7 +112,7 @@ def slow_sigmoid2(
     return {
         "box": 0.05 * factor * box_sum,
         "objectness": factor * (SIZE / 640) ** 2 * objectness_sum,
-        "class": 0.5 * net.classes / 80 * factor * class_sum if net.classes > 1 else 0.0,
+        "class": 0.5 * net.num_classes / 80 * factor * class_sum if net.num_classes > 1 else 0.0,
     }
 
 
@@ -119,9 +121,9 @@ def slow_exp(
 ) -> dict[str, float]:
     """YOLOv3's own loss by the specification, in loops."""
     terms = {"box": 0.0, "objectness": 0.0, "class": 0.0}
-    used = sorted({index for yolo in net.yolos for index in yolo.mask})
-    anchors = net.yolos[0].anchors
-    for output, yolo in zip(outputs, net.yolos, strict=True):
+    used = sorted({index for yolo in net.yolo_layers for index in yolo.mask})
+    anchors = net.yolo_layers[0].anchors
+    for output, yolo in zip(outputs, net.yolo_layers, strict=True):
         batch, _, _, rows, columns = output.shape
         positive = set()
         for picture, category, x, y, wide, high in targets.tolist():
@@ -141,15 +143,15 @@ def slow_exp(
             errors += (t[3] - math.log(high * SIZE / anchors[best][1])) ** 2 / 2
             terms["box"] += errors * (2 - wide * high)
             terms["class"] += sum(
-                entropy(t[5 + index], float(index == category), cls_pw) for index in range(net.classes)
+                entropy(t[5 + index], float(index == category), cls_pw) for index in range(net.num_classes)
             )
         for picture, anchor, row, column in np.ndindex(batch, len(yolo.mask), rows, columns):
             t = output[picture, anchor, :, row, column].tolist()
             found = [
                 (sigmoid(t[0]) + column) / columns,
                 (sigmoid(t[1]) + row) / rows,
-                math.exp(t[2]) * yolo.own_anchors[anchor][0] / SIZE,
-                math.exp(t[3]) * yolo.own_anchors[anchor][1] / SIZE,
+                math.exp(t[2]) * yolo.head_anchors[anchor][0] / SIZE,
+                math.exp(t[3]) * yolo.head_anchors[anchor][1] / SIZE,
             ]
             truths = [list(one[2:]) for one in targets.tolist() if one[0] == picture]
             if (picture, anchor, row, column) in positive:
@@ -178,15 +180,15 @@ def raw(net: Architecture, seed: int = 0, batch: int = 3) -> list[torch.Tensor]:
     """Random numbers of every head, float64."""
     draw = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(batch, len(yolo.mask), 5 + net.classes, SIZE // stride, SIZE // stride, generator=draw).double()
-        for yolo, stride in zip(net.yolos, net.strides, strict=True)
+        torch.randn(batch, len(yolo.mask), 5 + net.num_classes, SIZE // stride, SIZE // stride, generator=draw).double()
+        for yolo, stride in zip(net.yolo_layers, net.strides, strict=True)
     ]
 
 
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.decode)
 @pytest.mark.parametrize("net", [two_heads(3), replace(yolov3(3), size=SIZE)], ids=["two heads", "yolov3"])
 @pytest.mark.parametrize(("cls_pw", "obj_pw"), [(1.0, 1.0), (3.0, 0.5)])
-def test_every_term_is_that_of_the_loops(kind: Kind, net: Architecture, cls_pw: float, obj_pw: float) -> None:
+def test_every_term_is_that_of_the_loops(kind: Variant, net: Architecture, cls_pw: float, obj_pw: float) -> None:
     outputs = raw(net)
     loss = DetectionLoss(net, kind, 3, cls_pw=cls_pw, obj_pw=obj_pw, size=SIZE)
     ours = loss(outputs, TARGETS)
@@ -232,14 +234,14 @@ BOXES = st.tuples(st.floats(-3.0, 3.0), st.floats(-3.0, 3.0), SIDES, SIDES)
 @given(BOXES, BOXES)
 @settings(max_examples=100, deadline=None)
 def test_complete_iou_is_that_of_the_paper(one: tuple[float, ...], other: tuple[float, ...]) -> None:
-    ours = complete_iou(torch.tensor([one], dtype=torch.float64), torch.tensor([other], dtype=torch.float64))
+    ours = ciou(torch.tensor([one], dtype=torch.float64), torch.tensor([other], dtype=torch.float64))
     assert ours.item() == pytest.approx(slow_ciou(list(one), list(other)), abs=1e-6)
 
 
 def test_the_slope_of_complete_iou_takes_its_trade_off_as_given() -> None:
     box = torch.tensor([[0.3, 0.2, 1.5, 0.8]], dtype=torch.float64, requires_grad=True)
     wanted = [0.0, 0.1, 1.0, 1.2]
-    complete_iou(box, torch.tensor([wanted], dtype=torch.float64)).sum().backward()
+    ciou(box, torch.tensor([wanted], dtype=torch.float64)).sum().backward()
 
     def angle(box: list[float]) -> float:
         return math.atan(box[2] / box[3])
@@ -260,7 +262,7 @@ def test_the_slope_of_complete_iou_takes_its_trade_off_as_given() -> None:
 
 
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.decode)
-def test_pictures_without_boxes_teach_background_only(kind: Kind) -> None:
+def test_pictures_without_boxes_teach_background_only(kind: Variant) -> None:
     net = two_heads(3)
     outputs = [output.requires_grad_() for output in raw(net)]
     terms = DetectionLoss(net, kind, 3, size=SIZE)(outputs, torch.zeros(0, 6))
@@ -308,7 +310,7 @@ def test_learning_its_loss_puts_the_boxes_where_they_belong() -> None:
             steps.zero_grad()
             loss(outputs, TARGETS[3:4] * torch.tensor([0, 1, 1, 1, 1, 1]))["loss"].backward()
             steps.step()
-        boxes, scores = decode(outputs, net, kind, SIZE)
+        boxes, scores = decode_all(outputs, net, kind, SIZE)
         best, category = divmod(int(scores[0].argmax()), 3)
         assert category == 1
         truth = torch.tensor([0.05, -0.15, 0.95, 0.65]) * SIZE
@@ -316,7 +318,7 @@ def test_learning_its_loss_puts_the_boxes_where_they_belong() -> None:
 
 
 @pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.decode)
-def test_a_centre_on_the_edge_belongs_to_the_last_cell(kind: Kind) -> None:
+def test_a_centre_on_the_edge_belongs_to_the_last_cell(kind: Variant) -> None:
     net = two_heads(3)
     outputs = [output.requires_grad_() for output in raw(net, batch=1)]
     targets = torch.tensor([[0, 0, 1.0, 1.0, 22 / 64, 30 / 64]])

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from chromabox.detect.training.freeze import freeze
-from chromabox.detect.training.recipes import course, default
-from chromabox.detect.training.setup import optimisers_of, schedule_of
-from chromabox.engine.optim import KernelMuon
-from detector_fixtures import small_detector
+from chromabox.detect.training.recipes import course_finetune_recipe, default_finetune_recipe
+from chromabox.detect.training.setup import build_finetune_optimizers, finetune_lr_schedule
+from chromabox.engine.optim import Muon
+from detector_fixtures import make_small_detector
 
 
 def test_the_course_s_groups_and_decay() -> None:
-    net = copy.deepcopy(small_detector().net)
+    net = copy.deepcopy(make_small_detector().model)
     freeze(net, 2)
-    (sgd,) = optimisers_of(net, course())
+    (sgd,) = build_finetune_optimizers(net, course_finetune_recipe())
     assert [len(group["params"]) for group in sgd.param_groups] == [4, 3, 4]
     assert [group["weight_decay"] for group in sgd.param_groups] == [5e-4, 0, 0]
     assert all(group["nesterov"] for group in sgd.param_groups)
@@ -26,14 +26,14 @@ def test_the_course_s_groups_and_decay() -> None:
 
 
 def test_decay_goes_with_the_pictures_of_an_update() -> None:
-    (sgd,) = optimisers_of(small_detector().net, replace(course(), batch_size=24))
+    (sgd,) = build_finetune_optimizers(make_small_detector().model, replace(course_finetune_recipe(), batch_size=24))
     assert sgd.param_groups[0]["weight_decay"] == pytest.approx(5e-4 * 24 * 3 / 64)
 
 
 def test_the_course_s_rates_in_its_own_example() -> None:
     """8 batches an epoch, 5 epochs, 4 batches an update: 10 updates, the warm-up would take 1000 batches."""
-    optimisers = optimisers_of(small_detector().net, course())
-    schedule = schedule_of(course(), optimisers, 5, 8)
+    optimisers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
+    schedule = finetune_lr_schedule(course_finetune_recipe(), optimisers, 5, 8)
     kernels, _, biases = schedule(3)[0]
     # Update 3 is the second of epoch 1: 12 batches are done.
     full = 0.01 * (0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
@@ -44,8 +44,8 @@ def test_the_course_s_rates_in_its_own_example() -> None:
 
 
 def test_after_the_warm_up_the_course_s_cosine_ends_near_a_tenth() -> None:
-    optimisers = optimisers_of(small_detector().net, course())
-    schedule = schedule_of(course(), optimisers, 100, 100)
+    optimisers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
+    schedule = finetune_lr_schedule(course_finetune_recipe(), optimisers, 100, 100)
     kernels, _, biases = schedule(50 * 25)[0]
     assert kernels == pytest.approx({"lr": 0.0055, "momentum": 0.937})
     assert biases == pytest.approx(kernels)
@@ -53,21 +53,21 @@ def test_after_the_warm_up_the_course_s_cosine_ends_near_a_tenth() -> None:
 
 
 def test_ours_goes_up_quickly_and_straight_down() -> None:
-    net = copy.deepcopy(small_detector().net)
+    net = copy.deepcopy(make_small_detector().model)
     freeze(net, 3)
-    muon, adam = optimisers_of(net, default())
-    assert isinstance(muon, KernelMuon)
+    muon, adam = build_finetune_optimizers(net, default_finetune_recipe())
+    assert isinstance(muon, Muon)
     assert [tuple(kernel.shape) for kernel in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)] * 2
     # The head's kernel, two weights of normalisation, three biases.
     assert len(adam.param_groups[0]["params"]) == 6
-    schedule = schedule_of(default(), [muon, adam], 5, 8)
-    factors = [schedule(update)[0][0]["lr"] / default().learning_rate for update in range(40)]
+    schedule = finetune_lr_schedule(default_finetune_recipe(), [muon, adam], 5, 8)
+    factors = [schedule(update)[0][0]["lr"] / default_finetune_recipe().lr for update in range(40)]
     assert factors[:4] == pytest.approx([(update + 0.5) / 4 * 1.0 for update in range(4)], abs=0.02)
     assert factors[4:] == pytest.approx([(39.5 - update) / 36 for update in range(4, 40)])
 
 
 def test_with_all_but_the_heads_frozen_there_is_nothing_for_muon() -> None:
-    net = copy.deepcopy(small_detector().net)
+    net = copy.deepcopy(make_small_detector().model)
     freeze(net, 5)
-    (adam,) = optimisers_of(net, default())
+    (adam,) = build_finetune_optimizers(net, default_finetune_recipe())
     assert isinstance(adam, torch.optim.AdamW)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, DetectorNet, Kind
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, DarknetModel, Variant
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.transfer import OldNet, Opinion, with_classes
-from detector_fixtures import small_detector
+from chromabox.detect.training.transfer import Teacher, TeacherOutput, replace_heads
+from detector_fixtures import make_small_detector
 
 SIZE = 64
 #: Picture, class, centre, sides: one of the new class, alone in the first of two pictures.
@@ -21,11 +21,11 @@ OLD = 3
 KINDS = pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_6], ids=lambda kind: kind.decode)
 
 
-def learning(kind: Kind) -> tuple[DetectorNet, OldNet]:
+def learning(kind: Variant) -> tuple[DarknetModel, Teacher]:
     """A net with a fourth class, and beside it what it was."""
-    trained = with_classes(small_detector(kind), ["newt"], keep_old=True)
+    trained = replace_heads(make_small_detector(kind), ["newt"], keep_old_classes=True)
     loss = DetectionLoss(trained.architecture, kind, OLD + 1, size=SIZE, recipe="default")
-    return copy.deepcopy(trained.net).train(), OldNet(trained.net, OLD, loss)
+    return copy.deepcopy(trained.model).train(), Teacher(trained.model, OLD, loss)
 
 
 def views() -> torch.Tensor:
@@ -36,7 +36,7 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def box_of(t: list[float], anchor: tuple[float, float], row: int, column: int, kind: Kind) -> tuple[float, ...]:
+def box_of(t: list[float], anchor: tuple[float, float], row: int, column: int, kind: Variant) -> tuple[float, ...]:
     """Corners in pixels by the formulas of the kind, stride 32."""
     if kind.decode == "exp":
         x, y = sigmoid(t[0]) + column, sigmoid(t[1]) + row
@@ -53,16 +53,16 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 @KINDS
-def test_it_is_as_sure_as_its_objectness_where_nothing_is_marked(kind: Kind) -> None:
+def test_it_is_as_sure_as_its_objectness_where_nothing_is_marked(kind: Variant) -> None:
     net, old = learning(kind)
-    opinion = old.look({-1: views()}, 0, TARGETS)
-    (head,), (sure,) = opinion.heads, opinion.sure
-    torch.testing.assert_close(head, old.net(views())[0])
-    anchors = net.architecture.yolos[0].own_anchors
+    opinion = old.predict({-1: views()}, 0, TARGETS)
+    (head,), (sure,) = opinion.heads, opinion.objectness
+    torch.testing.assert_close(head, old.model(views())[0])
+    anchors = net.architecture.yolo_layers[0].head_anchors
     marked = (16 - 0.45 * 64, 16 - 0.45 * 64, 16 + 0.45 * 64, 16 + 0.45 * 64)
-    (learnt,) = old.loss.places([head], TARGETS)
+    (learnt,) = old.loss.assign([head], TARGETS)
     places = set(
-        zip(*(part.tolist() for part in (learnt.picture, learnt.anchor, learnt.row, learnt.column)), strict=True)
+        zip(*(part.tolist() for part in (learnt.image, learnt.anchor, learnt.row, learnt.column)), strict=True)
     )
     silent = 0
     for picture, anchor, row, column in np.ndindex(*sure.shape):
@@ -75,8 +75,8 @@ def test_it_is_as_sure_as_its_objectness_where_nothing_is_marked(kind: Kind) -> 
     assert places
 
 
-def slow_distances(output: torch.Tensor, opinion: Opinion, kind: Kind) -> dict[str, float]:
-    (head,), (sure,) = opinion.heads, opinion.sure
+def slow_distances(output: torch.Tensor, opinion: TeacherOutput, kind: Variant) -> dict[str, float]:
+    (head,), (sure,) = opinion.heads, opinion.objectness
     box = category = total = 0.0
     for picture, anchor, row, column in np.ndindex(*sure.shape):
         weight = sure[picture, anchor, row, column].item()
@@ -96,38 +96,38 @@ def slow_distances(output: torch.Tensor, opinion: Opinion, kind: Kind) -> dict[s
 
 
 @KINDS
-def test_distances_are_those_of_the_loops(kind: Kind) -> None:
+def test_distances_are_those_of_the_loops(kind: Variant) -> None:
     _, old = learning(kind)
-    opinion = old.look({-1: views()}, 0, TARGETS)
+    opinion = old.predict({-1: views()}, 0, TARGETS)
     outputs = [
         head + 0.5 * torch.randn(head.shape, generator=torch.Generator().manual_seed(2)) for head in opinion.heads
     ]
-    found = {name: value.item() for name, value in old.distances(outputs, opinion).items()}
+    found = {name: value.item() for name, value in old.distillation_loss(outputs, opinion).items()}
     assert found == pytest.approx(slow_distances(outputs[0], opinion, kind), rel=1e-5)
     assert all(value > 0 for value in found.values())
 
 
 @KINDS
-def test_who_says_the_same_is_not_far_but_for_new_classes(kind: Kind) -> None:
+def test_who_says_the_same_is_not_far_but_for_new_classes(kind: Variant) -> None:
     _, old = learning(kind)
-    opinion = old.look({-1: views()}, 0, TARGETS)
+    opinion = old.predict({-1: views()}, 0, TARGETS)
     outputs = [head.clone() for head in opinion.heads]
     outputs[0][:, :, 5 + OLD] = -40
-    found = old.distances(outputs, opinion)
+    found = old.distillation_loss(outputs, opinion)
     assert found["old_box"].item() == 0
     assert found["old_class"].item() == pytest.approx(0, abs=1e-6)
     outputs[0][:, :, 5 + OLD] = 1
-    assert old.distances(outputs, opinion)["old_class"].item() > 0.01
+    assert old.distillation_loss(outputs, opinion)["old_class"].item() > 0.01
 
 
 @KINDS
-def test_background_is_to_be_as_sure_as_the_old_net(kind: Kind) -> None:
+def test_background_is_to_be_as_sure_as_the_old_net(kind: Variant) -> None:
     """Where nothing is marked, the slope of objectness is σ(t) less the old net's: none for who says the same."""
     _, old = learning(kind)
-    opinion = old.look({-1: views()}, 0, torch.zeros(0, 6))
+    opinion = old.predict({-1: views()}, 0, torch.zeros(0, 6))
     outputs = [head.clone().requires_grad_() for head in opinion.heads]
-    old.loss(outputs, torch.zeros(0, 6), opinion.sure)["objectness"].backward()
-    torch.testing.assert_close(outputs[0].grad[:, :, 4], torch.zeros_like(opinion.sure[0]), rtol=0, atol=1e-7)
+    old.loss(outputs, torch.zeros(0, 6), opinion.objectness)["objectness"].backward()
+    torch.testing.assert_close(outputs[0].grad[:, :, 4], torch.zeros_like(opinion.objectness[0]), rtol=0, atol=1e-7)
     alone = [head.clone().requires_grad_() for head in opinion.heads]
     old.loss(alone, torch.zeros(0, 6))["objectness"].backward()
     assert (alone[0].grad[:, :, 4] > 0).all()
@@ -135,8 +135,8 @@ def test_background_is_to_be_as_sure_as_the_old_net(kind: Kind) -> None:
 
 def test_what_is_marked_is_learnt_as_without_the_old_net() -> None:
     _, old = learning(DARKNET)
-    opinion = old.look({-1: views()}, 0, TARGETS)
-    with_it, without = old.loss(opinion.heads, TARGETS, opinion.sure), old.loss(opinion.heads, TARGETS)
+    opinion = old.predict({-1: views()}, 0, TARGETS)
+    with_it, without = old.loss(opinion.heads, TARGETS, opinion.objectness), old.loss(opinion.heads, TARGETS)
     assert with_it["box"] == without["box"]
     assert with_it["class"] == without["class"]
     assert with_it["objectness"] != without["objectness"]
@@ -144,7 +144,7 @@ def test_what_is_marked_is_learnt_as_without_the_old_net() -> None:
 
 def test_the_old_net_is_not_taught() -> None:
     net, old = learning(DARKNET)
-    opinion = old.look({-1: views()}, 0, TARGETS)
-    sum(old.distances(net(views()), opinion).values()).backward()
+    opinion = old.predict({-1: views()}, 0, TARGETS)
+    sum(old.distillation_loss(net(views()), opinion).values()).backward()
     assert net.layers[5].convolution.weight.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in old.net.parameters())
+    assert all(parameter.grad is None for parameter in old.model.parameters())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.data.dataset import COCO_CLASSES, class_names
+from chromabox.detect.data.dataset import COCO_CLASSES, default_class_names
 from chromabox.detect.models.architecture import (
     Architecture,
     Convolution,
@@ -20,14 +20,14 @@ from chromabox.detect.models.architecture import (
     Yolo,
     yolov3_tiny,
 )
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, DetectorNet
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.convert import convert_weights
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import (
-    TrainedDetector,
+    Detector,
     architecture_as_json,
     architecture_from_json,
-    fetch_detector,
+    download_pretrained,
     load_detector,
     save_detector,
     write_darknet,
@@ -70,7 +70,7 @@ def weights(tmp_path: Path) -> Path:
 def test_darknets_order(weights: Path) -> None:
     darknet_file(weights, np.arange(NUMBERS))
     trained = load_detector(weights)
-    first, second, last = (trained.net.layers[index] for index in (0, 1, 6))
+    first, second, last = (trained.model.layers[index] for index in (0, 1, 6))
     assert isinstance(first, ConvolutionLayer)
     assert isinstance(second, ConvolutionLayer)
     assert isinstance(last, ConvolutionLayer)
@@ -88,25 +88,25 @@ def test_darknets_order(weights: Path) -> None:
     assert second.norm.bias[0] == 124
     assert last.convolution.bias.tolist() == list(range(212, 226))
     assert last.convolution.weight.flatten().tolist() == list(range(226, 338))
-    assert not trained.net.training
-    assert (trained.kind, trained.size, trained.classes) == (DARKNET, 32, ("class 0", "class 1"))
-    assert trained.description["source"] == {"file": "net.weights", "seen": 5}
+    assert not trained.model.training
+    assert (trained.variant, trained.size, trained.classes) == (DARKNET, 32, ("class 0", "class 1"))
+    assert trained.metadata["source"] == {"file": "net.weights", "seen": 5}
 
 
 def test_written_weights_are_the_file_that_was_read(weights: Path, tmp_path: Path) -> None:
     trained = load_detector(weights)
-    write_darknet(tmp_path / "again.weights", trained.net, seen=5)
+    write_darknet(tmp_path / "again.weights", trained.model, seen=5)
     assert (tmp_path / "again.weights").read_bytes() == weights.read_bytes()
 
 
 @torch.no_grad()
 def test_our_own_form_says_everything(weights: Path, tmp_path: Path) -> None:
-    read = load_detector(weights, classes=["cat", "dog"], kind=ULTRALYTICS_9_6)
+    read = load_detector(weights, classes=["cat", "dog"], variant=ULTRALYTICS_9_6)
     save_detector(tmp_path / "own.safetensors", read)
     again = load_detector(tmp_path / "own.safetensors")
-    assert (again.architecture, again.kind, again.classes, again.size) == (NET, ULTRALYTICS_9_6, ("cat", "dog"), 32)
+    assert (again.architecture, again.variant, again.classes, again.size) == (NET, ULTRALYTICS_9_6, ("cat", "dog"), 32)
     images = torch.rand(1, 3, 32, 32)
-    torch.testing.assert_close(again.net(images), read.net(images), rtol=0, atol=0)
+    torch.testing.assert_close(again.model(images), read.model(images), rtol=0, atol=0)
     said = json.loads((tmp_path / "own.json").read_text())
     assert said["kind"]["activation"] == "silu"
     assert said["kind"]["epsilon"] == 1e-3
@@ -141,10 +141,10 @@ def test_numbers_that_are_none_are_refused(weights: Path) -> None:
 @pytest.mark.parametrize("classes", [80, 1, 20])
 def test_known_nets_are_known_by_their_count(tmp_path: Path, classes: int) -> None:
     net = yolov3_tiny(classes)
-    path = darknet_file(tmp_path / "some.weights", np.full(net.numbers, 0.5))
+    path = darknet_file(tmp_path / "some.weights", np.full(net.num_weights, 0.5))
     assert load_detector(path).architecture == net
     assert load_detector(path, architecture="yolov3-tiny").architecture == net
-    assert load_detector(path, kind=ULTRALYTICS_9_0).architecture.yolos[1].mask == (0, 1, 2)
+    assert load_detector(path, variant=ULTRALYTICS_9_0).architecture.yolo_layers[1].mask == (0, 1, 2)
     with pytest.raises(ChromaboxError, match=r"of no net known by count \(yolov3 with 80 classes needs 62,001,757\)"):
         load_detector(path, architecture="yolov3")
     write_cfg(NET, tmp_path / "net.cfg")
@@ -181,9 +181,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="not a darknet weights file"):
         load_detector(tmp_path / "a.weights")
     with pytest.raises(UsageError, match="yolov9: no published weights have that name"):
-        fetch_detector("yolov9")
+        download_pretrained("yolov9")
     with pytest.raises(UsageError, match=r"a\.pth: our own weights are written to a .safetensors file"):
-        save_detector(tmp_path / "a.pth", TrainedDetector(DetectorNet(NET, DARKNET), ("a", "b"), 32, {}))
+        save_detector(tmp_path / "a.pth", Detector(DarknetModel(NET, DARKNET), ("a", "b"), 32, {}))
 
 
 def test_checkpoints_of_something_else_are_refused(weights: Path, tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_checkpoints_of_something_else_are_refused(weights: Path, tmp_path: Path
     trained = load_detector(weights)
     save_detector(tmp_path / "own.safetensors", trained)
     with pytest.raises(UsageError, match="its weights are of kind darknet, not ultralytics"):
-        load_detector(tmp_path / "own.safetensors", kind=ULTRALYTICS_9_0)
+        load_detector(tmp_path / "own.safetensors", variant=ULTRALYTICS_9_0)
     with pytest.raises(UsageError, match="says its architecture itself"):
         load_detector(tmp_path / "own.safetensors", architecture="yolov3")
-    wrong = TrainedDetector(trained.net, ("a", "b", "c"), 32, {})
+    wrong = Detector(trained.model, ("a", "b", "c"), 32, {})
     save_detector(tmp_path / "wrong.safetensors", wrong)
     with pytest.raises(UsageError, match="3 different names are given; the weights know 2"):
         load_detector(tmp_path / "wrong.safetensors")
@@ -216,11 +216,11 @@ def test_a_checkpoint_cannot_name_other_things_than_layers(layer: str) -> None:
 
 def test_conversion_there_and_back(weights: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    own = convert_weights(str(weights), say=said.append)
+    own = convert_weights(str(weights), log=said.append)
     assert own == tmp_path / "net.safetensors"
     assert said[0] == "net from net.weights: 8 layers, 338 numbers, 2 classes, kind darknet"
     assert "self-test left out" in said[1]
-    back = convert_weights(str(own), tmp_path / "new" / "back.weights", say=said.append)
+    back = convert_weights(str(own), tmp_path / "new" / "back.weights", log=said.append)
     assert back.read_bytes() == weights.read_bytes()
     assert replace(load_detector(back).architecture, name="net") == NET
 
@@ -232,18 +232,18 @@ def test_conversion_there_and_back(weights: Path, tmp_path: Path) -> None:
 def test_conversion_into_the_wrong_place(weights: Path, tmp_path: Path, output: str, sentence: str) -> None:
     before = weights.read_bytes()
     with pytest.raises(UsageError, match=sentence):
-        convert_weights(str(weights), tmp_path / output, say=lambda line: None)
+        convert_weights(str(weights), tmp_path / output, log=lambda line: None)
     assert weights.read_bytes() == before
 
 
 def test_untrained_weights_fail_the_self_test(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = DetectorNet(yolov3_tiny(), DARKNET)
+    net = DarknetModel(yolov3_tiny(), DARKNET)
     write_darknet(tmp_path / "random.weights", net)
     with pytest.raises(ChromaboxError, match=r"fails the self-test .* the weights are of another net"):
-        convert_weights(str(tmp_path / "random.weights"), say=lambda line: None)
+        convert_weights(str(tmp_path / "random.weights"), log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["random.weights"]
-    assert convert_weights(str(tmp_path / "random.weights"), test=False, say=lambda line: None).is_file()
+    assert convert_weights(str(tmp_path / "random.weights"), run_sanity_check=False, log=lambda line: None).is_file()
 
 
 def test_class_names() -> None:
@@ -254,4 +254,4 @@ def test_class_names() -> None:
         "dog",
         "toothbrush",
     )
-    assert class_names(2) == ("class 0", "class 1")
+    assert default_class_names(2) == ("class 0", "class 1")

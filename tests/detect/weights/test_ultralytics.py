@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chromabox.detect.models.architecture import Convolution, yolov3
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, Kind
+from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, Variant
 from chromabox.detect.weights.load import load_detector, save_detector, write_darknet
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.errors import ChromaboxError, UsageError
@@ -106,21 +106,23 @@ def saved(path: Path, act: type[nn.Module], names: object = NAMES) -> Model:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("act", "kind"), [(nn.LeakyReLU, ULTRALYTICS_9_0), (nn.SiLU, ULTRALYTICS_9_6)])
-def test_a_net_of_theirs_computes_the_same(as_theirs: None, tmp_path: Path, act: type[nn.Module], kind: Kind) -> None:
+def test_a_net_of_theirs_computes_the_same(
+    as_theirs: None, tmp_path: Path, act: type[nn.Module], kind: Variant
+) -> None:
     model = saved(tmp_path / "best.pt", act)
     trained = load_detector(tmp_path / "best.pt")
-    assert trained.kind == kind
+    assert trained.variant == kind
     assert trained.classes == ("cat", "dog")
-    assert [yolo.mask for yolo in trained.architecture.yolos] == [(3, 4, 5), (0, 1, 2)]
-    assert trained.architecture.yolos[0].own_anchors == ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0))
+    assert [yolo.mask for yolo in trained.architecture.yolo_layers] == [(3, 4, 5), (0, 1, 2)]
+    assert trained.architecture.yolo_layers[0].head_anchors == ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0))
     images = torch.rand(1, 3, 96, 64)
-    torch.testing.assert_close(trained.net(images), model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.model(images), model(images), rtol=1e-4, atol=1e-5)
     save_detector(tmp_path / "own.safetensors", trained)
     again = load_detector(tmp_path / "own.safetensors")
-    assert (again.kind, again.classes, again.architecture) == (kind, trained.classes, trained.architecture)
-    torch.testing.assert_close(again.net(images), trained.net(images), rtol=0, atol=0)
+    assert (again.variant, again.classes, again.architecture) == (kind, trained.classes, trained.architecture)
+    torch.testing.assert_close(again.model(images), trained.model(images), rtol=0, atol=0)
     with pytest.raises(UsageError, match=rf"darknet cannot run weights of kind {kind.name}"):
-        write_darknet(tmp_path / "own.weights", trained.net)
+        write_darknet(tmp_path / "own.weights", trained.model)
 
 
 def test_names_as_a_dictionary_and_none(as_theirs: None, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_too_many_names(as_theirs: None, tmp_path: Path) -> None:
 def test_the_files_own_kind_is_not_talked_over(as_theirs: None, tmp_path: Path) -> None:
     saved(tmp_path / "a.pt", nn.SiLU)
     with pytest.raises(UsageError, match=r"its modules are of kind ultralytics-9\.6, not darknet"):
-        load_detector(tmp_path / "a.pt", kind=DARKNET)
+        load_detector(tmp_path / "a.pt", variant=DARKNET)
 
 
 @torch.no_grad()
@@ -147,9 +149,9 @@ def test_a_dictionary_of_tensors_needs_its_kind(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "a.pt")
     with pytest.raises(UsageError, match="does not say its kind"):
         load_detector(tmp_path / "a.pt")
-    trained = load_detector(tmp_path / "a.pt", kind=ULTRALYTICS_9_6, classes=NAMES)
+    trained = load_detector(tmp_path / "a.pt", variant=ULTRALYTICS_9_6, classes=NAMES)
     images = torch.rand(1, 3, 32, 32)
-    torch.testing.assert_close(trained.net(images), model.float().eval()(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained.model(images), model.float().eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def yolov3_state(classes: int) -> dict[str, Tensor]:
@@ -194,7 +196,7 @@ def test_the_convolutions_of_yolov3_find_their_places(tmp_path: Path) -> None:
     torch.save(yolov3_state(3), tmp_path / "a.pt")
     file = read_ultralytics(tmp_path / "a.pt", ULTRALYTICS_9_0)
     assert file.architecture.layers[:82] == yolov3(3).layers[:82]
-    assert file.architecture.yolos[0].own_anchors == ((32.0, 32.0),) * 3
+    assert file.architecture.yolo_layers[0].head_anchors == ((32.0, 32.0),) * 3
     plain = [layer for layer in file.architecture.layers if isinstance(layer, Convolution)]
     found = [given["bias"][0] for given in file.layers]
     # Heads come where darknet has them, coarse first; all others keep their order.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.weights.ultralytics import Inert, read_pickle
+from chromabox.detect.weights.ultralytics import OpaqueObject, load_untrusted
 from chromabox.errors import ChromaboxError
 
 
@@ -46,7 +46,7 @@ def test_tensors_and_containers_come_back(tmp_path: Path) -> None:
         "set": {1, 2},
     }
     torch.save(content, tmp_path / "a.pt")
-    found = read_pickle(tmp_path / "a.pt")
+    found = load_untrusted(tmp_path / "a.pt")
     expected = torch.load(tmp_path / "a.pt", weights_only=True)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -60,14 +60,14 @@ def test_tensors_and_containers_come_back(tmp_path: Path) -> None:
 def test_modules_are_bags_of_their_attributes(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4, eps=1e-3), torch.nn.SiLU())
     torch.save({"model": net, "best_fitness": np.float64(0.5), "array": np.arange(3)}, tmp_path / "a.pt")
-    model = read_pickle(tmp_path / "a.pt")["model"]
-    assert isinstance(model, Inert)
+    model = load_untrusted(tmp_path / "a.pt")["model"]
+    assert isinstance(model, OpaqueObject)
     assert not isinstance(model, torch.nn.Module)
     assert model.class_name == "torch.nn.modules.container.Sequential"
-    assert list(model.parts) == ["0", "1", "2"]
-    assert list(model.parts["1"].parts) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
-    assert model.parts["1"].attributes["eps"] == 1e-3
-    torch.testing.assert_close(model.parts["0"].parts["weight"], net[0].weight.data)
+    assert list(model.children) == ["0", "1", "2"]
+    assert list(model.children["1"].parts) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert model.children["1"].attributes["eps"] == 1e-3
+    torch.testing.assert_close(model.children["0"].parts["weight"], net[0].weight.data)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -85,7 +85,7 @@ def test_what_would_run_code_is_refused_and_not_run(tmp_path: Path, name: str, p
     }
     torch.save({"model": Runs(*calls[name])}, tmp_path / "a.pt", pickle_protocol=protocol)
     with pytest.raises(ChromaboxError, match=r"a\.pt: refused: it would run \S+; only tensors"):
-        read_pickle(tmp_path / "a.pt")
+        load_untrusted(tmp_path / "a.pt")
     assert not mark.exists()
 
 
@@ -114,7 +114,7 @@ def archive_of(path: Path, members: dict[str, bytes]) -> Path:
 def test_files_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(ChromaboxError, match=rf"a\.pt: {sentence}"):
-        read_pickle(tmp_path / "a.pt")
+        load_untrusted(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_files_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> N
 )
 def test_archives_that_are_none(tmp_path: Path, members: dict[str, bytes], sentence: str) -> None:
     with pytest.raises(ChromaboxError, match=rf"a\.pt: .*{sentence}"):
-        read_pickle(archive_of(tmp_path / "a.pt", members))
+        load_untrusted(archive_of(tmp_path / "a.pt", members))
 
 
 def test_a_missing_file_and_a_missing_storage(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match=r"none\.pt: cannot be read \(No such file"):
-        read_pickle(tmp_path / "none.pt")
+        load_untrusted(tmp_path / "none.pt")
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         kept = {name: archive.read(name) for name in archive.namelist()}
     short = {name: content[:4] if "/data/" in name else content for name, content in kept.items()}
     with pytest.raises(ChromaboxError, match="holds 1 numbers of 3"):
-        read_pickle(archive_of(tmp_path / "short.pt", short))
+        load_untrusted(archive_of(tmp_path / "short.pt", short))
     without = {name: content for name, content in kept.items() if "/data/" not in name}
     with pytest.raises(ChromaboxError, match="broken PyTorch file"):
-        read_pickle(archive_of(tmp_path / "without.pt", without))
+        load_untrusted(archive_of(tmp_path / "without.pt", without))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from chromabox.report.document.write import write_html
-from report_fixtures import write_up
+from report_fixtures import make_sample_document
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -35,7 +35,7 @@ TEXTS_AND_GROUNDS = """() => [...document.querySelectorAll("main *, header *, na
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return write_html(write_up(folder), folder / "report <&> é.html")
+    return write_html(make_sample_document(folder), folder / "report <&> é.html")
 
 
 @pytest.fixture(scope="module")

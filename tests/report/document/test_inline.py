@@ -6,59 +6,59 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chromabox.report.document.inline import Span, clean, plain, spans, with_links
+from chromabox.report.document.inline import Inline, parse_inline, parse_links, strip_control_chars, to_text
 from chromabox.report.document.model import Number, Text
 
 TWO = Number(2.0, "a.json: two", ".1f", 0.5)
 
 
 def test_numbers_code_and_words_stand_apart() -> None:
-    found = spans(Text("Of `{n}` and `a{{b}}` it is {n}.", {"n": TWO}))
+    found = parse_inline(Text("Of `{n}` and `a{{b}}` it is {n}.", {"n": TWO}))
     assert found == [
-        Span("Of "),
-        Span("2.0 ± 0.5", code=True, number=TWO),
-        Span(" and "),
-        Span("a{b}", code=True),
-        Span(" it is "),
-        Span("2.0 ± 0.5", number=TWO),
-        Span("."),
+        Inline("Of "),
+        Inline("2.0 ± 0.5", code=True, number=TWO),
+        Inline(" and "),
+        Inline("a{b}", code=True),
+        Inline(" it is "),
+        Inline("2.0 ± 0.5", number=TWO),
+        Inline("."),
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a ` b", [Span("a "), Span("` b")]),
-        ("`a` ` b", [Span("a", code=True), Span(" "), Span("` b")]),
+        ("a ` b", [Inline("a "), Inline("` b")]),
+        ("`a` ` b", [Inline("a", code=True), Inline(" "), Inline("` b")]),
         ("``", []),
         ("", []),
-        ("two\nlines", [Span("two lines")]),
-        ("{no} number", [Span("{no} number")]),
+        ("two\nlines", [Inline("two lines")]),
+        ("{no} number", [Inline("{no} number")]),
     ],
 )
-def test_edges(text: str, expected: list[Span]) -> None:
-    assert spans(text) == expected
+def test_edges(text: str, expected: list[Inline]) -> None:
+    assert parse_inline(text) == expected
 
 
 def test_no_line_ends_before_a_percent_sign() -> None:
-    assert plain(spans(Text("{n} % of {n} px", {"n": TWO}))) == "2.0 ± 0.5\u00a0% of 2.0 ± 0.5 px"
+    assert to_text(parse_inline(Text("{n} % of {n} px", {"n": TWO}))) == "2.0 ± 0.5\u00a0% of 2.0 ± 0.5 px"
 
 
 def test_addresses_become_links_without_the_full_stop_behind() -> None:
-    found = with_links("A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: `https://code`.")
+    found = parse_links("A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: `https://code`.")
     assert [span.link for span in found if span.link] == ["https://a.b/c_d", "http://x.y/z?q=1"]
-    assert plain(found) == "A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: https://code."
+    assert to_text(found) == "A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: https://code."
 
 
 @given(st.text(st.characters(exclude_characters="`\n\r", exclude_categories=["Cc", "Cs", "Cn"])))
 def test_no_word_is_lost(text: str) -> None:
-    assert plain(spans(text)) == plain(with_links(text)) == text
+    assert to_text(parse_inline(text)) == to_text(parse_links(text)) == text
 
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_clean_text_can_be_written_and_shown(text: str) -> None:
-    cleaned = clean(text)
+    cleaned = strip_control_chars(text)
     cleaned.encode("utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", cleaned)
-    assert clean(cleaned) == cleaned
+    assert strip_control_chars(cleaned) == cleaned
     assert len(cleaned) == len(text.replace("\r\n", "\n"))

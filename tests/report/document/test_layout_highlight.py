@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chromabox.report.document import layout as highlight
-from chromabox.report.document.inline import clean
-from chromabox.report.document.layout import coloured_lines
+from chromabox.report.document.inline import strip_control_chars
+from chromabox.report.document.layout import highlight_lines
 from chromabox.report.document.model import Code
 
 
 def text_of(code: Code) -> str:
-    return "\n".join("".join(text for _, text in line) for line in coloured_lines(code))
+    return "\n".join("".join(text for _, text in line) for line in highlight_lines(code))
 
 
 def test_kinds_agree_with_pythons_tokeniser() -> None:
     source = Path(highlight.__file__).read_text(encoding="utf-8")
     kinds = {"comment": "", "keyword": "", "string": ""}
-    for line in coloured_lines(Code(source)):
+    for line in highlight_lines(Code(source)):
         for kind, text in line:
             if kind in kinds:
                 kinds[kind] += text
@@ -43,4 +43,4 @@ def test_lines_are_the_sources_lines() -> None:
     st.text(st.characters(exclude_characters="\t")), st.sampled_from(["python", "sql", "no such", "", "bash", "json"])
 )
 def test_any_text_in_any_language_is_kept(source: str, language: str) -> None:
-    assert text_of(Code(source, language)) == clean(source).strip("\n")
+    assert text_of(Code(source, language)) == strip_control_chars(source).strip("\n")

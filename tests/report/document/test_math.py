@@ -36,7 +36,7 @@ from sympy import (
     symbols,
 )
 
-from chromabox.report.document.math import mathml, typst_math, unbreakable
+from chromabox.report.document.math import split_at_operators, to_mathml, to_typst
 
 A, B, NIC = symbols("a b NIC", positive=True)
 VALUES = {"a": 1.75, "b": 3.5, "NIC": 2.25, "e": math.e, "log": math.log, "floor": math.floor, "ceil": math.ceil}
@@ -90,8 +90,8 @@ def evaluate(python: str) -> float:
 
 
 def read_back(expression: Expr) -> tuple[float, float]:
-    tree = ElementTree.fromstring(f"<math>{mathml(expression)}</math>")
-    return evaluate(of_mathml(tree)), evaluate(of_typst(typst_math(expression)))
+    tree = ElementTree.fromstring(f"<math>{to_mathml(expression)}</math>")
+    return evaluate(of_mathml(tree)), evaluate(of_typst(to_typst(expression)))
 
 
 LEAVES = st.sampled_from(
@@ -174,7 +174,7 @@ def test_what_sympys_own_printer_gets_wrong() -> None:
     ],
 )
 def test_typst(expression: Expr, expected: str) -> None:
-    assert typst_math(expression) == expected
+    assert to_typst(expression) == expected
 
 
 def test_mathml_is_well_formed_and_holds_names_as_given() -> None:
@@ -183,7 +183,7 @@ def test_mathml_is_well_formed_and_holds_names_as_given() -> None:
         + Sum(Indexed("x", A), (A, 1, B))
         + Abs(Symbol("z"))
     )
-    tree = ElementTree.fromstring(f"<math>{mathml(strange)}</math>")
+    tree = ElementTree.fromstring(f"<math>{to_mathml(strange)}</math>")
     names = {one.text for one in tree.iter("mi")}
     assert {"<&>", "beta"} <= names
     assert [one[0].text for one in tree.iter("munderover")] == ["∑"]
@@ -191,6 +191,6 @@ def test_mathml_is_well_formed_and_holds_names_as_given() -> None:
 
 
 def test_lines_can_end_at_signs_outside_fractions_and_quotes() -> None:
-    notation = typst_math(A * (B + 1) ** 2 - floor(A + B) + Symbol('+"(') / (A + B))
+    notation = to_typst(A * (B + 1) ** 2 - floor(A + B) + Symbol('+"(') / (A + B))
     expected = ['"a"', '\\("b"', '"1"\\)^("2")', '⌊"a"+"b"⌋', 'frac("+\\"(","a"+"b")']
-    assert sorted(unbreakable(notation)) == sorted(expected)
+    assert sorted(split_at_operators(notation)) == sorted(expected)

@@ -12,10 +12,10 @@ from PIL import Image
 from sympy import Symbol
 
 from chromabox.errors import ChromaboxError
-from chromabox.report.document.inline import clean
-from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
-from chromabox.report.document.write import LARGEST, write_html
-from report_fixtures import write_up
+from chromabox.report.document.inline import strip_control_chars
+from chromabox.report.document.model import Code, Document, Figure, Formula, MissingRun, Number, Section, Table, Text
+from chromabox.report.document.write import MAX_PAGE_BYTES, write_html
+from report_fixtures import make_sample_document
 
 VOID = {"meta", "link", "img"}
 
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    return write_up(tmp_path_factory.mktemp("figures"))
+    return make_sample_document(tmp_path_factory.mktemp("figures"))
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +112,13 @@ def test_text_is_text_and_never_markup(tmp_path: Path, text: str, key: str) -> N
     number = Number(1.5, text)
     blocks = [
         Text(braced + "{n}", {"n": number}), Table(text, [text], [[text], [number]]), Code(text), Code(text, text),
-        Missing(text, text), Formula(text, Symbol(text or "x")),
+        MissingRun(text, text), Formula(text, Symbol(text or "x")),
     ]  # fmt: skip
     sections = [Section(key, text, text, blocks), Section(key, text, "", [])]
     page = Page(write_html(Document(text, [], sections, [text], {text: text}), tmp_path / "any.html"))
-    squeezed = "".join(clean(text).split())
+    squeezed = "".join(strip_control_chars(text).split())
     assert "".join(page.text.split()).count(squeezed) >= 12
-    assert {one["title"] for one in page.all("data") if "title" in one} == {clean(text)}
+    assert {one["title"] for one in page.all("data") if "title" in one} == {strip_control_chars(text)}
     assert len(page.all("script")) == 1
     assert len(page.all("section")) == len(sections) + 2
 
@@ -131,14 +131,14 @@ def test_large_pictures_are_made_smaller_and_captions_say_so(tmp_path: Path) -> 
         figures.append(Figure(tmp_path / f"{index}.png", f"Noise {index}."))
     before = (tmp_path / "0.png").read_bytes()
     document = Document("t", figures, [], [], {})
-    path = write_html(document, tmp_path / "report.html", largest=400_000)
+    path = write_html(document, tmp_path / "report.html", max_bytes=400_000)
     assert path.stat().st_size <= 400_000
     page = Page(path)
     assert page.text.count("(shown in 256 colours and ") == 3
     assert {(one["width"], one["height"]) for one in page.all("img")} == {("500", "300")}
     assert (tmp_path / "0.png").read_bytes() == before
     whole = write_html(document, tmp_path / "whole.html")
-    assert whole.stat().st_size <= LARGEST
+    assert whole.stat().st_size <= MAX_PAGE_BYTES
 
 
 def test_a_broken_figure_leaves_the_page_as_it_was(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.report.document.model import Document, Missing, Number, Section, Text
-from chromabox.report.document.write import write_numbers
-from report_fixtures import write_up
+from chromabox.report.document.model import Document, MissingRun, Number, Section, Text
+from chromabox.report.document.write import write_numbers_json
+from report_fixtures import make_sample_document
 
 
 def test_every_number_is_there(tmp_path: Path) -> None:
-    document = write_up(tmp_path)
-    content = json.loads(write_numbers(document, tmp_path / "report.json").read_text(encoding="utf-8"))
+    document = make_sample_document(tmp_path)
+    content = json.loads(write_numbers_json(document, tmp_path / "report.json").read_text(encoding="utf-8"))
     assert content["title"] == document.title
-    assert content["about"] == document.about
+    assert content["about"] == document.metadata
     assert len(content["numbers"]) == len(list(document.numbers())) > 300
     assert content["numbers"][0] == {
         "section": "",
@@ -32,21 +32,21 @@ def test_every_number_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "printed"), [(math.nan, "–"), (math.inf, "∞"), (-math.inf, "−∞")])
 def test_what_json_has_no_word_for_is_null(tmp_path: Path, value: float, printed: str) -> None:
-    document = Document("t", [Text("{n}", {"n": Number(value, "s", spread=math.nan)})], [], [], {})
-    text = write_numbers(document, tmp_path / "report.json").read_text(encoding="utf-8")
+    document = Document("t", [Text("{n}", {"n": Number(value, "s", std=math.nan)})], [], [], {})
+    text = write_numbers_json(document, tmp_path / "report.json").read_text(encoding="utf-8")
     [number] = json.loads(text, parse_constant=pytest.fail)["numbers"]
     assert (number["value"], number["spread"], number["printed"]) == (None, None, printed)
 
 
 def test_names_that_cannot_be_written_are_made_so(tmp_path: Path) -> None:
-    section = Section("A", "", "", [Missing("a\udcff", "b\x00 é")])
+    section = Section("A", "", "", [MissingRun("a\udcff", "b\x00 é")])
     document = Document("t\ud800", [], [section], [], {"file": "odd\udc80name"})
-    content = json.loads(write_numbers(document, tmp_path / "report.json").read_bytes())
+    content = json.loads(write_numbers_json(document, tmp_path / "report.json").read_bytes())
     assert content["about"] == {"file": "odd�name"}
     assert content["missing"] == [{"section": "A", "what": "a�", "command": "b� é"}]
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        write_numbers(Document("", [], [], [], {}), tmp_path / "no" / "report.json")
+        write_numbers_json(Document("", [], [], [], {}), tmp_path / "no" / "report.json")
     assert list(tmp_path.iterdir()) == []

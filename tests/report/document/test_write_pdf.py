@@ -14,9 +14,9 @@ from PIL import Image
 from sympy import Symbol, symbols
 
 from chromabox.errors import ChromaboxError
-from chromabox.report.document.model import Code, Document, Figure, Formula, Missing, Number, Section, Table, Text
+from chromabox.report.document.model import Code, Document, Figure, Formula, MissingRun, Number, Section, Table, Text
 from chromabox.report.document.write import write_pdf
-from report_fixtures import write_up
+from report_fixtures import make_sample_document
 
 MILLIMETRE = 72 / 25.4
 #: What the embedded fonts are known to hold: Latin, Greek, Cyrillic and signs. Backticks are not shown, they set code.
@@ -63,18 +63,18 @@ def pictures(path: Path, scale: float = 2.0) -> list[UInt8[np.ndarray, "height w
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
     folder = tmp_path_factory.mktemp("paper")
-    document = write_up(folder)
+    document = make_sample_document(folder)
     return document, write_pdf(document, folder / "report.pdf")
 
 
-def one_part(*blocks: Text | Table | Figure | Formula | Code | Missing) -> Document:
+def one_part(*blocks: Text | Table | Figure | Formula | Code | MissingRun) -> Document:
     return Document("A title", [], [Section("A.1", "Part", "What?", blocks)], [], {})
 
 
 def test_all_words_are_there(paper: tuple[Document, Path]) -> None:
     document, path = paper
     found = words(path)
-    expected = [document.title, *document.about, *document.about.values(), *document.references]
+    expected = [document.title, *document.metadata, *document.metadata.values(), *document.references]
     for section in document.sections:
         expected += [section.key, section.title, section.question.replace("`", "")]
         for block in section.blocks:
@@ -88,8 +88,8 @@ def test_all_words_are_there(paper: tuple[Document, Path]) -> None:
                 ]
             elif isinstance(block, Code):
                 expected += block.source.split("\n")
-            elif isinstance(block, Missing):
-                expected += [block.what, block.command]
+            elif isinstance(block, MissingRun):
+                expected += [block.description, block.command]
             elif isinstance(block, Figure):
                 expected.append(block.caption)
     missing = [text for text in expected if squeezed(text) not in found]
@@ -136,7 +136,7 @@ def test_words_are_words_and_never_markup(tmp_path: Path, texts: list[str]) -> N
             Text(text.replace("{", "{{").replace("}", "}}")),
             Table(text, [text], [[text]]),
             Code(text, "text"),
-            Missing(text, text),
+            MissingRun(text, text),
         )
     ]
     document = Document(
@@ -160,7 +160,7 @@ def test_any_text_can_be_typeset(tmp_path: Path, text: str) -> None:
         Table(text, [text], [[text]]),
         Code(text),
         Code(text, text),
-        Missing(text, text),
+        MissingRun(text, text),
         Formula(text, Symbol(text or "x") ** 2),
     ]
     document = Document(text, [], [Section(text, text, text, blocks)], [text], {text: text})
@@ -187,7 +187,7 @@ def test_long_words_break_in_every_place(tmp_path: Path) -> None:
         Text(f"See `{name}` and {name}."),
         Table(name, [name, "b"], [[name, name]]),
         Code(f"f('{name}')" + "a.b(c," * 80),
-        Missing(name, name),
+        MissingRun(name, name),
     ]
     path = write_pdf(
         Document(name, [], [Section(name[:60], name, name, blocks)], [name], {name: name}), tmp_path / "long.pdf"

@@ -13,56 +13,62 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from chromabox.assignment.analysis.gradients import LayerGradient, ablate_skips, layer_gradients, moved, net_at_start
+from chromabox.assignment.analysis.gradients import (
+    LayerGradient,
+    ablate_skips,
+    initial_model,
+    layer_gradients,
+    relative_weight_change,
+)
 from chromabox.assignment.analysis.predictions import (
-    Answers,
-    ByDistance,
+    AccuracyByEdgeDistance,
     Calibration,
-    DetailKept,
-    Vividness,
-    answer,
-    by_distance,
+    HighFrequencyStats,
+    Predictions,
+    VividColourStats,
+    accuracy_by_edge_distance,
     calibrate,
-    colour_maps,
-    detail_kept,
+    compare_high_frequencies,
     edge_distances,
     grey_edges,
+    label_colours,
+    predict,
+    vivid_colour_stats,
     vivid_colours,
-    vividness,
 )
-from chromabox.assignment.analysis.probing import Recovered, recover
-from chromabox.colour.data.datasets import Pictures
+from chromabox.assignment.analysis.probing import ProbeScores, probe_layers
+from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation import metrics
 from chromabox.colour.models.baselines import UNet
-from chromabox.colour.palette.palette import Palette, labels_to_rgb
-from chromabox.colour.training.train import Inputs, load_inputs, read_config
-from chromabox.colour.weights.checkpoint import load_palette_net
+from chromabox.colour.palette.palette import Palette, decode_labels
+from chromabox.colour.training.train import TrainInputs, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import load_palette_model
 
 #: Test pictures that the nets' answers are examined on.
-PICTURES = 500
+NUM_TEST_IMAGES = 500
 #: Training pictures that a probe is fitted on, and test pictures that it is judged on.
-FITTED, PROBED = 200, 200
+NUM_PROBE_TRAIN_IMAGES, NUM_PROBE_TEST_IMAGES = 200, 200
 #: Test pictures that a UNet is shown with its skips changed.
-ABLATED = 150
+NUM_ABLATION_IMAGES = 150
 #: Training batches that gradients are taken from.
-GRADIENT_BATCHES = 2
+NUM_GRADIENT_BATCHES = 2
 #: Bands of distance from the nearest edge, in pixels.
-BOUNDS = (0, 1, 2, 3, 4, 6, math.inf)
+EDGE_DISTANCE_BINS = (0, 1, 2, 3, 4, 6, math.inf)
 #: All of these, as ``results.json`` tells them.
-EXTENT = {
-    "test pictures": PICTURES,
-    "probe: fitted on training pictures": FITTED,
-    "probe: judged on test pictures": PROBED,
-    "skips changed on test pictures": ABLATED,
-    "gradients of batches": GRADIENT_BATCHES,
-    "bounds of the bands of distance": BOUNDS,
+SAMPLE_SIZES = {
+    "test pictures": NUM_TEST_IMAGES,
+    "probe: fitted on training pictures": NUM_PROBE_TRAIN_IMAGES,
+    "probe: judged on test pictures": NUM_PROBE_TEST_IMAGES,
+    "skips changed on test pictures": NUM_ABLATION_IMAGES,
+    "gradients of batches": NUM_GRADIENT_BATCHES,
+    "bounds of the bands of distance": EDGE_DISTANCE_BINS,
 }
 #: What a probe reads together, by name.
-SOURCES = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
+PROBE_LAYERS = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class ImageStats:
     """How pictures look beside the true ones."""
 
     psnr: float
@@ -74,159 +80,171 @@ class Looks:
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class AnalysisData:
     """What all nets of one comparison stand on."""
 
-    inputs: Inputs
-    test: Pictures
+    inputs: TrainInputs
+    test: LabelledImages
     """The first ``PICTURES`` of the test split."""
-    distances: Float64[np.ndarray, "pictures height width"]
+    edge_distances: Float64[np.ndarray, "pictures height width"]
     """From each pixel to the nearest edge of the grey picture."""
-    vivid: Bool[np.ndarray, " colours"]
-    grey: Looks
+    is_vivid: Bool[np.ndarray, " colours"]
+    grey_stats: ImageStats
     """Of the grey pictures themselves."""
-    truth_colourfulness: float
-    table_accuracy: float
+    true_colourfulness: float
+    lookup_table_accuracy: float
     """Of "grey value → its most frequent colour" on the whole test split: what needs no net."""
 
 
 @dataclass(frozen=True, eq=False)
-class Examined:
+class NetAnalysis:
     """One run's net, looked into."""
 
-    net: str
+    model: str
     run: Path
-    answers: Answers
-    looks: Looks
-    detail: DetailKept
-    vividness: Vividness
-    by_distance: ByDistance
+    predictions: Predictions
+    image_stats: ImageStats
+    high_frequencies: HighFrequencyStats
+    vivid_stats: VividColourStats
+    accuracy_by_edge_distance: AccuracyByEdgeDistance
     calibration: Calibration
-    recovered: dict[str, Recovered]
+    probe_scores: dict[str, ProbeScores]
     """By what is read together: see ``SOURCES``."""
-    bottleneck: tuple[int, int, int]
+    bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of what the probe calls "quarter"."""
-    start: dict[str, LayerGradient]
-    end: dict[str, LayerGradient]
-    moved: dict[str, float]
-    skips: dict[str, dict[str, float]]
+    initial_gradients: dict[str, LayerGradient]
+    final_gradients: dict[str, LayerGradient]
+    weight_change: dict[str, float]
+    skip_ablations: dict[str, dict[str, float]]
     """Loss and accuracy with a skip changed, by "which how"; empty for nets without skips."""
 
     @cached_property
-    def numbers(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All numbers as JSON has them, without the answers pixel by pixel; what has no value is None."""
         values = {name: value for name, value in vars(self).items() if name not in ("answers", "run", "net")}
         relative = {when: {layer: one.relative for layer, one in vars(self)[when].items()} for when in ("start", "end")}
-        calibration = {"error": self.calibration.error, "surplus": self.calibration.surplus}
+        calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
         return cast(
             dict[str, Any],
-            plain({"run": str(self.run), **values, "relative gradient": relative, "calibration error": calibration}),
+            to_json_value(
+                {"run": str(self.run), **values, "relative gradient": relative, "calibration error": calibration}
+            ),
         )
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A value of dataclasses, arrays and numbers as JSON has it; None for what is not finite."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return to_json_value(asdict(value))
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): to_json_value(one) for key, one in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(one) for one in value]
+        return [to_json_value(one) for one in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _DataKey:
     """What two runs must share to stand on the same ground."""
 
     data: str
     size: int
-    hold_out: float
+    val_fraction: float
     palette: str
     run: Path = field(compare=False)
 
 
-def ground_of(run: Path) -> Ground:
+def load_analysis_data(run: Path) -> AnalysisData:
     """The data of a run with what does not depend on the net."""
     config = read_config(run)
     palette = (run / "palette.json").read_text(encoding="utf-8")
-    return _ground(_Kind(config.data, config.size, config.hold_out, palette, run))
+    return _load_analysis_data(_DataKey(config.data, config.size, config.val_fraction, palette, run))
 
 
 @lru_cache(maxsize=1)
-def _ground(kind: _Kind) -> Ground:
-    inputs = load_inputs(read_config(kind.run), kind.run)
+def _load_analysis_data(key: _DataKey) -> AnalysisData:
+    inputs = load_inputs(read_config(key.run), key.run)
     train, whole = inputs.data.train, inputs.data.test
-    test = whole.take(slice(0, PICTURES))
+    test = whole.select(slice(0, NUM_TEST_IMAGES))
     greys = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
     table = metrics.grey_lookup_baseline(
         train.grey_sum.numpy(), train.labels.numpy(), whole.grey_sum.numpy(), whole.labels.numpy(), len(inputs.palette)
     )
-    return Ground(
+    return AnalysisData(
         inputs,
         test,
-        distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
-        vivid=vivid_colours(inputs.palette),
-        grey=looks(greys, test),
-        truth_colourfulness=_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
-        table_accuracy=table.accuracy,
+        edge_distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
+        is_vivid=vivid_colours(inputs.palette),
+        grey_stats=image_stats(greys, test),
+        true_colourfulness=_mean_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
+        lookup_table_accuracy=table.accuracy,
     )
 
 
-def looks(rgb: UInt8[np.ndarray, "pictures height width 3"], test: Pictures) -> Looks:
+def image_stats(rgb: UInt8[np.ndarray, "pictures height width 3"], test: LabelledImages) -> ImageStats:
     """Compare pictures with the true ones."""
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
-    return Looks(metrics.psnr(rgb, truth), metrics.delta_e(rgb, truth), _colourfulness(rgb))
+    return ImageStats(metrics.psnr(rgb, truth), metrics.delta_e(rgb, truth), _mean_colourfulness(rgb))
 
 
-def _colourfulness(rgb: UInt8[np.ndarray, "pictures height width 3"]) -> float:
+def _mean_colourfulness(rgb: UInt8[np.ndarray, "pictures height width 3"]) -> float:
     return float(np.mean([metrics.colourfulness(np.ascontiguousarray(picture)) for picture in rgb]))
 
 
-def examine(run: Path) -> Examined:
+def analyse(run: Path) -> NetAnalysis:
     """Look into the net of a finished run of one of the assignment's three."""
-    return _examine(run, (run / "summary.json").stat().st_mtime_ns)
+    return _analyse(run, (run / "summary.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=3)
-def _examine(run: Path, changed: int) -> Examined:
+def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
     """``changed``: when the run ended, so that a run made anew is looked into anew."""
-    config, trained, ground = read_config(run), load_palette_net(run), ground_of(run)
-    net, test, palette = trained.net, ground.test, trained.palette
+    config, trained, ground = read_config(run), load_palette_model(run), load_analysis_data(run)
+    net, test, palette = trained.network, ground.test, trained.palette
     train = ground.inputs.data.train
-    start = net_at_start(config, palette)
-    batches = [_batch(train, config.recipe.batch_size, number) for number in range(GRADIENT_BATCHES)]
-    answers = answer(net, test)
-    skips = ablate_skips(net, test.take(slice(0, ABLATED))) if isinstance(net, UNet) else {}
+    start = initial_model(config, palette)
+    batches = [_take_batch(train, config.recipe.batch_size, number) for number in range(NUM_GRADIENT_BATCHES)]
+    answers = predict(net, test)
+    skips = ablate_skips(net, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(net, UNet) else {}
     height, width = test.labels.shape[1:]
-    return Examined(
-        net=config.net,
+    return NetAnalysis(
+        model=config.model,
         run=run,
-        answers=answers,
-        looks=looks(labels_to_rgb(answers.labels, palette), test),
-        detail=_detail(answers, test, palette),
-        vividness=vividness(answers, test.labels.numpy(), ground.vivid),
-        by_distance=by_distance(answers.right, ground.distances, BOUNDS),
-        calibration=calibrate(answers.confidence, answers.right),
-        recovered=recover(net, train.take(slice(0, FITTED)), test.take(slice(0, PROBED)), palette, SOURCES),
-        bottleneck=(net.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
-        start=layer_gradients(start, batches),
-        end=layer_gradients(net, batches),
-        moved=moved(start, net),
-        skips={" ".join(key): {"loss": loss, "accuracy": accuracy} for key, (loss, accuracy) in skips.items()},
+        predictions=answers,
+        image_stats=image_stats(decode_labels(answers.labels, palette), test),
+        high_frequencies=_high_frequency_stats(answers, test, palette),
+        vivid_stats=vivid_colour_stats(answers, test.labels.numpy(), ground.is_vivid),
+        accuracy_by_edge_distance=accuracy_by_edge_distance(
+            answers.is_correct, ground.edge_distances, EDGE_DISTANCE_BINS
+        ),
+        calibration=calibrate(answers.confidence, answers.is_correct),
+        probe_scores=probe_layers(
+            net,
+            train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)),
+            test.select(slice(0, NUM_PROBE_TEST_IMAGES)),
+            palette,
+            PROBE_LAYERS,
+        ),
+        bottleneck_shape=(net.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
+        initial_gradients=layer_gradients(start, batches),
+        final_gradients=layer_gradients(net, batches),
+        weight_change=relative_weight_change(start, net),
+        skip_ablations={" ".join(key): {"loss": loss, "accuracy": accuracy} for key, (loss, accuracy) in skips.items()},
     )
 
 
-def _batch(train: Pictures, size: int, number: int) -> tuple[Any, Any]:
+def _take_batch(train: LabelledImages, size: int, number: int) -> tuple[Any, Any]:
     """A batch in file order; the first again where there are no more."""
-    part = train.take(slice(number * size, (number + 1) * size))
-    part = part if len(part) else train.take(slice(0, size))
+    part = train.select(slice(number * size, (number + 1) * size))
+    part = part if len(part) else train.select(slice(0, size))
     return part.grey, part.labels
 
 
-def _detail(answers: Answers, test: Pictures, palette: Palette) -> DetailKept:
+def _high_frequency_stats(predictions: Predictions, test: LabelledImages, palette: Palette) -> HighFrequencyStats:
     import torch
 
-    return detail_kept(colour_maps(torch.from_numpy(answers.labels), palette), colour_maps(test.labels, palette))
+    return compare_high_frequencies(
+        label_colours(torch.from_numpy(predictions.labels), palette), label_colours(test.labels, palette)
+    )

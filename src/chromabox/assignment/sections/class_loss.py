@@ -11,21 +11,34 @@ from pathlib import Path
 
 from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
 
-from chromabox.assignment.analysis.detector_analysis import SURE, TermCheck, check_class_term, open_run, shown_pictures
-from chromabox.assignment.analysis.plots import draw_shown
-from chromabox.assignment.sections.numbers import RECORD, in_summary, last_part, literal, record, whole
+from chromabox.assignment.analysis.detector_analysis import (
+    MIN_DRAWN_CONFIDENCE,
+    ClassLossCheck,
+    open_run,
+    sample_detections,
+    verify_class_loss,
+)
+from chromabox.assignment.analysis.plots import plot_sample_detections
+from chromabox.assignment.sections.numbers import (
+    RESULTS_FILE,
+    base_name,
+    escape_braces,
+    int_number,
+    record_results,
+    summary_number,
+)
 from chromabox.detect.training.config import read_finetune_config
-from chromabox.detect.training.loss import BALANCE, DetectionLoss
-from chromabox.detect.training.setup import loss_of
+from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
+from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
-from chromabox.engine.logger import Record, read_metrics
+from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.errors import ChromaboxError
-from chromabox.experiments.runs import Found, summary_of
-from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, Missing, Number, Section, Table, Text
-from chromabox.report.training import draw_losses
+from chromabox.experiments.runs import RunIndex, read_summary
+from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Section, Table, Text
+from chromabox.report.training import plot_losses
 
 #: What the terms of each decode sum up, before they are weighed.
-MEANING = {
+TERM_DESCRIPTIONS = {
     "exp": {
         "box": "(2 − width·height) times the cross-entropy of the centre in its cell and half the squared error of the "
         "logarithms of the sides, over the places that learn a box",
@@ -36,7 +49,7 @@ MEANING = {
     "sigmoid2": {
         "box": "mean of 1 − CIoU, over the places that learn a box",
         "objectness": "mean cross-entropy towards the overlap that the box has reached, over all places, heads weighed "
-        + ", ".join(f"{weight:g}" for weight in BALANCE)
+        + ", ".join(f"{weight:g}" for weight in HEAD_BALANCE)
         + " from the finest",
         "class": "mean cross-entropy of every class, over the places that learn a box",
     },
@@ -47,14 +60,14 @@ MEANING = {
 }
 
 
-def class_term(loss: DetectionLoss) -> list[Block]:
+def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
     """Binary cross-entropy with logits of one class at one place, and the term that all of them make."""
     x, y, weight = symbols("x y cls_pw")
     sure, j, c = Function("σ"), Symbol("j"), Symbol("c")
     places, classes = symbols("m C")
     error = -(Mul(weight, y, log(sure(x)), evaluate=False) + (1 - y) * log(1 - sure(x)))
     each = Sum(IndexedBase("bce")[j, c], (c, 1, classes), (j, 1, places))
-    exp = loss.kind.decode == "exp"
+    exp = loss.variant.decode == "exp"
     parts = Symbol("n") if exp else places * classes
     return [
         Text(
@@ -83,22 +96,22 @@ def class_term(loss: DetectionLoss) -> list[Block]:
     ]
 
 
-def formulas_of(loss: DetectionLoss) -> list[Block]:
+def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
     """How the terms add up."""
     box, objectness, category = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
-    if loss.kind.decode == "exp":
+    if loss.variant.decode == "exp":
         total = (box + objectness + category) / Symbol("n")
     else:
-        shares = loss.shares(1)
+        shares = loss.loss_weights(1)
         parts = [Float(shares[name]) * part for name, part in zip(shares, (box, objectness, category), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
-    of_heads = "" if loss.kind.decode == "exp" else ", each added up over the heads"
+    of_heads = "" if loss.variant.decode == "exp" else ", each added up over the heads"
     return [Text(f"It is one of three terms. With S for what the table says of each{of_heads}:"), Formula("L", total)]
 
 
-def terms_table(run: Path, records: Sequence[Record], loss: DetectionLoss) -> Table:
+def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
     """Every term: what it is, and what it came to in the first and last epoch."""
-    meaning = MEANING[loss.kind.decode] | MEANING["old"]
+    meaning = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
     names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
     rows: list[list[Cell]] = []
     for name in [*(one for one in names if one != "loss"), "loss"]:
@@ -113,82 +126,84 @@ def terms_table(run: Path, records: Sequence[Record], loss: DetectionLoss) -> Ta
     return Table("The terms of the loss as they count, in the first and the last epoch", columns, rows)
 
 
-COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
+FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 
-def classification_loss(found: Found, folder: Path) -> Section:
+def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
     """D.2: the class term as formula, code and number; what fine-tuning reached; two pictures before and after."""
     head = (
         "D.2",
         "The classification loss and what it leads to",
         "Put in the class term of the loss, binary cross-entropy with logits, and show predictions on two pictures.",
     )
-    if not found.detectors:
-        return Section(*head, [Missing("a finished run of fine-tuning", COMMAND)])
-    run = found.detectors[0]
-    loss = loss_of(load_detector(run).net, read_finetune_config(run))
+    if not run_index.detectors:
+        return Section(*head, [MissingRun("a finished run of fine-tuning", FINETUNE_COMMAND)])
+    run = run_index.detectors[0]
+    loss = build_loss(load_detector(run).model, read_finetune_config(run))
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
-    draw_losses(records, path, "")
+    plot_losses(records, path, "")
     caption = "Every term of the loss as it counts, and AP on held-out pictures, against epochs"
     return Section(
         *head,
         [
-            *class_term(loss),
-            Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss._class_errors))),
-            *formulas_of(loss),
-            terms_table(run, records, loss),
+            *class_loss_blocks(loss),
+            Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
+            *total_loss_blocks(loss),
+            loss_terms_table(run, records, loss),
             Figure(path, caption),
-            *checked_and_shown(run, folder, COMMAND),
-            *reached(run),
+            *verification_blocks(run, folder, FINETUNE_COMMAND),
+            *result_blocks(run),
         ],
     )
 
 
 #: A weight of positives by which the term is checked beside the run's own, so that it plays a part.
-OTHER_WEIGHT = 3.0
+TEST_POSITIVE_WEIGHT = 3.0
 
 #: Classes that a table lists.
-CLASSES = 10
+MAX_TABLE_CLASSES = 10
 
 
-def checked_and_shown(run: Path, folder: Path, command: str) -> list[Block]:
+def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
     """What needs the run's pictures; where they are gone, that they are."""
     try:
         opened = open_run(run)
     except ChromaboxError as error:
-        return [Missing(f"the pictures of {run} ({error})", command)]
+        return [MissingRun(f"the pictures of {run} ({error})", command)]
     blocks = [
-        _checked(run, folder, [check_class_term(opened, weight) for weight in (opened.loss.cls_pw, OTHER_WEIGHT)])
+        _verification_text(
+            run, folder, [verify_class_loss(opened, weight) for weight in (opened.loss.cls_pw, TEST_POSITIVE_WEIGHT)]
+        )
     ]
     path = folder / f"pictures-{run.name}.png"
-    shown = shown_pictures(opened)
+    shown = sample_detections(opened)
     if not shown:
         return [*blocks, Text("None of the held-out pictures shows anything, so none is drawn.")]
-    draw_shown(shown, opened.after.classes, path)
+    plot_sample_detections(shown, opened.detector.classes, path)
     caption = Text(
         "The first held-out pictures on which something is to be found: its true boxes, what the detector finds before "
         "fine-tuning, and after, with scores above {sure}",
-        {"sure": Number(SURE, "report/handout/detector_run.py: SURE", ".2f")},
+        {"sure": Number(MIN_DRAWN_CONFIDENCE, "report/handout/detector_run.py: SURE", ".2f")},
     )
     return [*blocks, Figure(path, str(caption))]
 
 
-def _checked(run: Path, folder: Path, checks: Sequence[TermCheck]) -> Text:
+def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]) -> Text:
     """Whether term and slopes are what the formula says."""
-    record(folder, "class term", {run.name: {f"{one.positive:g}": one for one in checks}})
+    record_results(folder, "class term", {run.name: {f"{one.positive_weight:g}": one for one in checks}})
     numbers: dict[str, Number] = {}
     for index, one in enumerate(checks):
-        source = f"{RECORD}: class term > {run.name} > {one.positive:g}"
+        source = f"{RESULTS_FILE}: class term > {run.name} > {one.positive_weight:g}"
         numbers |= {
-            f"weight{index}": Number(one.positive, f"{source} > positive", "g"),
-            f"ours{index}": Number(one.ours, f"{source} > ours", ".6g"),
-            f"defined{index}": Number(one.defined, f"{source} > defined", ".6g"),
+            f"weight{index}": Number(one.positive_weight, f"{source} > positive", "g"),
+            f"ours{index}": Number(one.actual, f"{source} > ours", ".6g"),
+            f"defined{index}": Number(one.expected, f"{source} > defined", ".6g"),
         }
-    source = f"{RECORD}: class term > {run.name}"
-    numbers["places"] = whole(checks[0].places, f"{source}: places")
-    off = max(abs(one.ours - one.defined) / max(abs(one.defined), 1e-12) for one in checks)
-    slope = max(one.slope_difference / max(one.slope, 1e-12) for one in checks)
+    source = f"{RESULTS_FILE}: class term > {run.name}"
+    numbers["places"] = int_number(checks[0].num_positions, f"{source}: places")
+    off = max(abs(one.actual - one.expected) / max(abs(one.expected), 1e-12) for one in checks)
+    slope = max(one.max_gradient_difference / max(one.max_gradient, 1e-12) for one in checks)
     numbers["off"] = Number(off, f"{source}: |ours − defined| / defined, the larger", ".0e")
     numbers["slope"] = Number(slope, f"{source}: slope_difference / slope, the larger", ".0e")
     right = off < 1e-9 and slope < 1e-9
@@ -203,9 +218,9 @@ def _checked(run: Path, folder: Path, checks: Sequence[TermCheck]) -> Text:
     )
 
 
-def reached(run: Path) -> list[Block]:
+def result_blocks(run: Path) -> list[Block]:
     """AP before and after with intervals, what may be concluded, and the classes."""
-    summary = summary_of(run)
+    summary = read_summary(run)
     rows: list[list[Cell]] = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         cells: list[Cell] = [f"{name} %"]
@@ -214,12 +229,12 @@ def reached(run: Path) -> list[Block]:
                 Number(100 * float(bound), f"{run}/summary.json: {when} > {key}_interval", ".1f")
                 for bound in summary[when][f"{key}_interval"]
             )
-            cells += [in_summary(run, when, key, spec=".1f", scale=100.0), f"{low} to {high}"]
+            cells += [summary_number(run, when, key, spec=".1f", scale=100.0), f"{low} to {high}"]
         low, high = (
             Number(100 * float(bound), f"{run}/summary.json: difference > {key} > interval", "+.1f")
             for bound in summary["difference"][key]["interval"]
         )
-        cells += [in_summary(run, "difference", key, "value", spec="+.1f", scale=100.0), f"{low} to {high}"]
+        cells += [summary_number(run, "difference", key, "value", spec="+.1f", scale=100.0), f"{low} to {high}"]
         rows.append(cells)
     columns = ["", "before", "95 %", "after", "95 % ", "difference", "95 %  "]
     table = Table(
@@ -228,12 +243,12 @@ def reached(run: Path) -> list[Block]:
         columns,
         rows,
     )
-    return [table, _judged(run), *_classes(run), *_warned(run)]
+    return [table, _interval_text(run), *_per_class_blocks(run), *_warning_blocks(run)]
 
 
-def _judged(run: Path) -> Text:
+def _interval_text(run: Path) -> Text:
     """What the intervals allow to say; and what is left of old classes, where that was measured."""
-    summary = summary_of(run)
+    summary = read_summary(run)
     said = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         low, high = summary["difference"][key]["interval"]
@@ -245,34 +260,34 @@ def _judged(run: Path) -> Text:
     text = f"By these intervals {' and '.join(said)}."
     numbers = {}
     if "retained" in summary:
-        text += " On `" + last_part(summary["retained"]["data"])
+        text += " On `" + base_name(summary["retained"]["data"])
         text += "` AP50 of the classes known before goes from {old} to {new} %."
         numbers = {
-            "old": in_summary(run, "retained", "ap50_before", spec=".1f", scale=100.0),
-            "new": in_summary(run, "retained", "ap50_after", spec=".1f", scale=100.0),
+            "old": summary_number(run, "retained", "ap50_before", spec=".1f", scale=100.0),
+            "new": summary_number(run, "retained", "ap50_after", spec=".1f", scale=100.0),
         }
     return Text(text, numbers)
 
 
-def _classes(run: Path) -> list[Block]:
+def _per_class_blocks(run: Path) -> list[Block]:
     """The classes with most boxes; nothing where there is one alone, which the table above is about."""
-    per_class = summary_of(run)["after"]["per_class"]
+    per_class = read_summary(run)["after"]["per_class"]
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda one: -per_class[one]["boxes"])
     if len(names) < 2:
         return []
     rows: list[list[Cell]] = [
         [
             name,
-            in_summary(run, "after", "per_class", name, "boxes"),
-            in_summary(run, "before", "per_class", name, "ap50", spec=".1f", scale=100.0),
-            in_summary(run, "after", "per_class", name, "ap50", spec=".1f", scale=100.0),
+            summary_number(run, "after", "per_class", name, "boxes"),
+            summary_number(run, "before", "per_class", name, "ap50", spec=".1f", scale=100.0),
+            summary_number(run, "after", "per_class", name, "ap50", spec=".1f", scale=100.0),
         ]
-        for name in names[:CLASSES]
+        for name in names[:MAX_TABLE_CLASSES]
     ]
-    caption = "AP50 of each class" if len(names) <= CLASSES else "AP50 of the classes with most boxes"
+    caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with most boxes"
     return [Table(caption, ["class", "boxes", "before %", "after %"], rows)]
 
 
-def _warned(run: Path) -> list[Block]:
-    warnings = summary_of(run)["warnings"]
-    return [Text(f"What the run itself warns of: {literal('; '.join(warnings))}.")] if warnings else []
+def _warning_blocks(run: Path) -> list[Block]:
+    warnings = read_summary(run)["warnings"]
+    return [Text(f"What the run itself warns of: {escape_braces('; '.join(warnings))}.")] if warnings else []

@@ -6,58 +6,58 @@ from typing import TypeAlias
 
 from sympy import Mod, Mul, Rational, floor, symbols
 
-from chromabox.assignment.count import Count, Counted, K, NetCount, Values, count_net
-from chromabox.assignment.count_tables import QUANTITIES, formula_text, layer_formulas, settings_text, size_text
-from chromabox.assignment.padding import Pair, figure_geometry, handout_pair, searched
-from chromabox.colour.models import NETS
-from chromabox.experiments.runs import Found
+from chromabox.assignment.count import CountOptions, Counts, K, ModelCounts, Values, count_model
+from chromabox.assignment.count_tables import QUANTITIES, format_formula, format_settings, format_size, layer_formulas
+from chromabox.assignment.padding import Padding, assignment_rule, search_paddings, solve_paddings
+from chromabox.colour.models import MODELS
+from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Formula, Number, Section, Table, Text
-from chromabox.runtime.parallel import threads_at
+from chromabox.runtime.parallel import num_threads
 
-NET = "pool-upsample"
-OTHERS = ("conv-transpose", "unet")
+MODEL = "pool-upsample"
+OTHER_MODELS = ("conv-transpose", "unet")
 #: What may be counted besides, and how a table names it.
-BESIDES = {
-    "biases": Counted(biases=True),
-    "BatchNorm": Counted(batch_norm=True),
-    "pooling, upsampling, ReLU": Counted(others=True),
+EXTRA_OPTIONS = {
+    "biases": CountOptions(biases=True),
+    "BatchNorm": CountOptions(batch_norm=True),
+    "pooling, upsampling, ReLU": CountOptions(activations=True),
 }
 #: The kernels that the question is about, and those for which the general rule is tried.
-ASKED = (4, 5)
-TRIED = range(1, 10)
-DILATIONS = (1, 2, 3)
+QUESTION_KERNELS = (4, 5)
+TESTED_KERNELS = range(1, 10)
+TESTED_DILATIONS = (1, 2, 3)
 #: Strides that do not fit the figure, and the kernel they are shown with.
-STRIDES, SHOWN = (1, 3), 3
+TESTED_STRIDES, EXAMPLE_KERNEL = (1, 3), 3
 
-Rows: TypeAlias = list[Sequence[Cell]]
+TableRows: TypeAlias = list[Sequence[Cell]]
 #: What :func:`searched` found for a kernel and a dilation.
-Tries: TypeAlias = Mapping[tuple[int, int], tuple[tuple[Pair, ...], ...]]
+PaddingsBySetting: TypeAlias = Mapping[tuple[int, int], tuple[tuple[Padding, ...], ...]]
 
 
-def count_section(found: Found, folder: Path) -> Section:
+def count_section(run_index: RunIndex, folder: Path) -> Section:
     """A.3: weights, outputs and connections as formulas and as numbers, for 32 × 32 and twice that."""
-    count = count_net(NET)
+    count = count_model(MODEL)
     return Section(
         "A.3",
         "Weights, outputs and connections",
         "How many weights, outputs and connections does PoolUpsampleNet have, as functions of NIC, NF and NC? How many "
         "for pictures of twice the height and width? BatchNorm is not counted.",
         [
-            *_definitions(),
-            *_six_formulas(count),
-            *_six_numbers(count),
-            *_layers(count),
-            *_besides(count),
-            *_without_last(count),
-            *_other_nets(count),
+            *_definition_blocks(),
+            *_formula_blocks(count),
+            *_number_blocks(count),
+            *_layer_blocks(count),
+            *_extra_count_blocks(count),
+            *_without_last_conv_blocks(count),
+            *_other_model_blocks(count),
         ],
     )
 
 
-def _definitions() -> list[Block]:
+def _definition_blocks() -> list[Block]:
     return [
         Text(
-            f"`chromabox count {NET}` builds the net at several small settings, runs it on tensors without contents, "
+            f"`chromabox count {MODEL}` builds the net at several small settings, runs it on tensors without contents, "
             "and solves for every side of every kernel and output in terms of NIC, NF, NC, the kernel size k, and the "
             "picture's height H and width W; two further settings check the solution. So the formulas are the net's "
             "own."
@@ -72,28 +72,31 @@ def _definitions() -> list[Block]:
     ]
 
 
-def _six_formulas(count: NetCount) -> list[Block]:
-    total = count.total()
-    blocks: list[Block] = [Formula(name, one) for name, one in zip(QUANTITIES, total.three, strict=True)]
+def _formula_blocks(model_counts: ModelCounts) -> list[Block]:
+    total = model_counts.total()
+    blocks: list[Block] = [Formula(name, one) for name, one in zip(QUANTITIES, total.as_tuple, strict=True)]
     blocks.append(Text("For the pictures of the assignment, and for twice their height and width, these are:"))
-    for size in (count.size, count.doubled):
-        formulas = zip(QUANTITIES, total.at(size).three, strict=True)
-        blocks += [Formula(f"{name} at {size_text(size)}", one) for name, one in formulas]
+    for size in (model_counts.size, model_counts.doubled_size):
+        formulas = zip(QUANTITIES, total.subs(size).as_tuple, strict=True)
+        blocks += [Formula(f"{name} at {format_size(size)}", one) for name, one in formulas]
     return blocks
 
 
-def _six_numbers(count: NetCount) -> list[Block]:
+def _number_blocks(model_counts: ModelCounts) -> list[Block]:
     """The numbers, and why the weights stay."""
-    single, double = (_numbers(NET, count, count.total(), size) for size in (count.size, count.doubled))
+    single, double = (
+        _count_numbers(MODEL, model_counts, model_counts.total(), size)
+        for size in (model_counts.size, model_counts.doubled_size)
+    )
     ratios = [
-        Number(two.value / one.value, f"{two.source}, over the same at {size_text(count.size)}", ".4g")
+        Number(two.value / one.value, f"{two.source}, over the same at {format_size(model_counts.size)}", ".4g")
         for one, two in zip(single, double, strict=True)
     ]
     return [
         Table(
-            f"The six values with {settings_text(count)}.",
-            ["", size_text(count.size), size_text(count.doubled), "ratio"],
-            _rows(QUANTITIES, single, double, ratios),
+            f"The six values with {format_settings(model_counts)}.",
+            ["", format_size(model_counts.size), format_size(model_counts.doubled_size), "ratio"],
+            _transpose_columns(QUANTITIES, single, double, ratios),
         ),
         Text(
             "Doubling height and width multiplies the weights by {weights}, the outputs by {outputs} and the "
@@ -105,27 +108,30 @@ def _six_numbers(count: NetCount) -> list[Block]:
     ]
 
 
-def _layers(count: NetCount) -> list[Block]:
-    formulas: Rows = [[name, *three] for name, _, *three in layer_formulas(count)]
-    numbers: Rows = [
-        [layer.name, *_numbers(f"{NET}, {layer.name}", count, its, count.size)] for layer, its in count.rows()
+def _layer_blocks(model_counts: ModelCounts) -> list[Block]:
+    formulas: TableRows = [[name, *three] for name, _, *three in layer_formulas(model_counts)]
+    numbers: TableRows = [
+        [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", model_counts, its, model_counts.size)]
+        for layer, its in model_counts.counted_layers()
     ]
-    same = f"The same at {size_text(count.size)} with {settings_text(count)}."
+    same = f"The same at {format_size(model_counts.size)} with {format_settings(model_counts)}."
     return [
         Table("The convolutions one by one, for pictures of H × W.", ["layer", *QUANTITIES], formulas),
         Table(same, ["layer", *QUANTITIES], numbers),
     ]
 
 
-def _besides(count: NetCount) -> list[Block]:
+def _extra_count_blocks(model_counts: ModelCounts) -> list[Block]:
     """What biases, BatchNorm and the other layers would add."""
-    rows: Rows = []
-    for name, what in BESIDES.items():
-        more = count.total(what).minus(count.total())
-        rows.append([name, *map(formula_text, more.at(count.size).three)])
-        rows.append([f"{name}, in numbers", *_numbers(f"{NET}, {name} alone", count, more, count.size)])
+    rows: TableRows = []
+    for name, what in EXTRA_OPTIONS.items():
+        more = model_counts.total(what).subtract(model_counts.total())
+        rows.append([name, *map(format_formula, more.subs(model_counts.size).as_tuple)])
+        rows.append(
+            [f"{name}, in numbers", *_count_numbers(f"{MODEL}, {name} alone", model_counts, more, model_counts.size)]
+        )
     return [
-        Table(f"What would be added at {size_text(count.size)}.", ["counted too", *QUANTITIES], rows),
+        Table(f"What would be added at {format_size(model_counts.size)}.", ["counted too", *QUANTITIES], rows),
         Text(
             "A bias is added and not multiplied, so it makes no connection. BatchNorm has two weights a channel and "
             "multiplies every number that it gets by one of them. Pooling, upsampling and ReLU have outputs but no "
@@ -134,32 +140,36 @@ def _besides(count: NetCount) -> list[Block]:
     ]
 
 
-def _without_last(count: NetCount) -> list[Block]:
+def _without_last_conv_blocks(model_counts: ModelCounts) -> list[Block]:
     """What comes out if the last convolution is forgotten."""
-    (last, its), total = count.rows()[-1], count.total()
-    counts = {NET: total, f"{NET} without {last.name}": total.minus(its), f"{last.name} of {NET}": its}
-    numbers = (_numbers(name, count, one, count.size) for name, one in counts.items())
+    (last, its), total = model_counts.counted_layers()[-1], model_counts.total()
+    counts = {MODEL: total, f"{MODEL} without {last.name}": total.subtract(its), f"{last.name} of {MODEL}": its}
+    numbers = (_count_numbers(name, model_counts, one, model_counts.size) for name, one in counts.items())
     return [
         Text(
             "A frequent slip is to leave out the last convolution, which stands below the four blocks of the figure. "
             "All three numbers then come out smaller, by what this one layer has:"
         ),
         Table(
-            f"With and without the last convolution, at {size_text(count.size)}.",
+            f"With and without the last convolution, at {format_size(model_counts.size)}.",
             ["", "right", "without it", "difference", "formula of the difference"],
-            _rows(QUANTITIES, *numbers, [formula_text(one) for one in its.at(count.size).three]),
+            _transpose_columns(
+                QUANTITIES, *numbers, [format_formula(one) for one in its.subs(model_counts.size).as_tuple]
+            ),
         ),
     ]
 
 
-def _other_nets(count: NetCount) -> list[Block]:
+def _other_model_blocks(model_counts: ModelCounts) -> list[Block]:
     """The two other nets of the figure beside this one."""
-    counts = {NET: count, **{name: count_net(name) for name in OTHERS}}
-    formulas: Rows = [[_called(name), *map(formula_text, one.total().three)] for name, one in counts.items()]
-    numbers: Rows = [
-        [f"{_called(name)}, {size_text(size)}", *_numbers(name, one, one.total(), size)]
+    counts = {MODEL: model_counts, **{name: count_model(name) for name in OTHER_MODELS}}
+    formulas: TableRows = [
+        [_class_name(name), *map(format_formula, one.total().as_tuple)] for name, one in counts.items()
+    ]
+    numbers: TableRows = [
+        [f"{_class_name(name)}, {format_size(size)}", *_count_numbers(name, one, one.total(), size)]
         for name, one in counts.items()
-        for size in (one.size, one.doubled)
+        for size in (one.size, one.doubled_size)
     ]
     return [
         Text(
@@ -170,55 +180,59 @@ def _other_nets(count: NetCount) -> list[Block]:
             "they show in the channels that later layers take in."
         ),
         Table("The three nets of figure 1, for pictures of H × W.", ["net", *QUANTITIES], formulas),
-        Table(f"The same with {settings_text(count)}.", ["net", *QUANTITIES], numbers),
+        Table(f"The same with {format_settings(model_counts)}.", ["net", *QUANTITIES], numbers),
         Text(
             "ConvTransposeNet has {weights} times PoolUpsampleNet's weights, {outputs} times its outputs and "
             "{connections} times its connections. Its strided convolutions compute only the places that are kept, a "
             "quarter, where PoolUpsampleNet computes all and pools; its transposed convolutions put out the doubled "
             "picture themselves, which PoolUpsampleNet leaves to upsampling.",
-            _ratios("conv-transpose", counts),
+            _count_ratios("conv-transpose", counts),
         ),
     ]
 
 
-def _ratios(other: str, counts: Mapping[str, NetCount]) -> dict[str, Number]:
+def _count_ratios(model: str, counts: Mapping[str, ModelCounts]) -> dict[str, Number]:
     """The numbers of another net over those of ``NET``."""
-    mine, its = (counts[name].total().numbers(counts[name].values) for name in (other, NET))
+    mine, its = (counts[name].total().evaluate(counts[name].values) for name in (model, MODEL))
     return {
-        name: Number(one / two, f"chromabox.assignment.count: {name} of {other} over those of {NET}", ".3g")
+        name: Number(one / two, f"chromabox.assignment.count: {name} of {model} over those of {MODEL}", ".3g")
         for name, one, two in zip(QUANTITIES, mine, its, strict=True)
     }
 
 
-def _numbers(name: str, count: NetCount, formulas: Count, size: Values) -> list[Number]:
+def _count_numbers(name: str, model_counts: ModelCounts, formulas: Counts, size: Values) -> list[Number]:
     """A count's three numbers at a size."""
-    source = f"chromabox.assignment.count: {name} at {size_text(size)} with {settings_text(count)}"
-    numbers = zip(QUANTITIES, formulas.numbers({**count.values, **size}), strict=True)
+    source = f"chromabox.assignment.count: {name} at {format_size(size)} with {format_settings(model_counts)}"
+    numbers = zip(QUANTITIES, formulas.evaluate({**model_counts.values, **size}), strict=True)
     return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
 
 
-def _rows(*columns: Sequence[Cell]) -> Rows:
+def _transpose_columns(*columns: Sequence[Cell]) -> TableRows:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _called(name: str) -> str:
-    return getattr(NETS[name], "__name__", name)
+def _class_name(name: str) -> str:
+    return getattr(MODELS[name], "__name__", name)
 
 
-def geometry_section(found: Found, folder: Path) -> Section:
+def padding_section(run_index: RunIndex, folder: Path) -> Section:
     """B.4: paddings and output paddings for kernels of 4, 5 and any other, from real layers and from the equations."""
-    with threads_at(1):  # Layers as small as these only lose by more.
-        tries = {(kernel, dilation): searched(kernel, dilation=dilation) for kernel in TRIED for dilation in DILATIONS}
+    with num_threads(1):  # Layers as small as these only lose by more.
+        tries = {
+            (kernel, dilation): search_paddings(kernel, dilation=dilation)
+            for kernel in TESTED_KERNELS
+            for dilation in TESTED_DILATIONS
+        }
     return Section(
         "B.4",
         "Paddings for other kernels",
         "Which padding must the first two convolutions get, and which padding and output padding the transposed ones, "
         "so that kernels of 4 or 5 keep the shapes of figure 1b?",
-        [*_asked(tries), *_equations(), *_rule(tries), *_limits(tries)],
+        [*_question_blocks(tries), *_equation_blocks(), *_rule_blocks(tries), *_limitation_blocks(tries)],
     )
 
 
-def _asked(tries: Tries) -> list[Block]:
+def _question_blocks(paddings: PaddingsBySetting) -> list[Block]:
     return [
         Text(
             "All paddings from none to more than any kernel could use were tried with PyTorch's own layers, together "
@@ -227,12 +241,12 @@ def _asked(tries: Tries) -> list[Block]:
         Table(
             "Paddings that keep the shapes, with stride 2 and without dilation.",
             ["kernel", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"],
-            [[f"{kernel}", *_cells(kernel, tries)] for kernel in ASKED],
+            [[f"{kernel}", *_padding_cells(kernel, paddings)] for kernel in QUESTION_KERNELS],
         ),
     ]
 
 
-def _equations() -> list[Block]:
+def _equation_blocks() -> list[Block]:
     n, p, s, d, o = symbols("n p s d o")
     return [
         Text(
@@ -252,20 +266,20 @@ def _equations() -> list[Block]:
     ]
 
 
-def _rule(tries: Tries) -> list[Block]:
+def _rule_blocks(paddings: PaddingsBySetting) -> list[Block]:
     """The assignment's own general answer against what real layers say."""
-    rows: Rows = []
-    for kernel in TRIED:
+    rows: TableRows = []
+    for kernel in TESTED_KERNELS:
         source = f"chromabox.assignment.padding.handout_pair({kernel})"
-        rule = [Number(float(one), source, ".0f") for one in handout_pair(kernel)]
-        right = "yes" if tries[kernel, 1][:2] == _only_rule(kernel) else "no"
-        rows.append([f"{kernel}", *rule, *_cells(kernel, tries), right])
+        rule = [Number(float(one), source, ".0f") for one in assignment_rule(kernel)]
+        right = "yes" if paddings[kernel, 1][:2] == _rule_paddings(kernel) else "no"
+        rows.append([f"{kernel}", *rule, *_padding_cells(kernel, paddings), right])
     wrong = ", ".join(f"{row[0]}" for row in rows if row[-1] == "no")
     verdict = f"it is not the only right answer for {wrong}" if wrong else "it is right for all, and the only answer"
     return [
         Text(
             "The general answer of the assignment's own solution is padding `(k - 1) // 2` and output padding "
-            f"`int(k % 2 == 1)`. Tried for kernels from {TRIED[0]} to {TRIED[-1]}: {verdict}."
+            f"`int(k % 2 == 1)`. Tried for kernels from {TESTED_KERNELS[0]} to {TESTED_KERNELS[-1]}: {verdict}."
         ),
         Table(
             "The general answer beside what real layers need, with stride 2 and without dilation.",
@@ -278,7 +292,7 @@ def _rule(tries: Tries) -> list[Block]:
     ]
 
 
-def _limits(tries: Tries) -> list[Block]:
+def _limitation_blocks(paddings: PaddingsBySetting) -> list[Block]:
     """Where the rule ends: the last convolution, dilation, other strides, odd widths."""
     return [
         Text(
@@ -292,17 +306,19 @@ def _limits(tries: Tries) -> list[Block]:
             "output paddings of 2 and more, and a kernel can have a second answer."
         ),
         Table(
-            f"Of the kernels from {TRIED[0]} to {TRIED[-1]}, by dilation.",
+            f"Of the kernels from {TESTED_KERNELS[0]} to {TESTED_KERNELS[-1]}, by dilation.",
             [
                 *("dilation", "rule right in convolutions 1 and 2", "rule right in transposed ones"),
                 *("several answers in transposed ones", "no padding for the last one"),
             ],
-            [_by_dilation(dilation, tries) for dilation in DILATIONS],
+            [_dilation_row(dilation, paddings) for dilation in TESTED_DILATIONS],
         ),
         Text(
             "Other strides than 2 do not fit the figure, in which layers with the same padding turn 32 into 16 and 16 "
             "into 8, and back. "
-            + " ".join(f"Stride {stride}, kernel {SHOWN}: {_refusals(stride)}." for stride in STRIDES)
+            + " ".join(
+                f"Stride {stride}, kernel {EXAMPLE_KERNEL}: {_rejection_text(stride)}." for stride in TESTED_STRIDES
+            )
         ),
         Text(
             "And widths must be even: an odd one is halved with rounding, and comes out of the doubling a pixel wider "
@@ -311,34 +327,35 @@ def _limits(tries: Tries) -> list[Block]:
     ]
 
 
-def _by_dilation(dilation: int, tries: Tries) -> list[Cell]:
+def _dilation_row(dilation: int, paddings: PaddingsBySetting) -> list[Cell]:
     """Kernels for which the rule is right in strided and transposed layers; those with several answers, with none."""
-    found = {kernel: tries[kernel, dilation] for kernel in TRIED}
+    found = {kernel: paddings[kernel, dilation] for kernel in TESTED_KERNELS}
     strided, transposed = (
-        [kernel for kernel in TRIED if _only_rule(kernel)[stage][0] in found[kernel][stage]] for stage in (0, 1)
+        [kernel for kernel in TESTED_KERNELS if _rule_paddings(kernel)[stage][0] in found[kernel][stage]]
+        for stage in (0, 1)
     )
-    several = [kernel for kernel in TRIED if len(found[kernel][1]) > 1]
-    without = [kernel for kernel in TRIED if not found[kernel][2]]
-    return [f"{dilation}", *map(_list, (strided, transposed, several, without))]
+    several = [kernel for kernel in TESTED_KERNELS if len(found[kernel][1]) > 1]
+    without = [kernel for kernel in TESTED_KERNELS if not found[kernel][2]]
+    return [f"{dilation}", *map(_join_numbers, (strided, transposed, several, without))]
 
 
-def _only_rule(kernel: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def _rule_paddings(kernel: int) -> tuple[tuple[Padding, ...], tuple[Padding, ...]]:
     """The rule's answers in the form of :func:`searched`; a convolution has no output padding."""
-    padding, extra = handout_pair(kernel)
+    padding, extra = assignment_rule(kernel)
     return ((padding, 0),), ((padding, extra),)
 
 
-def _cells(kernel: int, tries: Tries) -> list[Cell]:
+def _padding_cells(kernel: int, paddings: PaddingsBySetting) -> list[Cell]:
     """Padding of the strided convolutions, padding and output padding of the transposed ones, without dilation."""
-    strided, transposed, _ = tries[kernel, 1]
+    strided, transposed, _ = paddings[kernel, 1]
     columns = ([one for one, _ in strided], [one for one, _ in transposed], [one for _, one in transposed])
     source = f"chromabox.assignment.padding.searched({kernel})"
-    return [Number(float(one[0]), source, ".0f") if len(one) == 1 else _list(one) for one in columns]
+    return [Number(float(one[0]), source, ".0f") if len(one) == 1 else _join_numbers(one) for one in columns]
 
 
-def _refusals(stride: int) -> str:
-    return "; ".join(answer.reason for answer in figure_geometry(SHOWN, stride=stride) if answer.reason)
+def _rejection_text(stride: int) -> str:
+    return "; ".join(answer.reason for answer in solve_paddings(EXAMPLE_KERNEL, stride=stride) if answer.reason)
 
 
-def _list(numbers: Iterable[int]) -> str:
+def _join_numbers(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"

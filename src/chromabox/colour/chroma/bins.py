@@ -19,8 +19,8 @@ from torch import Tensor
 
 from chromabox.errors import ChromaboxError
 
-Scores = Float[Tensor, "batch bins height width"]
-Chroma = Float[Tensor, "batch 2 height width"]
+BinScores = Float[Tensor, "batch bins height width"]
+ChromaTensor = Float[Tensor, "batch 2 height width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +51,13 @@ class ChromaBins:
         return {"spacing": self.spacing, "centres": self.centres.tolist(), "frequencies": frequencies}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "ChromaBins":
+    def from_json(cls, values: dict[str, Any]) -> "ChromaBins":
         """The bins of :meth:`as_json`; KeyError, TypeError, ValueError or ChromaboxError if they are none."""
-        centres, frequencies = (np.asarray(stored[name], np.float32) for name in ("centres", "frequencies"))
-        return cls(centres, frequencies, float(stored["spacing"]))
+        centres, frequencies = (np.asarray(values[name], np.float32) for name in ("centres", "frequencies"))
+        return cls(centres, frequencies, float(values["spacing"]))
 
     @cached_property
-    def _lattice(self) -> tuple[Int64[Tensor, "rows columns"], Int64[Tensor, "2"]]:
+    def _nearest_bin_grid(self) -> tuple[Int64[Tensor, "rows columns"], Int64[Tensor, "2"]]:
         """The bin nearest to every point of the grid's bounding box, and the box's first point."""
         cells = np.rint(self.centres / self.spacing).astype(np.int64)
         first, last = cells.min(0), cells.max(0)
@@ -65,14 +65,14 @@ class ChromaBins:
         distance = ((box[..., None, :] - cells) ** 2).sum(-1)
         return torch.from_numpy(distance.argmin(-1)), torch.from_numpy(first)
 
-    def soft_targets(
-        self, chroma: Chroma
+    def soft_encode(
+        self, chroma: ChromaTensor
     ) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
         """The four bins around each pixel's chroma and their bilinear weights, which add up to 1.
 
         Chroma beyond the bins is drawn to the nearest one.
         """
-        lattice, first = (part.to(chroma.device) for part in self._lattice)
+        lattice, first = (part.to(chroma.device) for part in self._nearest_bin_grid)
         size = torch.tensor(lattice.shape, device=chroma.device)
         place = chroma / self.spacing - first[:, None, None]
         place = torch.minimum(place.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
@@ -86,11 +86,11 @@ class ChromaBins:
                 weights.append((part[:, 0] if down else 1 - part[:, 0]) * (part[:, 1] if right else 1 - part[:, 1]))
         return torch.stack(bins, 1), torch.stack(weights, 1)
 
-    def mean(self, probabilities: Scores) -> Chroma:
+    def decode_mean(self, probabilities: BinScores) -> ChromaTensor:
         """The mean chroma under probabilities [batch, bins, height, width]."""
         return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(self.centres).to(probabilities))
 
-    def rarity(self, strength: float) -> Float[Tensor, " bins"]:
+    def rebalancing_weights(self, strength: float) -> Float[Tensor, " bins"]:
         """Logarithms of class weights that make rare colours count more; 0 for strength 0.
 
         Zhang et al. 2016, section 2.2: w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2 and p̃ the bins' frequencies smoothed by a
@@ -106,7 +106,7 @@ class ChromaBins:
         return torch.from_numpy(strength * np.log(weights)).float()
 
 
-def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, least: float = 2e-6) -> ChromaBins:
+def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, min_fraction: float = 2e-6) -> ChromaBins:
     """The grid points that pixels use: those with at least the share ``least`` of all bilinear weight.
 
     Args:
@@ -128,7 +128,7 @@ def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, lea
                 weight = (part[0] if down else 1 - part[0]) * (part[1] if right else 1 - part[1])
                 counts.index_add_(0, ((corner[0] + down) * size + corner[1] + right).long(), weight)
     share = counts / counts.sum().clamp(min=1e-12)
-    used = torch.nonzero(share >= least)[:, 0]
+    used = torch.nonzero(share >= min_fraction)[:, 0]
     if len(used) < 2:
         raise ChromaboxError(
             f"chroma bins: the pictures use {len(used)} of them; pictures in several colours are needed"

@@ -10,15 +10,15 @@ from torch import Tensor
 from chromabox.errors import ChromaboxError, UsageError
 
 #: A colour within this distance in the a*b* plane counts as "about this colour" where confidence is told.
-NEAR = 20.0
+SAME_COLOUR_RADIUS = 20.0
 #: The least logarithm of a probability of which looks are merged: about that of float32's smallest normal number.
-IMPOSSIBLE = -87.0
+MIN_LOG_PROB = -87.0
 
-Map = Float[Tensor, "height width"]
+ScalarMap = Float[Tensor, "height width"]
 
 
 @dataclass(frozen=True)
-class Opinion:
+class ChromaDistribution:
     """The classes' log-probabilities at a small size, merged over all looks at the picture.
 
     ``centres`` are the classes' a* and b*; ``lightness`` is the picture's own L*, 0 to 100, at the same small size.
@@ -26,13 +26,13 @@ class Opinion:
 
     log_probabilities: Float[Tensor, "classes height width"]
     centres: Float[Tensor, "classes 2"]
-    lightness: Map
+    lightness: ScalarMap
 
-    def weighted(self, logarithms: Float[Tensor, " classes"]) -> "Opinion":
+    def reweight(self, log_weights: Float[Tensor, " classes"]) -> "ChromaDistribution":
         """The same with the classes' probabilities multiplied by weights (given as logarithms) and normalised."""
-        return replace(self, log_probabilities=(self.log_probabilities + logarithms[:, None, None]).log_softmax(0))
+        return replace(self, log_probabilities=(self.log_probabilities + log_weights[:, None, None]).log_softmax(0))
 
-    def annealed(self, temperature: float) -> Float[Tensor, "classes height width"]:
+    def anneal(self, temperature: float) -> Float[Tensor, "classes height width"]:
         """Probabilities under softmax(log-probabilities / temperature); 0 gives all to the likeliest class.
 
         Zhang et al. 2016, section 2.3. Raises UsageError for a temperature that is not 0 or more.
@@ -49,14 +49,14 @@ class Opinion:
 
     def chroma(self, temperature: float) -> Float[Tensor, "2 height width"]:
         """The annealed mean: a* and b* at every place."""
-        return torch.einsum("khw,kc->chw", self.annealed(temperature), self.centres)
+        return torch.einsum("khw,kc->chw", self.anneal(temperature), self.centres)
 
-    def confidence(self, chroma: Float[Tensor, "2 height width"]) -> Map:
+    def confidence(self, chroma: Float[Tensor, "2 height width"]) -> ScalarMap:
         """Probability, 0 to 1, that the true chroma is within ``NEAR`` of the given one."""
         distance = (self.centres[:, :, None, None] - chroma).square().sum(1)
-        return (self.log_probabilities.exp() * (distance <= NEAR**2)).sum(0)
+        return (self.log_probabilities.exp() * (distance <= SAME_COLOUR_RADIUS**2)).sum(0)
 
-    def entropy(self) -> Map:
+    def entropy(self) -> ScalarMap:
         """Of the classes' probabilities, as a part of its maximum: 0 certain, 1 no idea."""
         probabilities = self.log_probabilities.exp()
         # 0 · log 0 is 0: a forbidden class has the logarithm −∞.
@@ -64,19 +64,19 @@ class Opinion:
         return -terms.sum(0) / math.log(max(2, len(self.centres)))  # a single class is certain, not 0/0
 
 
-def merge(opinions: list[Opinion]) -> Opinion:
+def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
     """One opinion of several about the same picture at the same size, each weighing as much as it is certain.
 
     The weight of an opinion at a place is 1 minus its entropy (plus a little, so that all-ignorant ones still have a
     mean); the merged probabilities are the weighted geometric mean, which sharpens where the looks agree and stays
     open where they do not. Raises ChromaboxError for none.
     """
-    if not opinions:
+    if not distributions:
         raise ChromaboxError("merging needs at least one opinion")
-    weights = torch.stack([1.02 - opinion.entropy() for opinion in opinions])
+    weights = torch.stack([1.02 - opinion.entropy() for opinion in distributions])
     weights /= weights.sum(0)
     # Two looks that each exclude what the other is sure of must still leave something: nothing is wholly impossible.
-    known = [opinion.log_probabilities.clamp(min=IMPOSSIBLE) for opinion in opinions]
+    known = [opinion.log_probabilities.clamp(min=MIN_LOG_PROB) for opinion in distributions]
     logarithms = sum(weight * part for weight, part in zip(weights, known, strict=True))
     assert isinstance(logarithms, Tensor)
-    return replace(opinions[0], log_probabilities=logarithms.log_softmax(0))
+    return replace(distributions[0], log_probabilities=logarithms.log_softmax(0))

@@ -20,17 +20,17 @@ from torch import Tensor
 _RGB_FROM_XYZ = np.array(
     [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
 )
-_WHITE = np.array([0.95047, 1.0, 1.08883])
-_FROM_WHITE = _RGB_FROM_XYZ * _WHITE
+_WHITE_POINT = np.array([0.95047, 1.0, 1.08883])
+_RGB_FROM_RELATIVE_XYZ = _RGB_FROM_XYZ * _WHITE_POINT
 
 # White is (1, 1, 1) to the last digit, so that grey stays grey: every row's sum is one.
-_FROM_WHITE /= _FROM_WHITE.sum(axis=1, keepdims=True)
+_RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 
 #: Luminance Y of white = 1 from linear sRGB.
-LUMINANCE = np.linalg.inv(_FROM_WHITE)[1].astype(np.float32)
+LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
 
 #: As the rows' sums are one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), with X and Z relative to white.
-X_WEIGHT, Z_WEIGHT = (_FROM_WHITE[:, column].astype(np.float32) for column in (0, 2))
+X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for column in (0, 2))
 
 #: Root below which CIELab's cube gives way to its own tangent, and that tangent's slope.
 KNEE = np.float32(6 / 29)
@@ -38,37 +38,39 @@ KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
 
 #: How far linear sRGB may leave [0, 1] and still count as inside: it is clipped, which moves L* by less than 0.1.
-TOLERANCE = np.float32(1e-4)
+GAMUT_TOLERANCE = np.float32(1e-4)
 
 # Slope that counts as none: with it, any excess lasts as far as the search may reach.
-_FLAT = np.float32(1e-6)
+_MIN_SLOPE = np.float32(1e-6)
 
 # Steps towards the gamut; nearly all colours need under ten.
-_STEPS = 40
+_MAX_STEPS = 40
 
 # Entries of the table that turns linear sRGB into 8 bits; near black, where they are fewest, 20 to a level.
-_ENTRIES = 1 << 16
+_TABLE_SIZE = 1 << 16
 
 
-def root(pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape"]:
+def luminance_root(
+    pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*shape 3"],
+) -> Float32[np.ndarray, "*shape"]:
     """f(Y / Yn) of sRGB pixels, from 4/29 (black) to 1 (white)."""
-    linear = _linear_table(pixels.dtype)
-    luminance = LUMINANCE[0] * linear[pixels[..., 0]]
-    luminance += LUMINANCE[1] * linear[pixels[..., 1]]
-    luminance += LUMINANCE[2] * linear[pixels[..., 2]]
+    linear = _srgb_to_linear_table(pixels.dtype)
+    luminance = LUMINANCE_WEIGHTS[0] * linear[pixels[..., 0]]
+    luminance += LUMINANCE_WEIGHTS[1] * linear[pixels[..., 1]]
+    luminance += LUMINANCE_WEIGHTS[2] * linear[pixels[..., 2]]
     above = np.maximum(luminance, _KNEE_CUBE)
     luminance -= above
     luminance /= KNEE_SLOPE
     return np.add(np.cbrt(above, out=above), luminance, out=above)
 
 
-def linear_rgb(
+def lab_to_linear_rgb(
     root: Float32[np.ndarray, "*shape"], a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape"]
 ) -> Float32[np.ndarray, "3 *shape"]:
     """Linear sRGB, not clipped, of colours given by their root and their a*, b*; exactly grey where both are zero."""
-    y = _cube(root)
-    x = _cube(root + a * np.float32(1 / 500)) - y
-    z = _cube(root - b * np.float32(1 / 200)) - y
+    y = _root_to_tristimulus(root)
+    x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
+    z = _root_to_tristimulus(root - b * np.float32(1 / 200)) - y
     linear = np.empty((3, *root.shape), np.float32)
     for channel in range(3):
         np.multiply(x, X_WEIGHT[channel], out=linear[channel])
@@ -77,12 +79,12 @@ def linear_rgb(
     return linear
 
 
-def outside(linear: Float32[np.ndarray, "3 *shape"]) -> Bool[np.ndarray, "*shape"]:
+def out_of_gamut(linear: Float32[np.ndarray, "3 *shape"]) -> Bool[np.ndarray, "*shape"]:
     """Where sRGB has no such colour."""
-    return (linear.min(axis=0) < -TOLERANCE) | (linear.max(axis=0) > 1 + TOLERANCE)
+    return (linear.min(axis=0) < -GAMUT_TOLERANCE) | (linear.max(axis=0) > 1 + GAMUT_TOLERANCE)
 
 
-def fitting_scale(
+def max_chroma_scale(
     root: Float32[np.ndarray, " colours"], a: Float32[np.ndarray, " colours"], b: Float32[np.ndarray, " colours"]
 ) -> Float32[np.ndarray, " colours"]:
     """The largest scale in [0, 1] by which a* and b* can be multiplied so that the colour lies in sRGB.
@@ -93,8 +95,8 @@ def fitting_scale(
     """
     result = np.ones_like(root)
     place, scale, reach = np.arange(len(root)), result.copy(), result.copy()
-    for _ in range(_STEPS):
-        step = _safe_step(root, a, b, scale, reach)
+    for _ in range(_MAX_STEPS):
+        step = _gamut_step(root, a, b, scale, reach)
         stray = np.flatnonzero(step)
         if not stray.size:
             break
@@ -106,12 +108,12 @@ def fitting_scale(
     return result
 
 
-def _safe_step(
+def _gamut_step(
     root: Float32[np.ndarray, " colours"],
     a: Float32[np.ndarray, " colours"],
     b: Float32[np.ndarray, " colours"],
     scale: Float32[np.ndarray, " colours"],
-    reach: Float32[np.ndarray, " colours"],
+    max_step: Float32[np.ndarray, " colours"],
 ) -> Float32[np.ndarray, " colours"]:
     """By how much the scale can fall, at most `reach`, without passing a colour that fits; zero where this one does.
 
@@ -119,24 +121,24 @@ def _safe_step(
     reach. X and Z are cubes of what grows evenly with the scale, so their slopes are steepest at either end.
     """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
-    linear = linear_rgb(root, a * scale, b * scale)
-    near, far = scale, scale - reach
-    x_near, x_far = x * _slope(root + x * near), x * _slope(root + x * far)
-    z_near, z_far = z * _slope(root + z * near), z * _slope(root + z * far)
+    linear = lab_to_linear_rgb(root, a * scale, b * scale)
+    near, far = scale, scale - max_step
+    x_near, x_far = x * _cube_derivative(root + x * near), x * _cube_derivative(root + x * far)
+    z_near, z_far = z * _cube_derivative(root + z * near), z * _cube_derivative(root + z * far)
     step = np.zeros_like(root)
     for channel, (x_weight, z_weight) in enumerate(zip(X_WEIGHT, Z_WEIGHT, strict=True)):
         for sign, excess in ((1, linear[channel] - 1), (-1, -linear[channel])):
-            beyond = np.flatnonzero(excess > TOLERANCE)
+            beyond = np.flatnonzero(excess > GAMUT_TOLERANCE)
             if beyond.size:
                 steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
                 steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
                 # Half the tolerance is the aim, so that the search ends; a falling slope leads nowhere within reach.
-                needed = (excess[beyond] - TOLERANCE / 2) / np.maximum(steepest, _FLAT)
-                step[beyond] = np.maximum(step[beyond], np.minimum(needed, reach[beyond]))
+                needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, _MIN_SLOPE)
+                step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step
 
 
-def _cube(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _root_to_tristimulus(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Tristimulus value relative to white: the cube above the knee, its tangent below."""
     above = np.maximum(root, KNEE)
     cube = above * above
@@ -147,66 +149,66 @@ def _cube(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     return cube
 
 
-def _slope(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _cube_derivative(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Derivative of the cube and its tangent."""
     above = np.maximum(root, KNEE)
     return 3 * above * above
 
 
-def encode(
+def linear_to_srgb(
     linear: Float32[np.ndarray, "3 *shape"], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> Shaped[np.ndarray, "*shape 3"]:
     """sRGB pixels of 8 or 16 bits of linear sRGB, clipped; the linear values are overwritten."""
     pixels = np.empty((*linear.shape[1:], 3), dtype)
     np.clip(linear, 0, 1, out=linear)
     if dtype == np.uint8:
-        linear *= _ENTRIES - 1
+        linear *= _TABLE_SIZE - 1
         linear += 0.5
-        table = _eight_bit_table()
+        table = _linear_to_uint8_table()
         for channel in range(3):
             pixels[..., channel] = table[linear[channel].astype(np.intp)]
     else:
-        levels = _curve(linear) * np.float32(65535) + np.float32(0.5)
+        levels = _srgb_transfer(linear) * np.float32(65535) + np.float32(0.5)
         for channel in range(3):
             np.copyto(pixels[..., channel], levels[channel], casting="unsafe")
     return pixels
 
 
-def _curve(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _srgb_transfer(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """The sRGB curve, from linear to encoded."""
     bent = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
     return np.where(linear <= 0.0031308, np.float32(12.92) * linear, bent)
 
 
 @cache
-def _linear_table(dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Float32[np.ndarray, " levels"]:
+def _srgb_to_linear_table(dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Float32[np.ndarray, " levels"]:
     """Linear value of every level that pixels of this type can have."""
     encoded = np.linspace(0, 1, np.iinfo(dtype).max + 1)
     return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 @cache
-def _eight_bit_table() -> UInt8[np.ndarray, " entries"]:
+def _linear_to_uint8_table() -> UInt8[np.ndarray, " entries"]:
     """Nearest 8-bit level of evenly spaced linear values."""
-    return np.rint(255 * _curve(np.linspace(0, 1, _ENTRIES, dtype=np.float32))).astype(np.uint8)
+    return np.rint(255 * _srgb_transfer(np.linspace(0, 1, _TABLE_SIZE, dtype=np.float32))).astype(np.uint8)
 
 
 XYZ_FROM_RGB = torch.tensor(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 WHITE_D65 = torch.tensor([0.95047, 1.0, 1.08883])
-_KNEE = (6 / 29) ** 3
+_XYZ_KNEE = (6 / 29) ** 3
 
 
-def lab_from_rgb(rgb: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
+def rgb_to_lab(rgb: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
     """L* in 0 … 100, a* and b* in about −110 … 110, float32, of 8-bit sRGB."""
-    xyz = _linear_of_byte().to(rgb.device)[rgb.int()] @ XYZ_FROM_RGB.to(rgb.device).T / WHITE_D65.to(rgb.device)
-    f = torch.where(xyz > _KNEE, xyz.clamp(min=_KNEE) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    xyz = _byte_to_linear_table().to(rgb.device)[rgb.int()] @ XYZ_FROM_RGB.to(rgb.device).T / WHITE_D65.to(rgb.device)
+    f = torch.where(xyz > _XYZ_KNEE, xyz.clamp(min=_XYZ_KNEE) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
-def rgb_from_lab(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch height width 3"]:
+def lab_to_rgb(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch height width 3"]:
     """sRGB in [0, 1]; what lies outside its gamut is clipped, each channel for itself."""
     lightness, a, b = lab.float().unbind(1)
     y = (lightness + 16) / 116
@@ -216,14 +218,14 @@ def rgb_from_lab(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "b
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
-def _linear_of_byte() -> Float[Tensor, "256"]:
+def _byte_to_linear_table() -> Float[Tensor, "256"]:
     """Linear light of every 8-bit sRGB value."""
     value = torch.arange(256, dtype=torch.float64) / 255
     return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).float()
 
 
-def lab_of(colours: UInt8[np.ndarray, "colours 3"]) -> Float32[np.ndarray, "colours 3"]:
+def rgb_to_lab_array(colours: UInt8[np.ndarray, "colours 3"]) -> Float32[np.ndarray, "colours 3"]:
     """CIELab (D65) of 8-bit sRGB; a* and b* of greys are exactly 0."""
-    lab = lab_from_rgb(torch.from_numpy(np.ascontiguousarray(colours))[None, None])[0, :, 0].numpy().T.copy()
+    lab = rgb_to_lab(torch.from_numpy(np.ascontiguousarray(colours))[None, None])[0, :, 0].numpy().T.copy()
     lab[(colours == colours[:, :1]).all(1), 1:] = 0
     return lab

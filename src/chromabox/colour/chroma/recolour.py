@@ -34,11 +34,11 @@ RADIUS = 1
 EPSILON = 100.0
 
 # Passes of the sharpening; each takes back what the one before left blurred.
-_PASSES = 2
+_SHARPEN_PASSES = 2
 
 
 @dataclass(frozen=True)
-class GuidedMap:
+class GuidedUpsampler:
     """A small chroma map made ready to be read at full size, any rows at a time.
 
     planes: slope, offset, lowest and highest value allowed, each for a* and b*, already at full width (32 bytes for
@@ -52,12 +52,12 @@ class GuidedMap:
 
     def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
         """a* and b* of the rows of `band` of the full-size picture, of which `lightness` are the L* (0..100)."""
-        upper, lower, down = _neighbours(self.planes.shape[2], self.height, band)
+        upper, lower, down = _interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         for channel, value in enumerate(result):
             # One plane at a time, so that they stay in the cache.
             slope, offset, lowest, highest = (
-                _between(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
+                _lerp(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
                 for plane in self.planes[:, channel]
             )
             np.multiply(slope, lightness, out=value)
@@ -67,12 +67,12 @@ class GuidedMap:
         return result
 
 
-def fit_lines(
+def fit_local_linear(
     chroma: Float32[np.ndarray, "small_height small_width 2"],
     guide: Float32[np.ndarray, "small_height small_width"],
     height: int,
     width: int,
-) -> GuidedMap:
+) -> GuidedUpsampler:
     """Fit chroma by lightness around every cell of the small map.
 
     Args:
@@ -83,20 +83,20 @@ def fit_lines(
     """
     colour = torch.from_numpy(chroma.astype(np.float64, order="C")).permute(2, 0, 1)
     light = torch.from_numpy(guide.astype(np.float64, order="C"))[None]
-    mean_light, mean_colour = _box(light), _box(colour)
-    variance = (_box(light**2) - mean_light**2).clamp(min=0)
-    covariance = _box(light * colour) - mean_light * mean_colour
+    mean_light, mean_colour = _box_filter(light), _box_filter(colour)
+    variance = (_box_filter(light**2) - mean_light**2).clamp(min=0)
+    covariance = _box_filter(light * colour) - mean_light * mean_colour
     # Of the squares around a cell, those with more contrast know more of its slope.
-    slope = _box(covariance) / (_box(variance) + EPSILON)
+    slope = _box_filter(covariance) / (_box_filter(variance) + EPSILON)
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     highest = F.max_pool2d(colour, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-colour, 3, stride=1, padding=1)
     planes = torch.stack([slope, offset, lowest, highest]).float().numpy()
-    left, right, across = _neighbours(planes.shape[-1], width, slice(0, width))
-    return GuidedMap(_between(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
+    left, right, across = _interpolation_indices(planes.shape[-1], width, slice(0, width))
+    return GuidedUpsampler(_lerp(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
-def _box(planes: Float64[Tensor, "planes height width"]) -> Float64[Tensor, "planes height width"]:
+def _box_filter(planes: Float64[Tensor, "planes height width"]) -> Float64[Tensor, "planes height width"]:
     """Means over squares of 2 RADIUS + 1 cells, of which only those inside the map count."""
     return F.avg_pool2d(planes, 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)
 
@@ -106,13 +106,13 @@ def _sharpen(
 ) -> Float64[Tensor, "planes small_height small_width"]:
     """Planes whose bilinear interpolation to height × width has about the given averages over the cells."""
     sharp = planes
-    for _ in range(_PASSES):
-        blurred = _blur(_blur(sharp, height).mT, width).mT
+    for _ in range(_SHARPEN_PASSES):
+        blurred = _upsample_blur(_upsample_blur(sharp, height).mT, width).mT
         sharp = sharp + planes - blurred
     return sharp
 
 
-def _blur(planes: Float64[Tensor, "planes cells any"], full: int) -> Float64[Tensor, "planes cells any"]:
+def _upsample_blur(planes: Float64[Tensor, "planes cells any"], full: int) -> Float64[Tensor, "planes cells any"]:
     """Averages over the cells of their own interpolation to `full` places, along the columns.
 
     A neighbour's share is the mean of max(0, x) over the places of a cell, x from -1/2 to 1/2: (1 - 1/n²) / 8 for an
@@ -123,7 +123,9 @@ def _blur(planes: Float64[Tensor, "planes cells any"], full: int) -> Float64[Ten
     return (1 - 2 * share) * planes + share * (padded[:, :-2] + padded[:, 2:])
 
 
-def _neighbours(small: int, full: int, band: slice) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
+def _interpolation_indices(
+    small: int, full: int, band: slice
+) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
     """The two cells between which each place lies, and how far (0..1) it is from the first to the second."""
     places = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
     places = places.clip(0, small - 1)
@@ -131,17 +133,17 @@ def _neighbours(small: int, full: int, band: slice) -> tuple[np.ndarray, np.ndar
     return first, np.minimum(first + 1, small - 1), (places - first).astype(np.float32)
 
 
-def _between(
-    first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], share: Float32[np.ndarray, "*_"]
+def _lerp(
+    first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], weight: Float32[np.ndarray, "*_"]
 ) -> Float32[np.ndarray, "*shape"]:
     """Linear interpolation; exact where both are equal."""
     second = second - first
-    second *= share
+    second *= weight
     second += first
     return second
 
 
-def shrink(
+def downsample(
     plane: Float32[np.ndarray, "height width"], height: int, width: int
 ) -> Float32[np.ndarray, "small_height small_width"]:
     """Average one plane down to a smaller size."""
@@ -150,10 +152,10 @@ def shrink(
 
 
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
-Chroma = Float32[np.ndarray, "small_height small_width 2"]
+ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
 #: Full-size chroma [rows, width, 2] of some rows, and which they are, to the chroma that they get instead.
-Adjust = Callable[[Float32[np.ndarray, "rows width 2"], slice], Float32[np.ndarray, "rows width 2"]]
+ChromaHook = Callable[[Float32[np.ndarray, "rows width 2"], slice], Float32[np.ndarray, "rows width 2"]]
 
 #: Pixels in a band of rows: enough that calling numpy costs little beside computing, few enough that the planes worked
 #: on (256 KB each) stay in a core's cache. Measured best of 2^13 to 2^17.
@@ -165,14 +167,14 @@ def lightness(pixels: Pixels, *, band_pixels: int = BAND_PIXELS) -> Float32[np.n
     result = np.empty(pixels.shape[:2], np.float32)
 
     def fill(band: slice) -> None:
-        result[band] = _lightness(lab.root(pixels[band]))
+        result[band] = _root_to_lightness(lab.luminance_root(pixels[band]))
 
-    _for_bands(fill, pixels.shape, band_pixels)
+    _map_row_bands(fill, pixels.shape, band_pixels)
     return result
 
 
-def recolour(
-    pixels: Pixels, chroma: Chroma, *, adjust: Adjust | None = None, band_pixels: int = BAND_PIXELS
+def apply_chroma(
+    pixels: Pixels, chroma: ChromaMap, *, chroma_hook: ChromaHook | None = None, band_pixels: int = BAND_PIXELS
 ) -> Shaped[np.ndarray, "height width 3"]:
     """The picture with its own L* and the chroma of a map, as pixels of the same type.
 
@@ -183,62 +185,62 @@ def recolour(
             called from several threads at once, in any order.
         band_pixels: about how many pixels are worked on at a time; the result does not depend on it.
     """
-    guided = _guided_map(pixels, chroma, band_pixels)
+    guided = _guided_upsampler(pixels, chroma, band_pixels)
     result = np.empty_like(pixels)
 
     def fill(band: slice) -> None:
-        root = lab.root(pixels[band])
-        full = guided.rows(band, _lightness(root))
-        if adjust is not None:
-            full = np.moveaxis(adjust(np.stack([*full], axis=-1), band), -1, 0)
-        result[band] = lab.encode(_in_gamut(root, full), pixels.dtype)
+        root = lab.luminance_root(pixels[band])
+        full = guided.rows(band, _root_to_lightness(root))
+        if chroma_hook is not None:
+            full = np.moveaxis(chroma_hook(np.stack([*full], axis=-1), band), -1, 0)
+        result[band] = lab.linear_to_srgb(_clip_to_gamut(root, full), pixels.dtype)
 
-    _for_bands(fill, pixels.shape, band_pixels)
+    _map_row_bands(fill, pixels.shape, band_pixels)
     return result
 
 
-def _guided_map(pixels: Pixels, chroma: Chroma, band_pixels: int) -> GuidedMap:
+def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> GuidedUpsampler:
     """The chroma map with its lines, at most as large as the picture."""
     height, width = min(pixels.shape[0], chroma.shape[0]), min(pixels.shape[1], chroma.shape[1])
     if chroma.shape[:2] != (height, width):
-        chroma = np.stack([shrink(chroma[..., index], height, width) for index in range(2)], axis=-1)
+        chroma = np.stack([downsample(chroma[..., index], height, width) for index in range(2)], axis=-1)
     # The guide is averaged along the rows band by band, then across them.
     narrow = np.empty((pixels.shape[0], width), np.float32)
 
     def fill(band: slice) -> None:
-        light = _lightness(lab.root(pixels[band]))
-        narrow[band] = shrink(light, len(light), width)
+        light = _root_to_lightness(lab.luminance_root(pixels[band]))
+        narrow[band] = downsample(light, len(light), width)
 
-    _for_bands(fill, pixels.shape, band_pixels)
-    return fit_lines(chroma, shrink(narrow, height, width), *pixels.shape[:2])
+    _map_row_bands(fill, pixels.shape, band_pixels)
+    return fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
 
 
-def _in_gamut(
+def _clip_to_gamut(
     root: Float32[np.ndarray, "rows width"], chroma: Float32[np.ndarray, "2 rows width"]
 ) -> Float32[np.ndarray, "3 rows width"]:
     """Linear sRGB of colours, those that sRGB does not have with less chroma."""
-    linear = lab.linear_rgb(root, *chroma)
-    stray = lab.outside(linear)
+    linear = lab.lab_to_linear_rgb(root, *chroma)
+    stray = lab.out_of_gamut(linear)
     if stray.any():
         root, a, b = root[stray], chroma[0][stray], chroma[1][stray]
-        scale = lab.fitting_scale(root, a, b)
-        linear[:, stray] = lab.linear_rgb(root, a * scale, b * scale)
+        scale = lab.max_chroma_scale(root, a, b)
+        linear[:, stray] = lab.lab_to_linear_rgb(root, a * scale, b * scale)
     return linear
 
 
-def _lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
+def _root_to_lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
     return np.float32(116) * root - np.float32(16)
 
 
-def _for_bands(work: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int) -> None:
+def _map_row_bands(function: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int) -> None:
     """Do `work` for bands of rows, on as many threads as torch may use; numpy frees the interpreter meanwhile."""
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
     threads = min(torch.get_num_threads(), len(bands))
     if threads == 1:
         for band in bands:
-            work(band)
+            function(band)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, bands):
+        for _ in pool.map(function, bands):
             pass

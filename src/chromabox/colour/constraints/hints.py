@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
 
-from chromabox.colour.chroma.lab import lab_of
+from chromabox.colour.chroma.lab import rgb_to_lab_array
 from chromabox.errors import UsageError
-from chromabox.io.images import eight_bits, read_picture
+from chromabox.io.images import read_image, to_uint8
 
 #: Alpha, of 255, above which a pixel counts as painted.
-PAINTED = 127
+ALPHA_THRESHOLD = 127
 #: Painted colours nearer than this in a*b* spread as one, and at most so many spread apart.
-SAME, MOST_SPREAD = 5.0, 32
+GROUP_RADIUS, MAX_GROUPS = 5.0, 32
 #: Difference of lightness (σ, in L*) and of the net's mean chroma (σ, in a* and b*) between neighbouring cells at
 #: which colour begins to stop.
-LIGHTNESS_STEP, CHROMA_STEP = 2.5, 8.0
+EDGE_LIGHTNESS_SIGMA, EDGE_CHROMA_SIGMA = 2.5, 8.0
 #: Conductance that is left across the sharpest edge.
-LEAK = 1e-5
+MIN_EDGE_WEIGHT = 1e-5
 #: Cells, as a part of the short side, over which a broad stroke's hold fades to 1/e on an even ground.
-FADE = 0.25
+DECAY_LENGTH = 0.25
 #: Hold at which a hint and the net weigh alike: small dots hold little and would else colour only themselves.
-EVEN = 0.1
+HALF_SATURATION = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Hints:
         colours: 8-bit sRGB of colour 1, 2, …
     """
 
-    numbers: UInt[np.ndarray, "height width"]
+    labels: UInt[np.ndarray, "height width"]
     colours: UInt8[np.ndarray, "colours 3"]
 
 
 @dataclass(frozen=True, eq=False)
-class Influence:
+class HintWeights:
     """How much each spreading hint holds each cell of a small map.
 
     Attributes:
@@ -53,12 +53,12 @@ class Influence:
         colours: 8-bit sRGB that each hint spreads.
     """
 
-    hold: Float32[np.ndarray, "hints height width"]
+    weights: Float32[np.ndarray, "hints height width"]
     lightness: Float32[np.ndarray, "height width"]
     colours: UInt8[np.ndarray, "hints 3"]
 
 
-def read_hints(path: Path, size: tuple[int, int]) -> Hints:
+def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """The hints in a picture with transparency, painted where alpha is above ``PAINTED``.
 
     A picture of another size is scaled to the nearest pixel; shrunk, it keeps every painted one, however small.
@@ -70,48 +70,48 @@ def read_hints(path: Path, size: tuple[int, int]) -> Hints:
     Raises UsageError, naming the file, for a picture without transparency, without anything painted, or of other
     proportions; ChromaboxError for what cannot be read as a picture.
     """
-    picture = read_picture(path)
+    picture = read_image(path)
     if picture.alpha is None:
         raise UsageError(f"hints {path}: has no transparency; paint on a transparent layer and save it as PNG")
-    painted = eight_bits(picture.alpha) > PAINTED
+    painted = to_uint8(picture.alpha) > ALPHA_THRESHOLD
     if not painted.any():
         raise UsageError(f"hints {path}: nothing is painted; at least one pixel must be more opaque than transparent")
     height, width = painted.shape
-    if abs(width * size[0] / (height * size[1]) - 1) > 1 / height + 1 / width:
-        found, wanted = f"{width}×{height} pixels", f"{size[1]}×{size[0]}"
+    if abs(width * image_size[0] / (height * image_size[1]) - 1) > 1 / height + 1 / width:
+        found, wanted = f"{width}×{height} pixels", f"{image_size[1]}×{image_size[0]}"
         raise UsageError(f"hints {path}: has {found}; the same proportions as the photograph's {wanted} are right")
-    return hints_from(eight_bits(picture.pixels), painted, size)
+    return hints_from_pixels(to_uint8(picture.pixels), painted, image_size)
 
 
-def hints_from(
-    pixels: UInt8[np.ndarray, "height width 3"], painted: Bool[np.ndarray, "height width"], size: tuple[int, int]
+def hints_from_pixels(
+    pixels: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], image_size: tuple[int, int]
 ) -> Hints:
     """Hints of the given full size from painted pixels of any size."""
-    packed = pixels[painted].astype(np.int64) @ [1 << 16, 1 << 8, 1]
+    packed = pixels[mask].astype(np.int64) @ [1 << 16, 1 << 8, 1]
     distinct, number = np.unique(packed, return_inverse=True)
     colours = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
-    numbers = np.zeros(painted.shape, np.min_scalar_type(len(colours)))
-    numbers[painted] = number + 1
-    for axis, length in enumerate(size):
-        numbers = _stretched(numbers, axis, length)
+    numbers = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
+    numbers[mask] = number + 1
+    for axis, length in enumerate(image_size):
+        numbers = _resize_axis(numbers, axis, length)
     return Hints(np.ascontiguousarray(numbers), colours)
 
 
-def _stretched(numbers: UInt[np.ndarray, "_ _"], axis: int, length: int) -> UInt[np.ndarray, "_ _"]:
+def _resize_axis(labels: UInt[np.ndarray, "_ _"], axis: int, length: int) -> UInt[np.ndarray, "_ _"]:
     """One axis brought to a length: repeated to the nearest, or shrunk with every painted pixel kept."""
-    now = numbers.shape[axis]
+    now = labels.shape[axis]
     if now <= length:
-        return numbers if now == length else numbers.take(np.arange(length) * now // length, axis)
-    moved = np.moveaxis(numbers, axis, 0)
-    result = np.zeros((length, moved.shape[1]), numbers.dtype)
+        return labels if now == length else labels.take(np.arange(length) * now // length, axis)
+    moved = np.moveaxis(labels, axis, 0)
+    result = np.zeros((length, moved.shape[1]), labels.dtype)
     for line, place in zip(moved, np.arange(now) * length // now, strict=True):
         np.copyto(result[place], line, where=line > 0)
     return np.moveaxis(result, 0, axis)
 
 
-def spread(
+def propagate_hints(
     hints: Hints, lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
-) -> Influence:
+) -> HintWeights:
     """How far each painted colour reaches on a small map.
 
     The probabilities p that a random walk from a cell meets a hint's cells first; it steps to neighbours by the
@@ -124,75 +124,77 @@ def spread(
         lightness: L* (0..100) of the map's cells.
         chroma: the net's own, a* and b*: cells about which it thinks alike conduct better.
     """
-    groups, colours = _grouped(hints)
-    owner = _owners(hints, groups, len(colours), lightness.shape)
-    met = _meetings(owner, len(colours), _conductances(lightness, chroma), FADE * min(lightness.shape))
+    groups, colours = _group_colours(hints)
+    owner = _seed_cells(hints, groups, len(colours), lightness.shape)
+    met = _random_walk_probabilities(
+        owner, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
+    )
     together = met.sum(0)
-    hold = met * ((1 + EVEN) / (together + EVEN))
-    return Influence(hold.astype(np.float32), lightness, colours)
+    hold = met * ((1 + HALF_SATURATION) / (together + HALF_SATURATION))
+    return HintWeights(hold.astype(np.float32), lightness, colours)
 
 
-def _grouped(hints: Hints) -> tuple[Int64[np.ndarray, " numbers"], UInt8[np.ndarray, "groups 3"]]:
+def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " numbers"], UInt8[np.ndarray, "groups 3"]]:
     """The group of every painted colour (in the order of their numbers), and the most frequent colour of each."""
-    count = np.bincount(hints.numbers.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
-    chroma = lab_of(hints.colours)[:, 1:]
+    count = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
+    chroma = rgb_to_lab_array(hints.colours)[:, 1:]
     free = count > 0
     heads: list[int] = []
-    while free.any() and len(heads) < MOST_SPREAD:
+    while free.any() and len(heads) < MAX_GROUPS:
         heads.append(int(np.where(free, count, -1).argmax()))
-        free &= ((chroma - chroma[heads[-1]]) ** 2).sum(-1) > SAME**2
+        free &= ((chroma - chroma[heads[-1]]) ** 2).sum(-1) > GROUP_RADIUS**2
     distance = np.stack([((chroma - chroma[head]) ** 2).sum(-1) for head in heads])
     return distance.argmin(0), hints.colours[heads]
 
 
-def _owners(
-    hints: Hints, groups: Int64[np.ndarray, " numbers"], count: int, shape: tuple[int, int]
+def _seed_cells(
+    hints: Hints, groups: Int64[np.ndarray, " numbers"], num_groups: int, shape: tuple[int, int]
 ) -> Int64[np.ndarray, "height width"]:
     """The group with the most painted pixels in each cell; −1 where none is painted."""
-    rows, columns = np.nonzero(hints.numbers)
-    group = groups[hints.numbers[rows, columns].astype(np.int64) - 1]
-    height, width = hints.numbers.shape
+    rows, columns = np.nonzero(hints.labels)
+    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
+    height, width = hints.labels.shape
     cell = rows * shape[0] // height * shape[1] + columns * shape[1] // width
     area = shape[0] * shape[1]
-    votes = np.bincount(group * area + cell, minlength=count * area).reshape(count, *shape)
+    votes = np.bincount(group * area + cell, minlength=num_groups * area).reshape(num_groups, *shape)
     owners: Int64[np.ndarray, "height width"] = np.where(votes.any(0), votes.argmax(0), -1)
     return owners
 
 
-def _conductances(
+def _edge_weights(
     lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
 ) -> tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]]:
     """Weights of the edges between cells above each other and beside each other."""
     downwards, across = (
         np.exp(
-            -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * LIGHTNESS_STEP**2)
-            - (np.diff(chroma, axis=axis).astype(np.float64) ** 2).sum(-1) / (2 * CHROMA_STEP**2)
-        ).clip(LEAK)
+            -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * EDGE_LIGHTNESS_SIGMA**2)
+            - (np.diff(chroma, axis=axis).astype(np.float64) ** 2).sum(-1) / (2 * EDGE_CHROMA_SIGMA**2)
+        ).clip(MIN_EDGE_WEIGHT)
         for axis in (0, 1)
     )
     return downwards, across
 
 
-def _meetings(
-    owner: Int64[np.ndarray, "height width"],
-    count: int,
-    conductances: tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]],
-    fade: float,
+def _random_walk_probabilities(
+    seeds: Int64[np.ndarray, "height width"],
+    num_groups: int,
+    edge_weights: tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]],
+    decay_length: float,
 ) -> Float64[np.ndarray, "{count} height width"]:
     """Probability that a walk from each cell meets each group's cells first, before it ends by itself."""
     from scipy.sparse import coo_array, diags_array
     from scipy.sparse.linalg import splu
 
-    cell = np.arange(owner.size).reshape(owner.shape)
+    cell = np.arange(seeds.size).reshape(seeds.shape)
     first = np.concatenate([cell[:-1].ravel(), cell[:, :-1].ravel()])
     second = np.concatenate([cell[1:].ravel(), cell[:, 1:].ravel()])
-    weight = np.concatenate([part.ravel() for part in conductances])
+    weight = np.concatenate([part.ravel() for part in edge_weights])
     ends = np.concatenate([first, second]), np.concatenate([second, first])
-    links = coo_array((np.tile(weight, 2), ends), shape=(owner.size, owner.size)).tocsr()
-    system = diags_array(links.sum(1) + fade**-2).tocsr() - links
-    flat = owner.ravel()
+    links = coo_array((np.tile(weight, 2), ends), shape=(seeds.size, seeds.size)).tocsr()
+    system = diags_array(links.sum(1) + decay_length**-2).tocsr() - links
+    flat = seeds.ravel()
     known, unknown = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
-    result = np.zeros((owner.size, count))
+    result = np.zeros((seeds.size, num_groups))
     result[known, flat[known]] = 1
     if unknown.size:
         towards = links[unknown][:, known] @ result[known]
@@ -204,4 +206,4 @@ def _meetings(
             options={"SymmetricMode": True},
         )
         result[unknown] = factors.solve(towards).clip(0, 1)
-    return result.T.reshape(count, *owner.shape)
+    return result.T.reshape(num_groups, *seeds.shape)

@@ -14,31 +14,31 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
 
 #: How far inside a rim still counts as on it, in units of a* and b*: far above rounding, far below what is seen.
-TOUCH = 1e-4
+EDGE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Discs:
+class ExclusionZones:
     """Open discs of one radius around points (a*, b*); they may overlap."""
 
     centres: Float64[np.ndarray, "discs 2"]
     radius: float
 
-    def contain(self, points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, " points"]:
+    def contains(self, points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, " points"]:
         """Which points lie inside at least one disc, by more than ``TOUCH``."""
         inside = np.zeros(len(points), bool)
         for a, b in self.centres.tolist():
-            inside |= (points[:, 0] - a) ** 2 + (points[:, 1] - b) ** 2 < (self.radius - TOUCH) ** 2
+            inside |= (points[:, 0] - a) ** 2 + (points[:, 1] - b) ** 2 < (self.radius - EDGE_TOLERANCE) ** 2
         return inside
 
-    def push(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
+    def push_out(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
         """The nearest chroma outside all discs; what lies outside already stays as it is.
 
         That nearest point is straight away from a disc's centre on its rim, or where two rims meet. From the very
         centre of a disc, where every way out is as short, the way is towards +a*.
         """
         points = chroma.reshape(-1, 2)
-        inside = self.contain(points)
+        inside = self.contains(points)
         if not inside.any():
             return chroma
         result = points.copy()
@@ -51,155 +51,157 @@ class Discs:
         for centre in self.centres:
             away = points - centre
             length = np.hypot(*away.T)[:, None]
-            away = np.where(length > TOUCH, away / np.maximum(length, TOUCH), [1.0, 0.0])
-            _take_nearer(result, best, points, centre + self.radius * away, self)
-        for corner in self._corners:
-            _take_nearer(result, best, points, np.broadcast_to(corner, points.shape), None)
+            away = np.where(length > EDGE_TOLERANCE, away / np.maximum(length, EDGE_TOLERANCE), [1.0, 0.0])
+            _keep_nearer(result, best, points, centre + self.radius * away, self)
+        for corner in self._intersections:
+            _keep_nearer(result, best, points, np.broadcast_to(corner, points.shape), None)
         return result
 
     @cached_property
-    def _corners(self) -> Float64[np.ndarray, "corners 2"]:
+    def _intersections(self) -> Float64[np.ndarray, "corners 2"]:
         """Where two rims meet outside all other discs."""
         first, second = np.triu_indices(len(self.centres), 1)
         half = (self.centres[second] - self.centres[first]) / 2
         length = np.hypot(*half.T)
-        meet = (length > TOUCH) & (length <= self.radius)
+        meet = (length > EDGE_TOLERANCE) & (length <= self.radius)
         half, length, middle = half[meet], length[meet, None], self.centres[first[meet]] + half[meet]
         across = half[:, ::-1] * [-1.0, 1.0] / length * np.sqrt(self.radius**2 - length**2)
         corners = np.concatenate([middle + across, middle - across])
-        return corners[~self.contain(corners)]
+        return corners[~self.contains(corners)]
 
 
-def _take_nearer(
+def _keep_nearer(
     result: Float64[np.ndarray, "points 2"],
     best: Float64[np.ndarray, " points"],
     points: Float64[np.ndarray, "points 2"],
     candidates: Float64[np.ndarray, "points 2"],
-    discs: Discs | None,
+    zones: ExclusionZones | None,
 ) -> None:
     """Put candidates (those outside the discs, if given) into the result where they are the nearest yet."""
     distance = ((candidates - points) ** 2).sum(-1)
     nearer = distance < best
-    if discs is not None:
-        nearer &= ~discs.contain(candidates)
+    if zones is not None:
+        nearer &= ~zones.contains(candidates)
     result[nearer], best[nearer] = candidates[nearer], distance[nearer]
 
 
-Band = Float32[np.ndarray, "rows width 2"]
+ChromaBand = Float32[np.ndarray, "rows width 2"]
 
 
 @dataclass(frozen=True)
-class Cells:
+class GridMapping:
     """How the pixels of a picture lie among the cells of a small map; both are (height, width)."""
 
-    small: tuple[int, int]
-    full: tuple[int, int]
+    map_size: tuple[int, int]
+    image_size: tuple[int, int]
 
-    def between(self, axis: int, places: slice) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
+    def interpolation_indices(
+        self, axis: int, positions: slice
+    ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
         """The two cells between whose centres each place of an axis lies, and how far (0..1) it is from the first."""
-        at = (np.arange(places.start, places.stop) + 0.5) * self.small[axis] / self.full[axis] - 0.5
-        at = at.clip(0, self.small[axis] - 1)
+        at = (np.arange(positions.start, positions.stop) + 0.5) * self.map_size[axis] / self.image_size[axis] - 0.5
+        at = at.clip(0, self.map_size[axis] - 1)
         first = at.astype(np.intp)
-        return first, np.minimum(first + 1, self.small[axis] - 1), (at - first).astype(np.float32)
+        return first, np.minimum(first + 1, self.map_size[axis] - 1), (at - first).astype(np.float32)
 
     @cached_property
-    def columns(self) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " width"]]:
+    def column_indices(self) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " width"]]:
         """``between`` for all pixels of a row."""
-        return self.between(1, slice(0, self.full[1]))
+        return self.interpolation_indices(1, slice(0, self.image_size[1]))
 
-    def corners(self, plane: np.ndarray, band: slice) -> list[np.ndarray]:
+    def neighbour_values(self, plane: np.ndarray, band: slice) -> list[np.ndarray]:
         """Values of a small plane in the four cells around every pixel of the band."""
-        upper, lower, _ = self.between(0, band)
-        left, right, _ = self.columns
+        upper, lower, _ = self.interpolation_indices(0, band)
+        left, right, _ = self.column_indices
         return [rows[:, columns] for rows in (plane[upper], plane[lower]) for columns in (left, right)]
 
-    def bilinear(
+    def interpolate(
         self, plane: Float32[np.ndarray, "small_height small_width"], band: slice
     ) -> Float32[np.ndarray, "rows width"]:
         """A small plane at every pixel of the band."""
-        upper, lower, down = self.between(0, band)
-        left, right, across = self.columns
+        upper, lower, down = self.interpolation_indices(0, band)
+        left, right, across = self.column_indices
         rows = plane[upper] + down[:, None] * (plane[lower] - plane[upper])
         return rows[:, left] + across * (rows[:, right] - rows[:, left])
 
 
 @dataclass(frozen=True, eq=False)
-class OnlyColours:
+class PaletteOnly:
     """Every pixel gets, to the bit, the chroma of one of the four labels around it: the one nearest to its own.
 
     Only these four are asked, because the chroma between two regions may be nearest to a third region's colour.
     """
 
-    cells: Cells
+    grid: GridMapping
     labels: Integer[np.ndarray, "small_height small_width"]
-    table: Float32[np.ndarray, "colours 2"]
+    label_chroma: Float32[np.ndarray, "colours 2"]
 
-    def __call__(self, chroma: Band, band: slice) -> Band:
-        around = self.cells.corners(self.labels, band)
+    def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
+        around = self.grid.neighbour_values(self.labels, band)
         first, *others = around
-        result = self.table[first]
+        result = self.label_chroma[first]
         mixed = np.logical_or.reduce([first != labels for labels in others])
-        candidates = self.table[np.stack([labels[mixed] for labels in around])]
+        candidates = self.label_chroma[np.stack([labels[mixed] for labels in around])]
         nearest = ((candidates - chroma[mixed]) ** 2).sum(-1).argmin(0)
         result[mixed] = candidates[nearest, np.arange(len(nearest))]
         return result
 
 
 @dataclass(frozen=True, eq=False)
-class OutsideDiscs:
+class ExcludeZones:
     """No pixel's chroma lies in a disc, but where ``spared``, brought to full size, is above one half."""
 
-    cells: Cells
-    discs: Discs
-    spared: Float32[np.ndarray, "small_height small_width"] | None = None
+    grid: GridMapping
+    zones: ExclusionZones
+    exempt: Float32[np.ndarray, "small_height small_width"] | None = None
 
-    def __call__(self, chroma: Band, band: slice) -> Band:
-        pushed = self.discs.push(chroma)
-        if self.spared is None:
+    def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
+        pushed = self.zones.push_out(chroma)
+        if self.exempt is None:
             return pushed
-        return np.where(self.cells.bilinear(self.spared, band)[..., None] > 0.5, chroma, pushed)
+        return np.where(self.grid.interpolate(self.exempt, band)[..., None] > 0.5, chroma, pushed)
 
 
 @dataclass(frozen=True, eq=False)
-class GreyWhereUnsure:
+class GreyBelowConfidence:
     """Chroma is 0 where the confidence, brought to full size, is below the least one."""
 
-    cells: Cells
+    grid: GridMapping
     confidence: Float32[np.ndarray, "small_height small_width"]
-    least: float
+    min_confidence: float
 
-    def __call__(self, chroma: Band, band: slice) -> Band:
-        sure = self.cells.bilinear(self.confidence, band) >= self.least
+    def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
+        sure = self.grid.interpolate(self.confidence, band) >= self.min_confidence
         return np.where(sure[..., None], chroma, np.float32(0))
 
 
 @dataclass(frozen=True, eq=False)
-class Painted:
+class HintPixels:
     """Pixels with a number above 0 get the chroma of that row of the table."""
 
-    numbers: UInt[np.ndarray, "height width"]
-    table: Float32[np.ndarray, "numbers 2"]
+    labels: UInt[np.ndarray, "height width"]
+    label_chroma: Float32[np.ndarray, "numbers 2"]
 
-    def __call__(self, chroma: Band, band: slice) -> Band:
-        numbers = self.numbers[band]
+    def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
+        numbers = self.labels[band]
         painted = numbers > 0
         if not painted.any():
             return chroma
         result = chroma.copy()
-        result[painted] = self.table[numbers[painted]]
+        result[painted] = self.label_chroma[numbers[painted]]
         return result
 
 
-Rule = OnlyColours | OutsideDiscs | GreyWhereUnsure | Painted
+PixelRule = PaletteOnly | ExcludeZones | GreyBelowConfidence | HintPixels
 
 
 @dataclass(frozen=True)
-class InTurn:
+class RuleChain:
     """Rules one after another, the last one having the last word."""
 
-    rules: Sequence[Rule]
+    rules: Sequence[PixelRule]
 
-    def __call__(self, chroma: Band, band: slice) -> Band:
+    def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
         for rule in self.rules:
             chroma = rule(chroma, band)
         return chroma

@@ -15,32 +15,32 @@ from jaxtyping import Float, Int16, Int64, UInt8
 from torch import Tensor
 
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.palette.palette import MOST_COLOURS, Palette, fit_palette, mean_distance, nearest_colour
-from chromabox.engine.distributed import World
+from chromabox.colour.palette.palette import MAX_COLOURS, Palette, assign_labels, fit_palette, quantisation_error
+from chromabox.engine.distributed import DistInfo
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.cifar10 import CLASSES, load_cifar10
+from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.fetch import cache_folder, fetch
-from chromabox.io.http import Pinned, QuietProgress
-from chromabox.io.images import eight_bits, find_pictures, read_picture
+from chromabox.io.http import PinnedFile, QuietProgress
+from chromabox.io.images import find_images, read_image, to_uint8
 
-Batch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
+PaletteBatch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
 
 #: The assignment's own 24 colours as plain float32 RGB/256. No public address serves this file; a mirror may.
-COURSE_PALETTE = Pinned(
+COURSE_PALETTE = PinnedFile(
     "colour_kmeans24_cat7_plain_f32.npy",
     sha256="b27de7a2e354fa1cd13776dee08248a000ea21c82f2df0545f15fa8231d8faf6",
     size=416,
 )
 
 #: Before the number of colours, the name of a palette that is fitted to the training pictures.
-FITTED = "fitted:"
+FITTED_PREFIX = "fitted:"
 
 #: One in so many pictures of a user's own folder is set aside as its test split.
-FOLDER_TEST_SHARE = 10
+FOLDER_TEST_EVERY_NTH = 10
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LabelledImages:
     """One split: what the net sees, what it should say, and for measuring in colour the pictures themselves."""
 
     grey_sum: Int16[Tensor, "pictures height width"]
@@ -54,44 +54,44 @@ class Pictures:
     @property
     def grey(self) -> Float[Tensor, "pictures 1 height width"]:
         """Grey of all pictures, in [0, 1)."""
-        return as_grey(self.grey_sum)
+        return to_grey(self.grey_sum)
 
-    def take(self, keep: slice) -> "Pictures":
+    def select(self, rows: slice) -> "LabelledImages":
         """Some of the pictures (views, nothing is copied)."""
-        return Pictures(self.grey_sum[keep], self.labels[keep], self.rgb[keep])
+        return LabelledImages(self.grey_sum[rows], self.labels[rows], self.rgb[rows])
 
-    def without_colours(self) -> "Pictures":
+    def drop_rgb(self) -> "LabelledImages":
         """The same for training alone, which needs no colours."""
         return replace(self, rgb=np.empty((0, *self.rgb.shape[1:]), np.uint8))
 
 
 @dataclass(frozen=True)
-class ColourData:
+class ColourDataset:
     """The splits of one data set under one palette."""
 
-    train: Pictures
-    test: Pictures
-    held_out: Pictures | None = None
+    train: LabelledImages
+    test: LabelledImages
+    val: LabelledImages | None = None
     """Part of the training pictures that is not trained on, to choose by; None if none was asked for."""
-    others: Pictures | None = None
+    auxiliary: LabelledImages | None = None
     """Training pictures of CIFAR-10's other classes; None if none were asked for or there are none."""
 
 
-def as_grey(grey_sum: Int16[Tensor, "pictures height width"]) -> Float[Tensor, "pictures 1 height width"]:
+def to_grey(grey_sum: Int16[Tensor, "pictures height width"]) -> Float[Tensor, "pictures 1 height width"]:
     """R + G + B as the mean of RGB/256, exact in float32."""
     return grey_sum[:, None].float() / 768
 
 
-def encode(rgb: UInt8[np.ndarray, "pictures 3 height width"], palette: Palette) -> Pictures:
+def encode_images(rgb: UInt8[np.ndarray, "pictures 3 height width"], palette: Palette) -> LabelledImages:
     """Grey sums and nearest-colour labels of 8-bit pictures."""
     grey_sum = rgb.sum(axis=1, dtype=np.int16)
-    labels = nearest_colour(rgb, palette, axis=1)
-    return Pictures(torch.from_numpy(grey_sum), torch.from_numpy(labels), rgb)
+    labels = assign_labels(rgb, palette, axis=1)
+    return LabelledImages(torch.from_numpy(grey_sum), torch.from_numpy(labels), rgb)
 
 
-def load_colour_data(
-    spec: str, palette: Palette, *, hold_out: float = 0.0, size: int = 32, others: bool = False
-) -> ColourData:
+def load_colour_dataset(
+    spec: str, palette: Palette, *, val_fraction: float = 0.0, size: int = 32, with_auxiliary: bool = False
+) -> ColourDataset:
     """Load a data set by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
 
     CIFAR-10 keeps its own split and order. A folder's pictures are cut to the central square, brought to
@@ -101,18 +101,20 @@ def load_colour_data(
 
     Raises UsageError for an unknown name or class, or a folder with too few pictures.
     """
-    if not 0 <= hold_out <= 0.5:
-        raise UsageError(f"hold-out is {hold_out}: give a fraction of the training pictures from 0 to 0.5")
+    if not 0 <= val_fraction <= 0.5:
+        raise UsageError(f"hold-out is {val_fraction}: give a fraction of the training pictures from 0 to 0.5")
     train_rgb, test_rgb = _load_rgb(spec, size)
-    rest = _other_classes(spec) if others else ()
-    companions = encode(load_cifar10("train", rest)[0], palette).without_colours() if rest else None
-    data = ColourData(encode(train_rgb, palette), encode(test_rgb, palette), others=companions)
-    if hold_out == 0:
+    rest = _remaining_classes(spec) if with_auxiliary else ()
+    companions = encode_images(load_cifar10("train", rest)[0], palette).drop_rgb() if rest else None
+    data = ColourDataset(encode_images(train_rgb, palette), encode_images(test_rgb, palette), auxiliary=companions)
+    if val_fraction == 0:
         return data
-    kept = len(data.train) - max(1, round(len(data.train) * hold_out))
+    kept = len(data.train) - max(1, round(len(data.train) * val_fraction))
     if kept < 1:
-        raise UsageError(f"hold-out of {hold_out} leaves no picture to train on; {spec} has too few to set any aside")
-    return replace(data, train=data.train.take(slice(0, kept)), held_out=data.train.take(slice(kept, None)))
+        raise UsageError(
+            f"hold-out of {val_fraction} leaves no picture to train on; {spec} has too few to set any aside"
+        )
+    return replace(data, train=data.train.select(slice(0, kept)), val=data.train.select(slice(kept, None)))
 
 
 def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
@@ -126,8 +128,8 @@ def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     """
     if name == "course":
         return course_palette()
-    if name.startswith(FITTED):
-        return _fitted_palette(name, spec, size)
+    if name.startswith(FITTED_PREFIX):
+        return _fit_named_palette(name, spec, size)
     if name != "auto":
         return load_palette(name)
     if spec == "cifar10:horse":
@@ -140,11 +142,13 @@ def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     return fit_palette(_load_rgb(spec, size)[0].transpose(0, 2, 3, 1), name=f"fitted to {Path(spec).name}")
 
 
-def _fitted_palette(name: str, spec: str, size: int) -> Palette:
+def _fit_named_palette(name: str, spec: str, size: int) -> Palette:
     """The palette ``fitted:K``."""
-    count = name.removeprefix(FITTED)
-    if not (count.isdecimal() and 2 <= int(count) <= MOST_COLOURS):
-        raise UsageError(f"palette {name}: a palette has 2 to {MOST_COLOURS} colours; give for example {FITTED}24")
+    count = name.removeprefix(FITTED_PREFIX)
+    if not (count.isdecimal() and 2 <= int(count) <= MAX_COLOURS):
+        raise UsageError(
+            f"palette {name}: a palette has 2 to {MAX_COLOURS} colours; give for example {FITTED_PREFIX}24"
+        )
     title = f"{int(count)} colours fitted to {Path(spec).name}"
     return fit_palette(_load_rgb(spec, size)[0], int(count), name=title, axis=1)
 
@@ -155,26 +159,26 @@ def course_palette() -> Palette:
     return Palette(load_palette(path).colours, "course")
 
 
-def fit_palette_to(pictures: Sequence[str], colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
+def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
     """A palette fitted to pictures, folders and CIFAR-10 sets together, and a pixel's mean distance to it."""
-    if not 2 <= colours <= 256:
-        raise UsageError(f"colours is {colours}: a palette has 2 to 256")
+    if not 2 <= num_colours <= 256:
+        raise UsageError(f"colours is {num_colours}: a palette has 2 to 256")
     pixels = []
-    for item in pictures:
+    for item in sources:
         if item.startswith("cifar10:"):
             pixels.append(_load_rgb(item, 32)[0].transpose(0, 2, 3, 1).reshape(-1, 3))
         else:
-            pixels += [_whole(path).reshape(-1, 3) for path, _ in find_pictures([Path(item)])]
+            pixels += [_read_subsampled(path).reshape(-1, 3) for path, _ in find_images([Path(item)])]
     together = np.concatenate(pixels)
-    palette = fit_palette(together, colours, seed=seed, name=name)
-    return palette, mean_distance(together, palette)
+    palette = fit_palette(together, num_colours, seed=seed, name=name)
+    return palette, quantisation_error(together, palette)
 
 
-def _whole(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def _read_subsampled(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """A picture in 8 bits, large ones thinned to about a megapixel: colours, not detail, are wanted."""
-    pixels = read_picture(path).pixels
+    pixels = read_image(path).pixels
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
-    return eight_bits(pixels[::step, ::step])
+    return to_uint8(pixels[::step, ::step])
 
 
 def _load_rgb(spec: str, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], UInt8[np.ndarray, "test 3 h w"]]:
@@ -185,64 +189,64 @@ def _load_rgb(spec: str, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], U
     if not Path(spec).is_dir():
         raise UsageError(
             f"data {spec!r}: neither a folder nor a known set; give cifar10:all, cifar10:CLASS "
-            f"(one of {', '.join(CLASSES)}) or a folder of pictures"
+            f"(one of {', '.join(CIFAR10_CLASSES)}) or a folder of pictures"
         )
     return _load_folder(Path(spec), size)
 
 
-def _other_classes(spec: str) -> tuple[str, ...]:
+def _remaining_classes(spec: str) -> tuple[str, ...]:
     """The CIFAR-10 classes that ``spec`` leaves out; none for other data."""
     name, _, classes = spec.partition(":")
     if name != "cifar10" or classes == "all":
         return ()
-    return tuple(known for known in CLASSES if known not in classes.split("+"))
+    return tuple(known for known in CIFAR10_CLASSES if known not in classes.split("+"))
 
 
 def _load_folder(folder: Path, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], UInt8[np.ndarray, "test 3 h w"]]:
     if size < 8 or size % 8:
         raise UsageError(f"size is {size}: the nets need a multiple of 8, at least 8")
-    paths = [path for path, _ in find_pictures([folder])]
+    paths = [path for path, _ in find_images([folder])]
     if len(paths) < 2:
         raise UsageError(f"{folder}: holds {len(paths)} picture; training needs at least two, one of them to test on")
-    rgb = np.stack([_square(path, size) for path in paths])
+    rgb = np.stack([_center_crop(path, size) for path in paths])
     order = np.random.default_rng(0).permutation(len(rgb))
-    tests = max(1, len(rgb) // FOLDER_TEST_SHARE)
+    tests = max(1, len(rgb) // FOLDER_TEST_EVERY_NTH)
     return rgb[np.sort(order[tests:])], rgb[np.sort(order[:tests])]
 
 
-def _square(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
+def _center_crop(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
     """The central square of a picture, resampled to ``size``."""
     from PIL import Image
 
-    pixels = read_picture(path).pixels
+    pixels = read_image(path).pixels
     height, width, _ = pixels.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = eight_bits(pixels[top : top + side, left : left + side])
+    square = to_uint8(pixels[top : top + side, left : left + side])
     small = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
-class Companions:
+class AuxiliaryImages:
     """Pictures of other kinds that share the batches, so that a large net sees more than its own few."""
 
-    pictures: Pictures
-    share: float
+    images: LabelledImages
+    fraction: float
     """Of each batch, in [0, 1)."""
 
 
-def batches(
-    pictures: Pictures,
+def make_batches(
+    images: LabelledImages,
     batch_size: int,
     *,
     shuffle: bool,
-    mirror: bool,
+    hflip: bool,
     seed: int,
-    companions: Companions | None = None,
-    world: World | None = None,
+    auxiliary: AuxiliaryImages | None = None,
+    world: DistInfo | None = None,
     device: str = "cpu",
-) -> Callable[[int, int], Iterator[Batch]]:
+) -> Callable[[int, int], Iterator[PaletteBatch]]:
     """A function (epoch, batches to pass over) → the epoch's batches, as the training loop wants it.
 
     Order and mirroring are drawn from ``(seed, epoch)`` alone, so an epoch can be entered anywhere and is the same
@@ -250,57 +254,63 @@ def batches(
     pictures. Where batches are shuffled, the pictures that do not fill the last one are left out (others each epoch).
     Companions, which need shuffling, take the place of some of a batch's own pictures.
     """
-    world = world or World()
-    whole = batch_size * world.size
-    everything = pictures if companions is None else _joined(pictures, companions.pictures)
+    world = world or DistInfo()
+    whole = batch_size * world.world_size
+    everything = images if auxiliary is None else _concat(images, auxiliary.images)
 
-    def epoch_batches(epoch: int, passed: int) -> Iterator[Batch]:
+    def epoch_batches(epoch: int, passed: int) -> Iterator[PaletteBatch]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(pictures), generator=generator) if shuffle else torch.arange(len(pictures))
-        if companions is not None:
-            order = _with_companions(order, len(companions.pictures), whole, companions.share, generator)
-        mirrored = torch.rand(len(order), generator=generator) < 0.5 if mirror else torch.zeros(len(order)).bool()
-        steps = batches_per_epoch(len(pictures), batch_size, shuffle=shuffle, world=world)
+        order = torch.randperm(len(images), generator=generator) if shuffle else torch.arange(len(images))
+        if auxiliary is not None:
+            order = _mix_in_auxiliary(order, len(auxiliary.images), whole, auxiliary.fraction, generator)
+        mirrored = torch.rand(len(order), generator=generator) < 0.5 if hflip else torch.zeros(len(order)).bool()
+        steps = num_batches(len(images), batch_size, shuffle=shuffle, world=world)
         for step in range(passed, steps):
             rows = slice(step * whole, (step + 1) * whole)
             chosen, flip = order[rows], mirrored[rows]
-            even = len(chosen) - len(chosen) % world.size  # every process must have as many
-            mine = slice(world.rank, even, world.size)
-            yield take_batch(everything, chosen[mine], flip[mine], device)
+            even = len(chosen) - len(chosen) % world.world_size  # every process must have as many
+            mine = slice(world.rank, even, world.world_size)
+            yield gather_batch(everything, chosen[mine], flip[mine], device)
 
     return epoch_batches
 
 
-def _joined(own: Pictures, others: Pictures) -> Pictures:
+def _concat(images: LabelledImages, auxiliary: LabelledImages) -> LabelledImages:
     """Both after each other, without colours: batches need none."""
-    grey_sum, labels = torch.cat([own.grey_sum, others.grey_sum]), torch.cat([own.labels, others.labels])
-    return Pictures(grey_sum, labels, own.without_colours().rgb)
+    grey_sum, labels = torch.cat([images.grey_sum, auxiliary.grey_sum]), torch.cat([images.labels, auxiliary.labels])
+    return LabelledImages(grey_sum, labels, images.drop_rgb().rgb)
 
 
-def _with_companions(
-    order: Int64[Tensor, " own"], others: int, whole: int, share: float, generator: torch.Generator
+def _mix_in_auxiliary(
+    order: Int64[Tensor, " own"],
+    num_auxiliary: int,
+    global_batch_size: int,
+    fraction: float,
+    generator: torch.Generator,
 ) -> Int64[Tensor, " batches_times_whole"]:
     """The order in which the last of every ``whole`` pictures are companions (numbered after the own ones)."""
-    steps, guests = len(order) // whole, round(share * whole)
-    chosen = torch.randperm(others, generator=generator)[: steps * guests] + len(order)
-    hosts = order[: steps * (whole - guests)].view(steps, whole - guests)
+    steps, guests = len(order) // global_batch_size, round(fraction * global_batch_size)
+    chosen = torch.randperm(num_auxiliary, generator=generator)[: steps * guests] + len(order)
+    hosts = order[: steps * (global_batch_size - guests)].view(steps, global_batch_size - guests)
     return torch.cat([hosts, chosen.view(steps, guests)], dim=1).flatten()
 
 
-def batches_per_epoch(count: int, batch_size: int, *, shuffle: bool, world: World | None = None) -> int:
+def num_batches(num_images: int, batch_size: int, *, shuffle: bool, world: DistInfo | None = None) -> int:
     """How many batches :func:`batches` gives an epoch."""
-    world = world or World()
-    whole = batch_size * world.size
+    world = world or DistInfo()
+    whole = batch_size * world.world_size
     # A last batch too small to give every process a picture is left out: an empty batch has no mean loss.
-    steps = count // whole + (not shuffle and count % whole >= world.size)
+    steps = num_images // whole + (not shuffle and num_images % whole >= world.world_size)
     if steps == 0:
-        raise UsageError(f"batch size {whole} is more than the {count} training pictures; give a smaller --batch-size")
+        raise UsageError(
+            f"batch size {whole} is more than the {num_images} training pictures; give a smaller --batch-size"
+        )
     return steps
 
 
-def take_batch(pictures: Pictures, chosen: Tensor, flip: Tensor, device: str = "cpu") -> Batch:
+def gather_batch(images: LabelledImages, indices: Tensor, flip: Tensor, device: str = "cpu") -> PaletteBatch:
     """The chosen pictures' grey and labels, those with ``flip`` mirrored left to right."""
-    grey_sum, labels = pictures.grey_sum[chosen], pictures.labels[chosen]
+    grey_sum, labels = images.grey_sum[indices], images.labels[indices]
     if flip.any():
         grey_sum[flip], labels[flip] = grey_sum[flip].flip(-1), labels[flip].flip(-1)
-    return as_grey(grey_sum).to(device), labels.to(device)
+    return to_grey(grey_sum).to(device), labels.to(device)

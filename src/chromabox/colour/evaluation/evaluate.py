@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch.nn import functional as F
 
-from chromabox.colour.data.datasets import ColourData, Pictures
+from chromabox.colour.data.datasets import ColourDataset, LabelledImages
 from chromabox.colour.evaluation import metrics
-from chromabox.colour.palette.palette import Palette, annealed_mean, labels_to_rgb
-from chromabox.colour.weights.checkpoint import TrainedNet
+from chromabox.colour.palette.palette import Palette, annealed_mean, decode_labels
+from chromabox.colour.weights.checkpoint import PaletteModel
 
 #: Pictures a forward pass takes; bounds the memory whatever the size of the split.
-BATCH = 250
+EVAL_BATCH_SIZE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class EvaluationRow:
     """One row of the table. What a row has no value for is None."""
 
     name: str
@@ -41,10 +41,10 @@ class Scores:
 class Evaluation:
     """All rows, and where the net's colours went."""
 
-    rows: list[Scores]
+    rows: list[EvaluationRow]
     confusion: Int64[np.ndarray, "truth prediction"]
 
-    def row(self, name: str) -> Scores:
+    def row(self, name: str) -> EvaluationRow:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
@@ -57,26 +57,26 @@ class Evaluation:
         return {"rows": rows, "confusion": self.confusion.tolist()}
 
 
-def evaluate(trained: TrainedNet, data: ColourData, *, temperature: float = 0.38) -> Evaluation:
+def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0.38) -> Evaluation:
     """Measure a net on the test split, in float32, and beside it on the same split what no net and no palette beats.
 
     Rows: ``net`` (the likeliest colour of every pixel), ``net, annealed mean`` (the same scores blended, see
     ``annealed_mean``), the floors ``majority colour`` and ``grey value's colour`` (both learnt from the training
     split), ``grey`` (the input itself), the ceiling ``palette oracle`` (every pixel its true label), and the truth.
     """
-    test, palette = data.test, trained.palette
+    test, palette = data.test, model.palette
     truth = _channels_last(test.rgb)
-    loss, labels, blended = _predict(trained, test, temperature)
-    confusion = metrics.confusion(labels, test.labels.numpy(), len(palette.colours))
-    net = _row("net", labels_to_rgb(labels, palette), truth, loss, labels, test, confusion)
+    loss, labels, blended = _predict(model, test, temperature)
+    confusion = metrics.confusion_matrix(labels, test.labels.numpy(), len(palette.colours))
+    net = _row("net", decode_labels(labels, palette), truth, loss, labels, test, confusion)
     grey = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
     oracle = test.labels.numpy()
     rows = [
         net,
         _row("net, annealed mean", blended, truth),
-        *_floors(data, palette, truth),
+        *_baselines(data, palette, truth),
         _row("grey", grey, truth),
-        _row("palette oracle", labels_to_rgb(oracle, palette), truth, 0.0, oracle, test),
+        _row("palette oracle", decode_labels(oracle, palette), truth, 0.0, oracle, test),
         _row("truth", truth, truth),
     ]
     return Evaluation(rows, confusion)
@@ -84,21 +84,23 @@ def evaluate(trained: TrainedNet, data: ColourData, *, temperature: float = 0.38
 
 @torch.no_grad()
 def _predict(
-    trained: TrainedNet, test: Pictures, temperature: float
+    model: PaletteModel, test: LabelledImages, temperature: float
 ) -> tuple[float, UInt8[np.ndarray, "pictures height width"], UInt8[np.ndarray, "pictures height width 3"]]:
     """Mean loss, likeliest labels, and the annealed-mean pictures."""
     total, labels, blended = 0.0, [], []
-    for begin in range(0, len(test), BATCH):
-        part = test.take(slice(begin, begin + BATCH))
-        logits = trained.net(part.grey)
+    for begin in range(0, len(test), EVAL_BATCH_SIZE):
+        part = test.select(slice(begin, begin + EVAL_BATCH_SIZE))
+        logits = model.network(part.grey)
         total += F.cross_entropy(logits, part.labels.long(), reduction="sum").item()
         labels.append(logits.argmax(1).to(torch.uint8).numpy())
-        colours = annealed_mean(logits, trained.palette, temperature)
+        colours = annealed_mean(logits, model.palette, temperature)
         blended.append((colours * 256).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return total / test.labels.numel(), np.concatenate(labels), np.concatenate(blended)
 
 
-def _floors(data: ColourData, palette: Palette, truth: UInt8[np.ndarray, "pictures height width 3"]) -> list[Scores]:
+def _baselines(
+    data: ColourDataset, palette: Palette, truth: UInt8[np.ndarray, "pictures height width 3"]
+) -> list[EvaluationRow]:
     """The two ways of answering without a net."""
     count = len(palette.colours)
     train, test = data.train, data.test
@@ -110,7 +112,7 @@ def _floors(data: ColourData, palette: Palette, truth: UInt8[np.ndarray, "pictur
         ),
     }
     return [
-        _row(name, labels_to_rgb(found.labels, palette), truth, found.loss, found.labels, test)
+        _row(name, decode_labels(found.labels, palette), truth, found.loss, found.labels, test)
         for name, found in baselines.items()
     ]
 
@@ -121,18 +123,18 @@ def _row(
     truth: UInt8[np.ndarray, "pictures height width 3"],
     loss: float | None = None,
     labels: UInt8[np.ndarray, "pictures height width"] | None = None,
-    test: Pictures | None = None,
+    test: LabelledImages | None = None,
     confusion: Int64[np.ndarray, "truth prediction"] | None = None,
-) -> Scores:
+) -> EvaluationRow:
     accuracy = balanced = None
     if labels is not None and test is not None:
         target = test.labels.numpy()
         accuracy = metrics.accuracy(labels, target)
         count = int(max(labels.max(), target.max())) + 1
         balanced = metrics.balanced_accuracy(
-            metrics.confusion(labels, target, count) if confusion is None else confusion
+            metrics.confusion_matrix(labels, target, count) if confusion is None else confusion
         )
-    return Scores(
+    return EvaluationRow(
         name=name,
         loss=loss,
         accuracy=accuracy,
@@ -147,26 +149,26 @@ def _channels_last(rgb: UInt8[np.ndarray, "pictures 3 height width"]) -> UInt8[n
     return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
 
 
-def sample_sheet(
-    net: torch.nn.Module, test: Pictures, palette: Palette, count: int = 10
+def sample_grid(
+    model: torch.nn.Module, test: LabelledImages, palette: Palette, num_images: int = 10
 ) -> list[list[UInt8[np.ndarray, "height width 3"]]]:
     """Rows of pictures for the eye: (grey, truth, prediction) of the first ``count`` test pictures."""
-    part = test.take(slice(0, count))
-    labels = predict_labels(net, part.grey)
+    part = test.select(slice(0, num_images))
+    labels = predict_labels(model, part.grey)
     grey = np.rint(part.grey_sum.numpy() / 3).astype(np.uint8)
     greys = [np.repeat(picture[..., None], 3, axis=-1) for picture in grey]
-    return [greys, list(_channels_last(part.rgb)), list(labels_to_rgb(labels, palette))]
+    return [greys, list(_channels_last(part.rgb)), list(decode_labels(labels, palette))]
 
 
 @torch.no_grad()
 def predict_labels(
-    net: torch.nn.Module, grey: Float32[torch.Tensor, "pictures 1 height width"]
+    model: torch.nn.Module, grey: Float32[torch.Tensor, "pictures 1 height width"]
 ) -> UInt8[np.ndarray, "pictures height width"]:
     """The likeliest palette index of every pixel."""
-    training = net.training
-    device = next(net.parameters()).device
+    training = model.training
+    device = next(model.parameters()).device
     labels: UInt8[np.ndarray, "pictures height width"] = (
-        net.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
+        model.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
     )
-    net.train(training)
+    model.train(training)
     return labels

@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from chromabox.colour.evaluation import metrics
-from chromabox.engine.logger import progress
+from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import eight_bits, find_pictures, read_picture
+from chromabox.io.images import find_images, read_image, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureScore:
+class ImageScores:
     """One coloured picture against its original; ``grey_…`` is the original itself without chroma (a* = b* = 0).
 
     The grey picture's colourfulness is 0. What has no value is None: a gain where one of the two PSNR is infinite, a
@@ -58,18 +58,18 @@ class PictureScore:
 
 
 @dataclass(frozen=True)
-class FileScore:
+class FileScores:
     """One scored pair of files, by their places inside what was given; ``width`` and ``height`` in pixels."""
 
     original: Path
     coloured: Path
     width: int
     height: int
-    score: PictureScore
+    scores: ImageScores
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedFile:
     """A file that could not be scored, and why, in one sentence."""
 
     file: Path
@@ -77,30 +77,30 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Scorecard:
+class ScoreReport:
     """All scored files in the originals' order, and the files that could not be scored."""
 
-    files: list[FileScore]
-    failed: list[Failure]
+    files: list[FileScores]
+    failed: list[FailedFile]
 
     @property
     def mean(self) -> dict[str, float | None]:
         """The mean of every score over the files for which it is a finite number; None where there is none."""
         return {
-            field.name: _mean([getattr(file.score, field.name) for file in self.files])
-            for field in fields(PictureScore)
+            field.name: _mean([getattr(file.scores, field.name) for file in self.files])
+            for field in fields(ImageScores)
         }
 
     def as_json(self) -> dict[str, Any]:
         """``mean``, ``files`` and ``failed`` as JSON values of full precision; an infinite PSNR becomes None."""
         return {
             "mean": self.mean,
-            "files": [flat(file) for file in self.files],
+            "files": [to_row(file) for file in self.files],
             "failed": [{"file": failure.file.as_posix(), "error": failure.error} for failure in self.failed],
         }
 
 
-def flat(file: FileScore) -> dict[str, str | int | float | None]:
+def to_row(file: FileScores) -> dict[str, str | int | float | None]:
     """One file's names, size and scores as JSON values in a row; what is not a finite number is None."""
     place: dict[str, str | int | float | None] = {
         "original": file.original.as_posix(),
@@ -108,12 +108,12 @@ def flat(file: FileScore) -> dict[str, str | int | float | None]:
         "width": file.width,
         "height": file.height,
     }
-    return place | {name: _finite(value) for name, value in asdict(file.score).items()}
+    return place | {name: _finite_or_none(value) for name, value in asdict(file.scores).items()}
 
 
-def score_pictures(
+def score_image(
     original: UInt8[np.ndarray, "height width 3"], coloured: UInt8[np.ndarray, "height width 3"]
-) -> PictureScore:
+) -> ImageScores:
     """Score one coloured picture, in memory.
 
     Args:
@@ -122,11 +122,11 @@ def score_pictures(
 
     Beyond one more picture (the grey one) memory does not grow with the size. Raises ChromaboxError for no pixels.
     """
-    grey = metrics.without_chroma(original)
+    grey = metrics.to_greyscale(original)
     psnr, grey_psnr = (metrics.psnr(rgb, original) for rgb in (coloured, grey))
     to_coloured, to_grey = metrics.lab_differences(original, coloured, grey)
     colourfulness, original_colourfulness = (metrics.colourfulness(rgb) for rgb in (coloured, original))
-    return PictureScore(
+    return ImageScores(
         psnr=psnr,
         ssim=metrics.ssim(coloured, original),
         delta_e=to_coloured.delta_e,
@@ -139,45 +139,45 @@ def score_pictures(
         grey_ssim=metrics.ssim(grey, original),
         grey_delta_e=to_grey.delta_e,
         grey_delta_lightness=to_grey.delta_lightness,
-        psnr_gain=_finite(psnr - grey_psnr),
+        psnr_gain=_finite_or_none(psnr - grey_psnr),
         delta_e_reduction=_ratio(100 * (to_grey.delta_e - to_coloured.delta_e), to_grey.delta_e),
     )
 
 
-def score(originals: Path, coloured: Path, *, show_progress: bool = False) -> Scorecard:
+def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
     """Score a coloured picture, or a folder of them with its sub-folders, against the original or a folder of them.
 
     A file that cannot be read, has another size than its partner or has none does not stop the rest: it is in
     ``failed``. ``show_progress`` draws a bar on a terminal. Raises UsageError for a path that does not exist and for a
     folder without pictures.
     """
-    pairs, failed = match(originals, coloured)
-    files: list[FileScore] = []
-    with progress("scoring", len(pairs), unit="pictures", show=show_progress) as tick:
+    pairs, failed = pair_files(originals, coloured)
+    files: list[FileScores] = []
+    with progress_bar("scoring", len(pairs), unit="pictures", show=show_progress) as tick:
         for pair in pairs:
             try:
                 files.append(_score_files(pair))
             except ChromaboxError as error:
-                failed.append(Failure(pair.original_place, str(error)))
+                failed.append(FailedFile(pair.original_relative, str(error)))
             except MemoryError:
                 failed.append(
-                    Failure(pair.original_place, f"{pair.original} needs more memory to be scored than is there")
+                    FailedFile(pair.original_relative, f"{pair.original} needs more memory to be scored than is there")
                 )
             tick()
-    return Scorecard(files, failed)
+    return ScoreReport(files, failed)
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """Two files that belong together, each with its place inside what was given."""
 
     original: Path
-    original_place: Path
+    original_relative: Path
     coloured: Path
-    coloured_place: Path
+    coloured_relative: Path
 
 
-def match(originals: Path, coloured: Path) -> tuple[list[Pair], list[Failure]]:
+def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[FailedFile]]:
     """The files that belong together, in the originals' order, and those that belong to none or to several.
 
     Two files belong together whatever their names. In folders the partner is at the same place, else it is the only
@@ -185,12 +185,12 @@ def match(originals: Path, coloured: Path) -> tuple[list[Pair], list[Failure]]:
     lies in the other, its pictures are not counted to the other. Raises UsageError for a path that does not exist
     and for a folder without pictures.
     """
-    left, right = _found(originals, besides=coloured), _found(coloured, besides=originals)
+    left, right = _list_images(originals, exclude=coloured), _list_images(coloured, exclude=originals)
     if originals.is_file() and coloured.is_file():
-        return [Pair(originals, next(iter(left)), coloured, next(iter(right)))], []
-    candidates = _candidates(left, right)
+        return [FilePair(originals, next(iter(left)), coloured, next(iter(right)))], []
+    candidates = _match_candidates(left, right)
     claims = Counter(others[0] for others in candidates.values() if len(others) == 1)
-    pairs: list[Pair] = []
+    pairs: list[FilePair] = []
     problems: dict[Path, str] = {}
     for place, others in candidates.items():
         named = " and ".join(str(right[other]) for other in others)
@@ -199,24 +199,24 @@ def match(originals: Path, coloured: Path) -> tuple[list[Pair], list[Failure]]:
         elif others and claims[others[0]] > 1:
             problems[place] = f"{left[place]} is one of {claims[others[0]]} originals of {named}: one is right"
         elif others:
-            pairs.append(Pair(left[place], place, right[others[0]], others[0]))
+            pairs.append(FilePair(left[place], place, right[others[0]], others[0]))
         elif not coloured.is_file():
             problems[place] = f"{left[place]} has no partner: {coloured} holds no {place.with_suffix('.*')}"
     if not originals.is_file():
         alone = right.keys() - {other for others in candidates.values() for other in others}
         for place in sorted(alone):
             problems[place] = f"{right[place]} has no original of its own: {originals} holds none for it"
-    return pairs, [Failure(place, problem) for place, problem in problems.items()]
+    return pairs, [FailedFile(place, problem) for place, problem in problems.items()]
 
 
-def _found(root: Path, besides: Path) -> dict[Path, Path]:
+def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
     """Pictures by their places in ``root``, without those in the other folder if that lies in this one."""
-    apart = besides.resolve()
-    nested = besides.is_dir() and root.resolve() in apart.parents
-    return {place: path for path, place in find_pictures([root]) if not nested or apart not in path.resolve().parents}
+    apart = exclude.resolve()
+    nested = exclude.is_dir() and root.resolve() in apart.parents
+    return {place: path for path, place in find_images([root]) if not nested or apart not in path.resolve().parents}
 
 
-def _candidates(left: Iterable[Path], right: Iterable[Path]) -> dict[Path, list[Path]]:
+def _match_candidates(left: Iterable[Path], right: Iterable[Path]) -> dict[Path, list[Path]]:
     """For every place on the left the places on the right that could belong to it.
 
     The same place, else all that differ by the suffix and are not themselves a place on the left.
@@ -232,9 +232,9 @@ def _candidates(left: Iterable[Path], right: Iterable[Path]) -> dict[Path, list[
     }
 
 
-def _score_files(pair: Pair) -> FileScore:
+def _score_files(pair: FilePair) -> FileScores:
     """Read and score one pair; ChromaboxError for what cannot be read and for sizes that differ."""
-    original, coloured = (eight_bits(read_picture(path).pixels) for path in (pair.original, pair.coloured))
+    original, coloured = (to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured))
     if original.shape != coloured.shape:
         sizes = [f"{width} × {height}" for height, width, _ in (coloured.shape, original.shape)]
         raise ChromaboxError(
@@ -242,17 +242,17 @@ def _score_files(pair: Pair) -> FileScore:
             "their EXIF orientation: pictures of one size are needed"
         )
     height, width, _ = original.shape
-    return FileScore(pair.original_place, pair.coloured_place, width, height, score_pictures(original, coloured))
+    return FileScores(pair.original_relative, pair.coloured_relative, width, height, score_image(original, coloured))
 
 
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _finite(value: float | None) -> float | None:
+def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    finite = [number for value in values if (number := _finite(value)) is not None]
+    finite = [number for value in values if (number := _finite_or_none(value)) is not None]
     return math.fsum(finite) / len(finite) if finite else None

@@ -13,12 +13,12 @@ from jaxtyping import Float, Float64, Int64, Integer, UInt8
 from chromabox.errors import ChromaboxError
 
 #: So few that what is computed of them stays in the processor's cache: CIEDE2000 is twice as fast as with 2¹⁸.
-PIXELS_AT_ONCE = 1 << 15
-GREY_VALUES = 3 * 255 + 1
+CHUNK_PIXELS = 1 << 15
+NUM_GREY_SUMS = 3 * 255 + 1
 #: Pixels to each side of the middle of the window of structural similarity.
 SSIM_RADIUS = 5
 #: Relative luminance of linear sRGB (IEC 61966-2-1).
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+REC709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
 
 def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."]) -> float:
@@ -27,17 +27,17 @@ def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "...
     return np.count_nonzero(labels == truth) / labels.size
 
 
-def confusion(
-    labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."], k: int
+def confusion_matrix(
+    labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."], num_classes: int
 ) -> Int64[np.ndarray, "truth prediction"]:
     """Number of pixels for each pair of true (row) and predicted (column) colour among k.
 
     Raises ChromaboxError unless the shapes agree and all labels are 0 to k − 1.
     """
     _check_pair(labels, truth)
-    _check_range("label", labels, k)
-    _check_range("label", truth, k)
-    return _joint(truth, labels, k, k)
+    _check_range("label", labels, num_classes)
+    _check_range("label", truth, num_classes)
+    return _joint_histogram(truth, labels, num_classes, num_classes)
 
 
 def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
@@ -81,7 +81,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
         around = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
         rgb_a, rgb_b = (np.pad(rgb, around, mode="symmetric") for rgb in (rgb_a, rgb_b))
     inside = rgb_a.shape[0] - 2 * SSIM_RADIUS
-    rows = max(PIXELS_AT_ONCE // rgb_a.shape[1], 4 * SSIM_RADIUS)
+    rows = max(CHUNK_PIXELS // rgb_a.shape[1], 4 * SSIM_RADIUS)
     total = 0.0
     for top in range(0, inside, rows):
         band = slice(top, min(top + rows, inside) + 2 * SSIM_RADIUS)
@@ -158,24 +158,24 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
     return float(np.sqrt(variance[0] + variance[1] / 4) + 0.3 * np.hypot(*mean))
 
 
-def without_chroma(rgb: UInt8[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
+def to_greyscale(rgb: UInt8[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
     """The grey picture of the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
 
     At a* = b* = 0 linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
     In chunks; grey pixels stay as they are.
     """
     value = np.arange(256) / 255
-    linear = _linear(value)
+    linear = _srgb_to_linear(value)
     # Halfway, in sRGB, between neighbouring greys: Y belongs to the grey between whose borders it lies.
-    borders = _linear((value[1:] + value[:-1]) / 2)
+    borders = _srgb_to_linear((value[1:] + value[:-1]) / 2)
     grey = np.empty((rgb.size // 3, 1), np.uint8)
-    for start in range(0, len(grey), PIXELS_AT_ONCE):
-        part = slice(start, start + PIXELS_AT_ONCE)
-        grey[part, 0] = np.searchsorted(borders, linear[rgb.reshape(-1, 3)[part]] @ LUMINANCE)
+    for start in range(0, len(grey), CHUNK_PIXELS):
+        part = slice(start, start + CHUNK_PIXELS)
+        grey[part, 0] = np.searchsorted(borders, linear[rgb.reshape(-1, 3)[part]] @ REC709_WEIGHTS)
     return np.repeat(grey, 3, axis=1).reshape(rgb.shape)
 
 
-def _linear(value: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+def _srgb_to_linear(value: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
     """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
@@ -193,14 +193,14 @@ class Baseline:
 
 
 def majority_baseline(
-    train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], k: int
+    train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], num_classes: int
 ) -> Baseline:
     """The training pixels' most frequent colour for every pixel; on a tie the lower index.
 
     Raises ChromaboxError for labels that are not 0 to k − 1 and for no pixels.
     """
     train_grey, test_grey = np.zeros_like(train_labels), np.zeros_like(test_labels)
-    return grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, k)
+    return grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, num_classes)
 
 
 def grey_lookup_baseline(
@@ -208,7 +208,7 @@ def grey_lookup_baseline(
     train_labels: Integer[np.ndarray, "..."],
     test_grey: Integer[np.ndarray, "..."],
     test_labels: Integer[np.ndarray, "..."],
-    k: int,
+    num_classes: int,
 ) -> Baseline:
     """For every pixel the most frequent colour among training pixels of the same grey value.
 
@@ -218,25 +218,25 @@ def grey_lookup_baseline(
     """
     for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
         _check_pair(grey, labels)
-        _check_range("grey value", grey, GREY_VALUES)
-        _check_range("label", labels, k)
-    count = _joint(train_grey, train_labels, GREY_VALUES, k)
+        _check_range("grey value", grey, NUM_GREY_SUMS)
+        _check_range("label", labels, num_classes)
+    count = _joint_histogram(train_grey, train_labels, NUM_GREY_SUMS, num_classes)
     seen = count.sum(1)
     choice = np.where(seen > 0, count.argmax(1), count.sum(0).argmax()).astype(np.uint8)
-    cost: Float64[np.ndarray, "grey colour"] = -np.log((count + 1) / (seen[:, None] + k))
-    occurs = _joint(test_grey, test_labels, GREY_VALUES, k)
-    hits = int(occurs[np.arange(GREY_VALUES), choice].sum())
+    cost: Float64[np.ndarray, "grey colour"] = -np.log((count + 1) / (seen[:, None] + num_classes))
+    occurs = _joint_histogram(test_grey, test_labels, NUM_GREY_SUMS, num_classes)
+    hits = int(occurs[np.arange(NUM_GREY_SUMS), choice].sum())
     return Baseline(choice[test_grey], hits / test_labels.size, float((cost * occurs).sum() / test_labels.size))
 
 
-def _joint(
+def _joint_histogram(
     rows: Integer[np.ndarray, "..."], columns: Integer[np.ndarray, "..."], height: int, width: int
 ) -> Int64[np.ndarray, "{height} {width}"]:
     """How often each pair of values occurs, counted in chunks so that no wide copy of all pixels is made."""
     count = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
-    for start in range(0, rows.size, PIXELS_AT_ONCE):
-        part = slice(start, start + PIXELS_AT_ONCE)
+    for start in range(0, rows.size, CHUNK_PIXELS):
+        part = slice(start, start + CHUNK_PIXELS)
         count += np.bincount(rows[part].astype(np.int64) * width + columns[part], minlength=height * width)
     return count.reshape(height, width)
 
@@ -248,8 +248,8 @@ def _chunks(
     for other in others:
         _check_pair(first, other)
     flat = [rgb.reshape(-1, 3) for rgb in (first, *others)]
-    for start in range(0, len(flat[0]), PIXELS_AT_ONCE):
-        yield tuple(rgb[start : start + PIXELS_AT_ONCE] for rgb in flat)
+    for start in range(0, len(flat[0]), CHUNK_PIXELS):
+        yield tuple(rgb[start : start + CHUNK_PIXELS] for rgb in flat)
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
@@ -260,7 +260,7 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
         raise ChromaboxError("no pixels: a comparison takes at least one")
 
 
-def _check_range(what: str, values: Integer[np.ndarray, "..."], end: int) -> None:
+def _check_range(name: str, values: Integer[np.ndarray, "..."], upper: int) -> None:
     """Refuse values outside 0 to end − 1."""
-    if values.min() < 0 or values.max() >= end:
-        raise ChromaboxError(f"{what}s from {values.min()} to {values.max()}: each is 0 to {end - 1} here")
+    if values.min() < 0 or values.max() >= upper:
+        raise ChromaboxError(f"{name}s from {values.min()} to {values.max()}: each is 0 to {upper - 1} here")

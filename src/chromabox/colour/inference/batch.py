@@ -12,36 +12,42 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from chromabox.colour.constraints.constraints import Control, Decision, palette_from
-from chromabox.colour.inference.predict import StyleName, Trained, Wishes, decide_colours, in_colours
+from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, palette_from_image_or_file
+from chromabox.colour.inference.predict import (
+    ColouriseOptions,
+    ColourModel,
+    StyleName,
+    apply_prediction,
+    predict_colours,
+)
 from chromabox.colour.palette.io import parse_colour, parse_replacement
-from chromabox.colour.weights.checkpoint import net_digest
+from chromabox.colour.weights.checkpoint import checkpoint_sha256
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import Picture, read_picture, write_picture
-from chromabox.io.manifest import Record, file_digest
+from chromabox.io.images import ImageData, read_image, write_image
+from chromabox.io.manifest import Manifest, sha256_file
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ColouriseResult:
     """What became of one file: where it went, or in one sentence why it did not; ``skipped``: it was there already."""
 
     source: Path
     target: Path
     error: str | None = None
     skipped: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the work said of the picture, now or when it was done."""
 
 
-def colour_batch(
+def colourise_batch(
     pairs: Sequence[tuple[Path, Path]],
-    work: Callable[[Path, Path], Mapping[str, Any]],
+    process_file: Callable[[Path, Path], Mapping[str, Any]],
     *,
     settings: Mapping[str, Any],
     workers: int = 1,
-    record: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Generator[Outcome, None, None]:
+    manifest_path: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Generator[ColouriseResult, None, None]:
     """Colour files side by side, each outcome as it is known; a bad file does not stop the rest.
 
     Args:
@@ -58,25 +64,27 @@ def colour_batch(
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}: give at least 1")
-    return _outcomes(pairs, work, None if record is None else Record(record, settings), workers, say)
+    return _run_batch(
+        pairs, process_file, None if manifest_path is None else Manifest(manifest_path, settings), workers, log
+    )
 
 
-def _outcomes(
+def _run_batch(
     pairs: Sequence[tuple[Path, Path]],
-    work: Callable[[Path, Path], Mapping[str, Any]],
-    record: Record | None,
+    process_file: Callable[[Path, Path], Mapping[str, Any]],
+    manifest: Manifest | None,
     workers: int,
-    say: Callable[[str], None],
-) -> Generator[Outcome, None, None]:
+    log: Callable[[str], None],
+) -> Generator[ColouriseResult, None, None]:
     """The loop of ``colour_batch``."""
     waiting = iter(pairs)
-    under_way: set[Future[Outcome]] = set()
+    under_way: set[Future[ColouriseResult]] = set()
     done, at_the_end = 0, False
     pool = ThreadPoolExecutor(workers, thread_name_prefix="colour")
     try:
         while True:
             for source, target in islice(waiting, 2 * workers - len(under_way)):
-                under_way.add(pool.submit(_colour_one, source, target, work, record))
+                under_way.add(pool.submit(_process_one, source, target, process_file, manifest))
             if not under_way:
                 break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -88,55 +96,57 @@ def _outcomes(
     finally:
         pool.shutdown(cancel_futures=True)
         if not at_the_end:
-            done += sum(_went_well(future) for future in under_way)
-            again = "goes on with the rest" if record is not None else "begins with the first"
-            say(f"{done} of {len(pairs)} pictures are done; the same command {again}")
+            done += sum(_succeeded(future) for future in under_way)
+            again = "goes on with the rest" if manifest is not None else "begins with the first"
+            log(f"{done} of {len(pairs)} pictures are done; the same command {again}")
 
 
-def _went_well(future: Future[Outcome]) -> bool:
+def _succeeded(future: Future[ColouriseResult]) -> bool:
     return not future.cancelled() and future.exception() is None and future.result().error is None
 
 
-def _colour_one(
-    source: Path, target: Path, work: Callable[[Path, Path], Mapping[str, Any]], record: Record | None
-) -> Outcome:
+def _process_one(
+    source: Path, target: Path, process_file: Callable[[Path, Path], Mapping[str, Any]], manifest: Manifest | None
+) -> ColouriseResult:
     """Colour one picture unless it is done already, and note it; what a picture can be guilty of is its error."""
     try:
-        if record is None:
-            return Outcome(source, target, facts=work(source, target))
+        if manifest is None:
+            return ColouriseResult(source, target, metadata=process_file(source, target))
         # Before the work: should the source be changed meanwhile, the next run sees that.
-        digest = file_digest(source)
-        facts = record.facts(target, digest)
+        digest = sha256_file(source)
+        facts = manifest.lookup(target, digest)
         if facts is not None:
-            return Outcome(source, target, skipped=True, facts=facts)
-        facts = dict(work(source, target))
+            return ColouriseResult(source, target, skipped=True, metadata=facts)
+        facts = dict(process_file(source, target))
     except ChromaboxError as error:
-        return Outcome(source, target, str(error))
+        return ColouriseResult(source, target, str(error))
     except OSError as error:
         problem = error.strerror or error
-        return Outcome(source, target, f"{source} cannot be coloured into {target} ({problem}): see to both places")
+        return ColouriseResult(
+            source, target, f"{source} cannot be coloured into {target} ({problem}): see to both places"
+        )
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not _is_out_of_memory(error):
             raise
-        return Outcome(
+        return ColouriseResult(
             source, target, f"{source} needs more memory than there is: make it smaller, or use fewer workers"
         )
-    record.add(target, digest, facts)
-    return Outcome(source, target, facts=facts)
+    manifest.add(target, digest, facts)
+    return ColouriseResult(source, target, metadata=facts)
 
 
-def _lacks_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: PyTorch has no kind of error of its own for that on the processor, only its words."""
     words = ("allocate memory", "out of memory", "not enough memory")
     return isinstance(error, MemoryError) or any(part in str(error) for part in words)
 
 
 #: Of JPEG and WebP. At 95 JPEG's own loss moves L* by 0.3 to 0.6 on average, at 98 by less than 0.3.
-QUALITY = 98
+JPEG_QUALITY = 98
 
 
 @runtime_checkable
-class Asked(Protocol):
+class ColourArgsProtocol(Protocol):
     """The options that decide the colours, as the command line has them: text and paths."""
 
     @property
@@ -148,7 +158,7 @@ class Asked(Protocol):
     @property
     def palette(self) -> str | None: ...
     @property
-    def lock(self) -> tuple[str, ...]: ...
+    def allow(self) -> tuple[str, ...]: ...
     @property
     def ban(self) -> tuple[str, ...]: ...
     @property
@@ -156,38 +166,41 @@ class Asked(Protocol):
     @property
     def hints(self) -> Path | None: ...
     @property
-    def leave_grey_below(self) -> float: ...
+    def min_confidence(self) -> float: ...
 
 
-def wishes_of(asked: Asked) -> Wishes:
+def parse_options(args: ColourArgsProtocol) -> ColouriseOptions:
     """The wishes that options stand for; UsageError for the first that makes no sense, before any work is begun."""
-    if asked.temperature is not None and not 0 <= asked.temperature <= 1:
-        raise UsageError(f"temperature is {asked.temperature}: give a number from 0 to 1")
-    if not 0 <= asked.leave_grey_below <= 1:
-        raise UsageError(f"leave-grey-below is {asked.leave_grey_below}: give a confidence from 0 to 1")
-    control = Control(
-        palette=None if asked.palette is None else palette_from(asked.palette),
-        lock=tuple(parse_colour(text, "lock") for text in asked.lock),
-        ban=tuple(parse_colour(text, "ban") for text in asked.ban),
-        replace=tuple(parse_replacement(text) for text in asked.replace),
-        leave_grey_below=asked.leave_grey_below,
+    if args.temperature is not None and not 0 <= args.temperature <= 1:
+        raise UsageError(f"temperature is {args.temperature}: give a number from 0 to 1")
+    if not 0 <= args.min_confidence <= 1:
+        raise UsageError(f"leave-grey-below is {args.min_confidence}: give a confidence from 0 to 1")
+    control = ColourConstraints(
+        palette=None if args.palette is None else palette_from_image_or_file(args.palette),
+        allowed=tuple(parse_colour(text, "lock") for text in args.allow),
+        banned=tuple(parse_colour(text, "ban") for text in args.ban),
+        replacements=tuple(parse_replacement(text) for text in args.replace),
+        min_confidence=args.min_confidence,
     )
-    return Wishes(style=asked.style, temperature=asked.temperature, control=control, hints=asked.hints)
+    return ColouriseOptions(style=args.style, temperature=args.temperature, constraints=control, hints=args.hints)
 
 
-def settings_of(asked: Asked) -> dict[str, Any]:
+def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
     """What decides the colours of a picture, as JSON: with the same settings a picture need not be coloured again."""
     names = ("style", "temperature", "lock", "ban", "replace", "leave_grey_below")
-    files = {name: getattr(asked, name) for name in ("palette", "hints")}
+    files = {name: getattr(args, name) for name in ("palette", "hints")}
     digests = {
-        name: file_digest(Path(path)) if path is not None and Path(path).is_file() else path
+        name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
         for name, path in files.items()
     }
-    return {"net": net_digest(asked.net), **{name: getattr(asked, name) for name in names}, **digests}
+    return {"net": checkpoint_sha256(args.net), **{name: getattr(args, name) for name in names}, **digests}
 
 
-def picture_work(
-    trained: Trained, wishes: Wishes, *, on_result: Callable[[Picture, Picture, Decision, Path], str] | None = None
+def make_file_coloriser(
+    model: ColourModel,
+    options: ColouriseOptions,
+    *,
+    on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
     """Return a function that colourises one file into another.
 
@@ -196,13 +209,13 @@ def picture_work(
     """
 
     def work(source: Path, target: Path) -> Mapping[str, Any]:
-        picture = read_picture(source)
-        decision = decide_colours(picture.pixels, trained, wishes)
-        coloured = in_colours(picture, decision)
-        write_picture(target, coloured, quality=QUALITY)
+        picture = read_image(source)
+        decision = predict_colours(picture.pixels, model, options)
+        coloured = apply_prediction(picture, decision)
+        write_image(target, coloured, quality=JPEG_QUALITY)
         notes = []
-        if picture.frames > 1:
-            notes.append(f"{source} has {picture.frames} frames or pages; the first one is coloured")
+        if picture.num_frames > 1:
+            notes.append(f"{source} has {picture.num_frames} frames or pages; the first one is coloured")
         if on_result is not None:
             notes.append(on_result(picture, coloured, decision, target))
         return {"notes": notes}

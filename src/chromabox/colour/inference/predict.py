@@ -16,19 +16,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from chromabox.colour.chroma.distribution import Opinion, merge
-from chromabox.colour.chroma.lab import lab_from_rgb
-from chromabox.colour.chroma.recolour import Pixels, lightness, recolour
-from chromabox.colour.constraints.constraints import Control, Decision, decide
+from chromabox.colour.chroma.distribution import ChromaDistribution, merge_distributions
+from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.colour.chroma.recolour import Pixels, apply_chroma, lightness
+from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, apply_constraints
 from chromabox.colour.constraints.hints import read_hints
-from chromabox.colour.weights.checkpoint import CIFAR_LOOKS, PHOTO_LOOKS, TrainedNet, TrainedPhotoNet
-from chromabox.io.images import Picture
+from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, PaletteModel, PhotoModel
+from chromabox.io.images import ImageData
 
 StyleName = Literal["natural", "vivid"]
 Plane = Float32[np.ndarray, "_ _"]
 
 #: The long side of a look is at most so many times the short one; longer strips are squeezed.
-LONGEST = 4
+MAX_ASPECT_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Style:
     """How opinions become colours: the annealed mean's temperature, and how much rare colours are helped."""
 
     temperature: float
-    rarity: float
+    rebalancing_strength: float
 
 
 #: Chosen on validation photographs; docs/log.md has the numbers.
@@ -44,26 +44,26 @@ STYLES: dict[StyleName, Style] = {"natural": Style(0.5, 0.15), "vivid": Style(0.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ColouriseOptions:
     """Everything a user can ask for, besides the net."""
 
     style: StyleName = "natural"
     temperature: float | None = None
     """Instead of the style's: 0 takes the likeliest colour of each place, 1 the mean."""
-    control: Control = field(default_factory=Control)
+    constraints: ColourConstraints = field(default_factory=ColourConstraints)
     hints: Path | None = None
     """A picture of painted hints, read at the size of the picture that it is for."""
 
     @property
-    def heat(self) -> float:
+    def effective_temperature(self) -> float:
         """The temperature that counts."""
         return STYLES[self.style].temperature if self.temperature is None else self.temperature
 
 
-Trained = TrainedNet | TrainedPhotoNet
+ColourModel = PaletteModel | PhotoModel
 
 
-def colour_picture(picture: Picture, trained: Trained, wishes: Wishes | None = None) -> Picture:
+def colourise_image(image: ImageData, model: ColourModel, options: ColouriseOptions | None = None) -> ImageData:
     """Colour one picture; depth, alpha, EXIF, profile and resolution are kept.
 
     Args:
@@ -71,55 +71,55 @@ def colour_picture(picture: Picture, trained: Trained, wishes: Wishes | None = N
         trained: the net and the colours it chooses among.
         wishes: style, temperature and palette control; natural colours if None.
     """
-    return in_colours(picture, decide_colours(picture.pixels, trained, wishes or Wishes()))
+    return apply_prediction(image, predict_colours(image.pixels, model, options or ColouriseOptions()))
 
 
-def in_colours(picture: Picture, decision: Decision) -> Picture:
+def apply_prediction(image: ImageData, prediction: ColourPrediction) -> ImageData:
     """The picture in the colours that were decided, its lightness kept."""
-    pixels = recolour(picture.pixels, decision.chroma, adjust=decision.adjust)
-    return replace(picture, pixels=pixels, was_grey=False)
+    pixels = apply_chroma(image.pixels, prediction.chroma, chroma_hook=prediction.chroma_hook)
+    return replace(image, pixels=pixels, is_grey=False)
 
 
 def predict_chroma(
-    pixels: Pixels, trained: Trained, wishes: Wishes | None = None
+    pixels: Pixels, model: ColourModel, options: ColouriseOptions | None = None
 ) -> Float32[np.ndarray, "small_height small_width 2"]:
     """The small chroma map alone (a*, b* of CIELab), for whoever does the rest (video)."""
-    return decide_colours(pixels, trained, wishes or Wishes()).chroma
+    return predict_colours(pixels, model, options or ColouriseOptions()).chroma
 
 
-def decide_colours(pixels: Pixels, trained: Trained, wishes: Wishes) -> Decision:
+def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOptions) -> ColourPrediction:
     """The small chroma map with all that was decided on the way."""
-    plane = _reduced_lightness(pixels, 2 * max(_looks(trained)))
-    opinion = _opinion(plane, trained)
-    strength = STYLES[wishes.style].rarity
-    if strength and isinstance(trained, TrainedPhotoNet):
-        opinion = opinion.weighted(trained.bins.rarity(strength))
+    plane = _downsampled_lightness(pixels, 2 * max(_scales(model)))
+    opinion = _predict(plane, model)
+    strength = STYLES[options.style].rebalancing_strength
+    if strength and isinstance(model, PhotoModel):
+        opinion = opinion.reweight(model.bins.rebalancing_weights(strength))
     size = (pixels.shape[0], pixels.shape[1])
-    hints = None if wishes.hints is None else read_hints(wishes.hints, size)
-    control = wishes.control if hints is None else replace(wishes.control, hints=hints)
-    return decide(opinion, control, wishes.heat, size, guide=plane)
+    hints = None if options.hints is None else read_hints(options.hints, size)
+    control = options.constraints if hints is None else replace(options.constraints, hints=hints)
+    return apply_constraints(opinion, control, options.effective_temperature, size, guide=plane)
 
 
-def opinion_on(pixels: Pixels, trained: Trained) -> Opinion:
+def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistribution:
     """What the net thinks, merged over all its looks, at the size of the largest one's answer."""
-    return _opinion(_reduced_lightness(pixels, 2 * max(_looks(trained))), trained)
+    return _predict(_downsampled_lightness(pixels, 2 * max(_scales(model))), model)
 
 
 @torch.no_grad()
-def _opinion(plane: Plane, trained: Trained) -> Opinion:
-    answers = [_looked(plane, trained, side) for side in _looks(trained)]
+def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
+    answers = [_predict_at_scale(plane, model, side) for side in _scales(model)]
     size = answers[-1].shape[1:]
     seen = torch.from_numpy(_resize(plane, *size)).clamp(0, 100)
-    centres = _centres(trained)
+    centres = _centres(model)
     resized = (F.interpolate(answer[None], size, mode="bilinear")[0].log() for answer in answers)
-    return merge([Opinion(answer, centres, seen) for answer in resized])
+    return merge_distributions([ChromaDistribution(answer, centres, seen) for answer in resized])
 
 
-def _looks(trained: Trained) -> tuple[int, ...]:
-    return PHOTO_LOOKS if isinstance(trained, TrainedPhotoNet) else CIFAR_LOOKS
+def _scales(model: ColourModel) -> tuple[int, ...]:
+    return PHOTO_SCALES if isinstance(model, PhotoModel) else CIFAR_SCALES
 
 
-def _reduced_lightness(pixels: Pixels, side: int) -> Plane:
+def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
     """L* (0 … 100) of the picture with its short side brought near ``side``, or as it is if it is smaller.
 
     Large pictures are averaged over whole blocks before their lightness is computed: quick, and enough for the net.
@@ -132,30 +132,31 @@ def _reduced_lightness(pixels: Pixels, side: int) -> Plane:
     return lightness(reduced)
 
 
-def _looked(plane: Plane, trained: Trained, side: int) -> Float[Tensor, "classes height width"]:
+def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float[Tensor, "classes height width"]:
     """Class probabilities of one size, the mean of a plain and a mirrored look."""
-    shape = _look_shape(plane.shape, side, int(getattr(trained.net, "multiple", 8)))
+    shape = _input_shape(plane.shape, side, int(getattr(model.network, "multiple", 8)))
     seen = torch.from_numpy(_resize(plane, *shape)).clamp(0, 100)[None, None]
-    if isinstance(trained, TrainedPhotoNet):
+    if isinstance(model, PhotoModel):
         seen = seen / 100
-        both = trained.net(torch.cat([seen, seen.flip(-1)])).softmax(1)
+        both = model.network(torch.cat([seen, seen.flip(-1)])).softmax(1)
         return (both[0] + both[1].flip(-1)) / 2
     # These nets count grey as the mean of RGB/256; a grey of this L* has the sRGB value v/255.
-    return trained.net(_grey_value(seen) * (255 / 256)).softmax(1)[0]
+    return model.network(_lightness_to_grey(seen) * (255 / 256)).softmax(1)[0]
 
 
-def _grey_value(lightness: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def _lightness_to_grey(lightness: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The sRGB value in [0, 1] of a grey with that L* (IEC 61966-2-1 and CIE 15:2004, inverted)."""
     root = (lightness + 16) / 116
     linear = torch.where(root > 6 / 29, root**3, 3 * (6 / 29) ** 2 * (root - 4 / 29)).clamp(0, 1)
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
-def _look_shape(shape: tuple[int, ...], side: int, multiple: int) -> tuple[int, int]:
+def _input_shape(shape: tuple[int, ...], side: int, size_divisor: int) -> tuple[int, int]:
     """Height and width with the short side near ``side``, both multiples of what the net needs."""
     scale = side / min(shape)
     height, width = (
-        max(multiple, round(min(length * scale, LONGEST * side) / multiple) * multiple) for length in shape
+        max(size_divisor, round(min(length * scale, MAX_ASPECT_RATIO * side) / size_divisor) * size_divisor)
+        for length in shape
     )
     return height, width
 
@@ -166,8 +167,8 @@ def _resize(plane: Plane, height: int, width: int) -> Plane:
     return np.array(resized, np.float32)
 
 
-def _centres(trained: Trained) -> Float[Tensor, "classes 2"]:
+def _centres(model: ColourModel) -> Float[Tensor, "classes 2"]:
     """a* and b* of the classes; a palette's lightness is not used, since the picture has its own."""
-    if isinstance(trained, TrainedPhotoNet):
-        return torch.from_numpy(trained.bins.centres)
-    return lab_from_rgb(torch.from_numpy(trained.palette.rgb)[None, None])[0, 1:, 0].T.contiguous()
+    if isinstance(model, PhotoModel):
+        return torch.from_numpy(model.bins.centres)
+    return rgb_to_lab(torch.from_numpy(model.palette.rgb)[None, None])[0, 1:, 0].T.contiguous()

@@ -13,27 +13,27 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch.nn import functional as F
 
-from chromabox.colour.chroma.recolour import lightness, recolour
-from chromabox.engine.logger import progress
+from chromabox.colour.chroma.recolour import apply_chroma, lightness
+from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
-from chromabox.io.video import DEFAULT_CRF, refuse_target, remake_film, survey_film
+from chromabox.io.video import DEFAULT_CRF, check_target, probe_video, transcode
 
 #: Share of the past in the average where nothing moves: an old colour is half gone after three frames.
 DEFAULT_SMOOTHING = 0.8
 
 #: Changes of lightness L* up to which a place counts as still, and from which it counts as new.
-STILL, MOVED = 2.0, 8.0
+STATIC_BELOW, MOVING_ABOVE = 2.0, 8.0
 
 #: A frame begins a new scene if its lightness differs from the last frame's by this much on average, in L* (more
 #: than noise does) …
-CUT_DIFFERENCE = 3.0
+MIN_CUT_DIFFERENCE = 3.0
 
 #: … and the correlation of the two is below this (a flash, a fade and a fast movement keep it higher).
-CUT_CORRELATION = 0.5
+MAX_CUT_CORRELATION = 0.5
 
 
 @dataclass
-class ChromaSmoother:
+class TemporalSmoother:
     """Averages the chroma maps of a film's frames, in their order.
 
     With cₜ the chroma and Lₜ the lightness of frame t at one place of the map, Cₜ and Rₜ their averages:
@@ -56,12 +56,12 @@ class ChromaSmoother:
     """
 
     smoothing: float = DEFAULT_SMOOTHING
-    cuts: int = 0
+    num_cuts: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"smoothing is {self.smoothing}: give 0 (each frame by itself) to below 1, such as 0.9")
-        self._last: Float32[np.ndarray, "height width"] | None = None
+        self._previous: Float32[np.ndarray, "height width"] | None = None
 
     def __call__(
         self, chroma: Float32[np.ndarray, "height width 2"], lightness: Float32[np.ndarray, "height width"]
@@ -72,29 +72,29 @@ class ChromaSmoother:
             chroma: a* and b* of this frame by itself.
             lightness: L* of this frame, 0 to 100, averaged over each place of the map.
         """
-        last, self._last = self._last, lightness
-        if last is None or is_cut(last, lightness):
-            self.cuts += last is not None
+        last, self._previous = self._previous, lightness
+        if last is None or is_scene_cut(last, lightness):
+            self.num_cuts += last is not None
             self._chroma, self._reference = chroma, lightness
             return chroma
         change = lightness - self._reference
-        local = np.abs(_mean_around(change - np.median(change)))
-        moved = ((local - STILL) / (MOVED - STILL)).clip(0, 1)
+        local = np.abs(_local_mean(change - np.median(change)))
+        moved = ((local - STATIC_BELOW) / (MOVING_ABOVE - STATIC_BELOW)).clip(0, 1)
         weight = (1 - self.smoothing) + self.smoothing * moved
         self._reference = self._reference + weight * change
         self._chroma = self._chroma + weight[..., None] * (chroma - self._chroma)
         return self._chroma
 
 
-def is_cut(last: Float32[np.ndarray, "height width"], now: Float32[np.ndarray, "height width"]) -> bool:
+def is_scene_cut(previous: Float32[np.ndarray, "height width"], current: Float32[np.ndarray, "height width"]) -> bool:
     """Whether a new scene begins between two frames, judged by their L* maps."""
-    if np.abs(now - last).mean() < CUT_DIFFERENCE:
+    if np.abs(current - previous).mean() < MIN_CUT_DIFFERENCE:
         return False
-    a, b = last - last.mean(), now - now.mean()
-    return bool((a * b).sum() <= CUT_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
+    a, b = previous - previous.mean(), current - current.mean()
+    return bool((a * b).sum() <= MAX_CUT_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def _mean_around(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:
+def _local_mean(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:
     """Mean over each place and its neighbours; at the edges over those that exist."""
     means = F.avg_pool2d(torch.from_numpy(plane)[None, None], 3, stride=1, padding=1, count_include_pad=False)
     result: np.ndarray = means[0, 0].numpy()
@@ -109,21 +109,21 @@ ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 class VideoSummary:
     """What was written: `seconds` of video, the average rate `fps`, streams copied unchanged, and those left out."""
 
-    frames: int
+    num_frames: int
     seconds: float
     width: int
     height: int
     fps: float
-    scenes: int
+    num_scenes: int
     audio_streams: int
     subtitle_streams: int
-    left_out: tuple[str, ...]
+    dropped_streams: tuple[str, ...]
 
 
-def colour_video(
+def colourise_video(
     source: Path,
     target: Path,
-    predict: Callable[[Frame], ChromaMap],
+    predict_chroma: Callable[[Frame], ChromaMap],
     *,
     smoothing: float = DEFAULT_SMOOTHING,
     crf: float = DEFAULT_CRF,
@@ -142,32 +142,32 @@ def colour_video(
     Memory does not grow with the number of frames. Raises UsageError and ChromaboxError as :func:`survey_film` and
     :func:`remake_film` say; then, and on Ctrl-C, nothing is left at `target` that was not there before.
     """
-    smoother = ChromaSmoother(smoothing)
-    refuse_target(source, target)
-    film = survey_film(source)
-    with progress(source.name, film.frames, unit="frames", show=show_progress) as tick:
+    smoother = TemporalSmoother(smoothing)
+    check_target(source, target)
+    film = probe_video(source)
+    with progress_bar(source.name, film.num_frames, unit="frames", show=show_progress) as tick:
 
         def coloured(frame: Frame) -> Frame:
-            chroma = predict(frame)
-            result = recolour(frame, smoother(chroma, small_lightness(frame, *chroma.shape[:2])))
+            chroma = predict_chroma(frame)
+            result = apply_chroma(frame, smoother(chroma, lightness_at_size(frame, *chroma.shape[:2])))
             tick()
             return result
 
-        remade = remake_film(film, target, coloured, crf=crf)
+        remade = transcode(film, target, coloured, crf=crf)
     return VideoSummary(
-        frames=remade.frames,
+        num_frames=remade.num_frames,
         seconds=film.seconds,
         width=remade.width,
         height=remade.height,
         fps=film.fps,
-        scenes=smoother.cuts + 1,
+        num_scenes=smoother.num_cuts + 1,
         audio_streams=remade.audio_streams,
         subtitle_streams=remade.subtitle_streams,
-        left_out=remade.left_out,
+        dropped_streams=remade.skipped_streams,
     )
 
 
-def small_lightness(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
+def lightness_at_size(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
     """L* of the frame averaged down to the size of a chroma map."""
     small = Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)
     return lightness(np.asarray(small))

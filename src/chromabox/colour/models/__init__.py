@@ -11,7 +11,7 @@ from chromabox.colour.models.photonet import PhotoNet
 from chromabox.errors import UsageError
 
 #: The nets by the names of the command line.
-NETS: Mapping[str, Callable[..., nn.Module]] = {
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "pool-upsample": PoolUpsampleNet,
     "conv-transpose": ConvTransposeNet,
     "unet": UNet,
@@ -20,19 +20,19 @@ NETS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_net(name: str, **settings: Any) -> nn.Module:
+def build_model(name: str, **model_args: Any) -> nn.Module:
     """The net of that name with the settings of its class; UsageError for one it does not have."""
     try:
         # JSON, where settings are kept, knows lists but no tuples.
-        return NETS[name](
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        return MODELS[name](
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in model_args.items()}
         )
     except KeyError:
-        raise UsageError(f"net {name!r}: unknown; there are {', '.join(NETS)}") from None
+        raise UsageError(f"net {name!r}: unknown; there are {', '.join(MODELS)}") from None
     except TypeError as error:
         raise UsageError(f"net {name!r} has no such setting ({error})") from error
 
 
-def count_parameters(net: nn.Module) -> int:
+def num_trainable_parameters(model: nn.Module) -> int:
     """How many numbers training adjusts."""
-    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

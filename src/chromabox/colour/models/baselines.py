@@ -38,23 +38,25 @@ def transposed_padding(kernel: int) -> tuple[int, int]:
 warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+def same_conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution that keeps height and width (stride 1) or halves them (stride 2).
 
     With stride 1 and an even reach d(k − 1) + 1 no symmetric padding keeps the size; ``padding="same"`` then pads one
     pixel more at the right and bottom. For odd reaches it is the usual (reach − 1)/2 on every side.
     """
     padding = "same" if stride == 1 else strided_padding(kernel, dilation)
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, dilation=dilation, padding=padding)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, padding=padding)
 
 
-def transposed(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
+def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTranspose2d:
     """A transposed convolution of stride 2 and dilation 1 that doubles height and width."""
     padding, output_padding = transposed_padding(kernel)
-    return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, padding=padding, output_padding=output_padding)
+    return nn.ConvTranspose2d(
+        in_channels, out_channels, kernel, stride=2, padding=padding, output_padding=output_padding
+    )
 
 
-def check_geometry(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
+def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
     """Raise UsageError for sizes with which the figure's shapes cannot be kept."""
     sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
     sizes |= {"num_filters": num_filters, "num_colours": num_colours}
@@ -72,34 +74,38 @@ def check_geometry(kernel: int, num_in_channels: int, num_filters: int, num_colo
 class PoolUpsampleNet(nn.Module):
     """Figure 1a: two convolutions with pooling, two with upsampling, one more."""
 
-    multiple = 4
+    size_divisor = 4
 
     def __init__(self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24) -> None:
         super().__init__()
-        check_geometry(kernel, num_in_channels, num_filters, num_colours)
+        check_conv_args(kernel, num_in_channels, num_filters, num_colours)
         self.block1 = self._block(num_in_channels, num_filters, kernel, nn.MaxPool2d(2))
         self.block2 = self._block(num_filters, 2 * num_filters, kernel, nn.MaxPool2d(2))
         self.block3 = self._block(2 * num_filters, num_filters, kernel, nn.Upsample(scale_factor=2))
         self.block4 = self._block(num_filters, num_colours, kernel, nn.Upsample(scale_factor=2))
-        self.last = convolution(num_colours, num_colours, kernel)
+        self.last = same_conv(num_colours, num_colours, kernel)
 
     @staticmethod
-    def _block(inputs: int, outputs: int, kernel: int, resize: nn.Module) -> nn.Sequential:
-        return nn.Sequential(convolution(inputs, outputs, kernel), resize, nn.BatchNorm2d(outputs), nn.ReLU())
+    def _block(in_channels: int, out_channels: int, kernel: int, resize: nn.Module) -> nn.Sequential:
+        return nn.Sequential(
+            same_conv(in_channels, out_channels, kernel), resize, nn.BatchNorm2d(out_channels), nn.ReLU()
+        )
 
     def forward(self, grey: GreyBatch) -> Logits:
         """Logits of every pixel."""
         return self.last(self.block4(self.block3(self.block2(self.block1(grey)))))
 
 
-def _down(inputs: int, outputs: int, kernel: int, dilation: int) -> nn.Sequential:
+def down_block(in_channels: int, out_channels: int, kernel: int, dilation: int) -> nn.Sequential:
     return nn.Sequential(
-        convolution(inputs, outputs, kernel, stride=2, dilation=dilation), nn.BatchNorm2d(outputs), nn.ReLU()
+        same_conv(in_channels, out_channels, kernel, stride=2, dilation=dilation),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
     )
 
 
-def _up(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    return nn.Sequential(transposed(inputs, outputs, kernel), nn.BatchNorm2d(outputs), nn.ReLU())
+def up_block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(upsample_conv(in_channels, out_channels, kernel), nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class ConvTransposeNet(nn.Module):
@@ -108,18 +114,18 @@ class ConvTransposeNet(nn.Module):
     ``dilation`` acts on the ordinary convolutions; the transposed ones keep dilation 1, as the assignment sets it.
     """
 
-    multiple = 4
+    size_divisor = 4
 
     def __init__(
         self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24, dilation: int = 1
     ) -> None:
         super().__init__()
-        check_geometry(kernel, num_in_channels, num_filters, num_colours, dilation)
-        self.block1 = _down(num_in_channels, num_filters, kernel, dilation)
-        self.block2 = _down(num_filters, 2 * num_filters, kernel, dilation)
-        self.block3 = _up(2 * num_filters, num_filters, kernel)
-        self.block4 = _up(num_filters, num_colours, kernel)
-        self.last = convolution(num_colours, num_colours, kernel, dilation=dilation)
+        check_conv_args(kernel, num_in_channels, num_filters, num_colours, dilation)
+        self.block1 = down_block(num_in_channels, num_filters, kernel, dilation)
+        self.block2 = down_block(num_filters, 2 * num_filters, kernel, dilation)
+        self.block3 = up_block(2 * num_filters, num_filters, kernel)
+        self.block4 = up_block(num_filters, num_colours, kernel)
+        self.last = same_conv(num_colours, num_colours, kernel, dilation=dilation)
 
     def forward(self, grey: GreyBatch) -> Logits:
         """Logits of every pixel."""
@@ -129,18 +135,18 @@ class ConvTransposeNet(nn.Module):
 class UNet(nn.Module):
     """Figure 1c: ConvTransposeNet with block 1's output shown again to block 4, and the input to the last layer."""
 
-    multiple = 4
+    size_divisor = 4
 
     def __init__(
         self, kernel: int = 3, num_in_channels: int = 1, num_filters: int = 32, num_colours: int = 24, dilation: int = 1
     ) -> None:
         super().__init__()
-        check_geometry(kernel, num_in_channels, num_filters, num_colours, dilation)
-        self.block1 = _down(num_in_channels, num_filters, kernel, dilation)
-        self.block2 = _down(num_filters, 2 * num_filters, kernel, dilation)
-        self.block3 = _up(2 * num_filters, num_filters, kernel)
-        self.block4 = _up(2 * num_filters, num_colours, kernel)
-        self.last = convolution(num_colours + num_in_channels, num_colours, kernel, dilation=dilation)
+        check_conv_args(kernel, num_in_channels, num_filters, num_colours, dilation)
+        self.block1 = down_block(num_in_channels, num_filters, kernel, dilation)
+        self.block2 = down_block(num_filters, 2 * num_filters, kernel, dilation)
+        self.block3 = up_block(2 * num_filters, num_filters, kernel)
+        self.block4 = up_block(2 * num_filters, num_colours, kernel)
+        self.last = same_conv(num_colours + num_in_channels, num_colours, kernel, dilation=dilation)
 
     def forward(self, grey: GreyBatch) -> Logits:
         """Logits of every pixel."""

@@ -10,8 +10,8 @@ from chromabox.colour.models.baselines import GreyBatch, Logits
 from chromabox.errors import UsageError
 
 
-def grey_hats(
-    grey: Float[Tensor, "batch 1 height width"], count: int
+def hat_encoding(
+    grey: Float[Tensor, "batch 1 height width"], num_intervals: int
 ) -> Float[Tensor, "batch count_plus_1 height width"]:
     """Grey in [0, 1) as ``count`` + 1 hat functions: 1 at their own multiple of 1/count, 0 from its neighbours on.
 
@@ -19,11 +19,11 @@ def grey_hats(
     function of it, whereas one on grey itself has to build each step out of many units. Computed in float32.
     """
     # Laid out channels-last from the start: as the widest tensor of the net it would be costly to turn round later.
-    levels = torch.arange(count + 1, device=grey.device)
-    return (1 - (grey.float().permute(0, 2, 3, 1) * count - levels).abs()).clamp(min=0).permute(0, 3, 1, 2)
+    levels = torch.arange(num_intervals + 1, device=grey.device)
+    return (1 - (grey.float().permute(0, 2, 3, 1) * num_intervals - levels).abs()).clamp(min=0).permute(0, 3, 1, 2)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """x + convolution · ReLU · BN · convolution · ReLU · BN of x: a pre-activation block (He et al. 2016, figure 1b).
 
     The second convolution starts at zero, so that the block starts as the identity (Zhang, Dauphin and Ma 2019).
@@ -52,7 +52,7 @@ class ColourNet(nn.Module):
     (probabilities) are averaged. Sides must be multiples of 8.
     """
 
-    multiple = 8
+    size_divisor = 8
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ColourNet(nn.Module):
         seen = hats + 1
 
         def stage(channels: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(Residual(channels) for _ in range(count)))
+            return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
 
         self.stem = nn.Conv2d(seen, first, 4, stride=2, padding=1)
         self.encode1, self.down1 = stage(first, blocks[0]), nn.Conv2d(first, second, 2, stride=2)
@@ -85,14 +85,14 @@ class ColourNet(nn.Module):
     def forward(self, grey: GreyBatch) -> Logits:
         """Logits of every pixel; in evaluation logarithms of the averaged probabilities."""
         if self.training:
-            return self.scores(grey)
-        plain = self.scores(grey).float().log_softmax(1)
-        mirrored = self.scores(grey.flip(-1)).float().log_softmax(1).flip(-1)
+            return self.logits(grey)
+        plain = self.logits(grey).float().log_softmax(1)
+        mirrored = self.logits(grey.flip(-1)).float().log_softmax(1).flip(-1)
         return torch.logaddexp(plain, mirrored) - math.log(2)
 
-    def scores(self, grey: GreyBatch) -> Logits:
+    def logits(self, grey: GreyBatch) -> Logits:
         """Logits from one look."""
-        hats = grey_hats(grey, self.hats)
+        hats = hat_encoding(grey, self.hats)
         half = self.encode1(self.stem(hats))
         quarter = self.encode2(self.down1(half))
         eighth = self.middle(self.down2(quarter))

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chromabox.colour.models.baselines import GreyBatch
-from chromabox.colour.models.colournet import Residual
+from chromabox.colour.models.colournet import ResidualBlock
 
 
-class Context(nn.Module):
+class GlobalContext(nn.Module):
     """What is seen anywhere, told everywhere: a linear map of the features' mean, added at every place.
 
     Starts at zero. A horse tells the meadow to be green wherever the meadow is.
@@ -36,9 +36,9 @@ class PhotoNet(nn.Module):
     through them. Sides must be multiples of 32.
     """
 
-    multiple = 32
+    size_divisor = 32
     stride = 8
-    ENCODER = (1, 16, 32, 64, 128, 256, 512)
+    ENCODER_CHANNELS = (1, 16, 32, 64, 128, 256, 512)
 
     def __init__(
         self,
@@ -50,22 +50,24 @@ class PhotoNet(nn.Module):
         super().__init__()
         eighth, sixteenth, top = widths
         self.frozen = frozen
-        pairs = zip(self.ENCODER[:-1], self.ENCODER[1:], strict=True)
-        self.encode = nn.ModuleList(self._layer(inputs, outputs) for inputs, outputs in pairs)
+        pairs = zip(self.ENCODER_CHANNELS[:-1], self.ENCODER_CHANNELS[1:], strict=True)
+        self.encode = nn.ModuleList(self._conv_block(inputs, outputs) for inputs, outputs in pairs)
         for parameter in self.encode[:frozen].parameters():
             parameter.requires_grad_(False)
         self.look32 = nn.Conv2d(512, top, 1, bias=False)
-        self.decode32 = nn.Sequential(*(part for _ in range(blocks[2]) for part in (Residual(top), Context(top))))
+        self.decode32 = nn.Sequential(
+            *(part for _ in range(blocks[2]) for part in (ResidualBlock(top), GlobalContext(top)))
+        )
         self.up32, self.look16 = nn.Conv2d(top, sixteenth, 1, bias=False), nn.Conv2d(256, sixteenth, 1, bias=False)
-        self.decode16 = nn.Sequential(*(Residual(sixteenth) for _ in range(blocks[1])))
+        self.decode16 = nn.Sequential(*(ResidualBlock(sixteenth) for _ in range(blocks[1])))
         self.up16, self.look8 = nn.Conv2d(sixteenth, eighth, 1, bias=False), nn.Conv2d(128, eighth, 1, bias=False)
-        self.decode8 = nn.Sequential(*(Residual(eighth) for _ in range(blocks[0])))
+        self.decode8 = nn.Sequential(*(ResidualBlock(eighth) for _ in range(blocks[0])))
         self.head = nn.Sequential(nn.BatchNorm2d(eighth), nn.ReLU(), nn.Conv2d(eighth, num_colours, 1))
 
     @staticmethod
-    def _layer(inputs: int, outputs: int) -> nn.Sequential:
-        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1))
+    def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.1))
 
     def train(self, mode: bool = True) -> "PhotoNet":
         """As ever, but the frozen layers' statistics stay still too."""
@@ -82,9 +84,9 @@ class PhotoNet(nn.Module):
             features = layer(F.max_pool2d(features, 2) if index else features)
             seen.append(features)
         scores = self.decode32(self.look32(seen[5]))
-        scores = self.decode16(_doubled(self.up32(scores)) + self.look16(seen[4]))
-        return self.head(self.decode8(_doubled(self.up16(scores)) + self.look8(seen[3])))
+        scores = self.decode16(_upsample2x(self.up32(scores)) + self.look16(seen[4]))
+        return self.head(self.decode8(_upsample2x(self.up16(scores)) + self.look8(seen[3])))
 
 
-def _doubled(features: Float[Tensor, "batch channels height width"]) -> Tensor:
+def _upsample2x(features: Float[Tensor, "batch channels height width"]) -> Tensor:
     return F.interpolate(features, scale_factor=2, mode="bilinear")

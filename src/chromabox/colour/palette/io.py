@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from chromabox.colour.palette.palette import Palette, fault_of
+from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 
-LARGEST_FILE = 1 << 20  # bytes; 256 colours take a few thousand
-UNIT = "RGB/256"
+MAX_FILE_BYTES = 1 << 20  # bytes; 256 colours take a few thousand
+COLOUR_UNIT = "RGB/256"
 
 
 def load_palette(path_or_name: str | Path) -> Palette:
@@ -32,31 +32,31 @@ def load_palette(path_or_name: str | Path) -> Palette:
     a bare list of "#rrggbb" or of [r, g, b], in which whole numbers (no decimal point anywhere) are 8-bit values
     and others RGB/256. `.gpl`: GIMP's. Raises ChromaboxError, naming the file, for all that is not a palette.
     """
-    shipped = _shipped()
+    shipped = _bundled_palettes()
     if str(path_or_name) in shipped:
         text = shipped[str(path_or_name)].read_text(encoding="utf-8")
-        colours, name = _from_json(text)
+        colours, name = _parse_json(text)
         return Palette(colours.astype(np.float32), name or str(path_or_name))
     path = Path(path_or_name)
-    if path.suffix.lower() not in READERS:
-        known = f"a palette is one of {', '.join(sorted(shipped))} or a file in {', '.join(READERS)}"
+    if path.suffix.lower() not in PALETTE_READERS:
+        known = f"a palette is one of {', '.join(sorted(shipped))} or a file in {', '.join(PALETTE_READERS)}"
         raise ChromaboxError(f"{path}: not a known palette; {known}")
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ChromaboxError(f"{path}: is larger than {LARGEST_FILE >> 20} MB; no palette of 256 colours is")
-        colours, name = READERS[path.suffix.lower()](path.read_bytes())
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ChromaboxError(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MB; no palette of 256 colours is")
+        colours, name = PALETTE_READERS[path.suffix.lower()](path.read_bytes())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ChromaboxError(f"{path}: cannot be read as a palette: {reason}") from error
     except ValueError as error:
         raise ChromaboxError(f"{path}: {error}") from error
-    fault = fault_of(colours)
+    fault = validate_colours(colours)
     if fault:
         raise ChromaboxError(f"{path}: {fault}")
     return Palette(colours.astype(np.float32), name or path.stem)
 
 
-def save_palette(path: str | Path, palette: Palette, made: Mapping[str, object] | None = None) -> None:
+def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, object] | None = None) -> None:
     """Write a palette that load_palette reads, as `.npy`, `.json` or `.gpl`, whole or not at all.
 
     made: how the palette came about, for people; only .json keeps it, and .npy does not keep the name either.
@@ -70,28 +70,30 @@ def save_palette(path: str | Path, palette: Palette, made: Mapping[str, object] 
         np.save(stream, palette.colours)
         content = stream.getvalue()
     elif suffix == ".json":
-        content = _to_json(palette, made or {}).encode()
+        content = _to_json(palette, provenance or {}).encode()
     elif suffix == ".gpl":
         rows = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # a line break would start a line of its own
         content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *rows, ""]).encode()
     else:
-        raise ChromaboxError(f"{path}: a palette is written as one of {', '.join(READERS)}, by the file's suffix")
+        raise ChromaboxError(
+            f"{path}: a palette is written as one of {', '.join(PALETTE_READERS)}, by the file's suffix"
+        )
     try:
-        with write_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(content)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
 
-def _shipped() -> dict[str, Traversable]:
+def _bundled_palettes() -> dict[str, Traversable]:
     """The palettes of the package's assets by name."""
     files = resources.files("chromabox").joinpath("assets").iterdir()
     found = {file.name: file for file in files if file.name.startswith("palette-") and file.name.endswith(".json")}
     return {name.removeprefix("palette-").removesuffix(".json"): file for name, file in found.items()}
 
 
-def _from_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
+def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     """Colours of a .npy file; ValueError says what is wrong, to follow the file's name."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
@@ -110,7 +112,7 @@ def _from_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     return array.astype(np.float64), None
 
 
-def _from_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
+def _parse_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     """Colours and name of a .json file; ValueError says what is wrong, to follow the file's name."""
     try:
         found = json.loads(content)
@@ -119,26 +121,26 @@ def _from_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str | 
     name, scale = None, 1
     if isinstance(found, dict):
         name = found.get("name")
-        if found.get("unit") != UNIT or not isinstance(name, str | None) or "colours" not in found:
-            raise ValueError(f'needs "colours", "unit": "{UNIT}" and, if any, a "name" in letters')
+        if found.get("unit") != COLOUR_UNIT or not isinstance(name, str | None) or "colours" not in found:
+            raise ValueError(f'needs "colours", "unit": "{COLOUR_UNIT}" and, if any, a "name" in letters')
         found = found["colours"]
     elif isinstance(found, list):
         values = [value for row in found if isinstance(row, list) for value in row]
         scale = 256 if all(isinstance(value, int) for value in values) else 1
     if not isinstance(found, list):
         raise ValueError('holds no list of colours; one is [[r, g, b], …] or ["#rrggbb", …]')
-    rows = [_from_hex(row) if isinstance(row, str) else _from_numbers(row, scale) for row in found]
+    rows = [_parse_hex(row) if isinstance(row, str) else _parse_rgb(row, scale) for row in found]
     return np.array(rows, np.float64).reshape(-1, 3), name
 
 
-def _from_hex(text: str) -> list[float]:
+def _parse_hex(text: str) -> list[float]:
     """Unit RGB of "#rrggbb"."""
     if not re.fullmatch("#[0-9a-fA-F]{6}", text):
         raise ValueError(f'holds the colour "{text[:20]}"; one is written "#rrggbb"')
     return [value / 256 for value in bytes.fromhex(text[1:])]
 
 
-def _from_numbers(row: object, scale: int) -> list[float]:
+def _parse_rgb(row: object, scale: int) -> list[float]:
     """Unit RGB of three numbers, divided by `scale`."""
     shown = json.dumps(row)[:40]
     if not (isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)):
@@ -149,7 +151,7 @@ def _from_numbers(row: object, scale: int) -> list[float]:
     return [value / scale for value in row]
 
 
-def _from_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
+def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     """Colours and name of a GIMP palette; ValueError says what is wrong, to follow the file's name."""
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].strip() != "GIMP Palette":
@@ -166,12 +168,12 @@ def _from_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     return np.array(rows, np.float64).reshape(-1, 3), name
 
 
-READERS = {".npy": _from_npy, ".json": _from_json, ".gpl": _from_gpl}
+PALETTE_READERS = {".npy": _parse_npy, ".json": _parse_json, ".gpl": _parse_gpl}
 
 
-def _to_json(palette: Palette, made: Mapping[str, object]) -> str:
+def _to_json(palette: Palette, provenance: Mapping[str, object]) -> str:
     """The palette as JSON with one colour a line; every float32 in the fewest digits that give it back."""
-    head = {"name": palette.name, "k": len(palette), "unit": UNIT, "made": dict(made)}
+    head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance)}
     rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
     return json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
 
@@ -208,6 +210,6 @@ def parse_replacement(text: str, option: str = "replace") -> tuple[Colour, Colou
     return first, second
 
 
-def written(colour: Colour) -> str:
+def to_hex(colour: Colour) -> str:
     """The colour as #rrggbb."""
     return "#{:02x}{:02x}{:02x}".format(*colour)

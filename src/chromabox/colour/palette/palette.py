@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
-from chromabox.colour.palette.lookup import NearestTable
+from chromabox.colour.palette.lookup import ColourLUT
 from chromabox.errors import ChromaboxError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # jaxtyping checks shape and dtype of whatever has them
 
-MOST_COLOURS = 256  # a label is one byte
-LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for order and legibility only
+MAX_COLOURS = 256  # a label is one byte
+REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for order and legibility only
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Palette:
     name: str
 
     def __post_init__(self) -> None:
-        fault = fault_of(self.colours)
+        fault = validate_colours(self.colours)
         if fault:
             raise ChromaboxError(f"palette {self.name}: {fault}")
         colours = self.colours.astype(np.float32)
@@ -55,9 +55,9 @@ class Palette:
         return Palette, (self.colours, self.name)
 
     @cached_property
-    def table(self) -> NearestTable:
+    def lut(self) -> ColourLUT:
         """What is known so far about the nearest colours; 16 MB, kept as long as the palette."""
-        return NearestTable(self.colours)
+        return ColourLUT(self.colours)
 
     @property
     def rgb(self) -> UInt8[np.ndarray, "colours 3"]:
@@ -66,12 +66,12 @@ class Palette:
         return rgb
 
 
-def fault_of(colours: Float[np.ndarray, "..."]) -> str | None:
+def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
     """What keeps an array from being a palette's colours, or None if nothing does."""
     if colours.ndim != 2 or colours.shape[1] != 3:
         return f"has the shape {list(colours.shape)}; a palette has the shape [colours, 3]"
-    if not 2 <= len(colours) <= MOST_COLOURS:
-        return f"has {len(colours)} colour{'s' * (len(colours) != 1)}; a palette has 2 to {MOST_COLOURS}"
+    if not 2 <= len(colours) <= MAX_COLOURS:
+        return f"has {len(colours)} colour{'s' * (len(colours) != 1)}; a palette has 2 to {MAX_COLOURS}"
     if not np.isfinite(colours).all():
         return "holds values that are not finite; a palette's lie in [0, 1], 8-bit values divided by 256"
     if colours.min() < 0 or colours.max() > 1:
@@ -80,25 +80,25 @@ def fault_of(colours: Float[np.ndarray, "..."]) -> str | None:
     return None
 
 
-def nearest_colour(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
+def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
     """Index of every pixel's nearest colour (Euclidean in RGB/256), a tie going to the lower index.
 
     pixels: 8-bit RGB with the three channels along `axis`: -1 for [..., 3], 1 for CIFAR's [N, 3, H, W],
     which is read where it lies. Returns the shape without that axis. Equal for every pixel to
     `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64. Raises ChromaboxError without three channels.
     """
-    return palette.table.labels(_planes(pixels, axis))
+    return palette.lut.lookup(_channels_first(pixels, axis))
 
 
-def mean_distance(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
+def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
     """Mean Euclidean distance of a pixel to its nearest colour, in RGB/256; `axis` as in nearest_colour."""
-    unique, count = _histogram(_planes(pixels, axis))
-    nearest = palette.colours[palette.table.labels(unique.T)]
+    unique, count = _colour_histogram(_channels_first(pixels, axis))
+    nearest = palette.colours[palette.lut.lookup(unique.T)]
     distance = np.sqrt(((unique / 256 - nearest) ** 2).sum(-1))
     return float(distance @ count / count.sum())
 
 
-def labels_to_rgb(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8[np.ndarray, "... 3"]:
+def decode_labels(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8[np.ndarray, "... 3"]:
     """The picture that labels stand for, in 8 bits. Raises ChromaboxError for a label the palette has not."""
     if labels.size and not (labels.min() >= 0 and labels.max() < len(palette)):
         span = f"{labels.min()} to {labels.max()}"
@@ -131,7 +131,7 @@ def annealed_mean(
     return torch.einsum("bkhw,kc->bchw", probability, colours)
 
 
-def constrain(
+def mask_logits(
     logits: Float[Tensor, "batch colours height width"], allowed: Iterable[int]
 ) -> Float[Tensor, "batch colours height width"]:
     """The logits with every colour but the allowed ones at −inf, so that none of the others can be decoded.
@@ -152,7 +152,7 @@ def constrain(
 
 
 def fit_palette(
-    pixels: UInt8[np.ndarray, "..."], k: int = 24, *, seed: int = 0, name: str = "fitted", axis: int = -1
+    pixels: UInt8[np.ndarray, "..."], num_colours: int = 24, *, seed: int = 0, name: str = "fitted", axis: int = -1
 ) -> Palette:
     """The k colours with a low mean distance to all the pixels, darkest first (luminance of ITU-R BT.601).
 
@@ -161,17 +161,21 @@ def fit_palette(
     k-means lowers the mean squared one. The same pixels and seed give the same palette. Raises ChromaboxError
     if k is not 2 to 256 or the pixels have fewer than k different colours.
     """
-    unique, count = _histogram(_planes(pixels, axis))
-    if not 2 <= k <= MOST_COLOURS:
-        raise ChromaboxError(f"palette {name}: {k} colours asked for; a palette has 2 to {MOST_COLOURS}")
-    if len(unique) < k:
-        raise ChromaboxError(f"palette {name}: {k} colours asked for, but the pictures have only {len(unique)}")
-    centres = _medians(unique, count, _coarse_centres(unique, count, k, seed))
-    order = np.argsort(centres @ LUMINANCE, kind="stable")
+    unique, count = _colour_histogram(_channels_first(pixels, axis))
+    if not 2 <= num_colours <= MAX_COLOURS:
+        raise ChromaboxError(f"palette {name}: {num_colours} colours asked for; a palette has 2 to {MAX_COLOURS}")
+    if len(unique) < num_colours:
+        raise ChromaboxError(
+            f"palette {name}: {num_colours} colours asked for, but the pictures have only {len(unique)}"
+        )
+    centres = _geometric_medians(unique, count, _kmeans_init(unique, count, num_colours, seed))
+    order = np.argsort(centres @ REC601_WEIGHTS, kind="stable")
     return Palette(centres[order], name)
 
 
-def swatch(palette: Palette, tile: int = 96, columns: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+def draw_palette(
+    palette: Palette, tile_size: int = 96, columns: int | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """A picture of the palette: one tile a colour, with its index and its 8-bit value in hexadecimal.
 
     tile: edge of a tile in pixels; columns: tiles in a row, by default a little wider than high.
@@ -180,31 +184,33 @@ def swatch(palette: Palette, tile: int = 96, columns: int | None = None) -> UInt
 
     columns = min(columns or math.ceil(math.sqrt(1.5 * len(palette))), len(palette))
     rows = math.ceil(len(palette) / columns)
-    gap = max(1, tile // 16)
-    picture = Image.new("RGB", (columns * (tile + gap) + gap, rows * (tile + gap) + gap), "white")
+    gap = max(1, tile_size // 16)
+    picture = Image.new("RGB", (columns * (tile_size + gap) + gap, rows * (tile_size + gap) + gap), "white")
     draw = ImageDraw.Draw(picture)
-    large, small = ImageFont.load_default(max(6, tile // 4)), ImageFont.load_default(max(6, tile // 7))
+    large, small = ImageFont.load_default(max(6, tile_size // 4)), ImageFont.load_default(max(6, tile_size // 7))
     for index, rgb in enumerate(palette.rgb.tolist()):
         row, column = divmod(index, columns)
-        left, top = gap + column * (tile + gap), gap + row * (tile + gap)
-        box = (left, top, left + tile - 1, top + tile - 1)
+        left, top = gap + column * (tile_size + gap), gap + row * (tile_size + gap)
+        box = (left, top, left + tile_size - 1, top + tile_size - 1)
         # A hairline keeps near-white tiles apart from the ground.
-        draw.rounded_rectangle(box, radius=tile // 12, fill=tuple(rgb), outline=(200, 200, 200))
-        ink = "white" if rgb @ LUMINANCE < 140 else "black"
-        centre = left + tile / 2
-        draw.text((centre, top + tile * 0.42), str(index), fill=ink, font=large, anchor="mm")
-        draw.text((centre, top + tile * 0.76), "#{:02x}{:02x}{:02x}".format(*rgb), fill=ink, font=small, anchor="mm")
+        draw.rounded_rectangle(box, radius=tile_size // 12, fill=tuple(rgb), outline=(200, 200, 200))
+        ink = "white" if rgb @ REC601_WEIGHTS < 140 else "black"
+        centre = left + tile_size / 2
+        draw.text((centre, top + tile_size * 0.42), str(index), fill=ink, font=large, anchor="mm")
+        draw.text(
+            (centre, top + tile_size * 0.76), "#{:02x}{:02x}{:02x}".format(*rgb), fill=ink, font=small, anchor="mm"
+        )
     return np.array(picture)
 
 
-def _planes(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.ndarray, "3 ..."]:
+def _channels_first(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.ndarray, "3 ..."]:
     """A view of the pixels with the channels first."""
     if not -pixels.ndim <= axis < pixels.ndim or pixels.shape[axis] != 3:
         raise ChromaboxError(f"pixels of the shape {list(pixels.shape)}: axis {axis} does not hold red, green and blue")
     return np.moveaxis(pixels, axis, 0)
 
 
-def _histogram(
+def _colour_histogram(
     planes: UInt8[np.ndarray, "3 ..."],
 ) -> tuple[UInt8[np.ndarray, "unique 3"], Int64[np.ndarray, "unique"]]:
     """The different colours and how often each occurs."""
@@ -218,8 +224,8 @@ def _histogram(
     return np.stack([unique >> 16, unique >> 8 & 255, unique & 255], -1).astype(np.uint8), count
 
 
-def _coarse_centres(
-    unique: UInt8[np.ndarray, "unique 3"], count: Int64[np.ndarray, "unique"], k: int, seed: int
+def _kmeans_init(
+    unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
 ) -> Float32[np.ndarray, "{k} 3"]:
     """Centres (RGB/256) near the best ones, from the mean colours of cells of 8×8×8 colours."""
     from sklearn.cluster import KMeans
@@ -227,33 +233,35 @@ def _coarse_centres(
     points: Float64[np.ndarray, "points 3"]
     weight: Float64[np.ndarray, points]
     cell = (unique >> 3).astype(np.int64) @ [1024, 32, 1]
-    weight = np.bincount(cell, count)
-    points = np.stack([np.bincount(cell, count * channel) for channel in unique.T.astype(np.float64)], -1)
+    weight = np.bincount(cell, counts)
+    points = np.stack([np.bincount(cell, counts * channel) for channel in unique.T.astype(np.float64)], -1)
     points, weight = points[weight > 0] / weight[weight > 0, None], weight[weight > 0]
-    if len(points) < 16 * k:  # too coarse for so many colours; the pictures are then small or nearly all alike
-        points, weight = unique.astype(np.float64), count.astype(np.float64)
+    if (
+        len(points) < 16 * num_colours
+    ):  # too coarse for so many colours; the pictures are then small or nearly all alike
+        points, weight = unique.astype(np.float64), counts.astype(np.float64)
     means: Float64[np.ndarray, "{k} 3"] = (
-        KMeans(k, n_init=8, random_state=seed).fit(points, sample_weight=weight).cluster_centers_
+        KMeans(num_colours, n_init=8, random_state=seed).fit(points, sample_weight=weight).cluster_centers_
     )
     # Rounded so that the order in which threads add up their sums cannot show.
     return (means.round(3) / 256).astype(np.float32)
 
 
-def _medians(
+def _geometric_medians(
     unique: UInt8[np.ndarray, "unique 3"],
-    count: Int64[np.ndarray, "unique"],
+    counts: Int64[np.ndarray, "unique"],
     centres: Float32[np.ndarray, "colours 3"],
-    steps: int = 40,
+    max_iter: int = 40,
 ) -> Float32[np.ndarray, "colours 3"]:
     """Centres moved to where the mean distance is lowest: Weiszfeld's step (1937) on what is nearest to each.
 
     A mean weighted by 1 / distance; it lowers the mean distance as Lloyd's step lowers the mean squared one.
     """
     points: Float64[np.ndarray, "unique 3"] = unique / 256
-    for _ in range(steps):
-        labels = NearestTable(centres).labels(unique.T)
+    for _ in range(max_iter):
+        labels = ColourLUT(centres).lookup(unique.T)
         distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
-        weight = count / np.maximum(distance, 1 / 512)  # half an 8-bit step: a point on its centre is not infinite
+        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: a point on its centre is not infinite
         total = np.bincount(labels, weight, len(centres))
         sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
         used = total > 0  # a centre that nothing is nearest to stays where it is

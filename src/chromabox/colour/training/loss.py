@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from chromabox.colour.data.datasets import Batch
+from chromabox.colour.data.datasets import PaletteBatch
 
 
 def pixel_cross_entropy(
@@ -17,15 +17,15 @@ def pixel_cross_entropy(
     return F.cross_entropy(logits.float(), labels.long())
 
 
-def training_losses(call: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+def compute_losses(forward: Callable[[Tensor], Tensor], batch: PaletteBatch) -> dict[str, Tensor]:
     """What one batch contributes: the loss to be minimised."""
     grey, labels = batch
-    return {"loss": pixel_cross_entropy(call(grey), labels)}
+    return {"loss": pixel_cross_entropy(forward(grey), labels)}
 
 
 @torch.no_grad()
 def loss_and_accuracy(
-    call: Callable[[Tensor], Tensor],
+    forward: Callable[[Tensor], Tensor],
     grey: Float[Tensor, "pictures 1 height width"],
     labels: UInt8[Tensor, "pictures height width"],
     batch_size: int = 250,
@@ -33,7 +33,7 @@ def loss_and_accuracy(
     """Mean cross-entropy in nats and accuracy in [0, 1] over all pixels of all pictures."""
     loss, hits = 0.0, 0
     for grey_batch, label_batch in zip(grey.split(batch_size), labels.split(batch_size), strict=True):
-        logits = call(grey_batch).float()
+        logits = forward(grey_batch).float()
         loss += F.cross_entropy(logits, label_batch.long(), reduction="sum").item()
         hits += int((logits.argmax(1) == label_batch).sum().item())
     return loss / labels.numel(), hits / labels.numel()

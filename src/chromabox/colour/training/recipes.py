@@ -11,141 +11,143 @@ from typing import Literal, get_args
 from chromabox.errors import UsageError
 
 RecipeName = Literal["course", "default", "quick"]
-NetName = Literal["pool-upsample", "conv-transpose", "unet", "colournet"]
-NETS_IN_ORDER: tuple[NetName, ...] = get_args(NetName)
-TrainableName = Literal[NetName, "photo"]
-Start = Literal["auto", "shipped", "yolov3-tiny", "none"]
+PaletteModelName = Literal["pool-upsample", "conv-transpose", "unet", "colournet"]
+PALETTE_MODELS: tuple[PaletteModelName, ...] = get_args(PaletteModelName)
+ModelName = Literal[PaletteModelName, "photo"]
+InitName = Literal["auto", "shipped", "yolov3-tiny", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainRecipe:
     """Everything that decides how a net is trained, apart from data, palette and seed."""
 
     epochs: int
     batch_size: int
-    optimiser: Literal["adam", "adamw", "muon"]
+    optimizer: Literal["adam", "adamw", "muon"]
     """muon: Muon for kernels, AdamW for everything else."""
-    learning_rate: float
+    lr: float
     """Peak, of Adam or of Muon's kernels."""
-    other_learning_rate: float = 0.0
+    adamw_lr: float = 0.0
     """Peak of AdamW for what is not a kernel, under muon."""
     weight_decay: float = 0.0
     """On kernels only, decoupled."""
     schedule: Literal["constant", "one-cycle", "linear"] = "constant"
     """one-cycle: half a cosine up, half a cosine down; linear: straight up, straight down to 0."""
-    warm_up: float = 0.0
+    warmup_fraction: float = 0.0
     """The part of the run that goes up."""
     shuffle: bool = True
-    mirror: bool = True
+    hflip: bool = True
     """Each picture is mirrored left to right with probability 1/2."""
-    average: float = 0.0
+    ema_fraction: float = 0.0
     """Memory of the moving average of the weights, as a part of the run; 0: no average."""
-    gentle_learning_rate: float = 0.0
+    backbone_lr: float = 0.0
     """Peak of AdamW for layers that come trained from elsewhere; 0: they are treated like all others."""
-    companions: float = 0.0
+    auxiliary_fraction: float = 0.0
     """Share of each batch taken by pictures of CIFAR-10's other classes, where the data is one of its classes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-def course(net: NetName) -> Recipe:
+def course_recipe(model: PaletteModelName) -> TrainRecipe:
     """The assignment: Adam 1e-3, batches of 100 in file order, 25 epochs, nothing else."""
-    return Recipe(
+    return TrainRecipe(
         epochs=25,
         batch_size=100,
-        optimiser="adam",
-        learning_rate=1e-3,
+        optimizer="adam",
+        lr=1e-3,
         shuffle=False,
-        mirror=False,
+        hflip=False,
         precision="float32",
     )
 
 
-def default(net: NetName) -> Recipe:
+def default_recipe(model: PaletteModelName) -> TrainRecipe:
     """Our best 25 epochs; for colournet our best within a quarter of an hour or so on two cores."""
-    if net == "colournet":
-        return Recipe(
+    if model == "colournet":
+        return TrainRecipe(
             epochs=24,
             batch_size=128,
-            optimiser="muon",
-            learning_rate=0.04,
-            other_learning_rate=0.006,
+            optimizer="muon",
+            lr=0.04,
+            adamw_lr=0.006,
             weight_decay=0.03,
             schedule="linear",
-            warm_up=0.08,
-            average=0.04,
-            companions=0.8,
+            warmup_fraction=0.08,
+            ema_fraction=0.04,
+            auxiliary_fraction=0.8,
         )
-    return Recipe(
+    return TrainRecipe(
         epochs=25,
         batch_size=50,
-        optimiser="muon",
-        learning_rate=0.05,
-        other_learning_rate=0.02,
+        optimizer="muon",
+        lr=0.05,
+        adamw_lr=0.02,
         schedule="linear",
-        warm_up=0.2,
-        average=0.04,
+        warmup_fraction=0.2,
+        ema_fraction=0.04,
     )
 
 
-def quick(net: NetName) -> Recipe:
+def quick_recipe(model: PaletteModelName) -> TrainRecipe:
     """The fewest epochs that reach the best published UNet with a margin."""
-    if net == "colournet":
-        return replace(default(net), epochs=5)
-    return replace(default(net), epochs=2, batch_size=32, learning_rate=0.1, average=0.1)
+    if model == "colournet":
+        return replace(default_recipe(model), epochs=5)
+    return replace(default_recipe(model), epochs=2, batch_size=32, lr=0.1, ema_fraction=0.1)
 
 
-RECIPES = {"course": course, "default": default, "quick": quick}
+PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": quick_recipe}
 
 
-def photo() -> Recipe:
+def base_photo_recipe() -> TrainRecipe:
     """The photo net: hours on one core, in batches as small as Muon likes them."""
-    return Recipe(
+    return TrainRecipe(
         epochs=12,
         batch_size=32,
-        optimiser="muon",
-        learning_rate=0.02,
-        other_learning_rate=0.002,
-        gentle_learning_rate=5e-4,
+        optimizer="muon",
+        lr=0.02,
+        adamw_lr=0.002,
+        backbone_lr=5e-4,
         weight_decay=0.03,
         schedule="linear",
-        warm_up=0.02,
-        average=0.04,
+        warmup_fraction=0.02,
+        ema_fraction=0.04,
     )
 
 
-def recipe_for(
+def make_recipe(
     name: RecipeName,
-    net: NetName,
+    model: PaletteModelName,
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-) -> Recipe:
+) -> TrainRecipe:
     """The recipe of that name for that net, with what is given put in its place. Raises UsageError for nonsense."""
-    if name not in RECIPES:
-        raise UsageError(f"recipe {name!r}: unknown; there are {', '.join(RECIPES)}")
-    return _changed(RECIPES[name](net), epochs, batch_size, learning_rate)
+    if name not in PALETTE_RECIPES:
+        raise UsageError(f"recipe {name!r}: unknown; there are {', '.join(PALETTE_RECIPES)}")
+    return _override(PALETTE_RECIPES[name](model), epochs, batch_size, learning_rate)
 
 
-def photo_recipe(
+def make_photo_recipe(
     name: RecipeName,
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
-    tuning: bool = False,
-) -> Recipe:
+    finetune: bool = False,
+) -> TrainRecipe:
     """The photo net's recipe; ``tuning``: for a net that is trained already. Raises UsageError for nonsense."""
-    recipe = photo() if name == "default" else replace(photo(), epochs=3)
-    if tuning:
+    recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
+    if finetune:
         # A tenth of the rates: what the net knows must survive a few pictures.
         recipe = replace(
-            recipe, epochs=5, learning_rate=0.002, other_learning_rate=2e-4, gentle_learning_rate=5e-5, batch_size=16
+            recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16
         )
-    return _changed(recipe, epochs, batch_size, learning_rate)
+    return _override(recipe, epochs, batch_size, learning_rate)
 
 
-def _changed(recipe: Recipe, epochs: int | None, batch_size: int | None, learning_rate: float | None) -> Recipe:
+def _override(
+    recipe: TrainRecipe, epochs: int | None, batch_size: int | None, learning_rate: float | None
+) -> TrainRecipe:
     """The recipe with what is given put in its place."""
     for option, value in (("epochs", epochs), ("batch-size", batch_size), ("learning-rate", learning_rate)):
         if value is not None and not value > 0:
@@ -154,16 +156,18 @@ def _changed(recipe: Recipe, epochs: int | None, batch_size: int | None, learnin
         recipe,
         epochs=epochs or recipe.epochs,
         batch_size=batch_size or recipe.batch_size,
-        learning_rate=learning_rate or recipe.learning_rate,
+        lr=learning_rate or recipe.lr,
     )
 
 
-def schedule_factor(recipe: Recipe, progress: float) -> float:
+def lr_factor(recipe: TrainRecipe, progress: float) -> float:
     """The factor on the peak learning rate at ``progress`` in [0, 1) of the run."""
     if recipe.schedule == "constant":
         return 1.0
-    up = progress < recipe.warm_up
-    part = progress / recipe.warm_up if up else (progress - recipe.warm_up) / (1 - recipe.warm_up)
+    up = progress < recipe.warmup_fraction
+    part = (
+        progress / recipe.warmup_fraction if up else (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
+    )
     if recipe.schedule == "one-cycle":
         part = (1 - math.cos(math.pi * part)) / 2
     return part if up else 1 - part

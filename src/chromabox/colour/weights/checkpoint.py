@@ -9,74 +9,74 @@ import numpy as np
 from torch import nn
 
 from chromabox.colour.chroma.bins import ChromaBins
-from chromabox.colour.models import build_net
+from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.onnx_model import OnnxNet, open_onnx
+from chromabox.colour.weights.onnx_model import OnnxModel, open_onnx
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.manifest import file_digest
+from chromabox.io.manifest import sha256_file
 
 #: The shipped checkpoint that ``chromabox colour`` uses when none is named.
-SHIPPED = "photo.safetensors"
+DEFAULT_CHECKPOINT = "photo.safetensors"
 
 
 @dataclass(frozen=True)
-class TrainedNet:
+class PaletteModel:
     """A net in evaluation mode, its palette, and what its checkpoint says of it."""
 
-    net: nn.Module
+    network: nn.Module
     palette: Palette
-    description: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainedPhotoNet:
+class PhotoModel:
     """A photo net in evaluation mode, the chroma bins it scores, and what its checkpoint says of it."""
 
-    net: nn.Module
+    network: nn.Module
     bins: ChromaBins
-    description: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def describe_photo_net(settings: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
+def photo_model_metadata(model_args: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
     """What a photo net's checkpoint must say so that :func:`load_trained` can build the net again."""
-    return {"net": "photo", "settings": settings, "bins": bins.as_json()}
+    return {"net": "photo", "settings": model_args, "bins": bins.as_json()}
 
 
-def describe_net(name: str, settings: dict[str, Any], palette: Palette) -> dict[str, Any]:
+def model_metadata(name: str, model_args: dict[str, Any], palette: Palette) -> dict[str, Any]:
     """What a checkpoint must say so that :func:`load_trained` can build the net again."""
-    return {"net": name, "settings": settings, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
+    return {"net": name, "settings": model_args, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
 
 
-def load_trained(path: Path | None = None) -> TrainedNet | TrainedPhotoNet:
+def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     """Load a checkpoint, the best one of a run folder, an exported ONNX file, or (None) what ships with the package.
 
     Raises ChromaboxError if it is missing, broken, or not of a colour net; for an ONNX file UsageError where the
     libraries for it are missing.
     """
     if path is None:
-        with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
+        with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
             return _load(shipped)
-    return _load(checkpoint_of(path))
+    return _load(resolve_checkpoint(path))
 
 
-def net_digest(path: Path | None = None) -> str:
+def checkpoint_sha256(path: Path | None = None) -> str:
     """SHA-256 of the file that :func:`load_trained` would load: two nets of one digest colour alike."""
     if path is None:
-        with resources.as_file(resources.files("chromabox.assets") / SHIPPED) as shipped:
-            return file_digest(shipped)
-    return file_digest(checkpoint_of(path))
+        with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
+            return sha256_file(shipped)
+    return sha256_file(resolve_checkpoint(path))
 
 
-def load_palette_net(path: Path | None = None) -> TrainedNet:
+def load_palette_model(path: Path | None = None) -> PaletteModel:
     """The same for those who need a net with a palette: UsageError for a photo net."""
-    trained = load_trained(path)
-    if isinstance(trained, TrainedPhotoNet):
+    trained = load_model(path)
+    if isinstance(trained, PhotoModel):
         raise UsageError(f"{path or 'the shipped net'}: is a photo net; a net that was trained on a palette is needed")
     return trained
 
 
-def checkpoint_of(path: Path) -> Path:
+def resolve_checkpoint(path: Path) -> Path:
     """The checkpoint itself, or ``best.safetensors`` of a run folder; UsageError if there is no such thing."""
     if not path.exists():
         raise UsageError(f"{path}: there is no such run folder or checkpoint; give one that chromabox train wrote")
@@ -88,12 +88,12 @@ def checkpoint_of(path: Path) -> Path:
     return path
 
 
-def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
+def _load(path: Path) -> PaletteModel | PhotoModel:
     opened, description = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
     try:
-        net = opened if isinstance(opened, OnnxNet) else _built(opened, description)
+        net = opened if isinstance(opened, OnnxModel) else _build(opened, description)
         if "bins" in description:
-            return TrainedPhotoNet(net.eval(), ChromaBins.from_json(description["bins"]), description)
+            return PhotoModel(net.eval(), ChromaBins.from_json(description["bins"]), description)
         stored = description["palette"]
         palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
     except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
@@ -101,17 +101,17 @@ def _load(path: Path) -> TrainedNet | TrainedPhotoNet:
         raise ChromaboxError(
             f"{path}: not a checkpoint of a colour net ({reason}); give one that chromabox train wrote"
         ) from error
-    return TrainedNet(net.eval(), palette, description)
+    return PaletteModel(net.eval(), palette, description)
 
 
-def _built(state: dict[str, Any], description: dict[str, Any]) -> nn.Module:
-    net = build_net(description["net"], **description["settings"])
+def _build(state: dict[str, Any], metadata: dict[str, Any]) -> nn.Module:
+    net = build_model(metadata["net"], **metadata["settings"])
     net.load_state_dict(state["net"])
     return net
 
 
 #: Short sides, in pixels, at which a photo net looks at a picture.
-PHOTO_LOOKS = (192, 256)
+PHOTO_SCALES = (192, 256)
 
 #: The same for a net trained on CIFAR-10: the only size it knows.
-CIFAR_LOOKS = (32,)
+CIFAR_SCALES = (32,)

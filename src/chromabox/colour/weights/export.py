@@ -16,39 +16,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chromabox
-from chromabox.colour.weights.checkpoint import CIFAR_LOOKS, PHOTO_LOOKS, TrainedNet, TrainedPhotoNet
-from chromabox.colour.weights.onnx_model import FORMAT, INPUT, OUTPUT, OnnxNet, open_onnx
-from chromabox.engine.export import LARGEST_DIFFERENCE, OPSET, convert, refuse_other_suffix, write_onnx
+from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, PaletteModel, PhotoModel
+from chromabox.colour.weights.onnx_model import ONNX_FORMAT, ONNX_INPUT, ONNX_OUTPUT, OnnxModel, open_onnx
+from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 #: Batch, height and width of what the check puts in; the sides in multiples of what the net needs.
-CHECKED = ((1, 1, 1), (2, 3, 5), (1, 8, 6), (3, 2, 9))
+TEST_SHAPES = ((1, 1, 1), (2, 3, 5), (1, 8, 6), (3, 2, 9))
 
 
 @dataclass(frozen=True)
-class Parity:
+class ColourExportReport:
     """The largest differences between an exported file and PyTorch, over all inputs of the check."""
 
-    probabilities: float
-    scores: float
-    inputs: int
+    max_probability_difference: float
+    max_logit_difference: float
+    num_inputs: int
 
     @property
-    def worst(self) -> float:
+    def max_difference(self) -> float:
         """Of probabilities, which decide the colours."""
-        return self.probabilities
+        return self.max_probability_difference
 
     def __str__(self) -> str:
         return (
-            f"checked against PyTorch on {self.inputs} inputs: probabilities differ by at most "
-            f"{self.probabilities:.1e} ({LARGEST_DIFFERENCE:.0e} is allowed), scores by {self.scores:.1e}"
+            f"checked against PyTorch on {self.num_inputs} inputs: probabilities differ by at most "
+            f"{self.max_probability_difference:.1e} ({MAX_DIFFERENCE:.0e} is allowed), scores by {self.max_logit_difference:.1e}"
         )
 
 
-def export_onnx(trained: TrainedNet | TrainedPhotoNet, path: Path, *, opset: int = OPSET) -> Parity:
+def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: int = OPSET) -> ColourExportReport:
     """Write a trained net to ``path``, an ONNX file, after comparing what it computes with PyTorch.
 
     Args:
@@ -59,30 +59,37 @@ def export_onnx(trained: TrainedNet | TrainedPhotoNet, path: Path, *, opset: int
     Raises UsageError for another suffix, a net that is an ONNX file already and missing libraries; ChromaboxError if
     PyTorch cannot export the net, the file computes something else or cannot be written. Nothing is left then.
     """
-    refuse_other_suffix(path)
-    if isinstance(trained.net, OnnxNet):
-        raise UsageError(f"{trained.net.path}: is an ONNX file already; give the checkpoint it was exported from")
-    model = _converted(trained.net, opset)
-    return write_onnx(path, model, _properties(trained), lambda file: compare(trained.net, open_onnx(file)[0]))
+    require_onnx_suffix(path)
+    if isinstance(colour_model.network, OnnxModel):
+        raise UsageError(
+            f"{colour_model.network.path}: is an ONNX file already; give the checkpoint it was exported from"
+        )
+    model = _to_onnx(colour_model.network, opset)
+    return save_verified(
+        path,
+        model,
+        _onnx_metadata(colour_model),
+        lambda file: compare_outputs(colour_model.network, open_onnx(file)[0]),
+    )
 
 
 @torch.no_grad()
-def compare(net: nn.Module, exported: OnnxNet) -> Parity:
+def compare_outputs(network: nn.Module, exported: OnnxModel) -> ColourExportReport:
     """Both nets on noise and on soft pictures of several sizes and batches, in float32."""
     probabilities, scores = [], []
-    inputs = [picture for shape in CHECKED for picture in _pictures(shape, exported.multiple)]
+    inputs = [picture for shape in TEST_SHAPES for picture in _test_images(shape, exported.size_divisor)]
     for grey in inputs:
-        ours, theirs = net(grey), exported(grey)
+        ours, theirs = network(grey), exported(grey)
         scores.append((ours - theirs).abs().max())
         probabilities.append((ours.softmax(1) - theirs.softmax(1)).abs().max())
-    return Parity(float(torch.stack(probabilities).max()), float(torch.stack(scores).max()), len(inputs))
+    return ColourExportReport(float(torch.stack(probabilities).max()), float(torch.stack(scores).max()), len(inputs))
 
 
-def _pictures(shape: tuple[int, int, int], multiple: int) -> Iterator[Float[Tensor, "batch 1 height width"]]:
+def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Float[Tensor, "batch 1 height width"]]:
     """Noise, then a soft picture with edges, in [0, 1): as in photographs, the coarse outweighs the fine."""
     generator = torch.Generator().manual_seed(sum(shape))
     batch, rows, columns = shape
-    size = rows * multiple, columns * multiple
+    size = rows * size_divisor, columns * size_divisor
     yield torch.rand(batch, 1, *size, generator=generator)
     soft = torch.zeros(batch, 1, *size)
     for octave in range(1, 6):
@@ -91,34 +98,36 @@ def _pictures(shape: tuple[int, int, int], multiple: int) -> Iterator[Float[Tens
     yield soft * (255 / 256)
 
 
-def _converted(net: nn.Module, opset: int) -> "ModelProto":
+def _to_onnx(network: nn.Module, opset: int) -> "ModelProto":
     """The net as PyTorch's exporter writes it, for any batch and any sides that the net can take."""
-    multiple = net.multiple
+    multiple = network.multiple
     assert isinstance(multiple, int)
     height, width = (multiple * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
     dynamic = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
-    return convert(net, torch.zeros(2, 1, 4 * multiple, 5 * multiple), dynamic, [INPUT], [OUTPUT], opset=opset)
+    return to_onnx(
+        network, torch.zeros(2, 1, 4 * multiple, 5 * multiple), dynamic, [ONNX_INPUT], [ONNX_OUTPUT], opset=opset
+    )
 
 
-def _properties(trained: TrainedNet | TrainedPhotoNet) -> dict[str, str]:
+def _onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
     """Everything that is needed to use the file alone, and what the checkpoint said of the net."""
-    photo = isinstance(trained, TrainedPhotoNet)
+    photo = isinstance(model, PhotoModel)
     kind = "bins" if photo else "palette"
-    history = {key: value for key, value in trained.description.items() if key not in ("net", "bins", "palette")}
+    history = {key: value for key, value in model.metadata.items() if key not in ("net", "bins", "palette")}
     lightness = "L* of CIELab (D65) divided by 100, 0 to 1"
     value = "8-bit sRGB grey (or the mean of red, green and blue) divided by 256, in [0, 1)"
     colours = "points (a*, b*) of CIELab" if photo else "colours, RGB divided by 256"
-    stride = getattr(trained.net, "stride", 1)
+    stride = getattr(model.network, "stride", 1)
     return {
-        "format": FORMAT,
+        "format": ONNX_FORMAT,
         "version": chromabox.__version__,
-        "net": str(trained.description["net"]),
+        "net": str(model.metadata["net"]),
         "input": f"float32 [batch, 1, height, width]: {lightness if photo else value}",
         "output": f"float32 [batch, classes, height / {stride}, width / {stride}]: softmax over the classes gives the "
         f"probabilities of {kind}, {colours}, in their order",
-        "multiple": str(trained.net.multiple),
+        "multiple": str(model.network.multiple),
         "stride": str(stride),
-        "looks": json.dumps(PHOTO_LOOKS if photo else CIFAR_LOOKS),
-        kind: json.dumps(trained.description[kind]),
+        "looks": json.dumps(PHOTO_SCALES if photo else CIFAR_SCALES),
+        kind: json.dumps(model.metadata[kind]),
         "history": json.dumps(history),
     }

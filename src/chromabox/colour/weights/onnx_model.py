@@ -14,18 +14,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.runtime.session import import_onnx, in_one_line, open_session
+from chromabox.runtime.session import one_line, open_session, require_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
     from onnxruntime import InferenceSession
 
-FORMAT = "chromabox-onnx-1"
-INPUT, OUTPUT = "grey", "scores"
+ONNX_FORMAT = "chromabox-onnx-1"
+ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
 #: Twelve times what the largest net of ours takes.
-MOST_BYTES = 256 << 20
+MAX_MODEL_BYTES = 256 << 20
 #: Operators of ONNX's own domain that nets may consist of.
-ARITHMETIC = frozenset(
+ARITHMETIC_OPS = frozenset(
     {
         "Abs",
         "Add",
@@ -47,7 +47,7 @@ ARITHMETIC = frozenset(
         "Where",
     }
 )
-LAYERS = frozenset(
+LAYER_OPS = frozenset(
     {
         "AveragePool",
         "BatchNormalization",
@@ -68,7 +68,7 @@ LAYERS = frozenset(
         "Softmax",
     }
 )
-MOVING = frozenset(
+SHAPE_OPS = frozenset(
     {
         "Concat",
         "Constant",
@@ -83,23 +83,25 @@ MOVING = frozenset(
         "Unsqueeze",
     }
 )
-OPERATORS = ARITHMETIC | LAYERS | MOVING
+ALLOWED_OPS = ARITHMETIC_OPS | LAYER_OPS | SHAPE_OPS
 #: What a net may ask of a picture's sides.
-LARGEST_MULTIPLE = 256
+MAX_SIZE_DIVISOR = 256
 
 
-class OnnxNet(nn.Module):
+class OnnxModel(nn.Module):
     """A net that onnxruntime runs on the CPU with as many threads as PyTorch has when the file is opened.
 
     It has no parameters of its own: UsageError where it is to be trained.
     """
 
-    def __init__(self, path: Path, session: "InferenceSession", multiple: int, stride: int, classes: int) -> None:
+    def __init__(
+        self, path: Path, session: "InferenceSession", size_divisor: int, stride: int, num_classes: int
+    ) -> None:
         super().__init__()
         self.path, self.session = path, session
-        self.multiple, self.stride, self.classes = multiple, stride, classes
+        self.size_divisor, self.stride, self.num_classes = size_divisor, stride, num_classes
 
-    def train(self, mode: bool = True) -> "OnnxNet":
+    def train(self, mode: bool = True) -> "OnnxModel":
         """Evaluation is all there is."""
         if mode:
             raise UsageError(f"{self.path}: an ONNX file cannot be trained; give the checkpoint it was exported from")
@@ -112,47 +114,47 @@ class OnnxNet(nn.Module):
         """The scores. Raises ChromaboxError if the file computes anything else."""
         batch, _, height, width = grey.shape
         try:
-            values = self.session.run([OUTPUT], {INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
+            values = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
         except Exception as error:  # onnxruntime's exceptions have no common ancestor but this.
-            raise ChromaboxError(f"{self.path}: onnxruntime cannot run it ({in_one_line(error)})") from error
-        expected = (batch, self.classes, height // self.stride, width // self.stride)
+            raise ChromaboxError(f"{self.path}: onnxruntime cannot run it ({one_line(error)})") from error
+        expected = (batch, self.num_classes, height // self.stride, width // self.stride)
         if values.shape != expected:
             found, right = list(values.shape), list(expected)
             raise ChromaboxError(f"{self.path}: answers with scores of the shape {found}; {right} is right")
         return torch.from_numpy(values).to(grey.device)
 
 
-def open_onnx(path: Path) -> tuple[OnnxNet, dict[str, Any]]:
+def open_onnx(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
     """The net in a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote, and its metadata.
 
     Raises ChromaboxError for any other file and UsageError where onnx or onnxruntime is missing.
     """
-    model = _read(path)
+    model = _read_onnx(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        if properties.get("format") != FORMAT:
-            raise ChromaboxError(f"{path}: not an ONNX file of chromabox (its metadata does not say {FORMAT!r})")
+        if properties.get("format") != ONNX_FORMAT:
+            raise ChromaboxError(f"{path}: not an ONNX file of chromabox (its metadata does not say {ONNX_FORMAT!r})")
         kind = "bins" if "bins" in properties else "palette"
         colours = json.loads(properties[kind])
         description = {**json.loads(properties["history"]), "net": properties["net"], kind: colours}
         classes = len(colours["centres" if kind == "bins" else "colours"])
         multiple, stride = (int(properties[name]) for name in ("multiple", "stride"))
-        if not (1 <= stride <= multiple <= LARGEST_MULTIPLE and multiple % stride == 0):
+        if not (1 <= stride <= multiple <= MAX_SIZE_DIVISOR and multiple % stride == 0):
             raise ValueError(f"multiple is {multiple} and stride {stride}")
     except (KeyError, TypeError, ValueError) as error:
         raise ChromaboxError(f"{path}: its metadata is damaged ({error}); export the net again") from error
-    _refuse_more_than_a_net(path, model)
-    session = open_session(path, model.SerializeToString(), [INPUT], [OUTPUT])
-    return OnnxNet(path, session, multiple, stride, classes), description
+    _check_graph(path, model)
+    session = open_session(path, model.SerializeToString(), [ONNX_INPUT], [ONNX_OUTPUT])
+    return OnnxModel(path, session, multiple, stride, classes), description
 
 
-def _read(path: Path) -> "ModelProto":
-    onnx, _ = import_onnx()
+def _read_onnx(path: Path) -> "ModelProto":
+    onnx, _ = require_onnx()
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
+        if size > MAX_MODEL_BYTES:
             raise ChromaboxError(
-                f"{path}: has {size:,} bytes; the nets of chromabox have less than {MOST_BYTES:,}, take one of them"
+                f"{path}: has {size:,} bytes; the nets of chromabox have less than {MAX_MODEL_BYTES:,}, take one of them"
             )
         # Numbers in other files are not looked for, and refused below.
         return onnx.load_model_from_string(path.read_bytes())
@@ -164,24 +166,24 @@ def _read(path: Path) -> "ModelProto":
         raise ChromaboxError(f"{path}: not an ONNX file, or cut short; give one that chromabox export wrote") from error
 
 
-def _refuse_more_than_a_net(path: Path, model: "ModelProto") -> None:
+def _check_graph(path: Path, model: "ModelProto") -> None:
     """ChromaboxError for what no export of ours holds: outside numbers, functions, graphs in graphs, operators."""
     attributes = [attribute for node in model.graph.node for attribute in node.attribute]
     kinds = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node}
     tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
     tensors += [tensor for attribute in attributes for tensor in attribute.tensors]
     problem = None
-    if any(_lies_outside(tensor) for tensor in tensors):
+    if any(_has_external_data(tensor) for tensor in tensors):
         problem = "keeps its numbers in other files"
     elif model.functions or model.training_info or model.graph.sparse_initializer:
         problem = "holds functions, training or sparse tensors"
     elif any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
         problem = "holds graphs inside its graph"
-    elif kinds - OPERATORS:
-        problem = f"uses the operators {', '.join(sorted(kinds - OPERATORS)[:5])}"
+    elif kinds - ALLOWED_OPS:
+        problem = f"uses the operators {', '.join(sorted(kinds - ALLOWED_OPS)[:5])}"
     if problem:
         raise ChromaboxError(f"{path}: {problem}, as no net of chromabox does; give a file that chromabox export wrote")
 
 
-def _lies_outside(tensor: "TensorProto") -> bool:
+def _has_external_data(tensor: "TensorProto") -> bool:
     return bool(tensor.data_location or tensor.external_data)

@@ -13,24 +13,24 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from chromabox.detect.boxes import letterbox_for, xyxy_to_cxcywh
-from chromabox.detect.data.dataset import DetectionSet, Labelled
-from chromabox.detect.models.darknet import Kind
+from chromabox.detect.data.dataset import DetectionDataset, Sample
+from chromabox.detect.models.darknet import Variant
 from chromabox.errors import UsageError
-from chromabox.io.images import eight_bits, read_picture
+from chromabox.io.images import read_image, to_uint8
 
-Pixels = UInt8[np.ndarray, "height width 3"]
-View = UInt8[np.ndarray, "3 side side"]
+RgbImage = UInt8[np.ndarray, "height width 3"]
+TrainImage = UInt8[np.ndarray, "3 side side"]
 #: Class, and centre, width and height as parts of the view's side.
-ViewBoxes = Float32[np.ndarray, "boxes 5"]
+TrainBoxes = Float32[np.ndarray, "boxes 5"]
 #: Left, top, right, bottom in pixels of the view.
-Rectangle = tuple[float, float, float, float]
+BoxTuple = tuple[float, float, float, float]
 
 #: A box is learnt where the view shows at least this share of it, and this many pixels of each side.
-LEAST_SHARE, LEAST_SIDE = 0.1, 2.0
+MIN_VISIBLE_FRACTION, MIN_BOX_SIDE = 0.1, 2.0
 
 #: Of each picture the shares of its width and height that lie left of and above the point at which pictures meet.
-_QUARTERS: tuple[tuple[float, float], ...] = ((1, 1), (0, 1), (1, 0), (0, 0))
-_WHOLE: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
+_MOSAIC_OFFSETS: tuple[tuple[float, float], ...] = ((1, 1), (0, 1), (1, 0), (0, 0))
+_CENTRED_OFFSET: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Augmentation:
     hue: float = 0.015
     saturation: float = 0.7
     value: float = 0.4
-    mirror: float = 0.5
-    ground: int = 114
+    hflip: float = 0.5
+    fill: int = 114
 
 
 #: By the names of the recipes: the course's, and one that also shows whole pictures at about the size of detection.
@@ -62,30 +62,30 @@ AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, s
 
 
 @dataclass(frozen=True)
-class _Tile:
+class _MosaicTile:
     """Where one picture falls in the view, in pixels, and the part of the view in which it may be seen."""
 
-    picture: Labelled
+    sample: Sample
     scale: float
     left: float
     top: float
-    window: Rectangle
+    window: BoxTuple
 
 
-def read_pixels(path: Path) -> Pixels:
+def read_pixels(path: Path) -> RgbImage:
     """The upright pixels of a file, 8 bits. Raises ChromaboxError where it cannot be decoded."""
-    return eight_bits(read_picture(path).pixels)
+    return to_uint8(read_image(path).pixels)
 
 
-def augmented_view(
-    data: DetectionSet,
+def augment_sample(
+    data: DetectionDataset,
     index: int,
     seed: int | tuple[int, ...],
     size: int,
     recipe: str | Augmentation = "default",
     *,
-    read: Callable[[Path], Pixels] = read_pixels,
-) -> tuple[View, ViewBoxes]:
+    read_image: Callable[[Path], RgbImage] = read_pixels,
+) -> tuple[TrainImage, TrainBoxes]:
     """A training view about picture ``index``: RGB from 0 to 255, and the boxes seen in it; crowds are no boxes.
 
     Args:
@@ -95,32 +95,34 @@ def augmented_view(
         recipe: ``course``, ``default`` or settings of one's own.
         read: gives a file's pixels; one that remembers saves decoding again.
     """
-    settings = _settings(recipe)
+    settings = _resolve_augmentation(recipe)
     draw = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), index])
-    tiles = _drawn_tiles(data, index, size, settings, draw)
-    view = Image.new("RGB", (size, size), (settings.ground,) * 3)
+    tiles = _sample_tiles(data, index, size, settings, draw)
+    view = Image.new("RGB", (size, size), (settings.fill,) * 3)
     for tile in tiles:
-        _paste(view, tile, read(tile.picture.path))
-    view = _recoloured(view, settings, draw)
-    boxes = np.concatenate([_boxes_in(tile, size) for tile in tiles])
+        _paste(view, tile, read_image(tile.sample.path))
+    view = _jitter_hsv(view, settings, draw)
+    boxes = np.concatenate([_visible_boxes(tile, size) for tile in tiles])
     pixels = np.asarray(view)
-    if draw.random() < settings.mirror:
+    if draw.random() < settings.hflip:
         pixels = pixels[:, ::-1]
         boxes[:, 1] = 1 - boxes[:, 1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), boxes
 
 
-def plain_view(
-    picture: Labelled, size: int, kind: Kind, *, read: Callable[[Path], Pixels] = read_pixels
-) -> tuple[Float32[np.ndarray, "3 side side"], ViewBoxes]:
+def letterbox_sample(
+    sample: Sample, size: int, variant: Variant, *, read_image: Callable[[Path], RgbImage] = read_pixels
+) -> tuple[Float32[np.ndarray, "3 side side"], TrainBoxes]:
     """A picture exactly as detection shows it to a net of that kind, RGB in [0, 1], and its boxes but for crowds."""
-    pixels = read(picture.path)
-    letterbox = letterbox_for(pixels.shape[:2], size, kind)
-    known = ~picture.is_crowd
-    return letterbox.pixels_in(pixels), _rows(letterbox.boxes_in(picture.boxes[known]), picture.classes[known], size)
+    pixels = read_image(sample.path)
+    letterbox = letterbox_for(pixels.shape[:2], size, variant)
+    known = ~sample.is_crowd
+    return letterbox.apply_image(pixels), _to_train_boxes(
+        letterbox.apply_boxes(sample.boxes[known]), sample.class_ids[known], size
+    )
 
 
-def _settings(recipe: str | Augmentation) -> Augmentation:
+def _resolve_augmentation(recipe: str | Augmentation) -> Augmentation:
     if isinstance(recipe, Augmentation):
         return recipe
     if recipe not in AUGMENTATIONS:
@@ -128,37 +130,37 @@ def _settings(recipe: str | Augmentation) -> Augmentation:
     return AUGMENTATIONS[recipe]
 
 
-def _drawn_tiles(
-    data: DetectionSet, index: int, size: int, settings: Augmentation, draw: np.random.Generator
-) -> list[_Tile]:
+def _sample_tiles(
+    data: DetectionDataset, index: int, size: int, augmentation: Augmentation, rng: np.random.Generator
+) -> list[_MosaicTile]:
     """The pictures of one view and their places: laid out on a canvas, of which a part is shown scaled and moved."""
-    if draw.random() < settings.mosaic:
-        chosen = draw.permutation([index, *draw.integers(0, len(data.pictures), 3)])
-        canvas, meeting, before = 2.0 * size, draw.uniform(0.5 * size, 1.5 * size, 2), _QUARTERS
+    if rng.random() < augmentation.mosaic:
+        chosen = rng.permutation([index, *rng.integers(0, len(data.samples), 3)])
+        canvas, meeting, before = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2), _MOSAIC_OFFSETS
     else:
-        chosen, canvas, meeting, before = np.array([index]), float(size), np.full(2, size / 2), _WHOLE
-    scale = draw.uniform(*settings.scale)
-    middle = draw.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2) * size
+        chosen, canvas, meeting, before = np.array([index]), float(size), np.full(2, size / 2), _CENTRED_OFFSET
+    scale = rng.uniform(*augmentation.scale)
+    middle = rng.uniform(0.5 - augmentation.translate, 0.5 + augmentation.translate, 2) * size
     shift = middle - scale * canvas / 2
     window = _rectangle(shift, shift + scale * canvas)
     tiles = []
-    for picture, share in zip((data.pictures[number] for number in chosen), before, strict=True):
+    for picture, share in zip((data.samples[number] for number in chosen), before, strict=True):
         fit = size / max(picture.size)
         corner = meeting - fit * np.array([picture.size[1], picture.size[0]]) * share
         left, top = (scale * corner + shift).tolist()
-        tiles.append(_Tile(picture, scale * fit, left, top, window))
+        tiles.append(_MosaicTile(picture, scale * fit, left, top, window))
     return tiles
 
 
-def _rectangle(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"]) -> Rectangle:
+def _rectangle(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"]) -> BoxTuple:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _paste(view: Image.Image, tile: _Tile, pixels: Pixels) -> None:
+def _paste(canvas: Image.Image, tile: _MosaicTile, pixels: RgbImage) -> None:
     """Show the part of the picture that lies in the view: all pixels whose centres it covers."""
     height, width = pixels.shape[:2]
     edges = (tile.left, tile.top, tile.left + width * tile.scale, tile.top + height * tile.scale)
-    seen = _common(_common(edges, tile.window), (0.0, 0.0, float(view.width), float(view.height)))
+    seen = _intersect(_intersect(edges, tile.window), (0.0, 0.0, float(canvas.width), float(canvas.height)))
     left, top, right, bottom = (int(np.ceil(edge - 0.5)) for edge in seen)
     if right <= left or bottom <= top:
         return
@@ -170,35 +172,35 @@ def _paste(view: Image.Image, tile: _Tile, pixels: Pixels) -> None:
         (step, 0, across, 0, step, down),
         Image.Resampling.BILINEAR,
     )
-    view.paste(part, (left, top))
+    canvas.paste(part, (left, top))
 
 
-def _common(one: Rectangle, other: Rectangle) -> Rectangle:
-    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+def _intersect(a: BoxTuple, b: BoxTuple) -> BoxTuple:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
-def _recoloured(view: Image.Image, settings: Augmentation, draw: np.random.Generator) -> Image.Image:
+def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
     """Hue, saturation and value each times its own factor; the hue goes round, the others end at 255."""
-    gains = np.array([settings.hue, settings.saturation, settings.value])
+    gains = np.array([augmentation.hue, augmentation.saturation, augmentation.value])
     if not gains.any():
-        return view
-    hue, saturation, value = np.arange(256)[None] * (1 + draw.uniform(-1, 1, 3) * gains)[:, None]
+        return image
+    hue, saturation, value = np.arange(256)[None] * (1 + rng.uniform(-1, 1, 3) * gains)[:, None]
     tables = [hue % 256, np.minimum(saturation, 255), np.minimum(value, 255)]
-    return view.convert("HSV").point(np.concatenate(tables).astype(np.uint8).tolist()).convert("RGB")
+    return image.convert("HSV").point(np.concatenate(tables).astype(np.uint8).tolist()).convert("RGB")
 
 
-def _boxes_in(tile: _Tile, size: int) -> ViewBoxes:
+def _visible_boxes(tile: _MosaicTile, size: int) -> TrainBoxes:
     """The boxes of one picture that the view shows enough of, cut to what it shows."""
-    known = ~tile.picture.is_crowd
-    whole = tile.picture.boxes[known] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
-    frame = _common(tile.window, (0.0, 0.0, float(size), float(size)))
+    known = ~tile.sample.is_crowd
+    whole = tile.sample.boxes[known] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
+    frame = _intersect(tile.window, (0.0, 0.0, float(size), float(size)))
     cut = np.concatenate([np.maximum(whole[:, :2], frame[:2]), np.minimum(whole[:, 2:], frame[2:])], 1)
     sides = np.maximum(cut[:, 2:] - cut[:, :2], 0)
     share = sides.prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
-    kept = (sides >= LEAST_SIDE).all(1) & (share >= LEAST_SHARE)
-    return _rows(cut[kept], tile.picture.classes[known][kept], size)
+    kept = (sides >= MIN_BOX_SIDE).all(1) & (share >= MIN_VISIBLE_FRACTION)
+    return _to_train_boxes(cut[kept], tile.sample.class_ids[known][kept], size)
 
 
-def _rows(boxes: Float64[np.ndarray, "boxes 4"], classes: np.ndarray, size: int) -> ViewBoxes:
+def _to_train_boxes(boxes: Float64[np.ndarray, "boxes 4"], class_ids: np.ndarray, size: int) -> TrainBoxes:
     """Boxes (left, top, right, bottom, in pixels of the view) as a net's targets have them."""
-    return np.column_stack([classes, xyxy_to_cxcywh(boxes) / size]).astype(np.float32)
+    return np.column_stack([class_ids, xyxy_to_cxcywh(boxes) / size]).astype(np.float32)

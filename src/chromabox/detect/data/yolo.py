@@ -13,86 +13,88 @@ from typing import Any
 import yaml
 
 from chromabox.detect.data.dataset import (
-    Corners,
-    DetectionSet,
-    Fault,
-    Label,
-    Labelled,
-    files_below,
-    judged,
-    measured,
-    pictures_below,
-    split_of,
+    BoxTuple,
+    DetectionDataset,
+    LabelIssue,
+    RawLabel,
+    Sample,
+    iter_files,
+    list_images,
+    read_size,
+    split_from_path,
+    validate_labels,
 )
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import SUFFIXES
+from chromabox.io.images import IMAGE_SUFFIXES
 
 #: Files that hold the names of the classes, a line each, where no .yaml does.
-NAME_FILES = ("classes.txt", "obj.names", "names.txt")
+CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that are never labels.
-_NO_LABELS = {*NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
+_NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _DatasetPlan:
     """Where the pictures of each split are, and the classes' names, None where nobody tells them."""
 
     root: Path
-    pictures: tuple[tuple[str, Path], ...]
-    names: tuple[str, ...] | None
+    images: tuple[tuple[str, Path], ...]
+    class_names: tuple[str, ...] | None
 
 
-def yolo_descriptions(folder: Path) -> list[Path]:
+def find_yolo_yamls(folder: Path) -> list[Path]:
     """The .yaml files of a folder that describe a data set: they say where `train` or `val` pictures are."""
     found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    return [path for path in found if {"train", "val"} & _description(path, must_describe=False).keys()]
+    return [path for path in found if {"train", "val"} & _load_yaml(path, required=False).keys()]
 
 
-def read_yolo(place: Path) -> DetectionSet:
+def read_yolo(source: Path) -> DetectionDataset:
     """The set that a .yaml describes, or that lies in a folder. Raises ChromaboxError for a .yaml of other content."""
-    plan = _folder_plan(place) if place.is_dir() else _described_plan(place)
-    pictures: list[Labelled] = []
-    faults: list[Fault] = []
-    for split, path in plan.pictures:
-        one, found = _read_picture(path, split, None if plan.names is None else len(plan.names))
+    plan = _plan_from_folder(source) if source.is_dir() else _plan_from_yaml(source)
+    pictures: list[Sample] = []
+    faults: list[LabelIssue] = []
+    for split, path in plan.images:
+        one, found = _read_sample(path, split, None if plan.class_names is None else len(plan.class_names))
         faults += found
         pictures += [] if one is None else [one]
-    if place.is_dir():
-        faults += _lone_labels(place, {label_file(path) for _, path in plan.pictures})
-    highest = max((int(one.classes.max()) for one in pictures if len(one.classes)), default=-1)
-    return DetectionSet(
-        pictures=tuple(pictures),
-        classes=plan.names or tuple(str(index) for index in range(highest + 1)),
-        splits=tuple(dict.fromkeys(split for split, _ in plan.pictures)),
-        named=plan.names is not None,
+    if source.is_dir():
+        faults += _orphan_labels(source, {label_path(path) for _, path in plan.images})
+    highest = max((int(one.class_ids.max()) for one in pictures if len(one.class_ids)), default=-1)
+    return DetectionDataset(
+        samples=tuple(pictures),
+        classes=plan.class_names or tuple(str(index) for index in range(highest + 1)),
+        splits=tuple(dict.fromkeys(split for split, _ in plan.images)),
+        has_class_names=plan.class_names is not None,
         format="yolo",
-        faults=tuple(faults),
+        issues=tuple(faults),
     )
 
 
-def label_file(picture: Path) -> Path:
+def label_path(image_path: Path) -> Path:
     """Where a picture's labels are looked for: the last folder `images` of its path as `labels`, else beside it."""
-    parts = list(picture.parts)
+    parts = list(image_path.parts)
     places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if places:
         parts[places[-1]] = "labels"
         other = Path(*parts).with_suffix(".txt")
-        if other.is_file() or not picture.with_suffix(".txt").is_file():
+        if other.is_file() or not image_path.with_suffix(".txt").is_file():
             return other
-    return picture.with_suffix(".txt")
+    return image_path.with_suffix(".txt")
 
 
-def _read_picture(path: Path, split: str, classes: int | None) -> tuple[Labelled | None, list[Fault]]:
-    size, faults = measured(path)
+def _read_sample(path: Path, split: str, num_classes: int | None) -> tuple[Sample | None, list[LabelIssue]]:
+    size, faults = read_size(path)
     if size is None:
         return None, faults
-    source = label_file(path)
-    labels, faults = _read_labels(source, size, classes)
-    one, found = judged(labels, path, size, split, source)
+    source = label_path(path)
+    labels, faults = _read_labels(source, size, num_classes)
+    one, found = validate_labels(labels, path, size, split, source)
     return one, faults + found
 
 
-def _read_labels(source: Path, size: tuple[int, int], classes: int | None) -> tuple[list[Label], list[Fault]]:
+def _read_labels(
+    source: Path, size: tuple[int, int], num_classes: int | None
+) -> tuple[list[RawLabel], list[LabelIssue]]:
     """The lines that are five numbers or a polygon, and the faults of the others; nothing where there is no file."""
     try:
         text = source.read_text(encoding="utf-8-sig")
@@ -100,18 +102,18 @@ def _read_labels(source: Path, size: tuple[int, int], classes: int | None) -> tu
         return [], []
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        return [], [Fault("unreadable label", source, None, f"{reason}; the picture counts as empty", True)]
-    labels: list[Label] = []
-    faults: list[Fault] = []
+        return [], [LabelIssue("unreadable label", source, None, f"{reason}; the picture counts as empty", True)]
+    labels: list[RawLabel] = []
+    faults: list[LabelIssue] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            labels.append(_label(number, line, size, classes))
+            labels.append(_parse_label(number, line, size, num_classes))
         except _UnknownClassError as error:
-            faults.append(Fault("unknown class", source, number, f"{error}; left out", True))
+            faults.append(LabelIssue("unknown class", source, number, f"{error}; left out", True))
         except ValueError as error:
-            faults.append(Fault("unreadable label", source, number, f"{error}; left out", True))
+            faults.append(LabelIssue("unreadable label", source, number, f"{error}; left out", True))
     return labels, faults
 
 
@@ -119,7 +121,7 @@ class _UnknownClassError(ValueError):
     """A class number that is none."""
 
 
-def _label(number: int, line: str, size: tuple[int, int], classes: int | None) -> Label:
+def _parse_label(number: int, line: str, size: tuple[int, int], num_classes: int | None) -> RawLabel:
     words = line.split()
     try:
         values = [float(word) for word in words]
@@ -130,12 +132,12 @@ def _label(number: int, line: str, size: tuple[int, int], classes: int | None) -
     category = values[0]
     if not category.is_integer() or category < 0:
         raise _UnknownClassError(f"{words[0]} is not a class number; whole numbers from 0 are right")
-    if classes is not None and category >= classes:
-        raise _UnknownClassError(f"class {int(category)} of {classes}; 0 to {classes - 1} are right")
-    return Label(number, int(category), _corners(values[1:], size))
+    if num_classes is not None and category >= num_classes:
+        raise _UnknownClassError(f"class {int(category)} of {num_classes}; 0 to {num_classes - 1} are right")
+    return RawLabel(number, int(category), _to_xyxy(values[1:], size))
 
 
-def _corners(values: Sequence[float], size: tuple[int, int]) -> Corners:
+def _to_xyxy(values: Sequence[float], size: tuple[int, int]) -> BoxTuple:
     """Fractions as pixels: of a centre and sides, or of the corners of a polygon."""
     height, width = size
     if len(values) > 4:
@@ -145,51 +147,51 @@ def _corners(values: Sequence[float], size: tuple[int, int]) -> Corners:
     return (x - wide / 2) * width, (y - high / 2) * height, (x + wide / 2) * width, (y + high / 2) * height
 
 
-def _folder_plan(folder: Path) -> _Plan:
-    pictures = tuple((split_of(path, folder), path) for path in pictures_below(folder))
-    if not any(label_file(path).is_file() for _, path in pictures):
+def _plan_from_folder(folder: Path) -> _DatasetPlan:
+    pictures = tuple((split_from_path(path, folder), path) for path in list_images(folder))
+    if not any(label_path(path).is_file() for _, path in pictures):
         raise ChromaboxError(
             f"{folder}: holds no labels that are known: YOLO .txt beside the pictures or in labels/, COCO .json, or "
             "Pascal VOC .xml are right"
         )
-    for name in NAME_FILES:
+    for name in CLASS_NAME_FILES:
         for place in (folder / name, folder / "labels" / name):
             if place.is_file():
                 lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                return _Plan(folder, pictures, tuple(line.strip() for line in lines if line.strip()))
-    return _Plan(folder, pictures, None)
+                return _DatasetPlan(folder, pictures, tuple(line.strip() for line in lines if line.strip()))
+    return _DatasetPlan(folder, pictures, None)
 
 
-def _described_plan(place: Path) -> _Plan:
-    said = _description(place, must_describe=True)
+def _plan_from_yaml(yaml_path: Path) -> _DatasetPlan:
+    said = _load_yaml(yaml_path, required=True)
     base = Path(str(said.get("path") or "."))
     # Writers mean the folder of the file, or its name, or a folder beside it: the first that is there is taken.
-    roots = [place.parent / base, place.parent, place.parent.parent / base]
+    roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
     pictures: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
         entries = said.get(split)
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
-            pictures += [(split, path) for path in _pictures_at(str(entry), roots, place, split)]
-    return _Plan(place.parent, tuple(dict.fromkeys(pictures)), _names(said, place))
+            pictures += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
+    return _DatasetPlan(yaml_path.parent, tuple(dict.fromkeys(pictures)), _parse_class_names(said, yaml_path))
 
 
-def _description(path: Path, *, must_describe: bool) -> dict[str, Any]:
+def _load_yaml(path: Path, *, required: bool) -> dict[str, Any]:
     """The mapping in a .yaml; an empty one for other content, unless it must describe a data set."""
     try:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        if must_describe:
+        if required:
             reason = " ".join(str(error).split())
             raise ChromaboxError(f"{path}: cannot be read as YAML ({reason})") from error
         return {}
-    if isinstance(said, dict) and (not must_describe or {"train", "val", "test"} & said.keys()):
+    if isinstance(said, dict) and (not required or {"train", "val", "test"} & said.keys()):
         return said
-    if must_describe:
+    if required:
         raise ChromaboxError(f"{path}: does not describe data; train: or val: with a folder of pictures is needed")
     return {}
 
 
-def _pictures_at(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
+def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
     """The pictures of a folder, of a list (.txt, a path a line), or the one picture."""
     # Some exporters write ../train/images and mean a folder beside the file.
     plain = entry.removeprefix("../")
@@ -198,16 +200,16 @@ def _pictures_at(entry: str, roots: Sequence[Path], source: Path, split: str) ->
     if place is None:
         raise ChromaboxError(f"{source}: {split}: {entry} is not there (looked for as {places[0]})")
     if place.is_dir():
-        return pictures_below(place)
-    if place.suffix.lower() in SUFFIXES:
+        return list_images(place)
+    if place.suffix.lower() in IMAGE_SUFFIXES:
         return [place]
     lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     listed = (Path(line.strip()) for line in lines if line.strip())
     return [next((root / path for root in (place.parent, *roots) if (root / path).is_file()), path) for path in listed]
 
 
-def _names(said: dict[str, Any], source: Path) -> tuple[str, ...] | None:
-    names = said.get("names")
+def _parse_class_names(content: dict[str, Any], source: Path) -> tuple[str, ...] | None:
+    names = content.get("names")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if names is None:
@@ -217,16 +219,16 @@ def _names(said: dict[str, Any], source: Path) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names)
 
 
-def _lone_labels(folder: Path, known: Iterable[Path]) -> list[Fault]:
+def _orphan_labels(folder: Path, known: Iterable[Path]) -> list[LabelIssue]:
     """A fault for each label file of the folder to which there is no picture."""
     known = set(known)
-    lone = (path for path in files_below(folder, {".txt"}) if path not in known and _looks_like_labels(path))
-    return [Fault("label without picture", path, None, "there is no picture of that name", True) for path in lone]
+    lone = (path for path in iter_files(folder, {".txt"}) if path not in known and _is_label_file(path))
+    return [LabelIssue("label without picture", path, None, "there is no picture of that name", True) for path in lone]
 
 
-def _looks_like_labels(path: Path) -> bool:
+def _is_label_file(path: Path) -> bool:
     """Whether the first line is a row of five or more numbers."""
-    if path.name.lower() in _NO_LABELS:
+    if path.name.lower() in _NON_LABEL_FILES:
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
         words = "".join(itertools.islice(file, 1)).split()

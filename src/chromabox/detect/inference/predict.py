@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from chromabox.detect.boxes import Letterbox, Pixels, areas, letterbox_for, nms
+from chromabox.detect.boxes import Letterbox, Pixels, box_area, letterbox_for, nms
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.runtime import ReadyDetector
-from chromabox.detect.models.darknet import candidates
-from chromabox.detect.weights.load import TrainedDetector
+from chromabox.detect.inference.runtime import OptimizedDetector
+from chromabox.detect.models.darknet import decode_candidates
+from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import read_picture
-from chromabox.runtime.parallel import in_order
+from chromabox.io.images import read_image
+from chromabox.runtime.parallel import map_ordered
 
 #: A detector as it was loaded, or made ready for many pictures.
-Detector = TrainedDetector | ReadyDetector
+AnyDetector = Detector | OptimizedDetector
 
 
 @dataclass(frozen=True)
-class Found:
+class FileResult:
     """What became of one file: its pixels and what was found in them, or in one sentence why nothing could be."""
 
     path: Path
@@ -31,9 +31,9 @@ class Found:
     error: str | None = None
 
 
-def detect_picture(
+def detect_image(
     pixels: Pixels,
-    detector: Detector,
+    detector: AnyDetector,
     *,
     confidence: float = 0.5,
     iou: float = 0.45,
@@ -55,121 +55,125 @@ def detect_picture(
         Boxes in pixels of the picture, cut off at its edges (those wholly outside are left out), the highest score
         first; ``data["class_name"]`` has the names. Raises UsageError for values out of range and unknown classes.
     """
-    return detect_wanted(pixels, detector, Wanted.of(detector, confidence, iou, classes, size))
+    return run_detector(pixels, detector, InferenceOptions.for_detector(detector, confidence, iou, classes, size))
 
 
 @torch.inference_mode()
-def detect_wanted(pixels: Pixels, detector: Detector, wanted: "Wanted") -> Detections:
+def run_detector(pixels: Pixels, detector: AnyDetector, options: "InferenceOptions") -> Detections:
     """:func:`detect_picture` for wishes that are checked already."""
-    trained = trained_of(detector)
-    box = letterbox_for(pixels.shape[:2], wanted.size, trained.kind)
-    square = torch.from_numpy(box.pixels_in(pixels))[None]
-    if isinstance(detector, ReadyDetector):
-        outputs = detector.run(square)
+    trained = unwrap_detector(detector)
+    box = letterbox_for(pixels.shape[:2], options.size, trained.variant)
+    square = torch.from_numpy(box.apply_image(pixels))[None]
+    if isinstance(detector, OptimizedDetector):
+        outputs = detector.forward(square)
     else:
-        outputs = trained.net(square.to(next(trained.net.parameters()).device))
-    ((corners, scores, numbers),) = candidates(
-        outputs, trained.architecture, trained.kind, wanted.size, wanted.confidence
+        outputs = trained.model(square.to(next(trained.model.parameters()).device))
+    ((corners, scores, numbers),) = decode_candidates(
+        outputs, trained.architecture, trained.variant, options.size, options.confidence
     )
-    return _detections(corners.cpu().numpy(), scores.cpu().numpy(), numbers.cpu().numpy(), box, trained.classes, wanted)
+    return _postprocess(
+        corners.cpu().numpy(), scores.cpu().numpy(), numbers.cpu().numpy(), box, trained.classes, options
+    )
 
 
 def detect_files(
     paths: Iterable[Path],
-    detector: Detector,
+    detector: AnyDetector,
     *,
     confidence: float = 0.5,
     iou: float = 0.45,
     classes: Sequence[str | int] | None = None,
     size: int | None = None,
     workers: int | None = None,
-) -> Iterator[Found]:
+) -> Iterator[FileResult]:
     """What a detector finds in many files, in their order; see :func:`detect_picture`.
 
     A file that cannot be read gives a ``Found`` with an error and does not stop the rest. ``workers`` as in
     :func:`in_order`.
     """
-    wanted = Wanted.of(detector, confidence, iou, classes, size)
-    return in_order(paths, lambda path: detect_file(path, detector, wanted), workers=workers)
+    wanted = InferenceOptions.for_detector(detector, confidence, iou, classes, size)
+    return map_ordered(paths, lambda path: detect_file(path, detector, wanted), workers=workers)
 
 
-def detect_file(path: Path, detector: Detector, wanted: "Wanted") -> Found:
+def detect_file(path: Path, detector: AnyDetector, options: "InferenceOptions") -> FileResult:
     """What a detector finds in one file, or why nothing can be found."""
     try:
-        pixels = read_picture(path).pixels
+        pixels = read_image(path).pixels
     except ChromaboxError as error:
-        return Found(path, error=str(error))
-    return Found(path, pixels, detect_wanted(pixels, detector, wanted))
+        return FileResult(path, error=str(error))
+    return FileResult(path, pixels, run_detector(pixels, detector, options))
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InferenceOptions:
     """What is looked for, checked: thresholds, class numbers (None: all), side of the square."""
 
     confidence: float
     iou: float
-    classes: Int64[np.ndarray, " wanted"] | None
+    class_ids: Int64[np.ndarray, " wanted"] | None
     size: int
 
     @classmethod
-    def of(
+    def for_detector(
         cls,
-        detector: Detector,
+        detector: AnyDetector,
         confidence: float,
         iou: float,
         classes: Sequence[str | int] | None,
         size: int | None,
-    ) -> "Wanted":
+    ) -> "InferenceOptions":
         """UsageError for values out of range, unknown classes and sizes that the net cannot take."""
-        trained = trained_of(detector)
+        trained = unwrap_detector(detector)
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: give a number from 0 to 1")
         side = trained.size if size is None else size
-        multiple = trained.architecture.multiple
+        multiple = trained.architecture.max_stride
         if side < multiple or side % multiple:
             raise UsageError(f"size is {side}: {trained.architecture.name} needs a multiple of {multiple}")
-        numbers = None if classes is None else np.array([_class_number(one, trained) for one in classes], np.int64)
+        numbers = None if classes is None else np.array([_resolve_class(one, trained) for one in classes], np.int64)
         return cls(confidence, iou, numbers, side)
 
 
-def trained_of(detector: Detector) -> TrainedDetector:
+def unwrap_detector(detector: AnyDetector) -> Detector:
     """The detector as it was loaded."""
-    return detector.trained if isinstance(detector, ReadyDetector) else detector
+    return detector.detector if isinstance(detector, OptimizedDetector) else detector
 
 
-def _detections(
-    corners: Float32[np.ndarray, "found 4"],
+def _postprocess(
+    boxes: Float32[np.ndarray, "found 4"],
     scores: Float32[np.ndarray, " found"],
-    classes: Int64[np.ndarray, " found"],
-    box: Letterbox,
-    names: tuple[str, ...],
-    wanted: Wanted,
+    class_ids: Int64[np.ndarray, " found"],
+    letterbox: Letterbox,
+    class_names: tuple[str, ...],
+    options: InferenceOptions,
 ) -> Detections:
-    if wanted.classes is not None:
-        own = np.isin(classes, wanted.classes)
-        corners, scores, classes = corners[own], scores[own], classes[own]
-    kept = nms(corners, scores, classes, wanted.iou)
-    height, width = box.picture
-    upright = np.clip(box.boxes_back(corners[kept].astype(np.float64)), 0, [width, height, width, height])
+    if options.class_ids is not None:
+        own = np.isin(class_ids, options.class_ids)
+        boxes, scores, class_ids = boxes[own], scores[own], class_ids[own]
+    kept = nms(boxes, scores, class_ids, options.iou)
+    height, width = letterbox.image_size
+    upright = np.clip(letterbox.invert_boxes(boxes[kept].astype(np.float64)), 0, [width, height, width, height])
     # A box that lies wholly in the grey has nothing left.
-    inside = areas(upright) > 0
+    inside = box_area(upright) > 0
     kept, upright = kept[inside], upright[inside]
     return Detections(
         xyxy=upright.astype(np.float32),
         confidence=scores[kept],
-        class_id=classes[kept],
-        data={"class_name": np.array(names, dtype=str)[classes[kept]]},
+        class_id=class_ids[kept],
+        data={"class_name": np.array(class_names, dtype=str)[class_ids[kept]]},
     )
 
 
-def _class_number(given: str | int, trained: TrainedDetector) -> int:
+def _resolve_class(name_or_id: str | int, detector: Detector) -> int:
     """The number of a class given by its name (capitals count as small letters) or its number."""
-    names = [name.lower() for name in trained.classes]
-    text = str(given).lower()
+    names = [name.lower() for name in detector.classes]
+    text = str(name_or_id).lower()
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    some = ", ".join(trained.classes[:5]) + (", …" if len(names) > 5 else "")
-    raise UsageError(f"classes: {given} is none of the detector's {len(names)} classes ({some}); give names or numbers")
+    some = ", ".join(detector.classes[:5]) + (", …" if len(names) > 5 else "")
+    raise UsageError(
+        f"classes: {name_or_id} is none of the detector's {len(names)} classes ({some}); give names or numbers"
+    )

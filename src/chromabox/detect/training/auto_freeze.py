@@ -13,70 +13,77 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from chromabox.detect.data.dataset import DetectionSet
-from chromabox.detect.data.split import held_out
+from chromabox.detect.data.dataset import DetectionDataset
+from chromabox.detect.data.split import train_val_split
 from chromabox.detect.models.architecture import Architecture, Convolution
-from chromabox.detect.training.batches import Parts, Views, chunks_of, remembering
+from chromabox.detect.training.batches import AugmentedSamples, DataSplits, cached_reader, epoch_batch_indices
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.freeze import Frozen, backbone, work
-from chromabox.detect.training.setup import Beginning, Caches, begin, freeze_for, job_and_plan, loss_of
-from chromabox.engine.autotune import Execution, device_of
+from chromabox.detect.training.freeze import FreezeReport, layer_flops, num_backbone_layers
+from chromabox.detect.training.setup import (
+    FeatureCaches,
+    InitialState,
+    apply_freezing,
+    build_finetune_task,
+    build_loss,
+    initialise_run,
+)
+from chromabox.engine.autotune import RuntimeConfig, resolve_device
 from chromabox.engine.logger import read_metrics
-from chromabox.engine.runtime_options import ExecutionOptions
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import fit
 
 #: Epochs and the most pictures of a trial, and the share of them that it is judged by.
-EPOCHS, PICTURES, SHARE = 3, 160, 0.25
+TRIAL_EPOCHS, MAX_TRIAL_IMAGES, TRIAL_VAL_FRACTION = 3, 160, 0.25
 #: AP50 by which a shallower freeze must be better to be worth its time.
-WORTH = 0.02
+MIN_GAIN = 0.02
 
 
 @dataclass(frozen=True)
-class Trial:
+class FreezeTrial:
     """What came of one depth: AP50 on the fold that was held out, and seconds an epoch."""
 
-    frozen: Frozen
+    freeze_report: FreezeReport
     ap50: float
-    seconds: float
+    epoch_seconds: float
 
     def __str__(self) -> str:
         return (
-            f"{self.frozen.layers:>6}  {100 * self.frozen.share_of_work:>11.0f} %  {self.seconds:>15.1f}  "
+            f"{self.freeze_report.num_layers:>6}  {100 * self.freeze_report.flops_fraction:>11.0f} %  {self.epoch_seconds:>15.1f}  "
             f"{100 * self.ap50:>6.1f} %"
         )
 
 
-def choose_depth(
-    config: FinetuneConfig, options: ExecutionOptions, *, say: Callable[[str], None] = print
+def choose_num_frozen(
+    config: FinetuneConfig, options: RuntimeOptions, *, log: Callable[[str], None] = print
 ) -> FinetuneConfig:
     """The configuration with the number of layers to freeze in the place of ``auto``; the trials are told as a table.
 
     Raises what beginning the run itself raises.
     """
-    begun = begin(replace(config, freeze="none"), None)
-    begun = replace(begun, parts=fold_of(begun.parts.train, config.seed))
-    execution = Execution(device=device_of(options), threads=options.threads or torch.get_num_threads())
-    config = replace(config, execution=execution)
-    say(
-        f"freeze auto: trials of {EPOCHS} epochs on {len(begun.parts.train.pictures)} training pictures, judged on "
-        f"{len(begun.parts.judge.pictures)} others\nlayers  forward work  seconds an epoch   AP50"
+    begun = initialise_run(replace(config, freeze="none"), None)
+    begun = replace(begun, splits=trial_split(begun.splits.train, config.seed))
+    execution = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
+    config = replace(config, runtime=execution)
+    log(
+        f"freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(begun.splits.train.samples)} training pictures, judged on "
+        f"{len(begun.splits.val.samples)} others\nlayers  forward work  seconds an epoch   AP50"
     )
-    trials: list[Trial] = []
-    views = Views(begun.parts.train, config.recipe.name, config.size, config.seed, remembering())
-    for depth in reversed(depths(begun.trained.architecture)):
+    trials: list[FreezeTrial] = []
+    views = AugmentedSamples(begun.splits.train, config.recipe.name, config.size, config.seed, cached_reader())
+    for depth in reversed(candidate_depths(begun.detector.architecture)):
         with TemporaryDirectory() as folder:
-            trials.append(tried(replace(config, freeze=depth), begun, views, Path(folder)))
-        say(str(trials[-1]))
-        if best_of(trials) is not trials[-1]:
+            trials.append(run_trial(replace(config, freeze=depth), begun, views, Path(folder)))
+        log(str(trials[-1]))
+        if select_best_trial(trials) is not trials[-1]:
             break
-    chosen = best_of(trials).frozen.layers
-    say(f"the first {chosen} layers are frozen")
-    return replace(config, freeze=chosen, execution=None)
+    chosen = select_best_trial(trials).freeze_report.num_layers
+    log(f"the first {chosen} layers are frozen")
+    return replace(config, freeze=chosen, runtime=None)
 
 
-def depths(architecture: Architecture) -> list[int]:
+def candidate_depths(architecture: Architecture) -> list[int]:
     """Depths worth a trial: none, about a third and two thirds of the backbone's work, and the backbone."""
-    amounts = work(architecture)[: backbone(architecture)]
+    amounts = layer_flops(architecture)[: num_backbone_layers(architecture)]
     found = {0, len(amounts)}
     for share in (1 / 3, 2 / 3):
         done = 0.0
@@ -91,33 +98,41 @@ def depths(architecture: Architecture) -> list[int]:
     return sorted(found)
 
 
-def fold_of(train: DetectionSet, seed: int) -> Parts:
+def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
     """Some training pictures as the whole data of a trial."""
-    chosen = chunks_of(len(train.pictures), PICTURES, seed, 0)[0]
-    some = held_out(replace(train, pictures=tuple(train.pictures[index] for index in chosen)), share=SHARE, seed=seed)
-    return Parts(some.split("train"), None, some.split("val"), ())
+    chosen = epoch_batch_indices(len(train.samples), MAX_TRIAL_IMAGES, seed, 0)[0]
+    some = train_val_split(
+        replace(train, samples=tuple(train.samples[index] for index in chosen)),
+        val_fraction=TRIAL_VAL_FRACTION,
+        seed=seed,
+    )
+    return DataSplits(some.split("train"), None, some.split("val"), ())
 
 
-def tried(config: FinetuneConfig, begun: Beginning, views: Views, folder: Path) -> Trial:
+def run_trial(config: FinetuneConfig, initial: InitialState, samples: AugmentedSamples, folder: Path) -> FreezeTrial:
     """One short run, with one fixed view of each picture, in a ``folder`` that nobody needs afterwards."""
-    config = replace(config, recipe=replace(config.recipe, epochs=EPOCHS), views=1)
-    assert config.execution is not None
-    net = copy.deepcopy(begun.trained.net).train()
-    frozen = freeze_for(config, begun, net)
-    until = 0 if frozen.moving_statistics else frozen.layers
-    config.execution.place(net)
+    config = replace(config, recipe=replace(config.recipe, epochs=TRIAL_EPOCHS), num_cached_views=1)
+    assert config.runtime is not None
+    net = copy.deepcopy(initial.detector.model).train()
+    frozen = apply_freezing(config, initial, net)
+    until = 0 if frozen.update_bn_stats else frozen.num_layers
+    config.runtime.prepare(net)
     with ExitStack() as stack:
-        caches = Caches(stack, config, folder, net, until, lambda line: None)
-        judge = caches.judge(begun.parts.judge, views)
-        batches = caches.batches(views)
-        job, plan = job_and_plan(config, begun, net, until, loss_of(net, config), judge, batches, len(views))
-        fit(job, plan, folder=folder, execution=config.execution)
+        caches = FeatureCaches(stack, config, folder, net, until, lambda line: None)
+        judge = caches.build_validator(initial.splits.val, samples)
+        batches = caches.train_batches(samples)
+        job, plan = build_finetune_task(
+            config, initial, net, until, build_loss(net, config), judge, batches, len(samples)
+        )
+        fit(job, plan, folder=folder, runtime=config.runtime)
     records = read_metrics(folder)
     seconds = sorted(record["seconds"] for record in records)[len(records) // 2]
-    return Trial(frozen, records[-1]["val_ap50"], seconds)
+    return FreezeTrial(frozen, records[-1]["val_ap50"], seconds)
 
 
-def best_of(trials: list[Trial]) -> Trial:
+def select_best_trial(trials: list[FreezeTrial]) -> FreezeTrial:
     """The deepest freeze whose AP50 is within ``WORTH`` of the best: it is also the fastest."""
     best = max(trial.ap50 for trial in trials)
-    return max((trial for trial in trials if trial.ap50 >= best - WORTH), key=lambda trial: trial.frozen.layers)
+    return max(
+        (trial for trial in trials if trial.ap50 >= best - MIN_GAIN), key=lambda trial: trial.freeze_report.num_layers
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from chromabox.detect.training.recipes import FinetuneRecipe
-from chromabox.engine.autotune import Execution
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.errors import UsageError
 
 CachePrecision = Literal["float32", "float16", "bfloat16"]
@@ -22,17 +22,17 @@ class FinetuneConfig:
     freeze: int | str = "backbone"
     """A number of layers, or a name of ``chromabox.detect.training.freeze``."""
     size: int = 416
-    views: int = 4
+    num_cached_views: int = 4
     """Fixed views of each picture whose frozen layers' outputs are cached; 0: fresh views and no cache."""
-    cache_memory: float = 1.0
+    cache_memory_gb: float = 1.0
     """GB of memory for both caches together; what is larger lies in a file of the run folder."""
     cache_precision: CachePrecision = "float16"
-    keep_old: bool = False
-    retain: str | None = None
+    keep_old_classes: bool = False
+    retention_data: str | None = None
     """A labelled set of old classes on which is measured what is left of them."""
     patience: int | None = None
     seed: int = 0
-    execution: Execution | None = None
+    runtime: RuntimeConfig | None = None
     net: str = "detector"
 
 
@@ -42,7 +42,7 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         values.pop("versions", None)
         values["recipe"] = FinetuneRecipe(**values["recipe"])
-        values["execution"] = Execution(**values["execution"])
+        values["execution"] = RuntimeConfig(**values["execution"])
         config = FinetuneConfig(**values)
         if config.net != "detector":
             raise ValueError(f"it is of a {config.net}")

@@ -21,49 +21,49 @@ from chromabox.detect.models.architecture import (
     Yolo,
 )
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import write_whole
+from chromabox.io.atomic import atomic_write
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 
 #: What a [yolo] section says to training and to other programs.
-YOLO_TRAINING = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
+YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
 
 
 @dataclass(frozen=True)
-class Section:
+class CfgSection:
     """One section with its options; ``taken`` are those that were asked for."""
 
     path: Path
     name: str
     line: int
     options: dict[str, tuple[str, int]]
-    taken: set[str]
+    used: set[str]
 
-    def integer(self, key: str, default: int) -> int:
-        return self._value(key, int, default)
+    def get_int(self, key: str, default: int) -> int:
+        return self._get(key, int, default)
 
-    def integers(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        return self._value(key, lambda text: tuple(int(part) for part in _parts(text)), default)
+    def get_ints(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        return self._get(key, lambda text: tuple(int(part) for part in _split_commas(text)), default)
 
-    def numbers(self, key: str) -> tuple[float, ...]:
-        return self._value(key, lambda text: tuple(float(part) for part in _parts(text)), ())
+    def get_floats(self, key: str) -> tuple[float, ...]:
+        return self._get(key, lambda text: tuple(float(part) for part in _split_commas(text)), ())
 
-    def word(self, key: str, default: str) -> str:
-        return self._value(key, str, default)
+    def get_str(self, key: str, default: str) -> str:
+        return self._get(key, str, default)
 
     def error(self, reason: str, line: int | None = None) -> ChromaboxError:
         return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
 
-    def done(self, passed_over: Iterable[str] = ()) -> None:
+    def check_all_used(self, ignored: Iterable[str] = ()) -> None:
         """Refuse an option that nobody asked for."""
         for key, (_, line) in self.options.items():
-            if key not in self.taken and key not in passed_over:
+            if key not in self.used and key not in ignored:
                 raise self.error(
                     f"has an option {key!r}, which is not known here; take it out if it changes nothing", line
                 )
 
-    def _value(self, key: str, convert: Callable[[str], Value], default: Value) -> Value:
-        self.taken.add(key)
+    def _get(self, key: str, convert: Callable[[str], T], default: T) -> T:
+        self.used.add(key)
         if key not in self.options:
             return default
         text, line = self.options[key]
@@ -79,35 +79,35 @@ def read_cfg(path: Path) -> Architecture:
     The greater of ``width`` and ``height`` becomes its size. Raises ChromaboxError with file and line for what is not
     known, not a number, or does not fit.
     """
-    sections = _sections(path)
+    sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
         raise ChromaboxError(f"{path}: line 1: a darknet configuration begins with [net]")
     head, *rest = sections
     layers: list[Layer] = []
     for section in rest:
-        if section.name not in READERS:
-            raise section.error(f"is not known here; known are {', '.join(f'[{name}]' for name in READERS)}")
-        layers.append(READERS[section.name](section, len(layers)))
-    size = max(head.integer("width", 416), head.integer("height", 416))
-    return Architecture(path.stem, tuple(layers), head.integer("channels", 3), size)
+        if section.name not in LAYER_PARSERS:
+            raise section.error(f"is not known here; known are {', '.join(f'[{name}]' for name in LAYER_PARSERS)}")
+        layers.append(LAYER_PARSERS[section.name](section, len(layers)))
+    size = max(head.get_int("width", 416), head.get_int("height", 416))
+    return Architecture(path.stem, tuple(layers), head.get_int("channels", 3), size)
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
     """Write a net as a darknet configuration file, which :func:`read_cfg` and darknet read; the folder must exist."""
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
-    parts = [_section("net", net)]
-    parts += [_section(*_options(layer, index)) for index, layer in enumerate(architecture.layers)]
-    with write_whole(path) as aside:
+    parts = [_format_section("net", net)]
+    parts += [_format_section(*_layer_options(layer, index)) for index, layer in enumerate(architecture.layers)]
+    with atomic_write(path) as aside:
         aside.write_text("\n".join(parts), encoding="utf-8")
 
 
-def _sections(path: Path) -> list[Section]:
+def _parse_sections(path: Path) -> list[CfgSection]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ChromaboxError(f"{path}: cannot be read ({reason}); a darknet configuration file is needed") from error
-    sections: list[Section] = []
+    sections: list[CfgSection] = []
     for number, line in enumerate(lines, 1):
         text = line.split("#")[0].split(";")[0].strip()
         if not text:
@@ -115,7 +115,7 @@ def _sections(path: Path) -> list[Section]:
         if text.startswith("["):
             if not text.endswith("]"):
                 raise ChromaboxError(f"{path}: line {number}: {text!r} is no section; write [name]")
-            sections.append(Section(path, text[1:-1].strip(), number, {}, set()))
+            sections.append(CfgSection(path, text[1:-1].strip(), number, {}, set()))
             continue
         key, equals, value = text.partition("=")
         if not equals or not sections:
@@ -124,82 +124,82 @@ def _sections(path: Path) -> list[Section]:
     return sections
 
 
-def _convolution(section: Section, index: int) -> Convolution:
-    size = section.integer("size", 1)
+def _parse_convolution(section: CfgSection, index: int) -> Convolution:
+    size = section.get_int("size", 1)
     # darknet: pad=1 means half the size and takes the place of padding=N.
-    pad = None if section.integer("pad", 0) else section.integer("padding", 0)
-    activation = section.word("activation", "logistic")
+    pad = None if section.get_int("pad", 0) else section.get_int("padding", 0)
+    activation = section.get_str("activation", "logistic")
     if activation not in get_args(Activation):
         raise section.error(f"has the activation {activation!r}; known are {', '.join(get_args(Activation))}")
     layer = Convolution(
-        section.integer("filters", 1),
+        section.get_int("filters", 1),
         size,
-        section.integer("stride", 1),
-        section.integer("groups", 1),
-        bool(section.integer("batch_normalize", 0)),
+        section.get_int("stride", 1),
+        section.get_int("groups", 1),
+        bool(section.get_int("batch_normalize", 0)),
         activation,  # type: ignore[arg-type]
         pad,
     )
-    section.taken.add("padding")
-    section.done()
+    section.used.add("padding")
+    section.check_all_used()
     return layer
 
 
-def _maxpool(section: Section, index: int) -> MaxPool:
-    stride = section.integer("stride", 1)
-    size = section.integer("size", stride)
-    if section.integer("padding", size - 1) != size - 1:
+def _parse_maxpool(section: CfgSection, index: int) -> MaxPool:
+    stride = section.get_int("stride", 1)
+    size = section.get_int("size", stride)
+    if section.get_int("padding", size - 1) != size - 1:
         raise section.error(f"has a padding other than {size - 1}, size − 1, which alone is known here")
-    section.done()
+    section.check_all_used()
     return MaxPool(size, stride)
 
 
-def _upsample(section: Section, index: int) -> Upsample:
-    stride = section.integer("stride", 2)
-    section.done()
+def _parse_upsample(section: CfgSection, index: int) -> Upsample:
+    stride = section.get_int("stride", 2)
+    section.check_all_used()
     return Upsample(stride)
 
 
-def _route(section: Section, index: int) -> Route:
-    layers = tuple(_absolute(layer, index) for layer in section.integers("layers"))
-    route = Route(layers, section.integer("groups", 1), section.integer("group_id", 0))
-    section.done()
+def _parse_route(section: CfgSection, index: int) -> Route:
+    layers = tuple(_absolute_index(layer, index) for layer in section.get_ints("layers"))
+    route = Route(layers, section.get_int("groups", 1), section.get_int("group_id", 0))
+    section.check_all_used()
     return route
 
 
-def _shortcut(section: Section, index: int) -> Shortcut:
-    activation = section.word("activation", "linear")
+def _parse_shortcut(section: CfgSection, index: int) -> Shortcut:
+    activation = section.get_str("activation", "linear")
     if activation != "linear":
         raise section.error(f"has the activation {activation!r}; only linear is known here")
-    sources = section.integers("from")
+    sources = section.get_ints("from")
     if len(sources) != 1:
         raise section.error("needs one layer in from=")
-    section.done()
-    return Shortcut(_absolute(sources[0], index))
+    section.check_all_used()
+    return Shortcut(_absolute_index(sources[0], index))
 
 
-def _yolo(section: Section, index: int) -> Yolo:
-    numbers = section.numbers("anchors")
+def _parse_yolo(section: CfgSection, index: int) -> Yolo:
+    numbers = section.get_floats("anchors")
     if not numbers or len(numbers) % 2:
         raise section.error("needs pairs of numbers in anchors=")
     anchors = tuple((width, height) for width, height in zip(numbers[::2], numbers[1::2], strict=True))
-    mask = section.integers("mask", tuple(range(len(anchors))))
-    yolo = Yolo(mask, anchors, section.integer("classes", 20))
-    section.done(YOLO_TRAINING)
+    mask = section.get_ints("mask", tuple(range(len(anchors))))
+    yolo = Yolo(mask, anchors, section.get_int("classes", 20))
+    section.check_all_used(YOLO_TRAINING_KEYS)
     return yolo
 
 
-READERS: dict[str, Callable[[Section, int], Layer]] = {
-    "convolutional": _convolution,
-    "maxpool": _maxpool,
-    "upsample": _upsample,
-    "route": _route,
-    "shortcut": _shortcut,
-    "yolo": _yolo,
+LAYER_PARSERS: dict[str, Callable[[CfgSection, int], Layer]] = {
+    "convolutional": _parse_convolution,
+    "maxpool": _parse_maxpool,
+    "upsample": _parse_upsample,
+    "route": _parse_route,
+    "shortcut": _parse_shortcut,
+    "yolo": _parse_yolo,
 }
 
 
-def _options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
+def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
     """Section name and options of a layer; what is darknet's default is written only where people look for it."""
     match layer:
         case Convolution():
@@ -214,32 +214,32 @@ def _options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             return "upsample", {"stride": layer.stride}
         case Route():
             groups = {"groups": layer.groups, "group_id": layer.group_id} if layer.groups > 1 else {}
-            return "route", {"layers": _joined(layer.layers), **groups}
+            return "route", {"layers": _join(layer.layers), **groups}
         case Shortcut():
             # Relative, as darknet takes it in every version.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
-            anchors = _joined(_plain(number) for anchor in layer.anchors for number in anchor)
-            options = {"mask": _joined(layer.mask), "anchors": anchors, "classes": layer.classes}
+            anchors = _join(_format_number(number) for anchor in layer.anchors for number in anchor)
+            options = {"mask": _join(layer.mask), "anchors": anchors, "classes": layer.classes}
             return "yolo", options | {"num": len(layer.anchors)}
 
 
-def _section(name: str, options: dict[str, Any]) -> str:
+def _format_section(name: str, options: dict[str, Any]) -> str:
     return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items()), ""])
 
 
-def _joined(values: Iterable[object]) -> str:
+def _join(values: Iterable[object]) -> str:
     return ",".join(str(value) for value in values)
 
 
-def _parts(text: str) -> list[str]:
+def _split_commas(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _plain(number: float) -> str:
+def _format_number(number: float) -> str:
     """Without a fraction where there is none, as people write anchors."""
     return str(int(number)) if number == int(number) else str(number)
 
 
-def _absolute(layer: int, index: int) -> int:
+def _absolute_index(layer: int, index: int) -> int:
     return layer if layer >= 0 else index + layer

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chromabox.detect.data.dataset import class_names
+from chromabox.detect.data.dataset import default_class_names
 from chromabox.detect.models.architecture import Architecture, Convolution, yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import ULTRALYTICS_9_0, ULTRALYTICS_9_6, Kind
+from chromabox.detect.models.darknet import ULTRALYTICS_9_0, ULTRALYTICS_9_6, Variant
 from chromabox.errors import ChromaboxError, UsageError
 
 #: Storages by the names that PyTorch pickles them under.
-STORAGES = {
+STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -43,11 +43,11 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGES.values()}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES.values()}
 
 #: Packages whose classes may be named; what is made of them is only a bag of attributes.
-INERT_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
-INERT_NAMES = {
+OPAQUE_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
+OPAQUE_NAMES = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
     ("numpy.core.multiarray", "_reconstruct"),
@@ -62,16 +62,16 @@ INERT_NAMES = {
 }
 
 #: The most bytes that one member may unpack to; YOLOv3's greatest tensor in float64 is a hundredth of it.
-MEMBER_LIMIT = 1 << 32
+MAX_MEMBER_BYTES = 1 << 32
 
 
-class Inert:
+class OpaqueObject:
     """An object of a class that is not loaded: the name of its class and the attributes the file gives it."""
 
     class_name = ""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self.arguments = (*arguments, *keywords.items())
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.arguments = (*args, *kwargs.items())
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__["state"] = state
@@ -83,7 +83,7 @@ class Inert:
         return state if isinstance(state, dict) else {}
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def children(self) -> dict[str, Any]:
         """Parameters, buffers and sub-modules of a module, in that order."""
         found: dict[str, Any] = {}
         for place in ("_parameters", "_buffers", "_modules"):
@@ -92,7 +92,7 @@ class Inert:
         return {name: part for name, part in found.items() if part is not None}
 
 
-def read_pickle(path: Path) -> Any:
+def load_untrusted(path: Path) -> Any:
     """What a ``.pt`` file holds, as tensors, containers, numbers, strings and :class:`Inert` objects.
 
     Raises ChromaboxError for a file that cannot be read, is none, or names anything that would have to be run.
@@ -104,7 +104,7 @@ def read_pickle(path: Path) -> Any:
                 raise ChromaboxError(
                     f"{path}: not a PyTorch file (it holds {len(names)} data.pkl); save it with torch.save"
                 )
-            return _Reader(archive, path, names[0]).load()
+            return _SafeUnpickler(archive, path, names[0]).load()
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror or error}); a .pt file is needed") from error
     except zipfile.BadZipFile as error:
@@ -117,22 +117,22 @@ def read_pickle(path: Path) -> Any:
         raise ChromaboxError(f"{path}: broken PyTorch file ({' '.join(str(error).split())})") from error
 
 
-class _Reader(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, path: Path, name: str) -> None:
-        super().__init__(io.BytesIO(_member(archive, name)), encoding="utf-8")
+        super().__init__(io.BytesIO(_read_member(archive, name)), encoding="utf-8")
         self.archive, self.path, self.root = archive, path, name.removesuffix("data.pkl")
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """The whole list of what a file may name."""
-        if (module, name) in CALLABLE:
-            return CALLABLE[module, name]
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+        if (module, name) in ALLOWED_CALLABLES:
+            return ALLOWED_CALLABLES[module, name]
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        if (module, name) in INERT_NAMES or module.startswith(INERT_PACKAGES):
-            return type(name, (Inert,), {"class_name": f"{module}.{name}"})
+        if (module, name) in OPAQUE_NAMES or module.startswith(OPAQUE_PACKAGES):
+            return type(name, (OpaqueObject,), {"class_name": f"{module}.{name}"})
         raise ChromaboxError(
             f"{self.path}: refused: it would run {module}.{name}; only tensors, containers and PyTorch modules are read"
         )
@@ -143,49 +143,49 @@ class _Reader(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError(f"unknown kind of storage {kind!r}")
         if key not in self.storages:
-            content = bytearray(_member(self.archive, f"{self.root}data/{key}"))
+            content = bytearray(_read_member(self.archive, f"{self.root}data/{key}"))
             self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         if len(self.storages[key]) < count:
             raise ValueError(f"storage {key} holds {len(self.storages[key])} numbers of {count}")
         return self.storages[key]
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > MEMBER_LIMIT:
-        raise ValueError(f"{name} unpacks to more than {MEMBER_LIMIT} bytes")
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} unpacks to more than {MAX_MEMBER_BYTES} bytes")
     return archive.read(name)
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """A tensor's own copy of its numbers; PyTorch refuses sizes that reach beyond the storage."""
     if not isinstance(storage, Tensor):
         raise TypeError("a tensor without a storage")
     return storage.as_strided(size, stride, offset).clone()
 
 
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
+def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _latin_bytes(text: str, encoding: str) -> bytes:
+def _encode_latin1(text: str, encoding: str) -> bytes:
     """Bytes as old pickles spell them."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding}")
     return text.encode("latin1")
 
 
-CALLABLE: dict[tuple[str, str], Callable[..., Any]] = {
+ALLOWED_CALLABLES: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-    ("_codecs", "encode"): _latin_bytes,
+    ("_codecs", "encode"): _encode_latin1,
     ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 }
 
 #: Of a convolution's state, with what darknet calls it.
-PARTS = {
+STATE_KEYS = {
     "bn.bias": "bias",
     "bn.weight": "weight",
     "bn.running_mean": "mean",
@@ -199,53 +199,53 @@ class UltralyticsFile:
     """Architecture, kind, names of classes, and the convolutions in darknet's order."""
 
     architecture: Architecture
-    kind: Kind
+    variant: Variant
     classes: tuple[str, ...]
     layers: list[dict[str, np.ndarray]]
 
 
-def read_ultralytics(path: Path, kind: Kind | None = None) -> UltralyticsFile:
+def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsFile:
     """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny; ``kind`` is only asked for where the file does not say it.
 
     Raises ChromaboxError for a file that is none or would run code, UsageError where the kind is needed or is not the
     file's own.
     """
-    content = read_pickle(path)
-    model = _model(content)
-    state = dict(_state(model))
-    blocks, heads, anchors = _sorted(path, state)
-    said = _kind(model)
-    if said is None and kind is None:
+    content = load_untrusted(path)
+    model = _find_model(content)
+    state = dict(_iter_tensors(model))
+    blocks, heads, anchors = _collect_layers(path, state)
+    said = _infer_variant(model)
+    if said is None and variant is None:
         raise UsageError(f"{path}: does not say its kind; say kind ultralytics-9.0 (leaky) or ultralytics-9.6 (SiLU)")
-    if said is not None and kind is not None and said != kind:
-        raise UsageError(f"{path}: its modules are of kind {said.name}, not {kind.name}; leave the kind out")
-    meant = said or kind or ULTRALYTICS_9_0
-    architecture = _architecture(path, blocks, heads, anchors, meant)
-    layers = _in_order(path, architecture, blocks, heads)
-    return UltralyticsFile(architecture, meant, _classes(path, model, architecture), layers)
+    if said is not None and variant is not None and said != variant:
+        raise UsageError(f"{path}: its modules are of kind {said.name}, not {variant.name}; leave the kind out")
+    meant = said or variant or ULTRALYTICS_9_0
+    architecture = _build_architecture(path, blocks, heads, anchors, meant)
+    layers = _darknet_order(path, architecture, blocks, heads)
+    return UltralyticsFile(architecture, meant, _class_names(path, model, architecture), layers)
 
 
-def _model(content: Any) -> Any:
+def _find_model(content: Any) -> Any:
     """The averaged weights if there are any, else the trained ones, else the content itself."""
     if isinstance(content, Mapping):
         for name in ("ema", "model", "state_dict"):
-            if isinstance(content.get(name), Inert | Mapping):
+            if isinstance(content.get(name), OpaqueObject | Mapping):
                 return content[name]
     return content
 
 
-def _state(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Tensors with their dotted names, in the order of the modules."""
-    parts = model.parts if isinstance(model, Inert) else model if isinstance(model, Mapping) else {}
+    parts = model.children if isinstance(model, OpaqueObject) else model if isinstance(model, Mapping) else {}
     for key, part in parts.items():
         dotted = f"{name}.{key}" if name else str(key)
         if isinstance(part, Tensor):
             yield dotted, part
         else:
-            yield from _state(part, dotted)
+            yield from _iter_tensors(part, dotted)
 
 
-def _sorted(
+def _collect_layers(
     path: Path, state: dict[str, Tensor]
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
     """Normalised convolutions and head convolutions, each in file order, and the anchors in cells where given."""
@@ -255,8 +255,8 @@ def _sorted(
     for name, tensor in state.items():
         values = tensor.float().numpy()
         owner, part = ".".join(name.split(".")[:-2]), ".".join(name.split(".")[-2:])
-        if part in PARTS:
-            blocks.setdefault(owner, {})[PARTS[part]] = values
+        if part in STATE_KEYS:
+            blocks.setdefault(owner, {})[STATE_KEYS[part]] = values
         elif name.split(".")[-3:-2] == ["m"] and name.split(".")[-1] in ("weight", "bias"):
             head = heads.setdefault(".".join(name.split(".")[:-1]), {})
             head["kernel" if name.endswith("weight") else "bias"] = values
@@ -265,7 +265,7 @@ def _sorted(
         elif name.split(".")[-1] not in ("num_batches_tracked", "anchor_grid"):
             raise ChromaboxError(f"{path}: holds {name}, which YOLOv3 does not have; a YOLOv3 .pt file is needed")
     for name, block in (blocks | heads).items():
-        missing = {"kernel", "bias", *(PARTS.values() if name in blocks else ())} - block.keys()
+        missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
         if missing:
             raise ChromaboxError(f"{path}: {name} lacks its {', '.join(sorted(missing))}; the file is not whole")
     if not blocks or not heads:
@@ -273,11 +273,11 @@ def _sorted(
     return list(blocks.values()), list(heads.values()), anchors
 
 
-def _kind(model: Any) -> Kind | None:
+def _infer_variant(model: Any) -> Variant | None:
     """By the activation modules that the file names; None if it names none or another."""
-    if not isinstance(model, Inert):
+    if not isinstance(model, OpaqueObject):
         return None
-    for part in _modules(model):
+    for part in _iter_modules(model):
         if part.class_name == "torch.nn.modules.activation.SiLU":
             return ULTRALYTICS_9_6
         if part.class_name == "torch.nn.modules.activation.LeakyReLU":
@@ -285,19 +285,19 @@ def _kind(model: Any) -> Kind | None:
     return None
 
 
-def _modules(model: Inert) -> Iterator[Inert]:
+def _iter_modules(model: OpaqueObject) -> Iterator[OpaqueObject]:
     yield model
-    for part in model.parts.values():
-        if isinstance(part, Inert):
-            yield from _modules(part)
+    for part in model.children.values():
+        if isinstance(part, OpaqueObject):
+            yield from _iter_modules(part)
 
 
-def _architecture(
+def _build_architecture(
     path: Path,
     blocks: list[dict[str, np.ndarray]],
     heads: list[dict[str, np.ndarray]],
     anchors: Tensor | None,
-    kind: Kind,
+    variant: Variant,
 ) -> Architecture:
     """YOLOv3 or YOLOv3-tiny, by the count of convolutions, with the file's own classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
@@ -317,11 +317,11 @@ def _architecture(
         pixels = anchors * anchors.new_tensor(strides)[:, None, None]
         settings["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
     if build is yolov3_tiny:
-        settings["mask"] = kind.tiny_mask
+        settings["mask"] = variant.tiny_mask
     return build(filters // 3 - 5, **settings)
 
 
-def _in_order(
+def _darknet_order(
     path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
     """Both kinds of convolution in darknet's order: its heads run from coarse to fine, Ultralytics' from fine."""
@@ -331,7 +331,7 @@ def _in_order(
         if not isinstance(layer, Convolution):
             continue
         given = next(normalised if layer.batch_normalise else plain)
-        shape = (layer.filters, architecture.inputs(index).channels, layer.size, layer.size)
+        shape = (layer.filters, architecture.input_shape(index).channels, layer.size, layer.size)
         if given["kernel"].shape != shape:
             raise ChromaboxError(f"{path}: layer {index} is {given['kernel'].shape}; {architecture.name} needs {shape}")
         if any(values.shape != shape[:1] for name, values in given.items() if name != "kernel"):
@@ -340,12 +340,14 @@ def _in_order(
     return layers
 
 
-def _classes(path: Path, model: Any, architecture: Architecture) -> tuple[str, ...]:
-    names = model.attributes.get("names") if isinstance(model, Inert) else None
+def _class_names(path: Path, model: Any, architecture: Architecture) -> tuple[str, ...]:
+    names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
     if isinstance(names, dict):
         names = [names[index] for index in sorted(names)]
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return class_names(architecture.classes)
-    if len(names) != architecture.classes:
-        raise ChromaboxError(f"{path}: names {len(names)} classes and scores {architecture.classes}; they must agree")
+        return default_class_names(architecture.num_classes)
+    if len(names) != architecture.num_classes:
+        raise ChromaboxError(
+            f"{path}: names {len(names)} classes and scores {architecture.num_classes}; they must agree"
+        )
     return tuple(names)

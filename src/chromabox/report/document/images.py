@@ -12,11 +12,11 @@ from PIL import Image
 from chromabox.errors import ChromaboxError
 
 #: Widths in pixels, tried from above until the page is small enough.
-WIDTHS = (1600, 1200, 900, 640, 400, 240)
+FALLBACK_WIDTHS = (1600, 1200, 900, 640, 400, 240)
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedImage:
     """A PNG picture, its size as drawn, and what was done to it since (empty: nothing)."""
 
     content: bytes
@@ -30,12 +30,12 @@ class Embedded:
         return f"data:image/png;base64,{base64.b64encode(self.content).decode('ascii')}"
 
     @property
-    def length(self) -> int:
+    def encoded_length(self) -> int:
         """Characters of the base64 text."""
         return 4 * -(-len(self.content) // 3)
 
 
-def read_png(path: Path) -> Embedded:
+def read_png(path: Path) -> EmbeddedImage:
     """A PNG file as it is. Raises ChromaboxError for a file that cannot be read or is no whole PNG."""
     try:
         content = path.read_bytes()
@@ -44,58 +44,62 @@ def read_png(path: Path) -> Embedded:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
-            return Embedded(content, image.width, image.height)
+            return EmbeddedImage(content, image.width, image.height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ChromaboxError(f"{path}: is no whole PNG file; draw the figure again") from error
 
 
-def embed(pictures: Sequence[Embedded], budget: int) -> list[Embedded]:
+def fit_to_budget(images: Sequence[EmbeddedImage], budget: int) -> list[EmbeddedImage]:
     """The same pictures in at most ``budget`` characters of base64, the longest made smaller first.
 
     Each step costs something that the one before did not: written more tightly (nothing is lost), 256 colours, then
     fewer pixels. If all are as small as they get and there is still no room, they stay so.
     """
-    now = list(pictures)
-    steps = [_steps(picture) for picture in pictures]
-    while sum(picture.length for picture in now) > budget:
+    now = list(images)
+    steps = [_shrink_steps(picture) for picture in images]
+    while sum(picture.encoded_length for picture in now) > budget:
         left = [index for index, todo in enumerate(steps) if todo]
         if not left:
             break
-        largest = max(left, key=lambda index: now[index].length)
+        largest = max(left, key=lambda index: now[index].encoded_length)
         smaller = steps[largest].pop(0)()
-        if smaller.length < now[largest].length:
+        if smaller.encoded_length < now[largest].encoded_length:
             now[largest] = smaller
     return now
 
 
-def _steps(picture: Embedded) -> list[Callable[[], Embedded]]:
+def _shrink_steps(embedded: EmbeddedImage) -> list[Callable[[], EmbeddedImage]]:
     """What can be done, gentlest first."""
-    widths = [width for width in WIDTHS if width < picture.width]
-    return [partial(_tighter, picture), partial(_flatter, picture), *(partial(_flatter, picture, at) for at in widths)]
+    widths = [width for width in FALLBACK_WIDTHS if width < embedded.width]
+    return [
+        partial(_recompress, embedded),
+        partial(_quantise, embedded),
+        *(partial(_quantise, embedded, at) for at in widths),
+    ]
 
 
-def _tighter(picture: Embedded) -> Embedded:
-    return replace(picture, content=_png(_opened(picture)))
+def _recompress(embedded: EmbeddedImage) -> EmbeddedImage:
+    return replace(embedded, content=_encode_png(_open_on_white(embedded)))
 
 
-def _flatter(picture: Embedded, width: int | None = None) -> Embedded:
-    image, note = _opened(picture), "shown in 256 colours"
+def _quantise(embedded: EmbeddedImage, width: int | None = None) -> EmbeddedImage:
+    image, note = _open_on_white(embedded), "shown in 256 colours"
     if width is not None:
         height = max(1, round(image.height * width / image.width))
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-        note = f"shown in 256 colours and {width} of its {picture.width} pixels’ width"
+        note = f"shown in 256 colours and {width} of its {embedded.width} pixels’ width"
     flat = image.quantize(256, method=Image.Quantize.MEDIANCUT)
-    return replace(picture, content=_png(flat), note=note)
+    return replace(embedded, content=_encode_png(flat), note=note)
 
 
-def _opened(picture: Embedded) -> Image.Image:
+def _open_on_white(embedded: EmbeddedImage) -> Image.Image:
     """As RGB; what is transparent lies on white, as on the page."""
-    with Image.open(io.BytesIO(picture.content)) as image:
+    with Image.open(io.BytesIO(embedded.content)) as image:
         colours = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
 
 
-def _png(image: Image.Image) -> bytes:
+def _encode_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

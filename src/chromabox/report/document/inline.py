@@ -8,14 +8,16 @@ from string import Formatter
 from chromabox.report.document.model import Number, Text
 
 #: Control characters, halves of surrogate pairs and non-characters: no web page and no font may hold them.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]")
+UNPRINTABLE_CHARS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]"
+)
 #: The space between a number and its sign, where no line may end.
-UNIT = re.compile(r"^ (?=[%×°])")
-ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]]")
+UNIT_SPACE = re.compile(r"^ (?=[%×°])")
+URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]]")
 
 
 @dataclass(frozen=True)
-class Span:
+class Inline:
     """A few words that are set in one way."""
 
     text: str
@@ -24,22 +26,22 @@ class Span:
     link: str = ""
 
 
-def clean(text: str) -> str:
+def strip_control_chars(text: str) -> str:
     """The text with line ends as "\\n" and "�" for every character that cannot be shown."""
-    return UNPRINTABLE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return UNPRINTABLE_CHARS.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def spans(text: Text | str) -> list[Span]:
+def parse_inline(text: Text | str) -> list[Inline]:
     """A paragraph's spans: backticks set code apart (one without its twin stands for itself), line ends are spaces."""
-    pieces = _pieces(text) if isinstance(text, Text) else [(text, None)]
+    pieces = _split_template(text) if isinstance(text, Text) else [(text, None)]
     ticks = sum(literal.count("`") for literal, _ in pieces)
     lonely = ticks if ticks % 2 else 0
-    found: list[Span] = []
+    found: list[Inline] = []
     code, seen = False, 0
     for literal, number in pieces:
-        words = clean(literal).replace("\n", " ")
+        words = strip_control_chars(literal).replace("\n", " ")
         if found and found[-1].number:
-            words = UNIT.sub("\u00a0", words)
+            words = UNIT_SPACE.sub("\u00a0", words)
         for index, part in enumerate(words.split("`")):
             seen += index > 0
             if index and seen == lonely:
@@ -47,23 +49,23 @@ def spans(text: Text | str) -> list[Span]:
             elif index:
                 code = not code
             if part:
-                found.append(Span(part, code))
+                found.append(Inline(part, code))
         if number is not None:
-            found.append(Span(str(number), code, number))
+            found.append(Inline(str(number), code, number))
     return found
 
 
-def with_links(text: str) -> list[Span]:
+def parse_links(text: str) -> list[Inline]:
     """The same for a reference, whose addresses become links."""
-    return [piece for span in spans(text) for piece in (_cut(span.text) if not span.code else [span])]
+    return [piece for span in parse_inline(text) for piece in (_split_links(span.text) if not span.code else [span])]
 
 
-def plain(pieces: list[Span]) -> str:
+def to_text(inlines: list[Inline]) -> str:
     """The words alone."""
-    return "".join(span.text for span in pieces)
+    return "".join(span.text for span in inlines)
 
 
-def _pieces(text: Text) -> list[tuple[str, Number | None]]:
+def _split_template(text: Text) -> list[tuple[str, Number | None]]:
     """Words, and the number behind them (behind the last there is none); doubled braces are single ones here."""
     pieces: list[tuple[str, Number | None]] = []
     words = ""
@@ -75,12 +77,12 @@ def _pieces(text: Text) -> list[tuple[str, Number | None]]:
     return [*pieces, (words, None)]
 
 
-def _cut(text: str) -> Iterator[Span]:
+def _split_links(text: str) -> Iterator[Inline]:
     start = 0
-    for address in ADDRESS.finditer(text):
+    for address in URL.finditer(text):
         if address.start() > start:
-            yield Span(text[start : address.start()])
-        yield Span(address[0], link=address[0])
+            yield Inline(text[start : address.start()])
+        yield Inline(address[0], link=address[0])
         start = address.end()
     if start < len(text):
-        yield Span(text[start:])
+        yield Inline(text[start:])

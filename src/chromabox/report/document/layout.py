@@ -14,86 +14,104 @@ from pygments.token import Comment, Keyword, Name, Operator, String, _TokenType,
 from pygments.token import Number as NumberToken
 from pygments.util import ClassNotFound
 
-from chromabox.report.document.inline import Span, clean, plain, spans, with_links
-from chromabox.report.document.math import mathml, typst_math, unbreakable
-from chromabox.report.document.model import Block, Cell, Code, Document, Figure, Formula, Missing, Number, Table, Text
+from chromabox.report.document.inline import Inline, parse_inline, parse_links, strip_control_chars, to_text
+from chromabox.report.document.math import split_at_operators, to_mathml, to_typst
+from chromabox.report.document.model import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Figure,
+    Formula,
+    MissingRun,
+    Number,
+    Table,
+    Text,
+)
 
 #: What a block became: ``kind`` says which it is, the rest is its own.
-Laid = dict[str, Any]
+LaidOut = dict[str, Any]
 
 
-def lay_out(document: Document) -> Laid:
+def layout_document(document: Document) -> LaidOut:
     """``title``, ``abstract``, ``sections``, ``references``, ``about`` and ``figures`` (all of them, as they come)."""
     count = {Table: itertools.count(1), Figure: itertools.count(1)}
     figures: list[Figure] = []
 
-    def lay_all(blocks: Sequence[Block]) -> list[Laid]:
+    def lay_all(blocks: Sequence[Block]) -> list[LaidOut]:
         figures.extend(block for block in blocks if isinstance(block, Figure))
-        return [_lay(block, lambda: next(count[type(block)])) for block in blocks]  # noqa: B023 - called at once
+        return [_layout_block(block, lambda: next(count[type(block)])) for block in blocks]  # noqa: B023 - called at once
 
     return {
-        "title": clean(document.title),
+        "title": strip_control_chars(document.title),
         "abstract": lay_all(document.abstract),
         "sections": [
             {
                 "anchor": anchor,
-                "key": clean(section.key),
-                "title": clean(section.title),
-                "question": spans(section.question),
+                "key": strip_control_chars(section.key),
+                "title": strip_control_chars(section.title),
+                "question": parse_inline(section.question),
                 "blocks": lay_all(section.blocks),
             }
-            for section, anchor in zip(document.sections, _anchors(document), strict=True)
+            for section, anchor in zip(document.sections, _section_anchors(document), strict=True)
         ],
-        "references": [with_links(reference) for reference in document.references],
-        "about": [(spans(name), spans(value)) for name, value in document.about.items()],
+        "references": [parse_links(reference) for reference in document.references],
+        "about": [(parse_inline(name), parse_inline(value)) for name, value in document.metadata.items()],
         "figures": figures,
     }
 
 
-def _lay(block: Block, number: Callable[[], int]) -> Laid:
+def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
     match block:
         case Text():
-            return {"kind": "text", "spans": spans(block)}
+            return {"kind": "text", "spans": parse_inline(block)}
         case Formula():
-            typst = typst_math(block.expression)
-            page = {"mathml": mathml(block.expression)}
-            paper = {"typst": typst, "pieces": unbreakable(typst)}
-            return {"kind": "formula", "name": spans(block.name), **page, **paper}
+            typst = to_typst(block.expression)
+            page = {"mathml": to_mathml(block.expression)}
+            paper = {"typst": typst, "pieces": split_at_operators(typst)}
+            return {"kind": "formula", "name": parse_inline(block.name), **page, **paper}
         case Table():
-            return {"kind": "table", "number": number(), **_table(block)}
+            return {"kind": "table", "number": next_number(), **_layout_table(block)}
         case Figure():
-            caption = spans(block.caption)
-            return {"kind": "figure", "number": number(), "caption": caption, "alt": plain(caption)}
+            caption = parse_inline(block.caption)
+            return {"kind": "figure", "number": next_number(), "caption": caption, "alt": to_text(caption)}
         case Code():
-            return {"kind": "code", "lines": coloured_lines(block), "language": clean(block.language)}
-        case Missing():
-            return {"kind": "missing", "what": spans(block.what), "command": clean(block.command)}
+            return {"kind": "code", "lines": highlight_lines(block), "language": strip_control_chars(block.language)}
+        case MissingRun():
+            return {
+                "kind": "missing",
+                "what": parse_inline(block.description),
+                "command": strip_control_chars(block.command),
+            }
 
 
-def _table(table: Table) -> Laid:
+def _layout_table(table: Table) -> LaidOut:
     """``numeric`` says of each column whether a number stands in it; every row has as many cells as columns."""
     columns = list(zip(table.columns, zip(*table.rows, strict=True), strict=True)) if table.rows else []
     return {
-        "caption": spans(table.caption),
-        "columns": [spans(column) for column in table.columns],
+        "caption": parse_inline(table.caption),
+        "columns": [parse_inline(column) for column in table.columns],
         "numeric": [any(isinstance(cell, Number) for cell in cells) for _, cells in columns]
         or [False] * len(table.columns),
-        "rows": [[_cell(cell) for cell in row] for row in table.rows],
+        "rows": [[_layout_cell(cell) for cell in row] for row in table.rows],
     }
 
 
-def _cell(cell: Cell) -> list[Span]:
-    return [Span(str(cell), number=cell)] if isinstance(cell, Number) else spans(cell)
+def _layout_cell(cell: Cell) -> list[Inline]:
+    return [Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell)
 
 
-def _anchors(document: Document) -> list[str]:
+def _section_anchors(document: Document) -> list[str]:
     """What addresses may end in: the key, and behind a key that is there twice its place."""
-    keys = [re.sub(r"[^\w.]+", "-", clean(section.key)).strip("-") or "section" for section in document.sections]
+    keys = [
+        re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)).strip("-") or "section"
+        for section in document.sections
+    ]
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
 
 
 #: The first that holds a token names its kind; all others are plain.
-KINDS = (
+TOKEN_KINDS = (
     (Comment, "comment"),
     (String, "string"),
     (NumberToken, "number"),
@@ -104,30 +122,30 @@ KINDS = (
     (Name.Decorator, "decorator"),
     (Name.Builtin, "builtin"),
 )
-Line = list[tuple[str, str]]
+CodeLine = list[tuple[str, str]]
 
 
-def coloured_lines(code: Code) -> list[Line]:
+def highlight_lines(code: Code) -> list[CodeLine]:
     """Lines of (kind, text); the kind is empty for plain text, and all of it for a language that nobody knows."""
     try:
         lexer = get_lexer_by_name(code.language, stripnl=False, ensurenl=False, tabsize=4)
     except ClassNotFound:
         lexer = get_lexer_by_name("text", stripnl=False, ensurenl=False, tabsize=4)
-    lines: list[Line] = [[]]
-    for token, text in lex(clean(code.source).strip("\n"), lexer):
+    lines: list[CodeLine] = [[]]
+    for token, text in lex(strip_control_chars(code.source).strip("\n"), lexer):
         first, *others = text.split("\n")
-        _add(lines[-1], _kind(token), first)
+        _append_text(lines[-1], _token_kind(token), first)
         for other in others:
             lines.append([])
-            _add(lines[-1], _kind(token), other)
+            _append_text(lines[-1], _token_kind(token), other)
     return lines
 
 
-def _kind(token: _TokenType) -> str:
-    return next((kind for family, kind in KINDS if is_token_subtype(token, family)), "")
+def _token_kind(token: _TokenType) -> str:
+    return next((kind for family, kind in TOKEN_KINDS if is_token_subtype(token, family)), "")
 
 
-def _add(line: Line, kind: str, text: str) -> None:
+def _append_text(line: CodeLine, kind: str, text: str) -> None:
     """Words of one kind that touch are one."""
     if text and line and line[-1][0] == kind:
         line[-1] = (kind, line[-1][1] + text)

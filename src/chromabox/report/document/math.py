@@ -14,35 +14,35 @@ from sympy import Expr, Float, Indexed, Integer, Mul, Pow, Rational, Sum, Symbol
 from sympy.printing.precedence import PRECEDENCE, precedence_traditional
 from sympy.printing.printer import Printer
 
-from chromabox.report.document.inline import clean
+from chromabox.report.document.inline import strip_control_chars
 
-OPENING, CLOSING, SIGNS = ("(", "⌊", "⌈"), (")", "⌋", "⌉"), ("+", "−", "⋅", "×", "=", ",")
-CONSTANTS = {"Pi": "π", "Exp1": "e", "Infinity": "∞", "ImaginaryUnit": "i"}
+OPENING_BRACKETS, CLOSING_BRACKETS, BREAKABLE_SIGNS = ("(", "⌊", "⌈"), (")", "⌋", "⌉"), ("+", "−", "⋅", "×", "=", ",")
+CONSTANT_SYMBOLS = {"Pi": "π", "Exp1": "e", "Infinity": "∞", "ImaginaryUnit": "i"}
 
 
-def mathml(expression: Expr) -> str:
+def to_mathml(expression: Expr) -> str:
     """Presentation MathML, to be put into a ``math`` element."""
-    return _MathML().doprint(expression)
+    return _MathMLPrinter().doprint(expression)
 
 
-def typst_math(expression: Expr) -> str:
+def to_typst(expression: Expr) -> str:
     """Typst's mathematical notation, without dollar signs."""
-    return _Typst().doprint(expression)
+    return _TypstPrinter().doprint(expression)
 
 
-def unbreakable(notation: str) -> list[str]:
+def split_at_operators(notation: str) -> list[str]:
     """The parts of Typst's notation within which no line can end: what stands between two signs outside parentheses."""
     pieces, depth = [""], 0
     for token in re.findall(r'"(?:[^"\\]|\\.)*"|\\.|.', notation):
-        depth += (token in OPENING) - (token in CLOSING)
-        if depth == 0 and token in SIGNS:
+        depth += (token in OPENING_BRACKETS) - (token in CLOSING_BRACKETS)
+        if depth == 0 and token in BREAKABLE_SIGNS:
             pieces.append("")
         else:
             pieces[-1] += token
     return [piece for piece in pieces if piece]
 
 
-class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
+class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
     """What stands where: signs, fractions, parentheses. How each is written is left to the notation."""
 
     @abstractmethod
@@ -58,27 +58,27 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
     def row(self, parts: Sequence[str]) -> str: ...
 
     @abstractmethod
-    def fraction(self, above: str, below: str) -> str: ...
+    def fraction(self, numerator: str, denominator: str) -> str: ...
 
     @abstractmethod
-    def raised(self, base: str, exponent: str) -> str: ...
+    def superscript(self, base: str, exponent: str) -> str: ...
 
     @abstractmethod
-    def lowered(self, base: str, index: str) -> str: ...
+    def subscript(self, base: str, index: str) -> str: ...
 
     @abstractmethod
     def root(self, radicand: str, degree: str) -> str: ...
 
     @abstractmethod
-    def fenced(self, left: str, inner: str, right: str) -> str: ...
+    def bracketed(self, left: str, inner: str, right: str) -> str: ...
 
     @abstractmethod
-    def sum(self, below: str, above: str) -> str: ...
+    def sum(self, lower: str, upper: str) -> str: ...
 
     def emptyPrinter(self, expr: object) -> str:
         """Whatever else there may be, in sympy's own words."""
         kind = type(expr).__name__
-        return self.name(CONSTANTS.get(kind, str(expr)))
+        return self.name(CONSTANT_SYMBOLS.get(kind, str(expr)))
 
     def _print_Integer(self, expr: Integer) -> str:
         digits = self.number(f"{abs(int(expr)):,}")
@@ -91,26 +91,26 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
         mantissa, _, exponent = f"{abs(float(expr)):.6g}".partition("e")
         parts = [self.operator("−")] * bool(expr < 0) + [self.number(mantissa)]
         if exponent:
-            parts += [self.operator("×"), self.raised(self.number("10"), self._print(Integer(int(exponent))))]
+            parts += [self.operator("×"), self.superscript(self.number("10"), self._print(Integer(int(exponent))))]
         return self.row(parts)
 
     def _print_Symbol(self, expr: Symbol) -> str:
-        return self._named(expr.name)
+        return self._symbol_name(expr.name)
 
     def _print_Indexed(self, expr: Indexed) -> str:
-        return self.lowered(self._named(str(expr.base.label)), self._listed(expr.indices))
+        return self.subscript(self._symbol_name(str(expr.base.label)), self._comma_list(expr.indices))
 
     def _print_Add(self, expr: Expr) -> str:
         parts: list[str] = []
         for term in expr.as_ordered_terms():
-            negative, product = self._signed(term)
+            negative, product = self._split_sign(term)
             if parts or negative:
                 parts.append(self.operator("−" if negative else "+"))
             parts.append(product)
         return self.row(parts)
 
     def _print_Mul(self, expr: Expr) -> str:
-        negative, product = self._signed(expr)
+        negative, product = self._split_sign(expr)
         return self.row([self.operator("−"), product]) if negative else product
 
     def _print_Pow(self, expr: Pow) -> str:
@@ -121,51 +121,51 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
             return self.root(self._print(base), "" if exponent.q == 2 else self._print(Integer(exponent.q)))
         if exponent == 1:
             return str(self._print(base))
-        return self.raised(self._inside(base, PRECEDENCE["Pow"]), self._print(exponent))
+        return self.superscript(self._parenthesise(base, PRECEDENCE["Pow"]), self._print(exponent))
 
     def _print_Function(self, expr: Expr) -> str:
         name = {"Max": "max", "Min": "min", "Mod": "mod"}.get(expr.func.__name__, expr.func.__name__)
-        return self.row([self._named(name), self.fenced("(", self._listed(expr.args), ")")])
+        return self.row([self._symbol_name(name), self.bracketed("(", self._comma_list(expr.args), ")")])
 
     _print_MinMaxBase = _print_Function
 
     def _print_exp(self, expr: Expr) -> str:
-        return self.raised(self.name("e"), self._print(expr.args[0]))
+        return self.superscript(self.name("e"), self._print(expr.args[0]))
 
     def _print_floor(self, expr: Expr) -> str:
-        return self.fenced("⌊", self._print(expr.args[0]), "⌋")
+        return self.bracketed("⌊", self._print(expr.args[0]), "⌋")
 
     def _print_ceiling(self, expr: Expr) -> str:
-        return self.fenced("⌈", self._print(expr.args[0]), "⌉")
+        return self.bracketed("⌈", self._print(expr.args[0]), "⌉")
 
     def _print_Abs(self, expr: Expr) -> str:
-        return self.fenced("|", self._print(expr.args[0]), "|")
+        return self.bracketed("|", self._print(expr.args[0]), "|")
 
     def _print_Sum(self, expr: Sum) -> str:
         signs = []
         for variable, first, last in reversed(expr.limits):
             below = self.row([self._print(variable), self.operator("="), self._print(first)])
             signs.append(self.sum(below, self._print(last)))
-        return self.row([*signs, self._inside(expr.function, PRECEDENCE["Add"])])
+        return self.row([*signs, self._parenthesise(expr.function, PRECEDENCE["Add"])])
 
-    def _named(self, name: str) -> str:
-        base, _, index = clean(name).replace("\n", " ").partition("_")
-        return self.lowered(self.name(base), self.name(index)) if base and index else self.name(base or f"_{index}")
+    def _symbol_name(self, name: str) -> str:
+        base, _, index = strip_control_chars(name).replace("\n", " ").partition("_")
+        return self.subscript(self.name(base), self.name(index)) if base and index else self.name(base or f"_{index}")
 
-    def _listed(self, args: Sequence[Expr]) -> str:
+    def _comma_list(self, args: Sequence[Expr]) -> str:
         parts = [self._print(args[0])]
         for arg in args[1:]:
             parts += [self.operator(","), self._print(arg)]
         return self.row(parts)
 
-    def _inside(self, expr: Expr, level: int) -> str:
+    def _parenthesise(self, expr: Expr, precedence: int) -> str:
         """In parentheses, unless it binds more tightly than the level."""
         printed = str(self._print(expr))
-        return printed if precedence_traditional(expr) > level else self.fenced("(", printed, ")")
+        return printed if precedence_traditional(expr) > precedence else self.bracketed("(", printed, ")")
 
-    def _signed(self, expr: Expr) -> tuple[bool, str]:
+    def _split_sign(self, expr: Expr) -> tuple[bool, str]:
         """Whether a product is negative, and the product without its sign."""
-        factors = _factors(expr)
+        factors = _flat_factors(expr)
         negative = bool(factors[0].is_Number and factors[0].is_extended_negative)
         if negative:
             factors[0] = -factors[0]
@@ -180,32 +180,32 @@ class _Walk(Printer):  # type: ignore[misc]  # sympy is not typed.
                 above.append(factor)
         above, below = ([one for one in part if one != 1] for part in (above, below))
         if not below:
-            return negative, self._product(above, alone=False)
-        return negative, self.fraction(self._product(above, alone=True), self._product(below, alone=True))
+            return negative, self._product(above, is_alone=False)
+        return negative, self.fraction(self._product(above, is_alone=True), self._product(below, is_alone=True))
 
-    def _product(self, factors: Sequence[Expr], *, alone: bool) -> str:
+    def _product(self, factors: Sequence[Expr], *, is_alone: bool) -> str:
         """Factors with dots between them; a lone one in a fraction (``alone``) needs no parentheses."""
         if len(factors) < 2:
             factor = factors[0] if factors else Integer(1)
-            return str(self._print(factor)) if alone else self._inside(factor, PRECEDENCE["Add"])
-        parts = [self._inside(factors[0], PRECEDENCE["Mul"])]
+            return str(self._print(factor)) if is_alone else self._parenthesise(factor, PRECEDENCE["Add"])
+        parts = [self._parenthesise(factors[0], PRECEDENCE["Mul"])]
         for factor in factors[1:]:
-            parts += [self.operator("·"), self._inside(factor, PRECEDENCE["Mul"])]
+            parts += [self.operator("·"), self._parenthesise(factor, PRECEDENCE["Mul"])]
         return self.row(parts)
 
 
-def _factors(expr: Expr) -> list[Expr]:
+def _flat_factors(expr: Expr) -> list[Expr]:
     """A product's factors, those of products within it among them, unless their sign needs parentheses."""
     if not isinstance(expr, Mul):
         return [expr]
     found: list[Expr] = []
     for factor in expr.as_ordered_factors():
         inner = isinstance(factor, Mul) and not factor.as_coeff_Mul()[0].is_negative
-        found.extend(_factors(factor) if inner else [factor])
+        found.extend(_flat_factors(factor) if inner else [factor])
     return found
 
 
-class _MathML(_Walk):
+class _MathMLPrinter(_MathPrinter):
     def number(self, digits: str) -> str:
         return f"<mn>{digits}</mn>"
 
@@ -218,26 +218,26 @@ class _MathML(_Walk):
     def row(self, parts: Sequence[str]) -> str:
         return f"<mrow>{''.join(parts)}</mrow>" if len(parts) != 1 else parts[0]
 
-    def fraction(self, above: str, below: str) -> str:
-        return f"<mfrac>{above}{below}</mfrac>"
+    def fraction(self, numerator: str, denominator: str) -> str:
+        return f"<mfrac>{numerator}{denominator}</mfrac>"
 
-    def raised(self, base: str, exponent: str) -> str:
+    def superscript(self, base: str, exponent: str) -> str:
         return f"<msup>{base}{exponent}</msup>"
 
-    def lowered(self, base: str, index: str) -> str:
+    def subscript(self, base: str, index: str) -> str:
         return f"<msub>{base}{index}</msub>"
 
     def root(self, radicand: str, degree: str) -> str:
         return f"<mroot>{radicand}{degree}</mroot>" if degree else f"<msqrt>{radicand}</msqrt>"
 
-    def fenced(self, left: str, inner: str, right: str) -> str:
+    def bracketed(self, left: str, inner: str, right: str) -> str:
         return f"<mrow><mo>{left}</mo>{inner}<mo>{right}</mo></mrow>"
 
-    def sum(self, below: str, above: str) -> str:
-        return f"<munderover><mo>∑</mo>{below}{above}</munderover>"
+    def sum(self, lower: str, upper: str) -> str:
+        return f"<munderover><mo>∑</mo>{lower}{upper}</munderover>"
 
 
-class _Typst(_Walk):
+class _TypstPrinter(_MathPrinter):
     """Arguments and exponents stand in parentheses, which Typst does not show; names and numbers are quoted.
 
     No spaces are written, since beside quoted text they would show.
@@ -257,19 +257,19 @@ class _Typst(_Walk):
     def row(self, parts: Sequence[str]) -> str:
         return "".join(parts)
 
-    def fraction(self, above: str, below: str) -> str:
-        return f"frac({above},{below})"
+    def fraction(self, numerator: str, denominator: str) -> str:
+        return f"frac({numerator},{denominator})"
 
-    def raised(self, base: str, exponent: str) -> str:
+    def superscript(self, base: str, exponent: str) -> str:
         return f"{base}^({exponent})"
 
-    def lowered(self, base: str, index: str) -> str:
+    def subscript(self, base: str, index: str) -> str:
         return f"{base}_({index})"
 
     def root(self, radicand: str, degree: str) -> str:
         return f"root({degree},{radicand})" if degree else f"sqrt({radicand})"
 
-    def fenced(self, left: str, inner: str, right: str) -> str:
+    def bracketed(self, left: str, inner: str, right: str) -> str:
         """Parentheses grow with a fraction within; between others, whose sign is quoted, a line may end."""
         if left == "|":
             return f"lr(|{inner}|)"
@@ -277,5 +277,5 @@ class _Typst(_Walk):
             return rf"\({inner}\)"
         return f"{left}{inner}{right}"
 
-    def sum(self, below: str, above: str) -> str:
-        return f"sum_({below})^({above})"
+    def sum(self, lower: str, upper: str) -> str:
+        return f"sum_({lower})^({upper})"

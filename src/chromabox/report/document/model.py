@@ -22,13 +22,13 @@ class Number:
     """A file and what of it (``runs/unet/summary.json: test_accuracy``), or the computation's name."""
     spec: str = ",.4g"
     """As of :func:`format`; thousands may be set apart by commas."""
-    spread: float | None = None
+    std: float | None = None
     """Printed behind "±" where it is known."""
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return {math.inf: "∞", -math.inf: "−∞"}.get(self.value, "–")
-        printed = [format(one, self.spec) for one in (self.value, self.spread) if one is not None]
+        printed = [format(one, self.spec) for one in (self.value, self.std) if one is not None]
         return " ± ".join(printed).replace("-", "−")
 
 
@@ -85,14 +85,14 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingRun:
     """What is not there, and the command that makes it."""
 
-    what: str
+    description: str
     command: str
 
 
-Block: TypeAlias = Text | Formula | Table | Figure | Code | Missing
+Block: TypeAlias = Text | Formula | Table | Figure | Code | MissingRun
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Document:
     abstract: Sequence[Block]
     sections: Sequence[Section]
     references: Sequence[str]
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     """How it was made: versions, machine, date."""
 
     def numbers(self) -> Iterator[tuple[str, str, Number]]:

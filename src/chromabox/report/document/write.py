@@ -20,15 +20,15 @@ import typst
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import write_whole
-from chromabox.report.document.images import embed, read_png
-from chromabox.report.document.inline import Span, clean, plain
-from chromabox.report.document.layout import Laid, lay_out
-from chromabox.report.document.model import Document, Missing
+from chromabox.io.atomic import atomic_write
+from chromabox.report.document.images import fit_to_budget, read_png
+from chromabox.report.document.inline import Inline, strip_control_chars, to_text
+from chromabox.report.document.layout import LaidOut, layout_document
+from chromabox.report.document.model import Document, MissingRun
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenDocument:
     """Where the three are."""
 
     html: Path
@@ -36,7 +36,7 @@ class Written:
     json: Path
 
 
-def write_document(document: Document, folder: Path) -> Written:
+def write_document(document: Document, folder: Path) -> WrittenDocument:
     """Write ``report.html``, ``report.pdf`` and ``report.json`` into the folder, which is made if need be.
 
     Each is written whole or not at all. Raises ChromaboxError for a figure that is no PNG file, and for a folder that
@@ -44,10 +44,10 @@ def write_document(document: Document, folder: Path) -> Written:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Written(
+        return WrittenDocument(
             html=write_html(document, folder / "report.html"),
             pdf=write_pdf(document, folder / "report.pdf"),
-            json=write_numbers(document, folder / "report.json"),
+            json=write_numbers_json(document, folder / "report.json"),
         )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -57,27 +57,27 @@ def write_document(document: Document, folder: Path) -> Written:
 
 
 #: Bytes; a page of this size can be sent by mail and opens at once.
-LARGEST = 5_000_000
+MAX_PAGE_BYTES = 5_000_000
 
 
-def write_html(document: Document, path: Path, *, largest: int = LARGEST) -> Path:
+def write_html(document: Document, path: Path, *, max_bytes: int = MAX_PAGE_BYTES) -> Path:
     """Write the page, whole or not at all, and return the path.
 
     Pictures are made smaller until the page has at most ``largest`` bytes, and their captions say so. Raises
     ChromaboxError for a figure that is no PNG file; OSErrors of writing are the caller's.
     """
-    laid = lay_out(document)
+    laid = layout_document(document)
     pictures = [read_png(figure.path) for figure in laid["figures"]]
-    words = len(_page(document, laid, [(picture, "") for picture in pictures]).encode())
+    words = len(_render_page(document, laid, [(picture, "") for picture in pictures]).encode())
     notes = 80 * len(pictures)  # Room for what captions say of pictures that were made smaller.
-    small = embed(pictures, largest - words - notes)
-    page = _page(document, laid, [(picture, picture.uri) for picture in small])
-    with write_whole(path) as aside:
+    small = fit_to_budget(pictures, max_bytes - words - notes)
+    page = _render_page(document, laid, [(picture, picture.uri) for picture in small])
+    with atomic_write(path) as aside:
         aside.write_text(page, encoding="utf-8")
     return path
 
 
-def _page(document: Document, laid: Laid, pictures: list[tuple[Any, str]]) -> str:
+def _render_page(document: Document, layout: LaidOut, images: list[tuple[Any, str]]) -> str:
     environment = Environment(
         loader=PackageLoader("chromabox", "assets/report"),
         autoescape=True,
@@ -85,58 +85,64 @@ def _page(document: Document, laid: Laid, pictures: list[tuple[Any, str]]) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = [(clean(key), clean(name), number) for key, name, number in document.numbers()]
+    numbers = [
+        (strip_control_chars(key), strip_control_chars(name), number) for key, name, number in document.numbers()
+    ]
     return environment.get_template("page.html").render(
-        laid=laid, pictures=pictures, numbers=numbers, clean=clean, width_of=_width_of
+        laid=layout, pictures=images, numbers=numbers, clean=strip_control_chars, width_of=_cell_width_class
     )
 
 
-def _width_of(cell: list[Span]) -> str:
+def _cell_width_class(cell: list[Inline]) -> str:
     """How a table's cell takes its width: ``short`` is one line, ``long`` breaks within its words (file names)."""
-    words = plain(cell)
+    words = to_text(cell)
     if len(words) <= 24:
         return "short"
     return "long" if max(map(len, words.split()), default=0) > 24 else "text"
 
 
-def write_numbers(document: Document, path: Path) -> Path:
+def write_numbers_json(document: Document, path: Path) -> Path:
     """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, whole or not at all, and return the path.
 
     Of a number: ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source``, ``spread``.
     What is no finite number is null, since JSON has no word for it; ``printed`` shows it. OSErrors are the caller's.
     """
     content = {
-        "title": clean(document.title),
-        "about": {clean(name): clean(value) for name, value in document.about.items()},
+        "title": strip_control_chars(document.title),
+        "about": {strip_control_chars(name): strip_control_chars(value) for name, value in document.metadata.items()},
         "numbers": [
             {
-                "section": clean(key),
-                "name": clean(name),
-                "value": _finite(number.value),
+                "section": strip_control_chars(key),
+                "name": strip_control_chars(name),
+                "value": _none_if_not_finite(number.value),
                 "printed": str(number),
-                "source": clean(number.source),
-                "spread": _finite(number.spread),
+                "source": strip_control_chars(number.source),
+                "spread": _none_if_not_finite(number.std),
             }
             for key, name, number in document.numbers()
         ],
-        "missing": _missing(document),
+        "missing": _missing_runs(document),
     }
-    with write_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
-def _missing(document: Document) -> list[dict[str, Any]]:
+def _missing_runs(document: Document) -> list[dict[str, Any]]:
     parts = (("", document.abstract), *((section.key, section.blocks) for section in document.sections))
     return [
-        {"section": clean(key), "what": clean(block.what), "command": clean(block.command)}
+        {
+            "section": strip_control_chars(key),
+            "what": strip_control_chars(block.description),
+            "command": strip_control_chars(block.command),
+        }
         for key, blocks in parts
         for block in blocks
-        if isinstance(block, Missing)
+        if isinstance(block, MissingRun)
     ]
 
 
-def _finite(value: float | None) -> float | None:
+def _none_if_not_finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -148,7 +154,7 @@ def write_pdf(document: Document, path: Path) -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="chromabox-") as name:
         folder = Path(name)
-        _write_source(document, folder)
+        _write_typst_source(document, folder)
         try:
             pdf = typst.compile(
                 str(folder / "paper.typ"),
@@ -159,24 +165,24 @@ def write_pdf(document: Document, path: Path) -> Path:
             )
         except typst.TypstError as error:
             raise ChromaboxError(f"{path}: the write-up cannot be typeset: {error.message}") from error
-    with write_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(pdf)
     return path
 
 
-def _write_source(document: Document, folder: Path) -> None:
+def _write_typst_source(document: Document, folder: Path) -> None:
     """``paper.typ``, which is the same for all write-ups, ``document.json`` and ``figure-1.png`` and so on."""
     template = resources.files("chromabox").joinpath("assets", "report", "paper.typ")
     (folder / "paper.typ").write_bytes(template.read_bytes())
-    laid = lay_out(document)
+    laid = layout_document(document)
     pictures = []
     for index, figure in enumerate(laid.pop("figures"), start=1):
         picture = read_png(figure.path)
         (folder / f"figure-{index}.png").write_bytes(picture.content)
         pictures.append({"file": f"figure-{index}.png", "width": picture.width, "height": picture.height})
-    content = json.dumps({**laid, "pictures": pictures}, default=_plain_span, ensure_ascii=False)
+    content = json.dumps({**laid, "pictures": pictures}, default=_inline_to_json, ensure_ascii=False)
     (folder / "document.json").write_text(content, encoding="utf-8")
 
 
-def _plain_span(span: Span) -> dict[str, Any]:
-    return {"text": span.text, "code": span.code, "number": span.number is not None, "link": span.link}
+def _inline_to_json(inline: Inline) -> dict[str, Any]:
+    return {"text": inline.text, "code": inline.code, "number": inline.number is not None, "link": inline.link}

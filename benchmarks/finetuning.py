@@ -74,7 +74,7 @@ def keep(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(metadata=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"raccoon": raccoon, "coco128": coco128, "keep": keep}
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -115,6 +115,6 @@ def test_what_cannot_be_asked(ask: object, settings: dict[str, int], reason: str
 
 
 def test_an_answer_that_the_layers_contradict_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry._LayerSettings, "reach", property(lambda self: self.kernel + 1))
+    monkeypatch.setattr(geometry._LayerSettings, "kernel_extent", property(lambda self: self.kernel + 1))
     with pytest.raises(ChromaboxError, match="first two convolutions: PyTorch's layers"):
         solve_paddings(3)

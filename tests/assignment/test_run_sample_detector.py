@@ -27,10 +27,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Path:
         raise ChromaboxError(f"{name}: no source has it")
 
-    monkeypatch.setattr(module, "fetch_detector", refuse)
-    monkeypatch.setattr(module, "COUNTS", counts)
-    monkeypatch.setattr(module, "SIZE", 96)
-    monkeypatch.setattr(module, "write_collage", partial(make_synthetic_dataset, objects=dict.fromkeys(counts, things)))
+    monkeypatch.setattr(module, "download_pretrained", refuse)
+    monkeypatch.setattr(module, "SAMPLE_SPLITS", counts)
+    monkeypatch.setattr(module, "SAMPLE_IMAGE_SIZE", 96)
+    monkeypatch.setattr(
+        module, "make_synthetic_dataset", partial(make_synthetic_dataset, objects=dict.fromkeys(counts, things))
+    )
 
 
 @pytest.mark.usefixtures("offline")

@@ -237,7 +237,7 @@ def test_wishes_are_the_command_lines(net: PhotoModel, monkeypatch: pytest.Monke
         asked.append(wishes)
         return picture
 
-    monkeypatch.setattr(room, "colour_picture", note)
+    monkeypatch.setattr(room, "colourise_image", note)
     colourise(
         GREY,
         style="vivid",
@@ -266,7 +266,7 @@ def test_palettes_by_name_path_picture_and_list(
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     horse = load_palette("horse24")
     asked: list[ColouriseOptions] = []
-    monkeypatch.setattr(room, "colour_picture", lambda picture, trained, wishes: asked.append(wishes) or picture)
+    monkeypatch.setattr(room, "colourise_image", lambda picture, trained, wishes: asked.append(wishes) or picture)
     given = [horse, "horse24", tmp_path / "two.json", str(tmp_path / "two.json"), ["navy", BEIGE], tmp_path / "cat.png"]
     for palette in given:
         colourise(GREY, palette=palette, model=net)
@@ -341,7 +341,7 @@ def test_a_net_is_read_once_until_its_file_changes(
         read.append(path)
         return load_model(path)
 
-    monkeypatch.setattr(room, "load_trained", count)
+    monkeypatch.setattr(room, "load_model", count)
     run = tmp_path / "run"
     run.mkdir()
     (run / "best.safetensors").write_bytes(checkpoint.read_bytes())

@@ -121,7 +121,7 @@ def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
         asked.append((int(execution.precision == "bfloat16"), int(execution.channels_last)))
         return float(seconds[asked[-1]])
 
-    monkeypatch.setattr("chromabox.engine.autotune._seconds_per_step", told)
+    monkeypatch.setattr("chromabox.engine.autotune._time_step", told)
     options = RuntimeOptions(device="cpu", compile="no", threads=1)
     found = autotune(options, nn.Linear(2, 2), lambda call: torch.zeros(()), total_steps=1)
     assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen

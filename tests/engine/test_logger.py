@@ -101,7 +101,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> Non
     shown = Terminal()
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("training", 10, done=4, show=show) as tick:
+    with progress_bar("training", 10, completed=4, show=show) as tick:
         tick(3, epoch=2)
     if show:
         assert "training" in shown.getvalue()

@@ -26,8 +26,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
     pins = [PinnedFile(name, hashlib.sha256(rows.tobytes()).hexdigest(), rows.size) for name, rows in files.items()]
     monkeypatch.setattr(cifar10, "TRAIN_FILES", tuple(pins[:5]))
     monkeypatch.setattr(cifar10, "TEST_FILES", tuple(pins[5:]))
-    monkeypatch.setattr(cifar10, "ROWS_PER_FILE", ROWS)
-    monkeypatch.setattr(cifar10, "SOURCES", ())
+    monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", ROWS)
+    monkeypatch.setattr(cifar10, "PROBE_LAYERS", ())
     monkeypatch.delenv("CHROMABOX_MIRROR", raising=False)
     return files
 

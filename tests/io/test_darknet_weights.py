@@ -123,7 +123,7 @@ def test_the_onnx_copy_stands_in_and_both_are_named_where_neither_is_had(
     with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; nor is its ONNX copy"):
         load_yolov3_tiny()
     layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
-    monkeypatch.setattr("chromabox.io.darknet_weights.fetch_yolov3_tiny_onnx", lambda progress: tmp_path)
+    monkeypatch.setattr("chromabox.io.darknet_weights.download_yolov3_tiny_onnx", lambda progress: tmp_path)
     monkeypatch.setattr("chromabox.io.darknet_weights.read_onnx_convolutions", lambda path: [layer])
     file, origin = load_yolov3_tiny()
     assert origin.name == "tiny-yolov3-11.onnx"

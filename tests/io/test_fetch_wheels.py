@@ -49,7 +49,7 @@ def pip_that(
             (Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, code, "", complaint)
 
-    monkeypatch.setattr(wheels.subprocess, "run", run)
+    monkeypatch.setattr(wheels.subprocess, "run_cli", run)
     return commands
 
 
@@ -107,7 +107,7 @@ def test_pip_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to
     def run(command: list[str], **_: Any) -> None:
         raise subprocess.TimeoutExpired(command, 1)
 
-    monkeypatch.setattr(wheels.subprocess, "run", run)
+    monkeypatch.setattr(wheels.subprocess, "run_cli", run)
     with pytest.raises(ChromaboxError, match="pip download took more than 3600 s"):
         fetch([PIN], [PipWheel("package", "1.0", "0" * 64, 1)], tmp_path / "cache", told)
 

@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def full(source: object, target: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replacements", full)
     with pytest.raises(ChromaboxError, match=r"out.mp4 cannot be written .*No space left"):
         transcode(film, tmp_path / "out.mp4", lambda frame: frame)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]

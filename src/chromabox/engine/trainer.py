@@ -32,6 +32,7 @@ from chromabox.engine.distributed import (
     broadcast_object,
 )
 from chromabox.engine.logger import EpochRecord, MetricsLogger, ProgressCallback, progress_bar
+from chromabox.engine.runs import rename_keys
 from chromabox.errors import ChromaboxError
 
 BatchT = TypeVar("BatchT")
@@ -302,7 +303,8 @@ class _Trainer(Generic[BatchT]):
         if "resume" not in state:
             raise ChromaboxError(f"{self.folder / 'last.safetensors'}: holds a net but no training state to go on from")
         resume = state["resume"]
-        loop = resume["loop"]
+        # Checkpoints of version 0.1.0 and earlier call the step "update".
+        loop = rename_keys(resume["loop"], {"update": "step"})
         self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
         self.task.model.load_state_dict(resume["net"])
         if self.ema_model is not None:

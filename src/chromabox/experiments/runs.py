@@ -11,6 +11,7 @@ from typing import Any
 
 from chromabox.colour.training.recipes import PALETTE_MODELS
 from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, read_config, train
+from chromabox.engine.runs import read_config_values
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.report.training import epoch_callback, plot_run
@@ -100,7 +101,7 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
             raise UsageError(f"{path}: holds no finished run; chromabox train or finetune makes one")
         found.sweeps.extend(sweeps)
         for run in runs:
-            net = json.loads((run / "config.json").read_text(encoding="utf-8")).get("net")
+            net = read_config_values(run).get("model")
             if net == "detector":
                 found.detectors.append(run)
             elif net in PALETTE_MODELS:
@@ -141,8 +142,11 @@ def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:
     """Of a net's runs those that differ in nothing but the seed: the largest such group, of equal ones the longest."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        what = {name: config.get(name) for name in ("recipe", "settings", "steps", "size", "hold_out", "accumulate")}
+        config = read_config_values(run)
+        what = {
+            name: config.get(name)
+            for name in ("recipe", "model_args", "max_steps", "size", "val_fraction", "accumulate")
+        }
         groups.setdefault(json.dumps(what, sort_keys=True), []).append(run)
     best = max(groups.values(), key=lambda group: (len(group), max(read_summary(run)["epochs"] for run in group)))
     others = [run for group in groups.values() if group is not best for run in group]

@@ -165,7 +165,8 @@ def _equal_steps_configs(configs: Mapping[SweepValue, TrainConfig], steps: int |
     made = {value: config.recipe.epochs * count_steps_per_epoch(config, train) for value, config in configs.items()}
     wanted = steps or min(made.values())
     return {
-        value: config if made[value] == wanted else replace(config, max_steps=wanted) for value, config in configs.items()
+        value: config if made[value] == wanted else replace(config, max_steps=wanted)
+        for value, config in configs.items()
     }
 
 

@@ -25,6 +25,7 @@ from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.runs import rename_keys
 from chromabox.errors import UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.report.plots import plot_image_rows, save_figure
@@ -32,6 +33,15 @@ from chromabox.report.tables import _format_number, _print_table
 
 SweepValue = int | float
 
+#: Format of ``sweep.json``. Format 1 had no number and used other names, which are still read.
+SWEEP_FORMAT = 2
+_FORMAT_1_NAMES = {
+    "net": "model",
+    "over": "parameter",
+    "updates": "steps",
+    "updates_per_epoch": "steps_per_epoch",
+    "measured": "metrics",
+}
 #: What is measured of every run, and in which unit.
 METRICS: Mapping[str, str] = {
     "train_loss": "cross-entropy of the finished net in nats a pixel, on as many training pictures as there are test "
@@ -128,21 +138,25 @@ def write_sweep(sweep: SweepResult) -> None:
     """Write ``sweep.csv`` and, last of all, ``sweep.json``, by which a finished sweep is known."""
     _write_table(sweep)
     rows = {name: [_row_to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
-    said = {name: value for name, value in vars(sweep).items() if name != "folder"}
-    said["grey_psnr"] = _inf_to_none(sweep.grey_psnr)
-    write_json(sweep.folder / "sweep.json", {**said, **rows, "measured": dict(METRICS)})
+    values = {name: value for name, value in vars(sweep).items() if name != "folder"}
+    values["grey_psnr"] = _inf_to_none(sweep.grey_psnr)
+    write_json(sweep.folder / "sweep.json", {"format": SWEEP_FORMAT, **values, **rows, "metrics": dict(METRICS)})
 
 
 def read_sweep(folder: Path) -> SweepResult:
     """What :func:`write_sweep` wrote; UsageError if the folder holds no such file or a broken one."""
     path = folder / "sweep.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        del found["measured"]
-        found["grey_psnr"] = _none_to_inf(found["grey_psnr"])
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format", 1) == 1:
+            values = rename_keys(values, _FORMAT_1_NAMES)
+            for name in ("equal_epochs", "equal_steps"):
+                values[name] = [rename_keys(row, _FORMAT_1_NAMES) for row in values[name]]
+        del values["metrics"]
+        values["grey_psnr"] = _none_to_inf(values["grey_psnr"])
         for name in ("equal_epochs", "equal_steps"):
-            found[name] = tuple(_row_from_json(row) for row in found[name])
-        return SweepResult(folder=folder, **{**found, "seeds": tuple(found["seeds"])})
+            values[name] = tuple(_row_from_json(row) for row in values[name])
+        return SweepResult(folder=folder, **{**values, "seeds": tuple(values["seeds"])})
     except OSError as error:
         raise UsageError(f"{folder}: holds no sweep.json; give the folder of a sweep that finished") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -158,15 +172,16 @@ def _none_to_inf(value: float | None) -> float:
 
 
 def _row_to_json(row: SweepRow) -> dict[str, Any]:
-    measured = {name: one.as_json() for name, one in row.metrics.items()}
-    return {**vars(row), "runs": [run.as_posix() for run in row.runs], "measured": measured}
+    metrics = {name: stats.as_json() for name, stats in row.metrics.items()}
+    return {**vars(row), "runs": [run.as_posix() for run in row.runs], "metrics": metrics}
 
 
 def _row_from_json(values: dict[str, Any]) -> SweepRow:
-    each = {
-        name: SeedStats(tuple(_none_to_inf(value) for value in one["each"])) for name, one in values["measured"].items()
+    metrics = {
+        name: SeedStats(tuple(_none_to_inf(value) for value in stats["each"]))
+        for name, stats in values["metrics"].items()
     }
-    return SweepRow(**{**values, "runs": tuple(Path(run) for run in values["runs"]), "measured": each})
+    return SweepRow(**{**values, "runs": tuple(Path(run) for run in values["runs"]), "metrics": metrics})
 
 
 def _write_table(sweep: SweepResult) -> None:

@@ -125,7 +125,11 @@ def test_what_is_kept_can_be_read_and_what_is_pooled_cannot(pictures: list) -> N
     assert pooled["quarter"].grey == pytest.approx(1 / 16, abs=0.05)
     assert pooled["quarter"].grey_detail == pytest.approx(0, abs=0.05)
     assert pooled["half"].grey == pytest.approx(1 / 4, abs=0.05)
-    assert pooled["quarter"].table_accuracy < pooled["half"].table_accuracy < kept["quarter"].table_accuracy
+    assert (
+        pooled["quarter"].lookup_table_accuracy
+        < pooled["half"].lookup_table_accuracy
+        < kept["quarter"].lookup_table_accuracy
+    )
 
 
 def test_the_table_reads_exact_grey_as_the_floor_does(pictures: list) -> None:
@@ -136,4 +140,4 @@ def test_the_table_reads_exact_grey_as_the_floor_does(pictures: list) -> None:
         train.grey_sum.numpy(), train.labels.numpy(), test.grey_sum.numpy(), test.labels.numpy(), 24
     )
     found = probe_layers(Halving(keep=True), *pictures, HORSE24, {"input": ("input",)})["input"]
-    assert found.table_accuracy == pytest.approx(expected.accuracy)
+    assert found.lookup_table_accuracy == pytest.approx(expected.accuracy)

@@ -36,7 +36,7 @@ FOUND = CheckResult(
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "self_check", lambda *_, **__: FOUND)
+    monkeypatch.setattr(self_check, "check_file", lambda *_, **__: FOUND)
 
 
 @pytest.mark.usefixtures("found")

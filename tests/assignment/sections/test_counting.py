@@ -121,7 +121,7 @@ def test_the_text_follows_from_the_search(monkeypatch: pytest.MonkeyPatch, paddi
         return " ".join(str(one) for one in section.blocks if isinstance(one, Text))
 
     assert "it is right for all, and the only answer." in said(paddings)
-    monkeypatch.setattr(counting, "handout_pair", lambda kernel: (kernel // 2, kernel % 2))
+    monkeypatch.setattr(counting, "assignment_rule", lambda kernel: (kernel // 2, kernel % 2))
     wrong = padding_section(RunIndex(), Path())
     assert "it is not the only right answer for 2, 4, 6, 8." in said(wrong)
     assert [row[-1] for row in table(wrong, "The general answer").rows] == ["yes", "no"] * 4 + ["yes"]

@@ -159,7 +159,7 @@ def test_a_wrong_class_term_is_noticed(run: Path, tmp_path: Path, monkeypatch: p
         return F.binary_cross_entropy_with_logits(chosen[:, 5:], goal, reduction="none")
 
     assert "the code is the formula" in _words(class_loss_section(RunIndex(detectors=[run]), tmp_path))
-    monkeypatch.setattr(DetectionLoss, "_class_errors", forgetful)
+    monkeypatch.setattr(DetectionLoss, "class_loss", forgetful)
     assert "That is more than rounding" in _words(class_loss_section(RunIndex(detectors=[run]), tmp_path))
 
 

@@ -234,7 +234,9 @@ def test_the_gain_near_edges_is_judged_by_its_interval(
         strided = replace(nets[1], predictions=replace(nets[1].predictions, is_correct=right))
         distances = np.where(near, 0.0, 7.0)
         return said(
-            stride_explanation_blocks(wrong, strided, replace(ground, edge_distances=distances), tmp_path, is_better=True)
+            stride_explanation_blocks(
+                wrong, strided, replace(ground, edge_distances=distances), tmp_path, is_better=True
+            )
         )
 
     assert "gains most where there is fine detail" in text(near)
@@ -249,10 +251,15 @@ def test_vanishing_gradients_are_found_where_they_are(
     _, plain, skipping = nets
     flat = {layer: LayerGradient(0.1, 1.0) for layer in plain.initial_gradients}
     steep = {layer: LayerGradient(10.0**-power, 1.0) for layer, power in zip(flat, (4, 3, 2, 1, 0), strict=True)}
-    healthy, ill = replace(plain, initial_gradients=flat, final_gradients=flat), replace(plain, initial_gradients=steep, final_gradients=flat)
+    healthy, ill = (
+        replace(plain, initial_gradients=flat, final_gradients=flat),
+        replace(plain, initial_gradients=steep, final_gradients=flat),
+    )
     assert not has_vanishing_gradients(healthy)
     assert has_vanishing_gradients(ill)
-    assert has_vanishing_gradients(replace(plain, initial_gradients=flat, final_gradients={**flat, "block1": LayerGradient(0.0, 1.0)}))
+    assert has_vanishing_gradients(
+        replace(plain, initial_gradients=flat, final_gradients={**flat, "block1": LayerGradient(0.0, 1.0)})
+    )
     text = said(skip_explanation_blocks(healthy, skipping, ground, tmp_path, is_better=True, other_analyses=()))
     assert "Here nothing vanishes" in text
     assert "Vanishing gradients do not explain it" in text
@@ -310,19 +317,25 @@ def test_blur_and_dullness_are_judged(nets: list[NetAnalysis], ground: AnalysisD
         (1.0, 0.95, "keep the fine detail"),
     ):
         assert words in str(
-            blur_text(replace(pool, high_frequencies=replace(pool.high_frequencies, energy=energy, correlation=correlation)))
+            blur_text(
+                replace(pool, high_frequencies=replace(pool.high_frequencies, energy=energy, correlation=correlation))
+            )
         )
     bands = replace(pool, accuracy_by_edge_distance=AccuracyByEdgeDistance(np.array([0.2, 0.6]), np.array([0.5, 0.5])))
     assert "without its detail" in str(blur_text(bands))
     assert "without its detail" not in str(
-        blur_text(replace(bands, accuracy_by_edge_distance=AccuracyByEdgeDistance(np.array([0.7, 0.6]), np.array([0.5, 0.5]))))
+        blur_text(
+            replace(bands, accuracy_by_edge_distance=AccuracyByEdgeDistance(np.array([0.7, 0.6]), np.array([0.5, 0.5])))
+        )
     )
     for said_vivid, expected, words in (
         (0.2, 0.4, ("are too dull", "nearly as often", "seldom sure enough")),
         (0.2, 0.2, ("are too dull", "not as often")),
         (0.4, 0.4, ("are not too dull", "nearly as often")),
     ):
-        vividness = replace(pool.vivid_stats, true_fraction=0.4, predicted_fraction=said_vivid, mean_probability=expected)
+        vividness = replace(
+            pool.vivid_stats, true_fraction=0.4, predicted_fraction=said_vivid, mean_probability=expected
+        )
         text = str(dullness_text(replace(pool, vivid_stats=vividness), ground))
         assert all(word in text for word in words)
         assert ("seldom sure enough" in text) == ("seldom sure enough" in words)

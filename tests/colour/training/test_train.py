@@ -311,9 +311,7 @@ def test_patience_stops_early(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("net", PALETTE_MODELS)
 def test_every_parameter_has_one_optimiser_and_only_kernels_decay(net: PaletteModelName, optimiser: str) -> None:
     module = build_model(net)
-    recipe = replace(
-        make_recipe("course", net), optimizer=optimiser, weight_decay=0.1, lr=0.02, adamw_lr=0.01
-    )
+    recipe = replace(make_recipe("course", net), optimizer=optimiser, weight_decay=0.1, lr=0.02, adamw_lr=0.01)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)  # a kernel that begins as zeros would not show its decay
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}

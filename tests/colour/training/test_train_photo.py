@@ -334,7 +334,7 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
     def unreachable() -> Path:
         raise ChromaboxError("cannot fetch yolov3-tiny.weights")
 
-    monkeypatch.setattr("chromabox.colour.training.train_photo.yolov3_tiny_file", unreachable)
+    monkeypatch.setattr("chromabox.colour.training.train_photo.load_yolov3_tiny", unreachable)
     photographs = load_photos(photos, quiet)
     assert init_model(configuration(photos, start="auto"), photographs, None).init == "none"
     with pytest.raises(ChromaboxError, match="cannot fetch"):

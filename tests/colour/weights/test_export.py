@@ -141,7 +141,7 @@ def test_a_file_that_computes_something_else_is_not_written(
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return model
 
-    monkeypatch.setattr(export, "_converted", spoilt)
+    monkeypatch.setattr(export, "_to_onnx", spoilt)
     (tmp_path / "net.onnx").write_bytes(b"older")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: not written, the file would compute something else"):
         export_onnx(trained, tmp_path / "net.onnx")
@@ -160,7 +160,7 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, path, _ = exported("unet")
-    monkeypatch.setattr(export, "_converted", lambda net, opset: onnx.load(path))
+    monkeypatch.setattr(export, "_to_onnx", lambda net, opset: onnx.load(path))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: cannot be written"):
         export_onnx(trained, tmp_path / "file" / "net.onnx")

@@ -164,7 +164,7 @@ def test_damaged_and_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(ChromaboxError, match=r"not an ONNX file"):
             load_model(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(onnx_net, "MOST_BYTES", 100)
+    monkeypatch.setattr(onnx_net, "MAX_MODEL_BYTES", 100)
     with pytest.raises(ChromaboxError, match="the nets of chromabox have less"):
         load_model(path)
 

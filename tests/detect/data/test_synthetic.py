@@ -145,7 +145,7 @@ def test_nothing_half_written_is_left(
     def fail(*arguments: object, **options: object) -> None:
         raise ChromaboxError("the disk is full")
 
-    monkeypatch.setattr(collages, "write_picture", fail)
+    monkeypatch.setattr(collages, "write_image", fail)
     with pytest.raises(ChromaboxError, match="the disk is full"):
         make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=SMALL, objects=things)
     (tmp_path / "file").write_text("")

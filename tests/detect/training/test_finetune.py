@@ -237,7 +237,7 @@ def test_the_time_told_adds_up_what_was_measured(
     begun = initialise_run(config, None)
     net = begun.detector.model
     train = AugmentedSamples(begun.splits.train, "default", 64, 0, cached_reader())
-    monkeypatch.setattr(FinetuneProbe, "costs", lambda *arguments: FinetuneCosts(1.0, 5.0, 7.0, 2.0))
+    monkeypatch.setattr(FinetuneProbe, "cost_blocks", lambda *arguments: FinetuneCosts(1.0, 5.0, 7.0, 2.0))
     said: list[str] = []
     FinetuneProbe(config, net, 3, build_loss(net, config), train, begun).pick_runtime(
         RuntimeOptions(threads=1), said.append

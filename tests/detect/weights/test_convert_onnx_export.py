@@ -113,7 +113,7 @@ def test_a_file_that_finds_something_else_is_not_written(tmp_path: Path, monkeyp
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return model
 
-    monkeypatch.setattr(export, "_converted", spoilt)
+    monkeypatch.setattr(export, "_to_onnx", spoilt)
     (tmp_path / "a.onnx").write_bytes(b"older")
     with pytest.raises(ChromaboxError, match=r"a\.onnx: not written, the file would compute something else"):
         export_detector(make_small_detector(), tmp_path / "a.onnx")
@@ -123,7 +123,7 @@ def test_a_file_that_finds_something_else_is_not_written(tmp_path: Path, monkeyp
 def test_what_does_not_fit_is_refused_before_anything_is_converted(
     exported: tuple[Detector, Path, DetectorExportReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_converted", None)
+    monkeypatch.setattr(export, "_to_onnx", None)
     with pytest.raises(UsageError, match=r"a\.pt: does not end in \.onnx"):
         export_detector(make_small_detector(), tmp_path / "a.pt")
     with pytest.raises(UsageError, match="size is 65: small needs a multiple of 32"):

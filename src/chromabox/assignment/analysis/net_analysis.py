@@ -121,8 +121,11 @@ class NetAnalysis:
     @cached_property
     def to_json(self) -> dict[str, Any]:
         """All numbers as JSON has them, without the answers pixel by pixel; what has no value is None."""
-        values = {name: value for name, value in vars(self).items() if name not in ("answers", "run", "net")}
-        relative = {when: {layer: one.relative for layer, one in vars(self)[when].items()} for when in ("start", "end")}
+        values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
+        relative = {
+            when: {layer: one.relative for layer, one in vars(self)[when].items()}
+            for when in ("initial_gradients", "final_gradients")
+        }
         calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
         return cast(
             dict[str, Any],

@@ -175,7 +175,9 @@ def _json_safe(value: Any) -> Any:
 def _mark_not_reached(lines: list[DiffLine], failed: bool) -> list[DiffLine]:
     """What a forward that failed did not come to is not missing."""
     reached = max((index for index, line in enumerate(lines) if line.actual is not None), default=-1)
-    return [replace(line, message=NOT_REACHED) if failed and index > reached else line for index, line in enumerate(lines)]
+    return [
+        replace(line, message=NOT_REACHED) if failed and index > reached else line for index, line in enumerate(lines)
+    ]
 
 
 CheckOutcome = tuple[bool | None, str] | None

@@ -141,8 +141,14 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     """What an epoch takes, what freezing saves of it, and all runs side by side."""
     run = runs[0]
-    names = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
-    frozen = FreezeReport(**{name: read_summary(run)["frozen"][name] for name in names})
+    values = read_summary(run)["frozen"]
+    frozen = FreezeReport(
+        num_layers=values["layers"],
+        frozen_parameters=values["parameters"],
+        total_parameters=values["all_parameters"],
+        flops_fraction=values["share_of_work"],
+        update_bn_stats=values["moving_statistics"],
+    )
     views = read_finetune_config(run).num_cached_views
     taken = Text(
         "An epoch took {seconds} s (the median, validation included) and filling the caches {filling} s once.",

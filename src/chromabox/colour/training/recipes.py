@@ -139,9 +139,7 @@ def make_photo_recipe(
     recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
     if finetune:
         # A tenth of the rates: what the net knows must survive a few pictures.
-        recipe = replace(
-            recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16
-        )
+        recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)
     return _override(recipe, epochs, batch_size, learning_rate)
 
 

@@ -1,9 +1,8 @@
 """From a configuration to a run folder: data → net → loop, and what stands in the folder at the end."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.engine.optim import Muon
-from chromabox.engine.runs import package_versions
+from chromabox.engine.runs import read_config_values, write_config
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import ParamGroupSettings, TrainSchedule, TrainTask, fit
 from chromabox.errors import UsageError
@@ -255,7 +254,7 @@ def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[
 
 def _write_config(config: TrainConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**asdict(config), "versions": package_versions()})
+    write_config(folder, config)
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -264,10 +263,9 @@ def read_config(folder: Path) -> TrainConfig:
     if not path.is_file():
         raise UsageError(f"{folder}: holds no config.json; give the folder of a run that chromabox train began")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values.pop("versions", None)
+        values = read_config_values(folder)
         values["recipe"] = TrainRecipe(**values["recipe"])
-        values["execution"] = RuntimeConfig(**values["execution"])
+        values["runtime"] = RuntimeConfig(**values["runtime"])
         return TrainConfig(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: not the configuration of a colour run ({error})") from error

@@ -1,8 +1,7 @@
 """From a folder of photographs to a run folder: the photo net's own training, by the same loop as all others."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.engine.optim import Muon
-from chromabox.engine.runs import package_versions
+from chromabox.engine.runs import read_config_values, write_config
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 from chromabox.errors import ChromaboxError, UsageError
@@ -116,7 +115,7 @@ def train_photo(
     job, plan = build_photo_task(config, begun, photographs, world)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {**asdict(config), "versions": package_versions()})
+        write_config(folder, config)
         write_json(folder / "bins.json", begun.bins.as_json())
         total = sum(parameter.numel() for parameter in begun.model.parameters())
         log(
@@ -352,14 +351,12 @@ def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Pho
 
 def read_photo_config(folder: Path) -> PhotoConfig | None:
     """The configuration of a photo run's folder; None if the run is of another net or there is none."""
-    path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["net"] != "photo":
+        values = read_config_values(folder)
+        if values["model"] != "photo":
             return None
-        values.pop("versions", None)
         values["recipe"] = TrainRecipe(**values["recipe"])
-        values["execution"] = RuntimeConfig(**values["execution"])
+        values["runtime"] = RuntimeConfig(**values["runtime"])
         return PhotoConfig(**values)
     except (OSError, ValueError, KeyError, TypeError):
         return None

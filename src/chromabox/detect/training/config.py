@@ -1,12 +1,12 @@
 """The configuration of a fine-tuning run: what its ``config.json`` holds, and reading it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from chromabox.detect.training.recipes import FinetuneRecipe
 from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.runs import read_config_values
 from chromabox.errors import UsageError
 
 CachePrecision = Literal["float32", "float16", "bfloat16"]
@@ -33,19 +33,18 @@ class FinetuneConfig:
     patience: int | None = None
     seed: int = 0
     runtime: RuntimeConfig | None = None
-    net: str = "detector"
+    model: str = "detector"
 
 
 def read_finetune_config(folder: Path) -> FinetuneConfig:
     """The configuration of a run's folder. Raises UsageError if it is none of fine-tuning."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values.pop("versions", None)
+        values = read_config_values(folder)
         values["recipe"] = FinetuneRecipe(**values["recipe"])
-        values["execution"] = RuntimeConfig(**values["execution"])
+        values["runtime"] = RuntimeConfig(**values["runtime"])
         config = FinetuneConfig(**values)
-        if config.net != "detector":
-            raise ValueError(f"it is of a {config.net}")
+        if config.model != "detector":
+            raise ValueError(f"it is of a {config.model}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{folder}: holds no config.json of chromabox finetune; give the folder of a run that it began"

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from chromabox.detect.training.setup import (
 from chromabox.detect.weights.load import Detector, load_detector, save_detector
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import EpochRecord, read_metrics
-from chromabox.engine.runs import package_versions, peak_memory_bytes
+from chromabox.engine.runs import peak_memory_bytes, write_config
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import fit
 
@@ -77,7 +77,7 @@ def finetune(
         config = replace(config, runtime=probe.pick_runtime(options or RuntimeOptions(), log))
     assert config.runtime is not None
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {**asdict(config), "versions": package_versions()})
+    write_config(folder, config)
     if not resume:
         save_detector(folder / "start.safetensors", begun.detector)
     config.runtime.prepare(net)

@@ -254,7 +254,7 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
 
     Args:
         name: as the command line has it.
-        height, width: of the pictures in pixels, multiples of ``net.multiple``.
+        height, width: of the pictures in pixels, multiples of ``net.size_divisor``.
         settings: of the net's class.
 
     Raises UsageError for a net, a setting or a size that cannot be.
@@ -275,7 +275,7 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
             name, {**settings, **{key: changed[one] for key, one in SETTING_SYMBOLS.items() if one in changed}}
         )
 
-    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, net.multiple))
+    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, net.size_divisor))
 
 
 def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:

@@ -187,13 +187,21 @@ def parse_options(args: ColourArgsProtocol) -> ColouriseOptions:
 
 def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
     """What decides the colours of a picture, as JSON: with the same settings a picture need not be coloured again."""
-    names = ("style", "temperature", "lock", "ban", "replace", "leave_grey_below")
     files = {name: getattr(args, name) for name in ("palette", "hints")}
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
         for name, path in files.items()
     }
-    return {"net": checkpoint_sha256(args.net), **{name: getattr(args, name) for name in names}, **digests}
+    return {
+        "net": checkpoint_sha256(args.net),
+        "style": args.style,
+        "temperature": args.temperature,
+        "lock": args.allow,
+        "ban": args.ban,
+        "replace": args.replace,
+        "leave_grey_below": args.min_confidence,
+        **digests,
+    }
 
 
 def make_file_coloriser(

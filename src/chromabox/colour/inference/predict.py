@@ -134,7 +134,7 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
 
 def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float[Tensor, "classes height width"]:
     """Class probabilities of one size, the mean of a plain and a mirrored look."""
-    shape = _input_shape(plane.shape, side, int(getattr(model.network, "multiple", 8)))
+    shape = _input_shape(plane.shape, side, int(getattr(model.network, "size_divisor", 8)))
     seen = torch.from_numpy(_resize(plane, *shape)).clamp(0, 100)[None, None]
     if isinstance(model, PhotoModel):
         seen = seen / 100

@@ -100,7 +100,7 @@ def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Flo
 
 def _to_onnx(network: nn.Module, opset: int) -> "ModelProto":
     """The net as PyTorch's exporter writes it, for any batch and any sides that the net can take."""
-    multiple = network.multiple
+    multiple = network.size_divisor
     assert isinstance(multiple, int)
     height, width = (multiple * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
     dynamic = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
@@ -125,7 +125,7 @@ def _onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
         "input": f"float32 [batch, 1, height, width]: {lightness if photo else value}",
         "output": f"float32 [batch, classes, height / {stride}, width / {stride}]: softmax over the classes gives the "
         f"probabilities of {kind}, {colours}, in their order",
-        "multiple": str(model.network.multiple),
+        "multiple": str(model.network.size_divisor),
         "stride": str(stride),
         "looks": json.dumps(PHOTO_SCALES if photo else CIFAR_SCALES),
         kind: json.dumps(model.metadata[kind]),

@@ -18,7 +18,7 @@ from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, model_metada
 from chromabox.engine.checkpoint import save_checkpoint
 
 RNG = np.random.default_rng(2)
-PLAIN = ["--precision", "float32", "--compiled", "no", "--channels-last", "no", "--threads", "1", "--device", "cpu"]
+PLAIN = ["--precision", "float32", "--compile", "off", "--channels-last", "off", "--threads", "1", "--device", "cpu"]
 # An exit code, standard output, standard error.
 Said = tuple[int, str, str]
 

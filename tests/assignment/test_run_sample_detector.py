@@ -14,7 +14,7 @@ from chromabox.detect.weights.load import load_detector
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 
-FAST = RuntimeOptions(precision="float32", channels_last="no", threads=1)
+FAST = RuntimeOptions(precision="float32", channels_last="off", threads=1)
 
 
 @pytest.fixture

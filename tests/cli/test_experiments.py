@@ -12,7 +12,7 @@ from chromabox.colour.training.train import read_config
 from chromabox.errors import UsageError
 from chromabox.experiments.sweep_results import read_sweep
 
-PLAIN = ["--precision", "float32", "--compiled", "no", "--channels-last", "no", "--threads", "1", "--device", "cpu"]
+PLAIN = ["--precision", "float32", "--compile", "off", "--channels-last", "off", "--threads", "1", "--device", "cpu"]
 
 
 def command(arguments: list[str]) -> int:

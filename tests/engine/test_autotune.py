@@ -18,19 +18,19 @@ from chromabox.engine.runtime_options import RuntimeOptions
 
 FIXED = [
     (
-        {"precision": "float32", "compiled": "no", "channels_last": "no", "threads": 1},
+        {"precision": "float32", "compiled": "off", "channels_last": "off", "threads": 1},
         RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1),
     ),
     (
-        {"precision": "bfloat16", "compiled": "no", "channels_last": "yes", "threads": 2},
+        {"precision": "bfloat16", "compiled": "off", "channels_last": "on", "threads": 2},
         RuntimeConfig(device="cpu", precision="bfloat16", compile=False, channels_last=True, threads=2),
     ),
     (
-        {"precision": "float32", "compiled": "yes", "channels_last": "no", "threads": 2},
+        {"precision": "float32", "compiled": "on", "channels_last": "off", "threads": 2},
         RuntimeConfig(device="cpu", precision="float32", compile=True, channels_last=False, threads=2),
     ),
     (
-        {"precision": "bfloat16", "compiled": "yes", "channels_last": "yes", "threads": 1},
+        {"precision": "bfloat16", "compiled": "on", "channels_last": "on", "threads": 1},
         RuntimeConfig(device="cpu", precision="bfloat16", compile=True, channels_last=True, threads=1),
     ),
 ]
@@ -51,8 +51,8 @@ def test_with_everything_fixed_nothing_is_measured(options: dict[str, Any], expe
     [
         ({"threads": 1}, {"threads": {1}, "compiled": {False}}),
         ({"precision": "bfloat16"}, {"precision": {"bfloat16"}}),
-        ({"precision": "float32", "channels_last": "yes"}, {"precision": {"float32"}, "channels_last": {True}}),
-        ({"channels_last": "no", "compiled": "yes", "threads": 2}, {"channels_last": {False}, "compiled": {True}}),
+        ({"precision": "float32", "channels_last": "on"}, {"precision": {"float32"}, "channels_last": {True}}),
+        ({"channels_last": "off", "compiled": "on", "threads": 2}, {"channels_last": {False}, "compiled": {True}}),
     ],
 )
 def test_what_is_fixed_is_obeyed_when_the_rest_is_measured(
@@ -79,7 +79,7 @@ def test_the_probe_changes_nothing(tiny: ModuleType, training: bool) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in net.parameters()]
     random = torch.get_rng_state()
-    autotune(RuntimeOptions(device="cpu", compile="no"), net, losses, total_steps=100)
+    autotune(RuntimeOptions(device="cpu", compile="off"), net, losses, total_steps=100)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(each.grad, right) for each, right in zip(net.parameters(), gradients, strict=True))
@@ -97,7 +97,7 @@ def test_the_probe_measures_steps_in_each_way_left_open(tiny: ModuleType) -> Non
         assert call.training
         return losses(call)
 
-    autotune(RuntimeOptions(device="cpu", compile="no", threads=1), tiny.make_net(), watch, total_steps=1)
+    autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_net(), watch, total_steps=1)
     assert {last for last, _ in seen} == {False, True}
     assert {low for _, low in seen} == {False, True}
 
@@ -122,7 +122,7 @@ def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
         return float(seconds[asked[-1]])
 
     monkeypatch.setattr("chromabox.engine.autotune._time_step", told)
-    options = RuntimeOptions(device="cpu", compile="no", threads=1)
+    options = RuntimeOptions(device="cpu", compile="off", threads=1)
     found = autotune(options, nn.Linear(2, 2), lambda call: torch.zeros(()), total_steps=1)
     assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen
     assert len(asked) == measurements
@@ -177,7 +177,7 @@ def test_without_a_compiler_auto_is_eager_and_yes_is_one_sentence(tmp_path: Path
 def test_a_resumed_run_keeps_its_choice_but_for_what_is_given() -> None:
     chosen = RuntimeConfig(precision="bfloat16", channels_last=True, threads=2)
     assert chosen.with_overrides(RuntimeOptions()) == chosen
-    given = RuntimeOptions(precision="float32", compile="yes", channels_last="no", threads=3, device="cuda:1")
+    given = RuntimeOptions(precision="float32", compile="on", channels_last="off", threads=3, device="cuda:1")
     assert chosen.with_overrides(given) == RuntimeConfig(
         device="cuda:1", precision="float32", compile=True, channels_last=False, threads=3
     )

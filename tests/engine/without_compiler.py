@@ -20,7 +20,7 @@ def main() -> None:
         print("compiled step" if call is not None and "OptimizedModule" in type(call).__name__ else "eager step")
         return job.compute_loss(call, batch)["loss"]  # type: ignore[arg-type]
 
-    options = RuntimeOptions(precision="float32", channels_last="no", threads=1)
+    options = RuntimeOptions(precision="float32", channels_last="off", threads=1)
     chosen = autotune(options, job.model, losses, total_steps=10**12)
     print(f"chosen: {chosen}")
     try:

@@ -13,7 +13,7 @@ from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.compare import Comparison, compare, group_runs, tabulate
 
-OPTIONS = RuntimeOptions(precision="float32", compile="no", channels_last="no", threads=1, device="cpu")
+OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
 NETS = ("pool-upsample", "unet")
 
 

@@ -23,7 +23,7 @@ from chromabox.experiments.runs import find_runs
 from chromabox.experiments.sweep import SWEEP_PARAMETERS, parse_sweep, sweep
 from chromabox.experiments.sweep_results import METRICS, SweepResult, SweepRow, read_sweep
 
-OPTIONS = RuntimeOptions(precision="float32", compile="no", channels_last="no", threads=1, device="cpu")
+OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
 
 
 def run(folder: Path, photos: str, say=lambda line: None, **changes: object) -> SweepResult:

@@ -21,7 +21,7 @@ from detection_fixtures import make_yolo_dataset
 from detector_fixtures import make_small_detector
 
 BOX = "0 0.5 0.5 0.4 0.6\n1 0.3 0.4 0.2 0.2\n"
-FAST = RuntimeOptions(precision="float32", channels_last="no", threads=1)
+FAST = RuntimeOptions(precision="float32", channels_last="off", threads=1)
 
 
 @pytest.fixture(scope="module")

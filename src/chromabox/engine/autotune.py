@@ -41,8 +41,8 @@ class RuntimeConfig:
         return RuntimeConfig(
             device=self.device if options.device == "auto" else options.device,
             precision=self.precision if options.precision == "auto" else options.precision,
-            compile=self.compile if options.compile == "auto" else options.compile == "yes",
-            channels_last=self.channels_last if options.channels_last == "auto" else options.channels_last == "yes",
+            compile=self.compile if options.compile == "auto" else options.compile == "on",
+            channels_last=self.channels_last if options.channels_last == "auto" else options.channels_last == "on",
             threads=options.threads or self.threads,
         )
 
@@ -89,8 +89,8 @@ def autotune(
     fixed = RuntimeConfig(
         device=resolve_device(options),
         precision="bfloat16" if options.precision == "bfloat16" else "float32",
-        compile=options.compile == "yes",
-        channels_last=options.channels_last == "yes",
+        compile=options.compile == "on",
+        channels_last=options.channels_last == "on",
         threads=options.threads or torch.get_num_threads(),
     )
     trials: list[dict[str, object]] = []
@@ -105,7 +105,7 @@ def autotune(
         best, seconds = _pick_fastest(best, trials, model, compute_loss)
         if options.compile == "auto" and seconds * total_steps > MIN_SECONDS_TO_COMPILE:
             best = _try_compile(best, seconds, model, compute_loss)
-    if options.compile == "yes":
+    if options.compile == "on":
         best = replace(best, compile=True)
     torch.set_num_threads(best.threads)
     return best

@@ -10,9 +10,9 @@ class RuntimeOptions:
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the net (parameters and losses stay float32)."""
-    compile: Literal["auto", "yes", "no"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     """Use torch.compile (needs a C++ compiler; pays on long runs)."""
-    channels_last: Literal["auto", "yes", "no"] = "auto"
+    channels_last: Literal["auto", "on", "off"] = "auto"
     """Memory layout of pictures inside the net."""
     threads: int = 0
     """Threads of one process; 0: the probe chooses."""

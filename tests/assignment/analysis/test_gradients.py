@@ -90,7 +90,7 @@ def test_the_start_is_where_a_run_began(tmp_path: Path) -> None:
         model="unet", recipe_name="course", recipe=recipe, data=str(tmp_path), palette="horse24", seed=5,
         model_args={"num_filters": 2},
     )  # fmt: skip
-    options = RuntimeOptions(precision="float32", compile="no", channels_last="no", threads=1, device="cpu")
+    options = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
     train(config, tmp_path / "run", options=options, log=lambda line: None)
     state, _ = load_checkpoint(tmp_path / "run" / "last.safetensors")
     torch.manual_seed(9)

@@ -38,7 +38,7 @@ from chromabox.report.document.model import Document, Figure, MissingRun, Number
 
 BUILDERS = (pool_upsample_results, conv_transpose_curves, conv_transpose_results, unet_curves, unet_results)
 NETS: tuple[PaletteModelName, ...] = ("pool-upsample", "conv-transpose", "unet")
-OPTIONS = RuntimeOptions(precision="float32", compile="no", channels_last="no", threads=1, device="cpu")
+OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

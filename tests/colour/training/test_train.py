@@ -33,7 +33,7 @@ from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import UsageError
 
 PLAIN = RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1)
-PLAIN_OPTIONS = ["--precision", "float32", "--compiled", "no", "--channels-last", "no", "--threads", "1"]
+PLAIN_OPTIONS = ["--precision", "float32", "--compile", "off", "--channels-last", "off", "--threads", "1"]
 PLAIN_OPTIONS += ["--device", "cpu"]
 
 

@@ -247,7 +247,7 @@ def test_the_time_told_adds_up_what_was_measured(
 
 
 def test_the_probe_changes_nothing(folder: Path, weights: Path, tmp_path: Path) -> None:
-    fixed = RuntimeOptions(precision="float32", channels_last="no", threads=1)
+    fixed = RuntimeOptions(precision="float32", channels_last="off", threads=1)
     runs = [finetune(_config(folder, weights), tmp_path / "told", log=_quiet)]
     runs.append(finetune(_config(folder, weights, execution=None), tmp_path / "probed", options=fixed, log=_quiet))
     first, second = (run.detector.model.state_dict() for run in runs)

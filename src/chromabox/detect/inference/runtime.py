@@ -50,8 +50,8 @@ def optimize_for_inference(detector: Detector, options: RuntimeOptions = FLOAT32
     execution = RuntimeConfig(
         device=resolve_device(options),
         precision="bfloat16" if options.precision == "bfloat16" else "float32",
-        compile=options.compile == "yes",
-        channels_last=options.channels_last != "no",
+        compile=options.compile == "on",
+        channels_last=options.channels_last != "off",
         threads=options.threads or torch.get_num_threads(),
     )
     trials: list[dict[str, object]] = []
@@ -61,7 +61,7 @@ def optimize_for_inference(detector: Detector, options: RuntimeOptions = FLOAT32
             trials.append({"threads": 1})
     if trials:
         execution = _pick_fastest(replace(execution, compile=False), trials, net)
-        execution = replace(execution, compile=options.compile == "yes")
+        execution = replace(execution, compile=options.compile == "on")
     return OptimizedDetector(detector, execution, _prepare(net, execution))
 
 

@@ -273,7 +273,7 @@ class FinetuneProbe:
         places = [place % len(boxes) for place in range(min(config.recipe.batch_size, len(self.samples)))]
         batch = cache.read(places), stack_targets([boxes[place] for place in places])
         # What is trained is a part of the net, called by a method of its own, which torch.compile does not reach.
-        options = replace(options, compile="no")
+        options = replace(options, compile="off")
         steps = self._batches_per_epoch() * config.recipe.epochs
         loss = self._make_loss(torch.device(resolve_device(options)), batch)
         execution = autotune(options, self.model, loss, steps)

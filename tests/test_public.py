@@ -1,17 +1,18 @@
-"""What others may rely on: importable names, verbs and flags, exit codes, and a help that appears at once.
+"""The public interface: importable names, commands, options, exit codes, and help without heavy imports.
 
-The tables are the promise. A new name, verb or flag is one more word here; a word that has to go breaks somebody's
-script and belongs into the change log.
+A new name, command or option is added to these tables. Removing one breaks users' scripts.
 """
 
 import importlib
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from chromabox.__main__ import main
+from chromabox.cli import COMMANDS, with_current_names
 
 NAMES = {
     "chromabox": "__version__ colourise",
@@ -74,39 +75,37 @@ NAMES = {
     "chromabox.experiments.compare": "Comparison compare",
 }
 
-EXECUTION = "--precision --compiled --channels-last --threads --device"
+RUNTIME = "--precision --compile --channels-last --threads --device"
 FLAGS = {
+    "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace --hints "
+    "--min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
+    "--temporal-smoothing",
+    "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
+    "score": "-o --output",
+    "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
+    f"--val-fraction --patience --size --kernel --num-filters --dilation --init {RUNTIME}",
+    "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch-size --cached-views --cache-memory "
+    f"--keep-old-classes --no-keep-old-classes --retention-data --patience --seed --resume {RUNTIME}",
+    "evaluate": "--data --temperature --split --size -o --output",
+    "compare": f"-o --output --models --recipe --seeds --data --palette --epochs --runs {RUNTIME}",
+    "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {RUNTIME}",
     "data cifar10": "",
     "data check": "-o --output --repair",
-    "data collage": "--size --seed",
+    "data synth": "--size --seed",
     "palette fit": "-o --output -k --colours --seed",
     "palette show": "-o --output",
-    "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
-    f"--hold-out --patience --size --kernel --filters --dilation --start {EXECUTION}",
-    "evaluate": "--data --temperature --split --size -o --output",
-    "compare": f"-o --output --nets --recipe --seeds --data --palette --epochs --runs {EXECUTION}",
-    "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {EXECUTION}",
-    "colour": "-o --output --net --style --temperature --palette --lock --ban --replace --hints --leave-grey-below "
-    "--explain --no-explain --match --recursive --no-recursive --workers --again --no-again --contact-sheet "
-    "--smoothing",
-    "score": "-o --output",
+    "weights": "-o --output --architecture --variant --classes --sanity-check --no-sanity-check",
     "export": "--onnx --size",
-    "weights": "-o --output --architecture --kind --classes --test --no-test",
-    "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
-    "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch --views --cache-memory "
-    f"--keep-old-classes --no-keep-old-classes --retain --patience --seed --resume {EXECUTION}",
-    "count": "--size --kernel --filters --colours --in-channels --biases --no-biases --batch-norm --no-batch-norm "
-    "--others --no-others",
-    "geometry": "--kernel --stride --dilation",
-    "check": "--time --memory --json",
-    "report": f"-o --output --all --no-all --quick --no-quick {EXECUTION}",
+    "report": f"-o --output --all --no-all --quick --no-quick {RUNTIME}",
+    "check": "--timeout --memory-limit --json",
+    "count": "--size --kernel --num-filters --colours --in-channels --biases --no-biases --batch-norm --no-batch-norm "
+    "--count-activations --no-count-activations",
+    "padding": "--kernel --stride --dilation",
     "demo": "-o --output",
 }
 
-# (arguments, a part of what is said): what the command line itself finds wrong before any work is begun.
-WRONG_USE = [
-    ("", "palette, train, evaluate, compare, sweep, colour,"),
-    ("frobnicate", "frobnicate"),
+# (arguments, part of the message): invalid arguments that the parser rejects before any work.
+INVALID = [
     ("data mnist", "cifar10"),
     ("train nonet", "nonet"),
     ("train unet --bogus 3", "--bogus"),
@@ -115,10 +114,12 @@ WRONG_USE = [
     ("colour x.png", "--output"),
 ]
 
-# (arguments, the sentence's beginning): what a verb refuses, in exactly one line.
-REFUSED = [
-    ("train", "net: name the network to train (pool-upsample, "),
-    ("train unet --patience 2", "patience: early stopping needs pictures to judge by"),
+# (arguments, beginning of the message): what a command rejects, in exactly one line.
+REJECTED = [
+    ("", "no command given; see chromabox --help"),
+    ("frobnicate", "frobnicate: unknown command, expected one of colour, detect, score, train,"),
+    ("train", "no model given: expected one of pool-upsample, "),
+    ("train unet --patience 2", "--patience: early stopping needs a validation set"),
     ("train --resume /nowhere", "/nowhere: holds no config.json; give the folder of a run"),
     ("train unet --resume /nowhere", "/nowhere: holds no config.json"),
     ("colour /nowhere/a.png -o b.png", "/nowhere/a.png does not exist"),
@@ -127,7 +128,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_public_names_are_there(module: str) -> None:
+def test_public_names_exist(module: str) -> None:
     found = importlib.import_module(module)
     assert [name for name in NAMES[module].split() if not hasattr(found, name)] == []
 
@@ -143,26 +144,88 @@ def outcome(
     return int(caught.value.code or 0), captured.out, captured.err
 
 
-def test_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome("--help", monkeypatch, capsys)
     assert code == 0
-    assert out.split("{")[1].split("}")[0].split(",") == list(dict.fromkeys(verb.split()[0] for verb in FLAGS))
+    names = list(dict.fromkeys(command.split()[0] for command in FLAGS))
+    assert re.findall(r"^  ([a-z]+)  ", out.partition("Options:")[0], re.MULTILINE) == names
+    assert list(COMMANDS) == names
 
 
-# What the documentation promises and the program does not do yet; a mark that is no longer right fails.
-@pytest.mark.parametrize("verb", FLAGS)
-def test_flags(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = outcome(f"{verb} --help", monkeypatch, capsys)
+def test_main_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = outcome("--help", monkeypatch, capsys)[1].splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = outcome(f"{command} --help", monkeypatch, capsys)
     assert code == 0
-    assert out.startswith(f"usage: chromabox {verb} ")
+    assert out.startswith(f"usage: chromabox {command} ")
     # Every option has a line of the box that begins with its names.
     lines = [line[1:].strip() for line in out.splitlines() if re.match(r"\W+ -", line)]
     found = {name for line in lines for name in re.findall(r"(?<![\w-])--?[a-z][a-z.-]*", line.split("  ")[0])}
-    assert found - {"-h", "--help"} == set(FLAGS[verb].split())
+    assert found - {"-h", "--help"} == set(FLAGS[command].split())
 
 
-@pytest.mark.parametrize(("arguments", "part"), WRONG_USE)
-def test_wrong_use_is_exit_code_2(
+@pytest.mark.parametrize("command", ["data", "palette", *FLAGS])
+def test_help_of_a_command_is_readable(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = outcome(f"{command} --help", monkeypatch, capsys)[1]
+    assert "None" not in out
+    assert "options options" not in out
+    assert "(default: )" not in out
+    assert "STR" not in out.replace("--device STR", "")
+    assert "``" not in out
+    description, examples = out.split("\nExamples:\n")
+    assert re.match(r"  (chromabox|torchrun)", examples)
+    assert COMMANDS[command.split()[0]].summary in description or " " in command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_is_the_first_line_of_the_docstring(name: str) -> None:
+    function = getattr(importlib.import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
+    assert function.__doc__.splitlines()[0] == COMMANDS[name].summary
+
+
+# (command, earlier arguments, present arguments)
+EARLIER = [
+    ("colour", "a.png --lock red blue --again", "a.png --allow red blue --overwrite"),
+    ("colour", "a.png --net=x --leave-grey-below=0.3", "a.png --model=x --min-confidence=0.3"),
+    ("train", "unet --hold-out 0.1 --filters 8 --compiled no", "unet --val-fraction 0.1 --num-filters 8 --compile off"),
+    ("train", "photo --start none --channels-last yes", "photo --init none --channels-last on"),
+    ("train", "unet --compiled=yes --seed 3", "unet --compile=on --seed 3"),
+    ("finetune", "d --batch 4 --views 2 --retain c", "d --batch-size 4 --cached-views 2 --retention-data c"),
+    ("detect", "pictures --format pictures json", "pictures --format images json"),
+    ("weights", "w --kind darknet --no-test", "w --variant darknet --no-sanity-check"),
+    ("count", "unet --filters 4 --others", "unet --num-filters 4 --count-activations"),
+    ("check", "a.py --time 3 --memory 2", "a.py --timeout 3 --memory-limit 2"),
+    ("compare", "--nets unet", "--models unet"),
+    ("data", "collage out", "synth out"),
+    ("data", "check collage", "check collage"),
+]
+
+
+@pytest.mark.parametrize(("command", "earlier", "present"), EARLIER)
+def test_earlier_names_are_accepted(command: str, earlier: str, present: str) -> None:
+    assert with_current_names(command, earlier.split()) == present.split()
+    assert with_current_names(command, present.split()) == present.split()
+
+
+def test_earlier_name_of_a_command_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome("geometry --kernel 3", monkeypatch, capsys) == outcome("padding --kernel 3", monkeypatch, capsys)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome("--version", monkeypatch, capsys) == (0, f"chromabox {version('chromabox')}\n", "")
+
+
+@pytest.mark.parametrize(("arguments", "part"), INVALID)
+def test_invalid_arguments_exit_with_code_2(
     arguments: str, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = outcome(arguments, monkeypatch, capsys)
@@ -171,8 +234,8 @@ def test_wrong_use_is_exit_code_2(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED)
-def test_what_a_verb_refuses_is_one_sentence(
+@pytest.mark.parametrize(("arguments", "sentence"), REJECTED)
+def test_rejected_arguments_give_one_line(
     arguments: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = outcome(arguments, monkeypatch, capsys)
@@ -181,11 +244,11 @@ def test_what_a_verb_refuses_is_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_as_a_program_it_says_one_line_too() -> None:
+def test_program_prints_one_line() -> None:
     command = [sys.executable, "-m", "chromabox", "train", "unet", "--accumulate", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"chromabox: accumulate is 0: .*\n", done.stderr)
+    assert re.fullmatch(r"chromabox: --accumulate is 0, expected at least 1\n", done.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["colour", "--help"]])

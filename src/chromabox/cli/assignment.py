@@ -1,22 +1,18 @@
-"""The verb that writes everything up.
+"""The commands of the assignment: ``report``, ``check``, ``count``, ``padding`` and ``demo``."""
 
-The verb that holds a student's own networks beside figure 1.
-
-The verbs that count a net and ask about its paddings.
-"""
-
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, OutputPath, print_line
+from chromabox.cli.options import DEFAULT_RUNTIME, Count, OutputPath, option, print_line
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 
 
 def report(
-    runs: Positional[tuple[Path, ...]] = (),
+    runs: Annotated[Positional[tuple[Path, ...]], option("RUN ...", "none; use --all")] = (),
     /,
     *,
     output: OutputPath = Path("report"),
@@ -24,66 +20,67 @@ def report(
     quick: bool = False,
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Write up runs as a web page, a paper and a list of all numbers; or do the whole assignment.
+    """Write a report of runs, or run the complete assignment.
 
-    chromabox report runs/unet-course-seed0 runs/raccoon
+    The report is an HTML page, a PDF and a JSON file with all numbers.
 
-    chromabox report runs/ -o report/
-
-    chromabox report --all -o assignment/
+    Examples:
+      chromabox report runs/unet-course-seed0 runs/raccoon
+      chromabox report runs/ -o report/
+      chromabox report --all -o assignment/
 
     Args:
-        runs: Run folders, or folders that hold some: of train, compare, sweep and finetune.
+        runs: Run folders of train, compare, sweep and finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
-        whole: Answer every question of the assignment. Runs that are missing are made first, in OUTPUT/runs: an hour or
-            so on two cores; stopped, it goes on where it was. With runs given, what is missing is named instead.
-        quick: With --all: a few minutes' training instead of the assignment's.
-        execution: How the machine is used.
+        run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
+            on two cores; resumed if interrupted). With RUN given, missing runs are listed instead.
+        quick: With --all: train for a few minutes with shorter settings.
     """
     if not runs and not run_all:
-        raise UsageError("runs: name the runs to write about, or give --all to do the whole assignment")
+        raise UsageError("no run given: expected run folders, or --all for the complete assignment")
     if quick and (runs or not run_all):
-        raise UsageError("quick: is for --all without runs, which trains them; leave it out")
+        raise UsageError("--quick: only with --all and without runs")
     from chromabox.assignment.run import COURSE, QUICK, run_assignment
     from chromabox.assignment.write_up import write_report
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
     if not runs:
-        done = run_assignment(output / "runs", QUICK if quick else COURSE, options=runtime, log=print_line)
-        print_comparison(done.comparison)
-        print_sweep(done.batch_size_sweep)
-        runs = done.folders
+        result = run_assignment(output / "runs", QUICK if quick else COURSE, options=runtime, log=print_line)
+        print_comparison(result.comparison)
+        print_sweep(result.batch_size_sweep)
+        runs = result.folders
     for line in write_report(runs, output, include_missing=run_all).lines():
         print_line(line)
     return 0
 
 
 def check(
-    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    file: Annotated[Positional[Path], option("FILE")],
+    /,
     *,
-    timeout: float = 60.0,
-    memory_limit: float = 4.0,
-    json: Path | None = None,
+    timeout: Annotated[float, option("SECONDS")] = 60.0,
+    memory_limit: Annotated[float, option("GB")] = 4.0,
+    json: Annotated[Path | None, option("PATH", "not written")] = None,
 ) -> int:
-    """Check your own PoolUpsampleNet, ConvTransposeNet and UNet against figure 1 of the assignment, layer by layer.
+    """Check your own networks against figure 1 of the assignment.
 
-    FILE is a .py file or a notebook. It IS EXECUTED, in a process of its own with limits of time and memory; that is
-    no sandbox, so check only code that you would run yourself. Of its top level only what the classes need is run:
-    imports, constants, functions and classes, no training. To look a labelled set for the detector over, use
+    PoolUpsampleNet, ConvTransposeNet and UNet are compared with the reference layer by layer. FILE IS EXECUTED in a
+    child process with time and memory limits. This is not a sandbox: check only code that you would run yourself.
+    Only imports, constants, functions and classes of its top level are executed, no training. For datasets use
     chromabox data check.
 
-    The exit code is 0 if all that is there matches, 1 if something differs or crashes, 2 if the file cannot be checked.
+    The exit code is 0 if everything matches, 1 if something differs or fails, 2 if the file cannot be checked.
 
-    chromabox check a2-code.ipynb
-
-    chromabox check my_nets.py --time 120 --json found.json
+    Examples:
+      chromabox check a2-code.ipynb
+      chromabox check my_nets.py --timeout 120 --json result.json
 
     Args:
-        file: Your .py or .ipynb file with one or more of the three classes.
-        time: Seconds after which the process is ended.
-        memory: GB that it may take (where the system can limit it).
-        json: Also write everything that was found into this .json file.
+        file: A .py or .ipynb file with one or more of the three classes.
+        timeout: Time limit.
+        memory_limit: Memory limit, where the system supports it.
+        json: Also write the results to this .json file.
     """
     from chromabox.assignment.check.runner import report_check
 
@@ -91,12 +88,15 @@ def check(
 
 
 def demo(*, output: OutputPath = Path("demo")) -> int:
-    """The main job in a few minutes: photographs coloured, and the assignment done the quick way and written up.
+    """Run the main features on real data in a few minutes.
 
-    Example: chromabox demo -o demo
+    Colourises sample photographs and runs a short version of the assignment with its report.
+
+    Examples:
+      chromabox demo -o demo
 
     Args:
-        output: Folder for everything.
+        output: Output folder.
     """
     from chromabox.assignment.run import run_demo
     from chromabox.experiments.compare import print_comparison
@@ -111,67 +111,81 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class NetworkArgs:
+    size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None
+    """Side of the images in pixels."""
+    kernel: Annotated[int | None, option("N", "3")] = None
+    """k, the kernel size."""
+    num_filters: Annotated[int | None, option("N", "32")] = None
+    """NF, the number of filters."""
+    colours: Annotated[int | None, option("N", "24")] = None
+    """NC, the number of colours."""
+    in_channels: Annotated[int | None, option("N", "1")] = None
+    """NIC, the number of input channels."""
+
+
 def count(
-    net: Positional[str],
+    model: Annotated[Positional[str], option("MODEL|RUN|PATH")],
     /,
     *,
-    size: int | None = None,
-    kernel: int | None = None,
-    num_filters: int | None = None,
-    colours: int | None = None,
-    in_channels: int | None = None,
     biases: bool = False,
     batch_norm: bool = False,
     count_activations: bool = False,
+    network: OmitArgPrefixes[NetworkArgs] = NetworkArgs(),
 ) -> int:
-    """Count weights, outputs and connections of a net, as formulas and as numbers, for a size and for twice that.
+    """Count weights, outputs and connections of a model.
 
-    chromabox count pool-upsample
+    Prints formulas derived from the model, and numbers for the given size and for twice that size. A connection is a
+    product of an input and a weight; zeros of the padding count.
 
-    chromabox count unet --kernel 5 --filters 16 --biases
-
-    chromabox count yolov3-tiny --size 416
-
-    chromabox count runs/first
-
-    Formulas are derived from the net itself. A connection is a product of an input by a weight; padding's zeros count.
+    Examples:
+      chromabox count pool-upsample
+      chromabox count unet --kernel 5 --num-filters 16 --biases
+      chromabox count yolov3-tiny --size 416
+      chromabox count runs/first
 
     Args:
-        net: pool-upsample, conv-transpose, unet, colournet, photo (the shipped one), yolov3, yolov3-tiny, or a run
-            folder or file with a net.
-        size: Side of the pictures in pixels; 32, of a detector its own.
-        kernel: k, the kernel size (3).
-        filters: NF, the number of filters (32).
-        colours: NC, the number of colours (24).
-        in_channels: NIC, the channels of the pictures (1).
+        model: pool-upsample, conv-transpose, unet, colournet, photo (bundled), yolov3, yolov3-tiny, a run folder or a
+            checkpoint.
         biases: Count biases as weights.
-        batch_norm: Count BatchNorm: its weights, outputs and connections.
-        others: Count the outputs of pooling, upsampling and activations.
+        batch_norm: Count the weights, outputs and connections of BatchNorm.
+        count_activations: Count the outputs of pooling, upsampling and activation layers.
     """
     from chromabox.assignment.count import CountOptions
     from chromabox.assignment.count_tables import count_by_name, print_counts
 
-    counting = count_by_name(
-        net, size=size, kernel=kernel, num_filters=num_filters, num_colours=colours, num_in_channels=in_channels
+    counts = count_by_name(
+        model,
+        size=network.size,
+        kernel=network.kernel,
+        num_filters=network.num_filters,
+        num_colours=network.colours,
+        num_in_channels=network.in_channels,
     )
-    print_counts(counting, CountOptions(biases, batch_norm, count_activations))
+    print_counts(counts, CountOptions(biases, batch_norm, count_activations))
     return 0
 
 
-def padding(*, kernel: tuple[int, ...] = (3, 4, 5), stride: int = 2, dilation: int = 1) -> int:
-    """Say which paddings and output paddings keep the shapes of the assignment's figure 1b, or why none does.
+def padding(
+    *,
+    kernel: Annotated[tuple[int, ...], option("N ...")] = (3, 4, 5),
+    stride: Count = 2,
+    dilation: Count = 1,
+) -> int:
+    """Find the paddings that keep the shapes of figure 1b.
 
-    chromabox geometry --kernel 4 5
-
-    chromabox geometry --kernel 1 2 3 4 5 6 7 8 9 --dilation 2
+    Examples:
+      chromabox padding --kernel 4 5
+      chromabox padding --kernel 1 2 3 4 5 6 7 8 9 --dilation 2
 
     Args:
         kernel: Kernel sizes.
-        stride: Of all layers but the last, which has 1.
-        dilation: Of all layers.
+        stride: Stride of all layers but the last, which has stride 1.
+        dilation: Dilation of all layers.
     """
     if not kernel:
-        raise UsageError("kernel: names no size; give at least one")
+        raise UsageError("--kernel: expected at least one kernel size")
     from chromabox.assignment.count_tables import print_paddings
 
     print_paddings(kernel, stride, dilation)

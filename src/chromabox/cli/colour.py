@@ -1,13 +1,13 @@
-"""The verbs that colour pictures and films, judge the result, and hand the net on."""
+"""The commands ``colour`` and ``score``."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import OptionalOutputPath, OutputPath, print_line
+from chromabox.cli.options import Count, Fraction, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,73 +20,95 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ColourArgs:
-    """What to colour, into what, and how."""
-
-    inputs: Positional[tuple[Path, ...]]
-    """Pictures, folders of pictures, or one film (.mp4, .mov, .mkv)."""
-    output: OutputPath
-    """A file name for one picture or film, else a folder."""
-    net: Path | None = None
-    """A run folder, checkpoint or exported .onnx; the shipped net if left out."""
+    model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None
+    """A run folder, a checkpoint or an exported .onnx file."""
     style: Literal["natural", "vivid"] = "natural"
-    """natural: likely colours, careful where it does not know; vivid: rare colours count more."""
-    temperature: float | None = None
-    """Instead of the style's: 0 takes the likeliest colour of each place, 1 the mean of all."""
-    palette: str | None = None
-    """Only these colours: a palette file (.json, .npy, .gpl), a shipped one, or a picture to take them from."""
-    allow: tuple[str, ...] = ()
-    """Only these colours, by name or #rrggbb; of a --palette, those nearest to them."""
-    ban: tuple[str, ...] = ()
-    """Never these colours."""
-    replace: tuple[str, ...] = ()
-    """A=B: what would become A becomes B."""
-    hints: Path | None = None
-    """A transparent picture with painted dots or strokes: these hold where they are and spread to alike places."""
-    min_confidence: float = 0.0
-    """Leave places grey about which the net is less certain than this (0 to 1)."""
-    explain: bool = False
-    """Also write NAME.explained.png: confidence, entropy, the likeliest colours at some points, swatches."""
-    match: tuple[str, ...] = ()
-    """In folders only files that fit one of these patterns, as *.jpg or scans/*."""
+    """natural: conservative colours; vivid: up-weights rare colours."""
+    temperature: Annotated[float | None, option("X", "set by the style")] = None
+    """0 selects the most likely colour of each pixel, 1 the mean of all colours."""
+    palette: Annotated[str | None, option("NAME|PATH", "any colour")] = None
+    """Use only the colours of a palette: a .json, .npy or .gpl file, horse24, cifar24, or an image to fit it to."""
+    allow: Annotated[tuple[str, ...], option("COLOUR ...", "all")] = ()
+    """Use only these colours (name or #rrggbb); with --palette, the palette colours nearest to them."""
+    ban: Annotated[tuple[str, ...], option("COLOUR ...", "none")] = ()
+    """Never use these colours."""
+    replace: Annotated[tuple[str, ...], option("A=B ...", "none")] = ()
+    """Use colour B where colour A is predicted."""
+    hints: Annotated[Path | None, option("PATH", "none")] = None
+    """Transparent PNG with colour hints; hints are kept exactly and propagated to similar regions."""
+    min_confidence: Fraction = 0.0
+    """Keep pixels grey where the confidence is below this threshold (0 to 1)."""
+
+
+@dataclass(frozen=True)
+class FolderArgs:
+    match: Annotated[tuple[str, ...], option("PATTERN ...", "all images")] = ()
+    """Process only images that match a pattern, such as *.jpg or scans/*."""
     recursive: bool = True
-    """Also what lies in sub-folders."""
-    workers: int = 1
-    """Pictures coloured at the same time."""
+    """Include sub-folders."""
     overwrite: bool = False
-    """Also what is done already: else a folder's pictures are skipped while source, settings and result are as then."""
-    contact_sheet: Path | None = None
-    """Also draw before and after of all pictures into this picture."""
-    temporal_smoothing: float | None = None
-    """Of films: how much of the past a still place keeps, 0 to below 1."""
+    """Process images again that are up to date; by default they are skipped."""
+    workers: Count = 1
+    """Number of images processed in parallel."""
+    contact_sheet: Annotated[Path | None, option("PATH", "none")] = None
+    """Also write an overview image: before and after of every image."""
 
 
-def colour(*, options: OmitArgPrefixes[ColourArgs]) -> int:
-    """Colour pictures, folders of pictures and films; size, depth, metadata and luminance stay as they are.
+@dataclass(frozen=True)
+class VideoArgs:
+    temporal_smoothing: Annotated[float | None, option("X", "0.9")] = None
+    """Weight of the previous frames in static regions, 0 <= X < 1."""
 
-    chromabox colour portrait.jpg -o portrait-in-colour.jpg
 
-    chromabox colour old/ -o coloured/ --style vivid --contact-sheet sheet.jpg
+def colour(
+    inputs: Annotated[Positional[tuple[Path, ...]], option("PATH ...", "required")] = (),
+    /,
+    *,
+    output: OutputPath,
+    explain: bool = False,
+    colours: OmitArgPrefixes[ColourArgs] = ColourArgs(),
+    folder: OmitArgPrefixes[FolderArgs] = FolderArgs(),
+    video: OmitArgPrefixes[VideoArgs] = VideoArgs(),
+) -> int:
+    """Colourise images, folders of images and videos.
 
-    chromabox colour house.png -o out.png --ban purple --replace green=olive --hints dots.png --explain
+    Size, bit depth, metadata and luminance of the input are preserved.
 
-    chromabox colour film.mp4 -o film-in-colour.mp4
+    Examples:
+      chromabox colour portrait.jpg -o portrait-colour.jpg
+      chromabox colour scans/ -o coloured/ --style vivid --contact-sheet overview.jpg
+      chromabox colour house.png -o house-colour.png --ban purple --replace green=olive
+      chromabox colour film.mp4 -o film-colour.mp4
+
+    Args:
+        inputs: Images, folders, or one video (.mp4, .mov, .mkv).
+        output: File for one image or video, otherwise a folder.
+        explain: Also write NAME.explained.png: confidence, entropy, alternatives at some points, colours used.
     """
-    if not options.inputs:
-        raise UsageError("inputs: name at least one picture, folder or film to colour")
+    if not inputs:
+        raise UsageError("no input given: expected at least one image, folder or video")
     from chromabox.colour.inference.batch import parse_options
     from chromabox.colour.weights.checkpoint import load_model
     from chromabox.io.video import VIDEO_SUFFIXES
 
-    wishes = parse_options(options)
-    films = [path for path in options.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    if not films:
-        return _colour_images(options, wishes)
-    if len(options.inputs) > 1:
-        raise UsageError(f"{films[0]}: is a film; films are coloured one at a time, without other inputs")
-    return _colour_video(options, load_model(options.net), wishes)
+    options = parse_options(colours)
+    videos = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    if not videos:
+        return _colour_images(inputs, output, colours, folder, options, explain=explain)
+    if len(inputs) > 1:
+        raise UsageError(f"{videos[0]}: a video is processed alone, expected no other inputs")
+    return _colour_video(inputs[0], output, load_model(colours.model), options, video.temporal_smoothing)
 
 
-def _colour_images(options: ColourArgs, colourise_options: "ColouriseOptions") -> int:
+def _colour_images(
+    inputs: tuple[Path, ...],
+    output: Path,
+    colours: ColourArgs,
+    folder: FolderArgs,
+    options: "ColouriseOptions",
+    *,
+    explain: bool,
+) -> int:
     from contextlib import closing
 
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
@@ -96,35 +118,33 @@ def _colour_images(options: ColourArgs, colourise_options: "ColouriseOptions") -
     from chromabox.io.paths import map_outputs
     from chromabox.report.contact_sheet import draw_contact_sheets
 
-    pairs = map_outputs(options.inputs, options.output, match=options.match, recursive=options.recursive)
-    single = pairs[0][1] == options.output
+    pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    single = pairs[0][1] == output
     if options.hints is not None and len(pairs) > 1:
-        raise UsageError(f"hints: {options.hints} is painted for one picture; {len(pairs)} are to be coloured")
-    work = make_file_coloriser(
-        load_model(options.net), colourise_options, on_result=_explanation_writer() if options.explain else None
-    )
-    record = None if single or options.overwrite else options.output / MANIFEST_NAME
-    # Digests of the net and of files are for the record alone.
-    settings = {} if record is None else cache_key(options)
-    outcomes = []
+        raise UsageError(f"--hints: {options.hints} belongs to one image, but {len(pairs)} images are to be processed")
+    work = make_file_coloriser(load_model(colours.model), options, on_result=_explanation_writer() if explain else None)
+    manifest = None if single or folder.overwrite else output / MANIFEST_NAME
+    # The digests of the model and of files are needed only for the manifest.
+    settings = {} if manifest is None else cache_key(colours)
+    results = []
     batch = colourise_batch(
-        pairs, work, settings=settings, workers=options.workers, manifest_path=record, log=print_line
+        pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest, log=print_line
     )
-    with progress_bar("colouring", len(pairs), unit="pictures") as tick, closing(batch):
-        for outcome in batch:
+    with progress_bar("colourising", len(pairs), unit="images") as tick, closing(batch):
+        for result in batch:
             tick()
-            outcomes.append(outcome)
-            if outcome.error is None:
-                print_line(f"{outcome.target}{' (done before)' if outcome.skipped else ''}")
-                for note in outcome.metadata.get("notes", ()):
+            results.append(result)
+            if result.error is None:
+                print_line(f"{result.target}{' (up to date)' if result.skipped else ''}")
+                for note in result.metadata.get("notes", ()):
                     print_line(f"  {note}")
-    done = [(outcome.source, outcome.target) for outcome in outcomes if outcome.error is None]
-    if options.contact_sheet is not None and done:
-        for sheet in draw_contact_sheets(sorted(done), options.contact_sheet):
-            print_line(str(sheet))
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    for outcome in failed:
-        print(f"chromabox: not coloured: {outcome.error}", file=sys.stderr)
+    done = [(result.source, result.target) for result in results if result.error is None]
+    if folder.contact_sheet is not None and done:
+        for path in draw_contact_sheets(sorted(done), folder.contact_sheet):
+            print_line(str(path))
+    failed = [result for result in results if result.error is not None]
+    for result in failed:
+        print(f"chromabox: skipped: {result.error}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -135,42 +155,46 @@ def _explanation_writer() -> "Callable[[ImageData, ImageData, ColourPrediction, 
     return write_explanation
 
 
-def _colour_video(options: ColourArgs, model: "ColourModel", colourise_options: "ColouriseOptions") -> int:
+def _colour_video(
+    source: Path, target: Path, model: "ColourModel", options: "ColouriseOptions", smoothing: float | None
+) -> int:
     from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colourise_video
 
-    if colourise_options.constraints != ColourConstraints() or colourise_options.hints is not None:
-        raise UsageError(f"{options.inputs[0]}: is a film; palette control and hints are for pictures")
+    if options.constraints != ColourConstraints() or options.hints is not None:
+        raise UsageError(f"{source}: colour constraints and hints are not supported for videos")
     summary = colourise_video(
-        options.inputs[0],
-        options.output,
-        lambda frame: predict_chroma(frame, model, colourise_options),
-        smoothing=DEFAULT_SMOOTHING if options.temporal_smoothing is None else options.temporal_smoothing,
+        source,
+        target,
+        lambda frame: predict_chroma(frame, model, options),
+        smoothing=DEFAULT_SMOOTHING if smoothing is None else smoothing,
     )
-    print_line(f"{options.output}: {summary.num_frames} frames, {summary.width} × {summary.height}")
-    for left_out in summary.dropped_streams:
-        print_line(f"  left out: {left_out}")
+    print_line(f"{target}: {summary.num_frames} frames, {summary.width} × {summary.height}")
+    for stream in summary.dropped_streams:
+        print_line(f"  not copied: {stream}")
     return 0
 
 
 def score(
-    originals: Positional[Path],
-    coloured: Positional[Path],
+    originals: Annotated[Positional[Path], option("ORIGINALS")],
+    coloured: Annotated[Positional[Path], option("COLOURED")],
     /,
     *,
-    output: OptionalOutputPath = None,
+    output: OutputPath = Path("scores"),
 ) -> int:
-    """Judge coloured pictures by their originals: PSNR, SSIM, ΔE2000, colourfulness, ΔL*, beside plain grey.
+    """Compare colourised images with their originals.
 
-    Example: chromabox score originals/ coloured/ -o scores/
+    Reports PSNR, SSIM, ΔE2000, colourfulness and ΔL*, with greyscale as the baseline.
+
+    Examples:
+      chromabox score originals/ coloured/ -o scores/
 
     Args:
-        originals: A picture in colour, or a folder of them.
-        coloured: The coloured picture, or a folder with the same names inside.
-        output: Folder for scores.csv and scores.json; scores/ if left out.
+        originals: An image in colour, or a folder of images.
+        coloured: The colourised image, or a folder with the same file names.
+        output: Folder for scores.csv and scores.json.
     """
     from chromabox.report.scores import report_scores
 
-    card = report_scores(originals, coloured, output or Path("scores"))
-    return 1 if card.failed else 0
+    return 1 if report_scores(originals, coloured, output).failed else 0

@@ -1,72 +1,73 @@
-"""The verbs for data and palettes."""
+"""The commands ``data``, ``palette``, ``weights`` and ``export``."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from chromabox.cli.options import OptionalOutputPath, OutputPath, print_line
+from chromabox.cli.options import Count, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
 
 @dataclass(frozen=True)
-class FetchCifar10:
-    """Fetch CIFAR-10, verify it, and say where it is.
+class DownloadCifar10:
+    """Download CIFAR-10, verify it, and print its folder.
 
-    Sources are tried in order, a mirror named by CHROMABOX_MIRROR (a folder or an address) first; files go to
-    CHROMABOX_CACHE, else to the platform's cache folder, and are verified by SHA-256 on every use.
-
-    Example: chromabox data cifar10
+    Sources are tried in order, first a mirror named by CHROMABOX_MIRROR (a folder or a URL). Files are stored in
+    CHROMABOX_CACHE, otherwise in the platform's cache folder, and verified by SHA-256 on every use.
     """
 
 
 @dataclass(frozen=True)
 class ValidateDataset:
-    """Look a detection data set over: YOLO txt, COCO json or Pascal VOC xml, recognised by looking.
+    """Validate a detection dataset (YOLO, COCO or Pascal VOC; format detected automatically).
 
-    Counts, classes, empty and double labels, boxes out of range or without a size, damaged pictures, pictures that two
-    splits share. Your files are never changed; --repair writes a sound copy. The exit code is 1 if anything is wrong.
-
-    Example: chromabox data check my-set/ --repair my-set-repaired/
+    Reports class counts, images without labels, duplicate labels, boxes outside the image or without area, damaged
+    images, and images that occur in two splits. The dataset is never modified. The exit code is 1 if
+    there are problems.
     """
 
-    path: Positional[str]
-    """A folder, a .yaml or .json file, or a set by name: coco128, raccoon."""
-    repair: Path | None = None
-    """A folder to be made, for a copy without the faults and a report of what was changed."""
-    output: OptionalOutputPath = None
-    """Also write everything that was found into this .json file."""
+    path: Annotated[Positional[str], option("PATH|NAME")]
+    """A folder, a .yaml or .json file, or a name: coco128, raccoon."""
+    repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
+    """Write a cleaned copy to this new folder, with a report of all changes."""
+    output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
+    """Also write the results to this .json file."""
 
 
 @dataclass(frozen=True)
 class MakeSynthetic:
-    """Make a small detection set: CIFAR-10's pictures pasted on photographs and plain grounds, boxes known.
+    """Create a small detection dataset: CIFAR-10 images pasted onto photographs and plain backgrounds.
 
-    Train, val and test are apart in things and grounds; what a detector learns from it can be tried on any machine.
-
-    Example: chromabox data collage my-collage/
+    The train, val and test splits share neither objects nor backgrounds.
     """
 
-    output: Positional[Path]
-    """A folder to be made: data.yaml, images/ and labels/ (YOLO txt)."""
-    size: int = 320
-    """Side of the pictures in pixels, at least 64."""
-    seed: int = 0
-    """Decides everything."""
+    output: Annotated[Positional[Path], option("FOLDER")]
+    """New folder for data.yaml, images/ and labels/ (YOLO)."""
+    size: Count = 320
+    """Side of the images in pixels, at least 64."""
+    seed: Count = 0
+    """Seed of all random numbers."""
 
 
 DataAction = OmitSubcommandPrefixes[
     OmitArgPrefixes[
-        Annotated[FetchCifar10, subcommand("cifar10")]
+        Annotated[DownloadCifar10, subcommand("cifar10")]
         | Annotated[ValidateDataset, subcommand("check")]
-        | Annotated[MakeSynthetic, subcommand("collage")]
+        | Annotated[MakeSynthetic, subcommand("synth")]
     ]
 ]
 
 
 def data(*, action: DataAction) -> int:
-    """Fetch a data set, make a small one, or check one of your own."""
+    """Download, validate or create a dataset.
+
+    Examples:
+      chromabox data cifar10
+      chromabox data check my-dataset/ --repair my-dataset-clean/
+      chromabox data synth synthetic/
+    """
     if isinstance(action, ValidateDataset):
         from chromabox.report.dataset import report_validation
 
@@ -75,37 +76,37 @@ def data(*, action: DataAction) -> int:
         from chromabox.detect.data.synthetic import make_synthetic_dataset
 
         boxes = make_synthetic_dataset(action.output, size=action.size, seed=action.seed, show_progress=True)
-        print(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))
-        print(action.output)
+        print_line(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))
+        print_line(str(action.output))
         return 0
     from chromabox.io.cifar10 import download_cifar10
 
-    print(download_cifar10())
+    print_line(str(download_cifar10()))
     return 0
 
 
 @dataclass(frozen=True)
 class FitPalette:
-    """Fit a palette to pictures by k-means. Example: chromabox palette fit photos/ -k 24 -o mine.json"""
+    """Fit a palette to images by k-means."""
 
-    images: Positional[tuple[str, ...]]
-    """Pictures, folders, or cifar10:CLASS / cifar10:all."""
+    images: Annotated[Positional[tuple[str, ...]], option("PATH|NAME ...", "required")]
+    """Images, folders, or cifar10:CLASS, cifar10:all."""
     output: OutputPath
-    """Where to write: .json, .npy or .gpl (GIMP)."""
-    colours: Annotated[int, arg(aliases=("-k",))] = 24
-    """How many colours, 2 to 256."""
-    seed: int = 0
+    """Palette file: .json, .npy or .gpl (GIMP)."""
+    colours: Annotated[int, option("N", short="-k")] = 24
+    """Number of colours, 2 to 256."""
+    seed: Count = 0
     """Seed of k-means."""
 
 
 @dataclass(frozen=True)
 class ShowPalette:
-    """Draw a palette as a picture. Example: chromabox palette show horse24 -o swatch.png"""
+    """Draw a palette as an image."""
 
-    palette: Positional[str]
-    """A file (.json, .npy, .gpl) or a shipped palette: horse24, cifar24."""
+    palette: Annotated[Positional[str], option("NAME|PATH")]
+    """A palette file (.json, .npy, .gpl), horse24 or cifar24."""
     output: OutputPath
-    """The picture to write."""
+    """Image file."""
 
 
 PaletteAction = OmitSubcommandPrefixes[
@@ -114,7 +115,12 @@ PaletteAction = OmitSubcommandPrefixes[
 
 
 def palette(*, action: PaletteAction) -> int:
-    """Fit a palette to pictures, or look at one."""
+    """Fit a palette to images, or draw a palette.
+
+    Examples:
+      chromabox palette fit photos/ -k 24 -o palette.json
+      chromabox palette show horse24 -o palette.png
+    """
     from chromabox.colour.palette.io import load_palette, save_palette
     from chromabox.colour.palette.palette import draw_palette
     from chromabox.io.images import write_image
@@ -128,22 +134,71 @@ def palette(*, action: PaletteAction) -> int:
             action.images, action.colours, seed=action.seed, name=action.output.stem
         )
         save_palette(action.output, fitted)
-        print(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
-    print(action.output)
+        print_line(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
+    print_line(str(action.output))
     return 0
 
 
-def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: int | None = None) -> int:
-    """Export a trained net, of colours or of boxes, as ONNX, checked against PyTorch on the spot.
+def weights(
+    weights: Annotated[Positional[str], option("NAME|PATH")],
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        option("PATH", "the cache folder for a name, otherwise the same name with .safetensors", short="-o"),
+    ] = None,
+    architecture: Annotated[str | None, option("NAME|PATH", "detected from the size of the file")] = None,
+    variant: Annotated[str | None, option("NAME", "read from the file")] = None,
+    classes: Annotated[tuple[str, ...], option("NAME ...", "COCO classes for 80 classes")] = (),
+    sanity_check: bool = True,
+) -> int:
+    """Download or convert detector weights.
 
-    chromabox export runs/photo-default-seed0 --onnx photo.onnx
-
-    chromabox export runs/finetune-raccoon-seed0 --onnx raccoon.onnx
+    Examples:
+      chromabox weights yolov3-tiny
+      chromabox weights custom.weights --architecture custom.cfg -o custom.safetensors
 
     Args:
-        checkpoint: A run folder, a checkpoint or a detector's weights; the shipped photo net if left out.
-        onnx: The file to write; chromabox colour --net or chromabox detect --weights takes it, and any ONNX runtime.
-        size: Of a detector: side in pixels of the squares that the file takes; the detector's own if left out.
+        weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
+        output: A .safetensors file (complete), or a .weights file (Darknet, with its .cfg file).
+        architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
+        variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
+        classes: Class names in order.
+        sanity_check: Run a sanity check on a reference image before writing.
+    """
+    from chromabox.detect.weights.convert import convert_weights
+
+    convert_weights(
+        weights,
+        output,
+        architecture=architecture,
+        variant=variant,
+        classes=classes or None,
+        run_sanity_check=sanity_check,
+        log=print_line,
+    )
+    return 0
+
+
+def export(
+    checkpoint: Annotated[Positional[Path | None], option("RUN|PATH", "the bundled photo model")] = None,
+    /,
+    *,
+    onnx: Annotated[Path, option("PATH")],
+    size: Annotated[int | None, option("N", "stored with the weights")] = None,
+) -> int:
+    """Export a model as ONNX.
+
+    The exported model is compared with PyTorch before the file is written.
+
+    Examples:
+      chromabox export runs/photo-default-seed0 --onnx photo.onnx
+      chromabox export runs/finetune-raccoon-seed0 --onnx raccoon.onnx
+
+    Args:
+        checkpoint: A run folder, a checkpoint, or the weights of a detector.
+        onnx: Output file, for chromabox colour --model, chromabox detect --weights, or any ONNX runtime.
+        size: Detectors: input size in pixels (square).
     """
     from chromabox.detect.weights.load import is_detector
 
@@ -154,48 +209,9 @@ def export(checkpoint: Positional[Path | None] = None, /, *, onnx: Path, size: i
         print_line(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
         return 0
     if size is not None:
-        raise UsageError(f"size: is for detectors; {checkpoint or 'the shipped net'} colours pictures of any size")
+        raise UsageError(f"--size: only for detectors; {checkpoint or 'the bundled model'} is a colourisation model")
     from chromabox.colour.weights.checkpoint import load_model
     from chromabox.colour.weights.export import export_onnx
 
     print_line(f"{export_onnx(load_model(checkpoint), onnx)}\n{onnx}")
-    return 0
-
-
-@dataclass(frozen=True)
-class WeightsArgs:
-    """Which weights, what they mean, and where to."""
-
-    weights: Positional[str]
-    """yolov3-tiny (fetched), or a .weights, .onnx, .pt or .safetensors file."""
-    output: OptionalOutputPath = None
-    """.safetensors (with everything that the numbers mean) or .weights (darknet's, with its .cfg beside it)."""
-    architecture: str | None = None
-    """yolov3, yolov3-tiny or a .cfg file; found by the count of numbers if left out."""
-    variant: str | None = None
-    """What the numbers mean: darknet, ultralytics-9.0 or ultralytics-9.6; the file's own kind if left out."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, in order; COCO's for 80 of them if left out."""
-    sanity_check: bool = True
-    """Show the net a known picture before anything is written."""
-
-
-def weights(*, options: OmitArgPrefixes[WeightsArgs]) -> int:
-    """Fetch published detector weights, or convert a file; what they mean is tested on a known picture.
-
-    chromabox weights yolov3-tiny
-
-    chromabox weights mine.weights --architecture mine.cfg -o mine.safetensors
-    """
-    from chromabox.detect.weights.convert import convert_weights
-
-    convert_weights(
-        options.weights,
-        options.output,
-        architecture=options.architecture,
-        variant=options.variant,
-        classes=options.classes or None,
-        run_sanity_check=options.sanity_check,
-        log=print_line,
-    )
     return 0

@@ -1,76 +1,86 @@
-"""The verb that finds things in pictures and films."""
+"""The command ``detect``."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import print_line
+from chromabox.cli.options import Fraction, OutputPath, option, print_line
+from chromabox.errors import UsageError
 
-#: Where results go if nothing else is said.
-DEFAULT_OUTPUT = Path("detections")
-
-#: From so many pictures on, and for films, the probe's second or two come back.
+#: Autotuning takes one or two seconds; it pays off for videos and from this number of images.
 MIN_IMAGES_TO_AUTOTUNE = 50
 
 
 @dataclass(frozen=True)
-class DetectArgs:
-    """What to look through, with what, and what to write."""
+class DetectionArgs:
+    confidence: Fraction = 0.5
+    """Confidence threshold (0 to 1)."""
+    iou: Fraction = 0.45
+    """IoU threshold for non-maximum suppression (0 to 1)."""
+    classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
+    """Only these classes, by name or index."""
+    size: Annotated[int | None, option("N", "stored with the weights")] = None
+    """Input size in pixels (square, letterboxed), a multiple of 32."""
 
-    inputs: Positional[tuple[Path, ...]]
-    """Pictures, folders of pictures, or films (.mp4, .mov, .mkv)."""
-    output: Annotated[Path, arg(aliases=("-o",))] = DEFAULT_OUTPUT
-    """A folder; or the annotated file of one picture or film; or a .json or .csv for the boxes alone."""
-    weights: str = "yolov3-tiny"
-    """A name (fetched and kept), or a .safetensors, .weights, .onnx or .pt file."""
-    format: tuple[Literal["pictures", "json", "csv", "yolo"], ...] = ()
-    """What to write: annotated pictures, COCO's results as JSON, csv, YOLO's text files; pictures if left out."""
-    confidence: float = 0.5
-    """Boxes with a higher score are found (0 to 1)."""
-    iou: float = 0.45
-    """Of two boxes of one class that overlap by more, the one with the lower score goes (0 to 1)."""
-    classes: tuple[str, ...] = ()
-    """Only these classes, by name or number."""
-    size: int | None = None
-    """Side in pixels of the square that pictures are laid into, a multiple of 32; the weights' own if left out."""
+
+@dataclass(frozen=True)
+class MachineArgs:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the net; auto: of films and many pictures bfloat16 where a short probe finds it faster."""
-    workers: int | None = None
-    """Pictures looked through at the same time; one a core if left out."""
+    """auto: for videos and many images bfloat16 if a short measurement finds it faster."""
+    workers: Annotated[int | None, option("N", "one per core")] = None
+    """Number of worker threads."""
 
 
-def detect(*, options: OmitArgPrefixes[DetectArgs]) -> int:
-    """Find things in pictures, folders and films, and draw or list what was found.
+def detect(
+    inputs: Annotated[Positional[tuple[Path, ...]], option("PATH ...", "required")] = (),
+    /,
+    *,
+    output: OutputPath = Path("detections"),
+    weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny",
+    format: Annotated[tuple[Literal["images", "json", "csv", "yolo"], ...], option("FORMAT ...", "images")] = (),
+    detection: OmitArgPrefixes[DetectionArgs] = DetectionArgs(),
+    runtime: OmitArgPrefixes[MachineArgs] = MachineArgs(),
+) -> int:
+    """Detect objects in images, folders and videos.
 
-    chromabox detect holiday/ -o found/
+    Writes annotated copies, or the boxes as JSON, CSV or YOLO labels.
 
-    chromabox detect dog.jpg -o dog-with-boxes.jpg --confidence 0.3
+    Examples:
+      chromabox detect holiday/ -o annotated/
+      chromabox detect dog.jpg -o dog-annotated.jpg --confidence 0.3
+      chromabox detect holiday/ -o boxes.json --classes person dog
+      chromabox detect film.mp4 -o film-annotated.mp4
 
-    chromabox detect holiday/ -o boxes.json --classes person dog
-
-    chromabox detect film.mp4 -o film-with-boxes.mp4
+    Args:
+        inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
+        output: A folder; or the annotated file of one image or video; or a .json or .csv file for the boxes.
+        weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
+        format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
     """
-    from chromabox.detect.inference.batch import plan_detection_outputs
+    if not inputs:
+        raise UsageError("no input given: expected at least one image, folder or video")
+    from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 
-    plan = plan_detection_outputs(options.inputs, options.output, options.format)
-    from chromabox.detect.inference.batch import run_detection
+    plan = plan_detection_outputs(inputs, output, format)
     from chromabox.detect.inference.predict import InferenceOptions
     from chromabox.detect.inference.runtime import FLOAT32_OPTIONS, optimize_for_inference
     from chromabox.detect.weights.load import load_detector
     from chromabox.engine.runtime_options import RuntimeOptions
 
-    trained = load_detector(options.weights)
-    wanted = InferenceOptions.for_detector(
-        trained, options.confidence, options.iou, options.classes or None, options.size
+    detector = load_detector(weights)
+    options = InferenceOptions.for_detector(
+        detector, detection.confidence, detection.iou, detection.classes or None, detection.size
     )
-    few = options.precision == "auto" and not plan.videos and len(plan.images) < MIN_IMAGES_TO_AUTOTUNE
-    detector = optimize_for_inference(trained, FLOAT32_OPTIONS if few else RuntimeOptions(precision=options.precision))
-    print_line(f"{options.weights} at {wanted.size}: {detector.runtime}")
-    summary = run_detection(plan, detector, wanted, workers=options.workers, log=print_line)
-    print_line(f"{summary}\n{options.output}")
+    few = runtime.precision == "auto" and not plan.videos and len(plan.images) < MIN_IMAGES_TO_AUTOTUNE
+    optimized = optimize_for_inference(
+        detector, FLOAT32_OPTIONS if few else RuntimeOptions(precision=runtime.precision)
+    )
+    print_line(f"{weights} at {options.size} pixels: {optimized.runtime}")
+    summary = run_detection(plan, optimized, options, workers=runtime.workers, log=print_line)
+    print_line(f"{summary}\n{output}")
     for reason in summary.errors:
-        print(f"chromabox: not looked through: {reason}", file=sys.stderr)
+        print(f"chromabox: skipped: {reason}", file=sys.stderr)
     return 1 if summary.errors else 0

@@ -1,63 +1,63 @@
-"""The verb that trains one net with several values of one quantity."""
+"""The commands ``compare`` and ``sweep``."""
 
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import DEFAULT_RUNTIME, OptionalOutputPath, OutputPath, absolute_path, print_line
+from chromabox.cli.options import DEFAULT_RUNTIME, DataName, OutputPath, PaletteName, Seeds, option, print_line
 from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
 from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.io.paths import absolute_path
+
+OptionalEpochs = Annotated[int | None, option("N", "set by the recipe")]
 
 
 def sweep(
-    net: Positional[PaletteModelName],
+    model: Annotated[Positional[PaletteModelName], option("MODEL")],
     /,
     *,
-    over: str,
-    seeds: tuple[int, ...] = (0,),
+    over: Annotated[str, option("PARAMETER=V1,V2,...")],
+    seeds: Seeds = (0,),
     recipe: RecipeName = "default",
-    epochs: int | None = None,
-    steps: int | None = None,
-    data: str = "cifar10:horse",
-    palette: str = "auto",
-    output: OptionalOutputPath = None,
+    epochs: OptionalEpochs = None,
+    steps: Annotated[int | None, option("N", "as many as the largest batch size takes")] = None,
+    data: DataName = "cifar10:horse",
+    palette: PaletteName = "auto",
+    output: Annotated[Path | None, option("PATH", "runs/sweep-MODEL-RECIPE-PARAMETER", short="-o")] = None,
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Train one net with several values of one quantity, and put them side by side.
+    """Train one model with several values of one parameter.
 
-    Over batch sizes there are two tables: all trained for as many epochs, and all for as many steps of the optimiser.
-    Runs in the folder are taken as they are, or gone on with, so a sweep that was stopped goes on where it was.
+    A sweep over batch sizes is reported twice: with equal epochs and with equal optimizer steps. Finished runs in the
+    output folder are reused and interrupted ones resumed.
 
-    chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course
-
-    chromabox sweep unet --over kernel=1,3,5,7 --epochs 5 -o runs/kernels
-
-    chromabox sweep unet --over colours=8,16,32,64 --data photos/
+    Examples:
+      chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1
+      chromabox sweep unet --over kernel=1,3,5,7 --epochs 5 -o runs/kernels
+      chromabox sweep unet --over colours=8,16,32,64 --data photos/
 
     Args:
-        net: The network.
-        over: The quantity and its values: batch-size, kernel, filters, learning-rate or colours (of the palette, each
-            fitted to the training pictures), then = and the values with commas between them.
-        seeds: One run of each value for each seed.
-        recipe: How to train.
-        epochs: Instead of the recipe's.
-        steps: Of the second table over batch sizes, instead of as many as the largest batch makes in all epochs.
-        data: Data set, as for train.
+        model: pool-upsample, conv-transpose, unet or colournet.
+        over: The parameter and its values: batch-size, kernel, filters, learning-rate or colours (palette size).
+        seeds: Seeds; every value is trained once per seed.
+        recipe: Training recipe, as for train.
+        epochs: Number of epochs.
+        steps: Batch sizes only: number of optimizer steps in the second table.
+        data: Dataset, as for train.
         palette: Palette, as for train.
-        output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png; runs/sweep-NET-RECIPE-QUANTITY if
-            left out.
-        execution: How training runs on this machine.
+        output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png.
     """
     from chromabox.experiments.sweep import parse_sweep
-    from chromabox.experiments.sweep import sweep as train_all
+    from chromabox.experiments.sweep import sweep as run_sweep
     from chromabox.experiments.sweep_results import print_sweep
 
-    quantity, values = parse_sweep(over)
-    found = train_all(
-        output or Path("runs") / f"sweep-{net}-{recipe}-{quantity}",
-        model=net,
+    parameter, values = parse_sweep(over)
+    result = run_sweep(
+        output or Path("runs") / f"sweep-{model}-{recipe}-{parameter}",
+        model=model,
         recipe=recipe,
-        parameter=quantity,
+        parameter=parameter,
         values=values,
         seeds=seeds,
         data=absolute_path(data),
@@ -67,48 +67,49 @@ def sweep(
         options=runtime,
         log=print_line,
     )
-    print_sweep(found)
+    print_sweep(result)
     return 0
 
 
 def compare(
     *,
     output: OutputPath = Path("runs/compare"),
-    nets: tuple[PaletteModelName, ...] = PALETTE_MODELS,
+    models: Annotated[tuple[PaletteModelName, ...], option("MODEL ...")] = PALETTE_MODELS,
     recipe: RecipeName = "default",
-    seeds: tuple[int, ...] = (0,),
-    data: str = "cifar10:horse",
-    palette: str = "auto",
-    epochs: int | None = None,
-    runs: tuple[Path, ...] = (),
+    seeds: Seeds = (0,),
+    data: DataName = "cifar10:horse",
+    palette: PaletteName = "auto",
+    epochs: OptionalEpochs = None,
+    runs: Annotated[tuple[Path, ...], option("PATH ...", "train new runs")] = (),
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Train several nets with several seeds (or take finished runs) and put them side by side.
+    """Train several models with several seeds and compare them.
 
-    Runs in the folder are taken as they are, or gone on with, so a comparison that was stopped goes on where it was.
+    Finished runs in the output folder are reused and interrupted ones resumed.
 
-    Example: chromabox compare --recipe course --seeds 0 1 2 -o runs/course
+    Examples:
+      chromabox compare --recipe course --seeds 0 1 2 -o runs/course
+      chromabox compare --runs runs/unet-course-seed0 runs/colournet-default-seed0 -o comparison/
 
     Args:
         output: Folder for the runs, comparison.csv and comparison.png.
-        nets: The networks.
-        recipe: How to train them.
-        seeds: One run of each net for each seed.
-        data: Data set, as for train.
+        models: Models to train.
+        recipe: Training recipe, as for train.
+        seeds: Seeds; every model is trained once per seed.
+        data: Dataset, as for train.
         palette: Palette, as for train.
-        epochs: Instead of the recipe's.
-        runs: Finished run folders to tabulate; nothing is trained then.
-        execution: How training runs on this machine.
+        epochs: Number of epochs.
+        runs: Finished run folders to compare; nothing is trained.
     """
-    from chromabox.experiments.compare import compare as side_by_side
+    from chromabox.experiments.compare import compare as run_comparison
     from chromabox.experiments.compare import group_runs, print_comparison, tabulate
 
     if runs:
         result = tabulate(output, group_runs(runs))
     else:
-        result = side_by_side(
+        result = run_comparison(
             output,
-            models=nets,
+            models=models,
             recipe=recipe,
             seeds=seeds,
             data=absolute_path(data),

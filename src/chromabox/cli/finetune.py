@@ -1,115 +1,139 @@
-"""The verb that fine-tunes a detector on a labelled set."""
+"""The command ``finetune``."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import OptionalOutputPath, absolute_path, print_line, require_new_run
+from chromabox.cli.options import DEFAULT_RUNTIME, Count, option, print_line
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
+from chromabox.engine.runs import require_new_run
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
+from chromabox.io.paths import absolute_path
 
 if TYPE_CHECKING:
     from chromabox.detect.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
-class FinetuneArgs:
-    """What to learn from, from which weights, and what of them stays."""
+class TrainingArgs:
+    epochs: Annotated[int | None, option("N", "10; course: 5")] = None
+    """Number of epochs."""
+    batch_size: Annotated[int | None, option("N", "16")] = None
+    """Images per batch."""
+    size: Count = 416
+    """Input size in pixels (square, letterboxed), a multiple of 32."""
+    patience: Annotated[int | None, option("N", "no early stopping")] = None
+    """Stop after N epochs without a higher AP50 on a held-out part of the training images."""
+    cached_views: Count = 4
+    """Augmented views per image whose frozen-layer features are cached; 0 disables the cache and augments anew each
+    epoch."""
+    cache_memory: Annotated[float, option("GB")] = 1.0
+    """Maximum RAM for cached features; larger caches are memory-mapped in the run folder."""
 
-    data: Positional[str | None] = None
-    """A labelled set: a folder, a .yaml, a .json, or a name (coco128, raccoon)."""
-    weights: str = "yolov3-tiny"
-    """A name (fetched and kept), a .safetensors, .weights, .onnx or .pt file, or the folder of a run."""
-    freeze: str = "backbone"
-    """The first N layers, or backbone, or none, or auto: the depth is chosen by short trials."""
-    recipe: FinetuneRecipeName = "default"
-    """default: ours; course: the setting of the course's tool."""
-    epochs: int | None = None
-    """Instead of the recipe's (default 10, course 5)."""
-    size: int = 416
-    """Side in pixels of the square that pictures are laid into, a multiple of 32."""
-    batch_size: int | None = None
-    """Pictures a step, instead of the recipe's 16."""
-    cached_views: int = 4
-    """Fixed views of each picture, of which what the frozen layers make of them is computed once; 0: new views in every
-    epoch, and nothing is kept."""
-    cache_memory: float = 1.0
-    """GB of memory for what the frozen layers make; what is larger lies in a file of the run folder meanwhile."""
+
+@dataclass(frozen=True)
+class ClassArgs:
     keep_old_classes: bool = False
-    """Keep the classes that the weights know, and append those of the data that are new."""
-    retention_data: str | None = None
-    """A labelled set on which is measured how well the old classes are still found."""
-    patience: int | None = None
-    """Stop after so many epochs without a better AP50, on training pictures kept apart for that."""
+    """Keep the classes of the weights and append the new classes of the data."""
+    retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
+    """Dataset used to measure how well the original classes are retained."""
+
+
+@dataclass(frozen=True)
+class FinetuneArgs:
+    """All options of ``finetune``."""
+
+    data: str | None = None
+    weights: str = "yolov3-tiny"
+    freeze: str = "backbone"
+    recipe: FinetuneRecipeName = "default"
     seed: int = 0
-    """Seed of everything random."""
+    output: Path | None = None
     resume: Path | None = None
-    """A run folder to go on with, exactly where it stopped."""
-    output: OptionalOutputPath = None
-    """The run folder; runs/finetune-DATA-seedN if left out."""
-    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    training: TrainingArgs = TrainingArgs()
+    classes: ClassArgs = ClassArgs()
+    runtime: RuntimeOptions = DEFAULT_RUNTIME
 
 
-def finetune(*, options: OmitArgPrefixes[FinetuneArgs]) -> int:
-    """Fine-tune a detector on your own labelled pictures, with its first layers really still.
+def finetune(
+    data: Annotated[Positional[str | None], option("DATA", "required unless --resume is given")] = None,
+    /,
+    *,
+    weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny",
+    freeze: Annotated[str, option("N|NAME")] = "backbone",
+    recipe: FinetuneRecipeName = "default",
+    seed: Count = 0,
+    output: Annotated[Path | None, option("PATH", "runs/finetune-DATA-seedN", short="-o")] = None,
+    resume: Annotated[Path | None, option("PATH", "start a new run")] = None,
+    training: OmitArgPrefixes[TrainingArgs] = TrainingArgs(),
+    classes: OmitArgPrefixes[ClassArgs] = ClassArgs(),
+    runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
+) -> int:
+    """Fine-tune a detector on a labelled dataset.
 
-    chromabox finetune raccoons/ --epochs 10 -o runs/raccoon
+    The first layers are frozen, including their BatchNorm statistics.
 
-    chromabox finetune coco128 --freeze 10 --recipe course
+    Examples:
+      chromabox finetune raccoons/ --epochs 10 -o runs/raccoon
+      chromabox finetune coco128 --freeze 10 --recipe course
+      chromabox finetune raccoons/ --keep-old-classes --retention-data coco128
+      chromabox finetune --resume runs/raccoon
 
-    chromabox finetune raccoons/ --keep-old-classes --retain coco128
-
-    chromabox finetune --resume runs/raccoon
+    Args:
+        data: A labelled dataset: a folder, a .yaml or .json file, or a name (coco128, raccoon).
+        weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
+        freeze: The first N layers, backbone, none, or auto (chosen by short trials).
+        recipe: default: our recipe; course: settings of the assignment's tool.
+        seed: Seed of all random numbers.
+        output: Run folder.
+        resume: Resume the run in this folder exactly where it stopped.
     """
-    folder, config = _new_run(options) if options.resume is None else _resume_run(options)
+    args = FinetuneArgs(data, weights, freeze, recipe, seed, output, resume, training, classes, runtime)
+    folder, config = _new_run(args) if resume is None else _resume_run(args, resume)
     from chromabox.report.training import run_finetune
 
-    run_finetune(config, folder, options=options.runtime, resume=options.resume is not None, log=print_line)
+    run_finetune(config, folder, options=runtime, resume=resume is not None, log=print_line)
     return 0
 
 
-def _new_run(options: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
-    """A new run's folder and configuration."""
-    if options.data is None:
-        raise UsageError("data: name a labelled set to learn from, or give --resume RUN")
-    if options.patience is not None and options.patience < 1:
-        raise UsageError(f"patience is {options.patience}: give at least 1")
-    recipe = make_finetune_recipe(options.recipe, epochs=options.epochs, batch_size=options.batch_size)
-    folder = options.output or Path("runs") / f"finetune-{Path(options.data).stem}-seed{options.seed}"
+def _new_run(args: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
+    """Return folder and configuration of a new run."""
+    if args.data is None:
+        raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
+    if args.training.patience is not None and args.training.patience < 1:
+        raise UsageError(f"--patience is {args.training.patience}, expected at least 1")
+    recipe = make_finetune_recipe(args.recipe, epochs=args.training.epochs, batch_size=args.training.batch_size)
+    folder = args.output or Path("runs") / f"finetune-{Path(args.data).stem}-seed{args.seed}"
     require_new_run(folder)
     from chromabox.detect.training.config import FinetuneConfig
 
+    retention_data = args.classes.retention_data
     return folder, FinetuneConfig(
-        data=absolute_path(options.data),
+        data=absolute_path(args.data),
         recipe=recipe,
-        weights=absolute_path(options.weights),
-        freeze=options.freeze,
-        size=options.size,
-        num_cached_views=options.cached_views,
-        cache_memory_gb=options.cache_memory,
-        keep_old_classes=options.keep_old_classes,
-        retention_data=None if options.retention_data is None else absolute_path(options.retention_data),
-        patience=options.patience,
-        seed=options.seed,
+        weights=absolute_path(args.weights),
+        freeze=args.freeze,
+        size=args.training.size,
+        num_cached_views=args.training.cached_views,
+        cache_memory_gb=args.training.cache_memory,
+        keep_old_classes=args.classes.keep_old_classes,
+        retention_data=None if retention_data is None else absolute_path(retention_data),
+        patience=args.training.patience,
+        seed=args.seed,
     )
 
 
-def _resume_run(options: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
-    """An earlier run's folder and configuration; only how it uses the machine may be changed."""
-    folder = options.resume
-    assert folder is not None
-    if replace(options, runtime=RuntimeOptions()) != FinetuneArgs(resume=folder):
-        raise UsageError(
-            f"resume: {folder} goes on with its own data and settings; besides --resume only how the run uses the "
-            "machine can be given"
-        )
+def _resume_run(args: FinetuneArgs, folder: Path) -> "tuple[Path, FinetuneConfig]":
+    """Return folder and configuration of an earlier run, with other runtime options if given."""
+    if args != FinetuneArgs(resume=folder, runtime=args.runtime):
+        raise UsageError(f"--resume {folder}: the run keeps its settings; only runtime options can be changed")
     from chromabox.detect.training.config import read_finetune_config
 
     config = read_finetune_config(folder)
     if not (folder / "last.safetensors").is_file():
-        raise UsageError(f"{folder}: stopped before its first checkpoint; start it anew")
+        raise UsageError(f"--resume {folder}: the run stopped before its first checkpoint; start it again")
     assert config.runtime is not None
-    return folder, replace(config, runtime=config.runtime.with_overrides(options.runtime))
+    return folder, replace(config, runtime=config.runtime.with_overrides(args.runtime))

@@ -1,29 +1,38 @@
-"""What the verbs share: options that mean the same everywhere, and how they speak."""
+"""Options that several commands share, and how options appear in the help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
 
 DEFAULT_RUNTIME = RuntimeOptions()
-OutputPath = Annotated[Path, arg(aliases=("-o",))]
-OptionalOutputPath = Annotated[Path | None, arg(aliases=("-o",))]
 
 
-def absolute_path(name: str) -> str:
-    """A path that is right from any folder, since a run may be resumed from another one; other names as they are."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+def option(metavar: str, default: str | None = None, *, short: str | None = None, name: str | None = None) -> Any:
+    """Return the annotation of an option.
+
+    Args:
+        metavar: placeholder of its value in the help, as ``PATH``.
+        default: the default in words, or ``required`` with a condition; None: the help shows the default value.
+        short: a second name, as ``-o``.
+        name: its name, if not that of the field.
+    """
+    hint = None
+    if default is not None:
+        hint = f"({default})" if default.startswith("required") else f"(default: {default})"
+    return arg(metavar=metavar, help_behavior_hint=hint, aliases=(short,) if short else None, name=name)
 
 
-def require_new_run(folder: Path) -> None:
-    """UsageError if a run was begun in the folder: it is gone on with by name, never written over."""
-    if (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder}: holds a run already; go on with --resume {folder}, or give another folder with -o")
+Count = Annotated[int, option("N")]
+Fraction = Annotated[float, option("X")]
+OutputPath = Annotated[Path, option("PATH", short="-o")]
+DataName = Annotated[str, option("NAME|FOLDER")]
+PaletteName = Annotated[str, option("NAME|PATH")]
+Seeds = Annotated[tuple[int, ...], option("N ...")]
 
 
 def print_line(line: str) -> None:
-    """Print at once, also into a pipe or a log file."""
+    """Print a line at once, also into a pipe or a log file."""
     print(line, flush=True)

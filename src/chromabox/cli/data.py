@@ -145,7 +145,7 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "the cache folder for a name, otherwise the same name with .safetensors", short="-o"),
+        option("PATH", "the cache folder, or the name of the file with .safetensors", short="-o"),
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "detected from the size of the file")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
@@ -197,7 +197,7 @@ def export(
 
     Args:
         checkpoint: A run folder, a checkpoint, or the weights of a detector.
-        onnx: Output file, for chromabox colour --model, chromabox detect --weights, or any ONNX runtime.
+        onnx: Output file, usable by chromabox colour, chromabox detect and any ONNX runtime.
         size: Detectors: input size in pixels (square).
     """
     from chromabox.detect.weights.load import is_detector

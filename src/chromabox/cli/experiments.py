@@ -5,10 +5,18 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import DEFAULT_RUNTIME, DataName, OutputPath, PaletteName, Seeds, option, print_line
+from chromabox.cli.options import (
+    DEFAULT_RUNTIME,
+    DataName,
+    OutputPath,
+    PaletteName,
+    Seeds,
+    absolute_path,
+    option,
+    print_line,
+)
 from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.io.paths import absolute_path
 
 OptionalEpochs = Annotated[int | None, option("N", "set by the recipe")]
 

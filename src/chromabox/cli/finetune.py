@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Count, option, print_line
+from chromabox.cli.options import DEFAULT_RUNTIME, Count, absolute_path, option, print_line, require_new_run
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
-from chromabox.engine.runs import require_new_run
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.io.paths import absolute_path
 
 if TYPE_CHECKING:
     from chromabox.detect.training.config import FinetuneConfig

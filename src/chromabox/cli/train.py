@@ -13,8 +13,10 @@ from chromabox.cli.options import (
     DataName,
     Fraction,
     PaletteName,
+    absolute_path,
     option,
     print_line,
+    require_new_run,
 )
 from chromabox.colour.training.recipes import (
     PALETTE_MODELS,
@@ -23,10 +25,8 @@ from chromabox.colour.training.recipes import (
     make_photo_recipe,
     make_recipe,
 )
-from chromabox.engine.runs import require_new_run
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.io.paths import absolute_path
 
 if TYPE_CHECKING:
     from chromabox.colour.training.train import TrainConfig

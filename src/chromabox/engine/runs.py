@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chromabox.engine.checkpoint import write_json
-from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -103,9 +102,3 @@ def peak_memory_bytes() -> int:
             return int(line.split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
-
-
-def require_new_run(folder: Path) -> None:
-    """Raise UsageError if the folder contains a run."""
-    if (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder} already contains a run: use --resume {folder} or choose another folder with -o")

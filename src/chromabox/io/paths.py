@@ -92,8 +92,3 @@ def _check_outputs_not_inputs(inputs: Sequence[Path], outputs: Iterable[Path]) -
 def _file_id(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def absolute_path(name: str) -> str:
-    """Return the absolute path of an existing file or folder, valid from any working directory; other names as given."""
-    return str(Path(name).resolve()) if Path(name).exists() else name

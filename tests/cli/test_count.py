@@ -1,13 +1,20 @@
-"""The verbs that count nets and ask about paddings, from Python as the command line calls them."""
+"""The commands ``count`` and ``padding``, called from Python as the command line calls them."""
 
 import pytest
 
-from chromabox.cli.assignment import count, padding
+from chromabox.cli.assignment import NetworkArgs, count, padding
 from chromabox.errors import UsageError
 
 
-def test_options_reach_the_net_and_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    assert count("conv-transpose", kernel=2, num_filters=3, colours=5, in_channels=2, size=16, biases=True) == 0
+def test_options_reach_the_model_and_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        count(
+            "conv-transpose",
+            network=NetworkArgs(size=16, kernel=2, num_filters=3, colours=5, in_channels=2),
+            biases=True,
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "weights of kernels, biases (not BatchNorm)" in out
     assert "NIC = 2, NF = 3, NC = 5, k = 2" in out
@@ -16,7 +23,7 @@ def test_options_reach_the_net_and_the_count(capsys: pytest.CaptureFixture[str])
     assert f" {4 * (6 + 36 + 15 + 25) + 12 + 10} │" in out
 
 
-def test_batch_norm_and_others_are_rows_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_norm_and_activations_are_rows_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     count("unet", batch_norm=True, count_activations=True)
     out = capsys.readouterr().out
     assert "BatchNorm2d" in out
@@ -25,7 +32,7 @@ def test_batch_norm_and_others_are_rows_of_the_table(capsys: pytest.CaptureFixtu
     assert "ReLU" not in capsys.readouterr().out
 
 
-def test_paddings_of_the_usual_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_paddings_of_default_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert padding() == 0
     out = capsys.readouterr().out
     assert [f"kernel {kernel}, stride 2, dilation 1" in out for kernel in (3, 4, 5, 6)] == [True, True, True, False]
@@ -33,10 +40,10 @@ def test_paddings_of_the_usual_kernels(capsys: pytest.CaptureFixture[str]) -> No
     assert "kernel 2, stride 3, dilation 2" in capsys.readouterr().out
 
 
-def test_wrong_options_are_usage_errors() -> None:
-    with pytest.raises(UsageError, match="kernel: names no size"):
+def test_invalid_options_are_usage_errors() -> None:
+    with pytest.raises(UsageError, match="--kernel: expected at least one"):
         padding(kernel=())
     with pytest.raises(UsageError, match="stride is 0"):
         padding(stride=0)
     with pytest.raises(UsageError, match="kernel is -1"):
-        count("unet", kernel=-1)
+        count("unet", network=NetworkArgs(kernel=-1))

@@ -1,4 +1,4 @@
-"""The verb ``check``: its exit codes, and that its help leaves no doubt what it does."""
+"""The command ``check``: its exit codes and the warning in its help."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from chromabox.cli.assignment import check
 from chromabox.errors import UsageError
 
 
-def test_the_help_says_that_the_file_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_warns_that_the_file_is_executed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tyro.cli(check, args=["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "It IS EXECUTED" in said
-    assert "that is no sandbox" in said
-    assert "chromabox data check" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "FILE IS EXECUTED" in text
+    assert "This is not a sandbox" in text
+    assert "chromabox data check" in text
 
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
-# make demo   sets everything up and runs the main job on real data
-# make test   sets everything up and passes the tests
-# make lint   ruff and the type checker
+# make demo   set up and run the main features on real data
+# make test   set up and run the tests
+# make lint   ruff and mypy
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Chromabox needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=python3.12, say") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import sys; sys.exit("Chromabox needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@

@@ -1,7 +1,7 @@
-"""Chromabox colours grey pictures by classifying every pixel into a palette, and finds things in pictures.
+"""Chromabox colourises greyscale images and detects objects.
 
-``chromabox.colourise(image)`` and ``chromabox.detect(image)`` do it from Python; each is imported when it is first
-asked for, and torch with it.
+From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``. Both, and PyTorch with them, are imported on
+first use.
 """
 
 from importlib import import_module
@@ -16,13 +16,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Names whose modules are heavy."""
+    """Import ``colourise`` and ``detect`` on first use."""
     if name == "colourise":
         from chromabox.colour.api import colourise
 
         return colourise
     if name == "detect":
-        # The wing itself, which can be called; it is this module's attribute from now on.
+        # The callable package; it replaces this attribute once it is imported.
         return import_module("chromabox.detect")
     raise AttributeError(f"module 'chromabox' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""``chromabox`` and ``python -m chromabox``: run the command line, and end in one sentence whatever happens."""
+"""``chromabox`` and ``python -m chromabox``: run the command line and turn errors into one line and an exit code."""
 
 import sys
 
@@ -6,7 +6,7 @@ from chromabox.errors import ChromaboxError
 
 
 def main() -> None:
-    """Run the command line; errors become one line on standard error and an exit code (2 usage, 1 failed work)."""
+    """Run the command line and exit: 0 success, 1 failed work, 2 invalid usage, 130 interrupted."""
     from chromabox.cli import run_cli
 
     try:
@@ -14,14 +14,14 @@ def main() -> None:
     except ChromaboxError as error:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; finished files are whole, nothing half-written is left", 130))
+        sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left.", 130))
     except BrokenPipeError:
-        sys.stderr.close()  # Whoever read our output has gone; say nothing more.
+        sys.stderr.close()  # The reader of the output has exited; there is nobody to report to.
         sys.exit(0)
     except OSError as error:
         sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1))
     except MemoryError:
-        sys.exit(_fail("not enough memory for this; take smaller pictures, a smaller --batch-size or fewer at once", 1))
+        sys.exit(_fail("Out of memory: use smaller images, a smaller --batch-size or fewer --workers.", 1))
 
 
 def _fail(message: str, code: int) -> int:

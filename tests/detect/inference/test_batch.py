@@ -41,7 +41,7 @@ def files(folder: Path) -> list[str]:
 def test_a_folder_in_every_format(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
     (folder / "broken.png").write_bytes(b"broken")
     out = tmp_path / "out"
-    summary = run(detector, [folder], out, "pictures", "json", "csv", "yolo")
+    summary = run(detector, [folder], out, "images", "json", "csv", "yolo")
     names = ["a.png", "b.jpg", "deep/c.png"]
     labels = ["labels/a.txt", "labels/b.txt", "labels/classes.txt", "labels/deep/c.txt"]
     assert files(out) == sorted([*names, *labels, "detections.csv", "detections.json"])
@@ -76,7 +76,7 @@ def test_results_inside_the_folder_are_not_found_again(folder: Path, detector: O
 
 def test_a_film(tmp_path: Path, detector: OptimizedDetector) -> None:
     film = make_video(tmp_path / "film.mp4")
-    summary = run(detector, [film], tmp_path / "out", "pictures", "json")
+    summary = run(detector, [film], tmp_path / "out", "images", "json")
     assert summary.num_frames == 5
     assert files(tmp_path / "out") == ["detections.json", "film.mp4"]
     assert len(list(iter_frames(tmp_path / "out" / "film.mp4"))) == 5
@@ -109,7 +109,7 @@ def test_a_broken_film_does_not_stop_the_rest(folder: Path, tmp_path: Path, dete
         (["a.png"], "a.png", (), "is the input"),
         (["film.mp4"], "film.mp4", (), "is the input"),
         (["a.png"], "b.json", ("csv",), "is a single file, which cannot hold csv"),
-        (["a.png"], "b.png", ("pictures", "json"), "is a single file, which cannot hold json"),
+        (["a.png"], "b.png", ("images", "json"), "is a single file, which cannot hold json"),
         (["a.png", "a.jpg"], "out", ("yolo",), "would share a.txt"),
     ],
 )

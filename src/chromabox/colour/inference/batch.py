@@ -150,7 +150,7 @@ class ColourArgsProtocol(Protocol):
     """The options that decide the colours, as the command line has them: text and paths."""
 
     @property
-    def net(self) -> Path | None: ...
+    def model(self) -> Path | None: ...
     @property
     def style(self) -> StyleName: ...
     @property
@@ -193,7 +193,7 @@ def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
         for name, path in files.items()
     }
     return {
-        "net": checkpoint_sha256(args.net),
+        "net": checkpoint_sha256(args.model),
         "style": args.style,
         "temperature": args.temperature,
         "lock": args.allow,

@@ -29,7 +29,7 @@ from chromabox.io.paths import expand_inputs, map_outputs
 from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered, num_threads
 
-OutputFormat = Literal["pictures", "json", "csv", "yolo"]
+OutputFormat = Literal["images", "json", "csv", "yolo"]
 TABLE_FORMATS = {".json": "json", ".csv": "csv"}
 
 
@@ -67,7 +67,7 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
     if not inputs:
         raise UsageError("inputs: name at least one picture, folder or film to look through")
     suffix = "" if output.is_dir() else output.suffix.lower()
-    wanted: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "pictures")}
+    wanted: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "images")}
     films = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     others = [path for path in inputs if path not in films]
     if suffix in TABLE_FORMATS:
@@ -75,7 +75,7 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
         plan = OutputPlan(_plan_unannotated(others, None), _plan_unannotated_videos(films))
         check_not_input([one.source for one in (*plan.images, *plan.videos)], output)
         return OutputPlan(plan.images, plan.videos, **{TABLE_FORMATS[suffix]: output})
-    if "pictures" in wanted:
+    if "images" in wanted:
         pictures, drawn_films = (
             _plan_annotated(others, output),
             _plan_annotated_videos(films, output, single_input=len(inputs) == 1),
@@ -83,7 +83,7 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
     else:
         pictures, drawn_films = _plan_unannotated(others, output), _plan_unannotated_videos(films)
     if any(one.target == output for one in (*pictures, *drawn_films)):
-        _check_single_format(output, wanted, "pictures")
+        _check_single_format(output, wanted, "images")
     if "yolo" in wanted:
         _check_unique_names(pictures)
     return OutputPlan(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chromabox.cli.assignment import NetworkArgs, count, padding
+from chromabox.cli.assignment import CountArgs, count, padding
 from chromabox.errors import UsageError
 
 
@@ -10,7 +10,7 @@ def test_options_reach_the_model_and_the_counts(capsys: pytest.CaptureFixture[st
     assert (
         count(
             "conv-transpose",
-            network=NetworkArgs(size=16, kernel=2, num_filters=3, colours=5, in_channels=2),
+            network=CountArgs(size=16, kernel=2, num_filters=3, colours=5, in_channels=2),
             biases=True,
         )
         == 0
@@ -46,4 +46,4 @@ def test_invalid_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="stride is 0"):
         padding(stride=0)
     with pytest.raises(UsageError, match="kernel is -1"):
-        count("unet", network=NetworkArgs(kernel=-1))
+        count("unet", network=CountArgs(kernel=-1))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Count, OutputPath, option, print_line
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, option, print_line
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 
@@ -112,7 +112,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
 
 
 @dataclass(frozen=True)
-class NetworkArgs:
+class CountArgs:
     size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None
     """Side of the images in pixels."""
     kernel: Annotated[int | None, option("N", "3")] = None
@@ -132,7 +132,7 @@ def count(
     biases: bool = False,
     batch_norm: bool = False,
     count_activations: bool = False,
-    network: OmitArgPrefixes[NetworkArgs] = NetworkArgs(),
+    network: OmitArgPrefixes[CountArgs] = CountArgs(),
 ) -> int:
     """Count weights, outputs and connections of a model.
 
@@ -170,8 +170,8 @@ def count(
 def padding(
     *,
     kernel: Annotated[tuple[int, ...], option("N ...")] = (3, 4, 5),
-    stride: Count = 2,
-    dilation: Count = 1,
+    stride: Integer = 2,
+    dilation: Integer = 1,
 ) -> int:
     """Find the paddings that keep the shapes of figure 1b.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import Count, Fraction, OutputPath, option, print_line
+from chromabox.cli.options import Float, Integer, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ColourArgs:
     """Use colour B where colour A is predicted."""
     hints: Annotated[Path | None, option("PATH", "none")] = None
     """Transparent PNG with colour hints; hints are kept exactly and propagated to similar regions."""
-    min_confidence: Fraction = 0.0
+    min_confidence: Float = 0.0
     """Keep pixels grey where the confidence is below this threshold (0 to 1)."""
 
 
@@ -48,7 +48,7 @@ class FolderArgs:
     """Include sub-folders."""
     overwrite: bool = False
     """Process images again that are up to date; by default they are skipped."""
-    workers: Count = 1
+    workers: Integer = 1
     """Number of images processed in parallel."""
     contact_sheet: Annotated[Path | None, option("PATH", "none")] = None
     """Also write an overview image: before and after of every image."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
-from chromabox.cli.options import Count, OutputPath, option, print_line
+from chromabox.cli.options import Integer, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
 
@@ -45,9 +45,9 @@ class MakeSynthetic:
 
     output: Annotated[Positional[Path], option("FOLDER")]
     """New folder for data.yaml, images/ and labels/ (YOLO)."""
-    size: Count = 320
+    size: Integer = 320
     """Side of the images in pixels, at least 64."""
-    seed: Count = 0
+    seed: Integer = 0
     """Seed of all random numbers."""
 
 
@@ -95,7 +95,7 @@ class FitPalette:
     """Palette file: .json, .npy or .gpl (GIMP)."""
     colours: Annotated[int, option("N", short="-k")] = 24
     """Number of colours, 2 to 256."""
-    seed: Count = 0
+    seed: Integer = 0
     """Seed of k-means."""
 
 

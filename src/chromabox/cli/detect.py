@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import Fraction, OutputPath, option, print_line
+from chromabox.cli.options import Float, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
 #: Autotuning takes one or two seconds; it pays off for videos and from this number of images.
@@ -16,9 +16,9 @@ MIN_IMAGES_TO_AUTOTUNE = 50
 
 @dataclass(frozen=True)
 class DetectionArgs:
-    confidence: Fraction = 0.5
+    confidence: Float = 0.5
     """Confidence threshold (0 to 1)."""
-    iou: Fraction = 0.45
+    iou: Float = 0.45
     """IoU threshold for non-maximum suppression (0 to 1)."""
     classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
     """Only these classes, by name or index."""

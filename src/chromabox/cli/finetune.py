@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Count, absolute_path, option, print_line, require_new_run
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, absolute_path, option, print_line, require_new_run
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingArgs:
+class FinetuneTrainingArgs:
     epochs: Annotated[int | None, option("N", "10; course: 5")] = None
     """Number of epochs."""
     batch_size: Annotated[int | None, option("N", "16")] = None
     """Images per batch."""
-    size: Count = 416
+    size: Integer = 416
     """Input size in pixels (square, letterboxed), a multiple of 32."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
     """Stop after N epochs without a higher AP50 on a held-out part of the training images."""
-    cached_views: Count = 4
+    cached_views: Integer = 4
     """Augmented views per image whose frozen-layer features are cached; 0 disables the cache and augments anew each
     epoch."""
     cache_memory: Annotated[float, option("GB")] = 1.0
@@ -51,7 +51,7 @@ class FinetuneArgs:
     seed: int = 0
     output: Path | None = None
     resume: Path | None = None
-    training: TrainingArgs = TrainingArgs()
+    training: FinetuneTrainingArgs = FinetuneTrainingArgs()
     classes: ClassArgs = ClassArgs()
     runtime: RuntimeOptions = DEFAULT_RUNTIME
 
@@ -63,10 +63,10 @@ def finetune(
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny",
     freeze: Annotated[str, option("N|NAME")] = "backbone",
     recipe: FinetuneRecipeName = "default",
-    seed: Count = 0,
+    seed: Integer = 0,
     output: Annotated[Path | None, option("PATH", "runs/finetune-DATA-seedN", short="-o")] = None,
     resume: Annotated[Path | None, option("PATH", "start a new run")] = None,
-    training: OmitArgPrefixes[TrainingArgs] = TrainingArgs(),
+    training: OmitArgPrefixes[FinetuneTrainingArgs] = FinetuneTrainingArgs(),
     classes: OmitArgPrefixes[ClassArgs] = ClassArgs(),
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:

@@ -26,8 +26,8 @@ def option(metavar: str, default: str | None = None, *, short: str | None = None
     return arg(metavar=metavar, help_behavior_hint=hint, aliases=(short,) if short else None, name=name)
 
 
-Count = Annotated[int, option("N")]
-Fraction = Annotated[float, option("X")]
+Integer = Annotated[int, option("N")]
+Float = Annotated[float, option("X")]
 OutputPath = Annotated[Path, option("PATH", short="-o")]
 DataName = Annotated[str, option("NAME|FOLDER")]
 PaletteName = Annotated[str, option("NAME|PATH")]

@@ -9,9 +9,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import (
     DEFAULT_RUNTIME,
-    Count,
     DataName,
-    Fraction,
+    Integer,
     PaletteName,
     absolute_path,
     option,
@@ -41,11 +40,11 @@ class TrainingArgs:
     """Number of epochs."""
     batch_size: Annotated[int | None, option("N", "set by the recipe")] = None
     """Images per batch (per process under torchrun)."""
-    accumulate: Count = 1
+    accumulate: Integer = 1
     """Number of batches whose gradients are accumulated before one optimizer step."""
     learning_rate: Annotated[float | None, option("X", "set by the recipe")] = None
     """Peak learning rate."""
-    val_fraction: Fraction = 0.0
+    val_fraction: Float = 0.0
     """Fraction of the training images held out for model selection (0: keep the last epoch)."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
     """Stop after N epochs without a lower validation loss (needs --val-fraction)."""
@@ -89,7 +88,7 @@ def train(
     recipe: RecipeName = "default",
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
-    seed: Count = 0,
+    seed: Integer = 0,
     output: Annotated[Path | None, option("PATH", "runs/MODEL-RECIPE-seedN", short="-o")] = None,
     resume: Annotated[Path | None, option("PATH", "start a new run")] = None,
     training: OmitArgPrefixes[TrainingArgs] = TrainingArgs(),
@@ -326,7 +325,7 @@ def _resumed_epochs(epochs: int, folder: Path) -> int:
 
 @dataclass(frozen=True)
 class ColourEvaluationArgs:
-    temperature: Fraction = 0.38
+    temperature: Float = 0.38
     """Temperature of the annealed mean of the predicted colours."""
 
 

@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from chromabox.cli.options import (
     DEFAULT_RUNTIME,
     DataName,
+    Float,
     Integer,
     PaletteName,
     absolute_path,

@@ -1,13 +1,13 @@
-"""The two ways in which work ends early; the command line turns each into one sentence and an exit code."""
+"""Errors that end a command; the command line prints the message on one line and returns the exit code."""
 
 
 class ChromaboxError(Exception):
-    """Work that failed: the message is one sentence naming the file, what was wrong and what would be right."""
+    """Failed work. The message is one line: the file, what is wrong, and what was expected."""
 
     exit_code = 1
 
 
 class UsageError(ChromaboxError):
-    """A wrong option or argument: the message names it, what was wrong and what would be right."""
+    """Invalid option or argument. The message names it, says what is wrong, and what was expected."""
 
     exit_code = 2

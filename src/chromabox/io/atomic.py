@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside in the same folder, then given their name in one step."""
+"""Atomic file writes: write to a temporary file in the same folder, then rename."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path aside to write to, which takes the place of `path` when the block ends well, else is removed.
+    """Yield a temporary path that replaces `path` when the block succeeds and is removed when it fails.
 
-    It lies in the same folder (a rename is one step only within a file system), is hidden, and ends in the same
-    suffix, by which some libraries choose the format. What stood at `path` stays until then; a link there is replaced,
-    never followed. The folder must exist. OSErrors are left to the caller, who knows what the file is.
+    The temporary file is hidden and in the same folder, because a rename is atomic only within a file system. It has
+    the same suffix, because some libraries choose the format by it. An existing file at `path` is unchanged until
+    then; a symbolic link is replaced, not followed. The folder must exist. OSErrors are passed on to the caller.
     """
-    aside = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    temp_path = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
-        yield aside
-        os.replace(aside, path)
+        yield temp_path
+        os.replace(temp_path, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)

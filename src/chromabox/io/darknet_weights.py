@@ -1,15 +1,14 @@
-"""Darknet's weights files, and the published YOLOv3-tiny weights: where they are to be had.
+"""Darknet weight files, the published YOLOv3-tiny weights, and a reader for convolution weights in ONNX files.
 
-A darknet ``.weights`` file is a header (three int32: major, minor, revision; then the pictures seen, int64 from version
-0.2 on) and float32 numbers in the order of the layers; a convolution with batch normalisation stores biases, scales,
-running means, running variances and then its kernel [out, in, height, width]; one without stores biases and kernel.
-Both wings begin here: the detector is these weights, and the photo colouriser starts from their first layers.
+A Darknet ``.weights`` file is a header (three int32: major, minor, revision; then the number of images seen, int64
+from version 0.2 on) and float32 values in layer order. A convolution with BatchNorm stores biases, scales, running
+means, running variances and then its kernel [out, in, height, width]; one without stores biases and kernel.
+The detector uses all of these weights; the photo model is initialised from their first layers.
 
-The numbers of the convolutions in an ONNX file, and what it says of itself, without the onnx package.
-
-An ONNX file is a protobuf message: fields of a number, a wire type and a value, nested. Read here are the graph's
-nodes (which convolution has which kernel, and which batch normalisation follows it) and its initialisers, and of those
-only float32 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). Nothing is computed.
+ONNX files are read without the onnx package. An ONNX file is a protobuf message: nested fields, each with a field
+number, a wire type and a value. The reader takes the graph's nodes (the kernel of each convolution and the BatchNorm
+that follows it), the float32 initializers and the metadata entries
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). It does not run the graph.
 """
 
 import re
@@ -26,7 +25,7 @@ from chromabox.io.atomic import atomic_write
 from chromabox.io.fetch import PipWheel, Url, cache_folder, fetch
 from chromabox.io.http import PinnedFile, Progress, QuietProgress
 
-#: Trained on COCO by its authors (Redmon and Farhadi 2018), who put it into the public domain.
+#: Weights trained on COCO and placed in the public domain by their authors (Redmon and Farhadi 2018).
 YOLOV3_TINY = PinnedFile(
     "yolov3-tiny.weights",
     sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
@@ -37,9 +36,9 @@ YOLOV3_TINY_SOURCES = (
     Url("https://data.pjreddie.com/files/yolov3-tiny.weights"),
 )
 
-#: The same net as it went through Keras to ONNX, for where only a package index is reached. Kernels and the heads'
-#: biases are the original's to the bit. Its batch normalisation is folded into scale and offset with Keras' epsilon of
-#: 1e-3, from which the original's means and variances cannot be had back: scores differ in the third decimal.
+#: The same model converted through Keras to ONNX, for networks where only a package index is reachable. Kernels and
+#: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
+#: and the original means and variances cannot be recovered: scores differ in the third decimal.
 YOLOV3_TINY_ONNX = PinnedFile(
     "tiny-yolov3-11.onnx",
     sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521",
@@ -54,16 +53,16 @@ YOLOV3_TINY_ONNX_SOURCES = (
     ),
 )
 
-#: What darknet adds to the variance, as PyTorch's batch normalisation counts it.
+#: Epsilon that Darknet adds to the variance, in the convention of PyTorch's BatchNorm.
 BN_EPSILON = 1e-5
 
-#: In darknet's order; a convolution without batch normalisation has only the first and the last.
+#: Fields of a layer in Darknet's order; a convolution without BatchNorm has only the first and the last.
 LAYER_FIELDS = ("bias", "weight", "mean", "variance", "kernel")
 
 
 @dataclass(frozen=True)
 class DarknetWeights:
-    """All numbers after the header in file order, the pictures seen in training, and the format's version."""
+    """Values after the header in file order, the number of images seen in training, and the format version."""
 
     values: Float32[np.ndarray, " values"]
     images_seen: int = 0
@@ -71,92 +70,97 @@ class DarknetWeights:
 
 
 def download_yolov3_tiny(progress: Progress | None = None) -> Path:
-    """The verified file in the cache; ChromaboxError where no source has it."""
+    """Return the path of the verified file in the cache. Raise ChromaboxError if no source provides it."""
     return fetch([YOLOV3_TINY], list(YOLOV3_TINY_SOURCES), cache_folder(), progress=progress or QuietProgress())[0]
 
 
 def download_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
-    """The ONNX copy, verified, in the cache; ChromaboxError where no source has it."""
+    """Return the path of the verified ONNX copy in the cache. Raise ChromaboxError if no source provides it."""
     sources = list(YOLOV3_TINY_ONNX_SOURCES)
     return fetch([YOLOV3_TINY_ONNX], sources, cache_folder(), progress=progress or QuietProgress())[0]
 
 
 def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, PinnedFile]:
-    """The published weights, from the original file or else from its ONNX copy, and which of the two it was.
+    """Load the published weights from the original file, else from its ONNX copy; return them and the file used.
 
-    Raises ChromaboxError where neither is to be had.
+    Raise ChromaboxError if neither is available.
     """
     try:
         return read_darknet_weights(download_yolov3_tiny(progress)), YOLOV3_TINY
     except ChromaboxError as error:
-        original = error
+        original_error = error
     try:
         layers = read_onnx_convolutions(download_yolov3_tiny_onnx(progress))
-    except ChromaboxError as copy:
-        raise ChromaboxError(f"{original}; nor is its ONNX copy to be had: {copy}") from copy
+    except ChromaboxError as error:
+        raise ChromaboxError(f"{original_error}; its ONNX copy is not available either: {error}") from error
     return DarknetWeights(pack_layers(layers, BN_EPSILON)), YOLOV3_TINY_ONNX
 
 
 def read_darknet_weights(path: Path) -> DarknetWeights:
-    """Numbers and header. Raises ChromaboxError for a file that is not such a one."""
+    """Read the values and the header. Raise ChromaboxError if the file is not a Darknet weight file."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); a darknet weights file is needed") from error
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected a Darknet weight file") from error
     header = struct.unpack("<3i", content[:12]) if len(content) >= 12 else None
     if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
-        raise ChromaboxError(f"{path}: not a darknet weights file (its header is not a version number)")
-    # darknet's own rule: before version 0.2, and from major version 1000 on, the count of pictures has 32 bits.
+        raise ChromaboxError(f"{path}: not a Darknet weight file (its header has no valid version number)")
+    # As in Darknet: the number of images seen has 32 bits before version 0.2 and from major version 1000 on (rejected
+    # above), else 64.
     start = 20 if header[0] * 10 + header[1] >= 2 else 16
     if (len(content) - start) % 4 or len(content) <= start:
-        raise ChromaboxError(f"{path}: cut short; {len(content)} bytes are not a header and whole float32 numbers")
-    seen = int.from_bytes(content[12:start], "little", signed=True)
-    numbers = np.frombuffer(content, "<f4", offset=start).astype(np.float32, copy=False)
-    return DarknetWeights(numbers, seen, header)
+        raise ChromaboxError(
+            f"{path}: truncated file; expected a header and float32 values, found {len(content)} bytes"
+        )
+    images_seen = int.from_bytes(content[12:start], "little", signed=True)
+    values = np.frombuffer(content, "<f4", offset=start).astype(np.float32, copy=False)
+    return DarknetWeights(values, images_seen, header)
 
 
 def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
-    """Write what :func:`read_darknet_file` reads, bit for bit; the folder must exist."""
-    wide = weights.version[0] * 10 + weights.version[1] >= 2
-    header = struct.pack("<3iq" if wide else "<3ii", *weights.version, weights.images_seen)
-    with atomic_write(path) as aside:
-        aside.write_bytes(header + weights.values.astype("<f4", copy=False).tobytes())
+    """Write a file that :func:`read_darknet_weights` reads back bit for bit. The folder must exist."""
+    has_64bit_count = weights.version[0] * 10 + weights.version[1] >= 2
+    header = struct.pack("<3iq" if has_64bit_count else "<3ii", *weights.version, weights.images_seen)
+    with atomic_write(path) as temp_path:
+        temp_path.write_bytes(header + weights.values.astype("<f4", copy=False).tobytes())
 
 
-def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " numbers"]:
-    """Layers as :func:`~chromabox.io.darknet_weights.read_onnx_convolutions` gives them, in darknet's order.
+def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " values"]:
+    """Return the values of layers from :func:`read_onnx_convolutions` in Darknet's order.
 
-    Their variances have an epsilon in them already; what is stored is what gives the same with ``epsilon`` added.
+    The layers' variances include an epsilon. ``epsilon`` is subtracted, because the reader of the result adds it again.
     """
-    numbers = []
+    arrays = []
     for layer in layers:
-        given = dict(layer)
-        if "variance" in given:
-            given["variance"] = (given["variance"].astype(np.float64) - epsilon).astype(np.float32)
-        numbers += [given[name].ravel() for name in LAYER_FIELDS if name in given]
-    return np.concatenate(numbers)
+        fields = dict(layer)
+        if "variance" in fields:
+            fields["variance"] = (fields["variance"].astype(np.float64) - epsilon).astype(np.float32)
+        arrays += [fields[name].ravel() for name in LAYER_FIELDS if name in fields]
+    return np.concatenate(arrays)
 
 
 def unpack_layers(
-    values: Float32[np.ndarray, " numbers"], layer_shapes: Sequence[tuple[int, int, int]]
+    values: Float32[np.ndarray, " values"], layer_shapes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """The first batch-normalised convolutions: ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of each.
+    """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of the first convolutions with BatchNorm.
 
     Args:
-        shapes: of each layer outputs, inputs, and the side of its kernel.
+        values: the values of the file in Darknet's order.
+        layer_shapes: (output channels, input channels, kernel size) of each layer.
 
-    Raises ChromaboxError if there are fewer numbers than that.
+    Raise ChromaboxError if there are too few values.
     """
     needed = sum(outputs * (4 + inputs * side * side) for outputs, inputs, side in layer_shapes)
     if needed > len(values):
-        raise ChromaboxError(f"darknet weights: {len(values)} numbers; these layers need {needed}")
-    layers, at = [], 0
+        raise ChromaboxError(f"Darknet weights: {len(values)} values; expected at least {needed} for these layers")
+    layers, offset = [], 0
     for outputs, inputs, side in layer_shapes:
         layer: dict[str, np.ndarray] = {}
         for name in LAYER_FIELDS[:4]:
-            layer[name], at = values[at : at + outputs], at + outputs
+            layer[name], offset = values[offset : offset + outputs], offset + outputs
         size = outputs * inputs * side * side
-        layer["kernel"], at = values[at : at + size].reshape(outputs, inputs, side, side), at + size
+        kernel = values[offset : offset + size]
+        layer["kernel"], offset = kernel.reshape(outputs, inputs, side, side), offset + size
         layers.append(layer)
     return layers
 
@@ -172,7 +176,7 @@ FLOAT32 = 1
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: what it does, what it reads and puts out by name, and its float attributes."""
+    """One operation of a graph: its type, the names of its inputs and outputs, and its float attributes."""
 
     op_type: str
     inputs: tuple[str, ...]
@@ -181,14 +185,14 @@ class Node:
 
 
 def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
-    """Every convolution, in the order of the numbers in their kernels' names.
+    """Read every convolution, sorted by the numbers in the names of the kernels.
 
     Returns:
-        Of each a dictionary of float32 arrays: ``kernel`` [out, in, height, width], ``bias`` [out] and, where a batch
-        normalisation follows, ``weight``, ``mean`` and ``variance`` [out], the variance with the file's own epsilon
-        already added to it.
+        A dictionary of float32 arrays for each convolution: ``kernel`` [out, in, height, width], ``bias`` [out] and,
+        where BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]; the variance includes the epsilon of the
+        file.
 
-    Raises ChromaboxError for a file that cannot be read or is no such file.
+    Raise ChromaboxError if the file cannot be read or is not an ONNX file with convolutions.
     """
     content = _read_bytes(path)
     try:
@@ -196,34 +200,36 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
         nodes, tensors = _parse_graph(_require_bytes(graph))
         layers = _collect_convolutions(nodes, tensors)
     except (StopIteration, ValueError, KeyError, IndexError) as error:
-        raise ChromaboxError(f"{path}: not an ONNX file of plain convolutions, or cut short ({error!r})") from error
+        raise ChromaboxError(f"{path}: not an ONNX file of plain convolutions, or truncated ({error!r})") from error
     if not layers:
-        raise ChromaboxError(f"{path}: holds no convolution; the ONNX file of a detector is needed")
+        raise ChromaboxError(f"{path}: contains no convolution; expected the ONNX file of a detector")
     return layers
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """The entries that whoever wrote the file put beside the graph; ChromaboxError as for the convolutions."""
+    """Read the metadata entries of the file. Raise ChromaboxError if it cannot be read or is not an ONNX file."""
     try:
-        found = [_require_bytes(value) for field, value in _iter_fields(_read_bytes(path)) if field == MODEL_METADATA]
-        entries = [dict(_iter_fields(entry)) for entry in found]
+        messages = [
+            _require_bytes(value) for field, value in _iter_fields(_read_bytes(path)) if field == MODEL_METADATA
+        ]
+        entries = [dict(_iter_fields(entry)) for entry in messages]
         return {
             _decode_text(entry[ENTRY_KEY]): _decode_text(entry.get(ENTRY_VALUE, memoryview(b""))) for entry in entries
         }
     except (ValueError, KeyError, IndexError) as error:
-        raise ChromaboxError(f"{path}: not an ONNX file, or cut short ({error!r})") from error
+        raise ChromaboxError(f"{path}: not an ONNX file, or truncated ({error!r})") from error
 
 
 def _read_bytes(path: Path) -> memoryview:
     try:
         return memoryview(path.read_bytes())
     except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); an ONNX file is needed") from error
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
 
 
 def _collect_convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     norms = {node.inputs[0]: node for node in nodes if node.op_type == "BatchNormalization"}
-    found = {}
+    layers = {}
     for node in nodes:
         if node.op_type != "Conv":
             continue
@@ -234,10 +240,10 @@ def _collect_convolutions(nodes: list[Node], tensors: dict[str, np.ndarray]) -> 
         norm = norms.get(node.outputs[0])
         if norm is not None:
             names = zip(("weight", "bias", "mean", "variance"), norm.inputs[1:], strict=True)
-            layer |= {name: tensors[given] for name, given in names}
+            layer |= {name: tensors[tensor_name] for name, tensor_name in names}
             layer["variance"] = layer["variance"] + np.float32(norm.float_attributes.get("epsilon", 1e-5))
-        found[node.inputs[1]] = layer
-    return [found[name] for name in sorted(found, key=_numeric_key)]
+        layers[node.inputs[1]] = layer
+    return [layers[name] for name in sorted(layers, key=_numeric_key)]
 
 
 def _numeric_key(name: str) -> list[int]:
@@ -257,64 +263,67 @@ def _parse_graph(graph: memoryview) -> tuple[list[Node], dict[str, np.ndarray]]:
 
 
 def _parse_node(message: memoryview) -> Node:
-    inputs, outputs, operation, floats = [], [], "", {}
+    inputs, outputs, op_type, float_attributes = [], [], "", {}
     for field, value in _iter_fields(message):
         if field == NODE_INPUT:
             inputs.append(_decode_text(value))
         elif field == NODE_OUTPUT:
             outputs.append(_decode_text(value))
         elif field == NODE_OP_TYPE:
-            operation = _decode_text(value)
+            op_type = _decode_text(value)
         elif field == NODE_ATTRIBUTE:
             attribute = dict(_iter_fields(_require_bytes(value)))
             if ATTRIBUTE_FLOAT in attribute:
                 number = np.frombuffer(_require_bytes(attribute[ATTRIBUTE_FLOAT]), "<f4")
-                floats[_decode_text(attribute[ATTRIBUTE_NAME])] = float(number[0])
-    return Node(operation, tuple(inputs), tuple(outputs), floats)
+                float_attributes[_decode_text(attribute[ATTRIBUTE_NAME])] = float(number[0])
+    return Node(op_type, tuple(inputs), tuple(outputs), float_attributes)
 
 
 def _parse_tensor(message: memoryview) -> tuple[str, np.ndarray | None]:
-    """Name and values of an initialiser; None for values that are not float32."""
+    """Return the name and the values of an initializer; the values are None unless they are float32."""
     dimensions: list[int] = []
-    name, kind, parts = "", 0, []
+    name, data_type, chunks = "", 0, []
     for field, value in _iter_fields(message):
         if field == TENSOR_DIMS:
             dimensions += [value] if isinstance(value, int) else _read_packed(value)
         elif field == TENSOR_DATA_TYPE:
-            kind = int(value) if isinstance(value, int) else 0
+            data_type = int(value) if isinstance(value, int) else 0
         elif field == TENSOR_NAME:
             name = _decode_text(value)
         elif field in (TENSOR_FLOAT_DATA, TENSOR_RAW_DATA):
-            parts.append(bytes(_require_bytes(value)))
-    if kind != FLOAT32:
+            chunks.append(bytes(_require_bytes(value)))
+    if data_type != FLOAT32:
         return name, None
-    return name, np.frombuffer(b"".join(parts), "<f4").astype(np.float32).reshape(dimensions)
+    return name, np.frombuffer(b"".join(chunks), "<f4").astype(np.float32).reshape(dimensions)
 
 
 def _iter_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a protobuf message: integers for wire type 0, bytes for all others. ValueError for no message."""
-    at = 0
-    while at < len(message):
-        key, at = _read_varint(message, at)
-        wire = key & 7
-        if wire == 0:
-            number, at = _read_varint(message, at)
+    """Yield the fields of a protobuf message: (field number, value), an integer for wire type 0 and bytes otherwise.
+
+    Raise ValueError if the bytes are not a protobuf message.
+    """
+    offset = 0
+    while offset < len(message):
+        key, offset = _read_varint(message, offset)
+        wire_type = key & 7
+        if wire_type == 0:
+            number, offset = _read_varint(message, offset)
             yield key >> 3, number
             continue
-        if wire == 2:
-            size, at = _read_varint(message, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
+        if wire_type == 2:
+            size, offset = _read_varint(message, offset)
+        elif wire_type in (1, 5):
+            size = 8 if wire_type == 1 else 4
         else:
-            raise ValueError(f"wire type {wire}")
-        if at + size > len(message):
-            raise ValueError("a field is cut short")
-        yield key >> 3, message[at : at + size]
-        at += size
+            raise ValueError(f"unsupported wire type {wire_type}")
+        if offset + size > len(message):
+            raise ValueError("truncated field")
+        yield key >> 3, message[offset : offset + size]
+        offset += size
 
 
 def _read_varint(message: memoryview, offset: int) -> tuple[int, int]:
-    """The number at ``at``, seven bits a byte from the lowest, and where the next thing begins."""
+    """Return the varint at ``offset`` (seven bits per byte, lowest first) and the offset after it."""
     number = shift = 0
     while True:
         byte = message[offset]
@@ -323,20 +332,20 @@ def _read_varint(message: memoryview, offset: int) -> tuple[int, int]:
         if byte < 128:
             return number, offset
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError("varint longer than 64 bits")
 
 
 def _read_packed(message: memoryview) -> list[int]:
-    numbers, at = [], 0
-    while at < len(message):
-        number, at = _read_varint(message, at)
+    numbers, offset = [], 0
+    while offset < len(message):
+        number, offset = _read_varint(message, offset)
         numbers.append(number)
     return numbers
 
 
 def _require_bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number where bytes are needed")
+        raise ValueError("expected bytes, found an integer")
     return value
 
 

@@ -1,7 +1,7 @@
-"""What a picture file says beside its pixels: EXIF, colour profile, resolution, orientation.
+"""Metadata of image files: EXIF, colour profile, resolution and orientation.
 
-Cameras and programs write metadata that breaks every rule. A picture without it is worth more than no picture, so
-nothing here raises for a file's content: what cannot be understood is left out.
+Cameras and programs write invalid metadata. An image without metadata is more useful than an error, and no function
+here raises because of a file's content: invalid entries are omitted.
 """
 
 from typing import Any
@@ -10,16 +10,16 @@ from PIL import Image, TiffImagePlugin
 
 _ORIENTATION = 0x0112
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-# What describes the photograph; a TIFF's other tags describe its own strips and are wrong in any other file.
-# Image description, make, model, software, date, artist, copyright.
+# Tags that describe the photograph. The other tags of a TIFF describe its strips and are invalid in another file.
+# In this order: image description, make, model, software, date, artist, copyright.
 _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _JPEG_EXIF_LIMIT = 65_533
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1, upright, where it is missing or means nothing."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     try:
-        # A TIFF may say it a second time in XMP, which Pillow would mix in; the tag is what its readers go by.
+        # A TIFF can have a second value in XMP, which `getexif` would use; other readers use the tag.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else image.getexif()
         value = tags.get(_ORIENTATION)
     except Exception:
@@ -28,7 +28,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def read_exif(image: Image.Image) -> bytes | None:
-    """The EXIF block without its orientation; None if there is none, or none that Pillow can write again."""
+    """Return the EXIF block without the orientation; None if there is none or Pillow cannot write it."""
     try:
         exif = image.getexif()
         if image.format == "TIFF":
@@ -41,28 +41,28 @@ def read_exif(image: Image.Image) -> bytes | None:
 
 
 def keep_descriptive(exif: Image.Exif) -> Image.Exif:
-    """Only what describes the photograph: descriptive tags, the EXIF directory and the place."""
-    kept = Image.Exif()
-    kept.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
+    """Return a copy with only the descriptive tags, the EXIF directory and the GPS directory."""
+    descriptive = Image.Exif()
+    descriptive.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
     for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        if inner := exif.get_ifd(directory):
-            kept.get_ifd(directory).update(inner)
-    return kept
+        if entries := exif.get_ifd(directory):
+            descriptive.get_ifd(directory).update(entries)
+    return descriptive
 
 
 def read_dpi(image: Image.Image) -> tuple[float, float] | None:
-    """A resolution that can be written again: two finite numbers above 0, else None."""
+    """Return the resolution (horizontal, vertical) in dots per inch, both above 0 and below 10⁶; else None."""
     try:
-        across, down = (float(side) for side in image.info["dpi"])
+        horizontal, vertical = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+    return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
 
 
 def save_options(
     image_format: str, exif: bytes | None, icc: bytes | None, dpi: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """Of the metadata what the format `kind` and red, green and blue pixels allow, in the words of `Image.save`."""
+    """Return the keyword arguments of `Image.save` for the metadata that the format supports with RGB pixels."""
     options: dict[str, Any] = {}
     if icc is not None and _is_rgb_profile(icc) and image_format not in ("BMP", "PPM"):
         options["icc_profile"] = icc
@@ -78,8 +78,8 @@ def save_options(
 
 
 def _is_rgb_profile(icc: bytes) -> bool:
-    """Whether this is a profile (ICC.1:2022, 7.2: signature at byte 36) of RGB data (at 16).
+    """Return whether this is a profile (ICC.1:2022, 7.2: signature at byte 36) of RGB data (at byte 16).
 
-    What is written is always RGB: a grey or CMYK profile would make viewers misread it or refuse the file.
+    Images are always written as RGB: with a grey or CMYK profile, viewers would show wrong colours or reject the file.
     """
     return len(icc) > 128 and icc[36:40] == b"acsp" and icc[16:20] == b"RGB "

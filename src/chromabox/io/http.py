@@ -1,11 +1,9 @@
-"""HTTP downloads that are taken up again where they broke off, and what they tell while they run.
+"""Resumable HTTP downloads with progress, and verification of pinned files.
 
-A download knows a part file, how many bytes are right, and a function that accepts the result; what the bytes mean is
-the caller's business.
+A download takes a partial file, the expected number of bytes, and a function that verifies and commits the result.
 
-One file known by its bytes: what is pinned, how it is verified, and how it takes its name.
-
-Nothing but a verified file ever gets the name it is pinned under; until then it lies aside as ``….part``.
+A pinned file has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in
+``.part``.
 """
 
 import contextlib
@@ -28,27 +26,27 @@ MAX_ATTEMPTS = 5
 
 
 class ConnectionLostError(ChromaboxError):
-    """The connection broke off; what came so far stays in the part file."""
+    """Lost connection; the bytes received so far stay in the partial file."""
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """What `fetch` tells while it works."""
+    """Receiver of the progress reports of `fetch`."""
 
     def info(self, line: str) -> None:
-        """One line of news."""
+        """Report one line of information."""
 
     def warning(self, line: str) -> None:
-        """One line the user should know of: damage, a broken connection, a source that failed."""
+        """Report a problem on one line: a corrupt file, a lost connection, a failed source."""
 
     def transfer(
         self, description: str, total: int | None, completed: int
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """Opens a transfer of `total` bytes (None: unknown), `done` of them there; yields advance(bytes)."""
+        """Start a transfer of `total` bytes (None: unknown) with `completed` received; yield advance(bytes)."""
 
 
 class StderrProgress:
-    """Progress on stderr: a bar with rate and time left on a terminal, one plain line for each event elsewhere."""
+    """Progress on stderr: a bar with rate and remaining time on a terminal, else one plain line per event."""
 
     def info(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -62,7 +60,7 @@ class StderrProgress:
             self.info(f"{description} …")
             yield lambda count: None
             return
-        # rich.progress takes 60 ms to import: only a terminal pays for it.
+        # rich.progress takes 60 ms to import and is used on a terminal only.
         from rich import progress as bars
         from rich.console import Console
 
@@ -74,7 +72,7 @@ class StderrProgress:
 
 
 class QuietProgress:
-    """Says nothing: for a file that is welcome but not needed."""
+    """Progress without output, for optional files."""
 
     def info(self, line: str) -> None:
         pass
@@ -96,12 +94,13 @@ def download(
     max_bytes: int,
     progress: Progress,
 ) -> None:
-    """Downloads into `part`, going on from what it holds, and has it accepted.
+    """Download `url` into `part_path`, resuming from its current size, then call `commit`.
 
-    A broken connection is taken up again while every try brings bytes. Pieces of different times that do not make
-    up the right file are dropped, and the whole is fetched once from the start: the remote file has changed.
+    A lost connection is resumed as long as every attempt receives bytes. If the parts from several requests do not
+    match the pinned file, the remote file has changed: the parts are deleted and it is downloaded once from the start.
+    Raise ChromaboxError if the download fails, and ContentMismatchError if the content is not as expected.
     """
-    joined = _file_size(part_path) > 0
+    resumed = _file_size(part_path) > 0
     for _ in range(MAX_ATTEMPTS):
         before = _file_size(part_path)
         try:
@@ -111,57 +110,61 @@ def download(
         except ConnectionLostError as error:
             if _file_size(part_path) <= before:
                 raise
-            joined = True
-            progress.warning(f"{error}; going on from byte {_file_size(part_path)}")
+            resumed = True
+            progress.warning(f"{error}; resuming from byte {_file_size(part_path)}")
         except ContentMismatchError as error:
             part_path.unlink(missing_ok=True)
-            if not joined:
+            if not resumed:
                 raise
-            joined = False
-            progress.warning(f"{error}; starting again from the first byte")
-    raise ChromaboxError(f"the connection to {redact_url(url)} broke off {MAX_ATTEMPTS} times")
+            resumed = False
+            progress.warning(f"{error}; restarting from the first byte")
+    raise ChromaboxError(f"the connection to {redact_url(url)} was lost {MAX_ATTEMPTS} times")
 
 
 def _receive(url: str, part_path: Path, expected_bytes: int | None, max_bytes: int, progress: Progress) -> None:
-    """One request: appends to `part` if the server grants the range asked for, else writes it from the start."""
-    done = _file_size(part_path)
-    headers = {"User-Agent": "chromabox", **({"Range": f"bytes={done}-"} if done else {})}
+    """Send one request; append to `part_path` if the server returns the requested range, else overwrite it."""
+    received = _file_size(part_path)
+    headers = {"User-Agent": "chromabox", **({"Range": f"bytes={received}-"} if received else {})}
     with _open_response(urllib.request.Request(url, headers=headers), part_path) as response:
-        granted = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        if response.status != 200 and not granted:
-            raise ContentMismatchError(f"it answered {response.status} without the bytes asked for")
-        done = done if granted else 0
+        content_range = response.headers.get("Content-Range", "")
+        is_partial = response.status == 206 and content_range.startswith(f"bytes {received}-")
+        if response.status != 200 and not is_partial:
+            raise ContentMismatchError(f"HTTP {response.status} without the requested range")
+        received = received if is_partial else 0
         length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else expected_bytes
+        total = received + int(length) if length.isdecimal() else expected_bytes
         if total is not None and (total > max_bytes or (expected_bytes is not None and total != expected_bytes)):
-            right = f"{expected_bytes} are right" if expected_bytes is not None else f"at most {max_bytes} are right"
-            raise ContentMismatchError(f"it offers {total} bytes where {right}")
-        description = f"fetching {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
-        with part_path.open("ab" if granted else "wb") as out, progress.transfer(description, total, done) as advance:
+            limit = f"at most {max_bytes}" if expected_bytes is None else f"{expected_bytes}"
+            raise ContentMismatchError(f"the server offers {total} bytes; expected {limit}")
+        description = f"downloading {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
+        with (
+            part_path.open("ab" if is_partial else "wb") as out,
+            progress.transfer(description, total, received) as advance,
+        ):
             for chunk in _iter_chunks(response, url):
-                done += len(chunk)
-                if done > max_bytes:
-                    raise ContentMismatchError(f"it sends more than the {max_bytes} bytes that are right")
+                received += len(chunk)
+                if received > max_bytes:
+                    raise ContentMismatchError(f"the server sends more than {max_bytes} bytes")
                 out.write(chunk)
                 advance(len(chunk))
-    if total is not None and done < total:
-        raise ConnectionLostError(f"the connection to {redact_url(url)} broke off after {done} of {total} bytes")
+    if total is not None and received < total:
+        raise ConnectionLostError(f"the connection to {redact_url(url)} was lost after {received} of {total} bytes")
 
 
 @contextlib.contextmanager
 def _open_response(request: urllib.request.Request, part_path: Path) -> Iterator[http.client.HTTPResponse]:
-    """The open answer; every way in which asking can fail becomes one short reason."""
+    """Yield the open response. Raise ChromaboxError with a short reason if the request fails."""
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
             raise ContentMismatchError(
-                f"it holds no bytes beyond the {_file_size(part_path)} that came before"
+                f"the remote file has no bytes after the {_file_size(part_path)} received before"
             ) from error
-        # Some stores answer 403 for what they do not hold.
-        kind = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
-        raise kind(f"HTTP {error.code} {error.reason}") from error
+        # Some servers return 403 for missing files.
+        error_type = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
+        raise error_type(f"HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ChromaboxError(f"cannot connect: {getattr(error, 'reason', None) or error}") from error
     with response:
@@ -169,12 +172,12 @@ def _open_response(request: urllib.request.Request, part_path: Path) -> Iterator
 
 
 def _iter_chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-    """The body as it comes; a connection that breaks is told apart from a disk that is full."""
+    """Yield the body in chunks. Raise ConnectionLostError for network errors only, not for errors of the disk."""
     while True:
         try:
             chunk = response.read1(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise ConnectionLostError(f"the connection to {redact_url(url)} broke off ({error})") from error
+            raise ConnectionLostError(f"the connection to {redact_url(url)} was lost ({error})") from error
         if not chunk:
             return
         yield chunk
@@ -185,7 +188,7 @@ def _file_size(path: Path) -> int:
 
 
 def redact_url(url: str) -> str:
-    """An address as messages may show it: without user name, password or query."""
+    """Return the URL for messages, without user name, password and query."""
     parts = urlsplit(url)
     if not parts.hostname:
         return url
@@ -196,11 +199,11 @@ CHUNK_BYTES = 1 << 18
 
 
 class NotAvailableError(ChromaboxError):
-    """The source can be reached and does not hold the file."""
+    """Reachable source that does not have the file."""
 
 
 class ContentMismatchError(ChromaboxError):
-    """The source gave other bytes than the pinned ones."""
+    """Content that differs from the pinned file."""
 
 
 @runtime_checkable
@@ -210,7 +213,7 @@ class SupportsRead(Protocol):
 
 @dataclass(frozen=True)
 class PinnedFile:
-    """One file: its plain name, the SHA-256 of its bytes (64 hex digits), and its size in bytes."""
+    """A file with its name (without folder), its SHA-256 (64 hexadecimal digits) and its size in bytes."""
 
     name: str
     sha256: str
@@ -218,32 +221,32 @@ class PinnedFile:
 
 
 def verification_error(path: Path, pin: PinnedFile) -> str | None:
-    """What is wrong with the file at `path`, with the expected and the found SHA-256; None if nothing is."""
+    """Return why the file at `path` is not the pinned one (with both SHA-256 values), or None if it is."""
     if not path.is_file():
-        return "it is missing"
+        return "the file does not exist"
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found == pin.sha256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest == pin.sha256:
         return None
-    return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {found} and {path.stat().st_size} bytes"
+    return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {digest} and {path.stat().st_size} bytes"
 
 
 def copy_verified(stream: SupportsRead, pin: PinnedFile, folder: Path) -> None:
-    """Copies a stream aside, verifies it and gives it its name; reads at most one byte more than pinned."""
-    aside = folder / f"{pin.name}.{os.getpid()}.part"
+    """Copy a stream to a temporary file, verify it and rename it. Read at most one byte more than the pinned size."""
+    temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
-        with aside.open("wb") as out:
-            left = pin.size + 1
-            while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
-                left -= len(chunk)
+        with temp_path.open("wb") as out:
+            remaining = pin.size + 1
+            while remaining and (chunk := stream.read(min(CHUNK_BYTES, remaining))):
+                remaining -= len(chunk)
                 out.write(chunk)
-        commit(aside, pin, folder)
+        commit(temp_path, pin, folder)
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
 def commit(part_path: Path, pin: PinnedFile, folder: Path) -> None:
-    """Gives a part file its name if its bytes are the pinned ones, else raises with both hashes."""
-    if wrong := verification_error(part_path, pin):
-        raise ContentMismatchError(f"{pin.name} is refused: {wrong}")
+    """Rename a partial file to its final name. Raise ContentMismatchError if it is not the pinned file."""
+    if problem := verification_error(part_path, pin):
+        raise ContentMismatchError(f"{pin.name} failed verification: {problem}")
     os.replace(part_path, folder / pin.name)

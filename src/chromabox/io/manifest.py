@@ -1,9 +1,9 @@
-"""What a folder of coloured pictures remembers, so that the same command goes on where it was stopped.
+"""Manifest of an output folder, with which a command skips finished images.
 
-A line of JSON for every finished picture: its place (``target``), the SHA-256 of the source's content (``source``) and
-of what was written (``written``), a digest of everything that decides the colours (``settings``), and ``facts`` about
-the picture. A later line about the same place replaces an earlier one. Lines that are no such line are passed over:
-the last one may be torn by a crash, and the worst that a lost line does is that one picture is coloured again.
+The manifest has a line of JSON for every finished image: its path in the folder (``target``), the SHA-256 of the source
+file (``source``) and of the written file (``written``), a digest of the settings that determine the result
+(``settings``), and metadata of the image (``facts``). A later line replaces an earlier one with the same target.
+Invalid lines are skipped: a crash can truncate the last line, and then only one image is processed again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from chromabox.errors import ChromaboxError
 
-#: The record's name in the output folder.
+#: Name of the manifest in the output folder.
 MANIFEST_NAME = ".chromabox.jsonl"
 
 
@@ -28,13 +28,13 @@ class _Entry(NamedTuple):
 
 
 class Manifest:
-    """The record of one output folder and one set of settings; several threads may ask and add.
+    """The manifest of one output folder and one set of settings. It is safe to use from several threads.
 
     Args:
-        path: of the record; it need not exist, and is made with the first picture that is added.
-        settings: JSON values that decide how a picture comes out (the net's hash, palette, options).
+        path: path of the manifest, which is created with the first image that is added.
+        settings: JSON values that determine the result (the model's hash, palette, options).
 
-    Raises ChromaboxError for a record that cannot be read or written, TypeError for settings that are not JSON.
+    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that are not JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -45,23 +45,23 @@ class Manifest:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise ChromaboxError(
-                f"{path}: the record cannot be read ({error.strerror}); remove it to start anew"
+                f"{path}: cannot read the manifest ({error.strerror}); delete it to process all images again"
             ) from error
         self._ends_mid_line = not content.endswith(b"\n") and content != b""
         self._entries = dict(_parse_entries(content))
 
     def lookup(self, target: Path, source_digest: str) -> dict[str, Any] | None:
-        """The facts noted for a target that is still whole and of that source and these settings; else None."""
+        """Return the metadata of an unchanged target with this source and these settings; None otherwise."""
         entry = self._entries.get(self._relative_target(target))
         if entry is None or (entry.source, entry.settings) != (source_digest, self._settings_digest):
             return None
         try:
             return entry.facts if sha256_file(target) == entry.written else None
         except OSError:
-            return None  # Removed, or not to be read: it has to be written anew.
+            return None  # The file is missing or unreadable and must be written again.
 
     def add(self, target: Path, source_digest: str, metadata: Mapping[str, Any]) -> None:
-        """Note a target that was just written, in one whole line."""
+        """Append one line for a target that has just been written."""
         try:
             entry = _Entry(source_digest, self._settings_digest, sha256_file(target), dict(metadata))
             line = json.dumps({"target": self._relative_target(target), **entry._asdict()}) + "\n"
@@ -72,22 +72,22 @@ class Manifest:
                 self._ends_mid_line = False
         except OSError as error:
             raise ChromaboxError(
-                f"{self._path}: {target} cannot be noted ({error.strerror}); make room there"
+                f"{self._path}: cannot record {target} ({error.strerror}); check the free disk space"
             ) from error
 
     def _relative_target(self, target: Path) -> str:
-        """The target seen from the record, so that the folder may be moved as a whole."""
+        """Return the path of the target relative to the manifest, to allow moving the whole folder."""
         return Path(os.path.relpath(target, self._path.parent)).as_posix()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raise OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse_entries(content: bytes) -> Iterator[tuple[str, _Entry]]:
-    """Targets and what is noted of them."""
+    """Yield the targets and their entries."""
     for line in content.splitlines():
         try:
             value = json.loads(line)

@@ -1,4 +1,4 @@
-"""Which input files a command processes, and where each output goes."""
+"""Input files of a command and the paths of their outputs."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,69 +8,69 @@ from pathlib import Path
 from chromabox.errors import UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, find_images
 
-#: Suffixes that are written as they came; anything else becomes PNG.
+#: Suffixes that outputs keep; other inputs are written as PNG.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 def expand_inputs(
     inputs: Sequence[Path], output: Path | None = None, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """The pictures among the inputs, each with its place in the folder it was found in (a file given: its name).
+    """Return the images in the inputs, each with its path relative to the input folder (for a file: its name).
 
     Args:
-        inputs: files, taken whatever they are called, and folders.
-        output: if it lies inside one of the folders, pictures in it are results and are not found.
-        match: patterns as ``*.jpg`` or ``scans/*``; of the pictures in folders only those that fit one are found.
-            Without a slash it is the name that has to fit, with one the whole place in the folder, where ``*`` also
-            goes over slashes. Capitals count as small letters.
-        recursive: whether sub-folders are searched.
+        inputs: files, which are included whatever their suffix, and folders.
+        output: if it is inside an input folder, images in it are results and are excluded.
+        match: patterns such as ``*.jpg`` or ``scans/*``; images in folders are included if one pattern matches. A
+            pattern without a slash is compared with the name, a pattern with a slash with the path relative to the
+            folder, where ``*`` also matches slashes. Case is ignored.
+        recursive: whether subfolders are searched.
 
-    Raises UsageError for inputs that do not exist, folders without pictures and patterns that leave nothing.
+    Raise UsageError for inputs that do not exist, folders without images, and patterns that match no image.
     """
-    found: list[tuple[Path, Path]] = []
+    selected: list[tuple[Path, Path]] = []
     for path in inputs:
-        pictures = find_images([path], recursive=recursive)
+        images = find_images([path], recursive=recursive)
         if path.is_dir():
-            pictures = [(file, place) for file, place in pictures if _matches(place, match)]
+            images = [(file, relative_path) for file, relative_path in images if _matches(relative_path, match)]
             if output is not None and path.resolve() in output.resolve().parents:
-                pictures = [(file, place) for file, place in pictures if output.resolve() not in file.resolve().parents]
-        found += pictures
-    if not found:
+                images = [entry for entry in images if output.resolve() not in entry[0].resolve().parents]
+        selected += images
+    if not selected:
         folders = ", ".join(str(path) for path in inputs)
         if match:
-            raise UsageError(f"match: no picture in {folders} fits {' or '.join(match)}; give a pattern of their names")
-        raise UsageError(f"{folders}: holds no pictures besides those in {output}; give a folder of pictures to colour")
-    return found
+            raise UsageError(f"--match: no image in {folders} matches {' or '.join(match)}; use another pattern")
+        raise UsageError(f"{folders}: contains no images except those in {output}; use a folder with other images")
+    return selected
 
 
 def _matches(relative_path: Path, patterns: Sequence[str]) -> bool:
-    whole, name = relative_path.as_posix().lower(), relative_path.name.lower()
-    return not patterns or any(fnmatchcase(whole if "/" in one else name, one.lower()) for one in patterns)
+    path, name = relative_path.as_posix().lower(), relative_path.name.lower()
+    return not patterns or any(fnmatchcase(path if "/" in pattern else name, pattern.lower()) for pattern in patterns)
 
 
 def map_outputs(
     inputs: Sequence[Path], output: Path, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Which file goes where: one picture to a file name, or any number into a folder, with their sub-folders.
+    """Return (input, output) of each image: one image to a file name, or any number into a folder with subfolders.
 
-    ``match`` and ``recursive`` are those of ``find``. Raises UsageError for what ``find`` refuses, for an output that
-    is an input, and where two inputs would share a name.
+    ``match`` and ``recursive`` are those of :func:`expand_inputs`. Raise UsageError as there, and for an output that is
+    an input, a suffix that cannot be written, and two inputs with the same output.
     """
-    found = expand_inputs(inputs, output, match=match, recursive=recursive)
+    selected = expand_inputs(inputs, output, match=match, recursive=recursive)
     suffix = output.suffix.lower()
     if suffix in IMAGE_SUFFIXES - WRITABLE_SUFFIXES and not output.is_dir():
-        raise UsageError(f"{output}: pictures are written as {', '.join(sorted(WRITABLE_SUFFIXES))}; give one of these")
-    if len(found) == 1 and inputs[0].is_file() and suffix in WRITABLE_SUFFIXES:
-        pairs = [(found[0][0], output)]
+        raise UsageError(f"{output}: unsupported output format; expected {', '.join(sorted(WRITABLE_SUFFIXES))}")
+    if len(selected) == 1 and inputs[0].is_file() and suffix in WRITABLE_SUFFIXES:
+        pairs = [(selected[0][0], output)]
     elif output.is_file():
-        raise UsageError(f"{output}: is a file, but {len(found)} pictures need a folder; give -o FOLDER")
+        raise UsageError(f"{output}: is a file, but there are {len(selected)} images; use -o FOLDER")
     else:
-        pairs = [(path, output / _output_name(place)) for path, place in found]
+        pairs = [(path, output / _output_name(relative_path)) for path, relative_path in selected]
     _check_outputs_not_inputs([path for path, _ in pairs], (output, *(target for _, target in pairs)))
     sources: dict[Path, Path] = {}
     for source, target in pairs:
         if target in sources:
-            raise UsageError(f"{source} and {sources[target]} would both become {target}; colour them into two folders")
+            raise UsageError(f"{source} and {sources[target]} have the same output {target}; use two output folders")
         sources[target] = source
     return pairs
 
@@ -80,13 +80,13 @@ def _output_name(relative_path: Path) -> Path:
 
 
 def _check_outputs_not_inputs(inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
-    """Refuse outputs that are an input by whatever name or link; every file is looked at once."""
+    """Raise UsageError if an output is an input, also through another name or a link. Each file is checked once."""
     names = {path.resolve(): path for path in inputs}
     files = {_file_id(path): path for path in inputs if path.exists()}
     for output in outputs:
         same = names.get(output.resolve()) or (files.get(_file_id(output)) if output.exists() else None)
         if same is not None:
-            raise UsageError(f"{output} is the input {same} itself: choose another output, inputs are never changed")
+            raise UsageError(f"{output} is the input {same}: use another output")
 
 
 def _file_id(path: Path) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""PNG and TIFF of 16 bits for each channel, which Pillow reads and writes at 8.
+"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits.
 
-Pillow still opens the file, tells its size and reads its metadata; tifffile and imagecodecs give the pixels. They are
-imported where they are used, because they take a third of a second that most pictures need not wait for.
+Pillow opens the file and reads its size and metadata; tifffile and imagecodecs decode the pixels. Both are imported
+where they are used, because the import takes a third of a second and most images do not need it.
 """
 
 import logging
@@ -15,10 +15,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
 
-# Its complaints about odd tags would reach the terminal; what matters raises.
+# tifffile logs warnings about unusual tags, which would appear on the terminal; errors are raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-# The fastest of zlib's levels: of sixteen bits the lower eight are mostly noise, which no level makes smaller.
+# The fastest zlib level: the lower 8 of 16 bits are mostly noise, which no level compresses.
 _PNG_LEVEL = 1
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
 _WHITE_IS_ZERO, _RGB = 0, 2
@@ -28,10 +28,10 @@ PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
 def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
-    """The values of a PNG or TIFF of 16 bits, as stored and not yet turned; None if `image`, opened, is of other kinds.
+    """Return the values of a 16-bit PNG or TIFF in the stored orientation, or None for another format or bit depth.
 
-    Channels: 1 grey, 2 grey and alpha, 3 red, green and blue, 4 these and alpha. Raises whatever the decoders raise
-    for damaged files.
+    `image` is the open file. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Exceptions of the decoders for corrupt
+    files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         return _read_png(path)
@@ -48,21 +48,21 @@ def write_16bit_png(
     icc_profile: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> None:
-    """Writes RGB or RGBA, with the metadata in chunks before the pixels (PNG, third edition, 11.3)."""
+    """Write RGB or RGBA, with the metadata in chunks before the pixels (PNG, third edition, 11.3)."""
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)
-    header = 33  # The signature and the first chunk, IHDR, of 13 bytes.
+    header_bytes = 33  # The signature (8 bytes) and the IHDR chunk (13 bytes of data in 25).
     with path.open("wb") as file:
-        file.write(encoded[:header])
+        file.write(encoded[:header_bytes])
         if icc_profile is not None:
             file.write(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
         if dpi is not None:
-            per_metre = (round(side / 0.0254) for side in dpi)
+            per_metre = (round(value / 0.0254) for value in dpi)
             file.write(_png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
         if exif is not None:
             file.write(_png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
-        file.write(memoryview(encoded)[header:])
+        file.write(memoryview(encoded)[header_bytes:])
 
 
 def write_16bit_tiff(
@@ -73,33 +73,33 @@ def write_16bit_tiff(
     icc_profile: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> None:
-    """Writes RGB or RGBA in one strip, not compressed, as Pillow does at 8 bits (TIFF 6.0, section 6)."""
+    """Write RGB or RGBA in one uncompressed strip, as Pillow does at 8 bits (TIFF 6.0, section 6)."""
     height, width, channels = values.shape
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     if exif is not None:
-        whole = Image.Exif()
-        whole.load(exif)
-        described = keep_descriptive(whole)
-        for tag in described:
-            directory[tag] = described[tag]
+        all_tags = Image.Exif()
+        all_tags.load(exif)
+        descriptive = keep_descriptive(all_tags)
+        for tag in descriptive:
+            directory[tag] = descriptive[tag]
         for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
-            if inner := described.get_ifd(tag):
-                directory[tag] = inner
+            if entries := descriptive.get_ifd(tag):
+                directory[tag] = entries
     directory[256], directory[257] = width, height
     directory[_BITS_PER_SAMPLE] = (16,) * channels
-    directory[259] = 1  # Not compressed.
+    directory[259] = 1  # No compression.
     directory[_PHOTOMETRIC] = _RGB
-    directory[277], directory[284] = channels, 1  # Samples for each pixel, side by side.
+    directory[277], directory[284] = channels, 1  # Samples per pixel, interleaved.
     if channels == 4:
-        directory[_EXTRA_SAMPLES] = 2  # Alpha that the colours are not multiplied by.
+        directory[_EXTRA_SAMPLES] = 2  # Unassociated alpha: colours are not premultiplied.
     directory[278] = height
-    directory.tagtype[279] = directory.tagtype[273] = 4  # Sizes and places in 32 bits.
+    directory.tagtype[279] = directory.tagtype[273] = 4  # Strip sizes and offsets are 32-bit.
     directory[279] = (values.nbytes,)
-    directory[273] = (0,)  # Counted from the directory's end; `save` adds where that is.
+    directory[273] = (0,)  # Relative to the end of the directory; `save` adds its offset.
     if icc_profile is not None:
         directory[34675] = icc_profile
     if dpi is not None:
-        directory[296] = 2  # The next two are for each inch.
+        directory[296] = 2  # The next two values are per inch.
         directory[282], directory[283] = dpi
     with path.open("wb") as file:
         directory.save(file)
@@ -112,22 +112,22 @@ def _read_png(path: Path) -> PixelValues16 | None:
         return None
     import imagecodecs
 
-    values = imagecodecs.png_decode(encoded)  # A transparent colour comes as alpha.
+    values = imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
     return values[..., None] if values.ndim == 2 else values
 
 
 def _is_16bit_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether its channels are unsigned integers of 16 bits, grey or RGB."""
+    """Return whether the channels are unsigned 16-bit integers, grey or RGB."""
     tags = image.tag_v2
-    is_wide = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
-    return is_wide and tags.get(_PHOTOMETRIC) in (_WHITE_IS_ZERO, 1, _RGB)
+    is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+    return is_uint16 and tags.get(_PHOTOMETRIC) in (_WHITE_IS_ZERO, 1, _RGB)
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16:
     from tifffile import TiffFile
 
     with TiffFile(path) as file:
-        planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, channels side by side]
+        planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
     values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
     photometric = image.tag_v2[_PHOTOMETRIC]
     if photometric == _WHITE_IS_ZERO:
@@ -142,11 +142,11 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
 
 
 def _unpremultiply_alpha(values: PixelValues16) -> None:
-    """Undoes, in place, the multiplication of the colours by their alpha; where that is 0, they stay."""
+    """Divide the colours by alpha in place; leave them unchanged where alpha is 0."""
     for row in values:
         alpha = row[:, -1:].astype(np.uint32)
-        full = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
-        row[:, :-1] = np.where(alpha > 0, full.clip(max=65535), row[:, :-1])
+        straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+        row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
 
 
 def _png_chunk(chunk_type: bytes, data: bytes) -> bytes:

@@ -1,9 +1,9 @@
-"""How a net is run on this machine: precision, compilation, memory layout, threads; measured, not guessed.
+"""Selection of precision, compilation, memory layout and number of threads by measurement.
 
-Which way is fastest depends on the processor (bfloat16 pays only where the arithmetic units have it), on the net and
-on how long the training is (compilation costs seconds before it saves any). A probe of a second or two decides, on
-a copy of the net; every choice can also be given. What was chosen is printed and kept in the run's configuration, so
-that a resumed run goes on in the same way.
+The fastest configuration depends on the processor (bfloat16 is fast only with hardware support), on the model and on
+the length of the run (compilation takes seconds before it saves any). A measurement of one or two seconds on a copy of
+the model selects it; every setting can also be fixed. The result is printed and stored in the run's configuration, and
+a resumed run uses the same one.
 """
 
 import copy
@@ -21,14 +21,14 @@ from chromabox.errors import ChromaboxError
 
 Precision = Literal["float32", "bfloat16"]
 
-#: Compilation is tried only where the rest of the run is predicted to take longer than this, in seconds: on two cores
-#: the compiler takes 10 to 30 s, and what it gains is about a quarter.
+#: Minimum predicted duration of the run, in seconds, for which compilation is tried: on two cores the compiler takes
+#: 10 to 30 s and saves about a quarter of the time.
 MIN_SECONDS_TO_COMPILE = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """A way of running a net."""
+    """Device, precision, compilation, memory layout and number of threads for running a model."""
 
     device: str = "cpu"
     precision: Precision = "float32"
@@ -37,7 +37,7 @@ class RuntimeConfig:
     threads: int = 1
 
     def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
-        """The same with whatever the options fix."""
+        """Return a copy with the settings that the options fix."""
         return RuntimeConfig(
             device=self.device if options.device == "auto" else options.device,
             precision=self.precision if options.precision == "auto" else options.precision,
@@ -47,11 +47,11 @@ class RuntimeConfig:
         )
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the net's forward pass runs."""
+        """Return the context for the model's forward pass."""
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Move ``net`` (in place) to the device and layout, set the threads; returns what to call on batches."""
+        """Move ``model`` to the device and layout in place, set the threads, and return the callable for batches."""
         torch.set_num_threads(self.threads)
         model.to(self.device)
         if self.channels_last:
@@ -59,14 +59,14 @@ class RuntimeConfig:
         return torch.compile(model) if self.compile else model
 
     def __str__(self) -> str:
-        words = [self.device, self.precision, "compiled" if self.compile else "eager"]
-        words += ["channels-last" if self.channels_last else "channels-first"]
-        words += [f"{self.threads} thread" + ("s" if self.threads != 1 else "")]
-        return ", ".join(words)
+        parts = [self.device, self.precision, "compiled" if self.compile else "eager"]
+        parts += ["channels-last" if self.channels_last else "channels-first"]
+        parts += [f"{self.threads} thread" + ("s" if self.threads != 1 else "")]
+        return ", ".join(parts)
 
 
 def resolve_device(options: RuntimeOptions) -> str:
-    """The device that is named, or for ``auto`` the graphics card where there is one."""
+    """Return the given device; for ``auto``, ``cuda`` if available and ``cpu`` otherwise."""
     if options.device != "auto":
         return options.device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,13 +78,13 @@ def autotune(
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
     total_steps: int,
 ) -> RuntimeConfig:
-    """Choose by measuring training steps on copies of ``net``.
+    """Select the fastest configuration by timing training steps on copies of ``model``.
 
     Args:
-        options: what is fixed beforehand.
-        net: the net to be trained; it is not changed.
-        losses: runs a callable net forward on one real batch and returns the scalar loss.
-        steps: how many steps the run will take, which decides whether compiling can pay.
+        options: settings that are fixed.
+        model: the model to be trained; it is not modified.
+        compute_loss: runs a forward pass of a callable model on one real batch and returns the scalar loss.
+        total_steps: number of steps of the run, which decides whether compilation can save time.
     """
     fixed = RuntimeConfig(
         device=resolve_device(options),
@@ -112,23 +112,23 @@ def autotune(
 
 
 def _pick_fastest(
-    start: RuntimeConfig,
+    initial: RuntimeConfig,
     changes: list[dict[str, object]],
     model: nn.Module,
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
 ) -> tuple[RuntimeConfig, float]:
-    """Change one thing at a time, keeping each change that is faster by more than the clock's noise (5 %).
+    """Change one setting at a time; keep a change if it is faster by more than the measurement noise (5 %).
 
-    What did not pay is tried again beside what did later: channels-last may pay in bfloat16 only.
+    Rejected changes are tried again after later ones: channels-last may be faster in bfloat16 only.
     """
-    best, measured = start, {start: _time_step(start, model, compute_loss)}
+    best, seconds = initial, {initial: _time_step(initial, model, compute_loss)}
     for change in (*changes, *changes):
         candidate = replace(best, **change)  # type: ignore[arg-type]
-        if candidate not in measured:
-            measured[candidate] = _time_step(candidate, model, compute_loss)
-            if measured[candidate] < 0.95 * measured[best]:
+        if candidate not in seconds:
+            seconds[candidate] = _time_step(candidate, model, compute_loss)
+            if seconds[candidate] < 0.95 * seconds[best]:
                 best = candidate
-    return best, measured[best]
+    return best, seconds[best]
 
 
 def _try_compile(
@@ -139,10 +139,10 @@ def _try_compile(
 ) -> RuntimeConfig:
     candidate = replace(eager, compile=True)
     try:
-        measured = _time_step(candidate, model, compute_loss)
-    except Exception:  # Any failure of the compiler (no C++ compiler, an unsupported processor) only means: eager.
+        seconds = _time_step(candidate, model, compute_loss)
+    except Exception:  # If the compiler fails (no C++ compiler, unsupported processor), eager mode is used.
         return eager
-    return candidate if measured < 0.95 * eager_seconds else eager
+    return candidate if seconds < 0.95 * eager_seconds else eager
 
 
 def _time_step(
@@ -151,25 +151,25 @@ def _time_step(
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
     repeats: int = 3,
 ) -> float:
-    """The shortest of a few forward and backward passes after one that warms up."""
-    twin = copy.deepcopy(model).train()
-    run = runtime.prepare(twin)
+    """Return the shortest time in seconds of a few forward and backward passes after a warm-up."""
+    model_copy = copy.deepcopy(model).train()
+    forward = runtime.prepare(model_copy)
     durations = []
-    # Dropout in the probe must not use up random numbers: a run is the same whether it was probed or not.
+    # Dropout must not advance the random state: a run is the same with and without the measurement.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if runtime.device.startswith("cuda") else []):
         for _ in range(repeats + 1):
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             with runtime.autocast():
-                loss = compute_loss(run)
+                loss = compute_loss(forward)
             loss.backward()
             loss.item()  # Waits for a GPU to finish.
-            durations.append(time.perf_counter() - begin)
+            durations.append(time.perf_counter() - start_time)
     return min(durations[1:])
 
 
 @contextmanager
 def wrap_compile_errors(runtime: RuntimeConfig) -> Iterator[None]:
-    """Turn a failing compiler, whose complaints are pages long, into one sentence; costs nothing in eager mode."""
+    """Raise ChromaboxError with a short message if torch.compile fails. Do nothing in eager mode."""
     if not runtime.compile:
         yield
         return
@@ -179,5 +179,5 @@ def wrap_compile_errors(runtime: RuntimeConfig) -> Iterator[None]:
     try:
         yield
     except (TorchDynamoException, InductorError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise ChromaboxError(f"torch.compile failed ({why}); install a C++ compiler, or give --compiled no") from error
+        reason = str(error).strip().split("\n")[0]
+        raise ChromaboxError(f"torch.compile failed ({reason}); install a C++ compiler or use --compile off") from error

@@ -1,11 +1,11 @@
-"""Several processes as one: who we are, and what must be added up between us.
+"""Distributed training: process group, all-reduce operations and synchronised BatchNorm.
 
-Nothing here knows who started the processes beyond the variables that ``torchrun`` sets (RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR, MASTER_PORT). One process is the common case and pays nothing.
+The process group is configured by the environment variables of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR, MASTER_PORT). All functions return immediately for a single process.
 
-Gradients are averaged by one all-reduce of one flat tensor after the backward pass. The nets here are small, so
-overlapping communication with computation (what ``DistributedDataParallel`` is for) gains little, and a net that is
-not wrapped keeps its parameter names in checkpoints.
+Gradients are averaged by one all-reduce of one flat tensor after the backward pass. The models are small, and
+overlapping communication with computation, as ``DistributedDataParallel`` does, would save little time. Without a
+wrapper, the model keeps its parameter names in checkpoints.
 """
 
 import os
@@ -25,42 +25,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistInfo:
-    """This process's place: ``rank`` in 0 … ``size`` − 1."""
+    """Rank of this process, 0 … ``world_size`` − 1, and number of processes."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks on the terminal."""
+        """Whether this process writes files and prints to the terminal."""
         return self.rank == 0
 
 
 @contextmanager
 def init_distributed() -> Iterator[DistInfo]:
-    """Join the group that torchrun describes, and leave it at the end; alone where there is none.
+    """Join the process group of torchrun within the context; without torchrun, yield a group of one process.
 
-    Each process takes the GPU of its local rank; where there are fewer GPUs than processes, messages go through gloo,
-    because nccl wants one GPU for each.
+    Each process uses the GPU of its local rank. With fewer GPUs than processes, the backend is gloo, because nccl
+    requires one GPU per process.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield DistInfo()
         return
     local_rank, local_size = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
-    # Flags and saved sums are on the CPU, which nccl does not serve.
+    # Flags and saved sums are on the CPU, which nccl does not support.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= max(local_size, 1) else "gloo")
     try:
-        yield DistInfo(dist.get_rank(), size)
+        yield DistInfo(dist.get_rank(), world_size)
     finally:
         dist.destroy_process_group()
 
 
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], dist_info: DistInfo) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
+    """Replace every gradient by its mean over the processes, with one all-reduce."""
     if dist_info.world_size == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -73,8 +73,8 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter], dist_info: DistInfo
         gradient.copy_(piece.view(gradient.shape))
 
 
-def all_reduce_mean(values: Float[Tensor, " numbers"], dist_info: DistInfo) -> Float[Tensor, " numbers"]:
-    """The mean of the processes' values, the same in each."""
+def all_reduce_mean(values: Float[Tensor, " values"], dist_info: DistInfo) -> Float[Tensor, " values"]:
+    """Return the mean of the values over the processes, in every process."""
     if dist_info.world_size == 1:
         return values
     total = values.clone()
@@ -83,42 +83,42 @@ def all_reduce_mean(values: Float[Tensor, " numbers"], dist_info: DistInfo) -> F
 
 
 def all_reduce_any(flag: bool, dist_info: DistInfo) -> bool:
-    """Whether any process raised its flag, so that all leave the loop at the same step."""
+    """Return whether the flag is set in any process; the result is the same in every process."""
     if dist_info.world_size == 1:
         return flag
-    raised = torch.tensor(int(flag))
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
+    any_flag = torch.tensor(int(flag))
+    dist.all_reduce(any_flag, op=dist.ReduceOp.MAX)
+    return bool(any_flag.item())
 
 
 def broadcast_object(value: T, dist_info: DistInfo) -> T:
-    """The main process's value, in every process."""
+    """Return the value of the main process, in every process."""
     if dist_info.world_size == 1:
         return value
-    box: list[T] = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values: list[T] = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier(dist_info: DistInfo) -> None:
-    """Go on only after the main process came here too: what it wrote before is there."""
+    """Wait for the main process; files that it wrote before this call then exist."""
     broadcast_object(None, dist_info)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose batch is that of all processes together (Ioffe & Szegedy 2015).
+    """Batch normalisation over the batches of all processes (Ioffe & Szegedy 2015).
 
-    PyTorch's own ``SyncBatchNorm`` needs a GPU; this one is plain differentiable arithmetic and runs under gloo. In
-    evaluation it is ``nn.BatchNorm2d``.
+    PyTorch's ``SyncBatchNorm`` requires a GPU; this class uses differentiable all-reduce operations and runs with gloo.
+    In evaluation mode it is equal to ``nn.BatchNorm2d``.
     """
 
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Normalise by the mean and variance of all processes' pixels; move the running statistics likewise."""
+        """Normalise by the mean and variance over the pixels of all processes and update the running statistics."""
         if not self.training:
             return super().forward(input)
         values = input.float()
         count = torch.tensor([values.numel() / values.shape[1]], device=values.device)
-        # Two rounds, mean first: squaring before subtracting would lose digits that one process would keep.
+        # The mean is reduced first: the difference of mean square and squared mean would lose precision.
         dist.all_reduce(count)
         mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
@@ -134,7 +134,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def _update_running_stats(
         self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"], count: Float[Tensor, "1"]
     ) -> None:
-        """Move the running statistics as ``nn.BatchNorm2d`` does: the variance unbiased, momentum None a plain mean."""
+        """Update as ``nn.BatchNorm2d`` does: unbiased variance; cumulative average if momentum is None."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -144,15 +144,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: nn.Module, dist_info: DistInfo) -> None:
-    """Exchange every ``nn.BatchNorm2d`` inside ``net`` for the synchronised one, keeping its parameters' identity."""
+    """Replace every ``nn.BatchNorm2d`` in ``model`` in place by ``SyncBatchNorm2d`` with the same parameter objects."""
     if dist_info.world_size == 1:
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:
-                twin = SyncBatchNorm2d(
+                sync_norm = SyncBatchNorm2d(
                     child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
                 )
-                twin._parameters, twin._buffers = child._parameters, child._buffers
-                twin.train(child.training)
-                setattr(module, name, twin)
+                sync_norm._parameters, sync_norm._buffers = child._parameters, child._buffers
+                sync_norm.train(child.training)
+                setattr(module, name, sync_norm)

@@ -1,4 +1,4 @@
-"""Nets written as ONNX files by PyTorch's exporter; a file gets its name only after it computed the same as PyTorch."""
+"""ONNX export with PyTorch's exporter; a file is saved only if its outputs match PyTorch's."""
 
 import logging
 import warnings
@@ -17,19 +17,19 @@ from chromabox.runtime.session import require_onnx
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: The oldest that PyTorch's exporter writes without conversion; every runtime since 2023 reads it.
+#: The oldest opset that PyTorch's exporter writes without conversion; all runtimes since 2023 support it.
 OPSET = 18
-#: What counts may differ by so much between the file and PyTorch, both in float32.
+#: Maximum difference of the compared outputs between the file and PyTorch, both in float32.
 MAX_DIFFERENCE = 1e-4
 
 
 @runtime_checkable
 class ExportReport(Protocol):
-    """What came of comparing an exported file with PyTorch; as text one sentence for people."""
+    """Result of the comparison of an exported file with PyTorch; ``str`` returns it as one sentence."""
 
     @property
     def max_difference(self) -> float:
-        """The largest difference of what counts."""
+        """The maximum difference of the compared outputs."""
 
 
 ReportT = TypeVar("ReportT", bound=ExportReport)
@@ -44,15 +44,16 @@ def to_onnx(
     *,
     opset: int = OPSET,
 ) -> "ModelProto":
-    """A net of one input as PyTorch's exporter writes it.
+    """Export a model with one input by PyTorch's exporter.
 
     Args:
-        net: in evaluation mode, on the CPU.
-        example: an input; sides of it that are 1 are taken for fixed.
-        dynamic: of the input's dimensions those that any size fits, as ``torch.export.Dim``.
-        inputs, outputs: their names in the file.
+        model: in evaluation mode, on the CPU.
+        example_input: an input; its dimensions of size 1 are treated as fixed.
+        dynamic_dims: the dimensions of the input with any size, as ``torch.export.Dim``.
+        input_names, output_names: names in the file.
+        opset: ONNX opset version.
 
-    Raises UsageError where libraries are missing, ChromaboxError if PyTorch cannot export the net.
+    Raise UsageError if a library is missing, and ChromaboxError if PyTorch cannot export the model.
     """
     require_onnx()
     try:
@@ -68,12 +69,10 @@ def to_onnx(
                 verbose=False,
             )
     except ImportError as error:
-        raise UsageError(
-            f"exporting needs the library {error.name}: install it with pip install 'chromabox[export]'"
-        ) from error
-    except Exception as error:  # The exporter has many kinds; each means the same to the user.
+        raise UsageError(f"exporting requires {error.name}: install it with pip install 'chromabox[export]'") from error
+    except Exception as error:  # The exporter raises many types of exceptions.
         reason = " ".join(str(error).split())[:300]
-        raise ChromaboxError(f"this net cannot be exported as ONNX with opset {opset} ({reason})") from error
+        raise ChromaboxError(f"the model cannot be exported to ONNX with opset {opset} ({reason})") from error
     assert program is not None
     return _strip_metadata(program.model_proto)
 
@@ -81,34 +80,34 @@ def to_onnx(
 def save_verified(
     path: Path, model: "ModelProto", metadata: Mapping[str, str], compare: Callable[[Path], ReportT]
 ) -> ReportT:
-    """Write a model with its metadata to ``path``, after ``compare`` has compared the file with PyTorch.
+    """Write a model with its metadata to ``path`` if ``compare`` finds its outputs equal to PyTorch's.
 
-    Missing folders are made. Raises ChromaboxError if what counts differs by more than ``LARGEST_DIFFERENCE`` or the
-    file cannot be written; nothing is left then, and what stood there before stays.
+    Missing folders are created. Raise ChromaboxError if the outputs differ by more than ``MAX_DIFFERENCE`` or the file
+    cannot be written; an existing file is unchanged then.
     """
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as aside:
-            aside.write_bytes(model.SerializeToString())
-            parity = compare(aside)
-            # Written so that not-a-number, which no comparison holds for, is refused too.
-            if not parity.max_difference <= MAX_DIFFERENCE:
-                raise ChromaboxError(f"{path}: not written, the file would compute something else; {parity}")
+        with atomic_write(path) as temp_path:
+            temp_path.write_bytes(model.SerializeToString())
+            report = compare(temp_path)
+            # The negation also rejects NaN.
+            if not report.max_difference <= MAX_DIFFERENCE:
+                raise ChromaboxError(f"{path}: not written because its outputs would differ from PyTorch; {report}")
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error})") from error
-    return parity
+    return report
 
 
 def require_onnx_suffix(path: Path) -> None:
-    """UsageError for a file that does not end in ``.onnx``; asked before the net is converted, which takes seconds."""
+    """Raise UsageError if the suffix is not ``.onnx``; called before the conversion, which takes seconds."""
     if path.suffix.lower() != ".onnx":
-        raise UsageError(f"{path}: does not end in .onnx; name the file {path.with_suffix('.onnx').name}, say")
+        raise UsageError(f"{path}: expected the suffix .onnx; use for example {path.with_suffix('.onnx').name}")
 
 
 def _strip_metadata(model: "ModelProto") -> "ModelProto":
-    """The model without the exporter's notes on where in the sources, and in whose folders, each node comes from."""
+    """Remove the exporter's source locations, which contain local paths, from the model and return it."""
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -118,13 +117,13 @@ def _strip_metadata(model: "ModelProto") -> "ModelProto":
 
 @contextmanager
 def _suppress_export_warnings() -> Iterator[None]:
-    """PyTorch's exporter warns of its own deprecations and of torchvision, which is not needed."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """Suppress the exporter's warnings about its deprecations and about torchvision, which is not required."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    previous_level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(before)
+        logger.setLevel(previous_level)

@@ -1,4 +1,4 @@
-"""What training says: one sink for numbers (JSON lines, csv, TensorBoard) and progress on the terminal."""
+"""Training metrics (JSON lines, CSV, TensorBoard) and the progress bar on the terminal."""
 
 import csv
 import json
@@ -13,15 +13,15 @@ from chromabox.io.atomic import atomic_write
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: An epoch's numbers; ``epoch`` itself is whole.
+#: Metrics of one epoch; ``epoch`` is an integer.
 EpochRecord = dict[str, int | float]
 
 
 class MetricsLogger:
-    """A run's numbers: ``metrics.jsonl`` (a line an epoch), the same as ``metrics.csv``, and TensorBoard events.
+    """Logger of a run's metrics to ``metrics.jsonl`` (one line per epoch), ``metrics.csv`` and TensorBoard events.
 
-    The folder is made if need be. On resuming, lines of epochs after ``epochs_done`` (written, but lost to the
-    checkpoint by a crash) are dropped, so that every epoch stands there once.
+    A missing folder is created. On resuming, records of epochs after ``epochs_done`` are deleted: a crash can happen
+    after a record was written and before its checkpoint was saved, and every epoch must be recorded once.
     """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
@@ -34,13 +34,13 @@ class MetricsLogger:
         self._purge_step = epochs_done + 1
 
     def log(self, record: EpochRecord) -> None:
-        """Add one epoch; every value is a finite number and ``epoch`` counts from 1."""
+        """Log one epoch. All values are finite, and ``epoch`` starts at 1."""
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._write_csv()
         if self._writer is None:
-            # Imported late: with a run that ends before its first epoch nobody should wait for it.
+            # Imported late because the import is slow and a run can end before its first epoch.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
@@ -54,8 +54,8 @@ class MetricsLogger:
             self._writer.close()
 
     def _rewrite_jsonl(self) -> None:
-        with atomic_write(self.path) as aside:
-            aside.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        with atomic_write(self.path) as temp_path:
+            temp_path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         self._write_csv()
 
     def _write_csv(self) -> None:
@@ -64,14 +64,14 @@ class MetricsLogger:
             return
         names = dict.fromkeys(name for record in self.records for name in record)
         table = self.folder / "metrics.csv"
-        with atomic_write(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(table) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(self.records)
 
 
 def read_metrics(folder: Path) -> list[EpochRecord]:
-    """The records of ``metrics.jsonl``; an unfinished last line, as a crash may leave it, is passed over."""
+    """Read the records of ``metrics.jsonl``; skip a truncated last line, which a crash can leave."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -80,17 +80,17 @@ def read_metrics(folder: Path) -> list[EpochRecord]:
 
 
 class ProgressCallback(Protocol):
-    """What a loop tells of its progress."""
+    """Callback for the progress of a loop."""
 
     def __call__(self, steps: int = 1, **values: int | float) -> None:
-        """``steps`` more are done; ``values`` are shown beside the bar."""
+        """Advance by ``steps`` and show ``values`` next to the bar."""
 
 
 @contextmanager
 def progress_bar(
     title: str, total: int, completed: int = 0, unit: str = "steps", *, show: bool = True
 ) -> Iterator[ProgressCallback]:
-    """A bar with rate and time left on a terminal; silence elsewhere, and where ``show`` is false."""
+    """Show a bar with rate and remaining time on a terminal; yield a callback without effect elsewhere."""
     if not show or not sys.stderr.isatty():
         yield lambda steps=1, **values: None
         return
@@ -112,21 +112,21 @@ def progress_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # Lines printed meanwhile pass above the bar, but only if they go to the same terminal and not to a file.
-    shared = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=shared) as bar:
+    # Printed lines are redirected above the bar only if stdout is a terminal, not a file.
+    redirect_stdout = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect_stdout) as bar:
         task = bar.add_task(title, total=total, completed=completed, rate="", note="")
 
-        def tick(steps: int = 1, **values: int | float) -> None:
+        def advance(steps: int = 1, **values: int | float) -> None:
             speed = bar.tasks[0].speed
             rate = f"{speed:.1f} {unit}/s" if speed else ""
             bar.update(task, advance=steps, rate=rate, note=format_metrics(values))
 
-        yield tick
+        yield advance
 
 
 def format_metrics(values: Mapping[str, int | float]) -> str:
-    """Numbers as one line for people: ``epoch 3, train_loss 1.2345``."""
+    """Format metrics as one line: ``epoch 3, train_loss 1.235``."""
     parts = [
         f"{name} {int(value)}" if float(value).is_integer() else f"{name} {value:.4g}" for name, value in values.items()
     ]

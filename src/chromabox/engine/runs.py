@@ -1,4 +1,4 @@
-"""What a run is made with and what it takes of the machine, for its ``config.json`` and ``summary.json``."""
+"""Configuration, package versions and memory use of a run, for its ``config.json`` and ``summary.json``."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from chromabox.engine.checkpoint import write_json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-#: Format of ``config.json``. Format 1 had no number and used other names, which are still read.
+#: Format of ``config.json``. Format 1 had no format number and other field names; it can still be read.
 CONFIG_FORMAT = 2
 
 _FORMAT_1_NAMES = {
@@ -59,7 +59,7 @@ _FORMAT_1_RECIPE_NAMES = {
     "objectness_weight": "objectness_pos_weight",
 }
 
-#: Of Linux alone.
+#: Process information on Linux.
 PROC_STATUS = Path("/proc/self/status")
 
 
@@ -69,7 +69,7 @@ def write_config(folder: Path, config: "DataclassInstance") -> None:
 
 
 def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the fields of a run's configuration, by their present names, from ``config.json``.
+    """Return the fields of a run's configuration, by their current names, from ``config.json``.
 
     Raise OSError if there is no such file, and ValueError, KeyError or TypeError if it is not a configuration.
     """
@@ -88,17 +88,17 @@ def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python, of this package, and of the libraries whose numbers a run depends on."""
+    """Return the versions of Python, of this package and of the libraries that affect a run's results."""
     packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def peak_memory_bytes() -> int:
-    """The most memory, in bytes, that this process has had at once."""
-    # Linux' own count by process; the portable one begins with what the parent had when it started the process.
+    """Return the peak resident memory of this process in bytes."""
+    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork; VmHWM does not.
     status = PROC_STATUS.read_text().splitlines() if PROC_STATUS.is_file() else []
     for line in status:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else max_rss * 1024

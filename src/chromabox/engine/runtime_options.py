@@ -1,4 +1,4 @@
-"""What the user may fix of how a net is run. Imports no torch, so that the command line can show it at once."""
+"""Runtime options of training. The module does not import torch, to keep the command line fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,15 +6,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How training runs on this machine; whatever is ``auto`` is chosen by a short measured probe."""
+    """Runtime options of training; options with the value ``auto`` are selected by a short measurement."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the net (parameters and losses stay float32)."""
+    """Precision of the forward pass (parameters and losses are float32)."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Use torch.compile (needs a C++ compiler; pays on long runs)."""
+    """Use torch.compile (requires a C++ compiler; faster on long runs)."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory layout of pictures inside the net."""
+    """Use the channels-last memory layout for images and features."""
     threads: int = 0
-    """Threads of one process; 0: the probe chooses."""
+    """Threads per process; 0: selected by the measurement."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """cpu, cuda, or auto (cuda if available)."""

@@ -1,9 +1,10 @@
-"""One training loop, for every net of the package.
+"""Training loop for all models of the package.
 
-A :class:`Job` is what the loop must be told: the net, its optimisers, where batches come from, what the loss is, how
-to validate. A :class:`Plan` says how long. The loop steps, averages weights, validates, logs, checkpoints and stops;
-it knows nothing of what a batch holds. Everything random in a batch is drawn from ``(seed, epoch)`` by the job, so a
-run that is stopped anywhere, even by ``kill -9``, goes on exactly as if it never had been.
+A :class:`TrainTask` defines the model, its optimizers, the batches, the loss and the validation. A
+:class:`TrainSchedule` defines the length of training. The loop makes optimizer steps, averages weights, validates,
+logs, saves checkpoints and stops; it does not depend on the content of a batch. The task derives all randomness in a
+batch from ``(seed, epoch)``. A run that was stopped at any point, even by ``kill -9``, therefore resumes with the same
+results as an uninterrupted run.
 """
 
 import math
@@ -40,63 +41,64 @@ ParamGroupSettings = Mapping[str, float]
 
 
 class TrainingInterrupted(ChromaboxError):
-    """Ctrl-C or a polite kill: the state is saved and the message says how to go on."""
+    """Interruption by Ctrl-C or SIGTERM. The state has been saved; the message explains how to resume."""
 
     exit_code = 130
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSchedule:
-    """How long to train and in what rhythm."""
+    """Length of training, gradient accumulation, weight averaging and early stopping."""
 
     epochs: int
     batches_per_epoch: int
-    """Batches an epoch; with ``accumulate`` > 1 every so many of them make one step of the optimisers."""
+    """Batches per epoch."""
     accumulate: int = 1
+    """Batches per optimizer step (gradient accumulation)."""
     ema_decay: float = 0.0
-    """Exponential moving average of all weights and statistics; 0 switches it off."""
+    """Decay of the exponential moving average (EMA) of weights and BatchNorm statistics; 0 disables it."""
     ema_warmup_steps: float = 0.0
-    """The decay is multiplied by 1 − e^(−step/ramp), so that early weights are forgotten; 0 is no ramp."""
+    """The decay is multiplied by 1 − e^(−step/warmup), which reduces the weight of early steps; 0: no warm-up."""
     monitor: str | None = None
-    """The metric (lower is better) that chooses ``best``; None: nothing is held out, and the last epoch is best."""
+    """Metric (lower is better) that selects the best epoch; None: without held-out data, the last epoch is best."""
     patience: int | None = None
-    """Stop after so many epochs without an improvement of ``watch``."""
+    """Number of epochs without an improvement of ``monitor`` after which training stops."""
     max_steps: int | None = None
-    """End after so many steps of the optimisers, if the epochs allow as many; the last epoch may be cut short."""
+    """Maximum number of optimizer steps; the last epoch can be shortened."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the optimisers in a whole epoch."""
+        """Optimizer steps in a full epoch."""
         return math.ceil(self.batches_per_epoch / self.accumulate)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the optimisers in the whole run."""
-        whole = self.epochs * self.steps_per_epoch
-        return whole if self.max_steps is None else min(whole, self.max_steps)
+        """Optimizer steps in the whole run."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Batches of an epoch, which are counted from 0: fewer in one that is cut short, and none after the last."""
-        left = self.total_steps - epoch * self.steps_per_epoch
-        return max(0, min(self.batches_per_epoch, left * self.accumulate))
+        """Return the number of batches in an epoch (from 0): fewer if ``max_steps`` shortens it, 0 after the last."""
+        remaining_steps = self.total_steps - epoch * self.steps_per_epoch
+        return max(0, min(self.batches_per_epoch, remaining_steps * self.accumulate))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask(Generic[BatchT]):
-    """What is trained, on what, and how it is judged."""
+    """Model, optimizers, data, loss and validation of a training run."""
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     batches: Callable[[int, int], Iterable[BatchT]]
-    """(epoch, batches to pass over) → the rest of the epoch's batches; the same for the same arguments."""
+    """(epoch, number of batches to skip) → the remaining batches of the epoch; deterministic."""
     compute_loss: Callable[[Callable[[Tensor], Tensor], BatchT], dict[str, Tensor]]
-    """Scalars of one batch: ``loss``, which is minimised, and whatever else is worth a curve."""
+    """Scalars of one batch: ``loss``, which is minimised, and other values to log."""
     validate: Callable[[nn.Module], dict[str, float]]
-    """Metrics of a net in evaluation mode; called in the main process only."""
+    """Metrics of a model in evaluation mode; called in the main process only."""
     lr_schedule: Callable[[int], Sequence[Sequence[ParamGroupSettings]]]
-    """Update number → for each optimiser, for each of its parameter groups, the settings to apply (``lr`` …)."""
+    """Step → the settings (``lr`` …) of each parameter group of each optimizer."""
     checkpoint_metadata: Callable[[], dict[str, Any]]
-    """What a checkpoint says of itself."""
+    """Metadata of a checkpoint (JSON values)."""
 
 
 @dataclass
@@ -117,20 +119,20 @@ def fit(
     runtime: RuntimeConfig,
     dist_info: DistInfo | None = None,
     resume: bool = False,
-    on_epoch_end: Callable[[EpochRecord, nn.Module], None] = lambda record, net: None,
+    on_epoch_end: Callable[[EpochRecord, nn.Module], None] = lambda record, model: None,
 ) -> nn.Module:
-    """Train, and return the net to be used (the averaged one where there is an average).
+    """Train and return the model for evaluation (with averaged weights if there is an EMA).
 
-    Writes ``metrics.jsonl``, ``metrics.csv``, TensorBoard events, ``last.safetensors`` (everything needed to go on) and
-    ``best.safetensors`` (the net alone) into ``folder``. ``after_epoch`` is called in the main process with the
-    epoch's record and the net. Raises Interrupted after saving, on Ctrl-C or SIGTERM; ChromaboxError if the loss or a
-    metric is no longer a number.
+    Write ``metrics.jsonl``, ``metrics.csv``, TensorBoard events, ``last.safetensors`` (the complete state for resuming)
+    and ``best.safetensors`` (the model only) to ``folder``. ``on_epoch_end`` is called in the main process with the
+    epoch's record and the model. Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state, and
+    ChromaboxError if the loss or a metric is not finite.
     """
     return _Trainer(task, schedule, folder, runtime, dist_info or DistInfo(), on_epoch_end).run(resume)
 
 
 class _Trainer(Generic[BatchT]):
-    """The loop's state while it runs; one use each."""
+    """State of one training run."""
 
     def __init__(
         self,
@@ -150,60 +152,60 @@ class _Trainer(Generic[BatchT]):
 
     @property
     def eval_model(self) -> nn.Module:
-        """The net that is validated, saved as best, and returned."""
+        """The model that is validated, saved as best, and returned."""
         return self.ema_model.module if self.ema_model is not None else self.task.model
 
     def run(self, resume: bool) -> nn.Module:
         if resume:
             self.load_state()
-        sink = MetricsLogger(self.folder, self.state.epoch) if self.dist_info.is_main else None
+        logger = MetricsLogger(self.folder, self.state.epoch) if self.dist_info.is_main else None
         try:
-            with _catch_signals() as stop_requested, self.make_progress_bar() as tick:
+            with _catch_signals() as stop_requested, self.make_progress_bar() as advance:
                 while self.batches_this_epoch and not self.should_stop_early():
-                    begin = time.perf_counter()
-                    left = self.batches_this_epoch - self.state.batch
-                    for batch in islice(self.task.batches(self.state.epoch, self.state.batch), left):
+                    start_time = time.perf_counter()
+                    remaining = self.batches_this_epoch - self.state.batch
+                    for batch in islice(self.task.batches(self.state.epoch, self.state.batch), remaining):
                         with wrap_compile_errors(self.runtime):
                             self.training_step(batch)
-                        tick(epoch=self.state.epoch + 1)
-                        # Gradients are not saved, so the run stops between two updates only.
+                        advance(epoch=self.state.epoch + 1)
+                        # The run stops only after an optimizer step, because gradients are not saved.
                         if self.is_step_due() and all_reduce_any(stop_requested(), self.dist_info):
-                            self.state.seconds += time.perf_counter() - begin
+                            self.state.seconds += time.perf_counter() - start_time
                             self.save_and_interrupt()
-                    self.end_epoch(sink, begin)
+                    self.end_epoch(logger, start_time)
         finally:
-            if sink is not None:
-                sink.close()
+            if logger is not None:
+                logger.close()
         return self.eval_model
 
     @property
     def batches_this_epoch(self) -> int:
-        """Batches of the epoch that is being trained; 0 when the run has had its last."""
+        """Batches in the current epoch; 0 after the last epoch."""
         return self.schedule.batches_in_epoch(self.state.epoch)
 
     def make_progress_bar(self) -> AbstractContextManager[ProgressCallback]:
-        """One bar, of the main process, over all batches of the run."""
+        """Return a progress bar over all batches of the run, shown by the main process."""
         total = sum(self.schedule.batches_in_epoch(epoch) for epoch in range(self.schedule.epochs))
-        done = self.state.epoch * self.schedule.batches_per_epoch + self.state.batch
-        return progress_bar("training", total, done, show=self.dist_info.is_main)
+        completed = self.state.epoch * self.schedule.batches_per_epoch + self.state.batch
+        return progress_bar("training", total, completed, show=self.dist_info.is_main)
 
     def is_step_due(self) -> bool:
-        """Whether the optimisers step after the batch that was just done."""
+        """Return whether an optimizer step follows the last batch."""
         return self.state.batch % self.schedule.accumulate == 0 or self.state.batch == self.batches_this_epoch
 
     def training_step(self, batch: BatchT) -> None:
-        """One batch forward and backward; every ``accumulate`` of them, and at the epoch's end, one update."""
-        plan, state = self.schedule, self.state
-        if state.batch % plan.accumulate == 0:
-            for optimiser in self.task.optimizers:
-                optimiser.zero_grad()
+        """Run forward and backward on a batch; step after ``accumulate`` batches and at the end of the epoch."""
+        schedule, state = self.schedule, self.state
+        if state.batch % schedule.accumulate == 0:
+            for optimizer in self.task.optimizers:
+                optimizer.zero_grad()
         self.task.model.train()
         with self.runtime.autocast():
             losses = self.task.compute_loss(self.prepared_model, batch)
-        group = state.batch - state.batch % plan.accumulate
-        (losses["loss"] / min(plan.accumulate, self.batches_this_epoch - group)).backward()
+        first_batch = state.batch - state.batch % schedule.accumulate
+        (losses["loss"] / min(schedule.accumulate, self.batches_this_epoch - first_batch)).backward()
         for name, value in losses.items():
-            # float64 sums: a resumed epoch must add up to the same digits whatever the order of magnitude.
+            # Sums in float64: a resumed epoch must have the same mean to the last digit.
             self.metric_sums[name] = (
                 self.metric_sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
             )
@@ -213,23 +215,23 @@ class _Trainer(Generic[BatchT]):
 
     def optimizer_step(self) -> None:
         all_reduce_gradients(list(self.task.model.parameters()), self.dist_info)
-        for optimiser, groups in zip(self.task.optimizers, self.task.lr_schedule(self.state.step), strict=True):
-            for group, settings in zip(optimiser.param_groups, groups, strict=True):
+        for optimizer, groups in zip(self.task.optimizers, self.task.lr_schedule(self.state.step), strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
-            optimiser.step()
+            optimizer.step()
         self.state.step += 1
         if self.ema_model is not None:
             self.ema_model.update_parameters(self.task.model)
 
     def end_epoch(self, logger: MetricsLogger | None, start_time: float) -> None:
-        """Validate, log, keep the best, save; then the epoch counts as done."""
+        """Validate, log, and save the checkpoints of the finished epoch."""
         state = self.state
         means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info) / self.batches_this_epoch
         record: EpochRecord = {"epoch": state.epoch + 1}
         record |= {f"train_{name}": value for name, value in zip(self.metric_sums, means.tolist(), strict=True)}
         self.check_finite(record)
-        net = self.eval_model
-        metrics = _validate(self.task, net, self.runtime) if self.dist_info.is_main else {}
+        eval_model = self.eval_model
+        metrics = _validate(self.task, eval_model, self.runtime) if self.dist_info.is_main else {}
         record |= broadcast_object(metrics, self.dist_info)
         self.check_finite(record)
         state.seconds += time.perf_counter() - start_time
@@ -243,14 +245,15 @@ class _Trainer(Generic[BatchT]):
             state.best = score if self.schedule.monitor else math.inf
         if logger is not None:
             logger.log(record)
-            self.on_epoch_end(record, net)
+            self.on_epoch_end(record, eval_model)
             if improved:
-                save_checkpoint(self.folder / "best.safetensors", {"net": net.state_dict()}, self.metadata(record))
+                best_path = self.folder / "best.safetensors"
+                save_checkpoint(best_path, {"net": eval_model.state_dict()}, self.metadata(record))
             self.save_state(self.metadata(record))
         barrier(self.dist_info)
 
     def check_finite(self, record: EpochRecord) -> None:
-        """Stop with ChromaboxError before a value that is not finite reaches the metrics or a checkpoint."""
+        """Raise ChromaboxError if a value is not finite, before it is logged or saved."""
         for name, value in record.items():
             if not math.isfinite(value):
                 raise ChromaboxError(
@@ -263,33 +266,33 @@ class _Trainer(Generic[BatchT]):
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def save_and_interrupt(self) -> None:
-        """Save and leave, in every process; what is saved must not depend on whose sums these are."""
+        """Save the state with the mean metric sums of all processes; raise TrainingInterrupted in every process."""
         means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
         self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
         if self.dist_info.is_main:
             self.save_state(self.metadata({}))
-        # Nobody leaves before the file is there: who left early might go on from an older one, or, under torchrun, be
-        # the reason for which the main process is killed while it writes.
+        # Every process waits for the file. A process that exits early could resume from an older file. It could also cause
+        # torchrun to kill the main process while it writes.
         barrier(self.dist_info)
         raise TrainingInterrupted(
             f"stopped in epoch {self.state.epoch + 1} after batch {self.state.batch}; "
-            f"the state is saved in {self.folder}: go on with --resume {self.folder}"
+            f"the state is saved in {self.folder}: continue with --resume {self.folder}"
         )
 
     def metadata(self, record: EpochRecord) -> dict[str, Any]:
         return {
             **self.task.checkpoint_metadata(),
             "epoch": self.state.epoch,
-            **{k: v for k, v in record.items() if k != "epoch"},
+            **{name: value for name, value in record.items() if name != "epoch"},
         }
 
     def save_state(self, metadata: dict[str, Any]) -> None:
-        """Everything that the rest of the run depends on."""
+        """Save the complete state for resuming to ``last.safetensors``."""
         resume = {
             "loop": {**vars(self.state), "best": None if math.isinf(self.state.best) else self.state.best},
             "net": self.task.model.state_dict(),
             "average": None if self.ema_model is None else self.ema_model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.task.optimizers],
+            "optimisers": [optimizer.state_dict() for optimizer in self.task.optimizers],
             "sums": self.metric_sums,
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if self.runtime.device.startswith("cuda") else None,
@@ -301,16 +304,18 @@ class _Trainer(Generic[BatchT]):
     def load_state(self) -> None:
         state, _ = load_checkpoint(self.folder / "last.safetensors")
         if "resume" not in state:
-            raise ChromaboxError(f"{self.folder / 'last.safetensors'}: holds a net but no training state to go on from")
+            raise ChromaboxError(
+                f"{self.folder / 'last.safetensors'}: contains a model but no training state for resuming"
+            )
         resume = state["resume"]
-        # Checkpoints of version 0.1.0 and earlier call the step "update".
+        # Checkpoints of version 0.1.0 and earlier use "update" for "step".
         loop = rename_keys(resume["loop"], {"update": "step"})
         self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
         self.task.model.load_state_dict(resume["net"])
         if self.ema_model is not None:
             self.ema_model.load_state_dict(resume["average"])
-        for optimiser, saved in zip(self.task.optimizers, resume["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for optimizer, saved in zip(self.task.optimizers, resume["optimisers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.metric_sums = resume["sums"]
         torch.set_rng_state(resume["random"])
         if resume.get("cuda_random") is not None and self.runtime.device.startswith("cuda"):
@@ -319,34 +324,34 @@ class _Trainer(Generic[BatchT]):
 
 @torch.no_grad()
 def _validate(task: TrainTask[BatchT], model: nn.Module, runtime: RuntimeConfig) -> dict[str, float]:
-    """The job's metrics, with the net in evaluation mode and put back afterwards."""
-    training = model.training
+    """Return the validation metrics of the model in evaluation mode; restore its mode afterwards."""
+    was_training = model.training
     model.eval()
     with runtime.autocast():
         metrics = task.validate(model)
-    model.train(training)
+    model.train(was_training)
     return metrics
 
 
 def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
-    """A moving average of parameters and buffers with the plan's decay."""
+    """Create a moving average of parameters and buffers with the decay of the schedule."""
 
     @torch.no_grad()
-    def blend(averages: Any, currents: Any, count: Any) -> None:
-        ramp = 1 - math.exp(-float(count) / schedule.ema_warmup_steps) if schedule.ema_warmup_steps else 1.0
-        decay = schedule.ema_decay * ramp
+    def update_averages(averages: Any, currents: Any, count: Any) -> None:
+        warmup = 1 - math.exp(-float(count) / schedule.ema_warmup_steps) if schedule.ema_warmup_steps else 1.0
+        decay = schedule.ema_decay * warmup
         for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
                 average.lerp_(current, 1 - decay)
             else:
                 average.copy_(current)
 
-    return AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=update_averages, use_buffers=True)
 
 
 @contextmanager
 def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag read between two steps; a second one stops at once."""
+    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one occurred. A second one interrupts at once."""
     requested = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -356,11 +361,11 @@ def _catch_signals() -> Iterator[Callable[[], bool]]:
         requested = True
 
     try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # Not in the main thread: whoever started the thread answers the signals.
-        before = {}
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # Only the main thread can handle signals.
+        previous = {}
     try:
         yield lambda: requested
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Process items in worker threads and return the results in order."""
+"""Ordered processing in worker threads."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,13 +14,13 @@ from chromabox.errors import UsageError
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with so many threads, also in threads begun meanwhile."""
-    before = torch.get_num_threads()
+    """Set the number of PyTorch threads within the context, also for threads started in it."""
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 Item = TypeVar("Item")
@@ -30,27 +30,30 @@ Result = TypeVar("Result")
 def map_ordered(
     items: Iterable[Item], func: Callable[[Item], Result], *, workers: int | None = None
 ) -> Generator[Result, None, None]:
-    """The results of ``work``, which runs a detector, in the order of the items.
+    """Yield the results of ``func`` in the order of the items.
 
-    Each of ``workers`` threads (None: as many as torch would use) does one item from reading to the end, the net in a
-    single thread: while one reads, others compute, and none waits for another within a layer, which is what makes
-    several threads on one picture slow where the machine has other things to do. At most twice as many items as
-    workers are under way, done, and not yet taken.
+    Each of ``workers`` threads (None: PyTorch's number of threads) processes one item completely, with PyTorch limited
+    to a single thread. Some workers read while others compute, and workers do not synchronise within a layer, which
+    makes several threads per image slow on a busy machine. At most twice as many items as workers are started or
+    finished before their results are consumed.
+
+    Raise UsageError if ``workers`` is below 1. An exception in ``func`` is raised at the position of its item.
     """
     count = torch.get_num_threads() if workers is None else workers
     if count < 1:
-        raise UsageError(f"workers is {workers}: give at least 1")
+        raise UsageError(f"workers is {workers}: expected at least 1")
     return _map_ordered(iter(items), func, count)
 
 
 def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    with num_threads(torch.get_num_threads()):  # The workers' wish is also that of threads begun later.
+    # The setting of the workers also applies to threads started later and must be restored.
+    with num_threads(torch.get_num_threads()):
         try:
-            waiting = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(pool.submit(func, item) for item in islice(items, 1))
-                yield done
+            pending = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(func, item) for item in islice(items, 1))
+                yield result
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A server on this machine that breaks off, lies, floods or has changed its files, and ears for what is told."""
+"""Local HTTP server that can drop connections, misreport lengths and change files; recorder of progress reports."""
 
 import functools
 import io
@@ -16,55 +16,57 @@ import pytest
 
 @dataclass
 class ProgressRecorder:
-    """Progress that remembers what it was told."""
+    """Progress receiver that records all reports."""
 
-    notes: list[str] = field(default_factory=list)
+    infos: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     transfers: list[tuple[int | None, int]] = field(default_factory=list)
 
-    def note(self, line: str) -> None:
-        self.notes.append(line)
+    def info(self, line: str) -> None:
+        self.infos.append(line)
 
-    def warn(self, line: str) -> None:
+    def warning(self, line: str) -> None:
         self.warnings.append(line)
 
-    def transfer(self, description: str, total: int | None, done: int) -> AbstractContextManager:
-        self.transfers.append((total, done))
+    def transfer(self, description: str, total: int | None, completed: int) -> AbstractContextManager:
+        self.transfers.append((total, completed))
         return nullcontext(lambda count: None)
 
 
 @dataclass
 class Server:
-    """What the server holds and how it misbehaves; `asked` are the (path, Range) of all requests."""
+    """Files of the server and its faults; `requests` are the (path, Range) of all requests."""
 
     bodies: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
-    break_after: list[int] = field(default_factory=list)  # for each request in turn: bytes, then the connection ends
+    break_after: list[int] = field(default_factory=list)  # for each request: bytes sent before the connection is closed
     sends_length: bool = True
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
-    def __init__(self, told: Server, *args: object) -> None:
-        self.told = told
+    def __init__(self, state: Server, *args: object) -> None:
+        self.state = state
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.told.requests.append((self.path, wanted))
-        body = self.told.bodies.get(self.path.lstrip("/"))
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.told.ranges else 0
+        requested_range = self.headers.get("Range")
+        self.state.requests.append((self.path, requested_range))
+        body = self.state.bodies.get(self.path.lstrip("/"))
+        start = 0
+        if requested_range and self.state.ranges:
+            start = int(requested_range.removeprefix("bytes=").removesuffix("-"))
         if body is None or start >= len(body):
             self.send_error(404 if body is None else 416)
             return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if self.told.sends_length:
+        if self.state.sends_length:
             self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        stop = self.told.break_after.pop(0) if self.told.break_after else len(body)
+        stop = self.state.break_after.pop(0) if self.state.break_after else len(body)
         self.wfile.write(body[start : start + stop])
 
     def log_message(self, *args: object) -> None:
@@ -73,19 +75,19 @@ class Handler(BaseHTTPRequestHandler):
 
 class QuietServer(ThreadingHTTPServer):
     def handle_error(self, *args: object) -> None:
-        """A client that hangs up on a flood is what some tests want."""
+        """Ignore clients that close the connection, which some tests expect."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    told = Server()
-    with QuietServer(("127.0.0.1", 0), functools.partial(Handler, told)) as running:
-        assert isinstance(running, socketserver.TCPServer)
-        told.address = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    state = Server()
+    with QuietServer(("127.0.0.1", 0), functools.partial(Handler, state)) as http_server:
+        assert isinstance(http_server, socketserver.TCPServer)
+        state.address = f"http://127.0.0.1:{http_server.server_address[1]}"
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
         thread.start()
-        yield told
-        running.shutdown()
+        yield state
+        http_server.shutdown()
         thread.join()
 
 
@@ -95,13 +97,13 @@ def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told() -> ProgressRecorder:
+def progress() -> ProgressRecorder:
     return ProgressRecorder()
 
 
 @pytest.fixture
-def tar_of() -> Callable[..., Path]:
-    """Packs members (bytes, or a TarInfo alone) into a .tar.gz in a folder."""
+def make_tar() -> Callable[..., Path]:
+    """Return a function that packs members (bytes, or a TarInfo without content) into a .tar.gz in a folder."""
 
     def pack(folder: Path, members: dict[str, bytes | tarfile.TarInfo], name: str = "all.tar.gz") -> Path:
         with tarfile.open(folder / name, "w:gz") as tar:

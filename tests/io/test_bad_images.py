@@ -1,6 +1,6 @@
-"""Strange pictures give the exact right result, damaged ones one clear sentence, and no file is ever touched.
+"""Unusual images are read exactly, corrupt ones raise a one-line error, and no input file is modified.
 
-What is right is known because the files are built from known values; JPEG, which is lossy, holds flat areas.
+The files are built from known values, which are the expected results; JPEG, which is lossy, contains flat areas.
 """
 
 import os
@@ -21,8 +21,8 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import check_not_input, find_images, read_image, write_image
 
 RNG = np.random.default_rng(3)
-SCENE = RNG.integers(0, 256, (12, 20, 3), np.uint8)
-WIDE = RNG.integers(0, 65536, (12, 20, 3)).astype(np.uint16)
+PIXELS = RNG.integers(0, 256, (12, 20, 3), np.uint8)
+PIXELS16 = RNG.integers(0, 65536, (12, 20, 3)).astype(np.uint16)
 FLAT = np.zeros((32, 48, 3), np.uint8)
 FLAT[:16, :16], FLAT[:16, 16:], FLAT[16:, :16], FLAT[16:, 16:] = (200, 40, 40), (40, 200, 40), (40, 40, 200), 90
 GREY, ALPHA = RNG.integers(0, 256, (2, 12, 20), np.uint8)
@@ -30,69 +30,70 @@ FRAMES = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "lime")
 RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def chunk(chunk_type: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
 
-def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
-    held = BytesIO()
-    Image.fromarray(pixels).save(held, kind, **options)
-    return held.getvalue()
+def encode(pixels: np.ndarray, image_format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format, **options)
+    return buffer.getvalue()
 
 
-def with_chunk(kind: bytes, body: bytes) -> bytes:
-    """The scene as PNG with one more chunk after its header."""
-    whole = encoded(SCENE, "PNG")
-    return whole[:33] + chunk(kind, body) + whole[33:]
+def png_with_chunk(chunk_type: bytes, body: bytes) -> bytes:
+    """Return the pixels as PNG with an additional chunk after the header."""
+    content = encode(PIXELS, "PNG")
+    return content[:33] + chunk(chunk_type, body) + content[33:]
 
 
-def claims(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size and whose pixels are next to nothing."""
+def png_header(width: int, height: int) -> bytes:
+    """Return a PNG with the given size in its header and almost no data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
 
 
 def tiff(values: np.ndarray, **options: object) -> bytes:
-    held = BytesIO()
-    tifffile.imwrite(held, values, **options)
-    return held.getvalue()
+    buffer = BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
 
 
-def moving(kind: str, **options: object) -> bytes:
-    held = BytesIO()
-    FRAMES[0].save(held, kind, save_all=True, append_images=FRAMES[1:], **options)
-    return held.getvalue()
+def encode_frames(image_format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    FRAMES[0].save(buffer, image_format, save_all=True, append_images=FRAMES[1:], **options)
+    return buffer.getvalue()
 
 
-def turned(orientation: int) -> bytes:
+def exif_orientation(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
 
 
 def upright(orientation: int) -> np.ndarray:
-    """Pillow's own idea of what the flat areas are when they carry an orientation."""
-    return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(encoded(FLAT, "PNG", exif=turned(orientation))))))
+    """Return the flat areas with an orientation applied by Pillow's exif_transpose."""
+    content = encode(FLAT, "PNG", exif=exif_orientation(orientation))
+    return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(content))))
 
 
-def grey_of(values: np.ndarray) -> np.ndarray:
+def repeat_grey(values: np.ndarray) -> np.ndarray:
     return values[..., None].repeat(3, axis=2)
 
 
-PALETTE = Image.fromarray(SCENE).quantize(16)
+PALETTE = Image.fromarray(PIXELS).quantize(16)
 PALETTE_COLOURS = np.asarray(PALETTE.convert("RGB"))
-CLEAR = int(PALETTE.getpixel((0, 0)))
-NOT_CLEAR = np.where(np.asarray(PALETTE) == CLEAR, 0, 255)
-WIDEST, HIGHEST = SCENE[:1].repeat(1000, axis=1), SCENE[:10, :1].repeat(2000, axis=0)
+TRANSPARENT_INDEX = int(PALETTE.getpixel((0, 0)))
+PALETTE_ALPHA = np.where(np.asarray(PALETTE) == TRANSPARENT_INDEX, 0, 255)
+WIDE_STRIP, TALL_STRIP = PIXELS[:1].repeat(1000, axis=1), PIXELS[:10, :1].repeat(2000, axis=0)
 BITS = ALPHA > 127
 FLOATS = RNG.random((12, 20)).astype(np.float32)
-IN_16_BITS = np.rint(FLOATS.astype(np.float64) * 65535)
+FLOATS16 = np.rint(FLOATS.astype(np.float64) * 65535)
 
 
 def palette(**options: object) -> bytes:
-    held = BytesIO()
-    PALETTE.save(held, "PNG", **options)
-    return held.getvalue()
+    buffer = BytesIO()
+    PALETTE.save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 SHARP = {"quality": 95, "subsampling": 0}
@@ -100,8 +101,8 @@ LOSSLESS = {"lossless": True, "exact": True}
 
 
 @dataclass
-class Right:
-    """What a file is called, what it holds, and what must come out; lossy values may be off by the tolerance."""
+class ValidImage:
+    """Name and content of a file, and the expected result; `tolerance` is for lossy formats."""
 
     name: str
     content: bytes
@@ -111,83 +112,87 @@ class Right:
     tolerance: int = 0
 
 
-def jpeg(**options: object) -> Right:
-    return Right("a.jpg", encoded(FLAT, "JPEG", **SHARP, **options), FLAT, tolerance=3)
+def jpeg(**options: object) -> ValidImage:
+    return ValidImage("a.jpg", encode(FLAT, "JPEG", **SHARP, **options), FLAT, tolerance=3)
 
 
-def cmyk_jpeg(stored_as: str) -> Right:
-    """No black, and all inverted as Adobe's programs store it: the inks are red, green and blue themselves."""
+def cmyk_jpeg(stored_as: str) -> ValidImage:
+    """Return a CMYK JPEG without black, inverted as in Adobe's programs: the inks are equal to RGB."""
     red = FLAT[:16, :16]
     inks = np.dstack([red, np.full(red.shape[:2], 255, np.uint8)])
     content = imagecodecs.jpeg8_encode(inks, 95, colorspace="CMYK", outcolorspace=stored_as)
-    return Right("a.jpg", content, red, tolerance=3)
+    return ValidImage("a.jpg", content, red, tolerance=3)
 
 
-def turned_picture(kind: str, orientation: int) -> Right:
-    options = {"JPEG": SHARP, "WEBP": LOSSLESS}.get(kind, {})
-    content = encoded(FLAT, kind, exif=turned(orientation), **options)
-    return Right("a." + kind.lower(), content, upright(orientation), tolerance=3 if kind == "JPEG" else 0)
+def image_with_orientation(image_format: str, orientation: int) -> ValidImage:
+    options = {"JPEG": SHARP, "WEBP": LOSSLESS}.get(image_format, {})
+    content = encode(FLAT, image_format, exif=exif_orientation(orientation), **options)
+    return ValidImage(
+        "a." + image_format.lower(), content, upright(orientation), tolerance=3 if image_format == "JPEG" else 0
+    )
 
 
-WITH_ALPHA = np.dstack([SCENE, ALPHA])
-WIDE_GREY = WIDE[..., 0].copy()
-RIGHT = {
-    "a PNG by the name of JPEG": Right("a.jpg", encoded(SCENE, "PNG"), SCENE),
-    "a JPEG by the name of PNG": replace(jpeg(), name="a.png"),
-    "no suffix": Right("picture", encoded(SCENE, "PNG"), SCENE),
+WITH_ALPHA = np.dstack([PIXELS, ALPHA])
+GREY16 = PIXELS16[..., 0].copy()
+VALID_IMAGES = {
+    "PNG with the suffix of JPEG": ValidImage("a.jpg", encode(PIXELS, "PNG"), PIXELS),
+    "JPEG with the suffix of PNG": replace(jpeg(), name="a.png"),
+    "no suffix": ValidImage("image", encode(PIXELS, "PNG"), PIXELS),
     "CMYK JPEG": cmyk_jpeg("CMYK"),
     "YCCK JPEG": cmyk_jpeg("YCCK"),
-    "palette": Right("a.png", palette(), PALETTE_COLOURS),
-    "palette with a clear colour": Right("a.png", palette(transparency=CLEAR), PALETTE_COLOURS, NOT_CLEAR),
-    "1 bit": Right("a.png", encoded(BITS, "PNG"), grey_of(BITS * 255)),
-    "grey and alpha": Right("a.png", encoded(np.dstack([GREY, ALPHA]), "PNG"), grey_of(GREY), ALPHA),
-    "one pixel": Right("a.png", encoded(SCENE[:1, :1], "PNG"), SCENE[:1, :1]),
-    "one pixel of JPEG": Right("a.jpg", encoded(FLAT[:1, :1], "JPEG", quality=95), FLAT[:1, :1], tolerance=3),
-    "20,000 wide": Right("a.png", encoded(WIDEST, "PNG"), WIDEST),
-    "20,000 high": Right("a.tif", encoded(HIGHEST, "TIFF", compression="tiff_lzw"), HIGHEST),
-    "16 bit grey PNG": Right("a.png", imagecodecs.png_encode(WIDE_GREY), grey_of(WIDE_GREY)),
-    "16 bit colour PNG": Right("a.png", imagecodecs.png_encode(WIDE), WIDE),
-    "16 bit grey TIFF": Right("a.tif", tiff(WIDE_GREY, byteorder=">"), grey_of(WIDE_GREY)),
-    "16 bit colour TIFF": Right("a.tif", tiff(WIDE, photometric="rgb", compression="lzw"), WIDE),
-    "float TIFF": Right("a.tif", tiff(FLOATS), grey_of(IN_16_BITS), tolerance=1),
-    "moving GIF": Right("a.gif", moving("GIF"), RED, frames=3),
-    "moving WebP": Right("a.webp", moving("WEBP", lossless=True), RED, frames=3),
-    "moving PNG": Right("a.png", moving("PNG"), RED, frames=3),
-    "many pages": Right("a.tif", moving("TIFF"), RED, frames=3),
-    "alpha PNG": Right("a.png", encoded(WITH_ALPHA, "PNG"), SCENE, ALPHA),
-    "alpha WebP": Right("a.webp", encoded(WITH_ALPHA, "WEBP", **LOSSLESS), SCENE, ALPHA),
-    "alpha TIFF": Right("a.tif", encoded(WITH_ALPHA, "TIFF"), SCENE, ALPHA),
-    "EXIF that is none": jpeg(exif=b"Exif\0\0no EXIF"),
-    "EXIF cut short": jpeg(exif=turned(1)[:20]),
-    "EXIF chunk that is none": Right("a.png", with_chunk(b"eXIf", b"no EXIF at all"), SCENE),
-    "orientation 9": Right("a.png", encoded(SCENE, "PNG", exif=turned(9)), SCENE),
-    "profile that is none": jpeg(icc_profile=b"none"),
-    "profile that cannot be unpacked": Right("a.png", with_chunk(b"iCCP", b"x\0\0not deflated"), SCENE),
+    "palette": ValidImage("a.png", palette(), PALETTE_COLOURS),
+    "palette with a transparent colour": ValidImage(
+        "a.png", palette(transparency=TRANSPARENT_INDEX), PALETTE_COLOURS, PALETTE_ALPHA
+    ),
+    "1 bit": ValidImage("a.png", encode(BITS, "PNG"), repeat_grey(BITS * 255)),
+    "grey and alpha": ValidImage("a.png", encode(np.dstack([GREY, ALPHA]), "PNG"), repeat_grey(GREY), ALPHA),
+    "one pixel": ValidImage("a.png", encode(PIXELS[:1, :1], "PNG"), PIXELS[:1, :1]),
+    "one pixel of JPEG": ValidImage("a.jpg", encode(FLAT[:1, :1], "JPEG", quality=95), FLAT[:1, :1], tolerance=3),
+    "20,000 wide": ValidImage("a.png", encode(WIDE_STRIP, "PNG"), WIDE_STRIP),
+    "20,000 high": ValidImage("a.tif", encode(TALL_STRIP, "TIFF", compression="tiff_lzw"), TALL_STRIP),
+    "16 bit grey PNG": ValidImage("a.png", imagecodecs.png_encode(GREY16), repeat_grey(GREY16)),
+    "16 bit colour PNG": ValidImage("a.png", imagecodecs.png_encode(PIXELS16), PIXELS16),
+    "16 bit grey TIFF": ValidImage("a.tif", tiff(GREY16, byteorder=">"), repeat_grey(GREY16)),
+    "16 bit colour TIFF": ValidImage("a.tif", tiff(PIXELS16, photometric="rgb", compression="lzw"), PIXELS16),
+    "float TIFF": ValidImage("a.tif", tiff(FLOATS), repeat_grey(FLOATS16), tolerance=1),
+    "animated GIF": ValidImage("a.gif", encode_frames("GIF"), RED, frames=3),
+    "animated WebP": ValidImage("a.webp", encode_frames("WEBP", lossless=True), RED, frames=3),
+    "animated PNG": ValidImage("a.png", encode_frames("PNG"), RED, frames=3),
+    "multi-page TIFF": ValidImage("a.tif", encode_frames("TIFF"), RED, frames=3),
+    "alpha PNG": ValidImage("a.png", encode(WITH_ALPHA, "PNG"), PIXELS, ALPHA),
+    "alpha WebP": ValidImage("a.webp", encode(WITH_ALPHA, "WEBP", **LOSSLESS), PIXELS, ALPHA),
+    "alpha TIFF": ValidImage("a.tif", encode(WITH_ALPHA, "TIFF"), PIXELS, ALPHA),
+    "invalid EXIF": jpeg(exif=b"Exif\0\0no EXIF"),
+    "truncated EXIF": jpeg(exif=exif_orientation(1)[:20]),
+    "invalid EXIF chunk": ValidImage("a.png", png_with_chunk(b"eXIf", b"no EXIF at all"), PIXELS),
+    "orientation 9": ValidImage("a.png", encode(PIXELS, "PNG", exif=exif_orientation(9)), PIXELS),
+    "invalid profile": jpeg(icc_profile=b"none"),
+    "profile with invalid compression": ValidImage("a.png", png_with_chunk(b"iCCP", b"x\0\0not deflated"), PIXELS),
     **{
-        f"{kind} of orientation {orientation}": turned_picture(kind, orientation)
-        for kind in ("JPEG", "PNG", "TIFF", "WEBP")
+        f"{image_format} with orientation {orientation}": image_with_orientation(image_format, orientation)
+        for image_format in ("JPEG", "PNG", "TIFF", "WEBP")
         for orientation in range(1, 9)
     },
 }
 
 
-@pytest.mark.parametrize("case", RIGHT)
-def test_strange_pictures_give_the_right_result(tmp_path: Path, case: str) -> None:
-    right = RIGHT[case]
-    path = tmp_path / right.name
-    path.write_bytes(right.content)
-    picture = read_image(path)
-    assert path.read_bytes() == right.content
-    assert picture.pixels.shape == right.pixels.shape
-    np.testing.assert_allclose(picture.pixels.astype(np.int64), right.pixels, rtol=0, atol=right.tolerance)
-    assert (picture.alpha is None) == (right.alpha is None)
-    if right.alpha is not None:
-        np.testing.assert_array_equal(picture.alpha, right.alpha)
-    assert picture.num_frames == right.frames
-    # What was read can be written and is read again the same, the turning not done twice.
-    write_image(tmp_path / "again.png", picture)
+@pytest.mark.parametrize("case", VALID_IMAGES)
+def test_unusual_images_are_read_exactly(tmp_path: Path, case: str) -> None:
+    expected = VALID_IMAGES[case]
+    path = tmp_path / expected.name
+    path.write_bytes(expected.content)
+    image = read_image(path)
+    assert path.read_bytes() == expected.content
+    assert image.pixels.shape == expected.pixels.shape
+    np.testing.assert_allclose(image.pixels.astype(np.int64), expected.pixels, rtol=0, atol=expected.tolerance)
+    assert (image.alpha is None) == (expected.alpha is None)
+    if expected.alpha is not None:
+        np.testing.assert_array_equal(image.alpha, expected.alpha)
+    assert image.num_frames == expected.frames
+    # The image can be written and read again without a second rotation.
+    write_image(tmp_path / "again.png", image)
     again = read_image(tmp_path / "again.png")
-    np.testing.assert_array_equal(again.pixels, picture.pixels)
+    np.testing.assert_array_equal(again.pixels, image.pixels)
     with Image.open(tmp_path / "again.png") as opened:
         assert opened.getexif().get(0x0112, 1) == 1
         assert "icc_profile" not in opened.info
@@ -201,9 +206,9 @@ def bytes_at(name: str, content: bytes) -> Callable[[Path], Path]:
     return make
 
 
-def half(pixels: np.ndarray, kind: str, **options: object) -> bytes:
-    whole = encoded(pixels, kind, **options)
-    return whole[: len(whole) // 2]
+def encode_half(pixels: np.ndarray, image_format: str, **options: object) -> bytes:
+    content = encode(pixels, image_format, **options)
+    return content[: len(content) // 2]
 
 
 def pipe(folder: Path) -> Path:
@@ -222,94 +227,101 @@ def loop(folder: Path) -> Path:
     return folder / "a.png"
 
 
-DAMAGED = "is cut short or damaged and cannot be decoded"
-UNKNOWN = "is not a picture, or its beginning is damaged"
-BAD = {
-    "JPEG cut short": (bytes_at("a.jpg", half(FLAT, "JPEG")), DAMAGED),
-    "JPEG without its end": (bytes_at("a.jpg", encoded(SCENE, "JPEG")[:-60]), DAMAGED),
-    "PNG cut short": (bytes_at("a.png", half(SCENE, "PNG")), DAMAGED),
-    "16 bit PNG cut short": (bytes_at("a.png", imagecodecs.png_encode(WIDE)[:700]), DAMAGED),
-    "TIFF cut short": (bytes_at("a.tif", half(SCENE, "TIFF")), DAMAGED),
-    "compressed TIFF cut short": (bytes_at("a.tif", tiff(SCENE, photometric="rgb", compression="lzw")[:-200]), DAMAGED),
-    "16 bit TIFF cut short": (bytes_at("a.tif", tiff(WIDE, photometric="rgb")[:-200]), DAMAGED),
-    "16 bit compressed TIFF cut short": (
-        bytes_at("a.tif", tiff(WIDE, photometric="rgb", compression="deflate")[:-200]),
-        DAMAGED,
+GREY_RANGE = "; expected 0 to 1"
+TRUNCATED = "cannot be decoded: the file is truncated or corrupt"
+UNKNOWN = "is not an image or its header is corrupt"
+INVALID_IMAGES = {
+    "truncated JPEG": (bytes_at("a.jpg", encode_half(FLAT, "JPEG")), TRUNCATED),
+    "JPEG without its last bytes": (bytes_at("a.jpg", encode(PIXELS, "JPEG")[:-60]), TRUNCATED),
+    "truncated PNG": (bytes_at("a.png", encode_half(PIXELS, "PNG")), TRUNCATED),
+    "truncated 16 bit PNG": (bytes_at("a.png", imagecodecs.png_encode(PIXELS16)[:700]), TRUNCATED),
+    "truncated TIFF": (bytes_at("a.tif", encode_half(PIXELS, "TIFF")), TRUNCATED),
+    "truncated compressed TIFF": (
+        bytes_at("a.tif", tiff(PIXELS, photometric="rgb", compression="lzw")[:-200]),
+        TRUNCATED,
     ),
-    "WebP cut short": (bytes_at("a.webp", half(SCENE, "WEBP")), DAMAGED),
-    "GIF cut short": (bytes_at("a.gif", half(SCENE, "GIF")), UNKNOWN),
-    "a changed byte": (bytes_at("a.png", encoded(SCENE, "PNG").replace(b"IDAT", b"IDAT\xff", 1)), DAMAGED),
-    "no bytes": (bytes_at("a.png", b""), "is empty: a picture file is needed"),
-    "text": (bytes_at("a.jpg", b"Dear Sir, enclosed is no picture."), UNKNOWN),
-    "bomb": (bytes_at("a.png", claims(100_000, 100_000)), "is too large: its header claims far more pixels"),
-    "float TIFF out of range": (bytes_at("a.tif", tiff(FLOATS * 255)), "of unknown meaning: 0 to 1 is right"),
-    "float TIFF below 0": (bytes_at("a.tif", tiff(FLOATS - 1)), "of unknown meaning: 0 to 1 is right"),
-    "float colour TIFF": (bytes_at("a.tif", tiff(WIDE / np.float32(65535), photometric="rgb")), UNKNOWN),
-    "a folder": (sub_folder, "is a folder: a picture file is needed"),
-    "a pipe": (pipe, "is a pipe or a device: a picture file is needed"),
-    "a device": (lambda folder: Path(os.devnull), "is a pipe or a device: a picture file is needed"),
-    "nothing": (lambda folder: folder / "a.png", "does not exist: a picture file is needed"),
-    "inside a file": (
+    "truncated 16 bit TIFF": (bytes_at("a.tif", tiff(PIXELS16, photometric="rgb")[:-200]), TRUNCATED),
+    "truncated 16 bit compressed TIFF": (
+        bytes_at("a.tif", tiff(PIXELS16, photometric="rgb", compression="deflate")[:-200]),
+        TRUNCATED,
+    ),
+    "truncated WebP": (bytes_at("a.webp", encode_half(PIXELS, "WEBP")), TRUNCATED),
+    "truncated GIF": (bytes_at("a.gif", encode_half(PIXELS, "GIF")), UNKNOWN),
+    "changed byte": (bytes_at("a.png", encode(PIXELS, "PNG").replace(b"IDAT", b"IDAT\xff", 1)), TRUNCATED),
+    "empty file": (bytes_at("a.png", b""), "is empty: expected an image file"),
+    "text file": (bytes_at("a.jpg", b"This is a text file."), UNKNOWN),
+    "decompression bomb": (
+        bytes_at("a.png", png_header(100_000, 100_000)),
+        "is too large: its header states far more pixels",
+    ),
+    "float TIFF out of range": (bytes_at("a.tif", tiff(FLOATS * 255)), GREY_RANGE),
+    "float TIFF below 0": (bytes_at("a.tif", tiff(FLOATS - 1)), GREY_RANGE),
+    "float colour TIFF": (bytes_at("a.tif", tiff(PIXELS16 / np.float32(65535), photometric="rgb")), UNKNOWN),
+    "folder": (sub_folder, "is a folder: expected an image file"),
+    "pipe": (pipe, "is a pipe or a device: expected an image file"),
+    "device": (lambda folder: Path(os.devnull), "is a pipe or a device: expected an image file"),
+    "missing file": (lambda folder: folder / "a.png", "does not exist: expected an image file"),
+    "file in place of the folder": (
         lambda folder: bytes_at("a.png", b"x")(folder) / "b.png",
-        "does not exist: a picture file is needed",
+        "does not exist: expected an image file",
     ),
-    "a link to itself": (loop, "cannot be opened (Too many levels of symbolic links): a picture file is needed"),
-    "a name too long": (lambda folder: folder / ("a" * 300), "cannot be opened (File name too long)"),
+    "symbolic link loop": (loop, "cannot be opened (Too many levels of symbolic links): expected an image file"),
+    "too long name": (lambda folder: folder / ("a" * 300), "cannot be opened (File name too long)"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_damaged_pictures_give_one_sentence(tmp_path: Path, case: str) -> None:
-    make, sentence = BAD[case]
+@pytest.mark.parametrize("case", INVALID_IMAGES)
+def test_invalid_images_raise_a_one_line_error(tmp_path: Path, case: str) -> None:
+    make, message = INVALID_IMAGES[case]
     path = make(tmp_path)
     before = {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()}
     with pytest.raises(ChromaboxError) as caught:
         read_image(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path} {sentence}" if "of unknown" not in sentence else f"{path} holds")
-    assert sentence in said
-    assert "\n" not in said
+    error_message = str(caught.value)
+    assert error_message.startswith(f"{path}: unsupported grey" if message == GREY_RANGE else f"{path} {message}")
+    assert message in error_message
+    assert "\n" not in error_message
     assert {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == before
 
 
-def into_a_file(folder: Path) -> Path:
+def inside_a_file(folder: Path) -> Path:
     (folder / "file").write_bytes(b"mine")
     return folder / "file" / "a.png"
 
 
-BAD_OUTPUTS = {
-    "inside a file": (into_a_file, ChromaboxError, "cannot be written as PNG: its folder is a file"),
-    "a folder": (sub_folder, ChromaboxError, "cannot be written as PNG: Is a directory"),
-    "a name too long": (lambda folder: folder / ("a" * 300 + ".png"), ChromaboxError, "cannot be written as PNG"),
-    "unknown suffix": (lambda folder: folder / "a.xcf", UsageError, "has no suffix of a format that can be written"),
-    "no suffix": (lambda folder: folder / "a", UsageError, "has no suffix of a format that can be written"),
+INVALID_OUTPUTS = {
+    "file in place of the folder": (inside_a_file, ChromaboxError, " cannot be written as PNG: its folder is a file"),
+    "folder": (sub_folder, ChromaboxError, " cannot be written as PNG: Is a directory"),
+    "too long name": (lambda folder: folder / ("a" * 300 + ".png"), ChromaboxError, " cannot be written as PNG"),
+    "unknown suffix": (lambda folder: folder / "a.xcf", UsageError, ": images cannot be written with this suffix"),
+    "no suffix": (lambda folder: folder / "a", UsageError, ": images cannot be written with this suffix"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_OUTPUTS)
-@pytest.mark.parametrize("pixels", [SCENE, WIDE], ids=["8", "16"])
-def test_outputs_that_cannot_be_written_give_one_sentence(tmp_path: Path, case: str, pixels: np.ndarray) -> None:
-    make, kind, sentence = BAD_OUTPUTS[case]
+@pytest.mark.parametrize("case", INVALID_OUTPUTS)
+@pytest.mark.parametrize("pixels", [PIXELS, PIXELS16], ids=["8", "16"])
+def test_invalid_outputs_raise_a_one_line_error(tmp_path: Path, case: str, pixels: np.ndarray) -> None:
+    make, error_type, message = INVALID_OUTPUTS[case]
     path = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error_type) as caught:
         write_image(path, pixels)
-    assert str(caught.value).startswith(f"{path} {sentence}")
+    assert str(caught.value).startswith(f"{path}{message}")
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["a.png", "soft.png", "hard.png", "deep/../a.png"])
-def test_an_output_that_is_the_input_gives_one_sentence(tmp_path: Path, name: str) -> None:
-    write_image(tmp_path / "a.png", SCENE)
+def test_output_that_is_the_input_is_rejected(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / "a.png", PIXELS)
     (tmp_path / "soft.png").symlink_to(tmp_path / "a.png")
     os.link(tmp_path / "a.png", tmp_path / "hard.png")
     (tmp_path / "deep").mkdir()
-    with pytest.raises(UsageError, match=r"is the input .*: choose another output, inputs are never changed"):
+    with pytest.raises(UsageError, match=r"is the input .*: use another output"):
         check_not_input([tmp_path / "a.png"], tmp_path / name)
 
 
-def test_a_folder_of_nothing_known_gives_one_sentence(tmp_path: Path) -> None:
+def test_folder_without_images_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UsageError, match="holds no pictures"):
+    with pytest.raises(UsageError, match="contains no images"):
         find_images([tmp_path])

@@ -1,4 +1,4 @@
-"""Convolutions out of ONNX files: written by the onnx package, expected values from its own reader and evaluator."""
+"""Convolutions in ONNX files written by the onnx package; expected values from its reader and reference evaluator."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of 
 
 
 def model(raw: bool = True, epsilon: float | None = 1e-3) -> "onnx.ModelProto":
-    """Two convolutions, the first with a batch normalisation, in an order that is not that of their names."""
+    """Return a model of two convolutions, the first with BatchNorm; the initializers are not sorted by name."""
     random = np.random.default_rng(0)
     arrays = {
         "net_10/kernel:0": random.standard_normal((5, 4, 1, 1)),
@@ -20,22 +20,22 @@ def model(raw: bool = True, epsilon: float | None = 1e-3) -> "onnx.ModelProto":
         "net_2/kernel:0": random.standard_normal((4, 3, 3, 3)),
         **{name: random.uniform(0.5, 2, 4) for name in ("scale", "offset", "mean", "variance")},
     }
-    make = onnx.numpy_helper.from_array if raw else _as_floats
-    tensors = [make(array.astype(np.float32), name) for name, array in arrays.items()]
+    make_tensor = onnx.numpy_helper.from_array if raw else _as_floats
+    tensors = [make_tensor(array.astype(np.float32), name) for name, array in arrays.items()]
     tensors.append(onnx.numpy_helper.from_array(np.array([1, -1, 2], np.int64), "shape"))
-    settings = {} if epsilon is None else {"epsilon": epsilon}
+    attributes = {} if epsilon is None else {"epsilon": epsilon}
     nodes = [
         onnx.helper.make_node("Conv", ["in", "net_2/kernel:0"], ["a"], pads=[1, 1, 1, 1]),
-        onnx.helper.make_node("BatchNormalization", ["a", "scale", "offset", "mean", "variance"], ["b"], **settings),
+        onnx.helper.make_node("BatchNormalization", ["a", "scale", "offset", "mean", "variance"], ["b"], **attributes),
         onnx.helper.make_node("LeakyRelu", ["b"], ["c"], alpha=0.1),
         onnx.helper.make_node("Conv", ["c", "net_10/kernel:0", "net_10/bias:0"], ["out"]),
     ]
-    place = onnx.helper.make_tensor_value_info
+    value_info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
         "net",
-        [place("in", onnx.TensorProto.FLOAT, [1, 3, 6, 6])],
-        [place("out", onnx.TensorProto.FLOAT, [1, 5, 6, 6])],
+        [value_info("in", onnx.TensorProto.FLOAT, [1, 3, 6, 6])],
+        [value_info("out", onnx.TensorProto.FLOAT, [1, 5, 6, 6])],
         tensors,
     )
     return onnx.helper.make_model(graph)
@@ -47,7 +47,7 @@ def _as_floats(array: np.ndarray, name: str) -> "onnx.TensorProto":
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("epsilon", [1e-3, None])
-def test_numbers_as_the_onnx_package_has_them(tmp_path: Path, raw: bool, epsilon: float | None) -> None:
+def test_values_are_equal_to_the_onnx_package(tmp_path: Path, raw: bool, epsilon: float | None) -> None:
     proto = model(raw, epsilon)
     onnx.save(proto, tmp_path / "a.onnx")
     expected = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
@@ -62,8 +62,8 @@ def test_numbers_as_the_onnx_package_has_them(tmp_path: Path, raw: bool, epsilon
     np.testing.assert_array_equal(second["bias"], expected["net_10/bias:0"])
 
 
-def test_in_darknets_order_they_compute_the_same(tmp_path: Path) -> None:
-    """Batch normalisation with darknet's epsilon after the conversion, against onnx's reference evaluator."""
+def test_packed_layers_compute_the_same_outputs(tmp_path: Path) -> None:
+    """Compare BatchNorm with Darknet's epsilon after the conversion with onnx's reference evaluator."""
     import torch
     from onnx.reference import ReferenceEvaluator
     from torch.nn import functional as F
@@ -72,8 +72,8 @@ def test_in_darknets_order_they_compute_the_same(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "a.onnx")
     image = np.random.default_rng(1).standard_normal((1, 3, 6, 6)).astype(np.float32)
     [expected] = ReferenceEvaluator(proto).run(None, {"in": image})
-    numbers = torch.from_numpy(pack_layers(read_onnx_convolutions(tmp_path / "a.onnx"), BN_EPSILON))
-    bias, weight, mean, variance, kernel, last_bias, last_kernel = numbers.split([4, 4, 4, 4, 108, 5, 20])
+    values = torch.from_numpy(pack_layers(read_onnx_convolutions(tmp_path / "a.onnx"), BN_EPSILON))
+    bias, weight, mean, variance, kernel, last_bias, last_kernel = values.split([4, 4, 4, 4, 108, 5, 20])
     out = F.conv2d(torch.from_numpy(image), kernel.view(4, 3, 3, 3), padding=1)
     out = F.leaky_relu(F.batch_norm(out, mean, variance, weight, bias, eps=BN_EPSILON), 0.1)
     out = F.conv2d(out, last_kernel.view(5, 4, 1, 1), last_bias)
@@ -83,40 +83,40 @@ def test_in_darknets_order_they_compute_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\x00", b"not a protobuf at all", b"\x0a\xff", b"\x3a\x05ab", b"\xff" * 20, b"\x08\x07"]
 )
-def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.onnx").write_bytes(content)
-    with pytest.raises(ChromaboxError, match=r"a\.onnx: not an ONNX file of plain convolutions, or cut short"):
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: not an ONNX file of plain convolutions, or truncated"):
         read_onnx_convolutions(tmp_path / "a.onnx")
 
 
-def test_every_way_of_cutting_short_is_one_sentence(tmp_path: Path) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path) -> None:
     onnx.save(model(), tmp_path / "a.onnx")
-    whole = (tmp_path / "a.onnx").read_bytes()
-    for keep in range(0, len(whole) - 1, 7):
-        (tmp_path / "a.onnx").write_bytes(whole[:keep])
-        with pytest.raises(ChromaboxError, match=r"a\.onnx: (not an ONNX file|holds no convolution)"):
+    content = (tmp_path / "a.onnx").read_bytes()
+    for size in range(0, len(content) - 1, 7):
+        (tmp_path / "a.onnx").write_bytes(content[:size])
+        with pytest.raises(ChromaboxError, match=r"a\.onnx: (not an ONNX file|contains no convolution)"):
             read_onnx_convolutions(tmp_path / "a.onnx")
 
 
-def test_a_graph_without_convolutions_and_a_missing_file(tmp_path: Path) -> None:
+def test_graph_without_convolutions_and_missing_file_are_rejected(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph([], "empty", [], [])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
-    with pytest.raises(ChromaboxError, match=r"a\.onnx: holds no convolution"):
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: contains no convolution"):
         read_onnx_convolutions(tmp_path / "a.onnx")
     with pytest.raises(ChromaboxError, match=r"none\.onnx: cannot be read \(No such file"):
         read_onnx_convolutions(tmp_path / "none.onnx")
 
 
-def test_metadata_as_the_onnx_package_writes_them(tmp_path: Path) -> None:
+def test_metadata_are_equal_to_the_onnx_package(tmp_path: Path) -> None:
     proto = model()
     assert proto.metadata_props == []
     onnx.save(proto, tmp_path / "a.onnx")
     assert read_onnx_metadata(tmp_path / "a.onnx") == {}
-    said = {"format": "1", "größe": "12 €", "empty": ""}
-    for key, value in said.items():
+    metadata = {"format": "1", "größe": "12 €", "empty": ""}
+    for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     onnx.save(proto, tmp_path / "a.onnx")
-    assert read_onnx_metadata(tmp_path / "a.onnx") == said
+    assert read_onnx_metadata(tmp_path / "a.onnx") == metadata
     (tmp_path / "b.onnx").write_bytes((tmp_path / "a.onnx").read_bytes()[:-3])
-    with pytest.raises(ChromaboxError, match=r"b\.onnx: not an ONNX file, or cut short"):
+    with pytest.raises(ChromaboxError, match=r"b\.onnx: not an ONNX file, or truncated"):
         read_onnx_metadata(tmp_path / "b.onnx")

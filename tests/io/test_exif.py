@@ -1,4 +1,4 @@
-"""Metadata: what is kept, what is left out, and that nothing a file says can raise."""
+"""Metadata: entries that are kept, entries that are omitted, and invalid entries, which must not raise."""
 
 from io import BytesIO
 
@@ -11,10 +11,10 @@ from chromabox.io.exif import keep_descriptive, read_dpi, read_exif, read_orient
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def opened(kind: str = "PNG", **options: object) -> Image.Image:
-    held = BytesIO()
-    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(held, kind, **options)
-    return Image.open(held)
+def save_and_open(image_format: str = "PNG", **options: object) -> Image.Image:
+    buffer = BytesIO()
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(buffer, image_format, **options)
+    return Image.open(buffer)
 
 
 def exif_with(tags: dict[int, object]) -> Image.Exif:
@@ -23,39 +23,40 @@ def exif_with(tags: dict[int, object]) -> Image.Exif:
     return exif
 
 
-@pytest.mark.parametrize(("said", "found"), [(None, 1), (1, 1), (6, 6), (8, 8), (0, 1), (9, 1), (65535, 1)])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_orientations_that_mean_nothing_are_upright(kind: str, said: int | None, found: int) -> None:
-    image = opened(kind) if said is None else opened(kind, exif=exif_with({0x0112: said}))
-    assert read_orientation(image) == found
+@pytest.mark.parametrize(("value", "expected"), [(None, 1), (1, 1), (6, 6), (8, 8), (0, 1), (9, 1), (65535, 1)])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_invalid_orientations_are_upright(image_format: str, value: int | None, expected: int) -> None:
+    options = {} if value is None else {"exif": exif_with({0x0112: value})}
+    image = save_and_open(image_format, **options)
+    assert read_orientation(image) == expected
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as read_picture does
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # as read_image does
 @pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"nothing"])
-def test_broken_exif_is_left_out(block: bytes) -> None:
-    image = opened("JPEG", exif=block)
+def test_invalid_exif_is_omitted(block: bytes) -> None:
+    image = save_and_open("JPEG", exif=block)
     assert read_orientation(image) == 1
     assert read_exif(image) is None
 
 
-def test_exif_without_its_orientation() -> None:
-    assert read_exif(opened(exif=exif_with({0x0112: 6}))) is None
-    kept = Image.Exif()
-    kept.load(read_exif(opened(exif=exif_with({0x0112: 6, 0x010F: "Maker"}))))
-    assert dict(kept) == {0x010F: "Maker"}
+def test_exif_is_read_without_orientation() -> None:
+    assert read_exif(save_and_open(exif=exif_with({0x0112: 6}))) is None
+    exif = Image.Exif()
+    exif.load(read_exif(save_and_open(exif=exif_with({0x0112: 6, 0x010F: "Maker"}))))
+    assert dict(exif) == {0x010F: "Maker"}
 
 
-def test_only_what_describes_the_photograph() -> None:
-    exif = exif_with({0x010F: "Maker", 0x0100: 640, 0x0111: 8})  # maker, width, where the strips are
+def test_only_descriptive_tags_are_kept() -> None:
+    exif = exif_with({0x010F: "Maker", 0x0100: 640, 0x0111: 8})  # maker, width, strip offsets
     exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
-    kept = keep_descriptive(exif)
-    assert dict(kept) == {0x010F: "Maker"}
-    assert kept.get_ifd(0x8769) == {0x9003: "2001:02:03 04:05:06"}
-    assert not kept.get_ifd(0x8825)
+    descriptive = keep_descriptive(exif)
+    assert dict(descriptive) == {0x010F: "Maker"}
+    assert descriptive.get_ifd(0x8769) == {0x9003: "2001:02:03 04:05:06"}
+    assert not descriptive.get_ifd(0x8825)
 
 
 @pytest.mark.parametrize(
-    ("said", "found"),
+    ("dpi", "expected"),
     [
         ((300, 150), (300.0, 150.0)),
         ((0, 300), None),
@@ -67,10 +68,10 @@ def test_only_what_describes_the_photograph() -> None:
         (None, None),
     ],
 )
-def test_resolutions_that_can_be_written(said: object, found: tuple[float, float] | None) -> None:
+def test_only_valid_resolutions_are_read(dpi: object, expected: tuple[float, float] | None) -> None:
     image = Image.new("RGB", (1, 1))
-    image.info["dpi"] = said
-    assert read_dpi(image) == found
+    image.info["dpi"] = dpi
+    assert read_dpi(image) == expected
     assert read_dpi(Image.new("RGB", (1, 1))) is None
 
 
@@ -84,19 +85,19 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_each_format_is_told_what_it_can_keep(kind: str) -> None:
-    assert set(save_options(kind, b"Exif", SRGB, (72.0, 72.0))) == FORMATS[kind]
-    assert save_options(kind, None, None, None) == {}
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_save_options_match_the_format(image_format: str) -> None:
+    assert set(save_options(image_format, b"Exif", SRGB, (72.0, 72.0))) == FORMATS[image_format]
+    assert save_options(image_format, None, None, None) == {}
 
 
 @pytest.mark.parametrize(
     "icc", [b"", b"none", SRGB[:100], SRGB[:16] + b"GRAY" + SRGB[20:], SRGB[:16] + b"CMYK" + SRGB[20:], bytes(500)]
 )
-def test_a_profile_that_cannot_describe_rgb_is_left_out(icc: bytes) -> None:
+def test_profile_for_other_than_rgb_is_omitted(icc: bytes) -> None:
     assert save_options("PNG", None, icc, None) == {}
 
 
-def test_exif_longer_than_a_jpeg_segment_is_left_out_there_only() -> None:
+def test_exif_longer_than_a_jpeg_segment_is_omitted_only_in_jpeg() -> None:
     assert save_options("JPEG", bytes(65_534), None, None) == {}
     assert save_options("PNG", bytes(65_534), None, None) == {"exif": bytes(65_534)}

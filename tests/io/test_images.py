@@ -1,4 +1,4 @@
-"""Pictures in and out: expected values come from Pillow's own exif_transpose and from numbers worked out by hand."""
+"""Reading and writing of images; expected values from Pillow's exif_transpose and from manual calculation."""
 
 import dataclasses
 import os
@@ -27,21 +27,21 @@ from chromabox.io.images import (
 )
 
 
-def scene(height: int = 5, width: int = 7) -> np.ndarray:
+def random_pixels(height: int = 5, width: int = 7) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def profile(space: bytes) -> bytes:
-    """An sRGB profile, or its bytes with another data colour space written into the header."""
+    """Return an sRGB profile with the given data colour space in its header."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return srgb[:16] + space + srgb[20:]
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """Return a PNG with the given size in its header and almost no data."""
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(chunk_type: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
@@ -57,54 +57,54 @@ def test_png_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, value
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
-def test_lossless_formats_keep_every_value(tmp_path: Path, suffix: str) -> None:
-    write_image(tmp_path / f"a{suffix}", scene())
-    assert np.array_equal(read_image(tmp_path / f"a{suffix}").pixels, scene())
+def test_lossless_formats_preserve_values(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a{suffix}", random_pixels())
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}").pixels, random_pixels())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
-def test_lossy_formats_stay_near(tmp_path: Path, suffix: str) -> None:
+def test_lossy_formats_have_small_errors(tmp_path: Path, suffix: str) -> None:
     smooth = np.linspace(50, 200, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
     write_image(tmp_path / f"a{suffix}", smooth)
     assert np.abs(read_image(tmp_path / f"a{suffix}").pixels - smooth.astype(int)).max() < 8
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_floats_are_clipped_and_rounded_to_the_nearest(depth: int) -> None:
-    top = 2**depth - 1
-    values = from_float(np.array([-1, 0.4 / top, 0.6 / top, 1 - 0.6 / top, 1 - 0.4 / top, 2]), depth)
-    assert values.tolist() == [0, 0, 1, top - 1, top, top]
-    picture = ImageData(np.full((1, 1, 3), top // 3, values.dtype))
-    assert picture.bit_depth == depth
-    assert picture.float_pixels.tolist() == [[[pytest.approx(1 / 3)] * 3]]
+def test_floats_are_clipped_and_rounded(depth: int) -> None:
+    peak = 2**depth - 1
+    values = from_float(np.array([-1, 0.4 / peak, 0.6 / peak, 1 - 0.6 / peak, 1 - 0.4 / peak, 2]), depth)
+    assert values.tolist() == [0, 0, 1, peak - 1, peak, peak]
+    image = ImageData(np.full((1, 1, 3), peak // 3, values.dtype))
+    assert image.bit_depth == depth
+    assert image.float_pixels.tolist() == [[[pytest.approx(1 / 3)] * 3]]
 
 
-def test_sixteen_bits_are_rounded_to_the_nearest_of_eight() -> None:
+def test_16_bit_values_are_rounded_to_8_bits() -> None:
     values = np.arange(65536, dtype=np.uint16)
     assert np.array_equal(to_uint8(values), np.rint(values / 257))
     assert to_uint8(GREY) is GREY
 
 
-def test_alpha_of_another_depth_is_refused() -> None:
-    with pytest.raises(ValueError, match="one depth is right"):
-        ImageData(scene(2, 2), GREY.astype(np.uint16))
+def test_alpha_with_another_bit_depth_is_rejected() -> None:
+    with pytest.raises(ValueError, match="expected the same dtype"):
+        ImageData(random_pixels(2, 2), GREY.astype(np.uint16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
-def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientation: int, kind: str) -> None:
-    path, again = tmp_path / f"a.{kind}", tmp_path / "again.png"
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_orientation_is_applied_once(tmp_path: Path, orientation: int, extension: str) -> None:
+    path, again = tmp_path / f"a.{extension}", tmp_path / "again.png"
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "Maker"
-    source = Image.fromarray(scene(24, 16))
+    source = Image.fromarray(random_pixels(24, 16))
     source.save(path, exif=exif)
-    picture = read_image(path)
+    image = read_image(path)
     with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    assert np.array_equal(picture.pixels, expected)
-    assert picture.pixels.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
-    write_image(again, picture)
-    assert np.array_equal(read_image(again).pixels, picture.pixels)
+    assert np.array_equal(image.pixels, expected)
+    assert image.pixels.shape[:2] == ((24, 16) if orientation < 5 else (16, 24))
+    write_image(again, image)
+    assert np.array_equal(read_image(again).pixels, image.pixels)
     with Image.open(again) as opened:
         assert opened.getexif().get(0x0112, 1) == 1
         assert opened.getexif()[0x010F] == "Maker"
@@ -124,35 +124,35 @@ GREY_MODES = [
 ]
 
 
-@pytest.mark.parametrize(("image", "suffix", "expected", "depth"), [case[1:] for case in GREY_MODES])
-def test_grey_modes(tmp_path: Path, image: Image.Image, suffix: str, expected: np.ndarray, depth: int) -> None:
-    image.save(tmp_path / f"a.{suffix}")
-    picture = read_image(tmp_path / f"a.{suffix}")
-    assert picture.is_grey
-    assert picture.bit_depth == depth
-    assert picture.alpha is None
-    assert np.array_equal(picture.pixels, np.repeat(expected[..., None], 3, 2) * (2**depth - 1))
+@pytest.mark.parametrize(("pil_image", "suffix", "expected", "depth"), [case[1:] for case in GREY_MODES])
+def test_grey_modes(tmp_path: Path, pil_image: Image.Image, suffix: str, expected: np.ndarray, depth: int) -> None:
+    pil_image.save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.is_grey
+    assert image.bit_depth == depth
+    assert image.alpha is None
+    assert np.array_equal(image.pixels, np.repeat(expected[..., None], 3, 2) * (2**depth - 1))
 
 
-def test_sixteen_bits_are_kept_below_the_eighth(tmp_path: Path) -> None:
+def test_16_bit_grey_is_read_exactly(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1, 40_000]], np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").pixels[0, :, 0].tolist() == [1, 40_000]
 
 
-def test_alpha_of_every_kind(tmp_path: Path) -> None:
-    rgba = np.dstack([scene(2, 2), GREY])
+def test_alpha_is_read_in_every_mode(tmp_path: Path) -> None:
+    rgba = np.dstack([random_pixels(2, 2), GREY])
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     Image.fromarray(np.dstack([GREY, GREY])).save(tmp_path / "la.png")
     palette = Image.fromarray(GREY).convert("P")
     palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 1]))
-    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "wide.png", transparency=51 * 257)
-    one_clear = np.array([[1, 0], [1, 1]])
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "grey16.png", transparency=51 * 257)
+    expected_alpha = np.array([[1, 0], [1, 1]])
     assert np.array_equal(read_image(tmp_path / "rgba.png").alpha, GREY)
     assert not read_image(tmp_path / "rgba.png").is_grey
     assert np.array_equal(read_image(tmp_path / "la.png").alpha, GREY)
     assert read_image(tmp_path / "la.png").is_grey
-    assert read_image(tmp_path / "p.png").alpha.tolist() == (one_clear * 255).tolist()
-    assert read_image(tmp_path / "wide.png").alpha.tolist() == (one_clear * 65535).tolist()
+    assert read_image(tmp_path / "p.png").alpha.tolist() == (expected_alpha * 255).tolist()
+    assert read_image(tmp_path / "grey16.png").alpha.tolist() == (expected_alpha * 65535).tolist()
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("CMYK", "tif"), ("YCbCr", "tif")])
@@ -162,14 +162,14 @@ def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -
     assert np.abs(read_image(tmp_path / f"a.{suffix}").pixels.astype(int) - (200, 100, 50)).max() < 4
 
 
-def test_first_frame_of_a_moving_gif(tmp_path: Path) -> None:
+def test_first_frame_of_an_animated_gif(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "a.gif").pixels[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".ppm"])
-def test_formats_without_alpha_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
+def test_formats_without_alpha_are_composited_on_white(tmp_path: Path, suffix: str) -> None:
     black, alpha = np.zeros((16, 16, 3), np.uint8), np.full((16, 16), 51, np.uint8)
     write_image(tmp_path / f"a{suffix}", ImageData(black, alpha))
     written = read_image(tmp_path / f"a{suffix}")
@@ -178,55 +178,57 @@ def test_formats_without_alpha_are_laid_on_white(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
-def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
+def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
     icc = profile(b"RGB ")
     alpha = None if suffix == ".jpg" else GREY
-    picture = ImageData(scene(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
-    write_image(tmp_path / f"a{suffix}", picture)
-    # Twice, so that what was read is also fit to be written.
+    image = ImageData(random_pixels(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    write_image(tmp_path / f"a{suffix}", image)
+    # Written twice, to test that the metadata that were read can be written.
     write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
-    found = read_image(tmp_path / f"b{suffix}")
-    assert found.icc == icc
-    assert found.exif is not None
-    kept = Image.Exif()
-    kept.load(found.exif)
-    assert kept[0x010F] == "Maker"
-    assert kept.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
-    assert suffix == ".webp" or found.dpi == pytest.approx((300, 300), abs=0.01)
-    assert (found.alpha is None) == (alpha is None)
+    result = read_image(tmp_path / f"b{suffix}")
+    assert result.icc == icc
+    assert result.exif is not None
+    written_exif = Image.Exif()
+    written_exif.load(result.exif)
+    assert written_exif[0x010F] == "Maker"
+    assert written_exif.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
+    assert suffix == ".webp" or result.dpi == pytest.approx((300, 300), abs=0.01)
+    assert (result.alpha is None) == (alpha is None)
 
 
-def test_tiff_tags_of_its_own_strips_do_not_reach_a_jpeg(tmp_path: Path) -> None:
+def test_tiff_strip_tags_are_not_copied_to_a_jpeg(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    Image.fromarray(scene()).save(tmp_path / "a.tif", exif=exif)
+    Image.fromarray(random_pixels()).save(tmp_path / "a.tif", exif=exif)
     write_image(tmp_path / "a.jpg", read_image(tmp_path / "a.tif"))
     with Image.open(tmp_path / "a.jpg") as opened:
         assert set(opened.getexif()) == {0x010F}
 
 
 @pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
-def test_a_profile_of_other_colours_is_not_attached(tmp_path: Path, space: bytes) -> None:
-    write_image(tmp_path / "a.png", ImageData(scene(), icc=profile(space)))
+def test_profile_of_another_colour_space_is_omitted(tmp_path: Path, space: bytes) -> None:
+    write_image(tmp_path / "a.png", ImageData(random_pixels(), icc=profile(space)))
     assert read_image(tmp_path / "a.png").icc is None
 
 
 def make_bad(folder: Path, name: str) -> Path:
     path = folder / name
-    whole = BytesIO()
-    kind = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".gif": "GIF", ".webp": "WEBP"}.get(path.suffix, "PNG")
-    Image.fromarray(scene(40, 40)).save(whole, kind)
+    buffer = BytesIO()
+    image_format = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".gif": "GIF", ".webp": "WEBP"}.get(
+        path.suffix, "PNG"
+    )
+    Image.fromarray(random_pixels(40, 40)).save(buffer, image_format)
     if name.startswith("cut"):
-        path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+        path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     elif name == "folder.png":
         path.mkdir()
     elif name == "empty.png":
         path.touch()
     elif name == "text.png":
-        path.write_text("not a picture at all")
+        path.write_text("not an image")
     elif name == "bomb.png":
         path.write_bytes(png_header(60_000, 60_000))
     elif name == "none.png":
@@ -245,88 +247,86 @@ def make_bad(folder: Path, name: str) -> Path:
 
 
 BAD_INPUTS = [
-    ("missing.png", "does not exist: a picture file is needed"),
-    ("folder.png", "is a folder: a picture file is needed"),
-    ("empty.png", "is empty: a picture file is needed"),
-    ("text.png", "is not a picture, or its beginning is damaged"),
-    ("cut.png", "is cut short or damaged"),
-    ("cut.jpg", "is cut short or damaged"),
-    ("cut.tif", "damaged"),
-    ("cut.gif", "is cut short or damaged"),
-    ("cut.webp", "damaged"),
-    ("bomb.png", "is too large: its header claims"),
-    ("large.png", "is too large: its header claims 14000 × 8000 pixels, and at most 100,000,000 are read"),
+    ("missing.png", "does not exist: expected an image file"),
+    ("folder.png", "is a folder: expected an image file"),
+    ("empty.png", "is empty: expected an image file"),
+    ("text.png", "is not an image or its header is corrupt"),
+    ("cut.png", "is truncated or corrupt"),
+    ("cut.jpg", "is truncated or corrupt"),
+    ("cut.tif", "corrupt"),
+    ("cut.gif", "is truncated or corrupt"),
+    ("cut.webp", "corrupt"),
+    ("bomb.png", "is too large: its header states"),
+    ("large.png", "is too large: its header states 14000 × 8000 pixels, the limit is 100,000,000"),
     ("none.png", "is"),
-    ("lab.tif", "stores its pixels as LAB, which is not supported: save it as RGB or grey"),
-    ("float.tif", "holds grey values from 0.0 to 300.0, of unknown meaning: 0 to 1 is right"),
-    ("nan.tif", "of unknown meaning: 0 to 1 is right"),
-    ("negative.tif", "holds grey values from -3 to 0, of unknown meaning: 0 to 65535 is right"),
+    ("lab.tif", "unsupported pixel mode LAB; save the image as RGB or greyscale"),
+    ("float.tif", "unsupported grey values from 0.0 to 300.0; expected 0 to 1"),
+    ("nan.tif", "unsupported grey values from nan to nan; expected 0 to 1"),
+    ("negative.tif", "unsupported grey values from -3 to 0; expected 0 to 65535"),
 ]
 
 
-@pytest.mark.parametrize(("name", "sentence"), BAD_INPUTS)
-def test_bad_inputs_give_one_sentence(tmp_path: Path, name: str, sentence: str) -> None:
+@pytest.mark.parametrize(("name", "message"), BAD_INPUTS)
+def test_invalid_inputs_raise_a_one_line_error(tmp_path: Path, name: str, message: str) -> None:
     path = make_bad(tmp_path, name)
     with pytest.raises(ChromaboxError) as caught:
         read_image(path, max_pixels=100_000_000)
     assert str(path) in str(caught.value)
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_more_pixels_than_pillow_warns_of_are_read_up_to_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_above_pillows_warning_are_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    write_image(tmp_path / "a.png", scene())
+    write_image(tmp_path / "a.png", random_pixels())
     assert read_image(tmp_path / "a.png").pixels.shape == (5, 7, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ChromaboxError, match="at most 20 are read"):
+    with pytest.raises(ChromaboxError, match="the limit is 20"):
         read_image(tmp_path / "a.png")
 
 
-def test_cut_pictures_stay_refused_whatever_was_read_before() -> None:
+def test_pillow_does_not_load_truncated_images() -> None:
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
-def test_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"right are \.jpg, \.jpeg, \.png"):
-        write_image(tmp_path / name, scene())
+def test_unknown_suffix_is_rejected(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"expected \.jpg, \.jpeg, \.png"):
+        write_image(tmp_path / name, random_pixels())
 
 
-def test_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.webp", scene())
+def test_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.webp", random_pixels())
     before = (tmp_path / "a.webp").read_bytes()
     with pytest.raises(ChromaboxError, match=r"a\.webp cannot be written as WEBP"):
-        write_image(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # WebP ends at 16,383
-    with pytest.raises(ChromaboxError, match=r"a\.jpg cannot be written as JPEG: a side of 65,501 pixels is more than"):
+        write_image(tmp_path / "a.webp", np.zeros((1, 16_384, 3), np.uint8))  # the limit of WebP is 16,383
+    with pytest.raises(ChromaboxError, match=r"a\.jpg cannot be written as JPEG: .* a side of 65,501 pixels"):
         write_image(tmp_path / "a.jpg", np.zeros((65_501, 1, 3), np.uint8))
-    with pytest.raises(UsageError, match="quality 101 is not between 1 and 100"):
-        write_image(tmp_path / "a.webp", scene(), quality=101)
+    with pytest.raises(UsageError, match="invalid quality 101: expected 1 to 100"):
+        write_image(tmp_path / "a.webp", random_pixels(), quality=101)
     assert (tmp_path / "a.webp").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.webp"]
 
 
-def test_parent_folders_are_made_and_a_file_in_their_way_is_named(tmp_path: Path) -> None:
-    write_image(tmp_path / "new" / "deep" / "a.png", scene())
+def test_parent_folders_are_created_and_a_file_in_their_place_is_reported(tmp_path: Path) -> None:
+    write_image(tmp_path / "new" / "deep" / "a.png", random_pixels())
     assert (tmp_path / "new" / "deep" / "a.png").is_file()
     with pytest.raises(ChromaboxError, match=r"b\.png cannot be written"):
-        write_image(tmp_path / "new" / "deep" / "a.png" / "b.png", scene())
+        write_image(tmp_path / "new" / "deep" / "a.png" / "b.png", random_pixels())
 
 
-def test_a_picture_changed_by_its_caller_keeps_its_metadata(tmp_path: Path) -> None:
-    picture = ImageData(scene(), dpi=(72.0, 72.0))
-    write_image(tmp_path / "a.png", dataclasses.replace(picture, pixels=255 - picture.pixels))
+def test_image_with_replaced_pixels_keeps_its_metadata(tmp_path: Path) -> None:
+    image = ImageData(random_pixels(), dpi=(72.0, 72.0))
+    write_image(tmp_path / "a.png", dataclasses.replace(image, pixels=255 - image.pixels))
     assert read_image(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
 
 
-def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
+def test_find_images_returns_sorted_relative_paths(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/1.png", "a.tif", ".hidden.png", ".cache/x.png", "notes.txt", "b/c/3.gif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    places = [Path(name) for name in ("a.tif", "b/1.png", "b/2.JPG", "b/c/3.gif")]
-    assert find_images([tmp_path]) == [(tmp_path / place, place) for place in places]
+    relative_paths = [Path(name) for name in ("a.tif", "b/1.png", "b/2.JPG", "b/c/3.gif")]
+    assert find_images([tmp_path]) == [(tmp_path / path, path) for path in relative_paths]
     assert find_images([tmp_path], recursive=False) == [(tmp_path / "a.tif", Path("a.tif"))]
     notes = tmp_path / "notes.txt"
     assert find_images([notes, tmp_path / "b" / "c"]) == [
@@ -335,36 +335,36 @@ def test_find_pictures_mirrors_the_tree_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_find_pictures_refuses_nothing_and_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no pictures"):
+def test_find_images_rejects_empty_and_missing_folders(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="contains no images"):
         find_images([tmp_path])
     with pytest.raises(UsageError, match="does not exist"):
         find_images([tmp_path / "nowhere"])
 
 
-def test_overwriting_an_input_is_refused_by_any_name(tmp_path: Path) -> None:
+def test_overwriting_an_input_is_rejected_for_any_name(tmp_path: Path) -> None:
     source, other = tmp_path / "a.png", tmp_path / "b.png"
-    write_image(source, scene())
+    write_image(source, random_pixels())
     (tmp_path / "soft.png").symlink_to(source)
     os.link(source, tmp_path / "hard.png")
     check_not_input([source], other)
     for name in ("a.png", "soft.png", "hard.png", "x/../a.png"):
-        with pytest.raises(UsageError, match="choose another output"):
+        with pytest.raises(UsageError, match="use another output"):
             check_not_input([other, source], tmp_path / name)
 
 
-def test_grid_by_hand() -> None:
+def test_grid_layout() -> None:
     black = np.zeros((1, 2, 3), np.uint8)
-    sheet = make_grid([[black, black + 7], [black + 9]], gap=1, scale=2)
-    assert sheet.shape == (2 * 2 + 3, 2 * 4 + 3, 3)
-    assert sheet[1:3, 1:5].tolist() == np.zeros((2, 4, 3)).tolist()
-    assert (sheet[1:3, 6:10] == 7).all()
-    assert (sheet[4:6, 1:5] == 9).all()
-    assert (sheet[4:6, 6:10] == 255).all()
-    assert (sheet[[0, 3, 6]] == 255).all()
+    grid = make_grid([[black, black + 7], [black + 9]], gap=1, scale=2)
+    assert grid.shape == (2 * 2 + 3, 2 * 4 + 3, 3)
+    assert grid[1:3, 1:5].tolist() == np.zeros((2, 4, 3)).tolist()
+    assert (grid[1:3, 6:10] == 7).all()
+    assert (grid[4:6, 1:5] == 9).all()
+    assert (grid[4:6, 6:10] == 255).all()
+    assert (grid[[0, 3, 6]] == 255).all()
 
 
-def test_grid_refuses_unequal_tiles() -> None:
+def test_grid_rejects_unequal_and_missing_tiles() -> None:
     with pytest.raises(ChromaboxError, match="tiles of one size"):
         make_grid([[np.zeros((1, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)]])
     with pytest.raises(ChromaboxError, match="no tiles"):

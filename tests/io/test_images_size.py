@@ -1,4 +1,4 @@
-"""The size in a header is the size of the picture that is read, however it is turned; damage gives one sentence."""
+"""Image sizes from headers, equal to the sizes of the images as read, in all orientations; invalid files."""
 
 from pathlib import Path
 
@@ -9,24 +9,24 @@ from chromabox.errors import ChromaboxError
 from chromabox.io.images import image_size, read_image
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_the_size_is_that_of_the_read_picture(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_size_equals_the_size_of_the_read_image(tmp_path: Path, extension: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"a.{kind}"
+    path = tmp_path / f"a.{extension}"
     Image.new("RGB", (20, 12)).save(path, exif=exif)
     assert image_size(path) == read_image(path).pixels.shape[:2]
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(b"", "is not a picture"), (b"\x89PNG\r\n", "is not a picture")])
-def test_no_header_gives_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+@pytest.mark.parametrize(("content", "message"), [(b"", "is not an image"), (b"\x89PNG\r\n", "is not an image")])
+def test_file_without_header_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ChromaboxError, match=sentence):
+    with pytest.raises(ChromaboxError, match=message):
         image_size(path)
 
 
-def test_no_file_gives_one_sentence(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="does not exist"):
         image_size(tmp_path / "a.png")

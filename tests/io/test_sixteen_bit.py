@@ -1,4 +1,4 @@
-"""Sixteen bits: files to read are built chunk by chunk or by tifffile; written ones are read by libpng and tifffile."""
+"""16-bit images: input files are built from chunks or by tifffile; output files are read by libpng and tifffile."""
 
 import itertools
 import struct
@@ -21,16 +21,16 @@ RNG = np.random.default_rng(16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def values(channels: int, height: int = 6, width: int = 9) -> np.ndarray:
+def random_values(channels: int, height: int = 6, width: int = 9) -> np.ndarray:
     return RNG.integers(0, 65536, (height, width, channels)).astype(np.uint16)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def chunk(chunk_type: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
 
 def png(stored: np.ndarray, before: bytes = b"", after: bytes = b"") -> bytes:
-    """A PNG of 16 bits without row filters, with further chunks before and after its pixels."""
+    """Return a 16-bit PNG without row filters, with additional chunks before and after the pixels."""
     height, width, channels = stored.shape
     head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in stored)
@@ -46,48 +46,50 @@ def exif_block(orientation: int = 1) -> bytes:
     return exif.tobytes()
 
 
-def turned(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """Pillow's own transposition, of the upper and the lower eight bits."""
+def oriented(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply Pillow's exif_transpose to the upper and the lower eight bits."""
 
-    def turn(channel: np.ndarray) -> np.ndarray:
-        held = BytesIO()
+    def transpose(bits: np.ndarray) -> np.ndarray:
+        buffer = BytesIO()
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(channel.astype(np.uint8)).save(held, "PNG", exif=exif)
-        return np.asarray(ImageOps.exif_transpose(Image.open(held))).astype(np.uint16)
+        Image.fromarray(bits.astype(np.uint8)).save(buffer, "PNG", exif=exif)
+        return np.asarray(ImageOps.exif_transpose(Image.open(buffer))).astype(np.uint16)
 
-    return turn(stored >> 8) * 256 + turn(stored & 255)
+    return transpose(stored >> 8) * 256 + transpose(stored & 255)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_png_of_every_kind_is_read_to_the_last_bit(tmp_path: Path, channels: int) -> None:
-    stored = values(channels)
+def test_png_with_any_channels_is_read_exactly(tmp_path: Path, channels: int) -> None:
+    stored = random_values(channels)
     (tmp_path / "a.png").write_bytes(png(stored))
-    picture = read_image(tmp_path / "a.png")
-    assert (picture.bit_depth, picture.is_grey) == (16, channels <= 2)
-    np.testing.assert_array_equal(picture.pixels, stored[..., :3] if channels > 2 else stored[..., [0, 0, 0]])
+    image = read_image(tmp_path / "a.png")
+    assert (image.bit_depth, image.is_grey) == (16, channels <= 2)
+    np.testing.assert_array_equal(image.pixels, stored[..., :3] if channels > 2 else stored[..., [0, 0, 0]])
     if channels in (2, 4):
-        np.testing.assert_array_equal(picture.alpha, stored[..., -1])
+        np.testing.assert_array_equal(image.alpha, stored[..., -1])
     else:
-        assert picture.alpha is None
+        assert image.alpha is None
 
 
-def test_a_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
-    stored = values(3)
+def test_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
+    stored = random_values(3)
     (tmp_path / "a.png").write_bytes(png(stored, before=chunk(b"tRNS", stored[2, 3].astype(">u2").tobytes())))
     expected = np.full(stored.shape[:2], 65535)
     expected[2, 3] = 0
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").alpha, expected)
 
 
-STORED_AS = list(itertools.product((3, 4), "<>", ("contig", "separate"), (None, "lzw", "deflate", "zstd"), (None, 16)))
+TIFF_LAYOUTS = list(
+    itertools.product((3, 4), "<>", ("contig", "separate"), (None, "lzw", "deflate", "zstd"), (None, 16))
+)
 
 
-@pytest.mark.parametrize(("channels", "byte_order", "planes", "compression", "tile"), STORED_AS)
-def test_tiff_of_every_kind_is_read_to_the_last_bit(
+@pytest.mark.parametrize(("channels", "byte_order", "planes", "compression", "tile"), TIFF_LAYOUTS)
+def test_tiff_with_any_layout_is_read_exactly(
     tmp_path: Path, channels: int, byte_order: str, planes: str, compression: str | None, tile: int | None
 ) -> None:
-    stored = values(channels, 21, 34)
+    stored = random_values(channels, 21, 34)
     tifffile.imwrite(
         tmp_path / "a.tif",
         stored if planes == "contig" else stored.transpose(2, 0, 1),
@@ -99,39 +101,39 @@ def test_tiff_of_every_kind_is_read_to_the_last_bit(
         tile=None if tile is None else (tile, tile),
         rowsperstrip=None if tile else 5,
         extrasamples=["unassalpha"] if channels == 4 else None,
-        bigtiff=byte_order == "<" and tile is None,  # Of the other byte order Pillow knows none.
+        bigtiff=byte_order == "<" and tile is None,  # Pillow reads BigTIFF in this byte order only.
     )
-    picture = read_image(tmp_path / "a.tif")
-    assert (picture.bit_depth, picture.format, picture.is_grey) == (16, "TIFF", False)
-    np.testing.assert_array_equal(picture.pixels, stored[..., :3])
+    image = read_image(tmp_path / "a.tif")
+    assert (image.bit_depth, image.format, image.is_grey) == (16, "TIFF", False)
+    np.testing.assert_array_equal(image.pixels, stored[..., :3])
     if channels == 4:
-        np.testing.assert_array_equal(picture.alpha, stored[..., 3])
+        np.testing.assert_array_equal(image.alpha, stored[..., 3])
     else:
-        assert picture.alpha is None
+        assert image.alpha is None
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
-def test_grey_tiff_whichever_end_is_white(tmp_path: Path, photometric: str) -> None:
-    stored = values(1)[..., 0]
+def test_grey_tiff_with_either_photometric_interpretation(tmp_path: Path, photometric: str) -> None:
+    stored = random_values(1)[..., 0]
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric)
-    picture = read_image(tmp_path / "a.tif")
-    assert picture.is_grey
+    image = read_image(tmp_path / "a.tif")
+    assert image.is_grey
     expected = stored if photometric == "minisblack" else 65535 - stored
-    np.testing.assert_array_equal(picture.pixels, expected[..., None].repeat(3, 2))
+    np.testing.assert_array_equal(image.pixels, expected[..., None].repeat(3, 2))
 
 
-def test_what_a_tiff_says_of_its_fourth_channel(tmp_path: Path) -> None:
-    stored = values(4)
+def test_fourth_channel_of_tiff_is_interpreted(tmp_path: Path) -> None:
+    stored = random_values(4)
     stored[0, 0] = [0, 0, 0, 0]
-    stored[1, 1] = [500, 300, 1, 400]  # More light than the alpha allows.
-    for meaning in ("assocalpha", "unspecified"):
-        tifffile.imwrite(tmp_path / f"{meaning}.tif", stored, photometric="rgb", extrasamples=[meaning])
-    unknown, multiplied = (read_image(tmp_path / f"{name}.tif") for name in ("unspecified", "assocalpha"))
-    assert unknown.alpha is None
-    np.testing.assert_array_equal(unknown.pixels, stored[..., :3])
-    np.testing.assert_array_equal(multiplied.alpha, stored[..., 3])
+    stored[1, 1] = [500, 300, 1, 400]  # A colour larger than the alpha.
+    for extra_sample in ("assocalpha", "unspecified"):
+        tifffile.imwrite(tmp_path / f"{extra_sample}.tif", stored, photometric="rgb", extrasamples=[extra_sample])
+    unspecified, associated = (read_image(tmp_path / f"{name}.tif") for name in ("unspecified", "assocalpha"))
+    assert unspecified.alpha is None
+    np.testing.assert_array_equal(unspecified.pixels, stored[..., :3])
+    np.testing.assert_array_equal(associated.alpha, stored[..., 3])
     exact = stored[..., :3] / np.maximum(stored[..., 3:], 1).astype(np.float64) * 65535
-    np.testing.assert_allclose(multiplied.pixels, exact.clip(max=65535), atol=0.5001)
+    np.testing.assert_allclose(associated.pixels, exact.clip(max=65535), atol=0.5001)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -139,73 +141,73 @@ def test_what_a_tiff_says_of_its_fourth_channel(tmp_path: Path) -> None:
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(3, 4)).flatmap(lambda shape: arrays(np.uint16, shape))
 )
-def test_what_is_written_is_what_others_read(
+def test_written_files_are_read_by_other_libraries(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, stored: np.ndarray
 ) -> None:
     path = tmp_path_factory.mktemp("round") / f"a{suffix}"
     alpha = stored[..., 3].copy() if stored.shape[2] == 4 else None
     write_image(path, ImageData(stored[..., :3], alpha))
-    found = imagecodecs.png_decode(path.read_bytes()) if suffix == ".png" else tifffile.imread(path)
-    np.testing.assert_array_equal(found.reshape(stored.shape), stored)
+    decoded = imagecodecs.png_decode(path.read_bytes()) if suffix == ".png" else tifffile.imread(path)
+    np.testing.assert_array_equal(decoded.reshape(stored.shape), stored)
     with Image.open(path) as opened:
-        # Pillow, which keeps the upper eight bits, agrees on size, channels and values.
+        # Pillow reads the upper eight bits.
         np.testing.assert_array_equal(np.asarray(opened), stored >> 8)
     again = read_image(path)
     np.testing.assert_array_equal(again.pixels, stored[..., :3])
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp", ".jpg", ".ppm"])
-def test_formats_of_eight_bits_get_the_nearest_value(tmp_path: Path, suffix: str) -> None:
-    flat = np.full((16, 16, 3), 51_450, np.uint16)  # 200.195 of 255; the upper eight bits alone say 200 too
-    flat[:, 8:] = 51_600  # 200.78 of 255, where the upper eight bits say 201
+def test_8_bit_formats_are_rounded_to_the_nearest_value(tmp_path: Path, suffix: str) -> None:
+    flat = np.full((16, 16, 3), 51_450, np.uint16)  # 200.195 of 255; the upper eight bits are 200 too
+    flat[:, 8:] = 51_600  # 200.78 of 255; the upper eight bits are 201
     write_image(tmp_path / f"a{suffix}", flat)
-    found = read_image(tmp_path / f"a{suffix}")
-    assert found.bit_depth == 8
+    result = read_image(tmp_path / f"a{suffix}")
+    assert result.bit_depth == 8
     exact = np.rint(flat / 257)
-    assert np.abs(found.pixels - exact).max() <= (1 if suffix in (".jpg", ".webp") else 0)
+    assert np.abs(result.pixels - exact).max() <= (1 if suffix in (".jpg", ".webp") else 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["png", "png, after the pixels", "tif"])
-def test_orientation_is_applied_once_and_then_forgotten(tmp_path: Path, orientation: int, kind: str) -> None:
-    stored = values(3, 4, 7)
-    path = tmp_path / f"a.{kind[:3]}"
-    if kind == "tif":
+@pytest.mark.parametrize("variant", ["png", "png, after the pixels", "tif"])
+def test_orientation_is_applied_once(tmp_path: Path, orientation: int, variant: str) -> None:
+    stored = random_values(3, 4, 7)
+    path = tmp_path / f"a.{variant[:3]}"
+    if variant == "tif":
         tifffile.imwrite(path, stored, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
     else:
         block = chunk(b"eXIf", exif_block(orientation).removeprefix(b"Exif\0\0"))
-        path.write_bytes(png(stored, after=block) if "after" in kind else png(stored, before=block))
-    picture = read_image(path)
-    np.testing.assert_array_equal(picture.pixels, turned(stored, orientation))
+        path.write_bytes(png(stored, after=block) if "after" in variant else png(stored, before=block))
+    image = read_image(path)
+    np.testing.assert_array_equal(image.pixels, oriented(stored, orientation))
     for suffix in ("png", "tif"):
-        write_image(tmp_path / f"again.{suffix}", picture)
-        np.testing.assert_array_equal(read_image(tmp_path / f"again.{suffix}").pixels, picture.pixels)
+        write_image(tmp_path / f"again.{suffix}", image)
+        np.testing.assert_array_equal(read_image(tmp_path / f"again.{suffix}").pixels, image.pixels)
         with Image.open(tmp_path / f"again.{suffix}") as opened:
             assert opened.getexif().get(0x0112, 1) == 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
-    picture = ImageData(values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
-    write_image(tmp_path / f"a{suffix}", picture)
+def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
+    image = ImageData(random_values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
+    write_image(tmp_path / f"a{suffix}", image)
     write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
-    with Image.open(tmp_path / f"b{suffix}") as found:
-        found.load()
-        exif = found.getexif()
+    with Image.open(tmp_path / f"b{suffix}") as written:
+        written.load()
+        exif = written.getexif()
         assert exif[0x010F] == "Maker"
         assert exif.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
         assert exif.get_ifd(0x8825)[1] == "N"
-        assert found.info["icc_profile"] == SRGB
-        assert found.info["dpi"] == pytest.approx((300, 240), abs=0.02)
+        assert written.info["icc_profile"] == SRGB
+        assert written.info["dpi"] == pytest.approx((300, 240), abs=0.02)
     again = read_image(tmp_path / f"b{suffix}")
     assert (again.bit_depth, again.icc) == (16, SRGB)
 
 
-def test_further_pages_are_counted_and_left(tmp_path: Path) -> None:
-    first, second = values(3), values(3)
+def test_further_pages_are_counted_and_not_read(tmp_path: Path) -> None:
+    first, second = random_values(3), random_values(3)
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(first, photometric="rgb")
         file.write(second, photometric="rgb")
-    picture = read_image(tmp_path / "a.tif")
-    assert picture.num_frames == 2
-    np.testing.assert_array_equal(picture.pixels, first)
+    image = read_image(tmp_path / "a.tif")
+    assert image.num_frames == 2
+    np.testing.assert_array_equal(image.pixels, first)

@@ -86,7 +86,7 @@ def test_what_is_no_hints_is_told(tmp_path: Path) -> None:
         ("opaque", "opaque.png: has no transparency", UsageError),
         ("blank", "blank.png: nothing is painted", UsageError),
         ("wide", "wide.png: has 12×8 pixels; the same proportions as the photograph's 100×100", UsageError),
-        ("text", "text.png is not a picture", ChromaboxError),
+        ("text", "text.png is not an image", ChromaboxError),
         ("missing", "missing.png", ChromaboxError),
     ):
         with pytest.raises(kind, match=message):

@@ -240,7 +240,7 @@ def test_the_last_training_pictures_are_held_out(tmp_path: Path, share: float, h
         ("FOLDER", {"hold_out": 0.6}, r"hold-out is 0.6"),
         ("FOLDER", {"hold_out": float("nan")}, "hold-out is nan"),
         ("ONE", {}, "holds 1 picture; training needs at least two"),
-        ("NONE", {}, "holds no pictures"),
+        ("NONE", {}, "contains no images"),
         ("TWO", {"hold_out": 0.5}, "hold-out .* leaves no picture to train on"),
     ],
 )

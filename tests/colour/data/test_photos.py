@@ -106,7 +106,7 @@ def test_what_cannot_be_learnt_from_is_left_out_and_told(tmp_path: Path) -> None
     ("names", "error"),
     [
         (None, "not a folder"),
-        ((), "holds no pictures"),
+        ((), "contains no images"),
         (("a",), "holds too few coloured pictures"),
         (("train/a",), "holds too few coloured pictures"),
         (("train/a", "val/grey"), "holds too few coloured pictures"),

@@ -128,7 +128,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_goes_on(tmp_path: Path) -> 
     assert "unclear.bmp and " in errors["unclear.png"]
     assert "size.png is 130 × 50 pixels and its original" in errors["size.png"]
     assert "130 × 100, both turned upright by their EXIF orientation" in errors["size.png"]
-    assert "damaged.png is not a picture" in errors["damaged.png"]
+    assert "damaged.png is not an image" in errors["damaged.png"]
     assert "one of 2 originals" in errors["same.ppm"]
     assert "has no original" in errors["extra.png"]
     assert all(error.count("\n") == 0 for error in errors.values())
@@ -196,5 +196,5 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", CAT)
     with pytest.raises(UsageError, match="does not exist"):
         score_folders(path, tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="holds no pictures"):
+    with pytest.raises(UsageError, match="contains no images"):
         score_folders(tmp_path / "empty", path)

@@ -69,7 +69,7 @@ def test_every_picture_is_worked_on_once_and_a_bad_one_does_not_stop_the_rest(tm
     assert sorted((outcome.source, outcome.target) for outcome in outcomes) == sorted(pairs)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     assert [outcome.source.name for outcome in failed] == ["m.png"]
-    assert "m.png is not a picture" in failed[0].error
+    assert "m.png is not an image" in failed[0].error
     good = [outcome for outcome in outcomes if outcome.error is None]
     assert len(good) == 13
     for outcome in good:
@@ -147,10 +147,10 @@ def test_a_record_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     source, out = tree(tmp_path / "in", "a.png"), tmp_path / "out"
     pairs = map_outputs([source], out)
     out.mkdir()
-    with pytest.raises(ChromaboxError, match="record cannot be read"):
+    with pytest.raises(ChromaboxError, match="cannot read the manifest"):
         colourise_batch(pairs, invert, settings={}, manifest_path=out)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ChromaboxError, match="cannot be noted"):
+    with pytest.raises(ChromaboxError, match="cannot record"):
         list(colourise_batch(pairs, invert, settings={}, manifest_path=tmp_path / "file" / MANIFEST_NAME))
     with pytest.raises(UsageError, match="workers is 0"):
         colourise_batch(pairs, invert, settings={}, workers=0)
@@ -312,7 +312,7 @@ def test_results_inside_the_folder_are_not_coloured_again(tmp_path: Path) -> Non
     assert map_outputs([source], source / "out") == pairs
     for path, _ in pairs:
         path.unlink()
-    with pytest.raises(UsageError, match="holds no pictures besides those in"):
+    with pytest.raises(UsageError, match="contains no images except those in"):
         map_outputs([source], source / "out")
 
 
@@ -329,13 +329,13 @@ def test_a_picture_is_its_own_kind_or_png(tmp_path: Path) -> None:
         (["a.png"], "a.png", "is the input"),
         (["."], ".", "is the input"),
         (["a.png", "inner/b.jpg"], ".", "is the input"),
-        (["a.png", "inner/a.png"], "out", "would both become"),
-        (["a.png", "a.png"], "out", "would both become"),
-        (["twins"], "out", "would both become"),
-        (["a.png", "inner/b.jpg"], "taken.png", "is a file, but 2 pictures need a folder"),
+        (["a.png", "inner/a.png"], "out", "have the same output"),
+        (["a.png", "a.png"], "out", "have the same output"),
+        (["twins"], "out", "have the same output"),
+        (["a.png", "inner/b.jpg"], "taken.png", "is a file, but there are 2 images"),
         (["nowhere.png"], "out", "does not exist"),
-        (["empty"], "out", "holds no pictures"),
-        (["a.png"], "out.gif", "pictures are written as"),
+        (["empty"], "out", "contains no images"),
+        (["a.png"], "out.gif", "unsupported output format"),
         (["a.png"], "link.png", "is the input"),
         (["inner/b.jpg", "taken.png"], "linked", "is the input"),
     ],
@@ -355,7 +355,7 @@ def test_plans_that_would_lose_something_are_refused(
 
 
 def test_a_pattern_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"match: no picture in .* fits \*.tif or x/\*"):
+    with pytest.raises(UsageError, match=r"--match: no image in .* matches \*.tif or x/\*"):
         map_outputs([tree(tmp_path, "a.png")], tmp_path / "out", match=["*.tif", "x/*"])
 
 

@@ -109,7 +109,7 @@ def test_wrong_options_are_refused_before_the_film_is_read(tmp_path: Path) -> No
     source = tmp_path / "missing.mp4"
     with pytest.raises(UsageError, match="smoothing is"):
         colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE, smoothing=1.0)
-    with pytest.raises(UsageError, match="right are"):
+    with pytest.raises(UsageError, match="unsupported video suffix"):
         colourise_video(source, tmp_path / "out.gif", lambda frame: ORANGE)
     with pytest.raises(UsageError, match="is the input"):
         colourise_video(source, source, lambda frame: ORANGE)

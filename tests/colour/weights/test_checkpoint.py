@@ -58,7 +58,7 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "cut.safetensors")
     whole = (tmp_path / "cut.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ChromaboxError, match="broken or truncated checkpoint"):
+    with pytest.raises(ChromaboxError, match="corrupt or truncated checkpoint"):
         load_model(tmp_path / "cut.safetensors")
 
 

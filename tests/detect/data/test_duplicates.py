@@ -79,7 +79,7 @@ def test_what_cannot_be_decoded_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     found, damaged = fingerprints([path, make_image(tmp_path / "b.png")])
     assert [one.path.name for one in found] == ["b.png"]
-    assert "cut short or damaged" in damaged[path]
+    assert "truncated or corrupt" in damaged[path]
 
 
 def test_no_pictures() -> None:

@@ -178,7 +178,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"weights are .safetensors, .weights, .onnx or .pt files, not .txt"):
         load_detector(tmp_path / "a.txt")
     (tmp_path / "a.weights").write_bytes(b"<html>404</html>")
-    with pytest.raises(ChromaboxError, match="not a darknet weights file"):
+    with pytest.raises(ChromaboxError, match="not a Darknet weight file"):
         load_detector(tmp_path / "a.weights")
     with pytest.raises(UsageError, match="yolov9: no published weights have that name"):
         download_pretrained("yolov9")
@@ -202,7 +202,7 @@ def test_checkpoints_of_something_else_are_refused(weights: Path, tmp_path: Path
         load_detector(tmp_path / "wrong.safetensors")
     whole = (tmp_path / "own.safetensors").read_bytes()
     (tmp_path / "own.safetensors").write_bytes(whole[:-9])
-    with pytest.raises(ChromaboxError, match=r"own\.safetensors: broken or truncated checkpoint"):
+    with pytest.raises(ChromaboxError, match=r"own\.safetensors: corrupt or truncated checkpoint"):
         load_detector(tmp_path / "own.safetensors")
 
 

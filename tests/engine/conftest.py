@@ -1,4 +1,4 @@
-"""What the engine's tests share: the tiny job, and one thread, so that equal runs are equal to the last bit."""
+"""Fixtures of the engine tests: the tiny training task, and one thread, which makes equal runs bit-identical."""
 
 import importlib.util
 import sys
@@ -11,8 +11,8 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def tiny_job() -> ModuleType:
-    """The script ``tiny_training.py`` as a module."""
+def tiny() -> ModuleType:
+    """Load the script ``tiny_training.py`` as a module."""
     spec = importlib.util.spec_from_file_location("tiny_training", Path(__file__).with_name("tiny_training.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -24,7 +24,7 @@ def tiny_job() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)

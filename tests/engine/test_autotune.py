@@ -1,4 +1,4 @@
-"""What is fixed is obeyed, what is not is measured, and measuring changes nothing."""
+"""Autotuning: fixed options are kept, open ones are measured, and the measurement has no side effects."""
 
 import os
 import subprocess
@@ -18,130 +18,132 @@ from chromabox.engine.runtime_options import RuntimeOptions
 
 FIXED = [
     (
-        {"precision": "float32", "compiled": "off", "channels_last": "off", "threads": 1},
+        {"precision": "float32", "compile": "off", "channels_last": "off", "threads": 1},
         RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1),
     ),
     (
-        {"precision": "bfloat16", "compiled": "off", "channels_last": "on", "threads": 2},
+        {"precision": "bfloat16", "compile": "off", "channels_last": "on", "threads": 2},
         RuntimeConfig(device="cpu", precision="bfloat16", compile=False, channels_last=True, threads=2),
     ),
     (
-        {"precision": "float32", "compiled": "on", "channels_last": "off", "threads": 2},
+        {"precision": "float32", "compile": "on", "channels_last": "off", "threads": 2},
         RuntimeConfig(device="cpu", precision="float32", compile=True, channels_last=False, threads=2),
     ),
     (
-        {"precision": "bfloat16", "compiled": "on", "channels_last": "on", "threads": 1},
+        {"precision": "bfloat16", "compile": "on", "channels_last": "on", "threads": 1},
         RuntimeConfig(device="cpu", precision="bfloat16", compile=True, channels_last=True, threads=1),
     ),
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), FIXED)
-def test_with_everything_fixed_nothing_is_measured(options: dict[str, Any], expected: RuntimeConfig) -> None:
-    def losses(call: Callable[[Tensor], Tensor]) -> Tensor:
+def test_fixed_options_need_no_measurement(options: dict[str, Any], expected: RuntimeConfig) -> None:
+    def compute_loss(forward: Callable[[Tensor], Tensor]) -> Tensor:
         raise AssertionError("a step was run")
 
-    chosen = autotune(RuntimeOptions(device="cpu", **options), nn.Linear(2, 2), losses, total_steps=10**9)
-    assert chosen == expected
+    runtime = autotune(RuntimeOptions(device="cpu", **options), nn.Linear(2, 2), compute_loss, total_steps=10**9)
+    assert runtime == expected
     assert torch.get_num_threads() == expected.threads
 
 
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
-        ({"threads": 1}, {"threads": {1}, "compiled": {False}}),
+        ({"threads": 1}, {"threads": {1}, "compile": {False}}),
         ({"precision": "bfloat16"}, {"precision": {"bfloat16"}}),
         ({"precision": "float32", "channels_last": "on"}, {"precision": {"float32"}, "channels_last": {True}}),
-        ({"channels_last": "off", "compiled": "on", "threads": 2}, {"channels_last": {False}, "compiled": {True}}),
+        ({"channels_last": "off", "compile": "on", "threads": 2}, {"channels_last": {False}, "compile": {True}}),
     ],
 )
-def test_what_is_fixed_is_obeyed_when_the_rest_is_measured(
+def test_fixed_options_are_kept_when_others_are_measured(
     tiny: ModuleType, options: dict[str, Any], allowed: dict[str, set[Any]]
 ) -> None:
-    """``steps`` is small, so that nothing left open is worth compiling."""
-    chosen = autotune(RuntimeOptions(device="cpu", **options), tiny.make_net(), losses_of(tiny), total_steps=1)
+    """``total_steps`` is small, and compilation is not tried."""
+    runtime = autotune(RuntimeOptions(device="cpu", **options), tiny.make_model(), make_loss(tiny), total_steps=1)
     for name, values in allowed.items():
-        assert getattr(chosen, name) in values
+        assert getattr(runtime, name) in values
 
 
-def losses_of(tiny: ModuleType) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
-    job = tiny.make_job()
-    batch = next(iter(job.batches(0, 0)))
-    return lambda call: job.losses(call, batch)["loss"]
+def make_loss(tiny: ModuleType) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
+    task = tiny.make_task()
+    batch = next(iter(task.batches(0, 0)))
+    return lambda forward: task.compute_loss(forward, batch)["loss"]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_probe_changes_nothing(tiny: ModuleType, training: bool) -> None:
-    """Dropout and batch normalisation would show it: weights, statistics, gradients, mode, layout and random state."""
-    losses, net = losses_of(tiny), tiny.make_net(dropout=0.5)
-    losses(net).backward()
-    net.train(training)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    gradients = [parameter.grad.clone() for parameter in net.parameters()]
-    random = torch.get_rng_state()
-    autotune(RuntimeOptions(device="cpu", compile="off"), net, losses, total_steps=100)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(torch.equal(each.grad, right) for each, right in zip(net.parameters(), gradients, strict=True))
-    assert all(module.training is training for module in net.modules())
-    assert net[0].weight.is_contiguous()
-    assert net[0].weight.dtype == torch.float32
+def test_measurement_has_no_side_effects(tiny: ModuleType, training: bool) -> None:
+    """Compare weights, BatchNorm statistics, gradients, mode, layout and random state, with dropout."""
+    compute_loss, model = make_loss(tiny), tiny.make_model(dropout=0.5)
+    compute_loss(model).backward()
+    model.train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    random_state = torch.get_rng_state()
+    autotune(RuntimeOptions(device="cpu", compile="off"), model, compute_loss, total_steps=100)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(parameter.grad, gradient) for parameter, gradient in zip(model.parameters(), gradients, strict=True)
+    )
+    assert all(module.training is training for module in model.modules())
+    assert model[0].weight.is_contiguous()
+    assert model[0].weight.dtype == torch.float32
 
 
-def test_the_probe_measures_steps_in_each_way_left_open(tiny: ModuleType) -> None:
-    losses, seen = losses_of(tiny), set()
+def test_open_options_are_measured_in_training_mode(tiny: ModuleType) -> None:
+    compute_loss, measured = make_loss(tiny), set()
 
-    def watch(call: Callable[[Tensor], Tensor]) -> Tensor:
-        last = call[0].weight.is_contiguous(memory_format=torch.channels_last)
-        seen.add((last, torch.is_autocast_enabled("cpu")))
-        assert call.training
-        return losses(call)
+    def record(forward: Callable[[Tensor], Tensor]) -> Tensor:
+        channels_last = forward[0].weight.is_contiguous(memory_format=torch.channels_last)
+        measured.add((channels_last, torch.is_autocast_enabled("cpu")))
+        assert forward.training
+        return compute_loss(forward)
 
-    autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_net(), watch, total_steps=1)
-    assert {last for last, _ in seen} == {False, True}
-    assert {low for _, low in seen} == {False, True}
+    autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_model(), record, total_steps=1)
+    assert {channels_last for channels_last, _ in measured} == {False, True}
+    assert {autocast for _, autocast in measured} == {False, True}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen", "measurements"),
+    ("seconds", "expected", "measurements"),
     [
-        # By (bfloat16, channels-last).
+        # Keys: (bfloat16, channels-last).
         ({(0, 0): 10, (0, 1): 9.8, (1, 0): 5, (1, 1): 4}, (1, 1), 4),
         ({(0, 0): 10, (0, 1): 9.8, (1, 0): 5, (1, 1): 4.9}, (1, 0), 4),
         ({(0, 0): 10, (0, 1): 8, (1, 0): 1, (1, 1): 9}, (0, 1), 3),
         ({(0, 0): 10, (0, 1): 10, (1, 0): 10, (1, 1): 1}, (0, 0), 3),
     ],
 )
-def test_what_does_not_pay_alone_is_tried_again_beside_what_does(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[int, int], float], chosen: tuple[int, int], measurements: int
+def test_rejected_changes_are_tried_again_after_later_ones(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[tuple[int, int], float], expected: tuple[int, int], measurements: int
 ) -> None:
-    asked = []
+    measured = []
 
-    def told(execution: RuntimeConfig, *_: Any) -> float:
-        asked.append((int(execution.precision == "bfloat16"), int(execution.channels_last)))
-        return float(seconds[asked[-1]])
+    def time_step(runtime: RuntimeConfig, *_: Any) -> float:
+        measured.append((int(runtime.precision == "bfloat16"), int(runtime.channels_last)))
+        return float(seconds[measured[-1]])
 
-    monkeypatch.setattr("chromabox.engine.autotune._time_step", told)
+    monkeypatch.setattr("chromabox.engine.autotune._time_step", time_step)
     options = RuntimeOptions(device="cpu", compile="off", threads=1)
-    found = autotune(options, nn.Linear(2, 2), lambda call: torch.zeros(()), total_steps=1)
-    assert (int(found.precision == "bfloat16"), int(found.channels_last)) == chosen
-    assert len(asked) == measurements
+    selected = autotune(options, nn.Linear(2, 2), lambda forward: torch.zeros(()), total_steps=1)
+    assert (int(selected.precision == "bfloat16"), int(selected.channels_last)) == expected
+    assert len(measured) == measurements
 
 
-def test_place_obeys_layout_precision_and_threads(tiny: ModuleType) -> None:
-    net = tiny.make_net()
-    call = RuntimeConfig(channels_last=True, precision="bfloat16", threads=2).prepare(net)
-    assert call is net
+def test_prepare_sets_layout_precision_and_threads(tiny: ModuleType) -> None:
+    model = tiny.make_model()
+    forward = RuntimeConfig(channels_last=True, precision="bfloat16", threads=2).prepare(model)
+    assert forward is model
     assert torch.get_num_threads() == 2
-    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     with RuntimeConfig(precision="bfloat16").autocast():
-        assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.bfloat16
+        assert model(torch.zeros(1, 2, 8, 8)).dtype == torch.bfloat16
     with RuntimeConfig().autocast():
-        assert net(torch.zeros(1, 2, 8, 8)).dtype == torch.float32
+        assert model(torch.zeros(1, 2, 8, 8)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("execution", "words"),
+    ("runtime", "text"),
     [
         (RuntimeConfig(), "cpu, float32, eager, channels-first, 1 thread"),
         (
@@ -150,34 +152,34 @@ def test_place_obeys_layout_precision_and_threads(tiny: ModuleType) -> None:
         ),
     ],
 )
-def test_the_choice_in_words_and_as_json(execution: RuntimeConfig, words: str) -> None:
-    assert str(execution) == words
-    assert RuntimeConfig(**asdict(execution)) == execution
+def test_config_as_text_and_as_json(runtime: RuntimeConfig, text: str) -> None:
+    assert str(runtime) == text
+    assert RuntimeConfig(**asdict(runtime)) == runtime
 
 
-def test_without_a_compiler_auto_is_eager_and_yes_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_compiler_falls_back_to_eager_or_raises_a_one_line_error(tmp_path: Path) -> None:
     script = Path(__file__).with_name("without_compiler.py")
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
+    cache_variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    result = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run")],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, **caches, "CXX": "/nowhere/at/all/c++", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env={**os.environ, **cache_variables, "CXX": "/nowhere/at/all/c++", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
-    assert "compiled step" in lines  # It was tried.
-    assert "chosen: cpu, float32, eager, channels-first, 1 thread" in lines
-    assert lines[-1].startswith("refused: torch.compile failed (")
-    assert lines[-1].endswith("; install a C++ compiler, or give --compiled no")
-    assert "Traceback" not in done.stdout + done.stderr
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = result.stdout.splitlines()
+    assert "compiled step" in lines  # Compilation was tried.
+    assert "selected: cpu, float32, eager, channels-first, 1 thread" in lines
+    assert lines[-1].startswith("error: torch.compile failed (")
+    assert lines[-1].endswith("; install a C++ compiler or use --compile off")
+    assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_resumed_run_keeps_its_choice_but_for_what_is_given() -> None:
-    chosen = RuntimeConfig(precision="bfloat16", channels_last=True, threads=2)
-    assert chosen.with_overrides(RuntimeOptions()) == chosen
-    given = RuntimeOptions(precision="float32", compile="on", channels_last="off", threads=3, device="cuda:1")
-    assert chosen.with_overrides(given) == RuntimeConfig(
+def test_resumed_run_keeps_its_config_except_for_given_options() -> None:
+    saved = RuntimeConfig(precision="bfloat16", channels_last=True, threads=2)
+    assert saved.with_overrides(RuntimeOptions()) == saved
+    options = RuntimeOptions(precision="float32", compile="on", channels_last="off", threads=3, device="cuda:1")
+    assert saved.with_overrides(options) == RuntimeConfig(
         device="cuda:1", precision="float32", compile=True, channels_last=False, threads=3
     )

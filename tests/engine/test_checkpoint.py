@@ -1,4 +1,4 @@
-"""Checkpoints hold any nested state, give it back to the last bit, and refuse what is not one of them."""
+"""Checkpoints: exact round trips of nested states, and errors for other files."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ DTYPES = [
 
 
 def strided(values: Tensor, layout: str) -> Tensor:
-    """The same shape and values in another memory layout, which safetensors by itself refuses or flattens."""
+    """Return equal values in another memory layout, which safetensors alone rejects or flattens."""
     if layout == "channels_last" and values.ndim == 4:
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and values.ndim >= 2:
         return values.transpose(0, 1).contiguous().transpose(0, 1)
-    if layout == "every second" and values.ndim:
+    if layout == "every other" and values.ndim:
         return values.repeat_interleave(2, dim=0)[::2]
     if layout == "expanded":
         return values[:1].expand(values.shape) if values.ndim and len(values) else values
@@ -42,9 +42,9 @@ def strided(values: Tensor, layout: str) -> Tensor:
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
     shape = draw(st.lists(st.integers(0, 4), max_size=4))
-    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * 50
-    layout = draw(st.sampled_from(["plain", "channels_last", "transposed", "every second", "expanded"]))
-    return strided(numbers.to(draw(st.sampled_from(DTYPES))), layout)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * 50
+    layout = draw(st.sampled_from(["plain", "channels_last", "transposed", "every other", "expanded"]))
+    return strided(values.to(draw(st.sampled_from(DTYPES))), layout)
 
 
 LEAVES = st.one_of(
@@ -55,10 +55,10 @@ LEAVES = st.one_of(
     st.floats(allow_nan=False),
     st.text(max_size=5),
 )
-WORDS = st.sampled_from(["a", "b", "a.b", "1", "", "tensor", "items", "__metadata__", "ä"])
-NAMES = st.one_of(st.integers(0, 9), WORDS)
+STRING_KEYS = st.sampled_from(["a", "b", "a.b", "1", "", "tensor", "items", "__metadata__", "ä"])
+KEYS = st.one_of(st.integers(0, 9), STRING_KEYS)
 STATES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
+    LEAVES, lambda children: st.lists(children, max_size=3) | st.dictionaries(KEYS, children, max_size=4), max_leaves=12
 )
 
 
@@ -80,119 +80,119 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(state=st.dictionaries(WORDS, STATES, max_size=4))
-def test_any_nested_state_comes_back(state: dict[Any, Any], tmp_path: Path) -> None:
+@given(state=st.dictionaries(STRING_KEYS, STATES, max_size=4))
+def test_nested_state_round_trip(state: dict[Any, Any], tmp_path: Path) -> None:
     path = tmp_path / "deep" / "state.safetensors"
-    description = {"epoch": 3, "colours": [1, 2], "name": "Pferd ä"}
-    save_checkpoint(path, state, description)
-    loaded, described = load_checkpoint(path)
+    metadata = {"epoch": 3, "colours": [1, 2], "name": "Pferd ä"}
+    save_checkpoint(path, state, metadata)
+    loaded, loaded_metadata = load_checkpoint(path)
     assert_same(loaded, state)
-    assert described == description
-    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == description
-    assert sorted(each.name for each in path.parent.iterdir()) == ["state.json", "state.safetensors"]
+    assert loaded_metadata == metadata
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == metadata
+    assert sorted(file.name for file in path.parent.iterdir()) == ["state.json", "state.safetensors"]
 
 
-def test_tuples_come_back_as_lists(tmp_path: Path) -> None:
+def test_tuples_become_lists(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"betas": (0.9, (0.5, None))}, {})
     assert load_checkpoint(tmp_path / "a.safetensors")[0] == {"betas": [0.9, [0.5, None]]}
 
 
-def test_tensors_that_share_memory(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).reshape(3, 4)
-    state = {"whole": whole, "row": whole[1], "again": whole, "parameter": torch.nn.Parameter(whole[:, 1])}
+def test_tensors_with_shared_memory_are_saved(tmp_path: Path) -> None:
+    matrix = torch.arange(12.0).reshape(3, 4)
+    state = {"matrix": matrix, "row": matrix[1], "same": matrix, "parameter": torch.nn.Parameter(matrix[:, 1])}
     save_checkpoint(tmp_path / "a.safetensors", state, {})
     loaded, _ = load_checkpoint(tmp_path / "a.safetensors")
     for name, value in state.items():
         assert torch.equal(loaded[name], value.detach())
     loaded["row"].zero_()
-    assert torch.equal(loaded["whole"], whole)
+    assert torch.equal(loaded["matrix"], matrix)
 
 
-def test_other_programs_find_the_tensors_by_dotted_name(tmp_path: Path) -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(2, 3))
-    save_checkpoint(tmp_path / "a.safetensors", {"net": net.state_dict()}, {})
+def test_tensors_have_dotted_names_in_the_file(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    save_checkpoint(tmp_path / "a.safetensors", {"net": model.state_dict()}, {})
     assert {name: value.shape for name, value in load_file(tmp_path / "a.safetensors").items()} == {
         "net.0.weight": (3, 2),
         "net.0.bias": (3,),
     }
 
 
-def broken(path: Path, what: str) -> None:
+def write_invalid(path: Path, case: str) -> None:
     save_checkpoint(path, {"a": torch.ones(100), "b": {"c": torch.ones(3)}}, {"epoch": 1})
-    whole = path.read_bytes()
+    content = path.read_bytes()
     tensors = {"a": torch.ones(2)}
-    ours = {"format": "chromabox-1", "description": "{}"}
+    header = {"format": "chromabox-1", "description": "{}"}
     {
         "missing": path.unlink,
         "folder": lambda: (path.unlink(), path.mkdir()),
-        "cut": lambda: path.write_bytes(whole[:-50]),
-        "cut in the header": lambda: path.write_bytes(whole[:40]),
+        "truncated": lambda: path.write_bytes(content[:-50]),
+        "truncated in the header": lambda: path.write_bytes(content[:40]),
         "empty": lambda: path.write_bytes(b""),
         "text": lambda: path.write_text("<html>sorry</html>"),
-        "foreign": lambda: save_file(tensors, path),
-        "another format": lambda: save_file(tensors, path, metadata={"format": "pt"}),
-        "no state": lambda: save_file(tensors, path, metadata=ours),
-        "bad state": lambda: save_file(tensors, path, metadata={**ours, "state": "{"}),
-        "odd state": lambda: save_file(tensors, path, metadata={**ours, "state": '{"items": 3}'}),
-        "tensor not there": lambda: save_file(tensors, path, metadata={**ours, "state": '{"tensor": "b"}'}),
-    }[what]()
+        "other safetensors file": lambda: save_file(tensors, path),
+        "other format": lambda: save_file(tensors, path, metadata={"format": "pt"}),
+        "no state": lambda: save_file(tensors, path, metadata=header),
+        "invalid JSON": lambda: save_file(tensors, path, metadata={**header, "state": "{"}),
+        "invalid state": lambda: save_file(tensors, path, metadata={**header, "state": '{"items": 3}'}),
+        "missing tensor": lambda: save_file(tensors, path, metadata={**header, "state": '{"tensor": "b"}'}),
+    }[case]()
 
 
 @pytest.mark.parametrize(
-    ("what", "sentence"),
+    ("case", "message"),
     [
-        ("missing", "there is no such checkpoint; give a .safetensors file"),
-        ("folder", "there is no such checkpoint"),
-        ("cut", "broken or truncated checkpoint .*; take another copy"),
-        ("cut in the header", "broken or truncated checkpoint"),
-        ("empty", "broken or truncated checkpoint"),
-        ("text", "broken or truncated checkpoint"),
-        ("foreign", "not a chromabox checkpoint"),
-        ("another format", "not a chromabox checkpoint"),
-        ("no state", "broken or truncated checkpoint"),
-        ("bad state", "broken or truncated checkpoint"),
-        ("odd state", "broken or truncated checkpoint"),
-        ("tensor not there", "broken or truncated checkpoint"),
+        ("missing", "checkpoint does not exist; expected a .safetensors file"),
+        ("folder", "checkpoint does not exist"),
+        ("truncated", "corrupt or truncated checkpoint .*; use another copy"),
+        ("truncated in the header", "corrupt or truncated checkpoint"),
+        ("empty", "corrupt or truncated checkpoint"),
+        ("text", "corrupt or truncated checkpoint"),
+        ("other safetensors file", "not a Chromabox checkpoint"),
+        ("other format", "not a Chromabox checkpoint"),
+        ("no state", "corrupt or truncated checkpoint"),
+        ("invalid JSON", "corrupt or truncated checkpoint"),
+        ("invalid state", "corrupt or truncated checkpoint"),
+        ("missing tensor", "corrupt or truncated checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, what: str, sentence: str) -> None:
+def test_invalid_checkpoint_raises_a_one_line_error(tmp_path: Path, case: str, message: str) -> None:
     path = tmp_path / "a.safetensors"
-    broken(path, what)
-    with pytest.raises(ChromaboxError, match=sentence) as caught:
+    write_invalid(path, case)
+    with pytest.raises(ChromaboxError, match=message) as caught:
         load_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("state", "description", "error"),
+    ("state", "metadata", "error"),
     [
         ({"a": object()}, {}, TypeError),
         ({"a": 1}, {"b": object()}, TypeError),
         ({"a": 1}, {"loss": float("nan")}, ValueError),
-        # Safetensors has no such type; the failure comes while the file is being written.
+        # safetensors does not support this type; it fails while writing the file.
         ({"a": torch.zeros(2, dtype=torch.complex128)}, {}, KeyError),
     ],
 )
-def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
-    tmp_path: Path, state: dict[str, Any], description: dict[str, Any], error: type[Exception]
+def test_failed_save_leaves_only_the_old_checkpoint(
+    tmp_path: Path, state: dict[str, Any], metadata: dict[str, Any], error: type[Exception]
 ) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, {"a": torch.ones(2)}, {"epoch": 1})
     with pytest.raises(error):
-        save_checkpoint(path, state, description)
-    loaded, described = load_checkpoint(path)
+        save_checkpoint(path, state, metadata)
+    loaded, loaded_metadata = load_checkpoint(path)
     assert torch.equal(loaded["a"], torch.ones(2))
-    assert described == {"epoch": 1}
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+    assert loaded_metadata == {"epoch": 1}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
-def test_a_disk_that_refuses_leaves_no_part_file(tmp_path: Path) -> None:
-    """A folder in the way of the finished file lets the writing succeed and the renaming fail."""
+def test_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """A folder with the name of the final file makes the rename fail after a successful write."""
     for name in ("a.json", "b.safetensors"):
         (tmp_path / name / "x").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
         write_json(tmp_path / "a.json", {})
     with pytest.raises(OSError, match="directory"):
         save_checkpoint(tmp_path / "b.safetensors", {"a": torch.ones(2)}, {})
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.json", "b.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.safetensors"]

@@ -1,4 +1,4 @@
-"""A run's numbers on disk, three ways, and silence where nobody watches."""
+"""Metrics in three file formats, and the progress bar with and without a terminal."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ RECORDS = [{"epoch": epoch, "train_loss": 1 / epoch, "seconds": 0.25} for epoch 
 
 
 def write(folder: Path, records: list[dict[str, float]], epochs_done: int = 0) -> None:
-    sink = MetricsLogger(folder, epochs_done)
+    logger = MetricsLogger(folder, epochs_done)
     for record in records:
-        sink.log(record)
-    sink.close()
+        logger.log(record)
+    logger.close()
 
 
 def read_csv(folder: Path) -> list[dict[str, float]]:
@@ -31,38 +31,40 @@ def read_events(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_the_same_numbers_in_three_formats(tmp_path: Path) -> None:
+def test_metrics_are_equal_in_three_formats(tmp_path: Path) -> None:
     write(tmp_path / "new" / "run", RECORDS)
     folder = tmp_path / "new" / "run"
     assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == RECORDS
     assert read_metrics(folder) == RECORDS
     assert read_csv(folder) == RECORDS
-    # TensorBoard keeps 32 bits.
+    # TensorBoard stores float32.
     assert read_events(folder, "train_loss") == [
         (record["epoch"], pytest.approx(record["train_loss"], rel=1e-7)) for record in RECORDS
     ]
     assert not list(folder.glob(".*"))
 
 
-def test_a_value_that_comes_later_has_its_column(tmp_path: Path) -> None:
+def test_metric_of_a_later_epoch_has_a_column(tmp_path: Path) -> None:
     write(tmp_path, [{"epoch": 1, "a": 1.0}, {"epoch": 2, "a": 2.0, "b": 3.0}])
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,a,b", "1,1.0,", "2,2.0,3.0"]
 
 
-@pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
-def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path: Path, done: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(("epochs_done", "expected_epochs"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
+def test_resuming_deletes_epochs_after_the_checkpoint(
+    tmp_path: Path, epochs_done: int, expected_epochs: list[int]
+) -> None:
     write(tmp_path, RECORDS)
-    MetricsLogger(tmp_path, done).close()
-    assert [record["epoch"] for record in read_metrics(tmp_path)] == kept
-    if kept:
-        assert [row["epoch"] for row in read_csv(tmp_path)] == kept
+    MetricsLogger(tmp_path, epochs_done).close()
+    assert [record["epoch"] for record in read_metrics(tmp_path)] == expected_epochs
+    if expected_epochs:
+        assert [row["epoch"] for row in read_csv(tmp_path)] == expected_epochs
     else:
         assert not (tmp_path / "metrics.csv").exists()
-    again = [{**record, "train_loss": 9.0} for record in RECORDS[done:]]
-    write(tmp_path, again, done)
-    expected = RECORDS[:done] + again
+    new_records = [{**record, "train_loss": 9.0} for record in RECORDS[epochs_done:]]
+    write(tmp_path, new_records, epochs_done)
+    expected = RECORDS[:epochs_done] + new_records
     assert read_metrics(tmp_path) == expected
-    if again:
+    if new_records:
         assert read_csv(tmp_path) == expected
         assert read_events(tmp_path, "train_loss") == [
             (record["epoch"], pytest.approx(record["train_loss"], rel=1e-7)) for record in expected
@@ -79,36 +81,36 @@ def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path: Path, done: 
         (None, []),
     ],
 )
-def test_an_unfinished_last_line_is_passed_over(tmp_path: Path, text: str | None, epochs: list[int]) -> None:
+def test_truncated_last_line_is_skipped(tmp_path: Path, text: str | None, epochs: list[int]) -> None:
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == epochs
 
 
-def test_silence_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("training", 10) as tick:
-        tick()
-        tick(3, epoch=2)
+def test_no_output_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("training", 10) as advance:
+        advance()
+        advance(3, epoch=2)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> None:
+def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    shown = Terminal()
-    monkeypatch.setattr("sys.stderr", shown)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with progress_bar("training", 10, completed=4, show=show) as tick:
-        tick(3, epoch=2)
+    with progress_bar("training", 10, completed=4, show=show) as advance:
+        advance(3, epoch=2)
     if show:
-        assert "training" in shown.getvalue()
-        assert "7/10" in shown.getvalue()
-        assert "epoch 2" in shown.getvalue()
+        assert "training" in terminal.getvalue()
+        assert "7/10" in terminal.getvalue()
+        assert "epoch 2" in terminal.getvalue()
     else:
-        assert shown.getvalue() == ""
+        assert terminal.getvalue() == ""
 
 
 @pytest.mark.parametrize(
@@ -119,5 +121,5 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: bool) -> Non
         ({"seconds": 2.0, "rate": 0.000012345}, "seconds 2, rate 1.234e-05"),
     ],
 )
-def test_sentence(values: dict[str, float], line: str) -> None:
+def test_format_metrics(values: dict[str, float], line: str) -> None:
     assert format_metrics(values) == line

@@ -1,4 +1,4 @@
-"""What a run is made with and takes: Python's own sources say it a second time."""
+"""Package versions and memory use; expected values from Python and the packages."""
 
 import platform
 import subprocess
@@ -10,25 +10,25 @@ import numpy as np
 from chromabox.engine.runs import package_versions
 
 
-def test_versions_are_those_of_the_installed_packages() -> None:
-    found = package_versions()
-    assert found["python"] == platform.python_version()
-    assert found["numpy"] == np.__version__
-    assert found["safetensors"] == version("safetensors")
-    assert list(found) == ["python", "chromabox", "torch", "numpy", "scikit-image", "safetensors"]
+def test_versions_equal_the_installed_packages() -> None:
+    versions = package_versions()
+    assert versions["python"] == platform.python_version()
+    assert versions["numpy"] == np.__version__
+    assert versions["safetensors"] == version("safetensors")
+    assert list(versions) == ["python", "chromabox", "torch", "numpy", "scikit-image", "safetensors"]
 
 
-def test_peak_memory_is_in_bytes_and_never_falls() -> None:
+def test_peak_memory_is_in_bytes_and_does_not_decrease() -> None:
     program = """
-from chromabox.engine.runs import peak_memory
-before = peak_memory()
+from chromabox.engine.runs import peak_memory_bytes
+before = peak_memory_bytes()
 block = b"x" * 100_000_000
-after = peak_memory()
+after = peak_memory_bytes()
 del block
-print(before, after, peak_memory())
+print(before, after, peak_memory_bytes())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    before, after, later = map(int, done.stdout.split())
-    # Pages that Python had already are used again.
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    before, after, later = map(int, result.stdout.split())
+    # Python reuses memory pages that it already has.
     assert 80_000_000 < after - before < 120_000_000
-    assert later >= after - 1_000_000  # Linux counts in steps.
+    assert later >= after - 1_000_000  # Linux updates the counter in steps.

@@ -1,6 +1,6 @@
-"""A training job of a second, with batch normalisation and dropout on random 8 × 8 pictures; as a script, to be killed.
+"""Training task of about a second with BatchNorm and dropout on random 8 × 8 images; also a script that can be killed.
 
-Everything random of a batch is drawn from the epoch, as the loop asks of every job.
+The randomness of a batch is derived from the epoch, as the training loop requires.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 
 NUM_IMAGES = 24
 BATCH_SIZE = 4
-STEPS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
+BATCHES_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
 SINGLE_PROCESS = DistInfo()
 ONE_THREAD = RuntimeConfig(threads=1)
 
@@ -37,10 +37,10 @@ def make_model(dropout: float = 0.25, batch_norm: bool = True) -> nn.Module:
 def make_optimizers(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
     if name == "muon":
         kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
-        others = [parameter for parameter in model.parameters() if parameter.ndim != 4]
-        return [Muon(kernels, lr=0.02, weight_decay=0.1), torch.optim.AdamW(others, lr=0.01)]
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return [kinds[name](model.parameters(), lr=0.01)]
+        other_parameters = [parameter for parameter in model.parameters() if parameter.ndim != 4]
+        return [Muon(kernels, lr=0.02, weight_decay=0.1), torch.optim.AdamW(other_parameters, lr=0.01)]
+    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return [classes[name](model.parameters(), lr=0.01)]
 
 
 def compute_losses(model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -60,45 +60,48 @@ def make_task(
     dist: DistInfo = SINGLE_PROCESS,
     **overrides: Any,
 ) -> TrainTask:
-    """A new job from the same seed; ``before_batch(epoch, batch)`` may make trouble; ``replacements`` of members."""
+    """Return a new task from a fixed seed.
+
+    ``before_batch(epoch, batch)`` can send signals or raise; ``overrides`` replace fields of the task.
+    """
     random = torch.Generator().manual_seed(5)
-    pictures = torch.randn(NUM_IMAGES, 2, 8, 8, generator=random)
+    images = torch.randn(NUM_IMAGES, 2, 8, 8, generator=random)
     labels = torch.randint(4, (NUM_IMAGES, 8, 8), generator=random)
     torch.manual_seed(3)
     model = make_model() if model is None else model
     convert_sync_batchnorm(model, dist)
-    optimisers = make_optimizers(optimizer, model)
-    rates = [[group["lr"] for group in each.param_groups] for each in optimisers]
+    optimizers = make_optimizers(optimizer, model)
+    initial_lrs = [[group["lr"] for group in each.param_groups] for each in optimizers]
 
     def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(epoch)).split(batch_size)
-        for number, chosen in list(enumerate(order))[skip:]:
+        for number, indices in list(enumerate(order))[skip:]:
             before_batch(epoch, number)
-            share = chosen[dist.rank :: dist.world_size]
-            yield pictures[share], labels[share]
+            local_indices = indices[dist.rank :: dist.world_size]
+            yield images[local_indices], labels[local_indices]
 
     def validate(candidate: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            return {"val_loss": compute_losses(candidate, (pictures[:8], labels[:8]))["loss"].item()}
+            return {"val_loss": compute_losses(candidate, (images[:8], labels[:8]))["loss"].item()}
 
-    members = {
-        "net": model,
-        "optimisers": optimisers,
+    fields = {
+        "model": model,
+        "optimizers": optimizers,
         "batches": batches,
-        "losses": compute_losses,
+        "compute_loss": compute_losses,
         "validate": validate,
-        "schedule": lambda update: [[{"lr": rate / (1 + 0.1 * update)} for rate in group] for group in rates],
-        "describe": lambda: {"job": "tiny"},
+        "lr_schedule": lambda step: [[{"lr": lr / (1 + 0.1 * step)} for lr in group] for group in initial_lrs],
+        "checkpoint_metadata": lambda: {"job": "tiny"},
     }
-    return TrainTask(**{**members, **overrides})
+    return TrainTask(**{**fields, **overrides})
 
 
 def make_schedule(epochs: int = 4, **settings: Any) -> TrainSchedule:
-    return TrainSchedule(**{"epochs": epochs, "steps_per_epoch": STEPS_PER_EPOCH, **settings})
+    return TrainSchedule(**{"epochs": epochs, "batches_per_epoch": BATCHES_PER_EPOCH, **settings})
 
 
 def main() -> None:
-    """Train until killed: waiting in the middle of an epoch, or by its own hand between metrics and checkpoint."""
+    """Train until killed: wait in the middle of an epoch, or kill this process between metrics and checkpoint."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wait-in-epoch", type=int)
@@ -109,12 +112,12 @@ def main() -> None:
         if (epoch + 1, batch) == (options.wait_in_epoch, 3):
             signal.pause()
 
-    def die(record: dict[str, float], net: nn.Module) -> None:
+    def kill_process(record: dict[str, float], model: nn.Module) -> None:
         if record["epoch"] == options.die_after_metrics_of:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    plan = make_schedule(average_decay=0.9, accumulate=2)
-    fit(make_task(before_batch=wait), plan, folder=options.folder, runtime=ONE_THREAD, on_epoch_end=die)
+    schedule = make_schedule(ema_decay=0.9, accumulate=2)
+    fit(make_task(before_batch=wait), schedule, folder=options.folder, runtime=ONE_THREAD, on_epoch_end=kill_process)
 
 
 if __name__ == "__main__":

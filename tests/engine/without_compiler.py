@@ -1,4 +1,4 @@
-"""Run where there is no C++ compiler: ``auto`` must fall back to eager, ``yes`` must fail in one sentence."""
+"""Script without a C++ compiler: ``auto`` must use eager mode, ``on`` must raise a one-line error."""
 
 import sys
 from pathlib import Path
@@ -13,20 +13,20 @@ from chromabox.errors import ChromaboxError
 
 
 def main() -> None:
-    job = make_task(model=make_model())
-    [batch] = job.batches(0, 5)
+    task = make_task(model=make_model())
+    [batch] = task.batches(0, 5)
 
-    def losses(call: object) -> Tensor:
-        print("compiled step" if call is not None and "OptimizedModule" in type(call).__name__ else "eager step")
-        return job.compute_loss(call, batch)["loss"]  # type: ignore[arg-type]
+    def compute_loss(forward: object) -> Tensor:
+        print("compiled step" if "OptimizedModule" in type(forward).__name__ else "eager step")
+        return task.compute_loss(forward, batch)["loss"]  # type: ignore[arg-type]
 
     options = RuntimeOptions(precision="float32", channels_last="off", threads=1)
-    chosen = autotune(options, job.model, losses, total_steps=10**12)
-    print(f"chosen: {chosen}")
+    selected = autotune(options, task.model, compute_loss, total_steps=10**12)
+    print(f"selected: {selected}")
     try:
-        fit(job, make_schedule(), folder=Path(sys.argv[1]), runtime=RuntimeConfig(threads=1, compile=True))
+        fit(task, make_schedule(), folder=Path(sys.argv[1]), runtime=RuntimeConfig(threads=1, compile=True))
     except ChromaboxError as error:
-        print(f"refused: {error}")
+        print(f"error: {error}")
 
 
 if __name__ == "__main__":

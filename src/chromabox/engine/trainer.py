@@ -271,8 +271,8 @@ class _Trainer(Generic[BatchT]):
         self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
         if self.dist_info.is_main:
             self.save_state(self.metadata({}))
-        # Every process waits for the file. A process that exits early could resume from an older file, and torchrun could
-        # kill the main process while it writes.
+        # Every process waits for the file. A process that exits early could resume from an older file, or cause
+        # torchrun to kill the main process while it writes.
         barrier(self.dist_info)
         raise TrainingInterrupted(
             f"stopped in epoch {self.state.epoch + 1} after batch {self.state.batch}; "

@@ -1,7 +1,6 @@
 """Pictures → boxes: each step's own tests are elsewhere; here they must fit together, whatever way the net is run."""
 
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, VARIANTS, 
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.io.images import write_image
-from chromabox.runtime.parallel import map_ordered
 from detector_fixtures import CLASS_NAMES, make_small_detector
 
 EXACT = {"confidence": 0.3, "iou": 1.0, "size": 96}
@@ -147,24 +145,6 @@ def test_files_refuses_before_the_first() -> None:
         detect_files([], make_small_detector(), workers=0)
     with pytest.raises(UsageError, match="iou is 2"):
         detect_files([], make_small_detector(), iou=2.0)
-
-
-def test_only_a_few_items_are_ahead() -> None:
-    begun: list[int] = []
-    results = map_ordered(range(100), lambda number: begun.append(number) or number, workers=2)
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
-    results.close()
-    assert max(begun) <= 5 + 2 * 2
-
-
-def test_items_are_done_at_the_same_time() -> None:
-    other_begun = Event()
-
-    def work(number: int) -> bool:
-        # The first waits for the second, which can only begin if there are two workers.
-        return other_begun.wait(20) if number == 0 else bool(other_begun.set()) or True
-
-    assert list(map_ordered(range(2), work, workers=2)) == [True, True]
 
 
 def test_letterbox_goes_by_kind() -> None:

@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/chromabox demo --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks scripts notebooks

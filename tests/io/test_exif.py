@@ -92,7 +92,9 @@ def test_save_options_match_the_format(image_format: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "icc", [b"", b"none", SRGB[:100], SRGB[:16] + b"GRAY" + SRGB[20:], SRGB[:16] + b"CMYK" + SRGB[20:], bytes(500)]
+    "icc",
+    [b"", b"none", SRGB[:100], SRGB[:16] + b"GRAY" + SRGB[20:], SRGB[:16] + b"CMYK" + SRGB[20:], bytes(500)],
+    ids=["empty", "text", "truncated", "grey", "cmyk", "zeros"],
 )
 def test_profile_for_other_than_rgb_is_omitted(icc: bytes) -> None:
     assert save_options("PNG", None, icc, None) == {}

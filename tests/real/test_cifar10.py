@@ -60,7 +60,7 @@ def test_a_flipped_byte_is_refused_and_the_file_fetched_anew(
     monkeypatch.setenv("CHROMABOX_MIRROR", str(folder))
     _, labels = load_cifar10("test", folder=tmp_path)
     told = capsys.readouterr().err
-    assert f"{tmp_path / pin.name} is damaged: expected SHA-256 {pin.sha256}" in told
+    assert f"{tmp_path / pin.name} is corrupt: expected SHA-256 {pin.sha256}" in told
     assert f"found {hashlib.sha256(damaged).hexdigest()}" in told
     assert (tmp_path / pin.name).read_bytes() == (folder / pin.name).read_bytes()
     assert labels[:3].tolist() == [3, 8, 8]

@@ -102,7 +102,7 @@ def autotune(
         trials.append({"threads": 1})
     best = replace(fixed, compile=False)
     if trials or options.compile == "auto":
-        best, seconds = _pick_fastest(best, trials, model, compute_loss)
+        best, seconds = _pick_fastest_config(best, trials, model, compute_loss)
         if options.compile == "auto" and seconds * total_steps > MIN_SECONDS_TO_COMPILE:
             best = _try_compile(best, seconds, model, compute_loss)
     if options.compile == "on":
@@ -111,7 +111,7 @@ def autotune(
     return best
 
 
-def _pick_fastest(
+def _pick_fastest_config(
     initial: RuntimeConfig,
     changes: list[dict[str, object]],
     model: nn.Module,

@@ -179,7 +179,7 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temp_path:
-            _save(temp_path, image_format, image, quality)
+            _save_image(temp_path, image_format, image, quality)
     except FileExistsError as error:
         raise ChromaboxError(f"{path} cannot be written as {image_format}: its folder is a file") from error
     except (OSError, ValueError, OverflowError, struct.error) as error:
@@ -197,7 +197,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
     images: list[tuple[Path, Path]] = []
     for path in paths:
         if path.is_dir():
-            relative_paths = sorted(_list_images(path, recursive))
+            relative_paths = sorted(_walk_images(path, recursive))
             if not relative_paths:
                 raise UsageError(f"{path} contains no images: expected files with {', '.join(sorted(IMAGE_SUFFIXES))}")
             images += [(path / relative_path, relative_path) for relative_path in relative_paths]
@@ -347,7 +347,7 @@ def _split_alpha(values: PixelValues) -> tuple[Pixels, Alpha | None]:
     return np.ascontiguousarray(colours), alpha
 
 
-def _save(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
+def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
     pixels, alpha = image_data.pixels, image_data.alpha
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
     if max_side is not None and side > max_side:
@@ -370,7 +370,7 @@ def _save(path: Path, image_format: str, image_data: ImageData, quality: int) ->
     image.save(path, format=image_format, **options)
 
 
-def _list_images(folder: Path, recursive: bool) -> Iterator[Path]:
+def _walk_images(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield the paths of the images relative to `folder`, in no particular order."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]

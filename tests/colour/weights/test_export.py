@@ -143,7 +143,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 
     monkeypatch.setattr(export, "_to_onnx", spoilt)
     (tmp_path / "net.onnx").write_bytes(b"older")
-    with pytest.raises(ChromaboxError, match=r"net\.onnx: not written, because its outputs would differ from PyTorch"):
+    with pytest.raises(ChromaboxError, match=r"net\.onnx: not written because its outputs would differ from PyTorch"):
         export_onnx(trained, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert (tmp_path / "net.onnx").read_bytes() == b"older"
@@ -151,7 +151,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 
 def test_what_cannot_be_exported_is_refused(exported, tmp_path: Path) -> None:
     trained, path, _ = exported("unet")
-    with pytest.raises(UsageError, match=r"net\.pt: does not end in \.onnx"):
+    with pytest.raises(UsageError, match=r"net\.pt: expected the suffix \.onnx"):
         export_onnx(trained, tmp_path / "net.pt")
     with pytest.raises(UsageError, match="is an ONNX file already"):
         export_onnx(load_model(path), tmp_path / "again.onnx")

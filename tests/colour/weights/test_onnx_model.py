@@ -120,7 +120,7 @@ def another_input(model: ModelProto) -> None:
         (a_bomb, "uses the operators ConstantOfShape"),
         (a_function, "holds functions"),
         (a_strange_domain, r"uses the operators com\.stranger\.Conv"),
-        (another_input, r"has the inputs \['image'\]"),
+        (another_input, r"has inputs \['image'\]"),
     ],
 )
 def test_what_no_net_of_ours_holds_is_refused(tmp_path: Path, change: Callable[[ModelProto], None], error: str) -> None:

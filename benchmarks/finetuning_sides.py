@@ -78,7 +78,7 @@ def ours(turns: Turns, threads: int, epochs: int, folder: Path, freeze: int, vie
 
         def batches(epoch: int, skip: int) -> Iterator[Any]:
             if epoch == 0:
-                turns.tell(execution=str(config.execution), torch=torch.__version__)
+                turns.tell(execution=str(config.runtime), torch=torch.__version__)
             turns.wait()
             turns.mark("begin")
             yield from job.batches(epoch, skip)

@@ -321,7 +321,7 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
     affine = _AffineFit(tuple(values), settings)
     layers = []
     for runs in zip(*walks, strict=True):
-        name, kind, part = runs[0].name, runs[0].kind, runs[0].part
+        name, kind, part = runs[0].name, runs[0].kind, runs[0].category
         quantities = zip(*(run.quantities for run in runs), strict=True)
         layers.append(LayerCounts(name, kind, part, *(affine.fit_product(name, one) for one in quantities)))
     return ModelCounts(tuple(layers), dict(values))

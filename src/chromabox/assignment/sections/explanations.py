@@ -212,7 +212,7 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
 
 def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
     raised = {
-        when: getattr(with_skips, when)["block1"].relative > getattr(without_skips, when)["block1"].relative
+        when: getattr(with_skips, when)["block1"].relative_norm > getattr(without_skips, when)["block1"].relative_norm
         for when in ("start", "end")
     }
     if all(raised.values()):
@@ -268,7 +268,7 @@ def gradient_figure(analyses: tuple[NetAnalysis, ...], folder: Path) -> Figure:
     """The layers' gradients of all the nets."""
     path = folder / "gradients.png"
     start, end = (
-        {one.model: {layer: found.relative for layer, found in getattr(one, when).items()} for one in analyses}
+        {one.model: {layer: found.relative_norm for layer, found in getattr(one, when).items()} for one in analyses}
         for when in ("start", "end")
     )
     plot_gradients(start, end, path)

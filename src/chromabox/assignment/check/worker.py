@@ -107,7 +107,7 @@ def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWri
     if call is None:
         return
     made = writer.attempt(
-        model_name, "missing", f"making {name}", lambda: (call.make(DEFAULT_SIZES), list(call.missing))[1]
+        model_name, "missing", f"making {name}", lambda: (call.make(DEFAULT_SIZES), list(call.missing_roles))[1]
     )
     if made is None:
         return

@@ -108,7 +108,7 @@ def test_it_is_what_the_command_line_does(net: PhotoModel, tmp_path: Path) -> No
     expected = colourise_image(
         read_image(tmp_path / "cat.png"), net, ColouriseOptions(style="vivid", temperature=0.5)
     ).pixels
-    given = {"style": "vivid", "temperature": 0.5, "net": net}
+    given = {"style": "vivid", "temperature": 0.5, "model": net}
     np.testing.assert_array_equal(colourise(CAT, **given), expected)
     np.testing.assert_array_equal(np.asarray(colourise(Image.open(tmp_path / "cat.png"), **given)), expected)
 
@@ -242,9 +242,9 @@ def test_wishes_are_the_command_lines(net: PhotoModel, monkeypatch: pytest.Monke
         GREY,
         style="vivid",
         temperature=0.0,
-        allowed="navy",
-        banned=["beige", NAVY, np.array(BEIGE)],
-        replacements=["red=navy", ((1, 2, 3), "#fff")],
+        allow="navy",
+        ban=["beige", NAVY, np.array(BEIGE)],
+        replace=["red=navy", ((1, 2, 3), "#fff")],
         min_confidence=0.25,
         model=net,
     )
@@ -311,25 +311,25 @@ def test_hints_as_a_file_and_as_such(net: PhotoModel, tmp_path: Path) -> None:
         ({"style": "loud"}, "style is 'loud': there are natural, vivid"),
         ({"temperature": 1.5}, "temperature is 1.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"leave_grey_below": -0.1}, "leave_grey_below is -0.1"),
+        ({"min_confidence": -0.1}, "min_confidence is -0.1"),
         ({"palette": ["navy"]}, "palette has 1 colours"),
         ({"palette": 5}, "palette is 5"),
         ({"palette": ["navy", "no-colour"]}, "palette 'no-colour': is no colour"),
-        ({"lock": [(1, 2)]}, r"lock \(1, 2\): is no colour"),
-        ({"lock": [(1, 2, 300)]}, "is no colour"),
+        ({"allow": [(1, 2)]}, r"allow \(1, 2\): is no colour"),
+        ({"allow": [(1, 2, 300)]}, "is no colour"),
         ({"ban": [(0.5, 0.5, 0.5)]}, "is no colour"),
         ({"ban": [7]}, r"ban is \[7\]"),
         ({"replace": [("red",)]}, "give a list of pairs"),
         ({"replace": [5]}, "give a list of pairs"),
         ({"replace": "red"}, "is no pair of colours"),
         ({"hints": 5}, "hints is a int"),
-        ({"net": 5}, "net is a int"),
-        ({"net": "no/such/run"}, "there is no such run folder or checkpoint"),
+        ({"model": 5}, "model is a int"),
+        ({"model": "no/such/run"}, "there is no such run folder or checkpoint"),
     ],
 )
 def test_wishes_that_mean_nothing_are_refused(net: PhotoModel, wishes: dict[str, object], error: str) -> None:
     with pytest.raises(UsageError, match=error):
-        colourise(GREY, **{"net": net, **wishes})
+        colourise(GREY, **{"model": net, **wishes})
 
 
 def test_a_net_is_read_once_until_its_file_changes(

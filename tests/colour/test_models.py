@@ -72,7 +72,7 @@ def test_every_layer_has_the_shape_of_the_figure(net_class: type[nn.Module], ker
 @pytest.mark.parametrize("name", MODELS)
 def test_a_score_for_every_colour_of_every_pixel_at_any_fitting_size(name: str) -> None:
     net = build_model(name, num_colours=5).eval()
-    side, stride = net.multiple, 8 if name == "photo" else 1
+    side, stride = net.size_divisor, 8 if name == "photo" else 1
     for height, width in ((side, 3 * side), (32, 32), (5 * side, 2 * side)):
         logits = net(torch.rand(2, 1, height, width))
         assert logits.shape == (2, 5, height // stride, width // stride)

@@ -135,7 +135,7 @@ def test_finished_runs_are_grouped_by_net(result: Comparison, folder: Path, tmp_
         ("config.json", "data", "cifar10:all", "cannot be averaged"),
         ("config.json", "settings", {"kernel": 5}, "cannot be averaged"),
         ("config.json", "size", 64, "cannot be averaged"),
-        ("config.json", "hold_out", 0.1, "cannot be averaged"),
+        ("config.json", "val_fraction", 0.1, "cannot be averaged"),
         ("summary.json", "palette", "course", "cannot be averaged"),
         ("config.json", "seed", 0, "have the same seed twice"),
         ("summary.json", None, None, r"holds no summary\.json"),

@@ -28,9 +28,9 @@ def colourise(
     style: str = "natural",
     temperature: float | None = None,
     palette: Any = None,
-    allowed: Any = (),
-    banned: Any = (),
-    replacements: Any = (),
+    allow: Any = (),
+    ban: Any = (),
+    replace: Any = (),
     hints: Any = None,
     min_confidence: float = 0.0,
     model: Any = None,
@@ -53,13 +53,13 @@ def colourise(
         style: ``"natural"``, careful where the net does not know, or ``"vivid"``.
         temperature: instead of the style's: 0 takes the likeliest colour of each place, 1 the mean of all.
         palette: these colours only: a Palette, a list of colours, or the name or path of a palette or of a picture.
-        lock: these colours only; of a palette those nearest to them. Colours are CSS names, ``"#rrggbb"``, or triples
+        allow: these colours only; of a palette those nearest to them. Colours are CSS names, ``"#rrggbb"``, or triples
             of 0 to 255.
         ban: never these colours.
         replace: pairs (A, B) or ``"A=B"``: what would become A becomes B.
         hints: path of a transparent picture with painted dots or strokes, or ``Hints`` of the picture's size.
-        leave_grey_below: places about which the net is less certain than this (0 to 1) stay grey.
-        net: a run folder, checkpoint or exported net, or one from ``load_trained``; the shipped one if None. A net
+        min_confidence: places about which the net is less certain than this (0 to 1) stay grey.
+        model: a run folder, checkpoint or exported net, or one from ``load_trained``; the shipped one if None. A net
             named by its path is kept for further calls, until its file changes; several threads may call.
 
     Returns:
@@ -69,7 +69,7 @@ def colourise(
 
     Raises UsageError for what is no such picture or wish, ChromaboxError for a file that cannot be read.
     """
-    wishes = _parse_options(style, temperature, palette, allowed, banned, replacements, hints, min_confidence)
+    wishes = _parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
     if isinstance(image, Image.Image):
         return _colourise_pil(image, _load_cached(model), wishes)
     if isinstance(image, np.ndarray):
@@ -160,9 +160,9 @@ def _parse_options(
     style: str,
     temperature: Any,
     palette: Any,
-    allowed: Any,
-    banned: Any,
-    replacements: Any,
+    allow: Any,
+    ban: Any,
+    replace: Any,
     hints: Any,
     min_confidence: Any,
 ) -> ColouriseOptions:
@@ -172,11 +172,11 @@ def _parse_options(
         raise UsageError(f"style is {style!r}: there are {', '.join(names)}")
     control = ColourConstraints(
         palette=_parse_palette(palette),
-        allowed=_parse_colours(allowed, "lock"),
-        banned=_parse_colours(banned, "ban"),
-        replacements=_parse_replacements(replacements),
+        allowed=_parse_colours(allow, "allow"),
+        banned=_parse_colours(ban, "ban"),
+        replacements=_parse_replacements(replace),
         hints=hints if isinstance(hints, Hints) else None,
-        min_confidence=_check_fraction(min_confidence, "leave_grey_below"),
+        min_confidence=_check_fraction(min_confidence, "min_confidence"),
     )
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
         raise UsageError(f"hints is a {type(hints).__name__}: give the path of a transparent picture, or Hints")
@@ -201,7 +201,7 @@ def _parse_palette(spec: Any) -> Palette | None:
         return palette_from_image_or_file(spec if isinstance(spec, str) else Path(spec))
     colours = _parse_colours(spec, "palette")
     if not 2 <= len(colours) <= 256:
-        raise UsageError(f"palette has {len(colours)} colours: 2 to 256 are right; for a single one give lock")
+        raise UsageError(f"palette has {len(colours)} colours: 2 to 256 are right; for a single colour use allow")
     return Palette(np.array(colours, np.float32) / 256, "given")
 
 
@@ -245,7 +245,7 @@ def _load_cached(model: Any) -> ColourModel:
         return model
     if not (model is None or isinstance(model, str | PathLike)):
         raise UsageError(
-            f"net is a {type(model).__name__}: give a run folder, a checkpoint or what load_trained returns"
+            f"model is a {type(model).__name__}: give a run folder, a checkpoint or what load_trained returns"
         )
     with _load_lock:  # so that two threads that ask at the same time wait for one reading
         if model is None:

@@ -236,12 +236,12 @@ def test_the_last_training_pictures_are_held_out(tmp_path: Path, share: float, h
         ("cifar10:horse+", {}, "no class ''"),
         ("FOLDER", {"size": 12}, "size is 12: the nets need a multiple of 8"),
         ("FOLDER", {"size": 0}, "size is 0"),
-        ("FOLDER", {"hold_out": -0.1}, r"hold-out is -0.1"),
-        ("FOLDER", {"hold_out": 0.6}, r"hold-out is 0.6"),
-        ("FOLDER", {"hold_out": float("nan")}, "hold-out is nan"),
+        ("FOLDER", {"val_fraction": -0.1}, r"hold-out is -0.1"),
+        ("FOLDER", {"val_fraction": 0.6}, r"hold-out is 0.6"),
+        ("FOLDER", {"val_fraction": float("nan")}, "hold-out is nan"),
         ("ONE", {}, "holds 1 picture; training needs at least two"),
         ("NONE", {}, "contains no images"),
-        ("TWO", {"hold_out": 0.5}, "hold-out .* leaves no picture to train on"),
+        ("TWO", {"val_fraction": 0.5}, "hold-out .* leaves no picture to train on"),
     ],
 )
 def test_bad_data_is_refused(tmp_path: Path, spec: str, given: dict, error: str) -> None:

@@ -44,7 +44,7 @@ def test_nothing_occurs():
 
 
 def test_psnr_is_scikit_images(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     assert metrics.psnr(A, B) == pytest.approx(peak_signal_noise_ratio(A, B, data_range=255), rel=1e-12)
     assert metrics.psnr(A, A) == float("inf")
     black = np.zeros((2, 2, 3), np.uint8)
@@ -52,7 +52,7 @@ def test_psnr_is_scikit_images(monkeypatch):
 
 
 def test_delta_e_is_scikit_images_in_float64(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     expected = deltaE_ciede2000(rgb2lab(A / 255), rgb2lab(B / 255)).mean()
     assert metrics.delta_e(A, B) == pytest.approx(expected, rel=1e-5)
     assert metrics.delta_e(A, A) == 0
@@ -79,7 +79,7 @@ def test_colourfulness_by_hand():
 
 
 def test_colourfulness_in_chunks_is_numpys(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     photograph = data.chelsea()
     red, green, blue = np.moveaxis(photograph.astype(np.float64), -1, 0)
     rg, yb = red - green, (red + green) / 2 - blue
@@ -92,7 +92,7 @@ WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, 
 
 @pytest.mark.parametrize("shape", [(11, 11), (11, 40), (64, 30), (81, 37)])
 def test_ssim_in_bands_is_scikit_images_of_the_whole(monkeypatch, shape):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 20 * shape[1])
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 20 * shape[1])
     a = data.chelsea()[: shape[0], : shape[1]]
     b = np.clip(a + RNG.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
     assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **WANG), abs=1e-12)
@@ -116,7 +116,7 @@ def test_ssim_of_small_pictures_is_the_formula_on_mirrored_borders(shape):
 
 
 def test_lab_differences_are_scikit_images(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     first, second = metrics.lab_differences(A, B, A)
     expected = np.abs(rgb2lab(A / 255) - rgb2lab(B / 255))[..., 0].mean()
     assert first.delta_lightness == pytest.approx(expected, rel=1e-5)
@@ -125,7 +125,7 @@ def test_lab_differences_are_scikit_images(monkeypatch):
 
 
 def test_without_chroma_is_scikit_images_lab_without_a_and_b(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 1000)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     lab = rgb2lab(A)
     expected = lab2rgb(lab * [1, 0, 0]) * 255
     found = metrics.to_greyscale(A)
@@ -152,7 +152,7 @@ def test_grey_lookup_by_hand():
 
 
 def test_grey_lookup_loss_is_scikit_learns(monkeypatch):
-    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 100)
     train_labels, test_labels = RNG.integers(0, 4, (2, 1000))
     train_grey, test_grey = train_labels * 9 + RNG.integers(0, 20, 1000), test_labels * 9 + RNG.integers(0, 20, 1000)
     found = metrics.grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, 4)

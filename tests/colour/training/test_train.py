@@ -297,7 +297,7 @@ def test_another_seed_is_another_run(photos: Path, tmp_path: Path) -> None:
 
 
 def test_patience_stops_early(photos: Path, tmp_path: Path) -> None:
-    config = configuration(photos, epochs=30, hold_out=0.3, patience=1)
+    config = configuration(photos, epochs=30, val_fraction=0.3, patience=1)
     # With this learning rate the held-out loss cannot fall for thirty epochs on end.
     config = replace(config, recipe=replace(config.recipe, optimizer="adam", lr=0.3, schedule="constant"))
     summary = train(config, tmp_path, log=quiet)

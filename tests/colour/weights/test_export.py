@@ -81,13 +81,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("name", NETS)
 def test_the_file_computes_what_the_net_computes(exported, name: str) -> None:
     trained, path, parity = exported(name)
-    assert parity.probabilities <= MAX_DIFFERENCE
-    assert parity.inputs == 8
+    assert parity.max_probability_difference <= MAX_DIFFERENCE
+    assert parity.num_inputs == 8
     reference = ReferenceEvaluator(onnx.load(path))
-    multiple = trained.net.multiple
+    multiple = trained.network.size_divisor
     grey = torch.rand(1, 1, 2 * multiple, multiple, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        scores = trained.net(grey).numpy()
+        scores = trained.network(grey).numpy()
     assert np.ptp(scores, axis=(0, 2, 3)).max() > 1e-2  # else any net would pass
     np.testing.assert_allclose(reference.run(None, {"grey": grey.numpy()})[0], scores, atol=1e-4)
     np.testing.assert_allclose(load_model(path).network(grey).numpy(), scores, atol=1e-4)
@@ -113,10 +113,10 @@ def test_the_metadata_say_all_that_is_needed(exported) -> None:
         trained, path, _ = exported(name)
         found = load_model(path)
         assert isinstance(found.network, OnnxModel)
-        assert json.loads(json.dumps(trained.description)) == found.metadata
+        assert json.loads(json.dumps(trained.metadata)) == found.metadata
         properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert properties["version"] == chromabox.__version__
-        assert properties["multiple"] == str(trained.net.multiple)
+        assert properties["multiple"] == str(trained.network.size_divisor)
     assert properties["stride"] == "8"
     assert "[batch, classes, height / 8, width / 8]" in properties["output"]
     assert json.loads(properties["looks"]) == [192, 256]

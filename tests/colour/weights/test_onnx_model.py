@@ -55,7 +55,7 @@ def written(path: Path, model: ModelProto) -> Path:
 def test_a_file_is_called_like_the_net_it_came_from(tmp_path: Path) -> None:
     trained = load_palette_model(written(tmp_path / "net.onnx", model_of()))
     assert (trained.palette.name, trained.metadata["net"], trained.metadata["seed"]) == ("two", "tiny", 3)
-    assert trained.network.multiple == 4
+    assert trained.network.size_divisor == 4
     grey = torch.rand(3, 1, 8, 12)
     # The formula of the one layer, by hand; the input need not be contiguous.
     right = grey.flip(-1).numpy() * WEIGHT[:, None, None] + BIAS[:, None, None]

@@ -180,7 +180,7 @@ def _random_walk_probabilities(
     num_groups: int,
     edge_weights: tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]],
     decay_length: float,
-) -> Float64[np.ndarray, "{count} height width"]:
+) -> Float64[np.ndarray, "{num_groups} height width"]:
     """Probability that a walk from each cell meets each group's cells first, before it ends by itself."""
     from scipy.sparse import coo_array, diags_array
     from scipy.sparse.linalg import splu

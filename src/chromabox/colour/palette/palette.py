@@ -226,7 +226,7 @@ def _colour_histogram(
 
 def _kmeans_init(
     unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
-) -> Float32[np.ndarray, "{k} 3"]:
+) -> Float32[np.ndarray, "{num_colours} 3"]:
     """Centres (RGB/256) near the best ones, from the mean colours of cells of 8×8×8 colours."""
     from sklearn.cluster import KMeans
 
@@ -240,7 +240,7 @@ def _kmeans_init(
         len(points) < 16 * num_colours
     ):  # too coarse for so many colours; the pictures are then small or nearly all alike
         points, weight = unique.astype(np.float64), counts.astype(np.float64)
-    means: Float64[np.ndarray, "{k} 3"] = (
+    means: Float64[np.ndarray, "{num_colours} 3"] = (
         KMeans(num_colours, n_init=8, random_state=seed).fit(points, sample_weight=weight).cluster_centers_
     )
     # Rounded so that the order in which threads add up their sums cannot show.

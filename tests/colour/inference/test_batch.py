@@ -164,7 +164,7 @@ def test_a_stop_finishes_what_is_under_way_and_the_same_command_goes_on(tmp_path
     first, said = Counting(), []
 
     def stopped() -> None:
-        options = {"settings": {}, "workers": 2, "record": record, "say": said.append}
+        options = {"settings": {}, "workers": 2, "manifest_path": record, "log": said.append}
         with contextlib.closing(colourise_batch(pairs, first, **options)) as outcomes:
             for count, _ in enumerate(outcomes, start=1):
                 if count == 4:

@@ -12,7 +12,7 @@ from chromabox.errors import UsageError
 
 
 def recipe(**settings: object) -> TrainRecipe:
-    return TrainRecipe(**{"epochs": 4, "batch_size": 8, "optimiser": "adam", "learning_rate": 0.1, **settings})
+    return TrainRecipe(**{"epochs": 4, "batch_size": 8, "optimizer": "adam", "lr": 0.1, **settings})
 
 
 @pytest.mark.parametrize("net", PALETTE_MODELS)
@@ -21,13 +21,13 @@ def test_course_is_the_assignment_to_the_letter(net: str) -> None:
     expected = {
         "epochs": 25,
         "batch_size": 100,
-        "optimiser": "adam",
-        "learning_rate": 0.001,
+        "optimizer": "adam",
+        "lr": 0.001,
         "weight_decay": 0.0,
         "schedule": "constant",
         "shuffle": False,
-        "mirror": False,
-        "average": 0.0,
+        "hflip": False,
+        "ema_fraction": 0.0,
         "precision": "float32",
     }
     assert {name: value for name, value in asdict(course).items() if name in expected} == expected
@@ -57,7 +57,7 @@ def test_one_cycle_is_pytorchs(steps_up: int) -> None:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, 1.0, total_steps=total, pct_start=(steps_up + 1) / total, div_factor=1e9, final_div_factor=1e9
     )
-    ours = recipe(schedule="one-cycle", warm_up=steps_up / (total - 1))
+    ours = recipe(schedule="one-cycle", warmup_fraction=steps_up / (total - 1))
     for step in range(total - 1):
         found = lr_factor(ours, step / (total - 1))
         assert found == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-6)
@@ -67,7 +67,7 @@ def test_one_cycle_is_pytorchs(steps_up: int) -> None:
 
 @pytest.mark.parametrize("warm_up", [0.0, 0.2, 0.9])
 def test_linear_is_numpys_interpolation(warm_up: float) -> None:
-    ours = recipe(schedule="linear", warm_up=warm_up)
+    ours = recipe(schedule="linear", warmup_fraction=warm_up)
     knots = ([0, warm_up, 1], [0, 1, 0]) if warm_up else ([0, 1], [1, 0])
     for progress in np.linspace(0, 0.999, 300):
         assert lr_factor(ours, progress) == pytest.approx(np.interp(progress, *knots), abs=1e-12)
@@ -82,7 +82,7 @@ def test_given_values_take_the_recipes_place() -> None:
     plain = make_recipe("course", "unet")
     given = make_recipe("course", "unet", epochs=3, batch_size=7, learning_rate=0.5)
     assert (given.epochs, given.batch_size, given.lr) == (3, 7, 0.5)
-    changed = {"epochs", "batch_size", "learning_rate"}
+    changed = {"epochs", "batch_size", "lr"}
     assert {k for k in asdict(plain) if asdict(plain)[k] != asdict(given)[k]} == changed
     assert make_recipe("course", "unet", epochs=None) == plain
 

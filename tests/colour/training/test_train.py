@@ -55,7 +55,7 @@ def configuration(
     photos: Path, net: PaletteModelName = "unet", recipe: RecipeName = "default", *, epochs: int = 4, **settings: object
 ) -> TrainConfig:
     found = make_recipe(recipe, net, epochs=epochs, batch_size=8)
-    given = {"data": str(photos), "palette": "horse24", "size": 16, "execution": PLAIN, **settings}
+    given = {"data": str(photos), "palette": "horse24", "size": 16, "runtime": PLAIN, **settings}
     return TrainConfig(model=net, recipe_name=recipe, recipe=found, **given)
 
 
@@ -185,10 +185,10 @@ def test_more_epochs_of_a_constant_rate_are_as_in_a_row(photos: Path, tmp_path: 
 
 def test_so_many_steps_instead_of_epochs(photos: Path, tmp_path: Path) -> None:
     # 36 training pictures in batches of 8 and file order are 5 steps an epoch.
-    config = configuration(photos, recipe="course", epochs=1, steps=12)
+    config = configuration(photos, recipe="course", epochs=1, max_steps=12)
     summary = train(config, tmp_path / "steps", log=quiet)
     assert (summary["updates"], summary["epochs"]) == (12, 3)
-    assert load_checkpoint(tmp_path / "steps" / "last.safetensors")[0]["resume"]["loop"]["update"] == 12
+    assert load_checkpoint(tmp_path / "steps" / "last.safetensors")[0]["resume"]["loop"]["step"] == 12
     whole = train(configuration(photos, recipe="course", epochs=3), tmp_path / "whole", log=quiet)
     assert (whole["updates"], whole["epochs"]) == (15, 3)
     # At a constant rate the one is the beginning of the other.
@@ -201,7 +201,7 @@ def test_so_many_steps_instead_of_epochs(photos: Path, tmp_path: Path) -> None:
 def test_a_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> None:
     """Twelve steps of a recipe without leftovers are three epochs of four, rates and averages included."""
     for name, config in (
-        ("steps", configuration(photos, epochs=1, steps=12)),
+        ("steps", configuration(photos, epochs=1, max_steps=12)),
         ("epochs", configuration(photos, epochs=3)),
     ):
         assert train(config, tmp_path / name, log=quiet)["updates"] == 12
@@ -210,7 +210,7 @@ def test_a_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> Non
 
 def test_an_old_configuration_counts_epochs(finished: Path, tmp_path: Path) -> None:
     values = json.loads((finished / "config.json").read_text())
-    del values["steps"]
+    del values["max_steps"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_config(tmp_path) == read_config(finished)
     assert read_config(tmp_path).max_steps is None

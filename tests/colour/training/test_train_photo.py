@@ -64,7 +64,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configuration(photos: Path, **settings: object) -> PhotoConfig:
     recipe = make_photo_recipe("quick", epochs=2, batch_size=4)
-    given = {"start": "none", "size": 64, "settings": SMALL, "execution": PLAIN, **settings}
+    given = {"init": "none", "size": 64, "model_args": SMALL, "runtime": PLAIN, **settings}
     return PhotoConfig(recipe_name="quick", recipe=recipe, data=str(photos), **given)
 
 
@@ -170,7 +170,7 @@ def test_fine_tuning_goes_on_from_a_checkpoint_with_its_bins(photos: Path, finis
     first = tmp_path / "first.safetensors"
     shutil.copy(finished / "best.safetensors", first)
     recipe = make_photo_recipe("quick", epochs=2, batch_size=4, finetune=True)
-    config = configuration(photos, start=str(first), spacing=25.0)
+    config = configuration(photos, init=str(first), bin_spacing=25.0)
     config = replace(config, recipe=recipe)
     train_photo(config, whole, log=quiet)
     began, tuned = load_model(first), load_model(whole)
@@ -197,7 +197,7 @@ def test_frozen_layers_stay_bit_for_bit(photos: Path, finished: Path, tmp_path: 
 
     description["settings"] = {**description["settings"], "frozen": 3}
     save_checkpoint(tmp_path / "frozen.safetensors", state, description)
-    config = configuration(photos, start=str(tmp_path / "frozen.safetensors"))
+    config = configuration(photos, init=str(tmp_path / "frozen.safetensors"))
     train_photo(replace(config, recipe=replace(config.recipe, epochs=1)), tmp_path / "run", log=quiet)
     after, told = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert told["settings"]["frozen"] == 3
@@ -300,9 +300,9 @@ def test_a_sheet_has_rows_of_three(finished: Path, photos: Path) -> None:
     [
         ({"size": 60}, "needs a multiple of 32, at least 64"),
         ({"size": 32}, "needs a multiple of 32, at least 64"),
-        ({"spacing": 0.0}, "spacing is 0.0"),
-        ({"spacing": math.nan}, "spacing is nan"),
-        ({"start": "no/such/run"}, "no/such/run: there is no such run folder or checkpoint"),
+        ({"bin_spacing": 0.0}, "spacing is 0.0"),
+        ({"bin_spacing": math.nan}, "spacing is nan"),
+        ({"init": "no/such/run"}, "no/such/run: there is no such run folder or checkpoint"),
     ],
 )
 def test_nonsense_is_refused_before_a_folder_is_made(
@@ -323,7 +323,7 @@ def test_fine_tuning_another_kind_of_net_is_refused(photos: Path, tmp_path: Path
     net = build_model("unet", num_colours=24)
     described = model_metadata("unet", {"num_colours": 24}, palette)
     save_checkpoint(tmp_path / "unet.safetensors", {"net": net.state_dict()}, described)
-    config = configuration(photos, start=str(tmp_path / "unet.safetensors"))
+    config = configuration(photos, init=str(tmp_path / "unet.safetensors"))
     with pytest.raises(UsageError, match="is a unet; fine-tuning needs a photo net"):
         init_model(config, PhotoDataset([], []), None)
 
@@ -336,9 +336,9 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
 
     monkeypatch.setattr("chromabox.colour.training.train_photo.load_yolov3_tiny", unreachable)
     photographs = load_photos(photos, quiet)
-    assert init_model(configuration(photos, start="auto"), photographs, None).init == "none"
+    assert init_model(configuration(photos, init="auto"), photographs, None).init == "none"
     with pytest.raises(ChromaboxError, match="cannot fetch"):
-        init_model(configuration(photos, start="yolov3-tiny"), photographs, None)
+        init_model(configuration(photos, init="yolov3-tiny"), photographs, None)
 
 
 def test_going_on_where_nothing_was_begun_is_refused(photos: Path, tmp_path: Path) -> None:

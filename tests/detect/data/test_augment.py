@@ -110,7 +110,7 @@ def test_the_picture_asked_for_is_in_its_mosaic() -> None:
 def test_colours_change_within_their_gains() -> None:
     data, pixels = painted([(0, 0, 120, 90)])
     pixels[Path("0.png")][:] = [200, 100, 50]
-    options = {"mosaic": 0.0, "scale": (1.0, 1.0), "translate": 0.0, "mirror": 0.0}
+    options = {"mosaic": 0.0, "scale": (1.0, 1.0), "translate": 0.0, "hflip": 0.0}
     value = Augmentation(**options, hue=0.0, saturation=0.0, value=0.4)
     seen = {
         tuple(augment_sample(data, 0, seed, 120, value, read_image=pixels.__getitem__)[0][:, 60, 60])

@@ -60,8 +60,8 @@ def test_yolov3_tiny() -> None:
 @pytest.mark.parametrize(("build", "inputs"), [(yolov3, 1024 + 512 + 256), (yolov3_tiny, 512 + 256)])
 def test_a_class_more_is_three_rows_more_of_every_head(build: object, inputs: int) -> None:
     assert callable(build)
-    heads = len(build(1).heads)
-    assert build(7).numbers - build(6).numbers == 3 * (inputs + heads)
+    heads = len(build(1).head_indices)
+    assert build(7).num_weights - build(6).num_weights == 3 * (inputs + heads)
 
 
 def test_classes_must_be_some() -> None:

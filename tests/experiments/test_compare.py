@@ -18,8 +18,8 @@ NETS = ("pool-upsample", "unet")
 
 
 def run(folder: Path, photos: str, say=lambda line: None, **changes: object) -> Comparison:
-    given = {"nets": NETS, "recipe": "course", "seeds": (0, 1, 2), "data": photos, "palette": "horse24", "epochs": 1}
-    return compare(folder, **{**given, "options": OPTIONS, "say": say, **changes})
+    given = {"models": NETS, "recipe": "course", "seeds": (0, 1, 2), "data": photos, "palette": "horse24", "epochs": 1}
+    return compare(folder, **{**given, "options": OPTIONS, "log": say, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_run_that_did_not_finish_is_trained_again(
     [
         ({"epochs": 2}, "holds a run with other settings"),
         ({"palette": "cifar24"}, "holds a run with other settings"),
-        ({"nets": ()}, "nets: .* holds none"),
+        ({"models": ()}, "nets: .* holds none"),
         ({"seeds": ()}, "seeds: .* holds none"),
         ({"seeds": (1, 1)}, "seeds: .* holds one twice"),
     ],
@@ -133,7 +133,7 @@ def test_finished_runs_are_grouped_by_net(result: Comparison, folder: Path, tmp_
     ("file", "key", "value", "error"),
     [
         ("config.json", "data", "cifar10:all", "cannot be averaged"),
-        ("config.json", "settings", {"kernel": 5}, "cannot be averaged"),
+        ("config.json", "model_args", {"kernel": 5}, "cannot be averaged"),
         ("config.json", "size", 64, "cannot be averaged"),
         ("config.json", "val_fraction", 0.1, "cannot be averaged"),
         ("summary.json", "palette", "course", "cannot be averaged"),

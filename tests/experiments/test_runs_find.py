@@ -13,7 +13,7 @@ from chromabox.experiments.runs import find_runs
 def finished(folder: Path, net: str = "unet", *, seed: int = 0, epochs: int = 25, recipe: str = "course") -> Path:
     """A folder with what is read of a colour run."""
     folder.mkdir(parents=True)
-    config: dict[str, Any] = {"net": net, "recipe": {"epochs": epochs}, "settings": {}, "seed": seed}
+    config: dict[str, Any] = {"net": net, "recipe": {"epochs": epochs}, "settings": {}, "seed": seed, "execution": {}}
     write_json(folder / "config.json", config)
     summary = {"net": net, "recipe": recipe, "data": "cifar10:horse", "palette": "course", "seed": seed}
     write_json(folder / "summary.json", {**summary, "epochs": epochs, "test_accuracy": 0.5, "test_loss": 1.0})

@@ -27,9 +27,9 @@ OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off"
 
 
 def run(folder: Path, photos: str, say=lambda line: None, **changes: object) -> SweepResult:
-    given = {"net": "conv-transpose", "recipe": "course", "over": "batch-size", "values": (9, 4), "seeds": (0, 1)}
+    given = {"model": "conv-transpose", "recipe": "course", "parameter": "batch-size", "values": (9, 4), "seeds": (0, 1)}
     given |= {"data": photos, "palette": "horse24", "epochs": 2, "options": OPTIONS}
-    return sweep(folder, **{**given, "say": say, **changes})
+    return sweep(folder, **{**given, "log": say, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_more_values_keep_the_runs_there_are(result: SweepResult, folder: Path, 
 
 
 def test_palettes_of_several_sizes(photos: str, tmp_path: Path) -> None:
-    found = run(tmp_path, photos, over="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
+    found = run(tmp_path, photos, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
     assert found.equal_steps == ()
     assert (found.parameter, found.palette) == ("colours", "fitted")
     for row, count in zip(found.equal_epochs, (2, 4), strict=True):
@@ -203,7 +203,7 @@ def test_palettes_of_several_sizes(photos: str, tmp_path: Path) -> None:
         assert len(palette) == len(load_palette_model(folder).palette) == count
         assert load_inputs(read_config(folder), folder).data.test.labels.max() < count
     said: list[str] = []
-    run(tmp_path, photos, said.append, over="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
+    run(tmp_path, photos, said.append, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
     assert all("taken as it is" in line for line in said)
 
 
@@ -212,7 +212,7 @@ def test_palettes_of_several_sizes(photos: str, tmp_path: Path) -> None:
     [("kernel", (1, 3), True), ("filters", (4, 8), True), ("learning-rate", (1e-3, 0.01), False)],
 )
 def test_other_quantities(photos: str, tmp_path: Path, over: str, values: tuple, parameters: bool) -> None:
-    found = run(tmp_path, photos, over=over, values=values, seeds=(3,), epochs=1)
+    found = run(tmp_path, photos, parameter=over, values=values, seeds=(3,), epochs=1)
     assert found.equal_steps == ()
     assert [row.value for row in found.equal_epochs] == list(values)
     small, large = found.equal_epochs

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage
 from PIL import Image
 
-from chromabox.cli.finetune import FinetuneArgs, finetune
+from chromabox.cli.finetune import FinetuneTrainingArgs, finetune
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
@@ -25,28 +26,24 @@ FAST = RuntimeOptions(precision="float32", channels_last="off", threads=1)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneArgs]:
-    """The options of a run that was done; its folder is ``output``."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the options of a finished run."""
     place = tmp_path_factory.mktemp("run")
     labels = {f"train/{name}": BOX for name in "abcd"} | {f"val/{name}": BOX for name in "xy"}
     data = make_yolo_dataset(place / "set", labels, ("dog", "hedgehog"))
     save_detector(place / "small.safetensors", make_small_detector())
-    options = FinetuneArgs(
-        data=str(data),
-        weights=str(place / "small.safetensors"),
-        freeze="3",
-        epochs=1,
-        size=64,
-        batch_size=2,
-        cached_views=1,
-        output=place / "out",
-        runtime=FAST,
-    )
-    assert finetune(options=options) == 0
+    options = {
+        "weights": str(place / "small.safetensors"),
+        "freeze": "3",
+        "training": FinetuneTrainingArgs(epochs=1, size=64, batch_size=2, cached_views=1),
+        "output": place / "out",
+        "runtime": FAST,
+    }
+    assert finetune(str(data), **options) == 0
     return place / "out", options
 
 
-def test_everything_is_in_the_folder(run: tuple[Path, FinetuneArgs]) -> None:
+def test_run_folder_is_complete(run: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = run
     for name in ("curves.png", "sheet.png", "evaluation/evaluation.json", "evaluation/confusion.png"):
         assert (folder / name).is_file()
@@ -57,16 +54,16 @@ def test_everything_is_in_the_folder(run: tuple[Path, FinetuneArgs]) -> None:
     assert after["ap50"] == json.loads((folder / "evaluation/evaluation.json").read_text())["ap50"]
 
 
-def test_a_folder_with_a_run_is_not_begun_anew(run: tuple[Path, FinetuneArgs]) -> None:
+def test_folder_with_a_run_is_rejected(run: tuple[Path, dict[str, Any]]) -> None:
     folder, options = run
-    with pytest.raises(UsageError, match=f"holds a run already; go on with --resume {folder}"):
-        finetune(options=options)
+    with pytest.raises(UsageError, match=f"already contains a run: use --resume {folder}"):
+        finetune("coco128", **options)
 
 
-def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneArgs], capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_reported_again(run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = run
     before = (folder / "metrics.jsonl").read_text()
-    finetune(options=FinetuneArgs(resume=folder, runtime=FAST))
+    finetune(resume=folder, runtime=FAST)
     said = capsys.readouterr().out
     assert "AP50 on 2 held-out pictures: " in said
     assert said.splitlines()[-1] == f"use it: chromabox detect PICTURE --weights {folder} -o found/"
@@ -76,7 +73,7 @@ def test_a_finished_run_is_told_again(run: tuple[Path, FinetuneArgs], capsys: py
 
 
 @pytest.mark.parametrize("name", ["", "best.onnx", "best.weights"])
-def test_every_form_finds_the_same(run: tuple[Path, FinetuneArgs], name: str) -> None:
+def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, _ = run
     pixels = skimage.data.coffee()
     ours, theirs = (
@@ -89,21 +86,21 @@ def test_every_form_finds_the_same(run: tuple[Path, FinetuneArgs], name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("data", "options", "message"),
     [
-        (FinetuneArgs(), "data: name a labelled set"),
-        (FinetuneArgs(data="coco128", patience=0), "patience is 0"),
-        (FinetuneArgs(data="coco128", epochs=0), "epochs is 0"),
-        (FinetuneArgs(data="coco128", resume=Path("run")), "run goes on with its own data and settings"),
-        (FinetuneArgs(resume=Path("nowhere")), "nowhere: holds no config.json"),
+        (None, {}, "no dataset given"),
+        ("coco128", {"training": FinetuneTrainingArgs(patience=0)}, "--patience is 0"),
+        ("coco128", {"training": FinetuneTrainingArgs(epochs=0)}, "epochs is 0"),
+        ("coco128", {"resume": Path("run")}, "--resume run: the run keeps its settings"),
+        (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
     ],
 )
-def test_options_that_do_not_fit(options: FinetuneArgs, reason: str) -> None:
-    with pytest.raises(UsageError, match=reason):
-        finetune(options=options)
+def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        finetune(data, **options)
 
 
-def test_the_worst_mistakes_come_first() -> None:
+def test_worst_errors_come_first() -> None:
     """A sure detection of nothing, a large box missed, and a picture in which all is right."""
 
     def found(*rows: tuple[float, int, tuple[float, ...]]) -> Detections:

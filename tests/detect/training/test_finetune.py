@@ -49,7 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(folder: Path, weights: Path, recipe: str = "default", epochs: int = 2, **others: object) -> FinetuneConfig:
-    settings = {"freeze": 3, "size": 64, "views": 2, "execution": RuntimeConfig(), **others}
+    settings = {"freeze": 3, "size": 64, "num_cached_views": 2, "runtime": RuntimeConfig(), **others}
     return FinetuneConfig(
         data=str(folder),
         weights=str(weights),
@@ -73,7 +73,7 @@ class _StopError(Exception):
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not(
     recipe: str, views: int, keep_old: bool, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    config = _config(folder, weights, recipe, 3, views=views, keep_old=keep_old)
+    config = _config(folder, weights, recipe, 3, num_cached_views=views, keep_old_classes=keep_old)
     whole = finetune(config, tmp_path / "whole", log=_quiet)
 
     def stop(record: EpochRecord) -> None:
@@ -112,7 +112,7 @@ def test_a_process_that_kill_9_ended_is_gone_on_with_to_the_same_result(
     weights, data = tiny_and_collage
     killed = tmp_path / "killed"
     fixed = "--precision float32 --channels-last no --threads 1"
-    options = f"{data} --weights {weights} --epochs 5 --size 96 --batch 4 --views 2 {fixed} -o {killed}"
+    options = f"{data} --weights {weights} --epochs 5 --size 96 --batch-size 4 --cached-views 2 {fixed} -o {killed}"
     command = [sys.executable, "-m", "chromabox", "finetune", *options.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         try:
@@ -169,7 +169,7 @@ def test_frozen_layers_statistics_move_in_the_course_s_recipe_only(
 
 def test_old_classes_may_stay_and_what_is_left_of_them_is_measured(folder: Path, weights: Path, tmp_path: Path) -> None:
     old = make_yolo_dataset(tmp_path / "old", {"train/a": BOX, "val/x": BOX}, CLASS_NAMES)
-    outcome = finetune(_config(folder, weights, keep_old=True, retain=str(old)), tmp_path / "run", log=_quiet)
+    outcome = finetune(_config(folder, weights, keep_old_classes=True, retention_data=str(old)), tmp_path / "run", log=_quiet)
     assert outcome.detector.classes == (*CLASS_NAMES, "hedgehog")
     expected = evaluate_detector(
         make_small_detector(), load_detection_dataset(old).split("val"), size=64, num_resamples=2
@@ -186,7 +186,7 @@ def test_the_old_net_is_imitated_by_ours_alone_and_beside_new_classes_only(
     recipe: str, keep_old: bool, names: tuple[str, ...], weights: Path, tmp_path: Path
 ) -> None:
     data = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, names)
-    finetune(_config(data, weights, recipe, 1, keep_old=keep_old), tmp_path / "run", log=_quiet)
+    finetune(_config(data, weights, recipe, 1, keep_old_classes=keep_old), tmp_path / "run", log=_quiet)
     assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
@@ -214,7 +214,7 @@ def test_early_stop_watches_pictures_of_its_own(folder: Path, weights: Path, tmp
 
 def test_time_and_memory_are_told_beforehand(folder: Path, weights: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    config = _config(folder, weights, epochs=1, execution=None)
+    config = _config(folder, weights, epochs=1, runtime=None)
     finetune(config, tmp_path, options=RuntimeOptions(precision="float32", threads=1), log=said.append)
     (line,) = [line for line in said if "minutes in all" in line]
     assert line.startswith("6 pictures train, 3 batches an epoch, running on cpu, float32")
@@ -233,7 +233,7 @@ def test_time_and_memory_are_told_beforehand(folder: Path, weights: Path, tmp_pa
 def test_the_time_told_adds_up_what_was_measured(
     views: int, filling: str, epoch: str, folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config(folder, weights, epochs=10, views=views)
+    config = _config(folder, weights, epochs=10, num_cached_views=views)
     begun = initialise_run(config, None)
     net = begun.detector.model
     train = AugmentedSamples(begun.splits.train, "default", 64, 0, cached_reader())
@@ -249,7 +249,7 @@ def test_the_time_told_adds_up_what_was_measured(
 def test_the_probe_changes_nothing(folder: Path, weights: Path, tmp_path: Path) -> None:
     fixed = RuntimeOptions(precision="float32", channels_last="off", threads=1)
     runs = [finetune(_config(folder, weights), tmp_path / "told", log=_quiet)]
-    runs.append(finetune(_config(folder, weights, execution=None), tmp_path / "probed", options=fixed, log=_quiet))
+    runs.append(finetune(_config(folder, weights, runtime=None), tmp_path / "probed", options=fixed, log=_quiet))
     first, second = (run.detector.model.state_dict() for run in runs)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -258,7 +258,7 @@ def test_the_probe_changes_nothing(folder: Path, weights: Path, tmp_path: Path) 
     ("changes", "reason"),
     [
         ({"size": 65}, "size is 65: small needs a multiple of 32"),
-        ({"views": -1}, "views is -1"),
+        ({"num_cached_views": -1}, "views is -1"),
         ({"freeze": 6}, "at most the first 5 can be frozen"),
         ({"freeze": "neck"}, "freeze is neck"),
     ],

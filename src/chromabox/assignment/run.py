@@ -1,9 +1,4 @@
-"""All of the assignment by one command: whatever run is missing is made, so that the write-up has all its parts.
-
-The product's main job in a few minutes on real data: what ``make demo`` runs.
-
-A detector fine-tuned from nothing but what any machine has, in under a minute: the demonstration's second half.
-"""
+"""The runs of the complete assignment, the demonstration (``make demo``), and a small sample detector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,29 +34,29 @@ from chromabox.report.training import finetune_if_missing
 
 DATASET = "cifar10:horse"
 
-#: Question B.5 names them.
+#: Batch sizes of question B.5.
 BATCH_SIZES = (32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
 class AssignmentPlan:
-    """How much is trained."""
+    """Recipe, seeds and detection data of the assignment's runs."""
 
     recipe: RecipeName
     seeds: tuple[int, ...]
     sweep_seeds: tuple[int, ...]
     detection_data: str | None
-    """The set that a detector learns from; None: one that is made for it."""
+    """Dataset for fine-tuning the detector; None: a synthetic dataset made from CIFAR-10 images."""
 
 
-#: The assignment to the letter, an hour or so on two cores; and a few minutes' worth.
+#: ``COURSE`` has the exact settings of the assignment (about an hour on two cores); ``QUICK`` takes a few minutes.
 COURSE = AssignmentPlan("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), detection_data="coco128")
 QUICK = AssignmentPlan("quick", seeds=(0, 1), sweep_seeds=(0,), detection_data=None)
 
 
 @dataclass(frozen=True)
 class AssignmentRuns:
-    """What was trained, and the folders of it all."""
+    """Results of the assignment's runs, and the folders that hold them."""
 
     comparison: Comparison
     batch_size_sweep: SweepResult
@@ -75,13 +70,13 @@ def run_assignment(
     options: RuntimeOptions | None = None,
     log: Callable[[str], None] = print,
 ) -> AssignmentRuns:
-    """Make the runs of the assignment in ``folder``, or take those that are there.
+    """Train the runs of the assignment that ``folder`` does not hold yet.
 
-    Called again it goes on where it was stopped.
+    Finished runs are reused and interrupted ones are resumed.
     """
-    nets, batch_sizes = folder / "nets", folder / "batch-sizes"
+    models_folder, batch_sizes_folder = folder / "nets", folder / "batch-sizes"
     comparison = compare(
-        nets,
+        models_folder,
         models=PALETTE_MODELS[:3],
         recipe=plan.recipe,
         seeds=plan.seeds,
@@ -90,8 +85,8 @@ def run_assignment(
         options=options,
         log=log,
     )
-    swept = sweep(
-        batch_sizes,
+    batch_size_sweep = sweep(
+        batch_sizes_folder,
         model="conv-transpose",
         recipe=plan.recipe,
         parameter="batch-size",
@@ -102,13 +97,13 @@ def run_assignment(
         log=log,
     )
     detector = _train_detector(folder / "detector", plan.detection_data, options, log)
-    return AssignmentRuns(comparison, swept, (nets, batch_sizes, detector))
+    return AssignmentRuns(comparison, batch_size_sweep, (models_folder, batch_sizes_folder, detector))
 
 
 def _train_detector(
     folder: Path, detection_data: str | None, options: RuntimeOptions | None, log: Callable[[str], None]
 ) -> Path:
-    """Fine-tuned on the labelled set, or where it cannot be had on one that any machine can make."""
+    """Fine-tune on ``detection_data``, or on a synthetic dataset if that is None or not available."""
     if detection_data is None or not _is_available(detection_data, log):
         return train_sample_detector(folder, log, options=options)
     config = FinetuneConfig(data=detection_data, recipe=make_finetune_recipe("default"), freeze=NUM_FROZEN)
@@ -119,18 +114,18 @@ def _is_available(detection_data: str, log: Callable[[str], None]) -> bool:
     try:
         load_detection_dataset(detection_data)
     except ChromaboxError as error:
-        log(f"{error}; a set made of CIFAR-10's pictures takes its place")
+        log(f"{error}; using a synthetic dataset made from CIFAR-10 images instead")
         return False
     return True
 
 
-#: Photographs that ship inside scikit-image's wheel.
+#: Photographs that the scikit-image wheel contains.
 SAMPLE_IMAGES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration made."""
+    """Files of the demonstration."""
 
     assignment: AssignmentRuns
     photos: Path
@@ -138,81 +133,83 @@ class DemoResult:
 
 
 def run_demo(folder: Path, log: Callable[[str], None]) -> DemoResult:
-    """Colour photographs with the shipped net, do the assignment the quick way, and write it up."""
-    photographs = colourise_samples(folder / "photographs", log)
-    done = run_assignment(folder / "runs", QUICK, log=log)
-    return DemoResult(done, photographs, write_report(done.folders, folder, include_missing=True))
+    """Colourise sample photographs with the bundled model, run the quick assignment and write its report."""
+    figure = colourise_samples(folder / "photographs", log)
+    assignment = run_assignment(folder / "runs", QUICK, log=log)
+    return DemoResult(assignment, figure, write_report(assignment.folders, folder, include_missing=True))
 
 
 def colourise_samples(folder: Path, log: Callable[[str], None]) -> Path:
-    """Colour the sample photographs, and draw them as rows original | grey | coloured; returns the figure's path."""
+    """Colourise the sample photographs and return the path of a figure with the rows original, grey and colourised.
+
+    Raise ChromaboxError if scikit-image contains none of the photographs.
+    """
     samples = [Path(skimage.__file__).parent / "data" / name for name in SAMPLE_IMAGES]
-    present = [path for path in samples if path.is_file()]
-    if not present:
+    available = [path for path in samples if path.is_file()]
+    if not available:
         raise ChromaboxError(
-            f"{samples[0].parent}: scikit-image ships none of {', '.join(SAMPLE_IMAGES)} there any more"
+            f"{samples[0].parent}: expected sample images of scikit-image, found none of {', '.join(SAMPLE_IMAGES)}"
         )
-    pairs = map_outputs(present, folder)
-    work = make_file_coloriser(load_model(), ColouriseOptions())
+    pairs = map_outputs(available, folder)
+    colourise_file = make_file_coloriser(load_model(), ColouriseOptions())
     for source, target in pairs:
-        work(source, target)
+        colourise_file(source, target)
         log(str(target))
     originals = [_load_tile(source) for source, _ in pairs]
     greys = [np.repeat(np.rint(tile.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2) for tile in originals]
     figure = folder.parent / "photographs.png"
     plot_image_rows(
-        {"original": originals, "grey": greys, "coloured": [_load_tile(target) for _, target in pairs]},
+        {"original": originals, "grey": greys, "colourised": [_load_tile(target) for _, target in pairs]},
         figure,
-        "Sample photographs, coloured by the shipped net",
+        "Sample photographs, colourised by the bundled model",
         tile_size=2.0,
     )
     return figure
 
 
 def _load_tile(path: Path, size: int = 256) -> RGBTile:
-    """The central square of a picture, small."""
+    """Return the central square of an image, resized to ``size`` × ``size`` pixels: uint8 [size, size, 3]."""
     pixels = to_uint8(read_image(path).pixels)
-    edge = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
-    square = Image.fromarray(pixels[top : top + edge, left : left + edge])
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    square = Image.fromarray(pixels[top : top + side, left : left + side])
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
-#: Pictures of the set, and their side in pixels: no larger than what a minute on two cores allows.
+#: Images per split and their side in pixels, chosen so that training takes under a minute on two cores.
 SAMPLE_SPLITS, SAMPLE_IMAGE_SIZE = {"train": 64, "val": 32, "test": 16}, 192
 NUM_EPOCHS, NUM_CACHED_VIEWS = 10, 4
 
-#: As much as the assignment's tool froze.
+#: Number of frozen layers, as in the assignment.
 NUM_FROZEN = 10
 
 
 def train_sample_detector(
     folder: Path, log: Callable[[str], None], *, options: RuntimeOptions | None = None, epochs: int = NUM_EPOCHS
 ) -> Path:
-    """Make a small labelled set in ``folder/set`` and fine-tune a detector on it in ``folder/run``, which is returned.
+    """Make a small synthetic dataset in ``folder/set``, fine-tune a detector on it and return ``folder/run``.
 
-    YOLOv3-tiny begins from its published weights; where no source has them, from random ones, and that is said: such a
-    net learns next to nothing in so short a time. What is there of the same run is taken, or gone on with.
-    Raises ChromaboxError where CIFAR-10, of which the set is made, cannot be had either.
+    YOLOv3-tiny starts from its pretrained weights. If these cannot be downloaded, it starts from random weights, which
+    is logged: such a model learns very little in so few epochs. A finished run is reused and an interrupted one is
+    resumed. Raise ChromaboxError if CIFAR-10, the source of the objects, cannot be loaded either.
     """
     data, run = folder / "set", folder / "run"
     if not data.is_dir():
         boxes = make_synthetic_dataset(data, counts=SAMPLE_SPLITS, size=SAMPLE_IMAGE_SIZE)
-        log(
-            f"{data}: {sum(SAMPLE_SPLITS.values())} pictures with {sum(boxes.values())} boxes, made of CIFAR-10's pictures"
-        )
+        num_images, num_boxes = sum(SAMPLE_SPLITS.values()), sum(boxes.values())
+        log(f"{data}: {num_images} images with {num_boxes} boxes, made from CIFAR-10 images")
     return finetune_if_missing(
         run, lambda: _sample_config(data, folder, epochs, log), options=options, export=False, log=log
     )
 
 
 def _sample_config(data: Path, folder: Path, epochs: int, log: Callable[[str], None]) -> FinetuneConfig:
-    """From published weights with the first layers still; from random ones everything is trained."""
+    """Return a configuration with frozen first layers for pretrained weights, and without for random ones."""
     weights, freeze = "yolov3-tiny", NUM_FROZEN
     try:
         download_pretrained(weights)
     except ChromaboxError as error:
-        log(f"no trained weights can be had ({error}); the detector begins from random ones, so expect little")
+        log(f"pretrained weights are not available ({error}); using random weights, so expect low accuracy")
         weights, freeze = str(_random_weights(folder / "untrained.safetensors").resolve()), 0
     return FinetuneConfig(
         data=str(data.resolve()),
@@ -225,9 +222,9 @@ def _sample_config(data: Path, folder: Path, epochs: int, log: Callable[[str], N
 
 
 def _random_weights(path: Path) -> Path:
-    """YOLOv3-tiny as PyTorch draws it."""
+    """Save YOLOv3-tiny with PyTorch's default initialisation (seed 0) and return ``path``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = DarknetModel(yolov3_tiny(), DARKNET).eval()
-    save_detector(path, Detector(net, COCO_CLASSES, SAMPLE_IMAGE_SIZE, {"name": "yolov3-tiny, untrained"}))
+        model = DarknetModel(yolov3_tiny(), DARKNET).eval()
+    save_detector(path, Detector(model, COCO_CLASSES, SAMPLE_IMAGE_SIZE, {"name": "yolov3-tiny, untrained"}))
     return path

@@ -1,4 +1,4 @@
-"""From finished runs to the write-up: what each question's section says, put together and written as three files."""
+"""The report of the assignment: the sections of all questions, built from finished runs and written to three files."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from chromabox.assignment.sections.class_loss import class_loss_section
 from chromabox.assignment.sections.counting import count_section, padding_section
 from chromabox.assignment.sections.freezing import freezing_section
 from chromabox.assignment.sections.networks import conv_transpose_section, pool_upsample_section, unet_section
-from chromabox.assignment.sections.numbers import int_number, mean_over_runs
+from chromabox.assignment.sections.numbers import escape_braces, int_number, mean_over_runs
 from chromabox.assignment.sections.results import (
     conv_transpose_curves,
     conv_transpose_results,
@@ -28,7 +28,7 @@ from chromabox.runtime.parallel import num_threads
 
 SectionBuilder = Callable[[RunIndex, Path], Section]
 
-#: The assignment's questions in their order. The second says whether the answer needs no run.
+#: The questions of the assignment in their order; the second item says whether the answer needs no run.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
     (pool_upsample_section, True),
     (pool_upsample_results, False),
@@ -60,43 +60,47 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What was written, and the questions that nothing was found for."""
+    """The written files, and the keys of the questions without an answer."""
 
     document: WrittenDocument
     unanswered: list[str]
 
     def lines(self) -> list[str]:
-        """What is missing, and where everything is."""
-        gaps = [f"not answered, for want of runs: {', '.join(self.unanswered)}"] if self.unanswered else []
-        return [*gaps, f"page: {self.document.html}\npaper: {self.document.pdf}\nnumbers: {self.document.json}"]
+        """Return lines for the log: unanswered questions and the paths of the files."""
+        missing = [f"not answered (no finished runs): {', '.join(self.unanswered)}"] if self.unanswered else []
+        return [*missing, f"HTML: {self.document.html}\nPDF: {self.document.pdf}\nJSON: {self.document.json}"]
 
 
 def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool = False) -> ReportFiles:
     """Write ``report.html``, ``report.pdf`` and ``report.json`` about the runs below ``paths`` into ``folder``.
 
-    Args:
-        whole: every question of the assignment has its section, also where it can only say what is missing; otherwise
-            only those that the runs answer have one.
+    With ``include_missing`` every question has a section; a question without runs names the command that trains them.
+    Without it, only the questions that the runs answer have a section.
 
-    Raises UsageError for paths without a finished run, ChromaboxError where the folder cannot be written.
+    Raise UsageError if a path holds no finished run, and ChromaboxError if the folder cannot be written.
     """
-    found = find_runs(paths)
-    # What is computed is small: a second thread gains little, and loses much where other programs run.
+    run_index = find_runs(paths)
+    # The computations are small: a second thread gains little and costs much on a busy machine.
     with num_threads(1):
-        document, missing = build_document(found, folder / "figures", include_missing=include_missing)
+        document, missing = build_document(run_index, folder / "figures", include_missing=include_missing)
     return ReportFiles(write_document(document, folder), missing)
 
 
 def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool = False) -> tuple[Document, list[str]]:
-    """The write-up as data, its figures drawn into ``figures``, and the keys of the questions without an answer."""
+    """Return the report as data and the keys of the unanswered questions.
+
+    The figures are written to the folder ``figures``.
+    """
     figures.mkdir(parents=True, exist_ok=True)
-    wanted = [builder for builder, free in SECTIONS if include_missing or not free or run_index.colour]
-    sections = [builder(run_index, figures) for builder in wanted]
+    builders = [
+        builder for builder, needs_no_run in SECTIONS if include_missing or not needs_no_run or run_index.colour
+    ]
+    sections = [builder(run_index, figures) for builder in builders]
     missing = [section.key for section in sections if not _is_answered(section)]
     if not include_missing:
         sections = [section for section in sections if _is_answered(section)]
     document = Document(
-        title="Colours by classification, boxes by fine-tuning",
+        title="Image colourisation by classification and fine-tuning of an object detector",
         abstract=_build_abstract(run_index, sections, missing),
         sections=sections,
         references=REFERENCES,
@@ -110,30 +114,30 @@ def _is_answered(section: Section) -> bool:
 
 
 def _build_abstract(run_index: RunIndex, sections: Sequence[Section], missing: Sequence[str]) -> list[Block]:
-    """What was trained, and what became of it."""
+    """Summarise the trained models and their results."""
     blocks = [_colour_summary(run_index)] if run_index.colour else []
     blocks += [_detector_summary(run) for run in run_index.detectors]
     if missing and sections:
-        blocks.append(Text(f"Not answered here, because no run was given that could: {', '.join(missing)}."))
-    return [*blocks, *(Text(_escape_braces(sentence)) for sentence in run_index.ignored)]
+        blocks.append(Text(f"Questions without an answer, because no finished run was given: {', '.join(missing)}."))
+    return [*blocks, *(Text(escape_braces(sentence)) for sentence in run_index.ignored)]
 
 
 def _colour_summary(run_index: RunIndex) -> Text:
-    """One sentence about the task, one about each net."""
+    """Return one sentence about the task and one about each model."""
     first = read_summary(next(iter(run_index.colour.values()))[0])
     sentences = [
-        f"Grey pictures ({_escape_braces(first['data'])}) are coloured by choosing for every pixel one colour of a palette "
-        f"({_escape_braces(first['palette'])}); the nets were trained by the {first['recipe']} recipe."
+        f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour "
+        f"of a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
     ]
     numbers = {}
-    for index, (net, runs) in enumerate(run_index.colour.items()):
+    for index, (model, runs) in enumerate(run_index.colour.items()):
         numbers[f"right{index}"] = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
         numbers[f"loss{index}"] = mean_over_runs(runs, "test_loss")
         numbers[f"runs{index}"] = int_number(len(runs), "number of runs found")
         seeds = "seed" if len(runs) == 1 else "seeds"
         sentences.append(
-            f"`{net}` gets {{right{index}}} % of the test pixels right at a cross-entropy of {{loss{index}}} "
-            f"({{runs{index}}} {seeds})."
+            f"`{model}` classifies {{right{index}}} % of the test pixels correctly, with a cross-entropy of "
+            f"{{loss{index}}} nats per pixel ({{runs{index}}} {seeds})."
         )
     return Text(" ".join(sentences), numbers)
 
@@ -144,14 +148,11 @@ def _detector_summary(run: Path) -> Text:
         name: Number(100 * summary[name]["ap50"], f"{run}/summary.json: {name}.ap50", ".1f")
         for name in ("before", "after")
     }
-    data = _escape_braces(Path(str(summary["data"])).name)
+    data = escape_braces(Path(str(summary["data"])).name)
     return Text(
-        f"A detector fine-tuned on `{data}` goes from {{before}} to {{after}} % AP50 on held-out pictures.", numbers
+        f"Fine-tuning a detector on `{data}` changed its AP50 on held-out images from {{before}} % to {{after}} %.",
+        numbers,
     )
-
-
-def _escape_braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _build_metadata(run_index: RunIndex) -> dict[str, str]:

@@ -107,7 +107,7 @@ def test_what_is_measured_again_agrees_with_other_libraries(result: SweepResult,
 def test_the_file_says_the_same(result: SweepResult) -> None:
     assert read_sweep(result.folder) == result
     written = json.loads((result.folder / "sweep.json").read_text())
-    loss = written["equal_epochs"][1]["measured"]["test_loss"]
+    loss = written["equal_epochs"][1]["metrics"]["test_loss"]
     found = result.equal_epochs[1].metrics["test_loss"]
     assert loss == {"mean": found.mean, "spread": found.std, "each": list(found.values)}
     assert written["equal_steps"][0]["runs"] == ["batch-size-4-steps6-seed0", "batch-size-4-steps6-seed1"]

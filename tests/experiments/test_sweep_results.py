@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path: Path, psnr: tuple[float, ...], grey_p
     sweep = a_sweep(tmp_path, psnr, grey_psnr)
     write_sweep(sweep)
     assert read_sweep(tmp_path) == sweep
-    written = json.loads((tmp_path / "sweep.json").read_text())["equal_epochs"][0]["measured"]["psnr"]
+    written = json.loads((tmp_path / "sweep.json").read_text())["equal_epochs"][0]["metrics"]["psnr"]
     assert written["each"] == [value if math.isfinite(value) else None for value in psnr]
 
 
@@ -45,7 +45,7 @@ def test_mean_and_spread() -> None:
 def test_the_unit_of_everything_is_told(tmp_path: Path) -> None:
     write_sweep(a_sweep(tmp_path, (20.0,)))
     written = json.loads((tmp_path / "sweep.json").read_text())
-    assert written["measured"].keys() == written["equal_epochs"][0]["measured"].keys()
+    assert written["metrics"].keys() == written["equal_epochs"][0]["metrics"].keys()
 
 
 def test_a_sweep_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

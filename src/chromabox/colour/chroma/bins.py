@@ -1,9 +1,9 @@
-"""Chroma bins: the classes among which a photo net chooses, points of a square grid in the a*b* plane of CIELab.
+"""Chroma bins: the classes of the photo model, points of a square grid in the a*b* plane of CIELab.
 
-A pixel's target is shared among the four bins around its chroma by bilinear weights, so that the mean of the bins
-under the target is exactly that chroma: what a net that has learnt the targets says needs no correction. (Zhang et
-al. 2016, section 2.2, share it among the five nearest by a Gaussian, whose mean is only near it.) A small net has
-fewer classes to learn than pixels have colours because only bins that photographs use are kept.
+The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
+under this target is exactly the chroma, which makes a correction of the predictions unnecessary. Zhang et al. 2016,
+section 2.2, distribute the target over the five nearest bins with a Gaussian; its mean only approximates the chroma.
+Only bins that occur in photographs are used. This reduces the number of classes for a small model.
 """
 
 import math
@@ -25,9 +25,9 @@ ChromaTensor = Float[Tensor, "batch 2 height width"]
 
 @dataclass(frozen=True, eq=False)
 class ChromaBins:
-    """Grid points (a*, b*), in multiples of ``spacing``, and how often each occurs among the training pixels.
+    """Grid points (a*, b*), in multiples of ``spacing``, and their relative frequencies among the training pixels.
 
-    Raises ChromaboxError for arrays that are not two or more finite points on the grid with as many frequencies.
+    Raise ChromaboxError unless there are two or more finite points on the grid and one positive frequency per point.
     """
 
     centres: Float32[np.ndarray, "bins 2"]
@@ -36,29 +36,29 @@ class ChromaBins:
 
     def __post_init__(self) -> None:
         cells = self.centres / self.spacing if self.spacing > 0 else self.centres
-        whole = np.isfinite(cells).all() and np.allclose(cells, np.rint(cells), atol=1e-3)
-        if self.centres.ndim != 2 or len(self.centres) < 2 or self.centres.shape[1] != 2 or not whole:
-            raise ChromaboxError(f"chroma bins: need two or more points (a*, b*) in multiples of {self.spacing:g}")
+        on_grid = np.isfinite(cells).all() and np.allclose(cells, np.rint(cells), atol=1e-3)
+        if self.centres.ndim != 2 or len(self.centres) < 2 or self.centres.shape[1] != 2 or not on_grid:
+            raise ChromaboxError(f"chroma bins: expected two or more points (a*, b*) in multiples of {self.spacing:g}")
         if self.frequencies.shape != (len(self.centres),) or not (self.frequencies > 0).all():
-            raise ChromaboxError(f"chroma bins: need {len(self.centres)} frequencies above 0, one for each bin")
+            raise ChromaboxError(f"chroma bins: expected {len(self.centres)} frequencies above 0, one per bin")
 
     def __len__(self) -> int:
         return len(self.centres)
 
     def as_json(self) -> dict[str, Any]:
-        """What a checkpoint says of its bins."""
+        """Return the bins as JSON values, for the metadata of a checkpoint."""
         frequencies = [float(f"{value:.6g}") for value in self.frequencies]
         return {"spacing": self.spacing, "centres": self.centres.tolist(), "frequencies": frequencies}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ChromaBins":
-        """The bins of :meth:`as_json`; KeyError, TypeError, ValueError or ChromaboxError if they are none."""
+        """Return the bins of :meth:`as_json`; raise KeyError, TypeError, ValueError or ChromaboxError if invalid."""
         centres, frequencies = (np.asarray(values[name], np.float32) for name in ("centres", "frequencies"))
         return cls(centres, frequencies, float(values["spacing"]))
 
     @cached_property
     def _nearest_bin_grid(self) -> tuple[Int64[Tensor, "rows columns"], Int64[Tensor, "2"]]:
-        """The bin nearest to every point of the grid's bounding box, and the box's first point."""
+        """Return the bin nearest to every point of the grid's bounding box, and the first point of the box."""
         cells = np.rint(self.centres / self.spacing).astype(np.int64)
         first, last = cells.min(0), cells.max(0)
         box = np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True)), indexing="ij"), -1)
@@ -68,34 +68,36 @@ class ChromaBins:
     def soft_encode(
         self, chroma: ChromaTensor
     ) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
-        """The four bins around each pixel's chroma and their bilinear weights, which add up to 1.
+        """Return the four bins around each pixel's chroma and their bilinear weights, which sum to 1.
 
-        Chroma beyond the bins is drawn to the nearest one.
+        Chroma outside the bins is moved to the nearest bin.
         """
-        lattice, first = (part.to(chroma.device) for part in self._nearest_bin_grid)
-        size = torch.tensor(lattice.shape, device=chroma.device)
-        place = chroma / self.spacing - first[:, None, None]
-        place = torch.minimum(place.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
-        corner = place.floor()
-        part = place - corner
+        nearest_bin, first = (part.to(chroma.device) for part in self._nearest_bin_grid)
+        size = torch.tensor(nearest_bin.shape, device=chroma.device)
+        position = chroma / self.spacing - first[:, None, None]
+        position = torch.minimum(position.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
+        corner = position.floor()
+        offset = position - corner
         row, column = corner.long().unbind(1)
         bins, weights = [], []
         for down in (0, 1):
             for right in (0, 1):
-                bins.append(lattice[row + down, column + right])
-                weights.append((part[:, 0] if down else 1 - part[:, 0]) * (part[:, 1] if right else 1 - part[:, 1]))
+                bins.append(nearest_bin[row + down, column + right])
+                weights.append(
+                    (offset[:, 0] if down else 1 - offset[:, 0]) * (offset[:, 1] if right else 1 - offset[:, 1])
+                )
         return torch.stack(bins, 1), torch.stack(weights, 1)
 
     def decode_mean(self, probabilities: BinScores) -> ChromaTensor:
-        """The mean chroma under probabilities [batch, bins, height, width]."""
+        """Return the mean chroma (a*, b*) under probabilities [batch, bins, height, width]."""
         return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(self.centres).to(probabilities))
 
     def rebalancing_weights(self, strength: float) -> Float[Tensor, " bins"]:
-        """Logarithms of class weights that make rare colours count more; 0 for strength 0.
+        """Return the logarithms of class weights that up-weight rare colours; 0 for strength 0.
 
         Zhang et al. 2016, section 2.2: w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2 and p̃ the bins' frequencies smoothed by a
-        Gaussian of σ = 5, scaled so that E[w] = 1. A net trained with the weighted loss says p·w up to a factor, so the
-        weights can as well be put on afterwards, and to the power of ``strength``.
+        Gaussian of σ = 5, scaled to E[w] = 1. A model trained with the weighted loss predicts p·w up to a factor.
+        The weights, raised to the power of ``strength``, can therefore be applied to the predictions instead.
         """
         centres = self.centres.astype(np.float64)
         distance = ((centres[:, None] - centres) ** 2).sum(-1)
@@ -107,31 +109,29 @@ class ChromaBins:
 
 
 def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, min_fraction: float = 2e-6) -> ChromaBins:
-    """The grid points that pixels use: those with at least the share ``least`` of all bilinear weight.
+    """Return the grid points that have at least the fraction ``min_fraction`` of all bilinear weight.
 
     Args:
-        chroma: a* and b* of pixels, in portions.
-        spacing: of the grid, in units of a* and b*.
-        least: a rarer bin is left out, its pixels going to the nearest that is kept.
+        chroma: a* and b* of pixels, in chunks.
+        spacing: spacing of the grid, in units of a* and b*.
+        min_fraction: rarer bins are omitted; their pixels belong to the nearest remaining bin.
 
-    Raises ChromaboxError if fewer than two bins are used.
+    Raise ChromaboxError if fewer than two bins are used.
     """
-    reach = math.ceil(128 / spacing) + 1
-    size = 2 * reach + 1
+    radius = math.ceil(128 / spacing) + 1
+    size = 2 * radius + 1
     counts = torch.zeros(size * size, dtype=torch.float64)
-    for portion in chroma:
-        place = portion.double() / spacing + reach
-        corner = place.floor()
-        part = place - corner
+    for chunk in chroma:
+        position = chunk.double() / spacing + radius
+        corner = position.floor()
+        offset = position - corner
         for down in (0, 1):
             for right in (0, 1):
-                weight = (part[0] if down else 1 - part[0]) * (part[1] if right else 1 - part[1])
+                weight = (offset[0] if down else 1 - offset[0]) * (offset[1] if right else 1 - offset[1])
                 counts.index_add_(0, ((corner[0] + down) * size + corner[1] + right).long(), weight)
-    share = counts / counts.sum().clamp(min=1e-12)
-    used = torch.nonzero(share >= min_fraction)[:, 0]
+    fractions = counts / counts.sum().clamp(min=1e-12)
+    used = torch.nonzero(fractions >= min_fraction)[:, 0]
     if len(used) < 2:
-        raise ChromaboxError(
-            f"chroma bins: the pictures use {len(used)} of them; pictures in several colours are needed"
-        )
-    cells = torch.stack([used // size, used % size], 1) - reach
-    return ChromaBins((cells * spacing).numpy().astype(np.float32), share[used].numpy().astype(np.float32), spacing)
+        raise ChromaboxError(f"chroma bins: the images use {len(used)} bins; use images with several colours")
+    cells = torch.stack([used // size, used % size], 1) - radius
+    return ChromaBins((cells * spacing).numpy().astype(np.float32), fractions[used].numpy().astype(np.float32), spacing)

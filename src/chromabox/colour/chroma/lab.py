@@ -1,12 +1,11 @@
-"""CIELab and sRGB, plane by plane, fast enough for every pixel of a photograph.
+"""Conversion between sRGB and CIELab (white point D65, 2° observer).
 
-All numbers follow IEC 61966-2-1 (sRGB and its curve) and CIE 15:2004, 8.2.1.1 (CIELab, white point D65). The working
-quantity is the root f = (L* + 16) / 116, CIE's f(Y / Yn): a colour's other two coordinates lie beside it, f(X / Xn) =
-f + a* / 500 and f(Z / Zn) = f - b* / 200.
+The NumPy functions work on planes and are fast enough for every pixel of a photograph. The torch functions are for
+small tensors in training.
 
-sRGB and CIELab (D65, 2° observer) on small tensors, for training; full-size pictures go through lab.py.
-
-Formulas and constants: IEC 61966-2-1 (sRGB) and CIE 15:2004, section 8.2.1 (L*, a*, b*).
+Formulas and constants: IEC 61966-2-1 (sRGB and its transfer function) and CIE 15:2004, section 8.2.1.1 (CIELab). The
+NumPy functions represent lightness by the root f = (L* + 16) / 116, which is CIE's f(Y / Yn). The other two
+coordinates of a colour follow from it: f(X / Xn) = f + a* / 500 and f(Z / Zn) = f - b* / 200.
 """
 
 from functools import cache
@@ -16,44 +15,44 @@ import torch
 from jaxtyping import Bool, Float, Float32, Shaped, UInt8, UInt16
 from torch import Tensor
 
-# Linear sRGB from CIE XYZ relative to D65 white (IEC 61966-2-1), and that white.
+# Linear sRGB from CIE XYZ relative to D65 white (IEC 61966-2-1), and the white point.
 _RGB_FROM_XYZ = np.array(
     [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
 )
 _WHITE_POINT = np.array([0.95047, 1.0, 1.08883])
 _RGB_FROM_RELATIVE_XYZ = _RGB_FROM_XYZ * _WHITE_POINT
 
-# White is (1, 1, 1) to the last digit, so that grey stays grey: every row's sum is one.
+# Scale each row to a sum of one: white is then exactly (1, 1, 1), and grey stays grey.
 _RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 
 #: Luminance Y of white = 1 from linear sRGB.
 LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
 
-#: As the rows' sums are one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), with X and Z relative to white.
+#: Because each row sums to one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), X and Z relative to white.
 X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for column in (0, 2))
 
-#: Root below which CIELab's cube gives way to its own tangent, and that tangent's slope.
+#: Root below which CIELab replaces the cube by its tangent, and the slope of the tangent.
 KNEE = np.float32(6 / 29)
 KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
 
-#: How far linear sRGB may leave [0, 1] and still count as inside: it is clipped, which moves L* by less than 0.1.
+#: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
 
-# Slope that counts as none: with it, any excess lasts as far as the search may reach.
+# Lower bound of slopes: with a smaller slope, the excess lasts over the whole search interval.
 _MIN_SLOPE = np.float32(1e-6)
 
-# Steps towards the gamut; nearly all colours need under ten.
+# Maximum number of steps towards the gamut; nearly all colours take fewer than ten.
 _MAX_STEPS = 40
 
-# Entries of the table that turns linear sRGB into 8 bits; near black, where they are fewest, 20 to a level.
+# Entries of the table from linear sRGB to 8 bits. Near black, where each level has fewest entries, it has 20 per level.
 _TABLE_SIZE = 1 << 16
 
 
 def luminance_root(
     pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*shape 3"],
 ) -> Float32[np.ndarray, "*shape"]:
-    """f(Y / Yn) of sRGB pixels, from 4/29 (black) to 1 (white)."""
+    """Return f(Y / Yn) of 8- or 16-bit sRGB pixels, from 4/29 (black) to 1 (white)."""
     linear = _srgb_to_linear_table(pixels.dtype)
     luminance = LUMINANCE_WEIGHTS[0] * linear[pixels[..., 0]]
     luminance += LUMINANCE_WEIGHTS[1] * linear[pixels[..., 1]]
@@ -67,7 +66,7 @@ def luminance_root(
 def lab_to_linear_rgb(
     root: Float32[np.ndarray, "*shape"], a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape"]
 ) -> Float32[np.ndarray, "3 *shape"]:
-    """Linear sRGB, not clipped, of colours given by their root and their a*, b*; exactly grey where both are zero."""
+    """Return unclipped linear sRGB of colours given by root, a* and b*; exactly grey where a* and b* are zero."""
     y = _root_to_tristimulus(root)
     x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
     z = _root_to_tristimulus(root - b * np.float32(1 / 200)) - y
@@ -80,31 +79,31 @@ def lab_to_linear_rgb(
 
 
 def out_of_gamut(linear: Float32[np.ndarray, "3 *shape"]) -> Bool[np.ndarray, "*shape"]:
-    """Where sRGB has no such colour."""
+    """Return a mask of the linear sRGB colours outside the gamut."""
     return (linear.min(axis=0) < -GAMUT_TOLERANCE) | (linear.max(axis=0) > 1 + GAMUT_TOLERANCE)
 
 
 def max_chroma_scale(
     root: Float32[np.ndarray, " colours"], a: Float32[np.ndarray, " colours"], b: Float32[np.ndarray, " colours"]
 ) -> Float32[np.ndarray, " colours"]:
-    """The largest scale in [0, 1] by which a* and b* can be multiplied so that the colour lies in sRGB.
+    """Return the largest scale in [0, 1] for a* and b* at which the colour is in the sRGB gamut.
 
-    The colours of one lightness and hue that sRGB has are not always one stretch from grey outwards (bright yellows
-    have a gap). So the search comes from outside, by steps too short to pass a colour that fits (_safe_step), and
-    ends at the first that does.
+    The in-gamut colours of one lightness and hue are not always one interval from grey outwards: bright yellows have
+    a gap. The search therefore starts from outside, with steps too short to skip an in-gamut colour (`_gamut_step`),
+    and ends at the first one.
     """
     result = np.ones_like(root)
-    place, scale, reach = np.arange(len(root)), result.copy(), result.copy()
+    index, scale, max_step = np.arange(len(root)), result.copy(), result.copy()
     for _ in range(_MAX_STEPS):
-        step = _gamut_step(root, a, b, scale, reach)
-        stray = np.flatnonzero(step)
-        if not stray.size:
+        step = _gamut_step(root, a, b, scale, max_step)
+        outside = np.flatnonzero(step)
+        if not outside.size:
             break
-        step = step[stray]
-        place, root, a, b = place[stray], root[stray], a[stray], b[stray]
-        scale = np.maximum(scale[stray] - step, 0)
-        reach = np.minimum(2 * step, scale)
-        result[place] = scale
+        step = step[outside]
+        index, root, a, b = index[outside], root[outside], a[outside], b[outside]
+        scale = np.maximum(scale[outside] - step, 0)
+        max_step = np.minimum(2 * step, scale)
+        result[index] = scale
     return result
 
 
@@ -115,10 +114,10 @@ def _gamut_step(
     scale: Float32[np.ndarray, " colours"],
     max_step: Float32[np.ndarray, " colours"],
 ) -> Float32[np.ndarray, " colours"]:
-    """By how much the scale can fall, at most `reach`, without passing a colour that fits; zero where this one does.
+    """Return the decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 for an in-gamut colour.
 
-    A channel beyond its bound comes back to it no sooner than after its excess divided by its steepest slope within
-    reach. X and Z are cubes of what grows evenly with the scale, so their slopes are steepest at either end.
+    An out-of-gamut channel cannot return to its bound before its excess divided by its steepest slope in the
+    interval. X and Z are cubes of linear functions of the scale; their slopes are steepest at an end of the interval.
     """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
     linear = lab_to_linear_rgb(root, a * scale, b * scale)
@@ -132,14 +131,14 @@ def _gamut_step(
             if beyond.size:
                 steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
                 steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
-                # Half the tolerance is the aim, so that the search ends; a falling slope leads nowhere within reach.
+                # The target is half the tolerance, which makes the search end. A wrong-signed slope gives max_step.
                 needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, _MIN_SLOPE)
                 step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step
 
 
 def _root_to_tristimulus(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Tristimulus value relative to white: the cube above the knee, its tangent below."""
+    """Return the tristimulus value relative to white: the cube above the knee, its tangent below."""
     above = np.maximum(root, KNEE)
     cube = above * above
     cube *= above
@@ -150,7 +149,7 @@ def _root_to_tristimulus(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndar
 
 
 def _cube_derivative(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Derivative of the cube and its tangent."""
+    """Return the derivative of `_root_to_tristimulus`."""
     above = np.maximum(root, KNEE)
     return 3 * above * above
 
@@ -158,7 +157,7 @@ def _cube_derivative(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray,
 def linear_to_srgb(
     linear: Float32[np.ndarray, "3 *shape"], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> Shaped[np.ndarray, "*shape 3"]:
-    """sRGB pixels of 8 or 16 bits of linear sRGB, clipped; the linear values are overwritten."""
+    """Return 8- or 16-bit sRGB pixels of linear sRGB, clipped. The input array is overwritten."""
     pixels = np.empty((*linear.shape[1:], 3), dtype)
     np.clip(linear, 0, 1, out=linear)
     if dtype == np.uint8:
@@ -175,21 +174,21 @@ def linear_to_srgb(
 
 
 def _srgb_transfer(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The sRGB curve, from linear to encoded."""
-    bent = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
-    return np.where(linear <= 0.0031308, np.float32(12.92) * linear, bent)
+    """Apply the sRGB transfer function, from linear to encoded values."""
+    power = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
+    return np.where(linear <= 0.0031308, np.float32(12.92) * linear, power)
 
 
 @cache
 def _srgb_to_linear_table(dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Float32[np.ndarray, " levels"]:
-    """Linear value of every level that pixels of this type can have."""
+    """Return the linear value of every level of the dtype."""
     encoded = np.linspace(0, 1, np.iinfo(dtype).max + 1)
     return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 @cache
 def _linear_to_uint8_table() -> UInt8[np.ndarray, " entries"]:
-    """Nearest 8-bit level of evenly spaced linear values."""
+    """Return the nearest 8-bit level of evenly spaced linear values."""
     return np.rint(255 * _srgb_transfer(np.linspace(0, 1, _TABLE_SIZE, dtype=np.float32))).astype(np.uint8)
 
 
@@ -201,7 +200,7 @@ _XYZ_KNEE = (6 / 29) ** 3
 
 
 def rgb_to_lab(rgb: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
-    """L* in 0 … 100, a* and b* in about −110 … 110, float32, of 8-bit sRGB."""
+    """Convert 8-bit sRGB to float32 L* (0 to 100), a* and b* (about −110 to 110)."""
     xyz = _byte_to_linear_table().to(rgb.device)[rgb.int()] @ XYZ_FROM_RGB.to(rgb.device).T / WHITE_D65.to(rgb.device)
     f = torch.where(xyz > _XYZ_KNEE, xyz.clamp(min=_XYZ_KNEE) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     x, y, z = f.unbind(-1)
@@ -209,7 +208,7 @@ def rgb_to_lab(rgb: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "bat
 
 
 def lab_to_rgb(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch height width 3"]:
-    """sRGB in [0, 1]; what lies outside its gamut is clipped, each channel for itself."""
+    """Convert CIELab to sRGB in [0, 1]; clip each channel of out-of-gamut colours."""
     lightness, a, b = lab.float().unbind(1)
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], -1)
@@ -219,13 +218,13 @@ def lab_to_rgb(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "bat
 
 
 def _byte_to_linear_table() -> Float[Tensor, "256"]:
-    """Linear light of every 8-bit sRGB value."""
+    """Return the linear value of every 8-bit sRGB value."""
     value = torch.arange(256, dtype=torch.float64) / 255
     return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).float()
 
 
 def rgb_to_lab_array(colours: UInt8[np.ndarray, "colours 3"]) -> Float32[np.ndarray, "colours 3"]:
-    """CIELab (D65) of 8-bit sRGB; a* and b* of greys are exactly 0."""
+    """Convert 8-bit sRGB to CIELab (D65); a* and b* of greys are exactly 0."""
     lab = rgb_to_lab(torch.from_numpy(np.ascontiguousarray(colours))[None, None])[0, :, 0].numpy().T.copy()
     lab[(colours == colours[:, :1]).all(1), 1:] = 0
     return lab

@@ -1,17 +1,15 @@
-"""A picture and a small chroma map in, the picture in colour out: its own L* kept exactly, at full size.
+"""Application of a small chroma map to a full-size image, whose L* is preserved exactly.
 
-The map is brought to full size with the picture's lightness as the guide (guided.py). Where sRGB has no colour of that
-lightness, hue and chroma, chroma gives way as far as it must, and lightness and hue stay (lab.py). Work goes in bands
-of rows that stay in a core's cache, so memory beyond the two pictures does not grow with them.
+The map is upsampled to full size with the image's lightness as the guide. Where a colour is outside the sRGB gamut, its
+chroma is reduced as little as possible; lightness and hue stay (lab.py). The image is processed in bands of rows that
+fit in a core's cache; the memory beyond the input and the result does not grow with the image.
 
-Small chroma maps to full size, with the picture's own lightness as the guide.
-
-After the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2): at the small size, chroma around every cell
-is fitted by a line in lightness; the lines, not the chroma, are interpolated to full size and applied to the full
-lightness, so that colour ends where the picture's own edge is. Two things differ, because the filter's averaged
-offsets blur the map (measured: worse than bilinear interpolation on photographs). Every cell's line passes through the
-cell's own chroma; and the map is sharpened first by what interpolation and averaging take from it, so that the average
-of the result over a cell is the map's value again.
+The upsampling follows the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2). On the small map, chroma
+around every cell is fitted by a linear function of lightness. The coefficients, not the chroma, are interpolated to
+full size and applied to the full-size lightness, which makes colours end at the edges of the image. Two things differ,
+because the averaged offsets of the filter blur the map (measured on photographs: worse than bilinear interpolation).
+The function of every cell passes through the chroma of the cell. The map is first sharpened to compensate for
+interpolation and averaging: the average of the result over a cell is the value of the map again.
 """
 
 from collections.abc import Callable
@@ -20,42 +18,43 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Shaped, UInt8, UInt16
+from jaxtyping import Float32, Float64, Shaped
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from chromabox.colour.chroma import lab
+from chromabox.io.images import Pixels
 
-#: Cells of the small map to each side over which a line is fitted.
+#: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
 
-#: Variance of L* at which the slope is half of what least squares gives: in flatter areas lightness says little.
+#: Regularisation: variance of L* at which the slope is half of the least-squares slope.
 EPSILON = 100.0
 
-# Passes of the sharpening; each takes back what the one before left blurred.
+# Passes of the sharpening; each one reduces the blur left by the previous one.
 _SHARPEN_PASSES = 2
 
 
 @dataclass(frozen=True)
 class GuidedUpsampler:
-    """A small chroma map made ready to be read at full size, any rows at a time.
+    """Coefficients of a small chroma map, from which any rows of the full-size chroma can be computed.
 
-    planes: slope, offset, lowest and highest value allowed, each for a* and b*, already at full width (32 bytes for
-        each row of the small map and column of the picture). The limits are those of the map around every cell: the
-        line may sharpen what the map says but not exceed it.
-    height: of the full-size picture.
+    planes: slope, offset, minimum and maximum, each for a* and b*, already at full width (32 bytes per row of the small
+        map and column of the image). The limits are those of the map around every cell: the linear function may
+        sharpen the map but not exceed its range.
+    height: height of the full-size image.
     """
 
     planes: Float32[np.ndarray, "4 2 small_height width"]
     height: int
 
     def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
-        """a* and b* of the rows of `band` of the full-size picture, of which `lightness` are the L* (0..100)."""
+        """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
         upper, lower, down = _interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         for channel, value in enumerate(result):
-            # One plane at a time, so that they stay in the cache.
+            # One channel at a time keeps the planes in the cache.
             slope, offset, lowest, highest = (
                 _lerp(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
                 for plane in self.planes[:, channel]
@@ -73,20 +72,20 @@ def fit_local_linear(
     height: int,
     width: int,
 ) -> GuidedUpsampler:
-    """Fit chroma by lightness around every cell of the small map.
+    """Fit chroma as a linear function of lightness around every cell of the small map.
 
     Args:
         chroma: a*, b*.
-        guide: L* (0..100) of the picture, averaged over each cell.
-        height: of the full-size picture.
-        width: of the full-size picture.
+        guide: L* (0 to 100) of the image, averaged over each cell.
+        height: height of the full-size image.
+        width: width of the full-size image.
     """
     colour = torch.from_numpy(chroma.astype(np.float64, order="C")).permute(2, 0, 1)
     light = torch.from_numpy(guide.astype(np.float64, order="C"))[None]
     mean_light, mean_colour = _box_filter(light), _box_filter(colour)
     variance = (_box_filter(light**2) - mean_light**2).clamp(min=0)
     covariance = _box_filter(light * colour) - mean_light * mean_colour
-    # Of the squares around a cell, those with more contrast know more of its slope.
+    # Windows around a cell that have more contrast determine its slope better and get more weight.
     slope = _box_filter(covariance) / (_box_filter(variance) + EPSILON)
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     highest = F.max_pool2d(colour, 3, stride=1, padding=1)
@@ -97,14 +96,14 @@ def fit_local_linear(
 
 
 def _box_filter(planes: Float64[Tensor, "planes height width"]) -> Float64[Tensor, "planes height width"]:
-    """Means over squares of 2 RADIUS + 1 cells, of which only those inside the map count."""
+    """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
     return F.avg_pool2d(planes, 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)
 
 
 def _sharpen(
     planes: Float64[Tensor, "planes small_height small_width"], height: int, width: int
 ) -> Float64[Tensor, "planes small_height small_width"]:
-    """Planes whose bilinear interpolation to height × width has about the given averages over the cells."""
+    """Sharpen planes: the cell averages of their bilinear interpolation to height × width become the input values."""
     sharp = planes
     for _ in range(_SHARPEN_PASSES):
         blurred = _upsample_blur(_upsample_blur(sharp, height).mT, width).mT
@@ -113,30 +112,30 @@ def _sharpen(
 
 
 def _upsample_blur(planes: Float64[Tensor, "planes cells any"], full: int) -> Float64[Tensor, "planes cells any"]:
-    """Averages over the cells of their own interpolation to `full` places, along the columns.
+    """Return the cell averages of the planes interpolated to `full` positions along the columns.
 
-    A neighbour's share is the mean of max(0, x) over the places of a cell, x from -1/2 to 1/2: (1 - 1/n²) / 8 for an
-    odd number n of places, taken for any.
+    The weight of a neighbour is the mean of max(0, x) over the positions of a cell, x from -1/2 to 1/2. It is
+    (1 - 1/n²) / 8 for an odd number n of positions, and this value is used for any n.
     """
-    share = (1 - (planes.shape[1] / full) ** 2) / 8
+    weight = (1 - (planes.shape[1] / full) ** 2) / 8
     padded = F.pad(planes, (0, 0, 1, 1), mode="replicate")
-    return (1 - 2 * share) * planes + share * (padded[:, :-2] + padded[:, 2:])
+    return (1 - 2 * weight) * planes + weight * (padded[:, :-2] + padded[:, 2:])
 
 
 def _interpolation_indices(
     small: int, full: int, band: slice
-) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
-    """The two cells between which each place lies, and how far (0..1) it is from the first to the second."""
-    places = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
-    places = places.clip(0, small - 1)
-    first = places.astype(np.intp)
-    return first, np.minimum(first + 1, small - 1), (places - first).astype(np.float32)
+) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
+    """Return the two cells around each position and the fraction (0 to 1) of the way from the first to the second."""
+    positions = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
+    positions = positions.clip(0, small - 1)
+    first = positions.astype(np.intp)
+    return first, np.minimum(first + 1, small - 1), (positions - first).astype(np.float32)
 
 
 def _lerp(
     first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], weight: Float32[np.ndarray, "*_"]
 ) -> Float32[np.ndarray, "*shape"]:
-    """Linear interpolation; exact where both are equal."""
+    """Interpolate linearly; exact where both values are equal."""
     second = second - first
     second *= weight
     second += first
@@ -146,24 +145,23 @@ def _lerp(
 def downsample(
     plane: Float32[np.ndarray, "height width"], height: int, width: int
 ) -> Float32[np.ndarray, "small_height small_width"]:
-    """Average one plane down to a smaller size."""
+    """Downsample one plane by averaging."""
     small = Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), Image.Resampling.HAMMING)
     return np.array(small, np.float32)
 
 
-Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
-#: Full-size chroma [rows, width, 2] of some rows, and which they are, to the chroma that they get instead.
+#: Function that maps the full-size chroma [rows, width, 2] of a band of rows to its replacement.
 ChromaHook = Callable[[Float32[np.ndarray, "rows width 2"], slice], Float32[np.ndarray, "rows width 2"]]
 
-#: Pixels in a band of rows: enough that calling numpy costs little beside computing, few enough that the planes worked
-#: on (256 KB each) stay in a core's cache. Measured best of 2^13 to 2^17.
+#: Pixels in a band of rows: enough to make the overhead of NumPy calls small, few enough to keep the planes (256 KB
+#: each) in a core's cache. Fastest of 2^13 to 2^17 in measurements.
 BAND_PIXELS = 1 << 16
 
 
 def lightness(pixels: Pixels, *, band_pixels: int = BAND_PIXELS) -> Float32[np.ndarray, "height width"]:
-    """L* (0..100) of sRGB pixels of 8 or 16 bits."""
+    """Return L* (0 to 100) of 8- or 16-bit sRGB pixels."""
     result = np.empty(pixels.shape[:2], np.float32)
 
     def fill(band: slice) -> None:
@@ -176,14 +174,14 @@ def lightness(pixels: Pixels, *, band_pixels: int = BAND_PIXELS) -> Float32[np.n
 def apply_chroma(
     pixels: Pixels, chroma: ChromaMap, *, chroma_hook: ChromaHook | None = None, band_pixels: int = BAND_PIXELS
 ) -> Shaped[np.ndarray, "height width 3"]:
-    """The picture with its own L* and the chroma of a map, as pixels of the same type.
+    """Return the image with its L* and the chroma of a map, as pixels of the same dtype.
 
     Args:
-        pixels: sRGB; of a coloured picture only the lightness is used.
-        chroma: a*, b* of CIELab (D65) of any size; zero chroma leaves a grey pixel as it is, to the bit.
-        adjust: may change the full-size chroma of a band of rows before what sRGB cannot show is reduced. It is
-            called from several threads at once, in any order.
-        band_pixels: about how many pixels are worked on at a time; the result does not depend on it.
+        pixels: 8- or 16-bit sRGB; of a colour image, only the lightness is used.
+        chroma: a*, b* of CIELab (D65), of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
+        chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
+            reduced. It is called from several threads at once, in any order.
+        band_pixels: approximate number of pixels that are processed at a time; the result does not depend on it.
     """
     guided = _guided_upsampler(pixels, chroma, band_pixels)
     result = np.empty_like(pixels)
@@ -200,11 +198,11 @@ def apply_chroma(
 
 
 def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> GuidedUpsampler:
-    """The chroma map with its lines, at most as large as the picture."""
+    """Fit the chroma map, which is first downsampled if it is larger than the image."""
     height, width = min(pixels.shape[0], chroma.shape[0]), min(pixels.shape[1], chroma.shape[1])
     if chroma.shape[:2] != (height, width):
         chroma = np.stack([downsample(chroma[..., index], height, width) for index in range(2)], axis=-1)
-    # The guide is averaged along the rows band by band, then across them.
+    # Average the guide along the rows band by band, then along the columns.
     narrow = np.empty((pixels.shape[0], width), np.float32)
 
     def fill(band: slice) -> None:
@@ -218,13 +216,13 @@ def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> Gu
 def _clip_to_gamut(
     root: Float32[np.ndarray, "rows width"], chroma: Float32[np.ndarray, "2 rows width"]
 ) -> Float32[np.ndarray, "3 rows width"]:
-    """Linear sRGB of colours, those that sRGB does not have with less chroma."""
+    """Return linear sRGB of colours; the chroma of out-of-gamut colours is reduced."""
     linear = lab.lab_to_linear_rgb(root, *chroma)
-    stray = lab.out_of_gamut(linear)
-    if stray.any():
-        root, a, b = root[stray], chroma[0][stray], chroma[1][stray]
+    outside = lab.out_of_gamut(linear)
+    if outside.any():
+        root, a, b = root[outside], chroma[0][outside], chroma[1][outside]
         scale = lab.max_chroma_scale(root, a, b)
-        linear[:, stray] = lab.lab_to_linear_rgb(root, a * scale, b * scale)
+        linear[:, outside] = lab.lab_to_linear_rgb(root, a * scale, b * scale)
     return linear
 
 
@@ -233,7 +231,7 @@ def _root_to_lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.nd
 
 
 def _map_row_bands(function: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int) -> None:
-    """Do `work` for bands of rows, on as many threads as torch may use; numpy frees the interpreter meanwhile."""
+    """Call `function` for bands of rows on torch's number of threads; NumPy releases the GIL during its work."""
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
     threads = min(torch.get_num_threads(), len(bands))

@@ -1,8 +1,9 @@
-"""Hints: dots and strokes of colour that a user paints on a picture, and how far each reaches.
+"""Hints: dots and strokes of colour that a user paints on an image, and their propagation to similar regions.
 
-Painted pixels have their hint's chroma whatever else is asked for. From them colour spreads to pixels alike, as in
-Levin, Lischinski & Weiss 2004, "Colorization using optimization", but as probabilities of a random walk (Grady 2006,
-"Random walks for image segmentation") that may also end anywhere, in the net's own opinion.
+Painted pixels keep the chroma of their hint whatever other constraints are set. From there, the colour is propagated to
+similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using optimization". The weights are the
+probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any position;
+where it ends, the model's prediction is used.
 """
 
 from dataclasses import dataclass
@@ -15,28 +16,29 @@ from chromabox.colour.chroma.lab import rgb_to_lab_array
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 
-#: Alpha, of 255, above which a pixel counts as painted.
+#: Alpha (0 to 255) above which a pixel counts as painted.
 ALPHA_THRESHOLD = 127
-#: Painted colours nearer than this in a*b* spread as one, and at most so many spread apart.
+#: Painted colours within this distance in a*b* are propagated as one group; maximum number of groups.
 GROUP_RADIUS, MAX_GROUPS = 5.0, 32
-#: Difference of lightness (σ, in L*) and of the net's mean chroma (σ, in a* and b*) between neighbouring cells at
-#: which colour begins to stop.
+#: Differences of lightness (σ, in L*) and of the model's mean chroma (σ, in a* and b*) between neighbouring cells at
+#: which propagation begins to stop.
 EDGE_LIGHTNESS_SIGMA, EDGE_CHROMA_SIGMA = 2.5, 8.0
-#: Conductance that is left across the sharpest edge.
+#: Minimum edge weight, across the sharpest edges.
 MIN_EDGE_WEIGHT = 1e-5
-#: Cells, as a part of the short side, over which a broad stroke's hold fades to 1/e on an even ground.
+#: Distance, as a fraction of the short side, over which the weight of a broad stroke decays to 1/e in a uniform region.
 DECAY_LENGTH = 0.25
-#: Hold at which a hint and the net weigh alike: small dots hold little and would else colour only themselves.
+#: Total probability at which hints and model get equal weight. Small dots have low probabilities; without this
+#: saturation they would colour only themselves.
 HALF_SATURATION = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Hints:
-    """What is painted, at the photograph's full size.
+    """Painted pixels at the full size of the photograph.
 
     Attributes:
-        numbers: 0 where nothing is painted, else the number of the painted colour, from 1.
-        colours: 8-bit sRGB of colour 1, 2, …
+        labels: 0 where nothing is painted, else the number of the painted colour, from 1.
+        colours: 8-bit sRGB of label 1, 2, …
     """
 
     labels: UInt[np.ndarray, "height width"]
@@ -45,12 +47,12 @@ class Hints:
 
 @dataclass(frozen=True, eq=False)
 class HintWeights:
-    """How much each spreading hint holds each cell of a small map.
+    """Weight of each group of hints at each cell of a small map.
 
     Attributes:
-        hold: 0 to 1, together at most 1; the rest is the net's.
-        lightness: L* of the same map.
-        colours: 8-bit sRGB that each hint spreads.
+        weights: 0 to 1, with a sum of at most 1; the remainder is the weight of the model's prediction.
+        lightness: L* (0 to 100) of the map.
+        colours: 8-bit sRGB of each group.
     """
 
     weights: Float32[np.ndarray, "hints height width"]
@@ -59,120 +61,122 @@ class HintWeights:
 
 
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
-    """The hints in a picture with transparency, painted where alpha is above ``PAINTED``.
+    """Read hints from an image with transparency; pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    A picture of another size is scaled to the nearest pixel; shrunk, it keeps every painted one, however small.
+    An image of another size is resized by nearest neighbour; downsizing keeps every painted colour, however small.
 
     Args:
-        path: of a picture of the photograph's proportions (as far as whole pixels allow).
-        size: height and width of the photograph, upright.
+        path: an image with the aspect ratio of the photograph, within rounding to whole pixels.
+        image_size: height and width of the upright photograph.
 
-    Raises UsageError, naming the file, for a picture without transparency, without anything painted, or of other
-    proportions; ChromaboxError for what cannot be read as a picture.
+    Raise UsageError, naming the file, for an image without transparency, without painted pixels or with another aspect
+    ratio. Raise ChromaboxError for a file that cannot be read as an image.
     """
-    picture = read_image(path)
-    if picture.alpha is None:
+    image = read_image(path)
+    if image.alpha is None:
         raise UsageError(f"hints {path}: has no transparency; paint on a transparent layer and save it as PNG")
-    painted = to_uint8(picture.alpha) > ALPHA_THRESHOLD
-    if not painted.any():
-        raise UsageError(f"hints {path}: nothing is painted; at least one pixel must be more opaque than transparent")
-    height, width = painted.shape
+    mask = to_uint8(image.alpha) > ALPHA_THRESHOLD
+    if not mask.any():
+        raise UsageError(f"hints {path}: has no painted pixels; expected at least one that is more than half opaque")
+    height, width = mask.shape
     if abs(width * image_size[0] / (height * image_size[1]) - 1) > 1 / height + 1 / width:
-        found, wanted = f"{width}×{height} pixels", f"{image_size[1]}×{image_size[0]}"
-        raise UsageError(f"hints {path}: has {found}; the same proportions as the photograph's {wanted} are right")
-    return hints_from_pixels(to_uint8(picture.pixels), painted, image_size)
+        size, expected = f"{width}×{height} pixels", f"{image_size[1]}×{image_size[0]}"
+        raise UsageError(f"hints {path}: has {size}; expected the aspect ratio of the photograph ({expected})")
+    return hints_from_pixels(to_uint8(image.pixels), mask, image_size)
 
 
 def hints_from_pixels(
     pixels: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], image_size: tuple[int, int]
 ) -> Hints:
-    """Hints of the given full size from painted pixels of any size."""
+    """Return hints of the given full size from painted pixels of any size."""
     packed = pixels[mask].astype(np.int64) @ [1 << 16, 1 << 8, 1]
-    distinct, number = np.unique(packed, return_inverse=True)
+    distinct, index = np.unique(packed, return_inverse=True)
     colours = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
-    numbers = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
-    numbers[mask] = number + 1
+    labels = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
+    labels[mask] = index + 1
     for axis, length in enumerate(image_size):
-        numbers = _resize_axis(numbers, axis, length)
-    return Hints(np.ascontiguousarray(numbers), colours)
+        labels = _resize_axis(labels, axis, length)
+    return Hints(np.ascontiguousarray(labels), colours)
 
 
 def _resize_axis(labels: UInt[np.ndarray, "_ _"], axis: int, length: int) -> UInt[np.ndarray, "_ _"]:
-    """One axis brought to a length: repeated to the nearest, or shrunk with every painted pixel kept."""
-    now = labels.shape[axis]
-    if now <= length:
-        return labels if now == length else labels.take(np.arange(length) * now // length, axis)
+    """Resize one axis: upsample by nearest neighbour, or downsample and keep every painted pixel."""
+    current = labels.shape[axis]
+    if current <= length:
+        return labels if current == length else labels.take(np.arange(length) * current // length, axis)
     moved = np.moveaxis(labels, axis, 0)
     result = np.zeros((length, moved.shape[1]), labels.dtype)
-    for line, place in zip(moved, np.arange(now) * length // now, strict=True):
-        np.copyto(result[place], line, where=line > 0)
+    for line, position in zip(moved, np.arange(current) * length // current, strict=True):
+        np.copyto(result[position], line, where=line > 0)
     return np.moveaxis(result, 0, axis)
 
 
 def propagate_hints(
     hints: Hints, lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
 ) -> HintWeights:
-    """How far each painted colour reaches on a small map.
+    """Propagate the painted colours on a small map.
 
-    The probabilities p that a random walk from a cell meets a hint's cells first; it steps to neighbours by the
-    weights exp(−ΔL*² / (2 LIGHTNESS_STEP²) − Δchroma² / (2 CHROMA_STEP²)) and ends at each step with a small chance
-    (a screened Poisson equation), which makes colour fade with distance. As a dot of one cell is seldom met, what all
-    hints hold together, s, is raised to s (1 + EVEN) / (s + EVEN), in the same proportions among them.
+    The probability p of a group at a cell is that of a random walk from the cell to meet the cells of the group first.
+    The walk steps to neighbours with weights
+    exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)) and ends at each step with a small
+    probability (a screened Poisson equation), which makes the weight decay with distance. Because a walk rarely meets a
+    dot of one cell, the sum s of the probabilities is raised to s (1 + HALF_SATURATION) / (s + HALF_SATURATION); the
+    proportions of the groups stay.
 
     Args:
-        hints: at full size.
-        lightness: L* (0..100) of the map's cells.
-        chroma: the net's own, a* and b*: cells about which it thinks alike conduct better.
+        hints: hints at full size.
+        lightness: L* (0 to 100) of the map's cells.
+        chroma: the model's a* and b*: edges between cells with similar predictions have higher weights.
     """
     groups, colours = _group_colours(hints)
-    owner = _seed_cells(hints, groups, len(colours), lightness.shape)
-    met = _random_walk_probabilities(
-        owner, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
+    seeds = _seed_cells(hints, groups, len(colours), lightness.shape)
+    probabilities = _random_walk_probabilities(
+        seeds, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
     )
-    together = met.sum(0)
-    hold = met * ((1 + HALF_SATURATION) / (together + HALF_SATURATION))
-    return HintWeights(hold.astype(np.float32), lightness, colours)
+    total = probabilities.sum(0)
+    weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
+    return HintWeights(weights.astype(np.float32), lightness, colours)
 
 
-def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " numbers"], UInt8[np.ndarray, "groups 3"]]:
-    """The group of every painted colour (in the order of their numbers), and the most frequent colour of each."""
+def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np.ndarray, "groups 3"]]:
+    """Return the group of every painted colour, in the order of labels, and the most frequent colour of each group."""
     count = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
     chroma = rgb_to_lab_array(hints.colours)[:, 1:]
-    free = count > 0
-    heads: list[int] = []
-    while free.any() and len(heads) < MAX_GROUPS:
-        heads.append(int(np.where(free, count, -1).argmax()))
-        free &= ((chroma - chroma[heads[-1]]) ** 2).sum(-1) > GROUP_RADIUS**2
-    distance = np.stack([((chroma - chroma[head]) ** 2).sum(-1) for head in heads])
-    return distance.argmin(0), hints.colours[heads]
+    ungrouped = count > 0
+    representatives: list[int] = []
+    while ungrouped.any() and len(representatives) < MAX_GROUPS:
+        representatives.append(int(np.where(ungrouped, count, -1).argmax()))
+        ungrouped &= ((chroma - chroma[representatives[-1]]) ** 2).sum(-1) > GROUP_RADIUS**2
+    distance = np.stack([((chroma - chroma[index]) ** 2).sum(-1) for index in representatives])
+    return distance.argmin(0), hints.colours[representatives]
 
 
 def _seed_cells(
-    hints: Hints, groups: Int64[np.ndarray, " numbers"], num_groups: int, shape: tuple[int, int]
+    hints: Hints, groups: Int64[np.ndarray, " labels"], num_groups: int, shape: tuple[int, int]
 ) -> Int64[np.ndarray, "height width"]:
-    """The group with the most painted pixels in each cell; −1 where none is painted."""
+    """Return the group with the most painted pixels in each cell; −1 for a cell without painted pixels."""
     rows, columns = np.nonzero(hints.labels)
     group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
     height, width = hints.labels.shape
     cell = rows * shape[0] // height * shape[1] + columns * shape[1] // width
     area = shape[0] * shape[1]
-    votes = np.bincount(group * area + cell, minlength=num_groups * area).reshape(num_groups, *shape)
-    owners: Int64[np.ndarray, "height width"] = np.where(votes.any(0), votes.argmax(0), -1)
-    return owners
+    counts = np.bincount(group * area + cell, minlength=num_groups * area).reshape(num_groups, *shape)
+    seeds: Int64[np.ndarray, "height width"] = np.where(counts.any(0), counts.argmax(0), -1)
+    return seeds
 
 
 def _edge_weights(
     lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
 ) -> tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]]:
-    """Weights of the edges between cells above each other and beside each other."""
-    downwards, across = (
+    """Return the weights of the edges between vertical neighbours and between horizontal neighbours."""
+    vertical, horizontal = (
         np.exp(
             -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * EDGE_LIGHTNESS_SIGMA**2)
             - (np.diff(chroma, axis=axis).astype(np.float64) ** 2).sum(-1) / (2 * EDGE_CHROMA_SIGMA**2)
         ).clip(MIN_EDGE_WEIGHT)
         for axis in (0, 1)
     )
-    return downwards, across
+    return vertical, horizontal
 
 
 def _random_walk_probabilities(
@@ -181,7 +185,7 @@ def _random_walk_probabilities(
     edge_weights: tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]],
     decay_length: float,
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
-    """Probability that a walk from each cell meets each group's cells first, before it ends by itself."""
+    """Return the probabilities that a walk from each cell meets each group's cells first, before it ends at random."""
     from scipy.sparse import coo_array, diags_array
     from scipy.sparse.linalg import splu
 
@@ -189,21 +193,21 @@ def _random_walk_probabilities(
     first = np.concatenate([cell[:-1].ravel(), cell[:, :-1].ravel()])
     second = np.concatenate([cell[1:].ravel(), cell[:, 1:].ravel()])
     weight = np.concatenate([part.ravel() for part in edge_weights])
-    ends = np.concatenate([first, second]), np.concatenate([second, first])
-    links = coo_array((np.tile(weight, 2), ends), shape=(seeds.size, seeds.size)).tocsr()
-    system = diags_array(links.sum(1) + decay_length**-2).tocsr() - links
+    endpoints = np.concatenate([first, second]), np.concatenate([second, first])
+    adjacency = coo_array((np.tile(weight, 2), endpoints), shape=(seeds.size, seeds.size)).tocsr()
+    system = diags_array(adjacency.sum(1) + decay_length**-2).tocsr() - adjacency
     flat = seeds.ravel()
     known, unknown = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
     result = np.zeros((seeds.size, num_groups))
     result[known, flat[known]] = 1
     if unknown.size:
-        towards = links[unknown][:, known] @ result[known]
-        # The system is symmetric and diagonally dominant: no pivoting is needed, and the order may look at both sides.
+        right_side = adjacency[unknown][:, known] @ result[known]
+        # The system is symmetric and diagonally dominant: the ordering can use A + Aᵀ, without pivoting.
         factors = splu(
             system[unknown][:, unknown].tocsc(),
             permc_spec="MMD_AT_PLUS_A",
             diag_pivot_thresh=0.0,
             options={"SymmetricMode": True},
         )
-        result[unknown] = factors.solve(towards).clip(0, 1)
+        result[unknown] = factors.solve(right_side).clip(0, 1)
     return result.T.reshape(num_groups, *seeds.shape)

@@ -1,9 +1,9 @@
-"""What holds for every pixel of a coloured picture: rules on the full-size chroma of bands of rows.
+"""Pixel rules: constraints on the full-size chroma of every pixel, applied to bands of rows; exclusion zones.
 
-A rule is called as ``rule(chroma [rows, width, 2], band)`` and gives the chroma that these rows get instead; rules keep
-no state, so bands may come in any order and from several threads.
+A rule is a callable ``rule(chroma [rows, width, 2], band)`` that returns the chroma of these rows after the rule. Rules
+are stateless: bands can be processed in any order and from several threads.
 
-Discs of the a*b* plane in which no colour may lie, and the way out of them.
+Exclusion zones are discs of the a*b* plane that no chroma may lie in.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
 
-#: How far inside a rim still counts as on it, in units of a* and b*: far above rounding, far below what is seen.
+#: Depth inside an edge that still counts as on it, in units of a* and b*: far above rounding errors, far below visible.
 EDGE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class ExclusionZones:
-    """Open discs of one radius around points (a*, b*); they may overlap."""
+    """Open discs of one radius around points (a*, b*), which may overlap."""
 
     centres: Float64[np.ndarray, "discs 2"]
     radius: float
 
     def contains(self, points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, " points"]:
-        """Which points lie inside at least one disc, by more than ``TOUCH``."""
+        """Return a mask of the points that lie inside at least one disc by more than ``EDGE_TOLERANCE``."""
         inside = np.zeros(len(points), bool)
         for a, b in self.centres.tolist():
             inside |= (points[:, 0] - a) ** 2 + (points[:, 1] - b) ** 2 < (self.radius - EDGE_TOLERANCE) ** 2
         return inside
 
     def push_out(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
-        """The nearest chroma outside all discs; what lies outside already stays as it is.
+        """Return the nearest chroma outside all discs; chroma outside is not changed.
 
-        That nearest point is straight away from a disc's centre on its rim, or where two rims meet. From the very
-        centre of a disc, where every way out is as short, the way is towards +a*.
+        The nearest point is on the edge of a disc in the direction away from its centre, or an intersection of two
+        edges. At the exact centre of a disc, where all directions are equally short, the direction is +a*.
         """
         points = chroma.reshape(-1, 2)
         inside = self.contains(points)
@@ -59,7 +59,7 @@ class ExclusionZones:
 
     @cached_property
     def _intersections(self) -> Float64[np.ndarray, "corners 2"]:
-        """Where two rims meet outside all other discs."""
+        """The intersections of two edges that are outside all other discs."""
         first, second = np.triu_indices(len(self.centres), 1)
         half = (self.centres[second] - self.centres[first]) / 2
         length = np.hypot(*half.T)
@@ -77,7 +77,7 @@ def _keep_nearer(
     candidates: Float64[np.ndarray, "points 2"],
     zones: ExclusionZones | None,
 ) -> None:
-    """Put candidates (those outside the discs, if given) into the result where they are the nearest yet."""
+    """Write candidates (outside the zones, if given) into the result where they are nearer than the current best."""
     distance = ((candidates - points) ** 2).sum(-1)
     nearer = distance < best
     if zones is not None:
@@ -90,27 +90,27 @@ ChromaBand = Float32[np.ndarray, "rows width 2"]
 
 @dataclass(frozen=True)
 class GridMapping:
-    """How the pixels of a picture lie among the cells of a small map; both are (height, width)."""
+    """Mapping between the pixels of an image and the cells of a small map; both sizes are (height, width)."""
 
     map_size: tuple[int, int]
     image_size: tuple[int, int]
 
     def interpolation_indices(
         self, axis: int, positions: slice
-    ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " places"]]:
-        """The two cells between whose centres each place of an axis lies, and how far (0..1) it is from the first."""
-        at = (np.arange(positions.start, positions.stop) + 0.5) * self.map_size[axis] / self.image_size[axis] - 0.5
-        at = at.clip(0, self.map_size[axis] - 1)
-        first = at.astype(np.intp)
-        return first, np.minimum(first + 1, self.map_size[axis] - 1), (at - first).astype(np.float32)
+    ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
+        """Return the two cells around each position of an axis and the fraction (0 to 1) from the first centre."""
+        cells = (np.arange(positions.start, positions.stop) + 0.5) * self.map_size[axis] / self.image_size[axis] - 0.5
+        cells = cells.clip(0, self.map_size[axis] - 1)
+        first = cells.astype(np.intp)
+        return first, np.minimum(first + 1, self.map_size[axis] - 1), (cells - first).astype(np.float32)
 
     @cached_property
     def column_indices(self) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " width"]]:
-        """``between`` for all pixels of a row."""
+        """``interpolation_indices`` of all pixels of a row."""
         return self.interpolation_indices(1, slice(0, self.image_size[1]))
 
     def neighbour_values(self, plane: np.ndarray, band: slice) -> list[np.ndarray]:
-        """Values of a small plane in the four cells around every pixel of the band."""
+        """Return the values of a small plane in the four cells around every pixel of the band."""
         upper, lower, _ = self.interpolation_indices(0, band)
         left, right, _ = self.column_indices
         return [rows[:, columns] for rows in (plane[upper], plane[lower]) for columns in (left, right)]
@@ -118,7 +118,7 @@ class GridMapping:
     def interpolate(
         self, plane: Float32[np.ndarray, "small_height small_width"], band: slice
     ) -> Float32[np.ndarray, "rows width"]:
-        """A small plane at every pixel of the band."""
+        """Interpolate a small plane bilinearly at every pixel of the band."""
         upper, lower, down = self.interpolation_indices(0, band)
         left, right, across = self.column_indices
         rows = plane[upper] + down[:, None] * (plane[lower] - plane[upper])
@@ -127,9 +127,9 @@ class GridMapping:
 
 @dataclass(frozen=True, eq=False)
 class PaletteOnly:
-    """Every pixel gets, to the bit, the chroma of one of the four labels around it: the one nearest to its own.
+    """Every pixel gets exactly the chroma of one of the four labels around it: the nearest to the pixel's chroma.
 
-    Only these four are asked, because the chroma between two regions may be nearest to a third region's colour.
+    Only these four are candidates, because the chroma between two regions can be nearest to the colour of a third one.
     """
 
     grid: GridMapping
@@ -149,7 +149,7 @@ class PaletteOnly:
 
 @dataclass(frozen=True, eq=False)
 class ExcludeZones:
-    """No pixel's chroma lies in a disc, but where ``spared``, brought to full size, is above one half."""
+    """Chroma is moved out of the zones, except where ``exempt``, interpolated to full size, is above 0.5."""
 
     grid: GridMapping
     zones: ExclusionZones
@@ -164,31 +164,31 @@ class ExcludeZones:
 
 @dataclass(frozen=True, eq=False)
 class GreyBelowConfidence:
-    """Chroma is 0 where the confidence, brought to full size, is below the least one."""
+    """Chroma is 0 where the confidence, interpolated to full size, is below ``min_confidence``."""
 
     grid: GridMapping
     confidence: Float32[np.ndarray, "small_height small_width"]
     min_confidence: float
 
     def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
-        sure = self.grid.interpolate(self.confidence, band) >= self.min_confidence
-        return np.where(sure[..., None], chroma, np.float32(0))
+        confident = self.grid.interpolate(self.confidence, band) >= self.min_confidence
+        return np.where(confident[..., None], chroma, np.float32(0))
 
 
 @dataclass(frozen=True, eq=False)
 class HintPixels:
-    """Pixels with a number above 0 get the chroma of that row of the table."""
+    """Pixels with a label above 0 get the chroma of that row of ``label_chroma``."""
 
     labels: UInt[np.ndarray, "height width"]
-    label_chroma: Float32[np.ndarray, "numbers 2"]
+    label_chroma: Float32[np.ndarray, "labels 2"]
 
     def __call__(self, chroma: ChromaBand, band: slice) -> ChromaBand:
-        numbers = self.labels[band]
-        painted = numbers > 0
+        labels = self.labels[band]
+        painted = labels > 0
         if not painted.any():
             return chroma
         result = chroma.copy()
-        result[painted] = self.label_chroma[numbers[painted]]
+        result[painted] = self.label_chroma[labels[painted]]
         return result
 
 
@@ -197,7 +197,7 @@ PixelRule = PaletteOnly | ExcludeZones | GreyBelowConfidence | HintPixels
 
 @dataclass(frozen=True)
 class RuleChain:
-    """Rules one after another, the last one having the last word."""
+    """Rules applied in order; later rules override earlier ones."""
 
     rules: Sequence[PixelRule]
 

@@ -1,10 +1,10 @@
-"""The palette: the few colours that a network chooses among; to fit, look up, decode, constrain, draw.
+"""Palettes: fitting, nearest-colour labels, decoding of labels and logits, constraints on logits, drawing.
 
-Colours are in the unit RGB/256 throughout: an 8-bit value divided by 256, so in [0, 1). Labels are indices
-into a palette. A pixel's label is that of its nearest colour (nearest.py says how that is made fast); what a
-network says about a pixel becomes a colour again by the annealed mean.
+Colours are in the unit RGB/256: an 8-bit value divided by 256, in [0, 1). Labels are indices into a palette. The label
+of a pixel is the index of its nearest colour (lookup.py explains the fast algorithm). The annealed mean converts a
+model's logits back to colours.
 
-Nothing heavy is imported before the function that needs it: the command line reads this file at every start.
+Heavy modules are imported inside the functions that use them: the command line imports this module at every start.
 """
 
 import math
@@ -22,27 +22,27 @@ from chromabox.errors import ChromaboxError
 if TYPE_CHECKING:
     from torch import Tensor
 else:
-    Tensor = Any  # jaxtyping checks shape and dtype of whatever has them
+    Tensor = Any  # jaxtyping checks the shape and dtype of any array type
 
 MAX_COLOURS = 256  # a label is one byte
-REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, for order and legibility only
+REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, only for the order of colours and the text colour
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
     """2 to 256 colours, in the unit RGB/256.
 
-    colours: finite, in [0, 1]; kept as a read-only copy. Raises ChromaboxError for anything else.
-    name: what tables, plots and file names call it.
+    colours: finite, in [0, 1]; stored as a read-only copy. Raise ChromaboxError for other values.
+    name: name in tables, plots and file names.
     """
 
     colours: Float32[np.ndarray, "colours 3"]
     name: str
 
     def __post_init__(self) -> None:
-        fault = validate_colours(self.colours)
-        if fault:
-            raise ChromaboxError(f"palette {self.name}: {fault}")
+        issue = validate_colours(self.colours)
+        if issue:
+            raise ChromaboxError(f"palette {self.name}: {issue}")
         colours = self.colours.astype(np.float32)
         colours.flags.writeable = False
         object.__setattr__(self, "colours", colours)
@@ -51,47 +51,48 @@ class Palette:
         return len(self.colours)
 
     def __reduce__(self) -> tuple[type["Palette"], tuple[np.ndarray, str]]:
-        """Pickle and copy without the table: a process that needs one fills its own."""
+        """Pickle and copy without the lookup table: each process fills a table when it first uses one."""
         return Palette, (self.colours, self.name)
 
     @cached_property
     def lut(self) -> ColourLUT:
-        """What is known so far about the nearest colours; 16 MB, kept as long as the palette."""
+        """Nearest-colour lookup table: 16 MB, filled on demand, as long-lived as the palette."""
         return ColourLUT(self.colours)
 
     @property
     def rgb(self) -> UInt8[np.ndarray, "colours 3"]:
-        """The colours in 8 bits: value · 256, rounded, at most 255."""
+        """The colours as 8-bit values: value · 256, rounded, at most 255."""
         rgb: UInt8[np.ndarray, "colours 3"] = np.minimum(np.rint(self.colours * 256), 255).astype(np.uint8)
         return rgb
 
 
 def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
-    """What keeps an array from being a palette's colours, or None if nothing does."""
+    """Return why the array is not a valid set of palette colours, or None if it is valid."""
     if colours.ndim != 2 or colours.shape[1] != 3:
-        return f"has the shape {list(colours.shape)}; a palette has the shape [colours, 3]"
+        return f"has shape {list(colours.shape)}; expected [colours, 3]"
     if not 2 <= len(colours) <= MAX_COLOURS:
-        return f"has {len(colours)} colour{'s' * (len(colours) != 1)}; a palette has 2 to {MAX_COLOURS}"
+        return f"has {len(colours)} colour{'s' * (len(colours) != 1)}; expected 2 to {MAX_COLOURS}"
     if not np.isfinite(colours).all():
-        return "holds values that are not finite; a palette's lie in [0, 1], 8-bit values divided by 256"
+        return "contains non-finite values; expected values in [0, 1], 8-bit values divided by 256"
     if colours.min() < 0 or colours.max() > 1:
-        span = f"from {colours.min():g} to {colours.max():g}"
-        return f"holds values {span}; a palette's lie in [0, 1], 8-bit values divided by 256"
+        value_range = f"from {colours.min():g} to {colours.max():g}"
+        return f"contains values {value_range}; expected values in [0, 1], 8-bit values divided by 256"
     return None
 
 
 def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
-    """Index of every pixel's nearest colour (Euclidean in RGB/256), a tie going to the lower index.
+    """Return the index of every pixel's nearest colour (Euclidean in RGB/256); a tie goes to the lower index.
 
-    pixels: 8-bit RGB with the three channels along `axis`: -1 for [..., 3], 1 for CIFAR's [N, 3, H, W],
-    which is read where it lies. Returns the shape without that axis. Equal for every pixel to
-    `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64. Raises ChromaboxError without three channels.
+    pixels: 8-bit RGB with the three channels along `axis`: -1 for [..., 3], 1 for CIFAR's [N, 3, H, W], which is not
+    copied. The result has the shape of the pixels without that axis. It equals
+    `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. Raise ChromaboxError if the axis
+    does not have three channels.
     """
     return palette.lut.lookup(_channels_first(pixels, axis))
 
 
 def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
-    """Mean Euclidean distance of a pixel to its nearest colour, in RGB/256; `axis` as in nearest_colour."""
+    """Return the mean Euclidean distance of a pixel to its nearest colour, in RGB/256; `axis` as in assign_labels."""
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     nearest = palette.colours[palette.lut.lookup(unique.T)]
     distance = np.sqrt(((unique / 256 - nearest) ** 2).sum(-1))
@@ -99,33 +100,34 @@ def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis:
 
 
 def decode_labels(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8[np.ndarray, "... 3"]:
-    """The picture that labels stand for, in 8 bits. Raises ChromaboxError for a label the palette has not."""
+    """Return the 8-bit image of the labels. Raise ChromaboxError for a label outside the palette."""
     if labels.size and not (labels.min() >= 0 and labels.max() < len(palette)):
-        span = f"{labels.min()} to {labels.max()}"
-        raise ChromaboxError(f"palette {palette.name}: has the labels 0 to {len(palette) - 1}, not {span}")
-    picture: UInt8[np.ndarray, "... 3"] = palette.rgb[labels]
-    return picture
+        label_range = f"{labels.min()} to {labels.max()}"
+        raise ChromaboxError(f"palette {palette.name}: expected labels 0 to {len(palette) - 1}, got {label_range}")
+    image: UInt8[np.ndarray, "... 3"] = palette.rgb[labels]
+    return image
 
 
 def annealed_mean(
     logits: Float[Tensor, "batch colours height width"], palette: Palette, temperature: float = 0.38
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Colours (float32, RGB/256) from a network's scores, by the annealed mean of Zhang et al. 2016, section 2.3.
+    """Decode logits to colours (float32, RGB/256) with the annealed mean of Zhang et al. 2016, section 2.3.
 
-    The mean of the palette under softmax(log-probabilities / temperature): 1 gives the plain mean (dull),
-    towards 0 it becomes the likeliest colour (patchy), and 0 is exactly argmax. Raises ChromaboxError for
-    a negative or infinite temperature and for logits of another number of colours than the palette's.
+    The result is the mean of the palette under softmax(log-probabilities / temperature). Temperature 1 gives the
+    plain mean (dull colours), values towards 0 approach the most likely colour (patchy), and 0 is exactly argmax.
+    Raise ChromaboxError for a negative or non-finite temperature, and if the number of logits is not the number of
+    colours.
     """
     import torch
 
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise ChromaboxError(f"temperature {temperature:g}: the annealed mean takes one of 0 (argmax) or more")
+        raise ChromaboxError(f"temperature {temperature:g}: expected 0 (argmax) or a positive number")
     if logits.shape[1] != len(palette):
-        raise ChromaboxError(f"palette {palette.name}: has {len(palette)} colours, the logits {logits.shape[1]}")
+        raise ChromaboxError(f"palette {palette.name}: expected {len(palette)} logits per pixel, got {logits.shape[1]}")
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # The maximum leaves first, so that a small temperature cannot overflow; below 1e-30 nothing would change.
+    # Subtract the maximum first: a small temperature could overflow otherwise. Below 1e-30 the result is constant.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -134,18 +136,18 @@ def annealed_mean(
 def mask_logits(
     logits: Float[Tensor, "batch colours height width"], allowed: Iterable[int]
 ) -> Float[Tensor, "batch colours height width"]:
-    """The logits with every colour but the allowed ones at −inf, so that none of the others can be decoded.
+    """Set the logits of all colours that are not allowed to −inf. They are then never decoded.
 
-    Raises ChromaboxError for an index that is no colour and when nothing is allowed.
+    Raise ChromaboxError for an index outside the palette and if no colour is allowed.
     """
     import torch
 
     indices, colours = sorted(set(allowed)), logits.shape[1]
     if not indices:
-        raise ChromaboxError("allowed colours: none is left; allow at least one")
-    strange = [index for index in indices if not 0 <= index < colours]
-    if strange:
-        raise ChromaboxError(f"allowed colours: {strange[0]} is not one of the palette's, 0 to {colours - 1}")
+        raise ChromaboxError("allowed colours: none left; allow at least one")
+    invalid = [index for index in indices if not 0 <= index < colours]
+    if invalid:
+        raise ChromaboxError(f"allowed colours: index {invalid[0]} is not in the palette; expected 0 to {colours - 1}")
     banned = torch.ones(colours, dtype=torch.bool, device=logits.device)
     banned[indices] = False
     return logits.masked_fill(banned[:, None, None], -torch.inf)
@@ -154,19 +156,19 @@ def mask_logits(
 def fit_palette(
     pixels: UInt8[np.ndarray, "..."], num_colours: int = 24, *, seed: int = 0, name: str = "fitted", axis: int = -1
 ) -> Palette:
-    """The k colours with a low mean distance to all the pixels, darkest first (luminance of ITU-R BT.601).
+    """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
 
-    `axis` as in nearest_colour. k-means (scikit-learn, k-means++, best of 8) on a coarse histogram finds the
-    colours; steps on all the different colours with their counts then lower the mean distance itself, where
-    k-means lowers the mean squared one. The same pixels and seed give the same palette. Raises ChromaboxError
-    if k is not 2 to 256 or the pixels have fewer than k different colours.
+    `axis` as in assign_labels. k-means (scikit-learn, k-means++, best of 8) on a coarse histogram finds initial
+    colours. It minimises the mean squared distance. Iterations over all different colours, weighted by their counts,
+    then reduce the mean distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if
+    `num_colours` is not 2 to 256 or exceeds the number of different colours.
     """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     if not 2 <= num_colours <= MAX_COLOURS:
-        raise ChromaboxError(f"palette {name}: {num_colours} colours asked for; a palette has 2 to {MAX_COLOURS}")
+        raise ChromaboxError(f"palette {name}: cannot fit {num_colours} colours; expected 2 to {MAX_COLOURS}")
     if len(unique) < num_colours:
         raise ChromaboxError(
-            f"palette {name}: {num_colours} colours asked for, but the pictures have only {len(unique)}"
+            f"palette {name}: cannot fit {num_colours} colours; the images have only {len(unique)} different colours"
         )
     centres = _geometric_medians(unique, count, _kmeans_init(unique, count, num_colours, seed))
     order = np.argsort(centres @ REC601_WEIGHTS, kind="stable")
@@ -176,46 +178,45 @@ def fit_palette(
 def draw_palette(
     palette: Palette, tile_size: int = 96, columns: int | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture of the palette: one tile a colour, with its index and its 8-bit value in hexadecimal.
+    """Draw the palette: one tile per colour, with its index and its 8-bit value in hexadecimal.
 
-    tile: edge of a tile in pixels; columns: tiles in a row, by default a little wider than high.
+    tile_size: edge of a tile in pixels. columns: tiles per row; by default, the image is slightly wider than high.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     columns = min(columns or math.ceil(math.sqrt(1.5 * len(palette))), len(palette))
     rows = math.ceil(len(palette) / columns)
     gap = max(1, tile_size // 16)
-    picture = Image.new("RGB", (columns * (tile_size + gap) + gap, rows * (tile_size + gap) + gap), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (columns * (tile_size + gap) + gap, rows * (tile_size + gap) + gap), "white")
+    draw = ImageDraw.Draw(image)
     large, small = ImageFont.load_default(max(6, tile_size // 4)), ImageFont.load_default(max(6, tile_size // 7))
     for index, rgb in enumerate(palette.rgb.tolist()):
         row, column = divmod(index, columns)
         left, top = gap + column * (tile_size + gap), gap + row * (tile_size + gap)
         box = (left, top, left + tile_size - 1, top + tile_size - 1)
-        # A hairline keeps near-white tiles apart from the ground.
+        # A thin outline separates near-white tiles from the background.
         draw.rounded_rectangle(box, radius=tile_size // 12, fill=tuple(rgb), outline=(200, 200, 200))
-        ink = "white" if rgb @ REC601_WEIGHTS < 140 else "black"
+        text_colour = "white" if rgb @ REC601_WEIGHTS < 140 else "black"
         centre = left + tile_size / 2
-        draw.text((centre, top + tile_size * 0.42), str(index), fill=ink, font=large, anchor="mm")
-        draw.text(
-            (centre, top + tile_size * 0.76), "#{:02x}{:02x}{:02x}".format(*rgb), fill=ink, font=small, anchor="mm"
-        )
-    return np.array(picture)
+        draw.text((centre, top + tile_size * 0.42), str(index), fill=text_colour, font=large, anchor="mm")
+        hexadecimal = "#{:02x}{:02x}{:02x}".format(*rgb)
+        draw.text((centre, top + tile_size * 0.76), hexadecimal, fill=text_colour, font=small, anchor="mm")
+    return np.array(image)
 
 
 def _channels_first(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.ndarray, "3 ..."]:
-    """A view of the pixels with the channels first."""
+    """Return a view of the pixels with the channels first."""
     if not -pixels.ndim <= axis < pixels.ndim or pixels.shape[axis] != 3:
-        raise ChromaboxError(f"pixels of the shape {list(pixels.shape)}: axis {axis} does not hold red, green and blue")
+        raise ChromaboxError(f"pixels of shape {list(pixels.shape)}: expected 3 channels (RGB) along axis {axis}")
     return np.moveaxis(pixels, axis, 0)
 
 
 def _colour_histogram(
     planes: UInt8[np.ndarray, "3 ..."],
 ) -> tuple[UInt8[np.ndarray, "unique 3"], Int64[np.ndarray, "unique"]]:
-    """The different colours and how often each occurs."""
+    """Return the different colours and the number of occurrences of each."""
     if not planes.size:
-        raise ChromaboxError("no pixels: a palette is fitted to, or measured on, at least one picture")
+        raise ChromaboxError("no pixels: expected at least one image")
     packed = np.zeros(planes.shape[1:], np.uint32)
     for plane in planes:
         packed <<= 8
@@ -227,7 +228,7 @@ def _colour_histogram(
 def _kmeans_init(
     unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
 ) -> Float32[np.ndarray, "{num_colours} 3"]:
-    """Centres (RGB/256) near the best ones, from the mean colours of cells of 8×8×8 colours."""
+    """Return initial centres (RGB/256), fitted to the mean colours of cells of 8×8×8 colours."""
     from sklearn.cluster import KMeans
 
     points: Float64[np.ndarray, "points 3"]
@@ -236,14 +237,13 @@ def _kmeans_init(
     weight = np.bincount(cell, counts)
     points = np.stack([np.bincount(cell, counts * channel) for channel in unique.T.astype(np.float64)], -1)
     points, weight = points[weight > 0] / weight[weight > 0, None], weight[weight > 0]
-    if (
-        len(points) < 16 * num_colours
-    ):  # too coarse for so many colours; the pictures are then small or nearly all alike
+    # With too few cells for the number of colours (small or nearly uniform images), use the colours themselves.
+    if len(points) < 16 * num_colours:
         points, weight = unique.astype(np.float64), counts.astype(np.float64)
     means: Float64[np.ndarray, "{num_colours} 3"] = (
         KMeans(num_colours, n_init=8, random_state=seed).fit(points, sample_weight=weight).cluster_centers_
     )
-    # Rounded so that the order in which threads add up their sums cannot show.
+    # Rounding removes differences from the order in which threads add their partial sums.
     return (means.round(3) / 256).astype(np.float32)
 
 
@@ -253,22 +253,23 @@ def _geometric_medians(
     centres: Float32[np.ndarray, "colours 3"],
     max_iter: int = 40,
 ) -> Float32[np.ndarray, "colours 3"]:
-    """Centres moved to where the mean distance is lowest: Weiszfeld's step (1937) on what is nearest to each.
+    """Move centres to the geometric medians of their clusters, with Weiszfeld's algorithm (1937).
 
-    A mean weighted by 1 / distance; it lowers the mean distance as Lloyd's step lowers the mean squared one.
+    Each step is a mean weighted by 1 / distance. It reduces the mean distance as Lloyd's step reduces the mean squared
+    distance.
     """
     points: Float64[np.ndarray, "unique 3"] = unique / 256
     for _ in range(max_iter):
         labels = ColourLUT(centres).lookup(unique.T)
         distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
-        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: a point on its centre is not infinite
+        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: finite for a point on its centre
         total = np.bincount(labels, weight, len(centres))
         sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
-        used = total > 0  # a centre that nothing is nearest to stays where it is
+        used = total > 0  # a centre without points is not moved
         moved = centres.copy()
         moved[used] = sums[used] / total[used, None]
-        settled = np.abs(moved - centres).max() < 1e-5
+        converged = np.abs(moved - centres).max() < 1e-5
         centres = moved
-        if settled:
+        if converged:
             break
     return centres

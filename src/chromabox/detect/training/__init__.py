@@ -1,1 +1,1 @@
-"""Fine-tuning of detectors."""
+"""Fine-tuning of detectors: loss, freezing, feature caches, transfer to new classes, and validation."""

@@ -1,4 +1,4 @@
-"""Where the heads are to learn which boxes: each true box is given to anchors and cells, by the rule of the kind."""
+"""Assignment of ground-truth boxes to anchors and cells of the detection heads, by the rule of the weight variant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,58 +9,59 @@ from torch import Tensor
 
 from chromabox.detect.models.architecture import Architecture, Yolo
 
-#: Rows of picture index, class, and centre, width and height as parts of the picture's sides.
+#: Rows of image index, class, and centre, width and height as fractions of the input size.
 Targets = Float[Tensor, "boxes 6"]
 
-#: An anchor is given boxes whose sides are neither this many times longer nor shorter than its own.
+#: An anchor matches boxes whose width and height differ from its own by less than this factor.
 MAX_ANCHOR_RATIO = 4.0
 
 
 @dataclass(frozen=True)
 class Assignments:
-    """The places on one head that learn a box: for each the picture, anchor, row and column, and the row of targets."""
+    """Positive positions of one head: image, anchor, row and column of each, and the row of its target."""
 
-    image: Int64[Tensor, " places"]
-    anchor: Int64[Tensor, " places"]
-    row: Int64[Tensor, " places"]
-    column: Int64[Tensor, " places"]
-    target: Int64[Tensor, " places"]
+    image: Int64[Tensor, " positions"]
+    anchor: Int64[Tensor, " positions"]
+    row: Int64[Tensor, " positions"]
+    column: Int64[Tensor, " positions"]
+    target: Int64[Tensor, " positions"]
 
 
 def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], rows: int, columns: int) -> Assignments:
-    """The rule of decode "sigmoid2": all anchors of about the box's size, at its cell and up to two neighbours.
+    """Assign boxes by the rule of decode "sigmoid2": all anchors of similar size, at up to three cells.
 
-    The neighbours are those nearest to the box's centre, left or right and above or below, where the head has them.
-    ``anchors``: width and height in cells.
+    The cells are the one that contains the centre of the box, and the horizontal and the vertical neighbour nearest to
+    the centre, unless they lie outside the head's grid. ``anchors`` contains width and height in cells.
     """
-    sides = targets.new_tensor([columns, rows])
-    ratio = (targets[:, 4:] * sides)[:, None] / anchors
-    truth, anchor = (torch.maximum(ratio, 1 / ratio).amax(-1) < MAX_ANCHOR_RATIO).nonzero(as_tuple=True)
-    centre = targets[truth, 2:4] * sides
+    grid_size = targets.new_tensor([columns, rows])
+    ratio = (targets[:, 4:] * grid_size)[:, None] / anchors
+    target, anchor = (torch.maximum(ratio, 1 / ratio).amax(-1) < MAX_ANCHOR_RATIO).nonzero(as_tuple=True)
+    centre = targets[target, 2:4] * grid_size
     fraction = centre % 1
     before = (fraction < 0.5) & (centre > 1)
-    behind = (fraction > 0.5) & (centre < sides - 1)
-    steps: tuple[tuple[Bool[Tensor, " places"], int, int], ...] = (
-        (torch.ones_like(truth, dtype=torch.bool), 0, 0),
+    after = (fraction > 0.5) & (centre < grid_size - 1)
+    steps: tuple[tuple[Bool[Tensor, " positions"], int, int], ...] = (
+        (torch.ones_like(target, dtype=torch.bool), 0, 0),
         (before[:, 0], -1, 0),
-        (behind[:, 0], 1, 0),
+        (after[:, 0], 1, 0),
         (before[:, 1], 0, -1),
-        (behind[:, 1], 0, 1),
+        (after[:, 1], 0, 1),
     )
-    chosen = torch.cat([taken.nonzero()[:, 0] for taken, _, _ in steps])
-    moved = torch.cat([targets.new_tensor([[x, y]]).expand(int(taken.sum()), 2) for taken, x, y in steps])
-    column, row = _clamp_to_cells(centre[chosen] + moved, rows, columns)
-    truth = truth[chosen]
-    return Assignments(targets[truth, 0].long(), anchor[chosen], row, column, truth)
+    index = torch.cat([mask.nonzero()[:, 0] for mask, _, _ in steps])
+    offset = torch.cat([targets.new_tensor([[x, y]]).expand(int(mask.sum()), 2) for mask, x, y in steps])
+    column, row = _clamp_to_cells(centre[index] + offset, rows, columns)
+    target = target[index]
+    return Assignments(targets[target, 0].long(), anchor[index], row, column, target)
 
 
 def assign_best_anchor(
     targets: Targets, architecture: Architecture, sizes: Sequence[tuple[int, int]]
 ) -> list[Assignments]:
-    """The rule of decode "exp": of all heads' anchors the one of most alike shape, at the box's cell alone.
+    """Assign boxes by the rule of decode "exp": the anchor of all heads with the highest shape IoU, at one cell.
 
-    An anchor that two heads share learns on both. Anchors of no head (YOLOv3-tiny has one) are passed over, so that
-    every box is learnt somewhere. ``sizes``: rows and columns of each head.
+    The cell is the one that contains the centre of the box. An anchor that two heads share is assigned on both. Anchors
+    that no head uses (YOLOv3-tiny has one) are excluded, so that every box is assigned. ``sizes`` contains the rows and
+    columns of each head.
     """
     used = sorted({index for yolo in architecture.yolo_layers for index in yolo.mask})
     (rows, columns), stride = sizes[0], architecture.strides[0]
@@ -77,20 +78,20 @@ def _assignments_for_head(
     targets: Targets, yolo: Yolo, best: Int64[Tensor, " boxes"], rows: int, columns: int
 ) -> Assignments:
     mask = torch.tensor(yolo.mask, device=targets.device)
-    truth, anchor = (best[:, None] == mask).nonzero(as_tuple=True)
-    column, row = _clamp_to_cells(targets[truth, 2:4] * targets.new_tensor([columns, rows]), rows, columns)
-    return Assignments(targets[truth, 0].long(), anchor, row, column, truth)
+    target, anchor = (best[:, None] == mask).nonzero(as_tuple=True)
+    column, row = _clamp_to_cells(targets[target, 2:4] * targets.new_tensor([columns, rows]), rows, columns)
+    return Assignments(targets[target, 0].long(), anchor, row, column, target)
 
 
 def _clamp_to_cells(
-    centre: Float[Tensor, "places 2"], rows: int, columns: int
-) -> tuple[Int64[Tensor, " places"], Int64[Tensor, " places"]]:
-    """Column and row; a centre on the right or lower edge belongs to the last ones."""
+    centre: Float[Tensor, "positions 2"], rows: int, columns: int
+) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " positions"]]:
+    """Return column and row; a centre on the right or lower edge of the image belongs to the last cell."""
     cell = centre.floor().long()
     return cell[:, 0].clamp(0, columns - 1), cell[:, 1].clamp(0, rows - 1)
 
 
-def shape_iou(sizes1: Float[Tensor, "some 2"], sizes2: Float[Tensor, "others 2"]) -> Float[Tensor, "some others"]:
-    """Intersection over union of boxes (width, height) that have one centre."""
-    shared = torch.minimum(sizes1[:, None], sizes2).prod(-1)
-    return shared / (sizes1.prod(1)[:, None] + sizes2.prod(1) - shared)
+def shape_iou(sizes1: Float[Tensor, "boxes1 2"], sizes2: Float[Tensor, "boxes2 2"]) -> Float[Tensor, "boxes1 boxes2"]:
+    """Compute the pairwise IoU of boxes (width, height) with a common centre."""
+    intersection = torch.minimum(sizes1[:, None], sizes2).prod(-1)
+    return intersection / (sizes1.prod(1)[:, None] + sizes2.prod(1) - intersection)

@@ -1,7 +1,7 @@
-"""How many layers to freeze, found by trying: short runs at a few depths on training pictures alone.
+"""Automatic choice of the number of frozen layers by short training runs (``--freeze auto``).
 
-The pictures to judge by are not looked at; a part of the training pictures is held out for the trials. The deepest
-freeze is the fastest and is tried first, then shallower ones as long as that is worth their time.
+The trials use training images only: a part of them is held out for validation. Freezing the most layers is fastest and
+is tried first. Fewer layers are tried while they increase AP50 sufficiently.
 """
 
 import copy
@@ -32,107 +32,109 @@ from chromabox.engine.logger import read_metrics
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import fit
 
-#: Epochs and the most pictures of a trial, and the share of them that it is judged by.
+#: Epochs and maximum number of images of a trial, and the fraction of these images used for validation.
 TRIAL_EPOCHS, MAX_TRIAL_IMAGES, TRIAL_VAL_FRACTION = 3, 160, 0.25
-#: AP50 by which a shallower freeze must be better to be worth its time.
+#: Increase of AP50 that justifies the longer training time of fewer frozen layers.
 MIN_GAIN = 0.02
 
 
 @dataclass(frozen=True)
 class FreezeTrial:
-    """What came of one depth: AP50 on the fold that was held out, and seconds an epoch."""
+    """Result of one trial: AP50 on the held-out images, in [0, 1], and seconds per epoch."""
 
     freeze_report: FreezeReport
     ap50: float
     epoch_seconds: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.freeze_report.num_layers:>6}  {100 * self.freeze_report.flops_fraction:>11.0f} %  {self.epoch_seconds:>15.1f}  "
-            f"{100 * self.ap50:>6.1f} %"
-        )
+        flops = f"{100 * self.freeze_report.flops_fraction:>11.0f} %"
+        return f"{self.freeze_report.num_layers:>6}  {flops}  {self.epoch_seconds:>16.1f}  {100 * self.ap50:>6.1f} %"
 
 
 def choose_num_frozen(
     config: FinetuneConfig, options: RuntimeOptions, *, log: Callable[[str], None] = print
 ) -> FinetuneConfig:
-    """The configuration with the number of layers to freeze in the place of ``auto``; the trials are told as a table.
+    """Return the configuration with ``freeze="auto"`` replaced by a number of layers, and log a table of the trials.
 
-    Raises what beginning the run itself raises.
+    Raise the same errors as ``initialise_run``.
     """
-    begun = initialise_run(replace(config, freeze="none"), None)
-    begun = replace(begun, splits=trial_split(begun.splits.train, config.seed))
-    execution = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
-    config = replace(config, runtime=execution)
+    initial = initialise_run(replace(config, freeze="none"), None)
+    initial = replace(initial, splits=trial_split(initial.splits.train, config.seed))
+    runtime = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
+    config = replace(config, runtime=runtime)
     log(
-        f"freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(begun.splits.train.samples)} training pictures, judged on "
-        f"{len(begun.splits.val.samples)} others\nlayers  forward work  seconds an epoch   AP50"
+        f"--freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(initial.splits.train.samples)} training images, "
+        f"validated on {len(initial.splits.val.samples)} others\nlayers  forward pass  seconds per epoch   AP50"
     )
     trials: list[FreezeTrial] = []
-    views = AugmentedSamples(begun.splits.train, config.recipe.name, config.size, config.seed, cached_reader())
-    for depth in reversed(candidate_depths(begun.detector.architecture)):
+    samples = AugmentedSamples(initial.splits.train, config.recipe.name, config.size, config.seed, cached_reader())
+    for depth in reversed(candidate_depths(initial.detector.architecture)):
         with TemporaryDirectory() as folder:
-            trials.append(run_trial(replace(config, freeze=depth), begun, views, Path(folder)))
+            trials.append(run_trial(replace(config, freeze=depth), initial, samples, Path(folder)))
         log(str(trials[-1]))
         if select_best_trial(trials) is not trials[-1]:
             break
-    chosen = select_best_trial(trials).freeze_report.num_layers
-    log(f"the first {chosen} layers are frozen")
-    return replace(config, freeze=chosen, runtime=None)
+    num_frozen = select_best_trial(trials).freeze_report.num_layers
+    log(f"--freeze auto: freezing the first {num_frozen} layers")
+    return replace(config, freeze=num_frozen, runtime=None)
 
 
 def candidate_depths(architecture: Architecture) -> list[int]:
-    """Depths worth a trial: none, about a third and two thirds of the backbone's work, and the backbone."""
-    amounts = layer_flops(architecture)[: num_backbone_layers(architecture)]
-    found = {0, len(amounts)}
-    for share in (1 / 3, 2 / 3):
-        done = 0.0
-        for index, amount in enumerate(amounts):
-            done += amount
-            if done >= share * sum(amounts):
-                # What does not learn goes to the layers before it.
-                while index + 1 < len(amounts) and not isinstance(architecture.layers[index + 1], Convolution):
+    """Return the numbers of layers to try.
+
+    They are none, about one third and two thirds of the backbone's FLOPs, and the whole backbone, in ascending order.
+    """
+    flops = layer_flops(architecture)[: num_backbone_layers(architecture)]
+    depths = {0, len(flops)}
+    for fraction in (1 / 3, 2 / 3):
+        total = 0.0
+        for index, layer_cost in enumerate(flops):
+            total += layer_cost
+            if total >= fraction * sum(flops):
+                # Layers without parameters belong to the layers before them.
+                while index + 1 < len(flops) and not isinstance(architecture.layers[index + 1], Convolution):
                     index += 1
-                found.add(index + 1)
+                depths.add(index + 1)
                 break
-    return sorted(found)
+    return sorted(depths)
 
 
 def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
-    """Some training pictures as the whole data of a trial."""
-    chosen = epoch_batch_indices(len(train.samples), MAX_TRIAL_IMAGES, seed, 0)[0]
-    some = train_val_split(
-        replace(train, samples=tuple(train.samples[index] for index in chosen)),
+    """Split some of the training images into the training and validation sets of the trials."""
+    indices = epoch_batch_indices(len(train.samples), MAX_TRIAL_IMAGES, seed, 0)[0]
+    subset = train_val_split(
+        replace(train, samples=tuple(train.samples[index] for index in indices)),
         val_fraction=TRIAL_VAL_FRACTION,
         seed=seed,
     )
-    return DataSplits(some.split("train"), None, some.split("val"), ())
+    return DataSplits(subset.split("train"), None, subset.split("val"), ())
 
 
 def run_trial(config: FinetuneConfig, initial: InitialState, samples: AugmentedSamples, folder: Path) -> FreezeTrial:
-    """One short run, with one fixed view of each picture, in a ``folder`` that nobody needs afterwards."""
+    """Run one short training with one fixed view per image. ``folder`` is temporary."""
     config = replace(config, recipe=replace(config.recipe, epochs=TRIAL_EPOCHS), num_cached_views=1)
     assert config.runtime is not None
-    net = copy.deepcopy(initial.detector.model).train()
-    frozen = apply_freezing(config, initial, net)
-    until = 0 if frozen.update_bn_stats else frozen.num_layers
-    config.runtime.prepare(net)
+    model = copy.deepcopy(initial.detector.model).train()
+    report = apply_freezing(config, initial, model)
+    num_frozen = 0 if report.update_bn_stats else report.num_layers
+    config.runtime.prepare(model)
     with ExitStack() as stack:
-        caches = FeatureCaches(stack, config, folder, net, until, lambda line: None)
-        judge = caches.build_validator(initial.splits.val, samples)
+        caches = FeatureCaches(stack, config, folder, model, num_frozen, lambda line: None)
+        validator = caches.build_validator(initial.splits.val, samples)
         batches = caches.train_batches(samples)
-        job, plan = build_finetune_task(
-            config, initial, net, until, build_loss(net, config), judge, batches, len(samples)
-        )
-        fit(job, plan, folder=folder, runtime=config.runtime)
+        loss = build_loss(model, config)
+        task, schedule = build_finetune_task(config, initial, model, num_frozen, loss, validator, batches, len(samples))
+        fit(task, schedule, folder=folder, runtime=config.runtime)
     records = read_metrics(folder)
-    seconds = sorted(record["seconds"] for record in records)[len(records) // 2]
-    return FreezeTrial(frozen, records[-1]["val_ap50"], seconds)
+    median_seconds = sorted(record["seconds"] for record in records)[len(records) // 2]
+    return FreezeTrial(report, records[-1]["val_ap50"], median_seconds)
 
 
 def select_best_trial(trials: list[FreezeTrial]) -> FreezeTrial:
-    """The deepest freeze whose AP50 is within ``WORTH`` of the best: it is also the fastest."""
+    """Return the trial with the most frozen layers among those within ``MIN_GAIN`` of the best AP50.
+
+    It is also the fastest of them.
+    """
     best = max(trial.ap50 for trial in trials)
-    return max(
-        (trial for trial in trials if trial.ap50 >= best - MIN_GAIN), key=lambda trial: trial.freeze_report.num_layers
-    )
+    good = [trial for trial in trials if trial.ap50 >= best - MIN_GAIN]
+    return max(good, key=lambda trial: trial.freeze_report.num_layers)

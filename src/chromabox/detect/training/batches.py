@@ -1,8 +1,8 @@
-"""What fine-tuning looks at: the parts of a set, and batches of training views, fresh ones or those of a cache.
+"""Data splits and batches for fine-tuning, from fresh augmentation or from a feature cache.
 
-A batch is what ``DetectorNet.forward_rest`` takes (the cached outputs of frozen layers, or the pictures themselves as
-the output of layer −1) and the true boxes [boxes, 6]: picture of the batch, class, centre, width and height as parts
-of the square's sides.
+A batch consists of the features that ``DarknetModel.forward_from`` takes (the cached outputs of frozen layers, or the
+images as the output of layer −1) and the ground-truth boxes [boxes, 6]: index of the image in the batch, class, and
+centre, width and height as fractions of the input size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +29,18 @@ from chromabox.runtime.parallel import map_ordered
 
 DetectionBatch = tuple[dict[int, Tensor], Tensor]
 ImageReader = Callable[[Path], RgbImage]
-#: Several of them differ in how many boxes they have.
+#: Class, centre, width and height of each box; the number of boxes differs between samples.
 SampleBoxes = Float32[np.ndarray, "_ 5"]
 
-#: Bytes of decoded pictures that are kept for further views.
+#: Maximum total size in bytes of the decoded images that are kept in memory.
 IMAGE_CACHE_BYTES = 400_000_000
-#: Share of the training pictures that is kept apart to stop by, where that is asked for.
+#: Fraction of the training images that is held out for early stopping.
 EARLY_STOPPING_FRACTION = 0.15
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Pictures to train on, to stop by (None: nothing stops training) and to judge by; and what is remarkable."""
+    """Images for training, for early stopping (None: disabled) and for validation, and warnings about the data."""
 
     train: DetectionDataset
     early_stopping: DetectionDataset | None
@@ -49,69 +49,74 @@ class DataSplits:
 
 
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:
-    """The parts of a set by its own splits; where it has none, a fifth is held out by us.
+    """Split a dataset into its training and validation images.
 
-    Judged is by the validation pictures, else the test pictures; to ``watch`` a part of the training pictures is kept
-    apart, since whoever stops by the pictures that he is judged by, flatters himself. Pictures that cannot be decoded
-    are left out and told; told is also how many pictures training and judging share, and how many classes have hardly
-    a box to learn from. Raises UsageError for a set without training pictures.
+    The validation images are the dataset's validation split, else its test split, else a random fifth of all images.
+    With ``early_stopping``, a part of the training images is held out as well: stopping on the validation images would
+    make their results optimistic. Images that cannot be decoded are left out. The warnings list these images,
+    duplicates that occur in both training and validation, and classes with too few training boxes. Raise UsageError for
+    a dataset without labelled training images.
     """
-    prints, damaged = fingerprints([one.path for one in data.samples])
-    told = [f"{why}; left out" for why in damaged.values()]
-    data = replace(data, samples=tuple(one for one in data.samples if one.path not in damaged))
-    chosen = default_split(data)
-    if chosen is None:
+    prints, corrupt = fingerprints([sample.path for sample in data.samples])
+    warnings = [f"{reason}; left out" for reason in corrupt.values()]
+    data = replace(data, samples=tuple(sample for sample in data.samples if sample.path not in corrupt))
+    split = default_split(data)
+    if split is None:
         data = train_val_split(data, seed=seed)
-        chosen = "val"
-        held = len(data.split(chosen).samples)
-        told.append(f"the data has no validation pictures: {held} of {len(data.samples)} are held out")
-    judge = data.split(chosen)
+        split = "val"
+        num_held_out = len(data.split(split).samples)
+        warnings.append(f"no validation split: {num_held_out} of {len(data.samples)} images are held out")
+    val = data.split(split)
     names = [name for name in data.splits if not name.startswith(("val", "test"))]
-    train = replace(data, samples=tuple(one for one in data.samples if one.split in names), splits=tuple(names))
-    if not train.samples or not any(len(one.boxes) for one in train.samples):
-        raise UsageError(f"the data has no labelled training pictures; its splits are {', '.join(data.splits)}")
-    told += [*_warn_leakage(train, judge, find_duplicates(prints)), *_warn_few_training_boxes(train)]
+    train_samples = tuple(sample for sample in data.samples if sample.split in names)
+    train = replace(data, samples=train_samples, splits=tuple(names))
+    if not train.samples or not any(len(sample.boxes) for sample in train.samples):
+        raise UsageError(
+            f"no labelled training images in the splits {', '.join(data.splits)}: "
+            "expected images with boxes outside of val and test"
+        )
+    warnings += [*_warn_leakage(train, val, find_duplicates(prints)), *_warn_few_training_boxes(train)]
     if not early_stopping:
-        return DataSplits(train, None, judge, tuple(told))
-    both = train_val_split(train, val_fraction=EARLY_STOPPING_FRACTION, seed=seed)
-    return DataSplits(both.split("train"), both.split("val"), judge, tuple(told))
+        return DataSplits(train, None, val, tuple(warnings))
+    parts = train_val_split(train, val_fraction=EARLY_STOPPING_FRACTION, seed=seed)
+    return DataSplits(parts.split("train"), parts.split("val"), val, tuple(warnings))
 
 
 def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Sequence[DuplicatePair]) -> list[str]:
-    """What flatters: judging pictures that are training pictures as well, or nearly."""
-    mine, theirs = ({one.path for one in part.samples} for part in (train, val))
-    pairs = [
-        (one, other) for pair in duplicates for one, other in ((pair.first, pair.second), (pair.second, pair.first))
-    ]
-    found = {other: one for one, other in pairs if one in mine and other in theirs}
-    found |= {path: path for path in mine & theirs}
-    if not found:
+    """Warn if validation images are also training images, or near-duplicates of them."""
+    train_paths, val_paths = ({sample.path for sample in part.samples} for part in (train, val))
+    pairs = [pair for each in duplicates for pair in ((each.first, each.second), (each.second, each.first))]
+    leaks = {second: first for first, second in pairs if first in train_paths and second in val_paths}
+    leaks |= {path: path for path in train_paths & val_paths}
+    if not leaks:
         return []
-    judged, trained = min(found.items())
+    val_path, train_path = min(leaks.items())
     return [
-        f"{len(found)} of {len(theirs)} pictures that judge are the same as training pictures or nearly, {judged} as "
-        f"{trained} for one: what is measured flatters"
+        f"{len(leaks)} of {len(val_paths)} validation images also occur in the training set ({val_path} as "
+        f"{train_path}): validation results are optimistic"
     ]
 
 
 def _warn_few_training_boxes(train: DetectionDataset) -> list[str]:
-    """Whether some classes are hardly to be learnt."""
-    numbers = [one.class_ids[~one.is_crowd] for one in train.samples]
-    boxes = np.bincount(np.concatenate(numbers), minlength=len(train.classes))
-    known, thin = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < MIN_BOXES_PER_CLASS)).sum())
-    return [f"{thin} of {known} classes have under {MIN_BOXES_PER_CLASS} boxes to learn from"] if thin else []
+    """Warn about classes with fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
+    class_ids = [sample.class_ids[~sample.is_crowd] for sample in train.samples]
+    boxes = np.bincount(np.concatenate(class_ids), minlength=len(train.classes))
+    num_classes, num_rare = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < MIN_BOXES_PER_CLASS)).sum())
+    if not num_rare:
+        return []
+    return [f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} training boxes"]
 
 
 def cached_reader(max_bytes: int = IMAGE_CACHE_BYTES) -> ImageReader:
-    """A reader of pictures that keeps what it has decoded, as far as so many bytes go."""
-    kept: dict[Path, RgbImage] = {}
+    """Return a function that reads images and keeps up to ``max_bytes`` of decoded pixels in memory."""
+    cache: dict[Path, RgbImage] = {}
 
     def read(path: Path) -> RgbImage:
-        if path in kept:
-            return kept[path]
+        if path in cache:
+            return cache[path]
         pixels = read_pixels(path)
-        if pixels.nbytes + sum(one.nbytes for one in kept.values()) <= max_bytes:
-            kept[path] = pixels
+        if pixels.nbytes + sum(image.nbytes for image in cache.values()) <= max_bytes:
+            cache[path] = pixels
         return pixels
 
     return read
@@ -119,7 +124,7 @@ def cached_reader(max_bytes: int = IMAGE_CACHE_BYTES) -> ImageReader:
 
 @dataclass(frozen=True)
 class AugmentedSamples:
-    """The training views of a set: view ``number`` of picture ``index``, drawn from ``seed`` and both."""
+    """Augmented views of a training set; a view depends only on ``seed``, its number and the index of the image."""
 
     data: DetectionDataset
     recipe: str
@@ -128,7 +133,7 @@ class AugmentedSamples:
     read_image: ImageReader
 
     def sample(self, view: int, index: int) -> tuple[TrainImage, TrainBoxes]:
-        """RGB from 0 to 255 [3, side, side], and its boxes."""
+        """Return an RGB image of uint8 [3, size, size] and its boxes [boxes, 5]."""
         return augment_sample(self.data, index, (self.seed, view), self.size, self.recipe, read_image=self.read_image)
 
     def __len__(self) -> int:
@@ -136,7 +141,7 @@ class AugmentedSamples:
 
 
 def epoch_batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The pictures of each batch of an epoch: all of them in an order drawn from both, in parts of about equal size."""
+    """Return the image indices of each batch: a random permutation, split into batches of about equal size."""
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     return [part.tolist() for part in np.array_split(order, -(-num_images // batch_size))]
 
@@ -144,18 +149,18 @@ def epoch_batch_indices(num_images: int, batch_size: int, seed: int, epoch: int)
 def stream_batches(
     samples: AugmentedSamples, batch_size: int, *, device: str = "cpu", workers: int = 1
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """For the training loop: (epoch, batches to pass over) → batches of views that no other epoch shows."""
+    """Return a function (epoch, number of batches to skip) → batches, with a new augmentation in every epoch."""
 
     def batches(epoch: int, skip: int) -> Iterator[DetectionBatch]:
-        chunks = epoch_batch_indices(len(samples), batch_size, samples.seed, epoch)[skip:]
-        order = [index for chunk in chunks for index in chunk]
-        # Drawn by other threads while the net computes.
-        drawn = map_ordered(order, lambda index: samples.sample(epoch, index), workers=workers)
-        with closing(drawn):
-            for chunk in chunks:
-                several = [next(drawn) for _ in chunk]
-                images = to_image_batch([torch.from_numpy(pixels) for pixels, _ in several])
-                yield {-1: images.to(device)}, stack_targets([boxes for _, boxes in several]).to(device)
+        batch_indices = epoch_batch_indices(len(samples), batch_size, samples.seed, epoch)[skip:]
+        order = [index for indices in batch_indices for index in indices]
+        # Worker threads augment while the model computes.
+        augmented = map_ordered(order, lambda index: samples.sample(epoch, index), workers=workers)
+        with closing(augmented):
+            for indices in batch_indices:
+                batch = [next(augmented) for _ in indices]
+                images = to_image_batch([torch.from_numpy(pixels) for pixels, _ in batch])
+                yield {-1: images.to(device)}, stack_targets([boxes for _, boxes in batch]).to(device)
 
     return batches
 
@@ -169,17 +174,18 @@ def cached_batches(
     *,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """The same from a cache of some views of each of ``count`` pictures, all first views, then all second ones, …
+    """Return a function (epoch, number of batches to skip) → batches that are read from a feature cache.
 
-    Epochs take the views in turn. ``boxes`` are those of every view of the cache.
+    The cache contains the first views of all ``num_images`` images, then the second views, and so on. ``boxes`` has the
+    boxes of each view in the same order. Each epoch uses the next view.
     """
-    numbers = len(boxes) // num_images
+    views_per_image = len(boxes) // num_images
 
     def batches(epoch: int, skip: int) -> Iterator[DetectionBatch]:
-        for chunk in epoch_batch_indices(num_images, batch_size, seed, epoch)[skip:]:
-            places = [epoch % numbers * num_images + index for index in chunk]
-            kept = {layer: output.to(device) for layer, output in cache.read(places).items()}
-            yield kept, stack_targets([boxes[place] for place in places]).to(device)
+        for indices in epoch_batch_indices(num_images, batch_size, seed, epoch)[skip:]:
+            view_indices = [epoch % views_per_image * num_images + index for index in indices]
+            features = {layer: feature.to(device) for layer, feature in cache.read(view_indices).items()}
+            yield features, stack_targets([boxes[index] for index in view_indices]).to(device)
 
     return batches
 
@@ -193,22 +199,25 @@ def fill_feature_cache(
     *,
     workers: int = 1,
 ) -> list[SampleBoxes]:
-    """Fill a cache with ``numbers`` views of each picture as :func:`cached_batches` reads it; returns the boxes."""
-    order = [(number, index) for number in range(views_per_image) for index in range(len(samples))]
+    """Fill a cache with views of each image, in the order of :func:`cached_batches`; return the boxes of each view."""
+    order = [(view, index) for view in range(views_per_image) for index in range(len(samples))]
     boxes: list[SampleBoxes] = []
 
-    def pictures() -> Iterator[Tensor]:
-        with closing(map_ordered(order, lambda place: samples.sample(*place), workers=workers)) as drawn:
-            for pixels, own in drawn:
-                boxes.append(own)
+    def images() -> Iterator[Tensor]:
+        with closing(map_ordered(order, lambda item: samples.sample(*item), workers=workers)) as augmented:
+            for pixels, image_boxes in augmented:
+                boxes.append(image_boxes)
                 yield torch.from_numpy(pixels)
 
     with progress_bar("computing frozen layers", len(order), unit="views") as tick:
-        fill_cache(cache, model, num_frozen, pictures(), on_progress=tick)
+        fill_cache(cache, model, num_frozen, images(), on_progress=tick)
     return boxes
 
 
 def stack_targets(boxes: Sequence[SampleBoxes]) -> Float32[Tensor, "all_boxes 6"]:
-    """The boxes of a batch's pictures as one table."""
-    numbered = [np.concatenate([np.full((len(own), 1), at, np.float32), own], 1) for at, own in enumerate(boxes)]
-    return torch.from_numpy(np.concatenate([np.zeros((0, 6), np.float32), *numbered]))
+    """Concatenate the boxes of the images of a batch, with the index of the image as the first column."""
+    indexed = [
+        np.concatenate([np.full((len(image_boxes), 1), index, np.float32), image_boxes], 1)
+        for index, image_boxes in enumerate(boxes)
+    ]
+    return torch.from_numpy(np.concatenate([np.zeros((0, 6), np.float32), *indexed]))

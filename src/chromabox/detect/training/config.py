@@ -1,4 +1,4 @@
-"""The configuration of a fine-tuning run: what its ``config.json`` holds, and reading it."""
+"""Configuration of a fine-tuning run, stored as ``config.json`` in its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,22 @@ CachePrecision = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One run, complete: what stands in ``config.json``."""
+    """All settings of one run; the content of ``config.json``."""
 
     data: str
     recipe: FinetuneRecipe
     weights: str = "yolov3-tiny"
     freeze: int | str = "backbone"
-    """A number of layers, or a name of ``chromabox.detect.training.freeze``."""
+    """Number of layers to freeze, or a name accepted by ``chromabox.detect.training.freeze``."""
     size: int = 416
     num_cached_views: int = 4
-    """Fixed views of each picture whose frozen layers' outputs are cached; 0: fresh views and no cache."""
+    """Augmented views per image whose frozen-layer features are cached; 0: no cache, new augmentation every epoch."""
     cache_memory_gb: float = 1.0
-    """GB of memory for both caches together; what is larger lies in a file of the run folder."""
+    """Maximum memory in GB for all caches together; larger caches are memory-mapped files in the run folder."""
     cache_precision: CachePrecision = "float16"
     keep_old_classes: bool = False
     retention_data: str | None = None
-    """A labelled set of old classes on which is measured what is left of them."""
+    """Labelled dataset used to measure how well the original classes are retained."""
     patience: int | None = None
     seed: int = 0
     runtime: RuntimeConfig | None = None
@@ -37,16 +37,16 @@ class FinetuneConfig:
 
 
 def read_finetune_config(folder: Path) -> FinetuneConfig:
-    """The configuration of a run's folder. Raises UsageError if it is none of fine-tuning."""
+    """Read the configuration of a run. Raise UsageError if the folder contains no fine-tuning run."""
     try:
         values = read_config_values(folder)
         values["recipe"] = FinetuneRecipe(**values["recipe"])
         values["runtime"] = RuntimeConfig(**values["runtime"])
         config = FinetuneConfig(**values)
         if config.model != "detector":
-            raise ValueError(f"it is of a {config.model}")
+            raise ValueError(f"run of model {config.model}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder}: holds no config.json of chromabox finetune; give the folder of a run that it began"
+            f"{folder}: no valid config.json of a fine-tuning run; expected a folder written by chromabox finetune"
         ) from error
     return config

@@ -1,4 +1,4 @@
-"""From a labelled set and trained weights to a run folder: a detector is fine-tuned by the same loop as all nets."""
+"""Fine-tuning of a detector on a labelled dataset, from trained weights to a run folder."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,10 @@ from chromabox.engine.trainer import fit
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of a run: ``summary.json``'s content, and both evaluations on the judging pictures."""
+    """Result of a run: the content of ``summary.json``, and the evaluations on the validation images.
+
+    ``before`` evaluates the initial model, ``after`` the best model, which is ``detector``.
+    """
 
     summary: dict[str, Any]
     before: DetectionEvaluation
@@ -58,76 +61,88 @@ def finetune(
     log: Callable[[str], None] = print,
     on_epoch_end: Callable[[EpochRecord], None] = lambda record: None,
 ) -> FinetuneResult:
-    """Fine-tune into ``folder``, which then holds all that a colour run's holds and ``start.safetensors``.
+    """Fine-tune a detector and write the run to ``folder``.
 
-    The folder is itself weights for ``load_detector``. ``options`` is asked where ``config.execution`` is None.
-    Raises UsageError for settings that do not fit, ChromaboxError for data that cannot be used.
+    The folder contains the files of every training run and the initial model, ``start.safetensors``. ``load_detector``
+    accepts it as weights.
+
+    Args:
+        config: all settings of the run.
+        folder: the run folder; created if it does not exist.
+        options: runtime options, used if ``config.runtime`` is None to select the fastest settings.
+        resume: continue the run in ``folder`` from its last checkpoint.
+        log: called with each message.
+        on_epoch_end: called with the metrics of each epoch.
+
+    Raise UsageError for invalid settings, ChromaboxError for data that cannot be used, and TrainingInterrupted on
+    Ctrl-C or SIGTERM.
     """
-    begun = initialise_run(config, folder if resume else None)
-    for line in begun.splits.warnings:
-        log(line)
-    net = copy.deepcopy(begun.detector.model).train()
-    frozen = apply_freezing(config, begun, net)
-    log(str(frozen))
-    until = 0 if frozen.update_bn_stats else frozen.num_layers
-    loss = build_loss(net, config)
-    views = AugmentedSamples(begun.splits.train, config.recipe.name, config.size, config.seed, cached_reader())
+    initial = initialise_run(config, folder if resume else None)
+    splits = initial.splits
+    for warning in splits.warnings:
+        log(warning)
+    model = copy.deepcopy(initial.detector.model).train()
+    freeze_report = apply_freezing(config, initial, model)
+    log(str(freeze_report))
+    # Features of layers whose BatchNorm statistics keep updating cannot be cached.
+    num_frozen = 0 if freeze_report.update_bn_stats else freeze_report.num_layers
+    loss = build_loss(model, config)
+    samples = AugmentedSamples(splits.train, config.recipe.name, config.size, config.seed, cached_reader())
     if config.runtime is None:
-        probe = FinetuneProbe(config, net, until, loss, views, begun)
+        probe = FinetuneProbe(config, model, num_frozen, loss, samples, initial)
         config = replace(config, runtime=probe.pick_runtime(options or RuntimeOptions(), log))
     assert config.runtime is not None
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)
     if not resume:
-        save_detector(folder / "start.safetensors", begun.detector)
-    config.runtime.prepare(net)
+        save_detector(folder / "start.safetensors", initial.detector)
+    config.runtime.prepare(model)
     with ExitStack() as stack:
-        caches = FeatureCaches(stack, config, folder, net, until, log)
-        judge = caches.build_validator(begun.splits.val, views)
-        watch = (
-            judge if begun.splits.early_stopping is None else caches.build_validator(begun.splits.early_stopping, views)
-        )
-        batches = caches.train_batches(views)
-        job, plan = build_finetune_task(config, begun, net, until, loss, watch, batches, len(views))
+        caches = FeatureCaches(stack, config, folder, model, num_frozen, log)
+        validator = caches.build_validator(splits.val, samples)
+        monitor = validator if splits.early_stopping is None else caches.build_validator(splits.early_stopping, samples)
+        batches = caches.train_batches(samples)
+        task, schedule = build_finetune_task(config, initial, model, num_frozen, loss, monitor, batches, len(samples))
         trained = fit(
-            job,
-            plan,
+            task,
+            schedule,
             folder=folder,
             runtime=config.runtime,
             resume=resume,
-            on_epoch_end=lambda record, net: on_epoch_end(record),
+            on_epoch_end=lambda record, model: on_epoch_end(record),
         )
         best = _load_best(folder, cast(DarknetModel, trained))
-        start = copy.deepcopy(begun.detector.model).to(config.runtime.device).eval()
-        evaluations = [evaluate_predictions(judge.predict(one), judge.data) for one in (start, best.model)]
-    before, after = evaluations
+        initial_model = copy.deepcopy(initial.detector.model).to(config.runtime.device).eval()
+        before, after = (
+            evaluate_predictions(validator.predict(each), validator.data) for each in (initial_model, best.model)
+        )
     summary = {
-        **_run_summary(config, folder, frozen, caches.fill_seconds),
+        **_run_summary(config, folder, freeze_report, caches.fill_seconds),
         "before": _evaluation_summary(before),
         "after": _evaluation_summary(after),
         "difference": {
-            name: {"value": found.value, "interval": list(found.interval)}
-            for name, found in paired_difference(before.matches, after.matches).items()
+            name: {"value": difference.value, "interval": list(difference.interval)}
+            for name, difference in paired_difference(before.matches, after.matches).items()
         },
-        "warnings": [*begun.splits.warnings, *after.warnings],
+        "warnings": [*splits.warnings, *after.warnings],
     }
     if config.retention_data is not None:
-        summary["retained"] = _evaluate_retention(config, begun.detector, best)
+        summary["retained"] = _evaluate_retention(config, best)
     write_json(folder / "summary.json", summary)
-    return FinetuneResult(summary, before, after, best, judge.data)
+    return FinetuneResult(summary, before, after, best, validator.data)
 
 
 def _load_best(folder: Path, model: DarknetModel) -> Detector:
-    """The run's result, as whoever loads the folder gets it, where the net is."""
+    """Load the best checkpoint of a run to the device of ``model``."""
     best = load_detector(folder)
     best.model.to(next(model.parameters()).device)
     return best
 
 
 def _evaluation_summary(evaluation: DetectionEvaluation) -> dict[str, Any]:
-    """An evaluation for ``summary.json``."""
-    described = evaluation.as_json()
-    return {name: described[name] for name in ("ap", "ap50", "ap_interval", "ap50_interval", "per_class")}
+    """Return the part of an evaluation that ``summary.json`` contains."""
+    values = evaluation.as_json()
+    return {name: values[name] for name in ("ap", "ap50", "ap_interval", "ap50_interval", "per_class")}
 
 
 def _run_summary(
@@ -150,22 +165,24 @@ def _run_summary(
     }
 
 
-def _evaluate_retention(config: FinetuneConfig, initial: Detector, best: Detector) -> dict[str, Any]:
-    """Mean AP50 on the retention set of the classes known before and after; before is the weights' own net."""
+def _evaluate_retention(config: FinetuneConfig, best: Detector) -> dict[str, Any]:
+    """Evaluate the retention data with the original weights and with the best model.
+
+    The result is the mean AP50 of the classes that both models have.
+    """
     assert config.retention_data is not None
     data = load_detection_dataset(config.retention_data)
-    chosen = default_split(data)
-    data = data if chosen is None else data.split(chosen)
-    old = load_detector(config.weights)
+    split = default_split(data)
+    data = data if split is None else data.split(split)
+    original = load_detector(config.weights)
     if not data.has_class_names:
-        data, _ = remap_classes(data, old.classes)
+        data, _ = remap_classes(data, original.classes)
+    best_classes = {normalise_name(name) for name in best.classes}
+    shared = [normalise_name(name) for name in original.classes if normalise_name(name) in best_classes]
     scores = {}
-    for name, detector in (("before", old), ("after", best)):
-        found = evaluate_detector(detector, data, size=config.size, num_resamples=2)
-        known = {normalise_name(each): index for index, each in enumerate(found.classes)}
-        shared = [
-            normalise_name(each) for each in old.classes if normalise_name(each) in map(normalise_name, best.classes)
-        ]
-        values = found.coco.table[0, [known[each] for each in shared]]
-        scores[name] = float(np.nanmean(values))
+    for key, detector in (("before", original), ("after", best)):
+        evaluation = evaluate_detector(detector, data, size=config.size, num_resamples=2)
+        indices = {normalise_name(name): index for index, name in enumerate(evaluation.classes)}
+        ap50 = evaluation.coco.table[0, [indices[name] for name in shared]]
+        scores[key] = float(np.nanmean(ap50))
     return {"data": config.retention_data, "ap50_before": scores["before"], "ap50_after": scores["after"]}

@@ -1,8 +1,8 @@
-"""What stays still while a detector is fine-tuned: the first so many layers, really still.
+"""Freezing of the first layers of a detector for fine-tuning.
 
-A frozen parameter has no gradient and is in no optimiser. The batch normalisation of frozen layers keeps its statistics
-also in training mode, unless ``moving_statistics`` asks for what the course's tool does: there only the
-parameters are frozen, and the statistics drift away from them.
+The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default its BatchNorm
+statistics are frozen too: the layer stays in evaluation mode even if the model is put into training mode. With
+``update_bn_stats``, only the parameters are frozen and the statistics are still updated, as in the course's tool.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from chromabox.detect.models.architecture import Architecture, Convolution
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.errors import UsageError
 
-#: Names for a number of layers.
+#: Named numbers of layers that ``num_layers_to_freeze`` accepts.
 FREEZE_NAMES = ("none", "backbone")
 
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What was frozen: ``layers`` from the first on, their ``parameters`` of ``all_parameters``.
+    """Numbers of frozen layers and parameters.
 
-    ``share_of_work``: of a forward pass's multiplications, 0 to 1.
+    ``flops_fraction`` is the frozen layers' fraction of the multiplications of a forward pass, in [0, 1].
     """
 
     num_layers: int
@@ -32,35 +32,39 @@ class FreezeReport:
     flops_fraction: float
     update_bn_stats: bool
     freeze_all_bn: bool = False
-    """Whether the batch normalisation of the trained layers stays as it is, too."""
+    """Whether BatchNorm is also frozen in the layers that are trained."""
 
     @property
     def step_savings(self) -> float:
-        """The share of a training step's work that freezing alone saves.
+        """Fraction of the computation of a training step that freezing saves, in [0, 2/3].
 
-        Gradients take about twice a forward pass, half for weights and half for what is before them.
+        A backward pass costs about twice as much as a forward pass: one half for the gradients of the weights, the
+        other for the gradients of the layer inputs. Frozen layers need no backward pass.
         """
         return 2 * self.flops_fraction / 3
 
     @property
     def step_savings_with_cache(self) -> float:
-        """The share that is saved where the frozen layers need not run either."""
+        """Fraction saved if the features of the frozen layers are also cached, so that their forward pass is skipped.
+
+        In [0, 1].
+        """
         return self.flops_fraction
 
     def __str__(self) -> str:
         if not self.num_layers:
             return f"nothing frozen: all {self.total_parameters:,} parameters are trained"
-        statistics = "go on moving" if self.update_bn_stats else "stay as they are"
-        statistics += ", as does the others'" if self.freeze_all_bn else ""
+        statistics = "keep updating" if self.update_bn_stats else "are frozen"
+        statistics += ", like those of all other layers" if self.freeze_all_bn else ""
         return (
-            f"frozen: the first {self.num_layers} layers, {self.frozen_parameters:,} of {self.total_parameters:,} parameters and "
-            f"{100 * self.flops_fraction:.0f} % of the forward work; a step should take {100 * self.step_savings:.0f} % less "
-            f"time, with their outputs cached {100 * self.step_savings_with_cache:.0f} % less; the statistics of their batch "
-            f"normalisation {statistics}"
+            f"frozen: the first {self.num_layers} layers with {self.frozen_parameters:,} of {self.total_parameters:,} "
+            f"parameters and {100 * self.flops_fraction:.0f} % of the forward pass; expected time saved per step: "
+            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.step_savings_with_cache:.0f} %; "
+            f"their BatchNorm statistics {statistics}"
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For ``summary.json``."""
+        """Return the values for ``summary.json``."""
         return {
             "layers": self.num_layers,
             "parameters": self.frozen_parameters,
@@ -72,89 +76,98 @@ class FreezeReport:
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that stays in evaluation mode, whatever mode the net around it is put into."""
+    """BatchNorm that always stays in evaluation mode, so that its running statistics never change."""
 
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        """Evaluation mode, always."""
+        """Ignore ``mode`` and stay in evaluation mode."""
         return super().train(False)
 
 
 def num_layers_to_freeze(architecture: Architecture, num_frozen: int | str) -> int:
-    """How many layers from the first on are meant by a number or a name.
+    """Return the number of layers to freeze, given as a number or as one of ``FREEZE_NAMES``.
 
-    ``backbone`` ends before the 1×1 convolution with which the first head's own layers begin. Raises UsageError for a
-    name that is none and for numbers that leave nothing to be trained.
+    ``backbone`` ends before the 1×1 convolution that starts the first detection head. Raise UsageError for an unknown
+    name, and for a number that leaves no layer to train.
     """
     if isinstance(num_frozen, str) and not num_frozen.isdecimal():
         if num_frozen not in FREEZE_NAMES:
-            raise UsageError(f"freeze is {num_frozen}: give a number of layers, auto, or {' or '.join(FREEZE_NAMES)}")
+            raise UsageError(f"--freeze is {num_frozen}: expected a number of layers, auto, none or backbone")
         return num_backbone_layers(architecture) if num_frozen == "backbone" else 0
     depth = int(num_frozen)
     trainable = [index for index, layer in enumerate(architecture.layers) if isinstance(layer, Convolution)]
     if not 0 <= depth <= trainable[-1]:
         raise UsageError(
-            f"freeze is {depth}: {architecture.name} has layers 0 to {len(architecture.layers) - 1}, of which at most "
-            f"the first {trainable[-1]} can be frozen if something is to be trained"
+            f"--freeze is {depth}: expected 0 to {trainable[-1]} of the {len(architecture.layers)} layers of "
+            f"{architecture.name}, so that at least one convolution is trained"
         )
     return depth
 
 
 def num_backbone_layers(architecture: Architecture) -> int:
-    """The number of layers before the first head's own: YOLOv3 75 (Darknet-53), YOLOv3-tiny 13."""
+    """Return the number of layers before the first detection head: 75 for YOLOv3 (Darknet-53), 13 for YOLOv3-tiny."""
     head = architecture.head_indices[0]
-    begin = head
-    while begin and isinstance(architecture.layers[begin - 1], Convolution):
-        begin -= 1
-    run = architecture.layers[begin:head]
-    narrow = (begin + at for at, layer in enumerate(run) if isinstance(layer, Convolution) and layer.size == 1)
-    return next(narrow, begin)
+    start = head
+    while start and isinstance(architecture.layers[start - 1], Convolution):
+        start -= 1
+    # The head starts at the first 1×1 convolution of the run of convolutions that ends in it.
+    convolutions = enumerate(architecture.layers[start:head], start)
+    pointwise = (index for index, layer in convolutions if isinstance(layer, Convolution) and layer.size == 1)
+    return next(pointwise, start)
 
 
 def freeze(
     model: DarknetModel, num_frozen: int | str, *, update_bn_stats: bool = False, freeze_all_bn: bool = False
 ) -> FreezeReport:
-    """Freeze the first layers of ``net`` in place; see :func:`depth_of` for ``until``.
+    """Freeze the first layers of a model in place.
 
-    Parameters before that get ``requires_grad`` False and all others True. Where statistics stay still, the frozen
-    layers' batch normalisation is replaced by one that does not leave evaluation mode; names in ``state_dict`` stay.
-    With ``still_normalisation`` so is that of all other layers, whose weights are not trained either.
+    Parameters of frozen layers get ``requires_grad=False``, all others ``requires_grad=True``. BatchNorm modules whose
+    statistics are to be frozen are replaced by :class:`FrozenBatchNorm2d`; the names in ``state_dict`` stay the same.
+
+    Args:
+        model: the detector to modify.
+        num_frozen: number of layers, or a name accepted by :func:`num_layers_to_freeze`.
+        update_bn_stats: keep updating the BatchNorm statistics of frozen layers.
+        freeze_all_bn: also freeze the BatchNorm statistics and weights of the layers that are trained.
+
+    Raise UsageError for an invalid ``num_frozen``.
     """
     depth = num_layers_to_freeze(model.architecture, num_frozen)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(int(name.split(".")[1]) >= depth)
+        layer_index = int(name.split(".")[1])  # Names are "layers.<index>.…".
+        parameter.requires_grad_(layer_index >= depth)
     for index, layer in enumerate(model.layers):
-        still = freeze_all_bn if index >= depth else not update_bn_stats
-        if still and isinstance(layer, ConvolutionLayer) and layer.norm is not None:
+        freeze_bn = freeze_all_bn if index >= depth else not update_bn_stats
+        if freeze_bn and isinstance(layer, ConvolutionLayer) and layer.norm is not None:
             layer.norm = _freeze_batch_norm(layer.norm)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
-    share = sum(layer_flops(model.architecture)[:depth]) / sum(layer_flops(model.architecture))
-    return FreezeReport(depth, frozen, total, share, update_bn_stats, freeze_all_bn)
+    flops = layer_flops(model.architecture)
+    return FreezeReport(depth, frozen, total, sum(flops[:depth]) / sum(flops), update_bn_stats, freeze_all_bn)
 
 
 def _freeze_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    """The same normalisation, with the same tensors."""
-    with torch.device("meta"):
-        still = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-    still.load_state_dict(norm.state_dict(), assign=True)
-    still.requires_grad_(False)
-    return still.eval()
+    """Return a frozen module that shares the tensors of ``norm``."""
+    with torch.device("meta"):  # Allocates no memory: the tensors are assigned below.
+        frozen = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+    frozen.load_state_dict(norm.state_dict(), assign=True)
+    frozen.requires_grad_(False)
+    return frozen.eval()
 
 
 def layer_flops(architecture: Architecture) -> list[float]:
-    """Multiplications of each layer's convolution in a forward pass, for each pixel of the picture."""
-    amounts = []
+    """Return the multiplications of each layer's convolution in a forward pass, per pixel of the input image."""
+    flops = []
     for index, layer in enumerate(architecture.layers):
         if not isinstance(layer, Convolution):
-            amounts.append(0.0)
+            flops.append(0.0)
             continue
-        kernel = architecture.input_shape(index).channels // layer.groups * layer.size**2
-        amounts.append(kernel * layer.filters / architecture.shapes[index].stride ** 2)
-    return amounts
+        kernel_size = architecture.input_shape(index).channels // layer.groups * layer.size**2
+        flops.append(kernel_size * layer.filters / architecture.shapes[index].stride ** 2)
+    return flops
 
 
 def trainable_head_parameters(model: DarknetModel) -> list[nn.Parameter]:
-    """The parameters that are trained of the convolutions whose outputs are the heads' raw numbers."""
+    """Return the trainable parameters of the last convolution of each head, whose outputs are the raw predictions."""
     layers = [
         model.layers[source] for head in model.architecture.head_indices for source in model.architecture.sources(head)
     ]

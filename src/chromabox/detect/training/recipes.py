@@ -1,7 +1,7 @@
-"""How a detector is fine-tuned: a recipe is a function that returns a frozen dataclass. Imports no torch.
+"""Fine-tuning recipes: functions that return a frozen dataclass. This module does not import torch.
 
-``course`` is the setting of the course's tool to the letter. ``default`` is ours: what is frozen stands really still,
-the warm-up is short, and the rates are small enough not to hurt a net that is trained already.
+``course`` uses the exact settings of the course's tool. ``default`` freezes BatchNorm statistics too, has a short
+warm-up, and uses learning rates that are low enough to preserve a trained model.
 """
 
 from dataclasses import dataclass, replace
@@ -14,75 +14,73 @@ FinetuneRecipeName = Literal["course", "default"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """Everything that decides how a detector is trained, apart from data, freezing and seed."""
+    """Hyperparameters of fine-tuning, without data, number of frozen layers and seed."""
 
     name: FinetuneRecipeName
-    """Also by what rule views are drawn and the loss is put together."""
+    """Also selects the augmentation and the reduction of the loss."""
     epochs: int
     batch_size: int
     optimizer: Literal["sgd", "muon"]
-    """sgd: with Nesterov's momentum; muon: Muon for kernels, AdamW for everything else."""
+    """sgd: SGD with Nesterov momentum; muon: Muon for kernels, AdamW for all other parameters."""
     lr: float
-    """Peak, of kernels."""
+    """Peak learning rate of convolution kernels."""
     adamw_lr: float
-    """Peak, of biases and of what normalises."""
+    """Peak learning rate of biases and BatchNorm weights; with muon, of all parameters that AdamW trains."""
     final_lr_fraction: float
-    """Of the peak rate, at the end of the run."""
+    """Learning rate at the end of the run, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
-    """Factor on both rates where the weights know all classes already: what they know is then all there is to lose."""
+    """Factor on both learning rates if the data has no new class: the weights are already trained on all classes."""
     freeze_all_bn: bool = False
-    """There, too: whether the batch normalisation of all layers stays as it is."""
+    """Whether to freeze BatchNorm in all layers if the data has no new class."""
     lr_scale_added_classes: float = 1.0
-    """Factor on both rates where new classes are learnt beside the old ones."""
+    """Factor on both learning rates if new classes are added to the original ones."""
     schedule: Literal["cosine", "linear"]
-    """The way from the peak to the end."""
+    """Decay of the learning rate from its peak."""
     warmup_epochs: float = 0.0
     warmup_batches: int = 0
-    """The warm-up lasts the longer of both, in batches; ``warm_up_most`` bounds it."""
+    """Length of the warm-up: the longer of both, limited by ``max_warmup_fraction``."""
     max_warmup_fraction: float | None = None
-    """At most this share of the run goes up; None: however long it is."""
+    """Maximum length of the warm-up as a fraction of the run; None: no limit."""
     warmup_bias_lr: float = 0.0
-    """The rate from which biases go to their peak; all others begin at 0."""
+    """Initial learning rate of biases in the warm-up; all other parameters start at 0."""
     warmup_momentum: float | None = None
-    """The momentum at the beginning of the warm-up; None: it does not change."""
+    """Momentum at the start of the warm-up; None: constant momentum."""
     momentum: float
     weight_decay: float
-    """On kernels only."""
+    """Weight decay of kernels; other parameters have none."""
     nominal_batch_size: int | None = None
-    """Gradients are added up to about so many pictures, and weight decay is meant for it; None: every batch steps."""
+    """Gradients are accumulated to about this batch size, to which the weight decay refers; None: no accumulation."""
     ema_decay: float = 0.0
     ema_warmup_steps: float = 0.0
-    """Moving average of the whole state, as of ``Plan``; see ``average``."""
+    """Exponential moving average of weights and BatchNorm statistics, see ``TrainSchedule``."""
     ema_fraction: float = 0.0
-    """Instead of a fixed decay the average's memory as a part of the run; 0: none."""
+    """Time constant of the moving average as a fraction of the run, instead of a fixed decay; 0: not used."""
     update_bn_stats: bool
-    """Whether the batch normalisation of frozen layers goes on counting, as in the course's tool."""
+    """Whether the BatchNorm statistics of frozen layers keep updating, as in the course's tool."""
     distill: bool = False
-    """Whether, when new classes are learnt beside old ones, the net that the run began with is imitated where no box is
-    marked; see ``transfer.py``."""
+    """Whether to distil the initial model outside of labelled boxes if new classes are added to the original ones; see
+    ``transfer.py``."""
     new_class_prior: float = 0.99
-    """The highest score at which a class begins that the weights did not know; see ``transfer.py``."""
+    """Maximum initial score of a new class; see ``transfer.replace_heads``."""
     class_pos_weight: float = 1.0
     objectness_pos_weight: float = 1.0
-    """``pos_weight`` of both cross-entropies."""
+    """``pos_weight`` of the two cross-entropies."""
 
     @property
     def accumulate(self) -> int:
-        """Batches to one step of the optimisers."""
+        """Batches per optimizer step."""
         return 1 if self.nominal_batch_size is None else max(round(self.nominal_batch_size / self.batch_size), 1)
 
     def num_warmup_batches(self, epochs: int, batches_per_epoch: int) -> float:
-        """Batches of warm-up in a run of ``epochs`` of so many ``batches``."""
-        wished = max(self.warmup_epochs * batches_per_epoch, float(self.warmup_batches))
-        return (
-            wished
-            if self.max_warmup_fraction is None
-            else min(wished, self.max_warmup_fraction * epochs * batches_per_epoch)
-        )
+        """Return the length of the warm-up in batches."""
+        num_batches = max(self.warmup_epochs * batches_per_epoch, float(self.warmup_batches))
+        if self.max_warmup_fraction is None:
+            return num_batches
+        return min(num_batches, self.max_warmup_fraction * epochs * batches_per_epoch)
 
 
 def course_finetune_recipe() -> FinetuneRecipe:
-    """The course's tool: in a run as short as its own example it never leaves the warm-up."""
+    """Return the settings of the course's tool. A run as short as the course's example ends within the warm-up."""
     return FinetuneRecipe(
         name="course",
         epochs=5,
@@ -107,7 +105,7 @@ def course_finetune_recipe() -> FinetuneRecipe:
 
 
 def default_finetune_recipe() -> FinetuneRecipe:
-    """Ours."""
+    """Return the default settings."""
     return FinetuneRecipe(
         name="default",
         epochs=10,
@@ -127,7 +125,8 @@ def default_finetune_recipe() -> FinetuneRecipe:
         ema_fraction=0.1,
         update_bn_stats=False,
         distill=True,
-        # A lone class that begins sure learns nothing: only objectness can tell it from all that the net knows.
+        # With a high initial score, a single new class would not learn: only objectness could separate it from
+        # objects of the original classes.
         new_class_prior=0.1,
     )
 
@@ -136,17 +135,16 @@ FINETUNE_RECIPES = {"course": course_finetune_recipe, "default": default_finetun
 
 
 def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
-    """The recipe with so much of its rates."""
-    rates = recipe.lr * factor, recipe.adamw_lr * factor
-    return replace(recipe, lr=rates[0], adamw_lr=rates[1])
+    """Return the recipe with both learning rates multiplied by ``factor``."""
+    return replace(recipe, lr=recipe.lr * factor, adamw_lr=recipe.adamw_lr * factor)
 
 
 def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
-    """The recipe of that name with what is given put in its place. Raises UsageError for nonsense."""
+    """Return the recipe ``name``, with other epochs and batch size if given. Raise UsageError for an invalid value."""
     if name not in FINETUNE_RECIPES:
-        raise UsageError(f"recipe is {name}: give {' or '.join(get_args(FinetuneRecipeName))}")
-    for option, value in (("epochs", epochs), ("batch", batch_size)):
+        raise UsageError(f"--recipe is {name}: expected {' or '.join(get_args(FinetuneRecipeName))}")
+    for option, value in (("--epochs", epochs), ("--batch-size", batch_size)):
         if value is not None and value < 1:
-            raise UsageError(f"{option} is {value}: give at least 1")
+            raise UsageError(f"{option} is {value}: expected at least 1")
     recipe = FINETUNE_RECIPES[name]()
     return replace(recipe, epochs=epochs or recipe.epochs, batch_size=batch_size or recipe.batch_size)

@@ -1,10 +1,8 @@
-"""What a fine-tuning run begins with, and what the training loop is told to do: weights, data, loss, rates.
+"""Setup of a fine-tuning run: initial model, data, loss, training task, feature caches, runtime and optimizers.
 
-The caches of a fine-tuning run and the batches that come from them.
-
-How a fine-tuning run is best run on this machine, and how long it will take: measured on a few real pictures.
-
-The optimisers of fine-tuning, and the rate, momentum and decay of every update as a recipe says.
+:class:`FinetuneProbe` selects the fastest runtime settings and estimates the training time by timing real training
+steps. :func:`build_finetune_optimizers` and :func:`finetune_lr_schedule` implement the recipe's optimizers and learning
+rates.
 """
 
 import copy
@@ -52,38 +50,44 @@ from chromabox.errors import UsageError
 
 @dataclass(frozen=True)
 class InitialState:
-    """The detector before the first step, with the data's classes, and the parts of the data in its classes."""
+    """The detector before the first step, with the classes of the data, and the data splits with the same classes."""
 
     detector: Detector
     splits: DataSplits
 
     @property
     def num_new_classes(self) -> int:
-        """The number of classes that the weights did not know."""
+        """Number of classes that the initial weights were not trained on."""
         return len(self.detector.metadata.get("surgery", {}).get("new", ()))
 
 
 def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> InitialState:
-    """Weights and data made for each other; a run that goes on has in its folder what it began from."""
-    trained = load_detector(config.weights if resume_folder is None else resume_folder / "start.safetensors")
-    multiple = trained.architecture.max_stride
+    """Load weights and data, and adapt the heads of the model to the classes of the data.
+
+    A resumed run reads its initial model from ``start.safetensors`` in ``resume_folder``. Raise UsageError for invalid
+    settings, and ChromaboxError for weights or data that cannot be read.
+    """
+    detector = load_detector(config.weights if resume_folder is None else resume_folder / "start.safetensors")
+    multiple = detector.architecture.max_stride
     if config.size < multiple or config.size % multiple:
-        raise UsageError(f"size is {config.size}: {trained.architecture.name} needs a multiple of {multiple}")
-    if config.num_cached_views < 0 or not config.cache_memory_gb >= 0:
-        raise UsageError(
-            f"views is {config.num_cached_views} and cache-memory {config.cache_memory_gb}: neither can be below 0"
-        )
+        raise UsageError(f"--size is {config.size}: expected a multiple of {multiple} for {detector.architecture.name}")
+    if config.num_cached_views < 0:
+        raise UsageError(f"--cached-views is {config.num_cached_views}: expected at least 0")
+    if not config.cache_memory_gb >= 0:
+        raise UsageError(f"--cache-memory is {config.cache_memory_gb}: expected at least 0")
     data = load_detection_dataset(config.data)
     if data.has_class_names and resume_folder is None:
-        trained = replace_heads(trained, data.classes, config.keep_old_classes, max_prior=config.recipe.new_class_prior)
-    data, _ = remap_classes(data, trained.classes)
-    num_layers_to_freeze(trained.architecture, config.freeze)
-    parts = split_dataset(data, config.seed, early_stopping=config.patience is not None)
-    return InitialState(replace(trained, size=config.size), parts)
+        detector = replace_heads(
+            detector, data.classes, config.keep_old_classes, max_prior=config.recipe.new_class_prior
+        )
+    data, _ = remap_classes(data, detector.classes)
+    num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.
+    splits = split_dataset(data, config.seed, early_stopping=config.patience is not None)
+    return InitialState(replace(detector, size=config.size), splits)
 
 
 def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
-    """The loss of the net's kind with the recipe's weights."""
+    """Return the loss for the model's weight variant, with the weights of the recipe."""
     return DetectionLoss(
         model.architecture,
         model.variant,
@@ -96,38 +100,42 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
 
 
 def apply_freezing(config: FinetuneConfig, initial: InitialState, model: DarknetModel) -> FreezeReport:
-    """Freeze what the configuration says, and all normalisation where the weights know all classes and so is wished."""
+    """Freeze the configured layers.
+
+    BatchNorm is frozen in all layers if the recipe has ``freeze_all_bn`` and there is no new class.
+    """
     recipe = config.recipe
-    still = recipe.freeze_all_bn and not initial.num_new_classes
-    return freeze(model, config.freeze, update_bn_stats=recipe.update_bn_stats, freeze_all_bn=still)
+    freeze_all_bn = recipe.freeze_all_bn and not initial.num_new_classes
+    return freeze(model, config.freeze, update_bn_stats=recipe.update_bn_stats, freeze_all_bn=freeze_all_bn)
 
 
 def build_teacher(
     config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: torch.device
 ) -> Teacher | None:
-    """What holds the old classes to what they were, where they are kept beside new ones and the recipe has it."""
+    """Return the initial model as teacher if old and new classes are trained together and the recipe distils."""
     if not (config.recipe.distill and config.keep_old_classes and initial.num_new_classes):
         return None
-    net = copy.deepcopy(initial.detector.model).to(device).eval()
-    return Teacher(net, len(initial.detector.classes) - initial.num_new_classes, loss)
+    model = copy.deepcopy(initial.detector.model).to(device).eval()
+    return Teacher(model, len(initial.detector.classes) - initial.num_new_classes, loss)
 
 
 def make_loss_function(
     num_frozen: int, loss: DetectionLoss, teacher: Teacher | None = None
 ) -> Callable[[Callable[[Tensor], Tensor], DetectionBatch], dict[str, Tensor]]:
-    """The terms of a batch, whose outputs of the first ``until`` layers are there already."""
+    """Return the ``compute_loss`` of a task whose batches contain the features of the first ``num_frozen`` layers."""
 
-    def losses(call: Callable[[Tensor], Tensor], batch: DetectionBatch) -> dict[str, Tensor]:
-        kept, targets = batch
-        # Never compiled, see the probe: what is called is the net itself.
-        outputs = cast(DarknetModel, call).forward_from(kept, num_frozen)
+    def compute_loss(forward: Callable[[Tensor], Tensor], batch: DetectionBatch) -> dict[str, Tensor]:
+        features, targets = batch
+        # The training loop passes the model itself: it is never compiled (see FinetuneProbe.pick_runtime).
+        outputs = cast(DarknetModel, forward).forward_from(features, num_frozen)
         if teacher is None:
             return loss(outputs, targets)
-        opinion = teacher.predict(kept, num_frozen, targets)
-        terms, distances = loss(outputs, targets, opinion.objectness), teacher.distillation_loss(outputs, opinion)
-        return {**terms, **distances, "loss": terms["loss"] + torch.stack(list(distances.values())).sum()}
+        teacher_output = teacher.predict(features, num_frozen, targets)
+        terms = loss(outputs, targets, teacher_output.objectness)
+        distillation = teacher.distillation_loss(outputs, teacher_output)
+        return {**terms, **distillation, "loss": terms["loss"] + torch.stack(list(distillation.values())).sum()}
 
-    return losses
+    return compute_loss
 
 
 def build_finetune_task(
@@ -140,14 +148,18 @@ def build_finetune_task(
     batches: Callable[[int, int], Any],
     num_images: int,
 ) -> tuple[TrainTask[DetectionBatch], TrainSchedule]:
+    """Build the task and the schedule of the training loop.
+
+    ``num_frozen`` is the number of layers whose features can be cached, ``num_images`` that of the training images.
+    """
     recipe = config.recipe
     if not initial.num_new_classes:
         recipe = scale_lr(recipe, recipe.lr_scale_same_classes)
     elif config.keep_old_classes:
         recipe = scale_lr(recipe, recipe.lr_scale_added_classes)
-    old = build_teacher(config, initial, loss, next(model.parameters()).device)
-    cached = bool(num_frozen and config.num_cached_views)
-    plan = TrainSchedule(
+    teacher = build_teacher(config, initial, loss, next(model.parameters()).device)
+    is_cached = bool(num_frozen and config.num_cached_views)
+    schedule = TrainSchedule(
         epochs=recipe.epochs,
         batches_per_epoch=len(epoch_batch_indices(num_images, recipe.batch_size, config.seed, 0)),
         accumulate=recipe.accumulate,
@@ -157,24 +169,24 @@ def build_finetune_task(
         patience=config.patience,
     )
     if recipe.ema_fraction:
-        decay = max(0.0, 1 - 1 / (recipe.ema_fraction * plan.total_steps))
-        plan = replace(plan, ema_decay=decay, ema_warmup_steps=plan.total_steps / 50)
-    optimisers = build_finetune_optimizers(model, recipe)
-    description = {**detector_metadata(initial.detector), "recipe": recipe.name, "data": Path(config.data).name}
-    job = TrainTask(
+        decay = max(0.0, 1 - 1 / (recipe.ema_fraction * schedule.total_steps))
+        schedule = replace(schedule, ema_decay=decay, ema_warmup_steps=schedule.total_steps / 50)
+    optimizers = build_finetune_optimizers(model, recipe)
+    metadata = {**detector_metadata(initial.detector), "recipe": recipe.name, "data": Path(config.data).name}
+    task = TrainTask(
         model=model,
-        optimizers=optimisers,
+        optimizers=optimizers,
         batches=batches,
-        compute_loss=make_loss_function(num_frozen if cached else 0, loss, old),
-        validate=lambda net: validator.evaluate(cast(DarknetModel, net), loss),
-        lr_schedule=finetune_lr_schedule(recipe, optimisers, recipe.epochs, plan.batches_per_epoch),
-        checkpoint_metadata=lambda: description,
+        compute_loss=make_loss_function(num_frozen if is_cached else 0, loss, teacher),
+        validate=lambda model: validator.evaluate(cast(DarknetModel, model), loss),
+        lr_schedule=finetune_lr_schedule(recipe, optimizers, recipe.epochs, schedule.batches_per_epoch),
+        checkpoint_metadata=lambda: metadata,
     )
-    return job, plan
+    return task, schedule
 
 
 class FeatureCaches:
-    """The caches of a run, one after another from the memory that is allowed; they live as long as ``stack``."""
+    """Feature caches of a run, which share the allowed memory and stay open until ``stack`` is closed."""
 
     def __init__(
         self,
@@ -185,73 +197,72 @@ class FeatureCaches:
         num_frozen: int,
         log: Callable[[str], None],
     ) -> None:
-        self.stack, self.config, self.folder, self.model, self.num_frozen, self.log = (
-            stack,
-            config,
-            folder,
-            model,
-            num_frozen,
-            log,
-        )
         assert config.runtime is not None
+        self.stack = stack
+        self.config = config
+        self.folder = folder
+        self.model = model
+        self.num_frozen = num_frozen
+        self.log = log
         self.workers = config.runtime.threads
         self.memory_left = round(config.cache_memory_gb * 1e9)
-        #: Seconds that filling took.
+        #: Seconds spent on filling the caches.
         self.fill_seconds = 0.0
 
     def open(self, num_views: int, precision: CachePrecision, name: str) -> FeatureCache:
-        plan = plan_cache(self.model, self.num_frozen, self.config.size, num_views, precision)
-        cache = self.stack.enter_context(open_cache(plan, self.folder / name, self.memory_left, self.log))
-        self.memory_left -= plan.num_bytes if plan.num_bytes <= self.memory_left else 0
+        """Open a cache in memory if it fits into the remaining memory, else in a file in a subfolder ``name``."""
+        spec = plan_cache(self.model, self.num_frozen, self.config.size, num_views, precision)
+        cache = self.stack.enter_context(open_cache(spec, self.folder / name, self.memory_left, self.log))
+        self.memory_left -= spec.num_bytes if spec.num_bytes <= self.memory_left else 0
         return cache
 
     def build_validator(self, data: DetectionDataset, samples: AugmentedSamples) -> Validator:
-        """Plain views, exactly."""
-        begin = time.perf_counter()
+        """Return a validator with cached features of the images without augmentation, in float32."""
+        start_time = time.perf_counter()
         cache = self.open(len(data.samples), "float32", f"cache-{data.splits[0]}")
-        judge = make_validator(
+        validator = make_validator(
             cache, self.model, self.num_frozen, data, self.config.size, samples.read_image, workers=self.workers
         )
-        self.fill_seconds += time.perf_counter() - begin
-        return judge
+        self.fill_seconds += time.perf_counter() - start_time
+        return validator
 
     def train_batches(self, samples: AugmentedSamples) -> Callable[[int, int], Any]:
-        """Training batches, from a cache where anything stands still and views are fixed."""
+        """Return the training batches, from a cache if layers are frozen and views are fixed."""
         config = self.config
         assert config.runtime is not None
-        device, batch = config.runtime.device, config.recipe.batch_size
+        device, batch_size = config.runtime.device, config.recipe.batch_size
         if not self.num_frozen or not config.num_cached_views:
-            return stream_batches(samples, batch, device=device, workers=self.workers)
-        begin = time.perf_counter()
-        numbers = min(config.num_cached_views, config.recipe.epochs)
-        cache = self.open(numbers * len(samples), config.cache_precision, "cache-train")
-        boxes = fill_feature_cache(cache, self.model, self.num_frozen, samples, numbers, workers=self.workers)
-        self.fill_seconds += time.perf_counter() - begin
-        self.log(f"filling the caches took {self.fill_seconds:.1f} s")
-        return cached_batches(cache, boxes, len(samples), batch, config.seed, device=device)
+            return stream_batches(samples, batch_size, device=device, workers=self.workers)
+        start_time = time.perf_counter()
+        views_per_image = min(config.num_cached_views, config.recipe.epochs)
+        cache = self.open(views_per_image * len(samples), config.cache_precision, "cache-train")
+        boxes = fill_feature_cache(cache, self.model, self.num_frozen, samples, views_per_image, workers=self.workers)
+        self.fill_seconds += time.perf_counter() - start_time
+        self.log(f"feature caches filled in {self.fill_seconds:.1f} s")
+        return cached_batches(cache, boxes, len(samples), batch_size, config.seed, device=device)
 
 
-#: Pictures that are tried: as many as go through the frozen layers at once.
+#: Number of images in the measurements: as many as pass through the frozen layers in one batch.
 _NUM_PROBE_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class FinetuneCosts:
-    """Seconds, each measured after a first time that warms up."""
+    """Measured times in seconds, without warm-up."""
 
     decode_seconds: float
-    """To decode a picture."""
+    """Decoding an image."""
     augment_seconds: float
-    """To draw a view of decoded pictures and compute the frozen layers for it."""
+    """Augmenting a decoded image and computing the frozen layers for it."""
     step_seconds: float
-    """Of training on a batch."""
+    """Training on a batch."""
     validate_seconds: float
-    """To validate on a picture."""
+    """Validating on an image."""
 
 
 @dataclass(frozen=True)
 class FinetuneProbe:
-    """What is tried: a net whose first ``until`` layers stand still, the data, and the loss."""
+    """Measurement of training time for a model with ``num_frozen`` frozen layers."""
 
     config: FinetuneConfig
     model: DarknetModel
@@ -262,68 +273,75 @@ class FinetuneProbe:
 
     @property
     def num_cached_layers(self) -> int:
-        """The layers whose outputs for training views are kept."""
+        """Number of layers whose features of the training images are cached."""
         return self.num_frozen if self.config.num_cached_views else 0
 
     def pick_runtime(self, options: RuntimeOptions, log: Callable[[str], None]) -> RuntimeConfig:
-        """How to run, by measuring real steps on copies; tells what the run will take."""
-        config, few = self.config, self._probe_subset(self.samples.data)
-        cache = self._make_cache(self.num_cached_layers, len(few.samples))
-        boxes = fill_feature_cache(cache, self.model, self.num_cached_layers, replace(self.samples, data=few), 1)
-        places = [place % len(boxes) for place in range(min(config.recipe.batch_size, len(self.samples)))]
-        batch = cache.read(places), stack_targets([boxes[place] for place in places])
-        # What is trained is a part of the net, called by a method of its own, which torch.compile does not reach.
+        """Select the fastest runtime settings by timing training steps on copies of the model; log an estimate."""
+        config, data = self.config, self._probe_subset(self.samples.data)
+        cache = self._make_cache(self.num_cached_layers, len(data.samples))
+        boxes = fill_feature_cache(cache, self.model, self.num_cached_layers, replace(self.samples, data=data), 1)
+        indices = [index % len(boxes) for index in range(min(config.recipe.batch_size, len(self.samples)))]
+        batch = cache.read(indices), stack_targets([boxes[index] for index in indices])
+        # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
         options = replace(options, compile="off")
-        steps = self._batches_per_epoch() * config.recipe.epochs
+        total_batches = self._batches_per_epoch() * config.recipe.epochs
         loss = self._make_loss(torch.device(resolve_device(options)), batch)
-        execution = autotune(options, self.model, loss, steps)
-        self._log_estimate(self.measure_costs(execution, cache, loss), execution, log)
-        return execution
+        runtime = autotune(options, self.model, loss, total_batches)
+        self._log_estimate(self.measure_costs(runtime, cache, loss), runtime, log)
+        return runtime
 
     def measure_costs(
         self, runtime: RuntimeConfig, cache: FeatureCache, loss: Callable[[Callable[[Tensor], Tensor]], Tensor]
     ) -> FinetuneCosts:
-        """What things cost in the way of running that was chosen, on a copy of the net."""
-        net = copy.deepcopy(self.model).train()
-        runtime.prepare(net)
-        few = replace(self.samples, data=self._probe_subset(self.samples.data))
-        read = _median_seconds(lambda: [read_pixels(one.path) for one in few.data.samples]) / len(few)
-        view = _median_seconds(
-            lambda: fill_feature_cache(cache, net, self.num_cached_layers, few, 1, workers=runtime.threads)
-        ) / len(few)
+        """Measure the parts of the training time with the selected runtime settings, on a copy of the model."""
+        model = copy.deepcopy(self.model).train()
+        runtime.prepare(model)
+        samples = replace(self.samples, data=self._probe_subset(self.samples.data))
+        decode_seconds = _median_seconds(lambda: [read_pixels(sample.path) for sample in samples.data.samples])
+        augment_seconds = _median_seconds(
+            lambda: fill_feature_cache(cache, model, self.num_cached_layers, samples, 1, workers=runtime.threads)
+        )
+        optimizers = build_finetune_optimizers(model, self.config.recipe)
 
-        optimisers = build_finetune_optimizers(net, self.config.recipe)
-
-        def backward() -> None:
+        def forward_backward() -> None:
             with runtime.autocast():
-                value = loss(cast(Callable[[Tensor], Tensor], net))
+                value = loss(cast(Callable[[Tensor], Tensor], model))
             value.backward()
-            value.item()  # Waits for a graphics card to finish.
+            value.item()  # Waits until a GPU has finished.
 
-        step = _median_seconds(backward)
-        step += _median_seconds(lambda: [one.step() for one in optimisers]) / self.config.recipe.accumulate
+        step_seconds = _median_seconds(forward_backward)
+        optimizer_seconds = _median_seconds(lambda: [optimizer.step() for optimizer in optimizers])
         data = self._probe_subset(self.initial.splits.early_stopping or self.initial.splits.val)
-        own, size = self._make_cache(self.num_frozen, len(data.samples)), self.config.size
-        judge = make_validator(own, net, self.num_frozen, data, size, self.samples.read_image, workers=runtime.threads)
-        net.eval()
+        val_cache, size = self._make_cache(self.num_frozen, len(data.samples)), self.config.size
+        validator = make_validator(
+            val_cache, model, self.num_frozen, data, size, self.samples.read_image, workers=runtime.threads
+        )
+        model.eval()
+        validate_seconds = _median_seconds(lambda: validator.evaluate(model, self.loss))
         return FinetuneCosts(
-            read, view, step, _median_seconds(lambda: judge.evaluate(net, self.loss)) / len(data.samples)
+            decode_seconds / len(samples),
+            augment_seconds / len(samples),
+            step_seconds + optimizer_seconds / self.config.recipe.accumulate,
+            validate_seconds / len(data.samples),
         )
 
     def _log_estimate(self, costs: FinetuneCosts, runtime: RuntimeConfig, log: Callable[[str], None]) -> None:
-        config, parts = self.config, self.initial.splits
-        watched = 0 if parts.early_stopping is None else len(parts.early_stopping.samples)
-        judged, count = len(parts.val.samples), len(self.samples)
-        views = min(config.num_cached_views, config.recipe.epochs) * count if self.num_cached_layers else 0
-        filling = (views + judged + watched) * costs.augment_seconds + (count + judged + watched) * costs.decode_seconds
-        epoch = self._batches_per_epoch() * costs.step_seconds + (watched or judged) * costs.validate_seconds
-        # Without a cache views are drawn while the net computes, but not for nothing where cores are few.
-        epoch += 0 if self.num_cached_layers else count * costs.augment_seconds
+        config, splits = self.config, self.initial.splits
+        num_train, num_val = len(self.samples), len(splits.val.samples)
+        num_stopping = 0 if splits.early_stopping is None else len(splits.early_stopping.samples)
+        num_views = min(config.num_cached_views, config.recipe.epochs) * num_train if self.num_cached_layers else 0
+        fill_seconds = (num_views + num_val + num_stopping) * costs.augment_seconds
+        fill_seconds += (num_train + num_val + num_stopping) * costs.decode_seconds
+        epoch_seconds = self._batches_per_epoch() * costs.step_seconds
+        epoch_seconds += (num_stopping or num_val) * costs.validate_seconds
+        # Without a cache, workers augment while the model computes. This still takes time on a machine with few cores.
+        epoch_seconds += 0 if self.num_cached_layers else num_train * costs.augment_seconds
+        minutes = (fill_seconds + epoch_seconds * config.recipe.epochs) / 60
         log(
-            f"{count:,} pictures train, {self._batches_per_epoch()} batches an epoch, running on {runtime}; about "
-            f"{filling:.0f} s to fill the caches, then {epoch:.1f} s an epoch, "
-            f"{(filling + epoch * config.recipe.epochs) / 60:.1f} minutes in all, and {peak_memory_bytes() / 1e9:.1f} GB of "
-            "memory besides the caches"
+            f"{num_train:,} training images, {self._batches_per_epoch()} batches per epoch, on {runtime}; estimated: "
+            f"{fill_seconds:.0f} s to fill the caches, {epoch_seconds:.1f} s per epoch, {minutes:.1f} minutes in "
+            f"total, {peak_memory_bytes() / 1e9:.1f} GB of memory plus the caches"
         )
 
     def _batches_per_epoch(self) -> int:
@@ -333,13 +351,13 @@ class FinetuneProbe:
         return FeatureCache(plan_cache(self.model, num_layers, self.config.size, num_views, "float32"), None)
 
     def _make_loss(self, device: torch.device, batch: DetectionBatch) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
-        """The loss of a batch, as a function of what is called on it."""
-        losses = make_loss_function(
+        """Return the loss of a fixed batch as a function of the model."""
+        compute_loss = make_loss_function(
             self.num_cached_layers, self.loss, build_teacher(self.config, self.initial, self.loss, device)
         )
-        kept, targets = batch
-        moved = {layer: one.to(device) for layer, one in kept.items()}, targets.to(device)
-        return lambda call: losses(call, moved)["loss"]
+        features, targets = batch
+        moved = {layer: feature.to(device) for layer, feature in features.items()}, targets.to(device)
+        return lambda forward: compute_loss(forward, moved)["loss"]
 
     @staticmethod
     def _probe_subset(data: DetectionDataset) -> DetectionDataset:
@@ -347,12 +365,12 @@ class FinetuneProbe:
 
 
 def _median_seconds(func: Callable[[], object], repeats: int = 3) -> float:
-    """The middle of a few times after one that warms up."""
+    """Return the median time of a few calls after one call as warm-up."""
     durations = []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         func()
-        durations.append(time.perf_counter() - begin)
+        durations.append(time.perf_counter() - start_time)
     return sorted(durations[1:])[repeats // 2]
 
 
@@ -360,76 +378,79 @@ LrSchedule = Callable[[int], Sequence[Sequence[ParamGroupSettings]]]
 
 
 def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> list[torch.optim.Optimizer]:
-    """The optimisers of whatever is not frozen, at their peak rates; groups without a parameter are left out.
+    """Return the optimizers of all trainable parameters, with their peak learning rates.
 
-    sgd: kernels, with weight decay; the weights of batch normalisation; biases. muon: Muon for kernels, with weight
-    decay; AdamW for the heads' last kernels, whose rows mean different things each, and for everything else.
+    ``sgd``: SGD with Nesterov momentum and three parameter groups: kernels with weight decay, BatchNorm weights, and
+    biases. ``muon``: Muon with weight decay for kernels, and AdamW without weight decay for all other parameters. The
+    last kernel of a head also uses AdamW, since its rows have different meanings. Empty groups are omitted.
     """
-    kernels, weights, biases = _parameter_groups(model)
+    kernels, norm_weights, biases = _parameter_groups(model)
     if recipe.optimizer == "sgd":
-        nominal = recipe.batch_size * recipe.accumulate / (recipe.nominal_batch_size or recipe.batch_size)
+        decay_scale = recipe.batch_size * recipe.accumulate / (recipe.nominal_batch_size or recipe.batch_size)
         groups: list[dict[str, Any]] = [
-            {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay * nominal},
-            {"params": weights, "lr": recipe.adamw_lr},
-            {"params": biases, "lr": recipe.adamw_lr},
+            {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay * decay_scale, "bias": False},
+            {"params": norm_weights, "lr": recipe.adamw_lr, "bias": False},
+            {"params": biases, "lr": recipe.adamw_lr, "bias": True},
         ]
-        groups = [{**group, "bias": at == 2} for at, group in enumerate(groups) if group["params"]]
+        groups = [group for group in groups if group["params"]]
         return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)]
-    heads = {id(parameter) for parameter in trainable_head_parameters(model)}
-    inner = [kernel for kernel in kernels if id(kernel) not in heads]
-    last = [kernel for kernel in kernels if id(kernel) in heads]
-    adam = torch.optim.AdamW([*last, *weights, *biases], lr=recipe.adamw_lr, betas=(0.9, 0.99))
-    adam.param_groups[0]["weight_decay"] = 0.0
-    if not inner:
-        return [adam]
-    muon = Muon(inner, recipe.lr, recipe.weight_decay, recipe.momentum)
-    return [muon, adam]
+    head_ids = {id(parameter) for parameter in trainable_head_parameters(model)}
+    hidden_kernels = [kernel for kernel in kernels if id(kernel) not in head_ids]
+    head_kernels = [kernel for kernel in kernels if id(kernel) in head_ids]
+    adamw = torch.optim.AdamW([*head_kernels, *norm_weights, *biases], lr=recipe.adamw_lr, betas=(0.9, 0.99))
+    adamw.param_groups[0]["weight_decay"] = 0.0
+    if not hidden_kernels:
+        return [adamw]
+    muon = Muon(hidden_kernels, recipe.lr, recipe.weight_decay, recipe.momentum)
+    return [muon, adamw]
 
 
 def _parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Trained kernels, weights of normalisation, biases."""
-    trained = [parameter for parameter in model.named_parameters() if parameter[1].requires_grad]
-    kernels = [parameter for _, parameter in trained if parameter.ndim == 4]
-    weights = [parameter for name, parameter in trained if parameter.ndim == 1 and name.endswith("weight")]
-    return kernels, weights, [parameter for name, parameter in trained if name.endswith("bias")]
+    """Return the trainable convolution kernels, BatchNorm weights and biases; frozen parameters are left out."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kernels = [parameter for _, parameter in trainable if parameter.ndim == 4]
+    norm_weights = [parameter for name, parameter in trainable if parameter.ndim == 1 and name.endswith("weight")]
+    biases = [parameter for name, parameter in trainable if name.endswith("bias")]
+    return kernels, norm_weights, biases
 
 
 def finetune_lr_schedule(
     recipe: FinetuneRecipe, optimizers: Sequence[torch.optim.Optimizer], epochs: int, batches_per_epoch: int
 ) -> LrSchedule:
-    """The settings of every update of a run of ``epochs`` epochs of ``batches`` batches.
+    """Return the learning rate and momentum of every parameter group as a function of the optimizer step.
 
-    The course's cosine falls from epoch to epoch; ours are straight lines from update to update.
+    The ``cosine`` schedule of the course changes between epochs; the ``linear`` schedule changes with every step.
     """
-    peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimizers]
-    biases = [[bool(group.get("bias")) for group in optimiser.param_groups] for optimiser in optimizers]
-    updates = math.ceil(batches_per_epoch / recipe.accumulate)
-    warm_up = recipe.num_warmup_batches(epochs, batches_per_epoch)
+    peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+    are_biases = [[bool(group.get("bias")) for group in optimizer.param_groups] for optimizer in optimizers]
+    steps_per_epoch = math.ceil(batches_per_epoch / recipe.accumulate)
+    warmup_batches = recipe.num_warmup_batches(epochs, batches_per_epoch)
 
-    def settings(update: int, peak: float, bias: bool) -> ParamGroupSettings:
-        epoch, within = divmod(update, updates)
-        batch = epoch * batches_per_epoch + within * recipe.accumulate
+    def group_settings(step: int, peak_lr: float, is_bias: bool) -> ParamGroupSettings:
+        epoch, step_in_epoch = divmod(step, steps_per_epoch)
+        batch = epoch * batches_per_epoch + step_in_epoch * recipe.accumulate
         if recipe.schedule == "cosine":
-            fall = (1 + math.cos(math.pi * epoch / epochs)) / 2
-            full = peak * (recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * fall)
-            up = batch / warm_up if warm_up else 1.0
-            low = recipe.warmup_bias_lr if bias else 0.0
+            cosine = (1 + math.cos(math.pi * epoch / epochs)) / 2
+            lr = peak_lr * (recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * cosine)
+            warmup = batch / warmup_batches if warmup_batches else 1.0
+            initial_lr = recipe.warmup_bias_lr if is_bias else 0.0
         else:
-            # Half an update in: neither the first nor the last step is wasted on a rate of 0.
-            place = batch + recipe.accumulate / 2
-            left = (epochs * batches_per_epoch - place) / max(epochs * batches_per_epoch - warm_up, 1)
-            full = peak * min(recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * left, 1.0)
-            up, low = place / warm_up if warm_up else 1.0, 0.0
-        found = {"lr": low + (full - low) * min(up, 1.0)}
+            # The middle of the step, so that neither the first nor the last step has a learning rate of 0.
+            position = batch + recipe.accumulate / 2
+            total_batches = epochs * batches_per_epoch
+            remaining = (total_batches - position) / max(total_batches - warmup_batches, 1)
+            lr = peak_lr * min(recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * remaining, 1.0)
+            warmup, initial_lr = position / warmup_batches if warmup_batches else 1.0, 0.0
+        warmup = min(warmup, 1.0)
+        settings = {"lr": initial_lr + (lr - initial_lr) * warmup}
         if recipe.warmup_momentum is not None:
-            start = recipe.warmup_momentum
-            found["momentum"] = start + (recipe.momentum - start) * min(up, 1.0)
-        return found
+            settings["momentum"] = recipe.warmup_momentum + (recipe.momentum - recipe.warmup_momentum) * warmup
+        return settings
 
-    def schedule(update: int) -> Sequence[Sequence[ParamGroupSettings]]:
+    def schedule(step: int) -> Sequence[Sequence[ParamGroupSettings]]:
         return [
-            [settings(update, peak, bias) for peak, bias in zip(*groups, strict=True)]
-            for groups in zip(peaks, biases, strict=True)
+            [group_settings(step, peak_lr, is_bias) for peak_lr, is_bias in zip(*groups, strict=True)]
+            for groups in zip(peak_lrs, are_biases, strict=True)
         ]
 
     return schedule

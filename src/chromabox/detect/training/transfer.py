@@ -1,10 +1,9 @@
-"""What a detector knew stays while it learns new classes: it is held to what the net that it began as says.
+"""Transfer to new classes: replacement of the heads, and distillation of the original model.
 
-Pictures of a new class show things of the old ones, which nobody marked; learning from marked boxes alone calls them
-background. So the old net looks at the same views (its frozen layers' outputs are there already) and is imitated where
-no box is marked: learning without forgetting (Li and Hoiem 2016), for detectors (Shmelkov, Schmid and Alahari 2017).
-
-A trained detector for other classes: what its heads know of boxes, objects and shared classes stays.
+Training images of a new class also show objects of the original classes without labels. Training on the labels alone
+would treat these objects as background. The original model, the teacher, therefore predicts the same batch, and its
+predictions are distilled wherever no box is labelled. This is learning without forgetting (Li and Hoiem 2016), applied
+to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the cached features of the frozen layers.
 """
 
 import math
@@ -17,24 +16,24 @@ from torch.nn import functional as F
 
 from chromabox.detect.data.dataset import normalise_name
 from chromabox.detect.models.architecture import Architecture, Convolution, Yolo
-from chromabox.detect.models.darknet import DarknetModel
+from chromabox.detect.models.darknet import DarknetModel, HeadOutput
 from chromabox.detect.training.assigner import Targets
-from chromabox.detect.training.loss import DetectionLoss, HeadOutput, ObjectnessMap, ignore_mask
+from chromabox.detect.training.loss import DetectionLoss, ObjectnessMap, ignore_mask
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Overlap with a true box above which the old net is not asked: what it sees there has been marked as something else.
+#: IoU with a ground-truth box above which a prediction of the teacher is ignored: that object has a label.
 LABELLED_IOU = 0.5
 
-#: Objectness below which the old net's boxes and classes are not looked at; they would count next to nothing.
+#: Teacher objectness below which its boxes and classes are ignored; their weight would be negligible.
 MIN_OBJECTNESS = 0.01
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the old net says of a batch: the numbers of its heads, and how sure it is of an object, 0 to 1.
+    """Raw outputs of the teacher's heads for a batch, and its objectness, in [0, 1].
 
-    It is sure of nothing where a true box is learnt or its own box overlaps one.
+    The objectness is 0 at positions with an assigned ground-truth box, and where the predicted box overlaps one.
     """
 
     heads: list[HeadOutput]
@@ -43,7 +42,7 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The ``net`` before the first step, in evaluation mode, whose first ``classes`` are old; the rest it never saw."""
+    """The initial model in evaluation mode. Only its first ``num_old_classes`` classes are trained."""
 
     model: DarknetModel
     num_old_classes: int
@@ -51,117 +50,126 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, features: Mapping[int, Tensor], num_frozen: int, targets: Targets) -> TeacherOutput:
-        """Its opinion of a batch, whose first ``until`` layers' outputs are there, as are its true boxes."""
+        """Predict a batch, given the features of its first ``num_frozen`` layers and its ground truth."""
         heads = [head.float() for head in self.model.forward_from(features, num_frozen)]
         targets = targets.to(heads[0])
-        marked = ignore_mask(heads, targets, self.loss.architecture, self.loss.variant, LABELLED_IOU)
-        sure = []
-        for head, own, places in zip(heads, marked, self.loss.assign(heads, targets), strict=True):
-            own[places.image, places.anchor, places.row, places.column] = True
-            sure.append(head[:, :, 4].sigmoid().masked_fill(own, 0))
-        return TeacherOutput(heads, sure)
+        labelled = ignore_mask(heads, targets, self.loss.architecture, self.loss.variant, LABELLED_IOU)
+        objectness = []
+        for head, mask, assignments in zip(heads, labelled, self.loss.assign(heads, targets), strict=True):
+            mask[assignments.image, assignments.anchor, assignments.row, assignments.column] = True
+            objectness.append(head[:, :, 4].sigmoid().masked_fill(mask, 0))
+        return TeacherOutput(heads, objectness)
 
     def distillation_loss(self, outputs: Sequence[HeadOutput], teacher_output: TeacherOutput) -> dict[str, Tensor]:
-        """How far ``outputs`` are from the opinion, every place counted by how sure the old net is; 0 if not at all.
+        """Compute the distillation terms, in which each position is weighted by the teacher's objectness.
 
-        ``old_box``: half the squared differences of the box's four numbers. ``old_class``: the Kullback-Leibler
-        divergence of every class from the old net's, and of the new ones from 0: where something old is seen,
-        nothing new is. Both count as the box and class terms of ``DetectionLoss`` do.
+        ``old_box`` is half the sum of the squared differences of the four raw box outputs. ``old_class`` is the
+        Kullback-Leibler divergence of each class from the teacher's prediction. For new classes, it is the divergence
+        from probability 0, since the teacher has detected an object of an original class. The terms have the weights of
+        the box and class terms of :class:`DetectionLoss`, and are 0 if no position has teacher objectness.
         """
         box, category = (outputs[0].new_zeros((), dtype=torch.float32) for _ in range(2))
-        for output, head, sure in zip(outputs, teacher_output.heads, teacher_output.objectness, strict=True):
-            places = (sure > MIN_OBJECTNESS).nonzero(as_tuple=True)
-            picture, anchor, row, column = places
-            mine, wanted = (numbers[picture, anchor, :, row, column].float() for numbers in (output, head))
-            weights = sure[places]
-            boxes = (mine[:, :4] - wanted[:, :4]).square().sum(1) / 2
-            classes = self._class_divergence(mine[:, 5:], wanted[:, 5:].sigmoid()).sum(1)
+        for output, head, objectness in zip(outputs, teacher_output.heads, teacher_output.objectness, strict=True):
+            positions = (objectness > MIN_OBJECTNESS).nonzero(as_tuple=True)
+            image, anchor, row, column = positions
+            student, teacher = (raw[image, anchor, :, row, column].float() for raw in (output, head))
+            weights = objectness[positions]
+            box_errors = (student[:, :4] - teacher[:, :4]).square().sum(1) / 2
+            divergence = self._class_divergence(student[:, 5:], teacher[:, 5:].sigmoid()).sum(1)
             if self.loss.variant.decode == "sigmoid2":
-                # There all terms are means, over places, and of classes over them too.
+                # The terms of this loss are means over positions, and the class term also over classes.
                 weights = weights / weights.sum().clamp(min=MIN_OBJECTNESS)
-                classes = classes / self.loss.num_classes
-            box, category = box + (weights * boxes).sum(), category + (weights * classes).sum()
-        shares = self.loss.loss_weights(len(outputs[0]))
-        return {"old_box": shares["box"] * box, "old_class": shares["class"] * category}
+                divergence = divergence / self.loss.num_classes
+            box, category = box + (weights * box_errors).sum(), category + (weights * divergence).sum()
+        loss_weights = self.loss.loss_weights(len(outputs[0]))
+        return {"old_box": loss_weights["box"] * box, "old_class": loss_weights["class"] * category}
 
     def _class_divergence(self, logits: Tensor, teacher_probs: Tensor) -> Tensor:
-        """Of each class, an independent yes or no: cross-entropy less the goal's own entropy."""
-        teacher_probs = torch.cat(
+        """Compute the divergence of independent Bernoulli variables: cross-entropy minus the target's entropy."""
+        target = torch.cat(
             [teacher_probs[:, : self.num_old_classes], torch.zeros_like(teacher_probs[:, self.num_old_classes :])], 1
         )
-        own = F.binary_cross_entropy(teacher_probs, teacher_probs, reduction="none")
-        return F.binary_cross_entropy_with_logits(logits, teacher_probs, reduction="none") - own
+        entropy = F.binary_cross_entropy(target, target, reduction="none")
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
 
 
-#: The surest that an untrained class may be; where there is one class alone, every object is of it.
+#: Maximum initial score of an untrained class. With a single class, every object belongs to it.
 MAX_PRIOR = 0.99
 
 
 def replace_heads(
     detector: Detector, class_names: Sequence[str], keep_old_classes: bool = False, *, max_prior: float = MAX_PRIOR
 ) -> Detector:
-    """The detector with heads for the classes ``names``, matched by name; everything but class rows is copied.
+    """Return the detector with heads for other classes, matched by name. All other weights are copied.
 
-    Names are compared without regard to case and to "_" or "-" for a space. Rows of classes that the detector knows are
-    kept. A new class begins at the same score everywhere, one part in as many as there are classes: its weights are 0
-    and only its bias speaks, which no place and no picture prefers.
+    Names are compared without regard to case, and "_" and "-" equal a space. The weights of classes that the detector
+    already has are copied. The weights of a new class are 0, so that its initial score is the same at every position of
+    every image; its bias sets this score to 1 / (number of classes), at most ``max_prior``.
 
     Args:
-        names: all different.
-        keep_old: the old classes stay, in their places, and names that are new are appended.
-        surest: above 0 and below 1, the highest score at which a new class may begin.
+        detector: a trained detector; it is not modified.
+        class_names: unique names of the classes.
+        keep_old_classes: keep all classes of the detector in their order, and append the new ones.
+        max_prior: maximum initial score of a new class, in (0, 1).
 
     Returns:
-        A new detector in evaluation mode; ``trained`` is not touched. Raises UsageError for names that are no such
-        list, ChromaboxError for a net whose heads do not end in a plain convolution.
+        A new detector in evaluation mode.
+
+    Raise UsageError for an empty list or a repeated name, and ChromaboxError for a model whose heads do not end in a
+    plain convolution with a bias.
     """
     _check_class_names(class_names)
-    old = {normalise_name(name): index for index, name in enumerate(detector.classes)}
-    classes = [name for name in class_names if not (keep_old_classes and normalise_name(name) in old)]
+    old_indices = {normalise_name(name): index for index, name in enumerate(detector.classes)}
+    classes = [name for name in class_names if not (keep_old_classes and normalise_name(name) in old_indices)]
     classes = [*detector.classes, *classes] if keep_old_classes else classes
-    rows = [old.get(normalise_name(name), -1) for name in classes]
-    net = DarknetModel.uninitialised(_with_num_classes(detector.architecture, len(classes)), detector.variant)
+    rows = [old_indices.get(normalise_name(name), -1) for name in classes]
+    model = DarknetModel.uninitialised(_with_num_classes(detector.architecture, len(classes)), detector.variant)
     state = detector.model.state_dict()
-    for head in net.architecture.head_indices:
-        yolo = net.architecture.layers[head]
+    for head in model.architecture.head_indices:
+        yolo = model.architecture.layers[head]
         assert isinstance(yolo, Yolo)
         for part in ("weight", "bias"):
             name = f"layers.{head - 1}.convolution.{part}"
             state[name] = _replace_class_rows(state[name], len(yolo.mask), rows, max_prior)
-    net.load_state_dict(state)
+    model.load_state_dict(state)
     kept = [name for name, row in zip(classes, rows, strict=True) if row >= 0]
-    begun = [name for name, row in zip(classes, rows, strict=True) if row < 0]
-    description = {**detector.metadata, "surgery": {"kept": kept, "new": begun}}
-    return Detector(net.eval(), tuple(classes), detector.size, description)
+    new = [name for name, row in zip(classes, rows, strict=True) if row < 0]
+    metadata = {**detector.metadata, "surgery": {"kept": kept, "new": new}}
+    return Detector(model.eval(), tuple(classes), detector.size, metadata)
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:
-    plain = [normalise_name(name) for name in class_names]
-    twice = next((name for name in plain if plain.count(name) > 1), None)
-    if not class_names or twice is not None:
-        problem = "none is given" if not class_names else f"{twice!r} stands there twice"
-        raise UsageError(f"classes: {problem}; at least one name, and all different, is right")
+    normalised = [normalise_name(name) for name in class_names]
+    repeated = next((name for name in normalised if normalised.count(name) > 1), None)
+    if not class_names:
+        raise UsageError("classes: empty list; expected at least one name")
+    if repeated is not None:
+        raise UsageError(f"classes: {repeated!r} occurs more than once; expected unique names")
 
 
 def _with_num_classes(architecture: Architecture, num_classes: int) -> Architecture:
     layers = list(architecture.layers)
     for head in architecture.head_indices:
-        yolo, before = layers[head], layers[head - 1]
+        yolo, last = layers[head], layers[head - 1]
         assert isinstance(yolo, Yolo)
-        if not isinstance(before, Convolution) or before.batch_normalise or before.groups > 1:
+        if not isinstance(last, Convolution) or last.batch_normalise or last.groups > 1:
             raise ChromaboxError(
-                f"{architecture.name}: layer {head} is no head behind a plain convolution with a bias; "
-                "its classes cannot be changed"
+                f"{architecture.name}: cannot change the classes of head {head}; expected a plain convolution with a "
+                "bias before it"
             )
         layers[head] = replace(yolo, classes=num_classes)
-        layers[head - 1] = replace(before, filters=len(yolo.mask) * (5 + num_classes))
+        layers[head - 1] = replace(last, filters=len(yolo.mask) * (5 + num_classes))
     return replace(architecture, layers=tuple(layers))
 
 
 def _replace_class_rows(values: Tensor, anchors: int, rows: Sequence[int], max_prior: float) -> Tensor:
-    """Kernel or bias of a head: of every anchor the five rows of box and objectness, then those of the classes."""
+    """Replace the class rows of a head's kernel or bias.
+
+    Each anchor has five rows for box and objectness, followed by one row per class. ``rows`` contains the old class
+    index of each new class, or −1 for a new class.
+    """
     by_anchor = values.unflatten(0, (anchors, -1))
     prior = min(1 / len(rows), max_prior)
-    begun = torch.full_like(by_anchor[:, :1], math.log(prior / (1 - prior)) if values.ndim == 1 else 0.0)
-    parts = [by_anchor[:, :5], *(begun if row < 0 else by_anchor[:, 5 + row : 6 + row] for row in rows)]
+    new_row = torch.full_like(by_anchor[:, :1], math.log(prior / (1 - prior)) if values.ndim == 1 else 0.0)
+    parts = [by_anchor[:, :5], *(new_row if row < 0 else by_anchor[:, 5 + row : 6 + row] for row in rows)]
     return torch.cat(parts, 1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Judging a detector again and again on the same pictures, while only its last layers change."""
+"""Validation that reuses cached backbone features between epochs."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,15 +20,15 @@ from chromabox.detect.training.loss import DetectionLoss
 from chromabox.engine.logger import progress_bar
 from chromabox.runtime.parallel import map_ordered
 
-#: Pictures that go through the rest of the net at once.
+#: Images per batch in the layers that are not cached.
 _BATCH_SIZE = 16
-#: Overlap above which the less sure of two boxes of a class goes.
+#: IoU threshold of non-maximum suppression.
 _NMS_IOU = 0.45
 
 
 @dataclass(frozen=True)
 class Validator:
-    """Pictures as detection shows them to the net, of which the first ``until`` layers' outputs are kept."""
+    """Validation images with the cached features of their first ``num_frozen`` layers, letterboxed as for inference."""
 
     data: DetectionDataset
     size: int
@@ -37,42 +37,47 @@ class Validator:
     boxes: tuple[SampleBoxes, ...]
 
     def head_outputs(self, model: DarknetModel) -> Iterator[tuple[range, list[Tensor]]]:
-        """Some pictures' numbers and the heads' raw outputs for them, until all pictures are through."""
+        """Yield batches of image indices and the raw outputs of the heads for them."""
         device = next(model.parameters()).device
-        for first in range(0, len(self.boxes), _BATCH_SIZE):
-            places = range(first, min(first + _BATCH_SIZE, len(self.boxes)))
-            kept = {layer: output.to(device) for layer, output in self.cache.read(places).items()}
-            yield places, [head.float() for head in model.forward_from(kept, self.num_frozen)]
+        for start in range(0, len(self.boxes), _BATCH_SIZE):
+            indices = range(start, min(start + _BATCH_SIZE, len(self.boxes)))
+            features = {layer: output.to(device) for layer, output in self.cache.read(indices).items()}
+            yield indices, [head.float() for head in model.forward_from(features, self.num_frozen)]
 
     @torch.no_grad()
     def predict(self, model: DarknetModel) -> list[ImagePredictions]:
-        """What ``net``, in evaluation mode, finds in each picture."""
+        """Return the predictions of a model in evaluation mode for each image."""
         return self._run(model, None)[0]
 
     @torch.no_grad()
     def evaluate(self, model: DarknetModel, loss: DetectionLoss) -> dict[str, float]:
-        """The terms of the loss, AP and AP50 of a net in evaluation mode, and what AP50 lacks to 1, named ``val_…``."""
-        predicted, terms = self._run(model, loss)
-        found = coco_average_precision(predicted, self.data.samples, len(self.data.classes))
-        ap50 = found.ap50 if np.isfinite(found.ap50) else 0.0
-        ap = found.ap if np.isfinite(found.ap) else 0.0
+        """Evaluate a model in evaluation mode.
+
+        Return the mean loss terms as ``val_NAME``, ``val_ap``, ``val_ap50``, and ``val_ap50_missing``, which is
+        1 − AP50.
+        """
+        predictions, terms = self._run(model, loss)
+        average_precision = coco_average_precision(predictions, self.data.samples, len(self.data.classes))
+        ap50 = average_precision.ap50 if np.isfinite(average_precision.ap50) else 0.0
+        ap = average_precision.ap if np.isfinite(average_precision.ap) else 0.0
         return {**terms, "val_ap": ap, "val_ap50": ap50, "val_ap50_missing": 1 - ap50}
 
     def _run(self, model: DarknetModel, loss: DetectionLoss | None) -> tuple[list[ImagePredictions], dict[str, float]]:
-        predicted: list[ImagePredictions] = []
-        sums: dict[str, float] = {}
-        for places, heads in self.head_outputs(model):
+        predictions: list[ImagePredictions] = []
+        mean_terms: dict[str, float] = {}
+        for indices, heads in self.head_outputs(model):
             if loss is not None:
-                terms = loss(heads, stack_targets([self.boxes[place] for place in places]).to(heads[0].device))
-                share = len(places) / len(self.boxes)
-                sums = {
-                    f"val_{name}": sums.get(f"val_{name}", 0.0) + share * float(value) for name, value in terms.items()
+                terms = loss(heads, stack_targets([self.boxes[index] for index in indices]).to(heads[0].device))
+                fraction = len(indices) / len(self.boxes)
+                mean_terms = {
+                    f"val_{name}": mean_terms.get(f"val_{name}", 0.0) + fraction * float(value)
+                    for name, value in terms.items()
                 }
-            found = decode_candidates(heads, model.architecture, model.variant, self.size, MIN_EVAL_CONFIDENCE)
-            for place, (corners, scores, classes) in zip(places, found, strict=True):
-                box = letterbox_for(self.data.samples[place].size, self.size, model.variant)
-                predicted.append(_to_image_predictions(box, corners.cpu(), scores.cpu(), classes.cpu()))
-        return predicted, sums
+            candidates = decode_candidates(heads, model.architecture, model.variant, self.size, MIN_EVAL_CONFIDENCE)
+            for index, (boxes, scores, class_ids) in zip(indices, candidates, strict=True):
+                letterbox = letterbox_for(self.data.samples[index].size, self.size, model.variant)
+                predictions.append(_to_image_predictions(letterbox, boxes.cpu(), scores.cpu(), class_ids.cpu()))
+        return predictions, mean_terms
 
 
 def make_validator(
@@ -85,31 +90,32 @@ def make_validator(
     *,
     workers: int = 1,
 ) -> Validator:
-    """A judge of the pictures of ``data``, whose classes are the net's; fills its ``cache``."""
+    """Return a validator for the images of ``data``, whose classes are those of the model; fill its cache."""
     boxes: list[SampleBoxes] = []
 
-    def pictures() -> Iterator[Tensor]:
-        drawn = map_ordered(
+    def images() -> Iterator[Tensor]:
+        letterboxed = map_ordered(
             data.samples,
-            lambda picture: letterbox_sample(picture, size, model.variant, read_image=read_image),
+            lambda sample: letterbox_sample(sample, size, model.variant, read_image=read_image),
             workers=workers,
         )
-        with closing(drawn):
-            for pixels, own in drawn:
-                boxes.append(own)
+        with closing(letterboxed):
+            for pixels, image_boxes in letterboxed:
+                boxes.append(image_boxes)
                 yield torch.from_numpy(pixels)
 
-    with progress_bar("computing frozen layers of validation pictures", len(data.samples), unit="pictures") as tick:
-        fill_cache(cache, model, num_frozen, pictures(), on_progress=tick)
+    with progress_bar("computing frozen layers for validation", len(data.samples), unit="images") as tick:
+        fill_cache(cache, model, num_frozen, images(), on_progress=tick)
     return Validator(data, size, num_frozen, cache, tuple(boxes))
 
 
 def _to_image_predictions(letterbox: Letterbox, boxes: Tensor, scores: Tensor, class_ids: Tensor) -> ImagePredictions:
-    """What remains of the candidates in one square, in pixels of the picture, as detection gives it."""
-    found, sure, numbers = boxes.numpy().astype(np.float64), scores.numpy().astype(np.float64), class_ids.numpy()
-    kept = nms(found, sure, numbers, _NMS_IOU)
+    """Apply non-maximum suppression and map boxes from the network input to pixels of the image, as in inference."""
+    input_boxes, input_scores = boxes.numpy().astype(np.float64), scores.numpy().astype(np.float64)
+    input_class_ids = class_ids.numpy()
+    kept = nms(input_boxes, input_scores, input_class_ids, _NMS_IOU)
     height, width = letterbox.image_size
-    upright = np.clip(letterbox.invert_boxes(found[kept]), 0, [width, height, width, height])
-    inside = box_area(upright) > 0
-    kept, upright = kept[inside], upright[inside]
-    return ImagePredictions(upright, sure[kept], numbers[kept])
+    image_boxes = np.clip(letterbox.invert_boxes(input_boxes[kept]), 0, [width, height, width, height])
+    is_inside = box_area(image_boxes) > 0
+    kept, image_boxes = kept[is_inside], image_boxes[is_inside]
+    return ImagePredictions(image_boxes, input_scores[kept], input_class_ids[kept])

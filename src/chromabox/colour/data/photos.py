@@ -60,9 +60,7 @@ def load_photos(folder: Path, log: Callable[[str], None] = print) -> PhotoDatase
     if len(splits) == 1:
         splits = _train_val_split(splits[0])
     if not all(splits):
-        raise UsageError(
-            f"{folder}: has too few colour images; expected one or more for training and for validation"
-        )
+        raise UsageError(f"{folder}: has too few colour images; expected one or more for training and for validation")
     return PhotoDataset(*splits)
 
 

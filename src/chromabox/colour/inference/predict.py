@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from chromabox.colour.chroma.distribution import ChromaDistribution, merge_distributions
 from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.colour.chroma.recolour import Pixels, apply_chroma, lightness
+from chromabox.colour.chroma.recolour import apply_chroma, lightness
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, apply_constraints
 from chromabox.colour.constraints.hints import read_hints
 from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, PaletteModel, PhotoModel
-from chromabox.io.images import ImageData
+from chromabox.io.images import ImageData, Pixels
 
 StyleName = Literal["natural", "vivid"]
 Plane = Float32[np.ndarray, "_ _"]

@@ -1,4 +1,4 @@
-"""Two nets side by side: how their pictures look, who is right where, and where the better one gains."""
+"""Comparison of two models: image quality, agreement of their predictions, and accuracy near edges."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,135 +21,148 @@ from chromabox.colour.palette.palette import decode_labels
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
 from chromabox.report.plots import RGBTile
 
-#: Test pictures in a row of a figure.
+#: Test images in a row of a figure.
 NUM_SAMPLES = 8
-#: Differences of R², of correlations and of shares below this are not spoken of as differences.
+#: Smaller differences of R², correlations and fractions are not reported as differences.
 MIN_DIFFERENCE = 0.01
 
 
 def reference_rows(analysis: NetAnalysis, data: AnalysisData) -> dict[str, Sequence[RGBTile]]:
-    """The first test pictures in grey and in their true colours."""
+    """Return the first test images in greyscale and in their true colours."""
     from chromabox.colour.weights.checkpoint import load_palette_model
 
     grey, truth, _ = sample_grid(load_palette_model(analysis.run).network, data.test, data.inputs.palette, NUM_SAMPLES)
-    return {"grey": grey, "truth": truth}
+    return {"greyscale": grey, "ground truth": truth}
 
 
 def predicted_images(analysis: NetAnalysis, data: AnalysisData) -> list[RGBTile]:
-    """The same pictures as the net colours them."""
+    """Return the first test images as colourised by the model."""
     return list(decode_labels(analysis.predictions.labels[:NUM_SAMPLES], data.inputs.palette))
 
 
 def side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> list[Block]:
-    """The first test pictures by both nets, with a map of who is right, and how often each is alone right."""
+    """Show the first test images of both models with a map of correct pixels, and describe their agreement."""
     path = folder / f"{first.model}-and-{second.model}.png"
-    rows = reference_rows(first, data) | {one.model: predicted_images(one, data) for one in (first, second)}
+    rows = reference_rows(first, data) | {
+        analysis.model: predicted_images(analysis, data) for analysis in (first, second)
+    }
     plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
-    name, found = f"{first.model} and {second.model}", measure_agreement(first.predictions, second.predictions)
-    record_results(folder, "disagreement", {name: found})
+    name, agreement = f"{first.model} and {second.model}", measure_agreement(first.predictions, second.predictions)
+    record_results(folder, "disagreement", {name: agreement})
     numbers = {
-        key: Number(100 * getattr(found, key), f"{RESULTS_FILE}: disagreement > {name} > {key}", ".1f")
-        for key in ("differ", "only_first", "only_second", "both_wrong")
+        key: Number(100 * getattr(agreement, key), f"{RESULTS_FILE}: disagreement > {name} > {key}", ".1f")
+        for key in ("different", "only_first", "only_second", "both_wrong")
     }
     return [
         Figure(
             path,
-            f"The first {NUM_SAMPLES} test pictures by `{first.model}` and `{second.model}`, and who is right where.",
+            f"The first {NUM_SAMPLES} test images, colourised by `{first.model}` and `{second.model}`, and a map of "
+            "the pixels that each model classifies correctly.",
         ),
         Text(
-            f"On {{pictures}} test pictures the two nets differ in {{differ}} % of the pixels: only `{first.model}` is "
-            f"right on {{only_first}} %, only `{second.model}` on {{only_second}} %, neither on {{both_wrong}} % "
-            "(shares of all pixels).",
-            {**numbers, "pictures": int_number(len(data.test), "test pictures examined")},
+            f"On {{images}} test images, the predictions of the two models differ in {{different}} % of the pixels. "
+            f"Only `{first.model}` is correct on {{only_first}} %, only `{second.model}` on {{only_second}} %, and "
+            "neither on {both_wrong} % (percentages of all pixels).",
+            {**numbers, "images": int_number(len(data.test), "number of test images analysed")},
         ),
     ]
 
 
 def image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
-    """How the pictures of the nets look beside the true ones."""
+    """Return a table of image quality against the ground truth, with the greyscale images as a baseline."""
     rows: list[list[Cell]] = [
         [
-            one.model,
-            analysis_number(one, "looks", "psnr", spec=".2f"),
-            analysis_number(one, "looks", "delta_e", spec=".2f"),
-            analysis_number(one, "looks", "colourfulness"),
-            analysis_percent(one, "detail", "energy"),
-            analysis_number(one, "detail", "correlation", spec=".3f"),
+            analysis.model,
+            analysis_number(analysis, "image_stats", "psnr", spec=".2f"),
+            analysis_number(analysis, "image_stats", "delta_e", spec=".2f"),
+            analysis_number(analysis, "image_stats", "colourfulness"),
+            analysis_percent(analysis, "high_frequencies", "energy"),
+            analysis_number(analysis, "high_frequencies", "correlation", spec=".3f"),
         ]
-        for one in analyses
+        for analysis in analyses
     ]
-    grey = [Number(getattr(data.grey_stats, key), f"grey test pictures: {key}", ".2f") for key in ("psnr", "delta_e")]
-    nothing = Number(0.0, "colourfulness of grey", ".1f")
-    truth = Number(data.true_colourfulness, "colourfulness of the test pictures examined", ".1f")
+    grey = [
+        Number(getattr(data.grey_stats, key), f"greyscale test images: {key}", ".2f") for key in ("psnr", "delta_e")
+    ]
+    zero = Number(0.0, "colourfulness of greyscale images", ".1f")
+    truth = Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f")
     return Table(
-        f"How the pictures look (the first {len(data.test)} test pictures, one seed). Detail is what makes the "
-        "pixels of a 4 × 4 block differ: its energy beside the true colours', and its correlation with theirs",
-        ["", "PSNR dB", "ΔE2000", "colourfulness", "detail's energy %", "detail's correlation"],
-        [*rows, ["grey itself", *grey, nothing, "–", "–"], ["truth", "–", "–", truth, "–", "–"]],
+        f"Image quality (first {len(data.test)} test images, one seed). Fine detail is the deviation of the pixels of "
+        "a 4 × 4 block from their mean; its energy is relative to that of the true colours, and its correlation is "
+        "with the fine detail of the true colours",
+        ["", "PSNR (dB)", "ΔE2000", "colourfulness", "detail energy (%)", "detail correlation"],
+        [*rows, ["greyscale", *grey, zero, "–", "–"], ["ground truth", "–", "–", truth, "–", "–"]],
     )
 
 
 def probe_table(*analyses: NetAnalysis) -> Table:
-    """What a linear map reads back from inside the nets."""
-    places = {"quarter": "the bottleneck", "half": "half resolution"}
-    columns = ("grey_detail", "colour_detail", "chroma", "table_accuracy")
+    """Return a table of linear-probe scores for inner layers of the models and for the input."""
+    layers = {"quarter": "bottleneck", "half": "half resolution"}
+    columns = ("grey_detail", "colour_detail", "chroma", "lookup_table_accuracy")
     rows: list[list[Cell]] = [
-        [f"{one.model}, {place}", *(analysis_percent(one, "recovered", source, column) for column in columns)]
-        for one in analyses
-        for source, place in places.items()
+        [
+            f"{analysis.model}, {name}",
+            *(analysis_percent(analysis, "probe_scores", layer, column) for column in columns),
+        ]
+        for analysis in analyses
+        for layer, name in layers.items()
     ]
-    rows.append(["the input", *(analysis_percent(analyses[0], "recovered", "input", column) for column in columns)])
+    rows.append(["input", *(analysis_percent(analyses[0], "probe_scores", "input", column) for column in columns)])
     return Table(
-        "What a linear map (ridge regression, fitted on training pictures, judged on test pictures) reads back of a "
-        "4 × 4 block: R² of the fine detail of grey and of the target colours, R² of what of the target colours is not "
-        "grey, and how many pixels a table “grey value → its most frequent colour” gets right by the grey read back",
-        ["from", "grey detail %", "colour detail %", "not grey %", "table right %"],
+        "Linear probes (ridge regression, fitted on training images and evaluated on test images) of 4 × 4 blocks of "
+        "pixels: R² of the fine detail of the grey values and of the target colours, R² of the chroma of the target "
+        "colours, and the accuracy of a lookup table from grey value to its most frequent colour, applied to the "
+        "reconstructed grey values",
+        ["probed layer", "grey detail (%)", "colour detail (%)", "chroma (%)", "lookup accuracy (%)"],
         rows,
     )
 
 
 def edge_distance_figure(analyses: Sequence[NetAnalysis], folder: Path) -> Figure:
-    """Accuracy by distance from edges, of all the nets."""
-    path = folder / f"edges-{'-'.join(one.model for one in analyses)}.png"
+    """Plot the accuracy of the models against the distance from the nearest edge."""
+    path = folder / f"edges-{'-'.join(analysis.model for analysis in analyses)}.png"
     plot_accuracy_by_edge_distance(
-        {one.model: one.accuracy_by_edge_distance for one in analyses}, EDGE_DISTANCE_BINS, path
+        {analysis.model: analysis.accuracy_by_edge_distance for analysis in analyses}, EDGE_DISTANCE_BINS, path
     )
     return Figure(
         path,
-        "Accuracy against the distance from the nearest edge of the grey picture (the steepest tenth of all pixels by "
-        f"Sobel's operator), the first {NUM_TEST_IMAGES} test pictures, one seed.",
+        "Accuracy against the distance from the nearest edge of the greyscale image. Edges are the 10 % of the pixels "
+        f"with the steepest gradient (Sobel operator). First {NUM_TEST_IMAGES} test images, one seed.",
     )
 
 
 def gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> tuple[bool, Text]:
-    """Whether the second net gains more on edges than far from them, and the text that says so."""
+    """Return whether the second model gains more accuracy on edges than far from them, and a text about it."""
     change = 100 * (second.predictions.is_correct.astype(np.float64) - first.predictions.is_correct)
     near, far = (
         data.edge_distances < EDGE_DISTANCE_BINS[1],
         np.isfinite(data.edge_distances) & (data.edge_distances >= EDGE_DISTANCE_BINS[-2]),
     )
-    found = difference_between_regions(change, far, near)
+    interval = difference_between_regions(change, far, near)
     name = f"{first.model} to {second.model}"
-    record_results(folder, "gain on edges less gain far from them", {name: found})
-    more = found.excludes_zero and found.value > 0
-    if more:
-        said = "so it gains most where there is fine detail to be seen"
-    elif found.excludes_zero:
-        said = "so the gain is not where the edges are"
+    record_results(folder, "gain on edges less gain far from them", {name: interval})
+    gains_near_edges = interval.excludes_zero and interval.value > 0
+    if gains_near_edges:
+        conclusion = "The gain is therefore largest where the image has fine detail"
+    elif interval.excludes_zero:
+        conclusion = "The gain is therefore not concentrated on edges"
     else:
-        said = "so these pictures do not tell where it gains more"
+        conclusion = "The interval contains 0, so these images do not show where the gain is larger"
     source = f"{RESULTS_FILE}: gain on edges less gain far from them > {name}"
     text = Text(
-        f"On edges `{first.model}` is right on {{first_near}} % of the pixels and `{second.model}` on {{second_near}} %, "
-        "{away} or more pixels away on {first_far} and {second_far} %. The change on edges exceeds the one far away by "
-        f"{{value}} points (95 % interval {{low}} to {{high}}, {found.method}), {said}.",
+        f"On edges, `{first.model}` classifies {{first_near}} % of the pixels correctly and `{second.model}` "
+        "{second_near} %; at a distance of {away} or more pixels, the accuracies are {first_far} % and {second_far} %. "
+        "The change on edges exceeds the change far from edges by {value} percentage points (95 % confidence interval "
+        f"{{low}} to {{high}}, {interval.method}). {conclusion}.",
         {
-            "first_near": analysis_percent(first, "by_distance", "accuracy", 0),
-            "second_near": analysis_percent(second, "by_distance", "accuracy", 0),
-            "first_far": analysis_percent(first, "by_distance", "accuracy", -1),
-            "second_far": analysis_percent(second, "by_distance", "accuracy", -1),
-            "away": int_number(int(EDGE_DISTANCE_BINS[-2]), "the last band's lower bound"),
-            **{part: Number(getattr(found, part), f"{source} > {part}", "+.1f") for part in ("value", "low", "high")},
+            "first_near": analysis_percent(first, "accuracy_by_edge_distance", "accuracy", 0),
+            "second_near": analysis_percent(second, "accuracy_by_edge_distance", "accuracy", 0),
+            "first_far": analysis_percent(first, "accuracy_by_edge_distance", "accuracy", -1),
+            "second_far": analysis_percent(second, "accuracy_by_edge_distance", "accuracy", -1),
+            "away": int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
+            **{
+                part: Number(getattr(interval, part), f"{source} > {part}", "+.1f") for part in ("value", "low", "high")
+            },
         },
     )
-    return more, text
+    return gains_near_edges, text

@@ -45,7 +45,7 @@ def brute_force(net: nn.Module, channels: int, height: int, width: int) -> Three
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             layer.register_forward_hook(watch)
-    look = getattr(net.eval(), "scores", net)  # ColourNet looks twice otherwise.
+    look = getattr(net.eval(), "logits", net)  # ColourNet looks twice otherwise.
     with torch.no_grad():
         look(torch.rand(1, channels, height, width))
     return weights, outputs, connections

@@ -209,5 +209,5 @@ def test_counting_a_detector_needs_no_memory_for_its_weights(monkeypatch: pytest
         assert tensor.numel() < 1e6 or tensor.is_meta
         return tensor
 
-    monkeypatch.setattr(torch, "unlabelled", empty)
+    monkeypatch.setattr(torch, "empty", empty)
     count_by_name("yolov3-tiny", size=32)

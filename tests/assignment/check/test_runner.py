@@ -111,9 +111,9 @@ def test_a_report_that_was_written_into_is_one_sentence(tmp_path: Path) -> None:
         ("nothing.py", {}, "there is no such file"),
         (".", {}, "chromabox data check"),
         ("mine.txt", {}, "neither a .py file nor a notebook"),
-        ("mine.py", {"seconds": 0.0}, "time is 0"),
-        ("mine.py", {"seconds": float("nan")}, "time is nan"),
-        ("mine.py", {"gigabytes": 0.1}, "memory is 0.1"),
+        ("mine.py", {"timeout": 0.0}, "time is 0"),
+        ("mine.py", {"timeout": float("nan")}, "time is nan"),
+        ("mine.py", {"memory_limit_gb": 0.1}, "memory is 0.1"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(tmp_path: Path, name: str, limits: dict[str, float], said: str) -> None:
@@ -127,7 +127,7 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path, name: str, limits: di
 def test_limits_are_set_on_this_system_too() -> None:
     """Read back in a child of our own."""
     code = (
-        "import resource; from chromabox.assignment.check.worker import limit; limit(3.0, 7.0);"
+        "import resource; from chromabox.assignment.check.worker import set_resource_limits; set_resource_limits(3.0, 7.0);"
         "print(resource.getrlimit(resource.RLIMIT_CPU)[0], resource.getrlimit(resource.RLIMIT_CORE)[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

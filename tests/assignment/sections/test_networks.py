@@ -43,7 +43,7 @@ def test_sections_have_their_parts(builder: Callable[[RunIndex, Path], Section],
 
 def test_the_printed_code_is_whole() -> None:
     """Run in a room of its own, with only what the text names as not shown, it makes the same nets."""
-    room = {"torch": torch, "nn": nn, "check_geometry": lambda *_: None, "GreyBatch": None, "Logits": None}
+    room = {"torch": torch, "nn": nn, "check_conv_args": lambda *_: None, "GreyBatch": None, "Logits": None}
     for builder, name in SECTIONS:
         exec(built(builder).code[0].source, room)
         made = room[name](5, 2, 6, 7)

@@ -198,7 +198,7 @@ def ground(found: RunIndex) -> AnalysisData:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the figures, where only what is said is of interest."""
-    for name in ("compared.draw_by_distance", "skips.draw_gradients"):
+    for name in ("comparison.plot_accuracy_by_edge_distance", "explanations.plot_gradients"):
         monkeypatch.setattr(f"chromabox.assignment.sections.{name}", lambda *given: None)
 
 
@@ -276,9 +276,9 @@ def test_what_skips_bring_back_is_judged(nets: list[NetAnalysis], ground: Analys
     def text(before: NetAnalysis, after: NetAnalysis) -> str:
         return said(skip_explanation_blocks(before, after, ground, tmp_path, is_better=True, other_analyses=()))
 
-    lost = reading(plain, quarter={"table_accuracy": 0.3, "grey_detail": 0.9, "chroma": 0.1})
-    lost = reading(lost, half={"table_accuracy": 0.5})
-    kept = reading(lost, half={"table_accuracy": 0.3})
+    lost = reading(plain, quarter={"lookup_table_accuracy": 0.3, "grey_detail": 0.9, "chroma": 0.1})
+    lost = reading(lost, half={"lookup_table_accuracy": 0.5})
+    kept = reading(lost, half={"lookup_table_accuracy": 0.3})
     assert "This is borne out" in text(lost, skipping)
     assert "This is not borne out" in text(kept, skipping)
     for detail, chroma, words in (

@@ -123,8 +123,8 @@ class NetAnalysis:
         """All numbers as JSON has them, without the answers pixel by pixel; what has no value is None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
-            when: {layer: one.relative_norm for layer, one in vars(self)[when].items()}
-            for when in ("initial_gradients", "final_gradients")
+            when: {layer: one.relative_norm for layer, one in gradients.items()}
+            for when, gradients in (("start", self.initial_gradients), ("end", self.final_gradients))
         }
         calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
         return cast(

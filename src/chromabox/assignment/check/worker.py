@@ -107,12 +107,12 @@ def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWri
     if call is None:
         return
     made = writer.attempt(
-        model_name, "missing", f"making {name}", lambda: (call.make(DEFAULT_SIZES), list(call.missing_roles))[1]
+        model_name, "missing", f"making {name}", lambda: (call.build(DEFAULT_SIZES), list(call.missing_roles))[1]
     )
     if made is None:
         return
     writer.attempt(
-        model_name, "parameters", f"counting {name}'s parameters", lambda: parameter_sizes(call.make(DEFAULT_SIZES))
+        model_name, "parameters", f"counting {name}'s parameters", lambda: parameter_sizes(call.build(DEFAULT_SIZES))
     )
     seen = writer.attempt(model_name, "steps", f"{name}'s forward", lambda: trace_model(call, writer))
     if seen is None or seen["output"] != [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]:

@@ -32,7 +32,7 @@ BLOCK_SHAPES = {
 CODE_QUESTION = (
     "Complete {} after figure 1{}, configurable by kernel, NIC (input channels), NF (filters) and NC (colours)."
 )
-OMITTED_NOTE = "`check_geometry`, which is not shown, refuses sizes below 1 and kernels wider than the picture."
+OMITTED_NOTE = "`check_conv_args`, which is not shown, refuses sizes below 1 and kernels wider than the picture."
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:

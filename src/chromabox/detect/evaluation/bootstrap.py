@@ -1,7 +1,7 @@
-"""How sure a measured AP is: the same AP of resampled sets of pictures, from matches that were made once.
+"""Bootstrap confidence intervals of AP: detections are matched once, and images are resampled.
 
-The AP of a set in which each picture has a weight equals faster-coco-eval's of the same set (tests hold it), so the
-intervals belong to the printed numbers.
+The AP of a weighted set of images equals that of faster-coco-eval for the same set (this is tested), so the intervals
+belong to the reported values.
 """
 
 from dataclasses import dataclass
@@ -12,56 +12,57 @@ from jaxtyping import Float64, Int64
 
 from chromabox.detect.evaluation.metrics import RECALL_THRESHOLDS, Matches
 
-#: Resampled sets that are counted at once, which bounds memory.
+#: Number of resampled sets that are evaluated at once; limits memory.
 _RESAMPLES_PER_CHUNK = 100
 
 
 @dataclass(frozen=True)
 class BootstrapSamples:
-    """AP and AP50 of sets of pictures drawn anew from the same pictures; not-a-number for a draw without boxes."""
+    """AP and AP50 of resampled sets of images; NaN for a set without boxes."""
 
-    ap: Float64[np.ndarray, " draws"]
-    ap50: Float64[np.ndarray, " draws"]
+    ap: Float64[np.ndarray, " samples"]
+    ap50: Float64[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference of two detectors, and its 95 % interval over pictures."""
+    """Difference between two detectors, and its 95 % confidence interval over images."""
 
     value: float
     interval: tuple[float, float]
 
 
 def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) -> BootstrapSamples:
-    """AP of `draws` sets, each of as many pictures as there are, drawn with replacement (Efron 1979, the bootstrap).
+    """Compute the AP of ``num_resamples`` sets of images, drawn with replacement and of the original size (Efron 1979).
 
-    Equal seeds draw equal sets, so the difference of two detectors on the same pictures may be taken draw by draw.
+    Equal seeds draw equal sets. Two detectors on the same images can therefore be compared sample by sample.
     """
-    pictures = len(matches.num_truths)
+    num_images = len(matches.num_truths)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=num_resamples)
-    parts = [
-        weighted_average_precision(matches, weights[at : at + _RESAMPLES_PER_CHUNK])
-        for at in range(0, num_resamples, _RESAMPLES_PER_CHUNK)
+    weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
+    tables = [
+        weighted_average_precision(matches, weights[start : start + _RESAMPLES_PER_CHUNK])
+        for start in range(0, num_resamples, _RESAMPLES_PER_CHUNK)
     ]
-    return _mean_ap(np.concatenate(parts))
+    return _mean_ap(np.concatenate(tables))
 
 
-def _mean_ap(tables: Float64[np.ndarray, "draws thresholds classes"]) -> BootstrapSamples:
-    """The means over the classes that have true boxes in a draw; not-a-number where none has."""
-    known = np.isfinite(tables[:, 0])
-    # A draw of pictures without any box has no AP.
-    classes = np.where(known.any(axis=1), known.sum(axis=1), np.nan)
-    ap, ap50 = (np.where(known, values, 0.0).sum(axis=1) / classes for values in (tables.mean(axis=1), tables[:, 0]))
+def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> BootstrapSamples:
+    """Return the means over the classes that have ground truth in a sample; NaN for a sample without ground truth."""
+    has_truth = np.isfinite(tables[:, 0])
+    num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)
+    ap, ap50 = (
+        np.where(has_truth, values, 0.0).sum(axis=1) / num_classes for values in (tables.mean(axis=1), tables[:, 0])
+    )
     return BootstrapSamples(ap, ap50)
 
 
-def bias_corrected_interval(samples: Float64[np.ndarray, " draws"], estimate: float) -> tuple[float, float]:
-    """The 95 % interval of what was `measured`, from the same quantity of resampled sets, corrected for their bias.
+def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: float) -> tuple[float, float]:
+    """Compute the bias-corrected 95 % confidence interval of an estimate from its bootstrap samples.
 
-    AP of resampled sets lies above that of the set itself (fewer different pictures, fewer classes with rare boxes).
-    Draws that are not-a-number are left out; where all are, so is the interval.
-    Source: Efron 1987, Better bootstrap confidence intervals, the bias-corrected interval (without acceleration).
+    The correction matters since the AP of resampled sets is biased upwards: they have fewer distinct images and fewer
+    of the rare classes. NaN samples are ignored; without any other sample, the interval is NaN.
+    Source: Efron 1987, Better bootstrap confidence intervals (bias-corrected, without acceleration).
     """
     samples = samples[np.isfinite(samples)]
     if not samples.size:
@@ -69,63 +70,67 @@ def bias_corrected_interval(samples: Float64[np.ndarray, " draws"], estimate: fl
     normal = NormalDist()
     below = float(((samples < estimate).mean() + (samples <= estimate).mean()) / 2)
     bias = normal.inv_cdf(min(max(below, 0.5 / len(samples)), 1 - 0.5 / len(samples)))
-    levels = [normal.cdf(2 * bias + normal.inv_cdf(share)) for share in (0.025, 0.975)]
-    low, high = np.quantile(samples, levels).tolist()
+    quantiles = [normal.cdf(2 * bias + normal.inv_cdf(level)) for level in (0.025, 0.975)]
+    low, high = np.quantile(samples, quantiles).tolist()
     return low, high
 
 
 def paired_difference(
     before: Matches, after: Matches, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, PairedDifference]:
-    """By how much ``ap`` and ``ap50`` of the second detector are greater, on the same pictures in the same order.
+    """Compute the differences ``after`` − ``before`` of ``ap`` and ``ap50``, on the same images in the same order.
 
-    Both are resampled in the same way, so what is common to them (easy and hard pictures) does not widen the interval.
+    Both detectors are evaluated on the same resampled sets. Effects common to both (easy and hard images) therefore do
+    not widen the interval.
     """
-    everything = np.ones((1, len(before.num_truths)), np.int64)
-    measured = [_mean_ap(weighted_average_precision(matches, everything)) for matches in (before, after)]
-    drawn = [bootstrap_ap(matches, num_resamples=num_resamples, seed=seed) for matches in (before, after)]
-    found = {}
+    all_images = np.ones((1, len(before.num_truths)), np.int64)
+    estimates = [_mean_ap(weighted_average_precision(matches, all_images)) for matches in (before, after)]
+    samples = [bootstrap_ap(matches, num_resamples=num_resamples, seed=seed) for matches in (before, after)]
+    differences = {}
     for name in ("ap", "ap50"):
-        value = float((getattr(measured[1], name) - getattr(measured[0], name))[0])
-        found[name] = PairedDifference(
-            value, bias_corrected_interval(getattr(drawn[1], name) - getattr(drawn[0], name), value)
-        )
-    return found
+        value = float((getattr(estimates[1], name) - getattr(estimates[0], name))[0])
+        sample_differences = getattr(samples[1], name) - getattr(samples[0], name)
+        differences[name] = PairedDifference(value, bias_corrected_interval(sample_differences, value))
+    return differences
 
 
 def weighted_average_precision(
-    matches: Matches, weights: Int64[np.ndarray, "draws pictures"]
-) -> Float64[np.ndarray, "draws thresholds classes"]:
-    """COCO's AP of sets that hold each picture so many times; not-a-number where a class has no true box.
+    matches: Matches, weights: Int64[np.ndarray, "samples images"]
+) -> Float64[np.ndarray, "samples thresholds classes"]:
+    """Compute COCO's AP of sets that contain each image ``weights`` times; NaN for a class without ground truth.
 
-    Source: COCO's evaluation code: at each of 101 recalls the greatest precision at that recall or a higher one.
+    Source: COCO's evaluation code. AP is the mean, over 101 recalls, of the maximum precision at that or a higher
+    recall.
     """
     table = np.full((len(weights), len(matches.is_match), matches.num_truths.shape[1]), np.nan)
-    for category in np.flatnonzero(matches.num_truths.sum(axis=0)).tolist():
-        own = matches.class_ids == category
-        total = (weights @ matches.num_truths[:, category]).astype(np.float64)
-        times = weights[:, matches.image_ids[own]]
-        everything = times.cumsum(axis=1)
+    for class_id in np.flatnonzero(matches.num_truths.sum(axis=0)).tolist():
+        of_class = matches.class_ids == class_id
+        num_truths = (weights @ matches.num_truths[:, class_id]).astype(np.float64)
+        detection_weights = weights[:, matches.image_ids[of_class]]
+        cumulative = detection_weights.cumsum(axis=1)
         for level in range(len(matches.is_match)):
-            right, counts = matches.is_match[level, own], matches.is_counted[level, own]
-            found = everything if counts.all() else (times * counts).cumsum(axis=1)
-            hits = times[:, right].cumsum(axis=1)
-            table[:, level, category] = _interpolated_ap(hits, found[:, right], total)
+            is_match, is_counted = matches.is_match[level, of_class], matches.is_counted[level, of_class]
+            detections = cumulative if is_counted.all() else (detection_weights * is_counted).cumsum(axis=1)
+            true_positives = detection_weights[:, is_match].cumsum(axis=1)
+            table[:, level, class_id] = _interpolated_ap(true_positives, detections[:, is_match], num_truths)
     return table
 
 
 def _interpolated_ap(
-    true_positives: Int64[np.ndarray, "draws right"],
-    detections: Int64[np.ndarray, "draws right"],
-    num_truths: Float64[np.ndarray, " draws"],
-) -> Float64[np.ndarray, " draws"]:
-    """Mean of the precision read at the 101 recalls; `hits` right ones among the surest `found`, at each right one."""
+    true_positives: Int64[np.ndarray, "samples matched"],
+    detections: Int64[np.ndarray, "samples matched"],
+    num_truths: Float64[np.ndarray, " samples"],
+) -> Float64[np.ndarray, " samples"]:
+    """Compute the mean interpolated precision at the 101 recalls.
+
+    ``true_positives`` and ``detections`` are cumulative counts at each matched detection, in decreasing order of score.
+    """
     if true_positives.shape[1] == 0:
         return np.where(num_truths > 0, 0.0, np.nan)
     precision = np.divide(true_positives, detections, out=np.zeros(true_positives.shape), where=detections > 0)
-    ceiling = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
-    # How many of the 101 recalls are reached by each right one, and by it first.
-    reached = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
-    first = np.diff(reached, axis=1, prepend=0)
-    return np.where(num_truths > 0, (ceiling * first).sum(axis=1) / len(RECALL_THRESHOLDS), np.nan)
+    # Number of the 101 recalls that each matched detection reaches, and that it is the first to reach.
+    num_reached = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
+    num_new = np.diff(num_reached, axis=1, prepend=0)
+    return np.where(num_truths > 0, (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS), np.nan)

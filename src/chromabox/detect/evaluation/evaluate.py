@@ -1,4 +1,8 @@
-"""What a detector is worth on labelled pictures: COCO's AP with its interval, the course's AP, curves, confusions."""
+"""Evaluation of a detector on labelled images.
+
+The metrics are COCO's AP with its confidence interval, the course's AP, precision-recall curves and the confusion
+matrix.
+"""
 
 import math
 from collections.abc import Sequence
@@ -29,34 +33,35 @@ from chromabox.detect.inference.predict import AnyDetector, detect_files, unwrap
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 
-#: What is found with less certainty does not count; AP reads the whole range of scores, so it is low.
+#: Confidence threshold for evaluation. It is low, since AP depends on the whole range of scores.
 MIN_EVAL_CONFIDENCE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionEvaluation:
-    """All measures of one detector on one set of pictures; fractions in [0, 1]."""
+    """All metrics of one detector on one set of images; fractions are in [0, 1]."""
 
     classes: tuple[str, ...]
     num_images: int
     box_counts: Int64[np.ndarray, " classes"]
-    """True boxes of each class."""
+    """Number of ground-truth boxes of each class."""
     coco: AveragePrecision
     ap_interval: tuple[float, float]
-    """95 %, over pictures."""
+    """95 % confidence interval over images."""
     ap50_interval: tuple[float, float]
     course: AveragePrecision
     pr_curves: PrecisionRecallCurves
     confusion_matrix: Int64[np.ndarray, "truth prediction"]
-    """The last row and column is "nothing"."""
+    """The last row and column are the background."""
     matches: Matches
-    """For `paired_difference` with another detector on the same pictures."""
+    """Input of ``paired_difference`` with another detector on the same images."""
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the curves and the matches, as JSON values of full precision; None where nothing is to find.
+        """Return everything except the curves and the matches as JSON values; NaN becomes None.
 
-        ``course`` is the course's variant; ``best`` is the confidence with the greatest F1 and what is reached there.
+        ``course`` is the course's variant of AP. ``best`` contains the confidence with the highest F1, and precision,
+        recall and F1 at this confidence.
         """
         confidence, precision, recall, f1 = self.pr_curves.best_f1
         return {
@@ -100,40 +105,43 @@ def evaluate_detector(
     seed: int = 0,
     show_progress: bool = False,
 ) -> DetectionEvaluation:
-    """Measure a detector on all pictures of a set.
+    """Evaluate a detector on all images of a dataset.
 
     Args:
-        detector: as loaded or made ready.
-        data: its classes are matched to the net's by name, see `in_classes_of`.
-        size: side of the net's square; the detector's own if None.
-        confidence: the least that counts.
-        iou: overlap above which the less sure of two boxes of a class goes.
-        draws: resampled sets for the intervals.
-        seed: of the resampling.
+        detector: as loaded, or optimised for inference.
+        data: labelled images; its classes are matched to those of the detector by name, see ``remap_classes``.
+        size: side of the square network input in pixels; None for the detector's default.
+        confidence: confidence threshold in [0, 1].
+        iou: IoU threshold of non-maximum suppression in [0, 1].
+        num_resamples: number of bootstrap samples for the confidence intervals.
+        seed: seed of the bootstrap.
+        show_progress: whether to show a progress bar.
 
-    Raises ChromaboxError where the net knows none of the classes, or no box is left to find.
+    Raise ChromaboxError if the detector has none of the classes, or if there is no ground-truth box.
     """
-    trained = unwrap_detector(detector)
-    own, unknown = remap_classes(data, trained.classes)
+    loaded = unwrap_detector(detector)
+    remapped, unknown = remap_classes(data, loaded.classes)
+    warnings: list[str] = []
     if unknown:
-        left = sum(len(one.boxes) for one in data.samples) - sum(len(one.boxes) for one in own.samples)
-        unknown = (f"the net does not know {', '.join(unknown)}: {left} boxes are left out of account",)
-    predicted: list[ImagePredictions] = []
-    failed: list[str] = []
-    found = detect_files(
-        [one.path for one in own.samples], detector, confidence=confidence, iou=iou, classes=None, size=size
+        num_ignored = sum(len(sample.boxes) for sample in data.samples)
+        num_ignored -= sum(len(sample.boxes) for sample in remapped.samples)
+        warnings.append(f"classes missing from the model: {', '.join(unknown)}; {num_ignored} boxes are ignored")
+    predictions: list[ImagePredictions] = []
+    results = detect_files(
+        [sample.path for sample in remapped.samples], detector, confidence=confidence, iou=iou, classes=None, size=size
     )
-    with progress_bar("detecting", len(own.samples), unit="pictures", show=show_progress) as tick:
-        for result in found:
+    with progress_bar("detecting", len(remapped.samples), unit="images", show=show_progress) as tick:
+        for result in results:
             tick()
-            failed += [] if result.error is None else [f"{result.error}; counted as nothing found"]
-            predicted.append(_to_predictions(result.detections))
-    evaluation = evaluate_predictions(predicted, own, num_resamples=num_resamples, seed=seed)
-    return replace(evaluation, warnings=(*unknown, *failed, *evaluation.warnings))
+            if result.error is not None:
+                warnings.append(f"{result.error}; evaluated as an image without detections")
+            predictions.append(_to_predictions(result.detections))
+    evaluation = evaluate_predictions(predictions, remapped, num_resamples=num_resamples, seed=seed)
+    return replace(evaluation, warnings=(*warnings, *evaluation.warnings))
 
 
 def _to_predictions(detections: Any) -> ImagePredictions:
-    """supervision's detections, or None for a file that could not be read, in float64."""
+    """Convert supervision's detections to float64. None, for a file that could not be read, has no detections."""
     if detections is None or len(detections) == 0:
         return ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
     return ImagePredictions(
@@ -146,63 +154,60 @@ def _to_predictions(detections: Any) -> ImagePredictions:
 def evaluate_predictions(
     predictions: Sequence[ImagePredictions], data: DetectionDataset, *, num_resamples: int = 1000, seed: int = 0
 ) -> DetectionEvaluation:
-    """Measure what was found in each picture of a set, in its order and its classes.
+    """Evaluate the predictions for each image of a dataset, in its order and with its classes.
 
-    Raises ChromaboxError where there is no box to find.
+    Raise ChromaboxError if there is no ground-truth box.
     """
-    truth, classes = data.samples, len(data.classes)
-    matches = match_coco(predictions, truth, classes)
-    boxes = matches.num_truths.sum(axis=0)
-    if not boxes.any():
-        raise ChromaboxError(
-            "the pictures have no boxes to be found; labelled pictures are needed to measure a detector"
-        )
-    coco = coco_average_precision(predictions, truth, classes)
-    drawn = bootstrap_ap(matches, num_resamples=num_resamples, seed=seed)
+    truth, num_classes = data.samples, len(data.classes)
+    matches = match_coco(predictions, truth, num_classes)
+    box_counts = matches.num_truths.sum(axis=0)
+    if not box_counts.any():
+        raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
+    coco = coco_average_precision(predictions, truth, num_classes)
+    bootstrap = bootstrap_ap(matches, num_resamples=num_resamples, seed=seed)
     return DetectionEvaluation(
         classes=data.classes,
         num_images=len(truth),
-        box_counts=boxes,
+        box_counts=box_counts,
         coco=coco,
-        ap_interval=bias_corrected_interval(drawn.ap, coco.ap),
-        ap50_interval=bias_corrected_interval(drawn.ap50, coco.ap50),
-        course=course_average_precision(match_course(predictions, truth, classes)),
+        ap_interval=bias_corrected_interval(bootstrap.ap, coco.ap),
+        ap50_interval=bias_corrected_interval(bootstrap.ap50, coco.ap50),
+        course=course_average_precision(match_course(predictions, truth, num_classes)),
         pr_curves=precision_recall_curves(matches),
-        confusion_matrix=detection_confusion_matrix(predictions, truth, classes),
+        confusion_matrix=detection_confusion_matrix(predictions, truth, num_classes),
         matches=matches,
-        warnings=tuple(_warn_rare_classes(boxes)),
+        warnings=tuple(_warn_rare_classes(box_counts)),
     )
 
 
 def _warn_rare_classes(box_counts: Int64[np.ndarray, " classes"]) -> list[str]:
-    thin = int(((box_counts > 0) & (box_counts < MIN_BOXES_PER_CLASS)).sum())
-    known = int((box_counts > 0).sum())
-    return (
-        [f"{thin} of {known} classes have under {MIN_BOXES_PER_CLASS} boxes: their own figures are chance"]
-        if thin
-        else []
-    )
+    num_rare = int(((box_counts > 0) & (box_counts < MIN_BOXES_PER_CLASS)).sum())
+    num_classes = int((box_counts > 0).sum())
+    if not num_rare:
+        return []
+    return [
+        f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} boxes: their AP is not reliable"
+    ]
 
 
 def default_split(data: DetectionDataset) -> str | None:
-    """The split to measure on if none is named: validation, else test, else None for everything."""
-    for word in ("val", "test"):
-        own = [name for name in data.splits if name.startswith(word)]
-        if own:
-            return own[0]
+    """Return the default split for evaluation: validation, else test, else None for the whole dataset."""
+    for prefix in ("val", "test"):
+        names = [name for name in data.splits if name.startswith(prefix)]
+        if names:
+            return names[0]
     return None
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
-    """Pairs of a picture inside of `split` and one outside that are the same or nearly.
+    """Return pairs of duplicates or near-duplicates with the first image inside and the second outside of ``split``.
 
-    Empty without a look where the set has more than `limit` pictures, which would take minutes: `chromabox data check`
-    looks at any number.
+    A dataset with more than ``max_images`` images is not checked, since that would take minutes, and the result is
+    empty. ``chromabox data check`` has no limit.
     """
-    splits = {one.path: one.split for one in data.samples}
+    splits = {sample.path: sample.split for sample in data.samples}
     if len(data.splits) < 2 or len(splits) > max_images:
         return []
-    twins = find_duplicates(fingerprints(list(splits))[0])
-    pairs = [(pair.first, pair.second) for pair in twins]
-    crossing = [pair for pair in pairs if (splits[pair[0]] == split) != (splits[pair[1]] == split)]
-    return [(first, second) if splits[first] == split else (second, first) for first, second in crossing]
+    duplicates = find_duplicates(fingerprints(list(splits))[0])
+    leaks = [pair for pair in duplicates if (splits[pair.first] == split) != (splits[pair.second] == split)]
+    return [(pair.first, pair.second) if splits[pair.first] == split else (pair.second, pair.first) for pair in leaks]

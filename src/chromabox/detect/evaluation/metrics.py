@@ -1,11 +1,8 @@
-"""How good detections are: average precision by COCO's definition and by the course's, curves and confusions.
+"""Detection metrics: matching, average precision (COCO's and the course's), precision-recall curves, confusion matrix.
 
-COCO's own numbers come from faster-coco-eval; the rest reads the matches of `detect/matching.py`.
-
-Which detections are right: each matched to a true box, once, for every threshold of overlap.
-
-Everything later (AP on resampled pictures, curves of precision and recall) reads the matches, so boxes are compared
-only once. Two rules: COCO's, and the variant of the course.
+Detections are matched to ground-truth boxes once, for every IoU threshold, by COCO's rule or by the course's. Bootstrap
+AP, the course's AP and the precision-recall curves are computed from these matches. The reported COCO AP is computed by
+faster-coco-eval.
 """
 
 from collections.abc import Sequence
@@ -16,206 +13,221 @@ from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Bool, Float64, Int64
 
 from chromabox.detect.boxes import box_area, iou
-from chromabox.detect.data.dataset import Sample
+from chromabox.detect.data.dataset import Float64Boxes, Sample
 
-#: COCO's thresholds of overlap, 0.5 to 0.95.
+#: COCO's IoU thresholds: 0.5, 0.55, … 0.95.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
-#: Detections of a class that COCO counts in one picture, the surest first.
+#: Maximum number of detections per class and image; those with the highest scores are used.
 MAX_DETECTIONS = 100
-Float64Boxes = Float64[np.ndarray, "boxes 4"]
 
 
 @dataclass(frozen=True)
 class ImagePredictions:
-    """What a detector found in one picture: boxes in its pixels (left, top, right, bottom), scores in [0, 1]."""
+    """Detections in one image: boxes (left, top, right, bottom) in pixels, scores in [0, 1], and class indices."""
 
     boxes: Float64Boxes
     scores: Float64[np.ndarray, " boxes"]
     class_ids: Int64[np.ndarray, " boxes"]
 
     def select(self, index: np.ndarray) -> "ImagePredictions":
-        """Those detections, by index or mask."""
+        """Return the selected detections, by index or mask."""
         return ImagePredictions(self.boxes[index], self.scores[index], self.class_ids[index])
 
 
 @dataclass(frozen=True)
 class Matches:
-    """All detections that count, of all pictures, the surest first, and the number of true boxes.
+    """Detections of all images in decreasing order of score, matched to ground truth, and the number of ground truths.
 
-    `picture` and `category` are indices. `right` says at each threshold whether the detection has a true box of its
-    own. `truths` are the true boxes to find, of each picture and class; crowds are none.
+    Crowds are not included in ``num_truths``.
     """
 
-    image_ids: Int64[np.ndarray, " found"]
-    class_ids: Int64[np.ndarray, " found"]
-    scores: Float64[np.ndarray, " found"]
-    is_match: Bool[np.ndarray, "thresholds found"]
-    is_counted: Bool[np.ndarray, "thresholds found"]
-    """False where the detection lies on a crowd and is neither right nor wrong."""
-    num_truths: Int64[np.ndarray, "pictures classes"]
+    image_ids: Int64[np.ndarray, " detections"]
+    """Index of the image of each detection."""
+    class_ids: Int64[np.ndarray, " detections"]
+    scores: Float64[np.ndarray, " detections"]
+    is_match: Bool[np.ndarray, "thresholds detections"]
+    """Whether a detection is a true positive at an IoU threshold."""
+    is_counted: Bool[np.ndarray, "thresholds detections"]
+    """False if a detection lies on a crowd: it is neither a true nor a false positive."""
+    num_truths: Int64[np.ndarray, "images classes"]
 
 
 def crowd_overlap(
-    boxes: Float64[np.ndarray, "boxes 4"], crowds: Float64[np.ndarray, "others 4"]
-) -> Float64[np.ndarray, "boxes others"]:
-    """The share of each box's own area that lies in each of the others: COCO's overlap with crowds."""
+    boxes: Float64[np.ndarray, "boxes 4"], crowds: Float64[np.ndarray, "crowds 4"]
+) -> Float64[np.ndarray, "boxes crowds"]:
+    """Compute COCO's overlap with crowds: the fraction of each box's area that lies in each crowd."""
     low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    own = np.broadcast_to(box_area(boxes)[:, None], shared.shape)
-    return np.divide(shared, own, out=np.zeros_like(shared), where=own > 0)
+    intersection = np.clip(high - low, 0, None).prod(axis=2)
+    area = np.broadcast_to(box_area(boxes)[:, None], intersection.shape)
+    return np.divide(intersection, area, out=np.zeros_like(intersection), where=area > 0)
 
 
 def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
-    """COCO's rule, for each picture, class and threshold apart: the surest detection chooses first.
+    """Match detections by COCO's rule, separately for each image, class and IoU threshold.
 
-    It takes the free true box that it overlaps most, if by the threshold at least; else it may lie on a crowd (by the
-    share of its own area), and then does not count. Source: COCO's evaluation code, as pycocotools has it.
+    In decreasing order of score, each detection takes the unmatched ground-truth box with the highest IoU, if this IoU
+    reaches the threshold. Otherwise, a detection whose overlap with a crowd reaches the threshold is not counted.
+    Source: COCO's evaluation code, as in pycocotools.
     """
     parts = []
-    for index, (here, one) in enumerate(zip(predictions, ground_truth, strict=True)):
-        for category in np.unique(here.class_ids).tolist():
-            own = here.select(here.class_ids == category)
-            own = own.select(np.argsort(-own.scores, kind="stable")[:MAX_DETECTIONS])
-            same = one.class_ids == category
-            right, counts = _match_boxes(own.boxes, one.boxes[same & ~one.is_crowd], one.boxes[same & one.is_crowd])
-            parts.append((np.full(len(own.scores), index), own.class_ids, own.scores, right, counts))
+    for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
+        for class_id in np.unique(prediction.class_ids).tolist():
+            detections = prediction.select(prediction.class_ids == class_id)
+            detections = detections.select(np.argsort(-detections.scores, kind="stable")[:MAX_DETECTIONS])
+            of_class = sample.class_ids == class_id
+            is_match, is_counted = _match_boxes(
+                detections.boxes, sample.boxes[of_class & ~sample.is_crowd], sample.boxes[of_class & sample.is_crowd]
+            )
+            image_ids = np.full(len(detections.scores), index)
+            parts.append((image_ids, detections.class_ids, detections.scores, is_match, is_counted))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
 def _match_boxes(
-    predicted_boxes: Float64[np.ndarray, "found 4"],
-    truth_boxes: Float64[np.ndarray, "truth 4"],
+    predicted_boxes: Float64[np.ndarray, "detections 4"],
+    truth_boxes: Float64[np.ndarray, "truths 4"],
     crowd_boxes: Float64[np.ndarray, "crowds 4"],
-) -> tuple[Bool[np.ndarray, "10 found"], Bool[np.ndarray, "10 found"]]:
-    """For detections in falling order of score: whether each is right, and whether it counts, at each threshold."""
-    right = np.zeros((len(IOU_THRESHOLDS), len(predicted_boxes)), bool)
-    shares = iou(predicted_boxes, truth_boxes)
-    free = np.ones((len(IOU_THRESHOLDS), len(truth_boxes)), bool)
+) -> tuple[Bool[np.ndarray, "10 detections"], Bool[np.ndarray, "10 detections"]]:
+    """Return whether detections in decreasing order of score are matched, and counted, at each IoU threshold."""
+    is_match = np.zeros((len(IOU_THRESHOLDS), len(predicted_boxes)), bool)
+    overlaps = iou(predicted_boxes, truth_boxes)
+    is_free = np.ones((len(IOU_THRESHOLDS), len(truth_boxes)), bool)
     levels = np.arange(len(IOU_THRESHOLDS))
-    # Most detections overlap nothing by half; they need no turn.
-    for index in np.flatnonzero(shares.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]) if len(truth_boxes) else []:
-        offers = np.where(free, shares[index], -1.0)
-        # Among equal overlaps COCO's code takes the last.
-        best = len(truth_boxes) - 1 - offers[:, ::-1].argmax(axis=1)
-        taken = offers[levels, best] >= IOU_THRESHOLDS
-        right[taken, index] = True
-        free[levels[taken], best[taken]] = False
+    # Most detections do not reach the lowest threshold and can be skipped.
+    for index in np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]) if len(truth_boxes) else []:
+        free_overlaps = np.where(is_free, overlaps[index], -1.0)
+        # Of equal overlaps, COCO's code takes the last one.
+        best = len(truth_boxes) - 1 - free_overlaps[:, ::-1].argmax(axis=1)
+        matched = free_overlaps[levels, best] >= IOU_THRESHOLDS
+        is_match[matched, index] = True
+        is_free[levels[matched], best[matched]] = False
     on_crowd = crowd_overlap(predicted_boxes, crowd_boxes).max(axis=1, initial=0.0)
-    return right, right | (on_crowd[None, :] < IOU_THRESHOLDS[:, None])
+    return is_match, is_match | (on_crowd[None, :] < IOU_THRESHOLDS[:, None])
 
 
 def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
-    """The course's variant: one matching for all thresholds, the greatest overlap first, whatever the scores.
+    """Match detections by the course's rule: one matching for all thresholds, in decreasing order of IoU.
 
-    In each picture the pairs of a detection and a true box of one class that overlap by at least 0.5 are gone through
-    from the greatest overlap down; a pair of which neither has a partner yet is a match, right at every threshold up
-    to its overlap. Crowds, which its labels do not have, are left out of account.
+    In each image, pairs of a detection and a ground-truth box of the same class with an IoU of at least 0.5 are visited
+    in decreasing order of IoU, regardless of scores. A pair whose members are both unmatched becomes a match, which is
+    a true positive at every threshold up to its IoU. Crowds are ignored, since the course's labels have none.
     """
     parts = []
-    for index, (here, one) in enumerate(zip(predictions, ground_truth, strict=True)):
-        boxes, categories = one.boxes[~one.is_crowd], one.class_ids[~one.is_crowd]
-        shares = np.where(here.class_ids[:, None] == categories[None, :], iou(here.boxes, boxes), 0.0)
-        right = np.zeros((len(IOU_THRESHOLDS), len(here.scores)), bool)
-        for own, other in greedy_pairs(shares, IOU_THRESHOLDS[0]):
-            right[:, own] = shares[own, other] >= IOU_THRESHOLDS
-        parts.append((np.full(len(here.scores), index), here.class_ids, here.scores, right, np.ones_like(right)))
+    for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
+        boxes, class_ids = sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd]
+        same_class = prediction.class_ids[:, None] == class_ids[None, :]
+        overlaps = np.where(same_class, iou(prediction.boxes, boxes), 0.0)
+        is_match = np.zeros((len(IOU_THRESHOLDS), len(prediction.scores)), bool)
+        for detection, truth in greedy_pairs(overlaps, IOU_THRESHOLDS[0]):
+            is_match[:, detection] = overlaps[detection, truth] >= IOU_THRESHOLDS
+        image_ids = np.full(len(prediction.scores), index)
+        parts.append((image_ids, prediction.class_ids, prediction.scores, is_match, np.ones_like(is_match)))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
-def greedy_pairs(overlaps: Float64[np.ndarray, "found truth"], min_overlap: float) -> list[tuple[int, int]]:
-    """Pairs of row and column, each in one pair at most, from the greatest share down to the least allowed."""
+def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: float) -> list[tuple[int, int]]:
+    """Return pairs (row, column) in decreasing order of overlap, at least ``min_overlap``, each index used once."""
     rows, columns = np.nonzero(overlaps >= min_overlap)
     order = np.argsort(-overlaps[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
-    used: tuple[set[int], set[int]] = (set(), set())
+    used_rows: set[int] = set()
+    used_columns: set[int] = set()
     for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if row not in used[0] and column not in used[1]:
+        if row not in used_rows and column not in used_columns:
             pairs.append((row, column))
-            used[0].add(row)
-            used[1].add(column)
+            used_rows.add(row)
+            used_columns.add(column)
     return pairs
 
 
-def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "pictures classes"]:
-    counts = [np.bincount(one.class_ids[~one.is_crowd], minlength=num_classes) for one in ground_truth]
+def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "images classes"]:
+    counts = [np.bincount(sample.class_ids[~sample.is_crowd], minlength=num_classes) for sample in ground_truth]
     return np.array(counts, np.int64).reshape(len(ground_truth), num_classes)
 
 
 def _concat_matches(
-    parts: Sequence[tuple[np.ndarray, ...]], num_truths: Int64[np.ndarray, "pictures classes"]
+    parts: Sequence[tuple[np.ndarray, ...]], num_truths: Int64[np.ndarray, "images classes"]
 ) -> Matches:
-    """The parts of all pictures in falling order of score; equal scores in the order of the pictures, as COCO's."""
+    """Concatenate all parts and sort them by decreasing score.
+
+    Equal scores keep the order of the images, as in COCO.
+    """
     if not parts:
-        none, nothing = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
-        return Matches(none, none, np.zeros(0), nothing, nothing, num_truths)
-    picture, category, scores, right, counts = (np.concatenate(column, axis=-1) for column in zip(*parts, strict=True))
+        no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
+        return Matches(no_ids, no_ids, np.zeros(0), no_matches, no_matches, num_truths)
+    image_ids, class_ids, scores, is_match, is_counted = (
+        np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)
+    )
     order = np.argsort(-scores, kind="stable")
-    return Matches(picture[order], category[order], scores[order], right[:, order], counts[:, order], num_truths)
+    return Matches(
+        image_ids[order], class_ids[order], scores[order], is_match[:, order], is_counted[:, order], num_truths
+    )
 
 
-#: The recalls at which COCO reads precision.
+#: Recalls at which COCO samples the precision: 0, 0.01, … 1.
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP of each class at each threshold of overlap, in [0, 1]; not-a-number for a class without true boxes."""
+    """AP of each class at each IoU threshold, in [0, 1]; NaN for a class without ground truth."""
 
     table: Float64[np.ndarray, "thresholds classes"]
 
     @property
     def ap(self) -> float:
-        """Mean over thresholds 0.5 to 0.95 and over classes with true boxes."""
+        """Mean over the IoU thresholds 0.5 to 0.95 and over the classes with ground truth."""
         return _nanmean(self.table)
 
     @property
     def ap50(self) -> float:
-        """Mean over classes with true boxes at overlap 0.5."""
+        """Mean over the classes with ground truth at the IoU threshold 0.5."""
         return _nanmean(self.table[0])
 
     @property
     def per_class(self) -> Float64[np.ndarray, " classes"]:
-        """Mean over thresholds of each class."""
+        """Mean over the IoU thresholds for each class."""
         return self.table.mean(axis=0)
 
 
 def _nanmean(values: Float64[np.ndarray, "..."]) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
 
 
 def coco_average_precision(
     predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int
 ) -> AveragePrecision:
-    """COCO's definition by faster-coco-eval: all areas, at most 100 detections of a class in a picture."""
-    labels: list[dict[str, object]] = [
-        {**_coco_annotation(index, box, category), "area": _area(box), "iscrowd": int(crowd)}
-        for index, one in enumerate(ground_truth)
-        for box, category, crowd in zip(one.boxes, one.class_ids, one.is_crowd, strict=True)
+    """Compute COCO's AP with faster-coco-eval: all box areas, at most 100 detections per class and image."""
+    annotations: list[dict[str, object]] = [
+        {**_coco_annotation(index, box, class_id), "area": _area(box), "iscrowd": int(is_crowd)}
+        for index, sample in enumerate(ground_truth)
+        for box, class_id, is_crowd in zip(sample.boxes, sample.class_ids, sample.is_crowd, strict=True)
     ]
-    said = {
+    dataset = {
         "info": {},
         "images": [
-            {"id": index + 1, "height": one.size[0], "width": one.size[1]} for index, one in enumerate(ground_truth)
+            {"id": index + 1, "height": sample.size[0], "width": sample.size[1]}
+            for index, sample in enumerate(ground_truth)
         ],
         "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
-        "annotations": [{**entry, "id": number} for number, entry in enumerate(labels, 1)],
+        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
     }
     results = [
-        {**_coco_annotation(index, box, category), "score": float(score)}
-        for index, here in enumerate(predictions)
-        for box, category, score in zip(here.boxes, here.class_ids, here.scores, strict=True)
+        {**_coco_annotation(index, box, class_id), "score": float(score)}
+        for index, prediction in enumerate(predictions)
+        for box, class_id, score in zip(prediction.boxes, prediction.class_ids, prediction.scores, strict=True)
     ]
-    # Without any detection the library has nothing to load.
+    # The library cannot load an empty list of results.
     table = np.where(_truths_per_class(ground_truth, num_classes) > 0, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan)
-    if results and labels:
-        reference = COCO(said)
-        judge = COCOeval_faster(reference, reference.loadRes(results), iouType="bbox")
-        judge.evaluate()
-        judge.accumulate()
-        precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
+    if results and annotations:
+        coco = COCO(dataset)
+        evaluator = COCOeval_faster(coco, coco.loadRes(results), iouType="bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
         table = np.where(precision.max(axis=1) > -1, precision.mean(axis=1), np.nan)
     return AveragePrecision(table)
 
@@ -230,82 +242,86 @@ def _area(box: Float64[np.ndarray, "4"]) -> float:
 
 
 def _truths_per_class(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, " classes"]:
-    labels = [one.class_ids[~one.is_crowd] for one in ground_truth]
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=num_classes)
+    class_ids = [sample.class_ids[~sample.is_crowd] for sample in ground_truth]
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *class_ids]), minlength=num_classes)
 
 
 def course_average_precision(matches: Matches) -> AveragePrecision:
-    """The course's variant, from `match_course`: the area below precision made monotone, over 101 recalls.
+    """Compute the course's AP from the matches of :func:`match_course`.
 
-    Precision runs on straight lines between the detections, from 1 at recall 0 to 0 at recall 1; the area is taken by
-    trapezoids over recalls 0, 0.01, … 1.
+    The precision is made monotone and interpolated linearly between detections, from 1 at recall 0 to 0 at recall 1. AP
+    is the area below it by the trapezoidal rule at the recalls 0, 0.01, … 1.
     """
     table = np.full((len(matches.is_match), matches.num_truths.shape[1]), np.nan)
-    total = matches.num_truths.sum(axis=0)
-    for category in np.flatnonzero(total).tolist():
-        right = matches.is_match[:, matches.class_ids == category]
-        hits = right.cumsum(axis=1)
-        precision = hits / np.arange(1, right.shape[1] + 1)
-        recall = hits / total[category]
-        for level in range(len(right)):
-            table[level, category] = _trapezoid_ap(recall[level], precision[level]) if right.shape[1] else 0.0
+    num_truths = matches.num_truths.sum(axis=0)
+    for class_id in np.flatnonzero(num_truths).tolist():
+        is_match = matches.is_match[:, matches.class_ids == class_id]
+        true_positives = is_match.cumsum(axis=1)
+        precision = true_positives / np.arange(1, is_match.shape[1] + 1)
+        recall = true_positives / num_truths[class_id]
+        for level in range(len(is_match)):
+            ap = _trapezoid_ap(recall[level], precision[level]) if is_match.shape[1] else 0.0
+            table[level, class_id] = ap
     return AveragePrecision(table)
 
 
-def _trapezoid_ap(recall: Float64[np.ndarray, " found"], precision: Float64[np.ndarray, " found"]) -> float:
-    along = np.concatenate([[0.0], recall, [1.0]])
-    height = np.maximum.accumulate(np.concatenate([[1.0], precision, [0.0]])[::-1])[::-1]
-    read = np.interp(RECALL_THRESHOLDS, along, height)
-    return float(((read[1:] + read[:-1]) / 2).mean())
+def _trapezoid_ap(recall: Float64[np.ndarray, " detections"], precision: Float64[np.ndarray, " detections"]) -> float:
+    recall = np.concatenate([[0.0], recall, [1.0]])
+    envelope = np.maximum.accumulate(np.concatenate([[1.0], precision, [0.0]])[::-1])[::-1]
+    sampled = np.interp(RECALL_THRESHOLDS, recall, envelope)
+    return float(((sampled[1:] + sampled[:-1]) / 2).mean())
 
 
 @dataclass(frozen=True)
 class PrecisionRecallCurves:
-    """Precision, recall and F1 at overlap 0.5 if only detections of at least each confidence are kept."""
+    """Precision, recall and F1 at the IoU threshold 0.5 as functions of the confidence threshold."""
 
-    confidence: Float64[np.ndarray, " steps"]
-    precision: Float64[np.ndarray, "classes steps"]
-    recall: Float64[np.ndarray, "classes steps"]
-    f1: Float64[np.ndarray, "classes steps"]
+    confidence: Float64[np.ndarray, " thresholds"]
+    precision: Float64[np.ndarray, "classes thresholds"]
+    recall: Float64[np.ndarray, "classes thresholds"]
+    f1: Float64[np.ndarray, "classes thresholds"]
     precision_envelope: Float64[np.ndarray, "classes 101"]
-    """The greatest precision at each of the recalls 0, 0.01, … 1, or at a higher one."""
+    """Maximum precision at each recall 0, 0.01, … 1 or at a higher recall."""
     class_ids: Int64[np.ndarray, " classes"]
-    """The classes with true boxes, to which the rows belong."""
+    """Classes with ground truth, one for each row."""
 
     @property
     def best_f1(self) -> tuple[float, float, float, float]:
-        """Confidence with the greatest F1, mean over classes, and precision, recall and F1 there."""
+        """Confidence with the highest F1 (mean over classes), and mean precision, recall and F1 at this confidence."""
         f1 = self.f1.mean(axis=0)
-        at = int(f1.argmax())
-        means = (self.precision[:, at].mean(), self.recall[:, at].mean(), f1[at])
-        return float(self.confidence[at]), float(means[0]), float(means[1]), float(means[2])
+        best = int(f1.argmax())
+        precision, recall = self.precision[:, best].mean(), self.recall[:, best].mean()
+        return float(self.confidence[best]), float(precision), float(recall), float(f1[best])
 
 
 def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> PrecisionRecallCurves:
-    """Curves of each class with true boxes. Without any detection left, precision is taken to be 1."""
+    """Compute the curves of each class with ground truth. The precision without any detection is 1."""
     confidence = np.linspace(0.0, 1.0, num_thresholds)
-    total = matches.num_truths.sum(axis=0)
-    categories = np.flatnonzero(total)
-    precision, recall, ceiling = [], [], []
-    for category in categories.tolist():
-        own = (matches.class_ids == category) & matches.is_counted[0]
-        right, scores = matches.is_match[0, own], matches.scores[own]
-        hits = np.concatenate([[0], right.cumsum()])
-        kept = np.searchsorted(-scores, -confidence, side="right")
-        precision.append(np.where(kept > 0, hits[kept] / np.maximum(kept, 1), 1.0))
-        recall.append(hits[kept] / total[category])
-        ceiling.append(_precision_envelope(hits[1:] / np.arange(1, len(hits)), hits[1:] / total[category]))
-    p, r, c = (np.array(rows, np.float64) for rows in (precision, recall, ceiling))
-    p, r, c = p.reshape(-1, num_thresholds), r.reshape(-1, num_thresholds), c.reshape(-1, len(RECALL_THRESHOLDS))
-    f1 = np.divide(2 * p * r, p + r, out=np.zeros_like(p), where=p + r > 0)
-    return PrecisionRecallCurves(confidence, p, r, f1, c, categories)
+    num_truths = matches.num_truths.sum(axis=0)
+    class_ids = np.flatnonzero(num_truths)
+    precisions, recalls, envelopes = [], [], []
+    for class_id in class_ids.tolist():
+        selected = (matches.class_ids == class_id) & matches.is_counted[0]
+        is_match, scores = matches.is_match[0, selected], matches.scores[selected]
+        true_positives = np.concatenate([[0], is_match.cumsum()])
+        num_kept = np.searchsorted(-scores, -confidence, side="right")
+        precisions.append(np.where(num_kept > 0, true_positives[num_kept] / np.maximum(num_kept, 1), 1.0))
+        recalls.append(true_positives[num_kept] / num_truths[class_id])
+        ranks = np.arange(1, len(true_positives))
+        envelopes.append(_precision_envelope(true_positives[1:] / ranks, true_positives[1:] / num_truths[class_id]))
+    precision = np.array(precisions, np.float64).reshape(-1, num_thresholds)
+    recall = np.array(recalls, np.float64).reshape(-1, num_thresholds)
+    envelope = np.array(envelopes, np.float64).reshape(-1, len(RECALL_THRESHOLDS))
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(precision), where=total > 0)
+    return PrecisionRecallCurves(confidence, precision, recall, f1, envelope, class_ids)
 
 
 def _precision_envelope(
-    precision: Float64[np.ndarray, " found"], recall: Float64[np.ndarray, " found"]
+    precision: Float64[np.ndarray, " detections"], recall: Float64[np.ndarray, " detections"]
 ) -> Float64[np.ndarray, "101"]:
-    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return highest[np.searchsorted(recall, RECALL_THRESHOLDS, side="left")]
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(recall, RECALL_THRESHOLDS, side="left")]
 
 
 def detection_confusion_matrix(
@@ -316,18 +332,20 @@ def detection_confusion_matrix(
     confidence: float = 0.25,
     iou_threshold: float = 0.5,
 ) -> Int64[np.ndarray, "truth prediction"]:
-    """What was taken for what: rows truth, columns prediction, the last row and column "nothing".
+    """Compute the confusion matrix: rows are ground truth, columns are predictions, the last of each is the background.
 
-    In each picture detections of at least `confidence` and true boxes that overlap enough are paired, whatever their
-    classes, the greatest overlap first; the rest of the truth was missed, the rest of the detections found nothing.
+    In each image, detections with a score of at least ``confidence`` and ground-truth boxes with an IoU of at least
+    ``iou_threshold`` are matched in decreasing order of IoU, regardless of their classes. Unmatched ground truth is
+    missed (last column); unmatched detections are false positives (last row).
     """
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    for here, one in zip(predictions, ground_truth, strict=True):
-        sure = here.select(here.scores >= confidence)
-        boxes, labels = one.boxes[~one.is_crowd], one.class_ids[~one.is_crowd]
-        pairs = greedy_pairs(iou(sure.boxes, boxes), iou_threshold)
-        own, other = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
-        np.add.at(table, (labels[other], sure.class_ids[own]), 1)
-        table[:num_classes, num_classes] += np.bincount(np.delete(labels, other), minlength=num_classes)
-        table[num_classes, :num_classes] += np.bincount(np.delete(sure.class_ids, own), minlength=num_classes)
+    for prediction, sample in zip(predictions, ground_truth, strict=True):
+        detections = prediction.select(prediction.scores >= confidence)
+        boxes, class_ids = sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd]
+        pairs = greedy_pairs(iou(detections.boxes, boxes), iou_threshold)
+        matched, matched_truth = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+        np.add.at(table, (class_ids[matched_truth], detections.class_ids[matched]), 1)
+        missed, unmatched = np.delete(class_ids, matched_truth), np.delete(detections.class_ids, matched)
+        table[:num_classes, num_classes] += np.bincount(missed, minlength=num_classes)
+        table[num_classes, :num_classes] += np.bincount(unmatched, minlength=num_classes)
     return table

@@ -1,6 +1,6 @@
-"""Detecting in pictures, folders and films as the command line does it: read, find, draw, write down, tell.
+"""Batch detection in images, folders and videos, as the command line does it.
 
-Which pictures and films are looked through, and which files come of it: decided before any work is begun.
+:func:`plan_detection_outputs` determines all inputs and output files before :func:`run_detection` starts.
 """
 
 import time
@@ -35,7 +35,7 @@ TABLE_FORMATS = {".json": "json", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One picture or film: its file, its place as results name it, and the annotated copy to write (None: none)."""
+    """One image or video: its file, its name in the results, and the path of the annotated copy (None: not written)."""
 
     source: Path
     name: str
@@ -44,7 +44,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """All that is looked through, and where lists go (None: not written); ``labels`` is YOLO's folder of text files."""
+    """All inputs, and the output files (None: not written). ``label_folder`` is the folder of the YOLO labels."""
 
     images: tuple[PlannedFile, ...]
     videos: tuple[PlannedFile, ...]
@@ -54,98 +54,98 @@ class OutputPlan:
 
 
 def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequence[OutputFormat] = ()) -> OutputPlan:
-    """What comes of the inputs (pictures, folders, films).
+    """Plan the output files of all inputs.
 
     Args:
-        inputs: files, taken whatever they are called, and folders, which are searched for pictures.
-        output: a folder; of a single picture or film it may be the annotated one, of boxes alone a .json or .csv.
-        formats: what to write; if empty what the output's suffix says, annotated pictures into a folder.
+        inputs: image and video files, and folders, which are searched for images.
+        output: a folder; for a single image or video also the file of the annotated copy, for boxes alone a .json or
+            .csv file.
+        formats: formats to write; if empty, the format of the suffix of ``output``, or annotated copies in a folder.
 
-    Raises UsageError for inputs that are not there, an output that is an input, two inputs that would become one file,
-    and formats that the output cannot hold.
+    Raise UsageError for missing inputs, an output that is an input, two inputs with the same output file, and formats
+    that cannot be written to ``output``.
     """
     if not inputs:
-        raise UsageError("inputs: name at least one picture, folder or film to look through")
+        raise UsageError("no inputs: expected at least one image, folder or video")
     suffix = "" if output.is_dir() else output.suffix.lower()
-    wanted: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "images")}
-    films = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    others = [path for path in inputs if path not in films]
+    selected: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "images")}
+    video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    image_inputs = [path for path in inputs if path not in video_inputs]
     if suffix in TABLE_FORMATS:
-        _check_single_format(output, wanted, TABLE_FORMATS[suffix])
-        plan = OutputPlan(_plan_unannotated(others, None), _plan_unannotated_videos(films))
-        check_not_input([one.source for one in (*plan.images, *plan.videos)], output)
+        _check_single_format(output, selected, TABLE_FORMATS[suffix])
+        plan = OutputPlan(_plan_unannotated(image_inputs, None), _plan_unannotated_videos(video_inputs))
+        check_not_input([planned.source for planned in (*plan.images, *plan.videos)], output)
         return OutputPlan(plan.images, plan.videos, **{TABLE_FORMATS[suffix]: output})
-    if "images" in wanted:
-        pictures, drawn_films = (
-            _plan_annotated(others, output),
-            _plan_annotated_videos(films, output, single_input=len(inputs) == 1),
-        )
+    if "images" in selected:
+        images = _plan_annotated(image_inputs, output)
+        videos = _plan_annotated_videos(video_inputs, output, single_input=len(inputs) == 1)
     else:
-        pictures, drawn_films = _plan_unannotated(others, output), _plan_unannotated_videos(films)
-    if any(one.target == output for one in (*pictures, *drawn_films)):
-        _check_single_format(output, wanted, "images")
-    if "yolo" in wanted:
-        _check_unique_names(pictures)
+        images, videos = _plan_unannotated(image_inputs, output), _plan_unannotated_videos(video_inputs)
+    if any(planned.target == output for planned in (*images, *videos)):
+        _check_single_format(output, selected, "images")
+    if "yolo" in selected:
+        _check_unique_names(images)
     return OutputPlan(
-        pictures,
-        drawn_films,
-        json=output / "detections.json" if "json" in wanted else None,
-        csv=output / "detections.csv" if "csv" in wanted else None,
-        label_folder=output / "labels" if "yolo" in wanted else None,
+        images,
+        videos,
+        json=output / "detections.json" if "json" in selected else None,
+        csv=output / "detections.csv" if "csv" in selected else None,
+        label_folder=output / "labels" if "yolo" in selected else None,
     )
 
 
 def _check_single_format(output: Path, formats: set[str], supported: str) -> None:
     if formats != {supported}:
-        others = ", ".join(sorted(formats - {supported}))
-        raise UsageError(f"{output}: is a single file, which cannot hold {others}; give -o FOLDER")
+        unsupported = ", ".join(sorted(formats - {supported}))
+        raise UsageError(f"{output}: a single file cannot contain {unsupported}; use a folder (-o FOLDER)")
 
 
 def _plan_unannotated(inputs: Sequence[Path], output: Path | None) -> tuple[PlannedFile, ...]:
-    found = expand_inputs(inputs, output) if inputs else []
-    return tuple(PlannedFile(path, place.as_posix(), None) for path, place in found)
+    files = expand_inputs(inputs, output) if inputs else []
+    return tuple(PlannedFile(path, name.as_posix(), None) for path, name in files)
 
 
 def _plan_annotated(inputs: Sequence[Path], output: Path) -> tuple[PlannedFile, ...]:
     pairs = map_outputs(inputs, output) if inputs else []
-    places = dict(expand_inputs(inputs, output)) if inputs else {}
-    return tuple(PlannedFile(source, places[source].as_posix(), target) for source, target in pairs)
+    names = dict(expand_inputs(inputs, output)) if inputs else {}
+    return tuple(PlannedFile(source, names[source].as_posix(), target) for source, target in pairs)
 
 
-def _plan_unannotated_videos(videos: Iterable[Path]) -> tuple[PlannedFile, ...]:
-    for film in videos:
-        if not film.exists():
-            raise UsageError(f"{film} does not exist: a picture, a folder of pictures or a film is needed")
-    return tuple(PlannedFile(film, film.name, None) for film in videos)
+def _plan_unannotated_videos(videos: Sequence[Path]) -> tuple[PlannedFile, ...]:
+    for video in videos:
+        if not video.exists():
+            raise UsageError(f"{video} does not exist: expected an image, a folder of images or a video")
+    return tuple(PlannedFile(video, video.name, None) for video in videos)
 
 
 def _plan_annotated_videos(videos: Sequence[Path], output: Path, *, single_input: bool) -> tuple[PlannedFile, ...]:
     into_file = single_input and output.suffix.lower() in VIDEO_SUFFIXES and not output.is_dir()
-    planned = tuple(
-        PlannedFile(one.source, one.name, output if into_file else output / one.name)
-        for one in _plan_unannotated_videos(videos)
+    planned_videos = tuple(
+        PlannedFile(planned.source, planned.name, output if into_file else output / planned.name)
+        for planned in _plan_unannotated_videos(videos)
     )
-    for one in planned:
-        assert one.target is not None
-        check_target(one.source, one.target)
-    return planned
+    for planned in planned_videos:
+        assert planned.target is not None
+        check_target(planned.source, planned.target)
+    return planned_videos
 
 
 def _check_unique_names(images: Iterable[PlannedFile]) -> None:
-    """Two pictures whose places differ in their suffix only would have one text file."""
+    """Raise UsageError for two images whose names differ only in their suffix: they would have the same label file."""
     seen: dict[Path, PlannedFile] = {}
-    for one in images:
-        name = Path(one.name).with_suffix("")
+    for image in images:
+        name = Path(image.name).with_suffix("")
         if name in seen:
             raise UsageError(
-                f"{one.source} and {seen[name].source} would share {name}.txt; look through them into two folders"
+                f"{image.source} and {seen[name].source} have the same label file {name}.txt; process them separately "
+                "and use two folders"
             )
-        seen[name] = one
+        seen[name] = image
 
 
 @dataclass
 class BatchSummary:
-    """What was done: pictures and frames looked through, boxes found, seconds it took, and what failed and why."""
+    """Number of processed images, video frames and detected boxes, time in seconds, and errors."""
 
     num_images: int = 0
     num_frames: int = 0
@@ -155,7 +155,7 @@ class BatchSummary:
 
     def __str__(self) -> str:
         parts = [f"{self.num_frames} frames"] if self.num_frames else []
-        parts = [f"{self.num_images} pictures", *parts] if self.num_images or not parts else parts
+        parts = [f"{self.num_images} images", *parts] if self.num_images or not parts else parts
         rate = (self.num_images + self.num_frames) / max(self.seconds, 1e-9)
         return f"{' and '.join(parts)}, {self.num_boxes} boxes, {self.seconds:.1f} s ({rate:.1f} images/s)"
 
@@ -168,42 +168,42 @@ def run_detection(
     workers: int | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> BatchSummary:
-    """Look through all that is planned and write what is to be written; a bad file does not stop the rest.
+    """Process all planned inputs and write the outputs. A file that fails is recorded, and the others are processed.
 
-    ``say`` is told of every picture and film; pictures are done by ``workers`` threads (None: one a core). Raises
-    ChromaboxError only where a list of all boxes cannot be written.
+    ``log`` is called for every image and video. Images are processed by ``workers`` threads (None: PyTorch's number of
+    threads). Raise ChromaboxError only if a JSON, CSV or class list file cannot be written.
     """
     summary = BatchSummary()
-    sightings: list[ImageDetections] = []
-    begin = time.perf_counter()
+    all_results: list[ImageDetections] = []
+    start_time = time.perf_counter()
 
-    def note(sighting: ImageDetections) -> None:
-        summary.num_boxes += len(sighting.detections)
+    def add_result(result: ImageDetections) -> None:
+        summary.num_boxes += len(result.detections)
         if plan.json is not None or plan.csv is not None:
-            sightings.append(sighting)
+            all_results.append(result)
 
-    def work(planned: PlannedFile) -> ImageDetections | str:
-        return _process_image(planned, plan.label_folder, detector, options)
+    def process(planned_file: PlannedFile) -> ImageDetections | str:
+        return _process_image(planned_file, plan.label_folder, detector, options)
 
-    results = map_ordered(plan.images, work, workers=workers)
+    results = map_ordered(plan.images, process, workers=workers)
     with progress_bar("detecting", len(plan.images), unit="images") as tick, closing(results):
-        for outcome in results:
+        for result in results:
             tick()
-            if isinstance(outcome, str):
-                summary.errors.append(outcome)
+            if isinstance(result, str):
+                summary.errors.append(result)
                 continue
             summary.num_images += 1
-            note(outcome)
-            log(f"{outcome.file}: {outcome.summary()}")
-    for film in plan.videos:
+            add_result(result)
+            log(f"{result.file}: {result.summary()}")
+    for video in plan.videos:
         try:
-            frames = _process_video(film, plan.label_folder, detector, options, note)
-            summary.num_frames += frames
-            log(f"{film.name}: {frames} frames")
+            num_frames = _process_video(video, plan.label_folder, detector, options, add_result)
+            summary.num_frames += num_frames
+            log(f"{video.name}: {num_frames} frames")
         except ChromaboxError as error:
             summary.errors.append(str(error))
-    summary.seconds = time.perf_counter() - begin
-    _write_results(plan, sightings, detector.detector.classes)
+    summary.seconds = time.perf_counter() - start_time
+    _write_results(plan, all_results, detector.detector.classes)
     return summary
 
 
@@ -219,20 +219,20 @@ def _write_results(plan: OutputPlan, results: list[ImageDetections], classes: tu
 def _process_image(
     planned_file: PlannedFile, labels: Path | None, detector: OptimizedDetector, options: InferenceOptions
 ) -> ImageDetections | str:
-    """What was found, its files written; or in one sentence why not."""
-    found = detect_file(planned_file.source, detector, options)
-    if found.pixels is None or found.detections is None:
-        return str(found.error)
-    height, width, _ = found.pixels.shape
-    sighting = ImageDetections(planned_file.name, (height, width), found.detections)
+    """Detect objects in an image and write its files; return the detections, or an error message."""
+    file_result = detect_file(planned_file.source, detector, options)
+    if file_result.pixels is None or file_result.detections is None:
+        return str(file_result.error)
+    height, width, _ = file_result.pixels.shape
+    result = ImageDetections(planned_file.name, (height, width), file_result.detections)
     try:
         if planned_file.target is not None:
-            write_image(planned_file.target, annotate(found.pixels, found.detections))
+            write_image(planned_file.target, annotate(file_result.pixels, file_result.detections))
         if labels is not None:
-            write_yolo_labels(labels / f"{sighting.stem}.txt", sighting)
+            write_yolo_labels(labels / f"{result.stem}.txt", result)
     except ChromaboxError as error:
         return str(error)
-    return sighting
+    return result
 
 
 def _process_video(
@@ -242,26 +242,27 @@ def _process_video(
     options: InferenceOptions,
     on_result: Callable[[ImageDetections], None],
 ) -> int:
-    """Look through a film, frame by frame; returns how many there were."""
-    film = probe_video(planned_file.source)
-    done = 0
-    with progress_bar(planned_file.name, film.num_frames, unit="frames") as tick, num_threads(detector.runtime.threads):
+    """Detect objects in a video, frame by frame, and write its files; return the number of frames."""
+    video = probe_video(planned_file.source)
+    num_done = 0
+    progress = progress_bar(planned_file.name, video.num_frames, unit="frames")
+    with progress as tick, num_threads(detector.runtime.threads):
 
-        def look(pixels: Pixels) -> Pixels:
-            nonlocal done
+        def process_frame(pixels: Pixels) -> Pixels:
+            nonlocal num_done
             detections = run_detector(pixels, detector, options)
             height, width, _ = pixels.shape
-            sighting = ImageDetections(planned_file.name, (height, width), detections, done)
+            result = ImageDetections(planned_file.name, (height, width), detections, num_done)
             if labels is not None:
-                write_yolo_labels(labels / f"{sighting.stem}.txt", sighting)
-            on_result(sighting)
+                write_yolo_labels(labels / f"{result.stem}.txt", result)
+            on_result(result)
             tick()
-            done += 1
+            num_done += 1
             return pixels if planned_file.target is None else annotate(pixels, detections)
 
         if planned_file.target is None:
             for frame in iter_frames(planned_file.source):
-                look(frame)
+                process_frame(frame)
         else:
-            transcode(film, planned_file.target, look)
-    return done
+            transcode(video, planned_file.target, process_frame)
+    return num_done

@@ -1,4 +1,4 @@
-"""Pictures → boxes: into the net's square, through the net, decoded, freed of doubles, back into the picture."""
+"""Object detection in images: letterboxing, model, decoding, and non-maximum suppression."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_image
 from chromabox.runtime.parallel import map_ordered
 
-#: A detector as it was loaded, or made ready for many pictures.
+#: A detector as loaded, or optimised for inference.
 AnyDetector = Detector | OptimizedDetector
 
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file: its pixels and what was found in them, or in one sentence why nothing could be."""
+    """Result of one file: pixels and detections, or the reason why it could not be read."""
 
     path: Path
     pixels: Pixels | None = None
@@ -40,39 +40,42 @@ def detect_image(
     classes: Sequence[str | int] | None = None,
     size: int | None = None,
 ) -> Detections:
-    """What a detector finds in a picture.
+    """Detect objects in an image.
 
     Args:
-        pixels: RGB of 8 or 16 bits, upright.
-        detector: of any kind.
-        confidence: 0 to 1; pairs of box and class with a score above it are found, so that one box may stand for
-            several classes.
-        iou: 0 to 1; of two boxes of one class that overlap by more, the one with the lower score goes.
-        classes: names or numbers of the only classes wanted.
-        size: side of the net's square, a multiple of the net's greatest stride; the detector's own if None.
+        pixels: upright RGB image [height, width, 3] of uint8 or uint16.
+        detector: as loaded, or optimised for inference.
+        confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
+            can be detected as several classes.
+        iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
+        classes: names or indices of the classes to detect; None for all.
+        size: side of the square network input in pixels, a multiple of the model's largest stride; None for the
+            detector's default.
 
     Returns:
-        Boxes in pixels of the picture, cut off at its edges (those wholly outside are left out), the highest score
-        first; ``data["class_name"]`` has the names. Raises UsageError for values out of range and unknown classes.
+        Boxes in pixels of the image, clipped to it (boxes completely outside are removed), in decreasing order of
+        score; ``data["class_name"]`` contains the names.
+
+    Raise UsageError for values out of range and unknown classes.
     """
     return run_detector(pixels, detector, InferenceOptions.for_detector(detector, confidence, iou, classes, size))
 
 
 @torch.inference_mode()
 def run_detector(pixels: Pixels, detector: AnyDetector, options: "InferenceOptions") -> Detections:
-    """:func:`detect_picture` for wishes that are checked already."""
-    trained = unwrap_detector(detector)
-    box = letterbox_for(pixels.shape[:2], options.size, trained.variant)
-    square = torch.from_numpy(box.apply_image(pixels))[None]
+    """Detect objects as :func:`detect_image`, with options that have already been checked."""
+    loaded = unwrap_detector(detector)
+    letterbox = letterbox_for(pixels.shape[:2], options.size, loaded.variant)
+    batch = torch.from_numpy(letterbox.apply_image(pixels))[None]
     if isinstance(detector, OptimizedDetector):
-        outputs = detector.forward(square)
+        outputs = detector.forward(batch)
     else:
-        outputs = trained.model(square.to(next(trained.model.parameters()).device))
-    ((corners, scores, numbers),) = decode_candidates(
-        outputs, trained.architecture, trained.variant, options.size, options.confidence
+        outputs = loaded.model(batch.to(next(loaded.model.parameters()).device))
+    ((boxes, scores, class_ids),) = decode_candidates(
+        outputs, loaded.architecture, loaded.variant, options.size, options.confidence
     )
     return _postprocess(
-        corners.cpu().numpy(), scores.cpu().numpy(), numbers.cpu().numpy(), box, trained.classes, options
+        boxes.cpu().numpy(), scores.cpu().numpy(), class_ids.cpu().numpy(), letterbox, loaded.classes, options
     )
 
 
@@ -86,17 +89,17 @@ def detect_files(
     size: int | None = None,
     workers: int | None = None,
 ) -> Iterator[FileResult]:
-    """What a detector finds in many files, in their order; see :func:`detect_picture`.
+    """Detect objects in many files and yield the results in the order of the files; see :func:`detect_image`.
 
-    A file that cannot be read gives a ``Found`` with an error and does not stop the rest. ``workers`` as in
-    :func:`in_order`.
+    A file that cannot be read yields a :class:`FileResult` with an error, and the others are still processed. For
+    ``workers``, see :func:`map_ordered`. Raise UsageError for invalid options before the first file is read.
     """
-    wanted = InferenceOptions.for_detector(detector, confidence, iou, classes, size)
-    return map_ordered(paths, lambda path: detect_file(path, detector, wanted), workers=workers)
+    options = InferenceOptions.for_detector(detector, confidence, iou, classes, size)
+    return map_ordered(paths, lambda path: detect_file(path, detector, options), workers=workers)
 
 
 def detect_file(path: Path, detector: AnyDetector, options: "InferenceOptions") -> FileResult:
-    """What a detector finds in one file, or why nothing can be found."""
+    """Detect objects in one file; return the detections, or the error if the file cannot be read."""
     try:
         pixels = read_image(path).pixels
     except ChromaboxError as error:
@@ -106,11 +109,11 @@ def detect_file(path: Path, detector: AnyDetector, options: "InferenceOptions") 
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What is looked for, checked: thresholds, class numbers (None: all), side of the square."""
+    """Checked options: thresholds, class indices (None: all classes), and side of the network input in pixels."""
 
     confidence: float
     iou: float
-    class_ids: Int64[np.ndarray, " wanted"] | None
+    class_ids: Int64[np.ndarray, " classes"] | None
     size: int
 
     @classmethod
@@ -122,43 +125,43 @@ class InferenceOptions:
         classes: Sequence[str | int] | None,
         size: int | None,
     ) -> "InferenceOptions":
-        """UsageError for values out of range, unknown classes and sizes that the net cannot take."""
-        trained = unwrap_detector(detector)
+        """Check the options of :func:`detect_image`. Raise UsageError for an invalid value."""
+        loaded = unwrap_detector(detector)
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}: give a number from 0 to 1")
-        side = trained.size if size is None else size
-        multiple = trained.architecture.max_stride
-        if side < multiple or side % multiple:
-            raise UsageError(f"size is {side}: {trained.architecture.name} needs a multiple of {multiple}")
-        numbers = None if classes is None else np.array([_resolve_class(one, trained) for one in classes], np.int64)
-        return cls(confidence, iou, numbers, side)
+                raise UsageError(f"{name} is {value}: expected 0 to 1")
+        size = loaded.size if size is None else size
+        multiple = loaded.architecture.max_stride
+        if size < multiple or size % multiple:
+            raise UsageError(f"size is {size}: expected a multiple of {multiple} for {loaded.architecture.name}")
+        class_ids = None if classes is None else np.array([_resolve_class(each, loaded) for each in classes], np.int64)
+        return cls(confidence, iou, class_ids, size)
 
 
 def unwrap_detector(detector: AnyDetector) -> Detector:
-    """The detector as it was loaded."""
+    """Return the detector as loaded."""
     return detector.detector if isinstance(detector, OptimizedDetector) else detector
 
 
 def _postprocess(
-    boxes: Float32[np.ndarray, "found 4"],
-    scores: Float32[np.ndarray, " found"],
-    class_ids: Int64[np.ndarray, " found"],
+    boxes: Float32[np.ndarray, "candidates 4"],
+    scores: Float32[np.ndarray, " candidates"],
+    class_ids: Int64[np.ndarray, " candidates"],
     letterbox: Letterbox,
     class_names: tuple[str, ...],
     options: InferenceOptions,
 ) -> Detections:
     if options.class_ids is not None:
-        own = np.isin(class_ids, options.class_ids)
-        boxes, scores, class_ids = boxes[own], scores[own], class_ids[own]
+        selected = np.isin(class_ids, options.class_ids)
+        boxes, scores, class_ids = boxes[selected], scores[selected], class_ids[selected]
     kept = nms(boxes, scores, class_ids, options.iou)
     height, width = letterbox.image_size
-    upright = np.clip(letterbox.invert_boxes(boxes[kept].astype(np.float64)), 0, [width, height, width, height])
-    # A box that lies wholly in the grey has nothing left.
-    inside = box_area(upright) > 0
-    kept, upright = kept[inside], upright[inside]
+    image_boxes = np.clip(letterbox.invert_boxes(boxes[kept].astype(np.float64)), 0, [width, height, width, height])
+    # A box inside the padding of the letterbox is empty after clipping.
+    is_inside = box_area(image_boxes) > 0
+    kept, image_boxes = kept[is_inside], image_boxes[is_inside]
     return Detections(
-        xyxy=upright.astype(np.float32),
+        xyxy=image_boxes.astype(np.float32),
         confidence=scores[kept],
         class_id=class_ids[kept],
         data={"class_name": np.array(class_names, dtype=str)[class_ids[kept]]},
@@ -166,14 +169,14 @@ def _postprocess(
 
 
 def _resolve_class(name_or_id: str | int, detector: Detector) -> int:
-    """The number of a class given by its name (capitals count as small letters) or its number."""
+    """Return the index of a class given by its name (case-insensitive) or its index."""
     names = [name.lower() for name in detector.classes]
     text = str(name_or_id).lower()
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    some = ", ".join(detector.classes[:5]) + (", …" if len(names) > 5 else "")
+    examples = ", ".join(detector.classes[:5]) + (", …" if len(names) > 5 else "")
     raise UsageError(
-        f"classes: {name_or_id} is none of the detector's {len(names)} classes ({some}); give names or numbers"
+        f"classes: {name_or_id} is not one of the detector's {len(names)} classes ({examples}); use names or indices"
     )

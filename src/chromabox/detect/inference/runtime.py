@@ -1,8 +1,8 @@
-"""A detector made ready for many pictures: folded, in the layout and precision that are fastest on this machine.
+"""Optimisation of a detector for inference: BatchNorm folding, memory layout and precision.
 
-bfloat16 has the range of float32 and 8 significant bits. Where the processor multiplies it in hardware a forward pass
-takes about half the time; elsewhere it takes longer, so that a probe decides. The convolutions that feed the heads stay
-in float32: what they put out is what boxes are made of.
+bfloat16 has the range of float32 and 8 significant bits. With hardware support, a forward pass takes about half the
+time; without it, a forward pass takes longer. A measurement therefore selects the precision. The convolutions that feed
+the heads stay in float32, since the boxes are decoded from their outputs.
 """
 
 import copy
@@ -22,18 +22,21 @@ from chromabox.runtime.parallel import num_threads
 
 ForwardFn = Callable[[Float[Tensor, "batch 3 height width"]], list[Tensor]]
 
-#: The same numbers everywhere, without a probe.
+#: Results that do not depend on a measurement, and no measurement.
 FLOAT32_OPTIONS = RuntimeOptions(precision="float32")
-#: About this side the probe's picture has: ways compare as at full size, in a quarter of the time.
+#: Approximate side of the measured image in pixels. Settings rank as at full size, in a quarter of the time.
 _PROBE_SIZE = 224
 _PROBE_REPEATS = 3
-#: A change is kept if it is faster by more than the clock's noise.
+#: Maximum ratio of the new to the old time at which a setting is changed; smaller differences are noise.
 _MAX_TIME_RATIO = 0.95
 
 
 @dataclass(frozen=True)
 class OptimizedDetector:
-    """A detector, how it is run, and what runs it: images [batch, 3, height, width] in [0, 1] → heads, float32."""
+    """A detector, its runtime settings, and its forward function.
+
+    The forward function maps images [batch, 3, height, width] in [0, 1] to the raw outputs of the heads in float32.
+    """
 
     detector: Detector
     runtime: RuntimeConfig
@@ -41,13 +44,13 @@ class OptimizedDetector:
 
 
 def optimize_for_inference(detector: Detector, options: RuntimeOptions = FLOAT32_OPTIONS) -> OptimizedDetector:
-    """The detector in evaluation mode with its batch normalisation folded away, run as ``options`` say.
+    """Return the detector in evaluation mode with BatchNorm folded into the convolutions.
 
-    Whatever they leave open is measured: precision and, without a number of threads, whether one alone is faster (on
-    busy machines it is). The net that is given is not changed.
+    With ``precision="auto"``, the precision is selected by measurement. If the number of threads is not given, a single
+    thread is also measured, since it is faster on a busy machine. The given model is not modified.
     """
-    net = detector.model.fuse()
-    execution = RuntimeConfig(
+    model = detector.model.fuse()
+    runtime = RuntimeConfig(
         device=resolve_device(options),
         precision="bfloat16" if options.precision == "bfloat16" else "float32",
         compile=options.compile == "on",
@@ -57,32 +60,32 @@ def optimize_for_inference(detector: Detector, options: RuntimeOptions = FLOAT32
     trials: list[dict[str, object]] = []
     if options.precision == "auto":
         trials.append({"precision": "bfloat16"})
-        if not options.threads and execution.threads > 1 and execution.device == "cpu":
+        if not options.threads and runtime.threads > 1 and runtime.device == "cpu":
             trials.append({"threads": 1})
     if trials:
-        execution = _pick_fastest(replace(execution, compile=False), trials, net)
-        execution = replace(execution, compile=options.compile == "on")
-    return OptimizedDetector(detector, execution, _prepare(net, execution))
+        runtime = _pick_fastest(replace(runtime, compile=False), trials, model)
+        runtime = replace(runtime, compile=options.compile == "on")
+    return OptimizedDetector(detector, runtime, _prepare(model, runtime))
 
 
 def _prepare(model: DarknetModel, runtime: RuntimeConfig) -> ForwardFn:
-    """What runs the folded ``net``, which is used up by it."""
-    precision = torch.float32
+    """Return the forward function of a folded model, which is modified in place."""
+    dtype = torch.float32
     if runtime.precision == "bfloat16":
-        precision = torch.bfloat16
+        dtype = torch.bfloat16
         _to_bfloat16(model)
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
     model.to(runtime.device, memory_format=layout)  # type: ignore[call-overload]
     forward = torch.compile(model) if runtime.compile else model
 
     def run(images: Tensor) -> list[Tensor]:
-        return forward(images.to(runtime.device, precision, memory_format=layout))
+        return forward(images.to(runtime.device, dtype, memory_format=layout))
 
     return run
 
 
 def _to_bfloat16(model: DarknetModel) -> None:
-    """Everything but what feeds the heads in bfloat16."""
+    """Convert a model to bfloat16, except for the last convolution of each head."""
     model.bfloat16()
     for head in model.architecture.head_indices:
         for source in model.architecture.sources(head):
@@ -91,23 +94,23 @@ def _to_bfloat16(model: DarknetModel) -> None:
 
 
 def _cast_inputs_float32(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(one.float() for one in inputs)
+    return tuple(each.float() for each in inputs)
 
 
 def _pick_fastest(start: RuntimeConfig, changes: list[dict[str, object]], model: DarknetModel) -> RuntimeConfig:
-    """Change one thing at a time, keeping each change that is faster."""
-    best, seconds = start, _time_forward(start, model)
+    """Apply one change after another and keep those that are faster."""
+    best, best_seconds = start, _time_forward(start, model)
     for change in changes:
         candidate = replace(best, **change)  # type: ignore[arg-type]
-        measured = _time_forward(candidate, model)
-        if measured < _MAX_TIME_RATIO * seconds:
-            best, seconds = candidate, measured
+        seconds = _time_forward(candidate, model)
+        if seconds < _MAX_TIME_RATIO * best_seconds:
+            best, best_seconds = candidate, seconds
     return best
 
 
 @torch.inference_mode()
 def _time_forward(runtime: RuntimeConfig, model: DarknetModel) -> float:
-    """The shortest of a few forward passes of a copy after one that warms up."""
+    """Return the minimum time of a few forward passes of a copy of the model, after one pass as warm-up."""
     multiple = model.architecture.max_stride
     side = -(-_PROBE_SIZE // multiple) * multiple
     image = torch.zeros(1, model.architecture.channels, side, side)
@@ -115,7 +118,7 @@ def _time_forward(runtime: RuntimeConfig, model: DarknetModel) -> float:
     durations = []
     with num_threads(runtime.threads):
         for _ in range(_PROBE_REPEATS + 1):
-            begin = time.perf_counter()
-            sum(float(head.sum()) for head in run(image))  # Waits for a graphics card to finish.
-            durations.append(time.perf_counter() - begin)
+            start_time = time.perf_counter()
+            sum(float(head.sum()) for head in run(image))  # Waits until a GPU has finished.
+            durations.append(time.perf_counter() - start_time)
     return min(durations[1:])

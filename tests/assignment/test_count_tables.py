@@ -64,7 +64,7 @@ def test_detectors_have_darknets_operations_and_numbers(name: str, architecture:
     assert int(2 * connections / 1e7) / 100 == float(printed)
     # The weights file also has two running statistics for every two weights of BatchNorm.
     norms = sum(layer.weights for layer in count.layers if layer.category == "norm")
-    assert count.total(CountOptions(biases=True, batch_norm=True)).weights + 2 * norms == architecture.numbers
+    assert count.total(CountOptions(biases=True, batch_norm=True)).weights + 2 * norms == architecture.num_weights
 
 
 def test_a_detectors_file_is_counted_at_its_own_size(tmp_path: Path) -> None:

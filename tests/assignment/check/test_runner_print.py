@@ -71,9 +71,9 @@ def test_everything_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture
     written = json.loads(path.read_text(encoding="utf-8"))
     assert (written["file"], written["matches"], written["failed"]) == ("mine.py", False, None)
     assert [net["matches"] for net in written["nets"]] == [False, True]
-    assert written["nets"][0]["checks"][1] == {"name": "layers", "passed": False, "said": "not [red]fine"}
-    assert written["nets"][0]["lines"][4]["wanted"]["kind"] == "BatchNorm2d"
-    assert written["nets"][0]["lines"][4]["found"] is None
+    assert written["nets"][0]["checks"][1] == {"name": "layers", "passed": False, "message": "not [red]fine"}
+    assert written["nets"][0]["diff"][4]["expected"]["kind"] == "BatchNorm2d"
+    assert written["nets"][0]["diff"][4]["actual"] is None
 
 
 @pytest.mark.usefixtures("found")

@@ -88,7 +88,7 @@ def test_every_number_says_where_it_is_from(counted: Section, paddings: Section)
             if isinstance(cell, Number)
         ]
         assert len(numbers) > 5
-        assert all(number.source.startswith("chromabox.colour.") for number in numbers)
+        assert all(number.source.startswith(("chromabox.colour.", "chromabox.assignment.")) for number in numbers)
 
 
 def test_sections_answer_their_questions(counted: Section, paddings: Section) -> None:

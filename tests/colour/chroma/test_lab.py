@@ -1,4 +1,7 @@
-"""CIELab and sRGB by planes: scikit-image's conversions measure, a fine scan of the scale finds the gamut's edge."""
+"""Tests of CIELab and sRGB on planes.
+
+Expected values come from scikit-image; the gamut boundary is found by a fine scan of the scale.
+"""
 
 import numpy as np
 import pytest
@@ -18,35 +21,35 @@ COLOURS = st.lists(
 
 
 def planes(colours: list[tuple[float, float, float]] | np.ndarray) -> tuple[np.ndarray, ...]:
-    """Root, a* and b* of L*, a*, b*."""
+    """Return root, a* and b* of L*, a*, b*."""
     light, a, b = np.array(colours, np.float32).T
     return (light + 16) / 116, a.copy(), b.copy()
 
 
-def reduced(colours: list[tuple[float, float, float]] | np.ndarray) -> np.ndarray:
-    """Encoded sRGB in [0, 1], float64, of colours brought into the gamut."""
+def map_to_gamut(colours: list[tuple[float, float, float]] | np.ndarray) -> np.ndarray:
+    """Return encoded sRGB in [0, 1], float64, of colours mapped into the gamut."""
     root, a, b = planes(colours)
     scale = lab.max_chroma_scale(root, a, b)
     return lab.linear_to_srgb(lab.lab_to_linear_rgb(root, a * scale, b * scale), np.dtype(np.uint16)) / 65535
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_root_is_that_of_scikit_image(dtype: type) -> None:
+def test_luminance_root_matches_scikit_image(dtype: type) -> None:
     highest = np.iinfo(dtype).max
     pixels = np.concatenate([RNG.integers(0, highest + 1, (4000, 3)), RNG.integers(0, 30, (500, 3))]).astype(dtype)
     expected = rgb2lab(pixels / highest)[:, 0]
-    # The two take luminance weights of different length: 0.2126 is written 0.212671 there.
+    # scikit-image has more digits in its luminance weights: 0.212671 instead of 0.2126.
     np.testing.assert_allclose(116 * lab.luminance_root(pixels) - 16, expected, atol=2e-3)
 
 
-def test_white_is_100_and_black_is_0() -> None:
+def test_lightness_of_black_and_white_is_0_and_100() -> None:
     pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     np.testing.assert_allclose(116 * lab.luminance_root(pixels) - 16, [0, 100], atol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 3), min_size=1, max_size=60))
-def test_colours_inside_the_gamut_are_scikit_images_and_are_left_alone(colours: list[tuple[float, ...]]) -> None:
+def test_in_gamut_colours_match_scikit_image_and_are_not_changed(colours: list[tuple[float, ...]]) -> None:
     expected = rgb2lab(np.array(colours, np.float64))
     root, a, b = planes(expected)
     rgb = lab.linear_to_srgb(lab.lab_to_linear_rgb(root, a, b), np.dtype(np.uint16)) / 65535
@@ -54,39 +57,39 @@ def test_colours_inside_the_gamut_are_scikit_images_and_are_left_alone(colours: 
     assert lab.max_chroma_scale(root, a, b).min() > 0.99
 
 
-def test_the_eight_bit_table_is_the_rounded_curve() -> None:
+def test_8_bit_table_is_the_rounded_transfer_function() -> None:
     linear = np.linspace(-0.1, 1.1, 60001, dtype=np.float32)
-    # scikit-image has the curve only inside of xyz2rgb; grey goes through its matrices and comes out as it was.
+    # scikit-image applies the transfer function only inside xyz2rgb; its matrices do not change grey.
     grey = np.clip(linear, 0, 1)[:, None] * np.array([0.95047, 1, 1.08883])
     expected = xyz2rgb(grey).mean(axis=-1) * 255
-    found = lab.linear_to_srgb(np.stack([linear] * 3), np.dtype(np.uint8))
-    assert (found == found[:, :1]).all()
-    assert np.abs(found[:, 0] - expected).max() < 0.53
+    result = lab.linear_to_srgb(np.stack([linear] * 3), np.dtype(np.uint8))
+    assert (result == result[:, :1]).all()
+    assert np.abs(result[:, 0] - expected).max() < 0.53
 
 
-def test_sixteen_bits_are_the_rounded_curve() -> None:
+def test_16_bit_values_are_the_rounded_transfer_function() -> None:
     levels = np.arange(65536)
     encoded = levels / 65535
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
-    found = lab.linear_to_srgb(np.stack([linear] * 3), np.dtype(np.uint16))
-    np.testing.assert_array_equal(found, np.stack([levels] * 3, axis=-1))
+    result = lab.linear_to_srgb(np.stack([linear] * 3), np.dtype(np.uint16))
+    np.testing.assert_array_equal(result, np.stack([levels] * 3, axis=-1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(COLOURS)
-def test_gamut_mapping_keeps_lightness_and_hue(colours: list[tuple[float, float, float]]) -> None:
-    wanted = np.array(colours)
-    back = rgb2lab(reduced(colours))
-    np.testing.assert_allclose(back[:, 0], wanted[:, 0], atol=0.1)
-    chroma, kept = np.hypot(*wanted[:, 1:].T), np.hypot(*back[:, 1:].T)
-    assert (kept <= chroma + 0.6).all()
-    # What is off the line of the colour's own hue, in units of a* and b*.
-    across = np.abs(back[:, 1] * wanted[:, 2] - back[:, 2] * wanted[:, 1]) / np.maximum(chroma, 1)
+def test_gamut_mapping_preserves_lightness_and_hue(colours: list[tuple[float, float, float]]) -> None:
+    requested = np.array(colours)
+    mapped = rgb2lab(map_to_gamut(colours))
+    np.testing.assert_allclose(mapped[:, 0], requested[:, 0], atol=0.1)
+    chroma, mapped_chroma = np.hypot(*requested[:, 1:].T), np.hypot(*mapped[:, 1:].T)
+    assert (mapped_chroma <= chroma + 0.6).all()
+    # Distance from the line of constant hue, in units of a* and b*.
+    across = np.abs(mapped[:, 1] * requested[:, 2] - mapped[:, 2] * requested[:, 1]) / np.maximum(chroma, 1)
     assert across.max() < 0.6
 
 
-def fits(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tolerance: float) -> np.ndarray:
-    """Which scales leave which colours in sRGB, [colours, scales], in float64, by scikit-image's matrix."""
+def in_gamut(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return a mask [colours, scales] of the in-gamut combinations, in float64 with scikit-image's matrix."""
     y = np.repeat(root[:, None], len(scales), 1).astype(np.float64)
     xyz = np.stack([y + a[:, None] * scales / 500, y, y - b[:, None] * scales / 200], axis=-1)
     xyz = np.where(xyz > 6 / 29, xyz**3, 3 * (6 / 29) ** 2 * (xyz - 4 / 29)) * [0.95047, 1, 1.08883]
@@ -94,43 +97,45 @@ def fits(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tol
     return ((linear >= -tolerance) & (linear <= 1 + tolerance)).all(axis=-1)
 
 
-def largest(fitting: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    return np.where(fitting.any(axis=1), scales[len(scales) - 1 - fitting[:, ::-1].argmax(axis=1)], 0)
+def largest(mask: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return np.where(mask.any(axis=1), scales[len(scales) - 1 - mask[:, ::-1].argmax(axis=1)], 0)
 
 
-def test_the_scale_is_the_largest_that_fits() -> None:
+def test_max_chroma_scale_is_the_largest_in_gamut() -> None:
     number = 600
     light = np.concatenate([RNG.uniform(1, 99, number), RNG.uniform(88, 99, number)])
-    # The second part is around the hues of yellow, where sRGB has gaps.
+    # The second part covers the hues around yellow, where the gamut has gaps.
     hue = np.concatenate([RNG.uniform(0, 2 * np.pi, number), RNG.uniform(1.6, 2.1, number)])
     chroma = RNG.uniform(0, 180, len(light))
     root, a, b = planes(np.stack([light, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1))
     scales = np.linspace(0, 1, 1501)
-    found = lab.max_chroma_scale(root, a, b)
-    inside = fits(root, a, b, scales, 0.3 * float(lab.GAMUT_TOLERANCE))
-    nearly = fits(root, a, b, scales, 1.1 * float(lab.GAMUT_TOLERANCE))
-    assert (found >= largest(inside, scales) - 1e-3).all()
-    assert (found <= largest(nearly, scales) + 1e-3).all()
+    result = lab.max_chroma_scale(root, a, b)
+    inside = in_gamut(root, a, b, scales, 0.3 * float(lab.GAMUT_TOLERANCE))
+    nearly = in_gamut(root, a, b, scales, 1.1 * float(lab.GAMUT_TOLERANCE))
+    assert (result >= largest(inside, scales) - 1e-3).all()
+    assert (result <= largest(nearly, scales) + 1e-3).all()
     gaps = (~nearly & (scales < largest(inside, scales)[:, None])).any(axis=1)
-    assert gaps.sum() >= 3, "no colour beyond a gap was among those tried"
+    assert gaps.sum() >= 3, "no tested colour is beyond a gap"
 
 
-def test_yellow_keeps_all_its_chroma() -> None:
-    # On the way from grey to it, at its lightness, lie colours that sRGB does not have.
+def test_gamut_mapping_keeps_the_chroma_of_yellow() -> None:
+    # Between grey and yellow, at this lightness, some colours are outside the gamut.
     yellow = rgb2lab(np.array([[1.0, 1.0, 0.0]]))
-    np.testing.assert_allclose(rgb2lab(reduced(yellow)), yellow, atol=0.3)
-    np.testing.assert_allclose(rgb2lab(reduced(yellow * [1, 1.4, 1.4])), yellow, atol=0.3)
-    assert not fits(*planes(yellow), np.linspace(0, 1, 101), 0.02).all()
+    np.testing.assert_allclose(rgb2lab(map_to_gamut(yellow)), yellow, atol=0.3)
+    np.testing.assert_allclose(rgb2lab(map_to_gamut(yellow * [1, 1.4, 1.4])), yellow, atol=0.3)
+    assert not in_gamut(*planes(yellow), np.linspace(0, 1, 101), 0.02).all()
 
 
-@pytest.mark.parametrize("border", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 0.5, 0), (0.2, 0, 0.1)])
-def test_too_much_chroma_comes_back_to_the_border(border: tuple[float, float, float]) -> None:
-    colour = rgb2lab(np.array([border], np.float64))
-    found = rgb2lab(reduced(colour * [1, 1.3, 1.3]))
-    np.testing.assert_allclose(found, colour, atol=0.5)
+@pytest.mark.parametrize(
+    "boundary", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 0.5, 0), (0.2, 0, 0.1)]
+)
+def test_excess_chroma_is_reduced_to_the_gamut_boundary(boundary: tuple[float, float, float]) -> None:
+    colour = rgb2lab(np.array([boundary], np.float64))
+    result = rgb2lab(map_to_gamut(colour * [1, 1.3, 1.3]))
+    np.testing.assert_allclose(result, colour, atol=0.5)
 
 
-def test_zero_chroma_is_grey_to_the_bit() -> None:
+def test_zero_chroma_is_exactly_grey() -> None:
     linear = lab.lab_to_linear_rgb(*planes(np.stack([np.linspace(0, 100, 999), np.zeros(999), np.zeros(999)], axis=-1)))
     np.testing.assert_array_equal(linear[0], linear[1])
     np.testing.assert_array_equal(linear[0], linear[2])

@@ -1,4 +1,4 @@
-"""A net's bins told in a palette's colours: formulas in plain numpy, CIELab by scikit-image."""
+"""Tests of palette projections; expected values from the formulas in NumPy and CIELab from scikit-image."""
 
 import numpy as np
 import pytest
@@ -16,91 +16,104 @@ RED, GREEN, BLUE, BLACK, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0
 PALETTE = np.array([RED, GREEN, BLUE, BLACK, WHITE], np.uint8)
 
 
-def opinion_at(points: list[tuple[float, float]], probabilities: list[float], lightness: float) -> ChromaDistribution:
-    """An opinion about one place."""
-    logarithms = torch.tensor(probabilities).log()[:, None, None]
-    return ChromaDistribution(logarithms, torch.tensor(points), torch.full((1, 1), lightness))
+def make_distribution(
+    points: list[tuple[float, float]], probabilities: list[float], lightness: float
+) -> ChromaDistribution:
+    """Return a distribution at one position."""
+    log_probabilities = torch.tensor(probabilities).log()[:, None, None]
+    return ChromaDistribution(log_probabilities, torch.tensor(points), torch.full((1, 1), lightness))
 
 
-def test_lab_is_scikit_images_and_greys_have_no_chroma() -> None:
+def test_lab_matches_scikit_image_and_greys_have_no_chroma() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (500, 3), np.uint8)
     colours[:50] = colours[:50, :1]
-    # Their white differs from ours in the fifth digit.
+    # The white point of scikit-image differs in the fifth digit.
     np.testing.assert_allclose(rgb_to_lab_array(colours), rgb2lab(colours[None])[0], atol=0.02)
     assert not rgb_to_lab_array(colours)[:50, 1:].any()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 12))
-def test_scores_are_the_formulas(seed: int, bins: int, colours: int) -> None:
+def test_scores_match_the_formula(seed: int, bins: int, colours: int) -> None:
     random = np.random.default_rng(seed)
     logits = torch.from_numpy(3 * random.standard_normal((bins, 2, 3)))
     centres, light = random.uniform(-80, 80, (bins, 2)), random.uniform(0, 100, (2, 3))
-    opinion = ChromaDistribution(logits.log_softmax(0), torch.from_numpy(centres), torch.from_numpy(light))
+    distribution = ChromaDistribution(logits.log_softmax(0), torch.from_numpy(centres), torch.from_numpy(light))
     classes = build_projection(random.integers(0, 256, (colours, 3), np.uint8), (), (), ())
     lab = classes.lab.astype(np.float64)
     kernel = np.exp(-((centres[:, None] - lab[:, 1:]) ** 2).sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)) + 1e-300
     kernel /= kernel.sum(1, keepdims=True)
-    twins = np.exp(-((lab[:, None, 1:] - lab[:, 1:]) ** 2).sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)).sum(1)
+    num_similar = np.exp(-((lab[:, None, 1:] - lab[:, 1:]) ** 2).sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)).sum(1)
     probabilities = logits.softmax(0).numpy()
-    mass = np.maximum(np.einsum("khw,kc->chw", probabilities, kernel), 1e-30) * twins[:, None, None]
-    expected = mass * np.exp(-((light - lab[:, 0, None, None]) ** 2) / (2 * PALETTE_LIGHTNESS_SIGMA**2))
-    found = classes.project(opinion)
-    far = kernel.max(1).min() < 1e-200  # then exp underflows here, but not there
+    probability = np.maximum(np.einsum("khw,kc->chw", probabilities, kernel), 1e-30) * num_similar[:, None, None]
+    expected = probability * np.exp(-((light - lab[:, 0, None, None]) ** 2) / (2 * PALETTE_LIGHTNESS_SIGMA**2))
+    result = classes.project(distribution)
+    far = kernel.max(1).min() < 1e-200  # exp underflows here, but not in the implementation
     if not far:
-        np.testing.assert_allclose(found.log_probabilities.exp(), expected / expected.sum(0), atol=1e-5)
-    np.testing.assert_allclose(found.log_probabilities.exp().sum(0), 1, atol=1e-5)
+        np.testing.assert_allclose(result.log_probabilities.exp(), expected / expected.sum(0), atol=1e-5)
+    np.testing.assert_allclose(result.log_probabilities.exp().sum(0), 1, atol=1e-5)
 
 
-def test_similar_colours_do_not_divide_the_votes() -> None:
+def test_similar_colours_do_not_lose_by_splitting_their_probability() -> None:
     browns = np.array([(120, 80, 40), (122, 82, 42), (118, 78, 38), (120, 40, 160)], np.uint8)
     classes = build_projection(browns, (), (), ())
     brown, violet = rgb_to_lab_array(browns)[[0, 3]]
-    opinion = opinion_at([tuple(brown[1:].tolist()), tuple(violet[1:].tolist())], [0.55, 0.45], float(brown[0]))
-    best = classes.rgb[int(classes.project(opinion).log_probabilities.argmax())]
+    distribution = make_distribution(
+        [tuple(brown[1:].tolist()), tuple(violet[1:].tolist())], [0.55, 0.45], float(brown[0])
+    )
+    best = classes.rgb[int(classes.project(distribution).log_probabilities.argmax())]
     assert tuple(best) != (120, 40, 160)
 
 
-def test_of_one_chroma_the_nearest_lightness_wins() -> None:
+def test_colour_with_nearest_lightness_is_selected_among_equal_chroma() -> None:
     classes = build_projection(PALETTE, (), (), ())
-    for lightness, wanted in ((10.0, BLACK), (95.0, WHITE)):
-        best = classes.project(opinion_at([(0.0, 0.0), (80.0, 67.0)], [0.9, 0.1], lightness)).log_probabilities.argmax()
-        assert tuple(classes.rgb[int(best)]) == wanted
+    for lightness, expected in ((10.0, BLACK), (95.0, WHITE)):
+        best = classes.project(
+            make_distribution([(0.0, 0.0), (80.0, 67.0)], [0.9, 0.1], lightness)
+        ).log_probabilities.argmax()
+        assert tuple(classes.rgb[int(best)]) == expected
 
 
-def test_a_certain_net_far_from_the_palette_still_finds_the_nearest_colour() -> None:
-    opinion = opinion_at([(0.0, 110.0), (-110.0, 0.0)], [1.0, 0.0], 50.0)
-    judged = build_projection(PALETTE, (GREEN, BLUE), (), ()).project(opinion)
-    assert torch.isfinite(judged.log_probabilities).all()
-    assert tuple(build_projection(PALETTE, (GREEN, BLUE), (), ()).rgb[int(judged.log_probabilities.argmax())]) == GREEN
+def test_certain_prediction_far_from_the_palette_selects_the_nearest_colour() -> None:
+    distribution = make_distribution([(0.0, 110.0), (-110.0, 0.0)], [1.0, 0.0], 50.0)
+    projected = build_projection(PALETTE, (GREEN, BLUE), (), ()).project(distribution)
+    assert torch.isfinite(projected.log_probabilities).all()
+    assert (
+        tuple(build_projection(PALETTE, (GREEN, BLUE), (), ()).rgb[int(projected.log_probabilities.argmax())]) == GREEN
+    )
 
 
-def test_wishes_act_on_the_nearest_colours() -> None:
+def test_constraints_apply_to_the_nearest_colours() -> None:
     classes = build_projection(PALETTE, (), ((250, 10, 5),), (((10, 120, 10), (20, 0, 240)),))
     index = {tuple(colour): number for number, colour in enumerate(classes.rgb.tolist())}
     assert [name for name in index if not classes.allowed[index[name]]] == [RED]
     assert classes.replaced_by[index[GREEN]] == index[BLUE]
-    locked = build_projection(PALETTE, ((240, 10, 10), (0, 0, 250), (0, 0, 240)), (), ())
-    assert {tuple(colour) for colour in locked.rgb.tolist()} == {RED, BLUE}
+    restricted = build_projection(PALETTE, ((240, 10, 10), (0, 0, 250), (0, 0, 240)), (), ())
+    assert {tuple(colour) for colour in restricted.rgb.tolist()} == {RED, BLUE}
 
 
-def test_a_replacement_of_what_is_locked_out_changes_nothing() -> None:
+def test_replacement_of_a_colour_that_is_not_allowed_has_no_effect() -> None:
     classes = build_projection(PALETTE, (RED, BLUE), (), ((GREEN, BLUE),))
     assert (classes.replaced_by == np.arange(2)).all()
 
 
 @pytest.mark.parametrize(
-    ("lock", "ban", "replace", "message"),
+    ("allow", "ban", "replace", "message"),
     [
-        ((RED, BLUE), (RED, BLUE), (), "^ban: leaves no colour"),
-        ((), (RED, GREEN, BLUE, BLACK, WHITE), (), "^ban: leaves no colour"),
-        ((), (), (((250, 0, 0), (255, 9, 9)),), "^replace #fa0000=#ff0909: both mean the palette's colour #ff0000"),
-        ((), (BLUE,), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is itself"),
-        ((RED, GREEN), (), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is itself"),
-        ((), (), ((RED, BLUE), (BLUE, GREEN)), "^replace #ff0000=#0000ff: #0000ff is itself"),
+        ((RED, BLUE), (RED, BLUE), (), "^ban: no colour of the palette is left"),
+        ((), (RED, GREEN, BLUE, BLACK, WHITE), (), "^ban: no colour of the palette is left"),
+        (
+            (),
+            (),
+            (((250, 0, 0), (255, 9, 9)),),
+            "^replace #fa0000=#ff0909: both are nearest to the palette colour #ff0000",
+        ),
+        ((), (BLUE,), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
+        ((RED, GREEN), (), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
+        ((), (), ((RED, BLUE), (BLUE, GREEN)), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
         ((), (), ((RED, BLUE), (RED, GREEN)), "^replace #ff0000=#008000: #ff0000 is replaced twice"),
     ],
 )
-def test_contradictions_are_told(lock: tuple, ban: tuple, replace: tuple, message: str) -> None:
+def test_contradictory_constraints_are_rejected(allow: tuple, ban: tuple, replace: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_projection(PALETTE, lock, ban, replace)
+        build_projection(PALETTE, allow, ban, replace)

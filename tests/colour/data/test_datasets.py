@@ -1,4 +1,4 @@
-"""Data against the assignment's conventions in plain numpy, and labels against scipy's cKDTree."""
+"""Tests of datasets; expected values follow the assignment's conventions in NumPy, expected labels SciPy's cKDTree."""
 
 import hashlib
 from dataclasses import replace
@@ -32,13 +32,13 @@ HORSE24 = load_palette("horse24")
 RNG = np.random.default_rng(5)
 
 
-def pictures(count: int, side: int = 8) -> LabelledImages:
-    """Random pictures, all different."""
+def random_images(count: int, side: int = 8) -> LabelledImages:
+    """Return random images, all different."""
     return encode_images(RNG.integers(0, 256, (count, 3, side, side), dtype=np.uint8), HORSE24)
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int] = (20, 14)) -> Path:
-    """A folder of random PNG files of the given width and height."""
+def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 14)) -> Path:
+    """Write random PNG files of the given width and height to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         pixels = RNG.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -46,11 +46,11 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (20, 14)) -
     return folder
 
 
-def gather(found: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.cat([grey for grey, _ in found]), torch.cat([labels for _, labels in found])
+def concatenate(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([grey for grey, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def same(first: list, second: list) -> bool:
+def equal(first: list, second: list) -> bool:
     return len(first) == len(second) and all(
         torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
     )
@@ -60,74 +60,74 @@ def test_grey_is_the_mean_of_rgb_over_256() -> None:
     # Every sum of three bytes occurs. In float64 the mean of RGB/256 is exact up to the division by 3.
     values = np.arange(766)
     rgb = np.stack([np.minimum(values, 255), np.clip(values - 255, 0, 255), np.clip(values - 510, 0, 255)])
-    found = encode_images(rgb.astype(np.uint8)[None, :, None], HORSE24).grey[0, 0, 0]
+    grey = encode_images(rgb.astype(np.uint8)[None, :, None], HORSE24).grey[0, 0, 0]
     expected = (rgb / 256).mean(axis=0)
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
-    assert 0 <= found.min() <= found.max() < 1
+    assert grey.dtype == torch.float32
+    np.testing.assert_array_equal(grey.numpy(), expected.astype(np.float32))
+    assert 0 <= grey.min() <= grey.max() < 1
 
 
-def test_labels_are_the_nearest_colours_of_a_k_d_tree() -> None:
+def test_labels_match_scipy_tree() -> None:
     rgb = RNG.integers(0, 256, (5, 3, 16, 16), dtype=np.uint8)
     pixels = rgb.transpose(0, 2, 3, 1).reshape(-1, 3) / 256
     _, expected = cKDTree(HORSE24.colours.astype(np.float64)).query(pixels)
     np.testing.assert_array_equal(encode_images(rgb, HORSE24).labels.numpy().ravel(), expected)
 
 
-def test_an_epoch_is_the_same_for_the_same_seed_and_number() -> None:
-    split = pictures(23)
+def test_epoch_depends_only_on_seed_and_number() -> None:
+    split = random_images(23)
     first = list(make_batches(split, 4, shuffle=True, hflip=True, seed=1)(2, 0))
-    assert same(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=1)(2, 0)))
-    assert not same(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=1)(3, 0)))
-    assert not same(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=2)(2, 0)))
+    assert equal(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=1)(2, 0)))
+    assert not equal(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=1)(3, 0)))
+    assert not equal(first, list(make_batches(split, 4, shuffle=True, hflip=True, seed=2)(2, 0)))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("passed", range(6))
-def test_passing_over_some_batches_gives_the_rest(shuffle: bool, passed: int) -> None:
-    epoch = make_batches(pictures(23), 4, shuffle=shuffle, hflip=True, seed=1)
-    assert same(list(epoch(7, passed)), list(epoch(7, 0))[passed:])
+@pytest.mark.parametrize("first_batch", range(6))
+def test_epoch_from_a_later_batch_gives_the_remaining_batches(shuffle: bool, first_batch: int) -> None:
+    epoch = make_batches(random_images(23), 4, shuffle=shuffle, hflip=True, seed=1)
+    assert equal(list(epoch(7, first_batch)), list(epoch(7, 0))[first_batch:])
 
 
-def test_without_shuffling_the_order_is_that_of_the_files() -> None:
-    split = pictures(10)
-    found = list(make_batches(split, 4, shuffle=False, hflip=False, seed=9)(3, 0))
-    assert [len(labels) for _, labels in found] == [4, 4, 2]
-    grey, labels = gather(found)
+def test_without_shuffling_images_keep_their_order() -> None:
+    split = random_images(10)
+    batches = list(make_batches(split, 4, shuffle=False, hflip=False, seed=9)(3, 0))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    grey, labels = concatenate(batches)
     assert torch.equal(grey, split.grey)
     assert torch.equal(labels, split.labels)
 
 
-def test_shuffled_batches_are_full_and_no_picture_comes_twice() -> None:
-    split = pictures(23)
+def test_shuffled_batches_are_full_and_without_repetition() -> None:
+    split = random_images(23)
     epoch = make_batches(split, 4, shuffle=True, hflip=False, seed=0)
-    left_out = set()
+    omitted = set()
     for number in range(8):
-        found = list(epoch(number, 0))
-        assert [len(labels) for _, labels in found] == [4] * 5
-        taken = {labels.numpy().tobytes() for labels in gather(found)[1]}
-        every = {labels.numpy().tobytes() for labels in split.labels}
-        assert len(taken) == 20
-        assert taken < every
-        left_out |= every - taken
-    assert len(left_out) > 3  # not always the same three
+        batches = list(epoch(number, 0))
+        assert [len(labels) for _, labels in batches] == [4] * 5
+        used = {labels.numpy().tobytes() for labels in concatenate(batches)[1]}
+        all_images = {labels.numpy().tobytes() for labels in split.labels}
+        assert len(used) == 20
+        assert used < all_images
+        omitted |= all_images - used
+    assert len(omitted) > 3  # the three omitted images differ between epochs
 
 
-def test_a_mirrored_picture_is_mirrored_in_grey_and_labels_alike() -> None:
-    split = pictures(200)
-    grey, labels = gather(list(make_batches(split, 50, shuffle=False, hflip=True, seed=0)(0, 0)))
-    flipped = 0
+def test_hflip_is_applied_to_grey_and_labels() -> None:
+    split = random_images(200)
+    grey, labels = concatenate(list(make_batches(split, 50, shuffle=False, hflip=True, seed=0)(0, 0)))
+    num_flipped = 0
     for index in range(200):
-        mirrored = torch.equal(labels[index], split.labels[index].flip(-1))
-        assert mirrored or torch.equal(labels[index], split.labels[index])
-        expected = split.grey[index].flip(-1) if mirrored else split.grey[index]
+        is_flipped = torch.equal(labels[index], split.labels[index].flip(-1))
+        assert is_flipped or torch.equal(labels[index], split.labels[index])
+        expected = split.grey[index].flip(-1) if is_flipped else split.grey[index]
         assert torch.equal(grey[index], expected)
-        flipped += mirrored
-    assert 70 < flipped < 130  # of 200 with probability 1/2: four standard deviations
+        num_flipped += is_flipped
+    assert 70 < num_flipped < 130  # of 200 with probability 1/2: four standard deviations
 
 
-def test_mirroring_leaves_the_split_as_it_is() -> None:
-    split = pictures(6)
+def test_hflip_does_not_modify_the_split() -> None:
+    split = random_images(6)
     before = split.grey_sum.clone(), split.labels.clone()
     gather_batch(split, torch.arange(6), torch.ones(6, dtype=torch.bool))
     assert torch.equal(split.grey_sum, before[0])
@@ -137,22 +137,22 @@ def test_mirroring_leaves_the_split_as_it_is() -> None:
 @pytest.mark.parametrize("count", [24, 25, 27, 31])
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_together_see_what_one_would_with_their_batches_joined(size: int, shuffle: bool, count: int) -> None:
-    split = pictures(count)
-    whole = list(make_batches(split, 4 * size, shuffle=shuffle, hflip=True, seed=3)(1, 0))
-    shares = [
+def test_processes_together_get_the_batches_of_one_process(size: int, shuffle: bool, count: int) -> None:
+    split = random_images(count)
+    reference = list(make_batches(split, 4 * size, shuffle=shuffle, hflip=True, seed=3)(1, 0))
+    parts_by_rank = [
         list(make_batches(split, 4, shuffle=shuffle, hflip=True, seed=3, world=DistInfo(rank, size))(1, 0))
         for rank in range(size)
     ]
-    assert len({len(share) for share in shares}) == 1
-    assert num_batches(count, 4, shuffle=shuffle, world=DistInfo(0, size)) == len(shares[0])
-    for step, parts in enumerate(zip(*shares, strict=True)):
+    assert len({len(part) for part in parts_by_rank}) == 1
+    assert num_batches(count, 4, shuffle=shuffle, world=DistInfo(0, size)) == len(parts_by_rank[0])
+    for step, parts in enumerate(zip(*parts_by_rank, strict=True)):
         assert len({len(labels) for _, labels in parts}) == 1
         assert len(parts[0][1]) > 0
-        together = sorted(labels.numpy().tobytes() for labels in gather(list(parts))[1])
-        alone = [labels.numpy().tobytes() for labels in whole[step][1]]
-        # Of a last batch that cannot be shared out evenly the odd ones are left out.
-        assert together == sorted(alone[: len(alone) - len(alone) % size])
+        combined = sorted(labels.numpy().tobytes() for labels in concatenate(list(parts))[1])
+        expected = [labels.numpy().tobytes() for labels in reference[step][1]]
+        # The images of the last batch that cannot be split evenly are omitted.
+        assert combined == sorted(expected[: len(expected) - len(expected) % size])
 
 
 @pytest.mark.parametrize(
@@ -161,105 +161,105 @@ def test_processes_together_see_what_one_would_with_their_batches_joined(size: i
         (5000, 100, False, 1, 50),
         (5000, 32, True, 1, 156),
         (101, 50, False, 1, 3),
-        (101, 50, False, 2, 1),  # one picture cannot be shared by two
+        (101, 50, False, 2, 1),  # one image cannot be split over two processes
         (102, 50, False, 2, 2),
         (40, 100, False, 1, 1),
         (40, 20, True, 2, 1),
     ],
 )
-def test_steps_of_an_epoch(count: int, batch_size: int, shuffle: bool, size: int, steps: int) -> None:
+def test_num_batches(count: int, batch_size: int, shuffle: bool, size: int, steps: int) -> None:
     assert num_batches(count, batch_size, shuffle=shuffle, world=DistInfo(0, size)) == steps
 
 
 @pytest.mark.parametrize(("count", "shuffle", "size"), [(40, True, 1), (79, True, 2), (1, False, 2), (0, False, 1)])
-def test_too_few_pictures_for_a_batch_name_the_option(count: int, shuffle: bool, size: int) -> None:
+def test_too_few_images_for_a_batch_are_rejected(count: int, shuffle: bool, size: int) -> None:
     with pytest.raises(UsageError, match="--batch-size"):
         num_batches(count, 41, shuffle=shuffle, world=DistInfo(0, size))
 
 
-@pytest.mark.parametrize(("count", "tests"), [(2, 1), (19, 1), (20, 2), (35, 3)])
-def test_every_tenth_picture_of_a_folder_is_a_test_picture(tmp_path: Path, count: int, tests: int) -> None:
-    folder = write_pictures(tmp_path, count)
-    found = load_colour_dataset(str(folder), HORSE24, size=16)
-    assert (len(found.train), len(found.test), found.val) == (count - tests, tests, None)
-    assert found.train.rgb.shape == (count - tests, 3, 16, 16)
-    train, test = ({picture.tobytes() for picture in split.rgb} for split in (found.train, found.test))
+@pytest.mark.parametrize(("count", "num_test"), [(2, 1), (19, 1), (20, 2), (35, 3)])
+def test_every_tenth_image_of_a_folder_is_in_the_test_split(tmp_path: Path, count: int, num_test: int) -> None:
+    folder = write_images(tmp_path, count)
+    result = load_colour_dataset(str(folder), HORSE24, size=16)
+    assert (len(result.train), len(result.test), result.val) == (count - num_test, num_test, None)
+    assert result.train.rgb.shape == (count - num_test, 3, 16, 16)
+    train, test = ({image.tobytes() for image in split.rgb} for split in (result.train, result.test))
     assert len(train | test) == count
-    again = load_colour_dataset(str(folder), HORSE24, size=16)
-    np.testing.assert_array_equal(again.test.rgb, found.test.rgb)
-    np.testing.assert_array_equal(again.train.rgb, found.train.rgb)
+    repeated = load_colour_dataset(str(folder), HORSE24, size=16)
+    np.testing.assert_array_equal(repeated.test.rgb, result.test.rgb)
+    np.testing.assert_array_equal(repeated.train.rgb, result.train.rgb)
 
 
 @pytest.mark.parametrize("size", [8, 40])
-def test_a_picture_is_cut_to_its_central_square(tmp_path: Path, size: int) -> None:
-    # Red outside the middle third: nothing of it may be left.
+def test_image_is_cropped_to_its_central_square(tmp_path: Path, size: int) -> None:
+    # The image is red outside the middle third; no red may be left.
     for index, shape in enumerate([(30, 90), (90, 30)]):
         pixels = np.zeros((*shape, 3), np.uint8)
         pixels[..., 0] = 255
         middle = pixels[:, 30:60] if shape[1] == 90 else pixels[30:60]
         middle[:] = (0, 0, 200)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    found = load_colour_dataset(str(tmp_path), HORSE24, size=size)
-    for split in (found.train, found.test):
+    result = load_colour_dataset(str(tmp_path), HORSE24, size=size)
+    for split in (result.train, result.test):
         assert split.rgb.shape == (1, 3, size, size)
         assert (split.rgb == np.array([0, 0, 200], np.uint8)[None, :, None, None]).all()
 
 
-def test_grey_and_sixteen_bit_and_subfolders_are_read(tmp_path: Path) -> None:
+def test_grey_and_16_bit_images_and_subfolders_are_read(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     Image.fromarray(np.full((9, 9), 77, np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.full((9, 9), 77 * 257, np.uint16)).save(tmp_path / "inner" / "deep.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    found = load_colour_dataset(str(tmp_path), HORSE24, size=8)
-    assert (found.train.rgb == 77).all()
-    assert (found.test.rgb == 77).all()
+    (tmp_path / "notes.txt").write_text("no image")
+    result = load_colour_dataset(str(tmp_path), HORSE24, size=8)
+    assert (result.train.rgb == 77).all()
+    assert (result.test.rgb == 77).all()
 
 
-@pytest.mark.parametrize(("share", "held"), [(0.1, 3), (0.5, 14), (0.001, 1)])
-def test_the_last_training_pictures_are_held_out(tmp_path: Path, share: float, held: int) -> None:
-    folder = str(write_pictures(tmp_path, 30))
-    every = load_colour_dataset(folder, HORSE24)
-    found = load_colour_dataset(folder, HORSE24, val_fraction=share)
-    assert found.val is not None
-    assert (len(found.train), len(found.val), len(found.test)) == (27 - held, held, 3)
-    np.testing.assert_array_equal(np.concatenate([found.train.rgb, found.val.rgb]), every.train.rgb)
-    assert torch.equal(torch.cat([found.train.labels, found.val.labels]), every.train.labels)
+@pytest.mark.parametrize(("fraction", "num_val"), [(0.1, 3), (0.5, 14), (0.001, 1)])
+def test_last_training_images_are_the_validation_split(tmp_path: Path, fraction: float, num_val: int) -> None:
+    folder = str(write_images(tmp_path, 30))
+    all_images = load_colour_dataset(folder, HORSE24)
+    result = load_colour_dataset(folder, HORSE24, val_fraction=fraction)
+    assert result.val is not None
+    assert (len(result.train), len(result.val), len(result.test)) == (27 - num_val, num_val, 3)
+    np.testing.assert_array_equal(np.concatenate([result.train.rgb, result.val.rgb]), all_images.train.rgb)
+    assert torch.equal(torch.cat([result.train.labels, result.val.labels]), all_images.train.labels)
 
 
 @pytest.mark.parametrize(
-    ("spec", "given", "error"),
+    ("spec", "options", "error"),
     [
-        ("nowhere", {}, r"data 'nowhere': neither a folder nor a known set"),
-        ("cifar100:all", {}, "neither a folder nor a known set"),
+        ("nowhere", {}, r"--data 'nowhere': unknown dataset"),
+        ("cifar100:all", {}, "unknown dataset"),
         ("cifar10", {}, "cifar10:all, cifar10:CLASS"),
         ("cifar10:unicorn", {}, "no class 'unicorn'"),
         ("cifar10:horse+", {}, "no class ''"),
-        ("FOLDER", {"size": 12}, "size is 12: the nets need a multiple of 8"),
-        ("FOLDER", {"size": 0}, "size is 0"),
-        ("FOLDER", {"val_fraction": -0.1}, r"hold-out is -0.1"),
-        ("FOLDER", {"val_fraction": 0.6}, r"hold-out is 0.6"),
-        ("FOLDER", {"val_fraction": float("nan")}, "hold-out is nan"),
-        ("ONE", {}, "holds 1 picture; training needs at least two"),
+        ("FOLDER", {"size": 12}, "--size is 12: expected a multiple of 8"),
+        ("FOLDER", {"size": 0}, "--size is 0"),
+        ("FOLDER", {"val_fraction": -0.1}, r"--val-fraction is -0.1"),
+        ("FOLDER", {"val_fraction": 0.6}, r"--val-fraction is 0.6"),
+        ("FOLDER", {"val_fraction": float("nan")}, "--val-fraction is nan"),
+        ("ONE", {}, "has 1 image; expected at least two"),
         ("NONE", {}, "contains no images"),
-        ("TWO", {"val_fraction": 0.5}, "hold-out .* leaves no picture to train on"),
+        ("TWO", {"val_fraction": 0.5}, r"--val-fraction is 0\.5: .* has too few images"),
     ],
 )
-def test_bad_data_is_refused(tmp_path: Path, spec: str, given: dict, error: str) -> None:
+def test_invalid_dataset_is_rejected(tmp_path: Path, spec: str, options: dict, error: str) -> None:
     counts = {"FOLDER": 4, "ONE": 1, "NONE": 0, "TWO": 2}
-    folder = str(write_pictures(tmp_path / spec, counts[spec])) if spec in counts else spec
+    folder = str(write_images(tmp_path / spec, counts[spec])) if spec in counts else spec
     with pytest.raises(UsageError, match=error):
-        load_colour_dataset(folder, HORSE24, **given)
+        load_colour_dataset(folder, HORSE24, **options)
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 3)
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+def test_corrupt_image_is_named_in_the_error(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(ChromaboxError, match=r"bad\.jpg"):
         load_colour_dataset(str(tmp_path), HORSE24)
 
 
 @pytest.mark.parametrize("mirror", ["none", "wrong file", "no such folder"])
-def test_auto_takes_our_palette_where_the_assignments_cannot_be_had(
+def test_auto_palette_is_horse24_if_the_course_palette_is_not_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
 ) -> None:
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
@@ -269,102 +269,102 @@ def test_auto_takes_our_palette_where_the_assignments_cannot_be_had(
     if mirror == "wrong file":
         (tmp_path / "mirror").mkdir()
         np.save(tmp_path / "mirror" / COURSE_PALETTE.name, np.linspace(0, 1, 72, dtype=np.float32).reshape(24, 3))
-    found = resolve_palette("auto", "cifar10:horse")
-    assert found.name == "horse24"
-    np.testing.assert_array_equal(found.colours, HORSE24.colours)
+    result = resolve_palette("auto", "cifar10:horse")
+    assert result.name == "horse24"
+    np.testing.assert_array_equal(result.colours, HORSE24.colours)
     assert not list((tmp_path / "cache").glob("*.npy"))
     with pytest.raises(ChromaboxError, match="colour_kmeans24"):
         resolve_palette("course", "cifar10:horse")
 
 
-def test_auto_takes_what_the_mirror_offers_under_the_pinned_hash(
+def test_auto_palette_is_the_course_palette_if_the_mirror_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The assignment's file cannot be shipped with the tests: another file, pinned in its place, goes the same way.
-    offered = tmp_path / "mirror"
-    offered.mkdir()
+    # The assignment's file is not part of the tests: another file is pinned in its place.
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
     colours = np.linspace(0, 1, 72, dtype=np.float32).reshape(24, 3)
-    np.save(offered / COURSE_PALETTE.name, colours)
-    content = (offered / COURSE_PALETTE.name).read_bytes()
+    np.save(mirror / COURSE_PALETTE.name, colours)
+    content = (mirror / COURSE_PALETTE.name).read_bytes()
 
     pin = data_module.PinnedFile(COURSE_PALETTE.name, hashlib.sha256(content).hexdigest(), len(content))
     monkeypatch.setattr(data_module, "COURSE_PALETTE", pin)
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CHROMABOX_MIRROR", str(offered))
+    monkeypatch.setenv("CHROMABOX_MIRROR", str(mirror))
     for name in ("auto", "course"):
-        found = resolve_palette(name, "cifar10:horse")
-        assert found.name == "course"
-        np.testing.assert_array_equal(found.colours, colours)
+        result = resolve_palette(name, "cifar10:horse")
+        assert result.name == "course"
+        np.testing.assert_array_equal(result.colours, colours)
     assert resolve_palette("auto", "cifar10:all").name == "cifar24"
     assert resolve_palette("horse24", "cifar10:horse").name == "horse24"
 
 
-def test_auto_fits_a_palette_to_a_folders_training_pictures(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "mine", 5)
-    found = resolve_palette("auto", str(folder), size=16)
-    assert (found.name, len(found)) == ("fitted to mine", 24)
-    np.testing.assert_array_equal(found.colours, resolve_palette("auto", str(folder), size=16).colours)
+def test_auto_palette_of_a_folder_is_fitted_to_its_training_images(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "mine", 5)
+    result = resolve_palette("auto", str(folder), size=16)
+    assert (result.name, len(result)) == ("fitted to mine", 24)
+    np.testing.assert_array_equal(result.colours, resolve_palette("auto", str(folder), size=16).colours)
 
 
-def test_so_many_colours_are_fitted_to_the_training_pictures(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "mine", 5)
-    found = resolve_palette("fitted:7", str(folder), size=16)
-    assert (found.name, len(found)) == ("7 colours fitted to mine", 7)
-    train = load_colour_dataset(str(folder), found, size=16).train
-    np.testing.assert_array_equal(found.colours, fit_palette(train.rgb, 7, axis=1).colours)
+def test_fitted_palette_has_the_given_number_of_colours(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "mine", 5)
+    result = resolve_palette("fitted:7", str(folder), size=16)
+    assert (result.name, len(result)) == ("7 colours fitted to mine", 7)
+    train = load_colour_dataset(str(folder), result, size=16).train
+    np.testing.assert_array_equal(result.colours, fit_palette(train.rgb, 7, axis=1).colours)
 
 
 @pytest.mark.parametrize("count", ["", "1", "257", "-3", "7.5", "many"])
-def test_a_palette_cannot_be_fitted_with_such_a_number(tmp_path: Path, count: str) -> None:
-    with pytest.raises(UsageError, match=f"palette fitted:{count}: a palette has 2 to 256 colours"):
+def test_invalid_number_of_fitted_colours_is_rejected(tmp_path: Path, count: str) -> None:
+    with pytest.raises(UsageError, match=f"--palette fitted:{count}: expected 2 to 256 colours"):
         resolve_palette(f"fitted:{count}", str(tmp_path))
 
 
-def test_a_palette_fitted_to_pictures_and_folders_finds_their_colours(tmp_path: Path) -> None:
+def test_palette_fitted_to_images_and_folders_has_their_colours(tmp_path: Path) -> None:
     colours = np.array([[10, 20, 30], [200, 180, 20], [90, 240, 90]], np.uint8)
     Image.fromarray(np.repeat(colours[:2, None], 4, axis=1)).save(tmp_path / "two.png")
     (tmp_path / "folder").mkdir()
     Image.fromarray(np.full((5, 5, 3), colours[2], np.uint8)).save(tmp_path / "folder" / "third.png")
-    found, distance = fit_palette_to_images(
+    result, distance = fit_palette_to_images(
         [str(tmp_path / "two.png"), str(tmp_path / "folder")], 3, seed=0, name="three"
     )
-    assert sorted(map(tuple, found.rgb.tolist())) == sorted(map(tuple, colours.tolist()))
+    assert sorted(map(tuple, result.rgb.tolist())) == sorted(map(tuple, colours.tolist()))
     assert distance == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("colours", [-1, 0, 1, 257])
-def test_a_palette_of_too_few_or_too_many_colours_is_refused(tmp_path: Path, colours: int) -> None:
-    with pytest.raises(UsageError, match=f"colours is {colours}: a palette has 2 to 256"):
-        fit_palette_to_images([str(write_pictures(tmp_path, 1))], colours, seed=0, name="x")
+def test_fit_palette_with_invalid_number_of_colours_is_rejected(tmp_path: Path, colours: int) -> None:
+    with pytest.raises(UsageError, match=f"--colours is {colours}: expected 2 to 256"):
+        fit_palette_to_images([str(write_images(tmp_path, 1))], colours, seed=0, name="x")
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_companions_take_their_share_of_every_batch(world_size: int) -> None:
-    own, others = pictures(20), pictures(50)
-    guests = AuxiliaryImages(others, fraction=0.75)
-    # Told apart by what only one side has: labels 0 for the own pictures, 1 for the companions.
-    own = replace(own, labels=torch.zeros_like(own.labels))
-    guests = replace(guests, images=replace(others, labels=torch.ones_like(others.labels)))
-    shares = []
+def test_auxiliary_images_have_their_fraction_of_every_batch(world_size: int) -> None:
+    images, others = random_images(20), random_images(50)
+    auxiliary = AuxiliaryImages(others, fraction=0.75)
+    # Labels distinguish the two: 0 for the images, 1 for the auxiliary images.
+    images = replace(images, labels=torch.zeros_like(images.labels))
+    auxiliary = replace(auxiliary, images=replace(others, labels=torch.ones_like(others.labels)))
+    parts_by_rank = []
     for rank in range(world_size):
-        take = make_batches(
-            own, 4, shuffle=True, hflip=True, seed=3, auxiliary=guests, world=DistInfo(rank, world_size)
+        epoch = make_batches(
+            images, 4, shuffle=True, hflip=True, seed=3, auxiliary=auxiliary, world=DistInfo(rank, world_size)
         )
-        shares.append(list(take(0, 0)))
-        assert same(shares[-1], list(take(0, 0)))
-        assert not same(shares[-1], list(take(1, 0)))
+        parts_by_rank.append(list(epoch(0, 0)))
+        assert equal(parts_by_rank[-1], list(epoch(0, 0)))
+        assert not equal(parts_by_rank[-1], list(epoch(1, 0)))
     steps = 20 // (4 * world_size)
     for step in range(steps):
-        labels = torch.cat([share[step][1] for share in shares])[:, 0, 0]
+        labels = torch.cat([part[step][1] for part in parts_by_rank])[:, 0, 0]
         assert len(labels) == 4 * world_size
         assert labels.sum() == 3 * world_size
 
 
 @pytest.mark.parametrize(
-    ("spec", "left"),
+    ("spec", "num_classes"),
     [("cifar10:all", 0), ("cifar10:horse", 9), ("cifar10:cat+dog", 8), ("photos", 0)],
 )
-def test_companions_are_the_classes_left_out(spec: str, left: int) -> None:
+def test_remaining_classes_are_those_not_in_the_dataset(spec: str, num_classes: int) -> None:
     classes = data_module._remaining_classes(spec)
-    assert len(classes) == left
+    assert len(classes) == num_classes
     assert not set(classes) & set(spec.partition(":")[2].split("+"))

@@ -1,4 +1,4 @@
-"""Palettes in files: written, read back, read from others, and refused."""
+"""Tests of palette files: writing, round trips, files from other programs, and invalid files."""
 
 import io
 import json
@@ -18,7 +18,7 @@ THREE = np.array([[0, 0, 0], [0.5, 0.25, 0.125], [1, 1, 1]], np.float32)
 
 
 @pytest.mark.parametrize("name", ["horse24", "cifar24"])
-def test_shipped_palettes(name):
+def test_bundled_palettes(name):
     palette = load_palette(name)
     assert palette.name == name
     assert len(palette) == len(np.unique(palette.colours, axis=0)) == 24
@@ -45,7 +45,7 @@ def test_round_trip(palette, tmp_path_factory):
     assert sorted(os.listdir(folder)) == ["p.gpl", "p.json", "p.npy"]
 
 
-def test_json_tells_how_it_was_made(tmp_path):
+def test_json_contains_provenance(tmp_path):
     save_palette(tmp_path / "p.json", Palette(THREE, "three"), provenance={"seed": 0})
     stored = json.loads((tmp_path / "p.json").read_text())
     assert stored == {"name": "three", "k": 3, "unit": "RGB/256", "made": {"seed": 0}, "colours": THREE.tolist()}
@@ -61,7 +61,7 @@ def test_json_tells_how_it_was_made(tmp_path):
         ("p.gpl", b"GIMP Palette\r\nColumns: 3\r\n# comment\r\n  0   0   0\tblack\r\n128 64 32\r\n"),
     ],
 )
-def test_files_of_others(tmp_path, file, content):
+def test_files_from_other_programs(tmp_path, file, content):
     (tmp_path / file).write_bytes(content)
     palette = load_palette(tmp_path / file)
     np.testing.assert_array_equal(palette.colours, THREE[:2])
@@ -69,83 +69,83 @@ def test_files_of_others(tmp_path, file, content):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
-def test_arrays_of_several_types(tmp_path, dtype):
+def test_npy_of_several_dtypes(tmp_path, dtype):
     stored = THREE[:2] * 256 if dtype == np.uint8 else THREE[:2]
     np.save(tmp_path / "p.npy", stored.astype(dtype))
     np.testing.assert_array_equal(load_palette(str(tmp_path / "p.npy")).colours, THREE[:2])
 
 
 def npy(array):
-    """The bytes of a .npy file."""
+    """Return the bytes of a .npy file."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
     return stream.getvalue()
 
 
 BAD_FILES = [
-    ("pickled.npy", npy(np.array([THREE, "x"], object)), "pickled object array.*refused.*np.save"),
-    ("shape.npy", npy(np.zeros((24, 4))), r"has the shape \[24, 4\]; a palette has the shape \[colours, 3\]"),
-    ("flat.npy", npy(np.zeros(3)), r"has the shape \[3\]"),
-    ("nan.npy", npy(THREE * np.nan), "not finite"),
-    ("large.npy", npy(THREE * 255), r"from 0 to 255; a palette's lie in \[0, 1\].*divided by 256"),
-    ("whole.npy", npy(np.zeros((3, 3), np.int64)), "holds int64; a palette is floats in RGB/256, or uint8"),
-    ("many.npy", npy(np.zeros((257, 3))), "has 257 colours; a palette has 2 to 256"),
-    ("cut.npy", npy(THREE)[:-5], "not a whole .npy file"),
-    ("text.npy", b"not numpy", "not a whole .npy file"),
-    ("none.npy", b"", "not a whole .npy file"),
+    ("pickled.npy", npy(np.array([THREE, "x"], object)), "pickled object array.*np.save"),
+    ("shape.npy", npy(np.zeros((24, 4))), r"has shape \[24, 4\]; expected \[colours, 3\]"),
+    ("flat.npy", npy(np.zeros(3)), r"has shape \[3\]"),
+    ("nan.npy", npy(THREE * np.nan), "non-finite"),
+    ("large.npy", npy(THREE * 255), r"from 0 to 255; expected values in \[0, 1\].*divided by 256"),
+    ("whole.npy", npy(np.zeros((3, 3), np.int64)), "unsupported dtype int64; expected floats in RGB/256, or uint8"),
+    ("many.npy", npy(np.zeros((257, 3))), "has 257 colours; expected 2 to 256"),
+    ("cut.npy", npy(THREE)[:-5], "not a complete .npy file"),
+    ("text.npy", b"not numpy", "not a complete .npy file"),
+    ("none.npy", b"", "not a complete .npy file"),
     ("huge.npy", b" " * ((1 << 20) + 1), "larger than 1 MB"),
     ("empty.gpl", b"GIMP Palette\nName: nothing\n#\n", "has 0 colours"),
-    ("blank.gpl", b"", 'first line of one is "GIMP Palette"'),
-    ("other.gpl", b"JASC-PAL\n", 'first line of one is "GIMP Palette"'),
-    ("high.gpl", b"GIMP Palette\n0 0 0\n0 0 256\n", 'line 3 is "0 0 256"; a colour is three values of 0 to 255'),
+    ("blank.gpl", b"", 'expected "GIMP Palette" as the first line'),
+    ("other.gpl", b"JASC-PAL\n", 'expected "GIMP Palette" as the first line'),
+    ("high.gpl", b"GIMP Palette\n0 0 0\n0 0 256\n", 'line 3 is "0 0 256"; expected three values from 0 to 255'),
     ("short.gpl", b"GIMP Palette\n0 0\n", "line 2 is"),
-    ("hex.json", b'["#00000", "#ffffff"]', 'holds the colour "#00000"; one is written "#rrggbb"'),
+    ("hex.json", b'["#00000", "#ffffff"]', 'invalid colour "#00000"; expected "#rrggbb"'),
     ("hex2.json", b'["#00000g", "#ffffff"]', '"#00000g"'),
-    ("pair.json", b"[[0, 0], [1, 1]]", r"holds the colour \[0, 0\]; one is \[r, g, b\]"),
-    ("word.json", b'[[0, 0, "x"], [1, 1, 1]]', "one is .r, g, b."),
-    ("truth.json", b"[[true, 0, 0], [1, 1, 1]]", "one is .r, g, b."),
-    ("number.json", b"[1, 2]", "holds the colour 1; one is .r, g, b."),
-    ("above.json", b"[[0, 0, 0.5], [0, 0, 1.5]]", r"\[0, 0, 1.5\]; values in RGB/256 lie in \[0, 1\]"),
-    ("above8.json", b"[[0, 0, 0], [0, 0, 256]]", "an 8-bit value is 0 to 255"),
-    ("nan.json", b"[[0, 0, NaN], [0, 0, 0.5]]", "lie in"),
-    ("digits.json", b"[[0, 0, 1" + b"0" * 400 + b"], [0, 0, 0]]", "an 8-bit value is 0 to 255"),
+    ("pair.json", b"[[0, 0], [1, 1]]", r"invalid colour \[0, 0\]; expected \[r, g, b\]"),
+    ("word.json", b'[[0, 0, "x"], [1, 1, 1]]', "expected .r, g, b."),
+    ("truth.json", b"[[true, 0, 0], [1, 1, 1]]", "expected .r, g, b."),
+    ("number.json", b"[1, 2]", "invalid colour 1; expected .r, g, b."),
+    ("above.json", b"[[0, 0, 0.5], [0, 0, 1.5]]", r"\[0, 0, 1.5\]; expected RGB/256 values in \[0, 1\]"),
+    ("above8.json", b"[[0, 0, 0], [0, 0, 256]]", "expected 8-bit values from 0 to 255"),
+    ("nan.json", b"[[0, 0, NaN], [0, 0, 0.5]]", "expected RGB/256 values in"),
+    ("digits.json", b"[[0, 0, 1" + b"0" * 400 + b"], [0, 0, 0]]", "expected 8-bit values from 0 to 255"),
     ("unit.json", b'{"unit": "RGB/255", "colours": []}', '"unit": "RGB/256"'),
-    ("list.json", b"7", "holds no list of colours"),
+    ("list.json", b"7", "no list of colours"),
     ("few.json", b"[]", "has 0 colours"),
-    ("deep.json", b"[" * 100_000, "is not JSON"),
-    ("broken.json", b'["#000000",', "is not JSON"),
-    ("bytes.json", b"\xff\xfe\xfd", "is not JSON"),
-    ("notes.txt", b"", "not a known palette; a palette is one of cifar24, horse24 or a file in .npy, .json, .gpl"),
+    ("deep.json", b"[" * 100_000, "invalid JSON"),
+    ("broken.json", b'["#000000",', "invalid JSON"),
+    ("bytes.json", b"\xff\xfe\xfd", "invalid JSON"),
+    ("notes.txt", b"", "unknown palette; expected one of cifar24, horse24 or a file with suffix .npy, .json, .gpl"),
 ]
 
 
-@pytest.mark.parametrize(("file", "content", "says"), BAD_FILES, ids=[row[0] for row in BAD_FILES])
-def test_bad_files_are_refused_in_one_sentence(tmp_path, file, content, says):
+@pytest.mark.parametrize(("file", "content", "message"), BAD_FILES, ids=[row[0] for row in BAD_FILES])
+def test_invalid_file_is_rejected_with_a_one_line_message(tmp_path, file, content, message):
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(ChromaboxError, match=f"{file}: .*({says})") as caught:
+    with pytest.raises(ChromaboxError, match=f"{file}: .*({message})") as caught:
         load_palette(tmp_path / file)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "says"), [("none.json", "no such file"), ("horse25", "one of cifar24, horse24")])
-def test_what_is_not_there(tmp_path, name, says):
-    with pytest.raises(ChromaboxError, match=f"{name}: .*{says}"):
+@pytest.mark.parametrize(("name", "message"), [("none.json", "no such file"), ("horse25", "one of cifar24, horse24")])
+def test_missing_file_or_name_is_rejected(tmp_path, name, message):
+    with pytest.raises(ChromaboxError, match=f"{name}: .*{message}"):
         load_palette(tmp_path / name)
 
 
-def test_a_folder_is_no_palette(tmp_path):
+def test_folder_is_rejected(tmp_path):
     (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(ChromaboxError, match=r"folder\.npy: cannot be read"):
+    with pytest.raises(ChromaboxError, match=r"folder\.npy: cannot read"):
         load_palette(tmp_path / "folder.npy")
 
 
-def test_saving_refuses_and_leaves_nothing(tmp_path):
+def test_failed_save_leaves_no_file(tmp_path):
     palette = Palette(THREE, "three")
-    with pytest.raises(ChromaboxError, match=r"p\.bmp: a palette is written as one of \.npy, \.json, \.gpl"):
+    with pytest.raises(ChromaboxError, match=r"p\.bmp: unsupported suffix; expected one of \.npy, \.json, \.gpl"):
         save_palette(tmp_path / "p.bmp", palette)
-    with pytest.raises(ChromaboxError, match=r"p\.gpl: cannot be written: no such file"):
+    with pytest.raises(ChromaboxError, match=r"p\.gpl: cannot write: no such file"):
         save_palette(tmp_path / "none" / "p.gpl", palette)
     (tmp_path / "p.json").mkdir()
-    with pytest.raises(ChromaboxError, match="cannot be written"):
+    with pytest.raises(ChromaboxError, match="cannot write"):
         save_palette(tmp_path / "p.json", palette)
     assert os.listdir(tmp_path) == ["p.json"]

@@ -1,4 +1,7 @@
-"""Palettes: made, fitted, read, written, drawn, and turned back into colours."""
+"""Tests of palettes: construction, fitting, labels, decoding and drawing.
+
+Expected values come from SciPy's cKDTree and softmax and scikit-learn's k-means.
+"""
 
 import copy
 import pickle
@@ -29,37 +32,37 @@ from chromabox.errors import ChromaboxError
 THREE = np.array([[0, 0, 0], [0.5, 0.25, 0.125], [1, 1, 1]], np.float32)
 
 
-def pictures(count=20, seed=3):
-    """Smooth colour gradients with noise: pictures with many colours, some frequent."""
+def gradient_images(count=20, seed=3):
+    """Return smooth colour gradients with noise: images with many colours, some of them frequent."""
     rng = np.random.default_rng(seed)
     ends = rng.integers(0, 256, (2, count, 3, 1, 1))
-    share = np.linspace(0, 1, 32)[:, None] * np.ones(32)
-    clean = ends[0] * share + ends[1] * (1 - share)
+    fraction = np.linspace(0, 1, 32)[:, None] * np.ones(32)
+    clean = ends[0] * fraction + ends[1] * (1 - fraction)
     return np.clip(clean + rng.normal(0, 4, clean.shape), 0, 255).astype(np.uint8)
 
 
-def test_importing_it_imports_nothing_heavy():
+def test_import_loads_no_heavy_modules():
     heavy = {"torch", "sklearn", "skimage", "scipy", "PIL"}
     code = f"import sys, chromabox.colour.palette.palette; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("colours", "says"),
+    ("colours", "message"),
     [
-        (THREE[:1], "has 1 colour; a palette has 2 to 256"),
+        (THREE[:1], "has 1 colour; expected 2 to 256"),
         (np.zeros((257, 3), np.float32), "has 257 colours"),
-        (THREE * np.nan, "not finite"),
-        (THREE * 2, "from 0 to 2; a palette's lie in .0, 1."),
+        (THREE * np.nan, "non-finite"),
+        (THREE * 2, "from 0 to 2; expected values in .0, 1."),
         (THREE - 1, "from -1 to 0"),
     ],
 )
-def test_bad_colours_are_refused_where_the_palette_is_made(colours, says):
-    with pytest.raises(ChromaboxError, match=f"palette bad: .*{says}"):
+def test_palette_with_invalid_colours_is_rejected(colours, message):
+    with pytest.raises(ChromaboxError, match=f"palette bad: .*{message}"):
         Palette(colours, "bad")
 
 
-def test_colours_cannot_change_under_the_table():
+def test_colours_are_read_only():
     colours = THREE.copy()
     palette = Palette(colours, "three")
     colours[:] = 0
@@ -68,36 +71,36 @@ def test_colours_cannot_change_under_the_table():
         palette.colours[0] = 1
 
 
-def test_it_travels_without_its_table():
+def test_pickle_and_copy_omit_the_lookup_table():
     palette = Palette(THREE, "three")
-    assign_labels(pictures(), palette, axis=1)
+    assign_labels(gradient_images(), palette, axis=1)
     stored = pickle.dumps(palette)
     assert len(stored) < 1000
-    for other in (pickle.loads(stored), copy.deepcopy(palette)):
-        np.testing.assert_array_equal(other.colours, THREE)
-        assert other.name == "three"
+    for restored in (pickle.loads(stored), copy.deepcopy(palette)):
+        np.testing.assert_array_equal(restored.colours, THREE)
+        assert restored.name == "three"
 
 
 # --- fitting -----------------------------------------------------------------------------------------------
 
 
-def test_fit_is_repeatable_and_darkest_first():
-    first, second = (fit_palette(pictures(), 12, seed=5, axis=1) for _ in range(2))
+def test_fit_is_deterministic_and_sorted_darkest_first():
+    first, second = (fit_palette(gradient_images(), 12, seed=5, axis=1) for _ in range(2))
     np.testing.assert_array_equal(first.colours, second.colours)
     luminance = first.colours @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(luminance) >= 0).all()
 
 
-def test_fit_comes_nearer_than_scikit_learns_k_means():
+def test_fit_has_lower_distance_than_scikit_learn_k_means():
     from sklearn.cluster import KMeans
 
-    pixels = np.moveaxis(pictures(), 1, -1).reshape(-1, 3)
-    theirs = KMeans(12, n_init=3, random_state=0).fit(pixels / 256).cluster_centers_
-    expected = cKDTree(theirs).query(pixels / 256)[0].mean()
+    pixels = np.moveaxis(gradient_images(), 1, -1).reshape(-1, 3)
+    reference = KMeans(12, n_init=3, random_state=0).fit(pixels / 256).cluster_centers_
+    expected = cKDTree(reference).query(pixels / 256)[0].mean()
     assert quantisation_error(pixels, fit_palette(pixels, 12)) <= expected * 1.005
 
 
-def test_fit_finds_the_colours_that_are_there():
+def test_fit_to_few_colours_returns_these_colours():
     colours = np.array([[0, 0, 0], [200, 30, 40], [10, 250, 90], [255, 255, 255]], np.uint8)
     palette = fit_palette(colours[np.arange(1000) % 4], 4)
     assert {tuple(row) for row in palette.rgb} == {tuple(row) for row in colours}
@@ -105,38 +108,40 @@ def test_fit_finds_the_colours_that_are_there():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "k", "says"),
+    ("pixels", "k", "message"),
     [
-        (np.zeros((10, 3), np.uint8), 2, "2 colours asked for, but the pictures have only 1"),
-        (pictures(), 1, "1 colours asked for; a palette has 2 to 256"),
-        (pictures(), 257, "257 colours asked for"),
+        (np.zeros((10, 3), np.uint8), 2, "cannot fit 2 colours; the images have only 1"),
+        (gradient_images(), 1, "cannot fit 1 colours; expected 2 to 256"),
+        (gradient_images(), 257, "cannot fit 257 colours"),
         (np.zeros((0, 3, 4, 4), np.uint8), 2, "no pixels"),
     ],
 )
-def test_fit_refuses(pixels, k, says):
-    with pytest.raises(ChromaboxError, match=says):
+def test_fit_of_invalid_input_is_rejected(pixels, k, message):
+    with pytest.raises(ChromaboxError, match=message):
         fit_palette(pixels, k, axis=1)
 
 
-def test_mean_distance_is_scipys():
+def test_quantisation_error_matches_scipy():
     colours = np.random.default_rng(0).random((24, 3)).astype(np.float32)
-    expected = cKDTree(colours.astype(np.float64)).query(np.moveaxis(pictures(), 1, -1) / 256)[0].mean()
-    assert quantisation_error(pictures(), Palette(colours, "random"), axis=1) == pytest.approx(expected, rel=1e-6)
+    expected = cKDTree(colours.astype(np.float64)).query(np.moveaxis(gradient_images(), 1, -1) / 256)[0].mean()
+    assert quantisation_error(gradient_images(), Palette(colours, "random"), axis=1) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 # --- labels, logits and colours ----------------------------------------------------------------------------
 
 
-def test_labels_become_the_rounded_colours():
+def test_decode_labels_returns_rounded_colours():
     palette = Palette(THREE, "three")
-    picture = decode_labels(np.array([[0, 1], [2, 1]]), palette)
-    assert picture.tolist() == [[[0, 0, 0], [128, 64, 32]], [[255, 255, 255], [128, 64, 32]]]
-    np.testing.assert_array_equal(assign_labels(picture, palette), [[0, 1], [2, 1]])
+    image = decode_labels(np.array([[0, 1], [2, 1]]), palette)
+    assert image.tolist() == [[[0, 0, 0], [128, 64, 32]], [[255, 255, 255], [128, 64, 32]]]
+    np.testing.assert_array_equal(assign_labels(image, palette), [[0, 1], [2, 1]])
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_labels_outside_the_palette_are_refused(label):
-    with pytest.raises(ChromaboxError, match="has the labels 0 to 2"):
+def test_labels_outside_the_palette_are_rejected(label):
+    with pytest.raises(ChromaboxError, match="expected labels 0 to 2"):
         decode_labels(np.array([0, label]), Palette(THREE, "three"))
 
 
@@ -145,27 +150,27 @@ def logits(seed=0, scale=3.0):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.38, 1.0, 10.0])
-def test_annealed_mean_is_scipys_softmax(temperature):
+def test_annealed_mean_matches_scipy_softmax(temperature):
     weight = softmax(logits().double().numpy() / temperature, axis=1)
     expected = np.einsum("bkhw,kc->bchw", weight, THREE)
-    found = annealed_mean(logits(), Palette(THREE, "three"), temperature)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    result = annealed_mean(logits(), Palette(THREE, "three"), temperature)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-6])
-def test_annealed_mean_without_temperature_is_argmax(temperature):
+def test_annealed_mean_near_temperature_zero_is_argmax(temperature):
     expected = THREE[logits().argmax(1).numpy()].transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(annealed_mean(logits(), Palette(THREE, "three"), temperature), expected)
 
 
 @pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
-def test_strange_temperatures_are_refused(temperature):
+def test_invalid_temperature_is_rejected(temperature):
     with pytest.raises(ChromaboxError, match="temperature"):
         annealed_mean(logits(), Palette(THREE, "three"), temperature)
 
 
-def test_logits_of_another_palette_are_refused():
-    with pytest.raises(ChromaboxError, match="palette two: has 2 colours, the logits 3"):
+def test_logits_of_another_palette_are_rejected():
+    with pytest.raises(ChromaboxError, match="palette two: expected 2 logits per pixel, got 3"):
         annealed_mean(logits(), Palette(THREE[:2], "two"))
 
 
@@ -176,30 +181,32 @@ def test_logits_of_another_palette_are_refused():
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
-def test_constrain_is_a_guarantee(allowed, temperature, dtype, seed):
-    given_logits = logits(seed, scale=100).to(dtype)
-    masked = mask_logits(given_logits, allowed)
+def test_masked_logits_decode_to_allowed_colours_only(allowed, temperature, dtype, seed):
+    unmasked = logits(seed, scale=100).to(dtype)
+    masked = mask_logits(unmasked, allowed)
     assert set(masked.argmax(1).unique().tolist()) <= allowed
-    kept = sorted(allowed)
-    assert torch.equal(masked[:, kept], given_logits[:, kept])
+    indices = sorted(allowed)
+    assert torch.equal(masked[:, indices], unmasked[:, indices])
     colours = annealed_mean(masked, Palette(THREE, "three"), temperature)
-    low, high = THREE[kept].min(0), THREE[kept].max(0)
+    low, high = THREE[indices].min(0), THREE[indices].max(0)
     assert (colours >= torch.from_numpy(low)[:, None, None] - 1e-6).all()
     assert (colours <= torch.from_numpy(high)[:, None, None] + 1e-6).all()
 
 
-@pytest.mark.parametrize(("allowed", "says"), [([], "none is left"), ([0, 3], "3 is not one"), ([-1], "-1 is not one")])
-def test_constrain_refuses(allowed, says):
-    with pytest.raises(ChromaboxError, match=says):
+@pytest.mark.parametrize(
+    ("allowed", "message"), [([], "none left"), ([0, 3], "index 3 is not in"), ([-1], "index -1 is not in")]
+)
+def test_mask_logits_with_invalid_colours_is_rejected(allowed, message):
+    with pytest.raises(ChromaboxError, match=message):
         mask_logits(logits(), allowed)
 
 
-# --- swatch ------------------------------------------------------------------------------------------------
+# --- drawing -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("tile", "columns"), [(96, None), (40, 2), (8, 100)])
-def test_swatch_shows_every_colour(tile, columns):
+def test_drawing_contains_every_colour(tile, columns):
     palette = load_palette("horse24")
-    picture = draw_palette(palette, tile, columns)
-    shown = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
-    assert {tuple(rgb) for rgb in palette.rgb.tolist()} <= shown
+    image = draw_palette(palette, tile, columns)
+    drawn = {tuple(pixel) for pixel in image.reshape(-1, 3).tolist()}
+    assert {tuple(rgb) for rgb in palette.rgb.tolist()} <= drawn

@@ -1,9 +1,4 @@
-"""The loss of a detector as mathematics: its class term, how the terms add up, and what each came to in a run.
-
-D.1 and D.2: what stands still while a detector is fine-tuned, what its class term is, and what came of it.
-
-D.2's answers from a run: whether the term is its formula, pictures before and after, what was reached.
-"""
+"""Question D.2: the classification loss of the detector, its verification, and the results of fine-tuning."""
 
 import inspect
 from collections.abc import Sequence
@@ -37,113 +32,118 @@ from chromabox.experiments.runs import RunIndex, read_summary
 from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Section, Table, Text
 from chromabox.report.training import plot_losses
 
-#: What the terms of each decode sum up, before they are weighed.
+#: Descriptions of the loss terms by decoding (before weighting), and of the distillation terms.
 TERM_DESCRIPTIONS = {
     "exp": {
-        "box": "(2 − width·height) times the cross-entropy of the centre in its cell and half the squared error of the "
-        "logarithms of the sides, over the places that learn a box",
-        "objectness": "cross-entropy of whether a box is learnt there, over all places but those that overlap a true "
-        "box without learning it",
-        "class": "cross-entropy of every class, over the places that learn a box",
+        "box": "(2 − width·height) times the sum of the cross-entropy of the centre within its cell and half the "
+        "squared error of the logarithms of the sides, over the assigned positions",
+        "objectness": "cross-entropy of whether a box is assigned to the position, over all positions except those "
+        "that overlap a ground-truth box without being assigned to it",
+        "class": "cross-entropy of every class, over the assigned positions",
     },
     "sigmoid2": {
-        "box": "mean of 1 − CIoU, over the places that learn a box",
-        "objectness": "mean cross-entropy towards the overlap that the box has reached, over all places, heads weighed "
-        + ", ".join(f"{weight:g}" for weight in HEAD_BALANCE)
-        + " from the finest",
-        "class": "mean cross-entropy of every class, over the places that learn a box",
+        "box": "mean of 1 − CIoU, over the assigned positions",
+        "objectness": "mean cross-entropy with the CIoU of the predicted box as target, over all positions; weights of "
+        "the heads from the finest: " + ", ".join(f"{weight:g}" for weight in HEAD_BALANCE),
+        "class": "mean cross-entropy of every class, over the assigned positions",
     },
     "old": {
-        "old_box": "half the squared distance from the old net's boxes, where it was sure",
-        "old_class": "divergence from the old net's classes, where it was sure",
+        "old_box": "half the squared distance from the boxes of the teacher, where the teacher is confident",
+        "old_class": "divergence from the class probabilities of the teacher, where the teacher is confident",
     },
 }
 
 
 def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
-    """Binary cross-entropy with logits of one class at one place, and the term that all of them make."""
+    """Explain the binary cross-entropy with logits of one class at one position, and the class term of the loss."""
     x, y, weight = symbols("x y cls_pw")
-    sure, j, c = Function("σ"), Symbol("j"), Symbol("c")
-    places, classes = symbols("m C")
-    error = -(Mul(weight, y, log(sure(x)), evaluate=False) + (1 - y) * log(1 - sure(x)))
-    each = Sum(IndexedBase("bce")[j, c], (c, 1, classes), (j, 1, places))
-    exp = loss.variant.decode == "exp"
-    parts = Symbol("n") if exp else places * classes
+    sigmoid, j, c = Function("σ"), Symbol("j"), Symbol("c")
+    num_positions, num_classes = symbols("m C")
+    error = -(Mul(weight, y, log(sigmoid(x)), evaluate=False) + (1 - y) * log(1 - sigmoid(x)))
+    total = Sum(IndexedBase("bce")[j, c], (c, 1, num_classes), (j, 1, num_positions))
+    is_exp = loss.variant.decode == "exp"
+    divisor = Symbol("n") if is_exp else num_positions * num_classes
     return [
         Text(
-            "A place of a head that learns a box (an anchor in a cell) puts out one number x for each class, a logit. "
-            "What is wanted is y = 1 for the box's class and y = 0 for all others. Classes are judged independently of "
-            "each other, each by its own σ(x) = 1/(1 + e⁻ˣ) and not by a softmax, so that a thing may be of two "
-            "classes. The cross-entropy of one number is"
+            "Each position of a head (an anchor in a cell) that is assigned a ground-truth box outputs one number x "
+            "for each class, a logit. The target is y = 1 for the class of the box and y = 0 for all other classes. "
+            "The classes are treated independently: each has its own probability σ(x) = 1/(1 + e⁻ˣ) instead of a "
+            "common softmax, so an object may belong to two classes. The cross-entropy of one number is"
         ),
         Formula("bce", error),
         Text(
-            "`cls_pw` weighs positives: of C classes all but one are negative, and above 1 it makes a missed class "
-            "cost more. The class term is "
+            "`cls_pw` is the weight of positive targets: of C classes all but one are negative, and a weight above 1 "
+            "increases the cost of a missed class. The class term is "
             + (
-                "the sum over the m places that learn a box and over the C classes, divided by the n pictures of the "
-                "batch:"
-                if exp
-                else "the mean over the m places that learn a box and over the C classes, of each head:"
+                "the sum over the m assigned positions and the C classes, divided by the n images of the batch:"
+                if is_exp
+                else "the mean over the m assigned positions and the C classes of each head:"
             )
         ),
-        Formula("L_class", each / parts),
+        Formula("L_class", total / divisor),
         Text(
-            "In code the logarithm of σ(x) is never taken of a rounded σ(x), which for a very negative x is 0: "
-            "`binary_cross_entropy_with_logits` computes it from x itself. `_class_errors` gives the errors of all "
-            "places and classes:"
+            "The code does not take the logarithm of a rounded σ(x), which is 0 for very negative x: "
+            "`binary_cross_entropy_with_logits` computes it directly from x. `class_loss` returns the errors of all "
+            "positions and classes:"
         ),
     ]
 
 
 def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
-    """How the terms add up."""
-    box, objectness, category = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
+    """Show how the total loss is composed of its terms."""
+    box, objectness, class_term = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
     if loss.variant.decode == "exp":
-        total = (box + objectness + category) / Symbol("n")
+        total = (box + objectness + class_term) / Symbol("n")
     else:
-        shares = loss.loss_weights(1)
-        parts = [Float(shares[name]) * part for name, part in zip(shares, (box, objectness, category), strict=True)]
+        weights = loss.loss_weights(1)
+        parts = [Float(weights[name]) * part for name, part in zip(weights, (box, objectness, class_term), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
-    of_heads = "" if loss.variant.decode == "exp" else ", each added up over the heads"
-    return [Text(f"It is one of three terms. With S for what the table says of each{of_heads}:"), Formula("L", total)]
+    over_heads = "" if loss.variant.decode == "exp" else ", summed over the heads"
+    return [
+        Text(
+            f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss "
+            "is"
+        ),
+        Formula("L", total),
+    ]
 
 
 def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
-    """Every term: what it is, and what it came to in the first and last epoch."""
-    meaning = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
+    """Return a table of the loss terms: description and values in the first and last epoch."""
+    descriptions = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
     names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
     rows: list[list[Cell]] = []
-    for name in [*(one for one in names if one != "loss"), "loss"]:
-        cells: list[Cell] = [name.replace("_", " "), meaning.get(name, "the sum")]
+    for name in [*(term for term in names if term != "loss"), "loss"]:
+        cells: list[Cell] = [name.replace("_", " "), descriptions.get(name, "sum of the terms")]
         for split in ("train", "val"):
-            for place, at in (("first", 0), ("last", -1)):
+            for epoch, index in (("first", 0), ("last", -1)):
                 key = f"{split}_{name}"
-                value = records[at].get(key, float("nan"))
-                cells.append(Number(float(value), f"{run}/metrics.jsonl: {place} epoch > {key}", ".4g"))
+                value = records[index].get(key, float("nan"))
+                cells.append(Number(float(value), f"{run}/metrics.jsonl: {epoch} epoch > {key}", ".4g"))
         rows.append(cells)
-    columns = ["term", "what is summed", "training, first", "last", "held out, first", "last "]
-    return Table("The terms of the loss as they count, in the first and the last epoch", columns, rows)
+    columns = ["term", "description", "training, first", "last", "validation, first", "last "]
+    return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
 FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 
 def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
-    """D.2: the class term as formula, code and number; what fine-tuning reached; two pictures before and after."""
+    """Build section D.2: the class term as formula, code and number, and the results of fine-tuning with two "
+    "examples."""
     head = (
         "D.2",
-        "The classification loss and what it leads to",
-        "Put in the class term of the loss, binary cross-entropy with logits, and show predictions on two pictures.",
+        "The classification loss and the results of fine-tuning",
+        "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images.",
     )
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished run of fine-tuning", FINETUNE_COMMAND)])
+        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
     loss = build_loss(load_detector(run).model, read_finetune_config(run))
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")
-    caption = "Every term of the loss as it counts, and AP on held-out pictures, against epochs"
+    caption = "The weighted loss terms and the AP on held-out images against epochs"
     return Section(
         *head,
         [
@@ -158,72 +158,77 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
     )
 
 
-#: A weight of positives by which the term is checked beside the run's own, so that it plays a part.
+#: A second weight of positive targets for the verification, so that the weight has an effect.
 TEST_POSITIVE_WEIGHT = 3.0
 
-#: Classes that a table lists.
+#: Maximum number of classes in a table.
 MAX_TABLE_CLASSES = 10
 
 
 def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
-    """What needs the run's pictures; where they are gone, that they are."""
+    """Verify the class term and show detections on held-out images.
+
+    Return a :class:`MissingRun` block instead if the images of the run are not available.
+    """
     try:
-        opened = open_run(run)
+        opened_run = open_run(run)
     except ChromaboxError as error:
-        return [MissingRun(f"the pictures of {run} ({error})", command)]
-    blocks = [
-        _verification_text(
-            run, folder, [verify_class_loss(opened, weight) for weight in (opened.loss.cls_pw, TEST_POSITIVE_WEIGHT)]
-        )
-    ]
+        return [MissingRun(f"the images of {run} ({error})", command)]
+    weights = (opened_run.loss.cls_pw, TEST_POSITIVE_WEIGHT)
+    blocks = [_verification_text(run, folder, [verify_class_loss(opened_run, weight) for weight in weights])]
     path = folder / f"pictures-{run.name}.png"
-    shown = sample_detections(opened)
-    if not shown:
-        return [*blocks, Text("None of the held-out pictures shows anything, so none is drawn.")]
-    plot_sample_detections(shown, opened.detector.classes, path)
+    samples = sample_detections(opened_run)
+    if not samples:
+        return [*blocks, Text("No held-out image contains a labelled object, so no example is shown.")]
+    plot_sample_detections(samples, opened_run.detector.classes, path)
+    source = "assignment/analysis/detector_analysis.py: MIN_DRAWN_CONFIDENCE"
     caption = Text(
-        "The first held-out pictures on which something is to be found: its true boxes, what the detector finds before "
-        "fine-tuning, and after, with scores above {sure}",
-        {"sure": Number(MIN_DRAWN_CONFIDENCE, "report/handout/detector_run.py: SURE", ".2f")},
+        "The first held-out images with labelled objects: ground-truth boxes, detections before fine-tuning, and "
+        "detections after fine-tuning, with a confidence above {confidence}",
+        {"confidence": Number(MIN_DRAWN_CONFIDENCE, source, ".2f")},
     )
     return [*blocks, Figure(path, str(caption))]
 
 
 def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]) -> Text:
-    """Whether term and slopes are what the formula says."""
-    record_results(folder, "class term", {run.name: {f"{one.positive_weight:g}": one for one in checks}})
+    """Describe whether the class term and its gradients agree with the formula."""
+    record_results(folder, "class term", {run.name: {f"{check.positive_weight:g}": check for check in checks}})
     numbers: dict[str, Number] = {}
-    for index, one in enumerate(checks):
-        source = f"{RESULTS_FILE}: class term > {run.name} > {one.positive_weight:g}"
+    for index, check in enumerate(checks):
+        source = f"{RESULTS_FILE}: class term > {run.name} > {check.positive_weight:g}"
         numbers |= {
-            f"weight{index}": Number(one.positive_weight, f"{source} > positive", "g"),
-            f"ours{index}": Number(one.actual, f"{source} > ours", ".6g"),
-            f"defined{index}": Number(one.expected, f"{source} > defined", ".6g"),
+            f"weight{index}": Number(check.positive_weight, f"{source} > positive_weight", "g"),
+            f"actual{index}": Number(check.actual, f"{source} > actual", ".6g"),
+            f"expected{index}": Number(check.expected, f"{source} > expected", ".6g"),
         }
     source = f"{RESULTS_FILE}: class term > {run.name}"
-    numbers["places"] = int_number(checks[0].num_positions, f"{source}: places")
-    off = max(abs(one.actual - one.expected) / max(abs(one.expected), 1e-12) for one in checks)
-    slope = max(one.max_gradient_difference / max(one.max_gradient, 1e-12) for one in checks)
-    numbers["off"] = Number(off, f"{source}: |ours − defined| / defined, the larger", ".0e")
-    numbers["slope"] = Number(slope, f"{source}: slope_difference / slope, the larger", ".0e")
-    right = off < 1e-9 and slope < 1e-9
+    numbers["positions"] = int_number(checks[0].num_positions, f"{source}: num_positions")
+    error = max(abs(check.actual - check.expected) / max(abs(check.expected), 1e-12) for check in checks)
+    gradient_error = max(check.max_gradient_difference / max(check.max_gradient, 1e-12) for check in checks)
+    numbers["error"] = Number(error, f"{source}: |actual − expected| / expected, the larger", ".0e")
+    numbers["gradient"] = Number(gradient_error, f"{source}: max_gradient_difference / max_gradient, the larger", ".0e")
+    agrees = error < 1e-9 and gradient_error < 1e-9
     return Text(
-        "Checked on held-out pictures with the trained net ({places} places that learn a class): the code gives "
-        "{ours0} with `cls_pw` = {weight0} and {ours1} with {weight1}, the formula written out with logarithms "
-        "{defined0} and {defined1}. The difference is at most {off} of the value; the slopes of automatic "
-        "differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most {slope} of "
-        "the largest. "
-        + ("Both are rounding of float64: the code is the formula." if right else "That is more than rounding."),
+        "The code was verified on held-out images with the trained model ({positions} assigned positions). The code "
+        "gives {actual0} with `cls_pw` = {weight0} and {actual1} with {weight1}; the formula, written out with "
+        "logarithms, gives {expected0} and {expected1}. The relative difference is at most {error}. The gradients of "
+        "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
+        "{gradient} of the largest gradient. "
+        + (
+            "Both differences are float64 rounding errors, so the code implements the formula."
+            if agrees
+            else "This is more than rounding error, so the code does not implement the formula."
+        ),
         numbers,
     )
 
 
 def result_blocks(run: Path) -> list[Block]:
-    """AP before and after with intervals, what may be concluded, and the classes."""
+    """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP of the classes."""
     summary = read_summary(run)
     rows: list[list[Cell]] = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
-        cells: list[Cell] = [f"{name} %"]
+        cells: list[Cell] = [f"{name} (%)"]
         for when in ("before", "after"):
             low, high = (
                 Number(100 * float(bound), f"{run}/summary.json: {when} > {key}_interval", ".1f")
@@ -236,10 +241,10 @@ def result_blocks(run: Path) -> list[Block]:
         )
         cells += [summary_number(run, "difference", key, "value", spec="+.1f", scale=100.0), f"{low} to {high}"]
         rows.append(cells)
-    columns = ["", "before", "95 %", "after", "95 % ", "difference", "95 %  "]
+    columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
     table = Table(
-        "Average precision by COCO's definition on held-out pictures; intervals by resampling the pictures, of the "
-        "difference in pairs",
+        "COCO average precision on held-out images, with bootstrap confidence intervals over images (paired for the "
+        "difference)",
         columns,
         rows,
     )
@@ -247,21 +252,21 @@ def result_blocks(run: Path) -> list[Block]:
 
 
 def _interval_text(run: Path) -> Text:
-    """What the intervals allow to say; and what is left of old classes, where that was measured."""
+    """State the conclusions from the intervals and, if measured, the AP50 of the original classes."""
     summary = read_summary(run)
-    said = []
+    conclusions = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         low, high = summary["difference"][key]["interval"]
-        said.append(
-            f"{name} has become {'better' if low > 0 else 'worse'}"
+        conclusions.append(
+            f"{name} has {'increased' if low > 0 else 'decreased'} significantly"
             if low > 0 or high < 0
-            else f"the change of {name} cannot be told from chance"
+            else f"the change of {name} is not significant"
         )
-    text = f"By these intervals {' and '.join(said)}."
+    text = f"According to these intervals, {' and '.join(conclusions)}."
     numbers = {}
     if "retained" in summary:
         text += " On `" + base_name(summary["retained"]["data"])
-        text += "` AP50 of the classes known before goes from {old} to {new} %."
+        text += "`, the AP50 of the original classes changes from {old} % to {new} %."
         numbers = {
             "old": summary_number(run, "retained", "ap50_before", spec=".1f", scale=100.0),
             "new": summary_number(run, "retained", "ap50_after", spec=".1f", scale=100.0),
@@ -270,9 +275,9 @@ def _interval_text(run: Path) -> Text:
 
 
 def _per_class_blocks(run: Path) -> list[Block]:
-    """The classes with most boxes; nothing where there is one alone, which the table above is about."""
+    """Return a table of the classes with most boxes; no block for a single class, which the table above covers."""
     per_class = read_summary(run)["after"]["per_class"]
-    names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda one: -per_class[one]["boxes"])
+    names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
     if len(names) < 2:
         return []
     rows: list[list[Cell]] = [
@@ -284,10 +289,10 @@ def _per_class_blocks(run: Path) -> list[Block]:
         ]
         for name in names[:MAX_TABLE_CLASSES]
     ]
-    caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with most boxes"
-    return [Table(caption, ["class", "boxes", "before %", "after %"], rows)]
+    caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
+    return [Table(caption, ["class", "boxes", "before (%)", "after (%)"], rows)]
 
 
 def _warning_blocks(run: Path) -> list[Block]:
     warnings = read_summary(run)["warnings"]
-    return [Text(f"What the run itself warns of: {escape_braces('; '.join(warnings))}.")] if warnings else []
+    return [Text(f"Warnings of the run: {escape_braces('; '.join(warnings))}.")] if warnings else []

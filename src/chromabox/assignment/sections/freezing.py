@@ -1,4 +1,4 @@
-"""D.1's answers from a run: what was frozen, whether it stood still, what that costs and saves."""
+"""Question D.1: the frozen layers of a fine-tuning run, the check that they did not change, and the time saved."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,74 +18,77 @@ from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRu
 
 
 def frozen_part_blocks(run: Path) -> list[Block]:
-    """Which net, on what, and which part of it stays."""
+    """Describe the detector, its dataset and its frozen layers."""
     summary, architecture = read_summary(run), load_detector(run).architecture
-    begun = Text(
-        f"The detector is `{architecture.name}`, begun from `{base_name(summary['weights'])}` and fine-tuned on "
-        f"`{base_name(summary['data'])}` by the {summary['recipe']} recipe."
+    setting = Text(
+        f"The detector is `{architecture.name}`. It was initialised from `{base_name(summary['weights'])}` and "
+        f"fine-tuned on `{base_name(summary['data'])}` with the {summary['recipe']} recipe."
     )
     total = summary_number(run, "frozen", "all_parameters")
     depth, end = summary["frozen"]["layers"], num_backbone_layers(architecture)
     if not depth:
-        return [begun, Text("Nothing is frozen: all {all} parameters are trained.", {"all": total})]
-    place = "as many as its backbone has" if depth == end else "fewer than" if depth < end else "more than"
-    place += "" if depth == end else " the {end} of its backbone"
-    share = 100 * summary["frozen"]["parameters"] / summary["frozen"]["all_parameters"]
+        return [setting, Text("No layer is frozen: all {all} parameters are trained.", {"all": total})]
+    relation = "as many as" if depth == end else "fewer than" if depth < end else "more than"
+    relation += " its backbone has" if depth == end else " the {end} of its backbone"
+    fraction = 100 * summary["frozen"]["parameters"] / summary["frozen"]["all_parameters"]
     numbers = {
         "depth": summary_number(run, "frozen", "layers"),
         "layers": int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
-        "kept": summary_number(run, "frozen", "parameters"),
+        "frozen": summary_number(run, "frozen", "parameters"),
         "all": total,
-        "share": Number(share, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
-        "work": summary_number(run, "frozen", "share_of_work", spec=".0f", scale=100.0),
+        "fraction": Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
+        "flops": summary_number(run, "frozen", "share_of_work", spec=".0f", scale=100.0),
     }
+    end_source = "detect/training/freeze.py: num_backbone_layers"
     return [
-        begun,
+        setting,
         Text(
             "Its first {depth} of {layers} layers are frozen, "
-            + place
-            + ": {kept} of {all} parameters ({share} %), which take {work} % of the multiplications of a forward pass. "
-            "Layers are counted as darknet counts them, poolings and concatenations among them.",
-            numbers | ({} if depth == end else {"end": int_number(end, "detect/freeze.py: backbone")}),
+            + relation
+            + ". These layers have {frozen} of {all} parameters ({fraction} %) and take {flops} % of the "
+            "multiplications of a forward pass. Layers are counted as in Darknet, including pooling layers and "
+            "concatenations.",
+            numbers | ({} if depth == end else {"end": int_number(end, end_source)}),
         ),
     ]
 
 
 def freezing_method_text(run: Path) -> Text:
-    moving = read_summary(run)["frozen"]["moving_statistics"]
+    """Explain how layers are frozen, including their BatchNorm statistics."""
+    update_bn_stats = read_summary(run)["frozen"]["moving_statistics"]
     return Text(
-        "`named_parameters()` gives every parameter with its name, which begins with `layers.` and the layer's number. "
-        "Those of the first layers get `requires_grad = False`: backward stops before them, and no optimiser has them. "
-        "That alone does not keep a layer still. Means and variances of batch normalisation are no parameters but "
-        "buffers, and in training mode every forward pass moves them; the frozen kernels would then meet other numbers "
-        "than those they were trained with. "
+        "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
+        "layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before them, "
+        "and the optimizers do not contain them. This alone does not freeze a layer. The means and variances of batch "
+        "normalisation are buffers, not parameters, and every forward pass in training mode updates them. The frozen "
+        "kernels would then receive inputs with other statistics than those they were trained with. "
         + (
-            "This run leaves them moving, as the assignment's tool does."
-            if moving
-            else "So the batch normalisation of frozen layers is replaced by one that stays in evaluation mode."
+            "In this run the statistics keep updating, as in the tool that the assignment uses."
+            if update_bn_stats
+            else "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
         )
     )
 
 
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
-    """The run's first and best checkpoint compared, number by number."""
+    """Compare the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
     summary = read_summary(run)
     depth = summary["frozen"]["layers"]
-    parts = {
-        "frozen": [one for one in changes if one.layer < depth],
-        "trained": [one for one in changes if one.layer >= depth],
+    groups = {
+        "frozen": [change for change in changes if change.layer < depth],
+        "trained": [change for change in changes if change.layer >= depth],
     }
-    measured = {
+    results = {
         name: {
-            "parameters": sum(one.num_parameters for one in part),
-            "largest": max(one.max_change for one in part),
-            "statistics": max(one.max_stats_change for one in part),
+            "parameters": sum(change.num_parameters for change in group),
+            "largest": max(change.max_change for change in group),
+            "statistics": max(change.max_stats_change for change in group),
         }
-        for name, part in parts.items()
-        if part
+        for name, group in groups.items()
+        if group
     }
-    record_results(folder, "frozen layers", {run.name: measured})
+    record_results(folder, "frozen layers", {run.name: results})
     source = f"{RESULTS_FILE}: frozen layers > {run.name}"
     rows: list[list[Cell]] = [
         [
@@ -95,19 +98,19 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
                 for key, value in values.items()
             ),
         ]
-        for name, values in measured.items()
+        for name, values in results.items()
     ]
     path = folder / f"changes-{run.name}.png"
     plot_weight_changes(changes, depth, path)
     caption = (
-        "Change of every convolution with its normalisation: the root of the summed squares of its parameters' changes "
-        "as a part of that of the parameters themselves"
+        "Relative change of every convolution with its batch normalisation: norm of the change of its parameters "
+        "divided by the norm of the parameters"
     )
     return [
         Text(frozen_verdict(changes, depth, update_bn_stats=summary["frozen"]["moving_statistics"])),
         Table(
             "Largest absolute change from `start.safetensors` to `best.safetensors`",
-            ["", "parameters", "change of a parameter", "change of a mean or variance"],
+            ["", "parameters", "change of a parameter", "change of a running mean or variance"],
             rows,
         ),
         Figure(path, caption),
@@ -115,71 +118,75 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, update_bn_stats: bool) -> str:
-    """Whether what was frozen stood still, said by what was measured."""
-    frozen = [one for one in changes if one.layer < num_frozen]
+    """Return a sentence that says whether the frozen layers are unchanged, based on the measured changes."""
+    frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
-        return "Nothing was frozen, so everything may move; how much did:"
-    parameters = all(one.max_change == 0 for one in frozen)
-    statistics = all(one.max_stats_change == 0 for one in frozen)
-    compared = (
-        "Was it really still? The run keeps the net of before its first step, and its result is compared with it "
-        "number by number. "
+        return "No layer was frozen, so all parameters may change. The changes are:"
+    parameters_unchanged = all(change.max_change == 0 for change in frozen)
+    statistics_unchanged = all(change.max_stats_change == 0 for change in frozen)
+    method = (
+        "To verify the freezing, the run saves the model before the first step, and its result is compared with it "
+        "value by value. "
     )
-    if not parameters:
-        return compared + "It was not: parameters of frozen layers have moved, which is an error of the program:"
-    if not statistics:
-        expected = "as this recipe leaves them to" if update_bn_stats else "which is an error of the program"
-        return compared + f"No parameter of a frozen layer differs, but their statistics have moved, {expected}:"
-    others = all(one.max_change > 0 for one in changes if one.layer >= num_frozen)
+    if not parameters_unchanged:
+        return method + "Parameters of frozen layers have changed, which is an error of the program:"
+    if not statistics_unchanged:
+        expected = "as this recipe intends" if update_bn_stats else "which is an error of the program"
+        return method + f"No parameter of a frozen layer has changed, but its BatchNorm statistics have, {expected}:"
+    all_others_changed = all(change.max_change > 0 for change in changes if change.layer >= num_frozen)
     return (
-        compared
-        + "In the frozen layers not a single bit differs, neither of parameters nor of statistics; "
-        + ("all other layers have moved:" if others else "not all of the other layers have moved either:")
+        method
+        + "In the frozen layers, all parameters and statistics are bitwise identical; "
+        + (
+            "all other layers have changed:"
+            if all_others_changed
+            else "some of the other layers have not changed either:"
+        )
     )
 
 
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
-    """What an epoch takes, what freezing saves of it, and all runs side by side."""
+    """Report the time per epoch, the time saved by freezing, and a table of all runs if there are several."""
     run = runs[0]
     values = read_summary(run)["frozen"]
-    frozen = FreezeReport(
+    report = FreezeReport(
         num_layers=values["layers"],
         frozen_parameters=values["parameters"],
         total_parameters=values["all_parameters"],
         flops_fraction=values["share_of_work"],
         update_bn_stats=values["moving_statistics"],
     )
-    views = read_finetune_config(run).num_cached_views
-    taken = Text(
-        "An epoch took {seconds} s (the median, validation included) and filling the caches {filling} s once.",
+    num_cached_views = read_finetune_config(run).num_cached_views
+    time = Text(
+        "An epoch took {seconds} s (median, including validation). Filling the feature cache took {filling} s once.",
         {
             "seconds": summary_number(run, "seconds_per_epoch", spec=".1f"),
             "filling": summary_number(run, "seconds_filling", spec=".1f"),
         },
     )
-    blocks = [taken, *_savings_blocks(frozen, int_number(views, f"{run}/config.json: views"))]
+    blocks = [time, *_savings_blocks(report, int_number(num_cached_views, f"{run}/config.json: num_cached_views"))]
     return blocks if len(runs) < 2 else [*blocks, _runs_table(runs)]
 
 
 def _savings_blocks(report: FreezeReport, num_cached_views: Number) -> list[Block]:
-    """Which parts of a step need not be computed."""
+    """Explain which parts of a training step freezing and the feature cache save."""
     if not report.num_layers:
         return []
-    saved = Number(100 * report.step_savings, "detect/freeze.py: Frozen.saved", ".0f")
+    source = "detect/training/freeze.py: FreezeReport"
+    saved = Number(100 * report.step_savings, f"{source}.step_savings", ".0f")
     text = (
-        "A backward pass takes about twice a forward pass; freezing saves the frozen layers' part of it, {saved} % of "
-        "a step. "
+        "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
+        "layers, which is {saved} % of a step. "
     )
     if report.update_bn_stats:
-        return [Text(text + "Their outputs cannot be kept, since their statistics move.", {"saved": saved})]
+        return [Text(text + "Their outputs cannot be cached, because their statistics change.", {"saved": saved})]
     if not num_cached_views.value:
-        return [Text(text + "Their outputs are not kept: views are drawn anew in every epoch.", {"saved": saved})]
+        return [Text(text + "Their outputs are not cached, because every epoch augments anew.", {"saved": saved})]
     text += (
-        "Frozen layers that stand still give the same numbers for the same picture, so they are computed once for "
-        "{views} fixed views of each picture and kept: then their forward part is saved too, {cached} % of a step in "
-        "all."
+        "Frozen layers have the same output for the same input, so their outputs are computed once for {views} fixed "
+        "augmented views of each image and cached. This also saves their forward pass, in total {cached} % of a step."
     )
-    cached = Number(100 * report.step_savings_with_cache, "detect/freeze.py: Frozen.saved_with_cache", ".0f")
+    cached = Number(100 * report.step_savings_with_cache, f"{source}.step_savings_with_cache", ".0f")
     return [Text(text, {"saved": saved, "views": num_cached_views, "cached": cached})]
 
 
@@ -198,23 +205,33 @@ def _runs_table(runs: Sequence[Path]) -> Table:
         ]
         for run in runs
     ]
-    columns = ["run", "data", "recipe", "frozen", "epochs", "s an epoch", "s for caches", "AP50 before %", "after %"]
+    columns = [
+        "run",
+        "data",
+        "recipe",
+        "frozen",
+        "epochs",
+        "s per epoch",
+        "s for cache",
+        "AP50 before (%)",
+        "after (%)",
+    ]
     return Table("All fine-tuning runs", columns, rows)
 
 
 def freezing_section(run_index: RunIndex, folder: Path) -> Section:
-    """D.1: what was frozen, how, whether it stood still, and what that costs and saves."""
+    """Build section D.1: which layers were frozen, how, whether they changed, and the time saved."""
     head = (
         "D.1",
         "Fine-tuning with frozen layers",
-        "Freeze the first layers of a detector that is trained already, by `named_parameters()`, and train the rest.",
+        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
     )
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished run of fine-tuning", FINETUNE_COMMAND)])
+        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
     source = Code(
         "\n\n".join(
-            inspect.getsource(one) for one in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)
+            inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)
         )
     )
     return Section(
@@ -223,7 +240,7 @@ def freezing_section(run_index: RunIndex, folder: Path) -> Section:
             *frozen_part_blocks(run),
             freezing_method_text(run),
             source,
-            Text("The optimisers are given what is left, and so never touch the rest:"),
+            Text("The optimizers get only the remaining parameters:"),
             Code(inspect.getsource(_parameter_groups)),
             *frozen_check_blocks(run, folder),
             *cost_blocks(run_index.detectors),

@@ -50,7 +50,7 @@ def test_without_weights_it_says_so_and_trains_everything(tmp_path: Path) -> Non
     before = (run / "metrics.jsonl").read_bytes()
     said.clear()
     assert train_sample_detector(tmp_path, said.append, options=FAST, epochs=1) == run
-    assert said == [f"{run}: taken as it is"]
+    assert said == [f"{run}: already finished, skipping"]
     # A run that was stopped before its end is gone on with, not begun anew.
     (run / "summary.json").unlink()
     train_sample_detector(tmp_path, said.append, options=FAST, epochs=1)

@@ -55,9 +55,9 @@ def test_sweep_from_the_command_line(
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["--over", "batch=1,2"], "over 'batch': unknown"),
-        (["--over", "kernel=1,2,1"], "1 stands there twice"),
-        (["--over", "kernel=1,2", "--steps", "9"], "steps is 9: leave it out"),
+        (["--over", "batch=1,2"], "unknown parameter 'batch'"),
+        (["--over", "kernel=1,2,1"], "duplicate value 1"),
+        (["--over", "kernel=1,2", "--steps", "9"], "--steps 9: omit it"),
         (["--over", "batch-size=1,2", "--epochs", "0"], "epochs is 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sweeps of tiny runs: what is trained, what is shared and kept, and every number against numpy, torch and skimage."""
+"""Sweeps of tiny runs: training, reuse of finished runs, and every number against NumPy, PyTorch and scikit-image."""
 
 import csv
 import json
@@ -26,10 +26,16 @@ from chromabox.experiments.sweep_results import METRICS, SweepResult, SweepRow, 
 OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
 
 
-def run(folder: Path, photos: str, say=lambda line: None, **changes: object) -> SweepResult:
-    given = {"model": "conv-transpose", "recipe": "course", "parameter": "batch-size", "values": (9, 4), "seeds": (0, 1)}
-    given |= {"data": photos, "palette": "horse24", "epochs": 2, "options": OPTIONS}
-    return sweep(folder, **{**given, "log": say, **changes})
+def run_sweep(folder: Path, photos: str, log=lambda line: None, **changes: object) -> SweepResult:
+    arguments = {
+        "model": "conv-transpose",
+        "recipe": "course",
+        "parameter": "batch-size",
+        "values": (9, 4),
+        "seeds": (0, 1),
+    }
+    arguments |= {"data": photos, "palette": "horse24", "epochs": 2, "options": OPTIONS}
+    return sweep(folder, **{**arguments, "log": log, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(folder: Path, photos: str) -> SweepResult:
-    """27 pictures in batches of 4 and 9: 7 and 3 steps an epoch."""
-    return run(folder, photos)
+    """A sweep over 27 images in batches of 4 and 9: 7 and 3 steps per epoch."""
+    return run_sweep(folder, photos)
 
 
-def summaries(result: SweepResult, row: SweepRow) -> list[dict]:
+def read_summaries(result: SweepResult, row: SweepRow) -> list[dict]:
     return [json.loads((result.folder / run / "summary.json").read_text()) for run in row.runs]
 
 
-def test_every_value_has_as_many_epochs_and_then_as_many_steps(result: SweepResult) -> None:
+def test_values_are_compared_with_equal_epochs_and_equal_steps(result: SweepResult) -> None:
     assert [(row.value, row.epochs, row.steps, row.steps_per_epoch) for row in result.equal_epochs] == [
         (4, 2, 14, 7),
         (9, 2, 6, 3),
@@ -58,62 +64,62 @@ def test_every_value_has_as_many_epochs_and_then_as_many_steps(result: SweepResu
         ["batch-size-4-seed0", "batch-size-4-seed1"],
         ["batch-size-9-seed0", "batch-size-9-seed1"],
         ["batch-size-4-steps6-seed0", "batch-size-4-steps6-seed1"],
-        ["batch-size-9-seed0", "batch-size-9-seed1"],  # which made six steps anyway
+        ["batch-size-9-seed0", "batch-size-9-seed1"],  # takes six steps in both comparisons
     ]
-    made = {path.parent.name for path in result.folder.glob("*/summary.json")}
-    assert made == {name for row in names for name in row}
+    run_names = {path.parent.name for path in result.folder.glob("*/summary.json")}
+    assert run_names == {name for row in names for name in row}
     for row in (*result.equal_epochs, *result.equal_steps):
         configs = [read_config(result.folder / run) for run in row.runs]
         assert {config.recipe.batch_size for config in configs} == {row.value}
         assert [config.seed for config in configs] == [0, 1] == list(result.seeds)
-        assert [summary["updates"] for summary in summaries(result, row)] == [row.steps] * 2
+        assert [summary["updates"] for summary in read_summaries(result, row)] == [row.steps] * 2
 
 
-def test_numbers_are_means_and_sample_standard_deviations_of_the_runs(result: SweepResult) -> None:
+def test_metrics_are_means_and_sample_standard_deviations(result: SweepResult) -> None:
     for row in (*result.equal_epochs, *result.equal_steps):
         assert row.metrics.keys() == METRICS.keys()
         for name in ("test_loss", "test_accuracy", "seconds"):
-            each = np.array([summary[name] for summary in summaries(result, row)])
-            assert row.metrics[name].values == tuple(each)
-            assert row.metrics[name].mean == pytest.approx(each.mean())
-            assert row.metrics[name].std == pytest.approx(each.std(ddof=1))
-        an_epoch = np.array(row.metrics["seconds"].values) / row.steps * row.steps_per_epoch
-        assert row.metrics["seconds_per_epoch"].values == pytest.approx(an_epoch)
+            values = np.array([summary[name] for summary in read_summaries(result, row)])
+            assert row.metrics[name].values == tuple(values)
+            assert row.metrics[name].mean == pytest.approx(values.mean())
+            assert row.metrics[name].std == pytest.approx(values.std(ddof=1))
+        seconds_per_epoch = np.array(row.metrics["seconds"].values) / row.steps * row.steps_per_epoch
+        assert row.metrics["seconds_per_epoch"].values == pytest.approx(seconds_per_epoch)
 
 
-def test_what_is_measured_again_agrees_with_other_libraries(result: SweepResult, photos: str) -> None:
+def test_evaluated_metrics_agree_with_other_libraries(result: SweepResult, photos: str) -> None:
     for row in (*result.equal_epochs, result.equal_steps[0]):
-        trained = load_palette_model(result.folder / row.runs[1])
-        data = load_colour_dataset(photos, trained.palette)
+        model = load_palette_model(result.folder / row.runs[1])
+        data = load_colour_dataset(photos, model.palette)
         with torch.no_grad():
-            train = trained.network(data.train.grey[:3])  # as many as there are test pictures
-            said = trained.network(data.test.grey).argmax(1).numpy()
-        loss = torch.nn.functional.cross_entropy(train, data.train.labels[:3].long()).item()
+            logits = model.network(data.train.grey[:3])  # as many as there are test images
+            labels = model.network(data.test.grey).argmax(1).numpy()
+        loss = torch.nn.functional.cross_entropy(logits, data.train.labels[:3].long()).item()
         assert row.metrics["train_loss"].values[1] == pytest.approx(loss, rel=1e-5)
-        hits = (train.argmax(1) == data.train.labels[:3]).float().mean().item()
-        assert row.metrics["train_accuracy"].values[1] == pytest.approx(hits)
-        coloured, truth = trained.palette.rgb[said], data.test.rgb.transpose(0, 2, 3, 1)
+        accuracy = (logits.argmax(1) == data.train.labels[:3]).float().mean().item()
+        assert row.metrics["train_accuracy"].values[1] == pytest.approx(accuracy)
+        coloured, truth = model.palette.rgb[labels], data.test.rgb.transpose(0, 2, 3, 1)
         psnr = peak_signal_noise_ratio(truth, coloured, data_range=255)
         assert row.metrics["psnr"].values[1] == pytest.approx(psnr)
-        colourful = np.mean([colourfulness(np.ascontiguousarray(picture)) for picture in coloured])
-        assert row.metrics["colourfulness"].values[1] == pytest.approx(colourful)
+        expected = np.mean([colourfulness(np.ascontiguousarray(image)) for image in coloured])
+        assert row.metrics["colourfulness"].values[1] == pytest.approx(expected)
         assert 0 < row.metrics["delta_e"].values[1] < 100
     grey = np.rint(truth.mean(-1, keepdims=True)).astype(np.uint8).repeat(3, -1)
     assert result.grey_psnr == pytest.approx(peak_signal_noise_ratio(truth, grey, data_range=255))
-    truths = [colourfulness(np.ascontiguousarray(picture)) for picture in truth]
-    assert result.truth_colourfulness == pytest.approx(np.mean(truths))
+    expected = [colourfulness(np.ascontiguousarray(image)) for image in truth]
+    assert result.truth_colourfulness == pytest.approx(np.mean(expected))
 
 
-def test_the_file_says_the_same(result: SweepResult) -> None:
+def test_sweep_json_round_trip(result: SweepResult) -> None:
     assert read_sweep(result.folder) == result
     written = json.loads((result.folder / "sweep.json").read_text())
     loss = written["equal_epochs"][1]["metrics"]["test_loss"]
-    found = result.equal_epochs[1].metrics["test_loss"]
-    assert loss == {"mean": found.mean, "spread": found.std, "each": list(found.values)}
+    stats = result.equal_epochs[1].metrics["test_loss"]
+    assert loss == {"mean": stats.mean, "spread": stats.std, "each": list(stats.values)}
     assert written["equal_steps"][0]["runs"] == ["batch-size-4-steps6-seed0", "batch-size-4-steps6-seed1"]
 
 
-def test_the_csv_says_the_same(result: SweepResult) -> None:
+def test_csv_holds_the_same_values(result: SweepResult) -> None:
     with result.csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["comparison"], row["batch-size"]) for row in rows] == [
@@ -128,99 +134,103 @@ def test_the_csv_says_the_same(result: SweepResult) -> None:
         assert (written["updates"], written["seeds"]) == (str(row.steps), "0 1")
 
 
-def test_the_curves_have_a_colour_for_each_value(result: SweepResult) -> None:
+def test_curves_have_one_colour_per_value(result: SweepResult) -> None:
     with Image.open(result.curves_path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape == (760, 1600, 3)  # 3.8 × 8 inches of 200 dots
-    for place in (0.0, 0.9):
-        colour = np.rint(np.array(colormaps["viridis"](place)[:3]) * 255)
+    assert pixels.shape == (760, 1600, 3)  # 3.8 × 8 inches at 200 dpi
+    for position in (0.0, 0.9):
+        colour = np.rint(np.array(colormaps["viridis"](position)[:3]) * 255)
         for half in (pixels[:, :800], pixels[:, 800:]):
             assert (np.abs(half - colour) <= 1).all(-1).sum() > 100
 
 
-def test_the_sheet_has_a_row_for_each_value(result: SweepResult) -> None:
+def test_sample_figure_has_one_row_per_value(result: SweepResult) -> None:
     with Image.open(result.samples_path) as image:
-        # Grey, truth and two values; three test pictures of an inch and 1.6 for the labels, 150 dots an inch.
+        # Grey, truth and two values; three test images of 1 inch, 1.6 inches for the labels, 150 dpi.
         assert image.size[0] == round(150 * (3 + 1.6))
         assert abs(image.size[1] - 150 * (1.02 * 4 + 0.5)) <= 1
 
 
-def test_a_sweep_is_found_as_one_and_its_runs_are_not(result: SweepResult) -> None:
-    found = find_runs([result.folder])
-    assert found.sweeps == [result.folder]
-    assert not found.colour
+def test_sweep_is_found_without_its_runs(result: SweepResult) -> None:
+    run_index = find_runs([result.folder])
+    assert run_index.sweeps == [result.folder]
+    assert not run_index.colour
 
 
-def test_finished_runs_are_taken_as_they_are(result: SweepResult, folder: Path, photos: str) -> None:
+def test_finished_runs_are_skipped(result: SweepResult, folder: Path, photos: str) -> None:
     before = {path: path.read_bytes() for path in folder.glob("*/*.safetensors")}
-    said: list[str] = []
-    assert run(folder, photos, said.append) == result
+    messages: list[str] = []
+    assert run_sweep(folder, photos, messages.append) == result
     assert len(before) == 12
-    assert len(said) == 6
-    assert all("taken as it is" in line for line in said)
+    assert len(messages) == 6
+    assert all("already finished, skipping" in message for message in messages)
     assert {path: path.read_bytes() for path in folder.glob("*/*.safetensors")} == before
 
 
-def test_a_sweep_that_was_moved_and_stopped_goes_on(
+def test_interrupted_sweep_in_a_moved_folder_is_resumed(
     result: SweepResult, folder: Path, photos: str, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "batch-size-4-seed1" / "summary.json").unlink()
     shutil.rmtree(copy / "batch-size-4-steps6-seed0")
-    said: list[str] = []
-    again = run(copy, photos, said.append)
-    assert sum("taken as it is" in line for line in said) == 4
-    assert f"{copy / 'batch-size-4-seed1'}: going on" in said
-    assert f"{copy / 'batch-size-4-steps6-seed0'}: training" in said
+    messages: list[str] = []
+    again = run_sweep(copy, photos, messages.append)
+    assert sum("already finished, skipping" in message for message in messages) == 4
+    assert f"{copy / 'batch-size-4-seed1'}: resuming" in messages
+    assert f"{copy / 'batch-size-4-steps6-seed0'}: training" in messages
     for name in ("test_loss", "psnr"):
-        for rows in zip(again.equal_epochs + again.equal_steps, result.equal_epochs + result.equal_steps, strict=True):
-            assert rows[0].metrics[name] == rows[1].metrics[name]
+        for row, first in zip(
+            again.equal_epochs + again.equal_steps, result.equal_epochs + result.equal_steps, strict=True
+        ):
+            assert row.metrics[name] == first.metrics[name]
 
 
-def test_more_values_keep_the_runs_there_are(result: SweepResult, folder: Path, photos: str, tmp_path: Path) -> None:
+def test_added_values_reuse_existing_runs(result: SweepResult, folder: Path, photos: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    said: list[str] = []
-    more = run(copy, photos, said.append, values=(27, 4, 9), seeds=(0,), steps=4)
+    messages: list[str] = []
+    more = run_sweep(copy, photos, messages.append, values=(27, 4, 9), seeds=(0,), steps=4)
     assert [row.steps for row in more.equal_epochs] == [14, 6, 2]
     assert [row.steps for row in more.equal_steps] == [4, 4, 4]
     assert [row.epochs for row in more.equal_steps] == [1, 2, 4]
     assert [str(row.runs[0]) for row in more.equal_steps][2] == "batch-size-27-steps4-seed0"
-    assert sum("taken as it is" in line for line in said) == 2
+    assert sum("already finished, skipping" in message for message in messages) == 2
     assert more.equal_epochs[0].metrics["test_loss"].std is None
 
 
-def test_palettes_of_several_sizes(photos: str, tmp_path: Path) -> None:
-    found = run(tmp_path, photos, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
-    assert found.equal_steps == ()
-    assert (found.parameter, found.palette) == ("colours", "fitted")
-    for row, count in zip(found.equal_epochs, (2, 4), strict=True):
+def test_sweep_over_palette_sizes(photos: str, tmp_path: Path) -> None:
+    result = run_sweep(tmp_path, photos, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
+    assert result.equal_steps == ()
+    assert (result.parameter, result.palette) == ("colours", "fitted")
+    for row, count in zip(result.equal_epochs, (2, 4), strict=True):
         folder = tmp_path / row.runs[0]
         assert folder.name == f"colours-{count}-seed0"
         assert read_config(folder).palette == f"fitted:{count}"
         palette = load_palette(folder / "palette.json")
         assert len(palette) == len(load_palette_model(folder).palette) == count
         assert load_inputs(read_config(folder), folder).data.test.labels.max() < count
-    said: list[str] = []
-    run(tmp_path, photos, said.append, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
-    assert all("taken as it is" in line for line in said)
+    messages: list[str] = []
+    run_sweep(
+        tmp_path, photos, messages.append, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1
+    )
+    assert all("already finished, skipping" in message for message in messages)
 
 
 @pytest.mark.parametrize(
-    ("over", "values", "parameters"),
+    ("parameter", "values", "size_changes"),
     [("kernel", (1, 3), True), ("filters", (4, 8), True), ("learning-rate", (1e-3, 0.01), False)],
 )
-def test_other_quantities(photos: str, tmp_path: Path, over: str, values: tuple, parameters: bool) -> None:
-    found = run(tmp_path, photos, parameter=over, values=values, seeds=(3,), epochs=1)
-    assert found.equal_steps == ()
-    assert [row.value for row in found.equal_epochs] == list(values)
-    small, large = found.equal_epochs
-    assert (small.parameters < large.parameters) is parameters
+def test_other_parameters(photos: str, tmp_path: Path, parameter: str, values: tuple, size_changes: bool) -> None:
+    result = run_sweep(tmp_path, photos, parameter=parameter, values=values, seeds=(3,), epochs=1)
+    assert result.equal_steps == ()
+    assert [row.value for row in result.equal_epochs] == list(values)
+    small, large = result.equal_epochs
+    assert (small.parameters < large.parameters) is size_changes
     assert small.metrics["test_loss"] != large.metrics["test_loss"]
-    assert large.runs == (Path(f"{over}-{values[1]}-seed3"),)
-    assert read_sweep(tmp_path) == found
-    assert found.curves_path.is_file()
+    assert large.runs == (Path(f"{parameter}-{values[1]}-seed3"),)
+    assert read_sweep(tmp_path) == result
+    assert result.curves_path.is_file()
 
 
 @pytest.mark.parametrize(
@@ -228,37 +238,41 @@ def test_other_quantities(photos: str, tmp_path: Path, over: str, values: tuple,
     [
         ({"epochs": 3}, "holds a run with other settings"),
         ({"recipe": "default"}, "holds a run with other settings"),
-        ({"values": (4, 4)}, "over batch-size: 4 stands there twice"),
-        ({"values": (4,)}, "over batch-size: 1 value; give at least two"),
-        ({"values": (0, 4)}, "over batch-size: 0 is not possible; give whole numbers above 0"),
-        ({"values": (4, 8.5)}, "over batch-size: 8.5 is not possible"),
-        ({"over": "learning-rate", "values": (0.1, float("inf"))}, "over learning-rate: inf is not possible"),
-        ({"over": "colours", "values": (1, 4), "palette": "auto"}, "a palette has 2 to 256"),
-        ({"over": "colours"}, "palette horse24: a sweep over colours fits palettes of its own"),
-        ({"over": "size"}, "over 'size': unknown"),
-        ({"over": "kernel", "values": (3, 40)}, "kernel 40"),
-        ({"seeds": ()}, "seeds: .* holds none"),
-        ({"seeds": (1, 1)}, "seeds: .* holds one twice"),
-        ({"steps": 0}, "steps is 0: give at least 1"),
-        ({"over": "kernel", "steps": 5}, "steps is 5: leave it out"),
+        ({"values": (4, 4)}, "--over batch-size: duplicate value 4"),
+        ({"values": (4,)}, "--over batch-size: got 1 value; expected at least two"),
+        ({"values": (0, 4)}, "--over batch-size: invalid value 0; expected integers above 0"),
+        ({"values": (4, 8.5)}, "--over batch-size: invalid value 8.5"),
+        ({"parameter": "learning-rate", "values": (0.1, float("inf"))}, "--over learning-rate: invalid value inf"),
+        ({"parameter": "colours", "values": (1, 4), "palette": "auto"}, "expected 2 to 256 colours"),
+        ({"parameter": "colours"}, "--palette horse24: a sweep over colours fits its palettes"),
+        ({"parameter": "size"}, "--over: unknown parameter 'size'"),
+        ({"parameter": "kernel", "values": (3, 40)}, "kernel 40"),
+        ({"seeds": ()}, "--seeds: .* is empty"),
+        ({"seeds": (1, 1)}, "--seeds: .* has duplicate values"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"parameter": "kernel", "steps": 5}, "--steps 5: omit it"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(
+def test_invalid_arguments_are_rejected_before_training(
     result: SweepResult, folder: Path, photos: str, changes: dict, error: str
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(UsageError, match=error):
-        run(folder, photos, **changes)
+        run_sweep(folder, photos, **changes)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_runs_on_another_palette_are_refused(result: SweepResult, folder: Path, photos: str, tmp_path: Path) -> None:
+def test_runs_with_different_palettes_are_rejected(
+    result: SweepResult, folder: Path, photos: str, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     summary = copy / "batch-size-9-seed1" / "summary.json"
     summary.write_text(summary.read_text().replace('"horse24"', '"course"'))
-    with pytest.raises(UsageError, match=r"batch-size-9-seed1: has palette course, but .*batch-size-4-seed0 has horse"):
-        run(copy, photos)
+    with pytest.raises(
+        UsageError, match=r"batch-size-9-seed1: uses palette course, but .*batch-size-4-seed0 uses horse"
+    ):
+        run_sweep(copy, photos)
 
 
 @pytest.mark.parametrize(
@@ -269,24 +283,24 @@ def test_runs_on_another_palette_are_refused(result: SweepResult, folder: Path, 
         ("colours=256,2", ("colours", (256, 2))),
     ],
 )
-def test_over_is_read(text: str, parsed: tuple) -> None:
+def test_parse_sweep_option(text: str, parsed: tuple) -> None:
     assert parse_sweep(text) == parsed
 
 
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("batch-size", "'' is not a whole number; write for example batch-size=1,2,3"),
-        ("batch-size=32,x", "'x' is not a whole number"),
-        ("kernel=3.0,5", "'3.0' is not a whole number"),
+        ("batch-size", "'' is not an integer; use for example batch-size=1,2,3"),
+        ("batch-size=32,x", "'x' is not an integer"),
+        ("kernel=3.0,5", "'3.0' is not an integer"),
         ("learning-rate=fast,1", "'fast' is not a number"),
-        ("learning-rate=nan,1", "nan is not possible; give numbers above 0"),
-        ("learning-rate=1e-3,0.001", "0.001 stands there twice"),
-        ("filters=-1,2", "-1 is not possible"),
-        ("", f"over '': unknown; write NAME=VALUE,VALUE,… with one of {', '.join(SWEEP_PARAMETERS)}"),
+        ("learning-rate=nan,1", "invalid value nan; expected numbers above 0"),
+        ("learning-rate=1e-3,0.001", "duplicate value 0.001"),
+        ("filters=-1,2", "invalid value -1"),
+        ("", f"--over: unknown parameter ''; expected PARAMETER=V1,V2,... with one of {', '.join(SWEEP_PARAMETERS)}"),
     ],
 )
-def test_over_that_cannot_be_read_is_refused(text: str, error: str) -> None:
+def test_parse_invalid_sweep_option_raises(text: str, error: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_sweep(text)
     assert error in str(caught.value)

@@ -1,4 +1,4 @@
-"""All nets side by side: trained with several seeds, one table, one figure, the published numbers beside them."""
+"""Comparison of models: each trained with several seeds, tabulated with published results, and plotted."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ from chromabox.report.tables import _print_table
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """Accuracy range (%) and lowest loss over six public write-ups of the assignment: its setting and palette."""
+    """Accuracy range in percent and lowest loss of six public solutions, with the assignment's data and palette."""
 
     accuracy: tuple[float, float]
     loss: float
@@ -37,7 +37,7 @@ PUBLISHED_RESULTS: Mapping[str, PublishedResult] = {
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One net's line of the table; accuracies in percent, spreads are sample standard deviations over seeds."""
+    """Results of one model. Accuracies are in percent; ``_std`` fields are sample standard deviations over seeds."""
 
     model: str
     recipe: str
@@ -56,7 +56,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table, the runs behind it, and where both were put."""
+    """Table rows, the runs behind each row, and the paths of the table and the figure."""
 
     rows: list[ComparisonRow]
     runs: dict[str, list[Path]]
@@ -76,19 +76,25 @@ def compare(
     options: RuntimeOptions | None = None,
     log: Callable[[str], None] = print,
 ) -> Comparison:
-    """Train every net with every seed into ``folder/NET-RECIPE-seedN``, unless it is there already, and tabulate."""
-    for option, values in (("nets", models), ("seeds", seeds)):
+    """Train every model with every seed into ``folder/MODEL-RECIPE-seedN`` and tabulate the results.
+
+    Finished runs are reused and interrupted ones are resumed. Raise UsageError if a list is empty or has duplicates, or
+    if a run folder holds a run with other settings.
+    """
+    for option, values in (("--models", models), ("--seeds", seeds)):
         if not values or len(set(values)) < len(values):
-            raise UsageError(f"{option}: {values} holds {'one twice' if values else 'none'}; give each once")
-    wanted = {
-        net: {
-            folder / f"{net}-{recipe}-seed{seed}": _make_config(net, recipe, data, palette, seed, epochs)
+            problem = "has duplicate values" if values else "is empty"
+            raise UsageError(f"{option}: {values} {problem}; expected one or more different values")
+    configs = {
+        model: {
+            folder / f"{model}-{recipe}-seed{seed}": _make_config(model, recipe, data, palette, seed, epochs)
             for seed in seeds
         }
-        for net in models
+        for model in models
     }
-    train_pending({run: config for group in wanted.values() for run, config in group.items()}, options=options, log=log)
-    return tabulate(folder, {net: list(group) for net, group in wanted.items()})
+    all_configs = {run: config for group in configs.values() for run, config in group.items()}
+    train_pending(all_configs, options=options, log=log)
+    return tabulate(folder, {model: list(group) for model, group in configs.items()})
 
 
 def _make_config(
@@ -105,11 +111,14 @@ def _make_config(
 
 
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Finished runs by net; UsageError for a folder without a summary or two runs of a net that cannot be averaged."""
+    """Group finished runs by model (and by recipe, if the runs use several).
+
+    Raise UsageError if a folder holds no summary or if the runs of a group cannot be averaged.
+    """
     groups: dict[str, list[Path]] = {}
     for run in runs:
         if not (run / "summary.json").is_file():
-            raise UsageError(f"{run}: holds no summary.json; give the folder of a run that finished")
+            raise UsageError(f"{run}: holds no summary.json; use the folder of a finished run")
         config = read_config(run)
         name = (
             config.model
@@ -119,36 +128,37 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
         groups.setdefault(name, []).append(run)
     for name, group in groups.items():
         configs = [read_config(run) for run in group]
-        # The seed is what averaging is over; how a run was executed does not change what was trained.
-        kinds = [replace(config, seed=0, runtime=None) for config in configs]
-        if any(kind != kinds[0] for kind in kinds) or len({_palette_name(run) for run in group}) > 1:
+        # Averaging is over seeds, and runtime options do not change the trained model.
+        comparable = [replace(config, seed=0, runtime=None) for config in configs]
+        if any(config != comparable[0] for config in comparable) or len({_palette_name(run) for run in group}) > 1:
             raise UsageError(
-                f"runs of {name} differ in recipe, data, palette or settings and cannot be averaged; compare them apart"
+                f"runs of {name} differ in recipe, data, palette or settings and cannot be averaged; "
+                "compare them separately"
             )
         if len({config.seed for config in configs}) < len(configs):
-            raise UsageError(f"runs of {name} have the same seed twice; give each run once")
+            raise UsageError(f"runs of {name} have duplicate seeds; use each seed once")
     return groups
 
 
 def _palette_name(run: Path) -> str:
-    """The name of the palette that was used, which for ``auto`` the configuration does not tell."""
+    """Return the name of the palette in use; with ``auto`` the configuration does not contain it."""
     return str(json.loads((run / "summary.json").read_text(encoding="utf-8"))["palette"])
 
 
 def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
-    """Table (csv) and figure of finished runs, a list of them (its seeds) for each name."""
-    lines = [
+    """Write ``comparison.csv`` and ``comparison.png`` for finished runs, given as one list of runs (seeds) per name."""
+    rows = [
         _make_row([json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in group])
         for group in runs.values()
     ]
     table, figure = folder / "comparison.csv", folder / "comparison.png"
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(table) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(table) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[item.name for item in fields(ComparisonRow)])
         writer.writeheader()
-        writer.writerows({key: "" if value is None else value for key, value in vars(line).items()} for line in lines)
-    _plot_samples(figure, {name: group[0] for name, group in runs.items()}, lines)
-    return Comparison(lines, {name: list(group) for name, group in runs.items()}, table, figure)
+        writer.writerows({key: "" if value is None else value for key, value in vars(row).items()} for row in rows)
+    _plot_samples(figure, {name: group[0] for name, group in runs.items()}, rows)
+    return Comparison(rows, {name: list(group) for name, group in runs.items()}, table, figure)
 
 
 def _make_row(summaries: Sequence[Mapping[str, Any]]) -> ComparisonRow:
@@ -179,38 +189,38 @@ def _make_row(summaries: Sequence[Mapping[str, Any]]) -> ComparisonRow:
 
 
 def _plot_samples(path: Path, runs: Mapping[str, Path], table_rows: Sequence[ComparisonRow]) -> None:
-    """Rows grey, truth, then a row for each net, of the first test pictures."""
-    rows: dict[str, Any] = {}
-    for (name, run), line in zip(runs.items(), table_rows, strict=True):
+    """Plot the first test images: rows of greyscale inputs, ground truth, and one row per model."""
+    image_rows: dict[str, Any] = {}
+    for (name, run), row in zip(runs.items(), table_rows, strict=True):
         config = read_config(run)
-        trained = load_palette_model(run)
+        model = load_palette_model(run)
         test = load_inputs(config, run).data.test
-        grey, truth, predicted = sample_grid(trained.network, test, trained.palette)
-        rows.setdefault("grey", grey)
-        rows.setdefault("truth", truth)
-        rows[f"{name}\n{line.accuracy:.1f} %"] = predicted
+        grey, truth, predicted = sample_grid(model.network, test, model.palette)
+        image_rows.setdefault("grey", grey)
+        image_rows.setdefault("truth", truth)
+        image_rows[f"{name}\n{row.accuracy:.1f} %"] = predicted
     plot_image_rows(
-        rows,
+        image_rows,
         path,
-        f"{table_rows[0].data}, {table_rows[0].recipe} recipe, palette {table_rows[0].palette}: first test pictures",
+        f"{table_rows[0].data}, {table_rows[0].recipe} recipe, palette {table_rows[0].palette}: first test images",
     )
 
 
 def print_comparison(result: Comparison) -> None:
-    """A line for each net, the published numbers beside it, and where table and figure are."""
-    columns = ["net", "parameters", "seeds", "accuracy %", "loss", "seconds", "published %", "published loss"]
+    """Print one row per model with the published results, and the paths of the table and the figure."""
+    columns = ["model", "parameters", "seeds", "accuracy %", "loss", "seconds", "published %", "published loss"]
     rows = [
         [
-            line.model,
-            f"{line.parameters:,}",
-            line.seeds,
-            f"{line.accuracy:.2f}" + ("" if line.accuracy_std is None else f" ± {line.accuracy_std:.2f}"),
-            f"{line.loss:.4f}" + ("" if line.loss_std is None else f" ± {line.loss_std:.4f}"),
-            f"{line.seconds:.0f}",
-            line.published_accuracy,
-            line.published_loss,
+            row.model,
+            f"{row.parameters:,}",
+            row.seeds,
+            f"{row.accuracy:.2f}" + ("" if row.accuracy_std is None else f" ± {row.accuracy_std:.2f}"),
+            f"{row.loss:.4f}" + ("" if row.loss_std is None else f" ± {row.loss_std:.4f}"),
+            f"{row.seconds:.0f}",
+            row.published_accuracy,
+            row.published_loss,
         ]
-        for line in result.rows
+        for row in result.rows
     ]
     first = result.rows[0]
     _print_table(f"{first.data}, {first.recipe} recipe, palette {first.palette}", columns, rows)

@@ -1,6 +1,7 @@
-"""Colour runs that are wanted in certain folders: trained there, gone on with there, or taken as they are.
+"""Training of pending colour runs, and search for finished runs.
 
-The finished runs below some folders, by what they are.
+Runs are trained into given folders, resumed there, or reused if finished. Finished runs below folders are grouped by
+type.
 """
 
 import json
@@ -20,28 +21,28 @@ from chromabox.report.training import epoch_callback, plot_run
 def train_pending(
     configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None, log: Callable[[str], None] = print
 ) -> None:
-    """Train every run into its folder: finished ones are taken as they are, begun ones gone on with.
+    """Train every run into its folder; skip finished runs and resume interrupted ones.
 
-    Runs that read the same follow each other best: the pictures of one are kept for the next. Raises UsageError, before
-    anything is trained, if another run is in the place of one.
+    Order runs with the same inputs next to each other: the loaded images are reused by the next run. Raise UsageError,
+    before any training, if a folder holds a run with other settings.
     """
-    there = {run: _existing_config(run, config) for run, config in configs.items()}
-    read: tuple[object, ...] | None = None
+    existing_configs = {run: _existing_config(run, config) for run, config in configs.items()}
+    inputs_key: tuple[object, ...] | None = None
     inputs: TrainInputs | None = None
     for run, config in configs.items():
-        begun = there[run]
-        if begun is not None and (run / "summary.json").is_file():
-            log(f"{run}: taken as it is")
+        existing = existing_configs[run]
+        if existing is not None and (run / "summary.json").is_file():
+            log(f"{run}: already finished, skipping")
             continue
-        if begun is None and read != _inputs_key(config):
-            read, inputs = _inputs_key(config), load_inputs(config)
-        log(f"{run}: {'training' if begun is None else 'going on'}")
+        if existing is None and inputs_key != _inputs_key(config):
+            inputs_key, inputs = _inputs_key(config), load_inputs(config)
+        log(f"{run}: {'training' if existing is None else 'resuming'}")
         train(
-            begun or config,
+            existing or config,
             run,
             options=options,
-            inputs=inputs if begun is None else None,  # A begun run has a palette of its own.
-            resume=begun is not None,
+            inputs=inputs if existing is None else None,  # A resumed run uses the palette stored in its folder.
+            resume=existing is not None,
             log=log,
             on_epoch_end=epoch_callback(run, log),
         )
@@ -49,110 +50,113 @@ def train_pending(
 
 
 def _existing_config(run: Path, config: TrainConfig) -> TrainConfig | None:
-    """What is there of this very run, to be taken or gone on with; UsageError if another one is in its place."""
+    """Return the configuration of the run in the folder, or None if there is no checkpoint.
+
+    Raise UsageError if that run has other settings than ``config`` (runtime options aside).
+    """
     if not (run / "last.safetensors").is_file():
         return None
-    there = read_config(run)
-    if replace(there, runtime=None) != config:
-        raise UsageError(f"{run}: holds a run with other settings; give another -o folder or remove it")
-    return there
+    existing = read_config(run)
+    if replace(existing, runtime=None) != config:
+        raise UsageError(f"{run}: holds a run with other settings; use another folder with -o or remove it")
+    return existing
 
 
 def _inputs_key(config: TrainConfig) -> tuple[object, ...]:
-    """What decides the inputs of a run."""
+    """Return the settings that determine the inputs of a run."""
     return config.data, config.palette, config.size, config.val_fraction, config.recipe.auxiliary_fraction > 0
 
 
 @dataclass(frozen=True)
 class RunIndex:
-    """Folders of finished runs, each list in the order of its paths."""
+    """Folders of finished runs; lists are in path order."""
 
     colour: dict[str, list[Path]] = field(default_factory=dict)
-    """Of nets with a palette, by the net's name in the assignment's order, then by seed; all of one recipe, data and
-    palette, so that they can be compared."""
+    """Runs of palette models by model name, in the assignment's order, then by seed. All share recipe, data and
+    palette, which makes them comparable."""
     sweeps: list[Path] = field(default_factory=list)
-    """Folders that hold a ``sweep.json``."""
+    """Folders that contain a ``sweep.json``."""
     detectors: list[Path] = field(default_factory=list)
-    """Fine-tuned detectors."""
+    """Runs of fine-tuned detectors."""
     ignored: list[str] = field(default_factory=list)
-    """Sentences about runs that are there and cannot be used."""
+    """Messages about runs that cannot be used."""
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run."""
+    """Return the contents of ``summary.json`` of a finished run."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return summary
 
 
 def find_runs(paths: Sequence[Path]) -> RunIndex:
-    """Look for finished runs in the folders and below them, a sweep's own runs apart.
+    """Return the finished runs in and below the folders, without the runs that belong to a sweep.
 
-    Of colour runs the recipe, data and palette that most nets share are taken (the longest trained, of several). Raises
-    UsageError for a path that does not exist or below which no run is finished.
+    Of the colour runs, select the combination of recipe, data and palette with the most models; ties go to the runs
+    with the most epochs. Raise UsageError if a path is not a folder or contains no finished run.
     """
-    found = RunIndex()
+    run_index = RunIndex()
     colour: dict[tuple[str, str, str], list[Path]] = {}
     for path in paths:
         if not path.is_dir():
-            raise UsageError(f"{path}: is no folder; give the folder of a run, or one that holds runs")
+            raise UsageError(f"{path}: not a folder; use the folder of a run or a folder that contains runs")
         sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
         runs = _find_run_folders(path, sweeps)
         if not sweeps and not runs:
-            raise UsageError(f"{path}: holds no finished run; chromabox train or finetune makes one")
-        found.sweeps.extend(sweeps)
+            raise UsageError(f"{path}: holds no finished run; use chromabox train or chromabox finetune to create one")
+        run_index.sweeps.extend(sweeps)
         for run in runs:
-            net = read_config_values(run).get("model")
-            if net == "detector":
-                found.detectors.append(run)
-            elif net in PALETTE_MODELS:
+            model = read_config_values(run).get("model")
+            if model == "detector":
+                run_index.detectors.append(run)
+            elif model in PALETTE_MODELS:
                 summary = read_summary(run)
                 colour.setdefault((summary["recipe"], summary["data"], summary["palette"]), []).append(run)
             else:
-                found.ignored.append(f"{run}: a run of {net}, which the write-up has no place for")
-    _select_group(colour, found)
-    return found
+                run_index.ignored.append(f"{run}: a run of {model}, which reports do not support")
+    _select_group(colour, run_index)
+    return run_index
 
 
 def _find_run_folders(path: Path, sweeps: Sequence[Path]) -> list[Path]:
-    """Folders with a configuration and a summary, but for a sweep's own."""
+    """Return the folders with a configuration and a summary, except those inside a sweep folder."""
     folders = sorted(file.parent for file in path.rglob("summary.json") if (file.parent / "config.json").is_file())
     return [folder for folder in folders if not any(folder.is_relative_to(sweep) for sweep in sweeps)]
 
 
 def _select_group(colour: dict[tuple[str, str, str], list[Path]], index: RunIndex) -> None:
-    """Of several kinds of colour runs that cannot be compared the one with the most nets, then the most epochs."""
+    """Add the group of comparable colour runs with the most models, then the most epochs, to the index."""
 
-    def worth(runs: list[Path]) -> tuple[int, int]:
+    def sort_key(runs: list[Path]) -> tuple[int, int]:
         summaries = [read_summary(run) for run in runs]
-        return len({one["net"] for one in summaries}), max(one["epochs"] for one in summaries)
+        return len({summary["net"] for summary in summaries}), max(summary["epochs"] for summary in summaries)
 
-    kinds = sorted(colour.items(), key=lambda kind: worth(kind[1]), reverse=True)
-    for (recipe, data, palette), runs in kinds[1:]:
+    groups = sorted(colour.items(), key=lambda group: sort_key(group[1]), reverse=True)
+    for (recipe, data, palette), runs in groups[1:]:
         index.ignored.append(
-            f"{len(runs)} runs by the {recipe} recipe on {data} with palette {palette}: not comparable with the "
-            "others, so give them to a report of their own"
+            f"{len(runs)} runs with the {recipe} recipe on {data} with palette {palette}: not comparable with the "
+            "others; use a separate report"
         )
-    for net in PALETTE_MODELS:
-        own = [run for _, runs in kinds[:1] for run in runs if read_summary(run)["net"] == net]
-        if own:
-            index.colour[net] = _same_settings(net, own, index)
+    for model in PALETTE_MODELS:
+        model_runs = [run for _, runs in groups[:1] for run in runs if read_summary(run)["net"] == model]
+        if model_runs:
+            index.colour[model] = _same_settings(model, model_runs, index)
 
 
 def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:
-    """Of a net's runs those that differ in nothing but the seed: the largest such group, of equal ones the longest."""
+    """Return the largest group of a model's runs that differ only in the seed; ties go to the most epochs."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
         config = read_config_values(run)
-        what = {
+        settings = {
             name: config.get(name)
             for name in ("recipe", "model_args", "max_steps", "size", "val_fraction", "accumulate")
         }
-        groups.setdefault(json.dumps(what, sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
     best = max(groups.values(), key=lambda group: (len(group), max(read_summary(run)["epochs"] for run in group)))
     others = [run for group in groups.values() if group is not best for run in group]
     if others:
         index.ignored.append(
-            f"{len(others)} runs of {model} with other settings than the rest, from {others[0]} on: not comparable with "
-            "the others, so give them to a report of their own"
+            f"{len(others)} runs of {model} have other settings than the rest, starting with {others[0]}: not "
+            "comparable with the others; use a separate report"
         )
     return sorted(best, key=lambda run: int(read_summary(run)["seed"]))

@@ -1,7 +1,4 @@
-"""What a sweep found: for every value its runs and what they reached; as ``sweep.json`` and as a table.
-
-A sweep as figures: all its curves in one, and what each value's net makes of the same pictures.
-"""
+"""Results of a sweep: metrics of every value's runs, ``sweep.json``, ``sweep.csv``, tables and figures."""
 
 import csv
 import json
@@ -33,7 +30,7 @@ from chromabox.report.tables import _format_number, _print_table
 
 SweepValue = int | float
 
-#: Format of ``sweep.json``. Format 1 had no number and used other names, which are still read.
+#: Format of ``sweep.json``. Format 1 had no version number and used other names; it can still be read.
 SWEEP_FORMAT = 2
 _FORMAT_1_NAMES = {
     "net": "model",
@@ -42,39 +39,39 @@ _FORMAT_1_NAMES = {
     "updates_per_epoch": "steps_per_epoch",
     "measured": "metrics",
 }
-#: What is measured of every run, and in which unit.
+#: Metrics of every run, with their meaning and unit.
 METRICS: Mapping[str, str] = {
-    "train_loss": "cross-entropy of the finished net in nats a pixel, on as many training pictures as there are test "
-    "pictures",
-    "train_accuracy": "share of their pixels whose colour is right",
-    "test_loss": "cross-entropy in nats a pixel, on the test pictures",
-    "test_accuracy": "share of their pixels whose colour is right",
-    "psnr": "dB, coloured test pictures (the likeliest colour of every pixel) against the true ones",
-    "delta_e": "mean CIEDE2000 of the same",
-    "colourfulness": "of the coloured test pictures, Hasler and Süsstrunk 2003, mean over pictures",
-    "seconds": "training with what is measured after every epoch",
-    "seconds_per_epoch": "the same for one pass over the training pictures",
+    "train_loss": "cross-entropy of the final model in nats per pixel, on as many training images as there are test "
+    "images",
+    "train_accuracy": "fraction of correct pixels on the same training images",
+    "test_loss": "cross-entropy in nats per pixel on the test images",
+    "test_accuracy": "fraction of correct pixels on the test images",
+    "psnr": "dB, colourised test images (most likely colour of every pixel) against the ground truth",
+    "delta_e": "mean CIEDE2000 of the same images",
+    "colourfulness": "of the colourised test images (Hasler and Süsstrunk 2003), mean over images",
+    "seconds": "training time, including the evaluation after every epoch",
+    "seconds_per_epoch": "training time per epoch, including the evaluation",
 }
 
 
 @dataclass(frozen=True)
 class SeedStats:
-    """One quantity, by seed."""
+    """Values of one metric, one per seed."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.mean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds; None of a single one, and where a PSNR is infinite."""
+        """Sample standard deviation over the seeds; None for a single seed or an infinite PSNR."""
         return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
 
     def as_json(self) -> dict[str, Any]:
-        """Mean, spread and the numbers themselves; what is infinite, which JSON has not, becomes null."""
+        """Return mean, standard deviation and all values; infinity, which JSON lacks, becomes None."""
         return {
             "mean": _inf_to_none(self.mean),
             "spread": self.std,
@@ -84,23 +81,23 @@ class SeedStats:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One value's runs."""
+    """Runs of one parameter value and their metrics."""
 
     value: SweepValue
     runs: tuple[Path, ...]
-    """The folder of each seed's run, relative to the sweep's."""
+    """Run folder of each seed, relative to the sweep folder."""
     parameters: int
     epochs: int
-    """The last of which may have been cut short, where the updates are given."""
+    """Number of epochs; if the number of steps is fixed, the last epoch can be incomplete."""
     steps: int
     steps_per_epoch: int
     metrics: Mapping[str, SeedStats]
-    """By the names in ``MEASURED``."""
+    """Metrics by the names in ``METRICS``."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """One net trained with several values of one quantity."""
+    """Results of one model trained with several values of one parameter."""
 
     folder: Path
     model: str
@@ -110,32 +107,32 @@ class SweepResult:
     parameter: str
     seeds: tuple[int, ...]
     grey_psnr: float
-    """PSNR of the grey test pictures in dB: what no colour at all reaches."""
+    """PSNR of the greyscale test images in dB, the baseline without any colour."""
     truth_colourfulness: float
-    """Of the true test pictures, the mean."""
+    """Mean colourfulness of the ground-truth test images."""
     equal_epochs: tuple[SweepRow, ...]
-    """In the order of the values."""
+    """Results with the same number of epochs, in the order of the values."""
     equal_steps: tuple[SweepRow, ...] = ()
-    """The same values, every one with as many updates; empty where that is the same comparison."""
+    """Results of the same values with the same number of optimizer steps; empty if both comparisons are identical."""
 
     @property
     def csv_path(self) -> Path:
-        """All means and spreads as csv."""
+        """Path of the table of means and standard deviations."""
         return self.folder / "sweep.csv"
 
     @property
     def curves_path(self) -> Path:
-        """The losses as a figure."""
+        """Path of the figure of loss curves."""
         return self.folder / "curves.png"
 
     @property
     def samples_path(self) -> Path:
-        """Sample pictures."""
+        """Path of the figure of sample images."""
         return self.folder / "sheet.png"
 
 
 def write_sweep(sweep: SweepResult) -> None:
-    """Write ``sweep.csv`` and, last of all, ``sweep.json``, by which a finished sweep is known."""
+    """Write ``sweep.csv`` and then ``sweep.json``, which marks the sweep as finished."""
     _write_table(sweep)
     rows = {name: [_row_to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
     values = {name: value for name, value in vars(sweep).items() if name != "folder"}
@@ -144,7 +141,7 @@ def write_sweep(sweep: SweepResult) -> None:
 
 
 def read_sweep(folder: Path) -> SweepResult:
-    """What :func:`write_sweep` wrote; UsageError if the folder holds no such file or a broken one."""
+    """Read the ``sweep.json`` of :func:`write_sweep`; raise UsageError if it is missing or invalid."""
     path = folder / "sweep.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -158,9 +155,9 @@ def read_sweep(folder: Path) -> SweepResult:
             values[name] = tuple(_row_from_json(row) for row in values[name])
         return SweepResult(folder=folder, **{**values, "seeds": tuple(values["seeds"])})
     except OSError as error:
-        raise UsageError(f"{folder}: holds no sweep.json; give the folder of a sweep that finished") from error
+        raise UsageError(f"{folder}: holds no sweep.json; use the folder of a finished sweep") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not the result of a sweep ({error}); chromabox sweep writes it anew") from error
+        raise UsageError(f"{path}: invalid sweep result ({error}); run chromabox sweep again") from error
 
 
 def _inf_to_none(value: float) -> float | None:
@@ -185,17 +182,17 @@ def _row_from_json(values: dict[str, Any]) -> SweepRow:
 
 
 def _write_table(sweep: SweepResult) -> None:
-    """A line for each value, first with equal epochs, then with equal steps."""
+    """Write one row per value, first for equal epochs, then for equal steps."""
     names = [f"{name}{end}" for name in METRICS for end in ("", "_spread")]
-    head = ["comparison", sweep.parameter, "seeds", "parameters", "epochs", "updates", *names]
-    with atomic_write(sweep.csv_path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    header = ["comparison", sweep.parameter, "seeds", "parameters", "epochs", "updates", *names]
+    with atomic_write(sweep.csv_path) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(head)
-        for kind, rows in (("equal epochs", sweep.equal_epochs), ("equal steps", sweep.equal_steps)):
+        writer.writerow(header)
+        for comparison, rows in (("equal epochs", sweep.equal_epochs), ("equal steps", sweep.equal_steps)):
             for row in rows:
                 cells = [number for name in METRICS for number in _mean_and_std(row.metrics[name])]
                 seeds = " ".join(map(str, sweep.seeds))
-                writer.writerow([kind, row.value, seeds, row.parameters, row.epochs, row.steps, *cells])
+                writer.writerow([comparison, row.value, seeds, row.parameters, row.epochs, row.steps, *cells])
 
 
 def _mean_and_std(stats: SeedStats) -> tuple[float, float | str]:
@@ -206,11 +203,11 @@ RGBA = tuple[float, float, float, float]
 
 
 def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
-    """Loss against epochs, and beside it against updates, a colour for each value.
+    """Plot the loss against epochs (left) and against optimizer steps (right), with one colour per value.
 
-    Solid lines are test losses, the mean over the seeds, in a band from the least to the greatest; dashed ones are
-    losses on the batches that were being learnt from. Diamonds, on the right, are where the runs with equal steps
-    ended. Where all values make as many updates an epoch, the right side shows the test accuracy instead.
+    Solid lines are test losses: the mean over the seeds, in a band from minimum to maximum. Dashed lines are losses on
+    the training batches. Diamonds on the right mark the final losses of the runs with equal steps. If all values take
+    the same number of steps per epoch, the right side shows the test accuracy instead.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -222,13 +219,13 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
             _plot_losses(right, sweep, row, epochs * row.steps_per_epoch, colour)
         else:
             _plot_band(right, epochs, 100 * _read_series(sweep, row, "test_accuracy"), colour, str(row.value))
-    left.set(xlabel="epochs", ylabel="cross-entropy (nats a pixel)")
+    left.set(xlabel="epochs", ylabel="cross-entropy (nats per pixel)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if counts_differ:
         _mark_equal_steps(right, sweep)
-        right.set(xlabel="updates", ylim=left.get_ylim())
+        right.set(xlabel="optimizer steps", ylim=left.get_ylim())
     else:
-        right.set(xlabel="epochs", ylabel="test pixels right (%)")
+        right.set(xlabel="epochs", ylabel="test accuracy (%)")
         right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -242,7 +239,7 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
 
 
 def _mark_equal_steps(axes: Axes, sweep: SweepResult) -> None:
-    """Doubled batches at equal distances, a tick where each value ended, and the ends of the runs with equal steps."""
+    """Use a logarithmic axis with a tick at each final step count, and mark the ends of the runs with equal steps."""
     axes.set_xscale("log")
     ends = sorted({row.steps for row in sweep.equal_epochs})
     axes.set_xticks(ends, [f"{end:,}" for end in ends])
@@ -266,60 +263,60 @@ def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epoc
 
 
 def _read_series(sweep: SweepResult, row: SweepRow, metric: str) -> Float[np.ndarray, "seeds epochs"]:
-    """A quantity after every epoch, by seed."""
+    """Return a metric after every epoch, one row per seed."""
     return np.array([[record[metric] for record in read_metrics(sweep.folder / run)] for run in row.runs])
 
 
 def _line_colours(count: int) -> list[RGBA]:
-    """From dark to light, as the values go up; the lightest yellows of the map are left out."""
-    chosen: Callable[[float], RGBA] = colormaps["viridis"]
-    return [chosen(0.9 * index / max(1, count - 1)) for index in range(count)]
+    """Return colours from dark to light; the lightest yellows, hard to see on white, are excluded."""
+    colormap: Callable[[float], RGBA] = colormaps["viridis"]
+    return [colormap(0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
-    """Rows grey, truth, then one for each value (its first seed), of the first test pictures."""
+    """Plot the first test images: rows of greyscale inputs, ground truth, and one row per value (its first seed)."""
     rows: dict[str, Sequence[Any]] = {}
     for row in sweep.equal_epochs:
-        trained = load_palette_model(sweep.folder / row.runs[0])
-        grey, truth, coloured = sample_grid(trained.network, test, trained.palette)
+        model = load_palette_model(sweep.folder / row.runs[0])
+        grey, truth, coloured = sample_grid(model.network, test, model.palette)
         rows |= {"grey": grey, "truth": truth, f"{sweep.parameter}\n{row.value}": coloured}
-    plot_image_rows(rows, path, f"{sweep.model} on {sweep.data}, {sweep.recipe} recipe: first test pictures")
+    plot_image_rows(rows, path, f"{sweep.model} on {sweep.data}, {sweep.recipe} recipe: first test images")
 
 
 def print_sweep(result: SweepResult) -> None:
-    """A line for each value, with equal epochs and where it was trained with equal steps; and where everything is."""
+    """Print one row per value for equal epochs and, if present, for equal steps, and the paths of all files."""
     title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}"
     _print_sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
     if result.equal_steps:
         _print_sweep_table(f"{title}: equal steps", result, result.equal_steps)
     print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.csv_path}")
-    print(f"curves: {result.curves_path}\npictures: {result.samples_path}\nruns: {result.folder}")
+    print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {result.folder}")
 
 
 def _print_sweep_table(title: str, result: SweepResult, rows: Sequence[SweepRow]) -> None:
     columns = [
         result.parameter.replace("-", " "),
         "epochs",
-        "updates",
+        "steps",
         "train loss",
         "test loss",
         "accuracy %",
         "PSNR dB",
     ]
     columns += ["ΔE2000", "colourfulness", "seconds"]
-    shown = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
-    shown += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
+    metrics = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
+    metrics += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
     _print_table(
         title,
         columns,
         [
             [str(row.value), str(row.epochs), f"{row.steps:,}"]
-            + [_format_with_std(row.metrics[name], digits, factor) for name, digits, factor in shown]
+            + [_format_with_std(row.metrics[name], digits, factor) for name, digits, factor in metrics]
             for row in rows
         ],
     )
 
 
 def _format_with_std(stats: SeedStats, digits: int, factor: float) -> str:
-    spread = _format_number(stats.std, digits, factor)
-    return _format_number(stats.mean, digits, factor) + (f" ± {spread}" if spread else "")
+    std = _format_number(stats.std, digits, factor)
+    return _format_number(stats.mean, digits, factor) + (f" ± {std}" if std else "")

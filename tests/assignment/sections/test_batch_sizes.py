@@ -289,5 +289,5 @@ def test_a_sweep_on_disk_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"measured": {}, "equal_epochs": [{}], "equal_steps": []}'])
 def test_a_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_text(content)
-    with pytest.raises(UsageError, match=r"sweep\.json: not the result of a sweep"):
+    with pytest.raises(UsageError, match=r"sweep\.json: invalid sweep result"):
         batch_size_section(RunIndex(sweeps=[tmp_path]), tmp_path)

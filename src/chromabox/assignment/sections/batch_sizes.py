@@ -1,7 +1,4 @@
-"""B.5: what the batch size does to the losses and the pictures, at equal epochs and at equal steps.
-
-The numbers of a sweep as the answers state them: in tables, in figures, and as trends in words.
-"""
+"""Question B.5: the effect of the batch size on losses and images, with equal epochs and with equal optimizer steps."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,19 +16,20 @@ from chromabox.report.document.model import Block, Cell, Figure, MissingRun, Num
 
 TITLE = "Batch sizes"
 QUESTION = (
-    "How does the size of the batches change the training and validation losses and the final pictures, when every "
-    "size is trained for the same number of epochs?"
+    "How does the batch size affect the training and validation losses and the final images if every batch size is "
+    "trained for the same number of epochs?"
 )
 
-#: The handout's own sizes.
+#: The batch sizes of the assignment.
 SWEEP_COMMAND = "chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course"
 
-#: Over this part of the epochs, the last ones, is looked whether the loss still falls.
+#: The last 1/5 of the epochs is used to test whether the loss is still decreasing.
 LATE_FRACTION = 5
 
 
 def batch_size_section(run_index: RunIndex, folder: Path) -> Section:
-    """The answer from all sweeps over batch sizes, then a table of every other sweep; figures go into ``folder``."""
+    """Build section B.5 from all sweeps over batch sizes, followed by other sweeps; figures are written to "
+    "``folder``."""
     sweeps = [read_sweep(path) for path in run_index.sweeps]
     blocks: list[Block] = []
     for index, sweep in enumerate(sweeps):
@@ -46,50 +44,58 @@ def batch_size_section(run_index: RunIndex, folder: Path) -> Section:
 
 
 def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """The answer from one sweep."""
+    """Return the answer from one sweep."""
     curves = (
-        "Losses against epochs (left) and against updates (right, logarithmic): solid on the test pictures, with a "
-        "band over the seeds, dashed on the batches that were learnt from. Diamonds: the ends of the runs with equally "
-        "many updates"
+        "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid: test images, with a "
+        "band over the seeds; dashed: training batches. Diamonds mark the ends of the runs with equal numbers of steps"
     )
-    sheet = "The first test pictures in grey, in truth, and as the net of each batch size colours them (first seed)"
+    samples = (
+        "The first test images: greyscale, ground truth, and the output of the model of each batch size (first seed)"
+    )
     return [
         _setting_text(sweep),
-        sweep_table(sweep, EQUAL_EPOCHS, f"`{sweep.model}` after equally many epochs"),
-        claim_text(sweep, EQUAL_EPOCHS, "That larger batches end with a higher validation loss after as many epochs"),
+        sweep_table(sweep, EQUAL_EPOCHS, f"`{sweep.model}` with equal numbers of epochs"),
+        claim_text(
+            sweep,
+            EQUAL_EPOCHS,
+            "The claim that larger batches have a higher validation loss after the same number of epochs",
+        ),
         copy_figure(sweep.curves_path, folder / f"{name}-curves.png", curves, _sweep_command(sweep)),
-        sweep_table(sweep, EQUAL_STEPS, f"`{sweep.model}` after equally many updates"),
-        claim_text(sweep, EQUAL_STEPS, "That they also do so after equally many updates"),
+        sweep_table(sweep, EQUAL_STEPS, f"`{sweep.model}` with equal numbers of optimizer steps"),
+        claim_text(
+            sweep, EQUAL_STEPS, "The claim that they also have a higher loss after the same number of optimizer steps"
+        ),
         _explanation_text(sweep),
         *_still_falling_blocks(sweep),
         _image_quality_text(sweep),
-        copy_figure(sweep.samples_path, folder / f"{name}-sheet.png", sheet, _sweep_command(sweep)),
+        copy_figure(sweep.samples_path, folder / f"{name}-sheet.png", samples, _sweep_command(sweep)),
         _time_text(sweep),
         *_missing_seed_blocks(sweep),
     ]
 
 
 def _sweep_command(sweep: SweepResult, seeds: tuple[int, ...] = ()) -> str:
-    """What makes this sweep, or makes it with other seeds."""
+    """Return the command that runs this sweep, optionally with other seeds."""
     values = ",".join(str(row.value) for row in sweep.equal_epochs)
-    words = ["chromabox", "sweep", sweep.model, "--over", f"{sweep.parameter}={values}", "--seeds"]
-    words += [*map(str, seeds or sweep.seeds), "--recipe", sweep.recipe]
-    words += ["--epochs", str(sweep.equal_epochs[0].epochs), "--data", sweep.data]
+    args = ["chromabox", "sweep", sweep.model, "--over", f"{sweep.parameter}={values}", "--seeds"]
+    args += [*map(str, seeds or sweep.seeds), "--recipe", sweep.recipe]
+    args += ["--epochs", str(sweep.equal_epochs[0].epochs), "--data", sweep.data]
     if sweep.equal_steps:
-        words += ["--steps", str(sweep.equal_steps[0].steps)]
-    return shlex.join([*words, "-o", str(sweep.folder)])
+        args += ["--steps", str(sweep.equal_steps[0].steps)]
+    return shlex.join([*args, "-o", str(sweep.folder)])
 
 
 def _setting_text(sweep: SweepResult) -> Text:
     rows = sweep.equal_epochs
     return Text(
-        f"`{sweep.model}` was trained by the `{sweep.recipe}` recipe on `{sweep.data}` (palette `{sweep.palette}`) with "
-        "{count} batch sizes from {low} to {high}, everything else unchanged, {seeds} "
-        + ("seeds each" if len(sweep.seeds) > 1 else "seed each")
-        + ", for {epochs} epochs. Validation pictures are the data's test pictures. All losses are those of the "
-        "finished net, the training loss on as many training pictures as there are test pictures.",
+        f"`{sweep.model}` was trained with the `{sweep.recipe}` recipe on `{sweep.data}` (palette `{sweep.palette}`) "
+        "for {epochs} epochs, with {count} batch sizes from {low} to {high} and {seeds} "
+        + ("seeds" if len(sweep.seeds) > 1 else "seed")
+        + " per batch size; all other settings were equal. The validation images are the test images of the dataset. "
+        "All losses are those of the trained model; the training loss is measured on as many training images as there "
+        "are test images.",
         {
-            "count": sweep_number(sweep, "equal_epochs, rows", len(rows)),
+            "count": sweep_number(sweep, "equal_epochs, number of rows", len(rows)),
             "low": sweep_number(sweep, "equal_epochs, first value", rows[0].value),
             "high": sweep_number(sweep, "equal_epochs, last value", rows[-1].value),
             "seeds": sweep_number(sweep, "seeds", len(sweep.seeds)),
@@ -99,73 +105,75 @@ def _setting_text(sweep: SweepResult) -> Text:
 
 
 def _explanation_text(sweep: SweepResult) -> Text:
-    """What the two tables say together."""
+    """Explain the results of both comparisons."""
     first, last = sweep.equal_epochs[0], sweep.equal_epochs[-1]
     equal = sweep.equal_steps[0]
     rises = metric_trend(sweep, EQUAL_EPOCHS, "test_loss").is_rising
-    then = describe_direction(sweep, EQUAL_STEPS, "test_loss")
+    direction = describe_direction(sweep, EQUAL_STEPS, "test_loss")
     if not rises:
-        why = "These runs show no rise of the loss with the batch size, so that there is none to explain. "
-    elif then == "rises":
-        why = (
-            "Fewer updates are not the whole reason: with equally many of them the loss still rises with the batch "
-            "size. "
+        reason = "These runs show no increase of the loss with the batch size, so there is none to explain. "
+    elif direction == "increases":
+        reason = (
+            "The smaller number of optimizer steps is not the only reason: with equal numbers of steps, the loss still "
+            "increases with the batch size. "
         )
     else:
-        instead = (
-            "the loss falls as the batches grow, each update being averaged over more pictures"
-            if then == "falls"
-            else "these runs show no rise with the batch size that can be told from chance"
+        result = (
+            "the loss decreases with the batch size, because each step averages the gradient over more images"
+            if direction == "decreases"
+            else "these runs show no significant increase of the loss with the batch size"
         )
-        why = (
-            f"It is the number of updates that matters: with equally many of them {instead}. What makes large batches "
-            "worse at equal epochs is that they leave the net less trained. "
+        reason = (
+            f"The number of optimizer steps is the reason: with equal numbers of steps, {result}. With equal numbers "
+            "of epochs, large batches are worse because the model is trained for fewer steps. "
         )
     return Text(
-        f"{why}An epoch is a fixed number of pictures, so that larger batches mean fewer updates: {{most}} in all with "
-        "batch size {low}, {fewest} with {high}. From the smallest to the largest batch the loss changes by {gap} at "
-        "equal epochs and by {rest} at {updates} updates each.",
+        f"{reason}An epoch is a fixed number of images, so larger batches mean fewer steps: {{most}} in total with "
+        "batch size {low}, and {fewest} with batch size {high}. From the smallest to the largest batch size, the loss "
+        "changes by {gap} with equal epochs and by {rest} with {updates} steps each.",
         {
-            "most": sweep_number(sweep, f"equal_epochs > {first.value} > updates", first.steps),
-            "fewest": sweep_number(sweep, f"equal_epochs > {last.value} > updates", last.steps),
+            "most": sweep_number(sweep, f"equal_epochs > {first.value} > steps", first.steps),
+            "fewest": sweep_number(sweep, f"equal_epochs > {last.value} > steps", last.steps),
             "low": sweep_number(sweep, "equal_epochs, first value", first.value),
             "high": sweep_number(sweep, "equal_epochs, last value", last.value),
             "gap": _loss_gap(sweep, EQUAL_EPOCHS),
             "rest": _loss_gap(sweep, EQUAL_STEPS),
-            "updates": sweep_number(sweep, "equal_steps > updates", equal.steps),
+            "updates": sweep_number(sweep, "equal_steps > steps", equal.steps),
         },
     )
 
 
 def _loss_gap(sweep: SweepResult, comparison: str) -> Number:
-    """By how much the mean test loss of the largest batch exceeds that of the smallest."""
+    """Return the mean test loss of the largest batch size minus that of the smallest."""
     low, high = metric_number(sweep, comparison, 0, "test_loss"), metric_number(sweep, comparison, -1, "test_loss")
     return Number(high.value - low.value, f"{high.source} minus {low.source}", "+.4f")
 
 
 def _still_falling_blocks(sweep: SweepResult) -> list[Block]:
-    """Whether the large batches were still learning at the end; told only where the rate has not fallen by then."""
+    """State whether large batches were still improving at the end, if the learning rate is constant until then."""
     rows, schedule = sweep.equal_epochs, read_config(sweep.folder / sweep.equal_epochs[0].runs[0]).recipe.schedule
     late = rows[0].epochs // LATE_FRACTION
     if late == 0 or schedule != "constant":
         return []
-    falls = []
+    decreases = []
     for row in (rows[0], rows[-1]):
         losses = [[record["test_loss"] for record in read_metrics(sweep.folder / run)] for run in row.runs]
-        fall = float(np.mean([one[-1 - late] - one[-1] for one in losses]))
-        source = f"test_loss of the last {late} epochs in metrics.jsonl of {sweep.folder}/{row.runs[0]} and its seeds"
-        falls.append(Number(fall, source, "+.4f"))
-    small, large = falls
+        decrease = float(np.mean([values[-1 - late] - values[-1] for values in losses]))
+        source = (
+            f"test_loss of the last {late} epochs in metrics.jsonl of {sweep.folder}/{row.runs[0]} and its other seeds"
+        )
+        decreases.append(Number(decrease, source, "+.4f"))
+    small, large = decreases
     if large.value > max(small.value, 0):
-        end = "the large batches were not done learning when the epochs ended."
+        conclusion = "The training with large batches had therefore not converged at the last epoch."
     else:
-        end = "so it is not seen from the ends of the curves that the large batches had more to learn."
+        conclusion = "The ends of the curves therefore do not show that large batches needed more training."
     return [
         Text(
-            "Over the last {late} epochs the test loss still fell by {small} with batch size {low} and by {large} with "
-            f"{{high}}, at the same constant learning rate: {end}",
+            "Over the last {late} epochs, with the same constant learning rate, the test loss decreased by {small} "
+            f"with batch size {{low}} and by {{large}} with batch size {{high}}. {conclusion}",
             {
-                "late": sweep_number(sweep, f"equal_epochs > epochs, a part of 1/{LATE_FRACTION}", late),
+                "late": sweep_number(sweep, f"equal_epochs > epochs, 1/{LATE_FRACTION} of them", late),
                 "small": small,
                 "large": large,
                 "low": sweep_number(sweep, "equal_epochs, first value", rows[0].value),
@@ -176,21 +184,21 @@ def _still_falling_blocks(sweep: SweepResult) -> list[Block]:
 
 
 def _image_quality_text(sweep: SweepResult) -> Text:
-    """What becomes of the coloured pictures at equal epochs."""
-    judged = describe_direction(sweep, EQUAL_EPOCHS, "delta_e")
-    verdicts = {"rises": "become worse", "falls": "become better"}
-    verdict = verdicts.get(judged, "are neither better nor worse by more than chance")
+    """Describe how image quality depends on the batch size with equal epochs."""
+    verdicts = {"increases": "become worse", "decreases": "become better"}
+    verdict = verdicts.get(describe_direction(sweep, EQUAL_EPOCHS, "delta_e"), "do not change significantly")
     ends = {
         f"{name}{end}": metric_number(sweep, EQUAL_EPOCHS, index, name)
         for name in ("delta_e", "psnr", "colourfulness")
         for end, index in (("_first", 0), ("_last", -1))
     }
     return Text(
-        f"With larger batches and equally many epochs the pictures {verdict}, judged by their mean difference ΔE2000 "
-        "to the true ones: {delta_e_first} with the smallest, {delta_e_last} with the largest batch. PSNR goes from "
-        "{psnr_first} to {psnr_last} dB (the grey pictures themselves, dull as they are, have {grey} dB). "
-        f"Colourfulness {describe_direction(sweep, EQUAL_EPOCHS, 'colourfulness')}: {{colourfulness_first}} with the smallest, "
-        "{colourfulness_last} with the largest batch, and {truth} in the true pictures.",
+        f"With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference ΔE2000 "
+        "to the ground truth is {delta_e_first} with the smallest and {delta_e_last} with the largest batch size. The "
+        "PSNR is {psnr_first} dB with the smallest and {psnr_last} dB with the largest batch size; the greyscale "
+        "images themselves have {grey} dB. The colourfulness "
+        f"{describe_direction(sweep, EQUAL_EPOCHS, 'colourfulness')}: it is {{colourfulness_first}} with the smallest "
+        "and {colourfulness_last} with the largest batch size, and {truth} for the ground truth.",
         {
             **ends,
             "grey": sweep_number(sweep, "grey_psnr", sweep.grey_psnr, ".2f"),
@@ -200,12 +208,14 @@ def _image_quality_text(sweep: SweepResult) -> Text:
 
 
 def _time_text(sweep: SweepResult) -> Text:
+    """Compare the time per epoch of the smallest and the largest batch size."""
     small, large = (metric_number(sweep, EQUAL_EPOCHS, index, "seconds_per_epoch") for index in (0, -1))
     ratio = small.value / large.value
-    compared = "faster than" if ratio > 1 else "slower than"
+    relation = "faster" if ratio > 1 else "slower"
     return Text(
-        "An epoch took {small} s with the smallest and {large} s with the largest batch, measuring after it included: "
-        f"{{ratio}} times the time, so that large batches were {compared} small ones on this machine.",
+        "An epoch, including the evaluation after it, took {small} s with the smallest and {large} s with the largest "
+        f"batch size, a ratio of {{ratio}}. Large batches were therefore {relation} than small batches on this "
+        "machine.",
         {
             "small": small,
             "large": large,
@@ -215,87 +225,87 @@ def _time_text(sweep: SweepResult) -> Text:
 
 
 def _missing_seed_blocks(sweep: SweepResult) -> list[Block]:
-    """One seed cannot tell an effect from chance."""
+    """Ask for a second seed if there is only one, which gives no estimate of the variance."""
     if len(sweep.seeds) > 1:
         return []
     return [MissingRun("a second seed", _sweep_command(sweep, (sweep.seeds[0], sweep.seeds[0] + 1)))]
 
 
 def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """A sweep over something else: its table and what is best."""
-    over = sweep.parameter.replace("-", " ")
-    caption = f"`{sweep.model}` by the `{sweep.recipe}` recipe on `{sweep.data}`, over {over}"
+    """Report a sweep over another parameter: its table, the best value and its curves."""
+    parameter = sweep.parameter.replace("-", " ")
+    caption = f"`{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"
     return [
         sweep_table(sweep, EQUAL_EPOCHS, caption),
-        _best_value_text(sweep, over),
+        _best_value_text(sweep, parameter),
         copy_figure(
             sweep.curves_path,
             folder / f"{name}-curves.png",
-            f"Test loss (solid), training loss (dashed) and test accuracy over {over}",
+            f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}",
             _sweep_command(sweep),
         ),
     ]
 
 
 def _best_value_text(sweep: SweepResult, parameter: str) -> Text:
-    """Which value has the lowest loss or, where losses are not alike, the pictures nearest to the true ones."""
-    colours = sweep.parameter == "colours"
-    quantity, named = ("delta_e", "ΔE2000") if colours else ("test_loss", "test loss")
-    means = [row.metrics[quantity].mean for row in sweep.equal_epochs]
+    """State the value with the lowest test loss, or with the lowest ΔE2000 if the losses are not comparable."""
+    varies_palette = sweep.parameter == "colours"
+    metric, label = ("delta_e", "ΔE2000") if varies_palette else ("test_loss", "test loss")
+    means = [row.metrics[metric].mean for row in sweep.equal_epochs]
     best = int(np.argmin(means))
-    lead = (
-        "Losses and accuracies of palettes of different sizes are answers to different questions, as a choice among "
-        "more colours is harder; the pictures can be compared. "
-        if colours
+    remark = (
+        "Losses and accuracies are not comparable between palettes of different sizes, because classification with "
+        "more colours is harder; the images are comparable. "
+        if varies_palette
         else ""
     )
     return Text(
-        f"{lead}The {named} is lowest, {{lowest}}, at {parameter} {{best}}; with greater values it "
-        f"{describe_direction(sweep, EQUAL_EPOCHS, quantity)}.",
+        f"{remark}The lowest {label}, {{lowest}}, is obtained with {parameter} {{best}}; with increasing values, the "
+        f"{label} {describe_direction(sweep, EQUAL_EPOCHS, metric)}.",
         {
-            "lowest": metric_number(sweep, EQUAL_EPOCHS, best, quantity),
-            "best": sweep_number(sweep, f"value of the least {quantity}", sweep.equal_epochs[best].value),
+            "lowest": metric_number(sweep, EQUAL_EPOCHS, best, metric),
+            "best": sweep_number(sweep, f"value with the lowest {metric}", sweep.equal_epochs[best].value),
         },
     )
 
 
-#: Which numbers a table has: name, heading, how it is printed, factor.
+#: Columns of a table: metric, heading, format specification, scale.
 METRIC_COLUMNS = (
     ("train_loss", "train loss", ".4f", 1.0),
     ("test_loss", "test loss", ".4f", 1.0),
-    ("test_accuracy", "accuracy %", ".2f", 100.0),
-    ("psnr", "PSNR dB", ".2f", 1.0),
+    ("test_accuracy", "accuracy (%)", ".2f", 100.0),
+    ("psnr", "PSNR (dB)", ".2f", 1.0),
     ("delta_e", "ΔE2000", ".2f", 1.0),
     ("colourfulness", "colourfulness", ".1f", 1.0),
-    ("seconds_per_epoch", "s an epoch", ".2f", 1.0),
+    ("seconds_per_epoch", "s per epoch", ".2f", 1.0),
 )
 METRIC_FORMATS = {name: (spec, scale) for name, _, spec, scale in METRIC_COLUMNS}
 
-#: The two comparisons by the names that they have in ``sweep.json``.
+#: The two comparisons, by their names in ``sweep.json``.
 EQUAL_EPOCHS, EQUAL_STEPS = "equal_epochs", "equal_steps"
 
 
 def comparison_rows(sweep: SweepResult, comparison: str) -> Sequence[SweepRow]:
-    """One of the two comparisons."""
+    """Return the rows of one of the two comparisons."""
     return sweep.equal_epochs if comparison == EQUAL_EPOCHS else sweep.equal_steps
 
 
 def sweep_number(sweep: SweepResult, key: str, value: SweepValue, spec: str = ",.6g") -> Number:
-    """A number of ``sweep.json``."""
+    """Return a number of ``sweep.json`` with its source."""
     return Number(float(value), f"{sweep.folder}/sweep.json: {key}", spec)
 
 
 def metric_number(sweep: SweepResult, comparison: str, index: int, metric: str) -> Number:
-    """A quantity of the row with that index: its mean over the seeds and, of several, its spread."""
+    """Return a metric of a row: the mean over the seeds, with the standard deviation if there are several seeds."""
     row = comparison_rows(sweep, comparison)[index]
-    found, (spec, scale) = row.metrics[metric], METRIC_FORMATS[metric]
-    spread = None if found.std is None else scale * found.std
-    source = f"{sweep.folder}/sweep.json: {comparison} > {row.value} > measured > {metric}"
-    return Number(scale * found.mean, source, spec, spread)
+    stats, (spec, scale) = row.metrics[metric], METRIC_FORMATS[metric]
+    std = None if stats.std is None else scale * stats.std
+    source = f"{sweep.folder}/sweep.json: {comparison} > {row.value} > metrics > {metric}"
+    return Number(scale * stats.mean, source, spec, std)
 
 
 def sweep_table(sweep: SweepResult, comparison: str, caption: str) -> Table:
-    """A line for each value; the time only where whole epochs were trained."""
+    """Return a table with a row for each value; the time is included only for equal epochs."""
     columns = [column for column in METRIC_COLUMNS if comparison == EQUAL_EPOCHS or column[0] != "seconds_per_epoch"]
     rows: list[list[Cell]] = []
     for index, row in enumerate(comparison_rows(sweep, comparison)):
@@ -303,50 +313,45 @@ def sweep_table(sweep: SweepResult, comparison: str, caption: str) -> Table:
         rows.append(
             [
                 sweep_number(sweep, f"{key} > value", row.value),
-                sweep_number(sweep, f"{key} > updates", row.steps, ",.0f"),
+                sweep_number(sweep, f"{key} > steps", row.steps, ",.0f"),
                 *(metric_number(sweep, comparison, index, name) for name, *_ in columns),
             ]
         )
-    spread = "; ± is the sample standard deviation over the seeds" if len(sweep.seeds) > 1 else ""
-    headings = [sweep.parameter.replace("-", " "), "updates", *(heading for _, heading, *_ in columns)]
+    spread = " (± is the sample standard deviation over the seeds)" if len(sweep.seeds) > 1 else ""
+    headings = [sweep.parameter.replace("-", " "), "steps", *(heading for _, heading, *_ in columns)]
     return Table(f"{caption}{spread}", headings, rows)
 
 
 def copy_figure(source: Path, target: Path, caption: str, command: str) -> Block:
-    """A figure of the sweep, copied to where the write-up's figures are."""
+    """Copy a figure of the sweep to the figures of the report; return a :class:`MissingRun` if it does not exist."""
     if not source.is_file():
         return MissingRun(f"the figure `{source}`", command)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as aside:
-        aside.write_bytes(source.read_bytes())
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
     return Figure(target, caption)
 
 
 def metric_trend(sweep: SweepResult, comparison: str, metric: str, sign: float = 1.0) -> RankTrend:
-    """How a quantity goes with the values; with sign −1 how its opposite does, so that a fall rises."""
+    """Test whether a metric increases with the values; ``sign`` −1 tests whether it decreases."""
     return rank_trend(sign * np.array([row.metrics[metric].values for row in comparison_rows(sweep, comparison)]).T)
 
 
 def describe_direction(sweep: SweepResult, comparison: str, metric: str) -> str:
-    """What a quantity does as the values go up, in words."""
+    """Describe how a metric changes with increasing values: "increases", "decreases" or no significant trend."""
     if metric_trend(sweep, comparison, metric).is_rising:
-        return "rises"
-    return (
-        "falls"
-        if metric_trend(sweep, comparison, metric, -1.0).is_rising
-        else "has no order that these runs can tell from chance"
-    )
+        return "increases"
+    return "decreases" if metric_trend(sweep, comparison, metric, -1.0).is_rising else "shows no significant trend"
 
 
 def claim_text(sweep: SweepResult, comparison: str, subject: str) -> Text:
-    """Whether the test loss rises with the values, tested; ``what`` is the claim as a subject."""
+    """Report the test of whether the test loss increases with the values; ``subject`` is the claim, as a noun "
+    "phrase."""
     trend = metric_trend(sweep, comparison, "test_loss")
     last = len(comparison_rows(sweep, comparison)) - 1
     numbers = {
-        "low": sweep_number(sweep, f"{comparison}: the least value", comparison_rows(sweep, comparison)[0].value),
-        "high": sweep_number(
-            sweep, f"{comparison}: the greatest value", comparison_rows(sweep, comparison)[last].value
-        ),
+        "low": sweep_number(sweep, f"{comparison}: lowest value", comparison_rows(sweep, comparison)[0].value),
+        "high": sweep_number(sweep, f"{comparison}: highest value", comparison_rows(sweep, comparison)[last].value),
         "first": metric_number(sweep, comparison, 0, "test_loss"),
         "last": metric_number(sweep, comparison, last, "test_loss"),
         "first_train": metric_number(sweep, comparison, 0, "train_loss"),
@@ -355,60 +360,64 @@ def claim_text(sweep: SweepResult, comparison: str, subject: str) -> Text:
     }
     name = sweep.parameter.replace("-", " ")
     return Text(
-        f"{subject} {_trend_verdict(trend)}. From {name} {{low}} to {{high}} the test loss goes from {{first}} to {{last}}; it "
-        f"rises at {{up}} of {{steps}} steps from one {name} to the next{_clear_rises_text(trend)}{_correlation_text(trend, name)}. "
-        f"The training loss {describe_direction(sweep, comparison, 'train_loss')}; it goes from {{first_train}} to {{last_train}}.",
+        f"{subject} {_trend_verdict(trend)}. From {name} {{low}} to {{high}}, the test loss changes from {{first}} to "
+        f"{{last}}. It increases in {{up}} of {{steps}} comparisons of consecutive values"
+        f"{_clear_rises_text(trend)}.{_correlation_text(trend, name)} The training loss "
+        f"{describe_direction(sweep, comparison, 'train_loss')}; it changes from {{first_train}} to {{last_train}}.",
         numbers,
     )
 
 
 def _trend_numbers(sweep: SweepResult, comparison: str, trend: RankTrend) -> Mapping[str, Number]:
-    def tested(value: SweepValue, test: str, spec: str) -> Number:
-        return Number(float(value), f"{test} of test_loss in {sweep.folder}/sweep.json: {comparison}", spec)
+    """Return the numbers of a trend test, by their placeholder names."""
+
+    def number(value: SweepValue, statistic: str, spec: str) -> Number:
+        return Number(float(value), f"{statistic} of test_loss in {sweep.folder}/sweep.json: {comparison}", spec)
 
     numbers = {
-        "up": tested(trend.num_rises, "rises between neighbours", ".0f"),
-        "steps": tested(trend.num_steps, "neighbours", ".0f"),
+        "up": number(trend.num_rises, "increases between consecutive values", ".0f"),
+        "steps": number(trend.num_steps, "comparisons of consecutive values", ".0f"),
     }
     if trend.num_seeds > 1:
-        numbers["clearly"] = tested(trend.num_clear_rises, "rises by more than the spreads", ".0f")
+        numbers["clearly"] = number(trend.num_clear_rises, "increases larger than the standard deviations", ".0f")
     if trend.p_value is not None:
-        numbers["correlation"] = tested(trend.correlation, "Spearman's rank correlation", ".2f")
-        numbers["chance"] = tested(trend.p_value, _test_name(trend), ".2g")
-        numbers["level"] = Number(SIGNIFICANCE_LEVEL, "report/trend.py: SIGNIFICANCE_LEVEL", ".2f")
+        numbers["correlation"] = number(trend.correlation, "Spearman's rank correlation", ".2f")
+        numbers["chance"] = number(trend.p_value, f"p-value of {_test_name(trend)}", ".2g")
+        source = "assignment/analysis/statistics.py: SIGNIFICANCE_LEVEL"
+        numbers["level"] = Number(SIGNIFICANCE_LEVEL, source, ".2f")
     return numbers
 
 
 def _trend_verdict(trend: RankTrend) -> str:
-    """What follows from the tests, as a predicate."""
+    """Return the conclusion from the tests, as a predicate."""
     if trend.is_rising and trend.is_monotonic:
-        return "holds, at every step and by more than the spread over the seeds"
+        return "holds in every comparison of consecutive values, by more than the standard deviation over the seeds"
     if trend.is_rising and trend.num_rises == trend.num_steps:
-        return "holds at every step" + (
-            ", though not at all of them by more than the spread over the seeds" if trend.num_seeds > 1 else ""
+        return "holds in every comparison of consecutive values" + (
+            ", but not always by more than the standard deviation over the seeds" if trend.num_seeds > 1 else ""
         )
     if trend.is_rising:
-        return "holds on the whole, though not at every step"
+        return "holds overall, but not in every comparison of consecutive values"
     if trend.correlation > 0:
-        return "is not confirmed, as these runs cannot tell the tendency that there is from chance"
+        return "is not confirmed: the observed tendency is not significant"
     return "does not hold"
 
 
 def _clear_rises_text(trend: RankTrend) -> str:
     if trend.num_seeds == 1:
-        return ", by how much more than chance a single seed cannot tell"
-    return ", at {clearly} of them by more than the spreads on both sides together (root of the sum of squares)"
+        return "; a single seed does not show whether these differences exceed random variation"
+    return ", {clearly} of them by more than the root sum of squares of the two standard deviations"
 
 
 def _correlation_text(trend: RankTrend, parameter: str) -> str:
-    """The order of all values; of two there is nothing beyond the one step."""
+    """Describe the rank test over all values; two values give no test beyond their comparison."""
     if trend.p_value is None:
         return ""
-    less = "less than" if trend.p_value < SIGNIFICANCE_LEVEL else "not less than"
+    relation = "below" if trend.p_value < SIGNIFICANCE_LEVEL else "not below"
     return (
-        f". The rank correlation of {parameter} and loss is {{correlation}} (Spearman; 1 is an unbroken rise), and without "
-        f"any trend an order that rises as much would have a probability of {{chance}} ({_test_name(trend)}), which is "
-        f"{less} {{level}}"
+        f" The rank correlation of {parameter} and loss is {{correlation}} (Spearman; 1 means a strictly increasing "
+        f"loss), and the p-value of the trend ({_test_name(trend)}) is {{chance}}, which is {relation} the "
+        "significance level of {level}."
     )
 
 

@@ -216,7 +216,7 @@ def test_run_without_checkpoint_cannot_be_resumed(
 def test_evaluate_prints_table_and_output_paths(
     chromabox: Callable[..., Result], finished_run: Path, tmp_path: Path
 ) -> None:
-    code, out, err = chromabox("evaluate", finished_run_run, "-o", tmp_path / "new")
+    code, out, err = chromabox("evaluate", finished_run, "-o", tmp_path / "new")
     assert (code, err) == (0, "")
     for name in ("model", "majority colour", "grey lookup table", "palette upper bound"):
         assert name in out

@@ -1,7 +1,7 @@
 """Chromabox colourises greyscale images and detects objects.
 
-From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``. Both, and PyTorch with them, are imported on
-first use.
+From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``. Both are imported on first use, and PyTorch
+with them.
 """
 
 from importlib import import_module

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Runtime options of training; options with the value ``auto`` are selected by a short measurement."""
+    """Runtime options of training; options with the value auto are selected by a short measurement."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass (parameters and losses are float32)."""

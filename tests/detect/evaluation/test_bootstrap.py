@@ -1,4 +1,4 @@
-"""Resampled AP is the library's AP of the resampled pictures; intervals cover, are seeded, and are paired."""
+"""Bootstrap of AP: resampled AP against faster-coco-eval on repeated images; coverage, seeds and paired differences."""
 
 import numpy as np
 import pytest
@@ -17,49 +17,49 @@ from detection_fixtures import NUM_CLASSES, make_predictions
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), weights=st.lists(st.integers(0, 3), min_size=5, max_size=5))
-def test_weights_are_pictures_taken_so_many_times(seed: int, weights: list[int]) -> None:
-    """Scores differ: among equal ones the order of the pictures decides, and repeated pictures stand elsewhere."""
-    predicted, truth = make_predictions(seed, 5)
+def test_weighted_ap_equals_ap_of_repeated_images(seed: int, weights: list[int]) -> None:
+    """All scores are distinct: equal scores are ordered by image, and repeated images have other positions."""
+    predictions, truth = make_predictions(seed, 5)
     rng = np.random.default_rng(seed)
-    predicted = [ImagePredictions(one.boxes, rng.random(len(one.scores)), one.class_ids) for one in predicted]
+    predictions = [ImagePredictions(each.boxes, rng.random(len(each.scores)), each.class_ids) for each in predictions]
     repeated = [index for index, weight in enumerate(weights) for _ in range(weight)]
-    own = weighted_average_precision(match_coco(predicted, truth, NUM_CLASSES), np.array([weights]))[0]
-    again = coco_average_precision([predicted[i] for i in repeated], [truth[i] for i in repeated], NUM_CLASSES)
-    np.testing.assert_allclose(own, again.table, atol=1e-12)
+    weighted = weighted_average_precision(match_coco(predictions, truth, NUM_CLASSES), np.array([weights]))[0]
+    expected = coco_average_precision([predictions[i] for i in repeated], [truth[i] for i in repeated], NUM_CLASSES)
+    np.testing.assert_allclose(weighted, expected.table, atol=1e-12)
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Means of 30 normal numbers: the interval holds the true mean in about 95 of 100 cases (85 to 99.5 here)."""
+def test_interval_has_its_nominal_coverage() -> None:
+    """Means of 30 normal values: the interval contains the true mean in about 95 % of cases (85 to 99.5 % allowed)."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
         sample = rng.normal(size=30)
-        draws = rng.choice(sample, (500, 30)).mean(axis=1)
-        low, high = bias_corrected_interval(draws, float(sample.mean()))
+        resampled_means = rng.choice(sample, (500, 30)).mean(axis=1)
+        low, high = bias_corrected_interval(resampled_means, float(sample.mean()))
         hits += low <= 0 <= high
     assert 170 <= hits <= 199
 
 
-def test_resampling_is_seeded_and_lies_around_the_measure() -> None:
-    predicted, truth = make_predictions(1, 40)
-    matches = match_coco(predicted, truth, NUM_CLASSES)
-    first, again, other = (bootstrap_ap(matches, num_resamples=150, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.ap, again.ap)
-    assert not np.array_equal(first.ap, other.ap)
-    ap = coco_average_precision(predicted, truth, NUM_CLASSES).ap
+def test_bootstrap_is_seeded_and_its_interval_contains_the_estimate() -> None:
+    predictions, truth = make_predictions(1, 40)
+    matches = match_coco(predictions, truth, NUM_CLASSES)
+    first, repeated, other_seed = (bootstrap_ap(matches, num_resamples=150, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.ap, repeated.ap)
+    assert not np.array_equal(first.ap, other_seed.ap)
+    ap = coco_average_precision(predictions, truth, NUM_CLASSES).ap
     low, high = bias_corrected_interval(first.ap, ap)
     assert low < ap < high
 
 
-def test_a_paired_difference_knows_what_is_common() -> None:
-    predicted, truth = make_predictions(1, 40)
-    worse = [one.select(np.arange(len(one.scores)) % 4 > 0) for one in predicted]
-    before, after = (match_coco(one, truth, NUM_CLASSES) for one in (worse, predicted))
+def test_paired_difference_of_equal_detectors_is_zero_and_of_a_better_one_positive() -> None:
+    predictions, truth = make_predictions(1, 40)
+    worse = [each.select(np.arange(len(each.scores)) % 4 > 0) for each in predictions]
+    before, after = (match_coco(each, truth, NUM_CLASSES) for each in (worse, predictions))
     same = paired_difference(after, after, num_resamples=100)["ap"]
     assert (same.value, same.interval) == (0, (0, 0))
     better = paired_difference(before, after, num_resamples=300)
     expected = (
-        coco_average_precision(predicted, truth, NUM_CLASSES).ap50
+        coco_average_precision(predictions, truth, NUM_CLASSES).ap50
         - coco_average_precision(worse, truth, NUM_CLASSES).ap50
     )
     assert better["ap50"].value == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Evaluation put together: classes by name, files that fail, warnings, JSON; the measures have tests of their own."""
+"""Evaluation as a whole: class names, unreadable files, warnings and JSON; the metrics have separate tests."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -36,76 +36,80 @@ def data(tmp_path: Path) -> DetectionDataset:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Detector:
-    """A net of other classes in another order; what it finds is put in its place by the tests."""
+def detector() -> Detector:
+    """A detector with other classes in a different order; the tests replace its predictions."""
     return Detector(DarknetModel(yolov3_tiny(3), DARKNET).eval(), ("bird", "dog", "cat"), 416, {})
 
 
-def finds(monkeypatch: pytest.MonkeyPatch, found: dict[str, Detections | str]) -> list[dict[str, object]]:
-    """Puts answers, by the file's name, in the net's place; a text is the reason why the file could not be read."""
-    asked: list[dict[str, object]] = []
+def replace_predictions(
+    monkeypatch: pytest.MonkeyPatch, results: dict[str, Detections | str]
+) -> list[dict[str, object]]:
+    """Replace the detector by fixed results for each file name (a string is an error); return the options of calls."""
+    calls: list[dict[str, object]] = []
 
-    def answer(paths: Sequence[Path], detector: object, **options: object) -> Iterator[FileResult]:
-        asked.append(options)
+    def detect_files(paths: Sequence[Path], detector: object, **options: object) -> Iterator[FileResult]:
+        calls.append(options)
         for path in paths:
-            told = found[path.stem]
-            yield FileResult(path, error=told) if isinstance(told, str) else FileResult(path, detections=told)
+            result = results[path.stem]
+            yield FileResult(path, error=result) if isinstance(result, str) else FileResult(path, detections=result)
 
-    monkeypatch.setattr(evaluate, "detect_files", answer)
-    return asked
+    monkeypatch.setattr(evaluate, "detect_files", detect_files)
+    return calls
 
 
-def detections(boxes: list[tuple[float, ...]], scores: list[float], classes: list[int]) -> Detections:
+def make_detections(boxes: list[tuple[float, ...]], scores: list[float], classes: list[int]) -> Detections:
     return Detections(np.array(boxes, np.float32), confidence=np.array(scores, np.float32), class_id=np.array(classes))
 
 
-def test_everything_right(monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, trained: Detector) -> None:
-    right = detections([DOG_BOX, CAT_BOX], [0.9, 0.8], [1, 2])
-    asked = finds(monkeypatch, {"b": right, "c": Detections.empty()})
-    result = evaluate_detector(trained, data.split("val"), size=416, num_resamples=50)
-    assert asked == [{"confidence": 0.005, "iou": 0.45, "classes": None, "size": 416}]
-    said = json.loads(json.dumps(result.as_json(), allow_nan=False))
-    assert (said["ap"], said["ap50"], said["ap_interval"]) == (1, 1, [1, 1])
-    assert said["course"]["ap50"] == pytest.approx(0.995)
-    assert (said["pictures"], said["boxes"]) == (2, 2)
-    assert set(said["per_class"]) == {"dog", "cat"}
-    assert said["per_class"]["dog"] == {
+def test_perfect_predictions_give_full_metrics(
+    monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, detector: Detector
+) -> None:
+    perfect = make_detections([DOG_BOX, CAT_BOX], [0.9, 0.8], [1, 2])
+    calls = replace_predictions(monkeypatch, {"b": perfect, "c": Detections.empty()})
+    result = evaluate_detector(detector, data.split("val"), size=416, num_resamples=50)
+    assert calls == [{"confidence": 0.005, "iou": 0.45, "classes": None, "size": 416}]
+    summary = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    assert (summary["ap"], summary["ap50"], summary["ap_interval"]) == (1, 1, [1, 1])
+    assert summary["course"]["ap50"] == pytest.approx(0.995)
+    assert (summary["pictures"], summary["boxes"]) == (2, 2)
+    assert set(summary["per_class"]) == {"dog", "cat"}
+    assert summary["per_class"]["dog"] == {
         "ap": 1,
         "ap50": 1,
         "course_ap": pytest.approx(0.995),
         "course_ap50": pytest.approx(0.995),
         "boxes": 1,
     }
-    assert said["warnings"] == ["2 of 2 classes have under 5 boxes: their own figures are chance"]
+    assert summary["warnings"] == ["2 of 2 classes have fewer than 5 boxes: their AP is not reliable"]
 
 
-def test_classes_the_net_does_not_know_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_classes_missing_from_the_model_give_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = load_detection_dataset(make_yolo_dataset(tmp_path, {"val/b": DOG + CAT, "train/a": ""}), "val")
-    net = Detector(DarknetModel(yolov3_tiny(1), DARKNET).eval(), ("dog",), 416, {})
-    finds(monkeypatch, {"b": detections([DOG_BOX], [0.9], [0])})
-    result = evaluate_detector(net, data, num_resamples=20)
+    detector = Detector(DarknetModel(yolov3_tiny(1), DARKNET).eval(), ("dog",), 416, {})
+    replace_predictions(monkeypatch, {"b": make_detections([DOG_BOX], [0.9], [0])})
+    result = evaluate_detector(detector, data, num_resamples=20)
     assert result.coco.ap == 1
-    assert result.warnings[0] == "the net does not know cat: 1 boxes are left out of account"
+    assert result.warnings[0] == "classes missing from the model: cat; 1 boxes are ignored"
 
 
-def test_files_that_fail_count_as_nothing_found(
-    monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, trained: Detector
+def test_unreadable_file_is_evaluated_without_detections(
+    monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, detector: Detector
 ) -> None:
-    finds(monkeypatch, {"b": "b.png is cut short", "c": detections([DOG_BOX], [0.9], [1])})
-    result = evaluate_detector(trained, data.split("val"), num_resamples=20)
+    replace_predictions(monkeypatch, {"b": "b.png is truncated", "c": make_detections([DOG_BOX], [0.9], [1])})
+    result = evaluate_detector(detector, data.split("val"), num_resamples=20)
     assert result.coco.ap == 0
-    assert result.warnings[0] == "b.png is cut short; counted as nothing found"
+    assert result.warnings[0] == "b.png is truncated; evaluated as an image without detections"
 
 
-def test_no_box_to_find_gives_one_sentence(data: DetectionDataset) -> None:
+def test_dataset_without_ground_truth_is_rejected(data: DetectionDataset) -> None:
     empty = DetectionDataset(data.samples[2:], data.classes, ("val",))
-    nothing = [ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
-    with pytest.raises(ChromaboxError, match="the pictures have no boxes to be found"):
-        evaluate_predictions(nothing, empty)
+    no_predictions = [ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
+    with pytest.raises(ChromaboxError, match="the images have no ground-truth boxes"):
+        evaluate_predictions(no_predictions, empty)
 
 
 @pytest.mark.parametrize(
-    ("splits", "chosen"),
+    ("splits", "expected"),
     [
         (("train", "val", "test"), "val"),
         (("train2017", "val2017"), "val2017"),
@@ -113,15 +117,15 @@ def test_no_box_to_find_gives_one_sentence(data: DetectionDataset) -> None:
         (("",), None),
     ],
 )
-def test_the_split_held_out(splits: tuple[str, ...], chosen: str | None) -> None:
-    assert default_split(DetectionDataset((), ("cat",), splits)) == chosen
+def test_default_split_prefers_validation_over_test(splits: tuple[str, ...], expected: str | None) -> None:
+    assert default_split(DetectionDataset((), ("cat",), splits)) == expected
 
 
-def test_shared_pictures_are_found_up_to_a_limit(tmp_path: Path) -> None:
+def test_duplicates_across_splits_are_found_up_to_the_image_limit(tmp_path: Path) -> None:
     folder = make_yolo_dataset(tmp_path, {"train/a": DOG, "train/b": DOG, "val/c": DOG, "val/d": DOG})
-    pictures = folder / "images"
-    (pictures / "val" / "d.png").write_bytes((pictures / "train" / "a.png").read_bytes())
-    (pictures / "train" / "b.png").write_bytes((pictures / "train" / "a.png").read_bytes())
+    images = folder / "images"
+    (images / "val" / "d.png").write_bytes((images / "train" / "a.png").read_bytes())
+    (images / "train" / "b.png").write_bytes((images / "train" / "a.png").read_bytes())
     data = load_detection_dataset(folder)
     pairs = find_leaks(data, "val")
     assert [(first.name, second.name) for first, second in pairs] == [("d.png", "a.png"), ("d.png", "b.png")]

@@ -1,4 +1,4 @@
-"""The verb's work from files to files, with a small net of random weights."""
+"""Batch detection from input relative_files to output relative_files, with a small detector of random weights."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ def detector() -> OptimizedDetector:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for number, name in enumerate(("a.png", "b.jpg", "deep/c.png")):
-        pixels = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for index, name in enumerate(("a.png", "b.jpg", "deep/c.png")):
+        pixels = np.random.default_rng(index).integers(0, 256, (60, 80, 3), dtype=np.uint8)
         write_image(tmp_path / "in" / name, pixels)
     return tmp_path / "in"
 
@@ -34,17 +34,17 @@ def run(detector: OptimizedDetector, inputs: list[Path], output: Path, *formats:
     return run_detection(plan, detector, InferenceOptions.for_detector(detector, 0.3, 0.45, None, None))
 
 
-def files(folder: Path) -> list[str]:
+def relative_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_folder_in_every_format(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
     (folder / "broken.png").write_bytes(b"broken")
     out = tmp_path / "out"
     summary = run(detector, [folder], out, "images", "json", "csv", "yolo")
     names = ["a.png", "b.jpg", "deep/c.png"]
     labels = ["labels/a.txt", "labels/b.txt", "labels/classes.txt", "labels/deep/c.txt"]
-    assert files(out) == sorted([*names, *labels, "detections.csv", "detections.json"])
+    assert relative_files(out) == sorted([*names, *labels, "detections.csv", "detections.json"])
     assert summary.num_images == 3
     assert len(summary.errors) == 1
     assert "broken.png" in summary.errors[0]
@@ -57,72 +57,72 @@ def test_a_folder_in_every_format(folder: Path, tmp_path: Path, detector: Optimi
     assert (read_image(out / "a.png").pixels != read_image(folder / "a.png").pixels).any()
 
 
-def test_one_picture_into_one_file(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_single_image_is_written_to_a_file(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
     run(detector, [folder / "a.png"], tmp_path / "drawn.png")
     assert read_image(tmp_path / "drawn.png").pixels.shape == (60, 80, 3)
 
 
-def test_boxes_alone_into_one_file_beside_the_pictures(folder: Path, detector: OptimizedDetector) -> None:
-    before = files(folder)
+def test_json_file_next_to_its_input_images(folder: Path, detector: OptimizedDetector) -> None:
+    before = relative_files(folder)
     run(detector, [folder / "a.png", folder / "b.jpg"], folder / "found.json")
-    assert files(folder) == sorted([*before, "found.json"])
+    assert relative_files(folder) == sorted([*before, "found.json"])
     assert {row["file_name"] for row in json.loads((folder / "found.json").read_text())} == {"a.png", "b.jpg"}
 
 
-def test_results_inside_the_folder_are_not_found_again(folder: Path, detector: OptimizedDetector) -> None:
+def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path, detector: OptimizedDetector) -> None:
     for _ in range(2):
         assert run(detector, [folder], folder / "out").num_images == 3
 
 
-def test_a_film(tmp_path: Path, detector: OptimizedDetector) -> None:
-    film = make_video(tmp_path / "film.mp4")
-    summary = run(detector, [film], tmp_path / "out", "images", "json")
+def test_video_is_annotated_and_listed(tmp_path: Path, detector: OptimizedDetector) -> None:
+    video = make_video(tmp_path / "video.mp4")
+    summary = run(detector, [video], tmp_path / "out", "images", "json")
     assert summary.num_frames == 5
-    assert files(tmp_path / "out") == ["detections.json", "film.mp4"]
-    assert len(list(iter_frames(tmp_path / "out" / "film.mp4"))) == 5
+    assert relative_files(tmp_path / "out") == ["detections.json", "video.mp4"]
+    assert len(list(iter_frames(tmp_path / "out" / "video.mp4"))) == 5
     rows = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert len(rows) == summary.num_boxes
     assert {row["frame"] for row in rows} <= set(range(5))
 
 
-def test_a_film_drawn_into_a_file_or_only_listed(tmp_path: Path, detector: OptimizedDetector) -> None:
-    film = make_video(tmp_path / "film.mp4")
-    run(detector, [film], tmp_path / "drawn.mkv")
+def test_video_is_written_to_a_file_or_as_labels_only(tmp_path: Path, detector: OptimizedDetector) -> None:
+    video = make_video(tmp_path / "video.mp4")
+    run(detector, [video], tmp_path / "drawn.mkv")
     assert len(list(iter_frames(tmp_path / "drawn.mkv"))) == 5
-    run(detector, [film], tmp_path / "labels-only", "yolo")
-    names = [f"labels/film_{number:06d}.txt" for number in range(5)]
-    assert files(tmp_path / "labels-only") == ["labels/classes.txt", *names]
+    run(detector, [video], tmp_path / "labels-only", "yolo")
+    names = [f"labels/video_{index:06d}.txt" for index in range(5)]
+    assert relative_files(tmp_path / "labels-only") == ["labels/classes.txt", *names]
 
 
-def test_a_broken_film_does_not_stop_the_rest(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
-    (tmp_path / "film.mp4").write_bytes(b"no film")
-    summary = run(detector, [tmp_path / "film.mp4", folder], tmp_path / "out")
+def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"not a video")
+    summary = run(detector, [tmp_path / "video.mp4", folder], tmp_path / "out")
     assert (summary.num_images, len(summary.errors)) == (3, 1)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "output", "formats", "sentence"),
+    ("inputs", "output", "formats", "message"),
     [
-        ([], "out", (), "inputs: name at least one"),
+        ([], "out", (), "no inputs: expected at least one"),
         (["nowhere.png"], "out", (), "nowhere.png does not exist"),
         (["nowhere.mp4"], "out", (), "nowhere.mp4 does not exist"),
         (["a.png"], "a.png", (), "is the input"),
-        (["film.mp4"], "film.mp4", (), "is the input"),
-        (["a.png"], "b.json", ("csv",), "is a single file, which cannot hold csv"),
-        (["a.png"], "b.png", ("images", "json"), "is a single file, which cannot hold json"),
-        (["a.png", "a.jpg"], "out", ("yolo",), "would share a.txt"),
+        (["video.mp4"], "video.mp4", (), "is the input"),
+        (["a.png"], "b.json", ("csv",), "a single file cannot contain csv"),
+        (["a.png"], "b.png", ("images", "json"), "a single file cannot contain json"),
+        (["a.png", "a.jpg"], "out", ("yolo",), "have the same label file a.txt"),
     ],
 )
-def test_refused(
+def test_invalid_inputs_and_outputs_are_rejected(
     inputs: list[str],
     output: str,
     formats: tuple[str, ...],
-    sentence: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "a.jpg", "film.mp4"):
+    for name in ("a.png", "a.jpg", "video.mp4"):
         Path(name).write_bytes(b"x")
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(UsageError, match=message):
         plan_detection_outputs([Path(name) for name in inputs], Path(output), formats)  # type: ignore[arg-type]

@@ -1,5 +1,4 @@
-"""Boxes drawn and written: the lists must be what the programs they are made for read (pycocotools' way of COCO's
-results, YOLO's text files as this package's own reader of labels knows them), and pictures must show the boxes."""
+"""Output of detections, against the published formats (COCO results, YOLO text files) and hand calculations."""
 
 import csv
 import json
@@ -21,13 +20,13 @@ from chromabox.detect.inference.outputs import (
 )
 from chromabox.errors import ChromaboxError
 
-FOUND = Detections(
+DETECTIONS = Detections(
     xyxy=np.array([[10, 20, 50, 100], [100, 40, 180, 90]], np.float32),
     confidence=np.array([0.9, 0.6], np.float32),
     class_id=np.array([16, 79]),
     data={"class_name": np.array(["dog", "toothbrush"])},
 )
-NOTHING = Detections(
+NO_DETECTIONS = Detections(
     xyxy=np.zeros((0, 4), np.float32),
     confidence=np.zeros(0, np.float32),
     class_id=np.zeros(0, int),
@@ -35,8 +34,8 @@ NOTHING = Detections(
 )
 
 
-def test_coco_results_have_cocos_ids_and_corner_with_sides(tmp_path: Path) -> None:
-    rows = coco_results([ImageDetections("val/000000000139.jpg", (120, 200), FOUND)], COCO_CLASSES)
+def test_coco_results_have_category_ids_of_coco_and_xywh_boxes(tmp_path: Path) -> None:
+    rows = coco_results([ImageDetections("val/000000000139.jpg", (120, 200), DETECTIONS)], COCO_CLASSES)
     # instances_val2017.json: dog is 18, toothbrush is 90.
     assert [(row["image_id"], row["category_id"], row["bbox"]) for row in rows] == [
         (139, 18, [10, 20, 40, 80]),
@@ -48,23 +47,25 @@ def test_coco_results_have_cocos_ids_and_corner_with_sides(tmp_path: Path) -> No
     assert [path.name for path in path.parent.iterdir()] == ["found.json"]
 
 
-def test_other_classes_count_from_one_and_names_are_ids() -> None:
-    names = tuple(f"class {number}" for number in range(80))
-    (first, _) = coco_results([ImageDetections("in/dog.jpg", (120, 200), FOUND)], names)
+def test_other_classes_are_numbered_from_one_and_image_ids_are_names() -> None:
+    names = tuple(f"class {index}" for index in range(80))
+    (first, _) = coco_results([ImageDetections("in/dog.jpg", (120, 200), DETECTIONS)], names)
     assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
 
 
-def test_empty_results_are_an_empty_list(tmp_path: Path) -> None:
-    write_coco_results(tmp_path / "none.json", coco_results([ImageDetections("a.jpg", (1, 1), NOTHING)], COCO_CLASSES))
+def test_coco_results_without_detections_are_an_empty_list(tmp_path: Path) -> None:
+    write_coco_results(
+        tmp_path / "none.json", coco_results([ImageDetections("a.jpg", (1, 1), NO_DETECTIONS)], COCO_CLASSES)
+    )
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
-def test_csv(tmp_path: Path) -> None:
-    sightings = [
-        ImageDetections("ä, b.jpg", (120, 200), FOUND),
-        ImageDetections("film.mp4", (120, 200), FOUND, frame=7),
+def test_csv_has_frames_and_corners(tmp_path: Path) -> None:
+    results = [
+        ImageDetections("ä, b.jpg", (120, 200), DETECTIONS),
+        ImageDetections("video.mp4", (120, 200), DETECTIONS, frame=7),
     ]
-    write_csv(tmp_path / "found.csv", sightings)
+    write_csv(tmp_path / "found.csv", results)
     with (tmp_path / "found.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["frame"] for row in rows] == ["", "", "7", "7"]
@@ -72,45 +73,47 @@ def test_csv(tmp_path: Path) -> None:
     assert (rows[1]["class"], rows[1]["class_id"], rows[1]["right"]) == ("toothbrush", "79", "180.000")
 
 
-def test_yolo_text_by_hand(tmp_path: Path) -> None:
-    write_yolo_labels(tmp_path / "labels" / "a.txt", ImageDetections("a.jpg", (120, 200), FOUND))
+def test_yolo_labels_equal_hand_calculation(tmp_path: Path) -> None:
+    write_yolo_labels(tmp_path / "labels" / "a.txt", ImageDetections("a.jpg", (120, 200), DETECTIONS))
     first = (tmp_path / "labels" / "a.txt").read_text().splitlines()[0].split()
-    # Centre (30, 60) and sides (40, 80) of 200 × 120 pixels.
+    # Centre (30, 60) and size (40, 80) in an image of 200 × 120 pixels.
     assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
-    write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NOTHING))
+    write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NO_DETECTIONS))
     assert (tmp_path / "b.txt").read_text() == ""
     write_class_names(tmp_path / "classes.txt", COCO_CLASSES)
     assert (tmp_path / "classes.txt").read_text().splitlines()[16] == "dog"
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_path_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChromaboxError, match="cannot be written"):
         write_csv(tmp_path / "file" / "found.csv", [])
 
 
-def test_names_of_frames_and_summaries() -> None:
-    assert ImageDetections("a/film.mp4", (1, 1), FOUND, frame=3).stem == "a/film_000003"
-    assert ImageDetections("a.jpg", (1, 1), FOUND).summary() == "dog 1, toothbrush 1"
-    assert ImageDetections("a.jpg", (1, 1), NOTHING).summary() == "nothing"
+def test_names_of_frames_and_summaries_of_images() -> None:
+    assert ImageDetections("a/video.mp4", (1, 1), DETECTIONS, frame=3).stem == "a/video_000003"
+    assert ImageDetections("a.jpg", (1, 1), DETECTIONS).summary() == "dog 1, toothbrush 1"
+    assert ImageDetections("a.jpg", (1, 1), NO_DETECTIONS).summary() == "nothing"
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("scale", [1, 8])
-def test_boxes_are_drawn_on_a_copy(kind: type, scale: int) -> None:
-    pixels = np.full((120 * scale, 200 * scale, 3), np.iinfo(kind).max // 2, kind)
+def test_boxes_are_drawn_on_a_copy_of_the_image(dtype: type, scale: int) -> None:
+    pixels = np.full((120 * scale, 200 * scale, 3), np.iinfo(dtype).max // 2, dtype)
     before = pixels.copy()
-    larger = Detections(FOUND.xyxy * scale, confidence=FOUND.confidence, class_id=FOUND.class_id, data=FOUND.data)
-    drawn = annotate(pixels, larger)
+    scaled = Detections(
+        DETECTIONS.xyxy * scale, confidence=DETECTIONS.confidence, class_id=DETECTIONS.class_id, data=DETECTIONS.data
+    )
+    annotated = annotate(pixels, scaled)
     assert (pixels == before).all()
-    assert (drawn.dtype, drawn.shape) == (np.uint8, pixels.shape)
-    changed = (drawn != drawn[-1, -1]).any(axis=2)
-    # The right edge of the first box, half way down, is drawn; its middle and the far corner are not.
+    assert (annotated.dtype, annotated.shape) == (np.uint8, pixels.shape)
+    changed = (annotated != annotated[-1, -1]).any(axis=2)
+    # The right edge of the first box is annotated at half its height; its interior and the opposite corner are not.
     assert changed[60 * scale, 48 * scale : 52 * scale].any()
     assert not changed[60 * scale, 20 * scale : 40 * scale].any()
     assert not changed[110 * scale :, 100 * scale :].any()
 
 
-def test_nothing_found_draws_nothing() -> None:
+def test_image_without_detections_is_unchanged() -> None:
     pixels = np.full((20, 30, 3), 100, np.uint8)
-    assert (annotate(pixels, NOTHING) == pixels).all()
+    assert (annotate(pixels, NO_DETECTIONS) == pixels).all()

@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except ChromaboxError as error:
         pytest.skip(f"THE REAL CIFAR-10 CANNOT BE REACHED, SO NO REAL RUN IS WRITTEN UP: {error}")
     folder = tmp_path_factory.mktemp("runs")
-    about = {"data": DATA, "palette": "horse24", "recipe": "quick", "epochs": 1, "options": PLAIN, "say": str}
+    about = {"data": DATA, "palette": "horse24", "recipe": "quick", "epochs": 1, "options": PLAIN, "log": str}
     compare(folder / "nets", models=PALETTE_MODELS[:3], seeds=(0,), **about)
     sweep(folder / "sizes", model="conv-transpose", parameter="batch-size", values=(128, 512), seeds=(0,), **about)
     train_sample_detector(folder / "detector", str, options=PLAIN, epochs=1)

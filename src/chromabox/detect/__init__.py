@@ -1,7 +1,7 @@
-"""The second wing: a picture in, boxes out.
+"""Object detection: images to bounding boxes.
 
-The package can be called: ``chromabox.detect(image)`` is :func:`chromabox.detect.api.detect`. A function of that name
-beside the package could not be, since importing any of its modules puts the package itself in that place.
+The package is callable: ``chromabox.detect(image)`` calls :func:`chromabox.detect.api.detect`. A function
+``chromabox.detect`` would be replaced by the package as soon as one of the package's modules is imported.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _CallablePackage(ModuleType):
-    """This package, which does its main work when it is called; torch is imported only then."""
+    """Module type that makes this package callable. PyTorch is imported on the first call only."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from chromabox.detect.api import detect

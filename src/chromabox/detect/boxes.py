@@ -1,80 +1,83 @@
-"""Boxes: their formats, how much they overlap, which of many remain, and the way into the net's square and back.
+"""Box formats, IoU, non-maximum suppression and letterboxing.
 
-A box is four numbers in pixels from the picture's upper left corner; pixel centres lie at halves. Three formats:
+A bounding box is four numbers in pixels, measured from the upper left corner of the image. Pixel centres have
+half-integer coordinates. There are three formats:
 
-* ``xyxy``: left, top, right, bottom. Everything here takes and gives this one unless its name says otherwise.
-* ``xywh``: left, top, width, height (COCO's JSON).
-* ``cxcywh``: centre, width, height (YOLO's text files, there divided by the picture's width and height).
+* ``xyxy``: left, top, right, bottom. All functions use this format unless their name says otherwise.
+* ``xywh``: left, top, width, height (COCO JSON).
+* ``cxcywh``: centre x, centre y, width, height (YOLO text files, there divided by the width and height of the image).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float, Float32, Int64
 
 from chromabox.detect.models.darknet import Variant
 from chromabox.errors import UsageError
+from chromabox.io.images import Pixels as Pixels
 
 Boxes = Float[np.ndarray, "boxes 4"]
-Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 
-#: Boxes that are compared with each other, and with how many later ones, at once: matrices that fit into the
+#: Numbers of boxes that are compared at once: with each other, and with later boxes. The matrices fit into the
 #: processor's cache.
 _BLOCK_SIZE = 256
 _CHUNK_SIZE = 512
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:
-    """Left, top, width, height."""
+    """Convert left, top, right, bottom to left, top, width, height."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def xywh_to_xyxy(boxes: Boxes) -> Boxes:
-    """Left, top, right, bottom, from left, top, width, height."""
+    """Convert left, top, width, height to left, top, right, bottom."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
-    """Centre, width, height."""
+    """Convert left, top, right, bottom to centre x, centre y, width, height."""
     return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
-    """Left, top, right, bottom, from centre, width, height."""
+    """Convert centre x, centre y, width, height to left, top, right, bottom."""
     return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
 
 
 def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
-    """Width times height; 0 for a box whose right lies left of its left, or whose bottom lies above its top."""
+    """Return the area of each box; 0 if its right side is left of its left side, or its bottom above its top."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
 
-def iou(boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"]) -> Float[np.ndarray, "some others"]:
-    """Intersection over union of every one with every other, 0 to 1; 0 where both are empty."""
-    shared = _intersection_area(boxes1, boxes2)
-    union = np.add.outer(box_area(boxes1), box_area(boxes2)) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+def iou(
+    boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"]
+) -> Float[np.ndarray, "boxes1 boxes2"]:
+    """Return the intersection over union of all pairs of boxes, 0 to 1; 0 if both boxes are empty."""
+    intersection = _intersection_area(boxes1, boxes2)
+    union = np.add.outer(box_area(boxes1), box_area(boxes2)) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
 def _intersection_area(
-    boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"]
-) -> Float[np.ndarray, "some others"]:
-    wide, high = (_overlap_lengths(boxes1, boxes2, axis) for axis in (0, 1))
-    wide *= high
-    return wide
+    boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"]
+) -> Float[np.ndarray, "boxes1 boxes2"]:
+    width, height = (_overlap_lengths(boxes1, boxes2, axis) for axis in (0, 1))
+    width *= height
+    return width
 
 
 def _overlap_lengths(
-    boxes1: Float[np.ndarray, "some 4"], boxes2: Float[np.ndarray, "others 4"], axis: int
-) -> Float[np.ndarray, "some others"]:
-    """How long two boxes overlap across (axis 0) or down (1)."""
-    # Copied out of their rows, neighbours in a loop lie beside each other: that alone is worth a factor of four.
-    begins, ends = (np.ascontiguousarray(boxes2[:, place]) for place in (axis, axis + 2))
-    sides = np.minimum(boxes1[:, axis + 2, None], ends)
-    sides -= np.maximum(boxes1[:, axis, None], begins)
-    return np.maximum(sides, 0, out=sides)
+    boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"], axis: int
+) -> Float[np.ndarray, "boxes1 boxes2"]:
+    """Return the lengths of the overlaps along one axis: horizontally (0) or vertically (1)."""
+    # Contiguous copies of the columns make the inner loops four times as fast.
+    starts, ends = (np.ascontiguousarray(boxes2[:, column]) for column in (axis, axis + 2))
+    lengths = np.minimum(boxes1[:, axis + 2, None], ends)
+    lengths -= np.maximum(boxes1[:, axis, None], starts)
+    return np.maximum(lengths, 0, out=lengths)
 
 
 def nms(
@@ -83,80 +86,83 @@ def nms(
     class_ids: Int64[np.ndarray, " boxes"],
     iou_threshold: float = 0.45,
 ) -> Int64[np.ndarray, " kept"]:
-    """Non-maximum suppression, class by class: indices of the boxes that remain, the highest score first.
+    """Apply non-maximum suppression per class; return the indices of the kept boxes in decreasing order of score.
 
-    A box goes if one of its class with a higher score (of equal ones: that stands earlier) remains and overlaps it by
-    more than ``iou``, 0 to 1. Computed in float32.
+    A box is removed if its IoU with a kept box of the same class and a higher score exceeds ``iou_threshold``, 0 to 1.
+    Among equal scores, the box with the lower index is kept. Computed in float32.
+
+    Raise UsageError if the threshold is out of range.
     """
     if not 0 <= iou_threshold <= 1:
-        raise UsageError(f"iou is {iou_threshold}: give a number from 0 to 1")
+        raise UsageError(f"iou is {iou_threshold}: expected a number from 0 to 1")
     by_score = np.argsort(-scores, kind="stable")
     order = by_score[np.argsort(class_ids[by_score], kind="stable")]
-    ordered = boxes[order].astype(np.float32)
+    sorted_boxes = boxes[order].astype(np.float32)
     ends = np.flatnonzero(np.diff(class_ids[order], append=-1)) + 1
     keep = np.zeros(len(order), bool)
-    for begin, end in zip((0, *ends), ends, strict=False):
-        keep[begin:end] = _greedy_nms(ordered[begin:end], iou_threshold)
+    for start, end in zip((0, *ends), ends, strict=False):
+        keep[start:end] = _greedy_nms(sorted_boxes[start:end], iou_threshold)
     kept = order[keep]
     return kept[np.argsort(-scores[kept], kind="stable")]
 
 
 def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
-    """Which boxes of one class remain, given in the order of their scores.
+    """Return which boxes of one class are kept, given in decreasing order of score.
 
-    Block by block: those still there are compared with each other, those of them that remain with all later ones.
+    The boxes are processed in blocks. The remaining boxes of a block are compared with each other; those that are kept
+    are compared with all later boxes.
     """
     keep = np.ones(len(boxes), bool)
-    for begin in range(0, len(boxes), _BLOCK_SIZE):
-        block = begin + np.flatnonzero(keep[begin : begin + _BLOCK_SIZE])
+    for start in range(0, len(boxes), _BLOCK_SIZE):
+        block = start + np.flatnonzero(keep[start : start + _BLOCK_SIZE])
         overlaps = _exceeds_iou(boxes[block], boxes[block], threshold)
         keep[block] = _suppress_within_block(overlaps)
         block = block[keep[block]]
-        later = begin + _BLOCK_SIZE + np.flatnonzero(keep[begin + _BLOCK_SIZE :])
-        for part in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):
-            keep[part] = ~_exceeds_iou(boxes[block], boxes[part], threshold).any(axis=0)
+        later = start + _BLOCK_SIZE + np.flatnonzero(keep[start + _BLOCK_SIZE :])
+        for chunk in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):
+            keep[chunk] = ~_exceeds_iou(boxes[block], boxes[chunk], threshold).any(axis=0)
     return keep
 
 
 def _exceeds_iou(
-    boxes1: Float32[np.ndarray, "some 4"], boxes2: Float32[np.ndarray, "others 4"], threshold: float
-) -> Bool[np.ndarray, "some others"]:
-    """Whether intersection over union exceeds ``threshold``: s / (a + b − s) > t where s > t (a + b) / (1 + t)."""
-    share = np.float32(threshold / (1 + threshold))
-    return _intersection_area(boxes1, boxes2) > np.add.outer(box_area(boxes1) * share, box_area(boxes2) * share)
+    boxes1: Float32[np.ndarray, "boxes1 4"], boxes2: Float32[np.ndarray, "boxes2 4"], threshold: float
+) -> Bool[np.ndarray, "boxes1 boxes2"]:
+    """Return whether the IoU of each pair exceeds ``threshold``: s / (a + b − s) > t iff s > t (a + b) / (1 + t)."""
+    factor = np.float32(threshold / (1 + threshold))
+    return _intersection_area(boxes1, boxes2) > np.add.outer(box_area(boxes1) * factor, box_area(boxes2) * factor)
 
 
 def _suppress_within_block(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
-    """Which remain of boxes in the order of their scores: one after another strikes out those it overlaps.
+    """Return which boxes are kept, given in decreasing order of score: each kept box suppresses those it overlaps.
 
-    A row of the matrix is one whole number, whose bits are its columns: striking out is one "or".
+    Each row of the matrix is packed into one integer with a bit per column, which makes suppression a bitwise "or".
     """
     rows = np.packbits(overlaps, axis=1, bitorder="little")
     width = rows.shape[1]
     data = rows.tobytes()
-    gone = 0
+    suppressed = 0
     keep = np.ones(len(overlaps), bool)
-    # A box that overlaps itself alone stays and strikes out nothing.
+    # A box that overlaps only itself is kept and suppresses no other box.
     for index in np.flatnonzero(overlaps.sum(axis=1) > 1).tolist():
-        if gone >> index & 1:
+        if suppressed >> index & 1:
             keep[index] = False
         else:
-            gone |= int.from_bytes(data[index * width : (index + 1) * width], "little")
+            suppressed |= int.from_bytes(data[index * width : (index + 1) * width], "little")
     return keep
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture is laid into a net's square: shrunk or enlarged to whole pixels, centred, grey around.
+    """Placement of an image in the square input of a model: resized to whole pixels, centred, padded with grey.
 
     Args:
-        picture: height and width of the picture.
-        side: of the square.
-        inner: height and width of the picture inside of it.
-        top, left: where it begins there.
-        grey: in [0, 1], of what is around.
-        sampling: ``corners``: the outermost pixels' centres fall on each other, as darknet resizes; ``edges``: the
-            pictures' edges do, as OpenCV and most others resize. Both bilinear, without smoothing.
+        image_size: height and width of the image in pixels.
+        canvas_size: side of the square in pixels.
+        inner_size: height and width of the resized image inside the square.
+        top, left: position of the resized image in the square.
+        fill: grey value of the padding, in [0, 1].
+        sampling: ``corners``: the centres of the outermost pixels coincide, as in Darknet's resizing; ``edges``: the
+            edges of the images coincide, as in OpenCV and most other libraries. Both are bilinear without antialiasing.
     """
 
     image_size: tuple[int, int]
@@ -168,20 +174,23 @@ class Letterbox:
     sampling: Literal["corners", "edges"]
 
     def apply_boxes(self, boxes: Boxes) -> Boxes:
-        """Boxes of the picture, as they lie in the square."""
+        """Convert boxes from image coordinates to coordinates in the square."""
         return boxes * self._scale + self._offset
 
     def invert_boxes(self, boxes: Boxes) -> Boxes:
-        """Boxes in the square, as they lie in the picture; the inverse of :meth:`boxes_in`. Nothing is cut off."""
+        """Convert boxes from coordinates in the square to image coordinates: the inverse of :meth:`apply_boxes`.
+
+        Boxes are not clipped.
+        """
         return (boxes - self._offset) / self._scale
 
     def apply_image(self, pixels: Pixels) -> Float32[np.ndarray, "3 side side"]:
-        """The picture laid into the square: RGB in [0, 1]."""
+        """Return the letterboxed image: RGB in [0, 1]."""
         height, width = self.inner_size
-        square = np.full((3, self.canvas_size, self.canvas_size), self.fill, np.float32)
+        canvas = np.full((3, self.canvas_size, self.canvas_size), self.fill, np.float32)
         rows, columns = slice(self.top, self.top + height), slice(self.left, self.left + width)
-        square[:, rows, columns] = resize_bilinear(pixels, self.inner_size, self.sampling)
-        return square
+        canvas[:, rows, columns] = resize_bilinear(pixels, self.inner_size, self.sampling)
+        return canvas
 
     @property
     def _scale(self) -> Float[np.ndarray, "4"]:
@@ -194,7 +203,10 @@ class Letterbox:
 
 
 def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 0.5) -> Letterbox:
-    """Darknet's way: the longer side fills the square, the shorter one and the offset are rounded down."""
+    """Return Darknet's letterbox: the longer side fills the square; the shorter side and the offset are rounded down.
+
+    ``image_size`` is height and width. ``fill`` is the grey value of the padding, in [0, 1].
+    """
     height, width = image_size
     longer = max(height, width)
     inner = max(height * canvas_size // longer, 1), max(width * canvas_size // longer, 1)
@@ -204,7 +216,11 @@ def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: fl
 
 
 def ultralytics_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 114 / 255) -> Letterbox:
-    """Ultralytics' way: sides are rounded to the nearest, of an odd remainder the larger half lies right and below."""
+    """Return Ultralytics' letterbox: sides are rounded to the nearest integer.
+
+    If the padding is odd, the extra pixel is on the right or at the bottom. ``image_size`` is height and width.
+    ``fill`` is the grey value of the padding, in [0, 1].
+    """
     height, width = image_size
     longer = max(height, width)
     inner = max(round(height * canvas_size / longer), 1), max(round(width * canvas_size / longer), 1)
@@ -216,37 +232,42 @@ def ultralytics_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill
 def resize_bilinear(
     pixels: Pixels, size: tuple[int, int], sampling: Literal["corners", "edges"]
 ) -> Float32[np.ndarray, "3 new_height new_width"]:
-    """Bilinear and without smoothing, in [0, 1]: of each new pixel only its four neighbours are read."""
-    (top, bottom, down), (left, right, across) = (
+    """Resize an image to ``size`` (height, width) without antialiasing; return RGB in [0, 1].
+
+    Each new pixel is interpolated from its four nearest pixels. ``sampling`` is explained at :class:`Letterbox`.
+    """
+    (top, bottom, row_weights), (left, right, column_weights) = (
         _bilinear_weights(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
     )
-    # First down, for whole rows, then across; plane by plane, since long runs of numbers are what processors are good
-    # at. The values' own scale goes into the first weights.
+    # Vertical interpolation of whole rows first, then horizontal, channel by channel: long contiguous runs are fast.
+    # The first weights include the scaling to [0, 1].
     unit = np.float32(1 / np.iinfo(pixels.dtype).max)
-    lower = (down * unit)[:, None]
-    rows = pixels[top].transpose(2, 0, 1) * (unit - lower)
-    rows += pixels[bottom].transpose(2, 0, 1) * lower
-    here, there = rows.take(left, axis=2), rows.take(right, axis=2)
-    there -= here
-    there *= across
-    here += there
-    return here
+    bottom_weights = (row_weights * unit)[:, None]
+    rows = pixels[top].transpose(2, 0, 1) * (unit - bottom_weights)
+    rows += pixels[bottom].transpose(2, 0, 1) * bottom_weights
+    resized, neighbours = rows.take(left, axis=2), rows.take(right, axis=2)
+    neighbours -= resized
+    neighbours *= column_weights
+    resized += neighbours
+    return resized
 
 
 def _bilinear_weights(
     old_size: int, new_size: int, sampling: Literal["corners", "edges"]
 ) -> tuple[Int64[np.ndarray, " new"], Int64[np.ndarray, " new"], Float32[np.ndarray, " new"]]:
-    """Of every new pixel on one side the old one before it, the one behind it, and the share of the latter."""
+    """Return, for each new pixel along one axis, the old pixels before and after it, and the weight of the latter."""
     if sampling == "corners":
-        # A single pixel shows the last one, as darknet's does.
-        place = np.full(1, old_size - 1.0) if new_size == 1 else np.arange(new_size) * ((old_size - 1) / (new_size - 1))
+        # As in Darknet, a single new pixel shows the last old pixel.
+        position = (
+            np.full(1, old_size - 1.0) if new_size == 1 else np.arange(new_size) * ((old_size - 1) / (new_size - 1))
+        )
     else:
-        place = np.clip((np.arange(new_size) + 0.5) * (old_size / new_size) - 0.5, 0, old_size - 1)
-    before = np.minimum(np.floor(place).astype(np.int64), old_size - 1)
-    return before, np.minimum(before + 1, old_size - 1), (place - before).astype(np.float32)
+        position = np.clip((np.arange(new_size) + 0.5) * (old_size / new_size) - 0.5, 0, old_size - 1)
+    before = np.minimum(np.floor(position).astype(np.int64), old_size - 1)
+    return before, np.minimum(before + 1, old_size - 1), (position - before).astype(np.float32)
 
 
 def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
-    """The way into the square that a kind of weights was trained with; ``picture`` is height and width."""
-    make = darknet_letterbox if variant.decode == "exp" else ultralytics_letterbox
-    return make((image_size[0], image_size[1]), canvas_size, fill=variant.letterbox_grey)
+    """Return the letterbox that weights of a variant were trained with. ``image_size`` is height and width."""
+    make_letterbox = darknet_letterbox if variant.decode == "exp" else ultralytics_letterbox
+    return make_letterbox((image_size[0], image_size[1]), canvas_size, fill=variant.letterbox_grey)

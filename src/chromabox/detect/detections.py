@@ -1,9 +1,9 @@
-"""supervision's ``Detections``, what this wing gives as its result, and supervision itself without its remark."""
+"""supervision's ``Detections``, the result type of detection, and supervision imported without its OpenCV warning."""
 
 import warnings
 
 with warnings.catch_warnings():
-    # It says at every import that it draws without OpenCV, which is as it should be.
+    # supervision warns at import that OpenCV is missing. Chromabox draws without OpenCV.
     warnings.filterwarnings("ignore", "OpenCV", UserWarning)
     import supervision
 

@@ -1,7 +1,7 @@
-"""Pictures of a set as a net is shown them: training views, each drawn from a seed, and the plain view of validation.
+"""Model inputs from a dataset: augmented training samples, determined by a seed, and letterboxed validation samples.
 
-A view is made in one step from the files' own pixels: where each picture falls is worked out first, then every pixel of
-the view is read once, between its four neighbours and without smoothing, as pictures to be detected in are read.
+An augmented sample is computed in one step from the pixels of the files. The position of each image is computed first;
+then each pixel is sampled once, bilinearly without antialiasing, as in detection.
 """
 
 from collections.abc import Callable
@@ -13,38 +13,36 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from chromabox.detect.boxes import letterbox_for, xyxy_to_cxcywh
-from chromabox.detect.data.dataset import DetectionDataset, Sample
+from chromabox.detect.data.dataset import BoxTuple, DetectionDataset, Sample
+from chromabox.detect.data.dataset import RgbImage as RgbImage
 from chromabox.detect.models.darknet import Variant
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 
-RgbImage = UInt8[np.ndarray, "height width 3"]
 TrainImage = UInt8[np.ndarray, "3 side side"]
-#: Class, and centre, width and height as parts of the view's side.
+#: Class index, and centre x, centre y, width and height as fractions of the side of the training image.
 TrainBoxes = Float32[np.ndarray, "boxes 5"]
-#: Left, top, right, bottom in pixels of the view.
-BoxTuple = tuple[float, float, float, float]
 
-#: A box is learnt where the view shows at least this share of it, and this many pixels of each side.
+#: A box is used in training if at least this fraction of it is visible, and this many pixels of each side.
 MIN_VISIBLE_FRACTION, MIN_BOX_SIDE = 0.1, 2.0
 
-#: Of each picture the shares of its width and height that lie left of and above the point at which pictures meet.
+#: Fractions of the width and height of each image that are left of and above the point where the images meet.
 _MOSAIC_OFFSETS: tuple[tuple[float, float], ...] = ((1, 1), (0, 1), (1, 0), (0, 0))
 _CENTRED_OFFSET: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training views differ from the pictures.
+    """Parameters of data augmentation.
 
     Args:
-        mosaic: share of the views that are made of four pictures, which meet at a point drawn from the middle half of a
-            canvas of twice the side (Bochkovskiy et al. 2020, section 3.3).
-        scale: least and greatest factor on top of fitting the longer side to the view.
-        translate: by how much of the side the middle is moved, either way.
-        hue, saturation, value: each is multiplied by 1 plus or minus at most so much.
-        mirror: share of the views that are mirrored left to right.
-        ground: the grey, 0 to 255, where no picture is.
+        mosaic: fraction of the training samples that are mosaics of four images. The images meet at a random point in
+            the middle half of a canvas of twice the side (Bochkovskiy et al. 2020, section 3.3).
+        scale: minimum and maximum scale factor, in addition to fitting the longer side to the training image.
+        translate: maximum shift of the centre as a fraction of the side, in both directions.
+        hue, saturation, value: maximum relative change; each is multiplied by a random factor between 1 − x and 1 + x.
+        hflip: fraction of the training samples that are flipped horizontally.
+        fill: grey value, 0 to 255, where there is no image.
     """
 
     mosaic: float = 1.0
@@ -57,13 +55,13 @@ class Augmentation:
     fill: int = 114
 
 
-#: By the names of the recipes: the course's, and one that also shows whole pictures at about the size of detection.
+#: Augmentations by recipe name: that of the course, and one that also shows whole images at about their detection size.
 AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, scale=(0.6, 1.4))}
 
 
 @dataclass(frozen=True)
 class _MosaicTile:
-    """Where one picture falls in the view, in pixels, and the part of the view in which it may be seen."""
+    """Position of one image in the training image, in pixels, and the window in which it is visible."""
 
     sample: Sample
     scale: float
@@ -73,7 +71,7 @@ class _MosaicTile:
 
 
 def read_pixels(path: Path) -> RgbImage:
-    """The upright pixels of a file, 8 bits. Raises ChromaboxError where it cannot be decoded."""
+    """Return the upright pixels of an image file as uint8 RGB. Raise ChromaboxError if it cannot be decoded."""
     return to_uint8(read_image(path).pixels)
 
 
@@ -86,25 +84,27 @@ def augment_sample(
     *,
     read_image: Callable[[Path], RgbImage] = read_pixels,
 ) -> tuple[TrainImage, TrainBoxes]:
-    """A training view about picture ``index``: RGB from 0 to 255, and the boxes seen in it; crowds are no boxes.
+    """Return an augmented training sample of image ``index``: RGB from 0 to 255, and its visible boxes without crowds.
 
     Args:
-        data: the set, of which a mosaic takes three more pictures at random.
-        seed: one whole number or several (run, epoch, …), not negative; with ``index`` they decide everything drawn.
-        size: side of the view in pixels.
-        recipe: ``course``, ``default`` or settings of one's own.
-        read: gives a file's pixels; one that remembers saves decoding again.
+        data: the dataset. A mosaic contains three more of its images, chosen at random.
+        seed: one or several non-negative integers (run, epoch, …). With ``index`` they determine all random choices.
+        size: side of the training image in pixels.
+        recipe: ``course``, ``default`` or an `Augmentation`.
+        read_image: function that returns the pixels of a file. A cached reader avoids repeated decoding.
+
+    Raise UsageError if the recipe is unknown, and ChromaboxError if an image cannot be decoded.
     """
-    settings = _resolve_augmentation(recipe)
-    draw = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), index])
-    tiles = _sample_tiles(data, index, size, settings, draw)
-    view = Image.new("RGB", (size, size), (settings.fill,) * 3)
+    augmentation = _resolve_augmentation(recipe)
+    rng = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), index])
+    tiles = _sample_tiles(data, index, size, augmentation, rng)
+    canvas = Image.new("RGB", (size, size), (augmentation.fill,) * 3)
     for tile in tiles:
-        _paste(view, tile, read_image(tile.sample.path))
-    view = _jitter_hsv(view, settings, draw)
+        _paste(canvas, tile, read_image(tile.sample.path))
+    canvas = _jitter_hsv(canvas, augmentation, rng)
     boxes = np.concatenate([_visible_boxes(tile, size) for tile in tiles])
-    pixels = np.asarray(view)
-    if draw.random() < settings.hflip:
+    pixels = np.asarray(canvas)
+    if rng.random() < augmentation.hflip:
         pixels = pixels[:, ::-1]
         boxes[:, 1] = 1 - boxes[:, 1]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), boxes
@@ -113,12 +113,15 @@ def augment_sample(
 def letterbox_sample(
     sample: Sample, size: int, variant: Variant, *, read_image: Callable[[Path], RgbImage] = read_pixels
 ) -> tuple[Float32[np.ndarray, "3 side side"], TrainBoxes]:
-    """A picture exactly as detection shows it to a net of that kind, RGB in [0, 1], and its boxes but for crowds."""
+    """Return an image letterboxed as in detection with this variant, RGB in [0, 1], and its boxes without crowds.
+
+    Raise ChromaboxError if the image cannot be decoded.
+    """
     pixels = read_image(sample.path)
     letterbox = letterbox_for(pixels.shape[:2], size, variant)
-    known = ~sample.is_crowd
+    not_crowd = ~sample.is_crowd
     return letterbox.apply_image(pixels), _to_train_boxes(
-        letterbox.apply_boxes(sample.boxes[known]), sample.class_ids[known], size
+        letterbox.apply_boxes(sample.boxes[not_crowd]), sample.class_ids[not_crowd], size
     )
 
 
@@ -126,29 +129,29 @@ def _resolve_augmentation(recipe: str | Augmentation) -> Augmentation:
     if isinstance(recipe, Augmentation):
         return recipe
     if recipe not in AUGMENTATIONS:
-        raise UsageError(f"recipe is {recipe!r}: views are drawn by {' or '.join(AUGMENTATIONS)}")
+        raise UsageError(f"recipe is {recipe!r}: expected {' or '.join(AUGMENTATIONS)}")
     return AUGMENTATIONS[recipe]
 
 
 def _sample_tiles(
     data: DetectionDataset, index: int, size: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> list[_MosaicTile]:
-    """The pictures of one view and their places: laid out on a canvas, of which a part is shown scaled and moved."""
+    """Choose the images of a training sample and their positions: laid out on a canvas, then scaled and translated."""
     if rng.random() < augmentation.mosaic:
         chosen = rng.permutation([index, *rng.integers(0, len(data.samples), 3)])
-        canvas, meeting, before = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2), _MOSAIC_OFFSETS
+        canvas_size, centre, offsets = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2), _MOSAIC_OFFSETS
     else:
-        chosen, canvas, meeting, before = np.array([index]), float(size), np.full(2, size / 2), _CENTRED_OFFSET
+        chosen, canvas_size, centre, offsets = np.array([index]), float(size), np.full(2, size / 2), _CENTRED_OFFSET
     scale = rng.uniform(*augmentation.scale)
     middle = rng.uniform(0.5 - augmentation.translate, 0.5 + augmentation.translate, 2) * size
-    shift = middle - scale * canvas / 2
-    window = _rectangle(shift, shift + scale * canvas)
+    shift = middle - scale * canvas_size / 2
+    window = _rectangle(shift, shift + scale * canvas_size)
     tiles = []
-    for picture, share in zip((data.samples[number] for number in chosen), before, strict=True):
-        fit = size / max(picture.size)
-        corner = meeting - fit * np.array([picture.size[1], picture.size[0]]) * share
+    for sample, offset in zip((data.samples[number] for number in chosen), offsets, strict=True):
+        fit = size / max(sample.size)
+        corner = centre - fit * np.array([sample.size[1], sample.size[0]]) * offset
         left, top = (scale * corner + shift).tolist()
-        tiles.append(_MosaicTile(picture, scale * fit, left, top, window))
+        tiles.append(_MosaicTile(sample, scale * fit, left, top, window))
     return tiles
 
 
@@ -157,19 +160,19 @@ def _rectangle(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"]) ->
 
 
 def _paste(canvas: Image.Image, tile: _MosaicTile, pixels: RgbImage) -> None:
-    """Show the part of the picture that lies in the view: all pixels whose centres it covers."""
+    """Draw the visible part of an image: all pixels of the canvas whose centres it covers."""
     height, width = pixels.shape[:2]
     edges = (tile.left, tile.top, tile.left + width * tile.scale, tile.top + height * tile.scale)
-    seen = _intersect(_intersect(edges, tile.window), (0.0, 0.0, float(canvas.width), float(canvas.height)))
-    left, top, right, bottom = (int(np.ceil(edge - 0.5)) for edge in seen)
+    visible = _intersect(_intersect(edges, tile.window), (0.0, 0.0, float(canvas.width), float(canvas.height)))
+    left, top, right, bottom = (int(np.ceil(edge - 0.5)) for edge in visible)
     if right <= left or bottom <= top:
         return
     step = 1 / tile.scale
-    across, down = (left - tile.left) * step, (top - tile.top) * step
+    x, y = (left - tile.left) * step, (top - tile.top) * step
     part = Image.fromarray(pixels).transform(
         (right - left, bottom - top),
         Image.Transform.AFFINE,
-        (step, 0, across, 0, step, down),
+        (step, 0, x, 0, step, y),
         Image.Resampling.BILINEAR,
     )
     canvas.paste(part, (left, top))
@@ -180,7 +183,7 @@ def _intersect(a: BoxTuple, b: BoxTuple) -> BoxTuple:
 
 
 def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Hue, saturation and value each times its own factor; the hue goes round, the others end at 255."""
+    """Multiply hue, saturation and value by random factors. The hue wraps around; the others are clipped at 255."""
     gains = np.array([augmentation.hue, augmentation.saturation, augmentation.value])
     if not gains.any():
         return image
@@ -190,17 +193,17 @@ def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.G
 
 
 def _visible_boxes(tile: _MosaicTile, size: int) -> TrainBoxes:
-    """The boxes of one picture that the view shows enough of, cut to what it shows."""
-    known = ~tile.sample.is_crowd
-    whole = tile.sample.boxes[known] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
+    """Return the sufficiently visible boxes of one image, clipped to their visible part."""
+    not_crowd = ~tile.sample.is_crowd
+    boxes = tile.sample.boxes[not_crowd] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
     frame = _intersect(tile.window, (0.0, 0.0, float(size), float(size)))
-    cut = np.concatenate([np.maximum(whole[:, :2], frame[:2]), np.minimum(whole[:, 2:], frame[2:])], 1)
-    sides = np.maximum(cut[:, 2:] - cut[:, :2], 0)
-    share = sides.prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
-    kept = (sides >= MIN_BOX_SIDE).all(1) & (share >= MIN_VISIBLE_FRACTION)
-    return _to_train_boxes(cut[kept], tile.sample.class_ids[known][kept], size)
+    clipped = np.concatenate([np.maximum(boxes[:, :2], frame[:2]), np.minimum(boxes[:, 2:], frame[2:])], 1)
+    sides = np.maximum(clipped[:, 2:] - clipped[:, :2], 0)
+    fraction = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    kept = (sides >= MIN_BOX_SIDE).all(1) & (fraction >= MIN_VISIBLE_FRACTION)
+    return _to_train_boxes(clipped[kept], tile.sample.class_ids[not_crowd][kept], size)
 
 
 def _to_train_boxes(boxes: Float64[np.ndarray, "boxes 4"], class_ids: np.ndarray, size: int) -> TrainBoxes:
-    """Boxes (left, top, right, bottom, in pixels of the view) as a net's targets have them."""
+    """Convert boxes (left, top, right, bottom, in pixels of the training image) to training targets."""
     return np.column_stack([class_ids, xyxy_to_cxcywh(boxes) / size]).astype(np.float32)

@@ -1,11 +1,7 @@
-"""Pictures with boxes, whatever files they come from, and the faults found in those files.
+"""Detection datasets: samples, label validation, COCO class names, and helpers that list images and infer splits.
 
-A label with a fault is mended or left out by itself; the picture and its other labels stay. Every such case is a
-`Fault` with file and line: nothing is dropped in silence.
-
-The names of COCO's 80 classes (Lin et al. 2014), in the order in which detectors trained on it count them.
-
-Which pictures lie where, and of which split their folders speak.
+An invalid label is fixed or dropped individually; the image and its other labels are kept. Every such case is recorded
+as a `LabelIssue` with file and line.
 """
 
 import math
@@ -17,13 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, image_size
 
+RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
-"""Left, top, right, bottom in pixels of the upright picture, from its upper left corner."""
+"""Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
 BoxTuple = tuple[float, float, float, float]
 IssueType = Literal[
     "unreadable label",
@@ -37,19 +34,19 @@ IssueType = Literal[
     "label without picture",
 ]
 
-#: Pixels by which a box may reach over the edge without a word: rounding, and formats that count pixels from 1.
+#: Pixels by which a box may extend beyond the image without an issue: rounding, and formats that count pixels from 1.
 BOX_EDGE_TOLERANCE = 1.0
 
-#: Share of the picture from which a box is remarked as huge: it marks the picture rather than a thing in it.
+#: Minimum fraction of the image that a box reported as huge covers: it probably marks the image, not an object.
 HUGE_BOX_FRACTION = 0.995
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """What is wrong with one label or picture.
+    """Issue of one label or image.
 
-    `line` counts from 1 in text files and XML; of COCO's JSON it is the annotation's id. `dropped`: the label (or the
-    picture) is left out; else it is used as `text` says.
+    `line` is counted from 1 in text files and XML; for COCO JSON it is the id of the annotation. `dropped`: the label
+    (or the image) is dropped; otherwise it is used as described in `message`.
     """
 
     issue_type: IssueType
@@ -59,16 +56,17 @@ class LabelIssue:
     dropped: bool
 
     def __str__(self) -> str:
-        place = f"{self.path}" if self.line is None else f"{self.path}:{self.line}"
-        return utf8_safe(f"{place}: {self.issue_type}: {self.message}")
+        location = f"{self.path}" if self.line is None else f"{self.path}:{self.line}"
+        return utf8_safe(f"{location}: {self.issue_type}: {self.message}")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and its boxes.
+    """Image with its ground-truth boxes.
 
-    `classes` are indices into the set's names. `size` is height and width, upright. `split` is "" where the files
-    know none. `crowd` (COCO's iscrowd) marks boxes around groups, which are neither learnt nor counted as missed.
+    `class_ids` are indices into the class names of the dataset. `size` is the height and width of the upright image.
+    `split` is "" if the files define no splits. `crowd_mask` (COCO's iscrowd) marks boxes around groups, which are
+    ignored in training and not counted as missed in evaluation.
     """
 
     path: Path
@@ -80,16 +78,16 @@ class Sample:
 
     @property
     def is_crowd(self) -> Bool[np.ndarray, " boxes"]:
-        """`crowd`, all False where the files know none."""
+        """`crowd_mask`; all False if the files define none."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
 
 @dataclass(frozen=True)
 class DetectionDataset:
-    """Labelled pictures, the names of their classes, and what was wrong with the files.
+    """Labelled images, the class names, and the issues found in the files.
 
-    `named`: the names are the files' own; else they are the class numbers as text, since YOLO folders need not say
-    what their numbers mean.
+    `has_class_names`: the names come from the files; otherwise they are the class numbers as text, since YOLO folders
+    need not contain class names.
     """
 
     samples: tuple[Sample, ...]
@@ -100,48 +98,53 @@ class DetectionDataset:
     issues: tuple[LabelIssue, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
-        """The pictures of one split. Raises UsageError for a name that is none of `splits`."""
+        """Return the images of one split. Raise UsageError if the name is not in `splits`."""
         if name not in self.splits:
-            known = ", ".join(self.splits) if any(self.splits) else "none: the data has no splits"
-            raise UsageError(f"split: {name} is not in the data; there are {known}")
-        return replace(self, samples=tuple(one for one in self.samples if one.split == name), splits=(name,))
+            known = ", ".join(self.splits) if any(self.splits) else "no split: the dataset has none"
+            raise UsageError(f"split {name} is not in the dataset: expected {known}")
+        return replace(self, samples=tuple(sample for sample in self.samples if sample.split == name), splits=(name,))
 
 
 def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
-    """The set with its labels as indices into `classes`, a net's names, and the names that the net does not know.
+    """Return the dataset with labels as indices into `classes`, a model's class names, and the names not among them.
 
-    Names are compared without regard to case and to "_" or "-" for a space. Unnamed data is taken to count as the net
-    does. Labels of unknown names are left out. Raises ChromaboxError where nothing is shared, or a number is too high.
+    Names are compared ignoring case, with "_" and "-" treated as spaces. Class numbers of a dataset without class
+    names are taken as the model's class numbers. Labels of classes that the model does not have are dropped.
+
+    Raise ChromaboxError if there is no common class, or if a class number is too high.
     """
     if not data.has_class_names:
         if len(data.classes) > len(classes):
             raise ChromaboxError(
-                f"the data has no class names and numbers up to {len(data.classes) - 1}; the net knows {len(classes)} "
-                "classes: give the names in a data.yaml or classes.txt"
+                f"the dataset has no class names and class numbers up to {len(data.classes) - 1}, but the model has "
+                f"{len(classes)} classes; add the names in a data.yaml or classes.txt"
             )
         return replace(data, classes=tuple(classes), has_class_names=True), ()
-    places = {normalise_name(name): index for index, name in enumerate(classes)}
-    table = np.array([places.get(normalise_name(name), -1) for name in data.classes], np.int64)
+    indices = {normalise_name(name): index for index, name in enumerate(classes)}
+    table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
         raise ChromaboxError(
-            f"the net knows none of the data's classes ({_preview(data.classes)}); it knows {_preview(classes)}"
+            f"the model has none of the dataset's classes ({_preview(data.classes)}): expected some of "
+            f"{_preview(classes)}"
         )
-    pictures = []
-    for one in data.samples:
-        own = table[one.class_ids]
-        kept = own >= 0
-        pictures.append(replace(one, boxes=one.boxes[kept], class_ids=own[kept], crowd_mask=one.is_crowd[kept]))
-    unknown = tuple(name for name, place in zip(data.classes, table, strict=True) if place < 0)
-    return replace(data, samples=tuple(pictures), classes=tuple(classes)), unknown
+    samples = []
+    for sample in data.samples:
+        new_ids = table[sample.class_ids]
+        known = new_ids >= 0
+        samples.append(
+            replace(sample, boxes=sample.boxes[known], class_ids=new_ids[known], crowd_mask=sample.is_crowd[known])
+        )
+    unknown = tuple(name for name, index in zip(data.classes, table, strict=True) if index < 0)
+    return replace(data, samples=tuple(samples), classes=tuple(classes)), unknown
 
 
 def normalise_name(name: str) -> str:
-    """A class name for comparison."""
+    """Return a class name in the form that is used for comparison: lower case, with single spaces."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
 def utf8_safe(text: object) -> str:
-    """Text that can be written as UTF-8: names of files are bytes, and those that are none are shown by number."""
+    """Return text that can be encoded as UTF-8. Bytes of file names that are not UTF-8 are replaced by escapes."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
@@ -151,7 +154,7 @@ def _preview(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RawLabel:
-    """One label as a file has it: its line, class index, and corners in pixels, not yet judged."""
+    """Label as read from a file, not validated: line, class index, and corners of the box in pixels."""
 
     line: int
     class_id: int
@@ -162,55 +165,56 @@ class RawLabel:
 def validate_labels(
     labels: Iterable[RawLabel], image_path: Path, size: tuple[int, int], split: str, source: Path
 ) -> tuple[Sample, list[LabelIssue]]:
-    """The picture with its sound boxes, cut to the picture of `size` (height, width), and the faults of the others.
+    """Return the sample with its valid boxes, clipped to an image of `size` (height, width), and the label issues.
 
-    `source` is the file that the labels stand in.
+    `source` is the file that contains the labels.
     """
-    sound: list[RawLabel] = []
-    faults: list[LabelIssue] = []
+    valid: list[RawLabel] = []
+    issues: list[LabelIssue] = []
     seen: dict[tuple[float, ...], int] = {}
     for label in labels:
-        corners, found = _validate_label(label, size, source)
-        faults += found
+        corners, label_issues = _validate_label(label, size, source)
+        issues += label_issues
         if corners is None:
             continue
         key = (label.class_id, *(round(value, 2) for value in corners))
         if key in seen:
-            faults.append(LabelIssue("duplicate label", source, label.line, f"the same as {seen[key]}; left out", True))
+            issues.append(LabelIssue("duplicate label", source, label.line, f"same as {seen[key]}; dropped", True))
         else:
             seen[key] = label.line
-            sound.append(replace(label, box=corners))
-    boxes = np.array([label.box for label in sound], np.float64).reshape(-1, 4)
-    classes = np.array([label.class_id for label in sound], np.int64)
-    crowd = np.array([label.is_crowd for label in sound], bool)
-    return Sample(image_path, boxes, classes, size, split, crowd), faults
+            valid.append(replace(label, box=corners))
+    boxes = np.array([label.box for label in valid], np.float64).reshape(-1, 4)
+    class_ids = np.array([label.class_id for label in valid], np.int64)
+    is_crowd = np.array([label.is_crowd for label in valid], bool)
+    return Sample(image_path, boxes, class_ids, size, split, is_crowd), issues
 
 
 def _validate_label(label: RawLabel, size: tuple[int, int], source: Path) -> tuple[BoxTuple | None, list[LabelIssue]]:
-    """The label's corners inside the picture, or None if nothing can be made of it, and what was wrong."""
+    """Return the box clipped to the image, or None if the label is dropped, and the issues of the label."""
 
-    def fault(kind: IssueType, text: str, dropped: bool) -> LabelIssue:
-        return LabelIssue(kind, source, label.line, text, dropped)
+    def issue(issue_type: IssueType, message: str, dropped: bool) -> LabelIssue:
+        return LabelIssue(issue_type, source, label.line, message, dropped)
 
     height, width = size
     left, top, right, bottom = label.box
     if not all(map(math.isfinite, label.box)):
-        return None, [fault("unreadable label", "a number is not finite; left out", True)]
+        return None, [issue("unreadable label", "a number is not finite; dropped", True)]
     sides = f"{right - left:.6g} × {bottom - top:.6g} pixels"
     if right <= left or bottom <= top:
-        return None, [fault("zero size", f"the box is {sides}; left out", True)]
-    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        return None, [fault("out of range", f"the box lies outside of the {width} × {height} picture; left out", True)]
-    over = max(abs(own - cut) for own, cut in zip(label.box, inside, strict=True))
-    if over > BOX_EDGE_TOLERANCE:
-        text = f"the box reaches {over:.1f} pixels over the edge of the {width} × {height} picture; cut there"
-        return inside, [fault("out of range", text, False)]
-    if (inside[2] - inside[0]) * (inside[3] - inside[1]) >= HUGE_BOX_FRACTION * width * height:
-        return inside, [fault("huge box", "the box covers the whole picture; kept", False)]
-    return inside, []
+        return None, [issue("zero size", f"the box is {sides}; dropped", True)]
+    clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return None, [issue("out of range", f"the box is outside the {width} × {height} image; dropped", True)]
+    excess = max(abs(original - inside) for original, inside in zip(label.box, clipped, strict=True))
+    if excess > BOX_EDGE_TOLERANCE:
+        message = f"the box extends {excess:.1f} pixels beyond the {width} × {height} image; clipped"
+        return clipped, [issue("out of range", message, False)]
+    if (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) >= HUGE_BOX_FRACTION * width * height:
+        return clipped, [issue("huge box", "the box covers the whole image; kept", False)]
+    return clipped, []
 
 
+#: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on it.
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
     *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
@@ -225,18 +229,18 @@ COCO_CLASSES = (
 
 
 def default_class_names(num_classes: int) -> tuple[str, ...]:
-    """COCO's names for 80 classes, else ``class 0``, ``class 1``, … for those whose names nobody has said."""
+    """Return the class names to use if none are given: COCO's for 80 classes, otherwise ``class 0``, ``class 1``, …"""
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
-#: A folder's or list's name that is a split's: train, val2017, test-dev, valid.
+#: Names of folders and lists that denote a split: train, val2017, test-dev, valid.
 _SPLIT_PATTERN = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
 
 
 def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Path]:
-    """The files of these suffixes (in lower case) in a folder and its sub-folders, in the order of their paths.
+    """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in the order of their paths.
 
-    Hidden files and folders are passed over, links to folders not followed.
+    Hidden files and folders are skipped. Links to folders are not followed.
     """
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -246,24 +250,24 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Pa
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All pictures in a folder and its sub-folders."""
+    """Return the paths of all images in a folder and its subfolders."""
     return list(iter_files(folder, IMAGE_SUFFIXES))
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder or list of that name speaks of a split."""
+    """Return whether the name of a folder or list denotes a split."""
     return _SPLIT_PATTERN.fullmatch(name) is not None
 
 
 def split_from_path(path: Path, root: Path) -> str:
-    """The name of the folder between `root` and `path` that is a split's, the outermost; "" if there is none."""
+    """Return the outermost folder name between `root` and `path` that denotes a split; "" if there is none."""
     return next((part for part in path.relative_to(root).parts[:-1] if is_split_name(part)), "")
 
 
 def read_size(path: Path) -> tuple[tuple[int, int] | None, list[LabelIssue]]:
-    """Height and width of a picture, or None and the fault that tells why there is no such picture."""
+    """Return the height and width of an image, or None and the issue if the image is missing or cannot be read."""
     try:
         return image_size(path), []
     except ChromaboxError as error:
-        kind = "damaged picture" if path.is_file() else "missing picture"
-        return None, [LabelIssue(kind, path, None, f"{error}; left out", True)]  # type: ignore[arg-type]
+        issue_type = "damaged picture" if path.is_file() else "missing picture"
+        return None, [LabelIssue(issue_type, path, None, f"{error}; dropped", True)]  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Pictures that are the same, byte for byte or nearly: the classic leak between training and validation.
+"""Duplicate and near-duplicate images, the usual cause of leakage between training and validation sets.
 
-Near-duplicates are found by a difference hash: 64 bits, each whether the picture, made 9 × 8 pixels of grey, gets
-lighter from one pixel to its right neighbour. Few different bits mean alike pictures, except where a picture is so flat
-that its bits are chance; so the pictures at 16 × 16 must also correlate.
+Near-duplicates are found with a difference hash of 64 bits. Each bit tells whether the image, resized to 9 × 8 grey
+pixels, becomes lighter from one pixel to its right neighbour. Similar images differ in few bits, but the bits of an
+image with little contrast are random. Therefore the images resized to 16 × 16 must also be correlated.
 """
 
 import hashlib
@@ -17,52 +17,56 @@ from PIL import Image
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import read_image, to_uint8
 
-#: Bits of 64 that may differ, and the least correlation. Among the 103,740 pairs of 256 COCO pictures and 200 raccoons
-#: these find nine: six copies, one at another size, one with words on it, and two photographs of one scene. One wrong
-#: pair differs in 7 bits, with a correlation of -0.35. A copy at JPEG quality 50 differs in at most 6 bits.
+#: Maximum number of different bits of 64, and minimum correlation. Among the 103,740 pairs of 256 COCO images and 200
+#: raccoon images these find nine: six copies, one copy of another size, one with text added, and two photographs of one
+#: scene. One false pair differs in 7 bits, with a correlation of -0.35. Copies at JPEG quality 50 differ in at most 6
+#: bits.
 MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.7
-#: Fingerprints compared at once, which bounds memory.
+#: Number of fingerprints that are compared at once, which limits the memory.
 _BLOCK_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a picture is recognised by."""
+    """Features of an image by which duplicates are found."""
 
     path: Path
     sha256: str
     hash_bits: Bool[np.ndarray, "64"]
     thumbnail: Float32[np.ndarray, "256"]
-    """The grey picture at 16 × 16, of mean 0 and length 1; of length 0 if it is all one grey."""
+    """The grey image at 16 × 16 with mean 0 and norm 1; norm 0 if the image has a single grey value."""
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two pictures that are the same or nearly."""
+    """Two images that are duplicates or near-duplicates."""
 
     first: Path
     second: Path
     exact: bool
     hash_distance: int
-    """Bits of the difference hash that differ."""
+    """Number of different bits of the difference hashes."""
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a picture, which is decoded whole. Raises ChromaboxError if it cannot be."""
+    """Compute the fingerprint of an image. Raise ChromaboxError if it cannot be decoded completely."""
     pixels = read_image(path).pixels
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     grey = Image.fromarray(to_uint8(pixels)).convert("L")
-    small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
-    small = small - small.mean()
-    length = float(np.linalg.norm(small))
-    return Fingerprint(path, digest, dhash(pixels), small / length if length > 1 else np.zeros_like(small))
+    thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
+    thumbnail = thumbnail - thumbnail.mean()
+    norm = float(np.linalg.norm(thumbnail))
+    return Fingerprint(path, digest, dhash(pixels), thumbnail / norm if norm > 1 else np.zeros_like(thumbnail))
 
 
 def dhash(
     pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"],
 ) -> Bool[np.ndarray, "64"]:
-    """Whether each of 8 × 8 places is darker than its right neighbour (Krawetz 2013, “Kind of like that”)."""
+    """Compute the difference hash: whether each of 8 × 8 positions is darker than its right neighbour.
+
+    Source: Krawetz 2013, “Kind of like that”.
+    """
     grey = Image.fromarray(to_uint8(pixels)).convert("L").resize((9, 8), Image.Resampling.BOX)
     values = np.asarray(grey)
     return (values[:, 1:] > values[:, :-1]).ravel()
@@ -71,40 +75,44 @@ def dhash(
 def fingerprints(
     paths: Sequence[Path], on_progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Fingerprint], dict[Path, str]]:
-    """The fingerprints of all pictures that can be decoded, and the reason of each of the others."""
-    found: list[Fingerprint] = []
-    damaged: dict[Path, str] = {}
+    """Return the fingerprints of all images that can be decoded, and an error message for each other image.
+
+    ``on_progress`` is called after each image.
+    """
+    image_prints: list[Fingerprint] = []
+    errors: dict[Path, str] = {}
     for path in paths:
         try:
-            found.append(fingerprint(path))
+            image_prints.append(fingerprint(path))
         except ChromaboxError as error:
-            damaged[path] = str(error)
+            errors[path] = str(error)
         on_progress()
-    return found, damaged
+    return image_prints, errors
 
 
 def find_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
-    """All pairs that are the same or nearly, in the order of the pictures."""
+    """Return all pairs of duplicates and near-duplicates, in the order of the images."""
     if not image_prints:
         return []
-    signs = np.where(np.stack([one.hash_bits for one in image_prints]), np.float32(1), np.float32(-1))
-    small = np.stack([one.thumbnail for one in image_prints])
-    twins = []
+    signs = np.where(np.stack([image_print.hash_bits for image_print in image_prints]), np.float32(1), np.float32(-1))
+    thumbnails = np.stack([image_print.thumbnail for image_print in image_prints])
+    pairs = []
     for top in range(0, len(image_prints), _BLOCK_SIZE):
-        bits = (64 - signs[top : top + _BLOCK_SIZE] @ signs.T) / 2
-        alike = (bits <= MAX_HASH_DISTANCE) & (small[top : top + _BLOCK_SIZE] @ small.T >= MIN_CORRELATION)
-        for row, column in np.argwhere(alike).tolist():
+        distances = (64 - signs[top : top + _BLOCK_SIZE] @ signs.T) / 2
+        correlations = thumbnails[top : top + _BLOCK_SIZE] @ thumbnails.T
+        is_duplicate = (distances <= MAX_HASH_DISTANCE) & (correlations >= MIN_CORRELATION)
+        for row, column in np.argwhere(is_duplicate).tolist():
             first, second = image_prints[top + row], image_prints[column]
             if top + row < column:
-                twins.append(
-                    DuplicatePair(first.path, second.path, first.sha256 == second.sha256, int(bits[row, column]))
+                pairs.append(
+                    DuplicatePair(first.path, second.path, first.sha256 == second.sha256, int(distances[row, column]))
                 )
-    return [*twins, *_flat_duplicates(image_prints)]
+    return [*pairs, *_flat_duplicates(image_prints)]
 
 
 def _flat_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
-    """Equal files among pictures of one grey, which correlate with nothing."""
-    flat = [one for one in image_prints if not one.thumbnail.any()]
+    """Return the pairs of equal files among images of a single grey value, which have no correlation."""
+    flat = [image_print for image_print in image_prints if not image_print.thumbnail.any()]
     return [
         DuplicatePair(first.path, second.path, True, 0)
         for index, first in enumerate(flat)

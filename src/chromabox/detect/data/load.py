@@ -1,11 +1,11 @@
-"""Detection data in any of three formats, told apart by looking, as one `DetectionSet`.
+"""Loading of detection datasets in three formats, which are detected automatically.
 
-* YOLO: `images/…` beside `labels/…`, or a `.txt` beside every picture; names and splits from a `.yaml` if there is one.
+* YOLO: `images/…` and `labels/…`, or a `.txt` next to each image; class names and splits from a `.yaml` if present.
 * COCO: a `.json` with images, annotations and categories.
-* Pascal VOC: an `.xml` for every picture; splits from lists (`ImageSets/Main/train.txt`), tables
+* Pascal VOC: an `.xml` for each image; splits from lists (`ImageSets/Main/train.txt`), tables
   (`train_labels.csv`) or folders.
 
-`coco128` and `raccoon` are known by name wherever a mirror or the cache holds a folder of that name.
+`coco128` and `raccoon` can be loaded by name if the mirror or the cache contains a folder of that name.
 """
 
 import os
@@ -20,7 +20,7 @@ from chromabox.detect.data.yolo import find_yolo_yamls, read_yolo
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.fetch import cache_folder
 
-#: Data sets known by name, and where their owners keep them.
+#: Datasets that can be loaded by name, and where they are published.
 KNOWN_DATASETS = {
     "coco128": "https://github.com/ultralytics/assets/releases (coco128.zip)",
     "raccoon": "https://github.com/datitran/raccoon_dataset",
@@ -28,44 +28,46 @@ KNOWN_DATASETS = {
 
 
 def load_detection_dataset(path: Path | str, split: str | None = None) -> DetectionDataset:
-    """The labelled pictures at `path`: a folder, a YOLO `.yaml`, a COCO `.json`, or the name of a known set.
+    """Load the dataset at `path`: a folder, a YOLO `.yaml`, a COCO `.json`, or the name of a known dataset.
 
-    Labels with faults are mended or left out one by one and told in `faults`; see `detect/labelled.py`. Only headers of
-    pictures are read. Raises UsageError for a path or a split that is not there, ChromaboxError for a place that holds
-    no labelled pictures in any known format.
+    Invalid labels are fixed or dropped individually and recorded in `issues`; see `detect/data/dataset.py`. Only the
+    headers of the images are read.
+
+    Raise UsageError if the path or the split does not exist, and ChromaboxError if the path contains no labelled images
+    in a known format.
     """
-    place = resolve_dataset(path)
-    data = _detect_format(place)
+    source = resolve_dataset(path)
+    data = _detect_format(source)
     if not data.samples:
-        first = f"; the first fault: {data.issues[0]}" if data.issues else ""
-        raise ChromaboxError(f"{place}: holds no labelled picture that can be read{first}")
+        first_issue = f"; the first issue: {data.issues[0]}" if data.issues else ""
+        raise ChromaboxError(f"{source}: contains no readable labelled image{first_issue}")
     return data if split is None else data.split(split)
 
 
 def resolve_dataset(path: Path | str) -> Path:
-    """The file or folder meant: a path that exists, or a known set's folder in the mirror or the cache.
+    """Return the file or folder of a dataset: an existing path, or the folder of a known dataset in mirror or cache.
 
-    Raises UsageError where there is none.
+    Raise UsageError if there is none.
     """
-    place = Path(path).expanduser()
-    if place.exists():
-        return place
+    source = Path(path).expanduser()
+    if source.exists():
+        return source
     name = str(path)
     if name not in KNOWN_DATASETS:
         raise UsageError(
-            f"{path} does not exist: a folder, .yaml or .json of data, or {', '.join(KNOWN_DATASETS)} is needed"
+            f"{path} does not exist: expected a folder, .yaml or .json of a dataset, or {', '.join(KNOWN_DATASETS)}"
         )
     for folder in (*_mirror_folders(), cache_folder()):
         if (folder / name).is_dir():
             return folder / name
     raise UsageError(
-        f"{name} is neither in CHROMABOX_MIRROR nor in {cache_folder()}: unpack it there as the folder {name}, or name "
-        f"its folder; it is to be had at {KNOWN_DATASETS[name]}"
+        f"{name} is neither in CHROMABOX_MIRROR nor in {cache_folder()}: download it from {KNOWN_DATASETS[name]} and "
+        f"unpack it there as the folder {name}, or use the path of its folder"
     )
 
 
 def _mirror_folders() -> list[Path]:
-    """The mirror, where it is a folder."""
+    """Return the mirror if it is a local folder."""
     location = os.environ.get("CHROMABOX_MIRROR", "")
     if location.startswith("file://"):
         location = urllib.request.url2pathname(urlsplit(location).path)
@@ -73,17 +75,17 @@ def _mirror_folders() -> list[Path]:
 
 
 def _detect_format(source: Path) -> DetectionDataset:
-    """The set by its files: what a description says comes first, then what each picture's labels look like."""
+    """Detect the format and read the dataset. YOLO descriptions and COCO files take precedence over other labels."""
     if source.is_file():
         if source.suffix.lower() in (".yaml", ".yml"):
             return read_yolo(source)
         if source.suffix.lower() == ".json":
             return read_coco(source.parent, [source])
-        raise UsageError(f"{source}: data is a folder, a .yaml (YOLO) or a .json (COCO)")
+        raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
     descriptions = find_yolo_yamls(source)
     if len(descriptions) > 1:
         names = ", ".join(path.name for path in descriptions)
-        raise UsageError(f"{source}: holds several descriptions ({names}); name the one that is meant")
+        raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
     if descriptions:
         return read_yolo(descriptions[0])
     if files := coco_files(source):

@@ -1,4 +1,4 @@
-"""A part of a set held out to judge by, where the files know none: by class, and with near-duplicates on one side."""
+"""Stratified train/validation split for datasets without splits; near-duplicates stay on the same side."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,80 +20,85 @@ def train_val_split(
     duplicates: Sequence[DuplicatePair] | None = None,
     on_progress: Callable[[], object] = lambda: None,
 ) -> DetectionDataset:
-    """The set with every picture in the split ``train`` or ``val``, whatever splits it had.
+    """Assign each image to the split ``train`` or ``val``; existing splits are replaced.
 
-    About ``share`` of the boxes of each class, and of the pictures without any, are held out. Pictures that are the
-    same or nearly go to one side together. What comes out depends on the pictures and ``seed`` alone.
+    About ``val_fraction`` of the boxes of each class, and of the images without boxes, are held out. Duplicates and
+    near-duplicates are assigned to the same split. The result depends only on the images and ``seed``.
 
     Args:
-        share: between 0 and 1.
-        alike: what ``find_twins`` says of the pictures (of others it may say more); None: all are decoded for it.
-        tick: called after each picture that is decoded.
+        val_fraction: fraction to hold out, between 0 and 1.
+        seed: determines all random choices.
+        duplicates: result of ``find_duplicates``, which may include pairs of other images; None: decode all images to
+            find the duplicates.
+        on_progress: function that is called after each decoded image.
 
     Returns:
-        The set in its own order. Pictures that cannot be decoded are left out and told among the faults. Raises
-        UsageError for another share, ChromaboxError where there are no two different pictures.
+        The dataset in its original order. Images that cannot be decoded are dropped and recorded in ``issues``.
+
+    Raise UsageError if the fraction is out of range, and ChromaboxError if there are no two different images.
     """
     if not 0 < val_fraction < 1:
-        raise UsageError(f"share is {val_fraction}: what is held out is a part between 0 and 1")
-    damaged: dict[Path, str] = {}
+        raise UsageError(f"val_fraction is {val_fraction}: expected a number between 0 and 1")
+    errors: dict[Path, str] = {}
     if duplicates is None:
-        prints, damaged = fingerprints([one.path for one in data.samples], on_progress)
-        duplicates = find_duplicates(prints)
-    pictures = [one for one in data.samples if one.path not in damaged]
-    groups = _duplicate_groups([one.path for one in pictures], duplicates)
+        image_prints, errors = fingerprints([sample.path for sample in data.samples], on_progress)
+        duplicates = find_duplicates(image_prints)
+    samples = [sample for sample in data.samples if sample.path not in errors]
+    groups = _duplicate_groups([sample.path for sample in samples], duplicates)
     if len(groups) < 2:
-        raise ChromaboxError(f"{len(pictures)} pictures are too few to hold some out: two that differ are needed")
-    counts = np.stack([_class_counts([pictures[index] for index in group], len(data.classes)) for group in groups])
-    chosen = _iterative_stratification(counts, val_fraction, np.random.default_rng(seed))
-    apart = {index for group, val in zip(groups, chosen, strict=True) if val for index in group}
-    split = tuple(replace(one, split="val" if index in apart else "train") for index, one in enumerate(pictures))
-    broken = tuple(LabelIssue("damaged picture", path, None, f"{why}; left out", True) for path, why in damaged.items())
-    return replace(data, samples=split, splits=("train", "val"), issues=(*data.issues, *broken))
+        raise ChromaboxError(f"{len(samples)} images are too few to split: expected at least 2 different images")
+    counts = np.stack([_class_counts([samples[index] for index in group], len(data.classes)) for group in groups])
+    held_out = _iterative_stratification(counts, val_fraction, np.random.default_rng(seed))
+    val = {index for group, is_val in zip(groups, held_out, strict=True) if is_val for index in group}
+    assigned = tuple(replace(sample, split="val" if index in val else "train") for index, sample in enumerate(samples))
+    issues = tuple(
+        LabelIssue("damaged picture", path, None, f"{error}; dropped", True) for path, error in errors.items()
+    )
+    return replace(data, samples=assigned, splits=("train", "val"), issues=(*data.issues, *issues))
 
 
 def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]) -> list[list[int]]:
-    """Indices of pictures that are alike, directly or over others; most groups have one."""
+    """Group the indices of images that are duplicates, directly or transitively; most groups contain one image."""
     group: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         group.setdefault(path, []).append(index)
     for pair in duplicates:
-        one, other = group.get(pair.first, []), group.get(pair.second, [])
-        if one and other and one is not other:
-            one += other
-            group |= {paths[index]: one for index in other}
+        first, second = group.get(pair.first, []), group.get(pair.second, [])
+        if first and second and first is not second:
+            first += second
+            group |= {paths[index]: first for index in second}
     return list({min(indices): indices for indices in group.values()}.values())
 
 
-def _class_counts(samples: Sequence[Sample], num_classes: int) -> Float64[np.ndarray, " kinds"]:
-    """Boxes of each class, pictures without any, and pictures."""
-    labels = np.concatenate([one.class_ids for one in samples])
-    empty = sum(len(one.class_ids) == 0 for one in samples)
-    return np.array([*np.bincount(labels, minlength=num_classes), empty, len(samples)], np.float64)
+def _class_counts(samples: Sequence[Sample], num_classes: int) -> Float64[np.ndarray, " categories"]:
+    """Count the boxes of each class, the images without boxes, and the images."""
+    class_ids = np.concatenate([sample.class_ids for sample in samples])
+    num_unlabelled = sum(len(sample.class_ids) == 0 for sample in samples)
+    return np.array([*np.bincount(class_ids, minlength=num_classes), num_unlabelled, len(samples)], np.float64)
 
 
 def _iterative_stratification(
-    counts: Float64[np.ndarray, "groups kinds"], val_fraction: float, rng: np.random.Generator
+    counts: Float64[np.ndarray, "groups categories"], val_fraction: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, " groups"]:
-    """Which groups are held out: the rarest kind first, each of its groups where most of that kind is still wanted.
+    """Return which groups are held out, by iterative stratification into two subsets.
 
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1) for two parts. Neither part is left
-    empty.
+    The rarest category is distributed first; each of its groups goes to the subset with the greatest remaining demand
+    for that category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
     """
-    wanted = np.array([1 - val_fraction, val_fraction])[:, None] * counts.sum(0)
+    demand = np.array([1 - val_fraction, val_fraction])[:, None] * counts.sum(0)
     order = rng.permutation(len(counts))
-    part = np.full(len(counts), -1)
-    while (part < 0).any():
-        left = counts[part < 0].sum(0)
-        kind = int(np.where(left > 0, left, np.inf).argmin())
-        for group in _groups_with_class(order, part, counts[:, kind]):
-            # Where both want the same of this kind, the one that wants more pictures takes it.
-            side = max((0, 1), key=lambda side: (wanted[side, kind], wanted[side, -1]))
-            part[group] = side
-            wanted[side] -= counts[group]
-    if part.min() == part.max():
-        part[order[0]] = 1 - part[order[0]]
-    return part == 1
+    assignment = np.full(len(counts), -1)
+    while (assignment < 0).any():
+        remaining = counts[assignment < 0].sum(0)
+        category = int(np.where(remaining > 0, remaining, np.inf).argmin())
+        for group in _groups_with_class(order, assignment, counts[:, category]):
+            # Ties are broken by the demand for images.
+            subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
+            assignment[group] = subset
+            demand[subset] -= counts[group]
+    if assignment.min() == assignment.max():
+        assignment[order[0]] = 1 - assignment[order[0]]
+    return assignment == 1
 
 
 def _groups_with_class(
@@ -101,6 +106,6 @@ def _groups_with_class(
     assignment: Int64[np.ndarray, " groups"],
     counts: Float64[np.ndarray, " groups"],
 ) -> list[int]:
-    """The groups not yet given that have something of a kind, those with most of it first, as drawn among equals."""
-    open_ones = [int(group) for group in order if assignment[group] < 0 and counts[group] > 0]
-    return sorted(open_ones, key=lambda group: -counts[group])
+    """Return the unassigned groups that contain a category, in decreasing order of its count; ties keep their order."""
+    unassigned = [int(group) for group in order if assignment[group] < 0 and counts[group] > 0]
+    return sorted(unassigned, key=lambda group: -counts[group])

@@ -1,7 +1,7 @@
-"""Pascal VOC's labels: an XML file for every picture, with a name and corners for every object.
+"""Pascal VOC annotations: an XML file for each image with the class name and corners of each object.
 
-VOC counts pixels from 1 and its corners are inside the box: xmin 1 is the left edge, xmax the right edge of its pixel.
-Objects marked difficult are kept like any other.
+VOC counts pixels from 1, and its corners are inside the box: xmin = 1 is the left edge of the image, and xmax is the
+right edge of the pixel of that number. Objects marked as difficult are kept.
 """
 
 import csv
@@ -29,80 +29,80 @@ _LIST_SUFFIXES = {".csv", ".txt"}
 
 
 def voc_files(folder: Path) -> list[Path]:
-    """The .xml files of a folder that are annotations."""
+    """Return the .xml files of a folder that are annotations."""
     return [path for path in iter_files(folder, {".xml"}) if b"<annotation" in _read_head(path)]
 
 
 def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
-    """All pictures with an annotation; the classes are the names in alphabetical order.
+    """Read all images with an annotation; the classes are the names in alphabetical order.
 
-    Splits come from lists and tables called train…, val… or test… (`.txt`, `.csv`) that name pictures, else from the
-    folders' names. A picture without an annotation is not taken.
+    Splits come from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names, otherwise
+    from the folder names. Images without an annotation are ignored.
     """
     by_stem = {path.stem: path for path in list_images(root)}
-    listed = _read_split_lists(root)
-    found: list[tuple[Path, Path, str, list[tuple[int, Element]]]] = []
-    faults: list[LabelIssue] = []
+    splits = _read_split_lists(root)
+    annotations: list[tuple[Path, Path, str, list[tuple[int, Element]]]] = []
+    issues: list[LabelIssue] = []
     for file in files:
         try:
-            tree = _parse_xml(file)
+            elements = _parse_xml(file)
         except (OSError, ParseError, DefusedXmlException, ValueError) as error:
-            faults.append(
-                LabelIssue("unreadable label", file, None, f"not XML that can be read ({error}); left out", True)
-            )
+            issues.append(LabelIssue("unreadable label", file, None, f"cannot be read as XML ({error}); dropped", True))
             continue
-        picture = by_stem.get(file.stem) or by_stem.get(Path(tree[0][1].findtext("filename", "")).stem)
-        split = listed.get(file.stem, "") or split_from_path(file, root)
-        found.append((file, picture or file.with_suffix(".jpg"), split, tree[1:]))
-    classes = tuple(sorted({name for *_, objects in found for _, one in objects if (name := _object_name(one))}))
-    pictures: list[Sample] = []
-    for file, path, split, objects in found:
-        one, wrong = _read_sample(file, path, split, objects, classes)
-        pictures += [] if one is None else [one]
-        faults += wrong
+        image_path = by_stem.get(file.stem) or by_stem.get(Path(elements[0][1].findtext("filename", "")).stem)
+        split = splits.get(file.stem, "") or split_from_path(file, root)
+        annotations.append((file, image_path or file.with_suffix(".jpg"), split, elements[1:]))
+    classes = tuple(
+        sorted({name for *_, objects in annotations for _, element in objects if (name := _object_name(element))})
+    )
+    samples: list[Sample] = []
+    for file, path, split, objects in annotations:
+        sample, new_issues = _read_sample(file, path, split, objects, classes)
+        samples += [] if sample is None else [sample]
+        issues += new_issues
     return DetectionDataset(
-        samples=tuple(pictures),
+        samples=tuple(samples),
         classes=classes,
-        splits=tuple(sorted({split for _, _, split, _ in found}, key=_split_order)),
+        splits=tuple(sorted({split for _, _, split, _ in annotations}, key=_split_order)),
         format="voc",
-        issues=tuple(faults),
+        issues=tuple(issues),
     )
 
 
 def _read_sample(
     file: Path, path: Path, split: str, objects: Sequence[tuple[int, Element]], classes: Sequence[str]
 ) -> tuple[Sample | None, list[LabelIssue]]:
-    size, faults = read_size(path)
+    size, issues = read_size(path)
     if size is None:
-        return None, faults
+        return None, issues
     labels: list[RawLabel] = []
-    for line, one in objects:
-        name = _object_name(one)
+    for line, element in objects:
+        name = _object_name(element)
         if not name:
-            faults.append(LabelIssue("unknown class", file, line, "an object without a name; left out", True))
+            issues.append(LabelIssue("unknown class", file, line, "an object without a name; dropped", True))
             continue
         try:
             left, top, right, bottom = (
-                float(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
+                float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
             )
         except ValueError:
-            text = "bndbox: numbers for xmin, ymin, xmax and ymax are needed; left out"
-            faults.append(LabelIssue("unreadable label", file, line, text, True))
+            message = "bndbox: expected numbers for xmin, ymin, xmax and ymax; dropped"
+            issues.append(LabelIssue("unreadable label", file, line, message, True))
             continue
-        # A box of no width in the file, xmax = xmin, is not mended into one of a pixel.
+        # A box without width in the file (xmax = xmin) must not become one pixel wide.
         shift = 1.0 if right > left and bottom > top else 0.0
         labels.append(RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom)))
-    one_picture, wrong = validate_labels(labels, path, size, split, file)
-    return one_picture, faults + wrong
+    sample, new_issues = validate_labels(labels, path, size, split, file)
+    return sample, issues + new_issues
 
 
 def _parse_xml(file: Path) -> list[tuple[int, Element]]:
-    """The annotation itself (line 1) and its objects with the lines they begin in."""
+    """Return the root element (line 1) and the object elements with the numbers of their first lines."""
     content = file.read_bytes()
     root = fromstring(content, forbid_dtd=True)
     lines = [number for number, line in enumerate(content.split(b"\n"), 1) for _ in range(line.count(b"<object>"))]
     objects = root.findall("object")
-    if len(lines) != len(objects):  # Objects with attributes, or in comments: no line is surely right.
+    if len(lines) != len(objects):  # Objects with attributes or inside comments: the lines are unknown.
         lines = [1] * len(objects)
     return [(1, root), *zip(lines, objects, strict=True)]
 
@@ -120,11 +120,11 @@ def _read_head(path: Path) -> bytes:
 
 
 def _read_split_lists(root: Path) -> dict[str, str]:
-    """The split of each picture, by its name without suffix, as lists and tables tell it; the first that names it."""
+    """Return the split of each image by its name without suffix, from the first list or table that contains it."""
     splits: dict[str, str] = {}
     for path in iter_files(root, _LIST_SUFFIXES):
         split = path.stem.split("_")[0]
-        # VOC has such lists for each class too (dog_train.txt); only those that begin with the split's name count.
+        # VOC also has such lists for each class (dog_train.txt). Only names that start with a split are used.
         if is_split_name(split):
             for name in _iter_image_names(path):
                 splits.setdefault(Path(name).stem, split)
@@ -132,7 +132,7 @@ def _read_split_lists(root: Path) -> dict[str, str]:
 
 
 def _iter_image_names(path: Path) -> Iterator[str]:
-    """The pictures' names in a table with a column `filename`, or first in the lines of a list."""
+    """Yield the image names in a table (column `filename`) or in a list (first word of each line)."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         if path.suffix.lower() == ".csv":
             yield from (name for row in csv.DictReader(file) if (name := row.get("filename")))
@@ -141,6 +141,6 @@ def _iter_image_names(path: Path) -> Iterator[str]:
 
 
 def _split_order(split: str) -> tuple[int, str]:
-    """Training first, then validation, then test."""
+    """Return the sort key that puts training first, then validation, then test."""
     known = ("train", "val", "test")
-    return next((place for place, name in enumerate(known) if split.startswith(name)), len(known)), split
+    return next((index for index, name in enumerate(known) if split.startswith(name)), len(known)), split

@@ -1,7 +1,7 @@
-"""YOLO's labels: beside every picture a text file with a line "class centre-x centre-y width height" for every box.
+"""YOLO labels: a text file for each image with a line "class centre-x centre-y width height" for each box.
 
-All four are fractions of the picture's sides. A line of more numbers is a polygon, as segmentation sets have it; the
-box around it is taken. A picture without a text file has nothing on it.
+The four numbers are fractions of the image sides. A line with more numbers is a polygon, as in segmentation datasets;
+its bounding box is used. An image without a text file has no boxes.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from chromabox.detect.data.dataset import (
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import IMAGE_SUFFIXES
 
-#: Files that hold the names of the classes, a line each, where no .yaml does.
+#: Files with the class names, one per line, for datasets without a .yaml.
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that are never labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
@@ -35,7 +35,7 @@ _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt",
 
 @dataclass(frozen=True)
 class _DatasetPlan:
-    """Where the pictures of each split are, and the classes' names, None where nobody tells them."""
+    """Paths of the images with their splits, and the class names; None if they are unknown."""
 
     root: Path
     images: tuple[tuple[str, Path], ...]
@@ -43,82 +43,86 @@ class _DatasetPlan:
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
-    """The .yaml files of a folder that describe a data set: they say where `train` or `val` pictures are."""
-    found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    return [path for path in found if {"train", "val"} & _load_yaml(path, required=False).keys()]
+    """Return the .yaml files of a folder that describe a dataset: those with the key `train` or `val`."""
+    paths = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    return [path for path in paths if {"train", "val"} & _load_yaml(path, required=False).keys()]
 
 
 def read_yolo(source: Path) -> DetectionDataset:
-    """The set that a .yaml describes, or that lies in a folder. Raises ChromaboxError for a .yaml of other content."""
+    """Read the dataset described by a .yaml, or of a folder. Raise ChromaboxError if the .yaml describes no dataset."""
     plan = _plan_from_folder(source) if source.is_dir() else _plan_from_yaml(source)
-    pictures: list[Sample] = []
-    faults: list[LabelIssue] = []
+    samples: list[Sample] = []
+    issues: list[LabelIssue] = []
     for split, path in plan.images:
-        one, found = _read_sample(path, split, None if plan.class_names is None else len(plan.class_names))
-        faults += found
-        pictures += [] if one is None else [one]
+        sample, new_issues = _read_sample(path, split, None if plan.class_names is None else len(plan.class_names))
+        issues += new_issues
+        samples += [] if sample is None else [sample]
     if source.is_dir():
-        faults += _orphan_labels(source, {label_path(path) for _, path in plan.images})
-    highest = max((int(one.class_ids.max()) for one in pictures if len(one.class_ids)), default=-1)
+        issues += _orphan_labels(source, {label_path(path) for _, path in plan.images})
+    max_class_id = max((int(sample.class_ids.max()) for sample in samples if len(sample.class_ids)), default=-1)
     return DetectionDataset(
-        samples=tuple(pictures),
-        classes=plan.class_names or tuple(str(index) for index in range(highest + 1)),
+        samples=tuple(samples),
+        classes=plan.class_names or tuple(str(index) for index in range(max_class_id + 1)),
         splits=tuple(dict.fromkeys(split for split, _ in plan.images)),
         has_class_names=plan.class_names is not None,
         format="yolo",
-        issues=tuple(faults),
+        issues=tuple(issues),
     )
 
 
 def label_path(image_path: Path) -> Path:
-    """Where a picture's labels are looked for: the last folder `images` of its path as `labels`, else beside it."""
+    """Return the path of the labels of an image.
+
+    The last folder `images` in its path is replaced by `labels`. The path is next to the image if there is no such
+    folder, or if the label file exists only next to the image.
+    """
     parts = list(image_path.parts)
-    places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-        other = Path(*parts).with_suffix(".txt")
-        if other.is_file() or not image_path.with_suffix(".txt").is_file():
-            return other
+    positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if positions:
+        parts[positions[-1]] = "labels"
+        path = Path(*parts).with_suffix(".txt")
+        if path.is_file() or not image_path.with_suffix(".txt").is_file():
+            return path
     return image_path.with_suffix(".txt")
 
 
 def _read_sample(path: Path, split: str, num_classes: int | None) -> tuple[Sample | None, list[LabelIssue]]:
-    size, faults = read_size(path)
+    size, issues = read_size(path)
     if size is None:
-        return None, faults
+        return None, issues
     source = label_path(path)
-    labels, faults = _read_labels(source, size, num_classes)
-    one, found = validate_labels(labels, path, size, split, source)
-    return one, faults + found
+    labels, issues = _read_labels(source, size, num_classes)
+    sample, new_issues = validate_labels(labels, path, size, split, source)
+    return sample, issues + new_issues
 
 
 def _read_labels(
     source: Path, size: tuple[int, int], num_classes: int | None
 ) -> tuple[list[RawLabel], list[LabelIssue]]:
-    """The lines that are five numbers or a polygon, and the faults of the others; nothing where there is no file."""
+    """Return the labels of a file (boxes and polygons) and the issues of invalid lines; no labels if it does not exist."""
     try:
         text = source.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return [], []
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        return [], [LabelIssue("unreadable label", source, None, f"{reason}; the picture counts as empty", True)]
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        return [], [LabelIssue("unreadable label", source, None, f"{reason}; the image is used without boxes", True)]
     labels: list[RawLabel] = []
-    faults: list[LabelIssue] = []
+    issues: list[LabelIssue] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
             labels.append(_parse_label(number, line, size, num_classes))
         except _UnknownClassError as error:
-            faults.append(LabelIssue("unknown class", source, number, f"{error}; left out", True))
+            issues.append(LabelIssue("unknown class", source, number, f"{error}; dropped", True))
         except ValueError as error:
-            faults.append(LabelIssue("unreadable label", source, number, f"{error}; left out", True))
-    return labels, faults
+            issues.append(LabelIssue("unreadable label", source, number, f"{error}; dropped", True))
+    return labels, issues
 
 
 class _UnknownClassError(ValueError):
-    """A class number that is none."""
+    """Error for an invalid class number."""
 
 
 def _parse_label(number: int, line: str, size: tuple[int, int], num_classes: int | None) -> RawLabel:
@@ -128,84 +132,87 @@ def _parse_label(number: int, line: str, size: tuple[int, int], num_classes: int
     except ValueError:
         raise ValueError(f"“{line.strip()[:60]}” is not a row of numbers") from None
     if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise ValueError(f"{len(values)} numbers; 5 are right, or a class and 3 or more corners")
-    category = values[0]
-    if not category.is_integer() or category < 0:
-        raise _UnknownClassError(f"{words[0]} is not a class number; whole numbers from 0 are right")
-    if num_classes is not None and category >= num_classes:
-        raise _UnknownClassError(f"class {int(category)} of {num_classes}; 0 to {num_classes - 1} are right")
-    return RawLabel(number, int(category), _to_xyxy(values[1:], size))
+        raise ValueError(f"{len(values)} numbers; expected 5, or a class and at least 3 corners")
+    class_id = values[0]
+    if not class_id.is_integer() or class_id < 0:
+        raise _UnknownClassError(f"{words[0]} is not a class number; expected an integer from 0")
+    if num_classes is not None and class_id >= num_classes:
+        raise _UnknownClassError(f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}")
+    return RawLabel(number, int(class_id), _to_xyxy(values[1:], size))
 
 
 def _to_xyxy(values: Sequence[float], size: tuple[int, int]) -> BoxTuple:
-    """Fractions as pixels: of a centre and sides, or of the corners of a polygon."""
+    """Convert fractions, either centre and sides or the corners of a polygon, to a bounding box in pixels."""
     height, width = size
     if len(values) > 4:
-        across, down = values[0::2], values[1::2]
-        return min(across) * width, min(down) * height, max(across) * width, max(down) * height
-    x, y, wide, high = values
-    return (x - wide / 2) * width, (y - high / 2) * height, (x + wide / 2) * width, (y + high / 2) * height
+        xs, ys = values[0::2], values[1::2]
+        return min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height
+    x, y, w, h = values
+    return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
 
 
 def _plan_from_folder(folder: Path) -> _DatasetPlan:
-    pictures = tuple((split_from_path(path, folder), path) for path in list_images(folder))
-    if not any(label_path(path).is_file() for _, path in pictures):
+    images = tuple((split_from_path(path, folder), path) for path in list_images(folder))
+    if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
-            f"{folder}: holds no labels that are known: YOLO .txt beside the pictures or in labels/, COCO .json, or "
-            "Pascal VOC .xml are right"
+            f"{folder}: contains no labels in a known format; expected YOLO .txt next to the images or in labels/, "
+            "COCO .json, or Pascal VOC .xml"
         )
     for name in CLASS_NAME_FILES:
-        for place in (folder / name, folder / "labels" / name):
-            if place.is_file():
-                lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                return _DatasetPlan(folder, pictures, tuple(line.strip() for line in lines if line.strip()))
-    return _DatasetPlan(folder, pictures, None)
+        for path in (folder / name, folder / "labels" / name):
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+                return _DatasetPlan(folder, images, tuple(line.strip() for line in lines if line.strip()))
+    return _DatasetPlan(folder, images, None)
 
 
 def _plan_from_yaml(yaml_path: Path) -> _DatasetPlan:
-    said = _load_yaml(yaml_path, required=True)
-    base = Path(str(said.get("path") or "."))
-    # Writers mean the folder of the file, or its name, or a folder beside it: the first that is there is taken.
+    content = _load_yaml(yaml_path, required=True)
+    base = Path(str(content.get("path") or "."))
+    # Paths may be relative to `path`, to the folder of the file, or to a sibling folder. The first that exists is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
-    pictures: list[tuple[str, Path]] = []
+    images: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
-        entries = said.get(split)
+        entries = content.get(split)
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
-            pictures += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
-    return _DatasetPlan(yaml_path.parent, tuple(dict.fromkeys(pictures)), _parse_class_names(said, yaml_path))
+            images += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
+    return _DatasetPlan(yaml_path.parent, tuple(dict.fromkeys(images)), _parse_class_names(content, yaml_path))
 
 
 def _load_yaml(path: Path, *, required: bool) -> dict[str, Any]:
-    """The mapping in a .yaml; an empty one for other content, unless it must describe a data set."""
+    """Return the mapping in a .yaml; an empty one for other content.
+
+    Raise ChromaboxError if ``required`` and the file does not describe a dataset.
+    """
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         if required:
             reason = " ".join(str(error).split())
             raise ChromaboxError(f"{path}: cannot be read as YAML ({reason})") from error
         return {}
-    if isinstance(said, dict) and (not required or {"train", "val", "test"} & said.keys()):
-        return said
+    if isinstance(content, dict) and (not required or {"train", "val", "test"} & content.keys()):
+        return content
     if required:
-        raise ChromaboxError(f"{path}: does not describe data; train: or val: with a folder of pictures is needed")
+        raise ChromaboxError(f"{path}: does not describe a dataset; expected train: or val: with a folder of images")
     return {}
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
-    """The pictures of a folder, of a list (.txt, a path a line), or the one picture."""
-    # Some exporters write ../train/images and mean a folder beside the file.
-    plain = entry.removeprefix("../")
-    places = [root / name for name in dict.fromkeys((entry, plain)) for root in roots]
-    place = next((place for place in places if place.exists()), None)
-    if place is None:
-        raise ChromaboxError(f"{source}: {split}: {entry} is not there (looked for as {places[0]})")
-    if place.is_dir():
-        return list_images(place)
-    if place.suffix.lower() in IMAGE_SUFFIXES:
-        return [place]
-    lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    listed = (Path(line.strip()) for line in lines if line.strip())
-    return [next((root / path for root in (place.parent, *roots) if (root / path).is_file()), path) for path in listed]
+    """Return the images of a folder or of a list (.txt, one path per line), or the single image."""
+    # Some exporters write ../train/images for a folder next to the file.
+    stripped = entry.removeprefix("../")
+    candidates = [root / name for name in dict.fromkeys((entry, stripped)) for root in roots]
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if found is None:
+        raise ChromaboxError(f"{source}: {split}: {entry} does not exist; expected {candidates[0]}")
+    if found.is_dir():
+        return list_images(found)
+    if found.suffix.lower() in IMAGE_SUFFIXES:
+        return [found]
+    lines = found.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    paths = (Path(line.strip()) for line in lines if line.strip())
+    return [next((root / path for root in (found.parent, *roots) if (root / path).is_file()), path) for path in paths]
 
 
 def _parse_class_names(content: dict[str, Any], source: Path) -> tuple[str, ...] | None:
@@ -215,19 +222,19 @@ def _parse_class_names(content: dict[str, Any], source: Path) -> tuple[str, ...]
     if names is None:
         return None
     if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-        raise ChromaboxError(f"{source}: names: a list of different names, or one for each number from 0, is right")
+        raise ChromaboxError(f"{source}: names: expected a list of different names, or a name for each number from 0")
     return tuple(str(name) for name in names)
 
 
 def _orphan_labels(folder: Path, known: Iterable[Path]) -> list[LabelIssue]:
-    """A fault for each label file of the folder to which there is no picture."""
+    """Return an issue for each label file of the folder without an image."""
     known = set(known)
-    lone = (path for path in iter_files(folder, {".txt"}) if path not in known and _is_label_file(path))
-    return [LabelIssue("label without picture", path, None, "there is no picture of that name", True) for path in lone]
+    orphans = (path for path in iter_files(folder, {".txt"}) if path not in known and _is_label_file(path))
+    return [LabelIssue("label without picture", path, None, "no image has this name", True) for path in orphans]
 
 
 def _is_label_file(path: Path) -> bool:
-    """Whether the first line is a row of five or more numbers."""
+    """Return whether the first line of the file consists of at least five numbers."""
     if path.name.lower() in _NON_LABEL_FILES:
         return False
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""The write-up answers every question of the handout, or says what is missing; and says nothing of what was not run."""
+"""Tests of the report: every question of the assignment has an answer or names the missing runs."""
 
 import json
 from pathlib import Path
@@ -12,36 +12,36 @@ from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import MissingRun
 from chromabox.report.document.write import write_document
 
-#: The handout's questions, in its order.
+#: The questions of the assignment, in its order.
 QUESTIONS = ["A.1", "A.2", "A.3", "B.1", "B.2", "B.3", "B.4", "B.5", "C.1", "C.2", "C.3", "D.1", "D.2"]
-#: Those that the networks themselves answer, without a run.
-FREE = {"A.1", "A.3", "B.1", "B.4", "C.1"}
+#: Questions whose answers need no run.
+NEED_NO_RUN = {"A.1", "A.3", "B.1", "B.4", "C.1"}
 
 
-def test_without_runs_every_question_has_its_section_and_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_without_runs_every_question_has_a_section_and_names_missing_runs(tmp_path: Path) -> None:
     document, missing = build_document(RunIndex(), tmp_path / "figures", include_missing=True)
     assert [section.key for section in document.sections] == QUESTIONS
-    assert set(missing) == set(QUESTIONS) - FREE
+    assert set(missing) == set(QUESTIONS) - NEED_NO_RUN
     for section in document.sections:
-        gaps = [block for block in section.blocks if isinstance(block, MissingRun)]
-        assert bool(gaps) == (section.key not in FREE)
-        assert all(gap.command.startswith("chromabox ") for gap in gaps)
+        missing_runs = [block for block in section.blocks if isinstance(block, MissingRun)]
+        assert bool(missing_runs) == (section.key not in NEED_NO_RUN)
+        assert all(block.command.startswith("chromabox ") for block in missing_runs)
     written = write_document(document, tmp_path)
-    page = written.html.read_text(encoding="utf-8")
-    with pypdfium2.PdfDocument(written.pdf) as paper:
-        words = "\n".join(leaf.get_textpage().get_text_range() for leaf in paper)
+    html = written.html.read_text(encoding="utf-8")
+    with pypdfium2.PdfDocument(written.pdf) as pdf:
+        pdf_text = "\n".join(pdf_page.get_textpage().get_text_range() for pdf_page in pdf)
     for section in document.sections:
-        assert section.title in page
-        assert f"{section.key} " in words
-    assert {one["section"] for one in json.loads(written.json.read_text())["missing"]} == set(missing)
+        assert section.title in html
+        assert f"{section.key} " in pdf_text
+    assert {item["section"] for item in json.loads(written.json.read_text())["missing"]} == set(missing)
 
 
-def test_a_report_of_nothing_has_no_sections(tmp_path: Path) -> None:
+def test_report_without_runs_has_no_sections(tmp_path: Path) -> None:
     document, _ = build_document(RunIndex(), tmp_path / "figures")
     assert list(document.sections) == []
 
 
-def test_a_folder_without_runs_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_folder_without_runs_is_rejected_before_files_are_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty: holds no finished run"):
         write_report([tmp_path / "empty"], tmp_path / "report")

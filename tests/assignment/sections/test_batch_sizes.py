@@ -1,4 +1,4 @@
-"""The answer on batch sizes, from sweeps whose numbers are made up: what it says must follow from them."""
+"""Tests of the answer on batch sizes, from sweeps with invented numbers: the statements must follow from them."""
 
 import json
 from collections.abc import Sequence
@@ -19,61 +19,64 @@ from chromabox.experiments.sweep_results import METRICS, SeedStats, SweepResult,
 from chromabox.report.document.model import Document, Figure, MissingRun, Number, Section, Table, Text
 
 VALUES = (32, 64, 128, 256)
-RISING = np.array([[1.1, 1.2, 1.3, 1.4], [1.11, 1.21, 1.31, 1.41]])
+INCREASING = np.array([[1.1, 1.2, 1.3, 1.4], [1.11, 1.21, 1.31, 1.41]])
 EPOCHS = 25
 
 
-def made_up(
+def make_sweep(
     folder: Path,
     equal_epochs: np.ndarray,
     equal_steps: np.ndarray | None,
     *,
-    over: str = "batch-size",
+    parameter: str = "batch-size",
     values: Sequence[float] = VALUES,
     quality: np.ndarray | None = None,
     late: Sequence[float] = (0.01, 0.1),
     schedule: str = "constant",
 ) -> SweepResult:
-    """A sweep with these losses by seed and value on disk; ``late``: how much the ends' losses fall at last."""
+    """Write a sweep with these losses [seeds, values] to disk.
+
+    ``late`` is the decrease of the test loss over the last five epochs with the smallest and the largest value.
+    """
     seeds = tuple(range(len(equal_epochs)))
-    updates = [round(EPOCHS * 5000 / value) for value in values]
+    steps = [round(EPOCHS * 5000 / value) for value in values]
 
     def rows(losses: np.ndarray, infix: str, counts: Sequence[int]) -> tuple[SweepRow, ...]:
         return tuple(
             SweepRow(
                 value,
-                tuple(Path(f"{over}-{value}{infix}-seed{seed}") for seed in seeds),
+                tuple(Path(f"{parameter}-{value}{infix}-seed{seed}") for seed in seeds),
                 49728,
                 EPOCHS,
                 count,
-                updates[index] // EPOCHS,
-                {name: SeedStats(tuple(number(name, losses, index))) for name in METRICS},
+                steps[index] // EPOCHS,
+                {name: SeedStats(tuple(metric_values(name, losses, index))) for name in METRICS},
             )
             for index, (value, count) in enumerate(zip(values, counts, strict=True))
         )
 
-    def number(name: str, losses: np.ndarray, index: int) -> list[float]:
-        found = {"test_loss": losses, "train_loss": losses - 0.05}
-        picked = losses if quality is None else quality
-        found |= {"delta_e": 8 + picked, "psnr": 25 - picked, "colourfulness": 30 - 10 * picked}
-        found |= {"seconds_per_epoch": np.array([[2.0 - 0.2 * place for place in range(len(values))]] * len(seeds))}
-        return found.get(name, np.full_like(losses, 0.5))[:, index].tolist()
+    def metric_values(name: str, losses: np.ndarray, index: int) -> list[float]:
+        metrics = {"test_loss": losses, "train_loss": losses - 0.05}
+        error = losses if quality is None else quality
+        metrics |= {"delta_e": 8 + error, "psnr": 25 - error, "colourfulness": 30 - 10 * error}
+        metrics |= {"seconds_per_epoch": np.array([[2.0 - 0.2 * i for i in range(len(values))]] * len(seeds))}
+        return metrics.get(name, np.full_like(losses, 0.5))[:, index].tolist()
 
-    steps = () if equal_steps is None else rows(equal_steps, f"-steps{updates[-1]}", [updates[-1]] * len(values))
+    equal_steps_rows = () if equal_steps is None else rows(equal_steps, f"-steps{steps[-1]}", [steps[-1]] * len(values))
     sweep = SweepResult(
-        *(folder, "conv-transpose", "course", "cifar10:horse", "course", over, seeds, 22.7, 34.6),
-        rows(equal_epochs, "", updates),
-        steps,
+        *(folder, "conv-transpose", "course", "cifar10:horse", "course", parameter, seeds, 22.7, 34.6),
+        rows(equal_epochs, "", steps),
+        equal_steps_rows,
     )
     recipe = replace(make_recipe("course", "conv-transpose"), schedule=schedule)
     config = TrainConfig(
         model="conv-transpose", recipe_name="course", recipe=recipe, data="x", palette="y", runtime=RuntimeConfig()
     )
-    for row, fall in zip((sweep.equal_epochs[0], sweep.equal_epochs[-1]), late, strict=True):
+    for row, decrease in zip((sweep.equal_epochs[0], sweep.equal_epochs[-1]), late, strict=True):
         for run in row.runs:
             (folder / run).mkdir(parents=True)
             (folder / run / "config.json").write_text(json.dumps({**asdict(config), "versions": {}}))
-            losses = [2.0] * (EPOCHS - 5) + [2.0 - fall * place / 5 for place in range(1, 6)]
+            losses = [2.0] * (EPOCHS - 5) + [2.0 - decrease * i / 5 for i in range(1, 6)]
             lines = [json.dumps({"epoch": index + 1, "test_loss": loss}) for index, loss in enumerate(losses)]
             (folder / run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for path in (sweep.curves_path, sweep.samples_path):
@@ -82,25 +85,28 @@ def made_up(
     return sweep
 
 
-def section_of(*sweeps: SweepResult) -> Section:
+def build_section(*sweeps: SweepResult) -> Section:
     return batch_size_section(RunIndex(sweeps=[sweep.folder for sweep in sweeps]), sweeps[0].folder / "figures")
 
 
-def texts(section: Section) -> list[str]:
+def read_texts(section: Section) -> list[str]:
     return [str(block) for block in section.blocks if isinstance(block, Text)]
 
 
-def the_text(section: Section, begins: str) -> Text:
-    [found] = [block for block in section.blocks if isinstance(block, Text) and str(block).startswith(begins)]
-    return found
+def find_text(section: Section, start: str) -> Text:
+    [text] = [block for block in section.blocks if isinstance(block, Text) and str(block).startswith(start)]
+    return text
 
 
-def test_a_plain_case_is_told_as_it_is(tmp_path: Path) -> None:
-    sweep = made_up(tmp_path / "sweep", RISING, RISING[:, ::-1])
-    section = section_of(sweep)
+def test_texts_and_numbers_of_monotonic_losses(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "sweep", INCREASING, INCREASING[:, ::-1])
+    section = build_section(sweep)
     assert (section.key, bool(section.question)) == ("B.5", True)
-    claim = the_text(section, "That larger batches end with a higher validation loss")
-    assert "holds, at every step and by more than the spread over the seeds." in str(claim)
+    claim = find_text(section, "The claim that larger batches have a higher validation loss")
+    assert (
+        "holds in every comparison of consecutive values, by more than the standard deviation over the seeds."
+        in str(claim)
+    )
     assert {name: number.value for name, number in claim.numbers.items() if name in ("up", "steps", "clearly")} == {
         "up": 3,
         "steps": 3,
@@ -109,142 +115,155 @@ def test_a_plain_case_is_told_as_it_is(tmp_path: Path) -> None:
     assert claim.numbers["first"].value == pytest.approx(1.105)
     assert claim.numbers["last"].value == pytest.approx(1.405)
     assert claim.numbers["last"].std == pytest.approx(0.01 / 2**0.5)
-    assert "rises; it goes from 1.0550" in str(claim)
-    # One order of all 4! · 4! rises that much.
+    assert "increases; it changes from 1.0550" in str(claim)
+    # Only one of the 4! · 4! orders increases as much.
     assert claim.numbers["chance"].value == pytest.approx(1 / 576)
-    assert "which is less than 0.05" in str(claim)
-    assert "That they also do so after equally many updates does not hold." in "".join(texts(section))
-    why = the_text(section, "It is the number of updates that matters")
-    assert "the loss falls as the batches grow" in str(why)
-    assert (why.numbers["most"].value, why.numbers["fewest"].value) == (3906, 488)
-    assert why.numbers["gap"].value == pytest.approx(0.3)
-    assert why.numbers["rest"].value == pytest.approx(-0.3)
+    assert "which is below the significance level of 0.05" in str(claim)
+    assert "also have a higher loss after the same number of optimizer steps does not hold." in "".join(
+        read_texts(section)
+    )
+    reason = find_text(section, "The number of optimizer steps is the reason")
+    assert "the loss decreases with the batch size" in str(reason)
+    assert (reason.numbers["most"].value, reason.numbers["fewest"].value) == (3906, 488)
+    assert reason.numbers["gap"].value == pytest.approx(0.3)
+    assert reason.numbers["rest"].value == pytest.approx(-0.3)
     assert not [block for block in section.blocks if isinstance(block, MissingRun)]
 
 
-def test_every_number_says_where_it_is_from(tmp_path: Path) -> None:
-    section = section_of(made_up(tmp_path / "sweep", RISING, RISING))
+def test_every_number_has_a_source(tmp_path: Path) -> None:
+    section = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING))
     numbers = [number for _, _, number in Document("", [], [section], [], {}).numbers()]
     assert len(numbers) > 100
     assert all(str(tmp_path / "sweep") in number.source or "LEVEL" in number.source for number in numbers)
 
 
-def test_the_tables_hold_the_numbers(tmp_path: Path) -> None:
-    section = section_of(made_up(tmp_path / "sweep", RISING, RISING[:, ::-1]))
+def test_tables_contain_the_numbers_of_the_sweep(tmp_path: Path) -> None:
+    section = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING[:, ::-1]))
     epochs, steps = [block for block in section.blocks if isinstance(block, Table)]
-    assert epochs.columns[:4] == ["batch size", "updates", "train loss", "test loss"]
+    assert epochs.columns[:4] == ["batch size", "steps", "train loss", "test loss"]
     assert [str(row[0]) for row in epochs.rows] == ["32", "64", "128", "256"]
     assert [str(row[1]) for row in epochs.rows] == ["3,906", "1,953", "977", "488"]
     assert [str(row[1]) for row in steps.rows] == ["488"] * 4
-    for table, losses in ((epochs, RISING), (steps, RISING[:, ::-1])):
+    for table, losses in ((epochs, INCREASING), (steps, INCREASING[:, ::-1])):
         for row, mean in zip(table.rows, losses.mean(0), strict=True):
             assert isinstance(row[3], Number)
             assert row[3].value == pytest.approx(mean)
             assert row[3].std == pytest.approx(0.01 / 2**0.5)
-    accuracy = epochs.rows[0][epochs.columns.index("accuracy %")]
+    accuracy = epochs.rows[0][epochs.columns.index("accuracy (%)")]
     assert isinstance(accuracy, Number)
     assert accuracy.value == 50
-    assert "s an epoch" in epochs.columns
-    assert "s an epoch" not in steps.columns
+    assert "s per epoch" in epochs.columns
+    assert "s per epoch" not in steps.columns
 
 
 # (equal epochs, equal steps, claim at equal epochs, explanation)
 VERDICTS = [
-    (RISING, RISING, "holds, at every step", "Fewer updates are not the whole reason"),
-    (RISING, RISING[:, ::-1], "holds, at every step", "It is the number of updates that matters"),
-    (RISING, np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]), "holds, at every step", "these runs show no rise with"),
-    (RISING[:, ::-1], RISING, "does not hold", "These runs show no rise of the loss"),
-    # The third is lower than the second for both seeds: two of three steps rise.
-    (RISING[:, [0, 2, 1, 3]], RISING, "holds on the whole, though not at every step", "Fewer updates"),
-    # A spread of 0.14 about steps of 0.1.
-    (np.add(RISING, [[0], [0.2]]), RISING, "holds at every step, though not at all of them by more than", "Fewer"),
-    (np.array([[1, 2, 1.5, 1.2], [1, 1.1, 2.4, 1.3]]), RISING, "is not confirmed", "These runs show no rise"),
+    (INCREASING, INCREASING, "holds in every comparison", "is not the only reason"),
+    (INCREASING, INCREASING[:, ::-1], "holds in every comparison", "The number of optimizer steps is the reason"),
+    (
+        INCREASING,
+        np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]),
+        "holds in every comparison",
+        "these runs show no significant increase",
+    ),
+    (INCREASING[:, ::-1], INCREASING, "does not hold", "These runs show no increase of the loss"),
+    # The third is lower than the second for both seeds: two of three comparisons increase.
+    (INCREASING[:, [0, 2, 1, 3]], INCREASING, "holds overall, but not in every comparison", "not the only reason"),
+    # A standard deviation of 0.14 with differences of 0.1.
+    (np.add(INCREASING, [[0], [0.2]]), INCREASING, "but not always by more than", "not the only reason"),
+    (np.array([[1, 2, 1.5, 1.2], [1, 1.1, 2.4, 1.3]]), INCREASING, "is not confirmed", "These runs show no increase"),
 ]
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_the_verdict_follows_from_the_losses(tmp_path: Path, case: tuple) -> None:
-    epochs, steps, verdict, why = case
-    section = section_of(made_up(tmp_path / "sweep", epochs, steps))
-    assert verdict in str(the_text(section, "That larger batches end with a higher validation loss"))
-    assert any(why in text for text in texts(section))
+def test_verdict_follows_from_the_losses(tmp_path: Path, case: tuple) -> None:
+    epochs, steps, verdict, reason = case
+    section = build_section(make_sweep(tmp_path / "sweep", epochs, steps))
+    assert verdict in str(find_text(section, "The claim that larger batches have a higher validation loss"))
+    assert any(reason in text for text in read_texts(section))
 
 
-def test_two_values_have_no_order_beyond_their_step(tmp_path: Path) -> None:
-    sweep = made_up(tmp_path / "sweep", RISING[:, :2], RISING[:, :2] + [[0], [1.0]], values=VALUES[:2])
-    section = section_of(sweep)
-    assert "holds, at every step" in str(the_text(section, "That larger batches end"))
-    assert "rank correlation" not in "".join(texts(section))
-    assert "is not confirmed" in str(the_text(section, "That they also do so"))
+def test_two_values_have_no_rank_test(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "sweep", INCREASING[:, :2], INCREASING[:, :2] + [[0], [1.0]], values=VALUES[:2])
+    section = build_section(sweep)
+    assert "holds in every comparison" in str(find_text(section, "The claim that larger batches"))
+    assert "rank correlation" not in "".join(read_texts(section))
+    assert "is not confirmed" in str(find_text(section, "The claim that they also"))
 
 
-def test_a_single_seed_is_said_to_be_one(tmp_path: Path) -> None:
+def test_single_seed_is_reported_as_a_limitation(tmp_path: Path) -> None:
     five = np.array([[1.0, 1.1, 1.2, 1.3, 1.4]])
-    section = section_of(made_up(tmp_path / "sweep", five, five, values=(32, 64, 128, 256, 512)))
-    claim = str(the_text(section, "That larger batches end"))
-    assert "holds at every step." in claim
-    assert "a single seed cannot tell" in claim
-    assert "1 seed each" in texts(section)[0]
+    section = build_section(make_sweep(tmp_path / "sweep", five, five, values=(32, 64, 128, 256, 512)))
+    claim = str(find_text(section, "The claim that larger batches"))
+    assert "holds in every comparison of consecutive values." in claim
+    assert "a single seed does not show" in claim
+    assert "1 seed per batch size" in read_texts(section)[0]
     [missing] = [block for block in section.blocks if isinstance(block, MissingRun)]
     assert "--seeds 0 1 --recipe course" in missing.command
-    # Of three values a perfect order is no rare thing: one of six.
-    three = section_of(made_up(tmp_path / "three", five[:, :3], five[:, :3], values=(32, 64, 128)))
-    assert "is not confirmed" in str(the_text(three, "That larger batches end"))
+    # With three values, one of six orders is strictly increasing.
+    three = build_section(make_sweep(tmp_path / "three", five[:, :3], five[:, :3], values=(32, 64, 128)))
+    assert "is not confirmed" in str(find_text(three, "The claim that larger batches"))
 
 
 @pytest.mark.parametrize(
-    ("late", "schedule", "said"),
+    ("late", "schedule", "expected"),
     [
-        ((0.01, 0.1), "constant", "the large batches were not done learning"),
-        ((0.1, 0.01), "constant", "it is not seen"),
-        ((-0.1, -0.01), "constant", "it is not seen"),
+        ((0.01, 0.1), "constant", "had therefore not converged"),
+        ((0.1, 0.01), "constant", "do not show that large batches needed more"),
+        ((-0.1, -0.01), "constant", "do not show that large batches needed more"),
         ((0.01, 0.1), "linear", None),
     ],
 )
-def test_whether_the_loss_was_still_falling(tmp_path: Path, late: tuple, schedule: str, said: str | None) -> None:
-    section = section_of(made_up(tmp_path / "sweep", RISING, RISING, late=late, schedule=schedule))
-    found = [block for block in section.blocks if isinstance(block, Text) and str(block).startswith("Over the last 5")]
-    assert len(found) == (said is not None)
-    if said is not None:
-        assert said in str(found[0])
-        assert found[0].numbers["small"].value == pytest.approx(late[0])
-        assert found[0].numbers["large"].value == pytest.approx(late[1])
+def test_statement_about_the_loss_of_the_last_epochs(
+    tmp_path: Path, late: tuple, schedule: str, expected: str | None
+) -> None:
+    section = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING, late=late, schedule=schedule))
+    texts = [block for block in section.blocks if isinstance(block, Text) and str(block).startswith("Over the last 5")]
+    assert len(texts) == (expected is not None)
+    if expected is not None:
+        assert expected in str(texts[0])
+        assert texts[0].numbers["small"].value == pytest.approx(late[0])
+        assert texts[0].numbers["large"].value == pytest.approx(late[1])
 
 
 @pytest.mark.parametrize(
-    ("quality", "pictures", "colourful"),
+    ("quality", "images", "colourfulness"),
     [
-        (RISING, "the pictures become worse", "Colourfulness falls: 18.9"),
-        (RISING[:, ::-1], "the pictures become better", "Colourfulness rises: 15.9"),
-        (np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]), "neither better nor worse by more than chance", "has no order"),
+        (INCREASING, "the images become worse", "The colourfulness decreases: it is 18.9"),
+        (INCREASING[:, ::-1], "the images become better", "The colourfulness increases: it is 15.9"),
+        (
+            np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]),
+            "the images do not change significantly",
+            "The colourfulness shows no significant trend",
+        ),
     ],
 )
-def test_the_pictures_are_judged_by_their_own_numbers(
-    tmp_path: Path, quality: np.ndarray, pictures: str, colourful: str
+def test_image_quality_text_follows_from_its_metrics(
+    tmp_path: Path, quality: np.ndarray, images: str, colourfulness: str
 ) -> None:
-    section = section_of(made_up(tmp_path / "sweep", RISING, RISING, quality=quality))
-    text = the_text(section, "With larger batches and equally many epochs")
-    assert pictures in str(text)
-    assert colourful in str(text)
+    section = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING, quality=quality))
+    text = find_text(section, "With larger batches and equal numbers of epochs")
+    assert images in str(text)
+    assert colourfulness in str(text)
     assert "have 22.70 dB" in str(text)
-    assert "34.6 in the true pictures" in str(text)
+    assert "34.6 for the ground truth" in str(text)
 
 
-def test_the_time_is_compared(tmp_path: Path) -> None:
-    text = the_text(section_of(made_up(tmp_path / "sweep", RISING, RISING)), "An epoch took")
+def test_time_per_epoch_is_compared(tmp_path: Path) -> None:
+    text = find_text(build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING)), "An epoch, including")
     assert text.numbers["ratio"].value == pytest.approx(2.0 / 1.4)
-    assert "large batches were faster" in str(text)
+    assert "Large batches were therefore faster" in str(text)
 
 
-def test_figures_are_copied_beside_the_write_up(tmp_path: Path) -> None:
-    sweep = made_up(tmp_path / "sweep", RISING, RISING)
-    figures = [block for block in section_of(sweep).blocks if isinstance(block, Figure)]
+def test_figures_are_copied_to_the_report(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "sweep", INCREASING, INCREASING)
+    figures = [block for block in build_section(sweep).blocks if isinstance(block, Figure)]
     assert [figure.path.name for figure in figures] == ["batch-sizes-0-curves.png", "batch-sizes-0-sheet.png"]
     for figure, original in zip(figures, (sweep.curves_path, sweep.samples_path), strict=True):
         assert figure.path.parent == sweep.folder / "figures"
         assert figure.path.read_bytes() == original.read_bytes()
     sweep.samples_path.unlink()
-    [missing] = [block for block in section_of(sweep).blocks if isinstance(block, MissingRun)]
+    [missing] = [block for block in build_section(sweep).blocks if isinstance(block, MissingRun)]
     assert missing.description == f"the figure `{sweep.samples_path}`"
     values = "32,64,128,256"
     assert missing.command == (
@@ -253,41 +272,43 @@ def test_figures_are_copied_beside_the_write_up(tmp_path: Path) -> None:
     )
 
 
-def test_without_a_sweep_the_command_is_told(tmp_path: Path) -> None:
+def test_missing_sweep_names_the_command(tmp_path: Path) -> None:
     assert batch_size_section(RunIndex(), tmp_path).blocks == [
         MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)
     ]
 
 
-def test_other_sweeps_follow(tmp_path: Path) -> None:
-    other = made_up(tmp_path / "kernels", RISING[:, [1, 0, 2, 3]], None, over="kernel", values=(1, 3, 5, 7))
-    section = section_of(other)
+def test_other_sweeps_follow_the_answer(tmp_path: Path) -> None:
+    other = make_sweep(tmp_path / "kernels", INCREASING[:, [1, 0, 2, 3]], None, parameter="kernel", values=(1, 3, 5, 7))
+    section = build_section(other)
     assert isinstance(section.blocks[0], MissingRun)
     [table] = [block for block in section.blocks if isinstance(block, Table)]
     assert table.columns[0] == "kernel"
-    text = the_text(section, "The test loss is lowest, 1.1050")
-    assert "at kernel 3; with greater values it rises." in str(text)
-    both = section_of(made_up(tmp_path / "sweep", RISING, RISING), other)
+    text = find_text(section, "The lowest test loss, 1.1050")
+    assert "with kernel 3; with increasing values, the test loss increases." in str(text)
+    both = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING), other)
     assert [isinstance(block, Table) for block in both.blocks].count(True) == 3
     assert not any(isinstance(block, MissingRun) for block in both.blocks)
 
 
-def test_losses_of_palettes_of_different_sizes_are_not_compared(tmp_path: Path) -> None:
-    sweep = made_up(tmp_path / "sweep", RISING, None, over="colours", values=(8, 16, 32, 64), quality=RISING[:, ::-1])
-    text = the_text(section_of(sweep), "Losses and accuracies of palettes of different sizes")
-    assert "ΔE2000 is lowest" in str(text)
+def test_palettes_of_different_sizes_are_compared_by_colour_difference(tmp_path: Path) -> None:
+    sweep = make_sweep(
+        tmp_path / "sweep", INCREASING, None, parameter="colours", values=(8, 16, 32, 64), quality=INCREASING[:, ::-1]
+    )
+    text = find_text(build_section(sweep), "Losses and accuracies are not comparable between palettes")
+    assert "The lowest ΔE2000" in str(text)
     assert text.numbers["best"].value == 64
-    assert str(text).endswith("with greater values it falls.")
+    assert str(text).endswith("with increasing values, the ΔE2000 decreases.")
 
 
-def test_a_sweep_on_disk_is_found(tmp_path: Path) -> None:
-    sweep = made_up(tmp_path / "runs" / "sweep", RISING, RISING)
+def test_sweep_on_disk_is_found(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "runs" / "sweep", INCREASING, INCREASING)
     section = batch_size_section(find_runs([tmp_path / "runs"]), tmp_path / "figures")
-    assert len(texts(section)) == len(texts(section_of(sweep)))
+    assert len(read_texts(section)) == len(read_texts(build_section(sweep)))
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"measured": {}, "equal_epochs": [{}], "equal_steps": []}'])
-def test_a_broken_sweep_is_named(tmp_path: Path, content: str) -> None:
+def test_invalid_sweep_file_is_rejected(tmp_path: Path, content: str) -> None:
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UsageError, match=r"sweep\.json: invalid sweep result"):
         batch_size_section(RunIndex(sweeps=[tmp_path]), tmp_path)

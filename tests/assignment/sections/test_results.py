@@ -159,7 +159,7 @@ def test_what_is_missing_is_said(found: RunIndex, tmp_path: Path, builder, there
 def test_one_seed_has_its_interval_from_pictures(found: RunIndex, tmp_path: Path) -> None:
     alone = RunIndex(colour={net: runs[:1] for net, runs in found.colour.items()})
     text = said(unet_results(alone, tmp_path).blocks)
-    assert "paired bootstrap over 3 test pictures" in text
+    assert "paired bootstrap over 3 test images" in text
     assert "Welch" not in text
 
 

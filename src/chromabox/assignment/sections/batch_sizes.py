@@ -170,8 +170,9 @@ def _still_falling_blocks(sweep: SweepResult) -> list[Block]:
         conclusion = "The ends of the curves therefore do not show that large batches needed more training."
     return [
         Text(
-            "Over the last {late} epochs, with the same constant learning rate, the test loss decreased by {small} "
-            f"with batch size {{low}} and by {{large}} with batch size {{high}}. {conclusion}",
+            "Over the last {late} epochs, with the same constant learning rate, the decrease of the test loss was "
+            "{small} "
+            f"with batch size {{low}} and {{large}} with batch size {{high}}. {conclusion}",
             {
                 "late": sweep_number(sweep, f"equal_epochs > epochs, 1/{LATE_FRACTION} of them", late),
                 "small": small,

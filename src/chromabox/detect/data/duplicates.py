@@ -1,6 +1,6 @@
 """Duplicate and near-duplicate images, the usual cause of leakage between training and validation sets.
 
-Near-duplicates are found with a difference hash of 64 bits. Each bit tells whether the image, resized to 9 × 8 grey
+Near-duplicates are found with a difference hash of 64 bits. Each bit is set if the image, resized to 9 × 8 grey
 pixels, becomes lighter from one pixel to its right neighbour. Similar images differ in few bits, but the bits of an
 image with little contrast are random. Therefore the images resized to 16 × 16 must also be correlated.
 """

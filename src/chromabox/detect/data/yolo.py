@@ -99,7 +99,7 @@ def _read_sample(path: Path, split: str, num_classes: int | None) -> tuple[Sampl
 def _read_labels(
     source: Path, size: tuple[int, int], num_classes: int | None
 ) -> tuple[list[RawLabel], list[LabelIssue]]:
-    """Return the labels of a file (boxes and polygons) and the issues of invalid lines; no labels if it does not exist."""
+    """Return the labels of a file (boxes or polygons) and the issues of invalid lines; none if it does not exist."""
     try:
         text = source.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Detectors as ordered lists of layers, counted as darknet counts them, and the two that are known by name.
+"""Detector architectures as lists of layers in Darknet's numbering, and the architectures YOLOv3 and YOLOv3-tiny.
 
-A layer reads the one before it unless it says otherwise; the first reads the picture. "Freeze the first N" has its
-meaning by these indices. References to other layers are absolute.
+A layer reads the previous layer unless stated otherwise; the first layer reads the image. References to other layers
+are absolute indices. The number of frozen layers refers to these indices.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ Anchors = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Convolution:
-    """``filters`` kernels of ``size`` × ``size`` pixels; ``pad`` pixels of zeros around (None: half the size).
+    """Convolution with ``filters`` kernels of ``size`` × ``size`` and zero padding ``pad`` (None: half the size).
 
-    With ``batch_normalise`` the convolution has no bias of its own. ``leaky`` is what the net's kind makes of it.
+    With ``batch_normalise``, BatchNorm follows and the convolution has no bias. The activation ``leaky`` depends on the
+    variant of the weights.
     """
 
     filters: int
@@ -37,7 +38,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The greatest of ``size`` × ``size`` pixels; size − 1 pixels of padding in all, the odd one right and below."""
+    """Max-pooling over ``size`` × ``size`` pixels with padding size − 1 in total; an odd pixel is right and below."""
 
     size: int
     stride: int
@@ -45,14 +46,14 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Upsample:
-    """Every pixel ``stride`` times in both directions."""
+    """Nearest-neighbour upsampling by ``stride`` in both directions."""
 
     stride: int
 
 
 @dataclass(frozen=True)
 class Route:
-    """The channels of ``layers`` one after another; of each only the part ``group_id`` of ``groups`` equal ones."""
+    """Concatenation of the channels of ``layers``; of each only part ``group_id`` of ``groups`` equal parts."""
 
     layers: tuple[int, ...]
     groups: int = 1
@@ -61,16 +62,16 @@ class Route:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """The sum of the layer before and the layer ``source``."""
+    """Sum of the previous layer and layer ``source``."""
 
     source: int
 
 
 @dataclass(frozen=True)
 class Yolo:
-    """A head: the layer before gives, for every anchor of ``mask``, box, objectness and ``classes`` class scores.
+    """Detection head; the previous layer outputs box, objectness and ``classes`` class scores per anchor of ``mask``.
 
-    ``anchors`` are all of the net's, in pixels (width, height); ``mask`` are indices into them.
+    ``anchors`` are all anchors of the model, (width, height) in pixels. ``mask`` contains indices into them.
     """
 
     mask: tuple[int, ...]
@@ -79,21 +80,21 @@ class Yolo:
 
     @property
     def head_anchors(self) -> Anchors:
-        """The anchors of this head, in the order of its outputs."""
+        """Anchors of this head, in the order of its outputs."""
         return tuple(self.anchors[index] for index in self.mask)
 
 
 Layer = Convolution | MaxPool | Upsample | Route | Shortcut | Yolo
 
-#: The kinds of layer by the names that checkpoints have them under.
+#: Layer types by their names in checkpoints.
 LAYER_TYPES: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (Convolution, MaxPool, Upsample, Route, Shortcut, Yolo)
+    layer_type.__name__: layer_type for layer_type in (Convolution, MaxPool, Upsample, Route, Shortcut, Yolo)
 }
 
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What a layer puts out for a picture: channels, and input pixels a pixel of its own covers."""
+    """Output shape of a layer: number of channels, and stride in input pixels."""
 
     channels: int
     stride: int
@@ -101,15 +102,15 @@ class FeatureShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A net as its layers, checked to fit each other.
+    """Validated list of the layers of a detector.
 
     Args:
-        name: for people and file names.
-        layers: in darknet's order.
-        channels: of the picture.
-        size: side in pixels of the square that the net is usually shown, a multiple of ``multiple``.
+        name: name for messages and file names.
+        layers: layers in Darknet's order.
+        channels: number of channels of the image.
+        size: default side in pixels of the square input, a multiple of ``max_stride``.
 
-    Raises ChromaboxError, naming net and layer, where layers do not fit.
+    Raise ChromaboxError, naming architecture and layer, if layers are inconsistent.
     """
 
     name: str
@@ -119,11 +120,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if not self.head_indices:
-            raise ChromaboxError(f"{self.name}: has no yolo layer; a detector needs at least one head")
+            raise ChromaboxError(f"{self.name}: no yolo layer; expected at least one")
         if len({layer.classes for layer in self.layers if isinstance(layer, Yolo)}) > 1:
-            raise ChromaboxError(f"{self.name}: its heads have different counts of classes; one count is needed")
+            raise ChromaboxError(f"{self.name}: yolo layers with different numbers of classes; expected equal numbers")
         if self.size < 1 or self.size % self.max_stride:
-            raise ChromaboxError(f"{self.name}: size is {self.size}; a multiple of {self.max_stride} is needed")
+            raise ChromaboxError(f"{self.name}: size is {self.size}; expected a multiple of {self.max_stride}")
 
     @cached_property
     def head_indices(self) -> tuple[int, ...]:
@@ -132,27 +133,27 @@ class Architecture:
 
     @property
     def yolo_layers(self) -> tuple[Yolo, ...]:
-        """The yolo layers, in the order of ``heads``."""
+        """The yolo layers, in the order of ``head_indices``."""
         return tuple(layer for layer in self.layers if isinstance(layer, Yolo))
 
     @property
     def num_classes(self) -> int:
-        """How many classes every head scores."""
+        """Number of classes of each head."""
         return self.yolo_layers[0].classes
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Input pixels per cell of each head, in the order of ``heads``."""
+        """Stride of each head in input pixels, in the order of ``head_indices``."""
         return tuple(self.shapes[index].stride for index in self.head_indices)
 
     @property
     def max_stride(self) -> int:
-        """Sides of pictures must be multiples of this."""
+        """Largest stride of a layer; the sides of the input must be multiples of it."""
         return max(shape.stride for shape in self.shapes)
 
     @cached_property
     def shapes(self) -> tuple[FeatureShape, ...]:
-        """Channels and stride of every layer's output."""
+        """Channels and stride of the output of each layer."""
         shapes: list[FeatureShape] = []
         for index in range(len(self.layers)):
             shapes.append(self._output_shape(index, shapes))
@@ -160,7 +161,7 @@ class Architecture:
 
     @property
     def num_weights(self) -> int:
-        """How many float32 numbers darknet's weights file of this net holds."""
+        """Number of float32 values in the Darknet weight file of this architecture."""
         total = 0
         for index, layer in enumerate(self.layers):
             if isinstance(layer, Convolution):
@@ -169,28 +170,31 @@ class Architecture:
         return total
 
     def sources(self, index: int) -> tuple[int, ...]:
-        """The layers that layer ``index`` reads; −1 is the picture."""
+        """Return the indices of the layers that layer ``index`` reads; −1 is the image."""
         layer = self.layers[index]
         if isinstance(layer, Route):
             return layer.layers
         return (index - 1, layer.source) if isinstance(layer, Shortcut) else (index - 1,)
 
     def input_shape(self, index: int) -> FeatureShape:
-        """Channels and stride of what layer ``index`` reads first."""
+        """Return the channels and stride of the first input of layer ``index``."""
         first = self.sources(index)[0]
         return FeatureShape(self.channels, 1) if first < 0 else self.shapes[first]
 
-    def _output_shape(self, index: int, before: list[FeatureShape]) -> FeatureShape:
-        """The output of layer ``index`` after all those before it; every rule of fitting stands here."""
+    def _output_shape(self, index: int, shapes: list[FeatureShape]) -> FeatureShape:
+        """Return the output shape of layer ``index``, given those of the layers before it.
+
+        Raise ChromaboxError if the layer does not fit its inputs.
+        """
         layer, sources = self.layers[index], self.sources(index)
         if not all(-1 <= source < index for source in sources) or not sources:
-            raise self._mismatch(index, f"reads layers {sources}; only those before it can be read")
+            raise self._mismatch(index, f"it reads layers {sources}; expected earlier layers")
         if any(isinstance(self.layers[source], Yolo) for source in sources if source >= 0):
-            raise self._mismatch(index, "reads a yolo layer; boxes are no picture")
-        given = [before[source] if source >= 0 else FeatureShape(self.channels, 1) for source in sources]
-        if len({shape.stride for shape in given}) > 1:
-            raise self._mismatch(index, "brings together layers of different sizes")
-        channels, stride = given[0].channels, given[0].stride
+            raise self._mismatch(index, "it reads a yolo layer; expected a layer with feature maps")
+        inputs = [shapes[source] if source >= 0 else FeatureShape(self.channels, 1) for source in sources]
+        if len({shape.stride for shape in inputs}) > 1:
+            raise self._mismatch(index, "it combines layers of different sizes; expected equal sizes")
+        channels, stride = inputs[0].channels, inputs[0].stride
         match layer:
             case Convolution():
                 if channels % layer.groups or layer.filters % layer.groups or layer.filters < 1 or layer.size < 1:
@@ -200,32 +204,32 @@ class Architecture:
                 return FeatureShape(channels, stride * layer.stride)
             case Upsample():
                 if stride % layer.stride:
-                    raise self._mismatch(index, f"makes more pixels than the picture has (stride {layer.stride})")
+                    raise self._mismatch(index, f"its output is larger than the image (stride {layer.stride})")
                 return FeatureShape(channels, stride // layer.stride)
             case Route():
-                if any(shape.channels % layer.groups for shape in given) or not 0 <= layer.group_id < layer.groups:
-                    raise self._mismatch(index, f"takes part {layer.group_id} of {layer.groups} groups")
-                return FeatureShape(sum(shape.channels // layer.groups for shape in given), stride)
+                if any(shape.channels % layer.groups for shape in inputs) or not 0 <= layer.group_id < layer.groups:
+                    raise self._mismatch(index, f"it reads group {layer.group_id} of {layer.groups}")
+                return FeatureShape(sum(shape.channels // layer.groups for shape in inputs), stride)
             case Shortcut():
-                if given[1].channels != channels:
-                    raise self._mismatch(index, f"adds {given[1].channels} channels to {channels}")
-                return given[0]
+                if inputs[1].channels != channels:
+                    raise self._mismatch(index, f"it adds {inputs[1].channels} channels to {channels}")
+                return inputs[0]
             case Yolo():
-                needed = len(layer.mask) * (5 + layer.classes)
-                if channels != needed or not all(0 <= mask < len(layer.anchors) for mask in layer.mask):
+                num_outputs = len(layer.mask) * (5 + layer.classes)
+                if channels != num_outputs or not all(0 <= mask < len(layer.anchors) for mask in layer.mask):
                     raise self._mismatch(
                         index,
                         f"{layer.classes} classes and mask {layer.mask} of {len(layer.anchors)} anchors need "
-                        f"{needed} channels before it, and there are {channels}",
+                        f"{num_outputs} input channels, found {channels}",
                     )
-                return given[0]
+                return inputs[0]
 
     def _mismatch(self, index: int, reason: str) -> ChromaboxError:
-        kind = type(self.layers[index]).__name__.lower()
-        return ChromaboxError(f"{self.name}: layer {index} ({kind}) does not fit: {reason}")
+        layer_type = type(self.layers[index]).__name__.lower()
+        return ChromaboxError(f"{self.name}: layer {index} ({layer_type}) is invalid: {reason}")
 
 
-#: Widths and heights in pixels, from clustering COCO's boxes (Redmon and Farhadi 2018, section 2.3).
+#: Widths and heights in pixels, from clustering the boxes of COCO (Redmon and Farhadi 2018, section 2.3).
 ANCHORS: Anchors = (
     *((10.0, 13.0), (16.0, 30.0), (33.0, 23.0), (30.0, 61.0), (62.0, 45.0)),
     *((59.0, 119.0), (116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
@@ -234,18 +238,21 @@ TINY_ANCHORS: Anchors = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0), (81.0, 82.0),
 
 
 def yolov3(num_classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture:
-    """YOLOv3 (Redmon and Farhadi 2018): Darknet-53 without its classifier, and heads at strides 32, 16 and 8."""
+    """Return YOLOv3 (Redmon and Farhadi 2018): Darknet-53 without its classifier, and heads at strides 32, 16 and 8.
+
+    Raise UsageError if ``num_classes`` is less than 1.
+    """
     layers: list[Layer] = [Convolution(32, 3)]
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         layers.append(Convolution(filters, 3, 2))
         for _ in range(blocks):
             start = len(layers) - 1
             layers += [Convolution(filters // 2, 1), Convolution(filters, 3), Shortcut(start)]
-    # The last layers of strides 16 and 8, which the later heads read beside what comes down to them.
+    # The last backbone layers of strides 16 and 8, which the later heads concatenate with the upsampled features.
     skips = {1: 61, 2: 36}
     for head, (filters, mask) in enumerate(((512, (6, 7, 8)), (256, (3, 4, 5)), (128, (0, 1, 2)))):
         if head:
-            # Four back: the 1×1 convolution before the last 3×3, the linear one and the head above.
+            # The 1×1 convolution before the last 3×3 convolution, the linear convolution and the previous head.
             layers += [Route((len(layers) - 4,)), Convolution(filters, 1), Upsample(2)]
             layers.append(Route((len(layers) - 1, skips[head])))
         layers += [Convolution(filters, 1), Convolution(2 * filters, 3)] * 3
@@ -259,10 +266,12 @@ def yolov3_tiny(
     anchors: Anchors = TINY_ANCHORS,
     mask: tuple[int, ...] = (1, 2, 3),
 ) -> Architecture:
-    """YOLOv3-tiny: seven convolutions and six poolings, heads at strides 32 and 16.
+    """Return YOLOv3-tiny: a backbone of seven convolutions and six max-poolings, and heads at strides 32 and 16.
 
-    ``mask`` are the anchors of the second head. The published weights were trained with 1, 2, 3: with 0, 1, 2, as
-    later configuration files have it, they load and find a third fewer objects.
+    ``mask`` contains the anchor indices of the second head. The published weights were trained with 1, 2, 3. With
+    0, 1, 2, as in later configuration files, they load without an error but detect a third fewer objects.
+
+    Raise UsageError if ``num_classes`` is less than 1.
     """
     layers: list[Layer] = []
     for filters in (16, 32, 64, 128, 256):
@@ -276,6 +285,6 @@ def yolov3_tiny(
 
 def _head_layers(mask: tuple[int, ...], anchors: Anchors, num_classes: int) -> list[Layer]:
     if num_classes < 1:
-        raise UsageError(f"classes is {num_classes}: a detector needs at least 1")
+        raise UsageError(f"classes is {num_classes}: expected at least 1")
     filters = len(mask) * (5 + num_classes)
     return [Convolution(filters, 1, batch_normalise=False, activation="linear"), Yolo(mask, anchors, num_classes)]

@@ -1,11 +1,10 @@
-"""The network of an architecture: an ordered list of layers, run in order.
+"""The PyTorch model of a detector architecture, the variants of weights, and decoding of the model's outputs.
 
-What a head's raw numbers mean: boxes in the net's square and a score for every class (Redmon and Farhadi 2018).
+Three variants of weights have the same shapes but different interpretations. Weights of the wrong variant load without
+an error but give worse detections. Therefore the variant is given with the weights, stored with them, and never
+inferred from shapes.
 
-What the numbers of a detector mean: three families of weights that fit the same nets and mean different things.
-
-A net loads weights of the wrong kind without a word and is only worse by it. The kind is therefore said by whoever
-brings the weights, kept with them, and never guessed from shapes.
+Outputs are decoded to boxes in the square input and a score for each class (Redmon and Farhadi 2018).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +31,19 @@ from chromabox.errors import UsageError
 
 @dataclass(frozen=True)
 class Variant:
-    """One family of weights.
+    """Variant of detector weights.
 
     Args:
-        name: as ``--kind`` and checkpoints have it.
-        activation: what the architecture's ``leaky`` stands for: leaky ReLU with slope 0.1, or SiLU.
-        decode: what a head's t means, for a cell (column, row), its stride and an anchor of (width, height) pixels.
-            ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``: centre
-            (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
-        epsilon: added to the variance in batch normalisation.
-        momentum: of the running statistics, as PyTorch counts: the new batch's share.
-        letterbox_grey: in [0, 1], around a picture that is not square.
-        tiny_pool_padding: with which the 2×2 max-pool of stride 1 pads right and bottom.
-        tiny_mask: the anchors of YOLOv3-tiny's second head.
+        name: name in ``--variant`` and in checkpoints.
+        activation: meaning of the architecture's ``leaky``: leaky ReLU with slope 0.1, or SiLU.
+        decode: decoding of the raw outputs t for a cell (column, row), its stride and an anchor of (width, height)
+            pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``:
+            centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
+        epsilon: value added to the variance in BatchNorm.
+        momentum: momentum of the BatchNorm statistics in PyTorch's convention: the weight of the new batch.
+        letterbox_grey: grey value of the letterbox padding, in [0, 1].
+        tiny_pool_padding: padding value at the right and bottom of the 2×2 max-pooling with stride 1.
+        tiny_mask: anchor indices of YOLOv3-tiny's second head.
     """
 
     name: str
@@ -57,90 +56,93 @@ class Variant:
     tiny_mask: tuple[int, int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """What a checkpoint says of the kind; the infinite padding in words, which JSON has no number for."""
+        """Return the variant as JSON values for a checkpoint. The padding is a string, since JSON has no infinity."""
         return {**asdict(self), "tiny_pool_padding": str(self.tiny_pool_padding), "tiny_mask": list(self.tiny_mask)}
 
 
 DARKNET = Variant("darknet", "leaky", "exp", 1e-5, 0.01, 0.5, float("-inf"), (1, 2, 3))
 ULTRALYTICS_9_0 = Variant("ultralytics-9.0", "leaky", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
 ULTRALYTICS_9_6 = Variant("ultralytics-9.6", "silu", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
-VARIANTS = {kind.name: kind for kind in (DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6)}
+VARIANTS = {variant.name: variant for variant in (DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6)}
 
 
 def get_variant(name: str) -> Variant:
-    """UsageError for a name that is none."""
+    """Return the variant with this name. Raise UsageError if the name is unknown."""
     if name not in VARIANTS:
-        raise UsageError(f"kind is {name!r}: the kinds of detector weights are {', '.join(VARIANTS)}")
+        raise UsageError(f"--variant is {name!r}: expected {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
 def variant_from_json(stored: dict[str, Any]) -> Variant:
-    """The inverse of :meth:`Kind.as_json`. Raises KeyError, TypeError or ValueError for anything else."""
+    """Return the variant stored by :meth:`Variant.as_json`.
+
+    Raise KeyError, TypeError or ValueError if the values are not a variant.
+    """
     padding, mask = float(stored["tiny_pool_padding"]), tuple(stored["tiny_mask"])
     return Variant(**{**stored, "tiny_pool_padding": padding, "tiny_mask": mask})
 
 
-#: Heads of one net differ in rows and columns, and may in their anchors.
-HeadOutput = Float[Tensor, "batch _ numbers _ _"]
+#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model differ in rows and columns,
+#: and can differ in anchors.
+HeadOutput = Float[Tensor, "batch _ outputs _ _"]
 
 
 def decode_all(
     outputs: Sequence[HeadOutput], architecture: Architecture, variant: Variant, size: int
 ) -> tuple[Float[Tensor, "batch boxes 4"], Float[Tensor, "batch boxes classes"]]:
-    """Boxes (left, top, right, bottom, in pixels of the net's square) and scores σ(objectness)·σ(class), all of them.
+    """Decode all boxes (left, top, right, bottom, in pixels of the square input) and scores σ(objectness)·σ(class).
 
-    Boxes stand head by head, in a head anchor by anchor, in an anchor row by row. ``size``: height of the square.
+    Boxes are ordered by head, then anchor, then row, then column. ``size`` is the height of the square in pixels.
+    Scores are in [0, 1]. Computed in float32.
     """
     boxes, scores = [], []
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
-        numbers = output.float().movedim(2, -1)
-        anchors = numbers.new_tensor(yolo.head_anchors)[:, None, None]
+        raw = output.float().movedim(2, -1)
+        anchors = raw.new_tensor(yolo.head_anchors)[:, None, None]
         cells = _cell_grid(output.shape[-2], output.shape[-1], output.device)
-        boxes.append(
-            _decode_boxes(numbers[..., :4], cells, anchors, size / output.shape[-2], variant.decode).flatten(1, 3)
-        )
-        scores.append((numbers[..., 4:5].sigmoid() * numbers[..., 5:].sigmoid()).flatten(1, 3))
+        boxes.append(_decode_boxes(raw[..., :4], cells, anchors, size / output.shape[-2], variant.decode).flatten(1, 3))
+        scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).flatten(1, 3))
     return torch.cat(boxes, 1), torch.cat(scores, 1)
 
 
 def decode_candidates(
     outputs: Sequence[HeadOutput], architecture: Architecture, variant: Variant, size: int, confidence: float
-) -> list[tuple[Float[Tensor, "found 4"], Float[Tensor, " found"], Int64[Tensor, " found"]]]:
-    """Of each picture every pair of box and class with a score above ``confidence``: boxes, scores, classes.
+) -> list[tuple[Float[Tensor, "candidates 4"], Float[Tensor, " candidates"], Int64[Tensor, " candidates"]]]:
+    """Decode, for each image, all pairs of box and class with a score above ``confidence``: boxes, scores, class ids.
 
-    The same numbers as :func:`decode`; only boxes whose objectness alone exceeds the threshold are looked at, since no
-    score is higher, and those are few.
+    The values are those of :func:`decode_all`. Only boxes whose objectness exceeds the threshold are decoded, since the
+    score cannot exceed the objectness; these are few.
     """
-    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in outputs[0]]
+    candidates: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in outputs[0]]
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
         objectness = output[:, :, 4].float().sigmoid()
-        picture, anchor, row, column = torch.nonzero(objectness > confidence, as_tuple=True)
-        numbers = output[picture, anchor, :, row, column].float()
-        scores = objectness[picture, anchor, row, column, None] * numbers[:, 5:].sigmoid()
-        place, category = torch.nonzero(scores > confidence, as_tuple=True)
-        anchors = numbers.new_tensor(yolo.head_anchors)[anchor]
+        image, anchor, row, column = torch.nonzero(objectness > confidence, as_tuple=True)
+        raw = output[image, anchor, :, row, column].float()
+        scores = objectness[image, anchor, row, column, None] * raw[:, 5:].sigmoid()
+        box, class_id = torch.nonzero(scores > confidence, as_tuple=True)
+        anchors = raw.new_tensor(yolo.head_anchors)[anchor]
         cells = torch.stack([column, row], -1)
-        boxes = _decode_boxes(numbers[:, :4], cells, anchors, size / output.shape[-2], variant.decode)
-        for index, several in enumerate(found):
-            own = picture[place] == index
-            several.append((boxes[place[own]], scores[place[own], category[own]], category[own]))
-    return [tuple(torch.cat(parts) for parts in zip(*several, strict=True)) for several in found]  # type: ignore[misc]
+        boxes = _decode_boxes(raw[:, :4], cells, anchors, size / output.shape[-2], variant.decode)
+        for index, per_head in enumerate(candidates):
+            mask = image[box] == index
+            per_head.append((boxes[box[mask]], scores[box[mask], class_id[mask]], class_id[mask]))
+    return [tuple(torch.cat(parts) for parts in zip(*per_head, strict=True)) for per_head in candidates]  # type: ignore[misc]
 
 
 def _cell_grid(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "{rows} {columns} 2"]:
-    """Column and row of every cell."""
+    """Return the column and row of each cell."""
     row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     return torch.stack([column, row], -1)
 
 
 def _decode_boxes(
-    raw: Float[Tensor, "*places 4"],
+    raw: Float[Tensor, "*boxes 4"],
     cells: Int64[Tensor, "... 2"],
     anchors: Float[Tensor, "... 2"],
     stride: float,
     box_decoding: Literal["exp", "sigmoid2"],
-) -> Float[Tensor, "*places 4"]:
-    """Left, top, right, bottom from the four numbers t of boxes in ``cells`` (column, row)."""
+) -> Float[Tensor, "*boxes 4"]:
+    """Return left, top, right, bottom of boxes from their raw outputs t and their ``cells`` (column, row)."""
     if box_decoding == "exp":
         centre = (raw[..., :2].sigmoid() + cells) * stride
         sides = raw[..., 2:].exp() * anchors
@@ -155,7 +157,7 @@ FeatureMaps = Float[Tensor, "batch features rows columns"]
 
 
 class ConvolutionLayer(nn.Module):
-    """Convolution, batch normalisation where the layer has it, activation."""
+    """Convolution, optional BatchNorm, and activation."""
 
     def __init__(self, layer: Convolution, in_channels: int, variant: Variant) -> None:
         super().__init__()
@@ -177,17 +179,17 @@ class ConvolutionLayer(nn.Module):
 
 
 class MaxPoolLayer(nn.Module):
-    """Max-pooling as darknet pads: size − 1 pixels in all, half of them (rounded down) left and above.
+    """Max-pooling with Darknet's padding: size − 1 pixels in total, half of them (rounded down) at the left and top.
 
-    −∞ is the padding of darknet. Where a kind has another, it has it for even sizes of stride 1 only, which is
-    YOLOv3-tiny's sixth pooling.
+    Darknet pads with −∞. Other variants use a different value for even sizes with stride 1 only, which is the sixth
+    pooling of YOLOv3-tiny.
     """
 
     def __init__(self, layer: MaxPool, variant: Variant) -> None:
         super().__init__()
         self.size, self.stride = layer.size, layer.stride
-        odd_one = layer.stride == 1 and layer.size % 2 == 0
-        self.padding = variant.tiny_pool_padding if odd_one else float("-inf")
+        is_tiny_pool = layer.stride == 1 and layer.size % 2 == 0
+        self.padding = variant.tiny_pool_padding if is_tiny_pool else float("-inf")
 
     def forward(self, images: ImageBatch) -> FeatureMaps:
         before = (self.size - 1) // 2
@@ -197,15 +199,15 @@ class MaxPoolLayer(nn.Module):
         return F.max_pool2d(images, self.size, self.stride)
 
     def _end_padding(self, side: int, before: int) -> int:
-        """Pixels that the last window reaches beyond the side."""
+        """Return the number of pixels by which the last window extends beyond the side."""
         last = -(-side // self.stride) - 1
         return max(0, last * self.stride - before + self.size - side)
 
 
 class DarknetModel(nn.Module):
-    """The net of an ``architecture`` whose weights are of a ``kind``; ``layers`` has one module a layer of darknet's.
+    """PyTorch model of an ``architecture`` with weights of a ``variant``; ``layers`` has one module per Darknet layer.
 
-    What a layer's module does with several inputs (route, shortcut) or none (yolo) is done here; theirs are empty.
+    Routes, shortcuts and yolo layers are computed by this class; their modules are empty.
     """
 
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
@@ -215,60 +217,66 @@ class DarknetModel(nn.Module):
             _make_layer(layer, architecture.input_shape(index).channels, variant)
             for index, layer in enumerate(architecture.layers)
         )
-        #: Of every layer (−1: the picture) the last layer that reads it.
+        #: The last layer that reads each layer (−1: the image).
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
         }
 
     @classmethod
     def uninitialised(cls, architecture: Architecture, variant: Variant) -> "DarknetModel":
-        """A net whose numbers are still to come; drawing them at random first takes longer than reading them."""
+        """Return a model with uninitialised weights: random initialisation takes longer than loading weights."""
         with torch.device("meta"):
-            net = cls(architecture, variant)
-        net.to_empty(device="cpu")
-        for layer in net.modules():
+            model = cls(architecture, variant)
+        model.to_empty(device="cpu")
+        for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d) and layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.zero_()
-        return net
+        return model
 
     def forward(self, images: ImageBatch) -> list[HeadOutput]:
-        """Raw numbers t of every head, in file order.
+        """Return the raw outputs t of all heads, in the order of the yolo layers.
 
         Args:
-            images: RGB in [0, 1], float32 (or the net's own dtype), sides multiples of ``architecture.multiple``.
+            images: [batch, channels, height, width], RGB in [0, 1], float32 (or the dtype of the model). Height and
+                width are multiples of ``architecture.max_stride``.
 
         Returns:
-            Of each yolo layer [batch, anchors, 5 + classes, rows, columns]: x, y, width, height, objectness, classes;
-            what they mean says ``kind.decode``.
+            For each yolo layer a tensor [batch, anchors, 5 + classes, rows, columns]: x, y, width, height, objectness,
+            classes. ``variant.decode`` defines their meaning.
+
+        Raise UsageError if height or width is not such a multiple.
         """
         return self.forward_from(self.forward_features(images, 0), 0)
 
     def forward_features(self, images: ImageBatch, upto: int) -> dict[int, Tensor]:
-        """Run the layers before ``until``; what later layers read of them (−1: the picture), and their heads."""
+        """Run the layers before ``upto``; return the outputs that later layers read (−1: the image) and those of heads.
+
+        Raise UsageError if height or width is not a multiple of ``architecture.max_stride``.
+        """
         multiple = self.architecture.max_stride
         if images.shape[-1] % multiple or images.shape[-2] % multiple:
             height, width = images.shape[-2:]
-            raise UsageError(f"size is {width}×{height}: {self.architecture.name} needs multiples of {multiple}")
+            raise UsageError(f"size is {width}×{height}: expected multiples of {multiple} for {self.architecture.name}")
         return self._run_layers({-1: images}, 0, upto)
 
     def forward_from(self, features: Mapping[int, Tensor], start: int) -> list[HeadOutput]:
-        """The heads, from what :meth:`forward_prefix` kept before the same ``until``."""
+        """Run the layers from ``start`` on the result of :meth:`forward_features` up to there; return the heads."""
         features = self._run_layers(dict(features), start, len(self.layers))
         return [features[index] for index in self.architecture.head_indices]
 
     def fuse(self) -> "DarknetModel":
-        """A copy in evaluation mode with every batch normalisation folded into its convolution."""
+        """Return a copy in evaluation mode with each BatchNorm fused into its convolution."""
         layers = tuple(
             replace(layer, batch_normalise=False) if isinstance(layer, Convolution) else layer
             for layer in self.architecture.layers
         )
-        net = DarknetModel.uninitialised(replace(self.architecture, layers=layers), self.variant).to(
+        model = DarknetModel.uninitialised(replace(self.architecture, layers=layers), self.variant).to(
             next(self.parameters())
         )
-        for mine, folded in zip(self.layers, net.layers, strict=True):
-            if isinstance(mine, ConvolutionLayer) and isinstance(folded, ConvolutionLayer):
-                _fuse_conv_bn(mine, folded.convolution)
-        return net.eval()
+        for layer, fused in zip(self.layers, model.layers, strict=True):
+            if isinstance(layer, ConvolutionLayer) and isinstance(fused, ConvolutionLayer):
+                _fuse_conv_bn(layer, fused.convolution)
+        return model.eval()
 
     def _run_layers(self, outputs: dict[int, Tensor], start: int, stop: int) -> dict[int, Tensor]:
         for index in range(start, stop):
@@ -279,16 +287,16 @@ class DarknetModel(nn.Module):
         return outputs
 
     def _layer_output(self, index: int, outputs: dict[int, Tensor]) -> Tensor:
-        given = [outputs[source] for source in self.architecture.sources(index)]
+        inputs = [outputs[source] for source in self.architecture.sources(index)]
         match self.architecture.layers[index]:
-            case Route(groups=groups, group_id=part):
-                parts = given if groups == 1 else [images.chunk(groups, 1)[part] for images in given]
+            case Route(groups=groups, group_id=group_id):
+                parts = inputs if groups == 1 else [features.chunk(groups, 1)[group_id] for features in inputs]
                 return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             case Shortcut():
-                return given[0] + given[1]
+                return inputs[0] + inputs[1]
             case Yolo(mask=mask, classes=classes):
-                return given[0].unflatten(1, (len(mask), 5 + classes))
-        return self.layers[index](given[0])
+                return inputs[0].unflatten(1, (len(mask), 5 + classes))
+        return self.layers[index](inputs[0])
 
 
 def _make_layer(layer: Layer, in_channels: int, variant: Variant) -> nn.Module:
@@ -311,7 +319,7 @@ def _make_activation(name: str, variant: Variant) -> nn.Module:
 
 @torch.no_grad()
 def _fuse_conv_bn(layer: ConvolutionLayer, fused: nn.Conv2d) -> None:
-    """Put convolution and batch normalisation, w·x then γ(y − μ)/√(σ² + ε) + β, into one kernel and bias."""
+    """Fuse convolution and BatchNorm, w·x then γ(y − μ)/√(σ² + ε) + β, into one kernel and bias."""
     kernel, norm, bias = layer.convolution.weight, layer.norm, cast(nn.Parameter, fused.bias)
     if norm is None:
         bias.copy_(cast(Tensor, layer.convolution.bias))
@@ -319,7 +327,7 @@ def _fuse_conv_bn(layer: ConvolutionLayer, fused: nn.Conv2d) -> None:
         return
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In float64: the folding itself should not be what two ways of computing differ by.
+    # In float64, to avoid additional rounding errors from fusing.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     fused.weight.copy_(kernel.double() * scale[:, None, None, None])
     bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)

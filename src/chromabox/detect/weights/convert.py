@@ -1,11 +1,9 @@
-"""From weights of any origin to a file of ours or darknet's: what ``chromabox weights`` does.
+"""Conversion of weights (``chromabox weights``) and export of detectors to Darknet and ONNX files.
 
-A trained detector in the forms that other programs read, each read back and compared before it is told of.
+Each exported file is read back and compared with the detector before it is reported.
 
-A detector as an ONNX file that finds boxes by itself, checked against PyTorch before it gets its name.
-
-Batch normalisation is folded into the convolutions, and what the heads' numbers mean is part of the file: it puts out
-boxes and scores. What remains for its user is the letterbox before it and the suppression of doubles after it.
+In ONNX files, BatchNorm is fused into the convolutions, and decoding is part of the graph: the outputs are boxes and
+scores. Letterboxing before inference and non-maximum suppression after it are not included.
 """
 
 import copy
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from skimage import data as samples
+from skimage import data as skimage_data
 from torch import Tensor, nn
 
 import chromabox
@@ -55,61 +53,67 @@ def convert_weights(
     log: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch published weights or read a file, test what they mean, and write them.
+    """Load pretrained weights or a file, run the sanity check, and write the weights.
 
     Args:
         weights: ``yolov3-tiny`` or a .weights, .onnx, .pt or .safetensors file.
-        output: .safetensors (ours) or .weights (darknet's, with its .cfg beside it); None: the cache for a name, else
-            the file's own name as .safetensors.
-        architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; kind: a name of ``models.darknet.KINDS``; classes:
-            names. See :func:`~chromabox.detect.weights.load.load_detector`.
-        test: show the net a known picture before anything is written, if it knows what is on it.
+        output: .safetensors (Chromabox) or .weights (Darknet, with its .cfg next to it); None: the cache for pretrained
+            weights, otherwise the input path with the suffix .safetensors.
+        architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; see
+            :func:`~chromabox.detect.weights.load.load_detector`.
+        variant: a key of ``chromabox.detect.models.darknet.VARIANTS``.
+        classes: class names.
+        run_sanity_check: whether to run the detector on a reference image before writing, if it has the classes shown.
+        log: function that is called with each message.
+        progress: callback for the progress of a download.
 
-    Returns the file that was written. Raises ChromaboxError for files that cannot be read or fail the test, UsageError
-    for options that do not fit.
+    Returns:
+        The path of the written file.
+
+    Raise ChromaboxError if a file cannot be read or the sanity check fails, and UsageError if an option is invalid.
     """
-    named = weights in PRETRAINED and not Path(weights).exists()
-    path = _resolve_output(weights, output, named)
-    trained = load_detector(
+    is_pretrained = weights in PRETRAINED and not Path(weights).exists()
+    path = _resolve_output(weights, output, is_pretrained)
+    detector = load_detector(
         weights,
         architecture=architecture,
         variant=None if variant is None else get_variant(variant),
         classes=classes,
         progress=progress,
     )
-    log(_describe(trained))
-    reached = sanity_check(trained) if run_sanity_check else None
-    if reached is not None:
-        trained = replace(trained, metadata={**trained.metadata, "self_test": round(reached, 4)})
-        log(f"self-test on the known picture: {reached:.2f} of 1, and no other meaning does better")
+    log(_describe(detector))
+    quality = sanity_check(detector) if run_sanity_check else None
+    if quality is not None:
+        detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
+        log(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
     elif run_sanity_check:
-        log("self-test left out: these classes have no person and cat, which the known picture shows")
+        log("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
     if path is None:
         path = download_pretrained(weights, progress)
     else:
-        _write_weights(path, trained)
-    log(f"weights are in {path}")
+        _write_weights(path, detector)
+    log(f"weights written to {path}")
     return path
 
 
 def _resolve_output(weights: str, output: Path | None, is_pretrained: bool) -> Path | None:
-    """Where to write; None for published weights that stay in the cache."""
+    """Return the output path; None for pretrained weights that stay in the cache."""
     if output is None:
         if is_pretrained:
             return None
         output = Path(weights).with_suffix(".safetensors")
     if output.suffix not in (".safetensors", ".weights"):
-        raise UsageError(f"{output}: weights are written as .safetensors (ours) or .weights (darknet's)")
+        raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
     if not is_pretrained and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: is the file that is read; give another with -o")
+        raise UsageError(f"{output}: output is the input file; choose another with -o")
     return output
 
 
 def _describe(detector: Detector) -> str:
-    net, source = detector.architecture, detector.metadata.get("source", {})
+    architecture, source = detector.architecture, detector.metadata.get("source", {})
     return (
-        f"{net.name} from {source.get('file', 'a checkpoint')}: {len(net.layers)} layers, {net.num_weights:,} numbers, "
-        f"{net.num_classes} classes, kind {detector.variant.name}"
+        f"{architecture.name} from {source.get('file', 'a checkpoint')}: {len(architecture.layers)} layers, "
+        f"{architecture.num_weights:,} weights, {architecture.num_classes} classes, variant {detector.variant.name}"
     )
 
 
@@ -122,59 +126,63 @@ def _write_weights(path: Path, detector: Detector) -> None:
         write_darknet(path, detector.model, int(detector.metadata.get("source", {}).get("seen", 0)))
         write_cfg(detector.architecture, path.with_suffix(".cfg"))
     except OSError as error:
-        remedy = "choose a folder that can be written"
+        remedy = "use a writable folder"
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
-    """Write ``best.onnx``, and of darknet's kind ``best.weights``, ``best.cfg`` and ``best.names``; a line on each.
+    """Write ``best.onnx`` and, for Darknet's variant, ``best.weights``, ``best.cfg`` and ``best.names``.
 
-    What cannot be written, since a library is missing or a file would find something else, is told of instead: the
-    detector itself is saved already.
+    Yield one line for each export. If an export fails, because a library is missing or the outputs would differ, the
+    line contains the reason. No error is raised, since the detector itself has already been saved.
     """
     detector = replace(detector, model=copy.deepcopy(detector.model).cpu().eval())
     try:
-        yield f"for any ONNX runtime: {folder}/best.onnx; {export_detector(detector, folder / 'best.onnx')}"
+        yield f"for ONNX runtimes: {folder}/best.onnx; {export_detector(detector, folder / 'best.onnx')}"
     except ChromaboxError as error:
         yield f"no best.onnx: {error}"
     if detector.variant != DARKNET:
         return
     try:
         export_darknet(detector, folder / "best.weights")
-        yield f"for darknet: {folder}/best.weights with best.cfg and best.names; read back they are the same to the bit"
+        yield f"for Darknet: {folder}/best.weights, best.cfg and best.names; verified bit-identical when read back"
     except ChromaboxError as error:
         yield f"no best.weights: {error}"
 
 
 def export_darknet(detector: Detector, path: Path) -> None:
-    """Write darknet's three files: ``path``, the net as .cfg beside it, and the classes as .names, a line each.
+    """Write three Darknet files: ``path``, the architecture as .cfg, and the class names, one per line, as .names.
 
-    Raises ChromaboxError, and leaves none of them, if what is read back is not the same net.
+    Raise ChromaboxError and delete the files if the detector read back differs.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
     seen = int(detector.metadata.get("source", {}).get("seen", 0))
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
     files[2].write_text("".join(f"{name}\n" for name in detector.classes), encoding="utf-8")
     write_darknet(path, detector.model, seen)
-    back = load_detector(path)
-    ours, theirs = detector.model.state_dict(), back.model.state_dict()
-    same = back.architecture.layers == detector.architecture.layers and ours.keys() == theirs.keys()
-    # Batches are counted by PyTorch alone.
-    if not same or not all(torch.equal(ours[name], theirs[name]) for name in ours if "num_batches" not in name):
+    exported = load_detector(path)
+    original_state, exported_state = detector.model.state_dict(), exported.model.state_dict()
+    same_layers = (
+        exported.architecture.layers == detector.architecture.layers and original_state.keys() == exported_state.keys()
+    )
+    # Darknet files do not contain PyTorch's batch counters.
+    if not same_layers or not all(
+        torch.equal(original_state[name], exported_state[name]) for name in original_state if "num_batches" not in name
+    ):
         for file in files:
             file.unlink()
-        raise ChromaboxError(f"{path}: not written, darknet's files would hold another net; use the .safetensors file")
+        raise ChromaboxError(f"{path}: not written because Darknet's files would differ; use the .safetensors file")
 
 
 INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores")
 
-#: Photographs of scikit-image by which the file is compared.
+#: Photographs of scikit-image on which exported files are compared.
 TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 @dataclass(frozen=True)
 class DetectorExportReport:
-    """The largest differences between an exported file and PyTorch: of scores, and of boxes as parts of the side."""
+    """Largest differences between an exported file and PyTorch: of scores, and of boxes as fractions of the side."""
 
     score_difference: float
     box_difference: float
@@ -182,21 +190,26 @@ class DetectorExportReport:
 
     @property
     def max_difference(self) -> float:
-        """Of both."""
+        """The larger of both differences."""
         return float(torch.tensor([self.score_difference, self.box_difference]).max())
 
     def __str__(self) -> str:
         return (
-            f"checked against PyTorch on {self.num_images} photographs: scores differ by at most {self.score_difference:.1e}, "
-            f"boxes by {self.box_difference:.1e} of the side ({MAX_DIFFERENCE:.0e} is allowed)"
+            f"verified against PyTorch on {self.num_images} photographs: scores differ by at most "
+            f"{self.score_difference:.1e}, boxes by {self.box_difference:.1e} of the side "
+            f"(tolerance {MAX_DIFFERENCE:.0e})"
         )
 
 
 class ExportWrapper(nn.Module):
-    """Images [batch, 3, size, size] → all boxes in pixels [batch, boxes, 4] and scores [batch, boxes, classes]."""
+    """Model with decoding: images [batch, 3, size, size] to boxes [batch, boxes, 4] and scores [batch, boxes, classes].
+
+    Boxes are in pixels.
+    """
 
     def __init__(self, model: DarknetModel, size: int) -> None:
         super().__init__()
+        # The attribute name is part of the tensor names in the exported files.
         self.net, self.size = model, size
 
     def forward(
@@ -206,66 +219,73 @@ class ExportWrapper(nn.Module):
 
 
 def export_detector(detector: Detector, path: Path, *, size: int | None = None) -> DetectorExportReport:
-    """Write a detector to ``path``, an ONNX file, after comparing what it finds with PyTorch.
+    """Write a detector to an ONNX file after comparing its outputs with PyTorch.
+
+    :func:`~chromabox.detect.weights.load.load_detector` can read the file.
 
     Args:
-        trained: on the CPU, in evaluation mode.
-        path: ends in ``.onnx``; missing folders are made.
-        size: side in pixels of the squares that the file takes; the detector's own if None.
+        detector: detector on the CPU, in evaluation mode.
+        path: path with the suffix ``.onnx``; missing folders are created.
+        size: side of the square input in pixels; None: the detector's default size.
 
-    :func:`~chromabox.detect.weights.load.load_detector` reads the file. Raises
-    UsageError for another suffix, a size that does not fit and missing libraries; ChromaboxError if PyTorch cannot
-    export the net, the file finds something else or cannot be written. Nothing is left then.
+    Returns:
+        The differences between the exported file and PyTorch.
+
+    Raise UsageError if the suffix or size is invalid or a library is missing, and ChromaboxError if PyTorch cannot
+    export the model, if the outputs differ, or if the file cannot be written. No file is left in these cases.
     """
     require_onnx_suffix(path)
     side, multiple = size or detector.size, detector.architecture.max_stride
     if side < multiple or side % multiple:
-        raise UsageError(f"size is {side}: {detector.architecture.name} needs a multiple of {multiple}")
-    folded = replace(detector, model=detector.model.fuse(), size=side)
-    model = _to_onnx(ExportWrapper(folded.model, side), side)
+        raise UsageError(f"size is {side}: expected a multiple of {multiple} for {detector.architecture.name}")
+    fused = replace(detector, model=detector.model.fuse(), size=side)
+    model = _to_onnx(ExportWrapper(fused.model, side), side)
     return save_verified(
-        path, model, _onnx_metadata(folded), lambda file: compare_exported_detector(detector, file, side)
+        path, model, _onnx_metadata(fused), lambda file: compare_exported_detector(detector, file, side)
     )
 
 
 @torch.no_grad()
 def compare_exported_detector(detector: Detector, path: Path, size: int) -> DetectorExportReport:
-    """What an exported file finds on photographs, singly and as a batch, run by onnxruntime and read by ourselves."""
+    """Compare an exported file with PyTorch on photographs.
+
+    The file is run by ONNX Runtime, with one image and with a batch, and it is also loaded as a detector.
+    """
     session = open_session(path, path.read_bytes(), [INPUT_NAME], OUTPUT_NAMES)
-    photographs = [getattr(samples, name)() for name in TEST_PHOTOS]
-    squares = [letterbox_for(pixels.shape[:2], size, detector.variant).apply_image(pixels) for pixels in photographs]
-    images = torch.stack([torch.from_numpy(square) for square in squares])
+    photos = [getattr(skimage_data, name)() for name in TEST_PHOTOS]
+    letterboxed = [letterbox_for(pixels.shape[:2], size, detector.variant).apply_image(pixels) for pixels in photos]
+    images = torch.stack([torch.from_numpy(image) for image in letterboxed])
     expected = ExportWrapper(detector.model, size)(images)
-    several = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images.numpy()})]
+    batch = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images.numpy()})]
     single = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images[:1].numpy()})]
-    again = ExportWrapper(load_detector(path).model, size)(images)
+    loaded = ExportWrapper(load_detector(path).model, size)(images)
     boxes, scores = (
-        torch.stack([(theirs - ours[: len(theirs)]).abs().max() for theirs in three])
-        for ours, *three in zip(expected, several, single, again, strict=True)
+        torch.stack([(output - reference[: len(output)]).abs().max() for output in outputs])
+        for reference, *outputs in zip(expected, batch, single, loaded, strict=True)
     )
     return DetectorExportReport(float(scores.max()), float(boxes.max()) / size, len(images))
 
 
 def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":
-    """The net as PyTorch's exporter writes it, for batches of any size."""
+    """Export the model with PyTorch's exporter, with a dynamic batch size."""
     example = torch.zeros(2, model.net.architecture.channels, size, size)
     return to_onnx(model, example, {0: torch.export.Dim("batch", min=1)}, [INPUT_NAME], OUTPUT_NAMES, opset=OPSET)
 
 
 def _onnx_metadata(detector: Detector) -> dict[str, str]:
-    """Everything that is needed to use the file alone, and what a checkpoint says of the detector."""
-    kind, size = detector.variant, detector.size
+    """Return the metadata that describe the use of the file, and the metadata of a checkpoint."""
+    variant, size = detector.variant, detector.size
     return {
         "format": EXPORT_FORMAT,
         "version": chromabox.__version__,
-        "input": f"float32 [batch, 3, {size}, {size}]: RGB in [0, 1], the picture brought to the square with its "
-        f"proportions kept and grey ({kind.letterbox_grey:.4f}) around it",
-        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the square of {size}",
-        "scores": "float32 [batch, boxes, classes], 0 to 1: independent of each other; keep those above a threshold, "
-        "and of overlapping boxes of one class the one with the highest",
+        "input": f"float32 [batch, 3, {size}, {size}]: RGB in [0, 1], letterboxed: the image is resized with its "
+        f"aspect ratio preserved and padded with grey ({variant.letterbox_grey:.4f})",
+        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the {size} × {size} input",
+        "scores": "float32 [batch, boxes, classes]: independent scores in [0, 1]; apply a threshold and non-maximum "
+        "suppression per class",
         "classes": json.dumps(list(detector.classes), ensure_ascii=False),
         "size": str(size),
-        "letterbox_grey": repr(kind.letterbox_grey),
+        "letterbox_grey": repr(variant.letterbox_grey),
         "anchors": json.dumps([yolo.head_anchors for yolo in detector.architecture.yolo_layers]),
         "detector": json.dumps(detector_metadata(detector)),
     }

@@ -1,7 +1,7 @@
-"""Darknet's ``.cfg`` files, read and written: sections of ``key=value`` lines, one a layer.
+"""Reading and writing of Darknet's ``.cfg`` files: sections of ``key=value`` lines, one section per layer.
 
-What a detector's net is made of is read; what only training or another program needs is passed over by name; anything
-else is refused with its line, since an option that changes what a layer does must not be lost without a word.
+Options that define the model are read. A list of options that only training or other programs use is ignored. Any other
+option is an error with its line number, since ignoring it could silently change the model.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,13 +25,13 @@ from chromabox.io.atomic import atomic_write
 
 T = TypeVar("T")
 
-#: What a [yolo] section says to training and to other programs.
+#: Options of a [yolo] section that only training and other programs use.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
 
 
 @dataclass(frozen=True)
 class CfgSection:
-    """One section with its options; ``taken`` are those that were asked for."""
+    """Section with its options, as values and line numbers; ``used`` contains the options that have been read."""
 
     path: Path
     name: str
@@ -55,12 +55,10 @@ class CfgSection:
         return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
 
     def check_all_used(self, ignored: Iterable[str] = ()) -> None:
-        """Refuse an option that nobody asked for."""
+        """Raise ChromaboxError if an option is neither used nor in ``ignored``."""
         for key, (_, line) in self.options.items():
             if key not in self.used and key not in ignored:
-                raise self.error(
-                    f"has an option {key!r}, which is not known here; take it out if it changes nothing", line
-                )
+                raise self.error(f"unknown option {key!r}; remove it if it does not change the model", line)
 
     def _get(self, key: str, convert: Callable[[str], T], default: T) -> T:
         self.used.add(key)
@@ -70,43 +68,45 @@ class CfgSection:
         try:
             return convert(text)
         except ValueError:
-            raise self.error(f"{key}={text}: a number or numbers between commas are needed", line) from None
+            raise self.error(f"{key}={text}: expected a number or comma-separated numbers", line) from None
 
 
 def read_cfg(path: Path) -> Architecture:
-    """The net of a darknet configuration file, named like the file.
+    """Read the architecture in a Darknet configuration file; its name is the name of the file without suffix.
 
-    The greater of ``width`` and ``height`` becomes its size. Raises ChromaboxError with file and line for what is not
-    known, not a number, or does not fit.
+    The larger of ``width`` and ``height`` becomes its size.
+
+    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid, and ChromaboxError if the
+    layers are inconsistent.
     """
     sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
-        raise ChromaboxError(f"{path}: line 1: a darknet configuration begins with [net]")
+        raise ChromaboxError(f"{path}: line 1: expected [net], with which a Darknet configuration starts")
     head, *rest = sections
     layers: list[Layer] = []
     for section in rest:
         if section.name not in LAYER_PARSERS:
-            raise section.error(f"is not known here; known are {', '.join(f'[{name}]' for name in LAYER_PARSERS)}")
+            raise section.error(f"is unknown; expected {', '.join(f'[{name}]' for name in LAYER_PARSERS)}")
         layers.append(LAYER_PARSERS[section.name](section, len(layers)))
     size = max(head.get_int("width", 416), head.get_int("height", 416))
     return Architecture(path.stem, tuple(layers), head.get_int("channels", 3), size)
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
-    """Write a net as a darknet configuration file, which :func:`read_cfg` and darknet read; the folder must exist."""
+    """Write a Darknet configuration file, which :func:`read_cfg` and Darknet can read; the folder must exist."""
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
     parts = [_format_section("net", net)]
     parts += [_format_section(*_layer_options(layer, index)) for index, layer in enumerate(architecture.layers)]
-    with atomic_write(path) as aside:
-        aside.write_text("\n".join(parts), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _parse_sections(path: Path) -> list[CfgSection]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ChromaboxError(f"{path}: cannot be read ({reason}); a darknet configuration file is needed") from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ChromaboxError(f"{path}: cannot be read ({reason}); expected a Darknet configuration file") from error
     sections: list[CfgSection] = []
     for number, line in enumerate(lines, 1):
         text = line.split("#")[0].split(";")[0].strip()
@@ -114,23 +114,23 @@ def _parse_sections(path: Path) -> list[CfgSection]:
             continue
         if text.startswith("["):
             if not text.endswith("]"):
-                raise ChromaboxError(f"{path}: line {number}: {text!r} is no section; write [name]")
+                raise ChromaboxError(f"{path}: line {number}: {text!r} is not a section; expected [name]")
             sections.append(CfgSection(path, text[1:-1].strip(), number, {}, set()))
             continue
         key, equals, value = text.partition("=")
         if not equals or not sections:
-            raise ChromaboxError(f"{path}: line {number}: {text!r} is no option of a section; write key=value")
+            raise ChromaboxError(f"{path}: line {number}: {text!r} is not an option of a section; expected key=value")
         sections[-1].options[key.strip()] = (value.strip(), number)
     return sections
 
 
 def _parse_convolution(section: CfgSection, index: int) -> Convolution:
     size = section.get_int("size", 1)
-    # darknet: pad=1 means half the size and takes the place of padding=N.
+    # In Darknet, pad=1 means half the size and overrides padding=N.
     pad = None if section.get_int("pad", 0) else section.get_int("padding", 0)
     activation = section.get_str("activation", "logistic")
     if activation not in get_args(Activation):
-        raise section.error(f"has the activation {activation!r}; known are {', '.join(get_args(Activation))}")
+        raise section.error(f"unknown activation {activation!r}; expected {', '.join(get_args(Activation))}")
     layer = Convolution(
         section.get_int("filters", 1),
         size,
@@ -149,7 +149,7 @@ def _parse_maxpool(section: CfgSection, index: int) -> MaxPool:
     stride = section.get_int("stride", 1)
     size = section.get_int("size", stride)
     if section.get_int("padding", size - 1) != size - 1:
-        raise section.error(f"has a padding other than {size - 1}, size − 1, which alone is known here")
+        raise section.error(f"unsupported padding; expected {size - 1} (size − 1)")
     section.check_all_used()
     return MaxPool(size, stride)
 
@@ -170,19 +170,19 @@ def _parse_route(section: CfgSection, index: int) -> Route:
 def _parse_shortcut(section: CfgSection, index: int) -> Shortcut:
     activation = section.get_str("activation", "linear")
     if activation != "linear":
-        raise section.error(f"has the activation {activation!r}; only linear is known here")
+        raise section.error(f"unsupported activation {activation!r}; expected linear")
     sources = section.get_ints("from")
     if len(sources) != 1:
-        raise section.error("needs one layer in from=")
+        raise section.error("expected one layer in from=")
     section.check_all_used()
     return Shortcut(_absolute_index(sources[0], index))
 
 
 def _parse_yolo(section: CfgSection, index: int) -> Yolo:
-    numbers = section.get_floats("anchors")
-    if not numbers or len(numbers) % 2:
-        raise section.error("needs pairs of numbers in anchors=")
-    anchors = tuple((width, height) for width, height in zip(numbers[::2], numbers[1::2], strict=True))
+    values = section.get_floats("anchors")
+    if not values or len(values) % 2:
+        raise section.error("expected pairs of numbers in anchors=")
+    anchors = tuple((width, height) for width, height in zip(values[::2], values[1::2], strict=True))
     mask = section.get_ints("mask", tuple(range(len(anchors))))
     yolo = Yolo(mask, anchors, section.get_int("classes", 20))
     section.check_all_used(YOLO_TRAINING_KEYS)
@@ -200,7 +200,7 @@ LAYER_PARSERS: dict[str, Callable[[CfgSection, int], Layer]] = {
 
 
 def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
-    """Section name and options of a layer; what is darknet's default is written only where people look for it."""
+    """Return the section name and options of a layer; defaults are written only where readers expect them."""
     match layer:
         case Convolution():
             options: dict[str, Any] = {"batch_normalize": int(layer.batch_normalise), "filters": layer.filters}
@@ -216,7 +216,7 @@ def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             groups = {"groups": layer.groups, "group_id": layer.group_id} if layer.groups > 1 else {}
             return "route", {"layers": _join(layer.layers), **groups}
         case Shortcut():
-            # Relative, as darknet takes it in every version.
+            # Relative, which all versions of Darknet accept.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
             anchors = _join(_format_number(number) for anchor in layer.anchors for number in anchor)
@@ -237,7 +237,7 @@ def _split_commas(text: str) -> list[str]:
 
 
 def _format_number(number: float) -> str:
-    """Without a fraction where there is none, as people write anchors."""
+    """Format a number, without a decimal point if it is an integer, as is usual for anchors."""
     return str(int(number)) if number == int(number) else str(number)
 
 

@@ -1,8 +1,8 @@
-"""Detector weights of every origin, read into one thing: a net, the names of its classes, and where it comes from.
+"""Loading and saving of detectors: model, class names and metadata.
 
-Origins: darknet's ``.weights`` (with a ``.cfg``, or of a net known by its count of numbers), the ONNX copy of
-YOLOv3-tiny, Ultralytics' ``.pt``, and our own ``.safetensors`` and ``.onnx``, which state architecture, kind and
-classes.
+Formats: Darknet's ``.weights`` (with a ``.cfg``, or of an architecture recognised by its number of values), the ONNX
+copy of YOLOv3-tiny, Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``, which contain architecture,
+variant and class names.
 """
 
 import json
@@ -35,22 +35,22 @@ from chromabox.io.darknet_weights import (
 from chromabox.io.fetch import cache_folder
 from chromabox.io.http import Progress
 
-#: Weights that can be named instead of a file, and fetched.
+#: Pretrained weights that can be given by name and are downloaded.
 PRETRAINED = ("yolov3-tiny",)
-#: Nets known by name, for a count of classes and a kind of weights.
+#: Architectures by name, as functions of the number of classes and the variant of the weights.
 ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
-    "yolov3": lambda classes, kind: yolov3(classes),
-    "yolov3-tiny": lambda classes, kind: yolov3_tiny(classes, mask=kind.tiny_mask),
+    "yolov3": lambda num_classes, variant: yolov3(num_classes),
+    "yolov3-tiny": lambda num_classes, variant: yolov3_tiny(num_classes, mask=variant.tiny_mask),
 }
-#: What the metadata of our own ONNX files give as ``format``; ``detector`` is then what a checkpoint says.
+#: Value of ``format`` in the metadata of exported ONNX files; ``detector`` then contains the metadata of a checkpoint.
 EXPORT_FORMAT = "chromabox-detector-1"
-#: The most classes a net is taken to have when only the count of numbers says how many.
+#: Maximum number of classes that is inferred from the number of values in a file.
 MAX_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A net in evaluation mode, the names of its classes, the side it is usually shown, and its history."""
+    """Model in evaluation mode with its class names, default input size in pixels, and metadata."""
 
     model: DarknetModel
     classes: tuple[str, ...]
@@ -67,7 +67,7 @@ class Detector:
 
 
 def is_detector(weights: str | Path) -> bool:
-    """Whether a name, file or run folder stands for a detector, as far as can be told without reading all of it."""
+    """Return whether a name, file or run folder is a detector, judged without reading the whole file."""
     path = Path(weights)
     if path.is_dir():
         path = path / "best.safetensors"
@@ -86,53 +86,55 @@ def load_detector(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Detector:
-    """Load weights by name or from a file, whose suffix says what it is.
+    """Load a detector by name or from a file; the format is determined by the suffix.
 
     Args:
         weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or the folder of a run.
-        architecture: for .weights and others' .onnx: the net, ``yolov3``, ``yolov3-tiny`` or a .cfg file; None: a .cfg
-            file of the same name beside the weights, else the net known by its count of numbers.
-        kind: what the numbers mean; None: what the file says, or darknet's for .weights and others' .onnx, which cannot
-            say.
-        classes: names; None: the file's own, or COCO's for 80 classes.
+        architecture: for .weights, and for .onnx files not exported by Chromabox: an `Architecture`, ``yolov3``,
+            ``yolov3-tiny`` or a .cfg file; None: a .cfg file of the same name next to the weights, or otherwise the
+            architecture with this number of values.
+        variant: variant of the weights; None: the one in the file, or Darknet's for .weights and for other .onnx files,
+            which do not contain it.
+        classes: class names; None: those in the file, or COCO's for 80 classes.
+        progress: callback for the progress of a download.
 
-    Raises ChromaboxError for a file that is broken, of another net, or would run code; UsageError for an option that
-    does not fit the file.
+    Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code, and UsageError if
+    an option does not fit the file.
     """
     if str(weights) in PRETRAINED and not Path(weights).exists():
-        trained = _load_pretrained(str(weights), variant, progress)
-        return trained if classes is None else _with_class_names(trained, classes)
+        detector = _load_pretrained(str(weights), variant, progress)
+        return detector if classes is None else _with_class_names(detector, classes)
     path = _resolve_path(Path(weights))
     suffix = path.suffix.lower()
     if architecture is not None and suffix not in (".weights", ".onnx"):
-        raise UsageError(f"{path}: says its architecture itself; leave the architecture out")
+        raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
     if suffix == ".safetensors":
-        trained = _load_safetensors(path, variant)
+        detector = _load_safetensors(path, variant)
     elif suffix == ".weights":
-        trained = _load_darknet(path, architecture, variant or DARKNET)
+        detector = _load_darknet(path, architecture, variant or DARKNET)
     elif suffix == ".onnx":
-        trained = _load_onnx(path, architecture, variant)
+        detector = _load_onnx(path, architecture, variant)
     elif suffix in (".pt", ".pth"):
-        trained = _load_ultralytics(path, variant)
+        detector = _load_ultralytics(path, variant)
     else:
         raise UsageError(
-            f"{path}: weights are .safetensors, .weights, .onnx or .pt files, not {suffix or 'without suffix'}"
+            f"{path}: unsupported suffix {suffix or '(none)'}; expected .safetensors, .weights, .onnx or .pt"
         )
-    return trained if classes is None else _with_class_names(trained, classes)
+    return detector if classes is None else _with_class_names(detector, classes)
 
 
 def save_detector(path: Path, detector: Detector) -> None:
-    """Write our own form: a .safetensors that says all there is to know, and the same for people as .json beside it.
+    """Write a .safetensors file with all metadata, and the metadata as .json next to it.
 
-    Raises UsageError if the path has another suffix.
+    Raise UsageError if the path has another suffix.
     """
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: our own weights are written to a .safetensors file")
+        raise UsageError(f"{path}: unsupported suffix; expected .safetensors")
     save_checkpoint(path, {"net": detector.model.state_dict()}, detector_metadata(detector))
 
 
 def detector_metadata(detector: Detector) -> dict[str, Any]:
-    """What a checkpoint must say so that :func:`load_detector` can build the net again, as JSON values."""
+    """Return the metadata of a checkpoint from which :func:`load_detector` rebuilds the model, as JSON values."""
     return {
         **detector.metadata,
         "net": "detector",
@@ -144,69 +146,72 @@ def detector_metadata(detector: Detector) -> dict[str, Any]:
 
 
 def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
-    """Write darknet's own file of a net, bit for bit what was read; ``seen`` counts the pictures of its training.
+    """Write a Darknet weight file, bit-identical to the one read; ``seen`` is the number of training images.
 
-    Raises UsageError for a net whose kind darknet does not know: it would read the numbers and misunderstand them.
+    Raise UsageError if the variant is not Darknet's: Darknet would load the weights without an error but interpret them
+    differently.
     """
     if model.variant.name != DARKNET.name:
-        raise UsageError(f"{path}: darknet cannot run weights of kind {model.variant.name}; write a .safetensors file")
-    numbers = [tensor.detach().float().cpu().numpy().ravel() for tensor in _tensors_in_file_order(model)]
-    write_darknet_weights(path, DarknetWeights(np.concatenate(numbers), seen))
+        raise UsageError(f"{path}: Darknet does not support variant {model.variant.name}; use a .safetensors file")
+    values = [tensor.detach().float().cpu().numpy().ravel() for tensor in _tensors_in_file_order(model)]
+    write_darknet_weights(path, DarknetWeights(np.concatenate(values), seen))
 
 
 def download_pretrained(name: str, progress: Progress | None = None) -> Path:
-    """Our own form of published weights in the cache; fetched, verified and converted where it is not there yet.
+    """Return the path of pretrained weights in the cache; download, verify and convert them if they are missing.
 
-    Raises UsageError for a name that is not published, ChromaboxError where no source has the weights.
+    Raise UsageError if the name is unknown, and ChromaboxError if no source has the weights or the cache cannot be
+    written.
     """
     if name not in PRETRAINED:
-        raise UsageError(
-            f"{name}: no published weights have that name; those that can be fetched: {', '.join(PRETRAINED)}"
-        )
+        raise UsageError(f"{name}: unknown pretrained weights; expected {', '.join(PRETRAINED)}")
     path = cache_folder() / f"{name}.safetensors"
     if path.is_file():
         return path
     file, origin = load_yolov3_tiny(progress)
-    net = _load_flat_weights(DarknetModel.uninitialised(yolov3_tiny(), DARKNET), file.values, origin.name)
+    model = _load_flat_weights(DarknetModel.uninitialised(yolov3_tiny(), DARKNET), file.values, origin.name)
     source = {"file": origin.name, "sha256": origin.sha256, "seen": file.images_seen}
-    trained = Detector(net, default_class_names(80), net.architecture.size, {"name": name, "source": source})
+    detector = Detector(model, default_class_names(80), model.architecture.size, {"name": name, "source": source})
     try:
-        save_detector(path, trained)
+        save_detector(path, detector)
     except OSError as error:
-        remedy = "choose a folder that can be written, for instance through CHROMABOX_CACHE"
+        remedy = "use a writable folder, for instance with CHROMABOX_CACHE"
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
     return path
 
 
 def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
-    """An architecture as JSON values."""
-    described = [{"layer": type(layer).__name__, **asdict(layer)} for layer in architecture.layers]
+    """Return an architecture as JSON values."""
+    layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in architecture.layers]
     return {
         "name": architecture.name,
         "channels": architecture.channels,
         "size": architecture.size,
-        "layers": described,
+        "layers": layers,
     }
 
 
 def architecture_from_json(stored: dict[str, Any]) -> Architecture:
-    """The inverse. Raises KeyError, TypeError, ValueError or ChromaboxError for anything else."""
-    built = tuple(_layer_from_json(described) for described in stored["layers"])
-    return Architecture(stored["name"], built, stored["channels"], stored["size"])
+    """Return the architecture stored by :func:`architecture_as_json`.
+
+    Raise KeyError, TypeError, ValueError or ChromaboxError if the values are not an architecture.
+    """
+    layers = tuple(_layer_from_json(layer) for layer in stored["layers"])
+    return Architecture(stored["name"], layers, stored["channels"], stored["size"])
 
 
 def _layer_from_json(stored: dict[str, Any]) -> Layer:
-    settings = {name: _as_tuple(value) for name, value in stored.items() if name != "layer"}
-    return LAYER_TYPES[stored["layer"]](**settings)
+    fields = {name: _as_tuple(value) for name, value in stored.items() if name != "layer"}
+    return LAYER_TYPES[stored["layer"]](**fields)
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON knows lists but no tuples."""
+    """Convert lists to tuples recursively, since JSON has no tuples."""
     return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def _is_exported(path: Path) -> bool:
-    """Whether an ONNX file is a detector of ours; a damaged one is none."""
+    """Return whether an ONNX file is a detector exported by Chromabox; False if it is damaged."""
     try:
         return read_onnx_metadata(path).get("format") == EXPORT_FORMAT
     except ChromaboxError:
@@ -214,19 +219,20 @@ def _is_exported(path: Path) -> bool:
 
 
 def _resolve_path(path: Path) -> Path:
-    """The file itself, or the best checkpoint of a run's folder."""
+    """Return the path of the file, or of the best checkpoint of a run folder.
+
+    Raise UsageError if the file does not exist.
+    """
     if path.is_dir():
         path = path / "best.safetensors"
     if not path.is_file():
         names = ", ".join(PRETRAINED)
-        raise UsageError(
-            f"{path}: there are no such weights; give a file, or one of the names that are fetched: {names}"
-        )
+        raise UsageError(f"{path}: weights do not exist; expected a file or the name of pretrained weights: {names}")
     return path
 
 
 def _load_pretrained(name: str, variant: Variant | None, progress: Progress | None) -> Detector:
-    """From the cache; a damaged file there is made anew."""
+    """Load pretrained weights from the cache; replace a damaged file there."""
     path = download_pretrained(name, progress)
     try:
         return _load_safetensors(path, variant)
@@ -238,136 +244,146 @@ def _load_pretrained(name: str, variant: Variant | None, progress: Progress | No
 
 
 def _load_safetensors(path: Path, variant: Variant | None) -> Detector:
-    state, description = load_checkpoint(path)
-    return _from_metadata(path, description, variant, lambda net: net.load_state_dict(state["net"]))
+    state, metadata = load_checkpoint(path)
+    return _from_metadata(path, metadata, variant, lambda model: model.load_state_dict(state["net"]))
 
 
 def _from_metadata(
     path: Path, metadata: dict[str, Any], variant: Variant | None, load_weights: Callable[[DarknetModel], object]
 ) -> Detector:
-    """The detector that a file of ours says it holds; ``fill`` puts the numbers into the net."""
+    """Return the detector described by the metadata of a file; ``load_weights`` copies the weights to the model."""
     try:
         if metadata.get("net") != "detector":
-            raise ValueError(f"it holds {metadata.get('net', 'something else')}")
+            raise ValueError(f"it contains {metadata.get('net', 'something else')}")
         stored = variant_from_json(metadata["kind"])
         if variant is not None and variant != stored:
-            raise UsageError(f"{path}: its weights are of kind {stored.name}, not {variant.name}; leave the kind out")
-        net = DarknetModel.uninitialised(architecture_from_json(metadata["architecture"]), stored)
-        load_weights(net)
+            raise UsageError(f"{path}: the variant of the weights is {stored.name}, not {variant.name}; omit --variant")
+        model = DarknetModel.uninitialised(architecture_from_json(metadata["architecture"]), stored)
+        load_weights(model)
         classes = tuple(str(name) for name in metadata["classes"])
-        trained = Detector(net.eval(), classes, int(metadata["size"]), metadata)
+        detector = Detector(model.eval(), classes, int(metadata["size"]), metadata)
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
-        reason = " ".join(str(error).split())  # PyTorch lists what does not fit in many lines.
-        raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); give one of a detector") from error
-    return _with_class_names(trained, trained.classes)
+        reason = " ".join(str(error).split())  # PyTorch lists mismatches over many lines.
+        raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); use another file") from error
+    return _with_class_names(detector, detector.classes)
 
 
 def _load_darknet(path: Path, architecture: Architecture | str | Path | None, variant: Variant) -> Detector:
     file = read_darknet_weights(path)
-    built = _resolve_architecture(path, architecture, len(file.values), variant)
-    net = _load_flat_weights(DarknetModel.uninitialised(built, variant), file.values, str(path))
+    resolved = _resolve_architecture(path, architecture, len(file.values), variant)
+    model = _load_flat_weights(DarknetModel.uninitialised(resolved, variant), file.values, str(path))
     source = {"file": path.name, "seen": file.images_seen}
-    return Detector(net, default_class_names(built.num_classes), built.size, {"name": built.name, "source": source})
+    return Detector(
+        model, default_class_names(resolved.num_classes), resolved.size, {"name": resolved.name, "source": source}
+    )
 
 
 def _load_onnx(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
-    """Our own, which say what they are, and others'."""
+    """Load an exported detector, which contains its metadata, or another ONNX file of convolutions."""
     metadata = read_onnx_metadata(path)
-    given = read_onnx_convolutions(path)
+    convolutions = read_onnx_convolutions(path)
     if metadata.get("format") == EXPORT_FORMAT:
         if architecture is not None:
-            raise UsageError(f"{path}: says its architecture itself; leave the architecture out")
+            raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
         try:
-            description = json.loads(metadata["detector"])
+            stored = json.loads(metadata["detector"])
         except (KeyError, ValueError) as error:
-            raise ChromaboxError(f"{path}: its metadata is damaged ({error!r}); export the detector again") from error
-        return _from_metadata(path, description, variant, lambda net: _fill_convolutions(net, given, path))
+            raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
+        return _from_metadata(path, stored, variant, lambda model: _fill_convolutions(model, convolutions, path))
     variant = variant or DARKNET
-    built = _resolve_architecture(
-        path, architecture, sum(values.size for layer in given for values in layer.values()), variant
+    resolved = _resolve_architecture(
+        path, architecture, sum(values.size for layer in convolutions for values in layer.values()), variant
     )
-    net = DarknetModel.uninitialised(built, variant)
-    _fill_convolutions(net, given, path)
+    model = DarknetModel.uninitialised(resolved, variant)
+    _fill_convolutions(model, convolutions, path)
     return Detector(
-        net, default_class_names(built.num_classes), built.size, {"name": built.name, "source": {"file": path.name}}
+        model,
+        default_class_names(resolved.num_classes),
+        resolved.size,
+        {"name": resolved.name, "source": {"file": path.name}},
     )
 
 
 def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], path: Path) -> None:
-    """Put an ONNX file's convolutions into a net."""
-    # The count may agree by chance where the layers do not.
+    """Copy the convolutions of an ONNX file to a model. Raise ChromaboxError if their shapes differ."""
+    # The total number of values can be equal although the layers differ.
     shapes = [tuple(layer.convolution.weight.shape) for layer in _conv_layers(model)]
     for index, (layer, shape) in enumerate(zip(convolutions, shapes, strict=False)):
         if layer["kernel"].shape != shape:
             name = model.architecture.name
-            raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; {name} needs {shape}")
+            raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; expected {shape} for {name}")
     _load_flat_weights(model, pack_layers(convolutions, model.variant.epsilon), str(path))
 
 
 def _load_ultralytics(path: Path, variant: Variant | None) -> Detector:
     file = read_ultralytics(path, variant)
-    numbers = pack_layers(file.layers, 0.0)
-    net = _load_flat_weights(DarknetModel.uninitialised(file.architecture, file.variant), numbers, str(path))
-    described = {"name": file.architecture.name, "source": {"file": path.name}}
-    return Detector(net, file.classes, 640, described)
+    values = pack_layers(file.layers, 0.0)
+    model = _load_flat_weights(DarknetModel.uninitialised(file.architecture, file.variant), values, str(path))
+    metadata = {"name": file.architecture.name, "source": {"file": path.name}}
+    return Detector(model, file.classes, 640, metadata)
 
 
 def _resolve_architecture(
     path: Path, architecture: Architecture | str | Path | None, num_weights: int, variant: Variant
 ) -> Architecture:
-    """The net that was asked for, or described beside the weights, or known by the count of its numbers."""
+    """Return the given architecture, that of the .cfg next to the weights, or the one with this number of weights."""
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is None:
-        beside = path.with_suffix(".cfg")
-        return (
-            read_cfg(beside) if beside.is_file() else _architecture_from_size(path, num_weights, variant, ARCHITECTURES)
-        )
+        cfg = path.with_suffix(".cfg")
+        return read_cfg(cfg) if cfg.is_file() else _architecture_from_size(path, num_weights, variant, ARCHITECTURES)
     if str(architecture) in ARCHITECTURES:
         return _architecture_from_size(
             path, num_weights, variant, {str(architecture): ARCHITECTURES[str(architecture)]}
         )
     if Path(architecture).suffix != ".cfg":
-        raise UsageError(f"architecture is {architecture}: give {', '.join(ARCHITECTURES)} or a .cfg file")
+        raise UsageError(f"--architecture is {architecture}: expected {', '.join(ARCHITECTURES)} or a .cfg file")
     return read_cfg(Path(architecture))
 
 
 def _architecture_from_size(
     path: Path, num_weights: int, variant: Variant, known: dict[str, Callable[[int, Variant], Architecture]]
 ) -> Architecture:
-    """The known net that has so many numbers, for whatever count of classes: every class adds the same."""
-    needs = []
+    """Return the known architecture with this number of weights, which is linear in the number of classes.
+
+    Raise ChromaboxError if there is none.
+    """
+    expected = []
     for build in known.values():
         first = build(1, variant).num_weights
-        classes, rest = divmod(num_weights - first, build(2, variant).num_weights - first)
-        if rest == 0 and 0 <= classes < MAX_CLASSES:
-            return build(classes + 1, variant)
-        usual = build(80, variant)
-        needs.append(f"{usual.name} with 80 classes needs {usual.num_weights:,}")
+        more_classes, remainder = divmod(num_weights - first, build(2, variant).num_weights - first)
+        if remainder == 0 and 0 <= more_classes < MAX_CLASSES:
+            return build(more_classes + 1, variant)
+        coco = build(80, variant)
+        expected.append(f"{coco.name} with 80 classes has {coco.num_weights:,}")
     raise ChromaboxError(
-        f"{path}: its {num_weights:,} numbers are of no net known by count ({'; '.join(needs)}); name the .cfg it belongs to"
+        f"{path}: {num_weights:,} values match no known architecture ({'; '.join(expected)}); use --architecture with "
+        "the .cfg file of the weights"
     )
 
 
-def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " numbers"], origin: str) -> DarknetModel:
-    """The net with darknet's numbers in it, in evaluation mode; ChromaboxError if there are more or fewer."""
-    needed = model.architecture.num_weights
-    if len(weights) != needed:
-        what = "cut short" if len(weights) < needed else "too long"
+def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weights"], origin: str) -> DarknetModel:
+    """Copy Darknet's flat weights to the model; return it in evaluation mode.
+
+    Raise ChromaboxError if the number of weights differs, or if a weight is not finite.
+    """
+    expected = model.architecture.num_weights
+    if len(weights) != expected:
+        problem = "truncated" if len(weights) < expected else "too long"
         raise ChromaboxError(
-            f"{origin}: {what} or of another net: it holds {len(weights):,} numbers; {model.architecture.name} with "
-            f"{model.architecture.num_classes} classes needs {needed:,}"
+            f"{origin}: {problem} or of another architecture ({len(weights):,} values); expected {expected:,} for "
+            f"{model.architecture.name} with {model.architecture.num_classes} classes"
         )
     if not np.isfinite(weights).all():
-        raise ChromaboxError(f"{origin}: holds numbers that are not finite; take another copy")
-    at = 0
+        raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
+    start = 0
     with torch.no_grad():
         for tensor in _tensors_in_file_order(model):
-            part = weights[at : at + tensor.numel()]
-            tensor.copy_(torch.from_numpy(part.copy()).view_as(tensor))
-            at += tensor.numel()
+            values = weights[start : start + tensor.numel()]
+            tensor.copy_(torch.from_numpy(values.copy()).view_as(tensor))
+            start += tensor.numel()
     return model.eval()
 
 
@@ -376,7 +392,7 @@ def _conv_layers(model: DarknetModel) -> list[ConvolutionLayer]:
 
 
 def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
-    """The tensors of a net in the order of darknet's file."""
+    """Return the tensors of a model in the order of Darknet's weight file."""
     tensors: list[Tensor | None] = []
     for layer in _conv_layers(model):
         norm: nn.BatchNorm2d | None = layer.norm
@@ -387,9 +403,12 @@ def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
 
 
 def _with_class_names(detector: Detector, classes: Sequence[str]) -> Detector:
-    """The same with other names of classes; UsageError if they are not as many, or not all different."""
+    """Return the detector with other class names.
+
+    Raise UsageError if their number is wrong or they are not all different.
+    """
     if len(classes) != detector.architecture.num_classes or len(set(classes)) != len(classes):
         raise UsageError(
-            f"classes: {len(set(classes))} different names are given; the weights know {detector.architecture.num_classes}"
+            f"--classes: {len(set(classes))} different names; expected {detector.architecture.num_classes}"
         )
     return Detector(detector.model, tuple(classes), detector.size, detector.metadata)

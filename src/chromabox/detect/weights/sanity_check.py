@@ -1,8 +1,8 @@
-"""Whether weights mean what they are said to mean: a picture whose contents are known.
+"""Sanity check of the interpretation of weights, on a reference image with known objects.
 
-Weights of the wrong kind, or under a configuration with the wrong anchors, load without an error and are only worse.
-So a sheet with two of scikit-image's pictures in several sizes, large ones for the coarse heads and small ones for the
-fine ones, is shown to the net as it is said to be and to the net as it might have been meant.
+Weights of the wrong variant, or with the wrong anchors, load without an error but give worse detections. The reference
+image contains two photographs of scikit-image in several sizes: large copies for the coarse heads and small copies for
+the fine heads. The detector is run with the given interpretation of the weights and with the alternatives.
 """
 
 from collections.abc import Iterator
@@ -21,82 +21,87 @@ from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError
 
 TEST_IMAGE_SIZE = 416
-#: Class, left, top, right and bottom as parts of the picture, drawn by hand round what they show.
+#: Class, and left, top, right and bottom as fractions of the photograph, annotated by hand.
 ASTRONAUT_OBJECT = ("person", (0.04, 0.03, 0.71, 1.0))
 CAT_OBJECT = ("cat", (0.0, 0.0, 0.89, 1.0))
-#: Left, top and width in pixels of each copy on the sheet.
+#: Left, top and width in pixels of each copy in the reference image.
 ASTRONAUT_POSITIONS = ((14, 20, 160), (210, 40, 96), (330, 30, 64), (150, 310, 96))
 CAT_POSITIONS = ((20, 210, 160), (230, 190, 128), (290, 310, 96))
-#: Boxes with a score from here on count.
+#: Confidence threshold for detections on the reference image.
 TEST_CONFIDENCE = 0.3
-#: The least quality that passes, and by how much no other meaning may be better. The published YOLOv3-tiny reaches
-#: 0.71; with sizes decoded the other way 0.66, with the mask 0, 1, 2 0.38, with SiLU nothing.
+#: Minimum quality to pass, and margin by which no alternative may be better. The published YOLOv3-tiny reaches 0.71,
+#: with the other decoding of sizes 0.66, with the mask 0, 1, 2 0.38, and with SiLU 0.
 MIN_QUALITY, MARGIN = 0.3, 0.03
 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """One way to understand the same numbers: what it is called, and the net of it."""
+    """Interpretation of weights: its name, and the model with this interpretation."""
 
     name: str
     model: DarknetModel
 
 
 def sanity_check(detector: Detector) -> float | None:
-    """Quality on the known sheet, 0 to 1; None where the detector knows neither persons nor cats.
+    """Return the quality on the reference image, 0 to 1; None if the detector lacks the class person or cat.
 
-    Raises ChromaboxError where the net finds too little, or where another kind or other anchors would find clearly
-    more, and says which.
+    Raise ChromaboxError if the quality is too low, or if another variant or mask has a clearly higher quality.
     """
     if not {ASTRONAUT_OBJECT[0], CAT_OBJECT[0]} <= set(detector.classes):
         return None
-    reached = match_quality(detector.model, detector.classes)
-    others = {meaning.name: match_quality(meaning.model, detector.classes) for meaning in alternatives(detector.model)}
+    quality = match_quality(detector.model, detector.classes)
+    others = {other.name: match_quality(other.model, detector.classes) for other in alternatives(detector.model)}
     best = max(others, key=lambda name: others[name])
     name = detector.architecture.name
-    if others[best] > max(reached + MARGIN, MIN_QUALITY):
+    if others[best] > max(quality + MARGIN, MIN_QUALITY):
         raise ChromaboxError(
-            f"{name} of kind {detector.variant.name}: fails the self-test ({reached:.2f} on the known picture); "
-            f"with {best} it reaches {others[best]:.2f}: say so, if the weights are of that meaning"
+            f"{name}, variant {detector.variant.name}: sanity check failed (score {quality:.2f}, but "
+            f"{others[best]:.2f} with {best}); use {best} if the weights were trained with it"
         )
-    if reached < MIN_QUALITY:
+    if quality < MIN_QUALITY:
         raise ChromaboxError(
-            f"{name} of kind {detector.variant.name}: fails the self-test ({reached:.2f} on the known picture, "
-            f"{MIN_QUALITY} is the least); the weights are of another net, or not trained"
+            f"{name}, variant {detector.variant.name}: sanity check failed (score {quality:.2f}, expected at least "
+            f"{MIN_QUALITY}); the weights are untrained or belong to another architecture"
         )
-    return reached
+    return quality
 
 
 def alternatives(model: DarknetModel) -> Iterator[Interpretation]:
-    """The other kinds, and for YOLOv3-tiny the other anchors of the second head."""
-    for kind in VARIANTS.values():
-        if kind != model.variant:
+    """Yield the interpretations with other variants and, for YOLOv3-tiny, with the other mask of the second head."""
+    for variant in VARIANTS.values():
+        if variant != model.variant:
             yield Interpretation(
-                f"kind {kind.name}", _copy_weights(model, DarknetModel.uninitialised(model.architecture, kind))
+                f"variant {variant.name}",
+                _copy_weights(model, DarknetModel.uninitialised(model.architecture, variant)),
             )
     for mask in ((0, 1, 2), (1, 2, 3)):
-        changed = _with_mask(model.architecture, mask)
-        if changed is not None:
+        architecture = _with_mask(model.architecture, mask)
+        if architecture is not None:
             yield Interpretation(
                 f"mask {','.join(map(str, mask))}",
-                _copy_weights(model, DarknetModel.uninitialised(changed, model.variant)),
+                _copy_weights(model, DarknetModel.uninitialised(architecture, model.variant)),
             )
 
 
 @torch.no_grad()
 def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
-    """Sum of the best IoU of every known object, over the known objects and the boxes that are none of them."""
+    """Return the quality of the detections on the reference image, 0 to 1.
+
+    It is the sum of the best IoU of each object, divided by the number of objects and unmatched boxes.
+    """
     pixels, names, truth = make_test_image()
-    [(boxes, scores, found)] = decode_candidates(
+    [(box_tensor, score_tensor, class_tensor)] = decode_candidates(
         model(torch.from_numpy(pixels)[None]), model.architecture, model.variant, TEST_IMAGE_SIZE, TEST_CONFIDENCE
     )
-    corners, confidences, numbers = boxes.numpy(), scores.numpy(), found.numpy()
-    kept = nms(corners, confidences, numbers, 0.45)
+    boxes, scores, class_ids = box_tensor.numpy(), score_tensor.numpy(), class_tensor.numpy()
+    kept = nms(boxes, scores, class_ids, 0.45)
     total, matched = 0.0, 0
     for name in set(names):
-        own = corners[kept][numbers[kept] == classes.index(name)]
+        detected = boxes[kept][class_ids[kept] == classes.index(name)]
         expected = truth[[index for index, other in enumerate(names) if other == name]]
-        overlaps = iou(expected, own.astype(np.float32)) if len(own) else np.zeros((len(expected), 1), np.float32)
+        overlaps = (
+            iou(expected, detected.astype(np.float32)) if len(detected) else np.zeros((len(expected), 1), np.float32)
+        )
         best = overlaps.max(1)
         total += float(best[best > 0.3].sum())
         matched += int((best > 0.3).sum())
@@ -104,30 +109,33 @@ def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
 
 
 def make_test_image() -> tuple[Float32[np.ndarray, "3 side side"], tuple[str, ...], Float32[np.ndarray, "objects 4"]]:
-    """The picture, in [0, 1] on grey, and what it shows: names, and boxes (left, top, right, bottom) in pixels."""
+    """Return the reference image, RGB in [0, 1], and the classes and boxes (left, top, right, bottom) in pixels."""
     canvas = Image.new("RGB", (TEST_IMAGE_SIZE, TEST_IMAGE_SIZE), (128, 128, 128))
     names, boxes = [], []
-    for pixels, (name, part), places in (
+    for pixels, (name, object_box), positions in (
         (data.astronaut(), ASTRONAUT_OBJECT, ASTRONAUT_POSITIONS),
         (data.chelsea(), CAT_OBJECT, CAT_POSITIONS),
     ):
-        for left, top, width in places:
+        for left, top, width in positions:
             height = round(width * pixels.shape[0] / pixels.shape[1])
             canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX), (left, top))
             names.append(name)
-            boxes.append(np.array([left, top, left, top]) + np.array(part) * [width, height, width, height])
+            boxes.append(np.array([left, top, left, top]) + np.array(object_box) * [width, height, width, height])
     image = np.asarray(canvas, np.float32).transpose(2, 0, 1) / 255
     return np.ascontiguousarray(image), tuple(names), np.array(boxes, np.float32)
 
 
 def _copy_weights(source: DarknetModel, target: DarknetModel) -> DarknetModel:
-    """The other net with the same numbers in it."""
+    """Copy the weights of one model to another; return the other in evaluation mode."""
     target.load_state_dict(source.state_dict())
     return target.eval()
 
 
 def _with_mask(architecture: Architecture, mask: tuple[int, ...]) -> Architecture | None:
-    """The same net with another mask of its second head of two; None if it has other heads, or this mask."""
+    """Return the architecture with another mask of its second head.
+
+    Return None if there are not two heads with three anchors in the second, or if the mask is the same.
+    """
     if len(architecture.head_indices) != 2 or len(architecture.yolo_layers[1].mask) != 3:
         return None
     index = architecture.head_indices[1]

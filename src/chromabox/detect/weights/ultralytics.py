@@ -1,14 +1,13 @@
-"""The ``.pt`` files of Ultralytics' YOLOv3, versions 9.0 and later, as darknet's layers.
+"""Safe reading of the ``.pt`` files of Ultralytics' YOLOv3, versions 9.0 and later.
 
-The files hold whole modules, whose order is darknet's but for two things: the heads' convolutions come last, finest
-first, and anchors are counted in cells. What kind of weights they are stands in the modules: the activation of the
-first convolution. A plain dictionary of tensors does not say, and its kind must be given.
+The files contain pickled modules. Their order is Darknet's with two exceptions: the convolutions of the heads come
+last, from fine to coarse, and anchors are in units of cells. The variant of the weights is inferred from the activation
+modules. A plain dictionary of tensors does not contain them; its variant must be given.
 
-PyTorch's ``.pt`` files read as data: tensors and plain containers, and nothing in them is ever run.
-
-A ``.pt`` file is a zip archive of one pickle and the raw numbers of its tensors. A pickle is a program: it names
-functions and calls them. Here every name is looked up in short tables of our own; whole modules, as Ultralytics saves
-them, come out as :class:`Inert`, a bag of their attributes; any other name ends the reading before anything is called.
+No code in a file is executed. A ``.pt`` file is a zip archive of one pickle and the raw data of its tensors. A pickle
+is a program that names functions and calls them. Here, each name is looked up in short tables of allowed names. Modules
+become :class:`OpaqueObject`, which contains only their attributes. Any other name raises an error before anything is
+called.
 """
 
 import io
@@ -30,7 +29,7 @@ from chromabox.detect.models.architecture import Architecture, Convolution, yolo
 from chromabox.detect.models.darknet import ULTRALYTICS_9_0, ULTRALYTICS_9_6, Variant
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Storages by the names that PyTorch pickles them under.
+#: Dtypes of storages by the names in PyTorch's pickles.
 STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -45,7 +44,7 @@ STORAGE_DTYPES = {
 }
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES.values()}
 
-#: Packages whose classes may be named; what is made of them is only a bag of attributes.
+#: Packages whose classes are allowed; their objects are read as :class:`OpaqueObject`.
 OPAQUE_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
 OPAQUE_NAMES = {
     ("numpy", "dtype"),
@@ -61,12 +60,12 @@ OPAQUE_NAMES = {
     ("argparse", "Namespace"),
 }
 
-#: The most bytes that one member may unpack to; YOLOv3's greatest tensor in float64 is a hundredth of it.
+#: Maximum uncompressed size of a member in bytes; the largest tensor of YOLOv3 in float64 is a hundredth of it.
 MAX_MEMBER_BYTES = 1 << 32
 
 
 class OpaqueObject:
-    """An object of a class that is not loaded: the name of its class and the attributes the file gives it."""
+    """Object of a class that is not imported: the class name, and the attributes stored in the file."""
 
     class_name = ""
 
@@ -78,38 +77,38 @@ class OpaqueObject:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the object's ``__dict__`` was; empty where the file says nothing of it."""
+        """The ``__dict__`` of the pickled object; empty if the file does not contain it."""
         state = self.__dict__.get("state")
         return state if isinstance(state, dict) else {}
 
     @property
     def children(self) -> dict[str, Any]:
-        """Parameters, buffers and sub-modules of a module, in that order."""
-        found: dict[str, Any] = {}
-        for place in ("_parameters", "_buffers", "_modules"):
-            inside = self.attributes.get(place)
-            found |= inside if isinstance(inside, dict) else {}
-        return {name: part for name, part in found.items() if part is not None}
+        """Parameters, buffers and submodules of a module, in that order."""
+        children: dict[str, Any] = {}
+        for key in ("_parameters", "_buffers", "_modules"):
+            values = self.attributes.get(key)
+            children |= values if isinstance(values, dict) else {}
+        return {name: child for name, child in children.items() if child is not None}
 
 
 def load_untrusted(path: Path) -> Any:
-    """What a ``.pt`` file holds, as tensors, containers, numbers, strings and :class:`Inert` objects.
+    """Read a ``.pt`` file as tensors, containers, numbers, strings and :class:`OpaqueObject` objects.
 
-    Raises ChromaboxError for a file that cannot be read, is none, or names anything that would have to be run.
+    Raise ChromaboxError if the file cannot be read, is not a PyTorch file, or would execute code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             if len(names) != 1:
                 raise ChromaboxError(
-                    f"{path}: not a PyTorch file (it holds {len(names)} data.pkl); save it with torch.save"
+                    f"{path}: not a PyTorch file ({len(names)} data.pkl, expected 1); save it with torch.save"
                 )
             return _SafeUnpickler(archive, path, names[0]).load()
     except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror or error}); a .pt file is needed") from error
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror or error}); expected a .pt file") from error
     except zipfile.BadZipFile as error:
         raise ChromaboxError(
-            f"{path}: not a .pt file of PyTorch 1.6 or later, or cut short ({error}); save it again with torch.save"
+            f"{path}: not a .pt file of PyTorch 1.6 or later, or truncated ({error}); save it again with torch.save"
         ) from error
     except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ChromaboxError(f"{path}: broken PyTorch file ({' '.join(str(error).split())})") from error
@@ -124,7 +123,7 @@ class _SafeUnpickler(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The whole list of what a file may name."""
+        """Return the replacement of an allowed name. Raise ChromaboxError for any other name."""
         if (module, name) in ALLOWED_CALLABLES:
             return ALLOWED_CALLABLES[module, name]
         if module == "torch" and name in STORAGE_DTYPES:
@@ -134,32 +133,32 @@ class _SafeUnpickler(pickle.Unpickler):
         if (module, name) in OPAQUE_NAMES or module.startswith(OPAQUE_PACKAGES):
             return type(name, (OpaqueObject,), {"class_name": f"{module}.{name}"})
         raise ChromaboxError(
-            f"{self.path}: refused: it would run {module}.{name}; only tensors, containers and PyTorch modules are read"
+            f"{self.path}: unsafe file, it would execute {module}.{name}; expected tensors, containers and modules"
         )
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The numbers of a storage, as one flat tensor."""
+        """Return the values of a storage as a flat tensor."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"unknown kind of storage {kind!r}")
+            raise ValueError(f"unknown storage type {kind!r}")
         if key not in self.storages:
             content = bytearray(_read_member(self.archive, f"{self.root}data/{key}"))
             self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         if len(self.storages[key]) < count:
-            raise ValueError(f"storage {key} holds {len(self.storages[key])} numbers of {count}")
+            raise ValueError(f"storage {key} has {len(self.storages[key])} values, expected {count}")
         return self.storages[key]
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     if archive.getinfo(name).file_size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{name} unpacks to more than {MAX_MEMBER_BYTES} bytes")
+        raise ValueError(f"{name} is larger than {MAX_MEMBER_BYTES} bytes")
     return archive.read(name)
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A tensor's own copy of its numbers; PyTorch refuses sizes that reach beyond the storage."""
+    """Return a tensor as a copy of its part of the storage; PyTorch rejects sizes beyond the storage."""
     if not isinstance(storage, Tensor):
-        raise TypeError("a tensor without a storage")
+        raise TypeError("tensor without a storage")
     return storage.as_strided(size, stride, offset).clone()
 
 
@@ -168,7 +167,7 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Bytes as old pickles spell them."""
+    """Return bytes, which old pickle protocols store as Latin-1 text."""
     if encoding != "latin1":
         raise ValueError(f"bytes in {encoding}")
     return text.encode("latin1")
@@ -184,7 +183,7 @@ ALLOWED_CALLABLES: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 }
 
-#: Of a convolution's state, with what darknet calls it.
+#: Keys of the state of a convolution, with Darknet's names.
 STATE_KEYS = {
     "bn.bias": "bias",
     "bn.weight": "weight",
@@ -196,7 +195,7 @@ STATE_KEYS = {
 
 @dataclass(frozen=True)
 class UltralyticsFile:
-    """Architecture, kind, names of classes, and the convolutions in darknet's order."""
+    """Architecture, variant, class names, and the convolutions in Darknet's order."""
 
     architecture: Architecture
     variant: Variant
@@ -205,28 +204,30 @@ class UltralyticsFile:
 
 
 def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsFile:
-    """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny; ``kind`` is only asked for where the file does not say it.
+    """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny. ``variant`` is required only if the file does not contain it.
 
-    Raises ChromaboxError for a file that is none or would run code, UsageError where the kind is needed or is not the
-    file's own.
+    Raise ChromaboxError if the file is not a YOLOv3 detector or would execute code, and UsageError if the variant is
+    missing or differs from that of the file.
     """
     content = load_untrusted(path)
     model = _find_model(content)
     state = dict(_iter_tensors(model))
     blocks, heads, anchors = _collect_layers(path, state)
-    said = _infer_variant(model)
-    if said is None and variant is None:
-        raise UsageError(f"{path}: does not say its kind; say kind ultralytics-9.0 (leaky) or ultralytics-9.6 (SiLU)")
-    if said is not None and variant is not None and said != variant:
-        raise UsageError(f"{path}: its modules are of kind {said.name}, not {variant.name}; leave the kind out")
-    meant = said or variant or ULTRALYTICS_9_0
-    architecture = _build_architecture(path, blocks, heads, anchors, meant)
+    inferred = _infer_variant(model)
+    if inferred is None and variant is None:
+        raise UsageError(
+            f"{path}: unknown variant; use --variant ultralytics-9.0 (leaky ReLU) or --variant ultralytics-9.6 (SiLU)"
+        )
+    if inferred is not None and variant is not None and inferred != variant:
+        raise UsageError(f"{path}: the variant of the modules is {inferred.name}, not {variant.name}; omit --variant")
+    resolved = inferred or variant or ULTRALYTICS_9_0
+    architecture = _build_architecture(path, blocks, heads, anchors, resolved)
     layers = _darknet_order(path, architecture, blocks, heads)
-    return UltralyticsFile(architecture, meant, _class_names(path, model, architecture), layers)
+    return UltralyticsFile(architecture, resolved, _class_names(path, model, architecture), layers)
 
 
 def _find_model(content: Any) -> Any:
-    """The averaged weights if there are any, else the trained ones, else the content itself."""
+    """Return the EMA weights if present, otherwise the trained weights, otherwise the content itself."""
     if isinstance(content, Mapping):
         for name in ("ema", "model", "state_dict"):
             if isinstance(content.get(name), OpaqueObject | Mapping):
@@ -235,61 +236,64 @@ def _find_model(content: Any) -> Any:
 
 
 def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors with their dotted names, in the order of the modules."""
-    parts = model.children if isinstance(model, OpaqueObject) else model if isinstance(model, Mapping) else {}
-    for key, part in parts.items():
-        dotted = f"{name}.{key}" if name else str(key)
-        if isinstance(part, Tensor):
-            yield dotted, part
+    """Yield the tensors with their dotted names, in the order of the modules."""
+    children = model.children if isinstance(model, OpaqueObject) else model if isinstance(model, Mapping) else {}
+    for key, child in children.items():
+        full_name = f"{name}.{key}" if name else str(key)
+        if isinstance(child, Tensor):
+            yield full_name, child
         else:
-            yield from _iter_tensors(part, dotted)
+            yield from _iter_tensors(child, full_name)
 
 
 def _collect_layers(
     path: Path, state: dict[str, Tensor]
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
-    """Normalised convolutions and head convolutions, each in file order, and the anchors in cells where given."""
+    """Return the convolutions with BatchNorm and those of heads, in file order, and the anchors in cells if present.
+
+    Raise ChromaboxError if a tensor is unexpected or missing.
+    """
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
     for name, tensor in state.items():
         values = tensor.float().numpy()
-        owner, part = ".".join(name.split(".")[:-2]), ".".join(name.split(".")[-2:])
-        if part in STATE_KEYS:
-            blocks.setdefault(owner, {})[STATE_KEYS[part]] = values
+        module, key = ".".join(name.split(".")[:-2]), ".".join(name.split(".")[-2:])
+        if key in STATE_KEYS:
+            blocks.setdefault(module, {})[STATE_KEYS[key]] = values
         elif name.split(".")[-3:-2] == ["m"] and name.split(".")[-1] in ("weight", "bias"):
             head = heads.setdefault(".".join(name.split(".")[:-1]), {})
             head["kernel" if name.endswith("weight") else "bias"] = values
         elif name.split(".")[-1] == "anchors":
             anchors = tensor.float()
         elif name.split(".")[-1] not in ("num_batches_tracked", "anchor_grid"):
-            raise ChromaboxError(f"{path}: holds {name}, which YOLOv3 does not have; a YOLOv3 .pt file is needed")
+            raise ChromaboxError(f"{path}: contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
     for name, block in (blocks | heads).items():
         missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
         if missing:
-            raise ChromaboxError(f"{path}: {name} lacks its {', '.join(sorted(missing))}; the file is not whole")
+            raise ChromaboxError(f"{path}: {name} has no {', '.join(sorted(missing))}; the file is incomplete")
     if not blocks or not heads:
-        raise ChromaboxError(f"{path}: holds no detector ({len(blocks)} convolutions, {len(heads)} heads)")
+        raise ChromaboxError(f"{path}: contains no detector ({len(blocks)} convolutions, {len(heads)} heads)")
     return list(blocks.values()), list(heads.values()), anchors
 
 
 def _infer_variant(model: Any) -> Variant | None:
-    """By the activation modules that the file names; None if it names none or another."""
+    """Infer the variant from the activation modules in the file; None if there is none or another activation."""
     if not isinstance(model, OpaqueObject):
         return None
-    for part in _iter_modules(model):
-        if part.class_name == "torch.nn.modules.activation.SiLU":
+    for module in _iter_modules(model):
+        if module.class_name == "torch.nn.modules.activation.SiLU":
             return ULTRALYTICS_9_6
-        if part.class_name == "torch.nn.modules.activation.LeakyReLU":
+        if module.class_name == "torch.nn.modules.activation.LeakyReLU":
             return ULTRALYTICS_9_0
     return None
 
 
 def _iter_modules(model: OpaqueObject) -> Iterator[OpaqueObject]:
     yield model
-    for part in model.children.values():
-        if isinstance(part, OpaqueObject):
-            yield from _iter_modules(part)
+    for child in model.children.values():
+        if isinstance(child, OpaqueObject):
+            yield from _iter_modules(child)
 
 
 def _build_architecture(
@@ -299,44 +303,53 @@ def _build_architecture(
     anchors: Tensor | None,
     variant: Variant,
 ) -> Architecture:
-    """YOLOv3 or YOLOv3-tiny, by the count of convolutions, with the file's own classes and anchors."""
+    """Return YOLOv3 or YOLOv3-tiny, by the number of convolutions, with the number of classes and anchors of the file.
+
+    Raise ChromaboxError if the file is neither.
+    """
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
         raise ChromaboxError(
-            f"{path}: {len(blocks)} convolutions and {len(heads)} heads are neither YOLOv3 (72, 3) "
-            "nor YOLOv3-tiny (11, 2)"
+            f"{path}: {len(blocks)} convolutions and {len(heads)} heads; expected YOLOv3 (72, 3) or YOLOv3-tiny (11, 2)"
         )
     strides, build = known[len(blocks), len(heads)]
     filters = len(heads[0]["bias"])
     if filters % 3 or filters < 18:
-        raise ChromaboxError(f"{path}: a head has {filters} outputs; three anchors of 5 + classes each are needed")
-    settings: dict[str, Any] = {}
+        raise ChromaboxError(f"{path}: a head has {filters} outputs; expected 3 × (5 + classes)")
+    options: dict[str, Any] = {}
     if anchors is not None:
         if anchors.shape != (len(heads), 3, 2):
-            raise ChromaboxError(f"{path}: its anchors are {tuple(anchors.shape)}; ({len(heads)}, 3, 2) is needed")
+            raise ChromaboxError(f"{path}: anchors of shape {tuple(anchors.shape)}; expected ({len(heads)}, 3, 2)")
         pixels = anchors * anchors.new_tensor(strides)[:, None, None]
-        settings["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
+        options["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
     if build is yolov3_tiny:
-        settings["mask"] = variant.tiny_mask
-    return build(filters // 3 - 5, **settings)
+        options["mask"] = variant.tiny_mask
+    return build(filters // 3 - 5, **options)
 
 
 def _darknet_order(
     path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """Both kinds of convolution in darknet's order: its heads run from coarse to fine, Ultralytics' from fine."""
-    normalised, plain = iter(blocks), iter(reversed(heads))
+    """Return all convolutions in Darknet's order.
+
+    Darknet's heads run from coarse to fine, Ultralytics' from fine to coarse.
+
+    Raise ChromaboxError if a shape is wrong.
+    """
+    remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
     layers = []
     for index, layer in enumerate(architecture.layers):
         if not isinstance(layer, Convolution):
             continue
-        given = next(normalised if layer.batch_normalise else plain)
+        state = next(remaining_blocks if layer.batch_normalise else remaining_heads)
         shape = (layer.filters, architecture.input_shape(index).channels, layer.size, layer.size)
-        if given["kernel"].shape != shape:
-            raise ChromaboxError(f"{path}: layer {index} is {given['kernel'].shape}; {architecture.name} needs {shape}")
-        if any(values.shape != shape[:1] for name, values in given.items() if name != "kernel"):
-            raise ChromaboxError(f"{path}: the vectors of layer {index} do not all have {layer.filters} numbers")
-        layers.append(given)
+        if state["kernel"].shape != shape:
+            raise ChromaboxError(
+                f"{path}: layer {index} is {state['kernel'].shape}; expected {shape} for {architecture.name}"
+            )
+        if any(values.shape != shape[:1] for name, values in state.items() if name != "kernel"):
+            raise ChromaboxError(f"{path}: wrong vectors of layer {index}; expected {layer.filters} values each")
+        layers.append(state)
     return layers
 
 
@@ -348,6 +361,6 @@ def _class_names(path: Path, model: Any, architecture: Architecture) -> tuple[st
         return default_class_names(architecture.num_classes)
     if len(names) != architecture.num_classes:
         raise ChromaboxError(
-            f"{path}: names {len(names)} classes and scores {architecture.num_classes}; they must agree"
+            f"{path}: {len(names)} class names for {architecture.num_classes} classes; expected equal numbers"
         )
     return tuple(names)

@@ -1,4 +1,4 @@
-"""A write-up with every kind of block, for the tests of its renderers and to look at: nothing in it was measured."""
+"""A sample report with every type of block, for tests of the writers; its numbers are invented."""
 
 import math
 from pathlib import Path
@@ -19,11 +19,11 @@ LONG_LINE = (
     "nn.MaxPool2d(2), nn.BatchNorm2d(num_filters), nn.ReLU())"
 )
 MODEL_SOURCE = '''class PoolUpsampleNet(nn.Module):
-    """Halve twice, double twice; every layer keeps the picture's shape."""
+    """Downsample twice, upsample twice."""
 
     def __init__(self, kernel: int, num_in_channels: int, num_filters: int, num_colours: int) -> None:
         super().__init__()
-        padding = kernel // 2  # keeps the shape for odd kernels
+        padding = kernel // 2  # preserves the size for odd kernels
         LONG
         self.up = nn.Sequential(nn.Conv2d(num_filters, 24, kernel), nn.Upsample(scale_factor=2.0))
 
@@ -41,20 +41,20 @@ SPECIAL_CHARACTERS = (
 
 
 def make_sample_document(folder: Path) -> Document:
-    """The document, its figures drawn into the folder."""
+    """Return the document; its figures are written into the folder."""
     return Document(
-        title="Colouring pictures by classifying pixels",
+        title="Colourising images by pixel classification",
         abstract=[
             Text(
-                "Three small nets colour horses; the best gets {best} % of the pixels right over {seeds} seeds, and "
-                "a table without any network {floor} %. Every number below knows the file it comes from.",
+                "Three small models colourise horses; the best has an accuracy of {best} % over {seeds} seeds, and a "
+                "lookup table has {baseline} %. Every number below records the file that it comes from.",
                 {
                     "best": Number(58.37, "runs/unet-course-seed*/summary.json: test_accuracy", ".2f", 0.15),
                     "seeds": Number(3.0, "runs/unet-course-seed*: folders", ".0f"),
-                    "floor": Number(62.17, "chromabox.colour.evaluation.evaluate.floors: most frequent colour", ".2f"),
+                    "baseline": Number(62.17, "chromabox.colour.evaluation.evaluate: most frequent colour", ".2f"),
                 },
             ),
-            Text("Skip connections help because what pooling loses comes back by them."),
+            Text("Skip connections help because they restore details that pooling loses."),
         ],
         sections=[
             _image_section(folder),
@@ -71,7 +71,7 @@ def make_sample_document(folder: Path) -> Document:
         ],
         metadata={
             "chromabox": "0.1.0",
-            "machine": "AMD EPYC, 2 cores, no graphics card; Linux 6.1",
+            "machine": "AMD EPYC, 2 cores, no GPU; Linux 6.1",
             "date": "2026-02-01",
             "runs": "/home/someone/" + "a_rather_long_folder_name/" * 6 + "runs",
         },
@@ -83,25 +83,23 @@ def _image_section(folder: Path) -> Section:
     cat = data.chelsea()[20:276, 100:356]
     tiles = [np.ascontiguousarray(cat[y : y + 64, x : x + 64]) for y in (0, 96, 192) for x in (0, 96, 192)]
     noisy = [np.clip(tile + rng.normal(0, 30, tile.shape), 0, 255).astype(np.uint8) for tile in tiles]
-    plot_image_rows({"truth": tiles, "found": noisy}, folder / "rows.png", "First test pictures")
+    plot_image_rows({"truth": tiles, "predicted": noisy}, folder / "rows.png", "First test images")
     return Section(
         "A.1",
-        "A network that pools and upsamples",
-        "Write the network of figure 1a and show its code. Do its pictures look good? Say why or why not.",
+        "A model with pooling and upsampling",
+        "Write the model of figure 1a and show its code. Are its results good? Explain.",
         [
             Text("The class below has `num_filters` channels after its first layer and twice as many in its middle."),
             Code(MODEL_SOURCE),
-            Figure(
-                folder / "rows.png", "Above the truth, below what the network makes of it; not good, as edges are soft."
-            ),
+            Figure(folder / "rows.png", "Top: ground truth; bottom: prediction. The edges are blurred."),
             Text(
-                "It gets {accuracy} % right, {difference} points below the table's {floor} %, and its loss is {loss}.",
+                "Its accuracy is {accuracy} %, {difference} points below the table's {baseline} %; its loss is {loss}.",
                 {
                     "accuracy": Number(
                         41.2, "runs/pool-upsample-course-seed*/summary.json: test_accuracy", ".2f", 0.09
                     ),
-                    "difference": Number(20.97, "difference of the two", ".2f"),
-                    "floor": Number(62.17, "chromabox.colour.evaluation.evaluate.floors: most frequent colour", ".2f"),
+                    "difference": Number(20.97, "difference of the accuracies", ".2f"),
+                    "baseline": Number(62.17, "chromabox.colour.evaluation.evaluate: most frequent colour", ".2f"),
                     "loss": Number(1.5904, "runs/pool-upsample-course-seed*/summary.json: test_loss", ".3f"),
                 },
             ),
@@ -116,8 +114,8 @@ def _formula_section() -> Section:
     c = symbols("c", integer=True)
     return Section(
         "A.3",
-        "How many weights, outputs and connections",
-        "Count the network's weights, outputs and connections as functions of NIC, NF and NC, and for twice the size.",
+        "Numbers of weights, outputs and connections",
+        "Count the model's weights, outputs and connections as functions of NIC, NF and NC, and for twice the size.",
         [
             Formula("weights", weights),
             Formula("outputs", outputs),
@@ -130,7 +128,7 @@ def _formula_section() -> Section:
                 -Sum(Indexed("y", c) * log(Function("σ")(Indexed("x", c))), (c, 1, symbols("C"))) / p + y ** -(p + 1),
             ),
             Table(
-                "Six values at a kernel of 3, one channel in, 32 filters and 24 colours.",
+                "Six values for kernel size 3, one input channel, 32 filters and 24 colours.",
                 ["quantity", "at 32 × 32", "at 64 × 64", "ratio"],
                 [
                     [
@@ -146,7 +144,7 @@ def _formula_section() -> Section:
                 ],
             ),
             Text(
-                "Weights do not depend on the picture's size; the two others grow by {four}.",
+                "The number of weights does not depend on the image size; the other two grow by a factor of {four}.",
                 {"four": Number(4.0, "ratio", ".0f")},
             ),
         ],
@@ -171,13 +169,13 @@ def _curves_section(folder: Path) -> Section:
     Image.fromarray(data.astronaut()[:48, 200:264]).save(folder / "small.png")
     return Section(
         "B.2",
-        "Curves of losses and accuracies over twenty-five epochs of training, drawn for both splits",
+        "Curves of losses and accuracies over twenty-five epochs of training, plotted for both splits",
         "Train for at least 25 epochs and plot the curves.",
         [
-            Text("Both curves fall; the test loss stays above the training loss throughout."),
-            Figure(folder / "curves.png", "Losses and accuracies, epoch by epoch."),
-            Figure(folder / "tall.png", "A figure higher than wide."),
-            Figure(folder / "small.png", "A small picture, which is not blown up."),
+            Text("Both losses decrease; the test loss remains above the training loss."),
+            Figure(folder / "curves.png", "Losses and accuracies per epoch."),
+            Figure(folder / "tall.png", "A tall figure."),
+            Figure(folder / "small.png", "A small image, which is not enlarged."),
         ],
     )
 
@@ -216,12 +214,12 @@ def _wide_table_section(folder: Path) -> Section:
     return Section(
         "B.5",
         "Batch sizes",
-        "Train with several batch sizes for as many epochs; what does it do to the losses and to the pictures?",
+        "Train with several batch sizes for the same number of epochs. How do losses and images change?",
         [
-            Table("Thirty runs of a sweep, each with its loss at five epochs.", columns, rows),
-            Text("The larger the batch, the higher the loss after as many epochs."),
+            Table("Thirty runs of a sweep, each with its loss after several epochs.", columns, rows),
+            Text("Larger batches have a higher loss after the same number of epochs."),
             Table(
-                "Longest first: sorts by value and not by text.",
+                "Longest first: sorted by value and not by text.",
                 ["", "loss"],
                 [
                     ["b", Number(10.5, "b.json: loss", ".1f")],
@@ -231,7 +229,7 @@ def _wide_table_section(folder: Path) -> Section:
                     ["d", Number(math.nan, "d.json: loss", ".2f")],
                 ],
             ),
-            Figure(folder / "photo.png", "A photograph, of many colours."),
+            Figure(folder / "photo.png", "A photograph with many colours."),
         ],
     )
 
@@ -239,22 +237,22 @@ def _wide_table_section(folder: Path) -> Section:
 def _special_characters_section(folder: Path) -> Section:
     return Section(
         "C.1",
-        "Whatever a text may hold: <i>&amp; " + '"$_*#@',
+        "Special characters: <i>&amp; " + '"$_*#@',
         SPECIAL_CHARACTERS,
         [
             Text(SPECIAL_CHARACTERS.replace("{", "{{")),
             Text(
-                "A file: `{}`, and {{braces}} with a lonely ` tick.".replace(
-                    "{}", "folder_with-a-name/" * 12 + "picture.png"
+                "A file: `{}`, and {{braces}} with an unpaired ` backtick.".replace(
+                    "{}", "folder_with-a-name/" * 12 + "image.png"
                 )
             ),
             Table(
                 SPECIAL_CHARACTERS,
-                ["name <th>", "a number in words"],
+                ["name <th>", "text"],
                 [["x" * 150, "a/very/long/path/" * 8], ["short", SPECIAL_CHARACTERS]],
             ),
-            Code("SELECT * FROM t WHERE a = '<b>' -- no such\n" + "x" * 300 + "\n\n\tindented", "sql"),
-            Code('plain text in no language at all $ # \\ " ` [', "klingon"),
+            Code("SELECT * FROM t WHERE a = '<b>' -- comment\n" + "x" * 300 + "\n\n\tindented", "sql"),
+            Code('plain text in an unknown language $ # \\ " ` [', "unknown"),
         ],
     )
 
@@ -266,7 +264,7 @@ def _missing_section() -> Section:
         "",
         [
             MissingRun(
-                "a detector fine-tuned on a set of its own",
+                "a fine-tuned detector",
                 "chromabox finetune set -o runs/mine --freeze 10 --name '<two words>' && chromabox report runs",
             )
         ],

@@ -1,4 +1,4 @@
-"""What ``chromabox data check`` prints and writes; what is found has tests in tests/detect/test_check.py."""
+"""Output of ``chromabox data check``; validation itself is tested in tests/detect/data/test_validate.py."""
 
 import json
 import sys
@@ -13,49 +13,49 @@ from detection_fixtures import make_yolo_dataset, read_all_files
 DOG = "1 0.5 0.5 0.5 0.4\n"
 
 
-def test_a_sound_set_is_told_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_dataset_is_printed_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": ""}, names=("cat", "[red]dog"))
     assert report_validation(folder).is_valid
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in printed.splitlines() if line.startswith("│")}
-    assert [cell.strip() for cell in rows["pictures"]] == ["1", "1"]
-    assert [cell.strip() for cell in rows["of them without a box"]] == ["0", "1"]
+    assert [cell.strip() for cell in rows["images"]] == ["1", "1"]
+    assert [cell.strip() for cell in rows["images without boxes"]] == ["0", "1"]
     assert [cell.strip() for cell in rows["[red]dog"]] == ["1", "0"]
     assert "cat" not in rows
-    assert printed.splitlines()[-2:] == ["under 5 boxes in a split: [red]dog", "sound"]
+    assert printed.splitlines()[-2:] == ["fewer than 5 boxes in a split: [red]dog", "No problems found."]
 
 
-def test_the_many_do_not_hide_the_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frequent_issues_do_not_hide_rare_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_yolo_dataset(tmp_path, {"train/a": "9 0.5 0.5 0.1 0.1\n" * 50 + "word\n", "val/b": DOG})
-    check = report_validation(folder, output=tmp_path / "new" / "check.json")
+    report = report_validation(folder, output=tmp_path / "new" / "check.json")
     printed = capsys.readouterr().out.splitlines()
     assert sum("unknown class" in line for line in printed) == MAX_LINES_PER_ISSUE + 1
     assert "… and 30 more of “unknown class”" in printed
     assert sum("unreadable label" in line for line in printed) == 1
-    assert printed[-2].startswith("not sound: --repair")
+    assert printed[-2].startswith("Problems found. Use --repair")
     assert printed[-1] == str(tmp_path / "new" / "check.json")
-    assert len(json.loads((tmp_path / "new" / "check.json").read_text())["faults"]) == len(check.issues) == 51
+    assert len(json.loads((tmp_path / "new" / "check.json").read_text())["faults"]) == len(report.issues) == 51
 
 
-def test_a_repair_is_told_and_leaves_the_data_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_copy_is_reported_and_keeps_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_yolo_dataset(tmp_path / "data", {"train/a": DOG + DOG, "val/b": DOG})
     before = read_all_files(folder)
     report_validation(folder, clean_copy=tmp_path / "copy")
     assert read_all_files(folder) == before
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{tmp_path / 'copy'}: 2 pictures, 2 boxes, 1 changes (repair.json)"
+        f"{tmp_path / 'copy'}: 2 images, 2 boxes, 1 changes (repair.json)"
     )
 
 
-def test_an_output_that_cannot_be_gives_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_output_raises(tmp_path: Path) -> None:
     folder = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="cannot be written"):
         report_validation(folder, output=tmp_path / "file" / "check.json")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
-def test_names_that_are_no_text_are_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only Unicode file names")
+def test_file_names_that_are_not_unicode_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_yolo_dataset(tmp_path / "data", {"train/a\udcff": DOG + DOG, "val/b": DOG})
     report_validation(folder, output=tmp_path / "check.json", clean_copy=tmp_path / "copy")
     assert r"a\udcff.txt:2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The files of an evaluation: what is in them, whole or not at all; names that could break a figure or a table."""
+"""Files of a detector evaluation, and class names that could break a figure or a table."""
 
 import json
 from pathlib import Path
@@ -14,37 +14,37 @@ from chromabox.errors import ChromaboxError
 from chromabox.report.detection import print_evaluation, write_evaluation
 
 
-def evaluation(names: tuple[str, ...]) -> DetectionEvaluation:
-    """A picture with a box of each class, all found, one of them taken for the next class."""
+def make_evaluation(names: tuple[str, ...]) -> DetectionEvaluation:
+    """Evaluate one image with a box of each class, all detected, the first with the wrong class."""
     count = len(names)
     left = np.arange(count) * 10.0
     boxes = np.stack([left, left, left + 8, left + 8], axis=1)
     truth = Sample(Path("a.png"), boxes, np.arange(count), (10 * count, 10 * count))
-    guessed = np.arange(count)
-    guessed[0] = count - 1
-    predicted = ImagePredictions(boxes, np.linspace(0.9, 0.3, count), guessed)
-    return evaluate_predictions([predicted], DetectionDataset((truth,), names, ("",)), num_resamples=10)
+    predicted_ids = np.arange(count)
+    predicted_ids[0] = count - 1
+    predictions = ImagePredictions(boxes, np.linspace(0.9, 0.3, count), predicted_ids)
+    return evaluate_predictions([predictions], DetectionDataset((truth,), names, ("",)), num_resamples=10)
 
 
 NAMES = {
     "two": ("cat", "dog"),
     "many": tuple(f"class {index}" for index in range(30)),
-    "odd": ("$x$ [red]", "_hidden", "$", "猫"),
+    "unusual": ("$x$ [red]", "_hidden", "$", "猫"),
 }
 
 
-# The figures' font has no Chinese; the figure is made all the same.
+# The figures' font lacks Chinese characters; the figure is drawn nevertheless.
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.parametrize("case", NAMES)
 def test_all_files_are_written(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = evaluation(NAMES[case])
+    result = make_evaluation(NAMES[case])
     paths = write_evaluation(result, tmp_path / "new", {"weights": "w"}, "a title with $ [x]")
     assert [path.name for path in paths] == ["evaluation.json", "curves.png", "confusion.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths)
-    said = json.loads(paths[0].read_text())
-    assert said["weights"] == "w"
-    assert list(said["per_class"]) == list(NAMES[case])
-    assert {"ap", "ap50", "ap_interval", "ap50_interval", "course", "per_class"} <= said.keys()
+    written = json.loads(paths[0].read_text())
+    assert written["weights"] == "w"
+    assert list(written["per_class"]) == list(NAMES[case])
+    assert {"ap", "ap50", "ap_interval", "ap50_interval", "course", "per_class"} <= written.keys()
     for path in paths[1:]:
         with Image.open(path) as image:
             image.load()
@@ -55,7 +55,7 @@ def test_all_files_are_written(tmp_path: Path, case: str, capsys: pytest.Capture
     assert all(name in printed for name in NAMES[case])
 
 
-def test_a_folder_that_cannot_be_gives_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="cannot be written to"):
-        write_evaluation(evaluation(("cat", "dog")), tmp_path / "file" / "new", {}, "t")
+        write_evaluation(make_evaluation(("cat", "dog")), tmp_path / "file" / "new", {}, "t")

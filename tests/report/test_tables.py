@@ -1,4 +1,4 @@
-"""Tables on the terminal: every number at its place, nothing folded away."""
+"""Printed tables: all numbers are present and not wrapped."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from chromabox.experiments.compare import Comparison, ComparisonRow, print_compa
 from chromabox.report.tables import print_colour_evaluation
 
 
-def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
-    net = EvaluationRow(
-        name="net",
+def test_print_colour_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    model = EvaluationRow(
+        name="model",
         loss=0.98765,
         accuracy=0.6123,
         balanced_accuracy=0.4,
@@ -21,20 +21,21 @@ def test_an_evaluation_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str
         colourfulness=12.34,
     )
     grey = EvaluationRow(name="grey", psnr=22.0, delta_e=11.0, colourfulness=0.0)
-    print_colour_evaluation(Evaluation([net, grey], np.zeros((2, 2), np.int64)), "unet on horses")
+    print_colour_evaluation(Evaluation([model, grey], np.zeros((2, 2), np.int64)), "unet on horses")
     lines = capsys.readouterr().out.splitlines()
     assert any("unet on horses" in line for line in lines)
     assert any(
-        all(number in line for number in ("net", "0.9877", "61.23", "40.00", "23.46", "9.88", "12.3")) for line in lines
+        all(number in line for number in ("model", "0.9877", "61.23", "40.00", "23.46", "9.88", "12.3"))
+        for line in lines
     )
-    # What a row has no value for stays empty rather than becoming a zero or "None".
-    bare = next(line for line in lines if "grey" in line)
-    assert "None" not in bare
-    assert bare.count(".") == 3
+    # Missing values are empty cells and neither zero nor "None".
+    grey_line = next(line for line in lines if "grey" in line)
+    assert "None" not in grey_line
+    assert grey_line.count(".") == 3
 
 
-def test_a_comparison_says_mean_spread_and_where_things_are(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ComparisonRow(
+def test_print_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    row = ComparisonRow(
         model="unet",
         recipe="course",
         data="cifar10:horse",
@@ -49,8 +50,8 @@ def test_a_comparison_says_mean_spread_and_where_things_are(capsys: pytest.Captu
         published_accuracy="57.5–59.3",
         published_loss="1.0332",
     )
-    print_comparison(Comparison([line], {"unet": []}, Path("a/table.csv"), Path("a/figure.png")))
-    out = capsys.readouterr().out
+    print_comparison(Comparison([row], {"unet": []}, Path("a/table.csv"), Path("a/figure.png")))
+    printed = capsys.readouterr().out
     for part in (
         "58.50 ± 0.25",
         "1.0400",
@@ -61,5 +62,5 @@ def test_a_comparison_says_mean_spread_and_where_things_are(capsys: pytest.Captu
         "a/figure.png",
         "palette course",
     ):
-        assert part in out
-    assert "1.0400 ±" not in out
+        assert part in printed
+    assert "1.0400 ±" not in printed

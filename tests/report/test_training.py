@@ -1,4 +1,4 @@
-"""What a fine-tuning run tells and draws, through the verb itself."""
+"""Output and figures of a fine-tuning run, through the command."""
 
 import json
 from pathlib import Path
@@ -28,19 +28,19 @@ FAST = RuntimeOptions(precision="float32", channels_last="off", threads=1)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the options of a finished run."""
-    place = tmp_path_factory.mktemp("run")
+    base = tmp_path_factory.mktemp("run")
     labels = {f"train/{name}": BOX for name in "abcd"} | {f"val/{name}": BOX for name in "xy"}
-    data = make_yolo_dataset(place / "set", labels, ("dog", "hedgehog"))
-    save_detector(place / "small.safetensors", make_small_detector())
+    data = make_yolo_dataset(base / "set", labels, ("dog", "hedgehog"))
+    save_detector(base / "small.safetensors", make_small_detector())
     options = {
-        "weights": str(place / "small.safetensors"),
+        "weights": str(base / "small.safetensors"),
         "freeze": "3",
         "training": FinetuneTrainingArgs(epochs=1, size=64, batch_size=2, cached_views=1),
-        "output": place / "out",
+        "output": base / "out",
         "runtime": FAST,
     }
     assert finetune(str(data), **options) == 0
-    return place / "out", options
+    return base / "out", options
 
 
 def test_run_folder_is_complete(run: tuple[Path, dict[str, Any]]) -> None:
@@ -64,11 +64,11 @@ def test_finished_run_is_reported_again(run: tuple[Path, dict[str, Any]], capsys
     folder, _ = run
     before = (folder / "metrics.jsonl").read_text()
     finetune(resume=folder, runtime=FAST)
-    said = capsys.readouterr().out
-    assert "AP50 on 2 held-out pictures: " in said
-    assert said.splitlines()[-1] == f"use it: chromabox detect PICTURE --weights {folder} -o found/"
-    assert f"for any ONNX runtime: {folder}/best.onnx; checked against PyTorch on 4 photographs" in said
-    assert f"for darknet: {folder}/best.weights" in said
+    printed = capsys.readouterr().out
+    assert "AP50 on 2 validation images: " in printed
+    assert printed.splitlines()[-1] == f"next: chromabox detect IMAGE --weights {folder} -o detections/"
+    assert f"for any ONNX runtime: {folder}/best.onnx; checked against PyTorch on 4 photographs" in printed
+    assert f"for Darknet: {folder}/best.weights" in printed
     assert (folder / "metrics.jsonl").read_text() == before
 
 
@@ -101,25 +101,25 @@ def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any],
 
 
 def test_worst_errors_come_first() -> None:
-    """A sure detection of nothing, a large box missed, and a picture in which all is right."""
+    """A confident false positive, a large missed box, and an image without errors."""
 
-    def found(*rows: tuple[float, int, tuple[float, ...]]) -> Detections:
+    def make_detections(*rows: tuple[float, int, tuple[float, ...]]) -> Detections:
         return Detections(
             xyxy=np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
             confidence=np.array([score for score, _, _ in rows], np.float32),
             class_id=np.array([number for _, number, _ in rows], np.int64),
         )
 
-    def truth(number: int, *box: float) -> Sample:
+    def make_sample(number: int, *box: float) -> Sample:
         return Sample(Path("a.png"), np.array([box], np.float64), np.array([number]), (100, 100))
 
-    pictures = [truth(0, 0, 0, 50, 50), truth(0, 0, 0, 90, 90), truth(0, 10, 10, 20, 20)]
+    samples = [make_sample(0, 0, 0, 50, 50), make_sample(0, 0, 0, 90, 90), make_sample(0, 10, 10, 20, 20)]
     detections = [
-        found((0.9, 0, (0, 0, 50, 48)), (0.7, 0, (60, 60, 80, 80))),
-        found((0.6, 1, (0, 0, 90, 90))),  # the right place, another class
-        found((0.99, 0, (10, 10, 20, 20))),
+        make_detections((0.9, 0, (0, 0, 50, 48)), (0.7, 0, (60, 60, 80, 80))),
+        make_detections((0.6, 1, (0, 0, 90, 90))),  # correct position, wrong class
+        make_detections((0.99, 0, (10, 10, 20, 20))),
     ]
-    mistakes = worst_errors(pictures, detections)
-    assert [(one.image_index, one.kind) for one in mistakes] == [(1, "missed"), (0, "wrong")]
-    assert [one.severity for one in mistakes] == pytest.approx([0.9, 0.7])
-    assert len(worst_errors(pictures, detections, max_errors=1)) == 1
+    errors = worst_errors(samples, detections)
+    assert [(error.image_index, error.kind) for error in errors] == [(1, "missed"), (0, "wrong")]
+    assert [error.severity for error in errors] == pytest.approx([0.9, 0.7])
+    assert len(worst_errors(samples, detections, max_errors=1)) == 1

@@ -1,4 +1,4 @@
-"""What a run shows while it trains."""
+"""Output and figures of a colourisation run during training."""
 
 import json
 from pathlib import Path
@@ -22,17 +22,17 @@ def inputs() -> TrainInputs:
     return TrainInputs(HORSE24, ColourDataset(encode_images(rgb, HORSE24), encode_images(rgb, HORSE24)))
 
 
-def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: TrainInputs) -> None:
-    said: list[str] = []
-    watch = epoch_callback(tmp_path, said.append)
-    net = build_model("unet", num_filters=4)
+def test_every_epoch_is_logged_with_a_sample_sheet(tmp_path: Path, inputs: TrainInputs) -> None:
+    messages: list[str] = []
+    on_epoch_end = epoch_callback(tmp_path, messages.append)
+    model = build_model("unet", num_filters=4)
     for epoch in (1, 12):
-        watch({"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}, net, inputs)
-    assert said == [f"epoch {epoch}, train_loss 2.346, test_accuracy 0.5" for epoch in (1, 12)]
+        on_epoch_end({"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}, model, inputs)
+    assert messages == [f"epoch {epoch}, train_loss 2.346, test_accuracy 0.5" for epoch in (1, 12)]
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["epoch-001.png", "epoch-012.png"]
     with Image.open(tmp_path / "sheets" / "epoch-001.png") as image:
         sheet = np.asarray(image.convert("RGB"))
-    # Three rows of ten tiles of 16 pixels, threefold, with gaps of 2.
+    # Three rows of ten tiles of 16 pixels, enlarged three times, with gaps of 2.
     assert sheet.shape == (3 * 50 + 2, 10 * 50 + 2, 3)
     for column in range(10):
         truth = inputs.data.test.rgb[column].transpose(1, 2, 0)
@@ -44,12 +44,14 @@ def test_every_epoch_is_a_line_and_a_sheet(tmp_path: Path, inputs: TrainInputs) 
         assert predicted <= {tuple(colour) for colour in HORSE24.rgb.tolist()}
 
 
-def test_curves_are_drawn_from_what_there_is(tmp_path: Path) -> None:
-    path = plot_run(tmp_path, "nothing yet")
+def test_curves_of_incomplete_metrics(tmp_path: Path) -> None:
+    path = plot_run(tmp_path, "no metrics")
     assert path == tmp_path / "curves.png"
     assert not path.exists()
     record = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.1, "test_loss": 2.1, "test_accuracy": 0.2}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + '\n{"epoch": 2, "tra')  # as a crash leaves it
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps(record) + '\n{"epoch": 2, "tra'
+    )  # an incomplete line after a crash
     with Image.open(plot_run(tmp_path, "one epoch")) as image:
         image.load()
         assert image.size == (1080, 432)

@@ -1,4 +1,4 @@
-"""What a data set's check found, for people and as ``check.json``; the verb ``chromabox data check``."""
+"""Printed and JSON reports of dataset validation, for ``chromabox data check``."""
 
 import sys
 from collections import Counter
@@ -13,45 +13,46 @@ from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, v
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 
-#: Lines of a kind that are printed; the file has them all.
+#: Maximum number of printed lines per type of issue; the JSON file contains all of them.
 MAX_LINES_PER_ISSUE = 20
 
 
 def report_validation(path: Path | str, *, clean_copy: Path | None = None, output: Path | None = None) -> DatasetReport:
-    """Check the data, print what was found, write it as JSON to the file `output`, and a sound copy into `repair`.
+    """Validate the dataset, print the report, write it as JSON to `output`, and write a clean copy to `clean_copy`.
 
-    Raises what loading raises, UsageError for a `repair` that exists or lies in the data, ChromaboxError where a file
-    cannot be written.
+    Raise the errors of loading, UsageError if `clean_copy` exists or lies inside the dataset, and ChromaboxError if a
+    file cannot be written.
     """
-    place = resolve_dataset(path)
-    check = validate_dataset(place, show_progress=True)
-    print_report(check, str(place))
+    dataset_path = resolve_dataset(path)
+    report = validate_dataset(dataset_path, show_progress=True)
+    print_report(report, str(dataset_path))
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, check.as_json())
+            write_json(output, report.as_json())
         except OSError as error:
-            raise ChromaboxError(f"{output}: cannot be written ({error.strerror}); give another place") from error
+            raise ChromaboxError(f"{output}: cannot be written ({error.strerror}); use another path") from error
         print(output)
     if clean_copy is not None:
-        copy = write_clean_copy(check, place, clean_copy)
+        copy = write_clean_copy(report, dataset_path, clean_copy)
         print(
-            f"{copy.folder}: {copy.num_images} pictures, {copy.num_boxes} boxes, {len(copy.changes)} changes (repair.json)"
+            f"{copy.folder}: {copy.num_images} images, {copy.num_boxes} boxes, "
+            f"{len(copy.changes)} changes (repair.json)"
         )
-    return check
+    return report
 
 
 def print_report(report: DatasetReport, title: str) -> None:
-    """Counts of splits and classes as a table, then what is wrong, at most some lines of each kind."""
+    """Print the counts per split and class as a table, then the issues, with a limited number of lines per type."""
     data, boxes = report.data, report.box_counts
-    pictures = Counter(one.split for one in data.samples)
+    image_counts = Counter(sample.split for sample in data.samples)
     table = Table(title=printable(f"{title} ({data.format.upper()})"))
     table.add_column("", overflow="fold")
     for split in data.splits:
         table.add_column(printable(split or "all"), justify="right", no_wrap=True)
-    table.add_row("pictures", *(str(pictures[split]) for split in data.splits))
-    empty = Counter(one.split for one in data.samples if len(one.boxes) == 0)
-    table.add_row("of them without a box", *(str(empty[split]) for split in data.splits))
+    table.add_row("images", *(str(image_counts[split]) for split in data.splits))
+    empty = Counter(sample.split for sample in data.samples if len(sample.boxes) == 0)
+    table.add_row("images without boxes", *(str(empty[split]) for split in data.splits))
     table.add_row("boxes", *(str(sum(boxes[split].values())) for split in data.splits))
     table.add_section()
     for name in data.classes:
@@ -65,42 +66,46 @@ def print_report(report: DatasetReport, title: str) -> None:
 
 
 def issue_lines(report: DatasetReport) -> list[str]:
-    """Everything that is wrong or remarkable, a line for each, the worst kinds not hidden by the many."""
+    """Return one line per issue, duplicate or rare class; long lists are cut so that every type of issue is visible."""
     lines: list[str] = []
-    for kind, count in report.issue_counts.items():
-        own = [fault for fault in report.issues if fault.issue_type == kind]
-        lines += [str(fault) for fault in own[:MAX_LINES_PER_ISSUE]]
-        lines += [f"… and {count - MAX_LINES_PER_ISSUE} more of “{kind}”"] if count > MAX_LINES_PER_ISSUE else []
-    crossing = set(report.leaks)
+    for issue_type, count in report.issue_counts.items():
+        issues = [issue for issue in report.issues if issue.issue_type == issue_type]
+        lines += [str(issue) for issue in issues[:MAX_LINES_PER_ISSUE]]
+        lines += [f"… and {count - MAX_LINES_PER_ISSUE} more of “{issue_type}”"] if count > MAX_LINES_PER_ISSUE else []
+    leaks = set(report.leaks)
     for pair in report.duplicates[:MAX_LINES_PER_ISSUE]:
-        alike = (
-            "are byte for byte the same"
+        similarity = (
+            "are identical files"
             if pair.exact
-            else f"are nearly the same ({pair.hash_distance} of 64 bits differ)"
+            else f"are near-duplicates ({pair.hash_distance} of 64 hash bits differ)"
         )
-        across = ", across splits" if pair in crossing else ""
-        lines.append(f"{pair.first} and {pair.second} {alike}{across}")
+        across = ", across splits" if pair in leaks else ""
+        lines.append(f"{pair.first} and {pair.second} {similarity}{across}")
     if len(report.duplicates) > MAX_LINES_PER_ISSUE:
         lines.append(
-            f"… and {len(report.duplicates) - MAX_LINES_PER_ISSUE} more pairs, {len(crossing)} in all across splits"
+            f"… and {len(report.duplicates) - MAX_LINES_PER_ISSUE} more pairs; {len(leaks)} pairs in all across splits"
         )
-    thin = rare_classes(report)
-    if thin:
-        lines.append(f"under {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(thin)}")
+    rare = rare_classes(report)
+    if rare:
+        lines.append(f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}")
     lines.append(
-        "sound"
+        "No problems found."
         if report.is_valid
-        else "not sound: --repair FOLDER writes a copy without faults and equal files; these stay as they are"
+        else "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
     )
     return lines
 
 
 def printable(text: str) -> Text:
-    """Text in which brackets are no markup, and "?" stands for what a terminal cannot show: files name anything."""
-    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
+    """Return text without markup, with "?" for unprintable characters, which file names can contain."""
+    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def rare_classes(report: DatasetReport) -> list[str]:
-    """The classes that have some boxes in a split, and fewer than are worth a figure."""
+    """Return the classes with at least one but fewer than ``MIN_BOXES_PER_CLASS`` boxes in a split."""
     counts = report.box_counts.values()
-    return [name for name in report.data.classes if any(0 < own[name] < MIN_BOXES_PER_CLASS for own in counts)]
+    return [
+        name
+        for name in report.data.classes
+        if any(0 < split_counts[name] < MIN_BOXES_PER_CLASS for split_counts in counts)
+    ]

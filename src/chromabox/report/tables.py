@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables printed to the terminal."""
 
 import math
 import sys
@@ -10,13 +10,13 @@ from chromabox.colour.evaluation.evaluate import Evaluation
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on the terminal: names to the left, numbers to the right."""
+    """Print a table with the first column left-aligned and the others right-aligned."""
     table = Table(title=title)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # A pipe has no width of its own; without a fixed one rich would fold the table at 80 columns.
+    # A pipe has no width; rich would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 
@@ -28,7 +28,7 @@ def _format_number(value: float | None, digits: int, factor: float = 1.0) -> str
 
 
 def print_colour_evaluation(result: Evaluation, title: str) -> None:
-    """The rows of an evaluation: net, floors, ceiling."""
+    """Print the rows of an evaluation: model, baselines and upper bound."""
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [
         [

@@ -1,7 +1,4 @@
-"""A fine-tuning run as the command line does it: trained, told, drawn and written down.
-
-What a colour run shows while it trains: a line, a sheet of pictures and at the end the curves.
-"""
+"""Reports of training runs: fine-tuning with summary and figures, and epoch callbacks of colourisation runs."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +37,10 @@ from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, plot_curves, save_f
 
 SquareTile = UInt8[np.ndarray, "side side 3"]
 
-#: Pictures on the sheet, mistakes on theirs, and the side of each in pixels.
+#: Maximum number of sample images and of errors, and the side of each tile in pixels.
 MAX_SAMPLES, MAX_ERRORS, TILE_SIZE = 12, 10, 320
 
-#: From this score on a detection that finds nothing is a mistake.
+#: Minimum confidence from which a false positive counts as an error.
 MIN_ERROR_CONFIDENCE = 0.25
 
 
@@ -56,17 +53,17 @@ def run_finetune(
     export: bool = True,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Fine-tune into ``folder``, draw and tell what came of it; returns the summary.
+    """Fine-tune into ``folder``, write figures, log the results, and return the summary.
 
-    Beside what the run writes: ``curves.png`` (losses, AP), ``evaluation/`` (table, curves, confusions of the result on
-    the judging pictures), ``sheet.png`` (truth | found), ``mistakes.png``, and with ``copies`` the result in the forms
-    that other programs read. The curves are drawn for a run that was stopped, too. With ``freeze`` as ``auto`` the
-    depth is chosen first.
+    In addition to the files of the run, write ``curves.png`` (losses, AP), ``evaluation/`` (metrics, curves and
+    confusion matrix of the result on the validation images), ``sheet.png`` (ground truth | prediction) and
+    ``mistakes.png``, and with ``export`` the model in other formats. The curves are also drawn for an interrupted run.
+    With ``freeze`` set to ``auto``, the number of frozen layers is selected first.
     """
     if config.freeze == "auto":
         config = choose_num_frozen(config, options or RuntimeOptions(), log=log)
     try:
-        outcome = finetune(
+        result = finetune(
             config,
             folder,
             options=options,
@@ -78,15 +75,15 @@ def run_finetune(
         if read_metrics(folder):
             plot_losses(read_metrics(folder), folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
     title = f"{folder} on {Path(config.data).name}"
-    print_evaluation(outcome.after, title)
-    write_evaluation(outcome.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
-    write_samples(outcome, folder)
-    for warning in outcome.summary["warnings"]:
+    print_evaluation(result.after, title)
+    write_evaluation(result.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
+    write_samples(result, folder)
+    for warning in result.summary["warnings"]:
         print(f"chromabox: {warning}", file=sys.stderr)
-    copied = list(export_all_formats(outcome.detector, folder)) if export else []
-    for line in summary_lines(outcome, folder, copied):
+    exported = list(export_all_formats(result.detector, folder)) if export else []
+    for line in summary_lines(result, folder, exported):
         log(line)
-    return outcome.summary
+    return result.summary
 
 
 def finetune_if_missing(
@@ -97,57 +94,57 @@ def finetune_if_missing(
     export: bool = True,
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Fine-tune into ``folder``, which is returned: a finished run is taken as it is, a begun one gone on with."""
+    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one."""
     if (folder / "summary.json").is_file():
-        log(f"{folder}: taken as it is")
+        log(f"{folder}: already finished, skipping")
         return folder
-    begun = (folder / "last.safetensors").is_file()
-    chosen = read_finetune_config(folder) if begun else make_config()
-    run_finetune(chosen, folder, options=options, resume=begun, export=export, log=log)
+    resume = (folder / "last.safetensors").is_file()
+    config = read_finetune_config(folder) if resume else make_config()
+    run_finetune(config, folder, options=options, resume=resume, export=export, log=log)
     return folder
 
 
 def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str]) -> list[str]:
-    """Before and after, what it cost, where it and its copies are, and how to use it."""
+    """Return lines with AP before and after, time and memory, file paths and an example of use."""
     summary = result.summary
     lines = []
     for name, heading in (("ap50", "AP50"), ("ap", "AP")):
         before, after, difference = summary["before"][name], summary["after"][name], summary["difference"][name]
         low, high = difference["interval"]
         lines.append(
-            f"{heading} on {len(result.val_data.samples)} held-out pictures: {100 * before:.1f} % before, "
+            f"{heading} on {len(result.val_data.samples)} validation images: {100 * before:.1f} % before, "
             f"{100 * after:.1f} % after; difference {100 * difference['value']:+.1f} "
             f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})"
         )
     if "retained" in summary:
-        kept = summary["retained"]
+        retained = summary["retained"]
         lines.append(
-            f"AP50 of the old classes on {kept['data']}: {100 * kept['ap50_before']:.1f} % before, "
-            f"{100 * kept['ap50_after']:.1f} % after"
+            f"AP50 of the original classes on {retained['data']}: {100 * retained['ap50_before']:.1f} % before, "
+            f"{100 * retained['ap50_after']:.1f} % after"
         )
     lines.append(
         f"{summary['epochs']} epochs of {summary['seconds_per_epoch']:.1f} s, {summary['seconds_filling']:.1f} s for "
-        f"the caches, at most {summary['peak_memory'] / 1e9:.2f} GB of memory"
+        f"the feature caches, peak memory {summary['peak_memory'] / 1e9:.2f} GB"
     )
     lines.append(f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)")
-    return [*lines, *exported, f"use it: chromabox detect PICTURE --weights {folder} -o found/"]
+    return [*lines, *exported, f"next: chromabox detect IMAGE --weights {folder} -o detections/"]
 
 
 def plot_losses(records: Sequence[EpochRecord], path: Path, title: str) -> None:
-    """Every term of the loss in training and on held-out pictures, and AP, against epochs; legible 16 cm wide."""
+    """Plot the training and validation loss terms and AP against epochs; the figure is legible at 16 cm width."""
     terms = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
     rows = -(-(len(terms) + 2) // 3)
     figure = Figure(figsize=(6.3, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 3).ravel()
-    for place, name in zip(axes, terms, strict=False):
-        _plot_series(place, records, {"training": f"train_{name}", "held out": f"val_{name}"})
-        place.set_title(name.replace("_", " "), fontsize=8)
-    for place, name in zip(axes[len(terms) :], ("ap50", "ap"), strict=False):
-        _plot_series(place, records, {"held out": f"val_{name}"})
-        place.set_title(name.upper(), fontsize=8)
-        place.set_ylim(0, 1)
-    for place in axes[len(terms) + 2 :]:
-        place.set_axis_off()
+    for panel, name in zip(axes, terms, strict=False):
+        _plot_series(panel, records, {"training": f"train_{name}", "validation": f"val_{name}"})
+        panel.set_title(name.replace("_", " "), fontsize=8)
+    for panel, name in zip(axes[len(terms) :], ("ap50", "ap"), strict=False):
+        _plot_series(panel, records, {"validation": f"val_{name}"})
+        panel.set_title(name.upper(), fontsize=8)
+        panel.set_ylim(0, 1)
+    for panel in axes[len(terms) + 2 :]:
+        panel.set_axis_off()
     axes[0].legend(fontsize=7)
     figure.supxlabel("epoch", fontsize=8)
     figure.suptitle(title, parse_math=False, fontsize=9)
@@ -155,7 +152,7 @@ def plot_losses(records: Sequence[EpochRecord], path: Path, title: str) -> None:
 
 
 def _plot_series(axes: Axes, records: Sequence[EpochRecord], names: Mapping[str, str]) -> None:
-    """Quantities against epochs, by what they are called; held-out pictures have no old net to be compared with."""
+    """Plot metrics by label against epochs; skip missing ones (there is no distillation loss on validation images)."""
     for (label, name), colour in zip(names.items(), (TRAIN_COLOUR, VAL_COLOUR)[-len(names) :], strict=True):
         if name in records[0]:
             values = [record[name] for record in records]
@@ -167,7 +164,7 @@ def _plot_series(axes: Axes, records: Sequence[EpochRecord], names: Mapping[str,
 
 @dataclass(frozen=True)
 class ErrorCase:
-    """A sure detection of nothing, or a true box that was missed; ``weight`` is how bad that is, 0 to 1."""
+    """A false positive or a missed ground-truth box; ``severity`` is 0 to 1."""
 
     image_index: int
     severity: float
@@ -175,17 +172,20 @@ class ErrorCase:
 
 
 def write_samples(result: FinetuneResult, folder: Path) -> None:
-    """``sheet.png``: the first pictures, truth beside prediction; ``mistakes.png``: the worst mistakes' pictures."""
+    """Write ``sheet.png`` (ground truth and prediction of the first images) and ``mistakes.png`` (the worst errors)."""
     detector = optimize_for_inference(result.detector)
-    pictures = result.val_data.samples
-    found = [
-        detect_image(read_image(one.path).pixels, detector, confidence=MIN_ERROR_CONFIDENCE, size=result.detector.size)
-        for one in pictures
+    samples, size = result.val_data.samples, result.detector.size
+    detections = [
+        detect_image(read_image(sample.path).pixels, detector, confidence=MIN_ERROR_CONFIDENCE, size=size)
+        for sample in samples
     ]
-    rows = [_make_row(one, theirs, result.val_data) for one, theirs in zip(pictures[:MAX_SAMPLES], found, strict=False)]
+    rows = [
+        _make_row(sample, image_detections, result.val_data)
+        for sample, image_detections in zip(samples[:MAX_SAMPLES], detections, strict=False)
+    ]
     write_image(folder / "sheet.png", make_grid(rows, scale=1))
-    mistakes = worst_errors(pictures, found)
-    rows = [_make_row(pictures[one.image_index], found[one.image_index], result.val_data) for one in mistakes]
+    errors = worst_errors(samples, detections)
+    rows = [_make_row(samples[error.image_index], detections[error.image_index], result.val_data) for error in errors]
     if rows:
         write_image(folder / "mistakes.png", make_grid(rows, scale=1))
 
@@ -193,27 +193,29 @@ def write_samples(result: FinetuneResult, folder: Path) -> None:
 def worst_errors(
     samples: Sequence[Sample], detections: Sequence[Detections], max_errors: int = MAX_ERRORS
 ) -> list[ErrorCase]:
-    """The worst mistake of each picture, the worst first: wrong detections by their score, missed boxes by their size.
+    """Return the most severe error of each image, most severe first.
 
-    A detection is wrong if it overlaps no true box of its class by half; a true box is missed if no detection of its
-    class overlaps it by half.
+    A detection is wrong if its IoU with every ground-truth box of its class is below 0.5; its severity is its
+    confidence. A ground-truth box is missed if its IoU with every detection of its class is below 0.5; its severity is
+    the square root of its fraction of the image area.
     """
-    mistakes = []
-    for index, (one, theirs) in enumerate(zip(samples, detections, strict=True)):
-        boxes = theirs.xyxy.astype(np.float64)
-        overlaps = iou(boxes, one.boxes) * (np.asarray(theirs.class_id)[:, None] == one.class_ids)
-        wrong = (overlaps < 0.5).all(axis=1)
-        missed = (overlaps < 0.5).all(axis=0) & ~one.is_crowd
-        height, width = one.size
-        shares = np.sqrt((one.boxes[:, 2:] - one.boxes[:, :2]).prod(axis=1) / (height * width))
-        own = [ErrorCase(index, float(score), "wrong") for score in np.asarray(theirs.confidence)[wrong]]
-        own += [ErrorCase(index, float(share), "missed") for share in shares[missed]]
-        mistakes += [max(own, key=lambda mistake: mistake.severity)] if own else []
-    return sorted(mistakes, key=lambda mistake: -mistake.severity)[:max_errors]
+    worst = []
+    for index, (sample, image_detections) in enumerate(zip(samples, detections, strict=True)):
+        boxes = image_detections.xyxy.astype(np.float64)
+        overlaps = iou(boxes, sample.boxes) * (np.asarray(image_detections.class_id)[:, None] == sample.class_ids)
+        is_wrong = (overlaps < 0.5).all(axis=1)
+        is_missed = (overlaps < 0.5).all(axis=0) & ~sample.is_crowd
+        height, width = sample.size
+        relative_sizes = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1) / (height * width))
+        wrong_scores = np.asarray(image_detections.confidence)[is_wrong]
+        errors = [ErrorCase(index, float(score), "wrong") for score in wrong_scores]
+        errors += [ErrorCase(index, float(size), "missed") for size in relative_sizes[is_missed]]
+        worst += [max(errors, key=lambda error: error.severity)] if errors else []
+    return sorted(worst, key=lambda error: -error.severity)[:max_errors]
 
 
 def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset) -> list[SquareTile]:
-    """Truth and prediction, drawn into squares of the same size."""
+    """Draw ground truth and prediction into tiles of the same size."""
     pixels = to_uint8(read_image(sample.path).pixels)
     truth = Detections(
         xyxy=sample.boxes.astype(np.float32),
@@ -221,41 +223,41 @@ def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset)
         class_id=sample.class_ids,
         data={"class_name": np.array(dataset.classes, dtype=str)[sample.class_ids]},
     )
-    return [_fit_tile(annotate(pixels, each)) for each in (truth, detections)]
+    return [_fit_tile(annotate(pixels, boxes)) for boxes in (truth, detections)]
 
 
 def _fit_tile(pixels: UInt8[np.ndarray, "height width 3"]) -> SquareTile:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((TILE_SIZE, TILE_SIZE), Image.Resampling.BOX)
+    image = Image.fromarray(pixels)
+    image.thumbnail((TILE_SIZE, TILE_SIZE), Image.Resampling.BOX)
     tile = Image.new("RGB", (TILE_SIZE, TILE_SIZE), (114, 114, 114))
-    tile.paste(picture, ((TILE_SIZE - picture.width) // 2, (TILE_SIZE - picture.height) // 2))
+    tile.paste(image, ((TILE_SIZE - image.width) // 2, (TILE_SIZE - image.height) // 2))
     return np.asarray(tile)
 
 
 def epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[[EpochRecord, nn.Module, TrainInputs], None]:
-    """An ``after_epoch`` that says the numbers and draws grey | truth | prediction into ``sheets/``."""
+    """Return an epoch callback that logs the metrics and draws greyscale | truth | prediction into ``sheets/``."""
 
-    def after_epoch(record: EpochRecord, net: nn.Module, inputs: TrainInputs) -> None:
+    def on_epoch_end(record: EpochRecord, model: nn.Module, inputs: TrainInputs) -> None:
         log(format_metrics(record))
-        rows = sample_grid(net, inputs.data.test, inputs.palette)
+        rows = sample_grid(model, inputs.data.test, inputs.palette)
         write_image(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", make_grid(rows, scale=3))
 
-    return after_epoch
+    return on_epoch_end
 
 
 def photo_epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[..., None]:
-    """An ``after_epoch`` for the photo net: the same, on the first validation photographs."""
+    """Return the epoch callback of photo models, which draws the first validation photographs."""
 
-    def after_epoch(record: EpochRecord, net: nn.Module, bins: ChromaBins, photographs: PhotoDataset) -> None:
+    def on_epoch_end(record: EpochRecord, model: nn.Module, bins: ChromaBins, dataset: PhotoDataset) -> None:
         log(format_metrics(record))
-        sheet = make_grid(photo_sample_grid(net, bins, photographs.val), scale=1)
+        sheet = make_grid(photo_sample_grid(model, bins, dataset.val), scale=1)
         write_image(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", sheet)
 
-    return after_epoch
+    return on_epoch_end
 
 
 def plot_run(folder: Path, title: str) -> Path:
-    """Draw ``curves.png`` from the run's metrics and return its path."""
+    """Plot the run's metrics into ``curves.png`` and return its path."""
     path = folder / "curves.png"
     records = read_metrics(folder)
     if records:

@@ -1,4 +1,4 @@
-"""Prose cut into spans: what comes out are the words that went in, each set in its way."""
+"""Parsing of prose into inline elements; the text is preserved."""
 
 import re
 
@@ -12,9 +12,9 @@ from chromabox.report.document.model import Number, Text
 TWO = Number(2.0, "a.json: two", ".1f", 0.5)
 
 
-def test_numbers_code_and_words_stand_apart() -> None:
-    found = parse_inline(Text("Of `{n}` and `a{{b}}` it is {n}.", {"n": TWO}))
-    assert found == [
+def test_numbers_code_and_text_are_separated() -> None:
+    inlines = parse_inline(Text("Of `{n}` and `a{{b}}` it is {n}.", {"n": TWO}))
+    assert inlines == [
         Inline("Of "),
         Inline("2.0 ± 0.5", code=True, number=TWO),
         Inline(" and "),
@@ -36,27 +36,27 @@ def test_numbers_code_and_words_stand_apart() -> None:
         ("{no} number", [Inline("{no} number")]),
     ],
 )
-def test_edges(text: str, expected: list[Inline]) -> None:
+def test_parse_inline_edge_cases(text: str, expected: list[Inline]) -> None:
     assert parse_inline(text) == expected
 
 
-def test_no_line_ends_before_a_percent_sign() -> None:
+def test_space_before_percent_sign_is_non_breaking() -> None:
     assert to_text(parse_inline(Text("{n} % of {n} px", {"n": TWO}))) == "2.0 ± 0.5\u00a0% of 2.0 ± 0.5 px"
 
 
-def test_addresses_become_links_without_the_full_stop_behind() -> None:
-    found = parse_links("A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: `https://code`.")
-    assert [span.link for span in found if span.link] == ["https://a.b/c_d", "http://x.y/z?q=1"]
-    assert to_text(found) == "A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: https://code."
+def test_urls_become_links_without_trailing_punctuation() -> None:
+    inlines = parse_links("A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: `https://code`.")
+    assert [inline.link for inline in inlines if inline.link] == ["https://a.b/c_d", "http://x.y/z?q=1"]
+    assert to_text(inlines) == "A. Author. Title (https://a.b/c_d). See http://x.y/z?q=1, too: https://code."
 
 
 @given(st.text(st.characters(exclude_characters="`\n\r", exclude_categories=["Cc", "Cs", "Cn"])))
-def test_no_word_is_lost(text: str) -> None:
+def test_text_is_preserved(text: str) -> None:
     assert to_text(parse_inline(text)) == to_text(parse_links(text)) == text
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_clean_text_can_be_written_and_shown(text: str) -> None:
+def test_strip_control_chars_gives_valid_text(text: str) -> None:
     cleaned = strip_control_chars(text)
     cleaned.encode("utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", cleaned)

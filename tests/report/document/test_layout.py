@@ -1,4 +1,4 @@
-"""A document as data: figures and tables are counted through, addresses are unique, columns know their numbers."""
+"""Documents as plain data: numbered figures and tables, unique anchors, numeric columns."""
 
 from pathlib import Path
 
@@ -12,37 +12,38 @@ TABLE = Table("t", ["a", "b"], [["x", Number(1.0, "s")], ["y", "–"]])
 FIGURE = Figure(Path("f.png"), "a `code` caption")
 
 
-def section(key: str, *blocks: Text | Table | Figure) -> Section:
+def make_section(key: str, *blocks: Text | Table | Figure) -> Section:
     return Section(key, "title", "", blocks)
 
 
-def test_counting_goes_through_all_parts() -> None:
-    laid = layout_document(Document("", [TABLE, FIGURE], [section("A", FIGURE, TABLE), section("B", FIGURE)], [], {}))
-    blocks = [*laid["abstract"], *laid["sections"][0]["blocks"], *laid["sections"][1]["blocks"]]
-    assert [(one["kind"], one["number"]) for one in blocks] == [
+def test_numbering_continues_across_sections() -> None:
+    layout = layout_document(
+        Document("", [TABLE, FIGURE], [make_section("A", FIGURE, TABLE), make_section("B", FIGURE)], [], {})
+    )
+    blocks = [*layout["abstract"], *layout["sections"][0]["blocks"], *layout["sections"][1]["blocks"]]
+    assert [(block["kind"], block["number"]) for block in blocks] == [
         ("table", 1), ("figure", 1), ("figure", 2), ("table", 2), ("figure", 3),
     ]  # fmt: skip
-    assert laid["figures"] == [FIGURE] * 3
+    assert layout["figures"] == [FIGURE] * 3
     assert blocks[1]["alt"] == "a code caption"
 
 
-def test_a_column_with_a_number_is_numeric_and_an_empty_table_has_none() -> None:
-    laid = layout_document(Document("", [TABLE, Table("", ["a", "b"], [])], [], [], {}))
-    assert [one["numeric"] for one in laid["abstract"]] == [[False, True], [False, False]]
-    assert [[to_text(cell) for cell in row] for row in laid["abstract"][0]["rows"]] == [["x", "1"], ["y", "–"]]
+def test_columns_with_numbers_are_numeric() -> None:
+    layout = layout_document(Document("", [TABLE, Table("", ["a", "b"], [])], [], [], {}))
+    assert [block["numeric"] for block in layout["abstract"]] == [[False, True], [False, False]]
+    assert [[to_text(cell) for cell in row] for row in layout["abstract"][0]["rows"]] == [["x", "1"], ["y", "–"]]
 
 
 @pytest.mark.parametrize("rows", [[["x"]], [["x", "y", "z"]], [["x", "y"], ["z"]]])
-def test_ragged_tables_are_refused(rows: list[list[str]]) -> None:
+def test_ragged_tables_are_rejected(rows: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="zip"):
         layout_document(Document("", [Table("", ["a", "b"], rows)], [], [], {}))
 
 
-def test_addresses_are_unique_and_hold_no_spaces() -> None:
+def test_anchors_are_unique_and_without_special_characters() -> None:
     keys = ["A.1", "A.1", "A 1 é", "<", "", "A.1--0"]
-    anchors = [
-        one["anchor"] for one in layout_document(Document("", [], [section(key) for key in keys], [], {}))["sections"]
-    ]
+    layout = layout_document(Document("", [], [make_section(key) for key in keys], [], {}))
+    anchors = [section["anchor"] for section in layout["sections"]]
     assert anchors[2] == "A-1-é"
     assert len(set(anchors)) == len(keys)
     assert not any(set(anchor) & set(' "<>&#') for anchor in anchors)

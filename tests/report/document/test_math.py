@@ -1,4 +1,4 @@
-"""Formulas read back from what was written of them and evaluated: both must have the expression's value."""
+"""Printed formulas, parsed and evaluated: both notations must have the value of the expression (by SymPy)."""
 
 import math
 import re
@@ -42,9 +42,9 @@ A, B, NIC = symbols("a b NIC", positive=True)
 VALUES = {"a": 1.75, "b": 3.5, "NIC": 2.25, "e": math.e, "log": math.log, "floor": math.floor, "ceil": math.ceil}
 
 
-def of_mathml(element: ElementTree.Element) -> str:
-    """MathML as a Python expression."""
-    parts = [of_mathml(child) for child in element]
+def mathml_to_python(element: ElementTree.Element) -> str:
+    """Convert MathML to a Python expression."""
+    parts = [mathml_to_python(child) for child in element]
     match element.tag:
         case "mi":
             return element.text or ""
@@ -66,9 +66,9 @@ def of_mathml(element: ElementTree.Element) -> str:
     raise AssertionError(element.tag)
 
 
-def of_typst(text: str) -> str:
-    """Typst's notation as a Python expression: its functions are defined below, all else is renamed."""
-    text = re.sub(r'"([^"]*)"', lambda quoted: quoted[1].replace(",", ""), text)
+def typst_to_python(text: str) -> str:
+    """Convert Typst's notation to a Python expression; ``evaluate`` defines its functions."""
+    text = re.sub(r'"([^"]*)"', lambda match: match[1].replace(",", ""), text)
     text = text.replace("\\(", "(").replace("\\)", ")")
     for sign, python in (
         ("−", "-"),
@@ -91,7 +91,7 @@ def evaluate(python: str) -> float:
 
 def read_back(expression: Expr) -> tuple[float, float]:
     tree = ElementTree.fromstring(f"<math>{to_mathml(expression)}</math>")
-    return evaluate(of_mathml(tree)), evaluate(of_typst(to_typst(expression)))
+    return evaluate(mathml_to_python(tree)), evaluate(typst_to_python(to_typst(expression)))
 
 
 LEAVES = st.sampled_from(
@@ -99,19 +99,19 @@ LEAVES = st.sampled_from(
 )
 
 
-def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
-    def two(make: Callable[[Expr, Expr], Expr]) -> st.SearchStrategy[Expr]:
+def compound_expressions(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+    def from_pair(make: Callable[[Expr, Expr], Expr]) -> st.SearchStrategy[Expr]:
         return st.builds(make, inner, inner)
 
-    evaluated = st.booleans()
+    evaluate = st.booleans()
     return st.one_of(
-        st.builds(lambda x, y, now: Add(x, y, evaluate=now), inner, inner, evaluated),
-        st.builds(lambda x, y, now: Mul(x, y, evaluate=now), inner, inner, evaluated),
-        st.builds(lambda x, now: Mul(-1, x, evaluate=now), inner, evaluated),
-        two(lambda x, y: x - y),
-        two(lambda x, y: x / y if y != 0 else x),
+        st.builds(lambda x, y, flag: Add(x, y, evaluate=flag), inner, inner, evaluate),
+        st.builds(lambda x, y, flag: Mul(x, y, evaluate=flag), inner, inner, evaluate),
+        st.builds(lambda x, flag: Mul(-1, x, evaluate=flag), inner, evaluate),
+        from_pair(lambda x, y: x - y),
+        from_pair(lambda x, y: x / y if y != 0 else x),
         st.builds(
-            lambda x, n, now: Pow(x, n, evaluate=now) if x != 0 else x, inner, st.sampled_from([2, -1, -2]), evaluated
+            lambda x, n, flag: Pow(x, n, evaluate=flag) if x != 0 else x, inner, st.sampled_from([2, -1, -2]), evaluate
         ),
         st.builds(lambda x: sqrt(x**2 + 1), inner),
         st.builds(lambda x: cbrt(x**2 + 1), inner),
@@ -121,8 +121,8 @@ def grown(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
     )
 
 
-def by_sympy(expression: Expr) -> float:
-    """The value as sympy's own translation to Python has it; discards what has none."""
+def sympy_value(expression: Expr) -> float:
+    """Return the value by SymPy's translation to Python; reject expressions without a value."""
     try:
         value = lambdify((A, B, NIC), expression, "math")(VALUES["a"], VALUES["b"], VALUES["NIC"])
     except (ZeroDivisionError, OverflowError, ValueError, TypeError):
@@ -131,18 +131,18 @@ def by_sympy(expression: Expr) -> float:
     return float(value)
 
 
-@given(st.recursive(LEAVES, grown, max_leaves=8))
+@given(st.recursive(LEAVES, compound_expressions, max_leaves=8))
 @settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow], deadline=None)
-def test_both_notations_have_the_expressions_value(expression: Expr) -> None:
-    expected = by_sympy(expression)
-    for step in expression.atoms(floor, ceiling):  # At a jump rounding decides.
-        inner = by_sympy(step.args[0])
+def test_both_notations_have_the_value_of_the_expression(expression: Expr) -> None:
+    expected = sympy_value(expression)
+    for rounded in expression.atoms(floor, ceiling):  # At a jump, rounding errors decide.
+        inner = sympy_value(rounded.args[0])
         assume(abs(inner - round(inner)) > 1e-6)
     for value in read_back(expression):
         assert value == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_what_sympys_own_printer_gets_wrong() -> None:
+def test_unevaluated_negation_of_a_sum() -> None:
     assert read_back(A - Mul(1, A + B, evaluate=False)) == (-3.5, -3.5)
     assert read_back(Mul(-1, A + B, evaluate=False)) == (-5.25, -5.25)
 
@@ -177,20 +177,20 @@ def test_typst(expression: Expr, expected: str) -> None:
     assert to_typst(expression) == expected
 
 
-def test_mathml_is_well_formed_and_holds_names_as_given() -> None:
-    strange = (
+def test_mathml_is_well_formed_and_preserves_names() -> None:
+    expression = (
         Symbol("<&>") * Symbol("beta") * Piecewise((A, A > 0), (0, True))
         + Sum(Indexed("x", A), (A, 1, B))
         + Abs(Symbol("z"))
     )
-    tree = ElementTree.fromstring(f"<math>{to_mathml(strange)}</math>")
-    names = {one.text for one in tree.iter("mi")}
+    tree = ElementTree.fromstring(f"<math>{to_mathml(expression)}</math>")
+    names = {element.text for element in tree.iter("mi")}
     assert {"<&>", "beta"} <= names
-    assert [one[0].text for one in tree.iter("munderover")] == ["∑"]
-    assert all(one.get("mathvariant") == "normal" for one in tree.iter("mi") if len(one.text or "") == 1)
+    assert [element[0].text for element in tree.iter("munderover")] == ["∑"]
+    assert all(element.get("mathvariant") == "normal" for element in tree.iter("mi") if len(element.text or "") == 1)
 
 
-def test_lines_can_end_at_signs_outside_fractions_and_quotes() -> None:
+def test_split_at_operators_outside_fractions_and_quotes() -> None:
     notation = to_typst(A * (B + 1) ** 2 - floor(A + B) + Symbol('+"(') / (A + B))
     expected = ['"a"', '\\("b"', '"1"\\)^("2")', '⌊"a"+"b"⌋', 'frac("+\\"(","a"+"b")']
     assert sorted(split_at_operators(notation)) == sorted(expected)

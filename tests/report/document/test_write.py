@@ -1,4 +1,4 @@
-"""The three files of a write-up, and what is said where they cannot be made."""
+"""The three files of a report, and errors if they cannot be written."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from chromabox.report.document.model import Document, Figure, Text
 from chromabox.report.document.write import write_document
 
 
-def test_the_three_lie_side_by_side(tmp_path: Path) -> None:
+def test_all_three_files_are_written(tmp_path: Path) -> None:
     written = write_document(Document("Title", [Text("Words.")], [], [], {}), tmp_path / "new" / "folder")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
         "report.html",
@@ -21,14 +21,14 @@ def test_the_three_lie_side_by_side(tmp_path: Path) -> None:
     assert written.json.read_bytes().startswith(b"{")
 
 
-def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_folder_that_is_a_file_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ChromaboxError, match=r"file: the write-up cannot be written there \(file exists\)"):
+    with pytest.raises(ChromaboxError, match=r"file: the report cannot be written \(file exists\)"):
         write_document(Document("", [], [], [], {}), tmp_path / "file")
 
 
-def test_a_figure_that_is_gone_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    document = Document("", [Figure(tmp_path / "gone.png", "")], [], [], {})
-    with pytest.raises(ChromaboxError, match=r"gone\.png: the figure cannot be read"):
+def test_missing_figure_raises_and_nothing_is_written(tmp_path: Path) -> None:
+    document = Document("", [Figure(tmp_path / "missing.png", "")], [], [], {})
+    with pytest.raises(ChromaboxError, match=r"missing\.png: the figure cannot be read"):
         write_document(document, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,4 +1,4 @@
-"""The page as a file: read back by Python's own HTML parser, which knows nothing of the template."""
+"""The HTML page, parsed by Python's HTML parser independently of the template."""
 
 import re
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ VOID = {"meta", "link", "img"}
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text outside scripts and styles; every tag must be closed by its own end."""
+    """Tags with attributes, and the text outside scripts and styles; every tag must be closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"{tag} has an attribute twice"
+        assert len(dict(attrs)) == len(attrs), f"{tag} has duplicate attributes"
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self.open.append(tag)
@@ -62,44 +62,44 @@ def page(document: Document, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_html(document, tmp_path_factory.mktemp("page") / "report.html"))
 
 
-def test_the_frame(page: Page, document: Document) -> None:
+def test_landmarks_and_title(page: Page, document: Document) -> None:
     assert page.all("html") == [{"lang": "en-GB"}]
     assert all(len(page.all(landmark)) == 1 for landmark in ("header", "nav", "main", "h1"))
     assert document.title in page.text
     assert page.text.count("Question") >= sum(bool(section.question) for section in document.sections)
 
 
-def test_nothing_is_fetched(page: Page) -> None:
-    """Addresses are inside the page, or links that a reader may follow; the browser is told to fetch nothing else."""
-    assert all(address.startswith("data:") for address in page.values("src"))
+def test_page_loads_nothing_external(page: Page) -> None:
+    """URLs are inside the page or links to follow; the content security policy forbids other requests."""
+    assert all(url.startswith("data:") for url in page.values("src"))
     for tag, attributes in page.tags:
-        address = attributes.get("href", "#")
-        assert address.startswith("#") or (tag == "a" and address.startswith("https://")) or address == "data:,"
-    [policy] = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
+        url = attributes.get("href", "#")
+        assert url.startswith("#") or (tag == "a" and url.startswith("https://")) or url == "data:,"
+    [policy] = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert len(page.all("script")) == len(page.all("style")) == 1
 
 
-def test_every_address_within_the_page_exists_once(page: Page) -> None:
+def test_ids_are_unique_and_links_resolve(page: Page) -> None:
     ids = page.values("id")
     assert len(set(ids)) == len(ids)
-    targets = [one["href"][1:] for one in page.all("a") if one["href"].startswith("#")]
+    targets = [link["href"][1:] for link in page.all("a") if link["href"].startswith("#")]
     assert {*targets, *page.values("aria-labelledby")} <= set(ids)
     assert {"A.1", "A.3", "B.2", "B.5", "C.1", "D.2"} <= set(targets)
 
 
-def test_every_number_is_there_with_its_source(page: Page, document: Document) -> None:
-    shown = [(float(one["value"]), one["title"]) for one in page.all("data") if "title" in one]
+def test_every_number_has_its_source(page: Page, document: Document) -> None:
+    shown = [(float(tag["value"]), tag["title"]) for tag in page.all("data") if "title" in tag]
     expected = [(number.value, number.source) for _, _, number in document.numbers()]
-    np.testing.assert_equal(shown, expected)  # Which holds nan equal to nan.
-    listed = [one for one in page.all("data") if "title" not in one]
+    np.testing.assert_equal(shown, expected)  # Treats nan as equal to nan.
+    listed = [tag for tag in page.all("data") if "title" not in tag]
     assert len(listed) == len(expected)
 
 
-def test_captions_are_numbered_and_stand_for_the_pictures(page: Page) -> None:
+def test_captions_are_numbered_and_used_as_alt_text(page: Page) -> None:
     assert all(re.search(rf"Figure {number}\.", page.text) for number in range(1, 6))
     assert all(re.search(rf"Table {number}\.", page.text) for number in range(1, 5))
-    assert [one["alt"] for one in page.all("img")][1] == "Losses and accuracies, epoch by epoch."
+    assert [image["alt"] for image in page.all("img")][1] == "Losses and accuracies per epoch."
 
 
 ANY = st.text(st.characters(exclude_categories=[]), max_size=40)
@@ -107,7 +107,7 @@ ANY = st.text(st.characters(exclude_categories=[]), max_size=40)
 
 @given(ANY.map(lambda text: text.replace("`", "'")), ANY)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_text_is_text_and_never_markup(tmp_path: Path, text: str, key: str) -> None:
+def test_text_is_never_interpreted_as_markup(tmp_path: Path, text: str, key: str) -> None:
     braced = text.replace("{", "{{").replace("}", "}}")
     number = Number(1.5, text)
     blocks = [
@@ -116,14 +116,14 @@ def test_text_is_text_and_never_markup(tmp_path: Path, text: str, key: str) -> N
     ]  # fmt: skip
     sections = [Section(key, text, text, blocks), Section(key, text, "", [])]
     page = Page(write_html(Document(text, [], sections, [text], {text: text}), tmp_path / "any.html"))
-    squeezed = "".join(strip_control_chars(text).split())
-    assert "".join(page.text.split()).count(squeezed) >= 12
-    assert {one["title"] for one in page.all("data") if "title" in one} == {strip_control_chars(text)}
+    compact = "".join(strip_control_chars(text).split())
+    assert "".join(page.text.split()).count(compact) >= 12
+    assert {tag["title"] for tag in page.all("data") if "title" in tag} == {strip_control_chars(text)}
     assert len(page.all("script")) == 1
     assert len(page.all("section")) == len(sections) + 2
 
 
-def test_large_pictures_are_made_smaller_and_captions_say_so(tmp_path: Path) -> None:
+def test_large_images_are_reduced_and_captions_state_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     figures = []
     for index in range(3):
@@ -134,17 +134,17 @@ def test_large_pictures_are_made_smaller_and_captions_say_so(tmp_path: Path) -> 
     path = write_html(document, tmp_path / "report.html", max_bytes=400_000)
     assert path.stat().st_size <= 400_000
     page = Page(path)
-    assert page.text.count("(shown in 256 colours and ") == 3
-    assert {(one["width"], one["height"]) for one in page.all("img")} == {("500", "300")}
+    assert page.text.count("(shown in 256 colours, ") == 3
+    assert {(image["width"], image["height"]) for image in page.all("img")} == {("500", "300")}
     assert (tmp_path / "0.png").read_bytes() == before
-    whole = write_html(document, tmp_path / "whole.html")
-    assert whole.stat().st_size <= MAX_PAGE_BYTES
+    unlimited = write_html(document, tmp_path / "unlimited.html")
+    assert unlimited.stat().st_size <= MAX_PAGE_BYTES
 
 
-def test_a_broken_figure_leaves_the_page_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_broken_figure_raises_and_keeps_the_existing_page(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     (tmp_path / "report.html").write_text("before")
-    with pytest.raises(ChromaboxError, match=r"broken\.png: is no whole PNG file"):
+    with pytest.raises(ChromaboxError, match=r"broken\.png: not a complete PNG file"):
         write_html(Document("", [Figure(tmp_path / "broken.png", "")], [], [], {}), tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 2

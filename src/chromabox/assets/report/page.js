@@ -1,33 +1,33 @@
 "use strict";
 
-/* Light or dark: as the system has it, until the reader says otherwise. */
+/* Colour scheme: the system's, until the reader switches it. */
 const root = document.documentElement;
 const theme = document.createElement("button");
-const remembered = { get: () => { try { return localStorage.getItem("theme"); } catch { return null; } },
-                     set: (name) => { try { localStorage.setItem("theme", name); } catch { /* A file may have no storage. */ } } };
+const stored = { get: () => { try { return localStorage.getItem("theme"); } catch { return null; } },
+                     set: (name) => { try { localStorage.setItem("theme", name); } catch { /* Local files can have no storage. */ } } };
 const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-const name = () => { theme.textContent = isDark() ? "Light" : "Dark"; theme.setAttribute("aria-label", isDark() ? "Change to light colours" : "Change to dark colours"); };
+const updateLabel = () => { theme.textContent = isDark() ? "Light" : "Dark"; theme.setAttribute("aria-label", isDark() ? "Switch to light mode" : "Switch to dark mode"); };
 theme.type = "button";
 theme.className = "theme";
-theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; remembered.set(root.dataset.theme); name(); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
-if (["light", "dark"].includes(remembered.get())) root.dataset.theme = remembered.get();
-name();
+theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; stored.set(root.dataset.theme); updateLabel(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", updateLabel);
+if (["light", "dark"].includes(stored.get())) root.dataset.theme = stored.get();
+updateLabel();
 document.querySelector("header").append(theme);
 
-/* Tables: a click or Enter on a heading sorts upwards, then downwards, then as it was. */
-const words = new Intl.Collator("en-GB", { numeric: true });
+/* Tables: a click or Enter on a heading sorts in ascending, then descending, then original order. */
+const collator = new Intl.Collator("en-GB", { numeric: true });
 const value = (cell) => {
   const number = cell.querySelector("data");
   return number ? Number(number.value.replace("inf", "Infinity")) : cell.textContent.trim();
 };
-/* Numbers before words before what is not known, whichever way the order goes. */
-const rank = (one) => typeof one === "number" ? (Number.isNaN(one) ? 2 : 0) : (one ? 1 : 2);
-const compare = (a, b) => typeof a === "number" && typeof b === "number" ? Math.sign(a - b) || 0 : words.compare(a, b);
+/* Numbers come before text and text before missing values, in either direction. */
+const rank = (key) => typeof key === "number" ? (Number.isNaN(key) ? 2 : 0) : (key ? 1 : 2);
+const compare = (a, b) => typeof a === "number" && typeof b === "number" ? Math.sign(a - b) || 0 : collator.compare(a, b);
 
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0];
-  const asWritten = [...body.rows];
+  const originalRows = [...body.rows];
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -39,15 +39,15 @@ for (const table of document.querySelectorAll("table")) {
       const order = { none: "ascending", ascending: "descending", descending: "none" }[head.ariaSort];
       for (const other of table.tHead.rows[0].cells) other.ariaSort = "none";
       head.ariaSort = order;
-      const way = order === "descending" ? -1 : 1;
-      const keyed = asWritten.map((row) => ({ row, key: value(row.cells[column]) }));
-      if (order !== "none") keyed.sort((a, b) => rank(a.key) - rank(b.key) || (rank(a.key) === 2 ? 0 : way * compare(a.key, b.key)));
+      const sign = order === "descending" ? -1 : 1;
+      const keyed = originalRows.map((row) => ({ row, key: value(row.cells[column]) }));
+      if (order !== "none") keyed.sort((a, b) => rank(a.key) - rank(b.key) || (rank(a.key) === 2 ? 0 : sign * compare(a.key, b.key)));
       body.append(...keyed.map(({ row }) => row));
     });
   });
 }
 
-/* Numbers say where they come from, under the pointer and under the keyboard. */
+/* Numbers show their source on hover and on keyboard focus. */
 const source = document.createElement("div");
 source.id = "-source";
 source.role = "tooltip";
@@ -72,11 +72,11 @@ const numberAt = (event) => event.target.closest?.(".number");
 document.addEventListener("pointerover", (event) => { const number = numberAt(event); if (number) show(number); });
 document.addEventListener("pointerout", (event) => { if (numberAt(event)) hide(); });
 document.addEventListener("focusin", (event) => { const number = numberAt(event); if (number) show(number); else hide(); });
-/* Moving to a number by keyboard may scroll the page; its source goes along. */
+/* Focusing a number can scroll the page; the tooltip follows. */
 document.addEventListener("scroll", () => { const number = document.activeElement.closest(".number"); if (number) show(number); else hide(); }, { capture: true, passive: true });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
-/* In a table the tab key stops at one number; arrows go to the others. */
+/* In a table, only one number is a tab stop; arrow keys move to the others. */
 for (const body of document.querySelectorAll("figure tbody")) {
   body.querySelectorAll(".number").forEach((number, index) => { number.tabIndex = index ? -1 : 0; });
   body.addEventListener("keydown", (event) => {
@@ -95,12 +95,12 @@ for (const body of document.querySelectorAll("figure tbody")) {
   });
 }
 
-/* The contents show where one is. */
+/* The table of contents highlights the current section. */
 const entries = new Map([...document.querySelectorAll("nav a")].map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
-const watch = new IntersectionObserver((changes) => {
+const observer = new IntersectionObserver((changes) => {
   for (const { target, isIntersecting } of changes) {
     if (isIntersecting) entries.get(target.id)?.setAttribute("aria-current", "true");
     else entries.get(target.id)?.removeAttribute("aria-current");
   }
 }, { rootMargin: "-20% 0px -75% 0px" });
-for (const section of document.querySelectorAll("main > section[id]")) watch.observe(section);
+for (const section of document.querySelectorAll("main > section[id]")) observer.observe(section);

@@ -1,6 +1,6 @@
-"""A document as plain data for a template: prose in spans, code in coloured lines, tables and figures counted.
+"""Documents converted to plain data for templates: parsed prose, highlighted code, numbered tables and figures.
 
-Source code as lines of coloured words, by Pygments; the page and the paper give the kinds their colours.
+Source code is highlighted by Pygments; the HTML and PDF templates define the colours of the token kinds.
 """
 
 import itertools
@@ -29,34 +29,34 @@ from chromabox.report.document.model import (
     Text,
 )
 
-#: What a block became: ``kind`` says which it is, the rest is its own.
+#: A block as plain data: ``kind`` names its type, and the other keys depend on it.
 LaidOut = dict[str, Any]
 
 
 def layout_document(document: Document) -> LaidOut:
-    """``title``, ``abstract``, ``sections``, ``references``, ``about`` and ``figures`` (all of them, as they come)."""
-    count = {Table: itertools.count(1), Figure: itertools.count(1)}
+    """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures`` (all, in order)."""
+    counters = {Table: itertools.count(1), Figure: itertools.count(1)}
     figures: list[Figure] = []
 
-    def lay_all(blocks: Sequence[Block]) -> list[LaidOut]:
+    def layout_blocks(blocks: Sequence[Block]) -> list[LaidOut]:
         figures.extend(block for block in blocks if isinstance(block, Figure))
-        return [_layout_block(block, lambda: next(count[type(block)])) for block in blocks]  # noqa: B023 - called at once
+        return [_layout_block(block, lambda: next(counters[type(block)])) for block in blocks]  # noqa: B023 - called immediately
 
     return {
         "title": strip_control_chars(document.title),
-        "abstract": lay_all(document.abstract),
+        "abstract": layout_blocks(document.abstract),
         "sections": [
             {
                 "anchor": anchor,
                 "key": strip_control_chars(section.key),
                 "title": strip_control_chars(section.title),
                 "question": parse_inline(section.question),
-                "blocks": lay_all(section.blocks),
+                "blocks": layout_blocks(section.blocks),
             }
             for section, anchor in zip(document.sections, _section_anchors(document), strict=True)
         ],
         "references": [parse_links(reference) for reference in document.references],
-        "about": [(parse_inline(name), parse_inline(value)) for name, value in document.metadata.items()],
+        "metadata": [(parse_inline(name), parse_inline(value)) for name, value in document.metadata.items()],
         "figures": figures,
     }
 
@@ -64,12 +64,12 @@ def layout_document(document: Document) -> LaidOut:
 def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
     match block:
         case Text():
-            return {"kind": "text", "spans": parse_inline(block)}
+            return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
             typst = to_typst(block.expression)
-            page = {"mathml": to_mathml(block.expression)}
-            paper = {"typst": typst, "pieces": split_at_operators(typst)}
-            return {"kind": "formula", "name": parse_inline(block.name), **page, **paper}
+            html = {"mathml": to_mathml(block.expression)}
+            pdf = {"typst": typst, "pieces": split_at_operators(typst)}
+            return {"kind": "formula", "name": parse_inline(block.name), **html, **pdf}
         case Table():
             return {"kind": "table", "number": next_number(), **_layout_table(block)}
         case Figure():
@@ -80,13 +80,13 @@ def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
         case MissingRun():
             return {
                 "kind": "missing",
-                "what": parse_inline(block.description),
+                "description": parse_inline(block.description),
                 "command": strip_control_chars(block.command),
             }
 
 
 def _layout_table(table: Table) -> LaidOut:
-    """``numeric`` says of each column whether a number stands in it; every row has as many cells as columns."""
+    """Lay out a table; ``numeric`` states for each column whether it holds a number. Raise ValueError if ragged."""
     columns = list(zip(table.columns, zip(*table.rows, strict=True), strict=True)) if table.rows else []
     return {
         "caption": parse_inline(table.caption),
@@ -102,7 +102,7 @@ def _layout_cell(cell: Cell) -> list[Inline]:
 
 
 def _section_anchors(document: Document) -> list[str]:
-    """What addresses may end in: the key, and behind a key that is there twice its place."""
+    """Return unique URL fragments: the section's key, with its index appended if the key is not unique."""
     keys = [
         re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)).strip("-") or "section"
         for section in document.sections
@@ -110,7 +110,7 @@ def _section_anchors(document: Document) -> list[str]:
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
 
 
-#: The first that holds a token names its kind; all others are plain.
+#: Token types and their kinds; the first match counts, and other tokens are plain text.
 TOKEN_KINDS = (
     (Comment, "comment"),
     (String, "string"),
@@ -126,27 +126,27 @@ CodeLine = list[tuple[str, str]]
 
 
 def highlight_lines(code: Code) -> list[CodeLine]:
-    """Lines of (kind, text); the kind is empty for plain text, and all of it for a language that nobody knows."""
+    """Return lines of (kind, text); the kind is empty for plain text and for code in an unknown language."""
     try:
         lexer = get_lexer_by_name(code.language, stripnl=False, ensurenl=False, tabsize=4)
     except ClassNotFound:
         lexer = get_lexer_by_name("text", stripnl=False, ensurenl=False, tabsize=4)
     lines: list[CodeLine] = [[]]
     for token, text in lex(strip_control_chars(code.source).strip("\n"), lexer):
-        first, *others = text.split("\n")
+        first, *rest = text.split("\n")
         _append_text(lines[-1], _token_kind(token), first)
-        for other in others:
+        for line in rest:
             lines.append([])
-            _append_text(lines[-1], _token_kind(token), other)
+            _append_text(lines[-1], _token_kind(token), line)
     return lines
 
 
 def _token_kind(token: _TokenType) -> str:
-    return next((kind for family, kind in TOKEN_KINDS if is_token_subtype(token, family)), "")
+    return next((kind for token_type, kind in TOKEN_KINDS if is_token_subtype(token, token_type)), "")
 
 
 def _append_text(line: CodeLine, kind: str, text: str) -> None:
-    """Words of one kind that touch are one."""
+    """Append text to the line; adjacent text of the same kind is merged."""
     if text and line and line[-1][0] == kind:
         line[-1] = (kind, line[-1][1] + text)
     elif text:

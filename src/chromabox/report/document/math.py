@@ -1,8 +1,8 @@
-"""Formulas for the page (MathML) and for the paper (Typst's mathematics), by one walk over the sympy expression.
+"""Formulas in MathML (for HTML) and in Typst's notation (for PDF), printed from SymPy expressions.
 
-Names stand upright and as given, since NIC is one number and not the product of three; what follows an underscore is a
-subscript. Factors are parted by a dot for the same reason. sympy's own MathML printer is not taken: it writes
-``-(a + b)`` as "-a + b" where that stands unevaluated (sympy 1.14), and knows no Typst.
+Names are upright, since NIC is one variable and not the product of three; text after an underscore is a subscript. A
+dot separates factors for the same reason. SymPy's MathML printer is not used: it writes an unevaluated ``-(a + b)`` as
+"-a + b" (SymPy 1.14), and there is no Typst printer.
 """
 
 import re
@@ -21,17 +21,17 @@ CONSTANT_SYMBOLS = {"Pi": "π", "Exp1": "e", "Infinity": "∞", "ImaginaryUnit":
 
 
 def to_mathml(expression: Expr) -> str:
-    """Presentation MathML, to be put into a ``math`` element."""
+    """Return presentation MathML, for use inside a ``math`` element."""
     return _MathMLPrinter().doprint(expression)
 
 
 def to_typst(expression: Expr) -> str:
-    """Typst's mathematical notation, without dollar signs."""
+    """Return Typst's mathematical notation, without dollar signs."""
     return _TypstPrinter().doprint(expression)
 
 
 def split_at_operators(notation: str) -> list[str]:
-    """The parts of Typst's notation within which no line can end: what stands between two signs outside parentheses."""
+    """Split Typst's notation into unbreakable parts; lines can break at operators outside parentheses."""
     pieces, depth = [""], 0
     for token in re.findall(r'"(?:[^"\\]|\\.)*"|\\.|.', notation):
         depth += (token in OPENING_BRACKETS) - (token in CLOSING_BRACKETS)
@@ -42,8 +42,8 @@ def split_at_operators(notation: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
-    """What stands where: signs, fractions, parentheses. How each is written is left to the notation."""
+class _MathPrinter(Printer):  # type: ignore[misc]  # SymPy is not typed.
+    """Base class for the structure of formulas; subclasses define the notation of each element."""
 
     @abstractmethod
     def number(self, digits: str) -> str: ...
@@ -76,9 +76,8 @@ class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
     def sum(self, lower: str, upper: str) -> str: ...
 
     def emptyPrinter(self, expr: object) -> str:
-        """Whatever else there may be, in sympy's own words."""
-        kind = type(expr).__name__
-        return self.name(CONSTANT_SYMBOLS.get(kind, str(expr)))
+        """Return other expressions in SymPy's string form."""
+        return self.name(CONSTANT_SYMBOLS.get(type(expr).__name__, str(expr)))
 
     def _print_Integer(self, expr: Integer) -> str:
         digits = self.number(f"{abs(int(expr)):,}")
@@ -142,11 +141,11 @@ class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
         return self.bracketed("|", self._print(expr.args[0]), "|")
 
     def _print_Sum(self, expr: Sum) -> str:
-        signs = []
+        sums = []
         for variable, first, last in reversed(expr.limits):
-            below = self.row([self._print(variable), self.operator("="), self._print(first)])
-            signs.append(self.sum(below, self._print(last)))
-        return self.row([*signs, self._parenthesise(expr.function, PRECEDENCE["Add"])])
+            lower = self.row([self._print(variable), self.operator("="), self._print(first)])
+            sums.append(self.sum(lower, self._print(last)))
+        return self.row([*sums, self._parenthesise(expr.function, PRECEDENCE["Add"])])
 
     def _symbol_name(self, name: str) -> str:
         base, _, index = strip_control_chars(name).replace("\n", " ").partition("_")
@@ -159,32 +158,33 @@ class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
         return self.row(parts)
 
     def _parenthesise(self, expr: Expr, precedence: int) -> str:
-        """In parentheses, unless it binds more tightly than the level."""
+        """Print in parentheses unless the expression's precedence exceeds ``precedence``."""
         printed = str(self._print(expr))
         return printed if precedence_traditional(expr) > precedence else self.bracketed("(", printed, ")")
 
     def _split_sign(self, expr: Expr) -> tuple[bool, str]:
-        """Whether a product is negative, and the product without its sign."""
+        """Return whether a product is negative, and the product without its sign."""
         factors = _flat_factors(expr)
         negative = bool(factors[0].is_Number and factors[0].is_extended_negative)
         if negative:
             factors[0] = -factors[0]
-        above, below = [], []
+        numerator, denominator = [], []
         for factor in factors:
             if isinstance(factor, Rational):
-                above.append(Integer(factor.p))
-                below.append(Integer(factor.q))
+                numerator.append(Integer(factor.p))
+                denominator.append(Integer(factor.q))
             elif isinstance(factor, Pow) and factor.exp.is_Rational and factor.exp < 0:
-                below.append(Pow(factor.base, -factor.exp))
+                denominator.append(Pow(factor.base, -factor.exp))
             else:
-                above.append(factor)
-        above, below = ([one for one in part if one != 1] for part in (above, below))
-        if not below:
-            return negative, self._product(above, is_alone=False)
-        return negative, self.fraction(self._product(above, is_alone=True), self._product(below, is_alone=True))
+                numerator.append(factor)
+        numerator, denominator = ([factor for factor in part if factor != 1] for part in (numerator, denominator))
+        if not denominator:
+            return negative, self._product(numerator, is_alone=False)
+        fraction = self.fraction(self._product(numerator, is_alone=True), self._product(denominator, is_alone=True))
+        return negative, fraction
 
     def _product(self, factors: Sequence[Expr], *, is_alone: bool) -> str:
-        """Factors with dots between them; a lone one in a fraction (``alone``) needs no parentheses."""
+        """Print factors separated by dots; a single factor in a fraction (``is_alone``) needs no parentheses."""
         if len(factors) < 2:
             factor = factors[0] if factors else Integer(1)
             return str(self._print(factor)) if is_alone else self._parenthesise(factor, PRECEDENCE["Add"])
@@ -195,14 +195,14 @@ class _MathPrinter(Printer):  # type: ignore[misc]  # sympy is not typed.
 
 
 def _flat_factors(expr: Expr) -> list[Expr]:
-    """A product's factors, those of products within it among them, unless their sign needs parentheses."""
+    """Return a product's factors, with nested products flattened unless their sign needs parentheses."""
     if not isinstance(expr, Mul):
         return [expr]
-    found: list[Expr] = []
+    factors: list[Expr] = []
     for factor in expr.as_ordered_factors():
-        inner = isinstance(factor, Mul) and not factor.as_coeff_Mul()[0].is_negative
-        found.extend(_flat_factors(factor) if inner else [factor])
-    return found
+        is_nested = isinstance(factor, Mul) and not factor.as_coeff_Mul()[0].is_negative
+        factors.extend(_flat_factors(factor) if is_nested else [factor])
+    return factors
 
 
 class _MathMLPrinter(_MathPrinter):
@@ -238,9 +238,9 @@ class _MathMLPrinter(_MathPrinter):
 
 
 class _TypstPrinter(_MathPrinter):
-    """Arguments and exponents stand in parentheses, which Typst does not show; names and numbers are quoted.
+    """Printer of Typst's notation; names and numbers are quoted, and Typst hides grouping parentheses.
 
-    No spaces are written, since beside quoted text they would show.
+    The notation contains no spaces, because Typst shows spaces next to quoted text.
     """
 
     def number(self, digits: str) -> str:
@@ -251,7 +251,7 @@ class _TypstPrinter(_MathPrinter):
         return f'"{escaped}"'
 
     def operator(self, sign: str) -> str:
-        # The multiplication sign itself, not the full stop in mid-line; a bare comma would part arguments of frac().
+        # "⋅" is the multiplication sign, "·" a middle dot; a bare comma would separate arguments of frac().
         return {"·": "⋅", ",": r"\,"}.get(sign, sign)
 
     def row(self, parts: Sequence[str]) -> str:
@@ -270,7 +270,7 @@ class _TypstPrinter(_MathPrinter):
         return f"root({degree},{radicand})" if degree else f"sqrt({radicand})"
 
     def bracketed(self, left: str, inner: str, right: str) -> str:
-        """Parentheses grow with a fraction within; between others, whose sign is quoted, a line may end."""
+        """Return brackets, which scale around fractions and sums; otherwise escape them to allow line breaks."""
         if left == "|":
             return f"lr(|{inner}|)"
         if left == "(" and "frac(" not in inner and "sum_(" not in inner:

@@ -1,6 +1,6 @@
-"""A write-up as data: sections of blocks, which are turned into a web page, a typeset paper and a list of numbers.
+"""Report documents as data: sections of blocks, converted to HTML, PDF and JSON.
 
-No number is typed into a text: it is a :class:`Number`, which knows the file or the computation it comes from.
+Numbers in texts are :class:`Number` objects, which record the file or the computation that they come from.
 """
 
 import math
@@ -15,20 +15,20 @@ from sympy import Expr
 
 @dataclass(frozen=True)
 class Number:
-    """A number, how it is printed, and where it comes from."""
+    """A number, its format and its source."""
 
     value: float
     source: str
-    """A file and what of it (``runs/unet/summary.json: test_accuracy``), or the computation's name."""
+    """A file and a key (``runs/unet/summary.json: test_accuracy``), or the name of the computation."""
     spec: str = ",.4g"
-    """As of :func:`format`; thousands may be set apart by commas."""
+    """Format specification of :func:`format`, for example with thousands separators."""
     std: float | None = None
-    """Printed behind "±" where it is known."""
+    """Standard deviation, printed after "±" unless None."""
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return {math.inf: "∞", -math.inf: "−∞"}.get(self.value, "–")
-        printed = [format(one, self.spec) for one in (self.value, self.std) if one is not None]
+        printed = [format(value, self.spec) for value in (self.value, self.std) if value is not None]
         return " ± ".join(printed).replace("-", "−")
 
 
@@ -37,15 +37,15 @@ Cell: TypeAlias = str | Number
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``{name}`` stands for a number, and what is between backticks is code."""
+    """A paragraph; ``{name}`` is replaced by a number, and text between backticks is code."""
 
     template: str
     numbers: Mapping[str, Number] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        named = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
-        if named != self.numbers.keys():
-            raise ValueError(f"the text names {sorted(named)}, but {sorted(self.numbers)} are given")
+        names = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+        if names != self.numbers.keys():
+            raise ValueError(f"the template uses {sorted(names)}, but numbers are {sorted(self.numbers)}")
 
     def __str__(self) -> str:
         return self.template.format(**{name: str(number) for name, number in self.numbers.items()})
@@ -53,7 +53,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Formula:
-    """``name`` = ``expression``, set as mathematics."""
+    """The equation ``name`` = ``expression``."""
 
     name: str
     expression: Expr
@@ -61,7 +61,7 @@ class Formula:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption above; names stand to the left, numbers to the right."""
+    """A table with a caption above; text is left-aligned, columns with numbers are right-aligned."""
 
     caption: str
     columns: Sequence[str]
@@ -78,7 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Code:
-    """Source code as it stands."""
+    """Source code, shown verbatim."""
 
     source: str
     language: str = "python"
@@ -86,7 +86,7 @@ class Code:
 
 @dataclass(frozen=True)
 class MissingRun:
-    """What is not there, and the command that makes it."""
+    """A missing result and the command that creates it."""
 
     description: str
     command: str
@@ -100,27 +100,27 @@ class Section:
     """The answer to one question."""
 
     key: str
-    """The handout's own: ``A.3``."""
+    """The assignment's number of the question, for example ``A.3``."""
     title: str
     question: str
-    """What is asked, in our words; empty where nothing is."""
+    """The question in our words; empty if there is none."""
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Document:
-    """All of a write-up."""
+    """A complete report."""
 
     title: str
     abstract: Sequence[Block]
     sections: Sequence[Section]
     references: Sequence[str]
     metadata: Mapping[str, str]
-    """How it was made: versions, machine, date."""
+    """Provenance: versions, machine, date."""
 
     def numbers(self) -> Iterator[tuple[str, str, Number]]:
-        """Every number with its section's key (empty in the abstract) and what it stands for there."""
-        for key, blocks in (("", self.abstract), *((one.key, one.blocks) for one in self.sections)):
+        """Yield every number with its section's key (empty in the abstract) and its name."""
+        for key, blocks in (("", self.abstract), *((section.key, section.blocks) for section in self.sections)):
             for block in blocks:
                 for name, number in _numbers(block):
                     yield key, name, number

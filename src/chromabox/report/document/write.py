@@ -1,10 +1,6 @@
-"""A write-up on disk: the page, the paper and the numbers, side by side.
+"""Reports written to disk: a self-contained HTML page, a PDF, and a JSON file of all numbers with their sources.
 
-A write-up as one web page that needs nothing else: no network, no other file.
-
-Every number of a write-up with its source, for machines.
-
-A write-up as a paper: PDF by Typst, with the fonts of Typst and matplotlib, so that it is alike on every machine.
+The PDF is typeset by Typst with the fonts of Typst and matplotlib only, which makes it identical on every machine.
 """
 
 import json
@@ -29,7 +25,7 @@ from chromabox.report.document.model import Document, MissingRun
 
 @dataclass(frozen=True)
 class WrittenDocument:
-    """Where the three are."""
+    """Paths of the three files."""
 
     html: Path
     pdf: Path
@@ -37,9 +33,9 @@ class WrittenDocument:
 
 
 def write_document(document: Document, folder: Path) -> WrittenDocument:
-    """Write ``report.html``, ``report.pdf`` and ``report.json`` into the folder, which is made if need be.
+    """Write ``report.html``, ``report.pdf`` and ``report.json`` into the folder, which is created if necessary.
 
-    Each is written whole or not at all. Raises ChromaboxError for a figure that is no PNG file, and for a folder that
+    Each file is written atomically. Raise ChromaboxError for a figure that is not a PNG file, and for a folder that
     cannot be written to.
     """
     try:
@@ -51,29 +47,27 @@ def write_document(document: Document, folder: Path) -> WrittenDocument:
         )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ChromaboxError(
-            f"{folder}: the write-up cannot be written there ({reason}); give another folder"
-        ) from error
+        raise ChromaboxError(f"{folder}: the report cannot be written ({reason}); use another folder") from error
 
 
-#: Bytes; a page of this size can be sent by mail and opens at once.
+#: Default size limit of the page in bytes; a page of this size can be sent by e-mail and opens quickly.
 MAX_PAGE_BYTES = 5_000_000
 
 
 def write_html(document: Document, path: Path, *, max_bytes: int = MAX_PAGE_BYTES) -> Path:
-    """Write the page, whole or not at all, and return the path.
+    """Write the page atomically and return the path.
 
-    Pictures are made smaller until the page has at most ``largest`` bytes, and their captions say so. Raises
-    ChromaboxError for a figure that is no PNG file; OSErrors of writing are the caller's.
+    Images are reduced until the page has at most ``max_bytes`` bytes, and their captions state the reduction. Raise
+    ChromaboxError for a figure that is not a PNG file, and OSError if the file cannot be written.
     """
-    laid = layout_document(document)
-    pictures = [read_png(figure.path) for figure in laid["figures"]]
-    words = len(_render_page(document, laid, [(picture, "") for picture in pictures]).encode())
-    notes = 80 * len(pictures)  # Room for what captions say of pictures that were made smaller.
-    small = fit_to_budget(pictures, max_bytes - words - notes)
-    page = _render_page(document, laid, [(picture, picture.uri) for picture in small])
-    with atomic_write(path) as aside:
-        aside.write_text(page, encoding="utf-8")
+    layout = layout_document(document)
+    images = [read_png(figure.path) for figure in layout["figures"]]
+    text_bytes = len(_render_page(document, layout, [(image, "") for image in images]).encode())
+    note_bytes = 80 * len(images)  # Space for the notes about reduced images in captions.
+    reduced = fit_to_budget(images, max_bytes - text_bytes - note_bytes)
+    page = _render_page(document, layout, [(image, image.uri) for image in reduced])
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -89,23 +83,24 @@ def _render_page(document: Document, layout: LaidOut, images: list[tuple[Any, st
         (strip_control_chars(key), strip_control_chars(name), number) for key, name, number in document.numbers()
     ]
     return environment.get_template("page.html").render(
-        laid=layout, pictures=images, numbers=numbers, clean=strip_control_chars, width_of=_cell_width_class
+        document=layout, images=images, numbers=numbers, clean=strip_control_chars, width_class=_cell_width_class
     )
 
 
 def _cell_width_class(cell: list[Inline]) -> str:
-    """How a table's cell takes its width: ``short`` is one line, ``long`` breaks within its words (file names)."""
-    words = to_text(cell)
-    if len(words) <= 24:
+    """Return the CSS class of a table cell: ``short`` is not wrapped, ``long`` breaks within words (file names)."""
+    text = to_text(cell)
+    if len(text) <= 24:
         return "short"
-    return "long" if max(map(len, words.split()), default=0) > 24 else "text"
+    return "long" if max(map(len, text.split()), default=0) > 24 else "text"
 
 
 def write_numbers_json(document: Document, path: Path) -> Path:
-    """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, whole or not at all, and return the path.
+    """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, atomically, and return the path.
 
-    Of a number: ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source``, ``spread``.
-    What is no finite number is null, since JSON has no word for it; ``printed`` shows it. OSErrors are the caller's.
+    A number has ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source``, ``spread``.
+    Values that are not finite, which JSON lacks, are null; ``printed`` shows them. Raise OSError if the file cannot be
+    written.
     """
     content = {
         "title": strip_control_chars(document.title),
@@ -123,8 +118,10 @@ def write_numbers_json(document: Document, path: Path) -> Path:
         ],
         "missing": _missing_runs(document),
     }
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
     return path
 
 
@@ -147,10 +144,10 @@ def _none_if_not_finite(value: float | None) -> float | None:
 
 
 def write_pdf(document: Document, path: Path) -> Path:
-    """Write the paper, whole or not at all, and return the path; the same document always makes the same bytes.
+    """Write the PDF atomically and return the path; the same document always gives the same bytes.
 
-    All text reaches Typst as data, never as markup, so that it may hold anything. Raises ChromaboxError for a figure
-    that is no PNG file; OSErrors of writing are the caller's.
+    All text is passed to Typst as data and never as markup, which allows any characters. Raise ChromaboxError for a
+    figure that is not a PNG file, and OSError if the file cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="chromabox-") as name:
         folder = Path(name)
@@ -164,23 +161,23 @@ def write_pdf(document: Document, path: Path) -> Path:
                 timestamp=0,
             )
         except typst.TypstError as error:
-            raise ChromaboxError(f"{path}: the write-up cannot be typeset: {error.message}") from error
-    with atomic_write(path) as aside:
-        aside.write_bytes(pdf)
+            raise ChromaboxError(f"{path}: the report cannot be typeset ({error.message})") from error
+    with atomic_write(path) as temp_path:
+        temp_path.write_bytes(pdf)
     return path
 
 
 def _write_typst_source(document: Document, folder: Path) -> None:
-    """``paper.typ``, which is the same for all write-ups, ``document.json`` and ``figure-1.png`` and so on."""
+    """Write ``paper.typ`` (the template), ``document.json``, and the figures ``figure-1.png`` and so on."""
     template = resources.files("chromabox").joinpath("assets", "report", "paper.typ")
     (folder / "paper.typ").write_bytes(template.read_bytes())
-    laid = layout_document(document)
-    pictures = []
-    for index, figure in enumerate(laid.pop("figures"), start=1):
-        picture = read_png(figure.path)
-        (folder / f"figure-{index}.png").write_bytes(picture.content)
-        pictures.append({"file": f"figure-{index}.png", "width": picture.width, "height": picture.height})
-    content = json.dumps({**laid, "pictures": pictures}, default=_inline_to_json, ensure_ascii=False)
+    layout = layout_document(document)
+    images = []
+    for index, figure in enumerate(layout.pop("figures"), start=1):
+        image = read_png(figure.path)
+        (folder / f"figure-{index}.png").write_bytes(image.content)
+        images.append({"file": f"figure-{index}.png", "width": image.width, "height": image.height})
+    content = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
     (folder / "document.json").write_text(content, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 from torch.nn import functional as F
 
-from chromabox.colour.chroma.recolour import apply_chroma, lightness
+from chromabox.colour.chroma.recolour import ChromaMap, apply_chroma, lightness
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 from chromabox.io.video import DEFAULT_CRF, check_target, probe_video, transcode
@@ -102,7 +102,6 @@ def _local_mean(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarra
 
 
 Frame = UInt8[np.ndarray, "height width 3"]
-ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def train(
         _write_config(config, folder)
         save_palette(folder / "palette.json", inputs.palette)
         log(
-            f"{config.model}, {config.recipe_name} recipe: {num_trainable_parameters(net):,} parameters; running on {execution}"
+            f"{config.model}, {config.recipe_name} recipe: {num_trainable_parameters(net):,} parameters; "
+            f"running on {execution}"
         )
     trained = fit(
         job,

@@ -44,7 +44,8 @@ class ColourExportReport:
     def __str__(self) -> str:
         return (
             f"checked against PyTorch on {self.num_inputs} inputs: probabilities differ by at most "
-            f"{self.max_probability_difference:.1e} ({MAX_DIFFERENCE:.0e} is allowed), scores by {self.max_logit_difference:.1e}"
+            f"{self.max_probability_difference:.1e} ({MAX_DIFFERENCE:.0e} is allowed), "
+            f"scores by {self.max_logit_difference:.1e}"
         )
 
 

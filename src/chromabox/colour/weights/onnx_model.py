@@ -154,7 +154,8 @@ def _read_onnx(path: Path) -> "ModelProto":
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
             raise ChromaboxError(
-                f"{path}: has {size:,} bytes; the nets of chromabox have less than {MAX_MODEL_BYTES:,}, take one of them"
+                f"{path}: has {size:,} bytes; the nets of chromabox have less than {MAX_MODEL_BYTES:,}, "
+                "take one of them"
             )
         # Numbers in other files are not looked for, and refused below.
         return onnx.load_model_from_string(path.read_bytes())

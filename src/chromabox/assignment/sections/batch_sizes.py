@@ -196,8 +196,8 @@ def _image_quality_text(sweep: SweepResult) -> Text:
     return Text(
         f"With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference ΔE2000 "
         "to the ground truth is {delta_e_first} with the smallest and {delta_e_last} with the largest batch size. The "
-        "PSNR is {psnr_first} dB with the smallest and {psnr_last} dB with the largest batch size; the greyscale "
-        "images themselves have {grey} dB. The colourfulness "
+        "PSNR is {psnr_first} dB with the smallest and {psnr_last} dB with the largest batch size; it is {grey} "
+        "dB for the greyscale images. The colourfulness "
         f"{describe_direction(sweep, EQUAL_EPOCHS, 'colourfulness')}: it is {{colourfulness_first}} with the smallest "
         "and {colourfulness_last} with the largest batch size, and {truth} for the ground truth.",
         {

@@ -231,14 +231,14 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
     source = f"{RESULTS_FILE}: nets > {{}} > relative gradient > {{}}, largest over smallest"
     numbers = {
         f"spread_{when}": Number(
-            _gradient_ratio(without_skips, gradients), source.format(without_skips.model, gradients), ",.0f"
+            _gradient_ratio(without_skips, gradients), source.format(without_skips.model, when), ",.0f"
         )
         for when, gradients in GRADIENT_FIELDS.items()
     }
     first_layer = {
-        f"{prefix}_{when}": analysis_number(analysis, "relative gradient", gradients, "block1", spec=".3f")
+        f"{prefix}_{when}": analysis_number(analysis, "relative gradient", when, "block1", spec=".3f")
         for prefix, analysis in (("plain", without_skips), ("skip", with_skips))
-        for when, gradients in GRADIENT_FIELDS.items()
+        for when in GRADIENT_FIELDS
     }
     return Text(
         "A third reason is often given: skip connections prevent vanishing gradients in the first layers. "

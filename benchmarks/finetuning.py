@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe, write_results
 
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
@@ -28,7 +29,6 @@ from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.autotune import RuntimeConfig
-from machine import describe, write_results
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Peak memory: encoding and training on all 60,000 CIFAR-10 pictures, and colouring folders of 5 and of 50 files.
+"""Peak memory: encoding and training on all 60,000 CIFAR-10 images, and colourising folders of 5 and of 50 files.
 
-Each job is a process of its own, so its peak is the operating system's own account of that process.
+Each job is a separate process; its peak memory is measured by the operating system.
 
     python benchmarks/memory.py [-o benchmarks/results/memory.json]
 """
@@ -15,13 +15,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from machine import describe, write_results
+from environment import describe_machine, write_results
 
-TRAIN = ["train", "unet", "--data", "cifar10:all", "--palette", "cifar24", "--epochs", "1", "--batch-size", "100"]
+TRAIN_ARGUMENTS = [
+    "train",
+    "unet",
+    "--data",
+    "cifar10:all",
+    "--palette",
+    "cifar24",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "100",
+]
 
 
 def peak_megabytes(arguments: list[str]) -> float:
-    """Peak resident memory of one chromabox process, in megabytes (10⁶ bytes)."""
+    """Return the peak resident memory of one chromabox process in megabytes (10⁶ bytes)."""
     process = subprocess.Popen([sys.executable, "-m", "chromabox", *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -29,8 +40,8 @@ def peak_megabytes(arguments: list[str]) -> float:
     return usage.ru_maxrss * 1024 / 1e6
 
 
-def photographs(folder: Path, count: int) -> Path:
-    """Noise pictures of 1600×1200 pixels: what is in them does not matter for memory."""
+def write_images(folder: Path, count: int) -> Path:
+    """Write images of noise with 1600×1200 pixels; the content does not affect the memory."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for index in range(count):
@@ -45,14 +56,14 @@ def main() -> None:
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peaks["train on all of CIFAR-10"] = peak_megabytes([*TRAIN, "-o", str(folder / "run")])
+        peaks["train on all of CIFAR-10"] = peak_megabytes([*TRAIN_ARGUMENTS, "-o", str(folder / "run")])
         for count in (5, 50):
-            source = photographs(folder / f"in{count}", count)
+            source = write_images(folder / f"in{count}", count)
             peaks[f"colour {count} files"] = peak_megabytes(["colour", str(source), "-o", str(folder / f"out{count}")])
     for job, megabytes in peaks.items():
         print(f"{megabytes:7.0f} MB peak: {job}")
     if options.output:
-        write_results(options.output, {"peak_megabytes": peaks, "machine": describe()})
+        write_results(options.output, {"peak_megabytes": peaks, "machine": describe_machine()})
         print(options.output)
 
 

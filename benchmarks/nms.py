@@ -1,11 +1,11 @@
-"""Non-maximum suppression of 10,000 boxes: ours against supervision's, OpenCV's and kornia's.
+"""Non-maximum suppression of 10,000 boxes: chromabox compared with supervision, OpenCV and kornia.
 
     python benchmarks/nms.py [-o benchmarks/results/nms.json]
 
-Two sets of boxes of random places and sizes in a square of 640 pixels: of 80 classes, as a detector gives them, and of
-one class. A library that is not installed is passed over with a message (pip install opencv-python-headless kornia);
-times are medians, contenders take turns (what takes more than a second is timed once). All must keep the same boxes,
-but for overlaps that rounding decides: how many they differ by is printed.
+There are two sets of boxes with random positions and sizes in a square of 640 pixels: one with 80 classes, like
+detector outputs, and one with a single class. A library that is not installed is skipped with a message (pip install
+opencv-python-headless kornia). Times are medians; the libraries alternate, and calls of more than a second are timed
+once. All must keep the same boxes except for rounding differences in the overlap; the number of differences is printed.
 """
 
 import argparse
@@ -17,90 +17,93 @@ import numpy as np
 
 from chromabox.detect.boxes import nms
 from chromabox.detect.detections import supervision
-from machine import describe, seconds, write_results
+from environment import describe_machine, time_call, write_results
 
-BOXES, SIDE, IOU, TURNS = 10_000, 640, 0.45, 7
-PATIENCE = 1.0  # seconds; what takes longer is timed once
+NUM_BOXES, SIDE, IOU_THRESHOLD, NUM_TURNS = 10_000, 640, 0.45, 7
+MAX_REPEATED_SECONDS = 1.0  # Slower calls are timed once.
 
 
-def random_boxes(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes around 500 centres, as several cells and anchors find one thing; scores and classes."""
+def random_boxes(num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes around 500 centres, like several detections per object, with scores and class indices."""
     rng = np.random.default_rng(seed)
-    thing = rng.integers(0, 500, BOXES)
-    centre = rng.uniform(0, SIDE, (500, 2))[thing] + rng.normal(0, 6, (BOXES, 2))
-    sides = rng.uniform(10, 200, (500, 2))[thing] * np.exp(rng.normal(0, 0.15, (BOXES, 2)))
-    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1).astype(np.float32)
-    return boxes, rng.random(BOXES).astype(np.float32), rng.integers(0, classes, BOXES)
+    objects = rng.integers(0, 500, NUM_BOXES)
+    centres = rng.uniform(0, SIDE, (500, 2))[objects] + rng.normal(0, 6, (NUM_BOXES, 2))
+    sides = rng.uniform(10, 200, (500, 2))[objects] * np.exp(rng.normal(0, 0.15, (NUM_BOXES, 2)))
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
+    return boxes, rng.random(NUM_BOXES).astype(np.float32), rng.integers(0, num_classes, NUM_BOXES)
 
 
-def contenders(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """What is timed: each gives the indices it keeps. Conversions to a library's own types are done beforehand."""
+def nms_functions(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """Return functions that compute the kept indices. Inputs are converted to each library's types in advance."""
     rows = np.column_stack([boxes, scores, classes])
 
-    def by_supervision() -> np.ndarray:
-        return np.flatnonzero(supervision.box_non_max_suppression(rows, IOU))
+    def supervision_nms() -> np.ndarray:
+        return np.flatnonzero(supervision.box_non_max_suppression(rows, IOU_THRESHOLD))
 
-    ways = {"chromabox": lambda: nms(boxes, scores, classes, IOU), "supervision": by_supervision}
-    # OpenCV and kornia know no classes here: boxes of different ones are moved apart, which is the usual way.
-    apart = boxes + (classes * 4.0 * SIDE)[:, None].astype(np.float32)
+    functions = {"chromabox": lambda: nms(boxes, scores, classes, IOU_THRESHOLD), "supervision": supervision_nms}
+    # OpenCV and kornia ignore classes; boxes of different classes are shifted apart, which is the usual method.
+    shifted = boxes + (classes * 4.0 * SIDE)[:, None].astype(np.float32)
     try:
         import cv2
 
-        corners = [[float(v) for v in (*box[:2], *(box[2:] - box[:2]))] for box in apart]
+        corners = [[float(v) for v in (*box[:2], *(box[2:] - box[:2]))] for box in shifted]
         weights = [float(score) for score in scores]
-        ways["OpenCV"] = lambda: np.asarray(cv2.dnn.NMSBoxes(corners, weights, 0.0, IOU)).reshape(-1)
+        functions["OpenCV"] = lambda: np.asarray(cv2.dnn.NMSBoxes(corners, weights, 0.0, IOU_THRESHOLD)).reshape(-1)
     except (ImportError, AttributeError):
-        print("OpenCV: passed over; pip install opencv-python-headless")
+        print("OpenCV: skipped; pip install opencv-python-headless")
     try:
         import torch
         from kornia.geometry.bbox import nms as kornia_nms
 
-        tensors = torch.from_numpy(apart), torch.from_numpy(scores)
-        ways["kornia"] = lambda: kornia_nms(*tensors, IOU).numpy()
+        tensors = torch.from_numpy(shifted), torch.from_numpy(scores)
+        functions["kornia"] = lambda: kornia_nms(*tensors, IOU_THRESHOLD).numpy()
     except ImportError:
-        print("kornia: passed over; pip install kornia")
-    return ways
+        print("kornia: skipped; pip install kornia")
+    return functions
 
 
-def compare(classes: int) -> dict[str, object]:
-    """All contenders on one set of boxes, in turns."""
-    ways = contenders(*random_boxes(classes))
+def compare(num_classes: int) -> dict[str, object]:
+    """Time all libraries alternately on one set of boxes."""
+    functions = nms_functions(*random_boxes(num_classes))
     kept: dict[str, set[int]] = {}
     times: dict[str, list[float]] = {}
-    for name, way in ways.items():
-        first = seconds(lambda name=name, way=way: kept.update({name: set(way().tolist())}))
-        times[name] = [first] if first > PATIENCE else []
-    slow = {name for name in ways if times[name]}
-    for _ in range(TURNS):
-        for name, way in ways.items():
+    for name, function in functions.items():
+        first = time_call(lambda name=name, function=function: kept.update({name: set(function().tolist())}))
+        times[name] = [first] if first > MAX_REPEATED_SECONDS else []
+    slow = {name for name in functions if times[name]}
+    for _ in range(NUM_TURNS):
+        for name, function in functions.items():
             if name not in slow:
-                times[name].append(seconds(way))
+                times[name].append(time_call(function))
     result: dict[str, object] = {}
-    for name in ways:
+    for name in functions:
         median = statistics.median(times[name])
-        differing = len(kept[name] ^ kept["chromabox"])
+        num_different = len(kept[name] ^ kept["chromabox"])
         ratio = median / statistics.median(times["chromabox"])
         print(
-            f"{classes:3d} classes, {name:12s} {median * 1e3:9.2f} ms, best {min(times[name]) * 1e3:9.2f} ms, "
-            f"{ratio:7.1f}× ours; keeps {len(kept[name])}, {differing} otherwise"
+            f"{num_classes:3d} classes, {name:12s} {median * 1e3:9.2f} ms, best {min(times[name]) * 1e3:9.2f} ms, "
+            f"{ratio:7.1f}× chromabox; keeps {len(kept[name])}, {num_different} different"
         )
         result[name] = {
             "milliseconds": median * 1e3,
             "best_milliseconds": min(times[name]) * 1e3,
             "times_ours": ratio,
             "kept": len(kept[name]),
-            "kept_otherwise": differing,
+            "kept_otherwise": num_different,
         }
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="non-maximum suppression of 10,000 boxes")
-    parser.add_argument("-o", "--output", type=Path, help="write the results there, as JSON")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    results: dict[str, object] = {"claim": "NMS of 10,000 boxes: 10 ms, or faster than the others", **describe()}
-    for classes in (80, 1):
-        results[f"{classes} classes"] = compare(classes)
+    results: dict[str, object] = {
+        "claim": "NMS of 10,000 boxes: 10 ms, or faster than the others",
+        **describe_machine(),
+    }
+    for num_classes in (80, 1):
+        results[f"{num_classes} classes"] = compare(num_classes)
     if arguments.output:
         write_results(arguments.output, results)
 

@@ -1,4 +1,4 @@
-"""Under test, and only there, beartype checks every jaxtyping signature of the package."""
+"""Fixtures for all tests; beartype checks every jaxtyping signature of the package during tests only."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ install_import_hook("chromabox", "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Nets as small as the tests' only lose by more threads, and much where other programs run."""
+    """Use one thread: more threads slow the small test models down, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,16 +22,16 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _keep_denormals() -> None:
-    """What torch.compile links may switch off denormal numbers for the whole process; later tests draw such ones."""
+    """Enable denormal numbers: libraries of torch.compile may disable them for the process, and later tests need them."""
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Thirty small pictures, three of them to test on."""
+    """Folder with thirty small images, three of which form the test split."""
     folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for index in range(30):
-        pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
         Image.fromarray(pixels).save(folder / f"{index:02d}.png")
     return str(folder)

@@ -1,4 +1,4 @@
-"""A detector small enough for tests: one head of stride 32, random weights, about half of its boxes above 0.5."""
+"""A detector small enough for tests: one head of stride 32 and random weights; about half of its scores exceed 0.5."""
 
 import torch
 
@@ -10,22 +10,22 @@ CLASS_NAMES = ("cat", "dog", "red fox")
 
 
 def make_small_detector(variant: Variant = DARKNET, seed: int = 0) -> Detector:
-    """Five convolutions of stride 2, two anchors, three classes, usually shown 64 pixels."""
+    """Build a detector with five convolutions of stride 2, two anchors and three classes; the input size is 64 pixels."""
     head = Yolo((0, 1), ((60.0, 60.0), (80.0, 50.0)), len(CLASS_NAMES))
-    numbers = len(head.mask) * (5 + len(CLASS_NAMES))
+    num_outputs = len(head.mask) * (5 + len(CLASS_NAMES))
     layers = (
         *(Convolution(8, 3, 2) for _ in range(5)),
-        Convolution(numbers, 1, batch_normalise=False, activation="linear"),
+        Convolution(num_outputs, 1, batch_normalise=False, activation="linear"),
         head,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = DarknetModel(Architecture("small", layers, size=64), variant).eval()
-        for layer in net.layers[:5]:
+        model = DarknetModel(Architecture("small", layers, size=64), variant).eval()
+        for layer in model.layers[:5]:
             layer.norm.running_mean.normal_(0, 0.1)
             layer.norm.running_var.uniform_(0.02, 0.1)
         with torch.no_grad():
-            # Scores spread; sizes stay near the anchors', so that boxes overlap.
-            net.layers[5].convolution.weight.view(2, -1, 8)[:, 4:] *= 3
-            net.layers[5].convolution.bias.view(2, -1)[:, 4:] += 1.5
-    return Detector(net, CLASS_NAMES, 64, {})
+            # Spread the scores; box sizes stay near those of the anchors, so boxes overlap.
+            model.layers[5].convolution.weight.view(2, -1, 8)[:, 4:] *= 3
+            model.layers[5].convolution.bias.view(2, -1)[:, 4:] += 1.5
+    return Detector(model, CLASS_NAMES, 64, {})

@@ -1,4 +1,4 @@
-"""Gradients of layers against finite differences and plain Python; where training started against a real run."""
+"""Gradients of layers compared with finite differences; initial weights compared with those of a run."""
 
 import copy
 from pathlib import Path
@@ -18,8 +18,8 @@ from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.runtime_options import RuntimeOptions
 
 
-def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random grey pictures with random labels."""
+def make_batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return batches of random greyscale images with random labels."""
     generator = torch.Generator().manual_seed(0)
     return [
         (torch.rand(3, 1, 8, 8, generator=generator), torch.randint(0, 5, (3, 8, 8), generator=generator).byte())
@@ -29,47 +29,47 @@ def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", ["pool-upsample", "conv-transpose", "unet"])
 def test_layers_are_named_from_input_to_output(name: str) -> None:
-    net = build_model(name, num_filters=2, num_colours=5)
-    found = layer_gradients(net, batches(1))
-    assert list(found) == ["block1", "block2", "block3", "block4", "last"]
-    assert list(relative_weight_change(net, net).values()) == [0.0] * 5
+    model = build_model(name, num_filters=2, num_colours=5)
+    gradients = layer_gradients(model, make_batches(1))
+    assert list(gradients) == ["block1", "block2", "block3", "block4", "last"]
+    assert list(relative_weight_change(model, model).values()) == [0.0] * 5
 
 
-def test_a_gradient_is_that_of_finite_differences() -> None:
+def test_gradient_norm_equals_finite_differences() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1)).double()
-    [(grey, labels)] = batches(1)
+    model = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1)).double()
+    [(grey, labels)] = make_batches(1)
     grey = grey.double()
-    weight = net[0].weight
+    weight = model[0].weight
     differences = []
     with torch.no_grad():
-        for place in np.ndindex(*weight.shape):
+        for index in np.ndindex(*weight.shape):
             losses = []
             for step in (1e-3, -1e-3):
-                moved_net = copy.deepcopy(net)
-                moved_net[0].weight[place] += step
-                losses.append(pixel_cross_entropy(moved_net(grey), labels).item())
+                changed = copy.deepcopy(model)
+                changed[0].weight[index] += step
+                losses.append(pixel_cross_entropy(changed(grey), labels).item())
             differences.append((losses[0] - losses[1]) / 2e-3)
-    # The loss is taken in float32, which bounds what differences of it can tell.
-    [found] = layer_gradients(net, [(grey, labels)]).values()
-    assert found.gradient_norm == pytest.approx(np.linalg.norm(differences), rel=1e-2)
-    assert found.weight_norm == pytest.approx(np.linalg.norm(weight.detach().numpy()))
-    assert found.relative_norm == pytest.approx(found.gradient_norm / found.weight_norm)
+    # The loss is computed in float32, which limits the precision of the differences.
+    [gradient] = layer_gradients(model, [(grey, labels)]).values()
+    assert gradient.gradient_norm == pytest.approx(np.linalg.norm(differences), rel=1e-2)
+    assert gradient.weight_norm == pytest.approx(np.linalg.norm(weight.detach().numpy()))
+    assert gradient.relative_norm == pytest.approx(gradient.gradient_norm / gradient.weight_norm)
 
 
-def test_several_batches_give_the_root_mean_square_and_leave_the_net() -> None:
+def test_several_batches_give_the_root_mean_square_and_do_not_modify_the_model() -> None:
     torch.manual_seed(0)
-    net = build_model("unet", num_filters=2, num_colours=5).eval()
-    before = copy.deepcopy(net.state_dict())
-    several = batches(3)
-    single = [layer_gradients(net, [batch])["block2"].gradient_norm for batch in several]
-    assert layer_gradients(net, several)["block2"].gradient_norm == pytest.approx(np.sqrt(np.mean(np.square(single))))
-    assert not net.training
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    model = build_model("unet", num_filters=2, num_colours=5).eval()
+    before = copy.deepcopy(model.state_dict())
+    batches = make_batches(3)
+    single = [layer_gradients(model, [batch])["block2"].gradient_norm for batch in batches]
+    assert layer_gradients(model, batches)["block2"].gradient_norm == pytest.approx(np.sqrt(np.mean(np.square(single))))
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_moved_is_a_part_of_the_start() -> None:
+def test_weight_change_is_relative_to_the_initial_norm() -> None:
     start = build_model("unet", num_filters=2, num_colours=5)
     end = copy.deepcopy(start)
     with torch.no_grad():
@@ -80,11 +80,11 @@ def test_what_moved_is_a_part_of_the_start() -> None:
     )
 
 
-def test_the_start_is_where_a_run_began(tmp_path: Path) -> None:
+def test_initial_model_has_the_initial_weights_of_a_run(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for index in range(4):
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
-    # Adam moves each weight by at most about the learning rate a step: here by nothing.
+    # Adam changes each weight by at most about the learning rate per step, which is negligible here.
     recipe = make_recipe("course", "unet", epochs=1, learning_rate=1e-12, batch_size=2)
     config = TrainConfig(
         model="unet", recipe_name="course", recipe=recipe, data=str(tmp_path), palette="horse24", seed=5,

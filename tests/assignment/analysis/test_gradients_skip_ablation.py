@@ -1,4 +1,4 @@
-"""Ablated skips against UNet's forward pass written out, with the skips changed by hand."""
+"""Ablation of skip connections compared with UNet's forward pass written out with changed skip connections."""
 
 import numpy as np
 import pytest
@@ -10,44 +10,44 @@ from chromabox.colour.data.datasets import encode_images
 from chromabox.colour.models.baselines import UNet
 from chromabox.colour.palette.io import load_palette
 
-PICTURES = encode_images(
+IMAGES = encode_images(
     np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16), dtype=np.uint8), load_palette("horse24")
 )
 
 
 @pytest.fixture(scope="module")
-def net() -> UNet:
+def model() -> UNet:
     torch.manual_seed(0)
     return UNet(num_filters=4).eval()
 
 
-def by_hand(net: UNet, skip: str, how: str) -> torch.Tensor:
-    grey = PICTURES.grey
-    half = net.block1(grey)
-    change = {"zeroed": lambda carried: 0 * carried, "shuffled": lambda carried: carried[[4, 0, 1, 2, 3]]}[how]
-    carried = change(half) if skip in ("half", "both") else half
-    again = torch.cat([net.block3(net.block2(half)), carried], 1)
-    carried = change(grey) if skip in ("input", "both") else grey
-    return net.last(torch.cat([net.block4(again), carried], 1))
+def forward_by_hand(model: UNet, skip: str, ablation: str) -> torch.Tensor:
+    grey = IMAGES.grey
+    half = model.block1(grey)
+    change = {"zeroed": lambda features: 0 * features, "shuffled": lambda features: features[[4, 0, 1, 2, 3]]}[ablation]
+    half_skip = change(half) if skip in ("half", "both") else half
+    decoded = torch.cat([model.block3(model.block2(half)), half_skip], 1)
+    input_skip = change(grey) if skip in ("input", "both") else grey
+    return model.last(torch.cat([model.block4(decoded), input_skip], 1))
 
 
-@pytest.mark.parametrize("how", ["zeroed", "shuffled"])
+@pytest.mark.parametrize("ablation", ["zeroed", "shuffled"])
 @pytest.mark.parametrize("skip", ["half", "input", "both"])
-def test_a_changed_skip_is_that_of_the_net_written_out(net: UNet, skip: str, how: str) -> None:
+def test_ablation_equals_the_forward_pass_written_out(model: UNet, skip: str, ablation: str) -> None:
     with torch.no_grad():
-        expected = F.cross_entropy(by_hand(net, skip, how), PICTURES.labels.long()).item()
-    loss, accuracy = ablate_skips(net, PICTURES)[skip, how]
+        expected = F.cross_entropy(forward_by_hand(model, skip, ablation), IMAGES.labels.long()).item()
+    loss, accuracy = ablate_skips(model, IMAGES)[skip, ablation]
     assert loss == pytest.approx(expected, rel=1e-5)
     assert 0 <= accuracy <= 1
-    assert abs(loss - ablate_skips(net, PICTURES)["none", "intact"][0]) > 1e-6
+    assert abs(loss - ablate_skips(model, IMAGES)["none", "intact"][0]) > 1e-6
 
 
-def test_the_net_is_as_before_even_after_an_error(net: UNet) -> None:
+def test_ablation_is_removed_after_an_error(model: UNet) -> None:
     with torch.no_grad():
-        before = net(PICTURES.grey)
+        before = model(IMAGES.grey)
         with (
             pytest.raises(RuntimeError),
-            ablated_skips(net, {"half": ABLATIONS["zeroed"], "input": ABLATIONS["zeroed"]}),
+            ablated_skips(model, {"half": ABLATIONS["zeroed"], "input": ABLATIONS["zeroed"]}),
         ):
-            net(PICTURES.grey[:, :, :-1])
-        assert torch.equal(net(PICTURES.grey), before)
+            model(IMAGES.grey[:, :, :-1])
+        assert torch.equal(model(IMAGES.grey), before)

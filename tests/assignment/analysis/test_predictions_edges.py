@@ -1,4 +1,4 @@
-"""Edges and distances from them by brute force over all pixels; bands by counting."""
+"""Edges and distances compared with brute force over all pixels; bins by counting."""
 
 import numpy as np
 import pytest
@@ -13,53 +13,53 @@ SHAPE = (2, 5, 6)
 
 
 @given(arrays(np.uint8, SHAPE, elements=st.integers(0, 2)))
-def test_label_edges_have_another_label_beside_them(labels: np.ndarray) -> None:
+def test_label_edges_have_a_neighbour_of_another_label(labels: np.ndarray) -> None:
     expected = np.zeros(SHAPE, bool)
-    for picture, row, column in np.ndindex(SHAPE):
+    for image, row, column in np.ndindex(SHAPE):
         for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1)):
             r, c = row + down, column + across
             if 0 <= r < SHAPE[1] and 0 <= c < SHAPE[2]:
-                expected[picture, row, column] |= labels[picture, r, c] != labels[picture, row, column]
+                expected[image, row, column] |= labels[image, r, c] != labels[image, row, column]
     np.testing.assert_array_equal(label_edges(labels), expected)
 
 
 @given(arrays(bool, SHAPE))
-def test_distances_are_the_smallest_to_any_edge_of_the_picture(edges: np.ndarray) -> None:
+def test_distances_are_the_smallest_to_any_edge_of_the_image(edges: np.ndarray) -> None:
     expected = np.full(SHAPE, np.inf)
-    for picture, row, column in np.ndindex(SHAPE):
-        for r, c in np.argwhere(edges[picture]):
-            expected[picture, row, column] = min(expected[picture, row, column], np.hypot(r - row, c - column))
+    for image, row, column in np.ndindex(SHAPE):
+        for r, c in np.argwhere(edges[image]):
+            expected[image, row, column] = min(expected[image, row, column], np.hypot(r - row, c - column))
     np.testing.assert_allclose(edge_distances(edges), expected)
 
 
-def test_grey_edges_lie_at_the_step() -> None:
+def test_grey_edges_are_at_the_step() -> None:
     grey = np.zeros((1, 20, 20))
     grey[:, :, 10:] = 0.5
-    marks = grey_edges(grey, edge_fraction=0.1)
-    # Sobel's operator sees the step from the two columns beside it.
+    edges = grey_edges(grey, edge_fraction=0.1)
+    # The Sobel gradient is non-zero in the two columns next to the step.
     expected = np.zeros((1, 20, 20), bool)
     expected[:, :, 9:11] = True
     np.testing.assert_array_equal(grey_edges(grey, edge_fraction=0.2), expected)
-    assert marks.sum() <= expected.sum()
+    assert edges.sum() <= expected.sum()
     assert not grey_edges(np.full((2, 8, 8), 0.3)).any()
 
 
-def test_the_steepest_tenth_is_a_tenth() -> None:
+def test_edges_are_the_given_fraction_of_pixels() -> None:
     grey = np.random.default_rng(0).random((4, 30, 30))
     assert grey_edges(grey).mean() == pytest.approx(0.1, abs=1e-3)
 
 
-def test_bands_are_counted() -> None:
+def test_accuracy_is_counted_by_bin() -> None:
     distances = np.array([[[0.0, 0.0, 1.0], [1.4, 2.0, np.inf]]])
-    right = np.array([[[True, False, True], [True, False, True]]])
-    found = accuracy_by_edge_distance(right, distances, (0, 1, 2, 3, 4))
-    np.testing.assert_allclose(found.accuracy, [0.5, 1.0, 0.0, np.nan])
-    np.testing.assert_allclose(found.fraction, [2 / 6, 2 / 6, 1 / 6, 0])
-    last = accuracy_by_edge_distance(right, distances, (1, np.inf))
-    assert last.fraction[0] == pytest.approx(3 / 6)  # An infinite distance is in no band.
+    is_correct = np.array([[[True, False, True], [True, False, True]]])
+    result = accuracy_by_edge_distance(is_correct, distances, (0, 1, 2, 3, 4))
+    np.testing.assert_allclose(result.accuracy, [0.5, 1.0, 0.0, np.nan])
+    np.testing.assert_allclose(result.fraction, [2 / 6, 2 / 6, 1 / 6, 0])
+    last = accuracy_by_edge_distance(is_correct, distances, (1, np.inf))
+    assert last.fraction[0] == pytest.approx(3 / 6)  # An infinite distance is in no bin.
 
 
 @pytest.mark.parametrize("bounds", [(1,), (0, 2, 2), (3, 1)])
-def test_bounds_that_make_no_bands_are_refused(bounds: tuple) -> None:
-    with pytest.raises(ChromaboxError, match="bands take at least two"):
+def test_invalid_bounds_are_rejected(bounds: tuple) -> None:
+    with pytest.raises(ChromaboxError, match="expected at least two increasing numbers"):
         accuracy_by_edge_distance(np.ones((1, 2, 2), bool), np.zeros((1, 2, 2)), bounds)

@@ -1,4 +1,4 @@
-"""Trends against brute force: all orders that chance could have made, and Spearman's formula."""
+"""Trends compared with brute force over all orders, and with Spearman's formula."""
 
 from itertools import permutations, product
 
@@ -11,32 +11,34 @@ from hypothesis.extra.numpy import arrays
 from chromabox.assignment.analysis.statistics import RankTrend, rank_trend
 
 
-def chance_by_hand(numbers: np.ndarray) -> float:
-    """Page's L, the sum of rank × place, of every order of every seed: the share of orders with as much or more."""
-    places = np.arange(1, numbers.shape[1] + 1)
-    found = sum(places @ (row.argsort().argsort() + 1) for row in numbers)
-    sums = [sum(places @ np.array(row) for row in rows) for rows in product(permutations(places), repeat=len(numbers))]
-    return float(np.mean(np.array(sums) >= found))
+def p_value_by_enumeration(numbers: np.ndarray) -> float:
+    """Return the fraction of all orders whose Page's L, the sum of rank × position, is at least the actual one."""
+    positions = np.arange(1, numbers.shape[1] + 1)
+    actual = sum(positions @ (row.argsort().argsort() + 1) for row in numbers)
+    sums = [
+        sum(positions @ np.array(row) for row in rows) for rows in product(permutations(positions), repeat=len(numbers))
+    ]
+    return float(np.mean(np.array(sums) >= actual))
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_chance_is_the_share_of_orders_that_rise_as_much(seed: int) -> None:
+def test_p_value_equals_enumeration_of_all_orders(seed: int) -> None:
     numbers = np.random.default_rng(seed).random((2, 4)) + seed * np.linspace(0, 0.2, 4)
-    assert rank_trend(numbers).p_value == pytest.approx(chance_by_hand(numbers))
+    assert rank_trend(numbers).p_value == pytest.approx(p_value_by_enumeration(numbers))
 
 
 @pytest.mark.parametrize(
-    ("numbers", "chance"), [([1, 2, 3, 4, 5], 1 / 120), ([1, 2, 3], 1 / 6), ([3, 2, 1], 1.0), ([2, 2, 2], 1.0)]
+    ("numbers", "p_value"), [([1, 2, 3, 4, 5], 1 / 120), ([1, 2, 3], 1 / 6), ([3, 2, 1], 1.0), ([2, 2, 2], 1.0)]
 )
-def test_of_a_single_seed_a_perfect_order_is_one_of_all(numbers: list[float], chance: float) -> None:
-    assert rank_trend(np.array([numbers], float)).p_value == pytest.approx(chance)
+def test_p_value_of_a_single_seed(numbers: list[float], p_value: float) -> None:
+    assert rank_trend(np.array([numbers], float)).p_value == pytest.approx(p_value)
 
 
-# (numbers by seed, steps, up, clearly up, clearly down, correlation, rises)
+# (numbers by seed, steps, rises, clear rises, clear falls, correlation, is rising)
 TRENDS = [
     ([[1.0, 2.0, 3.0, 4.0], [1.1, 2.1, 3.1, 4.1]], 3, 3, 3, 0, 1.0, True),
     ([[4.0, 3.0, 2.0, 1.0], [4.1, 3.1, 2.1, 1.1]], 3, 0, 0, 3, -1.0, False),
-    # The second step is 0.1 up and both ends have a spread of 0.14.
+    # The second step is a rise of 0.1, and both ends have a standard deviation of 0.14.
     ([[1.0, 2.0, 2.1, 4.0], [1.2, 2.2, 2.3, 4.2]], 3, 3, 2, 0, 1.0, True),
     # Spearman: 1 − 6 Σ d² / (n (n² − 1)) = 1 − 6 · 2 / 60.
     ([[1.0, 3.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]], 3, 2, 2, 1, 0.8, True),
@@ -48,26 +50,26 @@ TRENDS = [
 
 
 @pytest.mark.parametrize("case", TRENDS)
-def test_trends_by_hand(case: tuple) -> None:
-    numbers, steps, up, clearly_up, clearly_down, correlation, rises = case
-    found = rank_trend(np.array(numbers))
-    assert (found.num_steps, found.num_rises, found.num_clear_rises, found.num_clear_falls) == (
+def test_trends_equal_values_by_hand(case: tuple) -> None:
+    numbers, steps, rises, clear_rises, clear_falls, correlation, is_rising = case
+    trend = rank_trend(np.array(numbers))
+    assert (trend.num_steps, trend.num_rises, trend.num_clear_rises, trend.num_clear_falls) == (
         steps,
-        up,
-        clearly_up,
-        clearly_down,
+        rises,
+        clear_rises,
+        clear_falls,
     )
-    assert found.correlation == pytest.approx(correlation)
-    assert found.is_rising is rises
-    assert found.is_monotonic is (clearly_up == steps)
-    assert found.num_seeds == len(numbers)
+    assert trend.correlation == pytest.approx(correlation)
+    assert trend.is_rising is is_rising
+    assert trend.is_monotonic is (clear_rises == steps)
+    assert trend.num_seeds == len(numbers)
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 5)), elements=st.integers(0, 99).map(float)))
-def test_what_rises_does_not_fall(numbers: np.ndarray) -> None:
-    there, back = rank_trend(numbers), rank_trend(-numbers)
-    assert not (there.is_rising and back.is_rising)
-    assert (there.num_clear_rises, there.num_clear_falls) == (back.num_clear_falls, back.num_clear_rises)
-    assert there.correlation == pytest.approx(-back.correlation)
-    assert there.num_rises + back.num_rises <= there.num_steps
-    assert isinstance(there, RankTrend)
+def test_negated_numbers_have_the_opposite_trend(numbers: np.ndarray) -> None:
+    trend, negated = rank_trend(numbers), rank_trend(-numbers)
+    assert not (trend.is_rising and negated.is_rising)
+    assert (trend.num_clear_rises, trend.num_clear_falls) == (negated.num_clear_falls, negated.num_clear_rises)
+    assert trend.correlation == pytest.approx(-negated.correlation)
+    assert trend.num_rises + negated.num_rises <= trend.num_steps
+    assert isinstance(trend, RankTrend)

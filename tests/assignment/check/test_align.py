@@ -1,4 +1,4 @@
-"""Aligned steps. What is expected follows from what was changed in one of our own nets."""
+"""Alignment of operations. Expected values follow from the changes made to a reference model."""
 
 from dataclasses import replace
 
@@ -13,39 +13,45 @@ from chromabox.assignment.check.checks import reference_ops
 from chromabox.assignment.check.trace import INPUT, Op, trace_ops
 from chromabox.colour.models import MODELS
 
-FIGURE = ("pool-upsample", "conv-transpose", "unet")
-OURS = {net: reference_ops(net) for net in FIGURE}
+MODEL_NAMES = ("pool-upsample", "conv-transpose", "unet")
+REFERENCE_OPS = {name: reference_ops(name) for name in MODEL_NAMES}
 
 
-def steps_of(net: nn.Module) -> list[Op]:
-    trace = trace_ops(net.train(), torch.rand(2, 1, 32, 32))
+def record_ops(model: nn.Module) -> list[Op]:
+    trace = trace_ops(model.train(), torch.rand(2, 1, 32, 32))
     assert trace.error is None
     return trace.ops
 
 
-def leaves() -> list[tuple[str, str]]:
-    """Every module of our nets that can be left out without an error, by net and name."""
-    free = (nn.BatchNorm2d, nn.ReLU)
-    return [(net, name) for net in FIGURE for name, part in MODELS[net]().named_modules() if isinstance(part, free)]
+def removable_modules() -> list[tuple[str, str]]:
+    """Return all modules of the reference models that can be removed without an error, by model and name."""
+    types = (nn.BatchNorm2d, nn.ReLU)
+    return [
+        (model, name)
+        for model in MODEL_NAMES
+        for name, module in MODELS[model]().named_modules()
+        if isinstance(module, types)
+    ]
 
 
-@pytest.mark.parametrize("net", FIGURE)
-def test_a_net_is_like_itself(net: str) -> None:
-    assert {line.status for line in diff_ops(OURS[net], steps_of(MODELS[net]()))} == {"equal"}
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_model_equals_itself(model: str) -> None:
+    assert {line.status for line in diff_ops(REFERENCE_OPS[model], record_ops(MODELS[model]()))} == {"equal"}
 
 
-@pytest.mark.parametrize(("net", "name"), leaves())
-def test_a_layer_left_out_is_the_one_that_is_missing(net: str, name: str) -> None:
-    changed = MODELS[net]()
+@pytest.mark.parametrize(("model", "name"), removable_modules())
+def test_removed_layer_is_reported_as_missing(model: str, name: str) -> None:
+    changed = MODELS[model]()
     changed.set_submodule(name, nn.Identity())
-    wrong = [line for line in diff_ops(OURS[net], steps_of(changed)) if line.status != "equal"]
-    # What took the missing step's output takes another; where channels are joined, that is said too.
-    assert [(line.status, line.expected.module) for line in wrong if line.expected.kind != "cat"] == [("missing", name)]
-    assert wrong[0].location == f"block {name[5]}"
+    differences = [line for line in diff_ops(REFERENCE_OPS[model], record_ops(changed)) if line.status != "equal"]
+    # The operation after the missing one has a different input, which is reported for concatenations.
+    layers = [line for line in differences if line.expected.kind != "cat"]
+    assert [(line.status, line.expected.module) for line in layers] == [("missing", name)]
+    assert differences[0].location == f"block {name[5]}"
 
 
 @pytest.mark.parametrize(
-    ("net", "name", "part", "said"),
+    ("model", "name", "layer", "message"),
     [
         ("pool-upsample", "block2.0", nn.Conv2d(32, 64, 5, padding=2), "kernel 5 instead of 3; padding 2 instead of 1"),
         ("pool-upsample", "block1.0", nn.Conv2d(1, 32, 3, padding=1, bias=False), "no bias"),
@@ -62,106 +68,107 @@ def test_a_layer_left_out_is_the_one_that_is_missing(net: str, name: str) -> Non
         ),
     ],
 )
-def test_a_changed_layer_says_how(net: str, name: str, part: nn.Module, said: str) -> None:
-    changed = MODELS[net]()
-    changed.set_submodule(name, part)
-    wrong = [line for line in diff_ops(OURS[net], steps_of(changed)) if line.status != "equal"]
-    assert [(line.status, line.expected.module, line.message) for line in wrong] == [("different", name, said)] * bool(
-        said
-    )
+def test_changed_settings_are_reported(model: str, name: str, layer: nn.Module, message: str) -> None:
+    changed = MODELS[model]()
+    changed.set_submodule(name, layer)
+    differences = [line for line in diff_ops(REFERENCE_OPS[model], record_ops(changed)) if line.status != "equal"]
+    expected = [("different", name, message)] * bool(message)
+    assert [(line.status, line.expected.module, line.message) for line in differences] == expected
 
 
-def test_later_shapes_follow_from_a_missing_padding() -> None:
+def test_later_shapes_are_consequences_of_missing_padding() -> None:
     changed = MODELS["pool-upsample"]()
     changed.set_submodule("block1.0", nn.Conv2d(1, 32, 3))
-    # As a plain sequence: our own forward has its shapes checked in the tests.
-    lines = diff_ops(OURS["pool-upsample"], steps_of(nn.Sequential(*changed.children())))
+    # A plain sequence, because the tests check the shapes in forward of the reference model.
+    lines = diff_ops(REFERENCE_OPS["pool-upsample"], record_ops(nn.Sequential(*changed.children())))
     assert lines[0].message == "padding 0 instead of 1"
     assert not lines[0].is_consequence
     assert all(line.is_consequence for line in lines[1:])
-    assert lines[1].message == "makes [2, 32, 15, 15] instead of [2, 32, 16, 16]"
+    assert lines[1].message == "output shape [2, 32, 15, 15] instead of [2, 32, 16, 16]"
 
 
 @pytest.mark.parametrize("after", ["block1", "block2", "block3"])
-def test_a_block_too_many_is_told_as_a_block(after: str) -> None:
+def test_additional_block_is_reported_as_a_block(after: str) -> None:
     changed = MODELS["pool-upsample"]()
     sizes = {"block1": 32, "block2": 64, "block3": 32}
-    parts = [nn.Conv2d(sizes[after], sizes[after], 3, padding=1), nn.BatchNorm2d(sizes[after]), nn.ReLU()]
-    changed.set_submodule(after, nn.Sequential(changed.get_submodule(after), nn.Sequential(*parts)))
-    wrong = [line for line in diff_ops(OURS["pool-upsample"], steps_of(changed)) if line.status != "equal"]
-    assert [(line.status, line.actual.module) for line in wrong] == [
+    layers = [nn.Conv2d(sizes[after], sizes[after], 3, padding=1), nn.BatchNorm2d(sizes[after]), nn.ReLU()]
+    changed.set_submodule(after, nn.Sequential(changed.get_submodule(after), nn.Sequential(*layers)))
+    lines = diff_ops(REFERENCE_OPS["pool-upsample"], record_ops(changed))
+    differences = [line for line in lines if line.status != "equal"]
+    assert [(line.status, line.actual.module) for line in differences] == [
         ("extra", f"{after}.1.{index}") for index in range(3)
     ]
 
 
-@pytest.mark.parametrize("net", FIGURE)
-def test_a_block_too_few_is_told_as_a_block(net: str) -> None:
-    """A net of ours with block 2 twice is the wanted one here, so that the second one is missing."""
-    twice = (
-        [*OURS[net][:4], *OURS[net][:4], *OURS[net][4:]]
-        if net == "pool-upsample"
-        else OURS[net][:3] * 2 + OURS[net][3:]
-    )
-    lines = align(twice, OURS[net])
-    missing = [pair.expected for pair in lines if pair.actual is None]
-    size = 4 if net == "pool-upsample" else 3
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_missing_block_is_reported_as_a_block(model: str) -> None:
+    """The expected operations contain block 1 twice, so that one of the two is missing."""
+    ops = REFERENCE_OPS[model]
+    doubled = [*ops[:4], *ops[:4], *ops[4:]] if model == "pool-upsample" else ops[:3] * 2 + ops[3:]
+    matches = align(doubled, ops)
+    missing = [match_.expected for match_ in matches if match_.actual is None]
+    size = 4 if model == "pool-upsample" else 3
     assert missing in (list(range(size)), list(range(size, 2 * size)))
 
 
-def test_relu_before_batch_norm_is_out_of_order() -> None:
+def test_relu_before_batch_norm_is_reported_as_moved() -> None:
     changed = MODELS["conv-transpose"]()
     changed.block3 = nn.Sequential(changed.block3[0], changed.block3[2], changed.block3[1])
-    wrong = [line for line in diff_ops(OURS["conv-transpose"], steps_of(changed)) if line.status != "equal"]
-    assert [(line.status, line.location) for line in wrong] == [("moved", "block 3")]
-    assert wrong[0].message.startswith("out of order: in the figure it comes right after block 3's")
+    lines = diff_ops(REFERENCE_OPS["conv-transpose"], record_ops(changed))
+    differences = [line for line in lines if line.status != "equal"]
+    assert [(line.status, line.location) for line in differences] == [("moved", "block 3")]
+    assert differences[0].message.startswith("out of order: in figure 1 it directly follows the")
+    assert differences[0].message.endswith(" of block 3")
 
 
-def test_a_skip_from_the_wrong_place_is_told_by_the_figure_s_names() -> None:
-    steps = list(OURS["unet"])
-    join = next(index for index, step in enumerate(steps) if step.kind == "cat")
-    for taken, name in ((0, "what block 1's Conv2d makes"), (INPUT, "the grey input"), (5, "block 2's output")):
-        found = [*steps[:join], replace(steps[join], sources=(join - 1, taken)), *steps[join + 1 :]]
-        wrong = [line for line in diff_ops(steps, found) if line.status != "equal"]
-        assert [line.message for line in wrong] == [
-            f"takes block 3's output and {name} instead of block 3's output and block 1's output"
+def test_wrong_skip_connection_is_described_by_blocks_of_figure_1() -> None:
+    ops = list(REFERENCE_OPS["unet"])
+    index = next(index for index, op in enumerate(ops) if op.kind == "cat")
+    sources = ((0, "the output of block 1's Conv2d"), (INPUT, "the greyscale input"), (5, "the output of block 2"))
+    for source, description in sources:
+        changed = [*ops[:index], replace(ops[index], sources=(index - 1, source)), *ops[index + 1 :]]
+        differences = [line for line in diff_ops(ops, changed) if line.status != "equal"]
+        assert [line.message for line in differences] == [
+            f"receives the output of block 3 and {description} instead of the output of block 3 and the output of "
+            "block 1"
         ]
-        assert wrong[0].location == "into block 4"
+        assert differences[0].location == "input of block 4"
 
 
-def test_the_order_of_what_is_joined_is_free() -> None:
-    steps = list(OURS["unet"])
-    found = [replace(step, sources=step.sources[::-1]) for step in steps]
-    assert {line.status for line in diff_ops(steps, found)} == {"equal"}
+def test_order_of_concatenated_inputs_does_not_matter() -> None:
+    ops = list(REFERENCE_OPS["unet"])
+    reversed_sources = [replace(op, sources=op.sources[::-1]) for op in ops]
+    assert {line.status for line in diff_ops(ops, reversed_sources)} == {"equal"}
 
 
-def test_a_bypassed_block_is_seen() -> None:
-    """A second convolution that takes the first's input, though the shapes agree."""
-    steps = [Op("Conv2d", f"block{number}.0", (1, 4, 8, 8), sources=(number - 2,)) for number in (1, 2, 3)]
-    found = [*steps[:2], replace(steps[2], sources=(0,))]
-    assert [line.message for line in diff_ops(steps, found)] == [
+def test_bypassed_block_is_reported() -> None:
+    """The third convolution receives the output of the first one; the shapes agree."""
+    ops = [Op("Conv2d", f"block{number}.0", (1, 4, 8, 8), sources=(number - 2,)) for number in (1, 2, 3)]
+    changed = [*ops[:2], replace(ops[2], sources=(0,))]
+    assert [line.message for line in diff_ops(ops, changed)] == [
         "",
         "",
-        "takes block 1's output instead of block 2's output",
+        "receives the output of block 1 instead of the output of block 2",
     ]
 
 
-def test_places_have_the_figure_s_names() -> None:
-    steps = OURS["unet"]
-    assert [block_name(steps[index]) for index in (0, 4, -1)] == ["block 1", "block 2", "last layer"]
-    assert describe(steps, 2) == "block 1's output"
-    assert describe(steps, 0) == "what block 1's Conv2d makes"
-    assert describe(steps, len(steps) - 1) == "last layer's output"
+def test_operations_are_described_by_blocks_of_figure_1() -> None:
+    ops = REFERENCE_OPS["unet"]
+    assert [block_name(ops[index]) for index in (0, 4, -1)] == ["block 1", "block 2", "last layer"]
+    assert describe(ops, 2) == "the output of block 1"
+    assert describe(ops, 0) == "the output of block 1's Conv2d"
+    assert describe(ops, len(ops) - 1) == "the output of last layer"
 
 
 KINDS = st.lists(st.sampled_from(["Conv2d", "ReLU", "BatchNorm2d", "cat"]), max_size=12)
 
 
 @given(KINDS, KINDS)
-def test_every_step_stands_in_one_pair(wanted: list[str], found: list[str]) -> None:
-    first, second = ([Op(kind, "", (1,)) for kind in kinds] for kinds in (wanted, found))
-    pairs = align(first, second)
-    assert sorted(pair.expected for pair in pairs if pair.expected is not None) == list(range(len(wanted)))
-    assert [pair.actual for pair in pairs if pair.actual is not None] == list(range(len(found)))
-    for pair in pairs:
-        if pair.expected is not None and pair.actual is not None:
-            assert wanted[pair.expected] == found[pair.actual]
+def test_every_operation_is_in_one_match(expected: list[str], actual: list[str]) -> None:
+    first, second = ([Op(kind, "", (1,)) for kind in kinds] for kinds in (expected, actual))
+    matches = align(first, second)
+    assert sorted(match_.expected for match_ in matches if match_.expected is not None) == list(range(len(expected)))
+    assert [match_.actual for match_ in matches if match_.actual is not None] == list(range(len(actual)))
+    for match_ in matches:
+        if match_.expected is not None and match_.actual is not None:
+            assert expected[match_.expected] == actual[match_.actual]

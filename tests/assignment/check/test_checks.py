@@ -1,6 +1,6 @@
-"""Our own variants of the three nets, right and wrong ones, judged; each wrong one must be caught and named.
+"""Checks of correct and incorrect variants of the three models; each error must be detected and described.
 
-Run in this process: what children and their ends do has tests in test_self_check.py.
+Everything runs in this process; child processes are tested in test_runner.py.
 """
 
 import io
@@ -18,236 +18,240 @@ STUDENTS = Path(__file__).parent / "students"
 
 
 @pytest.fixture(autouse=True)
-def _own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+def _restore_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "student", raising=False)
 
 
 @cache
-def judged(path: Path) -> dict[str, NetReport]:
-    """What a child would tell of the file, judged."""
-    told = io.StringIO()
-    inspect_file({"file": str(path), "nets": list(CLASSES)}, EventWriter(told))
-    facts: dict[str, Observations] = {}
-    for line in told.getvalue().splitlines():
+def check_in_process(path: Path) -> dict[str, NetReport]:
+    """Check the classes of a file as a child process and its parent would."""
+    output = io.StringIO()
+    inspect_file({"file": str(path), "nets": list(CLASSES)}, EventWriter(output))
+    observations: dict[str, Observations] = {}
+    for line in output.getvalue().splitlines():
         event = json.loads(line)
-        for net, name in event.get("nets", {}).items():
-            facts[net] = Observations(name)
+        for model, name in event.get("nets", {}).items():
+            observations[model] = Observations(name)
         if "value" in event:
-            facts[event["net"]].values[event["fact"]] = event["value"]
+            observations[event["net"]].values[event["fact"]] = event["value"]
         elif "failed" in event:
-            facts[event["net"]].failures[event["fact"]] = event["failed"]
-    return {net: run_checks(net, own) for net, own in facts.items()}
+            observations[event["net"]].failures[event["fact"]] = event["failed"]
+    return {model: run_checks(model, observed) for model, observed in observations.items()}
 
 
-def failed(check: NetReport) -> dict[str, str]:
-    """The answers that are wrong, by their questions."""
-    return {one.name: one.message for one in check.checks if one.passed is False}
+def failed_checks(report: NetReport) -> dict[str, str]:
+    """Return the messages of the failed checks by name."""
+    return {check.name: check.message for check in report.checks if check.passed is False}
 
 
-def test_other_styles_of_the_same_nets_match() -> None:
-    for net, check in judged(STUDENTS / "right_functional.py").items():
-        assert failed(check) == {}, net
-        assert {line.status for line in check.diff} == {"equal"}
-        assert len(check.checks) == (13 if net == "unet" else 12)
-        kernels = [one for one in check.checks if one.passed is None]
-        assert [one.name for one in kernels] == ([] if net == "pool-upsample" else ["other sizes"])
-        assert len(check.hints) == len(kernels)
+def test_other_implementations_of_the_same_models_match() -> None:
+    for model, report in check_in_process(STUDENTS / "right_functional.py").items():
+        assert failed_checks(report) == {}, model
+        assert {line.status for line in report.diff} == {"equal"}
+        assert len(report.checks) == (13 if model == "unet" else 12)
+        notes = [check for check in report.checks if check.passed is None]
+        assert [check.name for check in notes] == ([] if model == "pool-upsample" else ["other sizes"])
+        assert len(report.hints) == len(notes)
 
 
-def test_a_batch_norm_too_few() -> None:
-    check = judged(STUDENTS / "wrong_layers.py")["pool-upsample"]
-    wrong = failed(check)
-    assert wrong["layers"] == "block 2: BatchNorm2d missing"
-    assert wrong["BatchNorm"] == "3 BatchNorm2d layers at work instead of 4"
-    # BatchNorm2d(64) has 64 factors and 64 shifts.
-    assert wrong["parameters"] == f"{49_728 - 128:,} instead of 49,728"
-    assert wrong["same function (eval)"] == "only 22 of our 26 tensors have a place in it, so it computes another"
-    assert check.hints == ["block 2: add the BatchNorm2d that makes [2, 64, 8, 8]."]
+def test_missing_batch_norm_is_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_layers.py")["pool-upsample"]
+    failed = failed_checks(report)
+    assert failed["layers"] == "block 2: BatchNorm2d missing"
+    assert failed["BatchNorm"] == "3 BatchNorm2d layers instead of 4"
+    # BatchNorm2d(64) has 64 weights and 64 biases.
+    assert failed["parameters"] == f"{49_728 - 128:,} instead of 49,728"
+    assert failed["same function (eval)"] == ("only 22 of the 26 reference tensors fit the model; its function differs")
+    assert report.hints == ["block 2: add the BatchNorm2d with output shape [2, 64, 8, 8]."]
 
 
-def test_a_padding_too_few() -> None:
+def test_missing_padding_is_reported() -> None:
     # (16 − 3)/2 + 1 = 7 pixels, doubled twice 28.
-    check = judged(STUDENTS / "wrong_layers.py")["conv-transpose"]
-    assert failed(check) == {
-        "shapes": "[2, 1, 32, 32] in gives [2, 24, 28, 28] out; the figure gives [2, 24, 32, 32]",
+    report = check_in_process(STUDENTS / "wrong_layers.py")["conv-transpose"]
+    assert failed_checks(report) == {
+        "shapes": "input [2, 1, 32, 32], output [2, 24, 28, 28] instead of [2, 24, 32, 32]",
         "layers": "block 2: Conv2d padding 0 instead of 1",
     }
-    assert check.hints == ["block 2: Conv2d (self.all.3) padding 0 instead of 1."]
+    assert report.hints == ["block 2: Conv2d (self.all.3) padding 0 instead of 1."]
 
 
-def test_a_skip_from_before_batch_norm() -> None:
-    check = judged(STUDENTS / "wrong_layers.py")["unet"]
-    said = (
-        "into block 4: concatenation takes block 3's output and what block 1's Conv2d makes instead of block 3's "
-        "output and block 1's output"
+def test_skip_connection_from_before_batch_norm_is_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_layers.py")["unet"]
+    message = (
+        "input of block 4: concatenation receives the output of block 3 and the output of block 1's Conv2d instead of "
+        "the output of block 3 and the output of block 1"
     )
-    wrong = failed(check)
-    assert wrong["layers"] == wrong.get("skip connections", said) == said
-    assert wrong.keys() >= {"same function (eval)", "same function (train)"}
+    failed = failed_checks(report)
+    assert failed["layers"] == failed.get("skip connections", message) == message
+    assert failed.keys() >= {"same function (eval)", "same function (train)"}
 
 
-def test_a_last_convolution_forgotten() -> None:
-    check = judged(STUDENTS / "wrong_ends.py")["pool-upsample"]
-    wrong = failed(check)
-    assert wrong["layers"] == "last layer: Conv2d missing"
-    assert wrong["raw scores"] == "the net ends with ReLU, not with a convolution"
-    assert wrong["gradient"] == "does not reach five.weight, five.bias"
-    assert "parameters" not in wrong
-    assert "self.five is made in __init__ and takes no part in forward." in check.hints
+def test_missing_last_convolution_is_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_ends.py")["pool-upsample"]
+    failed = failed_checks(report)
+    assert failed["layers"] == "last layer: Conv2d missing"
+    assert failed["logits"] == "the model ends with ReLU instead of a convolution"
+    assert failed["gradient"] == "no gradient for five.weight, five.bias"
+    assert "parameters" not in failed
+    assert "self.five is created in __init__ but not used in forward." in report.hints
 
 
-def test_a_softmax_too_many() -> None:
-    check = judged(STUDENTS / "wrong_ends.py")["conv-transpose"]
-    wrong = failed(check)
-    assert wrong["layers"] == "last layer: softmax not in the figure"
-    assert wrong["raw scores"] == "behind the last convolution comes softmax; the figure ends with the convolution"
-    assert any("cross-entropy takes raw scores" in hint for hint in check.hints)
+def test_additional_softmax_is_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_ends.py")["conv-transpose"]
+    failed = failed_checks(report)
+    assert failed["layers"] == "last layer: softmax not in figure 1"
+    assert failed["logits"] == "the last convolution is followed by softmax; figure 1 ends with it"
+    assert any("cross-entropy expects logits" in hint for hint in report.hints)
 
 
-def test_a_skip_forgotten_and_a_block_that_goes_nowhere() -> None:
-    check = judged(STUDENTS / "wrong_ends.py")["unet"]
-    wrong = failed(check)
-    assert wrong["skip connections"] == (
-        "into block 4: concatenation takes block 1's output and block 1's output instead of block 3's output and "
-        "block 1's output; into last layer: concatenation missing"
+def test_missing_skip_connection_and_unused_block_are_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_ends.py")["unet"]
+    failed = failed_checks(report)
+    assert failed["skip connections"] == (
+        "input of block 4: concatenation receives the output of block 1 and the output of block 1 instead of the "
+        "output of block 3 and the output of block 1; input of last layer: concatenation missing"
     )
-    # The last convolution has 3 × 3 weights fewer for each of 24 colours.
-    assert wrong["parameters"] == f"{56_856 - 9 * 24:,} instead of 56,856"
-    assert "does not reach two.0.weight" in wrong["gradient"]
-    assert any(hint.startswith("Computed and then not used: Conv2d (self.two.0)") for hint in check.hints)
+    # The last convolution has 3 × 3 fewer weights for each of 24 colours.
+    assert failed["parameters"] == f"{56_856 - 9 * 24:,} instead of 56,856"
+    assert "no gradient for two.0.weight" in failed["gradient"]
+    assert any(hint.startswith("Computed but not used: Conv2d (self.two.0)") for hint in report.hints)
 
 
-def test_pooling_after_relu_is_another_order() -> None:
-    check = judged(STUDENTS / "wrong_order.py")["pool-upsample"]
-    wrong = failed(check)
-    assert wrong["layers"].startswith(
-        "block 1: BatchNorm2d out of order: in the figure it comes right after block 1's MaxPool2d"
+def test_pooling_after_relu_is_reported_as_a_different_order() -> None:
+    report = check_in_process(STUDENTS / "wrong_order.py")["pool-upsample"]
+    failed = failed_checks(report)
+    assert failed["layers"].startswith(
+        "block 1: BatchNorm2d out of order: in figure 1 it directly follows the MaxPool2d of block 1"
     )
-    assert wrong.keys() == {"layers", "same function (eval)", "same function (train)"}
-    assert [line.status for line in check.diff].count("moved") == 8
+    assert failed.keys() == {"layers", "same function (eval)", "same function (train)"}
+    assert [line.status for line in report.diff].count("moved") == 8
 
 
-def test_sizes_typed_in() -> None:
-    check = judged(STUDENTS / "wrong_order.py")["conv-transpose"]
-    wrong = failed(check)
-    assert wrong.keys() == {"other sizes"}
+def test_constant_sizes_are_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_order.py")["conv-transpose"]
+    failed = failed_checks(report)
+    assert failed.keys() == {"other sizes"}
     for size in ("num_filters 8", "num_colours 10", "num_in_channels 3", "kernel 1", "kernel 5"):
-        assert size in wrong["other sizes"]
-        assert any(hint.startswith(f"With {size}: is a number typed") for hint in check.hints)
+        assert size in failed["other sizes"]
+        assert any(hint.startswith(f"With {size}: the class may contain a constant") for hint in report.hints)
 
 
-def test_a_shared_layer_and_a_last_relu() -> None:
-    check = judged(STUDENTS / "wrong_order.py")["unet"]
-    wrong = failed(check)
-    assert wrong["layers"] == "block 2: BatchNorm2d momentum 0.5 instead of 0.1; last layer: ReLU not in the figure"
-    assert wrong["parameters"] == f"{56_856 - 64:,} instead of 56,856"
-    assert "Used more than once: self.norm; the figure has a layer of its own each time." in check.hints
-    assert any(hint.startswith("No ReLU at the end") for hint in check.hints)
+def test_shared_layer_and_final_relu_are_reported() -> None:
+    report = check_in_process(STUDENTS / "wrong_order.py")["unet"]
+    failed = failed_checks(report)
+    assert failed["layers"] == "block 2: BatchNorm2d momentum 0.5 instead of 0.1; last layer: ReLU not in figure 1"
+    assert failed["parameters"] == f"{56_856 - 64:,} instead of 56,856"
+    assert "Used more than once: self.norm; figure 1 has a separate layer each time." in report.hints
+    assert any(hint.startswith("No ReLU at the end") for hint in report.hints)
 
 
-def test_a_forward_that_fails_is_told_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_in_forward_is_reported_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     path = STUDENTS / "wrong_raising.py"
-    check = judged(path)["pool-upsample"]
+    report = check_in_process(path)["pool-upsample"]
     line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "self.three(self.two" in text)
-    wrong = failed(check)
-    assert wrong["shapes"].startswith("PoolUpsampleNet's forward raised RuntimeError: Given groups=1")
-    assert wrong["shapes"].endswith(f"(line {line} of wrong_raising.py)")
-    assert wrong["layers"] == "the first 8 steps are the figure's, then forward fails"
-    assert [one.message for one in check.diff[8:]] == ["not reached"] * 9
-    assert check.hints == []
+    failed = failed_checks(report)
+    assert failed["shapes"].startswith("forward pass of PoolUpsampleNet: raised RuntimeError: Given groups=1")
+    assert failed["shapes"].endswith(f"(line {line} of wrong_raising.py)")
+    assert failed["layers"] == "the first 8 operations are those of figure 1, then the forward pass fails"
+    assert [one.message for one in report.diff[8:]] == ["not reached"] * 9
+    assert report.hints == []
 
 
-def test_a_net_without_sizes_that_looks_at_its_batch() -> None:
-    wrong = failed(judged(STUDENTS / "wrong_raising.py")["conv-transpose"])
-    assert wrong["constructor"].startswith(
+def test_missing_sizes_and_batch_dependence_are_reported() -> None:
+    failed = failed_checks(check_in_process(STUDENTS / "wrong_raising.py")["conv-transpose"])
+    assert failed["constructor"].startswith(
         "ConvTransposeNet(): kernel, num_filters, num_colours, num_in_channels cannot"
     )
-    assert wrong["batch independence"].startswith("in evaluation a picture's scores change by up to")
+    assert failed["batch independence"].startswith("in evaluation mode, the logits of an image change by up to")
 
 
-def test_a_forward_that_returns_nothing() -> None:
-    wrong = failed(judged(STUDENTS / "wrong_raising.py")["unet"])
-    assert wrong["shapes"].startswith("[2, 1, 32, 32] in gives NoneType out")
+def test_forward_without_return_value_is_reported() -> None:
+    failed = failed_checks(check_in_process(STUDENTS / "wrong_raising.py")["unet"])
+    assert failed["shapes"].startswith("input [2, 1, 32, 32], output NoneType instead of")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("mine.py", "class UNet(:", "mine.py cannot be read as Python: invalid syntax (mine.py, line 1)"),
         ("mine.py", "(" * 9999, "mine.py cannot be read as Python: too many nested parentheses (mine.py, line 1)"),
-        ("mine.ipynb", "{}", "mine.ipynb cannot be read as Python: it is no notebook of format 4"),
+        ("mine.ipynb", "{}", "mine.ipynb cannot be read as Python: expected a notebook of format 4"),
     ],
 )
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_unreadable_file_gives_one_message(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
-    told = io.StringIO()
-    inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, EventWriter(told))
-    assert json.loads(told.getvalue().splitlines()[-1]) == {"failed": said}
+    output = io.StringIO()
+    inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, EventWriter(output))
+    assert json.loads(output.getvalue().splitlines()[-1]) == {"failed": message}
 
 
-HEAD = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import baselines as nets\n"
+HEADER = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import baselines\n"
 ARGUMENTS = "kernel, num_in_channels, num_filters, num_colours"
 
 
-def written(folder: Path, body: str, *, base: str = "nets.UNet") -> NetReport:
-    """A UNet of that class body."""
+def check_unet(folder: Path, body: str, *, base: str = "baselines.UNet") -> NetReport:
+    """Check a class UNet with that body."""
     path = folder / "mine.py"
-    path.write_text(f"{HEAD}class UNet({base}):\n" + "".join(f"    {line}\n" for line in body.splitlines()))
-    return judged(path)["unet"]
+    path.write_text(f"{HEADER}class UNet({base}):\n" + "".join(f"    {line}\n" for line in body.splitlines()))
+    return check_in_process(path)["unet"]
 
 
-def test_a_detached_block_gets_no_gradient(tmp_path: Path) -> None:
+def test_detached_block_has_no_gradient(tmp_path: Path) -> None:
     body = (
         "def forward(self, x):\n    half = self.block1(x).detach()\n"
         "    again = torch.cat([self.block3(self.block2(half)), half], 1)\n"
         "    return self.last(torch.cat([self.block4(again), x], 1))"
     )
-    assert failed(written(tmp_path, body)) == {
-        "gradient": "does not reach block1.0.weight, block1.0.bias, block1.1.weight, block1.1.bias"
+    assert failed_checks(check_unet(tmp_path, body)) == {
+        "gradient": "no gradient for block1.0.weight, block1.0.bias, block1.1.weight, block1.1.bias"
     }
 
 
-def test_other_means_to_the_same_function_are_told(tmp_path: Path) -> None:
+def test_other_layers_with_the_same_function_are_reported(tmp_path: Path) -> None:
     body = (
         "def forward(self, x):\n    half = self.block1(x)\n"
         "    again = torch.cat([self.block3(self.block2(half)), half], 1)\n"
         "    return self.last(torch.cat([self.block4(again), x], 1)) * 1.0"
     )
-    check = written(tmp_path, body)
-    assert failed(check).keys() == {"layers", "raw scores"}
-    assert check.hints[-1].startswith("It computes the figure's function by other means")
+    report = check_unet(tmp_path, body)
+    assert failed_checks(report).keys() == {"layers", "logits"}
+    assert report.hints[-1].startswith("It computes the function of figure 1 with other layers")
 
 
-def test_dropout_is_seen(tmp_path: Path) -> None:
-    check = written(tmp_path, "def forward(self, x):\n    return super().forward(nn.functional.dropout(x, 0.5))")
-    assert failed(check)["layers"].startswith("block 1: Dropout not in the figure")
+def test_dropout_is_reported(tmp_path: Path) -> None:
+    report = check_unet(tmp_path, "def forward(self, x):\n    return super().forward(nn.functional.dropout(x, 0.5))")
+    assert failed_checks(report)["layers"].startswith("block 1: Dropout not in figure 1")
 
 
 @pytest.mark.parametrize(
-    ("body", "base", "said"),
+    ("body", "base", "message"),
     [
-        (f"def __init__(self, {ARGUMENTS}):\n    self.a = nn.ReLU()", "nn.Module", "making UNet raised AttributeError"),
-        (f"def __init__(self, {ARGUMENTS}, depth):\n    pass", "nn.Module", "making UNet raised TypeError"),
-        ("pass", "object", "making UNet raised TypeError: UNet is no subclass of nn.Module"),
-        ("pass", "NoSuchBase", "making UNet raised NameError: UNet could not be defined"),
+        (
+            f"def __init__(self, {ARGUMENTS}):\n    self.a = nn.ReLU()",
+            "nn.Module",
+            "constructing UNet: raised AttributeError",
+        ),
+        (f"def __init__(self, {ARGUMENTS}, depth):\n    pass", "nn.Module", "constructing UNet: raised TypeError"),
+        ("pass", "object", "constructing UNet: raised TypeError: UNet is not a subclass of nn.Module"),
+        ("pass", "NoSuchBase", "constructing UNet: raised NameError: UNet could not be defined"),
     ],
 )
-def test_a_net_that_cannot_be_made_is_one_sentence(tmp_path: Path, body: str, base: str, said: str) -> None:
-    check = written(tmp_path, body, base=base)
-    assert list(failed(check)) == ["constructor"]
-    assert failed(check)["constructor"].startswith(said)
-    assert len(check.checks) == 1
+def test_failing_constructor_gives_one_message(tmp_path: Path, body: str, base: str, message: str) -> None:
+    report = check_unet(tmp_path, body, base=base)
+    assert list(failed_checks(report)) == ["constructor"]
+    assert failed_checks(report)["constructor"].startswith(message)
+    assert len(report.checks) == 1
 
 
-def test_names_are_forgiven_their_case(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(HEAD + "class Pool_UpSampleNet(nets.PoolUpsampleNet): pass\n")
-    assert judged(tmp_path / "mine.py")["pool-upsample"].class_name == "Pool_UpSampleNet"
+def test_class_names_are_matched_without_case_and_underscores(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(HEADER + "class Pool_UpSampleNet(baselines.PoolUpsampleNet): pass\n")
+    assert check_in_process(tmp_path / "mine.py")["pool-upsample"].class_name == "Pool_UpSampleNet"
 
 
-def test_numbers_that_json_does_not_have_stay_out(tmp_path: Path) -> None:
+def test_non_finite_settings_are_converted_for_json(tmp_path: Path) -> None:
     body = f"def __init__(self, {ARGUMENTS}):\n    super().__init__({ARGUMENTS})\n"
     body += "    self.block1[1].momentum = float('inf')"
-    check = written(tmp_path, body)
-    assert "momentum inf instead of 0.1" in failed(check)["layers"]
-    json.dumps([line.actual.settings for line in check.diff if line.actual], allow_nan=False)
+    report = check_unet(tmp_path, body)
+    assert "momentum inf instead of 0.1" in failed_checks(report)["layers"]
+    json.dumps([line.actual.settings for line in report.diff if line.actual], allow_nan=False)

@@ -1,4 +1,4 @@
-"""What ``chromabox check`` prints and writes; what is found has tests in tests/colour."""
+"""Printed and written results of ``chromabox check``; the results are tested in test_checks.py."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.assignment.check import runner as self_check
+from chromabox.assignment.check import runner
 from chromabox.assignment.check.align import diff_ops
 from chromabox.assignment.check.checks import CheckItem, NetReport, reference_ops
 from chromabox.assignment.check.runner import CheckResult, report_check, summary_line
@@ -16,32 +16,32 @@ from chromabox.colour.models import MODELS
 from chromabox.errors import ChromaboxError
 
 
-def a_net(*checks: CheckItem, class_name: str = "UNet") -> NetReport:
-    """ConvTransposeNet without block 2's BatchNorm, beside the right one."""
+def make_report(*checks: CheckItem, class_name: str = "UNet") -> NetReport:
+    """Compare ConvTransposeNet without the BatchNorm of block 2 with the reference model."""
     changed = MODELS["conv-transpose"]()
     changed.set_submodule("block2.1", nn.Identity())
     lines = diff_ops(reference_ops("conv-transpose"), trace_ops(changed, torch.rand(2, 1, 32, 32)).ops)
     return NetReport("conv-transpose", class_name, list(checks), lines, ["do [this]"])
 
 
-RIGHT, WRONG, NOTED = (
+PASSED, FAILED, NOTE = (
     CheckItem("shapes", True, "fine"),
     CheckItem("layers", False, "not [red]fine"),
     CheckItem("sizes", None, "well"),
 )
-FOUND = CheckResult(
-    "mine.py", [a_net(RIGHT, WRONG, NOTED), a_net(RIGHT, NOTED, class_name="Pool")], ["line 1 \x1b[31m"]
+RESULT = CheckResult(
+    "mine.py", [make_report(PASSED, FAILED, NOTE), make_report(PASSED, NOTE, class_name="Pool")], ["line 1 \x1b[31m"]
 )
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_check, "check_file", lambda *_, **__: FOUND)
+def fixed_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "check_file", lambda *_, **__: RESULT)
 
 
-@pytest.mark.usefixtures("found")
-def test_questions_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report_check(Path("mine.py")) is FOUND
+@pytest.mark.usefixtures("fixed_result")
+def test_checks_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_check(Path("mine.py")) is RESULT
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "note: line 1 ?[31m"
     assert lines[2:6] == ["UNet", "✓ shapes fine", "✗ layers not [red]fine", "· sizes well"]
@@ -63,27 +63,27 @@ def test_questions_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[st
     assert lines[-1] == "Pool: as in figure 1; UNet: 1 of 3 checks fail"
 
 
-@pytest.mark.usefixtures("found")
-def test_everything_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("fixed_result")
+def test_written_file_contains_the_complete_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "found.json"
     report_check(Path("mine.py"), output=path)
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert (written["file"], written["matches"], written["failed"]) == ("mine.py", False, None)
-    assert [net["matches"] for net in written["nets"]] == [False, True]
+    assert [report["matches"] for report in written["nets"]] == [False, True]
     assert written["nets"][0]["checks"][1] == {"name": "layers", "passed": False, "message": "not [red]fine"}
     assert written["nets"][0]["diff"][4]["expected"]["kind"] == "BatchNorm2d"
     assert written["nets"][0]["diff"][4]["actual"] is None
 
 
-@pytest.mark.usefixtures("found")
-def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("fixed_result")
+def test_unwritable_output_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="cannot be written"):
         report_check(Path("mine.py"), output=tmp_path / "file" / "found.json")
 
 
-def test_the_last_line_says_all() -> None:
-    assert summary_line(CheckResult("a.py", [], error="a.py is no Python")) == "✗ a.py is no Python"
-    assert summary_line(CheckResult("a.py", [a_net(RIGHT)])) == "UNet: as in figure 1"
+def test_summary_line() -> None:
+    assert summary_line(CheckResult("a.py", [], error="a.py is not Python")) == "✗ a.py is not Python"
+    assert summary_line(CheckResult("a.py", [make_report(PASSED)])) == "UNet: as in figure 1"
     assert not CheckResult("a.py", []).matches

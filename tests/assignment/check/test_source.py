@@ -1,4 +1,4 @@
-"""What of a student's file is run. Expected: which statements a reader would pick by hand."""
+"""Selection and execution of the statements of a student's file. Expected values: statements selected by hand."""
 
 import json
 import math
@@ -16,58 +16,58 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a .py file of one text, or a notebook of several cells; the interpreter's own state is put back."""
+    """Write a .py file of one text, or a notebook of several cells; sys.path and sys.modules are restored."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "student", raising=False)
 
-    def make(*cells: str, name: str = "mine.py") -> Path:
+    def write_file(*cells: str, name: str = "mine.py") -> Path:
         path = tmp_path / name
         if name.endswith(".ipynb"):
-            made = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
+            code_cells = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
             path.write_text(
-                json.dumps({"nbformat": 4, "cells": [{"cell_type": "markdown", "source": ["# Hi"]}, *made]})
+                json.dumps({"nbformat": 4, "cells": [{"cell_type": "markdown", "source": ["# Hi"]}, *code_cells]})
             )
         else:
             path.write_text("".join(cells), encoding="utf-8")
         return path
 
-    return make
+    return write_file
 
 
-def taken(path: Path, *names: str) -> list[int]:
-    """The lines whose statements are taken."""
-    return [piece.node.lineno for piece in required_statements(read_source(path), names)]
+def required_lines(path: Path, *names: str) -> list[int]:
+    """Return the lines of the required statements."""
+    return [statement.node.lineno for statement in required_statements(read_source(path), names)]
 
 
-def test_only_what_a_class_needs_is_taken(write: Write) -> None:
+def test_only_required_statements_are_selected(write: Write) -> None:
     path = write(
-        "import os, torch\n"  # 1: needed as a base
-        "import wandb\n"  # 2: not needed
-        "SIZE = 3\n"  # 3: by helper
-        "STEPS = load('x')\n"  # 4: not needed
+        "import os, torch\n"  # 1: required as a base class
+        "import wandb\n"  # 2: not required
+        "SIZE = 3\n"  # 3: required by helper
+        "STEPS = load('x')\n"  # 4: not required
         "def helper(a, x=1):\n    y = SIZE\n    return a\n"  # 5
-        "def train():\n    return STEPS\n"  # 8: not needed
+        "def train():\n    return STEPS\n"  # 8: not required
         "class Base(torch.nn.Module):\n    pass\n"  # 10
         "class UNet(Base):\n    def f(self, x):\n        STEPS = 2\n        return helper(x)\n"  # 12
         "print('here')\n"
-        "net = UNet()\n"  # not needed
-        "for x in range(9):\n    SIZE = x\n"  # loops never are
+        "net = UNet()\n"  # not required
+        "for x in range(9):\n    SIZE = x\n"  # loops are never selected
         "while True:\n    helper = 1\n"
     )
-    assert taken(path, "UNet") == [1, 3, 5, 10, 12]
+    assert required_lines(path, "UNet") == [1, 3, 5, 10, 12]
 
 
-def test_a_missing_module_takes_no_other_with_it(write: Write) -> None:
+def test_missing_module_does_not_affect_other_imports(write: Write) -> None:
     path = write(
         "import no_such_module, math as m, json\nfrom os import no_such_name, sep\nclass UNet:\n    x = m.pi, sep\n"
     )
-    module, complaints = exec_required(read_source(path), ["UNet"], path)
-    assert complaints == []
+    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    assert warnings == []
     assert module.UNet.x == (math.pi, os.sep)
     assert not hasattr(module, "json")
 
 
-def test_what_changes_a_class_later_is_taken(write: Write) -> None:
+def test_later_changes_of_a_class_are_selected(write: Write) -> None:
     path = write(
         "class UNet: pass\n",  # 1
         "def forward(self, x): return x\n",  # 2
@@ -77,104 +77,104 @@ def test_what_changes_a_class_later_is_taken(write: Write) -> None:
         "other.sizes = 1\n",
         "UNet.total += 1\n",  # 7
     )
-    assert taken(path, "UNet") == [1, 2, 3, 4, 5, 7]
+    assert required_lines(path, "UNet") == [1, 2, 3, 4, 5, 7]
 
 
-def test_choices_are_taken_whole(write: Write) -> None:
+def test_conditional_definitions_are_selected_completely(write: Write) -> None:
     path = write(
         "try:\n    from fast import relu\nexcept ImportError:\n    from slow import relu\n",  # 1
         "if True:\n    K = 3\nelse:\n    K = 5\n",  # 5
         "if __name__ == '__main__':\n    run()\n",
         "class UNet:\n    k, r = K, relu\n",
     )
-    assert taken(path, "UNet") == [1, 5, 11]
+    assert required_lines(path, "UNet") == [1, 5, 11]
 
 
-def test_stars_are_taken_only_for_unknown_names(write: Write) -> None:
+def test_star_imports_are_selected_only_for_undefined_names(write: Write) -> None:
     star = "from somewhere import *\n"
-    assert taken(write(star, "class UNet:\n    k = abs(K)\n"), "UNet") == [1, 2]
-    assert taken(write(star, "K = 3\nclass UNet:\n    k = abs(K)\n"), "UNet") == [2, 3]
+    assert required_lines(write(star, "class UNet:\n    k = abs(K)\n"), "UNet") == [1, 2]
+    assert required_lines(write(star, "K = 3\nclass UNet:\n    k = abs(K)\n"), "UNet") == [2, 3]
 
 
-def test_a_notebook_s_magics_are_passed_over(write: Write) -> None:
+def test_magics_of_notebooks_are_skipped(write: Write) -> None:
     cells = (
         "%%bash\nrm -rf nothing\n",
         "!pip install torch\n%matplotlib inline\nimport math\nfiles = !ls\nmath?\n",
         "%%time\nclass UNet:\n    area = math.pi\n    text = '''\n%s\n!x\n'''\n",
-        "this is no python\n",
+        "this is not python\n",
         "if True:\n    !ls\n    %cd /\n",
     )
     source = read_source(write(*cells, name="mine.ipynb"))
-    assert [piece.filename for piece in required_statements(source, ["UNet"])] == [
+    assert [statement.filename for statement in required_statements(source, ["UNet"])] == [
         "code cell 2 of mine.ipynb",
         "code cell 3 of mine.ipynb",
     ]
     assert len(source.warnings) == 1
-    assert source.warnings[0].startswith("code cell 4 of mine.ipynb is left out: invalid syntax")
-    assert source.warnings[0].endswith("in its line 1")
+    assert source.warnings[0].startswith("skipped code cell 4 of mine.ipynb: invalid syntax")
+    assert source.warnings[0].endswith("in line 1")
 
 
-def test_an_exported_notebook_has_magics_too(write: Write) -> None:
+def test_magics_of_exported_notebooks_are_skipped(write: Write) -> None:
     path = write("!pip install torch\nclass UNet:\n    kernel = 3\n")
-    assert taken(path, "UNet") == [2]
+    assert required_lines(path, "UNet") == [2]
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"cells": 3}', '{"cells": [3]}', '{"cells": [{"cell_type": "code"}]}']
 )
-def test_what_is_no_notebook_is_refused(content: str, tmp_path: Path) -> None:
+def test_invalid_notebook_is_rejected(content: str, tmp_path: Path) -> None:
     (tmp_path / "mine.ipynb").write_text(content)
     with pytest.raises(ValueError, match=r"notebook|Expecting"):
         read_source(tmp_path / "mine.ipynb")
 
 
 @pytest.mark.parametrize("content", [b"class UNet(:\n", b"# coding: nonsense\n", b"x = '\xff'\n", b"\0"])
-def test_what_is_no_python_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_invalid_python_is_rejected(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_bytes(content)
     with pytest.raises((SyntaxError, ValueError)):
         read_source(tmp_path / "mine.py")
 
 
-def test_a_statement_that_fails_is_told_and_left_out(write: Write) -> None:
+def test_failing_statement_is_skipped_with_a_warning(write: Write) -> None:
     path = write(
         "import no_such_module\nSIZE = 1 / 0\nimport sys\nHALT = sys.exit(4)\n", "class UNet:\n", "    size = 3\n"
     )
     path.write_text(path.read_text() + "    def f(self):\n        return no_such_module, SIZE, HALT\n")
-    module, complaints = exec_required(read_source(path), ["UNet"], path)
+    module, warnings = exec_required(read_source(path), ["UNet"], path)
     assert module.UNet.size == 3
-    assert complaints == [
-        "line 1 of mine.py is left out: `import no_such_module` raised ModuleNotFoundError: "
+    assert warnings == [
+        "skipped line 1 of mine.py: `import no_such_module` raised ModuleNotFoundError: "
         "No module named 'no_such_module'",
-        "line 2 of mine.py is left out: `SIZE = 1 / 0` raised ZeroDivisionError: division by zero",
-        "line 4 of mine.py is left out: `HALT = sys.exit(4)` called sys.exit(4)",
+        "skipped line 2 of mine.py: `SIZE = 1 / 0` raised ZeroDivisionError: division by zero",
+        "skipped line 4 of mine.py: `HALT = sys.exit(4)` called sys.exit(4)",
     ]
 
 
-def test_modules_beside_the_file_are_found_and_hide_none(write: Write) -> None:
-    write("VALUE = 7\n", name="beside_the_file.py")
+def test_modules_next_to_the_file_are_found_and_do_not_shadow_others(write: Write) -> None:
+    write("VALUE = 7\n", name="next_to_the_file.py")
     write("raise RuntimeError\n", name="colorsys.py")
-    path = write("import colorsys\nfrom beside_the_file import VALUE\nclass UNet:\n    x = VALUE, colorsys\n")
-    module, complaints = exec_required(read_source(path), ["UNet"], path)
-    assert complaints == []
+    path = write("import colorsys\nfrom next_to_the_file import VALUE\nclass UNet:\n    x = VALUE, colorsys\n")
+    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    assert warnings == []
     assert module.UNet.x[0] == 7
-    sys.modules.pop("beside_the_file")
+    sys.modules.pop("next_to_the_file")
 
 
-def test_future_imports_hold_for_every_statement(write: Write) -> None:
+def test_future_imports_apply_to_every_statement(write: Write) -> None:
     path = write("from __future__ import annotations\nclass UNet:\n    def f(self, x: Nowhere) -> Nothing: pass\n")
-    module, complaints = exec_required(read_source(path), ["UNet"], path)
-    assert complaints == []
+    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    assert warnings == []
     assert module.UNet.f.__annotations__ == {"x": "Nowhere", "return": "Nothing"}
 
 
-def test_errors_are_told_on_one_line_with_their_place(write: Write) -> None:
+def test_errors_are_described_on_one_line_with_their_location(write: Write) -> None:
     path = write("class UNet:\n    def f(self):\n        raise ValueError('two\\n  lines ' + 'x' * 999)\n")
     module, _ = exec_required(read_source(path), ["UNet"], path)
-    with pytest.raises(ValueError, match="two") as caught:
+    with pytest.raises(ValueError, match="two") as raised:
         module.UNet().f()
-    said = describe_error(caught.value, ["mine.py"])
-    assert said.startswith("raised ValueError: two lines xxx")
-    assert said.endswith("x (line 3 of mine.py)")
-    assert len(said) < 400
+    description = describe_error(raised.value, ["mine.py"])
+    assert description.startswith("raised ValueError: two lines xxx")
+    assert description.endswith("x (line 3 of mine.py)")
+    assert len(description) < 400
     assert describe_error(KeyboardInterrupt()) == "raised KeyboardInterrupt"
     assert describe_error(SystemExit()) == "called sys.exit()"

@@ -1,4 +1,4 @@
-"""How classes are called. Expected: the sizes that each of these classes, written for it, notes down."""
+"""Calls of constructors. Expected values: the sizes that the classes of this module record."""
 
 from typing import Any
 
@@ -10,96 +10,99 @@ from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.baselines import PoolUpsampleNet, UNet
 
 SIZES = {"kernel": 5, "num_filters": 7, "num_colours": 9, "num_in_channels": 2}
-PARAMETERS = num_trainable_parameters(PoolUpsampleNet(**DEFAULT_SIZES))
+NUM_PARAMETERS = num_trainable_parameters(PoolUpsampleNet(**DEFAULT_SIZES))
 
 
-class Noted(nn.Module):
-    """Keeps what it was made with."""
+class Recording(nn.Module):
+    """Module that records its sizes."""
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__()
         self.sizes = sizes
 
 
-class Course(Noted):
+class CourseNames(Recording):
     def __init__(self, kernel, num_filters, num_colours, num_in_channels=1):
         super().__init__(
             kernel=kernel, num_filters=num_filters, num_colours=num_colours, num_in_channels=num_in_channels
         )
 
 
-class OtherWords(Noted):
+class OtherNames(Recording):
     def __init__(self, in_channels, n_classes, features, kernel_size=3, padding=1, dilation=1, *, bias=True):
         super().__init__(kernel=kernel_size, num_filters=features, num_colours=n_classes, num_in_channels=in_channels)
 
 
-class Letters(Noted):
+class Abbreviations(Recording):
     def __init__(self, NIC, NF, NC, k):
         super().__init__(kernel=k, num_filters=NF, num_colours=NC, num_in_channels=NIC)
 
 
-@pytest.mark.parametrize("found", [Course, OtherWords, Letters])
-def test_names_that_tell_are_used(found: type[Noted]) -> None:
-    call = bind_constructor(found, "UNet", PARAMETERS)
-    assert call.build(SIZES).sizes == SIZES
-    assert call.missing_roles == ()
+@pytest.mark.parametrize("model_class", [CourseNames, OtherNames, Abbreviations])
+def test_recognised_parameter_names_are_used(model_class: type[Recording]) -> None:
+    constructor = bind_constructor(model_class, "UNet", NUM_PARAMETERS)
+    assert constructor.build(SIZES).sizes == SIZES
+    assert constructor.missing_roles == ()
 
 
-class Unnamed(PoolUpsampleNet):
-    """Ours, by positions that tell nothing."""
+class UnknownNames(PoolUpsampleNet):
+    """PoolUpsampleNet with parameter names without meaning."""
 
     def __init__(self, a, b, c, d):
         super().__init__(c, d, a, b)
 
 
-class Stars(PoolUpsampleNet):
+class VarPositional(PoolUpsampleNet):
     def __init__(self, *args):
         super().__init__(args[0], args[3], args[1], args[2])
 
 
-class NamedAmiss(UNet):
-    """Two names that say the same: the order has to be tried."""
+class AmbiguousNames(UNet):
+    """UNet with two names for the same size, so that orders are tried."""
 
     def __init__(self, in_size, in_channels, filters, kernel):
         super().__init__(kernel, in_size, filters, in_channels)
 
 
-@pytest.mark.parametrize("found", [Unnamed, Stars, NamedAmiss])
-def test_else_orders_are_tried(found: type[nn.Module]) -> None:
-    parameters = num_trainable_parameters(UNet(**DEFAULT_SIZES)) if found is NamedAmiss else PARAMETERS
-    made = bind_constructor(found, "Net", parameters).build(SIZES)
-    expected = UNet(**SIZES) if found is NamedAmiss else PoolUpsampleNet(**SIZES)
-    assert [one.shape for one in made.parameters()] == [one.shape for one in expected.parameters()]
+@pytest.mark.parametrize("model_class", [UnknownNames, VarPositional, AmbiguousNames])
+def test_orders_are_tried_if_names_are_not_recognised(model_class: type[nn.Module]) -> None:
+    is_unet = model_class is AmbiguousNames
+    num_parameters = num_trainable_parameters(UNet(**DEFAULT_SIZES)) if is_unet else NUM_PARAMETERS
+    model = bind_constructor(model_class, "Net", num_parameters).build(SIZES)
+    expected = UNet(**SIZES) if is_unet else PoolUpsampleNet(**SIZES)
+    assert [parameter.shape for parameter in model.parameters()] == [
+        parameter.shape for parameter in expected.parameters()
+    ]
 
 
-def test_the_notebook_s_order_comes_first_and_is_written_out() -> None:
+def test_order_of_the_notebook_is_tried_first_and_described() -> None:
     assert (
-        bind_constructor(Stars, "PoolUpsampleNet", PARAMETERS).signature
+        bind_constructor(VarPositional, "PoolUpsampleNet", NUM_PARAMETERS).signature
         == "PoolUpsampleNet(kernel, num_filters, num_colours, num_in_channels)"
     )
 
 
-def test_what_cannot_be_set_is_missing() -> None:
+def test_sizes_that_cannot_be_set_are_missing() -> None:
     class Fixed(nn.Module):
         def __init__(self, kernel):
             super().__init__()
 
-    class Without(nn.Module):
+    class NoConstructor(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    assert bind_constructor(Fixed, "UNet", PARAMETERS).missing_roles == ROLES[1:]
-    assert bind_constructor(Without, "UNet", PARAMETERS).missing_roles == ROLES
-    assert isinstance(bind_constructor(Without, "UNet", PARAMETERS).build(DEFAULT_SIZES), Without)
+    assert bind_constructor(Fixed, "UNet", NUM_PARAMETERS).missing_roles == ROLES[1:]
+    assert bind_constructor(NoConstructor, "UNet", NUM_PARAMETERS).missing_roles == ROLES
+    assert isinstance(bind_constructor(NoConstructor, "UNet", NUM_PARAMETERS).build(DEFAULT_SIZES), NoConstructor)
 
 
-def test_a_constructor_that_never_works_raises_its_own_error() -> None:
+def test_failing_constructor_raises_its_error() -> None:
     class Broken(nn.Module):
         def __init__(self, *args):
             raise ValueError(f"no such {args[0]}")
 
     with pytest.raises(ValueError, match="no such 3"):
-        bind_constructor(Broken, "UNet", PARAMETERS).build(DEFAULT_SIZES)
+        bind_constructor(Broken, "UNet", NUM_PARAMETERS).build(DEFAULT_SIZES)
 
 
 @pytest.mark.parametrize(
@@ -117,5 +120,5 @@ def test_a_constructor_that_never_works_raises_its_own_error() -> None:
         ("a", None),
     ],
 )
-def test_words_for_sizes(name: str, role: str | None) -> None:
+def test_roles_of_parameter_names(name: str, role: str | None) -> None:
     assert guess_role(name) == role

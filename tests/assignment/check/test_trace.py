@@ -1,4 +1,4 @@
-"""Recorded steps. Expected values: figure 1's shapes, PyTorch's modules' own settings, and arithmetic."""
+"""Recorded operations. Expected values: the shapes of figure 1, the attributes of PyTorch modules, and arithmetic."""
 
 import pytest
 import torch
@@ -9,51 +9,51 @@ from chromabox.assignment.check.trace import INPUT, OpTrace, trace_ops
 from chromabox.colour.models import MODELS, num_trainable_parameters
 
 
-class Does(nn.Module):
-    """Runs a function as its forward."""
+class FunctionModule(nn.Module):
+    """Module with a function as its forward."""
 
-    def __init__(self, work, **parts: nn.Module) -> None:
+    def __init__(self, function, **children: nn.Module) -> None:
         super().__init__()
-        self.work = work
-        for name, part in parts.items():
-            self.add_module(name, part)
+        self.function = function
+        for name, child in children.items():
+            self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.work(self, x)
+        return self.function(self, x)
 
 
-def trace(work, **parts: nn.Module) -> OpTrace:
-    return trace_ops(Does(work, **parts), torch.rand(2, 1, 8, 8))
+def trace_function(function, **children: nn.Module) -> OpTrace:
+    return trace_ops(FunctionModule(function, **children), torch.rand(2, 1, 8, 8))
 
 
-@pytest.mark.parametrize("net", ["pool-upsample", "conv-transpose", "unet"])
-def test_our_nets_are_their_modules_in_order(net: str) -> None:
-    module = MODELS[net]()
-    seen = trace_ops(module, torch.rand(2, 1, 32, 32))
-    leaves = {name: part for name, part in module.named_modules() if not list(part.children())}
-    named = [step for step in seen.ops if step.module]
-    assert [step.module for step in named] == list(leaves)
-    assert [step.kind for step in named] == [type(part).__name__ for part in leaves.values()]
-    assert sum(step.num_parameters for step in seen.ops) == num_trainable_parameters(module)
-    for step in named:
-        part = leaves[step.module]
-        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            assert (step.settings["inputs"], step.settings["outputs"]) == (part.in_channels, part.out_channels)
-            assert step.settings["stride"] == part.stride[0]
-    assert seen.last_op == len(seen.ops) - 1
-    assert seen.unused_modules == []
+@pytest.mark.parametrize("name", ["pool-upsample", "conv-transpose", "unet"])
+def test_operations_of_reference_models_are_their_modules_in_order(name: str) -> None:
+    model = MODELS[name]()
+    trace = trace_ops(model, torch.rand(2, 1, 32, 32))
+    leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+    module_ops = [op for op in trace.ops if op.module]
+    assert [op.module for op in module_ops] == list(leaves)
+    assert [op.kind for op in module_ops] == [type(module).__name__ for module in leaves.values()]
+    assert sum(op.num_parameters for op in trace.ops) == num_trainable_parameters(model)
+    for op in module_ops:
+        module = leaves[op.module]
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            assert (op.settings["inputs"], op.settings["outputs"]) == (module.in_channels, module.out_channels)
+            assert op.settings["stride"] == module.stride[0]
+    assert trace.last_op == len(trace.ops) - 1
+    assert trace.unused_modules == []
 
 
-def test_settings_are_the_modules_own() -> None:
-    part = nn.ConvTranspose2d(6, 4, (3, 5), stride=2, padding=(1, 2), output_padding=1, groups=2, bias=False)
-    step = trace_ops(part, torch.rand(1, 6, 4, 4)).ops[0]
+def test_settings_equal_those_of_the_module() -> None:
+    layer = nn.ConvTranspose2d(6, 4, (3, 5), stride=2, padding=(1, 2), output_padding=1, groups=2, bias=False)
+    op = trace_ops(layer, torch.rand(1, 6, 4, 4)).ops[0]
     expected = {"inputs": 6, "outputs": 4, "kernel": [3, 5], "stride": 2, "padding": [1, 2], "output padding": 1}
-    assert step.settings == {**expected, "groups": 2, "bias": False, "dilation": 1}
-    assert step.num_parameters == 6 * 2 * 3 * 5
+    assert op.settings == {**expected, "groups": 2, "bias": False, "dilation": 1}
+    assert op.num_parameters == 6 * 2 * 3 * 5
 
 
 @pytest.mark.parametrize(
-    ("kind", "work"),
+    ("kind", "function"),
     [
         ("ReLU", lambda _, x: F.relu(x)),
         ("ReLU", lambda _, x: torch.relu(x)),
@@ -77,28 +77,30 @@ def test_settings_are_the_modules_own() -> None:
         ("div", lambda _, x: x / 255),
     ],
 )
-def test_functional_calls_are_steps(kind: str, work) -> None:
-    seen = trace(work, norm=nn.InstanceNorm2d(1))
-    assert [step.kind for step in seen.ops] == [kind]
-    assert seen.error is None
-    assert set(seen.ops[0].sources) == {INPUT}
-    assert seen.last_op == 0
+def test_functional_calls_are_operations(kind: str, function) -> None:
+    trace = trace_function(function, norm=nn.InstanceNorm2d(1))
+    assert [op.kind for op in trace.ops] == [kind]
+    assert trace.error is None
+    assert set(trace.ops[0].sources) == {INPUT}
+    assert trace.last_op == 0
 
 
-def test_handing_on_is_no_step() -> None:
-    seen = trace(lambda _, x: F.relu(x.clone().contiguous()[:, :, 1:-1].reshape(2, 1, 6, 8).float()).view(2, -1))
-    assert [step.kind for step in seen.ops] == ["ReLU"]
-    assert seen.last_op == 0
+def test_views_and_copies_are_not_operations() -> None:
+    trace = trace_function(
+        lambda _, x: F.relu(x.clone().contiguous()[:, :, 1:-1].reshape(2, 1, 6, 8).float()).view(2, -1)
+    )
+    assert [op.kind for op in trace.ops] == ["ReLU"]
+    assert trace.last_op == 0
 
 
-def test_sources_follow_the_tensors_not_the_order() -> None:
-    def work(_: nn.Module, x: Tensor) -> Tensor:
+def test_sources_follow_the_tensors_instead_of_the_order() -> None:
+    def function(_: nn.Module, x: Tensor) -> Tensor:
         first = F.relu(x)
         second = F.max_pool2d(F.interpolate(first, scale_factor=2), 2)
         return torch.cat([x, second, first.view(2, 1, 8, 8)], 1)
 
-    seen = trace(work)
-    assert [(step.kind, step.sources) for step in seen.ops] == [
+    trace = trace_function(function)
+    assert [(op.kind, op.sources) for op in trace.ops] == [
         ("ReLU", (INPUT,)),
         ("Upsample", (0,)),
         ("MaxPool2d", (1,)),
@@ -106,27 +108,27 @@ def test_sources_follow_the_tensors_not_the_order() -> None:
     ]
 
 
-def test_what_takes_no_part_is_unused() -> None:
-    parts = {"used": nn.ReLU(), "idle": nn.Conv2d(1, 1, 1), "lent": nn.Conv2d(1, 1, 1)}
-    seen = trace(lambda self, x: self.used(F.conv2d(x, self.lent.weight)), **parts)
-    assert seen.unused_modules == ["idle"]
-    assert [step.module for step in seen.ops] == ["", "used"]
+def test_modules_without_effect_are_unused() -> None:
+    children = {"used": nn.ReLU(), "unused": nn.Conv2d(1, 1, 1), "weight_used": nn.Conv2d(1, 1, 1)}
+    trace = trace_function(lambda self, x: self.used(F.conv2d(x, self.weight_used.weight)), **children)
+    assert trace.unused_modules == ["unused"]
+    assert [op.module for op in trace.ops] == ["", "used"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("half-way"), SystemExit(3)])
-def test_an_error_keeps_the_steps_before_it(error: BaseException) -> None:
-    def work(_: nn.Module, x: Tensor) -> Tensor:
+@pytest.mark.parametrize("error", [RuntimeError("failed"), SystemExit(3)])
+def test_operations_before_an_error_are_recorded(error: BaseException) -> None:
+    def function(_: nn.Module, x: Tensor) -> Tensor:
         F.relu(x)
         raise error
 
-    seen = trace(work)
-    assert seen.error is error
-    assert [step.kind for step in seen.ops] == ["ReLU"]
-    assert seen.output is None
-    assert seen.last_op is None
+    trace = trace_function(function)
+    assert trace.error is error
+    assert [op.kind for op in trace.ops] == ["ReLU"]
+    assert trace.output is None
+    assert trace.last_op is None
 
 
-def test_hooks_go_away() -> None:
-    net = MODELS["unet"](num_filters=2, num_colours=2)
-    trace_ops(net, torch.rand(1, 1, 8, 8))
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+def test_hooks_are_removed() -> None:
+    model = MODELS["unet"](num_filters=2, num_colours=2)
+    trace_ops(model, torch.rand(1, 1, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

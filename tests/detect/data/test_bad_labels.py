@@ -1,6 +1,6 @@
-"""Every fault of a label file: told with file and line, mended or left out by itself, the picture and the rest kept.
+"""All label issues: each is reported with file and line, and fixed or dropped; the image and its other labels are kept.
 
-The picture is 100 × 50 pixels; what must be left is worked out by hand from the formats' definitions.
+The image has 100 × 50 pixels. The expected boxes are computed by hand from the definitions of the formats.
 """
 
 import json
@@ -14,206 +14,216 @@ from chromabox.detect.data.load import load_detection_dataset
 from chromabox.errors import ChromaboxError, UsageError
 from detection_fixtures import make_image, make_voc_xml, make_yolo_dataset, read_all_files
 
-#: A sound line beside the bad one: a dog in the middle, 50 × 20 pixels.
+#: Valid line next to the invalid one: a dog in the centre, 50 × 20 pixels.
 GOOD = "1 0.5 0.5 0.5 0.4"
 GOOD_BOX = (25.0, 15.0, 75.0, 35.0)
 
 
 @dataclass
-class Bad:
-    """A bad line, what it is called, and the box that is made of it; None if nothing is."""
+class BadLine:
+    """Invalid line, its issue type, the resulting box (None if the label is dropped), and a part of the message."""
 
     line: str
-    kind: str
+    issue_type: str
     box: tuple[float, float, float, float] | None = None
-    said: str = ""
+    message: str = ""
 
 
 YOLO = {
-    "words": Bad("cat 0.5 0.5 0.2 0.2", "unreadable label", said="is not a row of numbers"),
-    "too few numbers": Bad("0 0.5 0.5 0.2", "unreadable label", said="4 numbers; 5 are right"),
-    "a sixth number": Bad("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", said="6 numbers; 5 are right"),
-    "half a corner": Bad("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "unreadable label", said="8 numbers"),
-    "commas": Bad("0,0.5,0.5,0.2,0.2", "unreadable label"),
-    "not a number": Bad("0 nan 0.5 0.2 0.2", "unreadable label", said="a number is not finite"),
-    "infinite": Bad("0 0.5 0.5 inf 0.2", "unreadable label", said="a number is not finite"),
-    "class too high": Bad("2 0.5 0.5 0.2 0.2", "unknown class", said="class 2 of 2; 0 to 1 are right"),
-    "class below 0": Bad("-1 0.5 0.5 0.2 0.2", "unknown class", said="-1 is not a class number"),
-    "class in between": Bad("0.5 0.5 0.5 0.2 0.2", "unknown class"),
-    "no width": Bad("0 0.5 0.5 0 0.2", "zero size", said="the box is 0 × 10 pixels"),
-    "negative height": Bad("0 0.5 0.5 0.2 -0.2", "zero size"),
-    "outside": Bad("0 1.5 0.5 0.2 0.2", "out of range", said="lies outside of the 100 × 50 picture"),
-    "pixels for fractions": Bad("0 50 25 20 10", "out of range"),
-    "over the right edge": Bad("0 0.9 0.5 0.4 0.2", "out of range", (70, 20, 100, 30), "10.0 pixels over the edge"),
-    "over the upper left": Bad("0 0 0 0.2 0.2", "out of range", (0, 0, 10, 5), "10.0 pixels over the edge"),
-    "twice": Bad(GOOD, "duplicate label", said="the same as 1"),
-    "the whole picture": Bad("0 0.5 0.5 1 1", "huge box", (0, 0, 100, 50), "covers the whole picture"),
+    "words": BadLine("cat 0.5 0.5 0.2 0.2", "unreadable label", message="is not a row of numbers"),
+    "too few numbers": BadLine("0 0.5 0.5 0.2", "unreadable label", message="4 numbers; expected 5"),
+    "a sixth number": BadLine("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", message="6 numbers; expected 5"),
+    "incomplete corner": BadLine("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "unreadable label", message="8 numbers"),
+    "commas": BadLine("0,0.5,0.5,0.2,0.2", "unreadable label"),
+    "not a number": BadLine("0 nan 0.5 0.2 0.2", "unreadable label", message="a number is not finite"),
+    "infinite": BadLine("0 0.5 0.5 inf 0.2", "unreadable label", message="a number is not finite"),
+    "class too high": BadLine("2 0.5 0.5 0.2 0.2", "unknown class", message="class 2 is not defined; expected 0 to 1"),
+    "class below 0": BadLine("-1 0.5 0.5 0.2 0.2", "unknown class", message="-1 is not a class number"),
+    "fractional class": BadLine("0.5 0.5 0.5 0.2 0.2", "unknown class"),
+    "no width": BadLine("0 0.5 0.5 0 0.2", "zero size", message="the box is 0 × 10 pixels"),
+    "negative height": BadLine("0 0.5 0.5 0.2 -0.2", "zero size"),
+    "outside": BadLine("0 1.5 0.5 0.2 0.2", "out of range", message="is outside the 100 × 50 image"),
+    "pixels for fractions": BadLine("0 50 25 20 10", "out of range"),
+    "beyond the right edge": BadLine("0 0.9 0.5 0.4 0.2", "out of range", (70, 20, 100, 30), "10.0 pixels beyond"),
+    "beyond the upper left": BadLine("0 0 0 0.2 0.2", "out of range", (0, 0, 10, 5), "10.0 pixels beyond"),
+    "duplicate": BadLine(GOOD, "duplicate label", message="same as 1"),
+    "the whole image": BadLine("0 0.5 0.5 1 1", "huge box", (0, 0, 100, 50), "covers the whole image"),
 }
 
 
 @pytest.mark.parametrize("case", YOLO)
-def test_a_bad_line_costs_itself_only(tmp_path: Path, case: str) -> None:
+def test_invalid_line_does_not_affect_other_labels(tmp_path: Path, case: str) -> None:
     bad = YOLO[case]
     folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD})
     (folder / "images" / "val").mkdir()
     before = read_all_files(folder)
     data = load_detection_dataset(folder)
     assert read_all_files(folder) == before
-    assert [fault.issue_type for fault in data.issues] == [bad.kind]
-    fault = data.issues[0]
-    assert (fault.path, fault.line) == (folder / "labels" / "train" / "a.txt", 2)
-    assert fault.dropped == (bad.box is None)
-    assert str(fault).startswith(f"{folder}/labels/train/a.txt:2: {bad.kind}: ")
-    assert bad.said in fault.message
+    assert [issue.issue_type for issue in data.issues] == [bad.issue_type]
+    issue = data.issues[0]
+    assert (issue.path, issue.line) == (folder / "labels" / "train" / "a.txt", 2)
+    assert issue.dropped == (bad.box is None)
+    assert str(issue).startswith(f"{folder}/labels/train/a.txt:2: {bad.issue_type}: ")
+    assert bad.message in issue.message
     expected = [GOOD_BOX] if bad.box is None else [GOOD_BOX, bad.box]
     np.testing.assert_allclose(data.samples[0].boxes, expected, atol=1e-9)
     np.testing.assert_allclose(data.samples[1].boxes, [GOOD_BOX])
 
 
 VOC = {
-    "no number": (("dog", ("left", 1, 2, 3)), "unreadable label"),
-    "nothing for a number": (("dog", ("", 1, 2, 3)), "unreadable label"),
+    "not a number": (("dog", ("left", 1, 2, 3)), "unreadable label"),
+    "empty number": (("dog", ("", 1, 2, 3)), "unreadable label"),
     "no name": (("", (1, 1, 20, 20)), "unknown class"),
-    "left and right exchanged": (("dog", (60, 10, 40, 20)), "zero size"),
+    "left and right swapped": (("dog", (60, 10, 40, 20)), "zero size"),
     "no height": (("dog", (10, 10, 40, 10)), "zero size"),
-    "over the edge": (("dog", (81, 11, 120, 20)), "out of range"),
+    "beyond the edge": (("dog", (81, 11, 120, 20)), "out of range"),
     "outside": (("dog", (201, 11, 220, 20)), "out of range"),
-    "twice": (("cat", (26, 16, 75, 35)), "duplicate label"),
+    "duplicate": (("cat", (26, 16, 75, 35)), "duplicate label"),
 }
 
 
 @pytest.mark.parametrize("case", VOC)
-def test_a_bad_object_costs_itself_only(tmp_path: Path, case: str) -> None:
-    bad, kind = VOC[case]
+def test_invalid_object_does_not_affect_other_objects(tmp_path: Path, case: str) -> None:
+    bad, issue_type = VOC[case]
     make_image(tmp_path / "a.png")
     (tmp_path / "a.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35)), bad))
     data = load_detection_dataset(tmp_path)
-    assert [(fault.issue_type, fault.path, fault.line) for fault in data.issues] == [(kind, tmp_path / "a.xml", 7)]
-    expected = [GOOD_BOX, (80, 10, 100, 20)] if case == "over the edge" else [GOOD_BOX]
+    assert [(issue.issue_type, issue.path, issue.line) for issue in data.issues] == [
+        (issue_type, tmp_path / "a.xml", 7)
+    ]
+    expected = [GOOD_BOX, (80, 10, 100, 20)] if case == "beyond the edge" else [GOOD_BOX]
     np.testing.assert_allclose(data.samples[0].boxes, expected)
 
 
-def annotation(**other: object) -> dict[str, object]:
-    return {"id": 7, "image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5], **other}
+def annotation(**changes: object) -> dict[str, object]:
+    return {"id": 7, "image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5], **changes}
 
 
 COCO = {
     "three numbers": (annotation(bbox=[1, 2, 3]), "unreadable label", 7),
     "words": (annotation(bbox=["a", 1, 2, 3]), "unreadable label", 7),
     "null": (annotation(bbox=None), "unreadable label", 7),
-    "no box": ({"id": 7, "image_id": 1, "category_id": 3}, "unreadable label", 7),
+    "no bbox": ({"id": 7, "image_id": 1, "category_id": 3}, "unreadable label", 7),
     "not an object": ("box", "unreadable label", 1),
     "unknown category": (annotation(category_id=4), "unknown class", 7),
-    "list for a category": (annotation(category_id=[3]), "unreadable label", 7),
-    "list for an image": (annotation(image_id=[1]), "unreadable label", 7),
+    "list as category_id": (annotation(category_id=[3]), "unreadable label", 7),
+    "list as image_id": (annotation(image_id=[1]), "unreadable label", 7),
     "unknown image": (annotation(image_id=9), "label without picture", 7),
     "no width": (annotation(bbox=[1, 1, 0, 5]), "zero size", 7),
     "not a number": (annotation(bbox=[1, 1, float("nan"), 5]), "unreadable label", 7),
-    "twice": (annotation(bbox=[25, 15, 50, 20]), "duplicate label", 7),
+    "duplicate": (annotation(bbox=[25, 15, 50, 20]), "duplicate label", 7),
     "outside": (annotation(bbox=[-50, 0, 20, 20]), "out of range", 7),
 }
 
 
 @pytest.mark.parametrize("case", COCO)
-def test_a_bad_annotation_costs_itself_only(tmp_path: Path, case: str) -> None:
-    bad, kind, line = COCO[case]
+def test_invalid_annotation_does_not_affect_other_annotations(tmp_path: Path, case: str) -> None:
+    bad, issue_type, line = COCO[case]
     make_image(tmp_path / "a.png")
-    said = {
+    content = {
         "images": [{"id": 1, "file_name": "a.png"}],
         "annotations": [annotation(id=2, bbox=[25, 15, 50, 20]), bad],
         "categories": [{"id": 3, "name": "cat"}],
     }
-    (tmp_path / "labels.json").write_text(json.dumps(said))
+    (tmp_path / "labels.json").write_text(json.dumps(content))
     data = load_detection_dataset(tmp_path)
-    assert [(fault.issue_type, fault.line) for fault in data.issues] == [(kind, line)]
+    assert [(issue.issue_type, issue.line) for issue in data.issues] == [(issue_type, line)]
     np.testing.assert_allclose(data.samples[0].boxes, [GOOD_BOX])
 
 
-WITHOUT_LABELS = {
+NOT_TEXT = {
     "bytes": (b"\xff\xfe\x00\xd8", "unreadable label"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\x00", "unreadable label"),
+    "an image": (b"\x89PNG\r\n\x1a\n\x00", "unreadable label"),
 }
 
 
-@pytest.mark.parametrize("case", WITHOUT_LABELS)
-def test_a_label_file_that_is_no_text_is_told(tmp_path: Path, case: str) -> None:
-    content, kind = WITHOUT_LABELS[case]
+@pytest.mark.parametrize("case", NOT_TEXT)
+def test_label_file_that_is_not_text_is_reported(tmp_path: Path, case: str) -> None:
+    content, issue_type = NOT_TEXT[case]
     folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD})
     (folder / "labels" / "train" / "a.txt").write_bytes(content)
     data = load_detection_dataset(folder)
-    assert [(fault.issue_type, fault.path.name, fault.line) for fault in data.issues] == [(kind, "a.txt", None)]
-    assert [len(one.boxes) for one in data.samples] == [0, 1, 1]
+    assert [(issue.issue_type, issue.path.name, issue.line) for issue in data.issues] == [(issue_type, "a.txt", None)]
+    assert [len(sample.boxes) for sample in data.samples] == [0, 1, 1]
 
 
-def test_pictures_that_are_damaged_or_missing_are_told_and_left_out(tmp_path: Path) -> None:
+def test_damaged_and_missing_images_are_reported_and_dropped(tmp_path: Path) -> None:
     folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": GOOD, "val/c": GOOD}, names=None)
     (folder / "images" / "train" / "a.png").write_bytes(b"none")
     (folder / "images" / "val" / "c.png").unlink()
     data = load_detection_dataset(folder)
-    assert {(fault.issue_type, fault.path.name) for fault in data.issues} == {
+    assert {(issue.issue_type, issue.path.name) for issue in data.issues} == {
         ("damaged picture", "a.png"),
         ("label without picture", "c.txt"),
     }
-    assert [one.path.name for one in data.samples] == ["b.png"]
+    assert [sample.path.name for sample in data.samples] == ["b.png"]
 
 
 BAD_XML = {
-    "cut short": "<annotation><object>",
-    "entities that grow": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>',
-    "another file's text": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>',
+    "truncated": "<annotation><object>",
+    "expanding entities": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>',
+    "external entity": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>',
 }
 
 
 @pytest.mark.parametrize("case", BAD_XML)
-def test_xml_that_is_broken_or_bad_is_told_and_left_out(tmp_path: Path, case: str) -> None:
+def test_invalid_or_unsafe_xml_is_reported_and_dropped(tmp_path: Path, case: str) -> None:
     for name in ("a", "b"):
         make_image(tmp_path / f"{name}.png")
     (tmp_path / "a.xml").write_text(BAD_XML[case])
     (tmp_path / "b.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
     data = load_detection_dataset(tmp_path)
-    assert [(fault.issue_type, fault.path.name) for fault in data.issues] == [("unreadable label", "a.xml")]
-    assert [one.path.name for one in data.samples] == ["b.png"]
+    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [("unreadable label", "a.xml")]
+    assert [sample.path.name for sample in data.samples] == ["b.png"]
 
 
 BAD_FILES = {
-    "names twice": ("data.yaml", "train: images\nnames: [cat, cat]", "names: a list of different names"),
-    "names with a gap": ("data.yaml", "train: images\nnames: {0: cat, 2: dog}", "names: a list of different names"),
-    "no such folder": ("data.yaml", "train: pictures\nnames: [cat]", "train: pictures is not there"),
-    "no pictures named": ("data.yaml", "names: [cat]", "does not describe data"),
+    "duplicate names": ("data.yaml", "train: images\nnames: [cat, cat]", "names: expected a list of different names"),
+    "names with a gap": (
+        "data.yaml",
+        "train: images\nnames: {0: cat, 2: dog}",
+        "names: expected a list of different names",
+    ),
+    "no such folder": ("data.yaml", "train: pictures\nnames: [cat]", "train: pictures does not exist"),
+    "no images": ("data.yaml", "names: [cat]", "does not describe a dataset"),
     "not YAML": ("data.yaml", "train: [", "cannot be read as YAML"),
-    "YAML that makes objects": ("data.yaml", "train: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+    "YAML that creates objects": ("data.yaml", "train: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
     "not JSON": ("labels.json", "{", "cannot be read as JSON"),
-    "JSON of something else": ("labels.json", "{}", "holds no COCO labels"),
+    "other JSON": ("labels.json", "{}", "contains no COCO annotations"),
     "categories without names": (
         "labels.json",
         '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
-        "categories need an id and a name each",
+        "invalid categories; expected an id and a name for each",
     ),
-    "no picture at all": ("labels.json", '{"images": [], "annotations": [], "categories": []}', "holds no labelled"),
+    "empty dataset": (
+        "labels.json",
+        '{"images": [], "annotations": [], "categories": []}',
+        "contains no readable labelled image",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_descriptions_that_mean_nothing_give_one_sentence(tmp_path: Path, case: str) -> None:
-    name, content, sentence = BAD_FILES[case]
+def test_invalid_description_is_rejected_with_one_line(tmp_path: Path, case: str) -> None:
+    name, content, message = BAD_FILES[case]
     make_image(tmp_path / "images" / "a.png")
     (tmp_path / name).write_text(content)
     with pytest.raises(ChromaboxError) as caught:
         load_detection_dataset(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path))
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_places_that_hold_no_data_give_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
-    make_image(tmp_path / "lone" / "a.png")
-    with pytest.raises(ChromaboxError, match="holds no labels that are known"):
-        load_detection_dataset(tmp_path / "lone")
-    with pytest.raises(UsageError, match="does not exist: a folder"):
+    make_image(tmp_path / "unlabelled" / "a.png")
+    with pytest.raises(ChromaboxError, match="contains no labels in a known format"):
+        load_detection_dataset(tmp_path / "unlabelled")
+    with pytest.raises(UsageError, match="does not exist: expected a folder"):
         load_detection_dataset(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"data is a folder, a \.yaml"):
-        load_detection_dataset(tmp_path / "lone" / "a.png")
+    with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.yaml"):
+        load_detection_dataset(tmp_path / "unlabelled" / "a.png")
     with pytest.raises(UsageError, match="coco128 is neither in CHROMABOX_MIRROR nor in"):
         load_detection_dataset("coco128")

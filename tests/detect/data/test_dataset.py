@@ -1,4 +1,4 @@
-"""Whatever numbers stand in a label file: what is kept lies in the picture and is none twice, the rest is told."""
+"""Label validation of arbitrary numbers: kept boxes are inside the image and unique; all other labels are reported."""
 
 from pathlib import Path
 
@@ -13,22 +13,23 @@ LABELS = st.lists(st.tuples(st.integers(0, 3), st.tuples(NUMBERS, NUMBERS, NUMBE
 
 
 @given(LABELS, st.tuples(st.integers(1, 200), st.integers(1, 200)))
-def test_what_is_kept_is_sound_and_what_is_not_is_told(
+def test_kept_boxes_are_valid_and_dropped_labels_are_reported(
     rows: list[tuple[int, tuple[float, float, float, float]]], size: tuple[int, int]
 ) -> None:
-    labels = [RawLabel(line, category, corners) for line, (category, corners) in enumerate(rows, 1)]
-    one, faults = validate_labels(labels, Path("a.png"), size, "train", Path("a.txt"))
+    labels = [RawLabel(line, class_id, corners) for line, (class_id, corners) in enumerate(rows, 1)]
+    sample, issues = validate_labels(labels, Path("a.png"), size, "train", Path("a.txt"))
     height, width = size
-    assert ((one.boxes >= 0) & (one.boxes <= [width, height, width, height])).all()
-    assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
-    kept = {(category, *box) for category, box in zip(one.class_ids.tolist(), one.boxes.round(2).tolist(), strict=True)}
-    assert len(kept) == len(one.boxes)
-    assert len(one.boxes) + len({fault.line for fault in faults if fault.dropped}) == len(rows)
+    assert ((sample.boxes >= 0) & (sample.boxes <= [width, height, width, height])).all()
+    assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+    rounded = sample.boxes.round(2).tolist()
+    unique = {(class_id, *box) for class_id, box in zip(sample.class_ids.tolist(), rounded, strict=True)}
+    assert len(unique) == len(sample.boxes)
+    assert len(sample.boxes) + len({issue.line for issue in issues if issue.dropped}) == len(rows)
 
 
 @given(st.floats(0, BOX_EDGE_TOLERANCE), st.floats(0, BOX_EDGE_TOLERANCE))
-def test_rounding_over_the_edge_is_cut_without_a_word(left: float, bottom: float) -> None:
+def test_box_slightly_beyond_the_edge_is_clipped_without_an_issue(left: float, bottom: float) -> None:
     labels = [RawLabel(1, 0, (-left, 10.0, 20.0, 50.0 + bottom))]
-    one, faults = validate_labels(labels, Path("a.png"), (50, 100), "", Path("a.txt"))
-    assert faults == []
-    np.testing.assert_array_equal(one.boxes, [(0, 10, 20, 50)])
+    sample, issues = validate_labels(labels, Path("a.png"), (50, 100), "", Path("a.txt"))
+    assert issues == []
+    np.testing.assert_array_equal(sample.boxes, [(0, 10, 20, 50)])

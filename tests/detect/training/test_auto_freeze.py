@@ -1,4 +1,4 @@
-"""The depth chosen by trials."""
+"""Automatic choice of the number of frozen layers by trials."""
 
 from pathlib import Path
 
@@ -28,32 +28,32 @@ def _trial(layers: int, ap50: float) -> FreezeTrial:
     return FreezeTrial(FreezeReport(layers, 0, 1, layers / 100, False), ap50, 1.0)
 
 
-def test_the_deepest_of_about_equal_trials_is_taken() -> None:
+def test_most_frozen_layers_within_the_margin_are_selected() -> None:
     trials = [_trial(0, 0.705), _trial(10, 0.71), _trial(13, 0.695)]
     assert select_best_trial(trials).freeze_report.num_layers == 13
     assert select_best_trial([*trials[:2], _trial(13, 0.685)]).freeze_report.num_layers == 10
-    assert str(trials[1]) == "    10           10 %              1.0    71.0 %"
+    assert str(trials[1]) == "    10           10 %               1.0    71.0 %"
 
 
-def test_depths_share_the_backbone_s_work() -> None:
+def test_candidate_depths_range_from_none_to_the_backbone() -> None:
     assert candidate_depths(yolov3_tiny())[0] == 0
     assert candidate_depths(yolov3_tiny())[-1] == 13
     assert candidate_depths(yolov3())[-1] == 75
     assert 2 <= len(candidate_depths(yolov3_tiny())) <= 4
 
 
-def test_trials_look_at_training_pictures_only(tmp_path: Path) -> None:
+def test_trials_use_training_images_only(tmp_path: Path) -> None:
     labels = {f"train/{name}": BOX for name in "abcdefgh"} | {"val/x": BOX}
     data = make_yolo_dataset(tmp_path, labels, ("dog", "hedgehog"))
     train = load_detection_dataset(data).split("train")
-    parts = trial_split(train, 0)
-    used = [one.path for one in (*parts.train.samples, *parts.val.samples)]
-    assert sorted(used) == sorted(one.path for one in train.samples)
-    assert len(parts.val.samples) == 2
+    splits = trial_split(train, 0)
+    used = [sample.path for sample in (*splits.train.samples, *splits.val.samples)]
+    assert sorted(used) == sorted(sample.path for sample in train.samples)
+    assert len(splits.val.samples) == 2
 
 
 @pytest.mark.parametrize("recipe", ["default", "course"])
-def test_a_depth_is_chosen_and_the_table_told(recipe: str, tmp_path: Path) -> None:
+def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path: Path) -> None:
     labels = {f"train/{name}": BOX for name in "abcdefgh"} | {"val/x": BOX}
     data = make_yolo_dataset(tmp_path / "set", labels, ("dog", "hedgehog"))
     save_detector(tmp_path / "small.safetensors", make_small_detector())
@@ -64,14 +64,14 @@ def test_a_depth_is_chosen_and_the_table_told(recipe: str, tmp_path: Path) -> No
         freeze="auto",
         size=64,
     )
-    said: list[str] = []
-    chosen = choose_num_frozen(config, RuntimeOptions(threads=1), log=said.append)
-    possible = candidate_depths(make_small_detector().architecture)[::-1]
-    tried = [int(line.split()[0]) for line in said[1:-1]]
-    # The deepest first, and shallower ones until one is not worth it.
+    messages: list[str] = []
+    chosen = choose_num_frozen(config, RuntimeOptions(threads=1), log=messages.append)
+    candidates = candidate_depths(make_small_detector().architecture)[::-1]
+    tried = [int(line.split()[0]) for line in messages[1:-1]]
+    # In decreasing order, until fewer layers do not improve AP50 sufficiently.
     assert len(tried) >= 2
-    assert tried == possible[: len(tried)]
+    assert tried == candidates[: len(tried)]
     assert chosen.freeze in tried
-    assert "6 training pictures, judged on 2 others" in said[0]
+    assert "6 training images, validated on 2 others" in messages[0]
     assert chosen.runtime is None
     assert {path.name for path in tmp_path.iterdir()} == {"set", "small.safetensors", "small.json"}

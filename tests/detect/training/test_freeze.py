@@ -1,4 +1,4 @@
-"""Freezing: what stands still, through batch normalisation too; work against PyTorch's own count of operations."""
+"""Freezing: parameters and BatchNorm statistics after a training step; FLOPs against PyTorch's FlopCounterMode."""
 
 import copy
 
@@ -19,118 +19,118 @@ from chromabox.errors import UsageError
 from detector_fixtures import make_small_detector
 
 
-def _state(net: DarknetModel, until: int) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items() if int(name.split(".")[1]) < until}
+def _copy_state(model: DarknetModel, num_layers: int) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if int(name.split(".")[1]) < num_layers}
 
 
-def _train_a_step(net: DarknetModel) -> None:
-    net.train()
-    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
-    sum(head.square().mean() for head in net(torch.rand(2, 3, 64, 64))).backward()
-    optimiser.step()
+def _train_step(model: DarknetModel) -> None:
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(head.square().mean() for head in model(torch.rand(2, 3, 64, 64))).backward()
+    optimizer.step()
 
 
-def test_frozen_layers_stay_as_they_are_through_training_mode_and_steps() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    before, rest = _state(net, 3), net.layers[4].norm.running_mean.clone()
-    frozen = freeze(net, 3)
-    _train_a_step(net)
-    after = _state(net, 3)
+def test_frozen_layers_do_not_change_in_a_training_step() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    before, trained_mean = _copy_state(model, 3), model.layers[4].norm.running_mean.clone()
+    report = freeze(model, 3)
+    _train_step(model)
+    after = _copy_state(model, 3)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(not parameter.requires_grad for layer in net.layers[:3] for parameter in layer.parameters())
-    assert [layer.norm.training for layer in net.layers[:5]] == [False, False, False, True, True]
-    assert all(parameter.grad is None for layer in net.layers[:3] for parameter in layer.parameters())
-    assert not torch.equal(rest, net.layers[4].norm.running_mean)
-    assert frozen.num_layers == 3
+    assert all(not parameter.requires_grad for layer in model.layers[:3] for parameter in layer.parameters())
+    assert [layer.norm.training for layer in model.layers[:5]] == [False, False, False, True, True]
+    assert all(parameter.grad is None for layer in model.layers[:3] for parameter in layer.parameters())
+    assert not torch.equal(trained_mean, model.layers[4].norm.running_mean)
+    assert report.num_layers == 3
 
 
-def test_with_moving_statistics_only_parameters_stand_still() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    mean, weight = net.layers[0].norm.running_mean.clone(), net.layers[0].norm.weight.clone()
-    freeze(net, 3, update_bn_stats=True)
-    _train_a_step(net)
-    assert not torch.equal(mean, net.layers[0].norm.running_mean)
-    assert torch.equal(weight, net.layers[0].norm.weight)
+def test_update_bn_stats_freezes_parameters_only() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    mean, weight = model.layers[0].norm.running_mean.clone(), model.layers[0].norm.weight.clone()
+    freeze(model, 3, update_bn_stats=True)
+    _train_step(model)
+    assert not torch.equal(mean, model.layers[0].norm.running_mean)
+    assert torch.equal(weight, model.layers[0].norm.weight)
 
 
-def test_all_normalisation_may_stand_still_while_kernels_learn() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    frozen = freeze(net, 2, freeze_all_bn=True)
-    _train_a_step(net)
-    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved
-    assert all("convolution" in name and int(name.split(".")[1]) >= 2 for name in moved)
-    # Layers 2 to 4 have 8 · 8 kernels of 3 × 3 each, the head 16 rows of 8 weights and a bias.
-    assert frozen.total_parameters - frozen.frozen_parameters == 3 * 8 * 8 * 9 + 16 * 9
-    assert "of their batch normalisation stay as they are, as does the others'" in str(frozen)
+def test_freeze_all_bn_trains_kernels_only() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = freeze(model, 2, freeze_all_bn=True)
+    _train_step(model)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("convolution" in name and int(name.split(".")[1]) >= 2 for name in changed)
+    # Layers 2 to 4 have 8 · 8 kernels of 3 × 3 each; the head has 16 rows of 8 weights and one bias.
+    assert report.total_parameters - report.frozen_parameters == 3 * 8 * 8 * 9 + 16 * 9
+    assert "BatchNorm statistics are frozen, like those of all other layers" in str(report)
 
 
-def test_a_frozen_net_has_the_same_state_and_outputs() -> None:
-    net = copy.deepcopy(make_small_detector().model)
+def test_frozen_model_has_the_same_state_dict_and_outputs() -> None:
+    model = copy.deepcopy(make_small_detector().model)
     images = torch.rand(1, 3, 64, 64)
-    expected, names = net(images)[0], list(net.state_dict())
-    freeze(net, 5)
-    net.eval()
-    assert torch.equal(net(images)[0], expected)
-    assert list(net.state_dict()) == names
-    fresh = DarknetModel(net.architecture, net.variant)
-    fresh.load_state_dict(net.state_dict())
-    assert torch.equal(fresh.eval()(images)[0], expected)
+    expected, names = model(images)[0], list(model.state_dict())
+    freeze(model, 5)
+    model.eval()
+    assert torch.equal(model(images)[0], expected)
+    assert list(model.state_dict()) == names
+    unfrozen = DarknetModel(model.architecture, model.variant)
+    unfrozen.load_state_dict(model.state_dict())
+    assert torch.equal(unfrozen.eval()(images)[0], expected)
 
 
-def test_freezing_less_afterwards_gives_gradients_back() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    freeze(net, 5)
-    assert freeze(net, "none", update_bn_stats=True).frozen_parameters == 0
-    assert all(parameter.requires_grad for parameter in net.parameters())
+def test_freezing_fewer_layers_restores_gradients() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    freeze(model, 5)
+    assert freeze(model, "none", update_bn_stats=True).frozen_parameters == 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_work_is_what_pytorch_counts() -> None:
-    net = DarknetModel(yolov3_tiny(), DARKNET).eval()
+def test_layer_flops_equal_pytorchs_count() -> None:
+    model = DarknetModel(yolov3_tiny(), DARKNET).eval()
     counter = FlopCounterMode(display=False)
     with counter:
-        net(torch.zeros(1, 3, 64, 64))
-    assert 2 * 64 * 64 * sum(layer_flops(net.architecture)) == counter.get_total_flops()
-    prefix = FlopCounterMode(display=False)
-    with prefix:
-        net.forward_features(torch.zeros(1, 3, 64, 64), 10)
-    share = prefix.get_total_flops() / counter.get_total_flops()
-    assert freeze(net, 10).flops_fraction == pytest.approx(share)
+        model(torch.zeros(1, 3, 64, 64))
+    assert 2 * 64 * 64 * sum(layer_flops(model.architecture)) == counter.get_total_flops()
+    frozen_counter = FlopCounterMode(display=False)
+    with frozen_counter:
+        model.forward_features(torch.zeros(1, 3, 64, 64), 10)
+    expected = frozen_counter.get_total_flops() / counter.get_total_flops()
+    assert freeze(model, 10).flops_fraction == pytest.approx(expected)
 
 
-def test_parameters_are_counted() -> None:
-    net = make_small_detector().model
-    frozen = freeze(copy.deepcopy(net), 1)
-    assert frozen.frozen_parameters == 3 * 8 * 9 + 2 * 8
-    assert frozen.total_parameters == sum(parameter.numel() for parameter in net.parameters())
-    assert "the first 1 layers, 232 of" in str(frozen)
-    assert frozen.as_json()["parameters"] == 232
+def test_report_counts_parameters() -> None:
+    model = make_small_detector().model
+    report = freeze(copy.deepcopy(model), 1)
+    assert report.frozen_parameters == 3 * 8 * 9 + 2 * 8
+    assert report.total_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert "the first 1 layers with 232 of" in str(report)
+    assert report.as_json()["parameters"] == 232
 
 
-def test_backbones_end_where_the_first_head_begins() -> None:
+def test_backbone_ends_before_the_first_head() -> None:
     assert num_backbone_layers(yolov3_tiny()) == 13
     assert num_backbone_layers(yolov3()) == 75  # Darknet-53: 52 convolutions and 23 shortcuts
 
 
-@pytest.mark.parametrize(("until", "depth"), [(0, 0), ("none", 0), ("10", 10), (22, 22), ("backbone", 13)])
-def test_depth_by_number_and_name(until: int | str, depth: int) -> None:
-    assert num_layers_to_freeze(yolov3_tiny(), until) == depth
+@pytest.mark.parametrize(("num_frozen", "expected"), [(0, 0), ("none", 0), ("10", 10), (22, 22), ("backbone", 13)])
+def test_number_of_layers_is_given_as_number_or_name(num_frozen: int | str, expected: int) -> None:
+    assert num_layers_to_freeze(yolov3_tiny(), num_frozen) == expected
 
 
-@pytest.mark.parametrize("until", [-1, 23, "24"])
-def test_something_must_be_left_to_train(until: int | str) -> None:
-    with pytest.raises(UsageError, match="at most the first 22 can be frozen"):
-        num_layers_to_freeze(yolov3_tiny(), until)
+@pytest.mark.parametrize("num_frozen", [-1, 23, "24"])
+def test_freezing_all_convolutions_is_rejected(num_frozen: int | str) -> None:
+    with pytest.raises(UsageError, match="expected 0 to 22 of the 24 layers of yolov3-tiny"):
+        num_layers_to_freeze(yolov3_tiny(), num_frozen)
 
 
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UsageError, match="freeze is neck: give a number of layers, auto, or none or backbone"):
+def test_unknown_name_is_rejected() -> None:
+    with pytest.raises(UsageError, match="--freeze is neck: expected a number of layers, auto, none or backbone"):
         num_layers_to_freeze(yolov3_tiny(), "neck")
 
 
-def test_the_heads_last_convolutions() -> None:
-    net = DarknetModel(yolov3_tiny(2), DARKNET)
-    freeze(net, 16)
-    assert [tuple(parameter.shape) for parameter in trainable_head_parameters(net)] == [(21, 256, 1, 1), (21,)]
+def test_trainable_head_parameters_are_those_of_the_last_convolutions() -> None:
+    model = DarknetModel(yolov3_tiny(2), DARKNET)
+    freeze(model, 16)
+    assert [tuple(parameter.shape) for parameter in trainable_head_parameters(model)] == [(21, 256, 1, 1), (21,)]

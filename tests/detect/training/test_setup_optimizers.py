@@ -1,4 +1,4 @@
-"""Rates of fine-tuning: the course's from its formulas, worked out by hand."""
+"""Optimizers and learning rates of fine-tuning, against hand calculations with the course's formulas."""
 
 import copy
 import math
@@ -14,60 +14,60 @@ from chromabox.engine.optim import Muon
 from detector_fixtures import make_small_detector
 
 
-def test_the_course_s_groups_and_decay() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    freeze(net, 2)
-    (sgd,) = build_finetune_optimizers(net, course_finetune_recipe())
+def test_course_parameter_groups_and_weight_decay() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    freeze(model, 2)
+    (sgd,) = build_finetune_optimizers(model, course_finetune_recipe())
     assert [len(group["params"]) for group in sgd.param_groups] == [4, 3, 4]
     assert [group["weight_decay"] for group in sgd.param_groups] == [5e-4, 0, 0]
     assert all(group["nesterov"] for group in sgd.param_groups)
     trained = {id(parameter) for group in sgd.param_groups for parameter in group["params"]}
-    assert trained == {id(parameter) for parameter in net.parameters() if parameter.requires_grad}
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 
 
-def test_decay_goes_with_the_pictures_of_an_update() -> None:
+def test_weight_decay_scales_with_the_effective_batch_size() -> None:
     (sgd,) = build_finetune_optimizers(make_small_detector().model, replace(course_finetune_recipe(), batch_size=24))
     assert sgd.param_groups[0]["weight_decay"] == pytest.approx(5e-4 * 24 * 3 / 64)
 
 
-def test_the_course_s_rates_in_its_own_example() -> None:
-    """8 batches an epoch, 5 epochs, 4 batches an update: 10 updates, the warm-up would take 1000 batches."""
-    optimisers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
-    schedule = finetune_lr_schedule(course_finetune_recipe(), optimisers, 5, 8)
+def test_course_learning_rates_of_the_course_example() -> None:
+    """8 batches per epoch, 5 epochs and 4 batches per step are 10 steps; the warm-up has 1000 batches."""
+    optimizers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
+    schedule = finetune_lr_schedule(course_finetune_recipe(), optimizers, 5, 8)
     kernels, _, biases = schedule(3)[0]
-    # Update 3 is the second of epoch 1: 12 batches are done.
-    full = 0.01 * (0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
-    assert kernels["lr"] == pytest.approx(full * 0.012)
-    assert biases["lr"] == pytest.approx(0.1 + (full - 0.1) * 0.012)
+    # Step 3 is the second of epoch 1, after 12 batches.
+    full_lr = 0.01 * (0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
+    assert kernels["lr"] == pytest.approx(full_lr * 0.012)
+    assert biases["lr"] == pytest.approx(0.1 + (full_lr - 0.1) * 0.012)
     assert kernels["momentum"] == pytest.approx(0.8 + 0.137 * 0.012)
     assert schedule(0)[0][0]["lr"] == 0
 
 
-def test_after_the_warm_up_the_course_s_cosine_ends_near_a_tenth() -> None:
-    optimisers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
-    schedule = finetune_lr_schedule(course_finetune_recipe(), optimisers, 100, 100)
+def test_course_cosine_ends_near_a_tenth_after_the_warmup() -> None:
+    optimizers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
+    schedule = finetune_lr_schedule(course_finetune_recipe(), optimizers, 100, 100)
     kernels, _, biases = schedule(50 * 25)[0]
     assert kernels == pytest.approx({"lr": 0.0055, "momentum": 0.937})
     assert biases == pytest.approx(kernels)
     assert schedule(99 * 25)[0][0]["lr"] == pytest.approx(0.001, rel=0.01)
 
 
-def test_ours_goes_up_quickly_and_straight_down() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    freeze(net, 3)
-    muon, adam = build_finetune_optimizers(net, default_finetune_recipe())
+def test_default_schedule_has_a_short_warmup_and_a_linear_decay() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    freeze(model, 3)
+    muon, adam = build_finetune_optimizers(model, default_finetune_recipe())
     assert isinstance(muon, Muon)
     assert [tuple(kernel.shape) for kernel in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)] * 2
-    # The head's kernel, two weights of normalisation, three biases.
+    # The kernel of the head, two BatchNorm weights, three biases.
     assert len(adam.param_groups[0]["params"]) == 6
     schedule = finetune_lr_schedule(default_finetune_recipe(), [muon, adam], 5, 8)
-    factors = [schedule(update)[0][0]["lr"] / default_finetune_recipe().lr for update in range(40)]
-    assert factors[:4] == pytest.approx([(update + 0.5) / 4 * 1.0 for update in range(4)], abs=0.02)
-    assert factors[4:] == pytest.approx([(39.5 - update) / 36 for update in range(4, 40)])
+    factors = [schedule(step)[0][0]["lr"] / default_finetune_recipe().lr for step in range(40)]
+    assert factors[:4] == pytest.approx([(step + 0.5) / 4 * 1.0 for step in range(4)], abs=0.02)
+    assert factors[4:] == pytest.approx([(39.5 - step) / 36 for step in range(4, 40)])
 
 
-def test_with_all_but_the_heads_frozen_there_is_nothing_for_muon() -> None:
-    net = copy.deepcopy(make_small_detector().model)
-    freeze(net, 5)
-    (adam,) = build_finetune_optimizers(net, default_finetune_recipe())
+def test_training_the_heads_only_uses_no_muon() -> None:
+    model = copy.deepcopy(make_small_detector().model)
+    freeze(model, 5)
+    (adam,) = build_finetune_optimizers(model, default_finetune_recipe())
     assert isinstance(adam, torch.optim.AdamW)

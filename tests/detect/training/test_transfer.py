@@ -1,4 +1,4 @@
-"""Heads for other classes: what of the old net must stand where in the new one."""
+"""Replacement of heads: outputs of the new model against the corresponding outputs of the original one."""
 
 import pytest
 import torch
@@ -10,84 +10,84 @@ from chromabox.detect.weights.load import Detector, load_detector, save_detector
 from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import make_small_detector
 
-PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def numbers(trained: Detector) -> torch.Tensor:
-    """The one head's numbers [anchors, 5 + classes, rows, columns]."""
+def head_output(detector: Detector) -> torch.Tensor:
+    """Return the raw outputs of the only head [anchors, 5 + classes, rows, columns]."""
     with torch.no_grad():
-        return trained.model(PICTURE)[0][0]
+        return detector.model(IMAGE)[0][0]
 
 
-def test_rows_follow_their_names_and_boxes_stay() -> None:
-    trained = make_small_detector()
-    other = replace_heads(trained, ["Red_Fox", "owl", "cat"])
-    assert other.classes == ("Red_Fox", "owl", "cat")
-    before, after = numbers(trained), numbers(other)
+def test_class_rows_follow_their_names_and_boxes_are_unchanged() -> None:
+    detector = make_small_detector()
+    new = replace_heads(detector, ["Red_Fox", "owl", "cat"])
+    assert new.classes == ("Red_Fox", "owl", "cat")
+    before, after = head_output(detector), head_output(new)
     torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=1e-6)
     torch.testing.assert_close(after[:, 5], before[:, 5 + 2], rtol=0, atol=1e-6)
     torch.testing.assert_close(after[:, 7], before[:, 5 + 0], rtol=0, atol=1e-6)
-    # One of three classes: a third everywhere.
+    # The new one of three classes has the score 1/3 everywhere.
     torch.testing.assert_close(after[:, 6].sigmoid(), torch.full_like(after[:, 6], 1 / 3))
-    assert other.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"]}
-    assert not other.model.training
+    assert new.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"]}
+    assert not new.model.training
 
 
 def test_new_classes_are_appended_to_the_old_ones() -> None:
-    trained = make_small_detector()
-    other = replace_heads(trained, ["dog", "owl"], keep_old_classes=True)
-    assert other.classes == ("cat", "dog", "red fox", "owl")
-    before, after = numbers(trained), numbers(other)
+    detector = make_small_detector()
+    new = replace_heads(detector, ["dog", "owl"], keep_old_classes=True)
+    assert new.classes == ("cat", "dog", "red fox", "owl")
+    before, after = head_output(detector), head_output(new)
     torch.testing.assert_close(after[:, :8], before, rtol=0, atol=1e-6)
     torch.testing.assert_close(after[:, 8].sigmoid(), torch.full_like(after[:, 8], 1 / 4))
 
 
-def test_the_same_classes_change_nothing() -> None:
-    trained = make_small_detector()
-    state, other = trained.model.state_dict(), replace_heads(trained, trained.classes).model.state_dict()
-    assert all(torch.equal(value, other[name]) for name, value in state.items())
+def test_same_classes_give_the_same_weights() -> None:
+    detector = make_small_detector()
+    state, new_state = detector.model.state_dict(), replace_heads(detector, detector.classes).model.state_dict()
+    assert all(torch.equal(value, new_state[name]) for name, value in state.items())
 
 
-def test_a_single_new_class_leaves_the_score_to_objectness() -> None:
-    other = numbers(replace_heads(make_small_detector(), ["owl"]))
-    torch.testing.assert_close(other[:, 5].sigmoid(), torch.full_like(other[:, 5], 0.99))
+def test_single_new_class_has_the_default_max_prior() -> None:
+    output = head_output(replace_heads(make_small_detector(), ["owl"]))
+    torch.testing.assert_close(output[:, 5].sigmoid(), torch.full_like(output[:, 5], 0.99))
 
 
-def test_a_new_class_may_begin_as_unsure_as_is_wished() -> None:
-    other = numbers(replace_heads(make_small_detector(), ["owl", "newt"], max_prior=0.1))
-    torch.testing.assert_close(other[:, 5:].sigmoid(), torch.full_like(other[:, 5:], 0.1))
+def test_initial_score_of_new_classes_is_at_most_max_prior() -> None:
+    output = head_output(replace_heads(make_small_detector(), ["owl", "newt"], max_prior=0.1))
+    torch.testing.assert_close(output[:, 5:].sigmoid(), torch.full_like(output[:, 5:], 0.1))
 
 
-def test_the_old_detector_is_not_touched_and_new_rows_can_learn() -> None:
-    trained = make_small_detector()
-    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
-    other = replace_heads(trained, ["owl", "newt"])
-    head = other.model(PICTURE)[0]
+def test_original_detector_is_not_modified_and_new_rows_have_gradients() -> None:
+    detector = make_small_detector()
+    before = {name: value.clone() for name, value in detector.model.state_dict().items()}
+    new = replace_heads(detector, ["owl", "newt"])
+    head = new.model(IMAGE)[0]
     (head[0, :, 5] - head[0, :, 6] * 2).sum().backward()
-    assert other.model.layers[5].convolution.weight.grad.unflatten(0, (2, 7))[:, 5:].abs().amin(1).max() > 0
+    assert new.model.layers[5].convolution.weight.grad.unflatten(0, (2, 7))[:, 5:].abs().amin(1).max() > 0
     with torch.no_grad():
-        for parameter in other.model.parameters():
+        for parameter in new.model.parameters():
             parameter += 1
-    assert all(torch.equal(value, before[name]) for name, value in trained.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in detector.model.state_dict().items())
 
 
-def test_the_result_can_be_saved_and_read(tmp_path) -> None:
-    other = replace_heads(make_small_detector(), ["owl"])
-    save_detector(tmp_path / "a.safetensors", other)
-    again = load_detector(tmp_path / "a.safetensors")
-    assert again.classes == ("owl",)
-    assert torch.equal(numbers(again), numbers(other))
+def test_result_can_be_saved_and_loaded(tmp_path) -> None:
+    new = replace_heads(make_small_detector(), ["owl"])
+    save_detector(tmp_path / "a.safetensors", new)
+    loaded = load_detector(tmp_path / "a.safetensors")
+    assert loaded.classes == ("owl",)
+    assert torch.equal(head_output(loaded), head_output(new))
 
 
-@pytest.mark.parametrize(("names", "message"), [([], "none is given"), (["a b", "A_b"], "stands there twice")])
-def test_names_that_are_no_list_of_classes(names: list[str], message: str) -> None:
+@pytest.mark.parametrize(("names", "message"), [([], "empty list"), (["a b", "A_b"], "occurs more than once")])
+def test_empty_or_repeated_names_are_rejected(names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         replace_heads(make_small_detector(), names)
 
 
-def test_a_head_that_is_normalised_is_refused() -> None:
+def test_head_after_a_convolution_with_batch_norm_is_rejected() -> None:
     layers = (Convolution(6, 1), Yolo((0,), ((8.0, 8.0),), 1))
-    trained = make_small_detector()
-    net = DarknetModel(Architecture("odd", layers, size=32), trained.variant)
-    with pytest.raises(ChromaboxError, match="odd: layer 1 is no head behind a plain convolution"):
-        replace_heads(Detector(net, ("a",), 32, {}), ["b"])
+    detector = make_small_detector()
+    model = DarknetModel(Architecture("odd", layers, size=32), detector.variant)
+    with pytest.raises(ChromaboxError, match="odd: cannot change the classes of head 1"):
+        replace_heads(Detector(model, ("a",), 32, {}), ["b"])

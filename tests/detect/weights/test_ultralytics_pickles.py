@@ -65,7 +65,13 @@ def test_modules_are_bags_of_their_attributes(tmp_path: Path) -> None:
     assert not isinstance(model, torch.nn.Module)
     assert model.class_name == "torch.nn.modules.container.Sequential"
     assert list(model.children) == ["0", "1", "2"]
-    assert list(model.children["1"].children) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert list(model.children["1"].children) == [
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    ]
     assert model.children["1"].attributes["eps"] == 1e-3
     torch.testing.assert_close(model.children["0"].children["weight"], net[0].weight.data)
 

@@ -1,1 +1,1 @@
-"""Analyses of trained models for the answers of the assignment."""
+"""Analyses of trained models for the assignment report."""

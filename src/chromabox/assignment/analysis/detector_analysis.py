@@ -1,4 +1,4 @@
-"""A fine-tuned run looked into: what moved in its layers, its class term computed a second way, two of its pictures."""
+"""Analysis of fine-tuning runs: weight changes, verification of the class loss, and sample detections."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,44 +23,45 @@ from chromabox.detect.training.setup import InitialState, build_loss, initialise
 from chromabox.detect.weights.load import Detector, load_detector
 from chromabox.io.images import read_image
 
-#: Held-out pictures that the class term is computed for, and that are drawn.
+#: Numbers of held-out images for the verification of the class loss and for sample detections.
 NUM_VERIFIED_IMAGES, NUM_SAMPLE_IMAGES = 8, 2
-#: Boxes with a lower score are not drawn.
+#: Confidence threshold for drawn boxes.
 MIN_DRAWN_CONFIDENCE = 0.25
 
 
 @dataclass(frozen=True)
 class LayerWeightChange:
-    """What became of one convolution with what belongs to it, from the first to the best checkpoint."""
+    """Change of one convolution and its BatchNorm from the first to the best checkpoint."""
 
     layer: int
     num_parameters: int
     max_change: float
-    """Largest change of a parameter."""
+    """Largest absolute change of a parameter."""
     relative_change: float
-    """Root of the summed squares of all parameters' changes, as a part of that of the parameters."""
+    """Euclidean norm of the change of all parameters, divided by the norm of the initial parameters."""
     max_stats_change: float
-    """Largest change of a mean or variance of batch normalisation; 0 where the layer has none."""
+    """Largest absolute change of a BatchNorm mean or variance; 0 for layers without BatchNorm."""
 
 
 @dataclass(frozen=True)
 class ClassLossCheck:
-    """The class term of held-out pictures as training computes it, and from its definition."""
+    """Class loss of held-out images as computed in training, and computed from its definition."""
 
     positive_weight: float
-    """``cls_pw``."""
+    """Weight of positive examples, ``cls_pw``."""
     num_positions: int
+    """Number of positions that contribute to the class loss."""
     actual: float
     expected: float
     max_gradient: float
-    """The largest slope of the term in a logit."""
+    """Largest absolute gradient of the class loss with respect to a logit."""
     max_gradient_difference: float
-    """The largest difference between automatic and written slopes."""
+    """Largest difference between gradients by autograd and from the definition."""
 
 
 @dataclass(frozen=True)
 class SampleDetections:
-    """A held-out picture, what is true of it, and what is found in it before and after."""
+    """A held-out image with its ground truth, and its detections before and after fine-tuning."""
 
     sample: Sample
     before: Detections
@@ -69,7 +70,7 @@ class SampleDetections:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run with its data: how it began, and its result."""
+    """A run with its configuration, data, initial state and result."""
 
     config: FinetuneConfig
     initial: InitialState
@@ -78,14 +79,14 @@ class OpenedRun:
 
 
 def open_run(run: Path) -> OpenedRun:
-    """Raises UsageError or ChromaboxError where the configuration cannot be read or the data are not there."""
+    """Open a run. Raise UsageError or ChromaboxError if its configuration cannot be read or its data are missing."""
     config = read_finetune_config(run)
-    begun, after = initialise_run(config, run), load_detector(run)
-    return OpenedRun(config, begun, after, build_loss(after.model, config))
+    initial, detector = initialise_run(config, run), load_detector(run)
+    return OpenedRun(config, initial, detector, build_loss(detector.model, config))
 
 
 def weight_changes(run: Path) -> list[LayerWeightChange]:
-    """Of every convolution of a run, what moved between ``start.safetensors`` and ``best.safetensors``."""
+    """Return the changes of all convolutions of a run between ``start.safetensors`` and ``best.safetensors``."""
     start, best = load_detector(run / "start.safetensors"), load_detector(run / "best.safetensors")
     layers = [index for index, layer in enumerate(start.architecture.layers) if isinstance(layer, Convolution)]
     return [_layer_weight_change(layer, start.model.state_dict(), best.model.state_dict()) for layer in layers]
@@ -93,49 +94,55 @@ def weight_changes(run: Path) -> list[LayerWeightChange]:
 
 def _layer_weight_change(layer: int, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> LayerWeightChange:
     names = [name for name in before if name.startswith(f"layers.{layer}.") and "num_batches" not in name]
-    learnt = [name for name in names if "running" not in name]
-    counted = [name for name in names if "running" in name]
-    moved, was = (
-        torch.cat([one.double().flatten() for one in some])
-        for some in ([after[name] - before[name] for name in learnt], [before[name] for name in learnt])
+    parameters = [name for name in names if "running" not in name]
+    statistics = [name for name in names if "running" in name]
+    change, initial = (
+        torch.cat([tensor.double().flatten() for tensor in tensors])
+        for tensors in ([after[name] - before[name] for name in parameters], [before[name] for name in parameters])
     )
     return LayerWeightChange(
         layer=layer,
-        num_parameters=len(was),
-        max_change=float(moved.abs().max()),
-        relative_change=float(moved.norm() / was.norm()),
-        max_stats_change=max((float((after[name] - before[name]).abs().max()) for name in counted), default=0.0),
+        num_parameters=len(initial),
+        max_change=float(change.abs().max()),
+        relative_change=float(change.norm() / initial.norm()),
+        max_stats_change=max((float((after[name] - before[name]).abs().max()) for name in statistics), default=0.0),
     )
 
 
 def verify_class_loss(run: OpenedRun, positive_weight: float) -> ClassLossCheck:
-    """The class term of the first held-out pictures by the loss and from its definition, positives weighing so much.
+    """Compute the class loss of the first held-out images with the training code and from its definition.
 
-    The definition is written out with logarithms of σ, in float64; where boxes are learnt is taken from the loss.
+    ``positive_weight`` is the weight of positive examples. The definition is evaluated in float64 with logarithms of σ;
+    the assignment of boxes to positions is that of the loss.
     """
     loss = replace(run.loss, cls_pw=positive_weight)
     heads, targets = _head_outputs(run)
     for head in heads:
         head.requires_grad_()
-    term = loss(heads, targets)["class"]
-    found = torch.autograd.grad(term, heads, allow_unused=True)
-    value, slopes, places = _class_loss_from_definition(loss, heads, targets)
-    automatic = [np.zeros(head.shape) if one is None else one.numpy() for head, one in zip(heads, found, strict=True)]
+    class_loss = loss(heads, targets)["class"]
+    autograd_gradients = torch.autograd.grad(class_loss, heads, allow_unused=True)
+    expected, gradients, num_positions = _class_loss_from_definition(loss, heads, targets)
+    actual_gradients = [
+        np.zeros(head.shape) if gradient is None else gradient.numpy()
+        for head, gradient in zip(heads, autograd_gradients, strict=True)
+    ]
     return ClassLossCheck(
         positive_weight=positive_weight,
-        num_positions=places,
-        actual=float(term.detach()),
-        expected=value,
-        max_gradient=max(float(np.abs(one).max()) for one in slopes),
-        max_gradient_difference=max(float(np.abs(one - two).max()) for one, two in zip(automatic, slopes, strict=True)),
+        num_positions=num_positions,
+        actual=float(class_loss.detach()),
+        expected=expected,
+        max_gradient=max(float(np.abs(gradient).max()) for gradient in gradients),
+        max_gradient_difference=max(
+            float(np.abs(first - second).max()) for first, second in zip(actual_gradients, gradients, strict=True)
+        ),
     )
 
 
 @torch.no_grad()
 def _head_outputs(run: OpenedRun) -> tuple[list[Tensor], Tensor]:
-    """What the result puts out for some held-out pictures, in float64, and their true boxes."""
-    pictures = run.initial.splits.val.samples[:NUM_VERIFIED_IMAGES]
-    views = [letterbox_sample(one, run.config.size, run.detector.variant) for one in pictures]
+    """Return the head outputs of the fine-tuned detector for held-out images, in float64, and their targets."""
+    samples = run.initial.splits.val.samples[:NUM_VERIFIED_IMAGES]
+    views = [letterbox_sample(sample, run.config.size, run.detector.variant) for sample in samples]
     images = torch.stack([torch.from_numpy(pixels) for pixels, _ in views])
     return [head.double() for head in run.detector.model(images)], stack_targets([boxes for _, boxes in views]).double()
 
@@ -143,38 +150,42 @@ def _head_outputs(run: OpenedRun) -> tuple[list[Tensor], Tensor]:
 def _class_loss_from_definition(
     loss: DetectionLoss, heads: Sequence[Tensor], targets: Tensor
 ) -> tuple[float, list[Float64[np.ndarray, "..."]], int]:
-    """The class term, its slopes in the heads' numbers, and how many places learn a class."""
-    share = loss.loss_weights(len(heads[0]))["class"]
-    learnt = loss.variant.decode == "exp" or loss.num_classes > 1 or loss.recipe == "default"
-    total, slopes, count = 0.0, [], 0
-    for head, places in zip(heads, loss.assign(heads, targets), strict=True):
-        slope = np.zeros(head.shape)
-        if learnt and len(places.target):
-            value, own = _class_loss_at_positions(head.detach().numpy(), places, targets.numpy(), loss)
-            total, count = total + share * value, count + len(own)
-            for row, at in zip(own, zip(*_assignment_indices(places), strict=True), strict=True):
-                picture, anchor, down, across = at
-                slope[picture, anchor, 5:, down, across] += share * row
-        slopes.append(slope)
-    return total, slopes, count
+    """Return the class loss, its gradients with respect to the head outputs, and the number of positions."""
+    loss_weight = loss.loss_weights(len(heads[0]))["class"]
+    has_class_loss = loss.variant.decode == "exp" or loss.num_classes > 1 or loss.recipe == "default"
+    total, gradients, count = 0.0, [], 0
+    for head, assignments in zip(heads, loss.assign(heads, targets), strict=True):
+        gradient = np.zeros(head.shape)
+        if has_class_loss and len(assignments.target):
+            value, logit_gradients = _class_loss_at_positions(head.detach().numpy(), assignments, targets.numpy(), loss)
+            total, count = total + loss_weight * value, count + len(logit_gradients)
+            positions = zip(*_assignment_indices(assignments), strict=True)
+            for logit_gradient, position in zip(logit_gradients, positions, strict=True):
+                image, anchor, row, column = position
+                gradient[image, anchor, 5:, row, column] += loss_weight * logit_gradient
+        gradients.append(gradient)
+    return total, gradients, count
 
 
 def _class_loss_at_positions(
-    head: Float64[np.ndarray, "batch anchors numbers rows columns"],
+    head: Float64[np.ndarray, "batch anchors outputs rows columns"],
     assignments: Assignments,
     targets: Float64[np.ndarray, "boxes 6"],
     loss: DetectionLoss,
-) -> tuple[float, Float64[np.ndarray, "places classes"]]:
-    """−(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))), summed (kinds with means: averaged), and its slopes in x."""
-    picture, anchor, row, column = _assignment_indices(assignments)
-    sure = 1 / (1 + np.exp(-head[picture, anchor, 5:, row, column]))
-    truth = np.zeros_like(sure)
+) -> tuple[float, Float64[np.ndarray, "positions classes"]]:
+    """Return −(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))) and its gradient with respect to x.
+
+    The loss is summed for variants with decoding "exp" and averaged for the others.
+    """
+    image, anchor, row, column = _assignment_indices(assignments)
+    probability = 1 / (1 + np.exp(-head[image, anchor, 5:, row, column]))
+    truth = np.zeros_like(probability)
     truth[np.arange(len(truth)), targets[assignments.target.numpy(), 1].astype(int)] = 1
     weight = loss.cls_pw
-    errors = -(weight * truth * np.log(sure) + (1 - truth) * np.log(1 - sure))
-    slopes = (1 - truth) * sure - weight * truth * (1 - sure)
-    parts = 1 if loss.variant.decode == "exp" else errors.size
-    return float(errors.sum() / parts), slopes / parts
+    losses = -(weight * truth * np.log(probability) + (1 - truth) * np.log(1 - probability))
+    gradients = (1 - truth) * probability - weight * truth * (1 - probability)
+    divisor = 1 if loss.variant.decode == "exp" else losses.size
+    return float(losses.sum() / divisor), gradients / divisor
 
 
 def _assignment_indices(assignments: Assignments) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -182,15 +193,15 @@ def _assignment_indices(assignments: Assignments) -> tuple[np.ndarray, np.ndarra
 
 
 def sample_detections(run: OpenedRun) -> list[SampleDetections]:
-    """The first held-out pictures on which something is to be found, looked at before and after."""
-    marked = [one for one in run.initial.splits.val.samples if len(one.boxes)][:NUM_SAMPLE_IMAGES]
+    """Return detections before and after fine-tuning for the first held-out images with objects."""
+    samples = [sample for sample in run.initial.splits.val.samples if len(sample.boxes)][:NUM_SAMPLE_IMAGES]
     before, after = optimize_for_inference(run.initial.detector), optimize_for_inference(run.detector)
     size = run.config.size
-    shown = []
-    for one in marked:
-        pixels = read_image(one.path).pixels
-        found = [
+    results = []
+    for sample in samples:
+        pixels = read_image(sample.path).pixels
+        detections = [
             detect_image(pixels, detector, confidence=MIN_DRAWN_CONFIDENCE, size=size) for detector in (before, after)
         ]
-        shown.append(SampleDetections(one, *found))
-    return shown
+        results.append(SampleDetections(sample, *detections))
+    return results

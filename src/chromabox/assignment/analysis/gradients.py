@@ -1,12 +1,11 @@
-"""How strongly the loss pulls at each layer: gradients where training started and where it ended.
+"""Gradients of layers before and after training, and ablation of skip connections.
 
-Gradients *vanish* where the layers near the input get a gradient that is smaller by orders of magnitude than that of
-the layers near the loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). A layer counts as one
-kernel; biases and batch normalisation's parameters are left out.
+Gradients *vanish* if those of the layers near the input are smaller by orders of magnitude than those of the layers
+near the loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). Each layer is represented by its
+kernel; biases and BatchNorm parameters are excluded.
 
-What a trained UNet's skips are worth to it: its score when what they carry is taken away or is another picture's.
-
-This tells how much the net that was trained relies on a skip, not what a net trained without it would reach.
+The ablation evaluates a trained UNet with the values of its skip connections set to 0 or taken from other images. It
+measures how much the trained model depends on a skip connection, not the performance of a model trained without it.
 """
 
 import copy
@@ -28,24 +27,24 @@ from chromabox.colour.training.train import TrainConfig
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """What reaches one layer's kernel."""
+    """Gradient norm and weight norm of the kernel of one layer."""
 
     gradient_norm: float
-    """Norm (Euclidean) of the loss's gradient with respect to the kernel: root mean square over the batches."""
+    """Euclidean norm of the gradient of the loss with respect to the kernel: root mean square over the batches."""
     weight_norm: float
-    """Norm of the kernel itself."""
+    """Euclidean norm of the kernel."""
 
     @property
     def relative_norm(self) -> float:
-        """Gradient over weight: how fast, for its size, the kernel would move under plain gradient descent."""
+        """Gradient norm divided by weight norm: relative change of the kernel per unit learning rate of SGD."""
         return self.gradient_norm / self.weight_norm
 
 
 def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[str, LayerGradient]:
-    """Gradients of the training loss at every kernel, by the layer's name, from the input to the output.
+    """Return the gradients of the training loss for every kernel, by layer name, from input to output.
 
-    In training mode (batch normalisation uses the batch's own statistics), on a copy: the net stays as it is. At least
-    one batch is needed.
+    They are computed in training mode (BatchNorm uses the statistics of the batch) on a copy; the model is not
+    modified. At least one batch is required.
     """
     model = copy.deepcopy(model).train()
     kernels = _kernels_by_layer(model)
@@ -54,7 +53,7 @@ def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[s
         model.zero_grad()
         compute_losses(model, batch)["loss"].backward()
         for name, kernel in kernels.items():
-            assert kernel.grad is not None, f"{name} takes no part in the loss"
+            assert kernel.grad is not None, f"{name} does not affect the loss"
             squares[name].append(kernel.grad.square().sum().item())
     return {
         name: LayerGradient(float(np.mean(squares[name]) ** 0.5), kernel.detach().norm().item())
@@ -63,21 +62,21 @@ def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[s
 
 
 def relative_weight_change(start: nn.Module, end: nn.Module) -> dict[str, float]:
-    """How far each kernel has gone between two states of a net, as a part of its norm at the start."""
+    """Return the norm of the change of each kernel between two states of a model, divided by its initial norm."""
     before, after = _kernels_by_layer(start), _kernels_by_layer(end)
     with torch.no_grad():
         return {name: ((after[name] - kernel).norm() / kernel.norm()).item() for name, kernel in before.items()}
 
 
 def initial_model(config: TrainConfig, palette: Palette) -> nn.Module:
-    """The net as training began with it: its seed decides it. Torch's own random numbers stay where they are."""
+    """Return the model with its initial weights, given by the seed of the run. The global RNG state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_model(config.model, **{"num_colours": len(palette.colours), **config.model_args})
 
 
 def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Kernels by layer: ``block1.0.weight``, the first of a sequence, is called ``block1``."""
+    """Return kernels by layer name: ``block1.0.weight``, the first layer of a sequence, is named ``block1``."""
     return {
         name.removesuffix(".weight").removesuffix(".0"): parameter
         for name, parameter in model.named_parameters()
@@ -87,23 +86,23 @@ def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
 
 Ablation = Callable[[Tensor], Tensor]
 
-#: What is done to what a skip carries. "shuffled": each picture of a batch gets the one before its own, so that the
-#: values are as ever but say nothing of the picture (unless it is alone in its batch).
-ABLATIONS: Mapping[str, Ablation] = {"zeroed": torch.zeros_like, "shuffled": lambda carried: carried.roll(1, 0)}
+#: Changes of the values of a skip connection. "shuffled": each image of a batch receives the values of the previous
+#: image, which have the same distribution but are unrelated to the image (except in a batch of one image).
+ABLATIONS: Mapping[str, Ablation] = {"zeroed": torch.zeros_like, "shuffled": lambda features: features.roll(1, 0)}
 
-#: The skips: block 1's output, shown to block 4 ("half", for its resolution), and the input, shown to the last layer.
+#: Skip connections: from block 1 to block 4 ("half", for its resolution) and from the input to the last layer.
 SKIPS = ("half", "input")
 
 
 @contextmanager
 def ablated_skips(model: UNet, ablations: Mapping[str, Ablation]) -> Iterator[None]:
-    """Within, the named skips carry what their change makes of what they would carry."""
-    readers = {"half": (model.block4, model.block3), "input": (model.last, model.block4)}
+    """Apply the ablations to the named skip connections while the context is active."""
+    layers = {"half": (model.block4, model.block3), "input": (model.last, model.block4)}
     hooks = []
-    for skip, change in ablations.items():
-        reader, before = readers[skip]
-        own = _out_channels(before)  # The skip's channels come after those of the layer before.
-        hooks.append(reader.register_forward_pre_hook(_ablation_hook(own, change)))
+    for skip, ablation in ablations.items():
+        layer, previous = layers[skip]
+        num_own_channels = _out_channels(previous)  # The channels of the skip connection follow these.
+        hooks.append(layer.register_forward_pre_hook(_ablation_hook(num_own_channels, ablation)))
     try:
         yield
     finally:
@@ -112,26 +111,26 @@ def ablated_skips(model: UNet, ablations: Mapping[str, Ablation]) -> Iterator[No
 
 
 def _ablation_hook(num_own_channels: int, ablation: Ablation) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-    def changed(reader: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    def hook(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
         (features,) = inputs
         return torch.cat([features[:, :num_own_channels], ablation(features[:, num_own_channels:])], 1)
 
-    return changed
+    return hook
 
 
 def _out_channels(block: nn.Module) -> int:
-    outputs: int = block.get_submodule("0").out_channels  # type: ignore[assignment]
-    return outputs
+    out_channels: int = block.get_submodule("0").out_channels  # type: ignore[assignment]
+    return out_channels
 
 
 def ablate_skips(model: UNet, images: LabelledImages) -> dict[tuple[str, str], tuple[float, float]]:
-    """Loss (nats a pixel) and accuracy (0 to 1) by (skip, change); ("none", "intact") is the net as it is.
+    """Return loss (nats per pixel) and accuracy (0 to 1) by (skip, ablation); ("none", "intact") is the full model.
 
-    Skips are "half", "input", and "both" of them. The net should be in evaluation mode.
+    Skips are "half", "input" and "both". The model should be in evaluation mode.
     """
-    found = {("none", "intact"): loss_and_accuracy(model, images.grey, images.labels)}
+    scores = {("none", "intact"): loss_and_accuracy(model, images.grey, images.labels)}
     for name, skips in (*((skip, (skip,)) for skip in SKIPS), ("both", SKIPS)):
-        for how, change in ABLATIONS.items():
-            with ablated_skips(model, dict.fromkeys(skips, change)):
-                found[name, how] = loss_and_accuracy(model, images.grey, images.labels)
-    return found
+        for ablation_name, ablation in ABLATIONS.items():
+            with ablated_skips(model, dict.fromkeys(skips, ablation)):
+                scores[name, ablation_name] = loss_and_accuracy(model, images.grey, images.labels)
+    return scores

@@ -1,7 +1,7 @@
-"""One trained net of each kind looked into: the numbers behind "why", and where they can be looked up.
+"""Analysis of trained models: the numbers that explain their results.
 
-Everything is computed from the net that a run left and the first pictures of its data, a few hundred of them, so that
-a write-up takes seconds. What was computed last is kept as long as the process, because several questions ask for it.
+Everything is computed from the model of a run and a few hundred images of its dataset, so that a report takes seconds.
+The latest results are cached in memory, because several sections of the report use them.
 """
 
 import math
@@ -44,17 +44,17 @@ from chromabox.colour.palette.palette import Palette, decode_labels
 from chromabox.colour.training.train import TrainInputs, load_inputs, read_config
 from chromabox.colour.weights.checkpoint import load_palette_model
 
-#: Test pictures that the nets' answers are examined on.
+#: Number of test images for the analysis of predictions.
 NUM_TEST_IMAGES = 500
-#: Training pictures that a probe is fitted on, and test pictures that it is judged on.
+#: Numbers of training and test images for probes.
 NUM_PROBE_TRAIN_IMAGES, NUM_PROBE_TEST_IMAGES = 200, 200
-#: Test pictures that a UNet is shown with its skips changed.
+#: Number of test images for the ablation of skip connections.
 NUM_ABLATION_IMAGES = 150
-#: Training batches that gradients are taken from.
+#: Number of training batches for gradients.
 NUM_GRADIENT_BATCHES = 2
-#: Bands of distance from the nearest edge, in pixels.
+#: Bounds in pixels of the bins of distance from the nearest edge.
 EDGE_DISTANCE_BINS = (0, 1, 2, 3, 4, 6, math.inf)
-#: All of these, as ``results.json`` tells them.
+#: All of these, with their keys in ``results.json``.
 SAMPLE_SIZES = {
     "test pictures": NUM_TEST_IMAGES,
     "probe: fitted on training pictures": NUM_PROBE_TRAIN_IMAGES,
@@ -63,42 +63,43 @@ SAMPLE_SIZES = {
     "gradients of batches": NUM_GRADIENT_BATCHES,
     "bounds of the bands of distance": EDGE_DISTANCE_BINS,
 }
-#: What a probe reads together, by name.
+#: Names of the probes, and the layers that each uses together.
 PROBE_LAYERS = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
 
 
 @dataclass(frozen=True, eq=False)
 class ImageStats:
-    """How pictures look beside the true ones."""
+    """Quality of images compared with the ground truth."""
 
     psnr: float
-    """Decibels."""
+    """Peak signal-to-noise ratio in dB."""
     delta_e: float
     """Mean CIEDE2000 difference."""
     colourfulness: float
-    """Hasler & Süsstrunk 2003, mean over the pictures."""
+    """Colourfulness of Hasler & Süsstrunk 2003, mean over the images."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnalysisData:
-    """What all nets of one comparison stand on."""
+    """Data that all models of a comparison share."""
 
     inputs: TrainInputs
     test: LabelledImages
-    """The first ``PICTURES`` of the test split."""
-    edge_distances: Float64[np.ndarray, "pictures height width"]
-    """From each pixel to the nearest edge of the grey picture."""
+    """The first :data:`NUM_TEST_IMAGES` images of the test split."""
+    edge_distances: Float64[np.ndarray, "images height width"]
+    """Distance in pixels from each pixel to the nearest edge of the greyscale image."""
     is_vivid: Bool[np.ndarray, " colours"]
+    """Mask of the vivid palette colours."""
     grey_stats: ImageStats
-    """Of the grey pictures themselves."""
+    """Quality of the greyscale images."""
     true_colourfulness: float
     lookup_table_accuracy: float
-    """Of "grey value → its most frequent colour" on the whole test split: what needs no net."""
+    """Accuracy of a lookup table from grey value to its most frequent colour, on the whole test split: a baseline."""
 
 
 @dataclass(frozen=True, eq=False)
 class NetAnalysis:
-    """One run's net, looked into."""
+    """Analysis of the model of one run."""
 
     model: str
     run: Path
@@ -109,21 +110,21 @@ class NetAnalysis:
     accuracy_by_edge_distance: AccuracyByEdgeDistance
     calibration: Calibration
     probe_scores: dict[str, ProbeScores]
-    """By what is read together: see ``SOURCES``."""
+    """Scores of the probes in :data:`PROBE_LAYERS`."""
     bottleneck_shape: tuple[int, int, int]
-    """Channels, height and width of what the probe calls "quarter"."""
+    """Channels, height and width of the layer "quarter" of the probes."""
     initial_gradients: dict[str, LayerGradient]
     final_gradients: dict[str, LayerGradient]
     weight_change: dict[str, float]
     skip_ablations: dict[str, dict[str, float]]
-    """Loss and accuracy with a skip changed, by "which how"; empty for nets without skips."""
+    """Loss and accuracy with ablated skips, by "skip ablation"; empty for models without skip connections."""
 
     @cached_property
     def to_json(self) -> dict[str, Any]:
-        """All numbers as JSON has them, without the answers pixel by pixel; what has no value is None."""
+        """All numbers as JSON values, without the per-pixel predictions; non-finite numbers are None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
-            when: {layer: one.relative_norm for layer, one in gradients.items()}
+            when: {layer: gradient.relative_norm for layer, gradient in gradients.items()}
             for when, gradients in (("start", self.initial_gradients), ("end", self.final_gradients))
         }
         calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
@@ -136,13 +137,13 @@ class NetAnalysis:
 
 
 def to_json_value(value: Any) -> Any:
-    """A value of dataclasses, arrays and numbers as JSON has it; None for what is not finite."""
+    """Convert dataclasses, arrays and numbers to JSON values; non-finite numbers become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(asdict(value))
     if isinstance(value, dict):
-        return {str(key): to_json_value(one) for key, one in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [to_json_value(one) for one in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
@@ -150,7 +151,7 @@ def to_json_value(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _DataKey:
-    """What two runs must share to stand on the same ground."""
+    """Cache key: settings that determine the data of a run."""
 
     data: str
     size: int
@@ -160,7 +161,7 @@ class _DataKey:
 
 
 def load_analysis_data(run: Path) -> AnalysisData:
-    """The data of a run with what does not depend on the net."""
+    """Return the data of a run and everything that does not depend on the model."""
     config = read_config(run)
     palette = (run / "palette.json").read_text(encoding="utf-8")
     return _load_analysis_data(_DataKey(config.data, config.size, config.val_fraction, palette, run))
@@ -169,80 +170,84 @@ def load_analysis_data(run: Path) -> AnalysisData:
 @lru_cache(maxsize=1)
 def _load_analysis_data(key: _DataKey) -> AnalysisData:
     inputs = load_inputs(read_config(key.run), key.run)
-    train, whole = inputs.data.train, inputs.data.test
-    test = whole.select(slice(0, NUM_TEST_IMAGES))
-    greys = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
+    train, full_test = inputs.data.train, inputs.data.test
+    test = full_test.select(slice(0, NUM_TEST_IMAGES))
+    grey_rgb = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
     table = metrics.grey_lookup_baseline(
-        train.grey_sum.numpy(), train.labels.numpy(), whole.grey_sum.numpy(), whole.labels.numpy(), len(inputs.palette)
+        train.grey_sum.numpy(),
+        train.labels.numpy(),
+        full_test.grey_sum.numpy(),
+        full_test.labels.numpy(),
+        len(inputs.palette),
     )
     return AnalysisData(
         inputs,
         test,
         edge_distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
         is_vivid=vivid_colours(inputs.palette),
-        grey_stats=image_stats(greys, test),
+        grey_stats=image_stats(grey_rgb, test),
         true_colourfulness=_mean_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
         lookup_table_accuracy=table.accuracy,
     )
 
 
-def image_stats(rgb: UInt8[np.ndarray, "pictures height width 3"], test: LabelledImages) -> ImageStats:
-    """Compare pictures with the true ones."""
+def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> ImageStats:
+    """Compare images with the ground truth."""
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
     return ImageStats(metrics.psnr(rgb, truth), metrics.delta_e(rgb, truth), _mean_colourfulness(rgb))
 
 
-def _mean_colourfulness(rgb: UInt8[np.ndarray, "pictures height width 3"]) -> float:
-    return float(np.mean([metrics.colourfulness(np.ascontiguousarray(picture)) for picture in rgb]))
+def _mean_colourfulness(rgb: UInt8[np.ndarray, "images height width 3"]) -> float:
+    return float(np.mean([metrics.colourfulness(np.ascontiguousarray(image)) for image in rgb]))
 
 
 def analyse(run: Path) -> NetAnalysis:
-    """Look into the net of a finished run of one of the assignment's three."""
+    """Analyse the model of a finished run, one of the three models of the assignment."""
     return _analyse(run, (run / "summary.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=3)
 def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
-    """``changed``: when the run ended, so that a run made anew is looked into anew."""
-    config, trained, ground = read_config(run), load_palette_model(run), load_analysis_data(run)
-    net, test, palette = trained.network, ground.test, trained.palette
-    train = ground.inputs.data.train
+    """Analyse a model; ``modified_ns`` is the time at which the run finished, so that a new run is analysed anew."""
+    config, palette_model, data = read_config(run), load_palette_model(run), load_analysis_data(run)
+    model, test, palette = palette_model.network, data.test, palette_model.palette
+    train = data.inputs.data.train
     start = initial_model(config, palette)
     batches = [_take_batch(train, config.recipe.batch_size, number) for number in range(NUM_GRADIENT_BATCHES)]
-    answers = predict(net, test)
-    skips = ablate_skips(net, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(net, UNet) else {}
+    predictions = predict(model, test)
+    skips = ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
     height, width = test.labels.shape[1:]
     return NetAnalysis(
         model=config.model,
         run=run,
-        predictions=answers,
-        image_stats=image_stats(decode_labels(answers.labels, palette), test),
-        high_frequencies=_high_frequency_stats(answers, test, palette),
-        vivid_stats=vivid_colour_stats(answers, test.labels.numpy(), ground.is_vivid),
+        predictions=predictions,
+        image_stats=image_stats(decode_labels(predictions.labels, palette), test),
+        high_frequencies=_high_frequency_stats(predictions, test, palette),
+        vivid_stats=vivid_colour_stats(predictions, test.labels.numpy(), data.is_vivid),
         accuracy_by_edge_distance=accuracy_by_edge_distance(
-            answers.is_correct, ground.edge_distances, EDGE_DISTANCE_BINS
+            predictions.is_correct, data.edge_distances, EDGE_DISTANCE_BINS
         ),
-        calibration=calibrate(answers.confidence, answers.is_correct),
+        calibration=calibrate(predictions.confidence, predictions.is_correct),
         probe_scores=probe_layers(
-            net,
+            model,
             train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)),
             test.select(slice(0, NUM_PROBE_TEST_IMAGES)),
             palette,
             PROBE_LAYERS,
         ),
-        bottleneck_shape=(net.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
+        bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
         initial_gradients=layer_gradients(start, batches),
-        final_gradients=layer_gradients(net, batches),
-        weight_change=relative_weight_change(start, net),
+        final_gradients=layer_gradients(model, batches),
+        weight_change=relative_weight_change(start, model),
         skip_ablations={" ".join(key): {"loss": loss, "accuracy": accuracy} for key, (loss, accuracy) in skips.items()},
     )
 
 
 def _take_batch(train: LabelledImages, size: int, number: int) -> tuple[Any, Any]:
-    """A batch in file order; the first again where there are no more."""
-    part = train.select(slice(number * size, (number + 1) * size))
-    part = part if len(part) else train.select(slice(0, size))
-    return part.grey, part.labels
+    """Return a batch in file order; the first batch if there are not enough images."""
+    batch = train.select(slice(number * size, (number + 1) * size))
+    batch = batch if len(batch) else train.select(slice(0, size))
+    return batch.grey, batch.labels
 
 
 def _high_frequency_stats(predictions: Predictions, test: LabelledImages, palette: Palette) -> HighFrequencyStats:

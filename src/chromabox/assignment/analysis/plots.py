@@ -1,8 +1,9 @@
-"""Figures that show why one net beats another: curves, edges, gradients, who is right, calibration, pictures.
+"""Figures of the assignment report.
 
-All are 16 cm wide, so that on paper letters have the size they are given here.
+Comparisons of colourisation models: training curves, accuracy near edges, gradients, agreement, calibration and sample
+images. Fine-tuning of detectors: weight changes by layer, and detections before and after.
 
-Figures of fine-tuning, 16 cm wide on paper: what moved in which layer, and pictures before and after.
+All figures are 16 cm wide on paper, so that font sizes are those given here.
 """
 
 import io
@@ -29,64 +30,65 @@ from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, RGBTile, save_figur
 FIGURE_WIDTH = 6.3
 DPI = 200
 
-#: Colours that stay apart for colour-blind eyes (Wong 2011, Nature Methods 8, 441), in the order of the assignment.
+#: Colours that colour-blind readers can distinguish (Wong 2011, Nature Methods 8, 441), in the order of the assignment.
 MODEL_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": "#0072b2", "unet": "#009e73"}
 
-#: Who is right about a pixel: both, only the first, only the second, neither.
+#: Colours of pixels that both models, only the first, only the second, or neither predict correctly.
 AGREEMENT_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
 FONT_SIZE = 8
 
-#: Of a sheet: inches for the rows' names, and pixels between the pictures.
+#: Grids of samples: width of the row labels in inches, and gap between images in pixels.
 LABEL_WIDTH, TILE_GAP = 1.1, 2
 
-#: A band of confidence with no more than this part of the pixels says nothing.
+#: Confidence bins with at most this fraction of the pixels are not plotted.
 MIN_BIN_FRACTION = 0.001
 History = Sequence[EpochRecord]
 
 
 def plot_all_curves(runs: Mapping[str, Sequence[History]], path: Path) -> None:
-    """Loss and accuracy against epochs: a colour for each net, a thin line for each seed, training dashed."""
+    """Plot loss and accuracy against epochs: a colour per model, a thin line per seed, dashed for training."""
     figure, (left, right) = _make_panels(2, 2.6)
-    for net, histories in runs.items():
+    for model, histories in runs.items():
         for history in histories:
             for axes, quantity, scale in ((left, "loss", 1.0), (right, "accuracy", 100.0)):
-                for split, dashes in (("train", "--"), ("test", "-")):
+                for split, line_style in (("train", "--"), ("test", "-")):
                     values = [record[f"{split}_{quantity}"] * scale for record in history]
                     epochs = [record["epoch"] for record in history]
-                    axes.plot(epochs, values, dashes, color=MODEL_COLOURS[net], linewidth=0.8, marker=_marker(history))
-    left.set(xlabel="epoch", ylabel="cross-entropy (nats a pixel)")
-    right.set(xlabel="epoch", ylabel="pixels right (%)")
+                    colour, marker = MODEL_COLOURS[model], _marker(history)
+                    axes.plot(epochs, values, line_style, color=colour, linewidth=0.8, marker=marker)
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats per pixel)")
+    right.set(xlabel="epoch", ylabel="accuracy (%)")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    nets = [Line2D([], [], color=MODEL_COLOURS[net], label=net) for net in runs]
-    train = Line2D([], [], color="black", linestyle="--", label="training pictures")
-    test = Line2D([], [], color="black", linestyle="-", label="test pictures")
-    left.legend(handles=[*nets, train, test], fontsize=FONT_SIZE - 1)
+    models = [Line2D([], [], color=MODEL_COLOURS[model], label=model) for model in runs]
+    train = Line2D([], [], color="black", linestyle="--", label="training images")
+    test = Line2D([], [], color="black", linestyle="-", label="test images")
+    left.legend(handles=[*models, train, test], fontsize=FONT_SIZE - 1)
     _save(figure, path)
 
 
 def _marker(history: History) -> str:
-    """A line of one epoch needs a mark to be seen."""
+    """Return a marker for a single epoch, of which a line would be invisible."""
     return "." if len(history) == 1 else ""
 
 
 def plot_accuracy_by_edge_distance(
     models: Mapping[str, AccuracyByEdgeDistance], bounds: Sequence[int | float], path: Path
 ) -> None:
-    """Accuracy of nets in bands of distance from the nearest edge, above it how many pixels each band has."""
+    """Plot accuracy in bins of distance from the nearest edge, with the fraction of pixels above each bin."""
     figure, (axes,) = _make_panels(1, 2.6)
     names = [_bin_label(low, high) for low, high in pairwise(bounds)]
-    for net, found in models.items():
-        axes.plot(names, 100 * found.accuracy, marker="o", markersize=4, color=MODEL_COLOURS[net], label=net)
-    for place, share in enumerate(next(iter(models.values())).fraction):
+    for model, result in models.items():
+        axes.plot(names, 100 * result.accuracy, marker="o", markersize=4, color=MODEL_COLOURS[model], label=model)
+    for index, fraction in enumerate(next(iter(models.values())).fraction):
         axes.annotate(
-            f"{100 * share:.0f} %",
-            (place, 1.02),
+            f"{100 * fraction:.0f} %",
+            (index, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
             fontsize=FONT_SIZE - 1,
         )
-    axes.set(xlabel="distance from the nearest edge (pixels); above: share of all pixels", ylabel="pixels right (%)")
+    axes.set(xlabel="distance from the nearest edge (pixels); above: fraction of all pixels", ylabel="accuracy (%)")
     axes.legend(fontsize=FONT_SIZE)
     _save(figure, path)
 
@@ -100,12 +102,12 @@ def _bin_label(low: int | float, high: int | float) -> str:
 def plot_gradients(
     start: Mapping[str, Mapping[str, float]], end: Mapping[str, Mapping[str, float]], path: Path
 ) -> None:
-    """Relative gradients of the layers, a line for each net, where training started and where it ended."""
+    """Plot the relative gradients of the layers before and after training, with one line per model."""
     figure, panels = _make_panels(2, 2.4, sharey=True)
-    for axes, nets, title in zip(panels, (start, end), ("at the start of training", "after training"), strict=True):
-        for net, layers in nets.items():
+    for axes, models, title in zip(panels, (start, end), ("before training", "after training"), strict=True):
+        for model, layers in models.items():
             axes.plot(
-                list(layers), list(layers.values()), marker="o", markersize=4, color=MODEL_COLOURS[net], label=net
+                list(layers), list(layers.values()), marker="o", markersize=4, color=MODEL_COLOURS[model], label=model
             )
         axes.set_title(title, fontsize=FONT_SIZE + 1)
         axes.set_yscale("log")
@@ -118,32 +120,30 @@ def plot_gradients(
 
 
 def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
-    """Accuracy against confidence, without bands of few pixels; on the diagonal both agree."""
+    """Plot accuracy against confidence without bins of few pixels; a calibrated model is on the diagonal."""
     figure, (axes,) = _make_panels(1, 2.8)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
-    for net, found in models.items():
-        many = found.fraction > MIN_BIN_FRACTION
-        confidence, accuracy = (100 * values[many] for values in (found.confidence, found.accuracy))
-        axes.plot(confidence, accuracy, marker="o", markersize=3, color=MODEL_COLOURS[net], label=net)
-    axes.set(xlabel="probability of the answer (%)", ylabel="answers right (%)", xlim=(0, 100), ylim=(0, 100))
+    for model, calibration in models.items():
+        shown = calibration.fraction > MIN_BIN_FRACTION
+        confidence, accuracy = (100 * values[shown] for values in (calibration.confidence, calibration.accuracy))
+        axes.plot(confidence, accuracy, marker="o", markersize=3, color=MODEL_COLOURS[model], label=model)
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
     axes.legend(fontsize=FONT_SIZE)
     _save(figure, path)
 
 
 def plot_samples(rows: Mapping[str, Sequence[RGBTile]], path: Path) -> None:
-    """A labelled row of pictures each; all pictures are of one size."""
+    """Plot labelled rows of images; all images have the same size."""
     _save(_image_grid(rows), path)
 
 
 def plot_agreement(
     rows: Mapping[str, Sequence[RGBTile]], names: tuple[str, str], first: Predictions, second: Predictions, path: Path
 ) -> None:
-    """Rows of pictures and below them, for the same pictures, who of two nets is right where."""
+    """Plot rows of images and, below them, maps of the pixels that each of two models predicts correctly."""
     count = len(next(iter(rows.values())))
-    maps = [
-        agreement_map(one, two) for one, two in zip(first.is_correct[:count], second.is_correct[:count], strict=True)
-    ]
-    figure = _image_grid({**rows, "who is right": maps}, bottom_margin=0.3)
+    maps = [agreement_map(*masks) for masks in zip(first.is_correct[:count], second.is_correct[:count], strict=True)]
+    figure = _image_grid({**rows, "correct": maps}, bottom_margin=0.3)
     labels = ("both", f"only {names[0]}", f"only {names[1]}", "neither")
     handles = [Patch(color=colour, label=label) for colour, label in zip(AGREEMENT_COLOURS, labels, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=FONT_SIZE, frameon=False)
@@ -153,28 +153,28 @@ def plot_agreement(
 def agreement_map(
     first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The map of one picture in ``WHO_COLOURS``."""
-    colours = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in AGREEMENT_COLOURS]
-    which = np.where(first, np.where(second, 0, 1), np.where(second, 2, 3))
-    picture: UInt8[np.ndarray, "height width 3"] = np.array(colours, np.uint8)[which]
-    return picture
+    """Return the agreement map of one image in :data:`AGREEMENT_COLOURS`."""
+    colours = [[int(colour[start : start + 2], 16) for start in (1, 3, 5)] for colour in AGREEMENT_COLOURS]
+    indices = np.where(first, np.where(second, 0, 1), np.where(second, 2, 3))
+    pixels: UInt8[np.ndarray, "height width 3"] = np.array(colours, np.uint8)[indices]
+    return pixels
 
 
 def _image_grid(rows: Mapping[str, Sequence[RGBTile]], bottom_margin: float = 0.0) -> Figure:
-    """Rows of pictures, all of one size, as one large picture; ``foot``: inches left free below them."""
+    """Return a figure of rows of images of equal size; ``bottom_margin`` is the free height in inches below them."""
     columns = max(len(tiles) for tiles in rows.values())
     height, width, _ = next(iter(rows.values()))[0].shape
-    sheet = np.full((len(rows) * (height + TILE_GAP), columns * (width + TILE_GAP), 3), 255, np.uint8)
+    grid = np.full((len(rows) * (height + TILE_GAP), columns * (width + TILE_GAP), 3), 255, np.uint8)
     for row, tiles in enumerate(rows.values()):
         for column, tile in enumerate(tiles):
             top, left = row * (height + TILE_GAP), column * (width + TILE_GAP)
-            sheet[top : top + height, left : left + width] = tile
-    wide = FIGURE_WIDTH - LABEL_WIDTH
+            grid[top : top + height, left : left + width] = tile
+    grid_width = FIGURE_WIDTH - LABEL_WIDTH
     figure = Figure(
-        figsize=(FIGURE_WIDTH, wide * sheet.shape[0] / sheet.shape[1] + bottom_margin + 0.05), layout="constrained"
+        figsize=(FIGURE_WIDTH, grid_width * grid.shape[0] / grid.shape[1] + bottom_margin + 0.05), layout="constrained"
     )
     axes = figure.subplots()
-    axes.imshow(sheet, interpolation="nearest")
+    axes.imshow(grid, interpolation="nearest")
     axes.set_yticks(
         [row * (height + TILE_GAP) + height / 2 for row in range(len(rows))], list(rows), fontsize=FONT_SIZE
     )
@@ -200,66 +200,67 @@ def _save(figure: Figure, path: Path) -> None:
     save_figure(figure, path, dpi=DPI)
 
 
-#: Of a figure of photographs.
+#: Number of palette colours of PNG files with photographs.
 NUM_PNG_COLOURS = 128
 
-#: Dark enough for white letters; classes take them in turn.
+#: Colours of classes, used cyclically; dark enough for white text.
 BOX_COLOURS = ("#c0392b", "#0072b2", "#00785a", "#8e44ad", "#a04000", "#1f3a93", "#7d6608", "#943126")
 
 
 def plot_weight_changes(changes: Sequence[LayerWeightChange], num_frozen: int, path: Path) -> None:
-    """By how much each convolution's parameters moved, as a part of their size; "0" stands where nothing moved."""
+    """Plot the relative change of the parameters of each convolution; unchanged layers are marked "0"."""
     figure = Figure(figsize=(FIGURE_WIDTH, 2.3), layout="constrained")
     axes = figure.subplots()
-    for place, one in enumerate(changes):
-        still = one.layer < num_frozen
-        if one.relative_change:
-            axes.bar(place, one.relative_change, color=VAL_COLOUR if still else TRAIN_COLOUR)
+    for index, change in enumerate(changes):
+        is_frozen = change.layer < num_frozen
+        if change.relative_change:
+            axes.bar(index, change.relative_change, color=VAL_COLOUR if is_frozen else TRAIN_COLOUR)
         else:
-            axes.text(place, 0.02, "0", transform=axes.get_xaxis_transform(), ha="center", fontsize=FONT_SIZE)
-    count = sum(one.layer < num_frozen for one in changes)
+            axes.text(index, 0.02, "0", transform=axes.get_xaxis_transform(), ha="center", fontsize=FONT_SIZE)
+    count = sum(change.layer < num_frozen for change in changes)
     if count:
         axes.axvspan(-0.5, count - 0.5, color="#000000", alpha=0.08, linewidth=0)
-        middle, top = (count - 1) / 2, axes.get_xaxis_transform()
-        axes.text(middle, 0.97, "frozen", transform=top, ha="center", va="top", fontsize=FONT_SIZE)
-    if any(one.relative_change for one in changes):
+        middle, transform = (count - 1) / 2, axes.get_xaxis_transform()
+        axes.text(middle, 0.97, "frozen", transform=transform, ha="center", va="top", fontsize=FONT_SIZE)
+    if any(change.relative_change for change in changes):
         axes.set_yscale("log")
     axes.set_xlim(-0.5, len(changes) - 0.5)
-    # Of many layers every so manieth is named.
+    # At most 25 layers are labelled.
     step = -(-len(changes) // 25)
-    axes.set_xticks(range(0, len(changes), step), [str(one.layer) for one in changes[::step]])
+    axes.set_xticks(range(0, len(changes), step), [str(change.layer) for change in changes[::step]])
     axes.tick_params(which="both", labelsize=FONT_SIZE)
-    axes.set_xlabel("layer of the convolution", fontsize=FONT_SIZE)
-    axes.set_ylabel("change of its parameters\nas a part of them", fontsize=FONT_SIZE)
+    axes.set_xlabel("layer index of the convolution", fontsize=FONT_SIZE)
+    axes.set_ylabel("relative change\nof the parameters", fontsize=FONT_SIZE)
     save_figure(figure, path, dpi=DPI)
 
 
 def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequence[str], path: Path) -> None:
-    """A row a picture: its true boxes, what was found before, and what is found after; a colour for each class."""
-    shapes = [one.sample.size[0] / one.sample.size[1] for one in samples]
-    figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_WIDTH / 3 * sum(shapes) + 0.4), layout="constrained")
-    rows = figure.subplots(len(samples), 3, squeeze=False, height_ratios=shapes)
-    for row, one in zip(rows, samples, strict=True):
-        pixels = to_uint8(read_image(one.sample.path).pixels)
+    """Plot one row per image: ground truth, detections before and after fine-tuning; a colour for each class."""
+    aspect_ratios = [detections.sample.size[0] / detections.sample.size[1] for detections in samples]
+    figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_WIDTH / 3 * sum(aspect_ratios) + 0.4), layout="constrained")
+    rows = figure.subplots(len(samples), 3, squeeze=False, height_ratios=aspect_ratios)
+    for row, sample in zip(rows, samples, strict=True):
+        pixels = to_uint8(read_image(sample.sample.path).pixels)
         for axes in row:
             axes.imshow(pixels, interpolation="antialiased")
             axes.set_axis_off()
-        for box, number in zip(one.sample.boxes, one.sample.class_ids, strict=True):
-            _draw_box(row[0], box, int(number), classes[number])
-        for axes, found in zip(row[1:], (one.before, one.after), strict=True):
-            assert found.class_id is not None
-            assert found.confidence is not None
-            for box, number, score in zip(found.xyxy, found.class_id, found.confidence, strict=True):
-                _draw_box(axes, box, int(number), f"{classes[number]} {score:.2f}")
-    for axes, name in zip(rows[0], ("true boxes", "before", "after"), strict=True):
+        for box, class_id in zip(sample.sample.boxes, sample.sample.class_ids, strict=True):
+            _draw_box(row[0], box, int(class_id), classes[class_id])
+        for axes, detections in zip(row[1:], (sample.before, sample.after), strict=True):
+            assert detections.class_id is not None
+            assert detections.confidence is not None
+            boxes = zip(detections.xyxy, detections.class_id, detections.confidence, strict=True)
+            for box, class_id, confidence in boxes:
+                _draw_box(axes, box, int(class_id), f"{classes[class_id]} {confidence:.2f}")
+    for axes, name in zip(rows[0], ("ground truth", "before", "after"), strict=True):
         axes.set_title(name, fontsize=FONT_SIZE + 1)
-    whole = io.BytesIO()
-    figure.savefig(whole, dpi=DPI, format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as aside, Image.open(whole) as image:
-        # Photographs in all their colours would be the largest part of a write-up.
+    with atomic_write(path) as temporary, Image.open(buffer) as image:
+        # True-colour photographs would be the largest part of a report.
         image.convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT).save(
-            aside, "PNG", optimize=True
+            temporary, "PNG", optimize=True
         )
 
 
@@ -267,5 +268,7 @@ def _draw_box(axes: Axes, box: Float[np.ndarray, "4"], class_id: int, label: str
     left, top, right, bottom = box.tolist()
     colour = BOX_COLOURS[class_id % len(BOX_COLOURS)]
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1))
-    ground = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-    axes.text(left, top, label, color="white", fontsize=5.5, va="bottom", bbox=ground, parse_math=False, clip_on=True)
+    background = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+    axes.text(
+        left, top, label, color="white", fontsize=5.5, va="bottom", bbox=background, parse_math=False, clip_on=True
+    )

@@ -1,8 +1,8 @@
-"""What a linear map can read back from inside a net: how much of a picture's detail a layer still holds.
+"""Linear probes: how much detail of an image can be reconstructed from the features of a layer.
 
-A probe is a ridge regression from a layer's features to the pixels, fitted on training pictures and judged on others
-(Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). What it finds is there;
-what it does not find may be there in a form that is not linear, so its R² is a lower bound.
+A probe is a ridge regression from the features of a layer to the pixels, fitted on training images and evaluated on
+test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). Its R² is a
+lower bound of the information in a layer, because the information may be encoded non-linearly.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.assignment.analysis.predictions import BLOCK, FeatureMaps, high_pass, label_colours, remove_grey
+from chromabox.assignment.analysis.predictions import BLOCK, ImageMaps, high_pass, label_colours, remove_grey
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation.metrics import NUM_GREY_SUMS, grey_lookup_baseline
 from chromabox.colour.palette.palette import Palette
 
-#: Ridge penalty beside the variance of each feature, which is 1: it changes an R² of real pictures by less than 0.001.
+#: Ridge penalty relative to the variance of each feature, which is 1; on photographs it changes R² by less than 0.001.
 RIDGE_PENALTY = 1e-4
 
 FeatureRows = Float64[Tensor, "_ _"]
@@ -27,57 +27,58 @@ FeatureRows = Float64[Tensor, "_ _"]
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
-    """A linear map with an offset."""
+    """Fitted linear map with an intercept."""
 
     inputs_mean: Float64[Tensor, " features"]
     outputs_mean: Float64[Tensor, " outputs"]
     weights: Float64[Tensor, "features outputs"]
 
     def __call__(self, inputs: FeatureRows) -> FeatureRows:
-        """What is predicted for each row."""
+        """Return the prediction for each row."""
         return (inputs - self.inputs_mean) @ self.weights + self.outputs_mean
 
 
 def fit_ridge(inputs: FeatureRows, outputs: FeatureRows, penalty: float = RIDGE_PENALTY) -> Ridge:
-    """The linear map of least squared error plus ``penalty`` × rows × its squared weights on standardised features.
+    """Return the linear map that minimises squared error + ``penalty`` · rows · squared weights, features standardised.
 
-    Hastie, Tibshirani and Friedman 2009, equation 3.44. Features that do not vary get weight 0.
+    Source: Hastie, Tibshirani and Friedman 2009, equation 3.44. Constant features have weight 0.
     """
     inputs_mean, outputs_mean = inputs.mean(0), outputs.mean(0)
     deviation = inputs.std(0, correction=0)
     scale = torch.where(deviation > 0, deviation, 1.0)
-    standard = (inputs - inputs_mean) / scale
-    moments = standard.T @ standard + penalty * len(inputs) * torch.eye(len(scale), dtype=torch.float64)
-    weights = torch.linalg.solve(moments, standard.T @ (outputs - outputs_mean)) / scale[:, None]
+    standardised = (inputs - inputs_mean) / scale
+    moments = standardised.T @ standardised + penalty * len(inputs) * torch.eye(len(scale), dtype=torch.float64)
+    weights = torch.linalg.solve(moments, standardised.T @ (outputs - outputs_mean)) / scale[:, None]
     return Ridge(inputs_mean, outputs_mean, weights)
 
 
 def r_squared(y_pred: FeatureRows, y_true: FeatureRows) -> float:
-    """Share of the variance of all columns together that is predicted: 1 without error, 0 for the columns' means.
+    """Return the explained fraction of the total variance of all columns: 1 without error, 0 for the column means.
 
-    Not-a-number where nothing varies.
+    NaN if ``y_true`` is constant.
     """
     variance = (y_true - y_true.mean(0)).square().sum().item()
     return 1 - (y_pred - y_true).square().sum().item() / variance if variance else float("nan")
 
 
-def to_blocks(maps: Float[Tensor, "pictures channels height width"], block_size: int) -> FeatureRows:
-    """A row for each ``side`` × ``side`` square of the maps: all its values, channel by channel."""
+def to_blocks(maps: Float[Tensor, "images channels height width"], block_size: int) -> FeatureRows:
+    """Return a row for each ``block_size`` × ``block_size`` block of the maps: its values, channel by channel."""
     packed = F.pixel_unshuffle(maps, block_size)
     return packed.permute(0, 2, 3, 1).reshape(-1, packed.shape[1]).double()
 
 
-def from_blocks(rows: FeatureRows, num_images: int, height: int, width: int) -> FeatureMaps:
-    """The inverse of :func:`blocks` for squares of 4 × 4."""
+def from_blocks(rows: FeatureRows, num_images: int, height: int, width: int) -> ImageMaps:
+    """Invert :func:`to_blocks` for blocks of 4 × 4 pixels."""
     packed = rows.reshape(num_images, height // BLOCK, width // BLOCK, -1).permute(0, 3, 1, 2)
     return F.pixel_shuffle(packed, BLOCK)
 
 
 @torch.no_grad()
-def block_features(model: nn.Module, grey: Float[Tensor, "pictures 1 height width"]) -> dict[str, FeatureRows]:
-    """Features by layer, a row for each 4 × 4 block of pixels, of one of the assignment's nets.
+def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"]) -> dict[str, FeatureRows]:
+    """Return the features of one of the assignment's models by layer, one row for each 4 × 4 block of pixels.
 
-    "quarter": the bottleneck, one place a block; "half": block 1's output, four places; "input": the sixteen pixels.
+    "quarter" is the bottleneck with one position per block, "half" the output of block 1 with four positions, and
+    "input" the sixteen pixels.
     """
     half = model.get_submodule("block1")(grey)
     quarter = model.get_submodule("block2")(half)
@@ -86,18 +87,18 @@ def block_features(model: nn.Module, grey: Float[Tensor, "pictures 1 height widt
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """What a linear map reads back from some layers, on test pictures."""
+    """Scores of a linear probe of some layers, on test images."""
 
     grey: float
-    """R² of the pixels' grey."""
+    """R² of the grey values."""
     grey_detail: float
-    """R² of what makes the pixels of a 4 × 4 block differ in grey."""
+    """R² of the differences between grey values and their 4 × 4 block mean."""
     colour_detail: float
-    """R² of what makes them differ in their target colours' red, green and blue."""
+    """R² of the differences between target RGB values and their 4 × 4 block mean."""
     chroma: float
-    """R² of what in their target colours is not grey."""
+    """R² of target RGB values minus their mean over the channels."""
     lookup_table_accuracy: float
-    """Share of pixels whose colour a table "grey value → its most frequent colour" finds by the grey read back."""
+    """Accuracy of a lookup table from grey value to its most frequent colour, applied to the predicted grey values."""
 
 
 def probe_layers(
@@ -107,26 +108,30 @@ def probe_layers(
     palette: Palette,
     layer_groups: Mapping[str, tuple[str, ...]],
 ) -> dict[str, ProbeScores]:
-    """Probe a net: for every source, a name with the layers (see :func:`layer_rows`) that are read together.
+    """Probe a model, for every named group of layers (see :func:`block_features`) together.
 
-    The maps are fitted on ``train`` and judged on ``test``; the table is made from ``train``.
+    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``.
     """
-    seen = [block_features(model, pictures.grey) for pictures in (train, test)]
-    fitted, true = (torch.cat([one.grey, label_colours(one.labels, palette)], 1) for one in (train, test))
-    found = {}
+    features = [block_features(model, images.grey) for images in (train, test)]
+    train_targets, test_targets = (
+        torch.cat([images.grey, label_colours(images.labels, palette)], 1) for images in (train, test)
+    )
+    scores = {}
     for name, layers in layer_groups.items():
-        inputs, judged = (torch.cat([rows[layer] for layer in layers], 1) for rows in seen)
-        read = from_blocks(fit_ridge(inputs, to_blocks(fitted, BLOCK))(judged), *test.labels.shape)
-        found[name] = _score_probe(read, true.double(), _lookup_table_accuracy(read[:, 0], train, test, len(palette)))
-    return found
+        train_rows, test_rows = (torch.cat([rows[layer] for layer in layers], 1) for rows in features)
+        ridge = fit_ridge(train_rows, to_blocks(train_targets, BLOCK))
+        predicted = from_blocks(ridge(test_rows), *test.labels.shape)
+        table_accuracy = _lookup_table_accuracy(predicted[:, 0], train, test, len(palette))
+        scores[name] = _score_probe(predicted, test_targets.double(), table_accuracy)
+    return scores
 
 
-def _score_probe(predicted: FeatureMaps, true: FeatureMaps, table_accuracy: float) -> ProbeScores:
-    """Detail and hue are linear in the pixels of a block, so that what is read of them is that of what is read."""
+def _score_probe(predicted: ImageMaps, true: ImageMaps, table_accuracy: float) -> ProbeScores:
+    """Score predicted maps. Detail and chroma are linear in the pixels of a block and need no probes of their own."""
     grey, colour = slice(0, 1), slice(1, 4)
 
-    def score(channels: slice, part: Callable[[FeatureMaps], FeatureMaps]) -> float:
-        return r_squared(*(to_blocks(part(maps[:, channels]), BLOCK) for maps in (predicted, true)))
+    def score(channels: slice, transform: Callable[[ImageMaps], ImageMaps]) -> float:
+        return r_squared(*(to_blocks(transform(maps[:, channels]), BLOCK) for maps in (predicted, true)))
 
     return ProbeScores(
         grey=score(grey, lambda maps: maps),
@@ -138,7 +143,7 @@ def _score_probe(predicted: FeatureMaps, true: FeatureMaps, table_accuracy: floa
 
 
 def _lookup_table_accuracy(
-    grey: Float64[Tensor, "pictures height width"], train: LabelledImages, test: LabelledImages, num_colours: int
+    grey: Float64[Tensor, "images height width"], train: LabelledImages, test: LabelledImages, num_colours: int
 ) -> float:
     sums = (grey.numpy() * 768).round().clip(0, NUM_GREY_SUMS - 1).astype(np.int16)
     return grey_lookup_baseline(

@@ -1,6 +1,7 @@
-"""How sure a difference of two nets is: from a few seeds, or from the test pictures where there is one seed only.
+"""Confidence intervals for differences between two models, and trends over the values of a sweep.
 
-Whether a number goes up with the values of a sweep: on the whole, and at every step from one value to the next.
+Intervals are computed over seeds, or over the test images if there is a single seed. Trends are tested over all values
+and between neighbouring values.
 """
 
 import math
@@ -12,144 +13,145 @@ from jaxtyping import Bool, Float, Integer
 
 CONFIDENCE_LEVEL = 0.95
 
-#: Fewer seeds than this are said to be few.
+#: Number of seeds per model from which on a sample is not called small.
 MIN_LARGE_SAMPLE = 10
 
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """By how much the second is greater than the first, and the interval that holds the true difference at 95 %."""
+    """Difference of the second and the first value, with the 95 % confidence interval of the true difference."""
 
     value: float
     low: float
     high: float
     method: str
-    """What the interval is over, for the reader."""
+    """Description of the method and the sample, for reports."""
     caveat: str
-    """What it leaves open."""
+    """Limitation of the method, for reports."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval does not contain 0."""
         return self.low > 0 or self.high < 0
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> ConfidenceInterval:
-    """Difference of means and Welch's t interval; at least two seeds each.
+    """Return the difference of the means with Welch's t interval; at least two seeds per model.
 
-    Welch 1947, "The generalization of Student's problem when several different population variances are involved": the
-    nets' spreads need not be alike, and equal seeds of two nets have nothing in common. Where no seed differs from
-    another the interval is the difference itself.
+    Source: Welch 1947, "The generalization of Student's problem when several different population variances are
+    involved". The variances of the two models may differ, and equal seeds of two models are independent. Without
+    variance between seeds, the interval is the difference itself.
     """
     value = float(np.mean(second) - np.mean(first))
-    how = f"Welch's t over {len(first)} and {len(second)} seeds"
-    caution = (
-        "so few that it leans on a normal scatter" if min(len(first), len(second)) < MIN_LARGE_SAMPLE else "enough"
-    )
+    method = f"Welch's t over {len(first)} and {len(second)} seeds"
+    is_small = min(len(first), len(second)) < MIN_LARGE_SAMPLE
+    caveat = "few seeds: the interval assumes a normal distribution" if is_small else "enough seeds"
     if np.ptp(first) == 0 == np.ptp(second):
-        return ConfidenceInterval(value, value, value, how, caution)
+        return ConfidenceInterval(value, value, value, method, caveat)
     from scipy.special import stdtrit
 
-    # The variance of each mean; Satterthwaite's degrees of freedom for their sum.
-    parts = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    # Variances of the means, and Satterthwaite's degrees of freedom of their sum.
+    variances = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    degrees = sum(variances) ** 2 / sum(
+        variance**2 / (len(values) - 1) for variance, values in zip(variances, (first, second), strict=True)
     )
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE_LEVEL) / 2)) * sum(parts) ** 0.5
-    return ConfidenceInterval(value, value - reach, value + reach, how, caution)
+    half_width = float(stdtrit(degrees, (1 + CONFIDENCE_LEVEL) / 2)) * sum(variances) ** 0.5
+    return ConfidenceInterval(value, value - half_width, value + half_width, method, caveat)
 
 
 def difference_over_images(
-    first: Float[np.ndarray, " pictures"],
-    second: Float[np.ndarray, " pictures"],
+    first: Float[np.ndarray, " images"],
+    second: Float[np.ndarray, " images"],
     *,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """Mean difference of two nets' scores on the same pictures, and its interval over resampled sets of pictures.
+    """Return the mean difference of two models' scores on the same images, with a paired bootstrap interval.
 
-    Efron 1979, the bootstrap: percentiles of the means of as many pictures drawn with replacement, paired, so that what
-    is hard for both nets does not widen it. It says nothing of what another seed would have given.
+    Source: Efron 1979. The limits are percentiles of the means over resampled sets of as many images, drawn with
+    replacement. The differences are paired, so that images that are difficult for both models do not widen the
+    interval. It does not include the variation between seeds.
     """
-    each = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    drawn = _resample_counts(len(each), num_resamples, seed) @ each / len(each)
-    return _percentile_interval(float(each.mean()), drawn, len(each))
+    differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    count = len(differences)
+    resampled = _resample_counts(count, num_resamples, seed) @ differences / count
+    return _percentile_interval(float(differences.mean()), resampled, count)
 
 
 def difference_between_regions(
-    change: Float[np.ndarray, "pictures height width"],
-    first_region: Bool[np.ndarray, "pictures height width"],
-    second_region: Bool[np.ndarray, "pictures height width"],
+    change: Float[np.ndarray, "images height width"],
+    first_region: Bool[np.ndarray, "images height width"],
+    second_region: Bool[np.ndarray, "images height width"],
     *,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> ConfidenceInterval:
-    """By how much the mean of ``change`` is greater ``there`` than ``here``, over resampled sets of pictures.
+    """Return the mean of ``change`` in the second region minus that in the first, with a bootstrap interval.
 
-    Not-a-number where one of the two places has no pixel.
+    Images are resampled. The result is NaN if one of the regions has no pixels.
     """
     weights = np.concatenate([np.ones((1, len(change)), np.int64), _resample_counts(len(change), num_resamples, seed)])
-    with np.errstate(invalid="ignore"):  # A place without pixels has no mean.
+    with np.errstate(invalid="ignore"):  # A region without pixels has no mean.
         means = [
-            (weights @ np.where(place, change, 0).sum((1, 2))) / (weights @ place.sum((1, 2)))
-            for place in (first_region, second_region)
+            (weights @ np.where(region, change, 0).sum((1, 2))) / (weights @ region.sum((1, 2)))
+            for region in (first_region, second_region)
         ]
     values = means[1] - means[0]
     return _percentile_interval(float(values[0]), values[1:], len(change))
 
 
-def _resample_counts(count: int, num_resamples: int, seed: int) -> Integer[np.ndarray, "draws count"]:
-    """How often each of ``count`` pictures is in each of the resampled sets."""
+def _resample_counts(count: int, num_resamples: int, seed: int) -> Integer[np.ndarray, "resamples count"]:
+    """Return how often each of ``count`` images occurs in each of the resampled sets."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=num_resamples)
 
 
-def _percentile_interval(value: float, resampled: Float[np.ndarray, " draws"], count: int) -> ConfidenceInterval:
-    known = resampled[np.isfinite(resampled)]
+def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"], count: int) -> ConfidenceInterval:
+    finite = resampled[np.isfinite(resampled)]
     levels = [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2]
-    low, high = np.quantile(known, levels).tolist() if known.size else (float("nan"), float("nan"))
-    how = f"paired bootstrap over {count} test pictures, one seed each"
-    return ConfidenceInterval(value, low, high, how, "which does not say what other seeds would give")
+    low, high = np.quantile(finite, levels).tolist() if finite.size else (float("nan"), float("nan"))
+    method = f"paired bootstrap over {count} test images, one seed each"
+    return ConfidenceInterval(value, low, high, method, "which does not include the variation between seeds")
 
 
-#: What is less likely than this without any trend counts as one.
+#: Largest p-value of a significant trend (exclusive).
 SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class RankTrend:
-    """How a measured number goes with the values, which ascend."""
+    """Trend of a metric over ascending values of a parameter."""
 
     num_steps: int
-    """From one value to the next: one fewer than values."""
+    """Number of pairs of neighbouring values: one fewer than values."""
     num_rises: int
-    """Steps at which the mean over the seeds rises."""
+    """Number of steps at which the mean over the seeds increases."""
     num_clear_rises: int
-    """Of these, by more than chance: the rise exceeds the spreads of both ends together."""
+    """Number of steps with a clear increase: larger than the combined standard deviation of both ends."""
     num_clear_falls: int
-    """Steps at which it falls by as much."""
+    """Number of steps with an equally clear decrease."""
     correlation: float
-    """Spearman's rank correlation of values and means, −1 to 1."""
+    """Spearman's rank correlation between parameter values and means, −1 to 1."""
     p_value: float | None
-    """Probability of an order at least as ascending if there were no trend; None of two values."""
+    """p-value of the null hypothesis of no trend (one-sided, increasing); None for two values."""
     num_seeds: int
 
     @property
     def is_rising(self) -> bool:
-        """Whether it goes up on the whole by more than chance; of two values, whether the one step is clear."""
+        """Whether the overall increase is significant; for two values, whether the only step is clear."""
         return self.is_monotonic if self.p_value is None else self.p_value < SIGNIFICANCE_LEVEL
 
     @property
     def is_monotonic(self) -> bool:
-        """Whether it rises at every step and by more than chance."""
+        """Whether there is a clear increase at every step."""
         return self.num_clear_rises == self.num_steps
 
 
 def rank_trend(numbers: Float[np.ndarray, "seeds values"]) -> RankTrend:
-    """The trend of numbers by seed and ascending value; at least one seed and two values, all finite.
+    """Return the trend of finite numbers by seed and ascending value; at least one seed and two values.
 
-    A step is clear if the difference of the means exceeds the root of the sum of both sample variances, and never of a
-    single seed. The chance is that of Page's test for ordered alternatives, which ranks the values within each seed
-    (Page 1963, "Ordered hypotheses for multiple treatments"), of a single seed that of Kendall's tau.
+    A step is clear if the difference of the means exceeds the root of the sum of both sample variances; with a single
+    seed no step is clear. The p-value is that of Page's test for ordered alternatives, which ranks the values within
+    each seed (Page 1963, "Ordered hypotheses for multiple treatments"); for a single seed, that of Kendall's tau.
     """
     from scipy.stats import kendalltau, page_trend_test, spearmanr
 
@@ -157,21 +159,21 @@ def rank_trend(numbers: Float[np.ndarray, "seeds values"]) -> RankTrend:
     means = numbers.mean(0)
     steps = np.diff(means)
     spread = np.full(values, math.inf) if seeds == 1 else numbers.std(0, ddof=1)
-    limit = np.hypot(spread[:-1], spread[1:])
-    # Where all means are equal there is no order to correlate with.
+    threshold = np.hypot(spread[:-1], spread[1:])
+    # Equal means have no order: the correlation is undefined.
     correlation = 0.0 if np.ptp(means) == 0 else float(spearmanr(np.arange(values), means).statistic)
-    chance = None
+    p_value = None
     if values > 2 and seeds > 1:
-        chance = float(page_trend_test(numbers).pvalue)
+        p_value = float(page_trend_test(numbers).pvalue)
     elif values > 2:
-        found = kendalltau(np.arange(values), means, alternative="greater").pvalue
-        chance = float(np.nan_to_num(found, nan=1.0))  # Equal numbers have no order; any other rises as much.
+        tau_p_value = kendalltau(np.arange(values), means, alternative="greater").pvalue
+        p_value = float(np.nan_to_num(tau_p_value, nan=1.0))  # NaN: equal numbers, which have no trend.
     return RankTrend(
         num_steps=len(steps),
         num_rises=int((steps > 0).sum()),
-        num_clear_rises=int((steps > limit).sum()),
-        num_clear_falls=int((-steps > limit).sum()),
+        num_clear_rises=int((steps > threshold).sum()),
+        num_clear_falls=int((-steps > threshold).sum()),
         correlation=correlation,
-        p_value=chance,
+        p_value=p_value,
         num_seeds=seeds,
     )

@@ -1,1 +1,1 @@
-"""Compare students' models with figure 1 of the assignment: run them in a child process, trace them, check them."""
+"""Comparison of students' models with figure 1 of the assignment: run in a child process, trace, compare, report."""

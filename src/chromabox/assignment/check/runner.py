@@ -1,9 +1,9 @@
-"""A student's own nets held beside figure 1: run in a child process with limits, judged here.
+"""Checks of students' models against figure 1 for ``chromabox check``: child processes with limits, and the results.
 
-Whatever the student's code does (raise, exit, crash, loop, print, take memory), this side reads a file of JSON lines
-that the child has written, waits no longer than it was told to, and says in a sentence what became of the child.
+Students' code may raise errors, exit, crash, loop, print or allocate memory. The parent process therefore only reads a
+file of JSON lines that the child process has written, limits its run time, and describes in one sentence how it ended.
 
-A student's nets beside figure 1, told on the terminal and as JSON; the verb ``chromabox check``.
+Results are printed on the terminal and written as JSON.
 """
 
 import json
@@ -28,10 +28,10 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.dataset import printable
 
-#: The most bytes of a child's report that are read.
+#: Largest number of bytes that are read of a child's result file.
 MAX_REPORT_BYTES = 1 << 24
 
-#: For the child alone: nothing is drawn, compiled, cached beside the student's file, or done on a graphics card.
+#: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
 CHILD_ENV = {
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg",
@@ -40,38 +40,38 @@ CHILD_ENV = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 EXIT_REASONS = {
-    "SIGSEGV": "it reached for memory that is not its own",
-    "SIGKILL": "it was killed, mostly for want of memory",
-    "SIGXCPU": "it used up its processor time",
-    "SIGABRT": "it gave up",
+    "SIGSEGV": "invalid memory access",
+    "SIGKILL": "killed, usually for lack of memory",
+    "SIGXCPU": "processor time limit exceeded",
+    "SIGABRT": "aborted",
 }
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What came of a file."""
+    """Result of checking a file."""
 
     file: str
     reports: list[NetReport]
     notes: list[str] = field(default_factory=list)
-    """What of the file was left out, and why."""
+    """Parts of the file that were skipped, and why."""
     error: str | None = None
-    """Why no net could be looked at, in a sentence."""
+    """Why no model could be checked, in one sentence; None otherwise."""
 
     @property
     def matches(self) -> bool:
-        """Whether there is a net, and every one is the figure's."""
-        return self.error is None and bool(self.reports) and all(one.matches for one in self.reports)
+        """Whether there is at least one model and all of them match figure 1."""
+        return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        nets = [{"matches": one.matches, **asdict(one)} for one in self.reports]
-        return {"file": self.file, "matches": self.matches, "failed": self.error, "notes": self.notes, "nets": nets}
+        """Return the complete result as JSON values."""
+        models = [{"matches": report.matches, **asdict(report)} for report in self.reports]
+        return {"file": self.file, "matches": self.matches, "failed": self.error, "notes": self.notes, "nets": models}
 
 
 @dataclass
 class _Events:
-    """What the children have said so far."""
+    """Events received from the child processes so far."""
 
     observations: dict[str, Observations] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -79,19 +79,19 @@ class _Events:
     error: str | None = None
     is_done: bool = False
     current_action: dict[str, Any] | None = None
-    """The last thing that was begun and not ended."""
+    """The last action that has started and not ended."""
 
     def handle(self, event: Mapping[str, Any]) -> None:
-        """One line of a child's."""
+        """Process one event of a child process."""
         if "nets" in event:
-            for net, name in event["nets"].items():
-                self.observations.setdefault(net, Observations(str(name)))
+            for model, name in event["nets"].items():
+                self.observations.setdefault(model, Observations(str(name)))
             self.other_classes = [str(name) for name in event["others"]]
         elif "notes" in event:
             self.notes = [str(note) for note in event["notes"]]
         elif "net" in event and "doing" not in event:
-            facts = self.observations[event["net"]]
-            (facts.failures if "failed" in event else facts.values)[event["fact"]] = event.get(
+            observations = self.observations[event["net"]]
+            (observations.failures if "failed" in event else observations.values)[event["fact"]] = event.get(
                 "failed", event.get("value")
             )
         elif "failed" in event:
@@ -100,122 +100,126 @@ class _Events:
         self.is_done = self.is_done or "done" in event
 
     def fail(self, exit_reason: str) -> None:
-        """The child ended before it was done; what it did last bears the blame."""
-        doing = self.current_action or {"doing": "starting a process for the file"}
-        sentence = f"{doing['doing']} {exit_reason}"
-        if "net" in doing:
-            self.observations[doing["net"]].failures[doing["fact"]] = sentence
+        """Record that the child ended early: its last action is the one that failed."""
+        action = self.current_action or {"doing": "starting the child process"}
+        message = f"{action['doing']}: {exit_reason}"
+        if "net" in action:
+            self.observations[action["net"]].failures[action["fact"]] = message
         else:
-            self.error = sentence
+            self.error = message
 
 
 def check_file(
     path: Path, *, model_names: Sequence[str] = tuple(CLASSES), timeout: float = 60.0, memory_limit_gb: float = 4.0
 ) -> CheckResult:
-    """Hold the classes of a .py file or notebook beside figure 1. The file is executed, in a child process.
+    """Compare the classes of a .py file or notebook with figure 1. The file is executed in a child process.
 
     Args:
-        nets: which of the figure's nets to look for.
-        seconds: the longest that a child may take, PyTorch's import included. A class that ends its child is left, and
-            the classes after it get a child of their own.
-        gigabytes: the most memory a child may take, where the system can limit it.
+        path: The .py or .ipynb file.
+        model_names: The models of figure 1 to check.
+        timeout: Time limit of a child process in seconds, including the import of PyTorch. If a class ends its process,
+            the remaining classes are checked in a new one.
+        memory_limit_gb: Memory limit of a child process in GB, where the system supports it.
 
-    Raises UsageError for a file that is none, or neither Python nor a notebook, or for limits that are none;
-    ChromaboxError if no child can be started or it wrote what no child of ours writes.
+    Raise UsageError for a missing file, for one that is neither Python nor a notebook, and for invalid limits. Raise
+    ChromaboxError if the child process cannot be started or its result file is invalid.
     """
     _check_usage(path, timeout, memory_limit_gb)
     try:
-        heard = _collect_events(path.resolve(), model_names, timeout, memory_limit_gb)
-        checks = [run_checks(net, heard.observations[net]) for net in CLASSES if net in heard.observations]
+        events = _collect_events(path.resolve(), model_names, timeout, memory_limit_gb)
+        reports = [run_checks(model, events.observations[model]) for model in CLASSES if model in events.observations]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
-            f"{path}: what its classes did left no readable report ({type(error).__name__}); it must not write into "
-            "files that it finds open"
+            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
+            "that are already open"
         ) from error
-    failed = heard.error
-    if failed is None and not checks:
-        wanted = " nor ".join(CLASSES[net] for net in model_names)
-        there = (
-            f"its classes are {', '.join(heard.other_classes[:10])}"
-            if heard.other_classes
-            else "there is no class in it"
+    error_message = events.error
+    if error_message is None and not reports:
+        expected = " nor ".join(CLASSES[model] for model in model_names)
+        defined = (
+            f"its classes are {', '.join(events.other_classes[:10])}"
+            if events.other_classes
+            else "it defines no classes"
         )
-        failed = (
-            f"{path.name} defines neither {wanted}; {there}"
+        error_message = (
+            f"{path.name} defines neither {expected}; {defined}"
             if len(model_names) > 1
-            else f"{path.name} has no {wanted}; {there}"
+            else f"{path.name} does not define {expected}; {defined}"
         )
-    return CheckResult(str(path), checks, heard.notes, failed)
+    return CheckResult(str(path), reports, events.notes, error_message)
 
 
 def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
     if path.is_dir():
         raise UsageError(
-            f"{path}: is a folder; check takes your own .py or .ipynb file with the classes (labelled sets for the "
-            f"detector are looked over by chromabox data check {path})"
+            f"{path}: is a folder; expected a .py or .ipynb file with the classes (to validate a detection dataset, "
+            f"use chromabox data check {path})"
         )
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file; give your own .py or .ipynb file")
+        raise UsageError(f"{path}: no such file; expected a .py or .ipynb file")
     if path.suffix.lower() not in (".py", ".ipynb"):
-        raise UsageError(f"{path}: neither a .py file nor a notebook (.ipynb); save your classes as one of these")
+        raise UsageError(f"{path}: unsupported file type; expected a .py file or a notebook (.ipynb)")
     if not 1 <= timeout <= 3600:
-        raise UsageError(f"time is {timeout:g}: give 1 to 3600 seconds")
+        raise UsageError(f"--timeout: is {timeout:g}; expected 1 to 3600 seconds")
     if not 1 <= memory_limit_gb <= 1024:
-        raise UsageError(f"memory is {memory_limit_gb:g}: give 1 to 1024 GB, PyTorch alone takes some hundred MB")
+        raise UsageError(
+            f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
+        )
 
 
 def _collect_events(path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float) -> _Events:
-    """Start children until every net has been tried or stands as the end of one."""
-    heard, left = _Events(), list(model_names)
-    while left:
-        heard.is_done, heard.current_action = False, None
-        with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as place:
-            folder = Path(place) / "work"
+    """Start child processes until every model has been inspected or has ended its process."""
+    events, remaining = _Events(), list(model_names)
+    while remaining:
+        events.is_done, events.current_action = False, None
+        with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary) / "work"
             folder.mkdir()
-            request = {"file": str(path), "nets": left, "folder": str(folder), "seconds": timeout}
-            request |= {"gigabytes": memory_limit_gb, "result": str(Path(place) / "result.jsonl")}
-            (Path(place) / "request.json").write_text(json.dumps(request), encoding="utf-8")
-            death = _run_child(Path(place) / "request.json", folder, timeout)
-            for event in _read_events(Path(place) / "result.jsonl"):
-                heard.handle(event)
-        if not heard.is_done:
-            heard.fail(death)
-        if heard.is_done or heard.error is not None:
+            request = {"file": str(path), "nets": remaining, "folder": str(folder), "seconds": timeout}
+            request |= {"gigabytes": memory_limit_gb, "result": str(Path(temporary) / "result.jsonl")}
+            (Path(temporary) / "request.json").write_text(json.dumps(request), encoding="utf-8")
+            exit_reason = _run_child(Path(temporary) / "request.json", folder, timeout)
+            for event in _read_events(Path(temporary) / "result.jsonl"):
+                events.handle(event)
+        if not events.is_done:
+            events.fail(exit_reason)
+        if events.is_done or events.error is not None:
             break
-        tried = [
-            net
-            for net in left
-            if net in heard.observations and (heard.observations[net].values or heard.observations[net].failures)
+        inspected = [
+            model
+            for model in remaining
+            if model in events.observations
+            and (events.observations[model].values or events.observations[model].failures)
         ]
-        left = left[left.index(tried[-1]) + 1 :] if tried else []
-    return heard
+        remaining = remaining[remaining.index(inspected[-1]) + 1 :] if inspected else []
+    return events
 
 
 def _run_child(request: Path, folder: Path, timeout: float) -> str:
-    """Run one child to its end or its time's; how it ended, to be read behind what it was doing."""
+    """Run one child process until it ends or the time limit is reached; describe how it ended."""
     command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", str(request)]
     null = subprocess.DEVNULL
-    surroundings = {**os.environ, **CHILD_ENV, "TMPDIR": str(folder), "TEMP": str(folder)}
+    environment = {**os.environ, **CHILD_ENV, "TMPDIR": str(folder), "TEMP": str(folder)}
     try:
-        child = subprocess.Popen(
-            command, env=surroundings, start_new_session=True, stdin=null, stdout=null, stderr=null
-        )
+        child = subprocess.Popen(command, env=environment, start_new_session=True, stdin=null, stdout=null, stderr=null)
     except OSError as error:
-        raise ChromaboxError(f"{sys.executable}: cannot be started ({error.strerror}); is Python whole?") from error
+        raise ChromaboxError(
+            f"{sys.executable}: cannot be started ({error.strerror}); reinstall this Python environment"
+        ) from error
     try:
         code = child.wait(timeout)
     except subprocess.TimeoutExpired:
-        return f"did not end within {timeout:g} s"
+        return f"did not finish within {timeout:g} s"
     finally:
         _kill_child(child)
     if code >= 0:
-        return f"ended the process with exit code {code}"
+        return f"the process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"ended the process with {name}" + (f" ({EXIT_REASONS[name]})" if name in EXIT_REASONS else "")
+    return f"the process ended with {name}" + (f" ({EXIT_REASONS[name]})" if name in EXIT_REASONS else "")
 
 
 def _kill_child(child: "subprocess.Popen[bytes]") -> None:
-    """End a child that still runs, and the processes it has started as far as they are in its group."""
+    """Kill a running child process and the processes of its process group."""
     if child.poll() is not None:
         return
     if sys.platform == "win32":
@@ -226,7 +230,7 @@ def _kill_child(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _read_events(result: Path) -> Iterator[dict[str, Any]]:
-    """The lines that a child wrote; what is no line of ours is passed over, as the last one of a crash may be."""
+    """Read the events that a child wrote; invalid lines are skipped, as a crash may truncate the last one."""
     if not result.is_file():
         return
     with result.open("rb") as file:
@@ -247,43 +251,42 @@ STATUS_STYLES = {True: "green", False: "red", None: "yellow"}
 def report_check(
     path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.0, output: Path | None = None
 ) -> CheckResult:
-    """Check the file's classes, print what was found, and write it as JSON to the file `output`.
+    """Check the classes of a file, print the result, and write it as JSON to the file ``output``.
 
-    Raises what :func:`chromabox.assignment.check.runner.self_check` raises, and ChromaboxError where the file cannot
-    be written.
+    Raise the errors of :func:`check_file`, and ChromaboxError if the output file cannot be written.
     """
-    with Console(stderr=True).status(printable(f"running the classes of {path.name}, {timeout:g} s at most")):
-        found = check_file(path, timeout=timeout, memory_limit_gb=memory_limit_gb)
-    print_check(found)
+    with Console(stderr=True).status(printable(f"running the classes of {path.name} (at most {timeout:g} s)")):
+        result = check_file(path, timeout=timeout, memory_limit_gb=memory_limit_gb)
+    print_check(result)
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, found.as_json())
+            write_json(output, result.as_json())
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ChromaboxError(f"{output}: cannot be written ({reason}); give another place") from error
+            raise ChromaboxError(f"{output}: cannot be written ({reason}); use another path") from error
         print(output)
-    return found
+    return result
 
 
 def print_check(result: CheckResult) -> None:
-    """Verdicts, layers and hints of every net, then one line on all of it."""
+    """Print the checks, layers and hints of every model, then a one-line summary."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     for note in result.notes:
         console.print(printable(f"note: {note}"))
-    for net in result.reports:
+    for report in result.reports:
         console.print()
-        console.print(printable(net.class_name), style="bold")
-        console.print(check_table(net.checks))
-        if net.diff:
-            console.print(layer_table(net))
-        for hint in net.hints:
+        console.print(printable(report.class_name), style="bold")
+        console.print(check_table(report.checks))
+        if report.diff:
+            console.print(layer_table(report))
+        for hint in report.hints:
             console.print(printable(f"→ {hint}"))
     console.print(printable(summary_line(result)))
 
 
 def check_table(checks: list[CheckItem]) -> Table:
-    """A line a question: its mark, its name and what was seen."""
+    """Return a table of the checks: status mark, name and message."""
     table = Table.grid(padding=(0, 1))
     table.add_column()
     table.add_column(no_wrap=True)
@@ -298,30 +301,40 @@ def check_table(checks: list[CheckItem]) -> Table:
 
 
 def layer_table(report: NetReport) -> Table:
-    """The figure's steps beside the class's own."""
+    """Return a table of the operations of figure 1 and of the class."""
     table = Table(title=printable(f"{report.class_name}, layer by layer"), title_justify="left")
     table.add_column("")
-    for name in ("place", "figure 1", "output", "parameters", "yours", "module", "output", "parameters", "differs"):
-        counts, long = name == "parameters", name in ("module", "differs")
-        table.add_column(name, overflow="fold", justify="right" if counts else "left", no_wrap=not long)
+    columns = (
+        *("location", "figure 1", "output", "parameters"),
+        *("your layer", "module", "output", "parameters", "difference"),
+    )
+    for name in columns:
+        is_number, is_long = name == "parameters", name in ("module", "difference")
+        table.add_column(name, overflow="fold", justify="right" if is_number else "left", no_wrap=not is_long)
     for line in report.diff:
-        good = None if line.message == NOT_REACHED else line.status == "equal"
-        said = "follows from the above" if line.is_consequence else line.message
-        figure = (line.location, _layer_text(line.expected), _shape_text(line.expected), _parameter_text(line.expected))
-        own = (
+        passed = None if line.message == NOT_REACHED else line.status == "equal"
+        message = "consequence of the above" if line.is_consequence else line.message
+        expected = (
+            line.location,
+            _layer_text(line.expected),
+            _shape_text(line.expected),
+            _parameter_text(line.expected),
+        )
+        actual = (
             _layer_text(line.actual),
             _module_text(line.actual),
             _shape_text(line.actual),
             _parameter_text(line.actual),
         )
         table.add_row(
-            Text(STATUS_MARKS[good], style=STATUS_STYLES[good]), *(printable(cell) for cell in (*figure, *own, said))
+            Text(STATUS_MARKS[passed], style=STATUS_STYLES[passed]),
+            *(printable(cell) for cell in (*expected, *actual, message)),
         )
     return table
 
 
 def _layer_text(op: Op | None) -> str:
-    """A layer with its channels."""
+    """Return the name of a layer with its numbers of channels."""
     if op is None:
         return ""
     settings = op.settings
@@ -334,7 +347,7 @@ def _parameter_text(op: Op | None) -> str:
 
 
 def _module_text(op: Op | None) -> str:
-    """The module of a class that is at work."""
+    """Return the module of the class that runs the operation."""
     return "" if op is None else f"self.{op.module}" if op.module else "in forward"
 
 
@@ -343,14 +356,15 @@ def _shape_text(op: Op | None) -> str:
 
 
 def summary_line(result: CheckResult) -> str:
-    """All of it in one line."""
+    """Summarise the result in one line."""
     if result.error is not None:
         return f"✗ {result.error}"
-    wrong = [net for net in result.reports if not net.matches]
-    right = [net.class_name for net in result.reports if net.matches]
-    parts = [f"{', '.join(right)}: as in figure 1"] if right else []
+    failed = [report for report in result.reports if not report.matches]
+    passed = [report.class_name for report in result.reports if report.matches]
+    parts = [f"{', '.join(passed)}: as in figure 1"] if passed else []
     parts += [
-        f"{net.class_name}: {sum(one.passed is False for one in net.checks)} of {len(net.checks)} checks fail"
-        for net in wrong
+        f"{report.class_name}: {sum(check.passed is False for check in report.checks)} of {len(report.checks)} checks "
+        "fail"
+        for report in failed
     ]
     return "; ".join(parts)

@@ -1,9 +1,10 @@
-"""Of a student's file or notebook only what a class needs: imports, constants, functions and classes, and no training.
+"""Execution of the parts of a student's file or notebook that a class requires, and calls of its constructor.
 
-A statement at the top level is taken if it binds a name that a wanted class needs, directly or through others. Loops
-and calls on their own are left out, so that a notebook's training, drawing and installing never runs.
+A top-level statement is executed if it binds a name that a requested class requires, directly or indirectly: imports,
+constants, functions and classes. Loops and bare calls are skipped, so that the training, plotting and installation code
+of a notebook never runs.
 
-How a student's class wants to be called: by the names of its parameters, else by trying orders.
+The arguments of a class's constructor are assigned by parameter name, else by trying orders of positional arguments.
 """
 
 import __future__
@@ -26,107 +27,110 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: The statements that may be taken; everything else does something rather than define something.
+#: Statements that define something and may be executed.
 DEFINITION_STATEMENTS = (
     *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
     *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try),
 )
 
-#: What starts a line of IPython's own: magics, shell commands, help.
+#: Lines of IPython syntax: magics, shell commands, help.
 MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
 ASSIGNED_MAGIC = re.compile(r"^(\s*[\w, ]+=\s*)[%!].*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of the top level, the names it binds and needs, and the place it stands at."""
+    """A top-level statement, the names that it binds and needs, and its origin."""
 
     node: ast.stmt
     binds: frozenset[str]
     needs: frozenset[str]
     filename: str
-    """Under which name it is compiled, so that errors tell their line: the file's, or ``code cell 3 of`` it."""
+    """Name for compilation, shown in error messages: the file name, or ``code cell 3 of`` the file name."""
 
 
 @dataclass(frozen=True)
 class ParsedSource:
-    """A file's statements, and sentences about parts that could not be read."""
+    """Statements of a file, and warnings about parts that could not be parsed."""
 
     statements: list[Statement]
     warnings: list[str]
 
     def bound_names(self) -> set[str]:
-        """Every name that is defined or imported somewhere."""
-        return set().union(*(piece.binds for piece in self.statements))
+        """Return all names that the statements define or import."""
+        return set().union(*(statement.binds for statement in self.statements))
 
     def class_names(self) -> list[str]:
-        """The names of the classes."""
-        return [one.node.name for one in self.statements if isinstance(one.node, ast.ClassDef)]
+        """Return the names of the classes."""
+        return [statement.node.name for statement in self.statements if isinstance(statement.node, ast.ClassDef)]
 
 
 def read_source(path: Path) -> ParsedSource:
     """Read a .py file or a notebook (.ipynb, format 4).
 
-    Raises ValueError or OSError with the reason if nothing can be read; a notebook's cell that is no Python is left
-    out with a complaint.
+    A notebook cell that is not valid Python is skipped with a warning. Raise ValueError, SyntaxError or OSError with
+    the reason if the file cannot be read.
     """
     if path.suffix.lower() != ".ipynb":
         with tokenize.open(path) as file:
             text = file.read()
         return ParsedSource(_parse_statements(text, path.name), [])
-    pieces, complaints = [], []
+    statements, warnings = [], []
     for number, text in enumerate(_read_code_cells(path), 1):
-        place = f"code cell {number} of {path.name}"
+        filename = f"code cell {number} of {path.name}"
         try:
-            pieces += _parse_statements(text, place)
+            statements += _parse_statements(text, filename)
         except SyntaxError as error:
-            complaints.append(f"{place} is left out: {error.msg} in its line {error.lineno}")
-    return ParsedSource(pieces, complaints)
+            warnings.append(f"skipped {filename}: {error.msg} in line {error.lineno}")
+    return ParsedSource(statements, warnings)
 
 
 def _read_code_cells(path: Path) -> list[str]:
-    """The text of every code cell; those of another language (``%%bash``) empty."""
+    """Return the text of every code cell; cells in another language (``%%bash``) are empty."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     try:
         cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
         texts = ["".join(source) for source in cells]
     except (KeyError, TypeError) as error:
-        raise ValueError("it is no notebook of format 4") from error
-    python = ("%%time", "%%timeit", "%%capture", "%%prun", "%%python")
-    return [text if not text.lstrip().startswith("%%") or text.lstrip().startswith(python) else "" for text in texts]
+        raise ValueError("expected a notebook of format 4") from error
+    python_magics = ("%%time", "%%timeit", "%%capture", "%%prun", "%%python")
+    return [
+        text if not text.lstrip().startswith("%%") or text.lstrip().startswith(python_magics) else "" for text in texts
+    ]
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """The statements of one text, magics left out."""
+    """Parse the statements of a text; magics are removed."""
     try:
         tree = ast.parse(text, filename)
     except SyntaxError:
         tree = ast.parse(_strip_magics(text), filename)
-    return [_analyse_statement(one, filename) for statement in tree.body for one in _split_imports(statement)]
+    return [_analyse_statement(node, filename) for statement in tree.body for node in _split_imports(statement)]
 
 
 def _split_imports(node: ast.stmt) -> list[ast.stmt]:
-    """Every name of an import by itself, so that one that is missing takes no other with it."""
+    """Split an import into one statement for each name, so that a missing module does not affect the others."""
     if isinstance(node, ast.Import):
         return [ast.copy_location(ast.Import([name]), node) for name in node.names]
     if isinstance(node, ast.ImportFrom):
-        made = [ast.ImportFrom(node.module, [name], node.level) for name in node.names]
-        return [ast.copy_location(one, node) for one in made]
+        imports = [ast.ImportFrom(node.module, [name], node.level) for name in node.names]
+        return [ast.copy_location(statement, node) for statement in imports]
     return [node]
 
 
 def _strip_magics(text: str) -> str:
-    """Line for line the same, a magic replaced by ``pass``, what it is assigned to by ``None``."""
-    return MAGIC.sub(lambda found: f"{found[1] or found[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
+    """Replace magics by ``pass`` and assigned magics by ``None``; line numbers do not change."""
+    return MAGIC.sub(lambda match: f"{match[1] or match[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
 
 
 def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
     table = symtable.symtable(ast.unparse(node), filename, "exec")
-    own = [one for one in table.get_symbols() if one.is_assigned() or one.is_imported() or one.is_namespace()]
-    binds = {one.get_name() for one in own}
-    needs = {one.get_name() for one in table.get_symbols() if one.is_referenced()} | _nested_globals(table)
+    symbols = table.get_symbols()
+    bound = [symbol for symbol in symbols if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()]
+    binds = {symbol.get_name() for symbol in bound}
+    needs = {symbol.get_name() for symbol in symbols if symbol.is_referenced()} | _nested_globals(table)
     if isinstance(node, (ast.Assign, ast.AugAssign)):
-        # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` change what a name stands for.
+        # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
             while isinstance(target, (ast.Attribute, ast.Subscript)):
@@ -138,22 +142,26 @@ def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
 def _nested_globals(table: symtable.SymbolTable) -> set[str]:
     names: set[str] = set()
     for child in table.get_children():
-        names |= {one.get_name() for one in child.get_symbols() if one.is_global()} | _nested_globals(child)
+        names |= {symbol.get_name() for symbol in child.get_symbols() if symbol.is_global()} | _nested_globals(child)
     return names
 
 
 def required_statements(source: ParsedSource, names: Iterable[str]) -> list[Statement]:
-    """The pieces that define the names and all that these need, in the file's order.
+    """Return the statements that define the names and everything that these need, in file order.
 
-    ``from x import *`` is taken only if a name is needed that nothing else defines.
+    ``from x import *`` is included only if a required name is not defined by any other statement.
     """
-    wanted, seen = set(names), set[str]()
-    pieces = [piece for piece in source.statements if isinstance(piece.node, DEFINITION_STATEMENTS)]
-    while wanted - seen:
-        seen |= wanted
-        wanted |= set().union(*(piece.needs for piece in pieces if piece.binds & wanted))
-    unknown = wanted - set().union(*(piece.binds for piece in pieces)) - set(dir(builtins))
-    return [one for one in pieces if one.binds & wanted or (unknown and _is_star_import(one.node))]
+    required, visited = set(names), set[str]()
+    definitions = [statement for statement in source.statements if isinstance(statement.node, DEFINITION_STATEMENTS)]
+    while required - visited:
+        visited |= required
+        required |= set().union(*(statement.needs for statement in definitions if statement.binds & required))
+    undefined = required - set().union(*(statement.binds for statement in definitions)) - set(dir(builtins))
+    return [
+        statement
+        for statement in definitions
+        if statement.binds & required or (undefined and _is_star_import(statement.node))
+    ]
 
 
 def _is_star_import(node: ast.stmt) -> bool:
@@ -161,61 +169,62 @@ def _is_star_import(node: ast.stmt) -> bool:
 
 
 def exec_required(source: ParsedSource, names: Iterable[str], path: Path) -> tuple[types.ModuleType, list[str]]:
-    """Run what the names need as a module of its own; statements that fail are left out with a complaint.
+    """Execute the statements that the names require in a new module; return it and warnings about failed statements.
 
-    The file's folder is searched for modules last, so that nothing there hides an installed one.
+    The folder of the file is the last entry of the module search path, so that its modules do not shadow installed
+    ones.
     """
     module = types.ModuleType("student")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     sys.path.append(str(path.parent))
-    complaints, flags = [], _future_flags(source)
-    for piece in required_statements(source, names):
-        code = compile(ast.Module([piece.node], []), piece.filename, "exec", flags, dont_inherit=True)
+    warnings, flags = [], _future_flags(source)
+    for statement in required_statements(source, names):
+        code = compile(ast.Module([statement.node], []), statement.filename, "exec", flags, dont_inherit=True)
         try:
-            exec(code, vars(module))  # what the user asked for: his own classes
-        except BaseException as error:  # a file under test may raise anything, SystemExit too
-            first = ast.unparse(piece.node).splitlines()[0]
-            complaints.append(
-                f"line {piece.node.lineno} of {piece.filename} is left out: `{first}` {describe_error(error)}"
+            exec(code, vars(module))  # the user has asked for the execution of this file
+        except BaseException as error:  # code under test may raise any error, including SystemExit
+            first_line = ast.unparse(statement.node).splitlines()[0]
+            warnings.append(
+                f"skipped line {statement.node.lineno} of {statement.filename}: `{first_line}` {describe_error(error)}"
             )
-    return module, complaints
+    return module, warnings
 
 
 def _future_flags(source: ParsedSource) -> int:
-    """Flags of the file's ``from __future__ import``, which a statement compiled alone would not know of."""
+    """Return the compiler flags of the file's ``from __future__ import``; each statement is compiled separately."""
     flags = 0
-    for piece in source.statements:
-        if isinstance(piece.node, ast.ImportFrom) and piece.node.module == "__future__":
-            for name in piece.node.names:
+    for statement in source.statements:
+        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__":
+            for name in statement.node.names:
                 flags |= getattr(__future__, name.name).compiler_flag
     return flags
 
 
 def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
-    """What was raised, on one line, with the last line of the student's file on the way there if `places` are given."""
+    """Describe an error on one line, with the innermost line in one of the files ``filenames``."""
     if isinstance(error, SystemExit):
-        said = f"called sys.exit({error.code!r})" if error.code is not None else "called sys.exit()"
+        description = f"called sys.exit({error.code!r})" if error.code is not None else "called sys.exit()"
     else:
-        words = " ".join(str(error).split())
-        said = f"raised {type(error).__name__}{f': {words[:300]}' if words else ''}"
+        message = " ".join(str(error).split())
+        description = f"raised {type(error).__name__}{f': {message[:300]}' if message else ''}"
     filenames, line, trace = set(filenames), "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename in filenames:
             line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})"
         trace = trace.tb_next
-    return said + line
+    return description + line
 
 
-#: What the figure leaves open, in the order of the assignment's notebook.
+#: Parameters of the models of figure 1, in the order of the assignment's notebook.
 ROLES = ("kernel", "num_filters", "num_colours", "num_in_channels")
 
-#: Our own order, the second to be tried.
+#: Parameter order of the reference models, the second to be tried.
 REFERENCE_ORDER = ("kernel", "num_in_channels", "num_filters", "num_colours")
 Sizes = Mapping[str, int]
 DEFAULT_SIZES: Sizes = {"kernel": 3, "num_filters": 32, "num_colours": 24, "num_in_channels": 1}
 
-#: Names that are too short to be recognised by a part of them.
+#: Abbreviations, which are too short for pattern matching.
 ABBREVIATIONS = {
     "k": "kernel",
     "ks": "kernel",
@@ -226,7 +235,7 @@ ABBREVIATIONS = {
     "cout": "num_colours",
 }
 
-#: Parts of names, looked for in this order.
+#: Substrings of parameter names, tried in this order.
 NAME_PATTERNS = (
     ("kernel", "kernel"),
     ("filter", "num_filters"),
@@ -242,88 +251,99 @@ NAME_PATTERNS = (
 
 @dataclass(frozen=True)
 class Constructor:
-    """A way to make the net for given sizes."""
+    """A function that builds a model for given sizes."""
 
     build: Callable[[Sizes], nn.Module]
     signature: str
-    """As it would be written: ``UNet(kernel, num_filters, num_colours, num_in_channels)``."""
+    """The call as text, for example ``UNet(kernel, num_filters, num_colours, num_in_channels)``."""
     missing_roles: tuple[str, ...] = ()
-    """Roles that cannot be set."""
+    """Sizes that cannot be set."""
 
 
 def guess_role(name: str) -> str | None:
-    """Which of the four sizes a parameter of that name stands for; None where it tells nothing."""
-    short = name.casefold().replace("_", "")
-    if "dilation" in short or "padding" in short:
+    """Return which of the four sizes a parameter name refers to, or None if it is not recognised."""
+    normalised = name.casefold().replace("_", "")
+    if "dilation" in normalised or "padding" in normalised:
         return None
-    return ABBREVIATIONS.get(short) or next((role for part, role in NAME_PATTERNS if part in short), None)
+    return ABBREVIATIONS.get(normalised) or next(
+        (role for pattern, role in NAME_PATTERNS if pattern in normalised), None
+    )
 
 
 def bind_constructor(model_class: Callable[..., nn.Module], name: str, num_parameters: int) -> Constructor:
-    """By names where these are clear, else by the order that makes a net of the figure's shapes.
+    """Assign sizes to constructor parameters: by name if unambiguous, else by the order that gives figure 1's shapes.
 
     Args:
-        found: the student's class.
-        name: its name.
-        parameters: how many the net should have at the usual sizes, by which orders are told apart.
+        model_class: The student's class.
+        name: Name of the class.
+        num_parameters: Expected number of parameters at the default sizes, which distinguishes the orders.
 
-    Raises whatever the class raises in the first order if none makes a net.
+    If no order works, the returned constructor raises the error that the class raises for the first order.
     """
-    # A class without a constructor of its own takes no sizes, though nn.Module's says *args.
-    own = getattr(model_class, "__init__", None) is not nn.Module.__init__
-    signature = inspect.signature(model_class).parameters.values() if own else ()
-    positional = [one for one in signature if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    roles = {one.name: role for one in signature if one.kind != one.POSITIONAL_ONLY and (role := guess_role(one.name))}
-    clear = len(set(roles.values())) == len(roles)
-    if clear and len(roles) == len(ROLES):
+    # A class without __init__ takes no sizes, although the signature of nn.Module.__init__ has *args.
+    has_init = getattr(model_class, "__init__", None) is not nn.Module.__init__
+    signature = inspect.signature(model_class).parameters.values() if has_init else ()
+    positional = [
+        parameter
+        for parameter in signature
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    roles = {
+        parameter.name: role
+        for parameter in signature
+        if parameter.kind != parameter.POSITIONAL_ONLY and (role := guess_role(parameter.name))
+    }
+    is_unambiguous = len(set(roles.values())) == len(roles)
+    if is_unambiguous and len(roles) == len(ROLES):
         return _bind_by_name(model_class, name, roles)
-    if len(positional) >= len(ROLES) or any(one.kind == one.VAR_POSITIONAL for one in signature):
+    if len(positional) >= len(ROLES) or any(parameter.kind == parameter.VAR_POSITIONAL for parameter in signature):
         return _bind_by_trial(model_class, name, num_parameters)
-    return _bind_by_name(model_class, name, roles if clear else {})
+    return _bind_by_name(model_class, name, roles if is_unambiguous else {})
 
 
 def _bind_by_name(model_class: Callable[..., nn.Module], name: str, roles: Mapping[str, str]) -> Constructor:
-    def make(sizes: Sizes) -> nn.Module:
+    def build(sizes: Sizes) -> nn.Module:
         return model_class(**{parameter: sizes[role] for parameter, role in roles.items()})
 
-    return Constructor(make, f"{name}({', '.join(roles)})", tuple(role for role in ROLES if role not in roles.values()))
+    missing_roles = tuple(role for role in ROLES if role not in roles.values())
+    return Constructor(build, f"{name}({', '.join(roles)})", missing_roles)
 
 
 def _bind_by_trial(model_class: Callable[..., nn.Module], name: str, num_parameters: int) -> Constructor:
-    """The first order with the right shapes and number of parameters, else with the right shapes, else at all."""
-    best, most = _bind_positional(model_class, name, ROLES), -1
+    """Return the first order with the expected shapes and number of parameters, else one with the best score."""
+    best, best_score = _bind_positional(model_class, name, ROLES), -1
     for order in dict.fromkeys((ROLES, REFERENCE_ORDER, *permutations(ROLES))):
-        call = _bind_positional(model_class, name, order)
-        worth = _score_constructor(call, num_parameters)
-        if worth == MAX_SCORE:
-            return call
-        if worth > most:
-            best, most = call, worth
+        constructor = _bind_positional(model_class, name, order)
+        score = _score_constructor(constructor, num_parameters)
+        if score == MAX_SCORE:
+            return constructor
+        if score > best_score:
+            best, best_score = constructor, score
     return best
 
 
 def _bind_positional(model_class: Callable[..., nn.Module], name: str, order: tuple[str, ...]) -> Constructor:
-    def make(sizes: Sizes) -> nn.Module:
+    def build(sizes: Sizes) -> nn.Module:
         return model_class(*(sizes[role] for role in order))
 
-    return Constructor(make, f"{name}({', '.join(order)})")
+    return Constructor(build, f"{name}({', '.join(order)})")
 
 
-#: The worth of an order that makes a net of the right shapes and number of parameters.
+#: Score of an order that gives the expected shapes and number of parameters.
 MAX_SCORE = 3
 
 
 def _score_constructor(constructor: Constructor, num_parameters: int) -> int:
-    """0: cannot be made; 1: only that; 2: right shapes; 3: and the right number of parameters."""
+    """Return 0 if construction fails, 1 if it works, 2 for matching shapes, 3 if the parameter count matches too."""
     try:
-        net: Any = constructor.build(DEFAULT_SIZES)
+        model: Any = constructor.build(DEFAULT_SIZES)
     except Exception:
         return 0
     try:
         with torch.no_grad():
-            scores = net(torch.rand(2, 1, 32, 32))
+            logits = model(torch.rand(2, 1, 32, 32))
     except Exception:
         return 1
-    if not isinstance(scores, Tensor) or scores.shape != (2, DEFAULT_SIZES["num_colours"], 32, 32):
+    if not isinstance(logits, Tensor) or logits.shape != (2, DEFAULT_SIZES["num_colours"], 32, 32):
         return 1
-    return MAX_SCORE if sum(one.numel() for one in net.parameters()) == num_parameters else MAX_SCORE - 1
+    return MAX_SCORE if sum(parameter.numel() for parameter in model.parameters()) == num_parameters else MAX_SCORE - 1

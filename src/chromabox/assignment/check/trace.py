@@ -1,7 +1,7 @@
-"""What a net does to a picture, step by step: layers and functional calls alike, with shapes, settings and sources.
+"""Traces of the operations of a model: layers and functional calls, with shapes, settings and sources.
 
-Recorded where PyTorch hands an operation to its kernels (``TorchDispatchMode``), so that ``nn.ReLU``, ``F.relu`` and
-``x.clamp_min(0)`` are the same step; hooks tell which module was at work.
+Operations are recorded where PyTorch dispatches them to its kernels (``TorchDispatchMode``), so that ``nn.ReLU``,
+``F.relu`` and ``x.clamp_min(0)`` are the same operation. Module hooks record the module in which each one runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: The source that is no step: what the net was given.
+#: Source index of the input of the model.
 INPUT = -1
-#: Operators by the layers that they are; whatever is not here bears its operator's name.
+#: Layer names of operators; all other operators keep their own names.
 OP_NAMES = {
     "native_batch_norm": "BatchNorm2d",
     "relu": "ReLU",
@@ -26,80 +26,80 @@ OP_NAMES = {
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
 }
-#: Operators of ``nn.Upsample`` and ``F.interpolate`` by their modes.
+#: Modes of the operators of ``nn.Upsample`` and ``F.interpolate``.
 UPSAMPLE_MODES = {
     "upsample_nearest2d": "nearest",
     "_upsample_nearest_exact2d": "nearest-exact",
     "upsample_bilinear2d": "bilinear",
     "upsample_bicubic2d": "bicubic",
 }
-#: Operators that only hand the same numbers on, besides views.
+#: Operators, in addition to views, that return the same values.
 COPY_OPS = {"clone", "contiguous", "_to_copy", "detach", "alias", "_unsafe_view", "_reshape_copy", "copy"}
-#: Operators that take a tensor only for its shape.
+#: Operators that use only the shape of their input.
 FACTORY_PREFIXES = ("empty", "zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_")
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation on what came from the net's input."""
+    """One operation on data that depends on the model's input."""
 
     kind: str
     """``Conv2d``, ``ConvTranspose2d``, ``BatchNorm2d``, ``ReLU``, ``MaxPool2d``, ``Upsample``, ``cat``, … ."""
     module: str
-    """The dotted name of the module at work if it has no modules inside; empty for calls in a ``forward``."""
+    """Dotted name of the leaf module that runs the operation; empty for calls in the ``forward`` of a container."""
     shape: tuple[int, ...]
-    """Of the output."""
+    """Shape of the output."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Kernel, stride, channels and so on, in names that can be printed; JSON values."""
+    """Kernel, stride, channels and other settings by printable names; JSON values."""
     num_parameters: int = 0
-    """Weights and biases that the step uses."""
+    """Number of elements of the weights and biases that the operation uses."""
     sources: tuple[int, ...] = ()
-    """The steps whose output it takes, :data:`INPUT` for the net's own input."""
+    """Indices of the operations whose outputs are inputs; :data:`INPUT` for the input of the model."""
 
 
 @dataclass
 class OpTrace:
-    """The steps of one pass, also of one that ended in an error, and the tensors behind them."""
+    """Operations of one forward pass, with their tensors; up to the error if the pass failed."""
 
     ops: list[Op] = field(default_factory=list)
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
-    """Of each step its ``weight``, ``bias``, ``running_mean`` and ``running_var``, as far as it has them."""
+    """``weight``, ``bias``, ``running_mean`` and ``running_var`` of each operation, as far as present."""
     output: Any = None
-    """What ``forward`` returned; None where it raised."""
+    """Return value of ``forward``; None if it raised an error."""
     last_op: int | None = None
-    """The step that made the output; None where none is known."""
+    """Index of the operation that computed the output; None if unknown."""
     unused_modules: list[str] = field(default_factory=list)
-    """Modules without modules inside that were made and took no part."""
+    """Names of the leaf modules that were created but not used."""
     error: BaseException | None = None
 
 
 def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -> OpTrace:
-    """Run the net, in the mode it is in and without gradients, and record what it does.
+    """Run the model in its current mode, without gradients, and return its trace.
 
-    Whatever the net raises is kept in the trace, with the steps up to there.
+    An error that the model raises is stored in the trace, with the operations before it.
     """
-    recorder = _TraceMode(batch)
-    trace = recorder.trace
+    mode = _TraceMode(batch)
+    trace = mode.trace
     called: set[str] = set()
-    with torch.no_grad(), _track_modules(model, recorder.module_stack, called):
+    with torch.no_grad(), _track_modules(model, mode.module_stack, called):
         try:
-            with recorder:
+            with mode:
                 trace.output = model(batch)
-        except (Exception, SystemExit) as error:  # a net under test may raise anything
+        except (Exception, SystemExit) as error:  # code under test may raise any error
             trace.error = error
     if isinstance(trace.output, Tensor):
-        trace.last_op = recorder.producers.get(id(trace.output))
+        trace.last_op = mode.producers.get(id(trace.output))
     used = {id(tensor) for tensors in trace.tensors for tensor in tensors.values()}
     for name, module in model.named_modules():
-        lent = any(id(parameter) in used for parameter in module.parameters())
-        if name and name not in called and not lent and not list(module.children()):
+        has_used_parameters = any(id(parameter) in used for parameter in module.parameters())
+        if name and name not in called and not has_used_parameters and not list(module.children()):
             trace.unused_modules.append(name)
     return trace
 
 
 @contextmanager
 def _track_modules(model: nn.Module, stack: list[tuple[str, nn.Module]], called: set[str]) -> Iterator[None]:
-    """Keep the modules at work on the stack, the innermost last."""
+    """Keep the modules that are running on the stack, the innermost last, and add their names to ``called``."""
     hooks = []
     for name, module in model.named_modules():
 
@@ -119,7 +119,7 @@ def _track_modules(model: nn.Module, stack: list[tuple[str, nn.Module]], called:
 class _TraceMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch's own switch: nothing is compiled here, and the compiler's import would double the start."""
+        """Return False: nothing is compiled here, and importing the compiler would double the start-up time."""
         return False
 
     def __init__(self, batch: Tensor) -> None:
@@ -128,7 +128,7 @@ class _TraceMode(TorchDispatchMode):
         self.module_stack: list[tuple[str, nn.Module]] = []
         self.producers = {id(batch): INPUT}
         self.noise_ids: set[int] = set()
-        # Identities stay unique only as long as the objects live.
+        # ids are unique only while the objects exist.
         self.kept_alive: list[Any] = [batch]
 
     def __torch_dispatch__(
@@ -140,14 +140,15 @@ class _TraceMode(TorchDispatchMode):
         return result
 
     def _record_op(self, func: Any, args: Sequence[Any], result: Any) -> None:
-        """Take one operation down, if it does something to what came from the input."""
-        inputs, outputs = list(_iter_tensors(args)), [one for one in _iter_tensors(result) if one.is_floating_point()]
+        """Record an operation if it computes something from data that depends on the input."""
+        inputs = list(_iter_tensors(args))
+        outputs = [tensor for tensor in _iter_tensors(result) if tensor.is_floating_point()]
         operator = func.overloadpacket.__name__
         name = operator.rstrip("_")
-        if name == "bernoulli" or any(id(one) in self.noise_ids for one in inputs[:1]):
-            self.noise_ids |= {id(one) for one in outputs}
+        if name == "bernoulli" or any(id(tensor) in self.noise_ids for tensor in inputs[:1]):
+            self.noise_ids |= {id(tensor) for tensor in outputs}
             return
-        sources = tuple(self.producers[id(one)] for one in inputs if id(one) in self.producers)
+        sources = tuple(self.producers[id(tensor)] for tensor in inputs if id(tensor) in self.producers)
         if (
             not outputs
             or operator.startswith(FACTORY_PREFIXES)
@@ -155,19 +156,19 @@ class _TraceMode(TorchDispatchMode):
         ):
             return
         if func.is_view or name in COPY_OPS:
-            self.producers |= {id(one): sources[0] for one in outputs}
+            self.producers |= {id(tensor): sources[0] for tensor in outputs}
             return
-        noisy = name == "mul" and any(id(one) in self.noise_ids for one in inputs)
+        is_dropout = name == "mul" and any(id(tensor) in self.noise_ids for tensor in inputs)
         settings, tensors = OP_DETAILS[name](args) if name in OP_DETAILS else ({}, {})
-        kind = "Dropout" if noisy else settings.pop("kind", OP_NAMES.get(name, name))
-        module, at_work = self.module_stack[-1] if self.module_stack else ("", None)
-        if isinstance(at_work, _InstanceNorm) and kind == "BatchNorm2d":
-            kind = type(at_work).__name__
-        count = sum(tensors[key].numel() for key in ("weight", "bias") if key in tensors)
-        leaf = at_work is not None and not list(at_work.children())
-        self.producers |= {id(one): len(self.trace.ops) for one in outputs}
+        kind = "Dropout" if is_dropout else settings.pop("kind", OP_NAMES.get(name, name))
+        module_name, module = self.module_stack[-1] if self.module_stack else ("", None)
+        if isinstance(module, _InstanceNorm) and kind == "BatchNorm2d":
+            kind = type(module).__name__
+        num_parameters = sum(tensors[key].numel() for key in ("weight", "bias") if key in tensors)
+        is_leaf = module is not None and not list(module.children())
+        self.producers |= {id(tensor): len(self.trace.ops) for tensor in outputs}
         shape = tuple(outputs[0].shape)
-        self.trace.ops.append(Op(kind, module if leaf else "", shape, settings, count, sources))
+        self.trace.ops.append(Op(kind, module_name if is_leaf else "", shape, settings, num_parameters, sources))
         self.trace.tensors.append(tensors)
 
 
@@ -175,15 +176,15 @@ def _iter_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _iter_tensors(one)
+        for item in value:
+            yield from _iter_tensors(item)
 
 
 OpDetails = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _scalar_if_equal(sizes: Sequence[int]) -> int | list[int]:
-    """3 for [3, 3]."""
+    """Return a single number if all sizes are equal (3 for [3, 3]), else a list."""
     return int(sizes[0]) if len(set(sizes)) == 1 else [int(size) for size in sizes]
 
 
@@ -215,9 +216,9 @@ def _convolution_details(args: Sequence[Any]) -> OpDetails:
 
 def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
     features, weight, bias, mean, variance = args[:5]
-    numbers = [one for one in args[5:] if isinstance(one, float)]
+    momentum_and_eps = [value for value in args[5:] if isinstance(value, float)]
     settings = {"channels": features.shape[1], "affine": weight is not None, "running statistics": mean is not None}
-    settings |= dict(zip(("momentum", "eps"), numbers, strict=False))
+    settings |= dict(zip(("momentum", "eps"), momentum_and_eps, strict=False))
     return settings, _drop_none(weight=weight, bias=bias, running_mean=mean, running_var=variance)
 
 
@@ -236,7 +237,7 @@ def _upsample_details(mode: str) -> Callable[[Sequence[Any]], OpDetails]:
     return lambda args: ({"kind": "Upsample", "mode": mode, "scale": args[1][-1] / args[0].shape[-1]}, {})
 
 
-#: How to read an operator's arguments.
+#: Functions that read the settings and tensors from the arguments of an operator.
 OP_DETAILS: dict[str, Callable[[Sequence[Any]], OpDetails]] = {
     "convolution": _convolution_details,
     "native_batch_norm": _batch_norm_details,

@@ -188,7 +188,8 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
     total = int_number(sum(op.num_parameters for op in ops), f"{model}, recorded: all operations")
     rows.append(["total", "", "", "", "", total])
     sizes_text = ", ".join(
-        f"{name.replace('num_', '').replace('_', ' ')} {size}" for name, size in DEFAULT_SIZES.items()
+        f"{name.removeprefix('num_').replace('in_channels', 'input channels').replace('_', ' ')} {size}"
+        for name, size in DEFAULT_SIZES.items()
     )
     caption = (
         f"Operations of one forward pass, recorded for an image of {IMAGE_SIZE} × {IMAGE_SIZE} pixels ({sizes_text})."

@@ -138,7 +138,7 @@ def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
     """
     detector = replace(detector, model=copy.deepcopy(detector.model).cpu().eval())
     try:
-        yield f"for ONNX runtimes: {folder}/best.onnx; {export_detector(detector, folder / 'best.onnx')}"
+        yield f"for any ONNX runtime: {folder}/best.onnx; {export_detector(detector, folder / 'best.onnx')}"
     except ChromaboxError as error:
         yield f"no best.onnx: {error}"
     if detector.variant != DARKNET:
@@ -195,7 +195,7 @@ class DetectorExportReport:
 
     def __str__(self) -> str:
         return (
-            f"verified against PyTorch on {self.num_images} photographs: scores differ by at most "
+            f"checked against PyTorch on {self.num_images} photographs: scores differ by at most "
             f"{self.score_difference:.1e}, boxes by {self.box_difference:.1e} of the side "
             f"(tolerance {MAX_DIFFERENCE:.0e})"
         )

@@ -1,4 +1,4 @@
-"""Ends its process in three ways: politely, by a segmentation fault, and not at all."""
+"""Classes that exit, crash with a segmentation fault, and loop forever."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""All three as in the figure, written otherwise: functional calls, an own convolution, the notebook's order."""
+"""The three models of figure 1 in other styles: functional calls, a custom convolution, another parameter order."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from no_such_package_at_all import drive  # noqa: F401  (never needed, so never run)
+from no_such_package_at_all import drive  # noqa: F401  (not required, therefore never executed)
 
 DEVICE = "cuda"
 SLOPE = np.sqrt(5)
@@ -45,7 +45,7 @@ class PoolUpsampleNet(nn.Module):
 
 
 class ConvTransposeNet(nn.Module):
-    """The padding is set to 1, as the assignment says: kernels other than 3 change the shapes."""
+    """Padding 1, as in the assignment: kernels other than 3 change the shapes."""
 
     def __init__(self, k, nf, nc, nic, dilation=1):
         super().__init__()
@@ -63,7 +63,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(ConvTransposeNet):
-    """Puts the skipped channels first, which is the same net with its weights in another order."""
+    """Skip connections are concatenated first: the same model with its weights in another order."""
 
     def __init__(self, a, b, c, d):
         super().__init__(a, b, c, d)

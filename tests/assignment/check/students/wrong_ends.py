@@ -1,4 +1,4 @@
-"""The last convolution forgotten, a softmax too many, a skip forgotten."""
+"""Missing last convolution, additional softmax, missing skip connection."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def block(a, b, k, resize):
 
 
 class PoolUpsampleNet(nn.Module):
-    """Stops after block 4, though the last convolution was made."""
+    """The last convolution is created but not used."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()
@@ -27,7 +27,7 @@ class PoolUpsampleNet(nn.Module):
 
 
 class ConvTransposeNet(nn.Module):
-    """Ends in a softmax over the colours."""
+    """The output is a softmax over the colours."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()
@@ -45,7 +45,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """The input is not given to the last convolution, block 3 goes nowhere."""
+    """The last convolution does not receive the input, and the output of block 3 is not used."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A BatchNorm forgotten, a padding too few, a skip from the wrong place."""
+"""Missing BatchNorm, missing padding, skip connection from a wrong layer."""
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Block 4 is given block 1's convolution, before BatchNorm and ReLU."""
+    """Block 4 receives the output of the convolution of block 1, before BatchNorm and ReLU."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pooling after ReLU, channels typed in, one BatchNorm for all that fit."""
+"""Pooling after ReLU, constant numbers of channels, shared BatchNorm."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from wrong_layers import down, up
 
 
 class PoolUpsampleNet(nn.Module):
-    """Every block is convolution, BatchNorm, ReLU, and only then pooling or upsampling."""
+    """Every block is convolution, BatchNorm, ReLU, then pooling or upsampling."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()
@@ -21,7 +21,7 @@ class PoolUpsampleNet(nn.Module):
 
 
 class ConvTransposeNet(nn.Module):
-    """The figure's sizes typed in, whatever was asked for."""
+    """The sizes are constants; the arguments are ignored."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()
@@ -34,7 +34,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Blocks 1 and 3 share a BatchNorm, a ReLU ends the net, and BatchNorm's momentum is another."""
+    """Blocks 1 and 3 share a BatchNorm, the last operation is a ReLU, and a BatchNorm has another momentum."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A forward that raises half-way, a constructor without sizes, and no tensor at all."""
+"""An error in forward, a constructor without sizes, and a forward without return value."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from wrong_layers import down, up
 
 
 class PoolUpsampleNet(nn.Module):
-    """Block 3 expects as many channels as block 1 makes."""
+    """Block 3 expects the number of channels of block 1."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()
@@ -30,7 +30,7 @@ class PoolUpsampleNet(nn.Module):
 
 
 class ConvTransposeNet(nn.Module):
-    """Nothing can be set, and nothing works in evaluation but in a batch."""
+    """No sizes can be set, and the output depends on the batch."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Forgets to return."""
+    """forward has no return statement."""
 
     def __init__(self, kernel, num_in_channels, num_filters, num_colours):
         super().__init__()

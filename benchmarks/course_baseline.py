@@ -1,11 +1,11 @@
-"""The assignment's way of training its UNet, written plainly: what ``time_to_accuracy.py`` compares with.
+"""Training of the assignment's UNet with the assignment's settings: the baseline of ``time_to_accuracy.py``.
 
-Nothing of chromabox runs here, so that nothing of it can help or hinder: the pictures are read with numpy, the palette
-labels are found by computing every distance in numpy, batches are numpy slices in file order, the net is eager float32,
-the optimiser Adam at 1e-3, the batch 100, and after each of 25 epochs the test split is evaluated and a sheet of ten
-pictures (grey, truth, prediction) is plotted with matplotlib.
+The script is independent of chromabox: the images are read with NumPy, the palette labels are assigned by computing
+every distance in NumPy, batches are NumPy slices in file order, the model is eager float32, the optimizer is Adam with
+a learning rate of 1e-3, and the batch size is 100. After each of 25 epochs the test split is evaluated and a grid of
+ten images (greyscale, ground truth, prediction) is plotted with matplotlib.
 
-    python benchmarks/course_way.py CIFAR_FOLDER PALETTE.npy OUTPUT_FOLDER [EPOCHS [SEED]]
+    python benchmarks/course_baseline.py CIFAR_FOLDER PALETTE.npy OUTPUT_FOLDER [EPOCHS [SEED]]
 """
 
 import json
@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 HORSE = 7
-BATCH = 100
+BATCH_SIZE = 100
 
 
 class UNet(nn.Module):
-    """Figure 1c with kernel 3, 32 filters, 24 colours and one input channel."""
+    """UNet of figure 1c with kernel size 3, 32 filters, 24 colours and one input channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,48 +43,48 @@ class UNet(nn.Module):
         return self.last(torch.cat([third, x], dim=1))
 
 
-def load(files: list[Path]) -> np.ndarray:
-    """The horses of some CIFAR-10 files, RGB/256, [N, 3, 32, 32] float32."""
+def load_images(files: list[Path]) -> np.ndarray:
+    """Return the horses of CIFAR-10 files as RGB/256, [N, 3, 32, 32] float32."""
     rows = np.concatenate([np.fromfile(path, np.uint8).reshape(-1, 3073) for path in files])
     return rows[rows[:, 0] == HORSE, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 256
 
 
-def nearest(pictures: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Labels by all distances, a hundred pictures at a time."""
+def assign_labels(images: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Return the nearest palette colour of every pixel by computing all distances, 100 images at a time."""
     labels = []
-    for start in range(0, len(pictures), 100):
-        pixels = pictures[start : start + 100].transpose(0, 2, 3, 1)
+    for start in range(0, len(images), 100):
+        pixels = images[start : start + 100].transpose(0, 2, 3, 1)
         distances = ((pixels[..., None, :] - palette) ** 2).sum(-1)
         labels.append(distances.argmin(-1))
     return np.concatenate(labels)
 
 
-def evaluate(net: nn.Module, loss_of: nn.Module, grey: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    net.eval()
-    losses, hits = [], 0
+def evaluate(model: nn.Module, criterion: nn.Module, grey: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    model.eval()
+    losses, num_correct = [], 0
     with torch.no_grad():
-        for start in range(0, len(grey), BATCH):
-            x = torch.from_numpy(grey[start : start + BATCH])
-            y = torch.from_numpy(labels[start : start + BATCH])
-            scores = net(x)
-            losses.append(loss_of(scores, y).item())
-            hits += (scores.argmax(1) == y).sum().item()
-    net.train()
-    return float(np.mean(losses)), hits / labels.size
+        for start in range(0, len(grey), BATCH_SIZE):
+            x = torch.from_numpy(grey[start : start + BATCH_SIZE])
+            y = torch.from_numpy(labels[start : start + BATCH_SIZE])
+            logits = model(x)
+            losses.append(criterion(logits, y).item())
+            num_correct += (logits.argmax(1) == y).sum().item()
+    model.train()
+    return float(np.mean(losses)), num_correct / labels.size
 
 
-def plot(net: nn.Module, grey: np.ndarray, truth: np.ndarray, palette: np.ndarray, path: Path) -> None:
-    net.eval()
+def plot_samples(model: nn.Module, grey: np.ndarray, truth: np.ndarray, palette: np.ndarray, path: Path) -> None:
+    model.eval()
     with torch.no_grad():
-        labels = net(torch.from_numpy(grey[:10])).argmax(1).numpy()
-    net.train()
+        labels = model(torch.from_numpy(grey[:10])).argmax(1).numpy()
+    model.train()
     figure, axes = plt.subplots(3, 10, figsize=(10, 3))
     for column in range(10):
         axes[0, column].imshow(grey[column, 0], cmap="gray")
         axes[1, column].imshow(truth[column].transpose(1, 2, 0))
         axes[2, column].imshow(palette[labels[column]])
-    for cell in axes.flat:
-        cell.axis("off")
+    for panel in axes.flat:
+        panel.axis("off")
     figure.savefig(path)
     plt.close(figure)
 
@@ -95,25 +95,25 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(int(sys.argv[5]) if len(sys.argv) > 5 else 0)
     palette = np.load(palette_file, allow_pickle=False)
-    train = load([data / f"data_batch_{number}.bin" for number in range(1, 6)])
-    test = load([data / "test_batch.bin"])
+    train = load_images([data / f"data_batch_{number}.bin" for number in range(1, 6)])
+    test = load_images([data / "test_batch.bin"])
     train_grey, test_grey = train.mean(1, keepdims=True), test.mean(1, keepdims=True)
-    train_labels, test_labels = nearest(train, palette), nearest(test, palette)
-    net, loss_of = UNet(), nn.CrossEntropyLoss()
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    train_labels, test_labels = assign_labels(train, palette), assign_labels(test, palette)
+    model, criterion = UNet(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     history = []
     for epoch in range(1, epochs + 1):
         losses = []
-        for start in range(0, len(train_grey), BATCH):
-            x = torch.from_numpy(train_grey[start : start + BATCH])
-            y = torch.from_numpy(train_labels[start : start + BATCH])
-            optimiser.zero_grad()
-            loss = loss_of(net(x), y)
+        for start in range(0, len(train_grey), BATCH_SIZE):
+            x = torch.from_numpy(train_grey[start : start + BATCH_SIZE])
+            y = torch.from_numpy(train_labels[start : start + BATCH_SIZE])
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
-        test_loss, accuracy = evaluate(net, loss_of, test_grey, test_labels)
-        plot(net, test_grey, test, palette, output / f"epoch-{epoch}.png")
+        test_loss, accuracy = evaluate(model, criterion, test_grey, test_labels)
+        plot_samples(model, test_grey, test, palette, output / f"epoch-{epoch}.png")
         history.append(
             {"epoch": epoch, "train_loss": float(np.mean(losses)), "test_loss": test_loss, "test_accuracy": accuracy}
         )

@@ -1,6 +1,6 @@
-"""How long ``chromabox --help`` takes, against a Python that does nothing; medians of whole processes.
+"""Time of ``chromabox --help`` compared with an empty Python program; medians of whole processes.
 
-python benchmarks/start_up.py [-o benchmarks/results/start_up.json]
+python benchmarks/startup_time.py [-o benchmarks/results/startup_time.json]
 """
 
 import argparse
@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from machine import describe, write_results
+from environment import describe_machine, write_results
 
 
-def seconds_of(command: list[str]) -> float:
-    begin = time.perf_counter()
+def time_command(command: list[str]) -> float:
+    start_time = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start_time
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
     }
     medians = {}
     for name, command in commands.items():
-        seconds_of(command)
-        medians[name] = statistics.median(seconds_of(command) for _ in range(9))
+        time_command(command)
+        medians[name] = statistics.median(time_command(command) for _ in range(9))
         print(f"{medians[name]:.3f} s: {name}")
     if options.output:
-        write_results(options.output, {"median_seconds": medians, "machine": describe()})
+        write_results(options.output, {"median_seconds": medians, "machine": describe_machine()})
         print(options.output)
 
 

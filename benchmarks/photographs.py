@@ -1,13 +1,14 @@
-"""Quality on photographs no net was trained on: how near to the original, how colourful, and whether size matters.
+"""Quality on photographs outside of the training data: difference from the original, colourfulness, size independence.
 
-    python benchmarks/photographs.py [--net RUN] [--pictures FOLDER] [-o benchmarks/results/photographs.json]
+    python benchmarks/photographs.py [--model RUN] [--images FOLDER] [-o benchmarks/results/photographs.json]
 
-Coloured are the photographs that scikit-image ships and those of a folder, each from its lightness alone, in the
-styles natural and vivid. "Cut" is the part of grey's mean CIEDE2000 that colour takes away, "share" the colourfulness
-(Hasler and Süsstrunk 2003) as a part of the original's.
+The photographs of scikit-image and those of a folder are colourised from their lightness in the styles natural and
+vivid. "Cut" is the reduction of the mean CIEDE2000 compared with greyscale, "share" the colourfulness (Hasler and
+Süsstrunk 2003) as a fraction of the original's.
 
-Size independence: the same photograph brought to a long side of 200 and of 6000 pixels (Lanczos), both coloured, the
-large one brought down to the small one's size (Lanczos), mean CIEDE2000 between the two. The bar is 3.
+Size independence: the same photograph is resized to a long side of 200 and of 6000 pixels (Lanczos), both versions are
+colourised, the large one is resized to the size of the small one (Lanczos), and the mean CIEDE2000 between them is
+computed. The limit is 3.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from chromabox.colour.evaluation.metrics import delta_e
 from chromabox.colour.inference.predict import STYLES, ColouriseOptions, ColourModel, StyleName, colourise_image
 from chromabox.colour.weights.checkpoint import load_model
 from chromabox.io.images import ImageData, find_images, read_image, to_uint8
-from machine import describe, write_results
+from environment import describe_machine, write_results
 
-SHIPPED_PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+SAMPLE_IMAGES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 SIDES = (200, 6000)
-BAR = 3.0
-#: What is told of each picture: the column's heading, the score's name, the factor.
+MAX_SIZE_DELTA_E = 3.0
+#: Column headings with the names of their scores and scale factors.
 COLUMNS = {
     "grey dB": ("grey_psnr", 1.0),
     "dB": ("psnr", 1.0),
@@ -40,82 +41,86 @@ COLUMNS = {
 }
 
 
-def photographs(folder: Path | None) -> dict[str, np.ndarray]:
-    """Name and 8-bit pixels of every photograph: scikit-image's that its wheel holds, then the folder's."""
-    shipped = [Path(skimage.data.__file__).parent / name for name in SHIPPED_PICTURES]
-    paths = [path for path in shipped if path.is_file()]
+def load_images(folder: Path | None) -> dict[str, np.ndarray]:
+    """Return names and 8-bit pixels of the photographs in scikit-image's wheel and in the folder."""
+    samples = [Path(skimage.data.__file__).parent / name for name in SAMPLE_IMAGES]
+    paths = [path for path in samples if path.is_file()]
     if folder is not None:
         paths += [path for path, _ in find_images([folder])]
     return {path.stem: to_uint8(read_image(path).pixels) for path in paths}
 
 
-def coloured(pixels: np.ndarray, trained: ColourModel, style: StyleName) -> np.ndarray:
-    """The picture in the net's colours."""
-    return colourise_image(ImageData(pixels), trained, ColouriseOptions(style=style)).pixels
+def colourise(pixels: np.ndarray, model: ColourModel, style: StyleName) -> np.ndarray:
+    """Return the colourised image."""
+    return colourise_image(ImageData(pixels), model, ColouriseOptions(style=style)).pixels
 
 
-def with_long_side(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The picture resampled (Lanczos) to that long side."""
+def resize_long_side(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Return the image resized (Lanczos) to the given long side."""
     scale = side / max(pixels.shape)
     height, width = (max(1, round(length * scale)) for length in pixels.shape[:2])
-    return resampled(pixels, height, width)
+    return resize(pixels, height, width)
 
 
-def resampled(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def distance_of_sizes(pixels: np.ndarray, trained: ColourModel, style: StyleName) -> float:
-    """Mean CIEDE2000 between the small version's colours and the large version's, at the small size."""
-    small, large = (coloured(with_long_side(pixels, side), trained, style) for side in SIDES)
-    return delta_e(small, resampled(large, *small.shape[:2]))
+def size_delta_e(pixels: np.ndarray, model: ColourModel, style: StyleName) -> float:
+    """Return the mean CIEDE2000 between the colourised small and large versions, at the small size."""
+    small, large = (colourise(resize_long_side(pixels, side), model, style) for side in SIDES)
+    return delta_e(small, resize(large, *small.shape[:2]))
 
 
-def row_of(score: ImageScores, sizes: float) -> dict[str, float | None]:
-    """The columns' values and the distance of the sizes."""
+def make_row(score: ImageScores, size_difference: float) -> dict[str, float | None]:
+    """Return the values of the columns and the size difference."""
     values = {heading: getattr(score, name) for heading, (name, _) in COLUMNS.items()}
     scaled = {key: value if value is None else value * COLUMNS[key][1] for key, value in values.items()}
-    return {**scaled, "sizes ΔE": sizes}
+    return {**scaled, "sizes ΔE": size_difference}
 
 
-def mean_of(rows: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
-    """The mean of every column over the pictures that have a value."""
-    found = {key: [row[key] for row in rows.values() if row[key] is not None] for key in next(iter(rows.values()))}
-    return {key: statistics.fmean(values) if values else None for key, values in found.items()}
+def mean_row(rows: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
+    """Return the mean of every column over the images with a value."""
+    columns = {
+        key: [value for row in rows.values() if (value := row[key]) is not None] for key in next(iter(rows.values()))
+    }
+    return {key: statistics.fmean(values) if values else None for key, values in columns.items()}
 
 
-def show(name: str, row: dict[str, float | None]) -> None:
+def print_row(name: str, row: dict[str, float | None]) -> None:
     numbers = "".join(f"{'' if value is None else f'{value:.2f}':>9}" for value in row.values())
     print(f"{name:<18}{numbers}", flush=True)
 
 
-def measure(pictures: dict[str, np.ndarray], trained: ColourModel, style: StyleName) -> dict[str, object]:
-    """All pictures in one style: a row each, printed as it is done, and the mean."""
+def evaluate(images: dict[str, np.ndarray], model: ColourModel, style: StyleName) -> dict[str, object]:
+    """Evaluate all images in one style; print a row per image and the mean."""
     print(f"\n{style:<18}" + "".join(f"{heading:>9}" for heading in (*COLUMNS, "sizes ΔE")))
     rows = {}
-    for name, pixels in pictures.items():
-        score = score_image(pixels, coloured(pixels, trained, style))
-        rows[name] = row_of(score, distance_of_sizes(pixels, trained, style))
-        show(name, rows[name])
-    mean = mean_of(rows)
-    show("mean", mean)
+    for name, pixels in images.items():
+        score = score_image(pixels, colourise(pixels, model, style))
+        rows[name] = make_row(score, size_delta_e(pixels, model, style))
+        print_row(name, rows[name])
+    mean = mean_row(rows)
+    print_row("mean", mean)
     worst = max(rows, key=lambda name: rows[name]["sizes ΔE"] or 0.0)
-    kept = (rows[worst]["sizes ΔE"] or 0.0) <= BAR
-    print(f"size independence: at most {BAR:g} wanted; {'kept' if kept else 'MISSED'} by the worst, {worst}")
-    return {"pictures": rows, "mean": mean, "size_bar_kept_by_all": kept}
+    within_limit = (rows[worst]["sizes ΔE"] or 0.0) <= MAX_SIZE_DELTA_E
+    print(
+        f"size independence: limit {MAX_SIZE_DELTA_E:g} {'met' if within_limit else 'EXCEEDED'} by the worst, {worst}"
+    )
+    return {"pictures": rows, "mean": mean, "size_bar_kept_by_all": within_limit}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", type=Path, help="run folder or checkpoint; the shipped net if left out")
-    parser.add_argument("--pictures", type=Path, help="folder of more photographs")
-    parser.add_argument("-o", "--output", type=Path, help="write the results there, as JSON")
+    parser.add_argument("--model", type=Path, help="run folder or checkpoint (default: the bundled model)")
+    parser.add_argument("--images", type=Path, help="folder of additional photographs")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
-    trained, pictures = load_model(options.net), photographs(options.pictures)
-    styles = {style: measure(pictures, trained, style) for style in STYLES}
+    model, images = load_model(options.model), load_images(options.images)
+    styles = {style: evaluate(images, model, style) for style in STYLES}
     if options.output:
-        results = {"styles": styles, "sides": SIDES, "bar": BAR, "net": trained.metadata["net"]}
-        write_results(options.output, {**results, "machine": describe()})
+        results = {"styles": styles, "sides": SIDES, "bar": MAX_SIZE_DELTA_E, "net": model.metadata["net"]}
+        write_results(options.output, {**results, "machine": describe_machine()})
         print(options.output)
 
 

@@ -1,12 +1,12 @@
-"""Recolouring at full size: seconds by megapixels, against the plain scikit-image way, and the memory it takes.
+"""Application of chroma at full size: seconds by megapixels, compared with scikit-image, and working memory.
 
     python benchmarks/recolour.py [-o benchmarks/results/recolour.json]
 
-The picture is a grey photograph, tiled; its chroma map has 96 cells along the short side and random colours, moderate
-(a*, b* up to ±20) or far outside of sRGB (up to ±100). The plain way is rgb2lab, bilinear interpolation of the map and
-lab2rgb, in float64, clipped: it neither keeps the lightness nor ends colour at edges. Wall-clock and processor seconds
-are both given, because other programs on the machine lengthen only the first. Memory is that of a process of its own,
-beyond the input and the output.
+The image is a tiled greyscale photograph; its chroma map has 96 cells along the short side and random colours, moderate
+(a*, b* up to ±20) or far outside of sRGB (up to ±100). The baseline is rgb2lab, bilinear interpolation of the map and
+lab2rgb, in float64 with clipping; it does not preserve lightness and does not follow edges. Wall-clock and processor
+seconds are both reported, because other programs on the machine affect only the former. Working memory is measured in a
+separate process, without the input and the output.
 """
 
 import argparse
@@ -24,34 +24,34 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.transform import resize
 
 from chromabox.colour.chroma.recolour import apply_chroma, lightness
-from machine import describe, median_seconds, paired, write_results
+from environment import describe_machine, median_seconds, time_paired, write_results
 
 SIZES = {1: (866, 1154), 3: (1500, 2000), 12: (3000, 4000), 24: (4000, 6000)}  # megapixels: height, width
 SHORT_SIDE = 96
-PLAIN_UP_TO = 3  # megapixels; beyond, the plain way takes gigabytes
+MAX_BASELINE_MEGAPIXELS = 3  # The baseline takes gigabytes for larger images.
 
-# The kernel's own account of this process's peak: getrusage would count its parent's, too (Linux).
-ONE_PICTURE = """
+# Peak memory from /proc (Linux): getrusage would include the parent process.
+MEMORY_SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
-from recolour import chroma_map, peak_bytes, photograph
-from chromabox.colour.recolour import recolour
-pixels, chroma = photograph({megapixels}), chroma_map({megapixels}, 20)
-recolour(pixels[:200], chroma)
+from recolour import chroma_map, make_photo, peak_bytes
+from chromabox.colour.chroma.recolour import apply_chroma
+pixels, chroma = make_photo({megapixels}), chroma_map({megapixels}, 20)
+apply_chroma(pixels[:200], chroma)
 before = peak_bytes()
-result = recolour(pixels, chroma)
+result = apply_chroma(pixels, chroma)
 print((peak_bytes() - before - result.nbytes) / 1e6)
 """
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Return the peak resident memory of this process in bytes."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 
-def photograph(megapixels: int) -> np.ndarray:
-    """A grey picture, uint8 [height, width, 3], made without large arrays beside it."""
+def make_photo(megapixels: int) -> np.ndarray:
+    """Return a greyscale image, uint8 [height, width, 3], without large temporary arrays."""
     tile = data.camera()
     height, width = SIZES[megapixels]
     pixels = np.empty((height, width, 3), np.uint8)
@@ -61,18 +61,18 @@ def photograph(megapixels: int) -> np.ndarray:
 
 
 def chroma_map(megapixels: int, amplitude: float) -> np.ndarray:
-    """Random a* and b* within ±amplitude, float32 [height, width, 2]."""
+    """Return random a* and b* within ±amplitude, float32 [height, width, 2]."""
     height, width = SIZES[megapixels]
     shape = (SHORT_SIDE, round(SHORT_SIDE * width / height), 2)
     return np.random.default_rng(0).uniform(-amplitude, amplitude, shape).astype(np.float32)
 
 
-def plain(pixels: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """The way of the textbook, by scikit-image."""
+def scikit_image_recolour(pixels: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Apply chroma with the standard functions of scikit-image."""
     lab = rgb2lab(pixels)
     lab[..., 1:] = resize(chroma, pixels.shape[:2], order=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lab2rgb says how many colours it had to clip
+        warnings.simplefilter("ignore")  # lab2rgb warns about clipped colours.
         return np.rint(lab2rgb(lab) * 255).astype(np.uint8)
 
 
@@ -81,15 +81,15 @@ def mean_lightness_error(pixels: np.ndarray, result: np.ndarray) -> float:
 
 
 def processor_seconds(pixels: np.ndarray, chroma: np.ndarray) -> float:
-    """Of all threads together, one call."""
+    """Return the processor seconds of one call, summed over all threads."""
     start = time.process_time()
     apply_chroma(pixels, chroma)
     return time.process_time() - start
 
 
-def one_size(megapixels: int, times: int) -> dict[str, object]:
-    """Everything measured at one size."""
-    pixels = photograph(megapixels)
+def measure_size(megapixels: int, times: int) -> dict[str, object]:
+    """Return all measurements at one size."""
+    pixels = make_photo(megapixels)
     moderate, extreme = chroma_map(megapixels, 20), chroma_map(megapixels, 100)
     row: dict[str, object] = {
         "megapixels": pixels.shape[0] * pixels.shape[1] / 1e6,
@@ -99,13 +99,15 @@ def one_size(megapixels: int, times: int) -> dict[str, object]:
         "moderate_processor_seconds": processor_seconds(pixels, moderate),
         "extreme_processor_seconds": processor_seconds(pixels, extreme),
     }
-    if megapixels <= PLAIN_UP_TO:
-        duel = paired(lambda: apply_chroma(pixels, moderate), lambda: plain(pixels, moderate), pairs=3, warm_up=0)
-        row["against_plain"] = asdict(duel)
-        print(f"{duel.ratio:8.1f}× the plain way, {duel.b_seconds:.2f} s")
-    script = ONE_PICTURE.format(folder=str(Path(__file__).resolve().parent), megapixels=megapixels)
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    row["working_memory_mb"] = round(float(found.stdout))
+    if megapixels <= MAX_BASELINE_MEGAPIXELS:
+        timing = time_paired(
+            lambda: apply_chroma(pixels, moderate), lambda: scikit_image_recolour(pixels, moderate), pairs=3, warm_up=0
+        )
+        row["against_plain"] = asdict(timing)
+        print(f"{timing.ratio:8.1f}× faster than scikit-image, {timing.b_seconds:.2f} s")
+    script = MEMORY_SCRIPT.format(folder=str(Path(__file__).resolve().parent), megapixels=megapixels)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    row["working_memory_mb"] = round(float(result.stdout))
     print(", ".join(f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, int | float)), flush=True)
     return row
 
@@ -115,17 +117,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--times", type=int, default=5)
     options = parser.parse_args()
-    machine = describe()
-    pixels = photograph(1)
+    machine = describe_machine()
+    pixels = make_photo(1)
     errors = {
         f"up to ±{amplitude}": {
             "recolour": mean_lightness_error(pixels, apply_chroma(pixels, chroma_map(1, amplitude))),
-            "plain": mean_lightness_error(pixels, plain(pixels, chroma_map(1, amplitude))),
+            "plain": mean_lightness_error(pixels, scikit_image_recolour(pixels, chroma_map(1, amplitude))),
         }
         for amplitude in (20, 100)
     }
     print("mean |ΔL*| of the 8-bit result:", errors)
-    sizes = [one_size(megapixels, options.times) for megapixels in SIZES]
+    sizes = [measure_size(megapixels, options.times) for megapixels in SIZES]
     results = {"threads": torch.get_num_threads(), "mean_lightness_error": errors, "sizes": sizes, "machine": machine}
     if options.output:
         write_results(options.output, results)

@@ -22,7 +22,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _keep_denormals() -> None:
-    """Enable denormal numbers: libraries of torch.compile may disable them for the process, and later tests need them."""
+    """Enable denormal numbers, which torch.compile may disable for the process; later tests need them."""
     torch.set_flush_denormal(False)
 
 

@@ -25,7 +25,7 @@ def make_image(path: Path, seed: int = 0, size: tuple[int, int] = IMAGE_SIZE) ->
 def make_yolo_dataset(
     folder: Path, labels_by_image: dict[str, str], names: tuple[str, ...] | None = ("cat", "dog")
 ) -> Path:
-    """Write images/SPLIT/NAME.png and labels/SPLIT/NAME.txt for each key "SPLIT/NAME", and a data.yaml with ``names``."""
+    """Write images/SPLIT/NAME.png, labels/SPLIT/NAME.txt for each key "SPLIT/NAME", and data.yaml with ``names``."""
     for seed, (name, lines) in enumerate(labels_by_image.items()):
         make_image(folder / "images" / f"{name}.png", seed)
         label_path = folder / "labels" / f"{name}.txt"

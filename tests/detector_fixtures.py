@@ -10,7 +10,7 @@ CLASS_NAMES = ("cat", "dog", "red fox")
 
 
 def make_small_detector(variant: Variant = DARKNET, seed: int = 0) -> Detector:
-    """Build a detector with five convolutions of stride 2, two anchors and three classes; the input size is 64 pixels."""
+    """Build a detector with five convolutions of stride 2, two anchors, three classes and input size 64."""
     head = Yolo((0, 1), ((60.0, 60.0), (80.0, 50.0)), len(CLASS_NAMES))
     num_outputs = len(head.mask) * (5 + len(CLASS_NAMES))
     layers = (

@@ -1,4 +1,4 @@
-"""The copy is sound, says what differs, and appears whole or not at all; the original stays byte for byte."""
+"""A cleaned copy is valid, lists its changes, and is written atomically; the original is unchanged."""
 
 import json
 import os
@@ -17,65 +17,65 @@ from detection_fixtures import make_yolo_dataset, read_all_files
 DOG = "1 0.5 0.5 0.5 0.4\n"
 
 
-def bad_set(folder: Path) -> Path:
-    """a is bad in two lines; b is cut short; c of the training pictures is d of validation."""
+def make_invalid_dataset(folder: Path) -> Path:
+    """a has two invalid lines; b is truncated; the training image c equals the validation image d."""
     lines = f"{DOG}{DOG}1 0.9 0.5 0.4 0.2\n"
     make_yolo_dataset(folder, {"train/a": lines, "train/b": DOG, "train/c": DOG, "val/d": DOG, "val/e": ""})
-    pictures = folder / "images"
-    whole = (pictures / "train" / "b.png").read_bytes()
-    (pictures / "train" / "b.png").write_bytes(whole[: len(whole) // 2])
-    (pictures / "val" / "d.png").write_bytes((pictures / "train" / "c.png").read_bytes())
+    images = folder / "images"
+    content = (images / "train" / "b.png").read_bytes()
+    (images / "train" / "b.png").write_bytes(content[: len(content) // 2])
+    (images / "val" / "d.png").write_bytes((images / "train" / "c.png").read_bytes())
     return folder
 
 
-def test_a_bad_set_becomes_a_sound_copy(tmp_path: Path) -> None:
-    source = bad_set(tmp_path / "data")
+def test_copy_of_an_invalid_dataset_is_valid(tmp_path: Path) -> None:
+    source = make_invalid_dataset(tmp_path / "data")
     before = read_all_files(source)
-    made = write_clean_copy(validate_dataset(source), source, tmp_path / "new" / "copy")
+    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "new" / "copy")
     assert read_all_files(source) == before
-    again = validate_dataset(made.folder)
-    assert again.is_valid
-    assert again.data.classes == ("cat", "dog")
-    assert [(one.split, one.path.name) for one in again.data.samples] == [
+    validated = validate_dataset(copy.folder)
+    assert validated.is_valid
+    assert validated.data.classes == ("cat", "dog")
+    assert [(sample.split, sample.path.name) for sample in validated.data.samples] == [
         ("train", "a.png"),
         ("val", "d.png"),
         ("val", "e.png"),
     ]
-    np.testing.assert_allclose(again.data.samples[0].boxes, [(25, 15, 75, 35), (70, 20, 100, 30)], atol=1e-5)
-    assert (made.num_images, made.num_boxes) == (3, 3)
-    report = json.loads((made.folder / "repair.json").read_text())
-    assert report["changes"] == list(made.changes)
-    places = [line.split(": ")[0].removeprefix(str(source)) for line in made.changes]
-    assert places == ["/labels/train/a.txt:2", "/labels/train/a.txt:3", "/images/train/b.png", "/images/train/c.png"]
+    np.testing.assert_allclose(validated.data.samples[0].boxes, [(25, 15, 75, 35), (70, 20, 100, 30)], atol=1e-5)
+    assert (copy.num_images, copy.num_boxes) == (3, 3)
+    report = json.loads((copy.folder / "repair.json").read_text())
+    assert report["changes"] == list(copy.changes)
+    locations = [line.split(": ")[0].removeprefix(str(source)) for line in copy.changes]
+    assert locations == ["/labels/train/a.txt:2", "/labels/train/a.txt:3", "/images/train/b.png", "/images/train/c.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["copy"]
 
 
-def test_a_copy_shares_no_file_with_the_original(tmp_path: Path) -> None:
+def test_copy_shares_no_file_with_the_original(tmp_path: Path) -> None:
     source = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
     copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
     names = ("images/train/a.png", "labels/train/a.txt")
     assert not [name for name in names if os.path.samefile(source / name, copy / name)]
 
 
-def test_a_place_that_exists_or_lies_inside_is_refused(tmp_path: Path) -> None:
+def test_output_that_exists_or_is_inside_the_source_is_rejected(tmp_path: Path) -> None:
     source = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
-    check = validate_dataset(source)
+    report = validate_dataset(source)
     before = read_all_files(tmp_path)
-    for into, sentence in ((tmp_path, "exists"), (source / "deep" / "copy", "lies inside of"), (source, "exists")):
-        with pytest.raises(UsageError, match=sentence):
-            write_clean_copy(check, source, into)
+    for output, message in ((tmp_path, "exists"), (source / "deep" / "copy", "is inside"), (source, "exists")):
+        with pytest.raises(UsageError, match=message):
+            write_clean_copy(report, source, output)
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match="the copy cannot be written"):
-        write_clean_copy(check, source, tmp_path / "file" / "copy")
+        write_clean_copy(report, source, tmp_path / "file" / "copy")
     (tmp_path / "file").unlink()
     assert read_all_files(tmp_path) == before
 
 
-def test_pictures_of_one_name_both_stay(tmp_path: Path) -> None:
+def test_images_with_the_same_name_are_both_kept(tmp_path: Path) -> None:
     source = make_yolo_dataset(tmp_path / "data", {"train/one/a": DOG, "train/two/a": "", "val/b": DOG})
     copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
     data = load_detection_dataset(copy, "train")
-    assert [(one.path.name, len(one.boxes)) for one in data.samples] == [("a-2.png", 0), ("a.png", 1)]
+    assert [(sample.path.name, len(sample.boxes)) for sample in data.samples] == [("a-2.png", 0), ("a.png", 1)]
 
 
 @settings(max_examples=10, deadline=None)
@@ -85,13 +85,13 @@ def test_pictures_of_one_name_both_stay(tmp_path: Path) -> None:
         max_size=5,
     )
 )
-def test_sound_boxes_pass_unchanged(
+def test_valid_boxes_are_unchanged(
     tmp_path_factory: pytest.TempPathFactory, labels: list[tuple[float, float, float, float]]
 ) -> None:
-    folder = tmp_path_factory.mktemp("sound")
-    lines = "".join(f"1 {x!r} {y!r} {wide!r} {high!r}\n" for x, y, wide, high in labels)
+    folder = tmp_path_factory.mktemp("valid")
+    lines = "".join(f"1 {x!r} {y!r} {width!r} {height!r}\n" for x, y, width, height in labels)
     source = make_yolo_dataset(folder / "data", {"train/a": lines, "val/b": DOG})
-    check = validate_dataset(source)
-    copy = write_clean_copy(check, source, folder / "copy").folder
-    first, second = check.data.samples[0], load_detection_dataset(copy, "train").samples[0]
-    np.testing.assert_allclose(second.boxes, first.boxes, atol=1e-5)
+    report = validate_dataset(source)
+    copy = write_clean_copy(report, source, folder / "copy").folder
+    original, copied = report.data.samples[0], load_detection_dataset(copy, "train").samples[0]
+    np.testing.assert_allclose(copied.boxes, original.boxes, atol=1e-5)

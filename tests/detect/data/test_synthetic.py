@@ -33,7 +33,7 @@ def uniform_objects(colours: np.ndarray, class_ids: list[int]) -> Objects:
 
 
 @pytest.fixture(scope="module")
-def objects_by_split() -> dict[str, Objects]:
+def objects() -> dict[str, Objects]:
     rng = np.random.default_rng(0)
     class_ids = [index % 2 for index in range(30)]
     return {split: uniform_objects(rng.integers(0, 256, (30, 3)), class_ids) for split in DEFAULT_COUNTS}
@@ -56,10 +56,8 @@ def test_objects_fill_their_boxes_and_do_not_touch(seed: int, count: int) -> Non
     assert (background == 90).all()
 
 
-def test_dataset_is_valid_and_its_splits_share_no_images(objects_by_split: dict[str, Objects], tmp_path: Path) -> None:
-    counts = make_synthetic_dataset(
-        tmp_path / "set", classes=CLASSES, counts=COUNTS, size=96, seed=1, objects=objects_by_split
-    )
+def test_dataset_is_valid_and_its_splits_share_no_images(objects: dict[str, Objects], tmp_path: Path) -> None:
+    counts = make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=COUNTS, size=96, seed=1, objects=objects)
     report = validate_dataset(tmp_path / "set")
     assert report.is_valid
     assert report.duplicates == ()
@@ -70,25 +68,25 @@ def test_dataset_is_valid_and_its_splits_share_no_images(objects_by_split: dict[
     assert all(per_class[name] > 0 for per_class in report.box_counts.values() for name in CLASSES)
 
 
-def test_labels_match_the_objects(objects_by_split: dict[str, Objects], tmp_path: Path) -> None:
+def test_labels_match_the_objects(objects: dict[str, Objects], tmp_path: Path) -> None:
     """Each box has, up to JPEG noise, the colour of an object of its class and split."""
-    make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=COUNTS, size=96, objects=objects_by_split)
+    make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=COUNTS, size=96, objects=objects)
     for sample in validate_dataset(tmp_path / "set").data.samples:
         pixels = read_image(sample.path).pixels.astype(float)
         for box, class_id in zip(sample.boxes, sample.class_ids, strict=True):
             assert np.abs(box - box.round()).max() < 0.001
             x0, y0, x1, y1 = box.round().astype(int) + np.array([2, 2, -2, -2])
             colour = np.median(pixels[y0:y1, x0:x1], (0, 1))
-            candidates = objects_by_split[sample.split]
+            candidates = objects[sample.split]
             distances = np.abs(candidates.images[:, :, 0, 0] - colour).max(1)
             assert distances[candidates.class_ids == class_id].min() < 12
 
 
-def test_dataset_is_determined_by_the_seed(objects_by_split: dict[str, Objects], tmp_path: Path) -> None:
+def test_dataset_is_determined_by_the_seed(objects: dict[str, Objects], tmp_path: Path) -> None:
     contents = []
     for index, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(index)
-        make_synthetic_dataset(folder, classes=CLASSES, counts=COUNTS, size=64, seed=seed, objects=objects_by_split)
+        make_synthetic_dataset(folder, classes=CLASSES, counts=COUNTS, size=64, seed=seed, objects=objects)
         contents.append({path.relative_to(folder): content for path, content in read_all_files(folder).items()})
     assert contents[0] == contents[1]
     assert contents[0] != contents[2]
@@ -129,32 +127,30 @@ def test_splits_use_different_cifar_images(monkeypatch: pytest.MonkeyPatch) -> N
         ({"size": 40}, "--size is 40: expected at least 64"),
     ],
 )
-def test_invalid_option_is_rejected(
-    options: dict, message: str, objects_by_split: dict[str, Objects], tmp_path: Path
-) -> None:
+def test_invalid_option_is_rejected(options: dict, message: str, objects: dict[str, Objects], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        make_synthetic_dataset(tmp_path / "set", classes=CLASSES, objects=objects_by_split, **options)
+        make_synthetic_dataset(tmp_path / "set", classes=CLASSES, objects=objects, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_non_empty_folder_is_rejected_and_unchanged(objects_by_split: dict[str, Objects], tmp_path: Path) -> None:
+def test_non_empty_folder_is_rejected_and_unchanged(objects: dict[str, Objects], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("mine")
     with pytest.raises(UsageError, match="already exists: choose a new or an empty folder"):
-        make_synthetic_dataset(tmp_path / "mine", classes=CLASSES, counts=COUNTS, objects=objects_by_split)
+        make_synthetic_dataset(tmp_path / "mine", classes=CLASSES, counts=COUNTS, objects=objects)
     assert read_all_files(tmp_path) == {tmp_path / "mine" / "a.txt": b"mine"}
 
 
 def test_no_partial_files_are_left_after_an_error(
-    objects_by_split: dict[str, Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: dict[str, Objects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise ChromaboxError("the disk is full")
 
     monkeypatch.setattr(synthetic, "write_image", fail)
     with pytest.raises(ChromaboxError, match="the disk is full"):
-        make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=COUNTS, objects=objects_by_split)
+        make_synthetic_dataset(tmp_path / "set", classes=CLASSES, counts=COUNTS, objects=objects)
     (tmp_path / "file").write_text("")
     with pytest.raises(ChromaboxError, match="set: cannot be written"):
-        make_synthetic_dataset(tmp_path / "file" / "set", classes=CLASSES, counts=COUNTS, objects=objects_by_split)
+        make_synthetic_dataset(tmp_path / "file" / "set", classes=CLASSES, counts=COUNTS, objects=objects)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -47,7 +47,7 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 def make_photo(path: Path, megapixels: float) -> Path:
-    """Write a JPEG file of the given size, aspect ratio 4:3: two rows of three enlarged photographs (Lanczos), with noise."""
+    """Write a 4:3 JPEG file of the given size: two rows of three enlarged photographs (Lanczos), with noise."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     width = round(height * 4 / 3)
     canvas = Image.new("RGB", (width, height))

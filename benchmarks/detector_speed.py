@@ -1,17 +1,18 @@
-"""YOLOv3-tiny at 416 pixels: our forward pass against Ultralytics' and darknet's, and a folder against bare passes.
+"""YOLOv3-tiny at 416 pixels: forward pass compared with Ultralytics and Darknet, and a folder with bare forward passes.
 
-    python benchmarks/detector_speed.py --pictures FOLDER [--ultralytics VENV] [-o RESULTS.json]
+    python benchmarks/detector_speed.py --images FOLDER [--ultralytics VENV] [-o RESULTS.json]
 
-* Ultralytics: the backbone and neck of its own yolov3-tiny.yaml, built by its own code of its own modules (convolution,
-  batch normalisation, SiLU, one after another), with the two plain 1×1 convolutions of YOLOv3's heads in place of its
-  present head, which is another one; eager float32, batch 1, the same number of threads. It is AGPL and lives in a
-  virtual environment of its own, made at VENV if there is none (several gigabytes), never in this process. Passed over
-  with a message where it cannot be installed.
-* darknet: Debian's program (apt-get install darknet); the seconds that it tells itself, of the pass alone.
-* The folder: reading, laying into the square, the pass, boxes, against as many passes alone by as many workers.
+* Ultralytics: the backbone and neck of its yolov3-tiny.yaml, built by its code from its modules (convolution, batch
+  normalisation, SiLU, in sequence), with the two 1×1 convolutions of YOLOv3's heads in place of its current head, which
+  is a different one; eager float32, batch size 1, the same number of threads. It is AGPL software and runs in a
+  separate virtual environment, created at VENV if it does not exist (several gigabytes), never in this process. It is
+  skipped with a message if it cannot be installed.
+* Darknet: Debian's program (apt-get install darknet); the time of the forward pass that it reports.
+* The folder: reading, letterboxing, forward pass and boxes, compared with the same number of forward passes by the same
+  number of workers.
 
-Contenders take turns, so that what slows the machine slows all; a ratio is the median of the turns'. Above 1 ours is
-the faster. Weights are random where a contender has no other: speed does not depend on them.
+The implementations alternate, which means that a slowdown of the machine affects all of them; a ratio is the median
+over the turns. Above 1 ours is faster. Weights are random if there are no others: the speed does not depend on them.
 """
 
 import argparse
@@ -34,12 +35,12 @@ from chromabox.detect.weights.load import Detector, load_detector, write_darknet
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.io.images import find_images
 from chromabox.runtime.parallel import map_ordered, num_threads
-from machine import describe, seconds, write_results
+from environment import describe_machine, time_call, write_results
 
-SIZE, TURNS = 416, 9
+SIZE, NUM_TURNS = 416, 9
 
-#: Runs in the other environment: a line in, one pass, its seconds out.
-ULTRALYTICS = f"""
+#: Runs in the environment of Ultralytics: for each input line it runs one forward pass and prints its seconds.
+ULTRALYTICS_SCRIPT = f"""
 import sys, time, torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
@@ -50,8 +51,8 @@ class Heads(nn.Module):
     def __init__(self):
         super().__init__()
         self.convolutions = nn.ModuleList([nn.Conv2d(256, 255, 1), nn.Conv2d(512, 255, 1)])
-    def forward(self, given):
-        return [convolution(one) for convolution, one in zip(self.convolutions, given)]
+    def forward(self, features):
+        return [convolution(x) for convolution, x in zip(self.convolutions, features)]
 heads = Heads()
 heads.i, heads.f, heads.type, heads.np = detect.i, detect.f, "heads", 0
 model.model[-1] = heads
@@ -59,38 +60,41 @@ images = torch.rand(1, 3, {SIZE}, {SIZE})
 print(torch.__version__, sum(parameter.numel() for parameter in model.parameters()), flush=True)
 with torch.inference_mode():
     for line in sys.stdin:
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         model(images)
-        print(time.perf_counter() - begin, flush=True)
+        print(time.perf_counter() - start_time, flush=True)
 """
 
 
 @contextmanager
-def ultralytics(venv: Path | None, threads: int) -> Iterator[Callable[[], float] | None]:
-    """Seconds of one of its passes at every call; None where it cannot be had."""
+def ultralytics_pass(venv: Path | None, threads: int) -> Iterator[Callable[[], float] | None]:
+    """Yield a function that returns the seconds of one forward pass; None if Ultralytics is not available."""
     python = ultralytics_python(venv)
     if python is None:
         yield None
         return
-    command = [python, "-c", ULTRALYTICS, str(threads)]
+    command = [str(python), "-c", ULTRALYTICS_SCRIPT, str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        greeting = process.stdout.readline().strip()
-        print(f"Ultralytics: torch and parameters {greeting or 'unknown: it does not start'}")
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        description = stdout.readline().strip()
+        print(f"Ultralytics: torch and parameters {description or 'unknown, it does not start'}")
 
-        def once() -> float:
-            process.stdin.write("\n")
-            process.stdin.flush()
-            return float(process.stdout.readline())
+        def time_pass() -> float:
+            stdin.write("\n")
+            stdin.flush()
+            return float(stdout.readline())
 
-        yield once if greeting else None
-        process.stdin.close()
+        yield time_pass if description else None
+        stdin.close()
 
 
 def ultralytics_python(venv: Path | None) -> Path | None:
     if venv is None:
-        print("Ultralytics: passed over; give --ultralytics VENV, a folder in which it is or may be installed")
+        print(
+            "Ultralytics: skipped; use --ultralytics VENV, a virtual environment with it or a folder to create one in"
+        )
         return None
     python = venv / "bin" / "python"
     commands = [] if python.exists() else [[sys.executable, "-m", "venv", str(venv)]]
@@ -98,117 +102,125 @@ def ultralytics_python(venv: Path | None) -> Path | None:
         commands.append([str(python), "-m", "pip", "install", "-q", "ultralytics"])
     for command in commands:
         if subprocess.run(command).returncode:
-            print("Ultralytics: passed over; it cannot be installed here")
+            print("Ultralytics: skipped; it cannot be installed")
             return None
     return python
 
 
 @contextmanager
-def darknet(trained: Detector, picture: Path) -> Iterator[Callable[[], float] | None]:
-    """Seconds of one of its passes at every call, as it tells them; None where it is not installed."""
-    data = Path("/usr/share/darknet")  # where its letters are, without which it does not start
+def darknet_pass(detector: Detector, image: Path) -> Iterator[Callable[[], float] | None]:
+    """Yield a function that returns the reported seconds of one forward pass; None if Darknet is not installed."""
+    data = Path("/usr/share/darknet")  # The label images, without which it does not start.
     if shutil.which("darknet") is None or not data.is_dir():
-        print("darknet: passed over; apt-get install darknet")
+        print("darknet: skipped; apt-get install darknet")
         yield None
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_cfg(trained.architecture, folder / "net.cfg")
-        write_darknet(folder / "net.weights", trained.model)
-        (folder / "names").write_text("".join(f"{name}\n" for name in trained.classes))
-        (folder / "data").write_text(f"classes={len(trained.classes)}\nnames={folder / 'names'}\n")
+        write_cfg(detector.architecture, folder / "net.cfg")
+        write_darknet(folder / "net.weights", detector.model)
+        (folder / "names").write_text("".join(f"{name}\n" for name in detector.classes))
+        (folder / "data").write_text(f"classes={len(detector.classes)}\nnames={folder / 'names'}\n")
         files = [str(folder / name) for name in ("data", "net.cfg", "net.weights")]
-        command = ["darknet", "detector", "test", *files, str(picture.resolve()), "-out", str(folder / "drawn")]
+        command = ["darknet", "detector", "test", *files, str(image.resolve()), "-out", str(folder / "drawn")]
 
-        def once() -> float:
-            told = subprocess.run(command, cwd=data, capture_output=True, text=True, check=True).stdout
-            found = re.search(r"Predicted in ([\d.]+) seconds", told)
-            assert found, told
-            return float(found[1])
+        def time_pass() -> float:
+            output = subprocess.run(command, cwd=data, capture_output=True, text=True, check=True).stdout
+            match = re.search(r"Predicted in ([\d.]+) seconds", output)
+            assert match, output
+            return float(match[1])
 
-        yield once
+        yield time_pass
 
 
-def forward(ready: OptimizedDetector) -> Callable[[], float]:
-    """Seconds of one of our passes at every call."""
+def our_pass(detector: OptimizedDetector) -> Callable[[], float]:
+    """Return a function that returns the seconds of one of our forward passes."""
     images = torch.rand(1, 3, SIZE, SIZE)
 
-    def once() -> float:
-        with torch.inference_mode(), num_threads(ready.runtime.threads):
-            return seconds(lambda: ready.forward(images))
+    def time_pass() -> float:
+        with torch.inference_mode(), num_threads(detector.runtime.threads):
+            return time_call(lambda: detector.forward(images))
 
-    once()
-    return once
+    time_pass()
+    return time_pass
 
 
-def forwards(trained: Detector, venv: Path | None, picture: Path) -> dict[str, object]:
-    """All contenders' single passes, in turns."""
+def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[str, object]:
+    """Time single forward passes of all implementations alternately."""
     threads = torch.get_num_threads()
-    fast = optimize_for_inference(trained, RuntimeOptions())
-    print(f"ours, as the probe chose: {fast.runtime}")
-    ways: dict[str, Callable[[], float]] = {
-        "ours": forward(fast),
-        "ours, folded float32": forward(optimize_for_inference(trained, FLOAT32_OPTIONS)),
+    optimised = optimize_for_inference(detector, RuntimeOptions())
+    print(f"ours, selected runtime: {optimised.runtime}")
+    passes: dict[str, Callable[[], float]] = {
+        "ours": our_pass(optimised),
+        "ours, folded float32": our_pass(optimize_for_inference(detector, FLOAT32_OPTIONS)),
     }
-    results: dict[str, object] = {"execution": str(fast.runtime)}
-    with ultralytics(venv, threads) as theirs, ultralytics(venv, 1) as alone, darknet(trained, picture) as program:
-        others = {f"Ultralytics, {threads} threads": theirs, "Ultralytics, 1 thread": alone, "darknet": program}
-        ways |= {name: way for name, way in others.items() if way is not None}
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(TURNS + 1):
-            for name, way in ways.items():
-                taken = way()
-                if turn:  # The first warms up.
-                    times[name].append(taken)
-    for name, taken in times.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, times["ours"], strict=True))
+    results: dict[str, object] = {"execution": str(optimised.runtime)}
+    with (
+        ultralytics_pass(venv, threads) as ultralytics_threads,
+        ultralytics_pass(venv, 1) as ultralytics_single,
+        darknet_pass(detector, image) as darknet,
+    ):
+        others = {
+            f"Ultralytics, {threads} threads": ultralytics_threads,
+            "Ultralytics, 1 thread": ultralytics_single,
+            "darknet": darknet,
+        }
+        passes |= {name: time_pass for name, time_pass in others.items() if time_pass is not None}
+        times: dict[str, list[float]] = {name: [] for name in passes}
+        for turn in range(NUM_TURNS + 1):
+            for name, time_pass in passes.items():
+                seconds = time_pass()
+                if turn:  # The first turn is a warm-up.
+                    times[name].append(seconds)
+    for name, measured in times.items():
+        ratio = statistics.median(a / b for a, b in zip(measured, times["ours"], strict=True))
         print(
-            f"{name:24s} {statistics.median(taken) * 1e3:8.1f} ms, best {min(taken) * 1e3:8.1f} ms, {ratio:6.2f}× ours"
+            f"{name:24s} {statistics.median(measured) * 1e3:8.1f} ms, best {min(measured) * 1e3:8.1f} ms, {ratio:6.2f}× ours"
         )
-        results[name] = {"median_s": statistics.median(taken), "best_s": min(taken), "times_ours": ratio}
+        results[name] = {"median_s": statistics.median(measured), "best_s": min(measured), "times_ours": ratio}
     return results
 
 
-def folder(trained: Detector, pictures: list[Path], turns: int = 3) -> dict[str, object]:
-    """Detecting in files against as many bare passes, both by one worker a core."""
+def time_folder(detector: Detector, images: list[Path], turns: int = 3) -> dict[str, object]:
+    """Compare detection in files with the same number of bare forward passes, both with one worker per core."""
     options = RuntimeOptions(threads=1)
-    ready = optimize_for_inference(trained, options)
-    images = torch.rand(1, 3, SIZE, SIZE)
+    optimised = optimize_for_inference(detector, options)
+    batch = torch.rand(1, 3, SIZE, SIZE)
 
     @torch.inference_mode()
-    def bare(_: Path) -> None:
-        ready.forward(images)
+    def forward_pass(_: Path) -> None:
+        optimised.forward(batch)
 
-    def all_bare() -> None:
-        list(map_ordered(pictures, bare))
+    def forward_all() -> None:
+        list(map_ordered(images, forward_pass))
 
-    def all_detected() -> None:
-        assert all(found.error is None for found in detect_files(pictures, ready, size=SIZE))
+    def detect_all() -> None:
+        assert all(result.error is None for result in detect_files(images, optimised, size=SIZE))
 
-    all_bare()
-    pairs = [(seconds(all_detected), seconds(all_bare)) for _ in range(turns)]
-    ratio = statistics.median(whole / passes for whole, passes in pairs)
-    whole, passes = (statistics.median(times) for times in zip(*pairs, strict=True))
+    forward_all()
+    pairs = [(time_call(detect_all), time_call(forward_all)) for _ in range(turns)]
+    ratio = statistics.median(detected / passes for detected, passes in pairs)
+    detected, passes = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(
-        f"{len(pictures)} pictures: {whole:.2f} s detected, {passes:.2f} s bare passes: {ratio:.2f}×, "
-        f"{len(pictures) / whole:.1f} images/s ({ready.runtime})"
+        f"{len(images)} images: {detected:.2f} s detection, {passes:.2f} s forward passes: {ratio:.2f}×, "
+        f"{len(images) / detected:.1f} images/s ({optimised.runtime})"
     )
-    return {"pictures": len(pictures), "detected_s": whole, "passes_s": passes, "ratio": ratio}
+    return {"pictures": len(images), "detected_s": detected, "passes_s": passes, "ratio": ratio}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="speed of YOLOv3-tiny")
-    parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
-    parser.add_argument("--ultralytics", type=Path, metavar="VENV", help="an environment for Ultralytics")
-    parser.add_argument("-o", "--output", type=Path, help="write the results there, as JSON")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
+    parser.add_argument("--ultralytics", type=Path, metavar="VENV", help="virtual environment for Ultralytics")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    trained = load_detector("yolov3-tiny")
-    pictures = [path for path, _ in find_images([arguments.pictures])]
+    detector = load_detector("yolov3-tiny")
+    images = [path for path, _ in find_images([arguments.images])]
     results = {
         "claim": "YOLOv3-tiny: 1.5× Ultralytics' eager float32, 10× darknet, a folder within 1.3× of bare passes",
-        "machine": describe(),
-        "forward": forwards(trained, arguments.ultralytics, pictures[0]),
-        "folder": folder(trained, pictures),
+        "machine": describe_machine(),
+        "forward": compare_passes(detector, arguments.ultralytics, images[0]),
+        "folder": time_folder(detector, images),
     }
     if arguments.output:
         write_results(arguments.output, results)

@@ -46,10 +46,10 @@ def make_scenes() -> dict[str, tuple[Frames, Frames]]:
     window = slice(64, 64 + SIDE)
     clean = {
         "still": [plane[window, window]] * NUM_FRAMES,
-        "pan, 1 pixel a frame": [plane[window, t : t + SIDE] for t in range(FRAMES)],
-        "pan, 4 pixels a frame": [plane[window, 4 * t : 4 * t + SIDE] for t in range(FRAMES)],
-        "turn, 0.5° a frame": [rotate(plane, t / 2, preserve_range=True)[window, window] for t in range(FRAMES)],
-        "flickering light": [plane[window, window] * generator.uniform(0.92, 1.08) for _ in range(FRAMES)],
+        "pan, 1 pixel a frame": [plane[window, t : t + SIDE] for t in range(NUM_FRAMES)],
+        "pan, 4 pixels a frame": [plane[window, 4 * t : 4 * t + SIDE] for t in range(NUM_FRAMES)],
+        "turn, 0.5° a frame": [rotate(plane, t / 2, preserve_range=True)[window, window] for t in range(NUM_FRAMES)],
+        "flickering light": [plane[window, window] * generator.uniform(0.92, 1.08) for _ in range(NUM_FRAMES)],
     }
     return {
         name: ([to_image(f + generator.normal(0, NOISE_STD, f.shape)) for f in planes], [to_image(f) for f in planes])
@@ -92,7 +92,7 @@ def mean_distance(left: Frames, right: Frames) -> float:
 
 
 def peak_megabytes(video: Path) -> float:
-    """Return the peak memory, in megabytes (10⁶ bytes), of a process that colourises `video` with a trivial predictor."""
+    """Return the peak memory in MB (10⁶ bytes) of a process that colourises `video` with a trivial predictor."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_of_process, (video,))
 

@@ -1,7 +1,7 @@
-"""COCO128 and the raccoons: read with the counts that their owners state, and the detector's AP on the former.
+"""Tests on COCO128 and the raccoon dataset: published counts, near-duplicates, and the AP of YOLOv3-tiny.
 
-Counts: Ultralytics' COCO128 (128 training pictures, 2 of them without labels, 929 boxes) and 128 pictures of val2017
-beside it (898 boxes); the raccoons' own tables (173 and 44 boxes).
+Counts: Ultralytics' COCO128 (128 training images, 2 of them without labels, 929 boxes) with 128 images of val2017
+(898 boxes); the tables of the raccoon dataset (173 and 44 boxes).
 """
 
 from pathlib import Path
@@ -17,15 +17,15 @@ from chromabox.errors import ChromaboxError
 
 
 @pytest.fixture(params=["coco128", "raccoon"])
-def known_set(request: pytest.FixtureRequest) -> str:
-    return there(request.param)
+def dataset_name(request: pytest.FixtureRequest) -> str:
+    return require_dataset(request.param)
 
 
-def there(name: str) -> str:
+def require_dataset(name: str) -> str:
     try:
         load_detection_dataset(name)
     except ChromaboxError as error:
-        pytest.skip(f"{name.upper()} CANNOT BE REACHED, SO NOTHING OF IT IS TESTED: {error}")
+        pytest.skip(f"{name.upper()} IS NOT AVAILABLE, SO ITS TESTS ARE SKIPPED: {error}")
     return name
 
 
@@ -35,35 +35,35 @@ COUNTS = {
 }
 
 
-def test_counts_are_as_stated(known_set: str) -> None:
-    """Pictures, those with boxes, and boxes of each split."""
-    data = load_detection_dataset(known_set)
-    found = {}
+def test_counts_are_the_published_ones(dataset_name: str) -> None:
+    """Count images, images with boxes, and boxes of each split."""
+    data = load_detection_dataset(dataset_name)
+    counts = {}
     for split in data.splits:
-        counts = [len(one.boxes) for one in data.split(split).samples]
-        found[split] = (len(counts), sum(count > 0 for count in counts), sum(counts))
-    assert found == COUNTS[known_set]
-    assert [fault for fault in data.issues if fault.issue_type != "huge box"] == []
+        num_boxes = [len(sample.boxes) for sample in data.split(split).samples]
+        counts[split] = (len(num_boxes), sum(count > 0 for count in num_boxes), sum(num_boxes))
+    assert counts == COUNTS[dataset_name]
+    assert [issue for issue in data.issues if issue.issue_type != "huge box"] == []
 
 
-def test_the_raccoons_are_partly_the_same() -> None:
-    """Pairs seen by eye: equal files, one picture at two sizes, one with words on it, two photographs of one scene."""
-    check = validate_dataset(there("raccoon"))
+def test_near_duplicates_of_the_raccoon_dataset() -> None:
+    """Pairs found by visual inspection: equal files, other sizes, added text, and two photographs of one scene."""
+    report = validate_dataset(require_dataset("raccoon"))
     pairs = {
-        tuple(sorted(int(path.stem.split("-")[1]) for path in (one.first, one.second))) for one in check.duplicates
+        tuple(sorted(int(path.stem.split("-")[1]) for path in (pair.first, pair.second))) for pair in report.duplicates
     }
     assert pairs == {(11, 116), (83, 120), (21, 45), (50, 52), (50, 74), (52, 74), (51, 85), (65, 98), (186, 199)}
-    assert [Path(one.first).stem for one in check.leaks] == ["raccoon-186"]
+    assert [Path(pair.first).stem for pair in report.leaks] == ["raccoon-186"]
 
 
-def test_yolov3_tiny_reaches_its_ap_on_pictures_it_has_not_seen() -> None:
-    """Published for all of val2017 at 416: AP50 33.0; on these 128 another implementation measured 43.1."""
-    data = load_detection_dataset(there("coco128"), "val2017")
+def test_yolov3_tiny_reaches_its_ap_on_validation_images() -> None:
+    """Published for all of val2017 at size 416: AP50 33.0; another implementation measured 43.1 on these 128 images."""
+    data = load_detection_dataset(require_dataset("coco128"), "val2017")
     try:
-        trained = load_detector("yolov3-tiny")
+        detector = load_detector("yolov3-tiny")
     except ChromaboxError as error:
-        pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS CANNOT BE REACHED, SO ITS AP IS NOT TESTED: {error}")
-    result = evaluate_detector(optimize_for_inference(trained), data, size=416, num_resamples=100)
+        pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS ARE NOT AVAILABLE, SO THEIR AP IS NOT TESTED: {error}")
+    result = evaluate_detector(optimize_for_inference(detector), data, size=416, num_resamples=100)
     assert result.coco.ap50 >= 0.42
     assert result.coco.ap >= 0.22
     assert result.ap50_interval[0] < result.coco.ap50 < result.ap50_interval[1]

@@ -1,8 +1,8 @@
-"""The published YOLOv3-tiny: original and ONNX copy, converted, cached and tested for what they mean.
+"""Tests of the published YOLOv3-tiny weights and their ONNX copy: conversion, caching and sanity check.
 
-The ONNX copy is compared with what ONNX Runtime computes from it. It is not the original: it went through Keras, whose
-epsilon of 1e-3 is folded into its scales, so it is also compared with the original at that epsilon, and its distance
-from the original proper is held to what was measured.
+The ONNX copy is compared with ONNX Runtime. It differs from the original weights, because it was converted by Keras,
+whose epsilon of 1e-3 is folded into its scales. It is therefore also compared with the original at that epsilon, and
+its difference from the unchanged original is bounded by a measured value.
 """
 
 from dataclasses import replace
@@ -35,64 +35,66 @@ def original() -> Path:
     try:
         return download_yolov3_tiny()
     except ChromaboxError as error:
-        pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS CANNOT BE REACHED, SO NOTHING OF THEM IS TESTED: {error}")
+        pytest.skip(f"THE REAL YOLOV3-TINY WEIGHTS ARE NOT AVAILABLE, SO THEIR TESTS ARE SKIPPED: {error}")
 
 
 @pytest.fixture(scope="module")
-def copy() -> Path:
+def onnx_copy() -> Path:
     try:
         return download_yolov3_tiny_onnx()
     except ChromaboxError as error:
-        pytest.skip(f"THE ONNX COPY OF YOLOV3-TINY CANNOT BE REACHED, SO NOTHING OF IT IS TESTED: {error}")
+        pytest.skip(f"THE ONNX COPY OF YOLOV3-TINY IS NOT AVAILABLE, SO ITS TESTS ARE SKIPPED: {error}")
 
 
-def astronaut(side: int = 416) -> torch.Tensor:
-    pixels = np.asarray(Image.fromarray(data.astronaut()).resize((side, side)))
+def astronaut(size: int = 416) -> torch.Tensor:
+    pixels = np.asarray(Image.fromarray(data.astronaut()).resize((size, size)))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None].float() / 255
 
 
-def test_the_file_comes_back_to_the_bit(original: Path, tmp_path: Path) -> None:
-    trained = load_detector(original)
-    assert trained.architecture == yolov3_tiny()
-    assert trained.metadata["source"]["seen"] == 32_013_312
-    write_darknet(tmp_path / "again.weights", trained.model, seen=32_013_312)
-    assert (tmp_path / "again.weights").read_bytes() == original.read_bytes()
+def test_written_file_is_identical(original: Path, tmp_path: Path) -> None:
+    detector = load_detector(original)
+    assert detector.architecture == yolov3_tiny()
+    assert detector.metadata["source"]["seen"] == 32_013_312
+    write_darknet(tmp_path / "written.weights", detector.model, seen=32_013_312)
+    assert (tmp_path / "written.weights").read_bytes() == original.read_bytes()
 
 
-def test_exported_as_onnx_it_finds_the_same_boxes(original: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="the export extra writes the file")
+def test_onnx_export_gives_the_same_boxes(original: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the ONNX export needs onnx")
     from chromabox.detect.weights.convert import export_detector
 
-    trained = load_detector(original)
-    parity = export_detector(trained, tmp_path / "tiny.onnx")
-    assert 0 < parity.max_difference < 1e-5
+    detector = load_detector(original)
+    report = export_detector(detector, tmp_path / "tiny.onnx")
+    assert 0 < report.max_difference < 1e-5
     exported = load_detector(tmp_path / "tiny.onnx")
-    assert exported.classes == trained.classes
+    assert exported.classes == detector.classes
     pixels = np.rint(make_test_image()[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-    ours, theirs = (detect_image(pixels, optimize_for_inference(one), confidence=0.1) for one in (trained, exported))
-    assert {"person", "cat"} <= set(ours.data["class_name"])
-    np.testing.assert_array_equal(theirs.xyxy, ours.xyxy)
-    np.testing.assert_array_equal(theirs.confidence, ours.confidence)
+    expected, actual = (
+        detect_image(pixels, optimize_for_inference(one), confidence=0.1) for one in (detector, exported)
+    )
+    assert {"person", "cat"} <= set(expected.data["class_name"])
+    np.testing.assert_array_equal(actual.xyxy, expected.xyxy)
+    np.testing.assert_array_equal(actual.confidence, expected.confidence)
 
 
-def test_fetched_by_name_it_is_cached(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_by_name_is_cached(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHROMABOX_MIRROR", str(original.parent))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
     path = download_pretrained("yolov3-tiny")
     assert path == tmp_path / "yolov3-tiny.safetensors"
-    trained = load_detector("yolov3-tiny")
-    assert (trained.variant, trained.classes[0], trained.size) == (DARKNET, "person", 416)
-    assert trained.metadata["source"]["file"] == "yolov3-tiny.weights"
-    # A damaged file in the cache is made anew.
+    detector = load_detector("yolov3-tiny")
+    assert (detector.variant, detector.classes[0], detector.size) == (DARKNET, "person", 416)
+    assert detector.metadata["source"]["file"] == "yolov3-tiny.weights"
+    # A corrupt file in the cache is replaced.
     path.write_bytes(path.read_bytes()[:1000])
-    assert load_detector("yolov3-tiny").classes == trained.classes
+    assert load_detector("yolov3-tiny").classes == detector.classes
 
 
 @torch.no_grad()
-def test_the_copy_computes_what_onnx_runtime_does(copy: Path) -> None:
+def test_onnx_copy_matches_onnx_runtime(onnx_copy: Path) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    model = onnx.load(copy)
+    model = onnx.load(onnx_copy)
     heads = ["convolution_output1", "convolution_output"]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in heads)
     options = runtime.SessionOptions()
@@ -100,68 +102,70 @@ def test_the_copy_computes_what_onnx_runtime_does(copy: Path) -> None:
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     images = astronaut()
     expected = session.run(heads, {"input_1": images.numpy(), "image_shape": np.array([[416, 416]], np.float32)})
-    for mine, right in zip(load_detector(copy).model(images), expected, strict=True):
-        np.testing.assert_allclose(mine.flatten(1, 2).numpy(), right, rtol=1e-4, atol=2e-4)
+    for head, expected_head in zip(load_detector(onnx_copy).model(images), expected, strict=True):
+        np.testing.assert_allclose(head.flatten(1, 2).numpy(), expected_head, rtol=1e-4, atol=2e-4)
 
 
 @torch.no_grad()
-def test_the_copy_is_the_original_with_keras_epsilon(copy: Path, original: Path) -> None:
-    first, second = load_detector(original), load_detector(copy)
+def test_onnx_copy_is_the_original_with_keras_epsilon(onnx_copy: Path, original: Path) -> None:
+    first, second = load_detector(original), load_detector(onnx_copy)
     images = astronaut()
-    plain = scores(first.model, images)
-    # Measured on six photographs: scores up to 0.008 apart.
-    assert 1e-4 < (plain - scores(second.model, images)).abs().max() < 0.02
+    unchanged = scores(first.model, images)
+    # Measured on six photographs: scores differ by up to 0.008.
+    assert 1e-4 < (unchanged - scores(second.model, images)).abs().max() < 0.02
     for layer in first.model.layers:
         if isinstance(layer, ConvolutionLayer) and layer.norm is not None:
             layer.norm.eps = 1e-3
     torch.testing.assert_close(scores(first.model, images), scores(second.model, images), rtol=0, atol=1e-4)
 
 
-def scores(net: DarknetModel, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(head[:, :, 4:5].sigmoid() * head[:, :, 5:].sigmoid()).flatten() for head in net(images)])
+def scores(model: DarknetModel, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([(head[:, :, 4:5].sigmoid() * head[:, :, 5:].sigmoid()).flatten() for head in model(images)])
 
 
-def test_where_only_the_copy_is_had(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both wings begin from it: the detector, and the photo net, whose first layers are the copy's."""
+def test_onnx_copy_replaces_unavailable_weights(
+    onnx_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detector and the first layers of the photo model are initialised from the copy."""
     (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / copy.name).write_bytes(copy.read_bytes())
+    (tmp_path / "mirror" / onnx_copy.name).write_bytes(onnx_copy.read_bytes())
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(darknet, "YOLOV3_TINY_SOURCES", ())
-    trained = load_detector("yolov3-tiny")
-    assert trained.metadata["source"]["file"] == "tiny-yolov3-11.onnx"
-    reached = sanity_check(trained)
-    assert reached is not None
-    assert reached > 0.6
-    random = np.random.default_rng(0)
-    photographs = PhotoDataset([random.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(2)], [])
+    detector = load_detector("yolov3-tiny")
+    assert detector.metadata["source"]["file"] == "tiny-yolov3-11.onnx"
+    quality = sanity_check(detector)
+    assert quality is not None
+    assert quality > 0.6
+    rng = np.random.default_rng(0)
+    photos = PhotoDataset([rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(2)], [])
     config = PhotoConfig(recipe_name="quick", recipe=make_photo_recipe("quick"), data="unused", init="yolov3-tiny")
-    begun = init_model(config, photographs, None)
-    assert begun.model.frozen == NUM_FROZEN_LAYERS
-    begun.model.eval()
+    initial = init_model(config, photos, None)
+    assert initial.model.frozen == NUM_FROZEN_LAYERS
+    initial.model.eval()
     grey = torch.rand(1, 1, 64, 64)
-    given = trained.model.layers[0](grey.expand(1, 3, 64, 64))
+    expected = detector.model.layers[0](grey.expand(1, 3, 64, 64))
     with torch.no_grad():
-        mine = begun.model.encode[0][:2](grey)
-    torch.testing.assert_close(torch.nn.functional.leaky_relu(mine, 0.1), given.detach(), rtol=1e-4, atol=1e-5)
+        actual = initial.model.encode[0][:2](grey)
+    torch.testing.assert_close(torch.nn.functional.leaky_relu(actual, 0.1), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_self_test_tells_meanings_apart(original: Path) -> None:
-    trained = load_detector(original)
-    reached = sanity_check(trained)
-    assert reached == pytest.approx(0.706, abs=0.02)
-    for kind in (ULTRALYTICS_9_0, ULTRALYTICS_9_6):
-        wrong = load_detector(original, variant=kind, architecture=yolov3_tiny())
+def test_sanity_check_rejects_wrong_interpretations(original: Path) -> None:
+    detector = load_detector(original)
+    quality = sanity_check(detector)
+    assert quality == pytest.approx(0.706, abs=0.02)
+    for variant in (ULTRALYTICS_9_0, ULTRALYTICS_9_6):
+        wrong = load_detector(original, variant=variant, architecture=yolov3_tiny())
         with pytest.raises(ChromaboxError, match=r"sanity check failed .* 0\.7\d with variant darknet"):
             sanity_check(wrong)
     masked = load_detector(original, architecture=yolov3_tiny(mask=(0, 1, 2)))
     with pytest.raises(ChromaboxError, match=r"sanity check failed .* 0\.7\d with mask 1,2,3"):
         sanity_check(masked)
-    swapped = Detector(trained.model, (*trained.classes[1:], trained.classes[0]), 416, {})
+    swapped = Detector(detector.model, (*detector.classes[1:], detector.classes[0]), 416, {})
     assert match_quality(swapped.model, swapped.classes) < 0.1
 
 
-def test_a_wrong_configuration_beside_the_weights_is_caught(original: Path, tmp_path: Path) -> None:
+def test_wrong_configuration_of_the_weights_is_rejected(original: Path, tmp_path: Path) -> None:
     (tmp_path / "net.weights").write_bytes(original.read_bytes())
     write_cfg(replace(yolov3_tiny(mask=(0, 1, 2)), name="net"), tmp_path / "net.cfg")
     with pytest.raises(ChromaboxError, match="with mask 1,2,3"):

@@ -1,4 +1,4 @@
-"""Fine-tuning YOLOv3-tiny on the raccoons: gradients through the cache equal those without it, on the same views."""
+"""Fine-tuning YOLOv3-tiny on the raccoon dataset: gradients with the feature cache equal those without it."""
 
 from pathlib import Path
 
@@ -23,35 +23,37 @@ def data() -> DetectionDataset:
     try:
         return load_detection_dataset("raccoon", "train")
     except ChromaboxError as error:
-        pytest.skip(f"THE RACCOONS CANNOT BE REACHED, SO NOTHING OF FINE-TUNING ON THEM IS TESTED: {error}")
+        pytest.skip(f"THE RACCOON DATASET IS NOT AVAILABLE, SO FINE-TUNING ON IT IS NOT TESTED: {error}")
 
 
 @pytest.fixture(scope="module")
-def trained(data: DetectionDataset) -> Detector:
+def detector(data: DetectionDataset) -> Detector:
     try:
         return replace_heads(load_detector("yolov3-tiny"), data.classes)
     except ChromaboxError as error:
-        pytest.skip(f"YOLOV3-TINY CANNOT BE REACHED, SO NOTHING OF FINE-TUNING IT IS TESTED: {error}")
+        pytest.skip(f"YOLOV3-TINY IS NOT AVAILABLE, SO FINE-TUNING IT IS NOT TESTED: {error}")
 
 
-def test_gradients_with_and_without_the_cache(data: DetectionDataset, trained: Detector, tmp_path: Path) -> None:
-    net, size, until, count = trained.model, 416, 10, 4
-    freeze(net, until)
+def test_gradients_are_equal_with_and_without_the_cache(
+    data: DetectionDataset, detector: Detector, tmp_path: Path
+) -> None:
+    model, size, depth, num_views = detector.model, 416, 10, 4
+    freeze(model, depth)
     views = AugmentedSamples(data, "default", size, 0, cached_reader())
-    drawn = [views.sample(0, index) for index in range(count)]
-    targets = stack_targets([boxes for _, boxes in drawn])
-    images = to_image_batch([torch.from_numpy(pixels) for pixels, _ in drawn])
-    loss = build_loss(net, FinetuneConfig(data="raccoon", recipe=make_finetune_recipe("default")))
-    with open_cache(plan_cache(net, until, size, count, "float32"), tmp_path, 10**9) as cache:
-        fill_cache(cache, net, until, iter(images))
-        kept = cache.read(range(count))
-    found = []
-    for given, depth in (({-1: images}, 0), (kept, until)):
-        net.train()
-        net.zero_grad()
-        make_loss_function(depth, loss)(net, (given, targets))["loss"].backward()
-        found.append([parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None])
-    whole, cached = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in found)
-    assert float((whole - cached).norm() / whole.norm()) < 1e-5
-    worst = max(float((one - other).norm() / one.norm()) for one, other in zip(*found, strict=True))
+    samples = [views.sample(0, index) for index in range(num_views)]
+    targets = stack_targets([boxes for _, boxes in samples])
+    images = to_image_batch([torch.from_numpy(pixels) for pixels, _ in samples])
+    loss = build_loss(model, FinetuneConfig(data="raccoon", recipe=make_finetune_recipe("default")))
+    with open_cache(plan_cache(model, depth, size, num_views, "float32"), tmp_path, 10**9) as cache:
+        fill_cache(cache, model, depth, iter(images))
+        features = cache.read(range(num_views))
+    gradients = []
+    for inputs, first_layer in (({-1: images}, 0), (features, depth)):
+        model.train()
+        model.zero_grad()
+        make_loss_function(first_layer, loss)(model, (inputs, targets))["loss"].backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    full, cached = (torch.cat([gradient.flatten() for gradient in run]) for run in gradients)
+    assert float((full - cached).norm() / full.norm()) < 1e-5
+    worst = max(float((first - second).norm() / first.norm()) for first, second in zip(*gradients, strict=True))
     assert worst < 1e-5

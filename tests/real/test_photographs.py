@@ -1,4 +1,4 @@
-"""The shipped net on photographs that scikit-image ships, which it was never trained on; judged by colour/score.py."""
+"""Tests of the bundled model on photographs of scikit-image, which are not in its training set."""
 
 from pathlib import Path
 
@@ -16,42 +16,48 @@ from chromabox.io.images import ImageData
 FOLDER = Path(skimage.__file__).parent / "data"
 NAMES = [name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg") if (FOLDER / name).is_file()]
 if not NAMES:
-    pytest.skip("SCIKIT-IMAGE SHIPS NO PHOTOGRAPHS ANY MORE, SO THE SHIPPED NET IS NOT JUDGED", allow_module_level=True)
+    pytest.skip(
+        "SCIKIT-IMAGE CONTAINS NO PHOTOGRAPHS, SO THE BUNDLED MODEL IS NOT TESTED ON THEM", allow_module_level=True
+    )
 
 
-def photograph(name: str) -> np.ndarray:
+def load_photograph(name: str) -> np.ndarray:
     return np.asarray(Image.open(FOLDER / name).convert("RGB"))
 
 
-def scores(wishes: ColouriseOptions) -> list[ImageScores]:
-    trained = load_model()
-    originals = [photograph(name) for name in NAMES]
-    return [score_image(one, colourise_image(ImageData(one), trained, wishes).pixels) for one in originals]
+def score_photographs(options: ColouriseOptions) -> list[ImageScores]:
+    model = load_model()
+    originals = [load_photograph(name) for name in NAMES]
+    return [
+        score_image(original, colourise_image(ImageData(original), model, options).pixels) for original in originals
+    ]
 
 
-def test_natural_colours_are_nearer_to_the_truth_than_grey() -> None:
-    found = scores(ColouriseOptions())
-    assert np.mean([one.psnr - one.grey_psnr for one in found]) >= 1.2
-    assert 1 - np.mean([one.delta_e for one in found]) / np.mean([one.grey_delta_e for one in found]) >= 0.15
-    assert max(one.delta_lightness for one in found) <= 0.3
+def test_natural_colours_are_closer_to_the_truth_than_greyscale() -> None:
+    results = score_photographs(ColouriseOptions())
+    assert np.mean([score.psnr - score.grey_psnr for score in results]) >= 1.2
+    assert (
+        1 - np.mean([score.delta_e for score in results]) / np.mean([score.grey_delta_e for score in results]) >= 0.15
+    )
+    assert max(score.delta_lightness for score in results) <= 0.3
 
 
-def test_vivid_colours_are_more_colourful_and_not_far_worse_than_grey() -> None:
-    plain, vivid = scores(ColouriseOptions()), scores(ColouriseOptions(style="vivid"))
-    for one, other in zip(plain, vivid, strict=True):
-        assert other.colourfulness > one.colourfulness
-    assert np.mean([one.psnr - one.grey_psnr for one in vivid]) >= -0.5
+def test_vivid_colours_are_more_colourful_and_at_most_slightly_worse() -> None:
+    natural, vivid = score_photographs(ColouriseOptions()), score_photographs(ColouriseOptions(style="vivid"))
+    for natural_score, vivid_score in zip(natural, vivid, strict=True):
+        assert vivid_score.colourfulness > natural_score.colourfulness
+    assert np.mean([score.psnr - score.grey_psnr for score in vivid]) >= -0.5
 
 
-def test_thumbnails_get_the_colours_of_scans() -> None:
-    """200 and 3000 pixels wide; ΔE2000 by scikit-image, both brought to the smaller size, mean over the pictures."""
-    trained, differences = load_model(), []
-    for whole in (Image.fromarray(photograph(name)) for name in NAMES):
-        small = (200, round(200 * whole.height / whole.width))
-        seen = []
-        for size in (small, (3000, round(3000 * whole.height / whole.width))):
-            picture = ImageData(np.asarray(whole.resize(size, Image.Resampling.LANCZOS)))
-            coloured = Image.fromarray(colourise_image(picture, trained).pixels)
-            seen.append(rgb2lab(np.asarray(coloured.resize(small, Image.Resampling.LANCZOS))))
-        differences.append(deltaE_ciede2000(*seen).mean())
+def test_colours_do_not_depend_on_the_image_size() -> None:
+    """Widths of 200 and 3000 pixels, compared at the smaller size: mean ΔE2000 by scikit-image."""
+    model, differences = load_model(), []
+    for original in (Image.fromarray(load_photograph(name)) for name in NAMES):
+        small = (200, round(200 * original.height / original.width))
+        lab_images = []
+        for size in (small, (3000, round(3000 * original.height / original.width))):
+            image = ImageData(np.asarray(original.resize(size, Image.Resampling.LANCZOS)))
+            colourised = Image.fromarray(colourise_image(image, model).pixels)
+            lab_images.append(rgb2lab(np.asarray(colourised.resize(small, Image.Resampling.LANCZOS))))
+        differences.append(deltaE_ciede2000(*lab_images).mean())
     assert np.mean(differences) <= 3

@@ -101,7 +101,7 @@ def test_magics_of_notebooks_are_skipped(write: Write) -> None:
         "%%bash\nrm -rf nothing\n",
         "!pip install torch\n%matplotlib inline\nimport math\nfiles = !ls\nmath?\n",
         "%%time\nclass UNet:\n    area = math.pi\n    text = '''\n%s\n!x\n'''\n",
-        "this is not python\n",
+        "invalid python code\n",
         "if True:\n    !ls\n    %cd /\n",
     )
     source = read_source(write(*cells, name="mine.ipynb"))

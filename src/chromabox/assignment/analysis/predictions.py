@@ -151,9 +151,9 @@ class HighFrequencyStats:
 
 def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequencyStats:
     """Compare the fine detail of corresponding images; NaN if one of them has none."""
-    ours, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
-    energies = torch.stack([ours @ ours, reference @ reference])
-    return HighFrequencyStats((energies[0] / energies[1]).item(), ((ours @ reference) / energies.prod().sqrt()).item())
+    detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
+    energies = torch.stack([detail @ detail, reference @ reference])
+    return HighFrequencyStats((energies[0] / energies[1]).item(), ((detail @ reference) / energies.prod().sqrt()).item())
 
 
 #: Fraction of all pixels that count as edges of greyscale images: those with the largest gradients.

@@ -127,7 +127,7 @@ def probe_layers(
 
 
 def _score_probe(predicted: ImageMaps, true: ImageMaps, table_accuracy: float) -> ProbeScores:
-    """Score predicted maps. Detail and chroma are linear in the pixels of a block and need no probes of their own."""
+    """Score predicted maps. Detail and chroma are linear in the pixels of a block and need no separate probes."""
     grey, colour = slice(0, 1), slice(1, 4)
 
     def score(channels: slice, transform: Callable[[ImageMaps], ImageMaps]) -> float:

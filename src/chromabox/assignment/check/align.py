@@ -203,8 +203,8 @@ def _wiring_messages(
 ) -> list[str]:
     """Describe wrong inputs of a matched operation.
 
-    Missing, extra and moved neighbours have their own lines. Therefore only operations whose inputs are all matched are
-    checked here, and concatenations in any case.
+    Missing, extra and moved neighbours are reported on separate lines. Therefore only operations whose inputs are all
+    matched are checked here, and concatenations in any case.
     """
     assert match_.expected is not None
     assert match_.actual is not None

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 #: Source index of the input of the model.
 INPUT = -1
-#: Layer names of operators; all other operators keep their own names.
+#: Layer names of operators; all other operators keep their names.
 OP_NAMES = {
     "native_batch_norm": "BatchNorm2d",
     "relu": "ReLU",

@@ -92,7 +92,7 @@ def mean_distance(left: Frames, right: Frames) -> float:
 
 
 def peak_megabytes(video: Path) -> float:
-    """Return the peak memory in MB (10⁶ bytes) of a process that colourises `video` with a trivial predictor."""
+    """Return peak memory in MB (10⁶ bytes) of a process that colourises `video` with a trivial predictor."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_of_process, (video,))
 

@@ -231,7 +231,7 @@ def test_boxes_on_darknet_sample_images(darknet: ctypes.CDLL, weights: Path, nam
 def compare_boxes(
     actual: Detections, expected: list[tuple[int, float, list[float]]], *, box_tolerance: float, score_tolerance: float
 ) -> None:
-    """Assert that every box has a counterpart on the other side, except boxes with scores near the threshold."""
+    """Assert that every box has a counterpart on other side, except boxes with scores near the threshold."""
     assert actual.class_id is not None
     assert actual.confidence is not None
     assert expected

@@ -12,7 +12,7 @@ DOG = "1 0.5 0.5 0.5 0.4\n"
 
 
 def make_invalid_dataset(folder: Path) -> Path:
-    """Training: a has invalid lines, b is truncated, c has no boxes. Validation: d equals c, e resembles a, f is valid."""
+    """Train: a has invalid lines, b is truncated, c has no boxes. Val: d equals c, e resembles a, f is valid."""
     lines = f"{DOG}{DOG}0 0.5 0.5 0 0.2\n1 0.9 0.5 0.4 0.2\n7 0.5 0.5 0.2 0.2\n0 0.5 0.5 1 1\n"
     make_yolo_dataset(
         folder, {"train/a": lines, "train/b": DOG, "train/c": "", "val/d": DOG, "val/e": DOG, "val/f": DOG}

@@ -153,7 +153,9 @@ def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequen
     """Compare the fine detail of corresponding images; NaN if one of them has none."""
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
-    return HighFrequencyStats((energies[0] / energies[1]).item(), ((detail @ reference) / energies.prod().sqrt()).item())
+    return HighFrequencyStats(
+        (energies[0] / energies[1]).item(), ((detail @ reference) / energies.prod().sqrt()).item()
+    )
 
 
 #: Fraction of all pixels that count as edges of greyscale images: those with the largest gradients.

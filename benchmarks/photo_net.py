@@ -69,7 +69,7 @@ class Siggraph17(nn.Module):
         return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
     def forward(self, lightness_and_hints: Tensor) -> Tensor:
-        """Return a* and b* of all pixels; input [batch, 4, height, width] is L*, a* and b* of hints, and the hint mask."""
+        """Return a* and b* of all pixels from [batch, 4, height, width]: L*, a* and b* of hints, hint mask."""
         full = self.block1(lightness_and_hints)
         half = self.block2(full[:, :, ::2, ::2])
         quarter = self.block3(half[:, :, ::2, ::2])

@@ -1,4 +1,4 @@
-"""Decoding against the formulas of Redmon and Farhadi (2018) and of the second kind, cell by cell in plain Python."""
+"""Decoding against the formulas of Redmon and Farhadi (2018) and of the Ultralytics variants, in plain Python."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ def sigmoid(t: float) -> float:
     return 1 / (1 + math.exp(-t))
 
 
-def some_outputs(architecture: Architecture, batch: int = 2, seed: int = 0) -> list[torch.Tensor]:
+def random_outputs(architecture: Architecture, batch: int = 2, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, len(yolo.mask), 5 + yolo.classes, SIZE // stride, SIZE // stride, generator=generator)
@@ -24,77 +24,77 @@ def some_outputs(architecture: Architecture, batch: int = 2, seed: int = 0) -> l
     ]
 
 
-@pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_0])
-def test_every_box_by_the_formula(kind: Variant) -> None:
+@pytest.mark.parametrize("variant", [DARKNET, ULTRALYTICS_9_0])
+def test_boxes_and_scores_match_the_formulas(variant: Variant) -> None:
     architecture = yolov3_tiny(num_classes=3)
-    outputs = some_outputs(architecture)
-    boxes, scores = decode_all(outputs, architecture, kind, SIZE)
-    place = 0
+    outputs = random_outputs(architecture)
+    boxes, scores = decode_all(outputs, architecture, variant, SIZE)
+    index = 0
     for output, yolo, stride in zip(outputs, architecture.yolo_layers, architecture.strides, strict=True):
-        for a, (wide, high) in enumerate(yolo.head_anchors):
+        for a, (anchor_width, anchor_height) in enumerate(yolo.head_anchors):
             for row in range(output.shape[-2]):
                 for column in range(output.shape[-1]):
                     x, y, w, h, objectness, *classes = output[1, a, :, row, column].tolist()
-                    if kind.decode == "exp":
+                    if variant.decode == "exp":
                         centre = (sigmoid(x) + column) * stride, (sigmoid(y) + row) * stride
-                        sides = math.exp(w) * wide, math.exp(h) * high
+                        sides = math.exp(w) * anchor_width, math.exp(h) * anchor_height
                     else:
                         centre = (2 * sigmoid(x) - 0.5 + column) * stride, (2 * sigmoid(y) - 0.5 + row) * stride
-                        sides = (2 * sigmoid(w)) ** 2 * wide, (2 * sigmoid(h)) ** 2 * high
+                        sides = (2 * sigmoid(w)) ** 2 * anchor_width, (2 * sigmoid(h)) ** 2 * anchor_height
                     expected = [
                         centre[0] - sides[0] / 2,
                         centre[1] - sides[1] / 2,
                         centre[0] + sides[0] / 2,
                         centre[1] + sides[1] / 2,
                     ]
-                    assert boxes[1, place].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-2)
-                    likely = [sigmoid(objectness) * sigmoid(t) for t in classes]
-                    assert scores[1, place].tolist() == pytest.approx(likely, rel=1e-4)
-                    place += 1
-    assert place == boxes.shape[1] == scores.shape[1]
+                    assert boxes[1, index].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-2)
+                    expected_scores = [sigmoid(objectness) * sigmoid(t) for t in classes]
+                    assert scores[1, index].tolist() == pytest.approx(expected_scores, rel=1e-4)
+                    index += 1
+    assert index == boxes.shape[1] == scores.shape[1]
 
 
-@pytest.mark.parametrize("kind", [DARKNET, ULTRALYTICS_9_0])
+@pytest.mark.parametrize("variant", [DARKNET, ULTRALYTICS_9_0])
 @pytest.mark.parametrize("confidence", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_candidates_are_what_decode_finds(kind: Variant, confidence: float) -> None:
+def test_candidates_match_decode_all(variant: Variant, confidence: float) -> None:
     architecture = yolov3_tiny(num_classes=3)
-    outputs = some_outputs(architecture)
-    boxes, scores = decode_all(outputs, architecture, kind, SIZE)
-    found = decode_candidates(outputs, architecture, kind, SIZE, confidence)
-    assert len(found) == 2
-    for picture, (corners, own, numbers) in enumerate(found):
-        place, category = torch.nonzero(scores[picture] > confidence, as_tuple=True)
-        torch.testing.assert_close(corners, boxes[picture, place])
-        torch.testing.assert_close(own, scores[picture, place, category])
-        assert torch.equal(numbers, category)
+    outputs = random_outputs(architecture)
+    boxes, scores = decode_all(outputs, architecture, variant, SIZE)
+    candidates = decode_candidates(outputs, architecture, variant, SIZE, confidence)
+    assert len(candidates) == 2
+    for image, (image_boxes, image_scores, image_class_ids) in enumerate(candidates):
+        box, class_id = torch.nonzero(scores[image] > confidence, as_tuple=True)
+        torch.testing.assert_close(image_boxes, boxes[image, box])
+        torch.testing.assert_close(image_scores, scores[image, box, class_id])
+        assert torch.equal(image_class_ids, class_id)
 
 
-def test_the_two_kinds_differ() -> None:
+def test_variants_decode_differently() -> None:
     architecture = yolov3_tiny(num_classes=3)
-    outputs = some_outputs(architecture)
+    outputs = random_outputs(architecture)
     assert not torch.allclose(
         decode_all(outputs, architecture, DARKNET, SIZE)[0], decode_all(outputs, architecture, ULTRALYTICS_9_0, SIZE)[0]
     )
 
 
-def test_half_precision_heads_are_decoded_in_float32() -> None:
+def test_bfloat16_outputs_are_decoded_in_float32() -> None:
     architecture = yolov3_tiny(num_classes=3)
-    half = [output.bfloat16() for output in some_outputs(architecture)]
-    for part, whole in zip(
+    half = [output.bfloat16() for output in random_outputs(architecture)]
+    for decoded, expected in zip(
         decode_all(half, architecture, DARKNET, SIZE),
         decode_all([output.float() for output in half], architecture, DARKNET, SIZE),
         strict=True,
     ):
-        assert part.dtype == torch.float32
-        assert torch.equal(part, whole)
+        assert decoded.dtype == torch.float32
+        assert torch.equal(decoded, expected)
 
 
-def test_masks_decide_the_anchors() -> None:
-    outputs = some_outputs(yolov3_tiny(num_classes=3))
-    one, other = (
+def test_mask_selects_the_anchors() -> None:
+    outputs = random_outputs(yolov3_tiny(num_classes=3))
+    first, second = (
         decode_all(outputs, yolov3_tiny(num_classes=3, mask=mask), replace(DARKNET, tiny_mask=mask), SIZE)[0]
         for mask in ((1, 2, 3), (0, 1, 2))
     )
-    first = outputs[0][0, :, 0].numel()
-    assert torch.equal(one[:, :first], other[:, :first])
-    assert not torch.allclose(one[:, first:], other[:, first:])
+    num_boxes = outputs[0][0, :, 0].numel()
+    assert torch.equal(first[:, :num_boxes], second[:, :num_boxes])
+    assert not torch.allclose(first[:, num_boxes:], second[:, num_boxes:])

@@ -175,7 +175,8 @@ def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[s
     for name, measured in times.items():
         ratio = statistics.median(a / b for a, b in zip(measured, times["ours"], strict=True))
         print(
-            f"{name:24s} {statistics.median(measured) * 1e3:8.1f} ms, best {min(measured) * 1e3:8.1f} ms, {ratio:6.2f}× ours"
+            f"{name:24s} {statistics.median(measured) * 1e3:8.1f} ms, "
+            f"best {min(measured) * 1e3:8.1f} ms, {ratio:6.2f}× ours"
         )
         results[name] = {"median_s": statistics.median(measured), "best_s": min(measured), "times_ours": ratio}
     return results

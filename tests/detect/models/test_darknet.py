@@ -1,4 +1,4 @@
-"""Darknet models: all layer types against PyTorch's functions, partial forward passes, BatchNorm fusion and variants."""
+"""Darknet models: all layer types against PyTorch functions, partial forward passes, BatchNorm fusion and variants."""
 
 from dataclasses import replace
 

@@ -1,1 +1,1 @@
-"""The university assignment: answers, checks of students' code, and a report. Only the command line imports it."""
+"""The university assignment: report, checks of students' models, counts and paddings. Only the CLI imports it."""

@@ -334,7 +334,7 @@ def make_hints(context: CheckContext) -> list[str]:
     hints = [_line_hint(line) for line in context.diff_lines if line.status != "equal" and not line.is_consequence]
     hints = [hint for hint in hints if hint]
     if len(hints) > MAX_HINTS:
-        hints[MAX_HINTS:] = [f"… and {len(hints) - MAX_HINTS} more lines of the table; fix the first ones first."]
+        hints[MAX_HINTS:] = [f"… and {len(hints) - MAX_HINTS} more lines of the table; start with the first ones."]
     trace = context.get("steps")
     if trace is not None:
         if trace["failed"] is None:

@@ -217,7 +217,7 @@ def main() -> None:
     arguments = parser.parse_args()
     detector = load_detector("yolov3-tiny")
     images = [path for path, _ in find_images([arguments.images])]
-    results = {
+    results: dict[str, object] = {
         "claim": "YOLOv3-tiny: 1.5× Ultralytics' eager float32, 10× darknet, a folder within 1.3× of bare passes",
         "machine": describe_machine(),
         "forward": compare_passes(detector, arguments.ultralytics, images[0]),

@@ -1,15 +1,15 @@
-"""Fine-tuning on real data: what it gains and what it keeps. What it costs: finetuning_speed.py.
+"""Quality of fine-tuning on real data: accuracy on new classes and retention of old ones. Speed: finetuning_speed.py.
 
     python benchmarks/finetuning.py raccoon coco128 keep [--threads N] [-o RESULTS.json]
 
-* raccoon: AP50 on the set's own 44-box test split by ``chromabox finetune raccoon`` as it stands, and beside it the
-  same recipe from random weights, of which nothing is frozen.
-* coco128: COCO128's training pictures, judged on 128 of val2017, by our recipe as it stands, and by the course's with
-  the course's ten frozen layers.
-* keep: raccoon as the 81st class: its AP50, and the mean AP50 of the 80 on the 128 pictures before and after.
+* raccoon: AP50 on the dataset's test split (44 boxes) with the default settings of ``chromabox finetune raccoon``, and
+  with the same recipe from random weights without frozen layers.
+* coco128: the training images of COCO128, evaluated on 128 images of val2017, with the default recipe, and with the
+  course recipe and its ten frozen layers.
+* keep: raccoon as the 81st class: its AP50, and the mean AP50 of the 80 classes on the 128 images before and after.
 
-Parts that are not asked for stay in RESULTS.json as they are. The sets are found as ``chromabox data check NAME`` finds
-them; weights are YOLOv3-tiny's.
+Other parts in RESULTS.json are not changed. The datasets are located as by ``chromabox data check NAME``; the weights
+are YOLOv3-tiny's.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, write_results
 
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
@@ -29,52 +28,62 @@ from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.autotune import RuntimeConfig
+from environment import describe_machine, write_results
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
-    """The machine and a whole run's summary, without the table of classes and what names this machine's files."""
-    machine, begin_at = describe(), time.perf_counter()
+    """Run fine-tuning; return the machine and the summary, without per-class results and local file names."""
+    machine, start_time = describe_machine(), time.perf_counter()
     summary = finetune(FinetuneConfig(**settings), folder, log=print).summary
     for part in ("before", "after"):
         del summary[part]["per_class"]
     del summary["warnings"]
     summary["weights"] = Path(summary["weights"]).name
-    return {"machine": machine, **summary, "wall_seconds": round(time.perf_counter() - begin_at, 1)}
+    return {"machine": machine, **summary, "wall_seconds": round(time.perf_counter() - start_time, 1)}
 
 
-def random_weights(folder: Path) -> str:
-    """YOLOv3-tiny as PyTorch draws it."""
-    trained = load_detector("yolov3-tiny")
+def write_random_weights(folder: Path) -> str:
+    """Write YOLOv3-tiny with PyTorch's random initialisation and return the path."""
+    detector = load_detector("yolov3-tiny")
     torch.manual_seed(0)
-    net = DarknetModel(trained.architecture, trained.variant).eval()
+    model = DarknetModel(detector.architecture, detector.variant).eval()
     path = folder / "random.safetensors"
-    save_detector(path, replace(trained, model=net, metadata={"name": "random"}))
+    save_detector(path, replace(detector, model=model, metadata={"name": "random"}))
     return str(path)
 
 
-def raccoon(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
-    settings = {"data": "raccoon", "recipe": make_finetune_recipe("default"), "execution": execution}
+def raccoon(folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    settings = {"data": "raccoon", "recipe": make_finetune_recipe("default"), "runtime": runtime}
     return {
         "trained weights": run(folder / "raccoon", **settings),
-        "random weights": run(folder / "random", freeze="none", views=0, weights=random_weights(folder), **settings),
+        "random weights": run(
+            folder / "random", freeze="none", num_cached_views=0, weights=write_random_weights(folder), **settings
+        ),
     }
 
 
-def coco128(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
-    settings = {"data": "coco128", "execution": execution}
+def coco128(folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
+    settings = {"data": "coco128", "runtime": runtime}
     return {
         "default": run(folder / "default", recipe=make_finetune_recipe("default"), **settings),
         "course": run(folder / "course", recipe=make_finetune_recipe("course"), freeze=10, **settings),
     }
 
 
-def keep(folder: Path, execution: RuntimeConfig) -> dict[str, Any]:
+def keep(folder: Path, runtime: RuntimeConfig) -> dict[str, Any]:
     recipe = make_finetune_recipe("default")
-    return run(folder / "keep", data="raccoon", recipe=recipe, keep_old=True, retain="coco128", execution=execution)
+    return run(
+        folder / "keep",
+        data="raccoon",
+        recipe=recipe,
+        keep_old_classes=True,
+        retention_data="coco128",
+        runtime=runtime,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(metadata=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"raccoon": raccoon, "coco128": coco128, "keep": keep}
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,10 +1,10 @@
-"""Put a run's best photo net into the package as the one that ``chromabox colour`` uses when none is named.
+"""Copy the best photo model of a run into the package as the default model of ``chromabox colour``.
 
-Weights are stored in half precision (the net is run in float32); the description says how they were made and what they
-measure on the run's own validation pictures with the halved weights, measured here, not typed.
+Weights are stored in half precision (inference uses float32). The metadata contains the training settings, and metrics
+of the half-precision weights on the validation images of the run, which are computed by this script.
 
-    chromabox train photo --data photos/ -o runs/shipped
-    python scripts/ship_photo_net.py runs/shipped [what else should be known of it]
+    chromabox train photo --data photos/ -o runs/bundled
+    python scripts/ship_photo_net.py runs/bundled [NOTE ...]
 """
 
 import json
@@ -23,30 +23,30 @@ from chromabox.engine.logger import read_metrics
 ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
 
 
-def halved(tensor: torch.Tensor) -> torch.Tensor:
+def to_half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def main() -> None:
     run = Path(sys.argv[1])
-    trained = load_model(run)
-    if not isinstance(trained, PhotoModel):
-        sys.exit(f"{run}: not the run of a photo net")
-    trained.network.load_state_dict({name: halved(value) for name, value in trained.network.state_dict().items()})
+    model = load_model(run)
+    if not isinstance(model, PhotoModel):
+        sys.exit(f"{run}: expected a run of a photo model")
+    model.network.load_state_dict({name: to_half(value) for name, value in model.network.state_dict().items()})
     config = json.loads((run / "config.json").read_text())
-    photographs = load_photos(Path(config["data"]))
-    squares = [center_crop(photograph) for photograph in photographs.val]
-    measured = validate_photo(trained.network, trained.bins, squares, config["size"])
+    dataset = load_photos(Path(config["data"]))
+    crops = [center_crop(photo) for photo in dataset.val]
+    metrics = validate_photo(model.network, model.bins, crops, config["size"])
     keys = ("net", "settings", "bins", "data", "size", "seed", "start", "epoch")
-    description: dict[str, Any] = {key: trained.metadata[key] for key in keys}
-    description |= {"recipe": config["recipe"], "versions": config["versions"]}
-    description["photographs"] = {"train": len(photographs.train), "val": len(photographs.val)}
-    description["measured_on_val"] = measured
-    description["epochs_run"] = len(read_metrics(run))
-    description["note"] = " ".join(sys.argv[2:])
-    state = {"net": {name: halved(value) for name, value in trained.network.state_dict().items()}}
-    save_checkpoint(ASSETS / DEFAULT_CHECKPOINT, state, description)
-    print(f"{ASSETS / DEFAULT_CHECKPOINT}: {(ASSETS / DEFAULT_CHECKPOINT).stat().st_size / 1e6:.1f} MB; {measured}")
+    metadata: dict[str, Any] = {key: model.metadata[key] for key in keys}
+    metadata |= {"recipe": config["recipe"], "versions": config["versions"]}
+    metadata["photographs"] = {"train": len(dataset.train), "val": len(dataset.val)}
+    metadata["measured_on_val"] = metrics
+    metadata["epochs_run"] = len(read_metrics(run))
+    metadata["note"] = " ".join(sys.argv[2:])
+    state = {"net": {name: to_half(value) for name, value in model.network.state_dict().items()}}
+    save_checkpoint(ASSETS / DEFAULT_CHECKPOINT, state, metadata)
+    print(f"{ASSETS / DEFAULT_CHECKPOINT}: {(ASSETS / DEFAULT_CHECKPOINT).stat().st_size / 1e6:.1f} MB; {metrics}")
 
 
 if __name__ == "__main__":

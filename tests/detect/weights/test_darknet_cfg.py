@@ -1,4 +1,4 @@
-"""Darknet's configuration files: read, written, and refused by name and line."""
+"""Darknet configuration files: reading, writing, and errors with the line number."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,13 @@ from chromabox.errors import ChromaboxError
 HEAD = "[convolutional]\nfilters=12\nactivation=linear\n[yolo]\nmask=0,1\nanchors=10,14, 23,27\nclasses=1\nnum=2\n"
 
 
-def written(folder: Path, text: str) -> Path:
+def write_text(folder: Path, text: str) -> Path:
     path = folder / "net.cfg"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_every_section_and_relative_references(tmp_path: Path) -> None:
+def test_all_sections_and_relative_references_are_read(tmp_path: Path) -> None:
     text = """
 # a comment
 [net]
@@ -68,8 +68,8 @@ layers=-1
 groups=2
 group_id=1
 """
-    net = read_cfg(written(tmp_path, text + HEAD))
-    assert net == Architecture(
+    architecture = read_cfg(write_text(tmp_path, text + HEAD))
+    assert architecture == Architecture(
         "net",
         (
             Convolution(8, 3, 2, activation="mish"),
@@ -86,63 +86,63 @@ group_id=1
     )
 
 
-@pytest.mark.parametrize("net", [yolov3(), yolov3(3), yolov3_tiny(), yolov3_tiny(1, mask=(0, 1, 2))])
-def test_what_is_written_is_read(net: Architecture, tmp_path: Path) -> None:
-    write_cfg(net, tmp_path / f"{net.name}.cfg")
-    assert read_cfg(tmp_path / f"{net.name}.cfg") == net
-    assert [path.name for path in tmp_path.iterdir()] == [f"{net.name}.cfg"]
+@pytest.mark.parametrize("architecture", [yolov3(), yolov3(3), yolov3_tiny(), yolov3_tiny(1, mask=(0, 1, 2))])
+def test_cfg_round_trip(architecture: Architecture, tmp_path: Path) -> None:
+    write_cfg(architecture, tmp_path / f"{architecture.name}.cfg")
+    assert read_cfg(tmp_path / f"{architecture.name}.cfg") == architecture
+    assert [path.name for path in tmp_path.iterdir()] == [f"{architecture.name}.cfg"]
 
 
 @given(
-    numbers=st.lists(st.tuples(*[st.floats(0.01, 2000, allow_nan=False)] * 2), min_size=6, max_size=6),
+    anchors=st.lists(st.tuples(*[st.floats(0.01, 2000, allow_nan=False)] * 2), min_size=6, max_size=6),
     classes=st.integers(1, 90),
 )
-def test_anchors_keep_every_digit(
-    numbers: list[tuple[float, float]], classes: int, tmp_path_factory: pytest.TempPathFactory
+def test_anchors_round_trip_exactly(
+    anchors: list[tuple[float, float]], classes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    net = replace(yolov3_tiny(classes, anchors=tuple(numbers)), name="net")
+    architecture = replace(yolov3_tiny(classes, anchors=tuple(anchors)), name="net")
     path = tmp_path_factory.mktemp("cfg") / "net.cfg"
-    write_cfg(net, path)
-    assert read_cfg(path) == net
+    write_cfg(architecture, path)
+    assert read_cfg(path) == architecture
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
-        ("", r"line 1: a darknet configuration begins with \[net\]"),
-        ("[convolutional]\nfilters=3\n", r"line 1: a darknet configuration begins with \[net\]"),
-        ("filters=3\n", "line 1: 'filters=3' is no option of a section"),
-        ("[net]\nwidth\n", "line 2: 'width' is no option"),
-        ("[net\n", r"line 1: '\[net' is no section"),
-        ("[net]\nwidth=wide\n" + HEAD, r"line 2: \[net\] width=wide: a number"),
-        ("[net]\n\n[reorg]\nstride=2\n" + HEAD, r"line 3: \[reorg\] is not known here; known are \[convolutional\]"),
-        ("[net]\n[lstm]\n" + HEAD, r"line 2: \[lstm\] is not known"),
+        ("", r"line 1: expected \[net\]"),
+        ("[convolutional]\nfilters=3\n", r"line 1: expected \[net\]"),
+        ("filters=3\n", "line 1: 'filters=3' is not an option of a section"),
+        ("[net]\nwidth\n", "line 2: 'width' is not an option"),
+        ("[net\n", r"line 1: '\[net' is not a section"),
+        ("[net]\nwidth=wide\n" + HEAD, r"line 2: \[net\] width=wide: expected a number"),
+        ("[net]\n\n[reorg]\nstride=2\n" + HEAD, r"line 3: \[reorg\] is unknown; expected \[convolutional\]"),
+        ("[net]\n[lstm]\n" + HEAD, r"line 2: \[lstm\] is unknown"),
         (
             "[net]\n[convolutional]\nfilters=3\nactivation=swish\n",
-            "line 2: .* has the activation 'swish'",
+            "line 2: .* unknown activation 'swish'",
         ),
-        ("[net]\n[convolutional]\nfilters=3\ndilation=2\nactivation=relu\n", r"line 4: .* has an option 'dilation'"),
+        ("[net]\n[convolutional]\nfilters=3\ndilation=2\nactivation=relu\n", r"line 4: .* unknown option 'dilation'"),
         ("[net]\n[convolutional]\nfilters=three\nactivation=relu\n", r"line 3: \[convolutional\] filters=three"),
-        ("[net]\n[maxpool]\nsize=3\nstride=2\npadding=0\n", r"line 2: \[maxpool\] has a padding other than 2"),
-        ("[net]\n[shortcut]\nfrom=-2\nactivation=leaky\n", r"line 2: \[shortcut\] has the activation 'leaky'"),
-        ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] needs one layer in from="),
-        ("[net]\n[yolo]\nclasses=1\nanchors=1,2,3\n", r"line 2: \[yolo\] needs pairs"),
-        ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] has an option 'scale_x_y'"),
-        ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", "has no yolo layer"),
+        ("[net]\n[maxpool]\nsize=3\nstride=2\npadding=0\n", r"line 2: \[maxpool\] unsupported padding; expected 2"),
+        ("[net]\n[shortcut]\nfrom=-2\nactivation=leaky\n", r"line 2: \[shortcut\] unsupported activation 'leaky'"),
+        ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] expected one layer in from="),
+        ("[net]\n[yolo]\nclasses=1\nanchors=1,2,3\n", r"line 2: \[yolo\] expected pairs"),
+        ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] unknown option 'scale_x_y'"),
+        ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", "no yolo layer"),
         (
             "[net]\nwidth=416\n" + HEAD.replace("filters=12", "filters=18"),
-            "need 12 channels .* there are 18",
+            "need 12 input channels, found 18",
         ),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
-    with pytest.raises(ChromaboxError, match=sentence):
-        read_cfg(written(tmp_path, text))
+def test_invalid_cfg_is_rejected(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ChromaboxError, match=message):
+        read_cfg(write_text(tmp_path, text))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_unreadable_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match=r"none\.cfg: cannot be read \(No such file"):
         read_cfg(tmp_path / "none.cfg")
     (tmp_path / "net.cfg").write_bytes(b"[net]\n\xff\xfe\x00")
-    with pytest.raises(ChromaboxError, match=r"net\.cfg: cannot be read \(it is no text\)"):
+    with pytest.raises(ChromaboxError, match=r"net\.cfg: cannot be read \(not UTF-8 text\)"):
         read_cfg(tmp_path / "net.cfg")

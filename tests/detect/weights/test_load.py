@@ -1,4 +1,4 @@
-"""Weights of every origin on small nets: what is read, what is written back to the bit, and what is refused."""
+"""Loading and saving of detectors with small architectures: formats, bit-identical round trips, and errors."""
 
 import json
 import struct
@@ -36,7 +36,7 @@ from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
 ANCHORS = ((10.0, 14.5), (23.0, 27.0))
-NET = Architecture(
+ARCHITECTURE = Architecture(
     "net",
     (
         Convolution(4, 3, 2),
@@ -50,27 +50,27 @@ NET = Architecture(
     ),
     size=32,
 )
-#: By hand: (3·9 + 4)·4 + (2·9 + 4)·4 + 8·14 + 14.
-NUMBERS = 338
+#: Computed by hand: (3·9 + 4)·4 + (2·9 + 4)·4 + 8·14 + 14.
+NUM_WEIGHTS = 338
 
 
-def darknet_file(path: Path, numbers: np.ndarray, seen: int = 5) -> Path:
-    path.write_bytes(struct.pack("<3iq", 0, 2, 0, seen) + numbers.astype("<f4").tobytes())
+def write_darknet_file(path: Path, values: np.ndarray, seen: int = 5) -> Path:
+    path.write_bytes(struct.pack("<3iq", 0, 2, 0, seen) + values.astype("<f4").tobytes())
     return path
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Random weights of the small net, with its configuration beside them."""
-    write_cfg(NET, tmp_path / "net.cfg")
-    numbers = np.random.default_rng(0).uniform(0.1, 1, NUMBERS)
-    return darknet_file(tmp_path / "net.weights", numbers)
+    """Random weights of the small architecture, with its configuration in the same folder."""
+    write_cfg(ARCHITECTURE, tmp_path / "net.cfg")
+    values = np.random.default_rng(0).uniform(0.1, 1, NUM_WEIGHTS)
+    return write_darknet_file(tmp_path / "net.weights", values)
 
 
-def test_darknets_order(weights: Path) -> None:
-    darknet_file(weights, np.arange(NUMBERS))
-    trained = load_detector(weights)
-    first, second, last = (trained.model.layers[index] for index in (0, 1, 6))
+def test_tensors_are_in_darknet_order(weights: Path) -> None:
+    write_darknet_file(weights, np.arange(NUM_WEIGHTS))
+    detector = load_detector(weights)
+    first, second, last = (detector.model.layers[index] for index in (0, 1, 6))
     assert isinstance(first, ConvolutionLayer)
     assert isinstance(second, ConvolutionLayer)
     assert isinstance(last, ConvolutionLayer)
@@ -88,165 +88,170 @@ def test_darknets_order(weights: Path) -> None:
     assert second.norm.bias[0] == 124
     assert last.convolution.bias.tolist() == list(range(212, 226))
     assert last.convolution.weight.flatten().tolist() == list(range(226, 338))
-    assert not trained.model.training
-    assert (trained.variant, trained.size, trained.classes) == (DARKNET, 32, ("class 0", "class 1"))
-    assert trained.metadata["source"] == {"file": "net.weights", "seen": 5}
+    assert not detector.model.training
+    assert (detector.variant, detector.size, detector.classes) == (DARKNET, 32, ("class 0", "class 1"))
+    assert detector.metadata["source"] == {"file": "net.weights", "seen": 5}
 
 
-def test_written_weights_are_the_file_that_was_read(weights: Path, tmp_path: Path) -> None:
-    trained = load_detector(weights)
-    write_darknet(tmp_path / "again.weights", trained.model, seen=5)
+def test_written_weights_are_bit_identical_to_the_file_read(weights: Path, tmp_path: Path) -> None:
+    detector = load_detector(weights)
+    write_darknet(tmp_path / "again.weights", detector.model, seen=5)
     assert (tmp_path / "again.weights").read_bytes() == weights.read_bytes()
 
 
 @torch.no_grad()
-def test_our_own_form_says_everything(weights: Path, tmp_path: Path) -> None:
-    read = load_detector(weights, classes=["cat", "dog"], variant=ULTRALYTICS_9_6)
-    save_detector(tmp_path / "own.safetensors", read)
-    again = load_detector(tmp_path / "own.safetensors")
-    assert (again.architecture, again.variant, again.classes, again.size) == (NET, ULTRALYTICS_9_6, ("cat", "dog"), 32)
+def test_safetensors_file_contains_all_metadata(weights: Path, tmp_path: Path) -> None:
+    original = load_detector(weights, classes=["cat", "dog"], variant=ULTRALYTICS_9_6)
+    save_detector(tmp_path / "own.safetensors", original)
+    loaded = load_detector(tmp_path / "own.safetensors")
+    assert (loaded.architecture, loaded.variant, loaded.classes, loaded.size) == (
+        ARCHITECTURE,
+        ULTRALYTICS_9_6,
+        ("cat", "dog"),
+        32,
+    )
     images = torch.rand(1, 3, 32, 32)
-    torch.testing.assert_close(again.model(images), read.model(images), rtol=0, atol=0)
-    said = json.loads((tmp_path / "own.json").read_text())
-    assert said["kind"]["activation"] == "silu"
-    assert said["kind"]["epsilon"] == 1e-3
-    assert said["architecture"]["layers"][7]["mask"] == [1, 0]
-    assert said["classes"] == ["cat", "dog"]
+    torch.testing.assert_close(loaded.model(images), original.model(images), rtol=0, atol=0)
+    metadata = json.loads((tmp_path / "own.json").read_text())
+    assert metadata["kind"]["activation"] == "silu"
+    assert metadata["kind"]["epsilon"] == 1e-3
+    assert metadata["architecture"]["layers"][7]["mask"] == [1, 0]
+    assert metadata["classes"] == ["cat", "dog"]
     (tmp_path / "run").mkdir()
     (tmp_path / "own.safetensors").rename(tmp_path / "run" / "best.safetensors")
     assert load_detector(tmp_path / "run").classes == ("cat", "dog")
     assert load_detector(tmp_path / "run", classes=["a", "b"]).classes == ("a", "b")
 
 
-def test_architectures_are_kept_as_json() -> None:
-    for net in (NET, yolov3_tiny(3)):
-        assert architecture_from_json(json.loads(json.dumps(architecture_as_json(net)))) == net
+def test_architectures_round_trip_through_json() -> None:
+    for architecture in (ARCHITECTURE, yolov3_tiny(3)):
+        assert architecture_from_json(json.loads(json.dumps(architecture_as_json(architecture)))) == architecture
 
 
-@pytest.mark.parametrize(("change", "what"), [(-1, "cut short"), (1, "too long"), (-100, "cut short")])
-def test_short_and_long_files_are_refused_with_the_counts(weights: Path, change: int, what: str) -> None:
-    darknet_file(weights, np.ones(NUMBERS + change))
-    sentence = rf"net\.weights: {what} or of another net: it holds {NUMBERS + change:,} numbers; net with 2 classes"
-    with pytest.raises(ChromaboxError, match=rf"{sentence} needs {NUMBERS}"):
+@pytest.mark.parametrize(("change", "problem"), [(-1, "truncated"), (1, "too long"), (-100, "truncated")])
+def test_file_of_wrong_size_is_rejected_with_both_sizes(weights: Path, change: int, problem: str) -> None:
+    write_darknet_file(weights, np.ones(NUM_WEIGHTS + change))
+    message = rf"net\.weights: {problem} or of another architecture \({NUM_WEIGHTS + change:,} values\)"
+    with pytest.raises(ChromaboxError, match=rf"{message}; expected {NUM_WEIGHTS} for net with 2 classes"):
         load_detector(weights)
 
 
-def test_numbers_that_are_none_are_refused(weights: Path) -> None:
-    numbers = np.ones(NUMBERS)
-    numbers[17] = np.nan
-    with pytest.raises(ChromaboxError, match="holds numbers that are not finite"):
-        load_detector(darknet_file(weights, numbers))
+def test_non_finite_weights_are_rejected(weights: Path) -> None:
+    values = np.ones(NUM_WEIGHTS)
+    values[17] = np.nan
+    with pytest.raises(ChromaboxError, match="contains values that are not finite"):
+        load_detector(write_darknet_file(weights, values))
 
 
-@pytest.mark.parametrize("classes", [80, 1, 20])
-def test_known_nets_are_known_by_their_count(tmp_path: Path, classes: int) -> None:
-    net = yolov3_tiny(classes)
-    path = darknet_file(tmp_path / "some.weights", np.full(net.num_weights, 0.5))
-    assert load_detector(path).architecture == net
-    assert load_detector(path, architecture="yolov3-tiny").architecture == net
+@pytest.mark.parametrize("num_classes", [80, 1, 20])
+def test_architecture_is_inferred_from_the_number_of_weights(tmp_path: Path, num_classes: int) -> None:
+    architecture = yolov3_tiny(num_classes)
+    path = write_darknet_file(tmp_path / "some.weights", np.full(architecture.num_weights, 0.5))
+    assert load_detector(path).architecture == architecture
+    assert load_detector(path, architecture="yolov3-tiny").architecture == architecture
     assert load_detector(path, variant=ULTRALYTICS_9_0).architecture.yolo_layers[1].mask == (0, 1, 2)
-    with pytest.raises(ChromaboxError, match=r"of no net known by count \(yolov3 with 80 classes needs 62,001,757\)"):
+    with pytest.raises(ChromaboxError, match=r"match no known architecture \(yolov3 with 80 classes has 62,001,757\)"):
         load_detector(path, architecture="yolov3")
-    write_cfg(NET, tmp_path / "net.cfg")
-    with pytest.raises(ChromaboxError, match="too long or of another net"):
+    write_cfg(ARCHITECTURE, tmp_path / "net.cfg")
+    with pytest.raises(ChromaboxError, match="too long or of another architecture"):
         load_detector(path, architecture=tmp_path / "net.cfg")
 
 
-def test_an_unknown_count_names_what_is_known(tmp_path: Path) -> None:
-    path = darknet_file(tmp_path / "some.weights", np.ones(8_858_735))
-    with pytest.raises(ChromaboxError, match=r"8,858,735 numbers .* yolov3-tiny with 80 classes needs 8,858,734"):
+def test_unknown_number_of_weights_is_rejected_with_the_known_numbers(tmp_path: Path) -> None:
+    path = write_darknet_file(tmp_path / "some.weights", np.ones(8_858_735))
+    with pytest.raises(ChromaboxError, match=r"8,858,735 values .* yolov3-tiny with 80 classes has 8,858,734"):
         load_detector(path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("options", "message"),
     [
-        ({"classes": ["cat"]}, "1 different names are given; the weights know 2"),
+        ({"classes": ["cat"]}, "1 different names; expected 2"),
         ({"classes": ["cat", "cat"]}, "1 different names"),
-        ({"architecture": "yolov9"}, "architecture is yolov9: give yolov3, yolov3-tiny or a .cfg"),
+        ({"architecture": "yolov9"}, "--architecture is yolov9: expected yolov3, yolov3-tiny or a .cfg"),
     ],
 )
-def test_options_that_do_not_fit(weights: Path, settings: dict, sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
-        load_detector(weights, **settings)
+def test_invalid_option_is_rejected(weights: Path, options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_detector(weights, **options)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there are no such weights; give a file, or one of the names"):
+def test_missing_and_unsupported_files_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="weights do not exist; expected a file or the name of pretrained weights"):
         load_detector(tmp_path / "none.weights")
     (tmp_path / "a.txt").write_text("weights")
-    with pytest.raises(UsageError, match=r"weights are .safetensors, .weights, .onnx or .pt files, not .txt"):
+    with pytest.raises(UsageError, match=r"unsupported suffix .txt; expected .safetensors, .weights, .onnx or .pt"):
         load_detector(tmp_path / "a.txt")
     (tmp_path / "a.weights").write_bytes(b"<html>404</html>")
     with pytest.raises(ChromaboxError, match="not a Darknet weight file"):
         load_detector(tmp_path / "a.weights")
-    with pytest.raises(UsageError, match="yolov9: no published weights have that name"):
+    with pytest.raises(UsageError, match="yolov9: unknown pretrained weights"):
         download_pretrained("yolov9")
-    with pytest.raises(UsageError, match=r"a\.pth: our own weights are written to a .safetensors file"):
-        save_detector(tmp_path / "a.pth", Detector(DarknetModel(NET, DARKNET), ("a", "b"), 32, {}))
+    with pytest.raises(UsageError, match=r"a\.pth: unsupported suffix; expected .safetensors"):
+        save_detector(tmp_path / "a.pth", Detector(DarknetModel(ARCHITECTURE, DARKNET), ("a", "b"), 32, {}))
 
 
-def test_checkpoints_of_something_else_are_refused(weights: Path, tmp_path: Path) -> None:
+def test_other_and_damaged_checkpoints_are_rejected(weights: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", {"net": {"a": torch.ones(2)}}, {"net": "unet"})
-    with pytest.raises(ChromaboxError, match=r"not a checkpoint of a detector \(it holds unet\)"):
+    with pytest.raises(ChromaboxError, match=r"not a checkpoint of a detector \(it contains unet\)"):
         load_detector(tmp_path / "a.safetensors")
-    trained = load_detector(weights)
-    save_detector(tmp_path / "own.safetensors", trained)
-    with pytest.raises(UsageError, match="its weights are of kind darknet, not ultralytics"):
+    detector = load_detector(weights)
+    save_detector(tmp_path / "own.safetensors", detector)
+    with pytest.raises(UsageError, match="the variant of the weights is darknet, not ultralytics"):
         load_detector(tmp_path / "own.safetensors", variant=ULTRALYTICS_9_0)
-    with pytest.raises(UsageError, match="says its architecture itself"):
+    with pytest.raises(UsageError, match="the file defines the architecture"):
         load_detector(tmp_path / "own.safetensors", architecture="yolov3")
-    wrong = Detector(trained.model, ("a", "b", "c"), 32, {})
+    wrong = Detector(detector.model, ("a", "b", "c"), 32, {})
     save_detector(tmp_path / "wrong.safetensors", wrong)
-    with pytest.raises(UsageError, match="3 different names are given; the weights know 2"):
+    with pytest.raises(UsageError, match="3 different names; expected 2"):
         load_detector(tmp_path / "wrong.safetensors")
-    whole = (tmp_path / "own.safetensors").read_bytes()
-    (tmp_path / "own.safetensors").write_bytes(whole[:-9])
+    content = (tmp_path / "own.safetensors").read_bytes()
+    (tmp_path / "own.safetensors").write_bytes(content[:-9])
     with pytest.raises(ChromaboxError, match=r"own\.safetensors: corrupt or truncated checkpoint"):
         load_detector(tmp_path / "own.safetensors")
 
 
 @pytest.mark.parametrize("layer", ["Dropout", "__import__", "Architecture"])
-def test_a_checkpoint_cannot_name_other_things_than_layers(layer: str) -> None:
-    stored = architecture_as_json(NET)
+def test_unknown_layer_type_in_a_checkpoint_is_rejected(layer: str) -> None:
+    stored = architecture_as_json(ARCHITECTURE)
     stored["layers"][0] = {"layer": layer}
     with pytest.raises(KeyError):
         architecture_from_json(stored)
 
 
-def test_conversion_there_and_back(weights: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    own = convert_weights(str(weights), log=said.append)
-    assert own == tmp_path / "net.safetensors"
-    assert said[0] == "net from net.weights: 8 layers, 338 numbers, 2 classes, kind darknet"
-    assert "self-test left out" in said[1]
-    back = convert_weights(str(own), tmp_path / "new" / "back.weights", log=said.append)
-    assert back.read_bytes() == weights.read_bytes()
-    assert replace(load_detector(back).architecture, name="net") == NET
+def test_conversion_round_trip(weights: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    converted = convert_weights(str(weights), log=messages.append)
+    assert converted == tmp_path / "net.safetensors"
+    assert messages[0] == "net from net.weights: 8 layers, 338 weights, 2 classes, variant darknet"
+    assert "sanity check skipped" in messages[1]
+    restored = convert_weights(str(converted), tmp_path / "new" / "back.weights", log=messages.append)
+    assert restored.read_bytes() == weights.read_bytes()
+    assert replace(load_detector(restored).architecture, name="net") == ARCHITECTURE
 
 
 @pytest.mark.parametrize(
-    ("output", "sentence"),
-    [("net.weights", "is the file that is read"), ("net.onnx", "weights are written as .safetensors")],
+    ("output", "message"),
+    [("net.weights", "output is the input file"), ("net.onnx", "unsupported suffix; expected .safetensors")],
 )
-def test_conversion_into_the_wrong_place(weights: Path, tmp_path: Path, output: str, sentence: str) -> None:
+def test_conversion_to_invalid_output_is_rejected(weights: Path, tmp_path: Path, output: str, message: str) -> None:
     before = weights.read_bytes()
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(UsageError, match=message):
         convert_weights(str(weights), tmp_path / output, log=lambda line: None)
     assert weights.read_bytes() == before
 
 
-def test_untrained_weights_fail_the_self_test(tmp_path: Path) -> None:
+def test_untrained_weights_fail_the_sanity_check(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = DarknetModel(yolov3_tiny(), DARKNET)
-    write_darknet(tmp_path / "random.weights", net)
-    with pytest.raises(ChromaboxError, match=r"fails the self-test .* the weights are of another net"):
+    model = DarknetModel(yolov3_tiny(), DARKNET)
+    write_darknet(tmp_path / "random.weights", model)
+    with pytest.raises(ChromaboxError, match=r"sanity check failed .* the weights are untrained"):
         convert_weights(str(tmp_path / "random.weights"), log=lambda line: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["random.weights"]
     assert convert_weights(str(tmp_path / "random.weights"), run_sanity_check=False, log=lambda line: None).is_file()
 
 
-def test_class_names() -> None:
+def test_default_class_names() -> None:
     assert len(set(COCO_CLASSES)) == 80
     assert (COCO_CLASSES[0], COCO_CLASSES[15], COCO_CLASSES[16], COCO_CLASSES[79]) == (
         "person",

@@ -1,7 +1,7 @@
-"""Ultralytics' files: a net of the published structure is built here from PyTorch's parts, saved, and read.
+"""Ultralytics files: a model of the published structure is built from PyTorch modules, save_model, and loaded.
 
-The structure is YOLOv3-tiny's and YOLOv3's as Ultralytics' configuration files list it: modules in order, the heads in
-one last module, finest first. Expected outputs are the built net's own.
+The structures are those of YOLOv3-tiny and YOLOv3 in Ultralytics' configuration files: modules in order, and the heads
+in one last module, from fine to coarse. The expected outputs are those of the model built here.
 """
 
 import sys
@@ -51,7 +51,7 @@ class Detect(nn.Module):
 
 
 class Model(nn.Module):
-    """YOLOv3-tiny: indices as in the configuration file, padding by zeros before the pooling of stride 1."""
+    """YOLOv3-tiny with the indices of the configuration file and zero padding before the pooling of stride 1."""
 
     def __init__(self, act: type[nn.Module], names: object) -> None:
         super().__init__()
@@ -69,114 +69,118 @@ class Model(nn.Module):
         self.names, self.yaml = names, {"nc": 2}
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Raw heads, coarse first, as [batch, 3, 7, rows, columns]."""
-        kept = {}
+        """Return the raw outputs of the heads from coarse to fine: [batch, 3, 7, rows, columns]."""
+        features = {}
         for index in range(15):
-            x = kept[index] = self.model[index](x)
+            x = features[index] = self.model[index](x)
         coarse = self.model[15](x)
-        up = self.model[17](self.model[16](kept[14]))
-        fine = self.model[19](torch.cat([up, kept[8]], 1))
+        upsampled = self.model[17](self.model[16](features[14]))
+        fine = self.model[19](torch.cat([upsampled, features[8]], 1))
         detect = self.model[20]
         return [
-            head(given).unflatten(1, (3, 7)) for head, given in zip(reversed(detect.m), (coarse, fine), strict=True)
+            head(inputs).unflatten(1, (3, 7)) for head, inputs in zip(reversed(detect.m), (coarse, fine), strict=True)
         ]
 
 
 @pytest.fixture
-def as_theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The classes above under the names that their files have; gone again when a test reads."""
-    for place, found in (("models.common", Conv), ("models.yolo", Detect), ("models.yolo", Model)):
-        module = sys.modules.setdefault(place, types.ModuleType(place))
-        setattr(module, found.__name__, found)
-        monkeypatch.setattr(found, "__module__", place)
+def ultralytics_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register the classes above under the names in Ultralytics' files; they are removed before a file is read."""
+    for name, cls in (("models.common", Conv), ("models.yolo", Detect), ("models.yolo", Model)):
+        module = sys.modules.setdefault(name, types.ModuleType(name))
+        setattr(module, cls.__name__, cls)
+        monkeypatch.setattr(cls, "__module__", name)
     monkeypatch.setitem(sys.modules, "models", types.ModuleType("models"))
     yield
-    for place in ("models.common", "models.yolo"):
-        sys.modules.pop(place, None)
+    for name in ("models.common", "models.yolo"):
+        sys.modules.pop(name, None)
 
 
-def saved(path: Path, act: type[nn.Module], names: object = NAMES) -> Model:
+def save_model(path: Path, act: type[nn.Module], names: object = NAMES) -> Model:
     torch.manual_seed(1)
     model = Model(act, names).eval()
     torch.save({"epoch": 3, "model": model, "ema": None, "optimizer": None, "date": "2023"}, path)
-    for place in ("models.common", "models.yolo"):
-        sys.modules.pop(place, None)
+    for name in ("models.common", "models.yolo"):
+        sys.modules.pop(name, None)
     return model
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("act", "kind"), [(nn.LeakyReLU, ULTRALYTICS_9_0), (nn.SiLU, ULTRALYTICS_9_6)])
-def test_a_net_of_theirs_computes_the_same(
-    as_theirs: None, tmp_path: Path, act: type[nn.Module], kind: Variant
+@pytest.mark.parametrize(("act", "variant"), [(nn.LeakyReLU, ULTRALYTICS_9_0), (nn.SiLU, ULTRALYTICS_9_6)])
+def test_loaded_model_computes_the_same_outputs(
+    ultralytics_modules: None, tmp_path: Path, act: type[nn.Module], variant: Variant
 ) -> None:
-    model = saved(tmp_path / "best.pt", act)
-    trained = load_detector(tmp_path / "best.pt")
-    assert trained.variant == kind
-    assert trained.classes == ("cat", "dog")
-    assert [yolo.mask for yolo in trained.architecture.yolo_layers] == [(3, 4, 5), (0, 1, 2)]
-    assert trained.architecture.yolo_layers[0].head_anchors == ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0))
+    model = save_model(tmp_path / "best.pt", act)
+    detector = load_detector(tmp_path / "best.pt")
+    assert detector.variant == variant
+    assert detector.classes == ("cat", "dog")
+    assert [yolo.mask for yolo in detector.architecture.yolo_layers] == [(3, 4, 5), (0, 1, 2)]
+    assert detector.architecture.yolo_layers[0].head_anchors == ((81.0, 82.0), (135.0, 169.0), (344.0, 319.0))
     images = torch.rand(1, 3, 96, 64)
-    torch.testing.assert_close(trained.model(images), model(images), rtol=1e-4, atol=1e-5)
-    save_detector(tmp_path / "own.safetensors", trained)
-    again = load_detector(tmp_path / "own.safetensors")
-    assert (again.variant, again.classes, again.architecture) == (kind, trained.classes, trained.architecture)
-    torch.testing.assert_close(again.model(images), trained.model(images), rtol=0, atol=0)
-    with pytest.raises(UsageError, match=rf"darknet cannot run weights of kind {kind.name}"):
-        write_darknet(tmp_path / "own.weights", trained.model)
+    torch.testing.assert_close(detector.model(images), model(images), rtol=1e-4, atol=1e-5)
+    save_detector(tmp_path / "own.safetensors", detector)
+    reloaded = load_detector(tmp_path / "own.safetensors")
+    assert (reloaded.variant, reloaded.classes, reloaded.architecture) == (
+        variant,
+        detector.classes,
+        detector.architecture,
+    )
+    torch.testing.assert_close(reloaded.model(images), detector.model(images), rtol=0, atol=0)
+    with pytest.raises(UsageError, match=rf"Darknet does not support variant {variant.name}"):
+        write_darknet(tmp_path / "own.weights", detector.model)
 
 
-def test_names_as_a_dictionary_and_none(as_theirs: None, tmp_path: Path) -> None:
-    saved(tmp_path / "a.pt", nn.SiLU, {1: "dog", 0: "cat"})
+def test_class_names_from_a_dictionary(ultralytics_modules: None, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.pt", nn.SiLU, {1: "dog", 0: "cat"})
     assert read_ultralytics(tmp_path / "a.pt").classes == ("cat", "dog")
 
 
-def test_too_many_names(as_theirs: None, tmp_path: Path) -> None:
-    saved(tmp_path / "a.pt", nn.SiLU, ["a", "b", "c"])
-    with pytest.raises(ChromaboxError, match="names 3 classes and scores 2"):
+def test_too_many_class_names_are_rejected(ultralytics_modules: None, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.pt", nn.SiLU, ["a", "b", "c"])
+    with pytest.raises(ChromaboxError, match="3 class names for 2 classes"):
         read_ultralytics(tmp_path / "a.pt")
 
 
-def test_the_files_own_kind_is_not_talked_over(as_theirs: None, tmp_path: Path) -> None:
-    saved(tmp_path / "a.pt", nn.SiLU)
-    with pytest.raises(UsageError, match=r"its modules are of kind ultralytics-9\.6, not darknet"):
+def test_variant_that_differs_from_the_file_is_rejected(ultralytics_modules: None, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.pt", nn.SiLU)
+    with pytest.raises(UsageError, match=r"the variant of the modules is ultralytics-9\.6, not darknet"):
         load_detector(tmp_path / "a.pt", variant=DARKNET)
 
 
 @torch.no_grad()
-def test_a_dictionary_of_tensors_needs_its_kind(tmp_path: Path) -> None:
+def test_state_dict_requires_the_variant(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Model(nn.SiLU, NAMES).half()
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    with pytest.raises(UsageError, match="does not say its kind"):
+    with pytest.raises(UsageError, match="unknown variant; use --variant"):
         load_detector(tmp_path / "a.pt")
-    trained = load_detector(tmp_path / "a.pt", variant=ULTRALYTICS_9_6, classes=NAMES)
+    detector = load_detector(tmp_path / "a.pt", variant=ULTRALYTICS_9_6, classes=NAMES)
     images = torch.rand(1, 3, 32, 32)
-    torch.testing.assert_close(trained.model(images), model.float().eval()(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector.model(images), model.float().eval()(images), rtol=1e-4, atol=1e-5)
 
 
-def yolov3_state(classes: int) -> dict[str, Tensor]:
-    """YOLOv3's tensors by name, without memory of their own; every bias says which convolution it is.
+def yolov3_state(num_classes: int) -> dict[str, Tensor]:
+    """Return the tensors of YOLOv3 by name, expanded without memory; each bias is the index of its convolution.
 
-    Each line of the configuration: outputs, side, and for bottlenecks how many of them.
+    Each row of the configuration contains outputs, kernel size, and number of bottlenecks.
     """
     blocks: list[tuple[int, int, int]] = [(32, 3, 0), (64, 3, 0), (64, 0, 1), (128, 3, 0), (128, 0, 2), (256, 3, 0)]
     blocks += [(256, 0, 8), (512, 3, 0), (512, 0, 8), (1024, 3, 0), (1024, 0, 4)]
     blocks += [(1024, 0, 1), (512, 1, 0), (1024, 3, 0), (512, 1, 0), (1024, 3, 0)]
     blocks += [(256, 1, 0), (-1, 0, 0), (-1, 0, 0), (512, 0, 1), (512, 0, 1), (256, 1, 0), (512, 3, 0)]
     blocks += [(128, 1, 0), (-1, 0, 0), (-1, 0, 0), (256, 0, 1), (256, 0, 2)]
-    inputs_of = {0: 3, 16: 512, 19: 768, 23: 256, 26: 384}
+    inputs_by_index = {0: 3, 16: 512, 19: 768, 23: 256, 26: 384}
     state: dict[str, Tensor] = {}
     count, inputs = 0, 3
 
-    def add(name: str, outputs: int, given: int, side: int) -> None:
+    def add(name: str, outputs: int, inputs: int, side: int) -> None:
         nonlocal count
-        state[f"{name}.conv.weight"] = torch.zeros(1).expand(outputs, given, side, side)
-        for part, value in (("weight", 1.0), ("bias", float(count)), ("running_mean", 0.0), ("running_var", 1.0)):
-            state[f"{name}.bn.{part}"] = torch.full((1,), value).expand(outputs)
+        state[f"{name}.conv.weight"] = torch.zeros(1).expand(outputs, inputs, side, side)
+        for key, value in (("weight", 1.0), ("bias", float(count)), ("running_mean", 0.0), ("running_var", 1.0)):
+            state[f"{name}.bn.{key}"] = torch.full((1,), value).expand(outputs)
         count += 1
 
     for index, (outputs, side, bottlenecks) in enumerate(blocks):
-        inputs = inputs_of.get(index, inputs)
+        inputs = inputs_by_index.get(index, inputs)
         if side:
             add(f"model.{index}", outputs, inputs, side)
         for number in range(bottlenecks):
@@ -186,58 +190,58 @@ def yolov3_state(classes: int) -> dict[str, Tensor]:
             inputs = outputs
         inputs = outputs if outputs > 0 else inputs
     state["model.28.anchors"] = torch.ones(3, 3, 2)
-    for head, given in enumerate((256, 512, 1024)):
-        state[f"model.28.m.{head}.weight"] = torch.zeros(1).expand(3 * (5 + classes), given, 1, 1)
-        state[f"model.28.m.{head}.bias"] = torch.full((1,), 1000.0 + head).expand(3 * (5 + classes))
+    for head, inputs in enumerate((256, 512, 1024)):
+        state[f"model.28.m.{head}.weight"] = torch.zeros(1).expand(3 * (5 + num_classes), inputs, 1, 1)
+        state[f"model.28.m.{head}.bias"] = torch.full((1,), 1000.0 + head).expand(3 * (5 + num_classes))
     return state
 
 
-def test_the_convolutions_of_yolov3_find_their_places(tmp_path: Path) -> None:
+def test_convolutions_of_yolov3_are_in_darknet_order(tmp_path: Path) -> None:
     torch.save(yolov3_state(3), tmp_path / "a.pt")
     file = read_ultralytics(tmp_path / "a.pt", ULTRALYTICS_9_0)
     assert file.architecture.layers[:82] == yolov3(3).layers[:82]
     assert file.architecture.yolo_layers[0].head_anchors == ((32.0, 32.0),) * 3
-    plain = [layer for layer in file.architecture.layers if isinstance(layer, Convolution)]
-    found = [given["bias"][0] for given in file.layers]
-    # Heads come where darknet has them, coarse first; all others keep their order.
-    assert [value for value in found if value < 1000] == list(range(72))
-    heads = [index for index, layer in enumerate(plain) if not layer.batch_normalise]
-    assert [found[index] for index in heads] == [1002, 1001, 1000]
+    convolutions = [layer for layer in file.architecture.layers if isinstance(layer, Convolution)]
+    biases = [state["bias"][0] for state in file.layers]
+    # The heads are at Darknet's positions, from coarse to fine; the order of the other convolutions is unchanged.
+    assert [bias for bias in biases if bias < 1000] == list(range(72))
+    heads = [index for index, layer in enumerate(convolutions) if not layer.batch_normalise]
+    assert [biases[index] for index in heads] == [1002, 1001, 1000]
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        (lambda state: state.pop("model.0.bn.bias"), r"model\.0 lacks its bias"),
-        (lambda state: state.pop("model.28.m.1.weight"), r"model\.28\.m\.1 lacks its kernel"),
-        (lambda state: state.update({"model.3.lstm.gate": torch.ones(2)}), r"holds model\.3\.lstm\.gate"),
+        (lambda state: state.pop("model.0.bn.bias"), r"model\.0 has no bias"),
+        (lambda state: state.pop("model.28.m.1.weight"), r"model\.28\.m\.1 has no kernel"),
+        (lambda state: state.update({"model.3.lstm.gate": torch.ones(2)}), r"contains model\.3\.lstm\.gate"),
         (lambda state: state.update({"model.0.conv.weight": torch.ones(32, 4, 3, 3)}), "layer 0 is .32, 4, 3, 3."),
-        (lambda state: state.update({"model.0.bn.bias": torch.ones(31)}), "vectors of layer 0"),
-        (lambda state: state.update({"model.28.anchors": torch.ones(3, 2, 2)}), "its anchors are"),
+        (lambda state: state.update({"model.0.bn.bias": torch.ones(31)}), "wrong vectors of layer 0"),
+        (lambda state: state.update({"model.28.anchors": torch.ones(3, 2, 2)}), "anchors of shape"),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("model.4.1")],
             "70 convolutions and 3",
         ),
-        (lambda state: [state.pop(name) for name in list(state) if ".m." in name], "holds no detector"),
+        (lambda state: [state.pop(name) for name in list(state) if ".m." in name], "contains no detector"),
     ],
 )
-def test_other_nets_are_refused(tmp_path: Path, change: object, sentence: str) -> None:
+def test_invalid_state_dict_is_rejected(tmp_path: Path, change: object, message: str) -> None:
     assert callable(change)
     state = yolov3_state(1)
     change(state)
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(ChromaboxError, match=rf"a\.pt: .*{sentence}"):
+    with pytest.raises(ChromaboxError, match=rf"a\.pt: .*{message}"):
         read_ultralytics(tmp_path / "a.pt", ULTRALYTICS_9_0)
 
 
-def test_something_else_entirely(tmp_path: Path) -> None:
+def test_file_without_a_model_is_rejected(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "a.pt")
-    with pytest.raises(ChromaboxError, match="holds no detector"):
+    with pytest.raises(ChromaboxError, match="contains no detector"):
         read_ultralytics(tmp_path / "a.pt", ULTRALYTICS_9_0)
 
 
-def test_silu_and_leaky_differ() -> None:
-    """The control: that the comparison above could tell the kinds apart."""
-    given = torch.linspace(-3, 3, 7)
-    assert not torch.allclose(F.silu(given), F.leaky_relu(given, 0.1), atol=0.1)
+def test_silu_and_leaky_relu_differ() -> None:
+    """Control: the comparison of outputs above distinguishes the variants."""
+    values = torch.linspace(-3, 3, 7)
+    assert not torch.allclose(F.silu(values), F.leaky_relu(values, 0.1), atol=0.1)
     assert ConvolutionLayer(Convolution(1, 1), 1, ULTRALYTICS_9_6).activation(torch.tensor([[[[1.0]]]])) < 0.75

@@ -171,7 +171,7 @@ def _colour_video(
         smoothing=DEFAULT_SMOOTHING if smoothing is None else smoothing,
     )
     print_line(f"{target}: {summary.num_frames} frames, {summary.width} × {summary.height}")
-    for stream in summary.dropped_streams:
+    for stream in summary.skipped_streams:
         print_line(f"  not copied: {stream}")
     return 0
 

@@ -141,11 +141,11 @@ def test_processes_together_get_the_batches_of_one_process(size: int, shuffle: b
     split = random_images(count)
     reference = list(make_batches(split, 4 * size, shuffle=shuffle, hflip=True, seed=3)(1, 0))
     parts_by_rank = [
-        list(make_batches(split, 4, shuffle=shuffle, hflip=True, seed=3, world=DistInfo(rank, size))(1, 0))
+        list(make_batches(split, 4, shuffle=shuffle, hflip=True, seed=3, dist_info=DistInfo(rank, size))(1, 0))
         for rank in range(size)
     ]
     assert len({len(part) for part in parts_by_rank}) == 1
-    assert num_batches(count, 4, shuffle=shuffle, world=DistInfo(0, size)) == len(parts_by_rank[0])
+    assert num_batches(count, 4, shuffle=shuffle, dist_info=DistInfo(0, size)) == len(parts_by_rank[0])
     for step, parts in enumerate(zip(*parts_by_rank, strict=True)):
         assert len({len(labels) for _, labels in parts}) == 1
         assert len(parts[0][1]) > 0
@@ -168,13 +168,13 @@ def test_processes_together_get_the_batches_of_one_process(size: int, shuffle: b
     ],
 )
 def test_num_batches(count: int, batch_size: int, shuffle: bool, size: int, steps: int) -> None:
-    assert num_batches(count, batch_size, shuffle=shuffle, world=DistInfo(0, size)) == steps
+    assert num_batches(count, batch_size, shuffle=shuffle, dist_info=DistInfo(0, size)) == steps
 
 
 @pytest.mark.parametrize(("count", "shuffle", "size"), [(40, True, 1), (79, True, 2), (1, False, 2), (0, False, 1)])
 def test_too_few_images_for_a_batch_are_rejected(count: int, shuffle: bool, size: int) -> None:
     with pytest.raises(UsageError, match="--batch-size"):
-        num_batches(count, 41, shuffle=shuffle, world=DistInfo(0, size))
+        num_batches(count, 41, shuffle=shuffle, dist_info=DistInfo(0, size))
 
 
 @pytest.mark.parametrize(("count", "num_test"), [(2, 1), (19, 1), (20, 2), (35, 3)])
@@ -348,7 +348,7 @@ def test_auxiliary_images_have_their_fraction_of_every_batch(world_size: int) ->
     parts_by_rank = []
     for rank in range(world_size):
         epoch = make_batches(
-            images, 4, shuffle=True, hflip=True, seed=3, auxiliary=auxiliary, world=DistInfo(rank, world_size)
+            images, 4, shuffle=True, hflip=True, seed=3, auxiliary=auxiliary, dist_info=DistInfo(rank, world_size)
         )
         parts_by_rank.append(list(epoch(0, 0)))
         assert equal(parts_by_rank[-1], list(epoch(0, 0)))

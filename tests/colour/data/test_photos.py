@@ -200,7 +200,7 @@ def test_order_depends_on_epoch_and_seed() -> None:
 
 def test_two_processes_split_the_batches_of_one() -> None:
     single = make_photo_batches(PHOTOS, 4, size=64, stride=8, seed=0)
-    shared = [make_photo_batches(PHOTOS, 2, size=64, stride=8, seed=0, world=DistInfo(rank, 2)) for rank in (0, 1)]
+    shared = [make_photo_batches(PHOTOS, 2, size=64, stride=8, seed=0, dist_info=DistInfo(rank, 2)) for rank in (0, 1)]
     batches = list(zip(single(0, 0), *(part(0, 0) for part in shared), strict=True))
     assert len(batches) == 2
     for (lightness, chroma), *parts in batches:

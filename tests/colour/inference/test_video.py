@@ -28,7 +28,7 @@ def test_a_film_keeps_its_lightness_and_sound_and_gets_colour(tmp_path: Path, su
     source, target = make_video(tmp_path / f"in{suffix}", with_audio=True), tmp_path / "new" / f"out{suffix}"
     summary = colourise_video(source, target, lambda frame: ORANGE, crf=4.0)
     assert (summary.num_frames, summary.width, summary.height) == (5, 64, 48)
-    assert (summary.num_scenes, summary.audio_streams, summary.subtitle_streams, summary.dropped_streams) == (
+    assert (summary.num_scenes, summary.audio_streams, summary.subtitle_streams, summary.skipped_streams) == (
         1,
         1,
         0,

@@ -252,18 +252,18 @@ def make_batches(
     hflip: bool,
     seed: int,
     auxiliary: AuxiliaryImages | None = None,
-    world: DistInfo | None = None,
+    dist_info: DistInfo | None = None,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[PaletteBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
     Order and horizontal flips depend only on ``(seed, epoch)``: an epoch can be resumed at any batch, and it does not
     depend on the number of processes. Each process gets its part of every batch of ``batch_size`` ×
-    ``world.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different ones
+    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different ones
     in each epoch). Auxiliary images, which require shuffling, replace some of the images of each batch.
     """
-    world = world or DistInfo()
-    global_batch_size = batch_size * world.world_size
+    dist_info = dist_info or DistInfo()
+    global_batch_size = batch_size * dist_info.world_size
     all_images = images if auxiliary is None else _concat(images, auxiliary.images)
 
     def epoch_batches(epoch: int, first_batch: int) -> Iterator[PaletteBatch]:
@@ -272,12 +272,12 @@ def make_batches(
         if auxiliary is not None:
             order = _mix_in_auxiliary(order, len(auxiliary.images), global_batch_size, auxiliary.fraction, generator)
         flips = torch.rand(len(order), generator=generator) < 0.5 if hflip else torch.zeros(len(order)).bool()
-        steps = num_batches(len(images), batch_size, shuffle=shuffle, world=world)
+        steps = num_batches(len(images), batch_size, shuffle=shuffle, dist_info=dist_info)
         for step in range(first_batch, steps):
             rows = slice(step * global_batch_size, (step + 1) * global_batch_size)
             indices, flip = order[rows], flips[rows]
-            divisible = len(indices) - len(indices) % world.world_size  # every process must get the same number
-            rank_rows = slice(world.rank, divisible, world.world_size)
+            divisible = len(indices) - len(indices) % dist_info.world_size  # every process must get the same number
+            rank_rows = slice(dist_info.rank, divisible, dist_info.world_size)
             yield gather_batch(all_images, indices[rank_rows], flip[rank_rows], device)
 
     return epoch_batches
@@ -303,12 +303,12 @@ def _mix_in_auxiliary(
     return torch.cat([remaining, mixed_in.view(steps, num_mixed_in)], dim=1).flatten()
 
 
-def num_batches(num_images: int, batch_size: int, *, shuffle: bool, world: DistInfo | None = None) -> int:
+def num_batches(num_images: int, batch_size: int, *, shuffle: bool, dist_info: DistInfo | None = None) -> int:
     """Return the number of batches per epoch of :func:`make_batches`; raise UsageError if the images fill none."""
-    world = world or DistInfo()
-    global_batch_size = batch_size * world.world_size
+    dist_info = dist_info or DistInfo()
+    global_batch_size = batch_size * dist_info.world_size
     # A last batch with fewer images than processes is omitted: the mean loss of an empty batch is undefined.
-    steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= world.world_size)
+    steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= dist_info.world_size)
     if steps == 0:
         raise UsageError(
             f"--batch-size: {global_batch_size} is more than the {num_images} training images; use a smaller batch size"

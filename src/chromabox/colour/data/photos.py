@@ -125,7 +125,7 @@ def make_photo_batches(
     size: int,
     stride: int,
     seed: int,
-    world: DistInfo | None = None,
+    dist_info: DistInfo | None = None,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
@@ -133,9 +133,9 @@ def make_photo_batches(
     Order, crops and horizontal flips depend only on ``(seed, epoch)``. Two crops in five are as large as the image's
     short side, the others 0.6 to 1 of it. The images that do not fill the last batch are omitted.
     """
-    world = world or DistInfo()
-    global_batch_size = batch_size * world.world_size
-    steps = num_photo_batches(len(photos), batch_size, world)
+    dist_info = dist_info or DistInfo()
+    global_batch_size = batch_size * dist_info.world_size
+    steps = num_photo_batches(len(photos), batch_size, dist_info)
 
     def epoch_batches(epoch: int, first_batch: int) -> Iterator[PhotoBatch]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -143,7 +143,7 @@ def make_photo_batches(
         uniforms = torch.rand(len(photos), 5, generator=generator).numpy()
         for step in range(first_batch, steps):
             batch_indices = order[step * global_batch_size : (step + 1) * global_batch_size]
-            indices = batch_indices[world.rank :: world.world_size].tolist()
+            indices = batch_indices[dist_info.rank :: dist_info.world_size].tolist()
             lightness, chroma = make_photo_batch(
                 [_random_crop(photos[index], uniforms[index]) for index in indices], size, stride
             )
@@ -152,9 +152,9 @@ def make_photo_batches(
     return epoch_batches
 
 
-def num_photo_batches(num_photos: int, batch_size: int, world: DistInfo | None = None) -> int:
+def num_photo_batches(num_photos: int, batch_size: int, dist_info: DistInfo | None = None) -> int:
     """Return the number of batches per epoch; raise UsageError if the images do not fill one."""
-    global_batch_size = batch_size * (world or DistInfo()).world_size
+    global_batch_size = batch_size * (dist_info or DistInfo()).world_size
     if num_photos < global_batch_size:
         raise UsageError(
             f"--batch-size: {global_batch_size} is more than the {num_photos} training images; use a smaller batch size"

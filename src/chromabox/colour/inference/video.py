@@ -116,7 +116,7 @@ class VideoSummary:
     num_scenes: int
     audio_streams: int
     subtitle_streams: int
-    dropped_streams: tuple[str, ...]
+    skipped_streams: tuple[str, ...]
 
 
 def colourise_video(
@@ -162,7 +162,7 @@ def colourise_video(
         num_scenes=smoother.num_cuts + 1,
         audio_streams=remade.audio_streams,
         subtitle_streams=remade.subtitle_streams,
-        dropped_streams=remade.skipped_streams,
+        skipped_streams=remade.skipped_streams,
     )
 
 

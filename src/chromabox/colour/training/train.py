@@ -86,7 +86,7 @@ def train(
     *,
     options: RuntimeOptions | None = None,
     inputs: TrainInputs | None = None,
-    world: DistInfo | None = None,
+    dist_info: DistInfo | None = None,
     resume: bool = False,
     log: Callable[[str], None] = print,
     on_epoch_end: Callable[[EpochRecord, nn.Module, TrainInputs], None] = lambda record, net, inputs: None,
@@ -96,20 +96,20 @@ def train(
     ``inputs`` may be handed in where several runs share them. ``options`` is asked where ``config.execution`` is None.
     ``after_epoch`` is called in the main process after each epoch, with the record, the net and the inputs.
     """
-    world = world or DistInfo()
+    dist_info = dist_info or DistInfo()
     inputs = inputs or load_inputs(config, folder if resume else None)
     torch.manual_seed(config.seed)
     settings = {"num_colours": len(inputs.palette.colours), **config.model_args}
     net = build_model(config.model, **settings)
     if config.runtime is None:
-        execution = _autotune(config, options or RuntimeOptions(), net, inputs) if world.is_main else None
-        config = replace(config, runtime=broadcast_object(execution, world))
+        execution = _autotune(config, options or RuntimeOptions(), net, inputs) if dist_info.is_main else None
+        config = replace(config, runtime=broadcast_object(execution, dist_info))
     assert config.runtime is not None
     execution = config.runtime
-    convert_sync_batchnorm(net, world)
+    convert_sync_batchnorm(net, dist_info)
     # Before anything is written: a run that cannot begin must not leave a folder that looks like one.
-    job, plan = build_task(config, net, settings, inputs, world, execution)
-    if world.is_main:
+    job, plan = build_task(config, net, settings, inputs, dist_info, execution)
+    if dist_info.is_main:
         _write_config(config, folder)
         save_palette(folder / "palette.json", inputs.palette)
         log(
@@ -121,11 +121,13 @@ def train(
         plan,
         folder=folder,
         runtime=execution,
-        dist_info=world,
+        dist_info=dist_info,
         resume=resume,
         on_epoch_end=lambda record, trained_so_far: on_epoch_end(record, trained_so_far, inputs),
     )
-    return broadcast_object(_write_summary(config, folder, trained, inputs, plan) if world.is_main else {}, world)
+    return broadcast_object(
+        _write_summary(config, folder, trained, inputs, plan) if dist_info.is_main else {}, dist_info
+    )
 
 
 def _autotune(config: TrainConfig, options: RuntimeOptions, model: nn.Module, inputs: TrainInputs) -> RuntimeConfig:
@@ -151,11 +153,11 @@ def build_task(
     model: nn.Module,
     model_args: dict[str, Any],
     inputs: TrainInputs,
-    world: DistInfo,
+    dist_info: DistInfo,
     runtime: RuntimeConfig,
 ) -> tuple[TrainTask[Any], TrainSchedule]:
     recipe, data = config.recipe, inputs.data
-    steps = num_batches(len(data.train), recipe.batch_size, shuffle=recipe.shuffle, world=world)
+    steps = num_batches(len(data.train), recipe.batch_size, shuffle=recipe.shuffle, dist_info=dist_info)
     plan = TrainSchedule(
         epochs=recipe.epochs,
         batches_per_epoch=steps,
@@ -180,7 +182,7 @@ def build_task(
             hflip=recipe.hflip,
             seed=config.seed,
             auxiliary=_auxiliary_images(recipe, data),
-            world=world,
+            dist_info=dist_info,
             device=runtime.device,
         ),
         compute_loss=compute_losses,

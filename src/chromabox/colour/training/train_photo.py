@@ -89,7 +89,7 @@ def train_photo(
     folder: Path,
     *,
     options: RuntimeOptions | None = None,
-    world: DistInfo | None = None,
+    dist_info: DistInfo | None = None,
     resume: bool = False,
     log: Callable[[str], None] = print,
     on_epoch_end: Callable[[EpochRecord, nn.Module, ChromaBins, PhotoDataset], None] = lambda *_: None,
@@ -99,21 +99,21 @@ def train_photo(
     ``options`` is asked where ``config.execution`` is None. ``after_epoch`` is called in the main process after each
     epoch, with the record, the net, its bins and the photographs.
     """
-    world = world or DistInfo()
+    dist_info = dist_info or DistInfo()
     if config.size < 64 or config.size % PhotoNet.size_divisor:
         raise UsageError(
             f"size is {config.size}: the photo net needs a multiple of {PhotoNet.size_divisor}, at least 64"
         )
-    photographs = load_photos(Path(config.data), log if world.is_main else lambda line: None)
+    photographs = load_photos(Path(config.data), log if dist_info.is_main else lambda line: None)
     torch.manual_seed(config.seed)
     begun = init_model(config, photographs, folder if resume else None)
     if config.runtime is None:
-        execution = _autotune(config, options or RuntimeOptions(), begun, photographs) if world.is_main else None
-        config = replace(config, init=begun.init, runtime=broadcast_object(execution, world))
+        execution = _autotune(config, options or RuntimeOptions(), begun, photographs) if dist_info.is_main else None
+        config = replace(config, init=begun.init, runtime=broadcast_object(execution, dist_info))
     assert config.runtime is not None
-    convert_sync_batchnorm(begun.model, world)
-    job, plan = build_photo_task(config, begun, photographs, world)
-    if world.is_main:
+    convert_sync_batchnorm(begun.model, dist_info)
+    job, plan = build_photo_task(config, begun, photographs, dist_info)
+    if dist_info.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
         write_json(folder / "bins.json", begun.bins.as_json())
@@ -128,11 +128,11 @@ def train_photo(
         plan,
         folder=folder,
         runtime=config.runtime,
-        dist_info=world,
+        dist_info=dist_info,
         resume=resume,
         on_epoch_end=lambda record, net: on_epoch_end(record, net, begun.bins, photographs),
     )
-    return broadcast_object(_write_summary(config, folder, trained, begun) if world.is_main else {}, world)
+    return broadcast_object(_write_summary(config, folder, trained, begun) if dist_info.is_main else {}, dist_info)
 
 
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
@@ -228,13 +228,13 @@ def _autotune(
 
 
 def build_photo_task(
-    config: PhotoConfig, initial: InitialModel, photos: PhotoDataset, world: DistInfo
+    config: PhotoConfig, initial: InitialModel, photos: PhotoDataset, dist_info: DistInfo
 ) -> tuple[TrainTask[PhotoBatch], TrainSchedule]:
     recipe = config.recipe
     assert config.runtime is not None
     plan = TrainSchedule(
         epochs=recipe.epochs,
-        batches_per_epoch=num_photo_batches(len(photos.train), recipe.batch_size, world),
+        batches_per_epoch=num_photo_batches(len(photos.train), recipe.batch_size, dist_info),
         accumulate=config.accumulate,
         monitor="val_loss",
         patience=config.patience,
@@ -259,7 +259,7 @@ def build_photo_task(
             size=config.size,
             stride=PhotoNet.stride,
             seed=config.seed,
-            world=world,
+            dist_info=dist_info,
             device=device,
         ),
         compute_loss=lambda call, batch: _compute_losses(call, batch, initial.bins),

@@ -259,8 +259,8 @@ def make_batches(
 
     Order and horizontal flips depend only on ``(seed, epoch)``: an epoch can be resumed at any batch, and it does not
     depend on the number of processes. Each process gets its part of every batch of ``batch_size`` ×
-    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different ones
-    in each epoch). Auxiliary images, which require shuffling, replace some of the images of each batch.
+    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different
+    ones in each epoch). Auxiliary images, which require shuffling, replace some of the images of each batch.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size

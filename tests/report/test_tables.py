@@ -12,7 +12,7 @@ from chromabox.report.tables import print_colour_evaluation
 
 def test_print_colour_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     model = EvaluationRow(
-        name="model",
+        name="net",
         loss=0.98765,
         accuracy=0.6123,
         balanced_accuracy=0.4,
@@ -24,6 +24,7 @@ def test_print_colour_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     print_colour_evaluation(Evaluation([model, grey], np.zeros((2, 2), np.int64)), "unet on horses")
     lines = capsys.readouterr().out.splitlines()
     assert any("unet on horses" in line for line in lines)
+    # The key "net" is displayed as "model".
     assert any(
         all(number in line for number in ("model", "0.9877", "61.23", "40.00", "23.46", "9.88", "12.3"))
         for line in lines

@@ -8,6 +8,14 @@ from rich.table import Table
 
 from chromabox.colour.evaluation.evaluate import Evaluation
 
+#: Displayed names of the rows whose key in evaluation.json differs.
+DISPLAY_NAMES = {
+    "net": "model",
+    "net, annealed mean": "model, annealed mean",
+    "grey value's colour": "grey lookup table",
+    "palette oracle": "palette upper bound",
+}
+
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table with the first column left-aligned and the others right-aligned."""
@@ -22,6 +30,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def _format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    """Format ``value * factor``; None becomes an empty string, a non-finite value becomes "∞"."""
     if value is None:
         return ""
     return f"{value * factor:.{digits}f}" if math.isfinite(value) else "∞"
@@ -32,7 +41,7 @@ def print_colour_evaluation(result: Evaluation, title: str) -> None:
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [
         [
-            row.name,
+            DISPLAY_NAMES.get(row.name, row.name),
             _format_number(row.loss, 4),
             _format_number(row.accuracy, 2, 100.0),
             _format_number(row.balanced_accuracy, 2, 100.0),

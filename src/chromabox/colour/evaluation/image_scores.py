@@ -1,8 +1,8 @@
-"""Coloured pictures beside their originals: how near they come, and what the same picture in grey would reach.
+"""Comparison of colourised images with their originals, with the greyscale image as the baseline.
 
-Everything is measured at 8 bits on upright pictures (the EXIF orientation is applied to both); 16-bit values are
-rounded to 8 bits first, alpha and colour profiles are left out of account. Originals and coloured pictures belong
-together by their place in the two folders; the suffix may differ, because some formats are written as PNG.
+All scores are computed at 8 bits with the EXIF orientation applied to both images. 16-bit values are rounded to 8 bits;
+alpha channels and colour profiles are ignored. Originals and colourised images are paired by their relative paths in
+the two folders. The suffix may differ, because some formats are written as PNG.
 """
 
 import math
@@ -23,43 +23,43 @@ from chromabox.io.images import find_images, read_image, to_uint8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """One coloured picture against its original; ``grey_…`` is the original itself without chroma (a* = b* = 0).
+    """Scores of one colourised image; ``grey_…`` are those of the original without chroma (a* = b* = 0).
 
-    The grey picture's colourfulness is 0. What has no value is None: a gain where one of the two PSNR is infinite, a
-    ratio or a reduction of nothing.
+    The colourfulness of the greyscale image is 0. Undefined scores are None: a PSNR gain if one of the two PSNR values
+    is infinite, and a ratio or a reduction whose denominator is 0.
     """
 
     psnr: float
-    """Decibels over all values of red, green and blue, peak 255; infinite for equal pictures."""
+    """PSNR in dB over all values of red, green and blue, peak 255; infinite for equal images."""
     ssim: float
-    """Structural similarity, −1 to 1: ``metrics.ssim`` says how."""
+    """Structural similarity in [−1, 1], see ``metrics.ssim``."""
     delta_e: float
     """Mean CIEDE2000."""
     delta_lightness: float
-    """Mean difference of L* without its sign, 0 to 100."""
+    """Mean absolute difference of L*, in [0, 100]."""
     colourfulness: float
-    """Of the coloured picture: Hasler and Süsstrunk 2003."""
+    """Colourfulness of the colourised image (Hasler and Süsstrunk 2003)."""
     original_colourfulness: float
-    """The same of the original."""
+    """Colourfulness of the original."""
     colourfulness_difference: float
-    """Coloured minus original."""
+    """Colourised minus original."""
     colourfulness_ratio: float | None
-    """Coloured over original."""
+    """Colourised divided by original."""
     grey_psnr: float
-    """Decibels; infinite where the original is grey."""
+    """PSNR in dB; infinite if the original is grey."""
     grey_ssim: float
     grey_delta_e: float
     grey_delta_lightness: float
-    """Nothing but the rounding to 8 bits."""
+    """Mean absolute difference of L*. It is due only to rounding to 8 bits."""
     psnr_gain: float | None
-    """Decibels that colour is nearer to the original than grey is."""
+    """``psnr`` minus ``grey_psnr``, in dB."""
     delta_e_reduction: float | None
-    """Per cent of grey's mean CIEDE2000 that colour takes away; below 0 where it adds."""
+    """Reduction of the mean CIEDE2000 relative to greyscale, in per cent; negative if it increases."""
 
 
 @dataclass(frozen=True)
 class FileScores:
-    """One scored pair of files, by their places inside what was given; ``width`` and ``height`` in pixels."""
+    """Scores of one pair of files, given by their paths relative to the input folders; width and height in pixels."""
 
     original: Path
     coloured: Path
@@ -70,7 +70,7 @@ class FileScores:
 
 @dataclass(frozen=True)
 class FailedFile:
-    """A file that could not be scored, and why, in one sentence."""
+    """A file that could not be scored, and the error message, one line."""
 
     file: Path
     error: str
@@ -78,21 +78,21 @@ class FailedFile:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """All scored files in the originals' order, and the files that could not be scored."""
+    """All scored files in the order of the originals, and the files that could not be scored."""
 
     files: list[FileScores]
     failed: list[FailedFile]
 
     @property
     def mean(self) -> dict[str, float | None]:
-        """The mean of every score over the files for which it is a finite number; None where there is none."""
+        """Mean of every score over the files for which it is finite; None if there are no such files."""
         return {
             field.name: _mean([getattr(file.scores, field.name) for file in self.files])
             for field in fields(ImageScores)
         }
 
     def as_json(self) -> dict[str, Any]:
-        """``mean``, ``files`` and ``failed`` as JSON values of full precision; an infinite PSNR becomes None."""
+        """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision; an infinite PSNR becomes None."""
         return {
             "mean": self.mean,
             "files": [to_row(file) for file in self.files],
@@ -101,26 +101,27 @@ class ScoreReport:
 
 
 def to_row(file: FileScores) -> dict[str, str | int | float | None]:
-    """One file's names, size and scores as JSON values in a row; what is not a finite number is None."""
-    place: dict[str, str | int | float | None] = {
+    """Return names, size and scores of one file as a flat dictionary of JSON values; non-finite numbers become None."""
+    row: dict[str, str | int | float | None] = {
         "original": file.original.as_posix(),
         "coloured": file.coloured.as_posix(),
         "width": file.width,
         "height": file.height,
     }
-    return place | {name: _finite_or_none(value) for name, value in asdict(file.scores).items()}
+    return row | {name: _finite_or_none(value) for name, value in asdict(file.scores).items()}
 
 
 def score_image(
     original: UInt8[np.ndarray, "height width 3"], coloured: UInt8[np.ndarray, "height width 3"]
 ) -> ImageScores:
-    """Score one coloured picture, in memory.
+    """Score one colourised image in memory.
 
     Args:
-        original: sRGB, 0 to 255.
-        coloured: the same of the same size.
+        original: 8-bit sRGB.
+        coloured: 8-bit sRGB of the same shape.
 
-    Beyond one more picture (the grey one) memory does not grow with the size. Raises ChromaboxError for no pixels.
+    Apart from the greyscale image, the working memory does not depend on the image size. Raise ChromaboxError if the
+    shapes differ or the images have no pixels.
     """
     grey = metrics.to_greyscale(original)
     psnr, grey_psnr = (metrics.psnr(rgb, original) for rgb in (coloured, grey))
@@ -145,15 +146,15 @@ def score_image(
 
 
 def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
-    """Score a coloured picture, or a folder of them with its sub-folders, against the original or a folder of them.
+    """Compare a colourised image, or a folder of them with its subfolders, with the original or a folder of originals.
 
-    A file that cannot be read, has another size than its partner or has none does not stop the rest: it is in
-    ``failed``. ``show_progress`` draws a bar on a terminal. Raises UsageError for a path that does not exist and for a
-    folder without pictures.
+    A file that cannot be read, has no counterpart, or differs from it in size is listed in ``failed``; the other files
+    are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does not exist or a
+    folder contains no images.
     """
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
-    with progress_bar("scoring", len(pairs), unit="pictures", show=show_progress) as tick:
+    with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for pair in pairs:
             try:
                 files.append(_score_files(pair))
@@ -161,7 +162,7 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                 failed.append(FailedFile(pair.original_relative, str(error)))
             except MemoryError:
                 failed.append(
-                    FailedFile(pair.original_relative, f"{pair.original} needs more memory to be scored than is there")
+                    FailedFile(pair.original_relative, f"{pair.original}: not enough memory to score the image")
                 )
             tick()
     return ScoreReport(files, failed)
@@ -169,7 +170,7 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
 
 @dataclass(frozen=True)
 class FilePair:
-    """Two files that belong together, each with its place inside what was given."""
+    """An original and its colourised image, each with its path relative to the input folder."""
 
     original: Path
     original_relative: Path
@@ -178,75 +179,82 @@ class FilePair:
 
 
 def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[FailedFile]]:
-    """The files that belong together, in the originals' order, and those that belong to none or to several.
+    """Return pairs of files in the order of the originals, and the files with no counterpart or several.
 
-    Two files belong together whatever their names. In folders the partner is at the same place, else it is the only
-    file at that place with another suffix. Where one side is a file, only its partner is looked for. If one folder
-    lies in the other, its pictures are not counted to the other. Raises UsageError for a path that does not exist
-    and for a folder without pictures.
+    Two files are a pair regardless of their names. In folders, the counterpart has the same relative path, or is the
+    only file whose relative path differs just in the suffix. If one of the two paths is a file, only its counterpart
+    is searched. If one folder is inside the other, its images do not belong to the other. Raise UsageError if a path
+    does not exist or a folder contains no images.
     """
-    left, right = _list_images(originals, exclude=coloured), _list_images(coloured, exclude=originals)
+    original_paths = _list_images(originals, exclude=coloured)
+    coloured_paths = _list_images(coloured, exclude=originals)
     if originals.is_file() and coloured.is_file():
-        return [FilePair(originals, next(iter(left)), coloured, next(iter(right)))], []
-    candidates = _match_candidates(left, right)
-    claims = Counter(others[0] for others in candidates.values() if len(others) == 1)
+        return [FilePair(originals, next(iter(original_paths)), coloured, next(iter(coloured_paths)))], []
+    candidates = _match_candidates(original_paths, coloured_paths)
+    num_originals = Counter(matches[0] for matches in candidates.values() if len(matches) == 1)
     pairs: list[FilePair] = []
-    problems: dict[Path, str] = {}
-    for place, others in candidates.items():
-        named = " and ".join(str(right[other]) for other in others)
-        if len(others) > 1:
-            problems[place] = f"{left[place]} could belong to {named}: one partner is right, remove the others"
-        elif others and claims[others[0]] > 1:
-            problems[place] = f"{left[place]} is one of {claims[others[0]]} originals of {named}: one is right"
-        elif others:
-            pairs.append(FilePair(left[place], place, right[others[0]], others[0]))
+    errors: dict[Path, str] = {}
+    for relative, matches in candidates.items():
+        path = original_paths[relative]
+        names = " and ".join(str(coloured_paths[match]) for match in matches)
+        if len(matches) > 1:
+            errors[relative] = f"{path} matches {names}: expected one colourised image, remove the others"
+        elif matches and num_originals[matches[0]] > 1:
+            count = num_originals[matches[0]]
+            errors[relative] = f"{path} is one of {count} originals of {names}: expected only one, remove the others"
+        elif matches:
+            pairs.append(FilePair(path, relative, coloured_paths[matches[0]], matches[0]))
         elif not coloured.is_file():
-            problems[place] = f"{left[place]} has no partner: {coloured} holds no {place.with_suffix('.*')}"
+            errors[relative] = f"{path} has no colourised image: expected {relative.with_suffix('.*')} in {coloured}"
     if not originals.is_file():
-        alone = right.keys() - {other for others in candidates.values() for other in others}
-        for place in sorted(alone):
-            problems[place] = f"{right[place]} has no original of its own: {originals} holds none for it"
-    return pairs, [FailedFile(place, problem) for place, problem in problems.items()]
+        unmatched = coloured_paths.keys() - {match for matches in candidates.values() for match in matches}
+        for relative in sorted(unmatched):
+            errors[relative] = f"{coloured_paths[relative]} has no original: expected one in {originals}"
+    return pairs, [FailedFile(relative, error) for relative, error in errors.items()]
 
 
 def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
-    """Pictures by their places in ``root``, without those in the other folder if that lies in this one."""
-    apart = exclude.resolve()
-    nested = exclude.is_dir() and root.resolve() in apart.parents
-    return {place: path for path, place in find_images([root]) if not nested or apart not in path.resolve().parents}
-
-
-def _match_candidates(left: Iterable[Path], right: Iterable[Path]) -> dict[Path, list[Path]]:
-    """For every place on the left the places on the right that could belong to it.
-
-    The same place, else all that differ by the suffix and are not themselves a place on the left.
-    """
-    own = set(left)
-    by_stem: dict[Path, list[Path]] = {}
-    for place in right:
-        by_stem.setdefault(place.with_suffix(""), []).append(place)
-    alike = {place: by_stem.get(place.with_suffix(""), []) for place in own}
+    """Return images by their relative paths in ``root``, without those in ``exclude`` if it is inside ``root``."""
+    excluded = exclude.resolve()
+    is_nested = exclude.is_dir() and root.resolve() in excluded.parents
     return {
-        place: [place] if place in alike[place] else [other for other in alike[place] if other not in own]
-        for place in left
+        relative: path
+        for path, relative in find_images([root])
+        if not is_nested or excluded not in path.resolve().parents
+    }
+
+
+def _match_candidates(originals: Iterable[Path], coloured: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Return, for each relative path of an original, the relative paths of the colourised images that match it.
+
+    This is the same path if it exists, else all paths that differ just in the suffix and are no path of an original.
+    """
+    original_set = set(originals)
+    by_stem: dict[Path, list[Path]] = {}
+    for path in coloured:
+        by_stem.setdefault(path.with_suffix(""), []).append(path)
+    same_stem = {path: by_stem.get(path.with_suffix(""), []) for path in original_set}
+    return {
+        path: [path] if path in same_stem[path] else [match for match in same_stem[path] if match not in original_set]
+        for path in originals
     }
 
 
 def _score_files(pair: FilePair) -> FileScores:
-    """Read and score one pair; ChromaboxError for what cannot be read and for sizes that differ."""
+    """Read and score one pair. Raise ChromaboxError if a file cannot be read or the sizes differ."""
     original, coloured = (to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured))
     if original.shape != coloured.shape:
         sizes = [f"{width} × {height}" for height, width, _ in (coloured.shape, original.shape)]
         raise ChromaboxError(
-            f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, both turned upright by "
-            "their EXIF orientation: pictures of one size are needed"
+            f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their EXIF "
+            "orientation applied: expected images of the same size"
         )
     height, width, _ = original.shape
     return FileScores(pair.original_relative, pair.coloured_relative, width, height, score_image(original, coloured))
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
 
 
 def _finite_or_none(value: float | None) -> float | None:

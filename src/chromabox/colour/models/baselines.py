@@ -1,8 +1,8 @@
 """The three networks of figure 1 of the assignment: PoolUpsampleNet (1a), ConvTransposeNet (1b), UNet (1c).
 
-All take greyscale images in [0, 1), float32 [batch, in, height, width], with sides that are multiples of
-``model.multiple``, and return logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015. Any kernel
-size from 1 keeps the shapes of the figure: see :func:`strided_padding` and :func:`transposed_padding`.
+The input is greyscale images in [0, 1), float32 [batch, in, height, width]; height and width are multiples of
+``model.size_divisor``. The output is logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015. Any
+kernel size from 1 keeps the shapes of the figure: see :func:`strided_padding` and :func:`transposed_padding`.
 """
 
 import warnings
@@ -18,7 +18,7 @@ GreyBatch = Float[Tensor, "batch in height width"]
 
 
 def strided_padding(kernel: int, dilation: int = 1) -> int:
-    """Padding with which a convolution of stride 2 halves every even size exactly.
+    """Return the padding with which a convolution of stride 2 halves every even size exactly.
 
     The output is floor((n + 2p − d(k − 1) − 1) / 2) + 1 = n/2, so 2p is d(k − 1) or d(k − 1) − 1.
     """
@@ -26,7 +26,7 @@ def strided_padding(kernel: int, dilation: int = 1) -> int:
 
 
 def transposed_padding(kernel: int) -> tuple[int, int]:
-    """Padding and output padding with which a transposed convolution of stride 2 doubles every size exactly.
+    """Return the (padding, output_padding) with which a transposed convolution of stride 2 doubles every size exactly.
 
     The output is 2(n − 1) − 2p + (k − 1) + o + 1 = 2n, so o = 2p + 2 − k with o in {0, 1}: p = (k − 1) // 2 and o = 1
     for odd k, 0 for even k.
@@ -34,22 +34,22 @@ def transposed_padding(kernel: int) -> tuple[int, int]:
     return (kernel - 1) // 2, kernel % 2
 
 
-# Said by PyTorch for even kernels; that the input is copied once more is no news to whoever asked for one.
+# PyTorch warns that padding="same" with an even kernel copies the input; the copy is intended.
 warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
 
 
 def same_conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps height and width (stride 1) or halves them (stride 2).
+    """Return a convolution that keeps height and width (stride 1) or halves them (stride 2).
 
-    With stride 1 and an even reach d(k − 1) + 1 no symmetric padding keeps the size; ``padding="same"`` then pads one
-    pixel more at the right and bottom. For odd reaches it is the usual (reach − 1)/2 on every side.
+    With stride 1 and an even kernel extent e = d(k − 1) + 1, no symmetric padding keeps the size; ``padding="same"``
+    then pads one pixel more at the right and bottom. An odd extent is padded by (e − 1)/2 on every side.
     """
     padding = "same" if stride == 1 else strided_padding(kernel, dilation)
     return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, padding=padding)
 
 
 def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTranspose2d:
-    """A transposed convolution of stride 2 and dilation 1 that doubles height and width."""
+    """Return a transposed convolution of stride 2 and dilation 1 that doubles height and width."""
     padding, output_padding = transposed_padding(kernel)
     return nn.ConvTranspose2d(
         in_channels, out_channels, kernel, stride=2, padding=padding, output_padding=output_padding
@@ -57,22 +57,22 @@ def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTr
 
 
 def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
-    """Raise UsageError for sizes with which the figure's shapes cannot be kept."""
+    """Raise UsageError if a layer of these sizes cannot keep the shapes of the figure."""
     sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
     sizes |= {"num_filters": num_filters, "num_colours": num_colours}
     for name, value in sizes.items():
         if value < 1:
-            raise UsageError(f"{name} is {value}: a layer needs at least 1 to keep the shapes of the figure")
-    reach = dilation * (kernel - 1) + 1
-    if reach > 33:
+            raise UsageError(f"{name} is {value}: expected at least 1")
+    extent = dilation * (kernel - 1) + 1
+    if extent > 33:  # most inputs of the convolution would be padding
         raise UsageError(
-            f"kernel {kernel} with dilation {dilation} reaches over {reach} pixels, more than a picture of 32: "
-            "most of what it sees would be padding; take a smaller kernel or dilation"
+            f"kernel {kernel} with dilation {dilation} covers {extent} pixels, more than an image of 32 × 32: "
+            "use a smaller kernel or dilation"
         )
 
 
 class PoolUpsampleNet(nn.Module):
-    """Figure 1a: two convolutions with pooling, two with upsampling, one more."""
+    """Figure 1a: two convolutions with pooling, two with upsampling, and a last convolution."""
 
     size_divisor = 4
 
@@ -92,11 +92,12 @@ class PoolUpsampleNet(nn.Module):
         )
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Logits of every pixel."""
+        """Return the logits of every pixel."""
         return self.last(self.block4(self.block3(self.block2(self.block1(grey)))))
 
 
 def down_block(in_channels: int, out_channels: int, kernel: int, dilation: int) -> nn.Sequential:
+    """Return a strided convolution, BatchNorm and ReLU, which halve height and width."""
     return nn.Sequential(
         same_conv(in_channels, out_channels, kernel, stride=2, dilation=dilation),
         nn.BatchNorm2d(out_channels),
@@ -105,13 +106,14 @@ def down_block(in_channels: int, out_channels: int, kernel: int, dilation: int) 
 
 
 def up_block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    """Return a transposed convolution, BatchNorm and ReLU, which double height and width."""
     return nn.Sequential(upsample_conv(in_channels, out_channels, kernel), nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class ConvTransposeNet(nn.Module):
-    """Figure 1b: strides instead of pooling, transposed convolutions instead of upsampling.
+    """Figure 1b: strided convolutions instead of pooling, transposed convolutions instead of upsampling.
 
-    ``dilation`` acts on the ordinary convolutions; the transposed ones keep dilation 1, as the assignment sets it.
+    ``dilation`` applies to the ordinary convolutions; the transposed ones keep dilation 1, as the assignment specifies.
     """
 
     size_divisor = 4
@@ -128,12 +130,12 @@ class ConvTransposeNet(nn.Module):
         self.last = same_conv(num_colours, num_colours, kernel, dilation=dilation)
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Logits of every pixel."""
+        """Return the logits of every pixel."""
         return self.last(self.block4(self.block3(self.block2(self.block1(grey)))))
 
 
 class UNet(nn.Module):
-    """Figure 1c: ConvTransposeNet with block 1's output shown again to block 4, and the input to the last layer."""
+    """Figure 1c: ConvTransposeNet with skips from block 1 to block 4 and from the input to the last layer."""
 
     size_divisor = 4
 
@@ -149,7 +151,7 @@ class UNet(nn.Module):
         self.last = same_conv(num_colours + num_in_channels, num_colours, kernel, dilation=dilation)
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Logits of every pixel."""
+        """Return the logits of every pixel."""
         half = self.block1(grey)
-        again = torch.cat([self.block3(self.block2(half)), half], 1)
-        return self.last(torch.cat([self.block4(again), grey], 1))
+        decoded = torch.cat([self.block3(self.block2(half)), half], 1)
+        return self.last(torch.cat([self.block4(decoded), grey], 1))

@@ -12,21 +12,23 @@ from chromabox.errors import UsageError
 
 def hat_encoding(
     grey: Float[Tensor, "batch 1 height width"], num_intervals: int
-) -> Float[Tensor, "batch count_plus_1 height width"]:
-    """Grey in [0, 1) as ``count`` + 1 hat functions: 1 at their own multiple of 1/count, 0 from its neighbours on.
+) -> Float[Tensor, "batch num_intervals_plus_1 height width"]:
+    """Encode grey values in [0, 1) by n + 1 hat functions (n is ``num_intervals``); compute in float32.
 
-    Which palette colour is nearest changes abruptly with grey. A linear layer on these sees any piecewise linear
-    function of it, whereas one on grey itself has to build each step out of many units. Computed in float32.
+    Hat function i is 1 at i/n and decreases linearly to 0 at (i − 1)/n and (i + 1)/n. The nearest palette colour
+    changes abruptly with grey. A linear layer on this encoding represents every piecewise linear function of grey with
+    these knots; on the grey value itself, each step would need several hidden units.
     """
-    # Laid out channels-last from the start: as the widest tensor of the net it would be costly to turn round later.
+    # Computed in channels-last layout: converting this tensor, the widest of the model, later would be slow.
     levels = torch.arange(num_intervals + 1, device=grey.device)
     return (1 - (grey.float().permute(0, 2, 3, 1) * num_intervals - levels).abs()).clamp(min=0).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
-    """x + convolution · ReLU · BN · convolution · ReLU · BN of x: a pre-activation block (He et al. 2016, figure 1b).
+    """Pre-activation residual block (He et al. 2016, figure 1b): x + branch(x).
 
-    The second convolution starts at zero, so that the block starts as the identity (Zhang, Dauphin and Ma 2019).
+    The branch is BatchNorm, ReLU, convolution, BatchNorm, ReLU, convolution. The second convolution is initialised to
+    zero, which makes the block the identity at first (Zhang, Dauphin and Ma 2019).
     """
 
     def __init__(self, channels: int) -> None:
@@ -35,21 +37,22 @@ class ResidualBlock(nn.Module):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        normalised = (nn.BatchNorm2d(channels), nn.ReLU(), first, nn.BatchNorm2d(channels), nn.ReLU(), last)
-        self.branch = nn.Sequential(*normalised)
+        layers = (nn.BatchNorm2d(channels), nn.ReLU(), first, nn.BatchNorm2d(channels), nn.ReLU(), last)
+        self.branch = nn.Sequential(*layers)
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """The features with the branch's correction added."""
+        """Return the features plus the output of the branch."""
         return features + self.branch(features)
 
 
 class ColourNet(nn.Module):
-    """Our own: a U-Net of residual blocks that does most of its work at half resolution and below.
+    """U-Net of residual blocks, with most computation at half resolution and below (our design).
 
-    Grey enters as hat functions, three times: into the stem, which halves the picture at once; at full resolution
-    beside the decoder's last layer; and straight into the answer, as a table "grey value → scores" that the rest
-    need only correct. In evaluation a picture is looked at a second time in the mirror, and the two opinions
-    (probabilities) are averaged. Sides must be multiples of 8.
+    The grey values are encoded by hat functions (:func:`hat_encoding`), which are the input of three layers: the stem,
+    a convolution of stride 2; the full-resolution convolution whose output is added to the decoder's; and a 1 × 1
+    convolution added to the logits, which acts as a lookup table from grey value to logits that the other layers only
+    have to correct. In evaluation mode, the probabilities of the image and of its horizontal flip are averaged
+    (test-time augmentation). Height and width must be multiples of 8.
     """
 
     size_divisor = 8
@@ -64,38 +67,38 @@ class ColourNet(nn.Module):
     ) -> None:
         super().__init__()
         if num_in_channels != 1:
-            raise UsageError(f"num_in_channels is {num_in_channels}: colournet looks at one channel, grey")
+            raise UsageError(f"num_in_channels is {num_in_channels}: colournet expects 1 (grey)")
         self.hats = hats
         first, second, third = widths
-        seen = hats + 1
+        num_hats = hats + 1
 
-        def stage(channels: int, count: int) -> nn.Sequential:
-            return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))
+        def stage(channels: int, num_blocks: int) -> nn.Sequential:
+            return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
-        self.stem = nn.Conv2d(seen, first, 4, stride=2, padding=1)
+        self.stem = nn.Conv2d(num_hats, first, 4, stride=2, padding=1)
         self.encode1, self.down1 = stage(first, blocks[0]), nn.Conv2d(first, second, 2, stride=2)
         self.encode2, self.down2 = stage(second, blocks[1]), nn.Conv2d(second, third, 2, stride=2)
         self.middle = stage(third, blocks[2])
         self.up2, self.decode2 = nn.ConvTranspose2d(third, second, 2, stride=2), stage(second, blocks[1])
         self.up1, self.decode1 = nn.ConvTranspose2d(second, first, 2, stride=2), stage(first, blocks[0])
-        self.up0, self.local = nn.ConvTranspose2d(first, 32, 2, stride=2), nn.Conv2d(seen, 32, 3, padding=1)
+        self.up0, self.local = nn.ConvTranspose2d(first, 32, 2, stride=2), nn.Conv2d(num_hats, 32, 3, padding=1)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(32, 64, 1), nn.ReLU(), nn.Conv2d(64, num_colours, 1))
-        self.table = nn.Conv2d(seen, num_colours, 1)
+        self.table = nn.Conv2d(num_hats, num_colours, 1)
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Logits of every pixel; in evaluation logarithms of the averaged probabilities."""
+        """Return the logits of every pixel; in evaluation mode, logarithms of the averaged probabilities."""
         if self.training:
             return self.logits(grey)
-        plain = self.logits(grey).float().log_softmax(1)
-        mirrored = self.logits(grey.flip(-1)).float().log_softmax(1).flip(-1)
-        return torch.logaddexp(plain, mirrored) - math.log(2)
+        original = self.logits(grey).float().log_softmax(1)
+        flipped = self.logits(grey.flip(-1)).float().log_softmax(1).flip(-1)
+        return torch.logaddexp(original, flipped) - math.log(2)
 
     def logits(self, grey: GreyBatch) -> Logits:
-        """Logits from one look."""
-        hats = hat_encoding(grey, self.hats)
-        half = self.encode1(self.stem(hats))
+        """Return the logits of every pixel without test-time augmentation."""
+        encoding = hat_encoding(grey, self.hats)
+        half = self.encode1(self.stem(encoding))
         quarter = self.encode2(self.down1(half))
         eighth = self.middle(self.down2(quarter))
         quarter = self.decode2(quarter + self.up2(eighth))
         half = self.decode1(half + self.up1(quarter))
-        return self.head(self.up0(half) + self.local(hats)) + self.table(hats)
+        return self.head(self.up0(half) + self.local(encoding)) + self.table(encoding)

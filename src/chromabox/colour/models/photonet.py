@@ -1,4 +1,4 @@
-"""PhotoNet: a network for photographs that predicts a distribution over chroma bins."""
+"""PhotoNet: a model for photographs that predicts a distribution over chroma bins."""
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,10 @@ from chromabox.colour.models.colournet import ResidualBlock
 
 
 class GlobalContext(nn.Module):
-    """What is seen anywhere, told everywhere: a linear map of the features' mean, added at every place.
+    """Global context: a linear map of ReLU(mean over height and width), added at every position.
 
-    Starts at zero. A horse tells the meadow to be green wherever the meadow is.
+    Objects in one part of an image provide evidence for colours in other parts: a horse makes a green meadow likelier.
+    The linear map is initialised to zero, which makes the layer the identity at first.
     """
 
     def __init__(self, channels: int) -> None:
@@ -22,18 +23,19 @@ class GlobalContext(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """The features with the whole picture's message added."""
+        """Return the features plus the linear map of the ReLU of their mean over height and width."""
         return features + self.tell(torch.relu(features.mean((2, 3))))[:, :, None, None]
 
 
 class PhotoNet(nn.Module):
-    """Our own, for photographs: lightness in [0, 1] in, scores of chroma bins at 1/8 of the size out.
+    """Feature pyramid for photographs (our design): lightness in [0, 1] to logits of chroma bins at 1/8 resolution.
 
-    The encoder has the shape of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018), so that it can start
-    from what these have learnt about things; the decoder is a feature pyramid of residual blocks at 1/32, 1/16 and 1/8
-    with the whole picture's context at its top. Colours need no finer place than that: edges come back from the
-    picture's own lightness. The first ``frozen`` layers stay as they start, and nothing is computed backwards
-    through them. Sides must be multiples of 32.
+    The encoder has the architecture of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018) and can therefore
+    be initialised with their pretrained weights. The decoder is a feature pyramid of residual blocks at 1/32, 1/16 and
+    1/8 resolution, with :class:`GlobalContext` at 1/32. A finer resolution is not needed for chroma, because upsampling
+    is guided by the lightness at full resolution, which has the edges. The first ``frozen`` encoder layers, including
+    their BatchNorm statistics, do not change in training, and no gradients are computed for them. Height and width must
+    be multiples of 32.
     """
 
     size_divisor = 32
@@ -51,12 +53,12 @@ class PhotoNet(nn.Module):
         eighth, sixteenth, top = widths
         self.frozen = frozen
         pairs = zip(self.ENCODER_CHANNELS[:-1], self.ENCODER_CHANNELS[1:], strict=True)
-        self.encode = nn.ModuleList(self._conv_block(inputs, outputs) for inputs, outputs in pairs)
+        self.encode = nn.ModuleList(self._conv_block(*channels) for channels in pairs)
         for parameter in self.encode[:frozen].parameters():
             parameter.requires_grad_(False)
         self.look32 = nn.Conv2d(512, top, 1, bias=False)
         self.decode32 = nn.Sequential(
-            *(part for _ in range(blocks[2]) for part in (ResidualBlock(top), GlobalContext(top)))
+            *(layer for _ in range(blocks[2]) for layer in (ResidualBlock(top), GlobalContext(top)))
         )
         self.up32, self.look16 = nn.Conv2d(top, sixteenth, 1, bias=False), nn.Conv2d(256, sixteenth, 1, bias=False)
         self.decode16 = nn.Sequential(*(ResidualBlock(sixteenth) for _ in range(blocks[1])))
@@ -70,22 +72,22 @@ class PhotoNet(nn.Module):
         return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.1))
 
     def train(self, mode: bool = True) -> "PhotoNet":
-        """As ever, but the frozen layers' statistics stay still too."""
+        """Set training or evaluation mode; frozen layers stay in evaluation mode, with fixed BatchNorm statistics."""
         super().train(mode)
         for layer in self.encode[: self.frozen]:
             layer.eval()
         return self
 
     def forward(self, lightness: GreyBatch) -> Float[Tensor, "batch bins height//8 width//8"]:
-        """Scores of every chroma bin, at an eighth of the size."""
-        seen = []
+        """Return the logits of all chroma bins, at 1/8 of the height and width."""
+        encoded = []
         features = lightness
         for index, layer in enumerate(self.encode):
             features = layer(F.max_pool2d(features, 2) if index else features)
-            seen.append(features)
-        scores = self.decode32(self.look32(seen[5]))
-        scores = self.decode16(_upsample2x(self.up32(scores)) + self.look16(seen[4]))
-        return self.head(self.decode8(_upsample2x(self.up16(scores)) + self.look8(seen[3])))
+            encoded.append(features)
+        decoded = self.decode32(self.look32(encoded[5]))
+        decoded = self.decode16(_upsample2x(self.up32(decoded)) + self.look16(encoded[4]))
+        return self.head(self.decode8(_upsample2x(self.up16(decoded)) + self.look8(encoded[3])))
 
 
 def _upsample2x(features: Float[Tensor, "batch channels height width"]) -> Tensor:

@@ -271,16 +271,16 @@ def test_models_that_cannot_be_counted_are_rejected(model: nn.Module, message: s
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("vgg", {}, "net 'vgg': unknown"),
+        ("vgg", {}, "unknown model 'vgg'"),
         ("unet", {"height": 30}, "size is 32×30: .*multiples of 4"),
         ("colournet", {"width": 36}, "size is 36×32: .*multiples of 8"),
         ("unet", {"height": 0}, "size is 32×0"),
         ("unet", {"width": 4 * MAX_VALUE}, f"up to {MAX_VALUE:,}"),
         ("unet", {"num_filters": 0}, "num_filters is 0"),
         ("unet", {"num_filters": MAX_VALUE + 1}, "num_filters is 100001"),
-        ("colournet", {"num_filters": 3}, "no such setting"),
+        ("colournet", {"num_filters": 3}, "invalid options"),
         ("colournet", {"num_in_channels": 3}, "num_in_channels is 3"),
-        ("unet", {"kernel": 34}, "reaches over 34 pixels"),
+        ("unet", {"kernel": 34}, "covers 34 pixels"),
         ("photo", {}, "num_colours"),
     ],
 )

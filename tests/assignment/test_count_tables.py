@@ -94,7 +94,7 @@ def test_photo_is_the_bundled_model() -> None:
         ("vgg", {}, "model 'vgg': no such run folder or file; .*one of pool-upsample, conv-transpose, .*yolov3-tiny"),
         ("yolov3-tiny", {"kernel": 3}, "kernel: only for colourisation models given by name .*yolov3-tiny has fixed"),
         ("yolov3-tiny", {"size": 400}, "size is 400×400: .*multiples of 32"),
-        ("colournet", {"num_filters": 3}, "no such setting"),
+        ("colournet", {"num_filters": 3}, "invalid options"),
         ("RUN", {"num_colours": 3}, "num_colours: only for colourisation models given by name"),
         ("RUN", {"size": 31}, "size is 31×31"),
         ("EMPTY", {}, "holds no best.safetensors"),

@@ -111,7 +111,7 @@ def test_dilation_larger_than_the_stride_can_have_a_second_solution() -> None:
         ({"kernel": 3, "dilation": 0}, "dilation is 0"),
         ({"kernel": 3, "stride": 0}, "stride is 0"),
         ({"kernel": 3, "stride": 33}, "stride is 33"),
-        ({"kernel": 34}, "reaches over 34 pixels"),
+        ({"kernel": 34}, "covers 34 pixels"),
     ],
 )
 @pytest.mark.parametrize("function", [solve_paddings, search_paddings])

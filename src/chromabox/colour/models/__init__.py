@@ -1,4 +1,4 @@
-"""Colourisation models: networks that return a score for every pixel and palette colour, and their registry."""
+"""Colourisation models, which classify pixels into palette colours or chroma bins, and their registry."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from chromabox.colour.models.colournet import ColourNet
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.errors import UsageError
 
-#: The nets by the names of the command line.
+#: The model classes by their names on the command line.
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "pool-upsample": PoolUpsampleNet,
     "conv-transpose": ConvTransposeNet,
@@ -21,18 +21,21 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, **model_args: Any) -> nn.Module:
-    """The net of that name with the settings of its class; UsageError for one it does not have."""
+    """Return a new model; ``model_args`` are the arguments of its class.
+
+    Raise UsageError if the name is unknown, or if the class has no such argument or requires another one.
+    """
     try:
-        # JSON, where settings are kept, knows lists but no tuples.
+        # Arguments read from JSON have lists in place of tuples.
         return MODELS[name](
             **{key: tuple(value) if isinstance(value, list) else value for key, value in model_args.items()}
         )
     except KeyError:
-        raise UsageError(f"net {name!r}: unknown; there are {', '.join(MODELS)}") from None
+        raise UsageError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}") from None
     except TypeError as error:
-        raise UsageError(f"net {name!r} has no such setting ({error})") from error
+        raise UsageError(f"model {name!r}: invalid options ({error})") from error
 
 
 def num_trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training adjusts."""
+    """Return the number of parameters that require a gradient."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-image, scikit-learn and calculations by hand."""
+"""Metrics against scikit-image, scikit-learn and hand calculations."""
 
 import numpy as np
 import pytest
@@ -22,28 +22,28 @@ LABELS = hnp.arrays(np.uint8, (2, 60), elements=st.integers(0, 4))
 
 @settings(max_examples=40, deadline=None)
 @given(pair=LABELS)
-def test_labels_as_scikit_learn_counts_them(pair):
+def test_label_metrics_equal_scikit_learn(pair):
     labels, truth = pair
-    found = metrics.confusion_matrix(labels, truth, 5)
-    np.testing.assert_array_equal(found, confusion_matrix(truth, labels, labels=range(5)))
+    confusion = metrics.confusion_matrix(labels, truth, 5)
+    np.testing.assert_array_equal(confusion, confusion_matrix(truth, labels, labels=range(5)))
     assert metrics.accuracy(labels, truth) == accuracy_score(truth, labels)
-    # scikit-learn warns of predicted classes that never occur, so the expected recall is taken class by class.
+    # scikit-learn warns about predicted classes that never occur, therefore recall is computed for each class.
     recall = [accuracy_score(truth[truth == k], labels[truth == k]) for k in np.unique(truth)]
-    assert metrics.balanced_accuracy(found) == pytest.approx(np.mean(recall))
+    assert metrics.balanced_accuracy(confusion) == pytest.approx(np.mean(recall))
 
 
-def test_balanced_accuracy_is_scikit_learns():
+def test_balanced_accuracy_equals_scikit_learn():
     truth = np.arange(300) % 5
     labels = np.where(RNG.random(300) < 0.5, truth, RNG.integers(0, 5, 300))
     expected = balanced_accuracy_score(truth, labels)
     assert metrics.balanced_accuracy(metrics.confusion_matrix(labels, truth, 5)) == pytest.approx(expected)
 
 
-def test_nothing_occurs():
+def test_balanced_accuracy_of_empty_matrix_is_nan():
     assert np.isnan(metrics.balanced_accuracy(np.zeros((3, 3), np.int64)))
 
 
-def test_psnr_is_scikit_images(monkeypatch):
+def test_psnr_equals_scikit_image(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     assert metrics.psnr(A, B) == pytest.approx(peak_signal_noise_ratio(A, B, data_range=255), rel=1e-12)
     assert metrics.psnr(A, A) == float("inf")
@@ -51,34 +51,35 @@ def test_psnr_is_scikit_images(monkeypatch):
     assert metrics.psnr(black, black + 255) == 0
 
 
-def test_delta_e_is_scikit_images_in_float64(monkeypatch):
+def test_delta_e_equals_scikit_image_in_float64(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     expected = deltaE_ciede2000(rgb2lab(A / 255), rgb2lab(B / 255)).mean()
     assert metrics.delta_e(A, B) == pytest.approx(expected, rel=1e-5)
     assert metrics.delta_e(A, A) == 0
 
 
-def test_delta_e_of_close_and_grey_colours():
-    near = np.clip(A.astype(int) + RNG.integers(-2, 3, A.shape), 0, 255).astype(np.uint8)
+def test_delta_e_of_similar_and_grey_colours_equals_scikit_image():
+    similar = np.clip(A.astype(int) + RNG.integers(-2, 3, A.shape), 0, 255).astype(np.uint8)
     grey = np.repeat(A[..., :1], 3, -1)
-    for other in (near, grey):
+    for other in (similar, grey):
         expected = deltaE_ciede2000(rgb2lab(A / 255), rgb2lab(other / 255)).mean()
         assert metrics.delta_e(A, other) == pytest.approx(expected, rel=1e-4)
 
 
-def test_colourfulness_by_hand():
+def test_colourfulness_equals_hand_calculation():
     """Half red (255, 0, 0), half blue (0, 0, 255).
 
-    rg is 255 and 0: mean 127.5, deviation 127.5. yb is 127.5 and −255: mean −63.75, deviation 191.25.
+    rg is 255 and 0: mean 127.5, standard deviation 127.5. yb is 127.5 and −255: mean −63.75, standard deviation
+    191.25.
     """
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[:2, :, 0] = picture[2:, :, 2] = 255
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:2, :, 0] = image[2:, :, 2] = 255
     expected = np.hypot(127.5, 191.25) + 0.3 * np.hypot(127.5, 63.75)
-    assert metrics.colourfulness(picture) == pytest.approx(expected, rel=1e-12)
+    assert metrics.colourfulness(image) == pytest.approx(expected, rel=1e-12)
     assert metrics.colourfulness(np.full((3, 3, 3), 77, np.uint8)) == 0
 
 
-def test_colourfulness_in_chunks_is_numpys(monkeypatch):
+def test_colourfulness_in_chunks_equals_numpy(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     photograph = data.chelsea()
     red, green, blue = np.moveaxis(photograph.astype(np.float64), -1, 0)
@@ -87,21 +88,27 @@ def test_colourfulness_in_chunks_is_numpys(monkeypatch):
     assert metrics.colourfulness(photograph) == pytest.approx(expected, rel=1e-12)
 
 
-WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "channel_axis": 2}
+SSIM_OPTIONS = {
+    "gaussian_weights": True,
+    "sigma": 1.5,
+    "use_sample_covariance": False,
+    "data_range": 255,
+    "channel_axis": 2,
+}
 
 
 @pytest.mark.parametrize("shape", [(11, 11), (11, 40), (64, 30), (81, 37)])
-def test_ssim_in_bands_is_scikit_images_of_the_whole(monkeypatch, shape):
+def test_ssim_in_bands_equals_scikit_image_on_the_whole_image(monkeypatch, shape):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 20 * shape[1])
     a = data.chelsea()[: shape[0], : shape[1]]
     b = np.clip(a + RNG.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
-    assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **WANG), abs=1e-12)
+    assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **SSIM_OPTIONS), abs=1e-12)
     assert metrics.ssim(a, a) == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (10, 10), (3, 50), (40, 2)])
-def test_ssim_of_small_pictures_is_the_formula_on_mirrored_borders(shape):
-    """Wang et al. 2004, equation 13, by scipy's Gaussian, whose border is the mirrored one, at every pixel."""
+def test_ssim_of_small_images_equals_formula_with_symmetric_padding(shape):
+    """Compare with Wang et al. 2004, equation 13, at every pixel, with SciPy's Gaussian and symmetric padding."""
     a, b = RNG.integers(0, 256, (2, *shape, 3), dtype=np.uint8).astype(np.float64)
 
     def blur(plane):
@@ -115,7 +122,7 @@ def test_ssim_of_small_pictures_is_the_formula_on_mirrored_borders(shape):
     assert metrics.ssim(a.astype(np.uint8), b.astype(np.uint8)) == pytest.approx(expected.mean(), abs=1e-9)
 
 
-def test_lab_differences_are_scikit_images(monkeypatch):
+def test_lab_differences_equal_scikit_image(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     first, second = metrics.lab_differences(A, B, A)
     expected = np.abs(rgb2lab(A / 255) - rgb2lab(B / 255))[..., 0].mean()
@@ -124,64 +131,68 @@ def test_lab_differences_are_scikit_images(monkeypatch):
     assert (second.delta_e, second.delta_lightness) == (0, 0)
 
 
-def test_without_chroma_is_scikit_images_lab_without_a_and_b(monkeypatch):
+def test_to_greyscale_equals_scikit_image_with_zero_a_and_b(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 1000)
     lab = rgb2lab(A)
     expected = lab2rgb(lab * [1, 0, 0]) * 255
-    found = metrics.to_greyscale(A)
-    assert np.abs(found - expected).max() < 0.55  # Rounding, and the last digits of two published matrices.
+    grey = metrics.to_greyscale(A)
+    # The tolerance covers rounding and the last digits of two published matrices.
+    assert np.abs(grey - expected).max() < 0.55
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
     np.testing.assert_array_equal(metrics.to_greyscale(greys), greys)
 
 
-def test_majority_by_hand():
+def test_majority_baseline_equals_hand_calculation():
     train, test = np.array([2, 2, 2, 0]), np.array([[2, 0], [1, 2]])
-    found = metrics.majority_baseline(train, test, 3)
-    assert found.labels.tolist() == [[2, 2], [2, 2]]
-    assert found.accuracy == 0.5
-    assert found.loss == pytest.approx(-np.mean(np.log([4 / 7, 2 / 7, 1 / 7, 4 / 7])))
+    baseline = metrics.majority_baseline(train, test, 3)
+    assert baseline.labels.tolist() == [[2, 2], [2, 2]]
+    assert baseline.accuracy == 0.5
+    assert baseline.loss == pytest.approx(-np.mean(np.log([4 / 7, 2 / 7, 1 / 7, 4 / 7])))
 
 
-def test_grey_lookup_by_hand():
+def test_grey_lookup_baseline_equals_hand_calculation():
     train_grey, train_labels = np.array([0, 0, 0, 765, 765]), np.array([1, 1, 2, 0, 0])
     test_grey, test_labels = np.array([[0, 765, 300]]), np.array([[2, 0, 1]])
-    found = metrics.grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, 3)
-    assert found.labels.tolist() == [[1, 0, 0]]  # 300 never occurred: colours 0 and 1 are as frequent, the lower wins
-    assert found.accuracy == pytest.approx(1 / 3)
-    assert found.loss == pytest.approx(-np.mean(np.log([2 / 6, 3 / 5, 1 / 3])))
+    baseline = metrics.grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, 3)
+    assert baseline.labels.tolist() == [[1, 0, 0]]  # 300 never occurs; colours 0 and 1 are equally frequent
+    assert baseline.accuracy == pytest.approx(1 / 3)
+    assert baseline.loss == pytest.approx(-np.mean(np.log([2 / 6, 3 / 5, 1 / 3])))
 
 
-def test_grey_lookup_loss_is_scikit_learns(monkeypatch):
+def test_grey_lookup_baseline_equals_scikit_learn(monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK_PIXELS", 100)
     train_labels, test_labels = RNG.integers(0, 4, (2, 1000))
     train_grey, test_grey = train_labels * 9 + RNG.integers(0, 20, 1000), test_labels * 9 + RNG.integers(0, 20, 1000)
-    found = metrics.grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, 4)
-    count = np.ones((766, 4))
-    np.add.at(count, (train_grey, train_labels), 1)
-    probability = (count / count.sum(1, keepdims=True))[test_grey]
-    assert found.loss == pytest.approx(log_loss(test_labels, probability, labels=range(4)))
-    assert found.accuracy == accuracy_score(test_labels, probability.argmax(1))
+    baseline = metrics.grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, 4)
+    counts = np.ones((766, 4))
+    np.add.at(counts, (train_grey, train_labels), 1)
+    probability = (counts / counts.sum(1, keepdims=True))[test_grey]
+    assert baseline.loss == pytest.approx(log_loss(test_labels, probability, labels=range(4)))
+    assert baseline.accuracy == accuracy_score(test_labels, probability.argmax(1))
 
 
-ONE, TWO, NONE = np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(0, np.uint8)
+ONE_LABEL, TWO_LABELS, NO_LABELS = np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(0, np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
-        (lambda: metrics.accuracy(ONE, TWO), r"shapes \[1\] and \[2\]"),
-        (lambda: metrics.accuracy(NONE, NONE), "no pixels"),
-        (lambda: metrics.confusion_matrix(TWO, TWO + 3, 3), "labels from 3 to 3: each is 0 to 2"),
-        (lambda: metrics.psnr(A, A[:1]), "two of the same shape"),
+        (lambda: metrics.accuracy(ONE_LABEL, TWO_LABELS), r"shapes \[1\] and \[2\]"),
+        (lambda: metrics.accuracy(NO_LABELS, NO_LABELS), "no pixels"),
+        (lambda: metrics.confusion_matrix(TWO_LABELS, TWO_LABELS + 3, 3), "labels from 3 to 3: expected 0 to 2"),
+        (lambda: metrics.psnr(A, A[:1]), "expected equal shapes"),
         (lambda: metrics.delta_e(A[:0], A[:0]), "no pixels"),
-        (lambda: metrics.lab_differences(A, A, A[:1]), "two of the same shape"),
-        (lambda: metrics.ssim(A[0], A[0, 1:]), "two of the same shape"),
+        (lambda: metrics.lab_differences(A, A, A[:1]), "expected equal shapes"),
+        (lambda: metrics.ssim(A[0], A[0, 1:]), "expected equal shapes"),
         (lambda: metrics.ssim(A[0, :0], A[0, :0]), "no pixels"),
-        (lambda: metrics.colourfulness(A[0, :0]), "the picture has no pixels"),
-        (lambda: metrics.majority_baseline(NONE, TWO, 3), "no pixels"),
-        (lambda: metrics.grey_lookup_baseline(np.array([766]), ONE, TWO, TWO, 3), "grey values from 766 to 766"),
+        (lambda: metrics.colourfulness(A[0, :0]), "the image has no pixels"),
+        (lambda: metrics.majority_baseline(NO_LABELS, TWO_LABELS, 3), "no pixels"),
+        (
+            lambda: metrics.grey_lookup_baseline(np.array([766]), ONE_LABEL, TWO_LABELS, TWO_LABELS, 3),
+            "grey values from 766 to 766",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused(call, says):
-    with pytest.raises(ChromaboxError, match=says):
+def test_invalid_arrays_are_rejected(call, message):
+    with pytest.raises(ChromaboxError, match=message):
         call()

@@ -1,7 +1,7 @@
-"""Numbers that say how good a colouring is, and what no network would already reach.
+"""Metrics of colourisation, and baselines that need no model.
 
-Pure functions on numpy arrays. Labels are palette indices, pictures 8-bit RGB with the channels last. PSNR
-and accuracy favour dull, cautious colours: read them beside colourfulness, ΔE and balanced accuracy.
+The functions are pure and take NumPy arrays. Labels are palette indices; images are 8-bit RGB with the channels last.
+PSNR and accuracy favour desaturated colours: interpret them together with colourfulness, ΔE and balanced accuracy.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,22 @@ from jaxtyping import Float, Float64, Int64, Integer, UInt8
 
 from chromabox.errors import ChromaboxError
 
-#: So few that what is computed of them stays in the processor's cache: CIEDE2000 is twice as fast as with 2¹⁸.
+#: Number of pixels processed at a time. Intermediate results fit into the CPU cache: CIEDE2000 is twice as fast as with
+#: 2¹⁸ pixels.
 CHUNK_PIXELS = 1 << 15
+#: Number of possible sums R + G + B of 8-bit values.
 NUM_GREY_SUMS = 3 * 255 + 1
-#: Pixels to each side of the middle of the window of structural similarity.
+#: Radius in pixels of the window of structural similarity, without its centre.
 SSIM_RADIUS = 5
-#: Relative luminance of linear sRGB (IEC 61966-2-1).
+#: Weights of linear red, green and blue in the relative luminance of sRGB (IEC 61966-2-1).
 REC709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
 
 def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."]) -> float:
-    """Share of pixels, 0 to 1, whose label is the true one. Raises ChromaboxError unless the shapes agree."""
+    """Return the fraction of pixels with the true label, in [0, 1].
+
+    Raise ChromaboxError if the shapes differ or there are no pixels.
+    """
     _check_pair(labels, truth)
     return np.count_nonzero(labels == truth) / labels.size
 
@@ -30,9 +35,9 @@ def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "...
 def confusion_matrix(
     labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."], num_classes: int
 ) -> Int64[np.ndarray, "truth prediction"]:
-    """Number of pixels for each pair of true (row) and predicted (column) colour among k.
+    """Count the pixels for each pair of true (row) and predicted (column) colour.
 
-    Raises ChromaboxError unless the shapes agree and all labels are 0 to k − 1.
+    Raise ChromaboxError if the shapes differ, there are no pixels, or a label is outside 0 … ``num_classes`` − 1.
     """
     _check_pair(labels, truth)
     _check_range("label", labels, num_classes)
@@ -41,50 +46,52 @@ def confusion_matrix(
 
 
 def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
-    """Mean over the colours that occur of the share of their pixels found, 0 to 1.
+    """Return the mean recall over the colours that occur, in [0, 1]; NaN if none occurs.
 
-    Every colour counts the same however rare it is: Brodersen et al. 2010, "The balanced accuracy and its
-    posterior distribution", section 2, for more than two classes. NaN where nothing occurs.
+    All colours have the same weight, independent of their frequency. Source: Brodersen et al. 2010, "The balanced
+    accuracy and its posterior distribution", section 2, extended to more than two classes.
     """
-    occurs = confusion.sum(1)
-    recall = confusion.diagonal()[occurs > 0] / occurs[occurs > 0]
+    counts = confusion.sum(1)
+    recall = confusion.diagonal()[counts > 0] / counts[counts > 0]
     return float(recall.mean()) if recall.size else float("nan")
 
 
 def psnr(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
-    """Peak signal-to-noise ratio in dB over all values, peak 255: 10·log10(255² / mean squared error).
+    """Compute the peak signal-to-noise ratio in dB over all values, peak 255: 10·log10(255² / mean squared error).
 
-    One mean over all pictures given, not a mean of ratios. Infinite for equal pictures. Raises ChromaboxError
-    unless the shapes agree.
+    The mean squared error is taken over all images; the result is not a mean of ratios. It is infinite for equal
+    images. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
-    squares = 0
+    squared_error = 0
     for a, b in _chunks(rgb_a, rgb_b):
         difference = (a.astype(np.int32) - b).ravel()
-        squares += int(np.dot(difference, difference.astype(np.int64)))
-    return float(10 * np.log10(255**2 * rgb_a.size / squares)) if squares else float("inf")
+        squared_error += int(np.dot(difference, difference.astype(np.int64)))
+    return float(10 * np.log10(255**2 * rgb_a.size / squared_error)) if squared_error else float("inf")
 
 
 def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -> float:
-    """Mean structural similarity of two pictures, −1 to 1, 1 for equal ones: the mean over red, green and blue.
+    """Compute the mean structural similarity of two images, in [−1, 1]; 1 for equal images.
 
-    Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
-    similarity", section III.B and C: Gaussian window of 11 × 11 with standard deviation 1.5, K1 = 0.01, K2 = 0.03,
-    range 255, population covariance, mean over the windows that lie wholly inside; in scikit-image's implementation. A
-    picture with a side below 11 has no such window: both are then mirrored outwards by 5 pixels, so that every
-    pixel has one. In bands of rows: memory does not grow with the pictures. Raises ChromaboxError unless the shapes
-    agree.
+    The result is the mean over red, green and blue. Parameters: Gaussian window of 11 × 11 with standard deviation 1.5,
+    K1 = 0.01, K2 = 0.03, data range 255, population covariance, mean over the windows that are completely inside the
+    image. If a side is shorter than 11 pixels, there is no such window: both images are padded symmetrically by 5
+    pixels, which gives one window per pixel. Images are processed in bands of rows: the working memory does not depend
+    on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
+    similarity", sections III.B and III.C, in scikit-image's implementation.
     """
     from skimage.metrics import structural_similarity
 
     _check_pair(rgb_a, rgb_b)
     if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
-        around = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
-        rgb_a, rgb_b = (np.pad(rgb, around, mode="symmetric") for rgb in (rgb_a, rgb_b))
-    inside = rgb_a.shape[0] - 2 * SSIM_RADIUS
-    rows = max(CHUNK_PIXELS // rgb_a.shape[1], 4 * SSIM_RADIUS)
+        padding = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
+        rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
+    num_rows = rgb_a.shape[0] - 2 * SSIM_RADIUS  # rows of window centres
+    rows_per_band = max(CHUNK_PIXELS // rgb_a.shape[1], 4 * SSIM_RADIUS)
     total = 0.0
-    for top in range(0, inside, rows):
-        band = slice(top, min(top + rows, inside) + 2 * SSIM_RADIUS)
+    for top in range(0, num_rows, rows_per_band):
+        band = slice(top, min(top + rows_per_band, num_rows) + 2 * SSIM_RADIUS)
         mean = structural_similarity(
             rgb_a[band],
             rgb_b[band],
@@ -95,59 +102,64 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
             channel_axis=2,
         )
         total += float(mean) * (band.stop - band.start - 2 * SSIM_RADIUS)
-    return total / inside
+    return total / num_rows
 
 
 def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
-    """Mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
+    """Compute the mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
 
-    The first of ``lab_differences``.
+    See :func:`lab_differences`.
     """
     return lab_differences(rgb_a, rgb_b)[0].delta_e
 
 
 @dataclass(frozen=True)
 class LabDifference:
-    """How far apart two pictures are in CIELab, as means over the pixels."""
+    """Differences of two images in CIELab, as means over the pixels."""
 
     delta_e: float
     """CIEDE2000; about 1 is just noticeable."""
     delta_lightness: float
-    """The difference of L* without its sign, 0 to 100."""
+    """Absolute difference of L*, in [0, 100]."""
 
 
 def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[LabDifference]:
-    """The difference of each of the other pictures to the first.
+    """Compute the differences between the first image and each of the others.
 
-    8-bit sRGB, white point D65, 2° observer, k_L = k_C = k_H = 1: Sharma, Wu and Dalal 2005, "The CIEDE2000
-    color-difference formula", in scikit-image's implementation. In chunks: memory does not grow with the
-    pictures. Raises ChromaboxError unless the shapes agree.
+    The images are 8-bit sRGB with white point D65 and the 2° observer; k_L = k_C = k_H = 1. They are processed in
+    chunks: the working memory does not depend on their size. Raise ChromaboxError if the shapes differ or there are no
+    pixels.
+
+    Source: Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula", in scikit-image's implementation.
     """
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     sums = np.zeros((len(others), 2))
-    for parts in _chunks(rgb, *others):
-        lab, *other_labs = (rgb2lab(part.astype(np.float32) / np.float32(255)) for part in parts)
+    for chunks in _chunks(rgb, *others):
+        lab, *other_labs = (rgb2lab(chunk.astype(np.float32) / np.float32(255)) for chunk in chunks)
         for index, other in enumerate(other_labs):
             difference: Float[np.ndarray, pixels] = deltaE_ciede2000(lab, other)
             lightness = np.abs(lab[:, 0] - other[:, 0])
             sums[index] += difference.sum(dtype=np.float64), lightness.sum(dtype=np.float64)
-    return [LabDifference(float(total), float(lightness)) for total, lightness in sums / (rgb.size // 3)]
+    means = sums / (rgb.size // 3)
+    return [LabDifference(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in means]
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Colourfulness of one picture: 0 is grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
+    """Compute the colourfulness of an image: 0 grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
 
-    Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 5: the spread plus 0.3
-    times the mean of the opponent colours rg = R − G and yb = (R + G) / 2 − B, in 8-bit units. In chunks, and in whole
-    numbers until the end. Raises ChromaboxError for a picture without pixels.
+    The colourfulness is the standard deviation plus 0.3 times the mean of the opponent colours rg = R − G and
+    yb = (R + G) / 2 − B, in 8-bit units. Pixels are processed in chunks and summed as integers. Raise ChromaboxError if
+    the image has no pixels.
+
+    Source: Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 5.
     """
     if not rgb.size:
-        raise ChromaboxError("colourfulness: the picture has no pixels; it takes at least one")
+        raise ChromaboxError("colourfulness: the image has no pixels: expected at least one")
     sums, squares = np.zeros(2, np.int64), np.zeros(2, np.int64)
-    for (part,) in _chunks(rgb):
-        red, green, blue = part.T.astype(np.int64)
-        for index, opponent in enumerate((red - green, red + green - 2 * blue)):  # The second is twice yb.
+    for (chunk,) in _chunks(rgb):
+        red, green, blue = chunk.T.astype(np.int64)
+        for index, opponent in enumerate((red - green, red + green - 2 * blue)):  # the second is twice yb
             sums[index] += opponent.sum()
             squares[index] += np.dot(opponent, opponent)
     pixels = rgb.size // 3
@@ -159,45 +171,45 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
 
 
 def to_greyscale(rgb: UInt8[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
-    """The grey picture of the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
+    """Return the greyscale image with the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
 
-    At a* = b* = 0 linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
-    In chunks; grey pixels stay as they are.
+    At a* = b* = 0, linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
+    Pixels are processed in chunks. Grey pixels are unchanged.
     """
-    value = np.arange(256) / 255
-    linear = _srgb_to_linear(value)
-    # Halfway, in sRGB, between neighbouring greys: Y belongs to the grey between whose borders it lies.
-    borders = _srgb_to_linear((value[1:] + value[:-1]) / 2)
+    values = np.arange(256) / 255
+    linear = _srgb_to_linear(values)
+    # Luminances halfway, in sRGB, between adjacent grey values: searching them rounds to the nearest grey value.
+    midpoints = _srgb_to_linear((values[1:] + values[:-1]) / 2)
     grey = np.empty((rgb.size // 3, 1), np.uint8)
     for start in range(0, len(grey), CHUNK_PIXELS):
-        part = slice(start, start + CHUNK_PIXELS)
-        grey[part, 0] = np.searchsorted(borders, linear[rgb.reshape(-1, 3)[part]] @ REC709_WEIGHTS)
+        chunk = slice(start, start + CHUNK_PIXELS)
+        grey[chunk, 0] = np.searchsorted(midpoints, linear[rgb.reshape(-1, 3)[chunk]] @ REC709_WEIGHTS)
     return np.repeat(grey, 3, axis=1).reshape(rgb.shape)
 
 
 def _srgb_to_linear(value: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    """Convert sRGB values in [0, 1] to linear light (IEC 61966-2-1)."""
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """What a guess without a network reaches on the test pixels."""
+    """Predictions of a baseline for the test pixels, and their metrics."""
 
     labels: UInt8[np.ndarray, "..."]
-    """The predicted colours, in the test labels' shape."""
+    """Predicted palette indices, in the shape of the test labels."""
     accuracy: float
-    """Share of pixels, 0 to 1."""
+    """Fraction of pixels with the true label, in [0, 1]."""
     loss: float
-    """Cross-entropy in nats a pixel of the class frequencies on train, one added to every count."""
+    """Mean cross-entropy per pixel, in nats, of the training split's class frequencies, with 1 added to every count."""
 
 
 def majority_baseline(
     train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], num_classes: int
 ) -> Baseline:
-    """The training pixels' most frequent colour for every pixel; on a tie the lower index.
+    """Predict the most frequent colour of the training pixels for every pixel; of equal counts, the lowest index.
 
-    Raises ChromaboxError for labels that are not 0 to k − 1 and for no pixels.
+    Raise ChromaboxError if a label is outside 0 … ``num_classes`` − 1 or there are no pixels.
     """
     train_grey, test_grey = np.zeros_like(train_labels), np.zeros_like(test_labels)
     return grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, num_classes)
@@ -210,41 +222,49 @@ def grey_lookup_baseline(
     test_labels: Integer[np.ndarray, "..."],
     num_classes: int,
 ) -> Baseline:
-    """For every pixel the most frequent colour among training pixels of the same grey value.
+    """Predict, for every pixel, the most frequent colour of the training pixels with the same grey value.
 
-    grey: the whole sum R + G + B, 0 to 765. A grey value that no training pixel has gets the most frequent
-    colour of all. On a tie the lower index. Raises ChromaboxError for shapes that disagree, labels that are
-    not 0 to k − 1, other grey values, and no pixels.
+    Args:
+        train_grey: sums R + G + B of the training pixels, integers in [0, 765].
+        train_labels: palette indices of the training pixels.
+        test_grey: sums R + G + B of the test pixels.
+        test_labels: palette indices of the test pixels.
+        num_classes: number of palette colours.
+
+    The prediction for a grey value without training pixels is the most frequent colour of all training pixels. Of equal
+    counts, the lowest index is predicted. Raise ChromaboxError if shapes differ, a label is outside 0 … ``num_classes``
+    − 1, a grey value is outside 0 … 765, or there are no pixels.
     """
     for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
         _check_pair(grey, labels)
         _check_range("grey value", grey, NUM_GREY_SUMS)
         _check_range("label", labels, num_classes)
-    count = _joint_histogram(train_grey, train_labels, NUM_GREY_SUMS, num_classes)
-    seen = count.sum(1)
-    choice = np.where(seen > 0, count.argmax(1), count.sum(0).argmax()).astype(np.uint8)
-    cost: Float64[np.ndarray, "grey colour"] = -np.log((count + 1) / (seen[:, None] + num_classes))
-    occurs = _joint_histogram(test_grey, test_labels, NUM_GREY_SUMS, num_classes)
-    hits = int(occurs[np.arange(NUM_GREY_SUMS), choice].sum())
-    return Baseline(choice[test_grey], hits / test_labels.size, float((cost * occurs).sum() / test_labels.size))
+    train_counts = _joint_histogram(train_grey, train_labels, NUM_GREY_SUMS, num_classes)
+    grey_counts = train_counts.sum(1)
+    lookup = np.where(grey_counts > 0, train_counts.argmax(1), train_counts.sum(0).argmax()).astype(np.uint8)
+    nats: Float64[np.ndarray, "greys colours"] = -np.log((train_counts + 1) / (grey_counts[:, None] + num_classes))
+    test_counts = _joint_histogram(test_grey, test_labels, NUM_GREY_SUMS, num_classes)
+    num_correct = int(test_counts[np.arange(NUM_GREY_SUMS), lookup].sum())
+    loss = float((nats * test_counts).sum() / test_labels.size)
+    return Baseline(lookup[test_grey], num_correct / test_labels.size, loss)
 
 
 def _joint_histogram(
     rows: Integer[np.ndarray, "..."], columns: Integer[np.ndarray, "..."], height: int, width: int
 ) -> Int64[np.ndarray, "{height} {width}"]:
-    """How often each pair of values occurs, counted in chunks so that no wide copy of all pixels is made."""
-    count = np.zeros(height * width, np.int64)
+    """Count each pair of values, in chunks, to avoid a 64-bit copy of all pixels."""
+    counts = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
     for start in range(0, rows.size, CHUNK_PIXELS):
-        part = slice(start, start + CHUNK_PIXELS)
-        count += np.bincount(rows[part].astype(np.int64) * width + columns[part], minlength=height * width)
-    return count.reshape(height, width)
+        chunk = slice(start, start + CHUNK_PIXELS)
+        counts += np.bincount(rows[chunk].astype(np.int64) * width + columns[chunk], minlength=height * width)
+    return counts.reshape(height, width)
 
 
 def _chunks(
     first: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]
 ) -> Iterator[tuple[UInt8[np.ndarray, "pixels 3"], ...]]:
-    """Corresponding runs of pixels of all the pictures."""
+    """Yield corresponding chunks of pixels of all images."""
     for other in others:
         _check_pair(first, other)
     flat = [rgb.reshape(-1, 3) for rgb in (first, *others)]
@@ -253,14 +273,14 @@ def _chunks(
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    """Refuse what does not correspond pixel by pixel."""
+    """Raise ChromaboxError if the shapes differ or there are no pixels."""
     if a.shape != b.shape:
-        raise ChromaboxError(f"shapes {list(a.shape)} and {list(b.shape)}: a comparison takes two of the same shape")
+        raise ChromaboxError(f"arrays of shapes {list(a.shape)} and {list(b.shape)}: expected equal shapes")
     if not a.size:
-        raise ChromaboxError("no pixels: a comparison takes at least one")
+        raise ChromaboxError("no pixels: expected at least one")
 
 
 def _check_range(name: str, values: Integer[np.ndarray, "..."], upper: int) -> None:
-    """Refuse values outside 0 to end − 1."""
+    """Raise ChromaboxError if a value is outside 0 … ``upper`` − 1."""
     if values.min() < 0 or values.max() >= upper:
-        raise ChromaboxError(f"{name}s from {values.min()} to {values.max()}: each is 0 to {upper - 1} here")
+        raise ChromaboxError(f"{name}s from {values.min()} to {values.max()}: expected 0 to {upper - 1}")

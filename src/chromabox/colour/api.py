@@ -1,4 +1,4 @@
-"""Colouring from Python in one call: a Pillow picture or a numpy array in, the same kind in colour out."""
+"""``chromabox.colourise()``: colourisation of a Pillow image or a NumPy array."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -35,7 +35,7 @@ def colourise(
     min_confidence: float = 0.0,
     model: Any = None,
 ) -> Any:
-    """The picture in colour, its own lightness kept; the one given is not changed.
+    """Colourise an image and preserve its lightness; return a new image and leave the input unchanged.
 
     ::
 
@@ -45,61 +45,70 @@ def colourise(
         coloured = chromabox.colourise(Image.open("house.jpg"), style="vivid", ban=["purple"])
         coloured.save("house-in-colour.jpg")
 
+    Colours are CSS names ("teal"), "#rrggbb", "#rgb", or sequences of three integers from 0 to 255 (red, green, blue).
+
     Args:
-        image: a Pillow picture of any mode, or a numpy array [height, width], [height, width, 1], [height, width, 3] or
-            [height, width, 4] (the last is alpha) of uint8, uint16, or floats in [0, 1]; sRGB. Of a coloured one only
-            the lightness is used. It is taken as it stands: a photograph lying on its side is better turned before
-            (``PIL.ImageOps.exif_transpose``).
-        style: ``"natural"``, careful where the net does not know, or ``"vivid"``.
-        temperature: instead of the style's: 0 takes the likeliest colour of each place, 1 the mean of all.
-        palette: these colours only: a Palette, a list of colours, or the name or path of a palette or of a picture.
-        allow: these colours only; of a palette those nearest to them. Colours are CSS names, ``"#rrggbb"``, or triples
-            of 0 to 255.
-        ban: never these colours.
-        replace: pairs (A, B) or ``"A=B"``: what would become A becomes B.
-        hints: path of a transparent picture with painted dots or strokes, or ``Hints`` of the picture's size.
-        min_confidence: places about which the net is less certain than this (0 to 1) stay grey.
-        model: a run folder, checkpoint or exported net, or one from ``load_trained``; the shipped one if None. A net
-            named by its path is kept for further calls, until its file changes; several threads may call.
+        image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1), or a NumPy array [height, width],
+            [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of uint8, uint16,
+            or float in [0, 1]. The values are sRGB. Of a colour image, only the lightness is used. The EXIF orientation
+            is not applied; apply it first with ``PIL.ImageOps.exif_transpose``.
+        style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
+        temperature: override the style's temperature, 0 to 1: 0 selects the most likely colour, 1 the mean.
+        palette: use only the colours of a palette: a ``Palette``, a sequence of 2 to 256 colours, the name of a bundled
+            palette, or the path of a palette file or of an image, to which a palette of up to 16 colours is fitted.
+        allow: a colour or a sequence of colours: use only these. With a palette, use its nearest colours.
+        ban: a colour or a sequence of colours not to use. A single colour must be a string, here and in ``allow``.
+        replace: a sequence of pairs (A, B) or strings ``"A=B"``, or one such string: colour A is replaced by B.
+        hints: the path of a transparent image with painted dots or strokes and the aspect ratio of the image, or a
+            ``Hints`` object of the image's size. Hints are kept exactly and propagated to similar regions.
+        min_confidence: keep pixels grey where the model's confidence is below this threshold, 0 to 1.
+        model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``load_model``; or
+            None for the model that ships with the package. A model given by path is cached until the file changes.
+            Calls from several threads are safe.
 
     Returns:
-        Of a Pillow picture a new one of mode RGB, or RGBA if it has transparency, with its info (resolution, EXIF,
-        profile). Of an array a new one [height, width, 3] or, with alpha, [height, width, 4], of the same type; floats
-        as float32.
+        For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. It keeps the input's ``info``
+        (resolution, EXIF, RGB colour profile). For an array, an array [height, width, 3], or [height, width, 4] with
+        unchanged alpha, of the same dtype in native byte order; for any float dtype, float32 in [0, 1], computed with
+        16-bit precision.
 
-    Raises UsageError for what is no such picture or wish, ChromaboxError for a file that cannot be read.
+    Raise UsageError for an unsupported image, an invalid option, and constraints that contradict each other. Raise
+    ChromaboxError, the base class of UsageError, for image data that cannot be decoded, and for a palette, hints or
+    model file that cannot be read.
     """
-    wishes = _parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
+    options = _parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
     if isinstance(image, Image.Image):
-        return _colourise_pil(image, _load_cached(model), wishes)
+        return _colourise_pil(image, _load_cached(model), options)
     if isinstance(image, np.ndarray):
-        return _colourise_array(image, _load_cached(model), wishes)
-    kind = type(image).__name__
-    raise UsageError(f"image is a {kind}: give a PIL.Image or a numpy array (of a file: PIL.Image.open(path))")
+        return _colourise_array(image, _load_cached(model), options)
+    raise UsageError(
+        f"image has type {type(image).__name__}: expected a PIL.Image or a NumPy array; "
+        "open a file with PIL.Image.open(path)"
+    )
 
 
 def _colourise_pil(image: Image.Image, model: ColourModel, options: ColouriseOptions) -> Image.Image:
     if not (image.width and image.height):
-        raise UsageError(f"image has no pixels ({image.width} × {image.height}): at least 1 × 1 is needed")
+        raise UsageError(f"image has no pixels ({image.width} × {image.height}): expected at least 1 × 1")
     try:
-        values = _pil_to_array(image)
+        array = _pil_to_array(image)
     except (OSError, SyntaxError) as error:
-        raise ChromaboxError(f"image cannot be decoded ({error}); a whole, undamaged picture is needed") from error
-    found = to_uint8(_colourise_pixels(values[..., :3], model, options, image.size))
-    if values.shape[2] == 4:
-        found = np.concatenate([found, values[..., 3:]], axis=2)
-    coloured = Image.fromarray(found)
-    # As Pillow's own convert does; a profile of grey or of inks would be wrong for red, green and blue.
+        raise ChromaboxError(f"image cannot be decoded: the data is truncated or corrupt ({error})") from error
+    pixels = to_uint8(_colourise_pixels(array[..., :3], model, options, image.size))
+    if array.shape[2] == 4:
+        pixels = np.concatenate([pixels, array[..., 3:]], axis=2)
+    coloured = Image.fromarray(pixels)
+    # Pillow's convert() keeps the info, too. A grey or CMYK colour profile would be wrong for RGB pixels.
     coloured.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
     coloured.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
     return coloured
 
 
 def _pil_to_array(image: Image.Image) -> np.ndarray:
-    """Red, green, blue and, where there is transparency, alpha: uint8; of wide greys uint16."""
+    """Return RGB, or RGBA if the image has transparency: uint8, or uint16 for the modes I and F."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _high_bit_grey_to_rgb(np.asarray(image))
-    if image.mode == "LAB":  # which Pillow converts by way of colour profiles only
+    if image.mode == "LAB":  # Pillow converts this mode with colour profiles only
         profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
         assert converted is not None
@@ -110,50 +119,48 @@ def _pil_to_array(image: Image.Image) -> np.ndarray:
 
 
 def _high_bit_grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """Grey of Pillow's modes I (0 to 65535) and F (0 to 1) as uint16 [height, width, 3]."""
-    top = 1 if grey.dtype.kind == "f" else 65535
-    _check_range(grey, top)
-    sixteen = from_float(grey.astype(np.float32), 16) if top == 1 else grey.astype(np.uint16)
-    return np.repeat(sixteen[..., None], 3, axis=2)
+    """Return grey of Pillow's modes I (0 to 65535) and F (0 to 1) as uint16 [height, width, 3]."""
+    upper = 1 if grey.dtype.kind == "f" else 65535
+    _check_range(grey, upper)
+    pixels = from_float(grey.astype(np.float32), 16) if upper == 1 else grey.astype(np.uint16)
+    return np.repeat(pixels[..., None], 3, axis=2)
 
 
 def _colourise_array(array: np.ndarray, model: ColourModel, options: ColouriseOptions) -> np.ndarray:
-    shape = " × ".join(map(str, array.shape))
+    shape = " × ".join(map(str, array.shape)) or "()"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise UsageError(
-            f"image has the shape {shape or '()'}: height × width, alone or with 1, 3 or 4 channels, is right"
-        )
+        raise UsageError(f"image has shape {shape}: expected height × width, or height × width × 1, 3 or 4 channels")
     kind = array.dtype.kind
     if not (kind == "f" or (kind == "u" and array.dtype.itemsize <= 2)):
-        raise UsageError(f"image is of {array.dtype}: uint8, uint16 or floats in [0, 1] are right")
+        raise UsageError(f"image has dtype {array.dtype}: expected uint8, uint16, or float in [0, 1]")
     if kind == "f":
         _check_range(array, 1)
-    # The machine's own byte order, which a file's may not be.
+    # Convert to native byte order: an array read from a file can have the other one.
     values = np.asarray(array, np.float32 if kind == "f" else array.dtype.newbyteorder("="))
     values = values[..., None] if values.ndim == 2 else values
-    colours = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
-    pixels = from_float(colours, 16) if kind == "f" else colours
-    found: np.ndarray = _colourise_pixels(pixels, model, options, array.shape[1::-1])
+    rgb = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
+    pixels = from_float(rgb, 16) if kind == "f" else rgb
+    coloured: np.ndarray = _colourise_pixels(pixels, model, options, array.shape[1::-1])
     if kind == "f":
-        found = np.divide(found, 65535, dtype=np.float32)
-    return np.concatenate([found, values[..., 3:]], axis=2) if values.shape[2] == 4 else found
+        coloured = np.divide(coloured, 65535, dtype=np.float32)
+    return np.concatenate([coloured, values[..., 3:]], axis=2) if values.shape[2] == 4 else coloured
 
 
 def _colourise_pixels(rgb: np.ndarray, model: ColourModel, options: ColouriseOptions, size: Sequence[int]) -> Pixels:
-    """Pixels in colour; ``size`` is width and height."""
+    """Return the colourised pixels; ``size`` is (width, height). Raise UsageError for hints of another size."""
     hints = options.constraints.hints
     if hints is not None and hints.labels.shape != (size[1], size[0]):
         height, width = hints.labels.shape
-        raise UsageError(f"hints are {width} × {height} pixels; the image's {size[0]} × {size[1]} is right")
+        raise UsageError(f"hints have {width} × {height} pixels: expected the image's size, {size[0]} × {size[1]}")
     return colourise_image(ImageData(np.ascontiguousarray(rgb)), model, options).pixels
 
 
 def _check_range(values: np.ndarray, upper: int) -> None:
-    """Raise UsageError unless all values are from 0 to ``top``; not-a-number is none of them."""
+    """Raise UsageError unless all values are from 0 to ``upper``; NaN is invalid."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= upper):
-        found = "NaN" if np.isnan(low) else f"{low:g} to {high:g}"
-        raise UsageError(f"image has values {found}: 0 to {upper} is right for {values.dtype}")
+        value_range = "NaN" if np.isnan(low) else f"{low:g} to {high:g}"
+        raise UsageError(f"image has values {value_range}: expected 0 to {upper} for {values.dtype}")
 
 
 def _parse_options(
@@ -166,11 +173,11 @@ def _parse_options(
     hints: Any,
     min_confidence: Any,
 ) -> ColouriseOptions:
-    """What the arguments mean; UsageError for the first that means nothing."""
+    """Return the options that the arguments of ``colourise`` describe; raise UsageError for an invalid argument."""
     names: dict[str, StyleName] = {name: name for name in STYLES}
     if style not in names:
-        raise UsageError(f"style is {style!r}: there are {', '.join(names)}")
-    control = ColourConstraints(
+        raise UsageError(f"style is {style!r}: expected one of {', '.join(names)}")
+    constraints = ColourConstraints(
         palette=_parse_palette(palette),
         allowed=_parse_colours(allow, "allow"),
         banned=_parse_colours(ban, "ban"),
@@ -179,18 +186,18 @@ def _parse_options(
         min_confidence=_check_fraction(min_confidence, "min_confidence"),
     )
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
-        raise UsageError(f"hints is a {type(hints).__name__}: give the path of a transparent picture, or Hints")
+        raise UsageError(f"hints has type {type(hints).__name__}: expected the path of a transparent image, or Hints")
     return ColouriseOptions(
         style=names[style],
         temperature=None if temperature is None else _check_fraction(temperature, "temperature"),
-        constraints=control,
+        constraints=constraints,
         hints=Path(hints) if isinstance(hints, str | PathLike) else None,
     )
 
 
 def _check_fraction(value: Any, name: str) -> float:
     if not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise UsageError(f"{name} is {value!r}: give a number from 0 to 1")
+        raise UsageError(f"{name} is {value!r}: expected a number from 0 to 1")
     return float(value)
 
 
@@ -201,17 +208,17 @@ def _parse_palette(spec: Any) -> Palette | None:
         return palette_from_image_or_file(spec if isinstance(spec, str) else Path(spec))
     colours = _parse_colours(spec, "palette")
     if not 2 <= len(colours) <= 256:
-        raise UsageError(f"palette has {len(colours)} colours: 2 to 256 are right; for a single colour use allow")
+        raise UsageError(f"palette has {len(colours)} colours: expected 2 to 256; for a single colour use allow")
     return Palette(np.array(colours, np.float32) / 256, "given")
 
 
 def _parse_colours(spec: Any, name: str) -> tuple[Colour, ...]:
-    """Several colours, or one alone by its name."""
-    several = [spec] if isinstance(spec, str) else spec
+    """Return the colours of a sequence, or of a single string."""
+    items = [spec] if isinstance(spec, str) else spec
     try:
-        return tuple(_parse_colour(one, name) for one in several)
+        return tuple(_parse_colour(item, name) for item in items)
     except TypeError:
-        raise UsageError(f"{name} is {spec!r}: give a list of colours, such as ['teal', '#884422']") from None
+        raise UsageError(f"{name} is {spec!r}: expected a list of colours, such as ['teal', '#884422']") from None
 
 
 def _parse_colour(spec: Any, name: str) -> Colour:
@@ -219,20 +226,21 @@ def _parse_colour(spec: Any, name: str) -> Colour:
         return parse_colour(spec, name)
     values = [int(value) for value in spec if isinstance(value, int | np.integer) and 0 <= value <= 255]
     if len(values) != 3 or len(spec) != 3:
-        raise UsageError(f"{name} {spec!r}: is no colour; give a CSS name, '#rrggbb' or three whole numbers 0 to 255")
+        raise UsageError(f"{name} {spec!r}: invalid colour; expected a CSS name, '#rrggbb' or three integers 0 to 255")
     return values[0], values[1], values[2]
 
 
 def _parse_replacements(spec: Any) -> tuple[tuple[Colour, Colour], ...]:
-    several = [spec] if isinstance(spec, str) else spec
+    items = [spec] if isinstance(spec, str) else spec
     try:
         pairs = [
-            parse_replacement(one) if isinstance(one, str) else _parse_colours(tuple(one), "replace") for one in several
+            parse_replacement(item) if isinstance(item, str) else _parse_colours(tuple(item), "replace")
+            for item in items
         ]
     except TypeError:
         pairs = [()]
     if any(len(pair) != 2 for pair in pairs):
-        raise UsageError(f"replace is {spec!r}: give a list of pairs, such as [('red', 'teal')] or ['red=teal']")
+        raise UsageError(f"replace is {spec!r}: expected a list of pairs, such as [('red', 'teal')] or ['red=teal']")
     return tuple((pair[0], pair[1]) for pair in pairs)
 
 
@@ -240,14 +248,14 @@ _load_lock = Lock()
 
 
 def _load_cached(model: Any) -> ColourModel:
-    """The net given, or the one at a place, which is read only once."""
+    """Return a given model, or load the model at a given path, once per file version."""
     if isinstance(model, PaletteModel | PhotoModel):
         return model
     if not (model is None or isinstance(model, str | PathLike)):
         raise UsageError(
-            f"model is a {type(model).__name__}: give a run folder, a checkpoint or what load_trained returns"
+            f"model has type {type(model).__name__}: expected a run folder, a checkpoint or a model from load_model"
         )
-    with _load_lock:  # so that two threads that ask at the same time wait for one reading
+    with _load_lock:  # Concurrent first calls load the file only once.
         if model is None:
             return _load(None, 0)
         path = resolve_checkpoint(Path(model)).resolve()
@@ -256,5 +264,5 @@ def _load_cached(model: Any) -> ColourModel:
 
 @lru_cache(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
-    """The net at ``path`` as it was at the time ``changed``."""
+    """Load a model; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
     return load_model(path)

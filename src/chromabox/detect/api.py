@@ -43,20 +43,27 @@ def detect(
             print(name, score, box)
 
     Args:
-        image: a Pillow image of any mode; an RGB or grey NumPy array [height, width], [height, width, 1],
-            [height, width, 3] or [height, width, 4] (alpha is ignored) of uint8, uint16, or float in [0, 1]; or the
-            path of an image file. The EXIF orientation is applied to files only; apply it to a Pillow image with
-            ``PIL.ImageOps.exif_transpose``.
-        weights: a name, a file, or a detector returned by ``load_detector`` or ``optimize_for_inference``. A detector
-            given by name or file is cached until the file changes. Calls from several threads are safe.
-        confidence, iou, classes, size: see :func:`chromabox.detect.inference.predict.detect_image`; ``classes`` may
-            also be a single name.
+        image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1); a NumPy array [height, width] or
+            [height, width, 1] (grey), [height, width, 3] (RGB) or [height, width, 4] (RGB and alpha, which is ignored)
+            of uint8, uint16, or float in [0, 1]; or the path of an image file. The EXIF orientation is applied to files
+            only; apply it to a Pillow image with ``PIL.ImageOps.exif_transpose``.
+        weights: the name ``"yolov3-tiny"``; the path of a run folder or of a .safetensors, .weights, .onnx or .pt file;
+            or a detector returned by ``load_detector`` or ``optimize_for_inference``. A detector given by name or path
+            is cached until the file changes. Calls from several threads are safe.
+        confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
+            can be detected as several classes.
+        iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
+        classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
+        size: side of the square network input in pixels, a multiple of the model's largest stride; None for the
+            detector's default.
 
     Returns:
-        supervision's ``Detections``: boxes in pixels of the image (``xyxy``), ``confidence``, ``class_id`` and
-        ``data["class_name"]``, in decreasing order of score.
+        supervision's ``Detections``, in decreasing order of score: ``xyxy``, float32 [detections, 4], corners (left,
+        top, right, bottom) of the boxes in pixels of the image, clipped to it; ``confidence``, float32 [detections],
+        the scores in [0, 1]; ``class_id``, int64 [detections]; and ``data["class_name"]``, the names.
 
-    Raise UsageError for an unsupported image or option, and ChromaboxError for a file that cannot be read.
+    Raise UsageError for an unsupported image and an invalid option. Raise ChromaboxError, the base class of UsageError,
+    for image data that cannot be decoded, for weights that cannot be read, and for a failed download.
     """
     pixels = _to_pixels(image)
     names = [classes] if isinstance(classes, str) else classes

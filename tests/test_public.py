@@ -129,14 +129,14 @@ REJECTED = [
 
 @pytest.mark.parametrize("module", NAMES)
 def test_public_names_exist(module: str) -> None:
-    found = importlib.import_module(module)
-    assert [name for name in NAMES[module].split() if not hasattr(found, name)] == []
+    imported = importlib.import_module(module)
+    assert [name for name in NAMES[module].split() if not hasattr(imported, name)] == []
 
 
-def outcome(
+def run_program(
     arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the program, run in this process."""
+    """Run the program in this process; return its exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["chromabox", *arguments.split()])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -145,35 +145,35 @@ def outcome(
 
 
 def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = outcome("--help", monkeypatch, capsys)
+    code, out, _ = run_program("--help", monkeypatch, capsys)
     assert code == 0
     names = list(dict.fromkeys(command.split()[0] for command in FLAGS))
     assert re.findall(r"^  ([a-z]+)  ", out.partition("Options:")[0], re.MULTILINE) == names
     assert list(COMMANDS) == names
 
 
-def test_main_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = outcome("--help", monkeypatch, capsys)[1].splitlines()
+def test_main_help_fits_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run_program("--help", monkeypatch, capsys)[1].splitlines()
     assert len(lines) <= 45
     assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = outcome(f"{command} --help", monkeypatch, capsys)
+    code, out, _ = run_program(f"{command} --help", monkeypatch, capsys)
     assert code == 0
     assert out.startswith(f"usage: chromabox {command} ")
     # Every option has a line of the box that begins with its names.
     lines = [line[1:].strip() for line in out.splitlines() if re.match(r"\W+ -", line)]
-    found = {name for line in lines for name in re.findall(r"(?<![\w-])--?[a-z][a-z.-]*", line.split("  ")[0])}
-    assert found - {"-h", "--help"} == set(FLAGS[command].split())
+    options = {name for line in lines for name in re.findall(r"(?<![\w-])--?[a-z][a-z.-]*", line.split("  ")[0])}
+    assert options - {"-h", "--help"} == set(FLAGS[command].split())
 
 
 @pytest.mark.parametrize("command", ["data", "palette", *FLAGS])
-def test_help_of_a_command_is_readable(
+def test_command_help_is_readable(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = outcome(f"{command} --help", monkeypatch, capsys)[1]
+    out = run_program(f"{command} --help", monkeypatch, capsys)[1]
     assert "None" not in out
     assert "options options" not in out
     assert "(default: )" not in out
@@ -214,48 +214,48 @@ def test_earlier_names_are_accepted(command: str, earlier: str, present: str) ->
     assert with_current_names(command, present.split()) == present.split()
 
 
-def test_earlier_name_of_a_command_is_accepted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert outcome("geometry --kernel 3", monkeypatch, capsys) == outcome("padding --kernel 3", monkeypatch, capsys)
+def test_earlier_command_name_is_accepted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program("geometry --kernel 3", monkeypatch, capsys) == run_program(
+        "padding --kernel 3", monkeypatch, capsys
+    )
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome("--version", monkeypatch, capsys) == (0, f"chromabox {version('chromabox')}\n", "")
+    assert run_program("--version", monkeypatch, capsys) == (0, f"chromabox {version('chromabox')}\n", "")
 
 
 @pytest.mark.parametrize(("arguments", "part"), INVALID)
 def test_invalid_arguments_exit_with_code_2(
     arguments: str, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = outcome(arguments, monkeypatch, capsys)
+    code, out, err = run_program(arguments, monkeypatch, capsys)
     assert (code, out) == (2, "")
     assert part in err
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), REJECTED)
-def test_rejected_arguments_give_one_line(
-    arguments: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("arguments", "message"), REJECTED)
+def test_rejected_arguments_print_one_line(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = outcome(arguments, monkeypatch, capsys)
+    code, out, err = run_program(arguments, monkeypatch, capsys)
     assert (code, out) == (2, "")
-    assert err.startswith(f"chromabox: {sentence}")
+    assert err.startswith(f"chromabox: {message}")
     assert err.count("\n") == 1
 
 
-def test_program_prints_one_line() -> None:
+def test_program_prints_one_line_on_error() -> None:
     command = [sys.executable, "-m", "chromabox", "train", "unet", "--accumulate", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"chromabox: --accumulate is 0, expected at least 1\n", done.stderr)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert re.fullmatch(r"chromabox: --accumulate is 0, expected at least 1\n", completed.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("train", "finetune", "colour"))])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "chromabox", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    modules = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0
+    modules = {line.split("|")[-1].strip().split(".")[0] for line in completed.stderr.splitlines() if "|" in line}
     assert "chromabox" in modules
     assert not modules & {"torch", "sklearn", "skimage", "matplotlib", "scipy", "tensorboard", "numpy"}

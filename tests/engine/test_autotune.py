@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.autotune import RuntimeConfig, autotune
+from chromabox.engine.autotune import RuntimeConfig, autotune, has_fast_bfloat16
 from chromabox.engine.runtime_options import RuntimeOptions
 
 FIXED = [
@@ -90,7 +90,20 @@ def test_measurement_has_no_side_effects(tiny: ModuleType, training: bool) -> No
     assert model[0].weight.dtype == torch.float32
 
 
-def test_open_options_are_measured_in_training_mode(tiny: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [("cpu", "DEFAULT", False), ("cpu", "AVX2", False), ("cpu", "AVX512", True), ("cuda:1", "AVX2", True)],
+)
+def test_has_fast_bfloat16(monkeypatch: pytest.MonkeyPatch, device: str, capability: str, expected: bool) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert has_fast_bfloat16(device) is expected
+
+
+@pytest.mark.parametrize(("capability", "autocasts"), [("AVX2", {False}), ("AVX512", {False, True})])
+def test_open_options_are_measured_in_training_mode(
+    monkeypatch: pytest.MonkeyPatch, tiny: ModuleType, capability: str, autocasts: set[bool]
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     compute_loss, measured = make_loss(tiny), set()
 
     def record(forward: Callable[[Tensor], Tensor]) -> Tensor:
@@ -101,7 +114,7 @@ def test_open_options_are_measured_in_training_mode(tiny: ModuleType) -> None:
 
     autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_model(), record, total_steps=1)
     assert {channels_last for channels_last, _ in measured} == {False, True}
-    assert {autocast for _, autocast in measured} == {False, True}
+    assert {autocast for _, autocast in measured} == autocasts
 
 
 @pytest.mark.parametrize(
@@ -124,6 +137,7 @@ def test_rejected_changes_are_tried_again_after_later_ones(
         return float(seconds[measured[-1]])
 
     monkeypatch.setattr("chromabox.engine.autotune._time_step", time_step)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     options = RuntimeOptions(device="cpu", compile="off", threads=1)
     selected = autotune(options, nn.Linear(2, 2), lambda forward: torch.zeros(()), total_steps=1)
     assert (int(selected.precision == "bfloat16"), int(selected.channels_last)) == expected

@@ -49,11 +49,31 @@ def assert_orthogonalised(update: Tensor, matrix: Tensor) -> None:
     torch.testing.assert_close(left @ projected @ right, update, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_step_is_the_orthogonalised_gradient(shape: tuple[int, ...]) -> None:
+def test_step_is_the_orthogonalised_gradient_in_both_precisions(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], capability: str
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     kernel = nn.Parameter(random_tensor(*shape))
     gradient = well_conditioned(shape, 1) * 1e-3  # The scale of the gradient has no effect.
     assert_orthogonalised(take_step(Muon([kernel], lr=LR), kernel, gradient), gradient)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
+def test_bfloat16_is_used_only_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    dtypes = []
+
+    def record(matrix: Tensor) -> Tensor:
+        dtypes.append(matrix.dtype)
+        return matrix
+
+    monkeypatch.setattr("chromabox.engine.optim.newton_schulz", record)
+    take_step(Muon([kernel := nn.Parameter(random_tensor(4, 3, 3, 3))], lr=LR), kernel, random_tensor(4, 3, 3, 3))
+    assert dtypes == [dtype]
 
 
 def test_momentum_is_nesterov() -> None:

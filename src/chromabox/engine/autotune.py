@@ -65,6 +65,11 @@ class RuntimeConfig:
         return ", ".join(parts)
 
 
+def has_fast_bfloat16(device: str | torch.device) -> bool:
+    """Return whether PyTorch's bfloat16 products are fast on the device: on any GPU, and on a CPU with AVX-512."""
+    return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def resolve_device(options: RuntimeOptions) -> str:
     """Return the given device; for ``auto``, ``cuda`` if available and ``cpu`` otherwise."""
     if options.device != "auto":
@@ -96,7 +101,7 @@ def autotune(
     trials: list[dict[str, object]] = []
     if options.channels_last == "auto":
         trials.append({"channels_last": True})
-    if options.precision == "auto":
+    if options.precision == "auto" and has_fast_bfloat16(fixed.device):
         trials.append({"precision": "bfloat16"})
     if options.threads == 0 and fixed.threads > 1:
         trials.append({"threads": 1})

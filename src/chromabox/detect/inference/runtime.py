@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import Detector
-from chromabox.engine.autotune import RuntimeConfig, resolve_device
+from chromabox.engine.autotune import RuntimeConfig, has_fast_bfloat16, resolve_device
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.runtime.parallel import num_threads
 
@@ -59,7 +59,8 @@ def optimize_for_inference(detector: Detector, options: RuntimeOptions = FLOAT32
     )
     trials: list[dict[str, object]] = []
     if options.precision == "auto":
-        trials.append({"precision": "bfloat16"})
+        if has_fast_bfloat16(runtime.device):
+            trials.append({"precision": "bfloat16"})
         if not options.threads and runtime.threads > 1 and runtime.device == "cpu":
             trials.append({"threads": 1})
     if trials:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import Float, Integer, OutputPath, option, print_line
 from chromabox.errors import UsageError
@@ -66,7 +66,7 @@ def colour(
     *,
     output: OutputPath,
     explain: bool = False,
-    colours: OmitArgPrefixes[ColourArgs] = ColourArgs(),
+    colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
     folder: OmitArgPrefixes[FolderArgs] = FolderArgs(),
     video: OmitArgPrefixes[VideoArgs] = VideoArgs(),
 ) -> int:

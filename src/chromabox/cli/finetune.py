@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import DEFAULT_RUNTIME, Integer, absolute_path, option, print_line, require_new_run
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
@@ -67,7 +67,7 @@ def finetune(
     output: Annotated[Path | None, option("PATH", "runs/finetune-DATA-seedN", short="-o")] = None,
     resume: Annotated[Path | None, option("PATH", "start a new run")] = None,
     training: OmitArgPrefixes[FinetuneTrainingArgs] = FinetuneTrainingArgs(),
-    classes: OmitArgPrefixes[ClassArgs] = ClassArgs(),
+    classes: Annotated[OmitArgPrefixes[ClassArgs], arg(name="class")] = ClassArgs(),
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
     """Fine-tune a detector on a labelled dataset.

@@ -1,7 +1,9 @@
 """Runtime options of training. The module does not import torch, to keep the command line fast."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class RuntimeOptions:
     """Use torch.compile (requires a C++ compiler; faster on long runs)."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout for images and features."""
-    threads: int = 0
+    threads: Annotated[int, arg(metavar="N")] = 0
     """Threads per process; 0: selected by the measurement."""
-    device: str = "auto"
+    device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, or auto (cuda if available)."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from chromabox.detect.models.architecture import Architecture, Convolution, Yolo
-from chromabox.detect.models.darknet import DARKNET, DarknetModel, Variant
+from chromabox.detect.models.architecture import DARKNET, Architecture, Convolution, Variant, Yolo
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import Detector
 
 CLASS_NAMES = ("cat", "dog", "red fox")

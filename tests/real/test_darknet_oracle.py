@@ -13,8 +13,8 @@ import torch
 
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.models.architecture import Architecture, yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ConvolutionLayer, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, Architecture, yolov3, yolov3_tiny
+from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.darknet_cfg import read_cfg, write_cfg
 from chromabox.detect.weights.load import load_detector, write_darknet
 from chromabox.errors import ChromaboxError

@@ -19,8 +19,8 @@ from chromabox.colour.training.recipes import make_photo_recipe
 from chromabox.colour.training.train_photo import NUM_FROZEN_LAYERS, PhotoConfig, init_model
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.inference.runtime import optimize_for_inference
-from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, yolov3_tiny
+from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.convert import convert_weights
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, download_pretrained, load_detector, write_darknet

@@ -27,7 +27,8 @@ from chromabox.assignment.count import (
 from chromabox.assignment.padding import PaddingOptions, solve_paddings
 from chromabox.colour.models import MODELS
 from chromabox.colour.weights.checkpoint import load_model
-from chromabox.detect.models.darknet import DARKNET, DarknetModel
+from chromabox.detect.models.architecture import DARKNET
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import ARCHITECTURES, is_detector, load_detector
 from chromabox.errors import UsageError
 

@@ -17,8 +17,8 @@ from chromabox.colour.weights.checkpoint import load_model
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.synthetic import make_synthetic_dataset
-from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, yolov3_tiny
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import Detector, download_pretrained, save_detector

@@ -20,11 +20,11 @@ from chromabox.assignment.sections.results import (
     unet_curves,
     unet_results,
 )
+from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import package_versions
 from chromabox.experiments.runs import RunIndex, find_runs, read_summary
 from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text
 from chromabox.report.document.write import WrittenDocument, write_document
-from chromabox.runtime.parallel import num_threads
 
 SectionBuilder = Callable[[RunIndex, Path], Section]
 

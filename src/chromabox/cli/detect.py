@@ -10,9 +10,6 @@ from tyro.conf import OmitArgPrefixes, Positional
 from chromabox.cli.options import Float, OutputPath, option, print_line
 from chromabox.errors import UsageError
 
-#: Autotuning takes one or two seconds; it pays off for videos and from this number of images.
-MIN_IMAGES_TO_AUTOTUNE = 50
-
 
 @dataclass(frozen=True)
 class DetectionArgs:
@@ -28,8 +25,8 @@ class DetectionArgs:
 
 @dataclass(frozen=True)
 class MachineArgs:
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: for videos and many images bfloat16 if a short measurement finds it faster."""
+    device: Annotated[str, option("NAME")] = "auto"
+    """cpu, cuda, coreml, directml, or auto (the best one that ONNX Runtime supports here)."""
     workers: Annotated[int | None, option("N", "one per core")] = None
     """Number of worker threads."""
 
@@ -66,20 +63,16 @@ def detect(
 
     plan = plan_detection_outputs(inputs, output, format)
     from chromabox.detect.inference.predict import InferenceOptions
-    from chromabox.detect.inference.runtime import FLOAT32_OPTIONS, optimize_for_inference
-    from chromabox.detect.weights.load import load_detector
-    from chromabox.engine.runtime_options import RuntimeOptions
+    from chromabox.detect.weights.onnx_model import open_detector
 
-    detector = load_detector(weights)
+    # Several images are processed in parallel by one thread each, a single image or a video frame by all threads.
+    threads = 1 if len(plan.images) > 1 and not plan.videos else None
+    detector = open_detector(weights, size=detection.size, threads=threads, device=runtime.device)
     options = InferenceOptions.for_detector(
         detector, detection.confidence, detection.iou, detection.classes or None, detection.size
     )
-    few = runtime.precision == "auto" and not plan.videos and len(plan.images) < MIN_IMAGES_TO_AUTOTUNE
-    optimized = optimize_for_inference(
-        detector, FLOAT32_OPTIONS if few else RuntimeOptions(precision=runtime.precision)
-    )
-    print_line(f"{weights} at {options.size} pixels: {optimized.runtime}")
-    summary = run_detection(plan, optimized, options, workers=runtime.workers, log=print_line)
+    print_line(f"{weights} at {options.size} pixels")
+    summary = run_detection(plan, detector, options, workers=runtime.workers, log=print_line)
     print_line(f"{summary}\n{output}")
     for reason in summary.errors:
         print(f"chromabox: skipped: {reason}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """``chromabox.detect()``: object detection in a Pillow image, a NumPy array or an image file."""
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from os import PathLike
@@ -13,8 +14,7 @@ from PIL import Image
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.inference.runtime import OptimizedDetector, optimize_for_inference
-from chromabox.detect.weights.load import Detector, load_detector
+from chromabox.detect.weights.onnx_model import OnnxDetector, open_detector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import from_float, read_image
 
@@ -39,7 +39,7 @@ def detect(
         from PIL import Image
 
         detections = chromabox.detect(Image.open("dog.jpg"))
-        for box, name, score in zip(detections.xyxy, detections.data["class_name"], detections.confidence):
+        for box, name, score in zip(detections.xyxy, detections.class_names, detections.confidence):
             print(name, score, box)
 
     Args:
@@ -47,27 +47,30 @@ def detect(
             [height, width, 1] (grey), [height, width, 3] (RGB) or [height, width, 4] (RGB and alpha, which is ignored)
             of uint8, uint16, or float in [0, 1]; or the path of an image file. The EXIF orientation is applied to files
             only; apply it to a Pillow image with ``PIL.ImageOps.exif_transpose``.
-        weights: the name ``"yolov3-tiny"``; the path of a run folder or of a .safetensors, .weights, .onnx or .pt file;
-            or a detector returned by ``load_detector`` or ``optimize_for_inference``. A detector given by name or path
-            is cached until the file changes. Calls from several threads are safe.
+        weights: the path of an exported .onnx file or of a run folder; a detector returned by ``open_detector``; or,
+            if PyTorch is installed, the name ``"yolov3-tiny"`` or the path of a .safetensors, .weights, .onnx or .pt
+            file, which is exported to the cache folder on first use. A detector given by name or path is cached until
+            the file changes. Calls from several threads are safe.
         confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
             can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
         classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
-        size: side of the square network input in pixels, a multiple of the model's largest stride; None for the
-            detector's default.
+        size: side of the square network input in pixels; None for the detector's default. The size of an exported
+            file is fixed; for other weights, it is a multiple of the model's largest stride.
 
     Returns:
-        supervision's ``Detections``, in decreasing order of score: ``xyxy``, float32 [detections, 4], corners (left,
-        top, right, bottom) of the boxes in pixels of the image, clipped to it; ``confidence``, float32 [detections],
-        the scores in [0, 1]; ``class_id``, int64 [detections]; and ``data["class_name"]``, the names.
+        :class:`~chromabox.detect.detections.Detections` in decreasing order of score: ``xyxy``, float32 [detections,
+        4], corners (left, top, right, bottom) of the boxes in pixels of the image, clipped to it; ``confidence``,
+        float32 [detections], the scores in [0, 1]; ``class_id``, int64 [detections]; and ``class_names``, strings
+        [detections].
 
     Raise UsageError for an unsupported image and an invalid option. Raise ChromaboxError, the base class of UsageError,
     for image data that cannot be decoded, for weights that cannot be read, and for a failed download.
     """
     pixels = _to_pixels(image)
     names = [classes] if isinstance(classes, str) else classes
-    return detect_image(pixels, _resolve_detector(weights), confidence=confidence, iou=iou, classes=names, size=size)
+    detector = _resolve_detector(weights, size)
+    return detect_image(pixels, detector, confidence=confidence, iou=iou, classes=names, size=size)
 
 
 def _to_pixels(image: Any) -> Pixels:
@@ -107,22 +110,33 @@ def _array_to_pixels(array: np.ndarray) -> Pixels:
 _load_lock = Lock()
 
 
-def _resolve_detector(weights: Any) -> Detector | OptimizedDetector:
-    """Return a given detector, or load and optimise the detector with a given name or path, once per file version."""
-    if isinstance(weights, Detector | OptimizedDetector):
+def _reset_after_fork() -> None:
+    """Forget loaded detectors in a forked process: the threads of their sessions exist in the parent only."""
+    global _load_lock
+    _load_lock = Lock()
+    _load_cached.cache_clear()
+
+
+def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
+    """Return a given detector, or the detector with a given name or path, which is loaded once per file version."""
+    if isinstance(weights, OnnxDetector):
         return weights
     if not isinstance(weights, str | PathLike):
         raise UsageError(
-            f"weights has type {type(weights).__name__}: expected a name, a file or a detector from load_detector"
+            f"weights has type {type(weights).__name__}: expected a name, a file or a detector from open_detector"
         )
     path = Path(weights)
     with _load_lock:  # Concurrent first calls load the file only once.
         return _load_cached(
-            weights if isinstance(weights, str) else path, path.stat().st_mtime_ns if path.exists() else 0
+            weights if isinstance(weights, str) else path, size, path.stat().st_mtime_ns if path.exists() else 0
         )
 
 
 @lru_cache(maxsize=2)
-def _load_cached(weights: str | Path, mtime_ns: int) -> OptimizedDetector:
-    """Load and optimise a detector; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
-    return optimize_for_inference(load_detector(weights))
+def _load_cached(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
+    """Load a detector; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
+    return open_detector(weights, size=size)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

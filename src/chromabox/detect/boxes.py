@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from chromabox.detect.models.darknet import Variant
+from chromabox.detect.models.architecture import Variant
 from chromabox.errors import UsageError
 from chromabox.io.images import Pixels as Pixels
 

@@ -173,6 +173,17 @@ def _time_step(
 
 
 @contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Set the number of PyTorch threads within the context, also for threads started in it."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+@contextmanager
 def wrap_compile_errors(runtime: RuntimeConfig) -> Iterator[None]:
     """Raise ChromaboxError with a short message if torch.compile fails. Do nothing in eager mode."""
     if not runtime.compile:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
-from chromabox.runtime.session import require_onnx
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,7 +54,6 @@ def to_onnx(
 
     Raise UsageError if a library is missing, and ChromaboxError if PyTorch cannot export the model.
     """
-    require_onnx()
     try:
         with _suppress_export_warnings():
             program = torch.onnx.export(
@@ -69,7 +67,7 @@ def to_onnx(
                 verbose=False,
             )
     except ImportError as error:
-        raise UsageError(f"exporting requires {error.name}: install it with pip install 'chromabox[export]'") from error
+        raise UsageError(f"exporting requires {error.name}: install it with pip install 'chromabox[train]'") from error
     except Exception as error:  # The exporter raises many types of exceptions.
         reason = " ".join(str(error).split())[:300]
         raise ChromaboxError(f"the model cannot be exported to ONNX with opset {opset} ({reason})") from error

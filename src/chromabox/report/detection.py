@@ -15,9 +15,9 @@ from rich.table import Table
 from chromabox.detect.data.dataset import utf8_safe
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.evaluation.evaluate import DetectionEvaluation, default_split, evaluate_detector, find_leaks
-from chromabox.detect.inference.runtime import optimize_for_inference
-from chromabox.detect.models.darknet import get_variant
+from chromabox.detect.models.architecture import get_variant
 from chromabox.detect.weights.load import load_detector
+from chromabox.engine.autotune import num_threads
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.report.dataset import printable
@@ -52,7 +52,8 @@ def evaluate_detector_file(
     split_name = split or default_split(dataset)
     evaluated = dataset if split_name is None else dataset.split(split_name)
     input_size = size or detector.size
-    result = evaluate_detector(optimize_for_inference(detector), evaluated, size=input_size, show_progress=True)
+    with num_threads(1):  # Images are processed in parallel instead.
+        result = evaluate_detector(detector.fused(), evaluated, size=input_size, show_progress=True)
     leaks = find_leaks(dataset, split_name, max_images=MAX_LEAK_CHECK_IMAGES) if split_name else []
     warnings = [f"{first} is identical or nearly identical to {second} in another split" for first, second in leaks]
     num_issues = len([issue for issue in evaluated.issues if issue.issue_type != "huge box"])

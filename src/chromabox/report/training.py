@@ -24,7 +24,6 @@ from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import annotate
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.inference.runtime import optimize_for_inference
 from chromabox.detect.training.auto_freeze import choose_num_frozen
 from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.finetune import FinetuneResult, finetune
@@ -173,7 +172,7 @@ class ErrorCase:
 
 def write_samples(result: FinetuneResult, folder: Path) -> None:
     """Write ``sheet.png`` (ground truth and prediction of the first images) and ``mistakes.png`` (the worst errors)."""
-    detector = optimize_for_inference(result.detector)
+    detector = result.detector.fused()
     samples, size = result.val_data.samples, result.detector.size
     detections = [
         detect_image(read_image(sample.path).pixels, detector, confidence=MIN_ERROR_CONFIDENCE, size=size)
@@ -221,7 +220,7 @@ def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset)
         xyxy=sample.boxes.astype(np.float32),
         confidence=np.ones(len(sample.boxes), np.float32),
         class_id=sample.class_ids,
-        data={"class_name": np.array(dataset.classes, dtype=str)[sample.class_ids]},
+        class_names=np.array(dataset.classes, dtype=str)[sample.class_ids],
     )
     return [_fit_tile(annotate(pixels, boxes)) for boxes in (truth, detections)]
 

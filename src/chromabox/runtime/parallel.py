@@ -1,30 +1,21 @@
-"""Ordered processing in worker threads."""
+"""Parallel processing in threads."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
-import torch
-
 from chromabox.errors import UsageError
-
-
-@contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Set the number of PyTorch threads within the context, also for threads started in it."""
-    previous = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)
-
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def num_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_ordered(
@@ -32,28 +23,40 @@ def map_ordered(
 ) -> Generator[Result, None, None]:
     """Yield the results of ``func`` in the order of the items.
 
-    Each of ``workers`` threads (None: PyTorch's number of threads) processes one item completely, with PyTorch limited
-    to a single thread. Some workers read while others compute, and workers do not synchronise within a layer, which
-    makes several threads per image slow on a busy machine. At most twice as many items as workers are started or
-    finished before their results are consumed.
+    Each of ``workers`` threads (None: one per core) processes one item completely. Some workers read while others
+    compute. At most twice as many items as workers are started or finished before their results are consumed.
 
     Raise UsageError if ``workers`` is below 1. An exception in ``func`` is raised at the position of its item.
     """
-    count = torch.get_num_threads() if workers is None else workers
+    count = num_cores() if workers is None else workers
     if count < 1:
         raise UsageError(f"workers is {workers}: expected at least 1")
     return _map_ordered(iter(items), func, count)
 
 
 def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers: int) -> Generator[Result, None, None]:
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    # The setting of the workers also applies to threads started later and must be restored.
-    with num_threads(torch.get_num_threads()):
-        try:
-            pending = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(func, item) for item in islice(items, 1))
-                yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        pending = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(func, item) for item in islice(items, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_row_bands(func: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int, threads: int) -> None:
+    """Call ``func`` for bands of rows of an image [height, width, …] in several threads; NumPy releases the GIL.
+
+    A band has about ``band_pixels`` pixels. An exception in ``func`` is raised.
+    """
+    rows = max(1, band_pixels // shape[1])
+    bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
+    if min(threads, len(bands)) == 1:
+        for band in bands:
+            func(band)
+        return
+    with ThreadPoolExecutor(min(threads, len(bands))) as pool:
+        for _ in pool.map(func, bands):
+            pass

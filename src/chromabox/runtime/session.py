@@ -1,47 +1,80 @@
-"""Optional ONNX libraries, and ONNX Runtime sessions on the CPU."""
+"""ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
+import onnxruntime
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.runtime.parallel import num_cores
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+#: Execution providers for each device, best first. ``auto`` uses the first available one.
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+#: The key that starts each reference to a tensor in another file (field 1 of ``StringStringEntryProto``).
+_EXTERNAL_DATA_KEY = b"\x0a\x08location\x12"
 
 
-def require_onnx() -> tuple[Any, Any]:
-    """Import and return onnx and onnxruntime. Raise UsageError if one is not installed."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError(f"ONNX files require {error.name}: install it with pip install 'chromabox[export]'") from error
-    return onnx, onnxruntime
+def resolve_provider(device: str = "auto") -> str:
+    """Return the execution provider for a device: auto, cpu, cuda, coreml or directml.
+
+    ``auto`` selects the first of cuda, coreml and directml that this build of ONNX Runtime supports, otherwise cpu.
+    Raise UsageError for an unknown device and for one that this build does not support.
+    """
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        return next(provider for provider in PROVIDERS.values() if provider in available)
+    if device not in PROVIDERS:
+        raise UsageError(f"--device is {device!r}: expected auto, {', '.join(PROVIDERS)}")
+    if PROVIDERS[device] not in available:
+        supported = ", ".join(name for name, provider in PROVIDERS.items() if provider in available)
+        raise UsageError(f"--device {device}: this installation of ONNX Runtime supports {supported} only")
+    return PROVIDERS[device]
 
 
 def open_session(
-    path: Path, model_bytes: bytes, input_names: Sequence[str], output_names: Sequence[str]
-) -> "InferenceSession":
-    """Create a session for the model in ``model_bytes``, read from ``path``, with PyTorch's current number of threads.
+    path: Path,
+    model_bytes: bytes,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+) -> onnxruntime.InferenceSession:
+    """Create a session for the model in ``model_bytes``, read from ``path``.
 
-    Libraries with custom operators are not loaded. Raise ChromaboxError if onnxruntime cannot open the model or the
-    names of its inputs and outputs are not as expected.
+    Libraries with custom operators are not loaded, and tensors in other files are rejected.
+
+    Args:
+        path: file named in errors.
+        model_bytes: contents of an ONNX file.
+        input_names, output_names: expected names of the inputs and outputs, in order.
+        threads: number of threads of an operator; None: all available cores.
+        device: see :func:`resolve_provider`.
+
+    Raise ChromaboxError if ONNX Runtime cannot open the model or the names of its inputs and outputs differ, and
+    UsageError for a device that is not available.
     """
-    _, onnxruntime = require_onnx()
+    provider = resolve_provider(device)
+    if _EXTERNAL_DATA_KEY in model_bytes:
+        raise ChromaboxError(f"{path}: the model refers to tensors in other files; expected a model in one file")
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
     # Spinning threads would occupy cores that other work can use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # Errors only; they are also raised.
     try:
-        session = onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no other common base class.
-        raise ChromaboxError(f"{path}: onnxruntime cannot open the model ({one_line(error)})") from error
+        session = onnxruntime.InferenceSession(
+            model_bytes, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
+        raise ChromaboxError(f"{path}: ONNX Runtime cannot open the model ({one_line(error)})") from error
     names = [[value.name for value in values] for values in (session.get_inputs(), session.get_outputs())]
     if names != [list(input_names), list(output_names)]:
         expected = f"{list(input_names)} and {list(output_names)}"

@@ -20,7 +20,7 @@ from chromabox.assignment.analysis.detector_analysis import (
 )
 from chromabox.assignment.sections.class_loss import class_loss_blocks, class_loss_section, total_loss_blocks
 from chromabox.assignment.sections.freezing import freezing_section, frozen_verdict
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Variant
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, Variant
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.loss import DetectionLoss

@@ -11,7 +11,7 @@ from PIL import Image
 from chromabox.detect.boxes import letterbox_for
 from chromabox.detect.data.augment import Augmentation, augment_sample, letterbox_sample
 from chromabox.detect.data.dataset import DetectionDataset, Sample
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_6
 from chromabox.errors import UsageError
 
 #: Colours by class, which differ clearly from each other and from the backgrounds.

@@ -19,8 +19,8 @@ from chromabox.detect.evaluation.evaluate import (
 )
 from chromabox.detect.evaluation.metrics import ImagePredictions
 from chromabox.detect.inference.predict import FileResult
-from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, yolov3_tiny
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError
 from detection_fixtures import make_yolo_dataset

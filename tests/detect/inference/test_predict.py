@@ -9,7 +9,8 @@ import torch
 from chromabox.detect.boxes import darknet_letterbox, iou, letterbox_for
 from chromabox.detect.inference.predict import detect_files, detect_image
 from chromabox.detect.inference.runtime import optimize_for_inference
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, VARIANTS, decode_all
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, VARIANTS
+from chromabox.detect.models.darknet import decode_all
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.io.images import write_image

@@ -8,6 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chromabox.detect.models.architecture import (
+    DARKNET,
+    ULTRALYTICS_9_0,
+    ULTRALYTICS_9_6,
+    VARIANTS,
     Architecture,
     Convolution,
     Layer,
@@ -15,20 +19,13 @@ from chromabox.detect.models.architecture import (
     Route,
     Shortcut,
     Upsample,
-    Yolo,
-    yolov3_tiny,
-)
-from chromabox.detect.models.darknet import (
-    DARKNET,
-    ULTRALYTICS_9_0,
-    ULTRALYTICS_9_6,
-    VARIANTS,
-    ConvolutionLayer,
-    DarknetModel,
     Variant,
+    Yolo,
     get_variant,
     variant_from_json,
+    yolov3_tiny,
 )
+from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.errors import UsageError
 
 ANCHORS = ((10.0, 14.0), (23.0, 27.0))

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chromabox.detect.models.architecture import Architecture, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, Variant, decode_all, decode_candidates
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, Architecture, Variant, yolov3_tiny
+from chromabox.detect.models.darknet import decode_all, decode_candidates
 
 SIZE = 64
 

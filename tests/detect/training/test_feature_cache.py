@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, yolov3_tiny
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import CachePrecision
 from chromabox.detect.training.feature_cache import fill_cache, open_cache, plan_cache, to_image_batch
 from chromabox.detect.training.freeze import freeze

@@ -16,8 +16,8 @@ from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.synthetic import Objects, make_synthetic_dataset
 from chromabox.detect.evaluation.evaluate import evaluate_detector
-from chromabox.detect.models.architecture import yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, yolov3_tiny
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.batches import AugmentedSamples, cached_reader
 from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
 from chromabox.detect.training.finetune import finetune

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from chromabox.detect.models.architecture import yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, DarknetModel
+from chromabox.detect.models.architecture import DARKNET, yolov3, yolov3_tiny
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.freeze import (
     freeze,
     layer_flops,

@@ -9,8 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chromabox.detect.models.architecture import Architecture, Convolution, Route, Yolo, yolov3
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, Variant, decode_all
+from chromabox.detect.models.architecture import (
+    DARKNET,
+    ULTRALYTICS_9_6,
+    Architecture,
+    Convolution,
+    Route,
+    Variant,
+    Yolo,
+    yolov3,
+)
+from chromabox.detect.models.darknet import decode_all
 from chromabox.detect.training.loss import DetectionLoss, ciou
 from chromabox.errors import UsageError
 

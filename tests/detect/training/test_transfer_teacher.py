@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, DarknetModel, Variant
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_6, Variant
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.transfer import Teacher, TeacherOutput, replace_heads
 from detector_fixtures import make_small_detector

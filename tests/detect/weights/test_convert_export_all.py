@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.models.darknet import ULTRALYTICS_9_0, DarknetModel
+from chromabox.detect.models.architecture import ULTRALYTICS_9_0
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights import convert
 from chromabox.detect.weights.convert import export_all_formats, export_darknet
 from chromabox.detect.weights.load import Detector, load_detector

@@ -12,8 +12,19 @@ from skimage import data
 
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.inference.runtime import optimize_for_inference
-from chromabox.detect.models.architecture import Architecture, Convolution, MaxPool, Route, Shortcut, Upsample, Yolo
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_6, DarknetModel, Variant, decode_all
+from chromabox.detect.models.architecture import (
+    DARKNET,
+    ULTRALYTICS_9_6,
+    Architecture,
+    Convolution,
+    MaxPool,
+    Route,
+    Shortcut,
+    Upsample,
+    Variant,
+    Yolo,
+)
+from chromabox.detect.models.darknet import DarknetModel, decode_all
 from chromabox.detect.weights import convert
 from chromabox.detect.weights.convert import DetectorExportReport, export_detector
 from chromabox.detect.weights.load import Detector, is_detector, load_detector

@@ -11,6 +11,9 @@ import torch
 
 from chromabox.detect.data.dataset import COCO_CLASSES, default_class_names
 from chromabox.detect.models.architecture import (
+    DARKNET,
+    ULTRALYTICS_9_0,
+    ULTRALYTICS_9_6,
     Architecture,
     Convolution,
     MaxPool,
@@ -20,7 +23,7 @@ from chromabox.detect.models.architecture import (
     Yolo,
     yolov3_tiny,
 )
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, DarknetModel
+from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.convert import convert_weights
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import (

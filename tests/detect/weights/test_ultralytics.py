@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.detect.models.architecture import Convolution, yolov3
-from chromabox.detect.models.darknet import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, ConvolutionLayer, Variant
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, Convolution, Variant, yolov3
+from chromabox.detect.models.darknet import ConvolutionLayer
 from chromabox.detect.weights.load import load_detector, save_detector, write_darknet
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.errors import ChromaboxError, UsageError

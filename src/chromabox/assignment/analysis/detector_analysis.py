@@ -13,7 +13,6 @@ from chromabox.detect.data.augment import letterbox_sample
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.inference.runtime import optimize_for_inference
 from chromabox.detect.models.architecture import Convolution
 from chromabox.detect.training.assigner import Assignments
 from chromabox.detect.training.batches import stack_targets
@@ -195,7 +194,7 @@ def _assignment_indices(assignments: Assignments) -> tuple[np.ndarray, np.ndarra
 def sample_detections(run: OpenedRun) -> list[SampleDetections]:
     """Return detections before and after fine-tuning for the first held-out images with objects."""
     samples = [sample for sample in run.initial.splits.val.samples if len(sample.boxes)][:NUM_SAMPLE_IMAGES]
-    before, after = optimize_for_inference(run.initial.detector), optimize_for_inference(run.detector)
+    before, after = run.initial.detector.fused(), run.detector.fused()
     size = run.config.size
     results = []
     for sample in samples:

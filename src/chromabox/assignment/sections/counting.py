@@ -11,9 +11,9 @@ from chromabox.assignment.count import CountOptions, Counts, K, ModelCounts, Val
 from chromabox.assignment.count_tables import QUANTITIES, format_formula, format_settings, format_size, layer_formulas
 from chromabox.assignment.padding import Padding, assignment_rule, search_paddings, solve_paddings
 from chromabox.colour.models import MODELS
+from chromabox.engine.autotune import num_threads
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Formula, Number, Section, Table, Text
-from chromabox.runtime.parallel import num_threads
 
 MODEL = "pool-upsample"
 OTHER_MODELS = ("conv-transpose", "unet")

@@ -15,7 +15,7 @@ from PIL import Image
 from chromabox.detect.boxes import letterbox_for, xyxy_to_cxcywh
 from chromabox.detect.data.dataset import BoxTuple, DetectionDataset, Sample
 from chromabox.detect.data.dataset import RgbImage as RgbImage
-from chromabox.detect.models.darknet import Variant
+from chromabox.detect.models.architecture import Variant
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 

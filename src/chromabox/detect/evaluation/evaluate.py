@@ -29,7 +29,8 @@ from chromabox.detect.evaluation.metrics import (
     match_course,
     precision_recall_curves,
 )
-from chromabox.detect.inference.predict import AnyDetector, detect_files, unwrap_detector
+from chromabox.detect.inference.predict import detect_files
+from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 
@@ -95,7 +96,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def evaluate_detector(
-    detector: AnyDetector,
+    detector: DetectorModel,
     data: DetectionDataset,
     *,
     size: int | None = None,
@@ -108,7 +109,7 @@ def evaluate_detector(
     """Evaluate a detector on all images of a dataset.
 
     Args:
-        detector: as loaded, or optimised for inference.
+        detector: the detector.
         data: labelled images; its classes are matched to those of the detector by name, see ``remap_classes``.
         size: side of the square network input in pixels; None for the detector's default.
         confidence: confidence threshold in [0, 1].
@@ -119,8 +120,7 @@ def evaluate_detector(
 
     Raise ChromaboxError if the detector has none of the classes, or if there is no ground-truth box.
     """
-    loaded = unwrap_detector(detector)
-    remapped, unknown = remap_classes(data, loaded.classes)
+    remapped, unknown = remap_classes(data, detector.classes)
     warnings: list[str] = []
     if unknown:
         num_ignored = sum(len(sample.boxes) for sample in data.samples)
@@ -141,7 +141,7 @@ def evaluate_detector(
 
 
 def _to_predictions(detections: Any) -> ImagePredictions:
-    """Convert supervision's detections to float64. None, for a file that could not be read, has no detections."""
+    """Convert detections to float64. None, for a file that could not be read, has no detections."""
     if detections is None or len(detections) == 0:
         return ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
     return ImagePredictions(

@@ -21,13 +21,13 @@ from chromabox.detect.inference.outputs import (
     write_yolo_labels,
 )
 from chromabox.detect.inference.predict import InferenceOptions, detect_file, run_detector
-from chromabox.detect.inference.runtime import OptimizedDetector
+from chromabox.detect.weights.onnx_model import OnnxDetector
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import check_not_input, write_image
 from chromabox.io.paths import expand_inputs, map_outputs
 from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
-from chromabox.runtime.parallel import map_ordered, num_threads
+from chromabox.runtime.parallel import map_ordered
 
 OutputFormat = Literal["images", "json", "csv", "yolo"]
 TABLE_FORMATS = {".json": "json", ".csv": "csv"}
@@ -162,7 +162,7 @@ class BatchSummary:
 
 def run_detection(
     plan: OutputPlan,
-    detector: OptimizedDetector,
+    detector: OnnxDetector,
     options: InferenceOptions,
     *,
     workers: int | None = None,
@@ -170,8 +170,8 @@ def run_detection(
 ) -> BatchSummary:
     """Process all planned inputs and write the outputs. A file that fails is recorded, and the others are processed.
 
-    ``log`` is called for every image and video. Images are processed by ``workers`` threads (None: PyTorch's number of
-    threads). Raise ChromaboxError only if a JSON, CSV or class list file cannot be written.
+    ``log`` is called for every image and video. Images are processed by ``workers`` threads (None: one per core). Raise
+    ChromaboxError only if a JSON, CSV or class list file cannot be written.
     """
     summary = BatchSummary()
     all_results: list[ImageDetections] = []
@@ -203,7 +203,7 @@ def run_detection(
         except ChromaboxError as error:
             summary.errors.append(str(error))
     summary.seconds = time.perf_counter() - start_time
-    _write_results(plan, all_results, detector.detector.classes)
+    _write_results(plan, all_results, detector.classes)
     return summary
 
 
@@ -217,7 +217,7 @@ def _write_results(plan: OutputPlan, results: list[ImageDetections], classes: tu
 
 
 def _process_image(
-    planned_file: PlannedFile, labels: Path | None, detector: OptimizedDetector, options: InferenceOptions
+    planned_file: PlannedFile, labels: Path | None, detector: OnnxDetector, options: InferenceOptions
 ) -> ImageDetections | str:
     """Detect objects in an image and write its files; return the detections, or an error message."""
     file_result = detect_file(planned_file.source, detector, options)
@@ -238,15 +238,14 @@ def _process_image(
 def _process_video(
     planned_file: PlannedFile,
     labels: Path | None,
-    detector: OptimizedDetector,
+    detector: OnnxDetector,
     options: InferenceOptions,
     on_result: Callable[[ImageDetections], None],
 ) -> int:
     """Detect objects in a video, frame by frame, and write its files; return the number of frames."""
     video = probe_video(planned_file.source)
     num_done = 0
-    progress = progress_bar(planned_file.name, video.num_frames, unit="frames")
-    with progress as tick, num_threads(detector.runtime.threads):
+    with progress_bar(planned_file.name, video.num_frames, unit="frames") as tick:
 
         def process_frame(pixels: Pixels) -> Pixels:
             nonlocal num_done

@@ -10,17 +10,19 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
 from chromabox.detect.data.dataset import COCO_CLASSES
-from chromabox.detect.detections import Detections, supervision
+from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.images import to_uint8
@@ -46,6 +48,8 @@ _COLOURS = (
 )
 #: Height of text and thickness of lines, as fractions of the shorter side of the image.
 _TEXT_HEIGHT, _LINE_WIDTH = 1 / 36, 1 / 300
+#: Left, top, right and bottom in pixels.
+_LabelBox = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -71,34 +75,58 @@ class ImageDetections:
 
     def summary(self) -> str:
         """Return the number of detections of each class, most frequent first: ``dog 2, car 1``."""
-        names, counts = np.unique(_class_names(self.detections), return_counts=True)
+        names, counts = np.unique(self.detections.class_names, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return ", ".join(f"{names[index]} {counts[index]}" for index in order) or "nothing"
 
 
 def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "height width 3"]:
     """Return a copy of the image with boxes and labels, drawn in proportion to its size."""
-    image = to_uint8(pixels).copy()
-    if not len(detections):
-        return image
-    side = min(image.shape[:2])
-    colours = supervision.ColorPalette.from_hex(list(_COLOURS))
-    boxes = supervision.BoxAnnotator(colours, thickness=max(round(side * _LINE_WIDTH), 1))
-    labels = supervision.RichLabelAnnotator(
-        colours,
-        text_color=supervision.ColorPalette([_text_colour(colour) for colour in colours.colors]),
-        font_size=max(round(side * _TEXT_HEIGHT), 11),
-        text_padding=max(round(side * _TEXT_HEIGHT / 5), 2),
-        smart_position=True,
-    )
-    text = [f"{name} {score:.2f}" for name, score in zip(_class_names(detections), _scores(detections), strict=True)]
-    return labels.annotate(boxes.annotate(image, detections), detections, labels=text)
+    image = Image.fromarray(to_uint8(pixels))
+    draw, side = ImageDraw.Draw(image), min(image.size)
+    font = ImageFont.load_default(max(round(side * _TEXT_HEIGHT), 11))
+    padding, width = max(round(side * _TEXT_HEIGHT / 5), 2), max(round(side * _LINE_WIDTH), 1)
+    colours = [_COLOURS[class_id % len(_COLOURS)] for class_id in detections.class_id]
+    for box, colour in zip(detections.xyxy, colours, strict=True):
+        draw.rectangle(tuple(np.rint(box).tolist()), outline=colour, width=width)
+    label_boxes: list[_LabelBox] = []
+    labels = zip(detections.xyxy, detections.class_names, detections.confidence, colours, strict=True)
+    for box, name, score, colour in labels:
+        text = f"{name} {score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font)
+        size = math.ceil(right - left) + 2 * padding, math.ceil(bottom - top) + 2 * padding
+        x, y = _place_label(box, size, image.size, label_boxes)
+        label_boxes.append((x, y, x + size[0], y + size[1]))
+        draw.rectangle(label_boxes[-1], fill=colour)
+        draw.text((x + padding - left, y + padding - top), text, fill=_text_colour(colour), font=font)
+    return np.asarray(image)
 
 
-def _text_colour(colour: Any) -> Any:
+def _place_label(
+    box: Float32[np.ndarray, "4"], size: tuple[int, int], image_size: tuple[int, int], others: Sequence[_LabelBox]
+) -> tuple[int, int]:
+    """Return the upper left corner of a label: above the box or in it, inside the image, and not on other labels.
+
+    If every position is on another label, the first one is used.
+    """
+    left, top, right, bottom = (round(float(value)) for value in box)
+    width, height = size
+    candidates = [(left, top - height), (left, top), (left, bottom), (right - width, top - height)]
+    candidates += [(right - width, top), (right - width, bottom), (left, bottom - height)]
+    inside = [(max(0, min(x, image_size[0] - width)), max(0, min(y, image_size[1] - height))) for x, y in candidates]
+    for x, y in inside:
+        overlaps = (
+            x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height for other in others
+        )
+        if not any(overlaps):
+            return x, y
+    return inside[0]
+
+
+def _text_colour(colour: str) -> str:
     """Return black or white, whichever has more contrast with a colour (by its BT.601 luma)."""
-    luma = 0.299 * colour.r + 0.587 * colour.g + 0.114 * colour.b
-    return supervision.Color.BLACK if luma > 140 else supervision.Color.WHITE
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -108,7 +136,7 @@ def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> 
     for result in results:
         detections = result.detections
         boxes = xyxy_to_xywh(detections.xyxy.astype(np.float64))
-        class_ids, scores, names = _class_ids(detections), _scores(detections), _class_names(detections)
+        class_ids, scores, names = detections.class_id, detections.confidence, detections.class_names
         for box, class_id, score, name in zip(boxes, class_ids, scores, names, strict=True):
             row = {
                 "image_id": result.image_id,
@@ -137,7 +165,7 @@ def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
     writer.writerow(CSV_COLUMNS)
     for result in results:
         detections, (height, width) = result.detections, result.size
-        class_ids, scores, names = _class_ids(detections), _scores(detections), _class_names(detections)
+        class_ids, scores, names = detections.class_id, detections.confidence, detections.class_names
         for box, class_id, score, name in zip(detections.xyxy, class_ids, scores, names, strict=True):
             corners = [f"{value:.3f}" for value in box]
             frame = "" if result.frame is None else result.frame
@@ -155,7 +183,7 @@ def write_yolo_labels(path: Path, result: ImageDetections) -> None:
     boxes = xyxy_to_cxcywh(detections.xyxy.astype(np.float64)) / [width, height, width, height]
     lines = [
         f"{class_id} " + " ".join(f"{value:.6f}" for value in (*box, score)) + "\n"
-        for box, class_id, score in zip(boxes, _class_ids(detections), _scores(detections), strict=True)
+        for box, class_id, score in zip(boxes, detections.class_id, detections.confidence, strict=True)
     ]
     _write_text(path, "".join(lines))
 
@@ -172,15 +200,3 @@ def _write_text(path: Path, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror}); use a writable folder") from error
-
-
-def _class_names(detections: Detections) -> np.ndarray:
-    return np.asarray(detections.data.get("class_name", np.zeros(0, str)))
-
-
-def _class_ids(detections: Detections) -> np.ndarray:
-    return np.zeros(0, np.int64) if detections.class_id is None else detections.class_id
-
-
-def _scores(detections: Detections) -> np.ndarray:
-    return np.zeros(0, np.float32) if detections.confidence is None else detections.confidence

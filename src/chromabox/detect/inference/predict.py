@@ -5,20 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from chromabox.detect.boxes import Letterbox, Pixels, box_area, letterbox_for, nms
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.runtime import OptimizedDetector
-from chromabox.detect.models.darknet import decode_candidates
-from chromabox.detect.weights.load import Detector
+from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_image
 from chromabox.runtime.parallel import map_ordered
-
-#: A detector as loaded, or optimised for inference.
-AnyDetector = Detector | OptimizedDetector
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class FileResult:
 
 def detect_image(
     pixels: Pixels,
-    detector: AnyDetector,
+    detector: DetectorModel,
     *,
     confidence: float = 0.5,
     iou: float = 0.45,
@@ -44,7 +38,7 @@ def detect_image(
 
     Args:
         pixels: upright RGB image [height, width, 3] of uint8 or uint16.
-        detector: as loaded, or optimised for inference.
+        detector: the detector.
         confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
             can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
@@ -54,34 +48,63 @@ def detect_image(
 
     Returns:
         Boxes in pixels of the image, clipped to it (boxes completely outside are removed), in decreasing order of
-        score; ``data["class_name"]`` contains the names.
+        score.
 
     Raise UsageError for values out of range and unknown classes.
     """
     return run_detector(pixels, detector, InferenceOptions.for_detector(detector, confidence, iou, classes, size))
 
 
-@torch.inference_mode()
-def run_detector(pixels: Pixels, detector: AnyDetector, options: "InferenceOptions") -> Detections:
+def run_detector(pixels: Pixels, detector: DetectorModel, options: "InferenceOptions") -> Detections:
     """Detect objects as :func:`detect_image`, with options that have already been checked."""
-    loaded = unwrap_detector(detector)
-    letterbox = letterbox_for(pixels.shape[:2], options.size, loaded.variant)
-    batch = torch.from_numpy(letterbox.apply_image(pixels))[None]
-    if isinstance(detector, OptimizedDetector):
-        outputs = detector.forward(batch)
-    else:
-        outputs = loaded.model(batch.to(next(loaded.model.parameters()).device))
-    ((boxes, scores, class_ids),) = decode_candidates(
-        outputs, loaded.architecture, loaded.variant, options.size, options.confidence
+    letterbox = letterbox_for(pixels.shape[:2], options.size, detector.variant)
+    (boxes,), (scores,) = detector.predict(letterbox.apply_image(pixels)[None])
+    image_boxes, kept_scores, class_ids = postprocess(
+        boxes, scores, letterbox, confidence=options.confidence, iou=options.iou, class_ids=options.class_ids
     )
-    return _postprocess(
-        boxes.cpu().numpy(), scores.cpu().numpy(), class_ids.cpu().numpy(), letterbox, loaded.classes, options
-    )
+    names = np.array(detector.classes, dtype=str)[class_ids]
+    return Detections(image_boxes.astype(np.float32), kept_scores, class_ids, names)
+
+
+def postprocess(
+    boxes: Float32[np.ndarray, "boxes 4"],
+    scores: Float32[np.ndarray, "boxes classes"],
+    letterbox: Letterbox,
+    *,
+    confidence: float,
+    iou: float,
+    class_ids: Int64[np.ndarray, " selected"] | None = None,
+) -> tuple[Float64[np.ndarray, "kept 4"], Float32[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
+    """Apply the confidence threshold and non-maximum suppression, and convert boxes to pixels of the image.
+
+    Args:
+        boxes: left, top, right, bottom in pixels of the model's input.
+        scores: scores in [0, 1] of every box for every class.
+        letterbox: placement of the image in the input.
+        confidence: score threshold; every class with a higher score is one detection.
+        iou: IoU threshold of non-maximum suppression, which is done for each class separately.
+        class_ids: classes to keep; None for all.
+
+    Returns:
+        Boxes clipped to the image, without those that are outside, their scores and their class indices, in decreasing
+        order of score.
+    """
+    box_indices, classes = np.nonzero(scores > confidence)
+    if class_ids is not None:
+        selected = np.isin(classes, class_ids)
+        box_indices, classes = box_indices[selected], classes[selected]
+    candidates, candidate_scores = boxes[box_indices], scores[box_indices, classes]
+    kept = nms(candidates, candidate_scores, classes, iou)
+    height, width = letterbox.image_size
+    image_boxes = np.clip(letterbox.invert_boxes(candidates[kept].astype(np.float64)), 0, [width, height] * 2)
+    # A box inside the padding of the letterbox is empty after clipping.
+    is_inside = box_area(image_boxes) > 0
+    return image_boxes[is_inside], candidate_scores[kept[is_inside]], classes[kept[is_inside]]
 
 
 def detect_files(
     paths: Iterable[Path],
-    detector: AnyDetector,
+    detector: DetectorModel,
     *,
     confidence: float = 0.5,
     iou: float = 0.45,
@@ -98,7 +121,7 @@ def detect_files(
     return map_ordered(paths, lambda path: detect_file(path, detector, options), workers=workers)
 
 
-def detect_file(path: Path, detector: AnyDetector, options: "InferenceOptions") -> FileResult:
+def detect_file(path: Path, detector: DetectorModel, options: "InferenceOptions") -> FileResult:
     """Detect objects in one file; return the detections, or the error if the file cannot be read."""
     try:
         pixels = read_image(path).pixels
@@ -119,64 +142,33 @@ class InferenceOptions:
     @classmethod
     def for_detector(
         cls,
-        detector: AnyDetector,
+        detector: DetectorModel,
         confidence: float,
         iou: float,
         classes: Sequence[str | int] | None,
         size: int | None,
     ) -> "InferenceOptions":
         """Check the options of :func:`detect_image`. Raise UsageError for an invalid value."""
-        loaded = unwrap_detector(detector)
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: expected 0 to 1")
-        size = loaded.size if size is None else size
-        multiple = loaded.architecture.max_stride
-        if size < multiple or size % multiple:
-            raise UsageError(f"size is {size}: expected a multiple of {multiple} for {loaded.architecture.name}")
-        class_ids = None if classes is None else np.array([_resolve_class(each, loaded) for each in classes], np.int64)
+        size = detector.size if size is None else size
+        detector.check_size(size)
+        class_ids = None
+        if classes is not None:
+            class_ids = np.array([_resolve_class(each, detector.classes) for each in classes], np.int64)
         return cls(confidence, iou, class_ids, size)
 
 
-def unwrap_detector(detector: AnyDetector) -> Detector:
-    """Return the detector as loaded."""
-    return detector.detector if isinstance(detector, OptimizedDetector) else detector
-
-
-def _postprocess(
-    boxes: Float32[np.ndarray, "candidates 4"],
-    scores: Float32[np.ndarray, " candidates"],
-    class_ids: Int64[np.ndarray, " candidates"],
-    letterbox: Letterbox,
-    class_names: tuple[str, ...],
-    options: InferenceOptions,
-) -> Detections:
-    if options.class_ids is not None:
-        selected = np.isin(class_ids, options.class_ids)
-        boxes, scores, class_ids = boxes[selected], scores[selected], class_ids[selected]
-    kept = nms(boxes, scores, class_ids, options.iou)
-    height, width = letterbox.image_size
-    image_boxes = np.clip(letterbox.invert_boxes(boxes[kept].astype(np.float64)), 0, [width, height, width, height])
-    # A box inside the padding of the letterbox is empty after clipping.
-    is_inside = box_area(image_boxes) > 0
-    kept, image_boxes = kept[is_inside], image_boxes[is_inside]
-    return Detections(
-        xyxy=image_boxes.astype(np.float32),
-        confidence=scores[kept],
-        class_id=class_ids[kept],
-        data={"class_name": np.array(class_names, dtype=str)[class_ids[kept]]},
-    )
-
-
-def _resolve_class(name_or_id: str | int, detector: Detector) -> int:
+def _resolve_class(name_or_id: str | int, classes: tuple[str, ...]) -> int:
     """Return the index of a class given by its name (case-insensitive) or its index."""
-    names = [name.lower() for name in detector.classes]
+    names = [name.lower() for name in classes]
     text = str(name_or_id).lower()
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    examples = ", ".join(detector.classes[:5]) + (", …" if len(names) > 5 else "")
+    examples = ", ".join(classes[:5]) + (", …" if len(names) > 5 else "")
     raise UsageError(
         f"classes: {name_or_id} is not one of the detector's {len(names)} classes ({examples}); use names or indices"
     )

@@ -1,12 +1,16 @@
-"""Detector architectures as lists of layers in Darknet's numbering, and the architectures YOLOv3 and YOLOv3-tiny.
+"""Detector architectures as lists of layers in Darknet's numbering, YOLOv3 and YOLOv3-tiny, and variants of weights.
 
 A layer reads the previous layer unless stated otherwise; the first layer reads the image. References to other layers
 are absolute indices. The number of frozen layers refers to these indices.
+
+Three variants of weights have the same shapes but different interpretations. Weights of the wrong variant load without
+an error but give worse detections. Therefore the variant is given with the weights, stored with them, and never
+inferred from shapes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -288,3 +292,56 @@ def _head_layers(mask: tuple[int, ...], anchors: Anchors, num_classes: int) -> l
         raise UsageError(f"classes is {num_classes}: expected at least 1")
     filters = len(mask) * (5 + num_classes)
     return [Convolution(filters, 1, batch_normalise=False, activation="linear"), Yolo(mask, anchors, num_classes)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Variant of detector weights.
+
+    Args:
+        name: name in ``--variant`` and in checkpoints.
+        activation: meaning of the architecture's ``leaky``: leaky ReLU with slope 0.1, or SiLU.
+        decode: decoding of the raw outputs t for a cell (column, row), its stride and an anchor of (width, height)
+            pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``:
+            centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
+        epsilon: value added to the variance in BatchNorm.
+        momentum: momentum of the BatchNorm statistics in PyTorch's convention: the weight of the new batch.
+        letterbox_grey: grey value of the letterbox padding, in [0, 1].
+        tiny_pool_padding: padding value at the right and bottom of the 2×2 max-pooling with stride 1.
+        tiny_mask: anchor indices of YOLOv3-tiny's second head.
+    """
+
+    name: str
+    activation: Literal["leaky", "silu"]
+    decode: Literal["exp", "sigmoid2"]
+    epsilon: float
+    momentum: float
+    letterbox_grey: float
+    tiny_pool_padding: float
+    tiny_mask: tuple[int, int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the variant as JSON values for a checkpoint. The padding is a string, since JSON has no infinity."""
+        return {**asdict(self), "tiny_pool_padding": str(self.tiny_pool_padding), "tiny_mask": list(self.tiny_mask)}
+
+
+DARKNET = Variant("darknet", "leaky", "exp", 1e-5, 0.01, 0.5, float("-inf"), (1, 2, 3))
+ULTRALYTICS_9_0 = Variant("ultralytics-9.0", "leaky", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
+ULTRALYTICS_9_6 = Variant("ultralytics-9.6", "silu", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
+VARIANTS = {variant.name: variant for variant in (DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6)}
+
+
+def get_variant(name: str) -> Variant:
+    """Return the variant with this name. Raise UsageError if the name is unknown."""
+    if name not in VARIANTS:
+        raise UsageError(f"--variant is {name!r}: expected {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def variant_from_json(stored: dict[str, Any]) -> Variant:
+    """Return the variant stored by :meth:`Variant.as_json`.
+
+    Raise KeyError, TypeError or ValueError if the values are not a variant.
+    """
+    padding, mask = float(stored["tiny_pool_padding"]), tuple(stored["tiny_mask"])
+    return Variant(**{**stored, "tiny_pool_padding": padding, "tiny_mask": mask})

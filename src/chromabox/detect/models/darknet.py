@@ -1,15 +1,11 @@
-"""The PyTorch model of a detector architecture, the variants of weights, and decoding of the model's outputs.
-
-Three variants of weights have the same shapes but different interpretations. Weights of the wrong variant load without
-an error but give worse detections. Therefore the variant is given with the weights, stored with them, and never
-inferred from shapes.
+"""The PyTorch model of a detector architecture, and decoding of the model's outputs.
 
 Outputs are decoded to boxes in the square input and a score for each class (Redmon and Farhadi 2018).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,63 +20,10 @@ from chromabox.detect.models.architecture import (
     Route,
     Shortcut,
     Upsample,
+    Variant,
     Yolo,
 )
 from chromabox.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Variant of detector weights.
-
-    Args:
-        name: name in ``--variant`` and in checkpoints.
-        activation: meaning of the architecture's ``leaky``: leaky ReLU with slope 0.1, or SiLU.
-        decode: decoding of the raw outputs t for a cell (column, row), its stride and an anchor of (width, height)
-            pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``:
-            centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
-        epsilon: value added to the variance in BatchNorm.
-        momentum: momentum of the BatchNorm statistics in PyTorch's convention: the weight of the new batch.
-        letterbox_grey: grey value of the letterbox padding, in [0, 1].
-        tiny_pool_padding: padding value at the right and bottom of the 2×2 max-pooling with stride 1.
-        tiny_mask: anchor indices of YOLOv3-tiny's second head.
-    """
-
-    name: str
-    activation: Literal["leaky", "silu"]
-    decode: Literal["exp", "sigmoid2"]
-    epsilon: float
-    momentum: float
-    letterbox_grey: float
-    tiny_pool_padding: float
-    tiny_mask: tuple[int, int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the variant as JSON values for a checkpoint. The padding is a string, since JSON has no infinity."""
-        return {**asdict(self), "tiny_pool_padding": str(self.tiny_pool_padding), "tiny_mask": list(self.tiny_mask)}
-
-
-DARKNET = Variant("darknet", "leaky", "exp", 1e-5, 0.01, 0.5, float("-inf"), (1, 2, 3))
-ULTRALYTICS_9_0 = Variant("ultralytics-9.0", "leaky", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
-ULTRALYTICS_9_6 = Variant("ultralytics-9.6", "silu", "sigmoid2", 1e-3, 0.03, 114 / 255, 0.0, (0, 1, 2))
-VARIANTS = {variant.name: variant for variant in (DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6)}
-
-
-def get_variant(name: str) -> Variant:
-    """Return the variant with this name. Raise UsageError if the name is unknown."""
-    if name not in VARIANTS:
-        raise UsageError(f"--variant is {name!r}: expected {', '.join(VARIANTS)}")
-    return VARIANTS[name]
-
-
-def variant_from_json(stored: dict[str, Any]) -> Variant:
-    """Return the variant stored by :meth:`Variant.as_json`.
-
-    Raise KeyError, TypeError or ValueError if the values are not a variant.
-    """
-    padding, mask = float(stored["tiny_pool_padding"]), tuple(stored["tiny_mask"])
-    return Variant(**{**stored, "tiny_pool_padding": padding, "tiny_mask": mask})
-
 
 #: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model differ in rows and columns,
 #: and can differ in anchors.
@@ -103,30 +46,6 @@ def decode_all(
         boxes.append(_decode_boxes(raw[..., :4], cells, anchors, size / output.shape[-2], variant.decode).flatten(1, 3))
         scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).flatten(1, 3))
     return torch.cat(boxes, 1), torch.cat(scores, 1)
-
-
-def decode_candidates(
-    outputs: Sequence[HeadOutput], architecture: Architecture, variant: Variant, size: int, confidence: float
-) -> list[tuple[Float[Tensor, "candidates 4"], Float[Tensor, " candidates"], Int64[Tensor, " candidates"]]]:
-    """Decode, for each image, all pairs of box and class with a score above ``confidence``: boxes, scores, class ids.
-
-    The values are those of :func:`decode_all`. Only boxes whose objectness exceeds the threshold are decoded, since the
-    score cannot exceed the objectness; these are few.
-    """
-    candidates: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in outputs[0]]
-    for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
-        objectness = output[:, :, 4].float().sigmoid()
-        image, anchor, row, column = torch.nonzero(objectness > confidence, as_tuple=True)
-        raw = output[image, anchor, :, row, column].float()
-        scores = objectness[image, anchor, row, column, None] * raw[:, 5:].sigmoid()
-        box, class_id = torch.nonzero(scores > confidence, as_tuple=True)
-        anchors = raw.new_tensor(yolo.head_anchors)[anchor]
-        cells = torch.stack([column, row], -1)
-        boxes = _decode_boxes(raw[:, :4], cells, anchors, size / output.shape[-2], variant.decode)
-        for index, per_head in enumerate(candidates):
-            mask = image[box] == index
-            per_head.append((boxes[box[mask]], scores[box[mask], class_id[mask]], class_id[mask]))
-    return [tuple(torch.cat(parts) for parts in zip(*per_head, strict=True)) for per_head in candidates]  # type: ignore[misc]
 
 
 def _cell_grid(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "{rows} {columns} 2"]:

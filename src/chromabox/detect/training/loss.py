@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from chromabox.detect.models.architecture import Architecture
-from chromabox.detect.models.darknet import HeadOutput, Variant, decode_all
+from chromabox.detect.models.architecture import Architecture, Variant
+from chromabox.detect.models.darknet import HeadOutput, decode_all
 from chromabox.detect.training.assigner import Assignments, Targets, assign_best_anchor, assign_neighbours
 from chromabox.errors import UsageError
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chromabox.detect.boxes import Letterbox, box_area, letterbox_for, nms
+from chromabox.detect.boxes import letterbox_for
 from chromabox.detect.data.augment import letterbox_sample
 from chromabox.detect.data.dataset import DetectionDataset
 from chromabox.detect.evaluation.evaluate import MIN_EVAL_CONFIDENCE
 from chromabox.detect.evaluation.metrics import ImagePredictions, coco_average_precision
-from chromabox.detect.models.darknet import DarknetModel, decode_candidates
+from chromabox.detect.inference.predict import postprocess
+from chromabox.detect.models.darknet import DarknetModel, decode_all
 from chromabox.detect.training.batches import ImageReader, SampleBoxes, stack_targets
 from chromabox.detect.training.feature_cache import FeatureCache, fill_cache
 from chromabox.detect.training.loss import DetectionLoss
@@ -73,10 +74,13 @@ class Validator:
                     f"val_{name}": mean_terms.get(f"val_{name}", 0.0) + fraction * float(value)
                     for name, value in terms.items()
                 }
-            candidates = decode_candidates(heads, model.architecture, model.variant, self.size, MIN_EVAL_CONFIDENCE)
-            for index, (boxes, scores, class_ids) in zip(indices, candidates, strict=True):
+            all_boxes, all_scores = decode_all(heads, model.architecture, model.variant, self.size)
+            for index, boxes, scores in zip(indices, all_boxes.cpu().numpy(), all_scores.cpu().numpy(), strict=True):
                 letterbox = letterbox_for(self.data.samples[index].size, self.size, model.variant)
-                predictions.append(_to_image_predictions(letterbox, boxes.cpu(), scores.cpu(), class_ids.cpu()))
+                image_boxes, kept_scores, class_ids = postprocess(
+                    boxes, scores, letterbox, confidence=MIN_EVAL_CONFIDENCE, iou=_NMS_IOU
+                )
+                predictions.append(ImagePredictions(image_boxes, kept_scores.astype(np.float64), class_ids))
         return predictions, mean_terms
 
 
@@ -107,15 +111,3 @@ def make_validator(
     with progress_bar("computing frozen layers for validation", len(data.samples), unit="images") as tick:
         fill_cache(cache, model, num_frozen, images(), on_progress=tick)
     return Validator(data, size, num_frozen, cache, tuple(boxes))
-
-
-def _to_image_predictions(letterbox: Letterbox, boxes: Tensor, scores: Tensor, class_ids: Tensor) -> ImagePredictions:
-    """Apply non-maximum suppression and map boxes from the network input to pixels of the image, as in inference."""
-    input_boxes, input_scores = boxes.numpy().astype(np.float64), scores.numpy().astype(np.float64)
-    input_class_ids = class_ids.numpy()
-    kept = nms(input_boxes, input_scores, input_class_ids, _NMS_IOU)
-    height, width = letterbox.image_size
-    image_boxes = np.clip(letterbox.invert_boxes(input_boxes[kept]), 0, [width, height, width, height])
-    is_inside = box_area(image_boxes) > 0
-    kept, image_boxes = kept[is_inside], image_boxes[is_inside]
-    return ImagePredictions(image_boxes, input_scores[kept], input_class_ids[kept])

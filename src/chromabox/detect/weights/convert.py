@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 import chromabox
 from chromabox.detect.boxes import letterbox_for
-from chromabox.detect.models.darknet import DARKNET, DarknetModel, decode_all, get_variant
+from chromabox.detect.models.architecture import DARKNET, get_variant
+from chromabox.detect.models.darknet import DarknetModel, decode_all
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import (
-    EXPORT_FORMAT,
-    PRETRAINED,
     Detector,
     detector_metadata,
     download_pretrained,
@@ -32,6 +31,7 @@ from chromabox.detect.weights.load import (
     save_detector,
     write_darknet,
 )
+from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, INPUT_NAME, OUTPUT_NAMES, PRETRAINED
 from chromabox.detect.weights.sanity_check import sanity_check
 from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import ChromaboxError, UsageError
@@ -61,7 +61,7 @@ def convert_weights(
             weights, otherwise the input path with the suffix .safetensors.
         architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; see
             :func:`~chromabox.detect.weights.load.load_detector`.
-        variant: a key of ``chromabox.detect.models.darknet.VARIANTS``.
+        variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
         classes: class names.
         run_sanity_check: whether to run the detector on a reference image before writing, if it has the classes shown.
         log: function that is called with each message.
@@ -173,8 +173,6 @@ def export_darknet(detector: Detector, path: Path) -> None:
             file.unlink()
         raise ChromaboxError(f"{path}: not written because Darknet's files would differ; use the .safetensors file")
 
-
-INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores")
 
 #: Photographs of scikit-image on which exported files are compared.
 TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -7,7 +7,7 @@ variant and class names.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +17,19 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from chromabox.detect.data.dataset import default_class_names
-from chromabox.detect.models.architecture import LAYER_TYPES, Architecture, Layer, yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import DARKNET, ConvolutionLayer, DarknetModel, Variant, variant_from_json
+from chromabox.detect.models.architecture import (
+    DARKNET,
+    LAYER_TYPES,
+    Architecture,
+    Layer,
+    Variant,
+    variant_from_json,
+    yolov3,
+    yolov3_tiny,
+)
+from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel, decode_all
 from chromabox.detect.weights.darknet_cfg import read_cfg
+from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, PRETRAINED, resolve_weights
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
@@ -32,18 +42,13 @@ from chromabox.io.darknet_weights import (
     read_onnx_metadata,
     write_darknet_weights,
 )
-from chromabox.io.fetch import cache_folder
 from chromabox.io.http import Progress
 
-#: Pretrained weights that can be given by name and are downloaded.
-PRETRAINED = ("yolov3-tiny",)
 #: Architectures by name, as functions of the number of classes and the variant of the weights.
 ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
     "yolov3": lambda num_classes, variant: yolov3(num_classes),
     "yolov3-tiny": lambda num_classes, variant: yolov3_tiny(num_classes, mask=variant.tiny_mask),
 }
-#: Value of ``format`` in the metadata of exported ONNX files; ``detector`` then contains the metadata of a checkpoint.
-EXPORT_FORMAT = "chromabox-detector-1"
 #: Maximum number of classes that is inferred from the number of values in a file.
 MAX_CLASSES = 1000
 
@@ -64,6 +69,25 @@ class Detector:
     @property
     def variant(self) -> Variant:
         return self.model.variant
+
+    def check_size(self, size: int) -> None:
+        """Raise UsageError if the model cannot process square images of this side in pixels."""
+        multiple = self.architecture.max_stride
+        if size < multiple or size % multiple:
+            raise UsageError(f"size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
+
+    @torch.inference_mode()
+    def predict(
+        self, images: Float32[np.ndarray, "batch 3 size size"]
+    ) -> tuple[Float32[np.ndarray, "batch boxes 4"], Float32[np.ndarray, "batch boxes classes"]]:
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        outputs = self.model(torch.from_numpy(images).to(next(self.model.parameters()).device))
+        boxes, scores = decode_all(outputs, self.architecture, self.variant, images.shape[-1])
+        return boxes.cpu().numpy(), scores.cpu().numpy()
+
+    def fused(self) -> "Detector":
+        """Return a copy with each BatchNorm folded into its convolution, which is faster."""
+        return replace(self, model=self.model.fuse())
 
 
 def is_detector(weights: str | Path) -> bool:
@@ -104,7 +128,7 @@ def load_detector(
     if str(weights) in PRETRAINED and not Path(weights).exists():
         detector = _load_pretrained(str(weights), variant, progress)
         return detector if classes is None else _with_class_names(detector, classes)
-    path = _resolve_path(Path(weights))
+    path = resolve_weights(weights)
     suffix = path.suffix.lower()
     if architecture is not None and suffix not in (".weights", ".onnx"):
         raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
@@ -165,7 +189,7 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
     """
     if name not in PRETRAINED:
         raise UsageError(f"{name}: unknown pretrained weights; expected {', '.join(PRETRAINED)}")
-    path = cache_folder() / f"{name}.safetensors"
+    path = resolve_weights(name)
     if path.is_file():
         return path
     file, origin = load_yolov3_tiny(progress)
@@ -216,19 +240,6 @@ def _is_exported(path: Path) -> bool:
         return read_onnx_metadata(path).get("format") == EXPORT_FORMAT
     except ChromaboxError:
         return False
-
-
-def _resolve_path(path: Path) -> Path:
-    """Return the path of the file, or of the best checkpoint of a run folder.
-
-    Raise UsageError if the file does not exist.
-    """
-    if path.is_dir():
-        path = path / "best.safetensors"
-    if not path.is_file():
-        names = ", ".join(PRETRAINED)
-        raise UsageError(f"{path}: weights do not exist; expected a file or the name of pretrained weights: {names}")
-    return path
 
 
 def _load_pretrained(name: str, variant: Variant | None, progress: Progress | None) -> Detector:

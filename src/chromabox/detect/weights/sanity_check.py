@@ -15,8 +15,8 @@ from PIL import Image
 from skimage import data
 
 from chromabox.detect.boxes import iou, nms
-from chromabox.detect.models.architecture import Architecture, Yolo
-from chromabox.detect.models.darknet import VARIANTS, DarknetModel, decode_candidates
+from chromabox.detect.models.architecture import VARIANTS, Architecture, Yolo
+from chromabox.detect.models.darknet import DarknetModel, decode_all
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError
 
@@ -90,10 +90,10 @@ def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
     It is the sum of the best IoU of each object, divided by the number of objects and unmatched boxes.
     """
     pixels, names, truth = make_test_image()
-    [(box_tensor, score_tensor, class_tensor)] = decode_candidates(
-        model(torch.from_numpy(pixels)[None]), model.architecture, model.variant, TEST_IMAGE_SIZE, TEST_CONFIDENCE
-    )
-    boxes, scores, class_ids = box_tensor.numpy(), score_tensor.numpy(), class_tensor.numpy()
+    heads = model(torch.from_numpy(pixels)[None])
+    all_boxes, all_scores = decode_all(heads, model.architecture, model.variant, TEST_IMAGE_SIZE)
+    box_indices, class_ids = np.nonzero(all_scores[0].numpy() > TEST_CONFIDENCE)
+    boxes, scores = all_boxes[0].numpy()[box_indices], all_scores[0].numpy()[box_indices, class_ids]
     kept = nms(boxes, scores, class_ids, 0.45)
     total, matched = 0.0, 0
     for name in set(names):

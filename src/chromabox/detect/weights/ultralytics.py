@@ -25,8 +25,15 @@ import torch
 from torch import Tensor
 
 from chromabox.detect.data.dataset import default_class_names
-from chromabox.detect.models.architecture import Architecture, Convolution, yolov3, yolov3_tiny
-from chromabox.detect.models.darknet import ULTRALYTICS_9_0, ULTRALYTICS_9_6, Variant
+from chromabox.detect.models.architecture import (
+    ULTRALYTICS_9_0,
+    ULTRALYTICS_9_6,
+    Architecture,
+    Convolution,
+    Variant,
+    yolov3,
+    yolov3_tiny,
+)
 from chromabox.errors import ChromaboxError, UsageError
 
 #: Dtypes of storages by the names in PyTorch's pickles.

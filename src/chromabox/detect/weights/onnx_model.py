@@ -1,0 +1,177 @@
+"""Detectors as exported ONNX files, run by ONNX Runtime.
+
+BatchNorm is folded into the convolutions of an exported file, and the decoding of boxes is part of the graph. Weights
+in other formats are exported on first use; the exported file is cached.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from chromabox.detect.models.architecture import Variant, variant_from_json
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.fetch import cache_folder
+from chromabox.io.manifest import sha256_file
+from chromabox.runtime.session import one_line, open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+#: Value of ``format`` in the metadata of exported files.
+EXPORT_FORMAT = "chromabox-detector-1"
+#: Pretrained weights that can be given by name and are downloaded.
+PRETRAINED = ("yolov3-tiny",)
+INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores")
+
+ImageArray = Float32[np.ndarray, "batch 3 height width"]
+BoxArray = Float32[np.ndarray, "batch boxes 4"]
+ScoreArray = Float32[np.ndarray, "batch boxes classes"]
+
+
+class DetectorModel(Protocol):
+    """What inference needs of a detector: an :class:`OnnxDetector`, or during training a PyTorch model."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+
+    @property
+    def size(self) -> int:
+        """The default side of the square input in pixels."""
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of the weights, which defines the letterbox."""
+
+    def check_size(self, size: int) -> None:
+        """Raise UsageError if the model cannot process square images of this side in pixels."""
+
+    def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxDetector:
+    """An exported detector. Its input size is fixed. Threads can share an instance."""
+
+    session: "InferenceSession"
+    path: Path
+    classes: tuple[str, ...]
+    size: int
+    variant: Variant
+
+    def check_size(self, size: int) -> None:
+        """Raise UsageError if the size differs from that of the file."""
+        if size != self.size:
+            raise UsageError(
+                f"--size is {size}: {self.path} was exported for {self.size} pixels; use {self.size}, or export the "
+                f"weights with --size {size}"
+            )
+
+    def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        boxes, scores = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: images})
+        return boxes, scores
+
+
+def load_onnx_detector(path: Path, *, threads: int | None = None, device: str = "auto") -> OnnxDetector:
+    """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
+
+    ``threads`` and ``device`` are those of :func:`chromabox.runtime.session.open_session`. Raise UsageError if the file
+    does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected an exported .onnx file")
+    session = open_session(path, path.read_bytes(), [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
+    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        if metadata.get("format") != EXPORT_FORMAT:
+            raise ValueError(f"the format is {metadata.get('format')!r}, expected {EXPORT_FORMAT!r}")
+        classes, size = tuple(json.loads(metadata["classes"])), int(metadata["size"])
+        variant = variant_from_json(json.loads(metadata["detector"])["kind"])
+        num_scores = session.get_outputs()[1].shape[-1]
+        if num_scores != len(classes):
+            raise ValueError(f"{num_scores} scores for {len(classes)} classes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ChromaboxError(
+            f"{path}: not a detector exported by Chromabox ({one_line(error)}); use chromabox export"
+        ) from error
+    return OnnxDetector(session, path, classes, size, variant)
+
+
+def open_detector(
+    weights: str | Path, *, size: int | None = None, threads: int | None = None, device: str = "auto"
+) -> OnnxDetector:
+    """Return a detector for inference.
+
+    Args:
+        weights: an exported .onnx file or a run folder with ``best.onnx``, which need no PyTorch; or a name or a file
+            of :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache folder on first use.
+        size: side of the square input in pixels; None: the default of the weights.
+        threads, device: see :func:`chromabox.runtime.session.open_session`.
+
+    Raise UsageError if the weights do not exist, if the size is not supported, and if PyTorch is required but not
+    installed; ChromaboxError if a file is damaged.
+    """
+    path = Path(weights)
+    if path.is_dir() and size is None and (path / "best.onnx").is_file():
+        path = path / "best.onnx"
+    if path.suffix.lower() != ".onnx" or not _is_exported(path):
+        path = _export_to_cache(weights, size)
+    detector = load_onnx_detector(path, threads=threads, device=device)
+    if size is not None:
+        detector.check_size(size)
+    return detector
+
+
+def _is_exported(path: Path) -> bool:
+    """Return whether an existing .onnx file was exported by Chromabox, from its metadata."""
+    return not path.is_file() or EXPORT_FORMAT.encode() in path.read_bytes()
+
+
+def resolve_weights(weights: str | Path) -> Path:
+    """Return the file of weights given by a name, a path or a run folder (``best.safetensors``).
+
+    The file of a name is in the cache folder and is missing before the first download. Raise UsageError if another file
+    does not exist.
+    """
+    path = Path(weights)
+    if str(weights) in PRETRAINED and not path.exists():
+        return cache_folder() / f"{weights}.safetensors"
+    if path.is_dir():
+        path = path / "best.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: weights do not exist; expected a file or the name of pretrained weights: {', '.join(PRETRAINED)}"
+        )
+    return path
+
+
+def _export_to_cache(weights: str | Path, size: int | None) -> Path:
+    """Return the path of the weights exported as ONNX in the cache folder; export them if it does not exist."""
+    source = resolve_weights(weights)
+    if source.is_file() and (target := _cached_path(source, size)).is_file():
+        return target
+    try:
+        from chromabox.detect.weights.convert import export_detector
+        from chromabox.detect.weights.load import load_detector
+    except ImportError as error:
+        raise UsageError(
+            f"{weights}: {error.name} is required for weights that are not an exported .onnx file; install it with "
+            "pip install 'chromabox[train]'"
+        ) from error
+    detector = load_detector(weights)
+    target = _cached_path(source, size)
+    export_detector(detector, target, size=size)
+    return target
+
+
+def _cached_path(source: Path, size: int | None) -> Path:
+    """Return the path in the cache of an exported file, which depends on the contents of its source."""
+    architecture = source.with_suffix(".cfg")
+    digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
+    return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

@@ -21,7 +21,7 @@ from chromabox.detect.inference.outputs import (
     write_yolo_labels,
 )
 from chromabox.detect.inference.predict import InferenceOptions, detect_file, run_detector
-from chromabox.detect.weights.onnx_model import OnnxDetector
+from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import check_not_input, write_image
@@ -162,7 +162,7 @@ class BatchSummary:
 
 def run_detection(
     plan: OutputPlan,
-    detector: OnnxDetector,
+    detector: DetectorModel,
     options: InferenceOptions,
     *,
     workers: int | None = None,
@@ -217,7 +217,7 @@ def _write_results(plan: OutputPlan, results: list[ImageDetections], classes: tu
 
 
 def _process_image(
-    planned_file: PlannedFile, labels: Path | None, detector: OnnxDetector, options: InferenceOptions
+    planned_file: PlannedFile, labels: Path | None, detector: DetectorModel, options: InferenceOptions
 ) -> ImageDetections | str:
     """Detect objects in an image and write its files; return the detections, or an error message."""
     file_result = detect_file(planned_file.source, detector, options)
@@ -238,7 +238,7 @@ def _process_image(
 def _process_video(
     planned_file: PlannedFile,
     labels: Path | None,
-    detector: OnnxDetector,
+    detector: DetectorModel,
     options: InferenceOptions,
     on_result: Callable[[ImageDetections], None],
 ) -> int:

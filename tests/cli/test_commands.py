@@ -97,7 +97,7 @@ BAD_USAGE = [
     ("colour GREY -o out --model nowhere.safetensors", "nowhere.safetensors"),
     ("colour -o out", "no input given"),
     ("evaluate nowhere.safetensors", "nowhere.safetensors"),
-    ("evaluate EMPTY", "holds no best.safetensors"),
+    ("evaluate EMPTY", "contains no best.safetensors"),
     ("evaluate NET --data nowhere", "'nowhere'"),
     ("compare --recipe best", "best"),
     ("compare --models vgg", "vgg"),

@@ -49,7 +49,7 @@ class TrainRecipe:
 
 
 def course_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the assignment's settings: Adam, constant 1e-3, batches of 100 in file order, 25 epochs, no augmentation."""
+    """Return the assignment's settings: Adam at a constant 1e-3, batches of 100 in file order, 25 epochs, no flips."""
     return TrainRecipe(
         epochs=25,
         batch_size=100,

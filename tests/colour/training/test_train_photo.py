@@ -342,7 +342,7 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
 
 
 def test_going_on_where_nothing_was_begun_is_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ChromaboxError, match="there is no such"):
+    with pytest.raises(ChromaboxError, match="no such run folder"):
         train_photo(configuration(photos), tmp_path, resume=True, log=quiet)
 
 

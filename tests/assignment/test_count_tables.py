@@ -97,7 +97,7 @@ def test_photo_is_the_bundled_model() -> None:
         ("colournet", {"num_filters": 3}, "invalid options"),
         ("RUN", {"num_colours": 3}, "num_colours: only for colourisation models given by name"),
         ("RUN", {"size": 31}, "size is 31×31"),
-        ("EMPTY", {}, "holds no best.safetensors"),
+        ("EMPTY", {}, "contains no best.safetensors"),
     ],
 )
 def test_invalid_models_and_settings_are_rejected(

@@ -327,7 +327,7 @@ def test_hints_file_and_hints_object_give_the_same_result(model: PhotoModel, tmp
         ({"replace": "red"}, "replace .red.: expected two colours A=B"),
         ({"hints": 5}, "hints has type int"),
         ({"model": 5}, "model has type int"),
-        ({"model": "no/such/run"}, "there is no such run folder or checkpoint"),
+        ({"model": "no/such/run"}, "no such run folder or checkpoint"),
     ],
 )
 def test_invalid_option_is_rejected(model: PhotoModel, options: dict[str, object], error: str) -> None:

@@ -1,4 +1,4 @@
-"""The recipes against the assignment's text, and the schedules against PyTorch's OneCycleLR and numpy's interp."""
+"""Recipes, compared with the text of the assignment; schedules, compared with OneCycleLR and numpy.interp."""
 
 import math
 from dataclasses import asdict
@@ -11,13 +11,13 @@ from chromabox.colour.training.recipes import PALETTE_MODELS, PALETTE_RECIPES, T
 from chromabox.errors import UsageError
 
 
-def recipe(**settings: object) -> TrainRecipe:
+def make_train_recipe(**settings: object) -> TrainRecipe:
     return TrainRecipe(**{"epochs": 4, "batch_size": 8, "optimizer": "adam", "lr": 0.1, **settings})
 
 
-@pytest.mark.parametrize("net", PALETTE_MODELS)
-def test_course_is_the_assignment_to_the_letter(net: str) -> None:
-    course = make_recipe("course", net)
+@pytest.mark.parametrize("model", PALETTE_MODELS)
+def test_course_recipe_has_the_settings_of_the_assignment(model: str) -> None:
+    course = make_recipe("course", model)
     expected = {
         "epochs": 25,
         "batch_size": 100,
@@ -34,70 +34,75 @@ def test_course_is_the_assignment_to_the_letter(net: str) -> None:
     assert {lr_factor(course, progress) for progress in (0.0, 0.3, 0.999)} == {1.0}
 
 
-@pytest.mark.parametrize("net", PALETTE_MODELS)
+@pytest.mark.parametrize("model", PALETTE_MODELS)
 @pytest.mark.parametrize("name", PALETTE_RECIPES)
-def test_every_recipe_can_be_trained(name: str, net: str) -> None:
-    found = make_recipe(name, net)
-    assert found.epochs >= 1
-    assert found.batch_size >= 1
-    assert found.lr > 0
-    assert 0 <= found.warmup_fraction < 1
-    factors = [lr_factor(found, progress) for progress in np.linspace(0.001, 0.999, 999)]
+def test_every_recipe_has_valid_settings(name: str, model: str) -> None:
+    recipe = make_recipe(name, model)
+    assert recipe.epochs >= 1
+    assert recipe.batch_size >= 1
+    assert recipe.lr > 0
+    assert 0 <= recipe.warmup_fraction < 1
+    factors = [lr_factor(recipe, progress) for progress in np.linspace(0.001, 0.999, 999)]
     assert 0.99 < max(factors) <= 1
     assert min(factors) > 0
-    if found.optimizer == "muon":
-        assert found.adamw_lr > 0
+    if recipe.optimizer == "muon":
+        assert recipe.adamw_lr > 0
 
 
-@pytest.mark.parametrize("steps_up", [1, 30, 60])
-def test_one_cycle_is_pytorchs(steps_up: int) -> None:
-    # OneCycleLR's peak lies at step pct_start · total − 1 of total − 1.
-    total = 101
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+@pytest.mark.parametrize("warmup_steps", [1, 30, 60])
+def test_one_cycle_matches_pytorch(warmup_steps: int) -> None:
+    # The peak of OneCycleLR is at step pct_start · total_steps − 1 of total_steps − 1.
+    total_steps = 101
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, 1.0, total_steps=total, pct_start=(steps_up + 1) / total, div_factor=1e9, final_div_factor=1e9
+        optimizer,
+        1.0,
+        total_steps=total_steps,
+        pct_start=(warmup_steps + 1) / total_steps,
+        div_factor=1e9,
+        final_div_factor=1e9,
     )
-    ours = recipe(schedule="one-cycle", warmup_fraction=steps_up / (total - 1))
-    for step in range(total - 1):
-        found = lr_factor(ours, step / (total - 1))
-        assert found == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-6)
-        optimiser.step()
+    recipe = make_train_recipe(schedule="one-cycle", warmup_fraction=warmup_steps / (total_steps - 1))
+    for step in range(total_steps - 1):
+        factor = lr_factor(recipe, step / (total_steps - 1))
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
         scheduler.step()
 
 
-@pytest.mark.parametrize("warm_up", [0.0, 0.2, 0.9])
-def test_linear_is_numpys_interpolation(warm_up: float) -> None:
-    ours = recipe(schedule="linear", warmup_fraction=warm_up)
-    knots = ([0, warm_up, 1], [0, 1, 0]) if warm_up else ([0, 1], [1, 0])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.2, 0.9])
+def test_linear_schedule_matches_numpy_interp(warmup_fraction: float) -> None:
+    recipe = make_train_recipe(schedule="linear", warmup_fraction=warmup_fraction)
+    knots = ([0, warmup_fraction, 1], [0, 1, 0]) if warmup_fraction else ([0, 1], [1, 0])
     for progress in np.linspace(0, 0.999, 300):
-        assert lr_factor(ours, progress) == pytest.approx(np.interp(progress, *knots), abs=1e-12)
+        assert lr_factor(recipe, progress) == pytest.approx(np.interp(progress, *knots), abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle", "linear"])
-def test_schedules_without_warm_up_begin_at_the_peak(schedule: str) -> None:
-    assert lr_factor(recipe(schedule=schedule), 0.0) == 1
+def test_schedules_without_warmup_start_at_the_peak(schedule: str) -> None:
+    assert lr_factor(make_train_recipe(schedule=schedule), 0.0) == 1
 
 
-def test_given_values_take_the_recipes_place() -> None:
-    plain = make_recipe("course", "unet")
-    given = make_recipe("course", "unet", epochs=3, batch_size=7, learning_rate=0.5)
-    assert (given.epochs, given.batch_size, given.lr) == (3, 7, 0.5)
+def test_overrides_replace_values_of_the_recipe() -> None:
+    course = make_recipe("course", "unet")
+    overridden = make_recipe("course", "unet", epochs=3, batch_size=7, learning_rate=0.5)
+    assert (overridden.epochs, overridden.batch_size, overridden.lr) == (3, 7, 0.5)
     changed = {"epochs", "batch_size", "lr"}
-    assert {k for k in asdict(plain) if asdict(plain)[k] != asdict(given)[k]} == changed
-    assert make_recipe("course", "unet", epochs=None) == plain
+    assert {name for name in asdict(course) if asdict(course)[name] != asdict(overridden)[name]} == changed
+    assert make_recipe("course", "unet", epochs=None) == course
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "error"),
+    ("name", "overrides", "error"),
     [
-        ("course", {"epochs": 0}, "epochs is 0"),
-        ("course", {"epochs": -1}, "epochs is -1"),
-        ("default", {"batch_size": 0}, "batch-size is 0"),
-        ("quick", {"learning_rate": 0.0}, "learning-rate is 0.0"),
-        ("quick", {"learning_rate": -1.0}, "learning-rate is -1.0"),
-        ("quick", {"learning_rate": math.nan}, "learning-rate is nan"),
+        ("course", {"epochs": 0}, "--epochs is 0"),
+        ("course", {"epochs": -1}, "--epochs is -1"),
+        ("default", {"batch_size": 0}, "--batch-size is 0"),
+        ("quick", {"learning_rate": 0.0}, "--learning-rate is 0.0"),
+        ("quick", {"learning_rate": -1.0}, "--learning-rate is -1.0"),
+        ("quick", {"learning_rate": math.nan}, "--learning-rate is nan"),
     ],
 )
-def test_nonsense_is_refused(name: str, given: dict, error: str) -> None:
+def test_override_that_is_not_positive_is_rejected(name: str, overrides: dict, error: str) -> None:
     with pytest.raises(UsageError, match=error):
-        make_recipe(name, "unet", **given)
+        make_recipe(name, "unet", **overrides)

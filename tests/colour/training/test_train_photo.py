@@ -302,7 +302,7 @@ def test_a_sheet_has_rows_of_three(finished: Path, photos: Path) -> None:
         ({"size": 32}, "needs a multiple of 32, at least 64"),
         ({"bin_spacing": 0.0}, "spacing is 0.0"),
         ({"bin_spacing": math.nan}, "spacing is nan"),
-        ({"init": "no/such/run"}, "no/such/run: there is no such run folder or checkpoint"),
+        ({"init": "no/such/run"}, "no/such/run: no such run folder or checkpoint"),
     ],
 )
 def test_nonsense_is_refused_before_a_folder_is_made(
@@ -342,7 +342,7 @@ def test_weights_that_nobody_has_are_only_missed_where_they_are_asked_for(
 
 
 def test_going_on_where_nothing_was_begun_is_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ChromaboxError, match="there is no such"):
+    with pytest.raises(ChromaboxError, match="no such run folder"):
         train_photo(configuration(photos), tmp_path, resume=True, log=quiet)
 
 

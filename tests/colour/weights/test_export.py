@@ -1,4 +1,4 @@
-"""Exported nets of every kind against PyTorch, and against onnx's own reference evaluator, which is plain numpy."""
+"""Exported models of every architecture, compared with PyTorch and with onnx's reference evaluator (plain numpy)."""
 
 import json
 from functools import cache
@@ -30,7 +30,7 @@ from chromabox.engine.export import MAX_DIFFERENCE
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData
 
-NETS = {
+MODEL_ARGS = {
     "pool-upsample": {"num_filters": 4, "num_colours": 5, "kernel": 4},
     "conv-transpose": {"num_filters": 4, "num_colours": 5, "dilation": 2},
     "unet": {"num_filters": 4, "num_colours": 5},
@@ -45,122 +45,121 @@ BINS = ChromaBins(
 )
 
 
-def shaken(name: str) -> nn.Module:
-    """A net whose every parameter and running statistic is random, so that none can be mistaken for its default."""
-    net = build_model(name, **NETS[name])
+def make_random_model(name: str) -> nn.Module:
+    """Return a model whose parameters and BatchNorm statistics are all random, so that none has its default value."""
+    model = build_model(name, **MODEL_ARGS[name])
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in net.parameters():
+        for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        for key, buffer in net.named_buffers():
+        for key, buffer in model.named_buffers():
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) * 0.2 + (0.9 if "var" in key else -0.1))
-    return net.eval()
+    return model.eval()
 
 
-def trained_of(name: str) -> PaletteModel | PhotoModel:
+def make_colour_model(name: str) -> PaletteModel | PhotoModel:
     if name == "photo":
-        return PhotoModel(shaken(name), BINS, {**photo_model_metadata(NETS[name], BINS), "seed": 7})
+        return PhotoModel(make_random_model(name), BINS, {**photo_model_metadata(MODEL_ARGS[name], BINS), "seed": 7})
     palette = Palette(COLOURS, "five")
-    return PaletteModel(shaken(name), palette, {**model_metadata(name, NETS[name], palette), "seed": 7})
+    metadata = {**model_metadata(name, MODEL_ARGS[name], palette), "seed": 7}
+    return PaletteModel(make_random_model(name), palette, metadata)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory):
-    """Net and file by name; each is exported once, because tracing takes seconds."""
+    """Return a function from a name to model, file and report; models are exported once because that takes seconds."""
     folder = tmp_path_factory.mktemp("onnx")
 
     @cache
-    def of(name: str) -> tuple[PaletteModel | PhotoModel, Path, ColourExportReport]:
-        trained, path = trained_of(name), folder / f"{name}.onnx"
-        return trained, path, export_onnx(trained, path)
+    def export_model(name: str) -> tuple[PaletteModel | PhotoModel, Path, ColourExportReport]:
+        model, path = make_colour_model(name), folder / f"{name}.onnx"
+        return model, path, export_onnx(model, path)
 
-    return of
+    return export_model
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_the_file_computes_what_the_net_computes(exported, name: str) -> None:
-    trained, path, parity = exported(name)
-    assert parity.max_probability_difference <= MAX_DIFFERENCE
-    assert parity.num_inputs == 8
+@pytest.mark.parametrize("name", MODEL_ARGS)
+def test_exported_file_matches_pytorch_and_reference_evaluator(exported, name: str) -> None:
+    model, path, report = exported(name)
+    assert report.max_probability_difference <= MAX_DIFFERENCE
+    assert report.num_inputs == 8
     reference = ReferenceEvaluator(onnx.load(path))
-    multiple = trained.network.size_divisor
-    grey = torch.rand(1, 1, 2 * multiple, multiple, generator=torch.Generator().manual_seed(9))
+    divisor = model.network.size_divisor
+    grey = torch.rand(1, 1, 2 * divisor, divisor, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
-        scores = trained.network(grey).numpy()
-    assert np.ptp(scores, axis=(0, 2, 3)).max() > 1e-2  # else any net would pass
-    np.testing.assert_allclose(reference.run(None, {"grey": grey.numpy()})[0], scores, atol=1e-4)
-    np.testing.assert_allclose(load_model(path).network(grey).numpy(), scores, atol=1e-4)
+        logits = model.network(grey).numpy()
+    assert np.ptp(logits, axis=(0, 2, 3)).max() > 1e-2  # otherwise any model would pass
+    np.testing.assert_allclose(reference.run(None, {"grey": grey.numpy()})[0], logits, atol=1e-4)
+    np.testing.assert_allclose(load_model(path).network(grey).numpy(), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["unet", "photo"])
-def test_pictures_come_out_the_same(exported, name: str) -> None:
-    trained, path, _ = exported(name)
+def test_images_colourised_by_the_file_match_pytorch(exported, name: str) -> None:
+    model, path, _ = exported(name)
     rows, columns = np.mgrid[:90, :130]
     grey = (127 + 90 * np.sin(rows / 9) * np.cos(columns / 13) + (columns > 60) * 30).clip(0, 255).astype(np.uint8)
-    picture = ImageData(np.repeat(grey[..., None], 3, -1))
+    image = ImageData(np.repeat(grey[..., None], 3, -1))
     for style in ("natural", "vivid"):
-        ours, theirs = (
-            colourise_image(picture, each, ColouriseOptions(style=style)) for each in (trained, load_model(path))
+        expected, actual = (
+            colourise_image(image, each, ColouriseOptions(style=style)) for each in (model, load_model(path))
         )
-        difference = np.abs(ours.pixels.astype(int) - theirs.pixels.astype(int))
+        difference = np.abs(expected.pixels.astype(int) - actual.pixels.astype(int))
         assert difference.max() <= 1
-    assert np.ptp(ours.pixels, axis=-1).max() > 5  # it was coloured
+    assert np.ptp(expected.pixels, axis=-1).max() > 5  # the image is not grey
 
 
-def test_the_metadata_say_all_that_is_needed(exported) -> None:
+def test_metadata_describes_the_model_completely(exported) -> None:
     for name in ("unet", "photo"):
-        trained, path, _ = exported(name)
-        found = load_model(path)
-        assert isinstance(found.network, OnnxModel)
-        assert json.loads(json.dumps(trained.metadata)) == found.metadata
+        model, path, _ = exported(name)
+        loaded = load_model(path)
+        assert isinstance(loaded.network, OnnxModel)
+        assert json.loads(json.dumps(model.metadata)) == loaded.metadata
         properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert properties["version"] == chromabox.__version__
-        assert properties["multiple"] == str(trained.network.size_divisor)
+        assert properties["multiple"] == str(model.network.size_divisor)
     assert properties["stride"] == "8"
     assert "[batch, classes, height / 8, width / 8]" in properties["output"]
     assert json.loads(properties["looks"]) == [192, 256]
-    np.testing.assert_array_equal(found.bins.centres, BINS.centres)
+    np.testing.assert_array_equal(loaded.bins.centres, BINS.centres)
 
 
-def test_no_file_tells_where_it_was_made(exported) -> None:
+def test_file_contains_no_source_paths(exported) -> None:
     _, path, _ = exported("unet")
     assert b".py" not in path.read_bytes()
 
 
-def test_a_file_that_computes_something_else_is_not_written(
-    exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained, path, _ = exported("unet")
+def test_file_with_different_outputs_is_not_written(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path, _ = exported("unet")
 
-    def spoilt(net: nn.Module, opset: int) -> onnx.ModelProto:
-        model = onnx.load(path)
-        model.ClearField("metadata_props")
-        bias = next(tensor for tensor in model.graph.initializer if tensor.name == "last.bias")
+    def export_modified(network: nn.Module, opset: int) -> onnx.ModelProto:
+        onnx_model = onnx.load(path)
+        onnx_model.ClearField("metadata_props")
+        bias = next(tensor for tensor in onnx_model.graph.initializer if tensor.name == "last.bias")
         values = onnx.numpy_helper.to_array(bias) + np.float32([0.01, 0, 0, 0, 0])
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
-        return model
+        return onnx_model
 
-    monkeypatch.setattr(export, "_to_onnx", spoilt)
-    (tmp_path / "net.onnx").write_bytes(b"older")
+    monkeypatch.setattr(export, "_to_onnx", export_modified)
+    (tmp_path / "net.onnx").write_bytes(b"existing")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: not written because its outputs would differ from PyTorch"):
-        export_onnx(trained, tmp_path / "net.onnx")
+        export_onnx(model, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
-    assert (tmp_path / "net.onnx").read_bytes() == b"older"
+    assert (tmp_path / "net.onnx").read_bytes() == b"existing"
 
 
-def test_what_cannot_be_exported_is_refused(exported, tmp_path: Path) -> None:
-    trained, path, _ = exported("unet")
+def test_wrong_suffix_and_onnx_models_are_rejected(exported, tmp_path: Path) -> None:
+    model, path, _ = exported("unet")
     with pytest.raises(UsageError, match=r"net\.pt: expected the suffix \.onnx"):
-        export_onnx(trained, tmp_path / "net.pt")
-    with pytest.raises(UsageError, match="is an ONNX file already"):
-        export_onnx(load_model(path), tmp_path / "again.onnx")
+        export_onnx(model, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="is already an ONNX file"):
+        export_onnx(load_model(path), tmp_path / "copy.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_named(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, path, _ = exported("unet")
-    monkeypatch.setattr(export, "_to_onnx", lambda net, opset: onnx.load(path))
+def test_unwritable_path_is_named(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path, _ = exported("unet")
+    monkeypatch.setattr(export, "_to_onnx", lambda network, opset: onnx.load(path))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: cannot be written"):
-        export_onnx(trained, tmp_path / "file" / "net.onnx")
+        export_onnx(model, tmp_path / "file" / "net.onnx")

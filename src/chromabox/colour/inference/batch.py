@@ -1,8 +1,7 @@
-"""Many pictures: which of them, where each goes, and colouring them side by side so that a stop costs nothing.
+"""Batch colourisation of image files: parallel, resumable after an interruption.
 
-How one picture is coloured is the caller's: a function from a source file to a target file.
-
-Colouring one file after another as the command line does it: read, predict, recolour, write.
+:func:`colourise_batch` processes pairs of source and target files with any function. :func:`parse_options` and
+:func:`make_file_coloriser` make that function from the command line's options: read, predict, apply the chroma, write.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -29,14 +28,14 @@ from chromabox.io.manifest import Manifest, sha256_file
 
 @dataclass(frozen=True)
 class ColouriseResult:
-    """What became of one file: where it went, or in one sentence why it did not; ``skipped``: it was there already."""
+    """Result of one file. ``error`` is the message if it failed; ``skipped``: the target was already up to date."""
 
     source: Path
     target: Path
     error: str | None = None
     skipped: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What the work said of the picture, now or when it was done."""
+    """JSON values that ``process_file`` returned for the image; of a skipped image, those of the earlier run."""
 
 
 def colourise_batch(
@@ -48,25 +47,25 @@ def colourise_batch(
     manifest_path: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Generator[ColouriseResult, None, None]:
-    """Colour files side by side, each outcome as it is known; a bad file does not stop the rest.
+    """Process files in parallel and yield each result when it is available; a failure does not stop the batch.
 
     Args:
-        pairs: sources and targets, as ``plan_outputs`` gives them.
-        work: colours one source into one target, whole or not at all, in any thread; it returns facts about the
-            picture as JSON values.
-        settings: JSON values that decide the colours; a picture done with others is done anew.
-        workers: threads; twice as many pictures are under way or waiting at a time, whatever their number.
-        record: the record by which pictures that are done are skipped; None: everything is done.
-        say: is told in one line how far it came, if it is stopped before the end.
+        pairs: sources and targets, as returned by ``map_outputs``.
+        process_file: colourises one source into one target, which it writes atomically. It is called from several
+            threads and returns metadata of the image as JSON values.
+        settings: JSON values that determine the result; an image made with other settings is processed again.
+        workers: number of threads, at least 1; at most twice as many images are running or queued at any time.
+        manifest_path: path of the manifest, with which finished images are skipped; None: process all images.
+        log: receives one line with the number of finished images if the batch is stopped before its end.
 
-    Stopping it (Ctrl-C, or closing it: use ``contextlib.closing``) lets the pictures under way finish and begins no
-    others. Raises UsageError for fewer than one worker, ChromaboxError for a record that cannot be read or written.
+    If the batch is stopped (by Ctrl-C or by closing the generator: use ``contextlib.closing``), the running images are
+    finished and no others are started. Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest
+    that cannot be read or written.
     """
     if workers < 1:
-        raise UsageError(f"workers is {workers}: give at least 1")
-    return _run_batch(
-        pairs, process_file, None if manifest_path is None else Manifest(manifest_path, settings), workers, log
-    )
+        raise UsageError(f"workers is {workers}: expected at least 1")
+    manifest = None if manifest_path is None else Manifest(manifest_path, settings)
+    return _run_batch(pairs, process_file, manifest, workers, log)
 
 
 def _run_batch(
@@ -76,29 +75,29 @@ def _run_batch(
     workers: int,
     log: Callable[[str], None],
 ) -> Generator[ColouriseResult, None, None]:
-    """The loop of ``colour_batch``."""
-    waiting = iter(pairs)
-    under_way: set[Future[ColouriseResult]] = set()
-    done, at_the_end = 0, False
+    # A separate generator: ``colourise_batch`` checks its arguments when it is called, not at the first result.
+    remaining = iter(pairs)
+    pending: set[Future[ColouriseResult]] = set()
+    num_done, completed = 0, False
     pool = ThreadPoolExecutor(workers, thread_name_prefix="colour")
     try:
         while True:
-            for source, target in islice(waiting, 2 * workers - len(under_way)):
-                under_way.add(pool.submit(_process_one, source, target, process_file, manifest))
-            if not under_way:
+            for source, target in islice(remaining, 2 * workers - len(pending)):
+                pending.add(pool.submit(_process_one, source, target, process_file, manifest))
+            if not pending:
                 break
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                outcome = future.result()
-                under_way.remove(future)
-                done += outcome.error is None
-                yield outcome
-        at_the_end = True
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                pending.remove(future)
+                num_done += result.error is None
+                yield result
+        completed = True
     finally:
         pool.shutdown(cancel_futures=True)
-        if not at_the_end:
-            done += sum(_succeeded(future) for future in under_way)
-            again = "goes on with the rest" if manifest is not None else "begins with the first"
-            log(f"{done} of {len(pairs)} pictures are done; the same command {again}")
+        if not completed:
+            num_done += sum(_succeeded(future) for future in pending)
+            rerun = "process the remaining ones" if manifest is not None else "process all of them again"
+            log(f"{num_done} of {len(pairs)} images are finished; run the same command to {rerun}")
 
 
 def _succeeded(future: Future[ColouriseResult]) -> bool:
@@ -108,46 +107,45 @@ def _succeeded(future: Future[ColouriseResult]) -> bool:
 def _process_one(
     source: Path, target: Path, process_file: Callable[[Path, Path], Mapping[str, Any]], manifest: Manifest | None
 ) -> ColouriseResult:
-    """Colour one picture unless it is done already, and note it; what a picture can be guilty of is its error."""
+    """Process one image unless it is up to date, and add it to the manifest.
+
+    Return file errors and lack of memory as the result's ``error``; other exceptions are bugs and propagate.
+    """
     try:
         if manifest is None:
             return ColouriseResult(source, target, metadata=process_file(source, target))
-        # Before the work: should the source be changed meanwhile, the next run sees that.
+        # Hash the source first: if it changes during the processing, the next run processes it again.
         digest = sha256_file(source)
-        facts = manifest.lookup(target, digest)
-        if facts is not None:
-            return ColouriseResult(source, target, skipped=True, metadata=facts)
-        facts = dict(process_file(source, target))
+        metadata = manifest.lookup(target, digest)
+        if metadata is not None:
+            return ColouriseResult(source, target, skipped=True, metadata=metadata)
+        metadata = dict(process_file(source, target))
     except ChromaboxError as error:
         return ColouriseResult(source, target, str(error))
     except OSError as error:
-        problem = error.strerror or error
-        return ColouriseResult(
-            source, target, f"{source} cannot be coloured into {target} ({problem}): see to both places"
-        )
+        message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
+        return ColouriseResult(source, target, message)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        return ColouriseResult(
-            source, target, f"{source} needs more memory than there is: make it smaller, or use fewer workers"
-        )
-    manifest.add(target, digest, facts)
-    return ColouriseResult(source, target, metadata=facts)
+        return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
+    manifest.add(target, digest, metadata)
+    return ColouriseResult(source, target, metadata=metadata)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: PyTorch has no kind of error of its own for that on the processor, only its words."""
-    words = ("allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(part in str(error) for part in words)
+    """Return whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError, so its message is searched."""
+    phrases = ("allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
-#: Of JPEG and WebP. At 95 JPEG's own loss moves L* by 0.3 to 0.6 on average, at 98 by less than 0.3.
+#: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at 95, by less than 0.3 at 98.
 JPEG_QUALITY = 98
 
 
 @runtime_checkable
 class ColourArgsProtocol(Protocol):
-    """The options that decide the colours, as the command line has them: text and paths."""
+    """The command line's options that determine the colours, as text and paths."""
 
     @property
     def model(self) -> Path | None: ...
@@ -170,23 +168,26 @@ class ColourArgsProtocol(Protocol):
 
 
 def parse_options(args: ColourArgsProtocol) -> ColouriseOptions:
-    """The wishes that options stand for; UsageError for the first that makes no sense, before any work is begun."""
+    """Parse the command line's options. Raise UsageError for the first invalid one."""
     if args.temperature is not None and not 0 <= args.temperature <= 1:
-        raise UsageError(f"temperature is {args.temperature}: give a number from 0 to 1")
+        raise UsageError(f"--temperature is {args.temperature}: expected a number from 0 to 1")
     if not 0 <= args.min_confidence <= 1:
-        raise UsageError(f"leave-grey-below is {args.min_confidence}: give a confidence from 0 to 1")
-    control = ColourConstraints(
+        raise UsageError(f"--min-confidence is {args.min_confidence}: expected a confidence from 0 to 1")
+    constraints = ColourConstraints(
         palette=None if args.palette is None else palette_from_image_or_file(args.palette),
-        allowed=tuple(parse_colour(text, "lock") for text in args.allow),
-        banned=tuple(parse_colour(text, "ban") for text in args.ban),
-        replacements=tuple(parse_replacement(text) for text in args.replace),
+        allowed=tuple(parse_colour(text, "--allow") for text in args.allow),
+        banned=tuple(parse_colour(text, "--ban") for text in args.ban),
+        replacements=tuple(parse_replacement(text, "--replace") for text in args.replace),
         min_confidence=args.min_confidence,
     )
-    return ColouriseOptions(style=args.style, temperature=args.temperature, constraints=control, hints=args.hints)
+    return ColouriseOptions(style=args.style, temperature=args.temperature, constraints=constraints, hints=args.hints)
 
 
 def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
-    """What decides the colours of a picture, as JSON: with the same settings a picture need not be coloured again."""
+    """Return the JSON values that determine the colours: an image is up to date if they have not changed.
+
+    Files are identified by their SHA-256, not by their path.
+    """
     files = {name: getattr(args, name) for name in ("palette", "hints")}
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
@@ -212,20 +213,20 @@ def make_file_coloriser(
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
     """Return a function that colourises one file into another.
 
-    ``on_result`` is called with the input, the colourised image, the prediction and the output path; what it returns
-    is added to the notes on the file.
+    The function returns ``{"notes": [...]}``, lines of text about the file. ``on_result`` is called with the input, the
+    colourised image, the prediction and the output path; it returns a line that is appended to the notes.
     """
 
-    def work(source: Path, target: Path) -> Mapping[str, Any]:
-        picture = read_image(source)
-        decision = predict_colours(picture.pixels, model, options)
-        coloured = apply_prediction(picture, decision)
-        write_image(target, coloured, quality=JPEG_QUALITY)
+    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
+        image = read_image(source)
+        prediction = predict_colours(image.pixels, model, options)
+        colourised = apply_prediction(image, prediction)
+        write_image(target, colourised, quality=JPEG_QUALITY)
         notes = []
-        if picture.num_frames > 1:
-            notes.append(f"{source} has {picture.num_frames} frames or pages; the first one is coloured")
+        if image.num_frames > 1:
+            notes.append(f"{source} has {image.num_frames} frames or pages; only the first one is colourised")
         if on_result is not None:
-            notes.append(on_result(picture, coloured, decision, target))
+            notes.append(on_result(image, colourised, prediction, target))
         return {"notes": notes}
 
-    return work
+    return process_file

@@ -1,7 +1,8 @@
-"""How each net is trained: a recipe is a function that returns a frozen dataclass. Imports no torch.
+"""Training recipes: functions that return the hyperparameters of each model as a frozen dataclass.
 
-``course`` is the assignment's setting to the letter. ``default`` is our best 25 epochs and ``quick`` the fastest way
-to a good net; what was tried to find them, with numbers, is in ``docs/log.md``.
+``course`` has the exact settings of the assignment, ``default`` is the best recipe of 25 epochs and ``quick`` the
+fastest recipe for a good model. ``docs/log.md`` describes the experiments behind them, with results. This module does
+not import torch.
 """
 
 import math
@@ -19,36 +20,36 @@ InitName = Literal["auto", "shipped", "yolov3-tiny", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """Everything that decides how a net is trained, apart from data, palette and seed."""
+    """Hyperparameters of a training run, apart from data, palette and seed."""
 
     epochs: int
     batch_size: int
     optimizer: Literal["adam", "adamw", "muon"]
-    """muon: Muon for kernels, AdamW for everything else."""
+    """muon: Muon for kernels, AdamW for all other parameters."""
     lr: float
-    """Peak, of Adam or of Muon's kernels."""
+    """Peak learning rate of Adam or AdamW, or of the kernels under muon."""
     adamw_lr: float = 0.0
-    """Peak of AdamW for what is not a kernel, under muon."""
+    """Peak learning rate of AdamW for parameters that are not kernels, under muon."""
     weight_decay: float = 0.0
-    """On kernels only, decoupled."""
+    """Decoupled weight decay, of kernels only."""
     schedule: Literal["constant", "one-cycle", "linear"] = "constant"
-    """one-cycle: half a cosine up, half a cosine down; linear: straight up, straight down to 0."""
+    """one-cycle: half a cosine up to the peak and half a cosine down to 0; linear: the same with straight lines."""
     warmup_fraction: float = 0.0
-    """The part of the run that goes up."""
+    """Fraction of the run in which the learning rate increases."""
     shuffle: bool = True
     hflip: bool = True
-    """Each picture is mirrored left to right with probability 1/2."""
+    """Flip each image horizontally with probability 1/2."""
     ema_fraction: float = 0.0
-    """Memory of the moving average of the weights, as a part of the run; 0: no average."""
+    """Time constant of the exponential moving average of the weights, as a fraction of the run; 0: no average."""
     backbone_lr: float = 0.0
-    """Peak of AdamW for layers that come trained from elsewhere; 0: they are treated like all others."""
+    """Peak learning rate of AdamW for the pretrained layers; 0: they are optimised like all other layers."""
     auxiliary_fraction: float = 0.0
-    """Share of each batch taken by pictures of CIFAR-10's other classes, where the data is one of its classes."""
+    """Fraction of auxiliary images in each batch: CIFAR-10's other classes, if the data is one of its classes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def course_recipe(model: PaletteModelName) -> TrainRecipe:
-    """The assignment: Adam 1e-3, batches of 100 in file order, 25 epochs, nothing else."""
+    """Return the assignment's settings: Adam at a constant 1e-3, batches of 100 in file order, 25 epochs, no flips."""
     return TrainRecipe(
         epochs=25,
         batch_size=100,
@@ -61,7 +62,7 @@ def course_recipe(model: PaletteModelName) -> TrainRecipe:
 
 
 def default_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Our best 25 epochs; for colournet our best within a quarter of an hour or so on two cores."""
+    """Return the best recipe of 25 epochs; for colournet, the best within about 15 minutes on two cores."""
     if model == "colournet":
         return TrainRecipe(
             epochs=24,
@@ -88,7 +89,7 @@ def default_recipe(model: PaletteModelName) -> TrainRecipe:
 
 
 def quick_recipe(model: PaletteModelName) -> TrainRecipe:
-    """The fewest epochs that reach the best published UNet with a margin."""
+    """Return the recipe with the fewest epochs that surpasses the best published UNet by a margin."""
     if model == "colournet":
         return replace(default_recipe(model), epochs=5)
     return replace(default_recipe(model), epochs=2, batch_size=32, lr=0.1, ema_fraction=0.1)
@@ -98,7 +99,7 @@ PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": 
 
 
 def base_photo_recipe() -> TrainRecipe:
-    """The photo net: hours on one core, in batches as small as Muon likes them."""
+    """Return the recipe of the photo model: hours on one core, in the small batches that suit Muon."""
     return TrainRecipe(
         epochs=12,
         batch_size=32,
@@ -121,9 +122,12 @@ def make_recipe(
     batch_size: int | None = None,
     learning_rate: float | None = None,
 ) -> TrainRecipe:
-    """The recipe of that name for that net, with what is given put in its place. Raises UsageError for nonsense."""
+    """Return the named recipe of a model with the given overrides.
+
+    Raise UsageError if the name is unknown or an override is not positive.
+    """
     if name not in PALETTE_RECIPES:
-        raise UsageError(f"recipe {name!r}: unknown; there are {', '.join(PALETTE_RECIPES)}")
+        raise UsageError(f"unknown recipe {name!r}: expected one of {', '.join(PALETTE_RECIPES)}")
     return _override(PALETTE_RECIPES[name](model), epochs, batch_size, learning_rate)
 
 
@@ -135,10 +139,14 @@ def make_photo_recipe(
     learning_rate: float | None = None,
     finetune: bool = False,
 ) -> TrainRecipe:
-    """The photo net's recipe; ``tuning``: for a net that is trained already. Raises UsageError for nonsense."""
+    """Return the recipe of the photo model with the given overrides.
+
+    ``finetune`` selects the recipe for a model that is already trained. Raise UsageError if an override is not
+    positive.
+    """
     recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
     if finetune:
-        # A tenth of the rates: what the net knows must survive a few pictures.
+        # A tenth of the learning rates, so that a few images do not overwrite what the model has learned.
         recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)
     return _override(recipe, epochs, batch_size, learning_rate)
 
@@ -146,10 +154,10 @@ def make_photo_recipe(
 def _override(
     recipe: TrainRecipe, epochs: int | None, batch_size: int | None, learning_rate: float | None
 ) -> TrainRecipe:
-    """The recipe with what is given put in its place."""
-    for option, value in (("epochs", epochs), ("batch-size", batch_size), ("learning-rate", learning_rate)):
+    """Return the recipe with the values that are not None. Raise UsageError if one is not positive."""
+    for option, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         if value is not None and not value > 0:
-            raise UsageError(f"{option} is {value}: give a number above 0")
+            raise UsageError(f"{option} is {value}: expected a number above 0")
     return replace(
         recipe,
         epochs=epochs or recipe.epochs,
@@ -159,13 +167,15 @@ def _override(
 
 
 def lr_factor(recipe: TrainRecipe, progress: float) -> float:
-    """The factor on the peak learning rate at ``progress`` in [0, 1) of the run."""
+    """Return the factor by which the peak learning rate is multiplied at ``progress``, in [0, 1) of the run."""
     if recipe.schedule == "constant":
         return 1.0
-    up = progress < recipe.warmup_fraction
-    part = (
-        progress / recipe.warmup_fraction if up else (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
+    is_warmup = progress < recipe.warmup_fraction
+    phase = (
+        progress / recipe.warmup_fraction
+        if is_warmup
+        else (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
     )
     if recipe.schedule == "one-cycle":
-        part = (1 - math.cos(math.pi * part)) / 2
-    return part if up else 1 - part
+        phase = (1 - math.cos(math.pi * phase)) / 2
+    return phase if is_warmup else 1 - phase

@@ -1,4 +1,4 @@
-"""A trained colour net with the palette it speaks and the history it has, on disk and in memory."""
+"""Trained colourisation models: loading from checkpoints and ONNX files, and their metadata."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -16,13 +16,13 @@ from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.manifest import sha256_file
 
-#: The shipped checkpoint that ``chromabox colour`` uses when none is named.
+#: The bundled checkpoint that ``chromabox colour`` uses by default.
 DEFAULT_CHECKPOINT = "photo.safetensors"
 
 
 @dataclass(frozen=True)
 class PaletteModel:
-    """A net in evaluation mode, its palette, and what its checkpoint says of it."""
+    """A colourisation model in evaluation mode, with its palette and the metadata of its checkpoint."""
 
     network: nn.Module
     palette: Palette
@@ -31,7 +31,7 @@ class PaletteModel:
 
 @dataclass(frozen=True)
 class PhotoModel:
-    """A photo net in evaluation mode, the chroma bins it scores, and what its checkpoint says of it."""
+    """A photo model in evaluation mode, with the chroma bins that are its classes and its checkpoint's metadata."""
 
     network: nn.Module
     bins: ChromaBins
@@ -39,20 +39,24 @@ class PhotoModel:
 
 
 def photo_model_metadata(model_args: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
-    """What a photo net's checkpoint must say so that :func:`load_trained` can build the net again."""
+    """Return the checkpoint metadata from which :func:`load_model` rebuilds a photo model."""
     return {"net": "photo", "settings": model_args, "bins": bins.as_json()}
 
 
 def model_metadata(name: str, model_args: dict[str, Any], palette: Palette) -> dict[str, Any]:
-    """What a checkpoint must say so that :func:`load_trained` can build the net again."""
+    """Return the checkpoint metadata from which :func:`load_model` rebuilds a model with a palette."""
     return {"net": name, "settings": model_args, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
 
 
 def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
-    """Load a checkpoint, the best one of a run folder, an exported ONNX file, or (None) what ships with the package.
+    """Load a colourisation model in evaluation mode.
 
-    Raises ChromaboxError if it is missing, broken, or not of a colour net; for an ONNX file UsageError where the
-    libraries for it are missing.
+    Args:
+        path: a checkpoint, a run folder (its best checkpoint is loaded) or an exported ONNX file; None loads the
+            default model of the package.
+
+    Raise UsageError if the path does not exist, a run folder has no best checkpoint, or an ONNX file is to be loaded
+    and a library for it is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
     """
     if path is None:
         with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
@@ -61,7 +65,7 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
 
 
 def checkpoint_sha256(path: Path | None = None) -> str:
-    """SHA-256 of the file that :func:`load_trained` would load: two nets of one digest colour alike."""
+    """Return the SHA-256 digest of the file that :func:`load_model` would load; it identifies the model."""
     if path is None:
         with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
             return sha256_file(shipped)
@@ -69,49 +73,52 @@ def checkpoint_sha256(path: Path | None = None) -> str:
 
 
 def load_palette_model(path: Path | None = None) -> PaletteModel:
-    """The same for those who need a net with a palette: UsageError for a photo net."""
-    trained = load_model(path)
-    if isinstance(trained, PhotoModel):
-        raise UsageError(f"{path or 'the shipped net'}: is a photo net; a net that was trained on a palette is needed")
-    return trained
+    """Load a model with a palette, as :func:`load_model` does. Raise UsageError for a photo model."""
+    model = load_model(path)
+    if isinstance(model, PhotoModel):
+        name = path or "the default model"
+        raise UsageError(f"{name}: is a photo model; expected a model that was trained on a palette")
+    return model
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint itself, or ``best.safetensors`` of a run folder; UsageError if there is no such thing."""
+    """Return ``best.safetensors`` of a run folder, or the path of a file. Raise UsageError if it does not exist."""
     if not path.exists():
-        raise UsageError(f"{path}: there is no such run folder or checkpoint; give one that chromabox train wrote")
+        raise UsageError(f"{path}: no such run folder or checkpoint; expected one that chromabox train wrote")
     if path.is_dir():
         best = path / "best.safetensors"
         if not best.is_file():
-            raise UsageError(f"{path}: holds no best.safetensors; give a run folder with at least one finished epoch")
+            raise UsageError(
+                f"{path}: contains no best.safetensors; expected a run folder with at least one finished epoch"
+            )
         return best
     return path
 
 
 def _load(path: Path) -> PaletteModel | PhotoModel:
-    opened, description = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
+    loaded, metadata = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
     try:
-        net = opened if isinstance(opened, OnnxModel) else _build(opened, description)
-        if "bins" in description:
-            return PhotoModel(net.eval(), ChromaBins.from_json(description["bins"]), description)
-        stored = description["palette"]
+        network = loaded if isinstance(loaded, OnnxModel) else _build(loaded, metadata)
+        if "bins" in metadata:
+            return PhotoModel(network.eval(), ChromaBins.from_json(metadata["bins"]), metadata)
+        stored = metadata["palette"]
         palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
     except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
-        reason = " ".join(str(error).split())  # PyTorch lists what does not fit in many lines.
+        reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
         raise ChromaboxError(
-            f"{path}: not a checkpoint of a colour net ({reason}); give one that chromabox train wrote"
+            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one that chromabox train wrote"
         ) from error
-    return PaletteModel(net.eval(), palette, description)
+    return PaletteModel(network.eval(), palette, metadata)
 
 
 def _build(state: dict[str, Any], metadata: dict[str, Any]) -> nn.Module:
-    net = build_model(metadata["net"], **metadata["settings"])
-    net.load_state_dict(state["net"])
-    return net
+    network = build_model(metadata["net"], **metadata["settings"])
+    network.load_state_dict(state["net"])
+    return network
 
 
-#: Short sides, in pixels, at which a photo net looks at a picture.
+#: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.
 PHOTO_SCALES = (192, 256)
 
-#: The same for a net trained on CIFAR-10: the only size it knows.
+#: The same for a model trained on CIFAR-10, whose images are all of this size.
 CIFAR_SCALES = (32,)

@@ -1,8 +1,8 @@
-"""A net from an ONNX file, run by onnxruntime: called like the PyTorch net from which it was exported.
+"""Exported colourisation models, run by ONNX Runtime and called like the PyTorch models they were exported from.
 
-A file from a stranger is data. Before onnxruntime sees it, it is refused unless it says what export.py writes into it,
-holds all its numbers itself, and consists of operators that compute: nothing that loops, branches, draws lots, or makes
-large tensors out of small ones. No library of other operators is ever loaded.
+ONNX files are untrusted input. A file is rejected before ONNX Runtime opens it unless it has the metadata that
+export.py writes, contains all its tensors and uses only the operators in ``ALLOWED_OPS``. These do not loop, branch,
+draw random numbers or make large tensors from small ones. Libraries with custom operators are not loaded.
 """
 
 import json
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ONNX_FORMAT = "chromabox-onnx-1"
 ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
-#: Twelve times what the largest net of ours takes.
+#: Maximum size of a file in bytes: twelve times the size of the largest model of Chromabox.
 MAX_MODEL_BYTES = 256 << 20
-#: Operators of ONNX's own domain that nets may consist of.
+#: Operators of the default ONNX domain that a model may contain: arithmetic, layers, and changes of shape.
 ARITHMETIC_OPS = frozenset(
     {
         "Abs",
@@ -84,14 +84,14 @@ SHAPE_OPS = frozenset(
     }
 )
 ALLOWED_OPS = ARITHMETIC_OPS | LAYER_OPS | SHAPE_OPS
-#: What a net may ask of a picture's sides.
+#: Maximum size divisor: height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
 
 
 class OnnxModel(nn.Module):
-    """A net that onnxruntime runs on the CPU with as many threads as PyTorch has when the file is opened.
+    """A colourisation model that ONNX Runtime runs on the CPU.
 
-    It has no parameters of its own: UsageError where it is to be trained.
+    It uses as many threads as PyTorch had when the file was opened. It has no parameters and cannot be trained.
     """
 
     def __init__(
@@ -102,50 +102,56 @@ class OnnxModel(nn.Module):
         self.size_divisor, self.stride, self.num_classes = size_divisor, stride, num_classes
 
     def train(self, mode: bool = True) -> "OnnxModel":
-        """Evaluation is all there is."""
+        """Set evaluation mode. Raise UsageError for training mode."""
         if mode:
-            raise UsageError(f"{self.path}: an ONNX file cannot be trained; give the checkpoint it was exported from")
+            raise UsageError(
+                f"{self.path}: an ONNX file cannot be trained; use the checkpoint from which it was exported"
+            )
         super().train(False)
         return self
 
     def forward(
         self, grey: Float[Tensor, "batch 1 height width"]
     ) -> Float[Tensor, "batch classes small_height small_width"]:
-        """The scores. Raises ChromaboxError if the file computes anything else."""
+        """Return the logits. Raise ChromaboxError if the file cannot be run or its output has another shape."""
         batch, _, height, width = grey.shape
         try:
-            values = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
-        except Exception as error:  # onnxruntime's exceptions have no common ancestor but this.
-            raise ChromaboxError(f"{self.path}: onnxruntime cannot run it ({one_line(error)})") from error
+            logits = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
+        except Exception as error:  # onnxruntime's exceptions have no other common base class.
+            raise ChromaboxError(f"{self.path}: onnxruntime cannot run the model ({one_line(error)})") from error
         expected = (batch, self.num_classes, height // self.stride, width // self.stride)
-        if values.shape != expected:
-            found, right = list(values.shape), list(expected)
-            raise ChromaboxError(f"{self.path}: answers with scores of the shape {found}; {right} is right")
-        return torch.from_numpy(values).to(grey.device)
+        if logits.shape != expected:
+            raise ChromaboxError(
+                f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}"
+            )
+        return torch.from_numpy(logits).to(grey.device)
 
 
 def open_onnx(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
-    """The net in a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote, and its metadata.
+    """Open a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote; return the model and its metadata.
 
-    Raises ChromaboxError for any other file and UsageError where onnx or onnxruntime is missing.
+    The metadata has the keys of a checkpoint. Raise ChromaboxError for any other file, and UsageError if onnx or
+    onnxruntime is not installed.
     """
     model = _read_onnx(path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     try:
         if properties.get("format") != ONNX_FORMAT:
-            raise ChromaboxError(f"{path}: not an ONNX file of chromabox (its metadata does not say {ONNX_FORMAT!r})")
-        kind = "bins" if "bins" in properties else "palette"
-        colours = json.loads(properties[kind])
-        description = {**json.loads(properties["history"]), "net": properties["net"], kind: colours}
-        classes = len(colours["centres" if kind == "bins" else "colours"])
-        multiple, stride = (int(properties[name]) for name in ("multiple", "stride"))
-        if not (1 <= stride <= multiple <= MAX_SIZE_DIVISOR and multiple % stride == 0):
-            raise ValueError(f"multiple is {multiple} and stride {stride}")
+            raise ChromaboxError(
+                f"{path}: not an ONNX file of chromabox (expected the format {ONNX_FORMAT!r} in its metadata)"
+            )
+        class_key = "bins" if "bins" in properties else "palette"
+        colours = json.loads(properties[class_key])
+        metadata = {**json.loads(properties["history"]), "net": properties["net"], class_key: colours}
+        num_classes = len(colours["centres" if class_key == "bins" else "colours"])
+        size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
+        if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
+            raise ValueError(f"multiple is {size_divisor} and stride {stride}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: its metadata is damaged ({error}); export the net again") from error
+        raise ChromaboxError(f"{path}: the metadata is damaged ({error}); export the model again") from error
     _check_graph(path, model)
     session = open_session(path, model.SerializeToString(), [ONNX_INPUT], [ONNX_OUTPUT])
-    return OnnxModel(path, session, multiple, stride, classes), description
+    return OnnxModel(path, session, size_divisor, stride, num_classes), metadata
 
 
 def _read_onnx(path: Path) -> "ModelProto":
@@ -154,36 +160,38 @@ def _read_onnx(path: Path) -> "ModelProto":
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
             raise ChromaboxError(
-                f"{path}: has {size:,} bytes; the nets of chromabox have less than {MAX_MODEL_BYTES:,}, "
-                "take one of them"
+                f"{path}: has {size:,} bytes; expected a file that chromabox export wrote, "
+                f"of at most {MAX_MODEL_BYTES:,} bytes"
             )
-        # Numbers in other files are not looked for, and refused below.
+        # This does not read tensors from external files; _check_graph rejects models that have any.
         return onnx.load_model_from_string(path.read_bytes())
     except ChromaboxError:
         raise
     except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); give an ONNX file") from error
-    except Exception as error:  # Of protobuf, which has no other use here.
-        raise ChromaboxError(f"{path}: not an ONNX file, or cut short; give one that chromabox export wrote") from error
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
+    except Exception as error:  # An exception of protobuf, which is not imported here.
+        raise ChromaboxError(
+            f"{path}: not an ONNX file, or truncated; expected one that chromabox export wrote"
+        ) from error
 
 
 def _check_graph(path: Path, model: "ModelProto") -> None:
-    """ChromaboxError for what no export of ours holds: outside numbers, functions, graphs in graphs, operators."""
+    """Raise ChromaboxError for external tensors, functions, nested graphs and operators not in ``ALLOWED_OPS``."""
     attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-    kinds = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node}
+    op_types = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node}
     tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
     tensors += [tensor for attribute in attributes for tensor in attribute.tensors]
     problem = None
     if any(_has_external_data(tensor) for tensor in tensors):
-        problem = "keeps its numbers in other files"
+        problem = "stores tensors in external files"
     elif model.functions or model.training_info or model.graph.sparse_initializer:
-        problem = "holds functions, training or sparse tensors"
+        problem = "contains functions, training information or sparse tensors"
     elif any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
-        problem = "holds graphs inside its graph"
-    elif kinds - ALLOWED_OPS:
-        problem = f"uses the operators {', '.join(sorted(kinds - ALLOWED_OPS)[:5])}"
+        problem = "contains nested graphs"
+    elif op_types - ALLOWED_OPS:
+        problem = f"uses the operators {', '.join(sorted(op_types - ALLOWED_OPS)[:5])}"
     if problem:
-        raise ChromaboxError(f"{path}: {problem}, as no net of chromabox does; give a file that chromabox export wrote")
+        raise ChromaboxError(f"{path}: {problem}, which is not allowed; expected a file that chromabox export wrote")
 
 
 def _has_external_data(tensor: "TensorProto") -> bool:

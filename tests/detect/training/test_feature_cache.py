@@ -36,18 +36,27 @@ def _max_relative_difference(gradients: dict[str, Tensor], expected: dict[str, T
 
 
 @pytest.mark.parametrize("variant", [DARKNET, ULTRALYTICS_9_0], ids=lambda variant: variant.name)
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float16", 0.05), ("bfloat16", 0.4)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float16", 0.01), ("bfloat16", 0.08)])
 @pytest.mark.parametrize("num_frozen", [9, 10, 17])
 def test_gradients_equal_those_without_a_cache(
     variant: object, precision: CachePrecision, tolerance: float, num_frozen: int, images: Tensor, tmp_path: Path
 ) -> None:
-    """Other layers also read the inputs of layers 9 and 10; a head is complete before layer 17."""
+    """Other layers also read the inputs of layers 9 and 10; a head is complete before layer 17.
+
+    Expected: the gradients for features rounded to the precision of the cache. Features of another batch size can
+    differ in the last bit and be rounded differently.
+    """
     torch.manual_seed(0)
     model = DarknetModel(yolov3_tiny(2), variant)
     freeze(model, num_frozen)
     model.train()
     order = [3, 0, 4]
-    expected = _gradients(model, model(to_image_batch(list(images[order]))))
+    features = model.forward_features(to_image_batch(list(images[order])), num_frozen)
+    rounded = {layer: output.to(getattr(torch, precision)).float() for layer, output in features.items()}
+    expected = _gradients(model, model.forward_from(rounded, num_frozen))
+    if precision == "float32":
+        without_cache = _gradients(model, model(to_image_batch(list(images[order]))))
+        assert _max_relative_difference(expected, without_cache) < tolerance
     with open_cache(plan_cache(model, num_frozen, 64, VIEWS, precision), tmp_path, 10**9) as cache:
         fill_cache(cache, model, num_frozen, images, batch_size=2)
         assert model.training

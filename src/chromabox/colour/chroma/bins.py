@@ -13,14 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
 from chromabox.errors import ChromaboxError
-
-BinScores = Float[Tensor, "batch bins height width"]
-ChromaTensor = Float[Tensor, "batch 2 height width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,42 +52,15 @@ class ChromaBins:
         return cls(centres, frequencies, float(values["spacing"]))
 
     @cached_property
-    def _nearest_bin_grid(self) -> tuple[Int64[Tensor, "rows columns"], Int64[Tensor, "2"]]:
-        """Return the bin nearest to every point of the grid's bounding box, and the first point of the box."""
+    def nearest_bin_grid(self) -> tuple[Int64[np.ndarray, "rows columns"], Int64[np.ndarray, "2"]]:
+        """The bin nearest to every point of the grid's bounding box, and the first point of the box."""
         cells = np.rint(self.centres / self.spacing).astype(np.int64)
         first, last = cells.min(0), cells.max(0)
         box = np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True)), indexing="ij"), -1)
         distance = ((box[..., None, :] - cells) ** 2).sum(-1)
-        return torch.from_numpy(distance.argmin(-1)), torch.from_numpy(first)
+        return distance.argmin(-1), first
 
-    def soft_encode(
-        self, chroma: ChromaTensor
-    ) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
-        """Return the four bins around each pixel's chroma and their bilinear weights, which sum to 1.
-
-        Chroma outside the bins is moved to the nearest bin.
-        """
-        nearest_bin, first = (part.to(chroma.device) for part in self._nearest_bin_grid)
-        size = torch.tensor(nearest_bin.shape, device=chroma.device)
-        position = chroma / self.spacing - first[:, None, None]
-        position = torch.minimum(position.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
-        corner = position.floor()
-        offset = position - corner
-        row, column = corner.long().unbind(1)
-        bins, weights = [], []
-        for down in (0, 1):
-            for right in (0, 1):
-                bins.append(nearest_bin[row + down, column + right])
-                weights.append(
-                    (offset[:, 0] if down else 1 - offset[:, 0]) * (offset[:, 1] if right else 1 - offset[:, 1])
-                )
-        return torch.stack(bins, 1), torch.stack(weights, 1)
-
-    def decode_mean(self, probabilities: BinScores) -> ChromaTensor:
-        """Return the mean chroma (a*, b*) under probabilities [batch, bins, height, width]."""
-        return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(self.centres).to(probabilities))
-
-    def rebalancing_weights(self, strength: float) -> Float[Tensor, " bins"]:
+    def rebalancing_weights(self, strength: float) -> Float32[np.ndarray, " bins"]:
         """Return the logarithms of class weights that up-weight rare colours; 0 for strength 0.
 
         Zhang et al. 2016, section 2.2: w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2 and p̃ the bins' frequencies smoothed by a
@@ -105,14 +73,14 @@ class ChromaBins:
         smooth = (kernel / kernel.sum(0)) @ (self.frequencies / self.frequencies.sum())
         weights = 1 / (0.5 * smooth + 0.5 / len(self))
         weights /= weights @ smooth
-        return torch.from_numpy(strength * np.log(weights)).float()
+        return (strength * np.log(weights)).astype(np.float32)
 
 
-def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, min_fraction: float = 2e-6) -> ChromaBins:
+def fit_bins(chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6) -> ChromaBins:
     """Return the grid points that have at least the fraction ``min_fraction`` of all bilinear weight.
 
     Args:
-        chroma: a* and b* of pixels, in chunks.
+        chroma: a* and b* of pixels [pixels, 2], in chunks.
         spacing: spacing of the grid, in units of a* and b*.
         min_fraction: rarer bins are omitted; their pixels belong to the nearest remaining bin.
 
@@ -120,18 +88,18 @@ def fit_bins(chroma: Iterable[Float[Tensor, "2 pixels"]], spacing: float, *, min
     """
     radius = math.ceil(128 / spacing) + 1
     size = 2 * radius + 1
-    counts = torch.zeros(size * size, dtype=torch.float64)
+    counts = np.zeros(size * size)
     for chunk in chroma:
-        position = chunk.double() / spacing + radius
-        corner = position.floor()
+        position = chunk.T.astype(np.float64) / spacing + radius
+        corner = np.floor(position)
         offset = position - corner
         for down in (0, 1):
             for right in (0, 1):
                 weight = (offset[0] if down else 1 - offset[0]) * (offset[1] if right else 1 - offset[1])
-                counts.index_add_(0, ((corner[0] + down) * size + corner[1] + right).long(), weight)
-    fractions = counts / counts.sum().clamp(min=1e-12)
-    used = torch.nonzero(fractions >= min_fraction)[:, 0]
+                np.add.at(counts, ((corner[0] + down) * size + corner[1] + right).astype(np.int64), weight)
+    fractions = counts / max(counts.sum(), 1e-12)
+    used = np.flatnonzero(fractions >= min_fraction)
     if len(used) < 2:
         raise ChromaboxError(f"chroma bins: the images use {len(used)} bins; use images with several colours")
-    cells = torch.stack([used // size, used % size], 1) - radius
-    return ChromaBins((cells * spacing).numpy().astype(np.float32), fractions[used].numpy().astype(np.float32), spacing)
+    cells = np.stack([used // size, used % size], 1) - radius
+    return ChromaBins((cells * spacing).astype(np.float32), fractions[used].astype(np.float32), spacing)

@@ -3,18 +3,32 @@
 import math
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float, Float32
 
 from chromabox.errors import ChromaboxError, UsageError
 
 #: Maximum distance in the a*b* plane at which two colours count as the same colour for confidence.
 SAME_COLOUR_RADIUS = 20.0
 #: Lower bound of log-probabilities when predictions are merged: about that of float32's smallest normal number.
-MIN_LOG_PROB = -87.0
+MIN_LOG_PROB = np.float32(-87.0)
 
-ScalarMap = Float[Tensor, "height width"]
+ScalarMap = Float32[np.ndarray, "height width"]
+ClassMaps = Float32[np.ndarray, "classes height width"]
+
+
+def softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
+    """Return exp(scores), normalised to a sum of 1 along an axis."""
+    result = np.exp(scores - scores.max(axis, keepdims=True))
+    result /= result.sum(axis, keepdims=True)
+    return result
+
+
+def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
+    """Return the logarithms of the softmax; −∞ stays −∞."""
+    relative = scores - scores.max(axis, keepdims=True)
+    result: np.ndarray = relative - np.log(np.exp(relative).sum(axis, keepdims=True))
+    return result
 
 
 @dataclass(frozen=True)
@@ -24,15 +38,15 @@ class ChromaDistribution:
     ``centres`` are the classes' a* and b*; ``lightness`` is the image's L*, 0 to 100, on the same small map.
     """
 
-    log_probabilities: Float[Tensor, "classes height width"]
-    centres: Float[Tensor, "classes 2"]
+    log_probabilities: ClassMaps
+    centres: Float32[np.ndarray, "classes 2"]
     lightness: ScalarMap
 
-    def reweight(self, log_weights: Float[Tensor, " classes"]) -> "ChromaDistribution":
+    def reweight(self, log_weights: Float32[np.ndarray, " classes"]) -> "ChromaDistribution":
         """Multiply the classes' probabilities by weights, given as logarithms, and normalise them."""
-        return replace(self, log_probabilities=(self.log_probabilities + log_weights[:, None, None]).log_softmax(0))
+        return replace(self, log_probabilities=log_softmax(self.log_probabilities + log_weights[:, None, None], 0))
 
-    def anneal(self, temperature: float) -> Float[Tensor, "classes height width"]:
+    def anneal(self, temperature: float) -> ClassMaps:
         """Return the probabilities softmax(log-probabilities / temperature); 0 selects the most likely class.
 
         Source: Zhang et al. 2016, section 2.3. Raise UsageError for a negative or non-finite temperature.
@@ -40,28 +54,29 @@ class ChromaDistribution:
         if not (math.isfinite(temperature) and temperature >= 0):
             raise UsageError(f"temperature is {temperature}: expected 0 (the most likely colour) to 1 (the mean)")
         if temperature == 0:
-            best = self.log_probabilities.argmax(0, keepdim=True)
-            return torch.zeros_like(self.log_probabilities).scatter_(0, best, 1.0)
+            best = self.log_probabilities.argmax(0)
+            return (np.arange(len(self.centres))[:, None, None] == best).astype(np.float32)
         # Subtract the maximum first: a small temperature could overflow otherwise.
-        relative = self.log_probabilities - self.log_probabilities.amax(0, keepdim=True)
+        relative = self.log_probabilities - self.log_probabilities.max(0)
         # Outside this range, float32 would compute 0/0 or ∞/∞, and the result no longer changes visibly.
-        return (relative / min(max(temperature, 1e-6), 1e6)).softmax(0)
+        return softmax(relative / np.float32(min(max(temperature, 1e-6), 1e6)), 0)
 
-    def chroma(self, temperature: float) -> Float[Tensor, "2 height width"]:
+    def chroma(self, temperature: float) -> Float32[np.ndarray, "height width 2"]:
         """Return the annealed mean: a* and b* at every position."""
-        return torch.einsum("khw,kc->chw", self.anneal(temperature), self.centres)
+        return np.tensordot(self.anneal(temperature), self.centres, axes=(0, 0))
 
-    def confidence(self, chroma: Float[Tensor, "2 height width"]) -> ScalarMap:
+    def confidence(self, chroma: Float[np.ndarray, "height width 2"]) -> ScalarMap:
         """Return the probability, 0 to 1, that the true chroma is within ``SAME_COLOUR_RADIUS`` of the given one."""
-        distance = (self.centres[:, :, None, None] - chroma).square().sum(1)
-        return (self.log_probabilities.exp() * (distance <= SAME_COLOUR_RADIUS**2)).sum(0)
+        a, b = (self.centres[:, axis, None, None] - chroma[..., axis] for axis in (0, 1))
+        return np.where(a * a + b * b <= SAME_COLOUR_RADIUS**2, np.exp(self.log_probabilities), np.float32(0)).sum(0)
 
     def entropy(self) -> ScalarMap:
         """Return the entropy of the classes' probabilities as a fraction of its maximum: 0 certain, 1 uniform."""
-        probabilities = self.log_probabilities.exp()
+        probabilities = np.exp(self.log_probabilities)
         # 0 · log 0 is 0: a banned class has the logarithm −∞.
-        terms = torch.where(probabilities > 0, probabilities * self.log_probabilities, 0.0)
-        return -terms.sum(0) / math.log(max(2, len(self.centres)))  # log 1 would give 0/0 for a single class
+        finite = np.where(probabilities > 0, self.log_probabilities, np.float32(0))
+        # log 1 would give 0/0 for a single class.
+        return (probabilities * finite).sum(0) / np.float32(-math.log(max(2, len(self.centres))))
 
 
 def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
@@ -74,10 +89,10 @@ def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistri
     """
     if not distributions:
         raise ChromaboxError("cannot merge predictions: expected at least one")
-    weights = torch.stack([1.02 - distribution.entropy() for distribution in distributions])
+    weights = np.stack([np.float32(1.02) - distribution.entropy() for distribution in distributions])
     weights /= weights.sum(0)
-    # Keep all probabilities above 0: the result must be defined where each prediction excludes the class of another.
-    clamped = [distribution.log_probabilities.clamp(min=MIN_LOG_PROB) for distribution in distributions]
-    log_probabilities = sum(weight * part for weight, part in zip(weights, clamped, strict=True))
-    assert isinstance(log_probabilities, Tensor)
-    return replace(distributions[0], log_probabilities=log_probabilities.log_softmax(0))
+    merged = np.zeros_like(distributions[0].log_probabilities)
+    for weight, distribution in zip(weights, distributions, strict=True):
+        # Keep all probabilities above 0: the result must be defined where a prediction excludes the class of another.
+        merged += weight * np.maximum(distribution.log_probabilities, MIN_LOG_PROB)
+    return replace(distributions[0], log_probabilities=log_softmax(merged, 0))

@@ -13,7 +13,7 @@ from chromabox.assignment.write_up import ReportFiles, write_report
 from chromabox.colour.inference.batch import make_file_coloriser
 from chromabox.colour.inference.predict import ColouriseOptions
 from chromabox.colour.training.recipes import PALETTE_MODELS, RecipeName
-from chromabox.colour.weights.checkpoint import load_model
+from chromabox.colour.weights.onnx_model import open_model
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.synthetic import make_synthetic_dataset
@@ -151,7 +151,7 @@ def colourise_samples(folder: Path, log: Callable[[str], None]) -> Path:
             f"{samples[0].parent}: expected sample images of scikit-image, found none of {', '.join(SAMPLE_IMAGES)}"
         )
     pairs = map_outputs(available, folder)
-    colourise_file = make_file_coloriser(load_model(), ColouriseOptions())
+    colourise_file = make_file_coloriser(open_model(), ColouriseOptions())
     for source, target in pairs:
         colourise_file(source, target)
         log(str(target))

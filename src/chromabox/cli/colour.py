@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chromabox.colour.constraints.constraints import ColourPrediction
-    from chromabox.colour.inference.predict import ColouriseOptions, ColourModel
+    from chromabox.colour.inference.predict import ColouriseOptions
+    from chromabox.colour.weights.onnx_model import ColourModel
     from chromabox.io.images import ImageData
 
 
@@ -88,7 +89,7 @@ def colour(
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
     from chromabox.colour.inference.batch import parse_options
-    from chromabox.colour.weights.checkpoint import load_model
+    from chromabox.colour.weights.onnx_model import open_model
     from chromabox.io.video import VIDEO_SUFFIXES
 
     options = parse_options(colours)
@@ -97,7 +98,7 @@ def colour(
         return _colour_images(inputs, output, colours, folder, options, explain=explain)
     if len(inputs) > 1:
         raise UsageError(f"{videos[0]}: a video is processed alone, expected no other inputs")
-    return _colour_video(inputs[0], output, load_model(colours.model), options, video.temporal_smoothing)
+    return _colour_video(inputs[0], output, open_model(colours.model), options, video.temporal_smoothing)
 
 
 def _colour_images(
@@ -112,7 +113,7 @@ def _colour_images(
     from contextlib import closing
 
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
-    from chromabox.colour.weights.checkpoint import load_model
+    from chromabox.colour.weights.onnx_model import open_model
     from chromabox.engine.logger import progress_bar
     from chromabox.io.manifest import MANIFEST_NAME
     from chromabox.io.paths import map_outputs
@@ -122,7 +123,7 @@ def _colour_images(
     single = pairs[0][1] == output
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"--hints: {options.hints} belongs to one image, but {len(pairs)} images are to be processed")
-    work = make_file_coloriser(load_model(colours.model), options, on_result=_explanation_writer() if explain else None)
+    work = make_file_coloriser(open_model(colours.model), options, on_result=_explanation_writer() if explain else None)
     manifest = None if single or folder.overwrite else output / MANIFEST_NAME
     # The digests of the model and of files are needed only for the manifest.
     settings = {} if manifest is None else cache_key(colours)

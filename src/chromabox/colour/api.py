@@ -13,10 +13,10 @@ from PIL import Image, ImageCms
 
 from chromabox.colour.constraints.constraints import ColourConstraints, palette_from_image_or_file
 from chromabox.colour.constraints.hints import Hints
-from chromabox.colour.inference.predict import STYLES, ColouriseOptions, ColourModel, StyleName, colourise_image
+from chromabox.colour.inference.predict import STYLES, ColouriseOptions, StyleName, colourise_image
 from chromabox.colour.palette.io import Colour, parse_colour, parse_replacement
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.checkpoint import PaletteModel, PhotoModel, load_model, resolve_checkpoint
+from chromabox.colour.weights.onnx_model import ColourModel, open_model, resolve_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.exif import save_options
 from chromabox.io.images import ImageData, Pixels, from_float, to_uint8
@@ -62,7 +62,7 @@ def colourise(
         hints: the path of a transparent image with painted dots or strokes and the aspect ratio of the image, or a
             ``Hints`` object of the image's size. Hints are kept exactly and propagated to similar regions.
         min_confidence: keep pixels grey where the model's confidence is below this threshold, 0 to 1.
-        model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``load_model``; or
+        model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``open_model``; or
             None for the model that ships with the package. A model given by path is cached until the file changes.
             Calls from several threads are safe.
 
@@ -249,11 +249,11 @@ _load_lock = Lock()
 
 def _load_cached(model: Any) -> ColourModel:
     """Return a given model, or load the model at a given path, once per file version."""
-    if isinstance(model, PaletteModel | PhotoModel):
+    if isinstance(model, ColourModel):
         return model
     if not (model is None or isinstance(model, str | PathLike)):
         raise UsageError(
-            f"model has type {type(model).__name__}: expected a run folder, a checkpoint or a model from load_model"
+            f"model has type {type(model).__name__}: expected a run folder, a checkpoint or a model from open_model"
         )
     with _load_lock:  # Concurrent first calls load the file only once.
         if model is None:
@@ -265,4 +265,4 @@ def _load_cached(model: Any) -> ColourModel:
 @lru_cache(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
     """Load a model; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
-    return load_model(path)
+    return open_model(path)

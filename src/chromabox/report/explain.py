@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS
-from chromabox.colour.chroma.lab import lab_to_linear_rgb, linear_to_srgb, max_chroma_scale, rgb_to_lab_array
+from chromabox.colour.chroma.lab import lab_to_linear_rgb, linear_to_srgb, max_chroma_scale, rgb_to_lab
 from chromabox.colour.chroma.recolour import lightness
 from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.errors import UsageError
@@ -112,10 +112,10 @@ def used_colours(
         coloured: the colourised image, at the size of the prediction's map.
     """
     cells = prediction.chroma.reshape(-1, 2).astype(np.float64)
-    lightness = rgb_to_lab_array(coloured.reshape(-1, 3))[:, 0].astype(np.float64)
+    lightness = rgb_to_lab(coloured.reshape(-1, 3))[:, 0].astype(np.float64)
     grey = _is_left_grey(cells, lightness, coloured.reshape(-1, 3))
     palette = prediction.palette
-    seeds = _cluster_centres(cells[~grey]) if palette is None else rgb_to_lab_array(palette)[:, 1:].astype(np.float64)
+    seeds = _cluster_centres(cells[~grey]) if palette is None else rgb_to_lab(palette)[:, 1:].astype(np.float64)
     distance = ((cells[:, None] - seeds) ** 2).sum(-1) if len(seeds) else np.zeros((len(cells), 1))
     labels = np.where(grey, len(seeds), distance.argmin(1))
     swatches = []
@@ -144,8 +144,8 @@ def _is_left_grey(
     cells: Float[np.ndarray, "cells 2"], lightness: Float[np.ndarray, " cells"], coloured: UInt8[np.ndarray, "cells 3"]
 ) -> Bool[np.ndarray, " cells"]:
     """Return where the image is grey although the predicted chroma would be visible at this lightness."""
-    actual = rgb_to_lab_array(coloured)[:, 1:]
-    predicted = rgb_to_lab_array(lab_to_rgb_uint8(lightness, cells))[:, 1:]
+    actual = rgb_to_lab(coloured)[:, 1:]
+    predicted = rgb_to_lab(lab_to_rgb_uint8(lightness, cells))[:, 1:]
     return (np.hypot(*actual.T) < 1) & (np.hypot(*predicted.T) > 5)
 
 

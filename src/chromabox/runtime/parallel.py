@@ -46,17 +46,20 @@ def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers:
         pool.shutdown(cancel_futures=True)
 
 
-def map_row_bands(func: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int, threads: int) -> None:
+def map_row_bands(
+    func: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int, *, threads: int | None = None
+) -> None:
     """Call ``func`` for bands of rows of an image [height, width, …] in several threads; NumPy releases the GIL.
 
-    A band has about ``band_pixels`` pixels. An exception in ``func`` is raised.
+    A band has about ``band_pixels`` pixels. ``threads``: None for one per core. An exception in ``func`` is raised.
     """
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
-    if min(threads, len(bands)) == 1:
+    threads = min(num_cores() if threads is None else threads, len(bands))
+    if threads == 1:
         for band in bands:
             func(band)
         return
-    with ThreadPoolExecutor(min(threads, len(bands))) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(func, bands):
             pass

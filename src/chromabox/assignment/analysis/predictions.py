@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.chroma.lab import rgb_to_lab_array
+from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError
@@ -228,7 +228,7 @@ def accuracy_by_edge_distance(
 
 def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
     """Return the mask of the half of a palette with the larger chroma √(a*² + b*²) in CIELab; the rest are dull."""
-    chroma = np.hypot(*rgb_to_lab_array(palette.rgb)[:, 1:].T)
+    chroma = np.hypot(*rgb_to_lab(palette.rgb)[:, 1:].T)
     return np.asarray(chroma > np.median(chroma))
 
 

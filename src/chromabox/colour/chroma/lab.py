@@ -1,19 +1,14 @@
 """Conversion between sRGB and CIELab (white point D65, 2° observer).
 
-The NumPy functions work on planes and are fast enough for every pixel of a photograph. The torch functions are for
-small tensors in training.
-
 Formulas and constants: IEC 61966-2-1 (sRGB and its transfer function) and CIE 15:2004, section 8.2.1.1 (CIELab). The
-NumPy functions represent lightness by the root f = (L* + 16) / 116, which is CIE's f(Y / Yn). The other two
+functions for whole images represent lightness by the root f = (L* + 16) / 116, which is CIE's f(Y / Yn). The other two
 coordinates of a colour follow from it: f(X / Xn) = f + a* / 500 and f(Z / Zn) = f - b* / 200.
 """
 
 from functools import cache
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, Shaped, UInt8, UInt16
-from torch import Tensor
+from jaxtyping import Bool, Float32, Shaped, UInt8, UInt16
 
 # Linear sRGB from CIE XYZ relative to D65 white (IEC 61966-2-1), and the white point.
 _RGB_FROM_XYZ = np.array(
@@ -192,39 +187,33 @@ def _linear_to_uint8_table() -> UInt8[np.ndarray, " entries"]:
     return np.rint(255 * _srgb_transfer(np.linspace(0, 1, _TABLE_SIZE, dtype=np.float32))).astype(np.uint8)
 
 
-XYZ_FROM_RGB = torch.tensor(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+_XYZ_FROM_RGB = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+    np.float32,
 )
-WHITE_D65 = torch.tensor([0.95047, 1.0, 1.08883])
-_XYZ_KNEE = (6 / 29) ** 3
+_XYZ_KNEE = np.float32((6 / 29) ** 3)
 
 
-def rgb_to_lab(rgb: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
-    """Convert 8-bit sRGB to float32 L* (0 to 100), a* and b* (about −110 to 110)."""
-    xyz = _byte_to_linear_table().to(rgb.device)[rgb.int()] @ XYZ_FROM_RGB.to(rgb.device).T / WHITE_D65.to(rgb.device)
-    f = torch.where(xyz > _XYZ_KNEE, xyz.clamp(min=_XYZ_KNEE) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    x, y, z = f.unbind(-1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
-
-
-def lab_to_rgb(lab: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch height width 3"]:
-    """Convert CIELab to sRGB in [0, 1]; clip each channel of out-of-gamut colours."""
-    lightness, a, b = lab.float().unbind(1)
-    y = (lightness + 16) / 116
-    f = torch.stack([y + a / 500, y, y - b / 200], -1)
-    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * WHITE_D65.to(lab.device)
-    linear = (xyz @ torch.linalg.inv(XYZ_FROM_RGB).to(lab.device).T).clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
-
-
-def _byte_to_linear_table() -> Float[Tensor, "256"]:
-    """Return the linear value of every 8-bit sRGB value."""
-    value = torch.arange(256, dtype=torch.float64) / 255
-    return torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).float()
-
-
-def rgb_to_lab_array(colours: UInt8[np.ndarray, "colours 3"]) -> Float32[np.ndarray, "colours 3"]:
-    """Convert 8-bit sRGB to CIELab (D65); a* and b* of greys are exactly 0."""
-    lab = rgb_to_lab(torch.from_numpy(np.ascontiguousarray(colours))[None, None])[0, :, 0].numpy().T.copy()
-    lab[(colours == colours[:, :1]).all(1), 1:] = 0
+def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
+    """Convert 8-bit sRGB to L* (0 to 100), a* and b* (about −110 to 110); a* and b* of greys are exactly 0."""
+    linear = _srgb_to_linear_table(np.dtype(np.uint8))[rgb]
+    xyz = linear @ _XYZ_FROM_RGB.T / _WHITE_POINT.astype(np.float32)
+    f = np.where(xyz > _XYZ_KNEE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
+    lab = np.empty_like(f)
+    lab[..., 0] = 116 * f[..., 1] - 16
+    lab[..., 1] = 500 * (f[..., 0] - f[..., 1])
+    lab[..., 2] = 200 * (f[..., 1] - f[..., 2])
+    lab[(rgb == rgb[..., :1]).all(-1), 1:] = 0
     return lab
+
+
+def lightness_to_grey(lightness: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Return the sRGB value in [0, 1] of the grey with this L* (0 to 100)."""
+    linear = _root_to_tristimulus((lightness + np.float32(16)) * np.float32(1 / 116))
+    return _srgb_transfer(np.clip(linear, 0, 1))
+
+
+def lab_to_rgb(lab: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """Convert CIELab to 8-bit sRGB; clip each channel of out-of-gamut colours."""
+    root = (lab[..., 0] + np.float32(16)) * np.float32(1 / 116)
+    return linear_to_srgb(lab_to_linear_rgb(root, lab[..., 1], lab[..., 2]), np.dtype(np.uint8))

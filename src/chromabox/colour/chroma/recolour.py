@@ -13,18 +13,16 @@ interpolation and averaging: the average of the result over a cell is the value 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float, Float32, Float64, Shaped
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from chromabox.colour.chroma import lab
 from chromabox.io.images import Pixels
+from chromabox.runtime.parallel import map_row_bands
 
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
@@ -80,45 +78,59 @@ def fit_local_linear(
         height: height of the full-size image.
         width: width of the full-size image.
     """
-    colour = torch.from_numpy(chroma.astype(np.float64, order="C")).permute(2, 0, 1)
-    light = torch.from_numpy(guide.astype(np.float64, order="C"))[None]
-    mean_light, mean_colour = _box_filter(light), _box_filter(colour)
-    variance = (_box_filter(light**2) - mean_light**2).clamp(min=0)
-    covariance = _box_filter(light * colour) - mean_light * mean_colour
+    colour = np.moveaxis(chroma, -1, 0).astype(np.float64, order="C")
+    light = guide.astype(np.float64)[None]
+    mean_light, mean_colour = box_filter(light), box_filter(colour)
+    variance = np.maximum(box_filter(light**2) - mean_light**2, 0)
+    covariance = box_filter(light * colour) - mean_light * mean_colour
     # Windows around a cell that have more contrast determine its slope better and get more weight.
-    slope = _box_filter(covariance) / (_box_filter(variance) + EPSILON)
+    slope = box_filter(covariance) / (box_filter(variance) + EPSILON)
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
-    highest = F.max_pool2d(colour, 3, stride=1, padding=1)
-    lowest = -F.max_pool2d(-colour, 3, stride=1, padding=1)
-    planes = torch.stack([slope, offset, lowest, highest]).float().numpy()
+    neighbours = np.stack(_window(colour, mode="edge"))
+    planes = np.stack([slope, offset, neighbours.min(0), neighbours.max(0)]).astype(np.float32)
     left, right, across = _interpolation_indices(planes.shape[-1], width, slice(0, width))
     return GuidedUpsampler(_lerp(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
-def _box_filter(planes: Float64[Tensor, "planes height width"]) -> Float64[Tensor, "planes height width"]:
+def box_filter(planes: Float[np.ndarray, "planes height width"]) -> Float[np.ndarray, "planes height width"]:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
-    return F.avg_pool2d(planes, 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)
+    ones = np.ones_like(planes[:1])
+    result: np.ndarray = sum(_window(planes, mode="constant")) / sum(_window(ones, mode="constant"))
+    return result
+
+
+def _window(
+    planes: Float[np.ndarray, "planes height width"], *, mode: Literal["constant", "edge"]
+) -> list[Float[np.ndarray, "planes height width"]]:
+    """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border's value."""
+    height, width = planes.shape[1:]
+    padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
+    shifts = range(2 * RADIUS + 1)
+    return [padded[:, row : row + height, column : column + width] for row in shifts for column in shifts]
 
 
 def _sharpen(
-    planes: Float64[Tensor, "planes small_height small_width"], height: int, width: int
-) -> Float64[Tensor, "planes small_height small_width"]:
+    planes: Float64[np.ndarray, "planes small_height small_width"], height: int, width: int
+) -> Float64[np.ndarray, "planes small_height small_width"]:
     """Sharpen planes: the cell averages of their bilinear interpolation to height × width become the input values."""
     sharp = planes
     for _ in range(_SHARPEN_PASSES):
-        blurred = _upsample_blur(_upsample_blur(sharp, height).mT, width).mT
+        rows = _upsample_blur(sharp, height)
+        blurred = _upsample_blur(rows.swapaxes(1, 2), width).swapaxes(1, 2)
         sharp = sharp + planes - blurred
     return sharp
 
 
-def _upsample_blur(planes: Float64[Tensor, "planes cells any"], full: int) -> Float64[Tensor, "planes cells any"]:
+def _upsample_blur(
+    planes: Float64[np.ndarray, "planes cells any"], full: int
+) -> Float64[np.ndarray, "planes cells any"]:
     """Return the cell averages of the planes interpolated to `full` positions along the columns.
 
     The weight of a neighbour is the mean of max(0, x) over the positions of a cell, x from -1/2 to 1/2. It is
     (1 - 1/n²) / 8 for an odd number n of positions, and this value is used for any n.
     """
     weight = (1 - (planes.shape[1] / full) ** 2) / 8
-    padded = F.pad(planes, (0, 0, 1, 1), mode="replicate")
+    padded = np.pad(planes, ((0, 0), (1, 1), (0, 0)), mode="edge")
     return (1 - 2 * weight) * planes + weight * (padded[:, :-2] + padded[:, 2:])
 
 
@@ -140,6 +152,16 @@ def _lerp(
     second *= weight
     second += first
     return second
+
+
+def resize_planes(
+    planes: Float32[np.ndarray, "planes height width"], height: int, width: int
+) -> Float32[np.ndarray, "planes new_height new_width"]:
+    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide."""
+    upper, lower, down = _interpolation_indices(planes.shape[1], height, slice(0, height))
+    left, right, across = _interpolation_indices(planes.shape[2], width, slice(0, width))
+    rows = _lerp(planes.take(upper, axis=1), planes.take(lower, axis=1), down[:, None])
+    return _lerp(rows.take(left, axis=2), rows.take(right, axis=2), across)
 
 
 def downsample(
@@ -167,7 +189,7 @@ def lightness(pixels: Pixels, *, band_pixels: int = BAND_PIXELS) -> Float32[np.n
     def fill(band: slice) -> None:
         result[band] = _root_to_lightness(lab.luminance_root(pixels[band]))
 
-    _map_row_bands(fill, pixels.shape, band_pixels)
+    map_row_bands(fill, pixels.shape, band_pixels)
     return result
 
 
@@ -193,7 +215,7 @@ def apply_chroma(
             full = np.moveaxis(chroma_hook(np.stack([*full], axis=-1), band), -1, 0)
         result[band] = lab.linear_to_srgb(_clip_to_gamut(root, full), pixels.dtype)
 
-    _map_row_bands(fill, pixels.shape, band_pixels)
+    map_row_bands(fill, pixels.shape, band_pixels)
     return result
 
 
@@ -209,7 +231,7 @@ def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> Gu
         light = _root_to_lightness(lab.luminance_root(pixels[band]))
         narrow[band] = downsample(light, len(light), width)
 
-    _map_row_bands(fill, pixels.shape, band_pixels)
+    map_row_bands(fill, pixels.shape, band_pixels)
     return fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
 
 
@@ -228,17 +250,3 @@ def _clip_to_gamut(
 
 def _root_to_lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
     return np.float32(116) * root - np.float32(16)
-
-
-def _map_row_bands(function: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int) -> None:
-    """Call `function` for bands of rows on torch's number of threads; NumPy releases the GIL during its work."""
-    rows = max(1, band_pixels // shape[1])
-    bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
-    threads = min(torch.get_num_threads(), len(bands))
-    if threads == 1:
-        for band in bands:
-            function(band)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(function, bands):
-            pass

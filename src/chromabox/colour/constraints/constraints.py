@@ -14,14 +14,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
-from torch import Tensor
-from torch.nn import functional as F
 
-from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistribution
-from chromabox.colour.chroma.lab import rgb_to_lab_array
-from chromabox.colour.chroma.recolour import downsample, fit_local_linear
+from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistribution, log_softmax, softmax
+from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.colour.chroma.recolour import downsample, fit_local_linear, resize_planes
 from chromabox.colour.constraints.hints import Hints, HintWeights, propagate_hints
 from chromabox.colour.constraints.pixel_rules import (
     ExcludeZones,
@@ -64,7 +61,7 @@ class PaletteProjection:
 
     @cached_property
     def lab(self) -> Float32[np.ndarray, "colours 3"]:
-        return rgb_to_lab_array(self.rgb)
+        return rgb_to_lab(self.rgb)
 
     @cached_property
     def chroma(self) -> Float32[np.ndarray, "colours 2"]:
@@ -74,7 +71,7 @@ class PaletteProjection:
         """Return the class nearest to each 8-bit sRGB colour, in CIELab."""
         result = np.empty(len(colours), np.int64)
         for start in range(0, len(colours), _CHUNK_SIZE):
-            lab = rgb_to_lab_array(colours[start : start + _CHUNK_SIZE])
+            lab = rgb_to_lab(colours[start : start + _CHUNK_SIZE])
             result[start : start + _CHUNK_SIZE] = ((lab[:, None] - self.lab) ** 2).sum(-1).argmin(1)
         return result
 
@@ -88,22 +85,28 @@ class PaletteProjection:
           compensates for similar colours that split their probability: three browns could lose to one red otherwise;
         * −(L* − L*_colour)² / (2 · PALETTE_LIGHTNESS_SIGMA²).
         """
-        centres = distribution.centres
-        chroma = torch.from_numpy(self.chroma).to(centres)
-        colour_lightness = torch.from_numpy(self.lab[:, 0].copy()).to(centres)
-        excluded = torch.from_numpy(~self.allowed).to(centres.device)
-        log_kernel = -(centres[:, None] - chroma).square().sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)
-        fractions = log_kernel.masked_fill(excluded, -torch.inf).softmax(1)
-        probability = torch.einsum("khw,kc->chw", distribution.log_probabilities.exp(), fractions)
-        similarity = (-(chroma[:, None] - chroma).square().sum(-1) / (2 * PALETTE_CHROMA_SIGMA**2)).exp()
-        num_similar = similarity @ (~excluded).to(centres)
-        lightness_term = -(distribution.lightness - colour_lightness[:, None, None]).square() / (
+        chroma, excluded = self.chroma, ~self.allowed
+        log_kernel = _log_gaussian(distribution.centres, chroma)
+        log_kernel[:, excluded] = -np.inf
+        fractions = softmax(log_kernel, 1)
+        probability = np.tensordot(fractions, np.exp(distribution.log_probabilities), axes=(0, 0))
+        num_similar = np.exp(_log_gaussian(chroma, chroma)) @ self.allowed.astype(np.float32)
+        lightness_term = (distribution.lightness - self.lab[:, 0, None, None]) ** 2 / np.float32(
             2 * PALETTE_LIGHTNESS_SIGMA**2
         )
         # The lower bound keeps the scores of colours far from every likely bin finite: each position has a class.
-        scores = probability.clamp(min=1e-30).log() + num_similar.log()[:, None, None] + lightness_term
-        scores = scores.masked_fill(excluded[:, None, None], -torch.inf)
-        return ChromaDistribution(scores.log_softmax(0), chroma, distribution.lightness)
+        scores = np.log(np.maximum(probability, np.float32(1e-30))) - lightness_term
+        scores += np.log(np.maximum(num_similar, np.float32(1e-30)))[:, None, None]
+        scores[excluded] = -np.inf
+        return ChromaDistribution(log_softmax(scores, 0), chroma, distribution.lightness)
+
+
+def _log_gaussian(
+    points: Float32[np.ndarray, "points 2"], references: Float32[np.ndarray, "others 2"]
+) -> Float32[np.ndarray, "points others"]:
+    """Return the logarithm of a Gaussian of width ``PALETTE_CHROMA_SIGMA``, not normalised, of all distances."""
+    squared_distances: np.ndarray = ((points[:, None] - references) ** 2).sum(-1)
+    return -squared_distances / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
 
 
 def build_projection(
@@ -304,9 +307,9 @@ def _spread_hints(
     scale = (MIN_HINT_CELLS / (image_size[0] * image_size[1])) ** 0.5
     small = distribution.lightness.shape
     height, width = (max(cells, min(full, round(scale * full))) for cells, full in zip(small, image_size, strict=True))
-    small_lightness = distribution.lightness.float().cpu().numpy()
+    small_lightness = distribution.lightness
     lightness = downsample(small_lightness if guide is None else guide, height, width)
-    chroma = distribution.chroma(1.0).permute(1, 2, 0).float().cpu().contiguous().numpy()
+    chroma = distribution.chroma(1.0)
     return propagate_hints(hints, lightness, _guided_upsample(chroma, small_lightness, lightness))
 
 
@@ -322,22 +325,15 @@ def _guided_upsample(
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
 
-def _resize_planes(planes: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Resize planes [n, height, width] with bilinear interpolation."""
-    if planes.shape[1:] == shape:
-        return planes
-    return F.interpolate(planes[None], shape, mode="bilinear", align_corners=False)[0]
-
-
 def _confidence(
     distribution: ChromaDistribution, chroma: Float32[np.ndarray, "height width 2"], hint_weights: HintWeights | None
 ) -> Float32[np.ndarray, "map_height map_width"]:
     """Return the model's confidence in the chroma of its map, blended with the hints' confidence, which is 1."""
-    confidence = distribution.confidence(torch.from_numpy(chroma).permute(2, 0, 1).to(distribution.centres)).float()
+    confidence = distribution.confidence(chroma)
     if hint_weights is None:
-        return confidence.cpu().numpy()
+        return confidence
     hint_weight = hint_weights.weights.sum(0)
-    return (1 - hint_weight) * _resize_planes(confidence[None], hint_weight.shape)[0].cpu().numpy() + hint_weight
+    return (1 - hint_weight) * resize_planes(confidence[None], *hint_weight.shape)[0] + hint_weight
 
 
 def _constrain_to_palette(
@@ -350,21 +346,20 @@ def _constrain_to_palette(
     palette = np.array(constraints.allowed, np.uint8) if constraints.palette is None else constraints.palette.rgb
     classes = build_projection(palette, constraints.allowed, constraints.banned, constraints.replacements)
     projected = classes.project(distribution)
-    selected = projected.log_probabilities.argmax(0).cpu().numpy()
+    selected = projected.log_probabilities.argmax(0)
     confidence = _confidence(distribution, classes.chroma[selected], hint_weights)
     used = np.unique(classes.replaced_by[classes.allowed])
     hint_chroma = np.zeros((0, 2), np.float32)
     labels = classes.replaced_by[selected]
     if hint_weights is not None and constraints.hints is not None:
-        probabilities = _resize_planes(projected.log_probabilities.exp(), hint_weights.weights.shape[1:])
-        most_likely = probabilities.argmax(0).cpu().numpy()
+        probabilities = resize_planes(np.exp(projected.log_probabilities), *hint_weights.weights.shape[1:])
+        most_likely = probabilities.argmax(0)
         labels = _apply_hints(classes, classes.replaced_by[most_likely], hint_weights)
         hints = classes.nearest(constraints.hints.colours)
         hint_chroma, used = classes.chroma[hints], np.union1d(used, hints)
     compact_labels = labels.astype(np.min_scalar_type(len(classes.rgb)))
     rule = PaletteOnly(GridMapping(labels.shape, image_size), compact_labels, classes.chroma)
-    shown_chroma = torch.from_numpy(classes.chroma[classes.replaced_by]).to(projected.centres)
-    shown = replace(projected, centres=shown_chroma)
+    shown = replace(projected, centres=classes.chroma[classes.replaced_by])
     return _Draft(classes.chroma[labels], [rule], shown, confidence, hint_chroma, classes.rgb[used])
 
 
@@ -388,17 +383,16 @@ def _constrain_bins(
     edits = _BinEdits.from_constraints(constraints)
     moved, remaining = edits.apply(distribution)
     zones = ExclusionZones(edits.excluded, COLOUR_RADIUS)
-    chroma = remaining.chroma(temperature).permute(1, 2, 0).float().cpu().contiguous().numpy()
-    chroma = zones.push_out(chroma)
+    chroma = zones.push_out(remaining.chroma(temperature))
     confidence = _confidence(moved, chroma, hint_weights)
     hint_chroma, exempt = np.zeros((0, 2), np.float32), None
     if hint_weights is not None and constraints.hints is not None:
         hint_chroma, group_chroma = (
-            rgb_to_lab_array(colours)[:, 1:] for colours in (constraints.hints.colours, hint_weights.colours)
+            rgb_to_lab(colours)[:, 1:] for colours in (constraints.hints.colours, hint_weights.colours)
         )
         model_weight = 1 - hint_weights.weights.sum(0)
         chroma = (
-            _guided_upsample(chroma, distribution.lightness.float().cpu().numpy(), hint_weights.lightness)
+            _guided_upsample(chroma, distribution.lightness, hint_weights.lightness)
             * model_weight[..., None]
         )
         chroma += np.einsum("nhw,nc->hwc", hint_weights.weights, group_chroma)
@@ -422,7 +416,7 @@ class _BinEdits:
         """Convert constraints to chroma. Raise UsageError for a replacement by a colour that is not available."""
         old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
         banned, old_chroma, new_chroma = (
-            rgb_to_lab_array(np.array(colours, np.uint8).reshape(-1, 3))[:, 1:].astype(np.float64)
+            rgb_to_lab(np.array(colours, np.uint8).reshape(-1, 3))[:, 1:].astype(np.float64)
             for colours in (constraints.banned, old, new)
         )
         edits = cls(banned, old_chroma, new_chroma)
@@ -444,7 +438,7 @@ class _BinEdits:
 
         Raise UsageError if no bin is left.
         """
-        centres = distribution.centres.double().cpu().numpy()
+        centres = distribution.centres.astype(np.float64)
         banned = _pairwise_distances(centres, self.banned).min(1, initial=np.inf) < COLOUR_RADIUS
         if len(self.replaced):
             distance = _pairwise_distances(centres, self.replaced)
@@ -453,13 +447,13 @@ class _BinEdits:
             banned &= ~replaced
         if banned.all():
             raise UsageError("ban: no colour of the model is left; ban fewer colours")
-        moved = replace(distribution, centres=torch.from_numpy(centres).to(distribution.centres))
+        moved = replace(distribution, centres=centres.astype(np.float32))
         if not banned.any():
             return moved, moved
         # Bins with probability 0 get a tiny one: each position keeps a colour if all its likely bins are banned.
-        scores = distribution.log_probabilities.clamp(min=-1e4)
-        scores = scores.masked_fill(torch.from_numpy(banned).to(scores.device)[:, None, None], -torch.inf)
-        return moved, replace(moved, log_probabilities=scores.log_softmax(0))
+        scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
+        scores[banned] = -np.inf
+        return moved, replace(moved, log_probabilities=log_softmax(scores, 0))
 
 
 def _pairwise_distances(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
 
-from chromabox.colour.chroma.lab import rgb_to_lab_array
+from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 
@@ -141,7 +141,7 @@ def propagate_hints(
 def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np.ndarray, "groups 3"]]:
     """Return the group of every painted colour, in the order of labels, and the most frequent colour of each group."""
     count = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
-    chroma = rgb_to_lab_array(hints.colours)[:, 1:]
+    chroma = rgb_to_lab(hints.colours)[:, 1:]
     ungrouped = count > 0
     representatives: list[int] = []
     while ungrouped.any() and len(representatives) < MAX_GROUPS:

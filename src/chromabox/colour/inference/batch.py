@@ -14,13 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, palette_from_image_or_file
 from chromabox.colour.inference.predict import (
     ColouriseOptions,
-    ColourModel,
     StyleName,
     apply_prediction,
     predict_colours,
 )
 from chromabox.colour.palette.io import parse_colour, parse_replacement
-from chromabox.colour.weights.checkpoint import checkpoint_sha256
+from chromabox.colour.weights.onnx_model import ColourModel, model_sha256
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
@@ -194,7 +193,7 @@ def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
         for name, path in files.items()
     }
     return {
-        "net": checkpoint_sha256(args.model),
+        "net": model_sha256(args.model),
         "style": args.style,
         "temperature": args.temperature,
         "lock": args.allow,

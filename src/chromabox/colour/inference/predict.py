@@ -1,6 +1,6 @@
 """Colourisation of one image of any size.
 
-The model predicts at a few fixed scales, whatever the size of the image; :class:`PhotoModel` also predicts on the
+The model predicts at a few fixed scales, whatever the size of the image; a photo model also predicts on the
 horizontal flip. The predictions are merged at every position, weighted by their certainty. The merged distribution and
 the user's constraints give a small chroma map (constraints/constraints.py), which is applied to the image's lightness
 at full size (chroma/recolour.py).
@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-from chromabox.colour.chroma.distribution import ChromaDistribution, merge_distributions
-from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.colour.chroma.recolour import apply_chroma, lightness
+from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.chroma.distribution import ChromaDistribution, merge_distributions, softmax
+from chromabox.colour.chroma.lab import lightness_to_grey
+from chromabox.colour.chroma.recolour import apply_chroma, lightness, resize_planes
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, apply_constraints
 from chromabox.colour.constraints.hints import read_hints
-from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, PaletteModel, PhotoModel
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.io.images import ImageData, Pixels
 
 StyleName = Literal["natural", "vivid"]
@@ -61,9 +59,6 @@ class ColouriseOptions:
         return STYLES[self.style].temperature if self.temperature is None else self.temperature
 
 
-ColourModel = PaletteModel | PhotoModel
-
-
 def colourise_image(image: ImageData, model: ColourModel, options: ColouriseOptions | None = None) -> ImageData:
     """Return the colourised image; bit depth, alpha, EXIF, colour profile and resolution are preserved.
 
@@ -90,11 +85,11 @@ def predict_chroma(
 
 def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOptions) -> ColourPrediction:
     """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints."""
-    plane = _downsampled_lightness(pixels, 2 * max(_scales(model)))
+    plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     distribution = _predict(plane, model)
     strength = STYLES[options.style].rebalancing_strength
-    if strength and isinstance(model, PhotoModel):
-        distribution = distribution.reweight(model.bins.rebalancing_weights(strength))
+    if strength and isinstance(model.output, ChromaBins):
+        distribution = distribution.reweight(model.output.rebalancing_weights(strength))
     size = (pixels.shape[0], pixels.shape[1])
     hints = None if options.hints is None else read_hints(options.hints, size)
     constraints = options.constraints if hints is None else replace(options.constraints, hints=hints)
@@ -103,21 +98,15 @@ def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOption
 
 def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistribution:
     """Return the predicted distribution, merged over all scales, at the output size of the largest scale."""
-    return _predict(_downsampled_lightness(pixels, 2 * max(_scales(model))), model)
+    return _predict(_downsampled_lightness(pixels, 2 * max(model.scales)), model)
 
 
-@torch.no_grad()
 def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
-    predictions = [_predict_at_scale(plane, model, side) for side in _scales(model)]
-    size = predictions[-1].shape[1:]
-    lightness_map = torch.from_numpy(_resize(plane, *size)).clamp(0, 100)
-    centres = _centres(model)
-    resized = (F.interpolate(prediction[None], size, mode="bilinear")[0].log() for prediction in predictions)
-    return merge_distributions([ChromaDistribution(log_probs, centres, lightness_map) for log_probs in resized])
-
-
-def _scales(model: ColourModel) -> tuple[int, ...]:
-    return PHOTO_SCALES if isinstance(model, PhotoModel) else CIFAR_SCALES
+    predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
+    height, width = predictions[-1].shape[1:]
+    lightness_map = _resize(plane, height, width).clip(0, 100)
+    resized = (np.log(resize_planes(prediction, height, width)) for prediction in predictions)
+    return merge_distributions([ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized])
 
 
 def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
@@ -134,23 +123,16 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
     return lightness(reduced)
 
 
-def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float[Tensor, "classes height width"]:
-    """Return the class probabilities at one scale; of a PhotoModel, their mean with those of the horizontal flip."""
-    shape = _input_shape(plane.shape, side, int(getattr(model.network, "size_divisor", 8)))
-    model_input = torch.from_numpy(_resize(plane, *shape)).clamp(0, 100)[None, None]
-    if isinstance(model, PhotoModel):
-        model_input = model_input / 100
-        both = model.network(torch.cat([model_input, model_input.flip(-1)])).softmax(1)
-        return (both[0] + both[1].flip(-1)) / 2
+def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np.ndarray, "classes height width"]:
+    """Return the class probabilities at one scale; of a photo model, their mean with those of the horizontal flip."""
+    model_input = _resize(plane, *_input_shape(plane.shape, side, model.size_divisor)).clip(0, 100)
+    if model.is_photo:
+        model_input /= 100
+        both = softmax(model.predict(np.stack([model_input, model_input[:, ::-1]])[:, None]), 1)
+        return (both[0] + both[1, ..., ::-1]) / 2
     # The input of palette models is the mean of RGB/256; a grey of this L* has the sRGB value v/255.
-    return model.network(_lightness_to_grey(model_input) * (255 / 256)).softmax(1)[0]
-
-
-def _lightness_to_grey(lightness: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the sRGB value in [0, 1] of the grey with this L* (inverse of IEC 61966-2-1 and CIE 15:2004)."""
-    root = (lightness + 16) / 116
-    linear = torch.where(root > 6 / 29, root**3, 3 * (6 / 29) ** 2 * (root - 4 / 29)).clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    grey = lightness_to_grey(model_input) * np.float32(255 / 256)
+    return softmax(model.predict(grey[None, None]), 1)[0]
 
 
 def _input_shape(shape: tuple[int, ...], side: int, size_divisor: int) -> tuple[int, int]:
@@ -167,10 +149,3 @@ def _resize(plane: Plane, height: int, width: int) -> Plane:
     """Resample one plane bicubically, with antialiasing."""
     resized = Image.fromarray(np.asarray(plane, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     return np.array(resized, np.float32)
-
-
-def _centres(model: ColourModel) -> Float[Tensor, "classes 2"]:
-    """Return a* and b* of the classes; the lightness of palette colours is not used, as the image provides it."""
-    if isinstance(model, PhotoModel):
-        return torch.from_numpy(model.bins.centres)
-    return rgb_to_lab(torch.from_numpy(model.palette.rgb)[None, None])[0, 1:, 0].T.contiguous()

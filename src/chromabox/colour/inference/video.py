@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from torch.nn import functional as F
 
-from chromabox.colour.chroma.recolour import ChromaMap, apply_chroma, lightness
+from chromabox.colour.chroma.recolour import ChromaMap, apply_chroma, box_filter, lightness
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 from chromabox.io.video import DEFAULT_CRF, check_target, probe_video, transcode
@@ -97,9 +95,7 @@ def is_scene_cut(previous: Float32[np.ndarray, "height width"], current: Float32
 
 def _local_mean(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:
     """Return the mean over the 3 × 3 neighbourhood of each position, without padding at the edges."""
-    means = F.avg_pool2d(torch.from_numpy(plane)[None, None], 3, stride=1, padding=1, count_include_pad=False)
-    result: np.ndarray = means[0, 0].numpy()
-    return result
+    return box_filter(plane[None])[0]
 
 
 Frame = UInt8[np.ndarray, "height width 3"]

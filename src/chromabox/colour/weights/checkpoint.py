@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.onnx_model import OnnxModel, open_onnx
+from chromabox.colour.weights.onnx_model import ColourModel, load_onnx_model, resolve_checkpoint
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.manifest import sha256_file
 
-#: The bundled checkpoint that ``chromabox colour`` uses by default.
+#: The bundled checkpoint of the photo model, from which the bundled ONNX file was exported.
 DEFAULT_CHECKPOINT = "photo.safetensors"
 
 
@@ -64,14 +65,6 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     return _load(resolve_checkpoint(path))
 
 
-def checkpoint_sha256(path: Path | None = None) -> str:
-    """Return the SHA-256 digest of the file that :func:`load_model` would load; it identifies the model."""
-    if path is None:
-        with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
-            return sha256_file(shipped)
-    return sha256_file(resolve_checkpoint(path))
-
-
 def load_palette_model(path: Path | None = None) -> PaletteModel:
     """Load a model with a palette, as :func:`load_model` does. Raise UsageError for a photo model."""
     model = load_model(path)
@@ -81,24 +74,13 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
     return model
 
 
-def resolve_checkpoint(path: Path) -> Path:
-    """Return ``best.safetensors`` of a run folder, or the path of a file. Raise UsageError if it does not exist."""
-    if not path.exists():
-        raise UsageError(f"{path}: no such run folder or checkpoint; expected one that chromabox train wrote")
-    if path.is_dir():
-        best = path / "best.safetensors"
-        if not best.is_file():
-            raise UsageError(
-                f"{path}: contains no best.safetensors; expected a run folder with at least one finished epoch"
-            )
-        return best
-    return path
-
-
 def _load(path: Path) -> PaletteModel | PhotoModel:
-    loaded, metadata = open_onnx(path) if path.suffix.lower() == ".onnx" else load_checkpoint(path)
+    if path.suffix.lower() == ".onnx":
+        return _wrap_onnx(load_onnx_model(path))
+    state, metadata = load_checkpoint(path)
     try:
-        network = loaded if isinstance(loaded, OnnxModel) else _build(loaded, metadata)
+        network = build_model(metadata["net"], **metadata["settings"])
+        network.load_state_dict(state["net"])
         if "bins" in metadata:
             return PhotoModel(network.eval(), ChromaBins.from_json(metadata["bins"]), metadata)
         stored = metadata["palette"]
@@ -111,10 +93,32 @@ def _load(path: Path) -> PaletteModel | PhotoModel:
     return PaletteModel(network.eval(), palette, metadata)
 
 
-def _build(state: dict[str, Any], metadata: dict[str, Any]) -> nn.Module:
-    network = build_model(metadata["net"], **metadata["settings"])
-    network.load_state_dict(state["net"])
-    return network
+class OnnxNetwork(nn.Module):
+    """An exported model as a module in evaluation mode, without parameters; it computes on the CPU."""
+
+    def __init__(self, model: ColourModel) -> None:
+        super().__init__()
+        self.model, self.size_divisor, self.stride = model, model.size_divisor, model.stride
+
+    def train(self, mode: bool = True) -> "OnnxNetwork":
+        """Set evaluation mode. Raise UsageError for training mode."""
+        if mode:
+            raise UsageError(
+                f"{self.model.path}: an ONNX file cannot be trained; use the checkpoint from which it was exported"
+            )
+        super().train(False)
+        return self
+
+    def forward(self, grey: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch classes _ _"]:
+        """Return the logits."""
+        return torch.from_numpy(self.model.predict(grey.detach().float().cpu().contiguous().numpy())).to(grey.device)
+
+
+def _wrap_onnx(model: ColourModel) -> PaletteModel | PhotoModel:
+    network = OnnxNetwork(model).eval()
+    if isinstance(model.output, ChromaBins):
+        return PhotoModel(network, model.output, model.metadata)
+    return PaletteModel(network, model.output, model.metadata)
 
 
 #: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chromabox
-from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, PaletteModel, PhotoModel
-from chromabox.colour.weights.onnx_model import ONNX_FORMAT, ONNX_INPUT, ONNX_OUTPUT, OnnxModel, open_onnx
+from chromabox.colour.weights.checkpoint import CIFAR_SCALES, PHOTO_SCALES, OnnxNetwork, PaletteModel, PhotoModel
+from chromabox.colour.weights.onnx_model import ONNX_FORMAT, ONNX_INPUT, ONNX_OUTPUT, load_onnx_model
 from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import UsageError
 
@@ -63,21 +63,21 @@ def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: i
     written; an existing file is unchanged then, and no partial file is left.
     """
     require_onnx_suffix(path)
-    if isinstance(colour_model.network, OnnxModel):
+    if isinstance(colour_model.network, OnnxNetwork):
         raise UsageError(
-            f"{colour_model.network.path}: is already an ONNX file; use the checkpoint from which it was exported"
+            f"{colour_model.network.model.path}: is already an ONNX file; use the checkpoint from which it was exported"
         )
     model = _to_onnx(colour_model.network, opset)
     return save_verified(
         path,
         model,
         _onnx_metadata(colour_model),
-        lambda file: compare_outputs(colour_model.network, open_onnx(file)[0]),
+        lambda file: compare_outputs(colour_model.network, OnnxNetwork(load_onnx_model(file)).eval()),
     )
 
 
 @torch.no_grad()
-def compare_outputs(network: nn.Module, exported: OnnxModel) -> ColourExportReport:
+def compare_outputs(network: nn.Module, exported: OnnxNetwork) -> ColourExportReport:
     """Compare a model with its ONNX file on noise and on smooth images, in batches of several sizes, in float32."""
     probability_differences, logit_differences = [], []
     inputs = [images for shape in TEST_SHAPES for images in _test_images(shape, exported.size_divisor)]

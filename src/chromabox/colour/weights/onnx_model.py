@@ -1,161 +1,158 @@
-"""Exported colourisation models, run by ONNX Runtime and called like the PyTorch models they were exported from.
+"""Colourisation models as exported ONNX files, run by ONNX Runtime.
 
-ONNX files are untrusted input. A file is rejected before ONNX Runtime opens it unless it has the metadata that
-export.py writes, contains all its tensors and uses only the operators in ``ALLOWED_OPS``. These do not loop, branch,
-draw random numbers or make large tensors from small ones. Libraries with custom operators are not loaded.
+Checkpoints are exported on first use: those of a run folder to its ``best.onnx``, others to the cache folder.
 """
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+import numpy as np
+from jaxtyping import Float32
 
+from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.runtime.session import one_line, open_session, require_onnx
+from chromabox.io.fetch import cache_folder
+from chromabox.io.manifest import sha256_file
+from chromabox.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, TensorProto
     from onnxruntime import InferenceSession
 
 ONNX_FORMAT = "chromabox-onnx-1"
 ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
-#: Maximum size of a file in bytes: twelve times the size of the largest model of Chromabox.
+#: The bundled model that ``chromabox colour`` uses by default.
+DEFAULT_MODEL = "photo.onnx"
+#: Twelve times the size of the largest model.
 MAX_MODEL_BYTES = 256 << 20
-#: Operators of the default ONNX domain that a model may contain: arithmetic, layers, and changes of shape.
-ARITHMETIC_OPS = frozenset(
-    {
-        "Abs",
-        "Add",
-        "Cast",
-        "Clip",
-        "Div",
-        "Equal",
-        "Exp",
-        "Greater",
-        "Less",
-        "Log",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Pow",
-        "Sqrt",
-        "Sub",
-        "Where",
-    }
-)
-LAYER_OPS = frozenset(
-    {
-        "AveragePool",
-        "BatchNormalization",
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "GlobalAveragePool",
-        "LeakyRelu",
-        "LogSoftmax",
-        "MatMul",
-        "MaxPool",
-        "ReduceLogSumExp",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Resize",
-        "Softmax",
-    }
-)
-SHAPE_OPS = frozenset(
-    {
-        "Concat",
-        "Constant",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
-ALLOWED_OPS = ARITHMETIC_OPS | LAYER_OPS | SHAPE_OPS
 #: Maximum size divisor: height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
+#: Maximum number of scales of test-time augmentation, and maximum side of one in pixels.
+MAX_SCALES, MAX_SCALE = 8, 4096
 
 
-class OnnxModel(nn.Module):
-    """A colourisation model that ONNX Runtime runs on the CPU.
+@dataclass(frozen=True, eq=False)
+class ColourModel:
+    """An exported colourisation model. Threads can share an instance.
 
-    It uses as many threads as PyTorch had when the file was opened. It has no parameters and cannot be trained.
+    Attributes:
+        session: the ONNX Runtime session.
+        path: the file.
+        output: the classes: the colours of a palette, or chroma bins (photo models).
+        size_divisor: height and width of the input must be multiples of it.
+        stride: ratio of the input's to the output's height and width.
+        scales: short sides, in pixels, to which images are resized for test-time augmentation.
+        metadata: the metadata of the checkpoint.
     """
 
-    def __init__(
-        self, path: Path, session: "InferenceSession", size_divisor: int, stride: int, num_classes: int
-    ) -> None:
-        super().__init__()
-        self.path, self.session = path, session
-        self.size_divisor, self.stride, self.num_classes = size_divisor, stride, num_classes
+    session: "InferenceSession"
+    path: Path
+    output: Palette | ChromaBins
+    size_divisor: int
+    stride: int
+    scales: tuple[int, ...]
+    metadata: dict[str, Any]
 
-    def train(self, mode: bool = True) -> "OnnxModel":
-        """Set evaluation mode. Raise UsageError for training mode."""
-        if mode:
-            raise UsageError(
-                f"{self.path}: an ONNX file cannot be trained; use the checkpoint from which it was exported"
-            )
-        super().train(False)
-        return self
+    @property
+    def is_photo(self) -> bool:
+        """Whether the model was trained on photographs of any size, with L* as the input and chroma bins as classes."""
+        return isinstance(self.output, ChromaBins)
 
-    def forward(
-        self, grey: Float[Tensor, "batch 1 height width"]
-    ) -> Float[Tensor, "batch classes small_height small_width"]:
+    @cached_property
+    def centres(self) -> Float32[np.ndarray, "classes 2"]:
+        """a* and b* of the classes. The lightness of palette colours is not used: the image's lightness is kept."""
+        if isinstance(self.output, ChromaBins):
+            return self.output.centres
+        return np.ascontiguousarray(rgb_to_lab(self.output.rgb)[:, 1:])
+
+    def predict(
+        self, grey: Float32[np.ndarray, "batch 1 height width"]
+    ) -> Float32[np.ndarray, "batch classes small_height small_width"]:
         """Return the logits. Raise ChromaboxError if the file cannot be run or its output has another shape."""
         batch, _, height, width = grey.shape
         try:
-            logits = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey.detach().float().cpu().contiguous().numpy()})[0]
-        except Exception as error:  # onnxruntime's exceptions have no other common base class.
-            raise ChromaboxError(f"{self.path}: onnxruntime cannot run the model ({one_line(error)})") from error
-        expected = (batch, self.num_classes, height // self.stride, width // self.stride)
+            (logits,) = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey})
+        except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
+            raise ChromaboxError(f"{self.path}: ONNX Runtime cannot run the model ({one_line(error)})") from error
+        expected = (batch, len(self.centres), height // self.stride, width // self.stride)
         if logits.shape != expected:
-            raise ChromaboxError(
-                f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}"
-            )
-        return torch.from_numpy(logits).to(grey.device)
+            raise ChromaboxError(f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}")
+        result: np.ndarray = logits
+        return result
 
 
-def open_onnx(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
-    """Open a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote; return the model and its metadata.
+def open_model(path: Path | None = None, *, threads: int | None = None, device: str = "auto") -> ColourModel:
+    """Return a colourisation model for inference.
 
-    The metadata has the keys of a checkpoint. Raise ChromaboxError for any other file, and UsageError if onnx or
-    onnxruntime is not installed.
+    Args:
+        path: an exported ONNX file, or a run folder with ``best.onnx``; if PyTorch is installed, also a run folder
+            without it, or a checkpoint, which is exported first. None opens the bundled model.
+        threads, device: see :func:`chromabox.runtime.session.open_session`.
+
+    Raise UsageError if the path does not exist, a run folder has no checkpoint, or PyTorch is required but not
+    installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
     """
-    model = _read_onnx(path)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
+    with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as bundled:
+        return load_onnx_model(
+            bundled if path is None else resolve_onnx_model(path), threads=threads, device=device
+        )
+
+
+def model_sha256(path: Path | None = None) -> str:
+    """Return the SHA-256 digest of the file that :func:`open_model` would open; it identifies the model."""
+    with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as bundled:
+        return sha256_file(bundled if path is None else resolve_onnx_model(path))
+
+
+def resolve_onnx_model(path: Path) -> Path:
+    """Return the exported file of a model, as in :func:`open_model`; export a checkpoint that has none."""
+    checkpoint = resolve_checkpoint(path)
+    if checkpoint.suffix.lower() == ".onnx":
+        return checkpoint
+    exported = checkpoint.with_suffix(".onnx") if path.is_dir() else _cached_path(checkpoint)
+    if exported.is_file() and exported.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns:
+        return exported
     try:
-        if properties.get("format") != ONNX_FORMAT:
-            raise ChromaboxError(
-                f"{path}: not an ONNX file of chromabox (expected the format {ONNX_FORMAT!r} in its metadata)"
-            )
-        class_key = "bins" if "bins" in properties else "palette"
-        colours = json.loads(properties[class_key])
-        metadata = {**json.loads(properties["history"]), "net": properties["net"], class_key: colours}
-        num_classes = len(colours["centres" if class_key == "bins" else "colours"])
-        size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
-        if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
-            raise ValueError(f"multiple is {size_divisor} and stride {stride}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: the metadata is damaged ({error}); export the model again") from error
-    _check_graph(path, model)
-    session = open_session(path, model.SerializeToString(), [ONNX_INPUT], [ONNX_OUTPUT])
-    return OnnxModel(path, session, size_divisor, stride, num_classes), metadata
+        from chromabox.colour.weights.checkpoint import load_model
+        from chromabox.colour.weights.export import export_onnx
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: {error.name} is required for a checkpoint that is not an exported .onnx file; install it with "
+            "pip install 'chromabox[train]'"
+        ) from error
+    export_onnx(load_model(checkpoint), exported)
+    return exported
 
 
-def _read_onnx(path: Path) -> "ModelProto":
-    onnx, _ = require_onnx()
+def resolve_checkpoint(path: Path) -> Path:
+    """Return ``best.safetensors`` of a run folder, otherwise its ``best.onnx``, or the path of a file.
+
+    Raise UsageError if it does not exist.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such run folder or checkpoint; expected one that chromabox train wrote")
+    if not path.is_dir():
+        return path
+    for name in ("best.safetensors", "best.onnx"):
+        if (path / name).is_file():
+            return path / name
+    raise UsageError(f"{path}: contains no best.safetensors; expected a run folder with at least one finished epoch")
+
+
+def _cached_path(checkpoint: Path) -> Path:
+    return cache_folder() / "onnx" / f"{checkpoint.stem}-{sha256_file(checkpoint)[:16]}.onnx"
+
+
+def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "auto") -> ColourModel:
+    """Load a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote.
+
+    The metadata has the keys of a checkpoint. Raise ChromaboxError for any other file.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
@@ -163,36 +160,32 @@ def _read_onnx(path: Path) -> "ModelProto":
                 f"{path}: has {size:,} bytes; expected a file that chromabox export wrote, "
                 f"of at most {MAX_MODEL_BYTES:,} bytes"
             )
-        # This does not read tensors from external files; _check_graph rejects models that have any.
-        return onnx.load_model_from_string(path.read_bytes())
-    except ChromaboxError:
-        raise
+        data = path.read_bytes()
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
-    except Exception as error:  # An exception of protobuf, which is not imported here.
+    session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
+    properties = session.get_modelmeta().custom_metadata_map
+    if properties.get("format") != ONNX_FORMAT:
         raise ChromaboxError(
-            f"{path}: not an ONNX file, or truncated; expected one that chromabox export wrote"
-        ) from error
+            f"{path}: not an ONNX file of chromabox (expected the format {ONNX_FORMAT!r} in its metadata)"
+        )
+    try:
+        class_key = "bins" if "bins" in properties else "palette"
+        classes = json.loads(properties[class_key])
+        output = _read_output(class_key, classes)
+        metadata = {**json.loads(properties["history"]), "net": properties["net"], class_key: classes}
+        size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
+        if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
+            raise ValueError(f"multiple is {size_divisor} and stride {stride}")
+        scales = tuple(int(scale) for scale in json.loads(properties["looks"]))
+        if not (1 <= len(scales) <= MAX_SCALES and all(1 <= scale <= MAX_SCALE for scale in scales)):
+            raise ValueError(f"looks is {list(scales)}")
+    except (KeyError, TypeError, ValueError, ChromaboxError) as error:
+        raise ChromaboxError(f"{path}: the metadata is damaged ({error}); export the model again") from error
+    return ColourModel(session, path, output, size_divisor, stride, scales, metadata)
 
 
-def _check_graph(path: Path, model: "ModelProto") -> None:
-    """Raise ChromaboxError for external tensors, functions, nested graphs and operators not in ``ALLOWED_OPS``."""
-    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
-    op_types = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node}
-    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes)]
-    tensors += [tensor for attribute in attributes for tensor in attribute.tensors]
-    problem = None
-    if any(_has_external_data(tensor) for tensor in tensors):
-        problem = "stores tensors in external files"
-    elif model.functions or model.training_info or model.graph.sparse_initializer:
-        problem = "contains functions, training information or sparse tensors"
-    elif any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
-        problem = "contains nested graphs"
-    elif op_types - ALLOWED_OPS:
-        problem = f"uses the operators {', '.join(sorted(op_types - ALLOWED_OPS)[:5])}"
-    if problem:
-        raise ChromaboxError(f"{path}: {problem}, which is not allowed; expected a file that chromabox export wrote")
-
-
-def _has_external_data(tensor: "TensorProto") -> bool:
-    return bool(tensor.data_location or tensor.external_data)
+def _read_output(class_key: str, stored: dict[str, Any]) -> Palette | ChromaBins:
+    if class_key == "bins":
+        return ChromaBins.from_json(stored)
+    return Palette(np.asarray(stored["colours"], np.float32), stored["name"])

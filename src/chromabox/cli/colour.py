@@ -57,7 +57,7 @@ class FolderArgs:
 
 @dataclass(frozen=True)
 class VideoArgs:
-    temporal_smoothing: Annotated[float | None, option("X", "0.9")] = None
+    temporal_smoothing: Annotated[float | None, option("X", "0.8")] = None
     """Weight of the previous frames in static regions, 0 <= X < 1."""
 
 

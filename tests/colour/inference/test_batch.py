@@ -1,4 +1,7 @@
-"""Folders of real small pictures, inverted by a work that reads and writes files; stops, crashes and damage."""
+"""Batches of small real images, inverted by a function that reads and writes files: interruption, errors, corruption.
+
+Expected pixels are computed with NumPy from the files, which Pillow reads.
+"""
 
 import contextlib
 import json
@@ -25,8 +28,8 @@ CAT = np.ascontiguousarray(data.chelsea()[40:60, 60:90])
 RNG = np.random.default_rng(8)
 
 
-def tree(folder: Path, *names: str) -> Path:
-    """Small pictures, each another one, under the given names."""
+def make_images(folder: Path, *names: str) -> Path:
+    """Write small, different images with the given names; return the folder."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,242 +43,250 @@ def invert(source: Path, target: Path) -> Mapping[str, Any]:
     return {"mean": float(pixels.mean())}
 
 
-class Counting:
-    """``invert`` that remembers for which sources it was called."""
+class RecordingInvert:
+    """``invert``, with a list of the sources for which it was called."""
 
     def __init__(self) -> None:
-        self.done: list[str] = []
+        self.processed: list[str] = []
 
     def __call__(self, source: Path, target: Path) -> Mapping[str, Any]:
-        self.done.append(source.name)
+        self.processed.append(source.name)
         return invert(source, target)
 
 
 def run(
-    pairs: list[tuple[Path, Path]], record: Path | None, **settings: Any
+    pairs: list[tuple[Path, Path]], manifest: Path | None, **settings: Any
 ) -> tuple[list[str], list[ColouriseResult]]:
-    """Names of the sources that were worked on, and the outcomes in the sources' order."""
-    work = Counting()
-    outcomes = list(colourise_batch(pairs, work, settings=settings, workers=2, manifest_path=record))
-    return sorted(work.done), sorted(outcomes, key=lambda outcome: outcome.source)
+    """Return the names of the processed sources, and the results in the order of the sources."""
+    process_file = RecordingInvert()
+    results = list(colourise_batch(pairs, process_file, settings=settings, workers=2, manifest_path=manifest))
+    return sorted(process_file.processed), sorted(results, key=lambda result: result.source)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_picture_is_worked_on_once_and_a_bad_one_does_not_stop_the_rest(tmp_path: Path, workers: int) -> None:
-    source = tree(tmp_path / "in", *(f"{number}.png" for number in range(12)), "inner/b.png")
-    (source / "m.png").write_bytes(b"no picture")
+def test_every_image_is_processed_once_and_an_invalid_one_does_not_stop_the_rest(tmp_path: Path, workers: int) -> None:
+    source = make_images(tmp_path / "in", *(f"{number}.png" for number in range(12)), "inner/b.png")
+    (source / "m.png").write_bytes(b"not an image")
     pairs = map_outputs([source], tmp_path / "out")
-    outcomes = list(colourise_batch(pairs, invert, settings={}, workers=workers))
-    assert sorted((outcome.source, outcome.target) for outcome in outcomes) == sorted(pairs)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    assert [outcome.source.name for outcome in failed] == ["m.png"]
+    results = list(colourise_batch(pairs, invert, settings={}, workers=workers))
+    assert sorted((result.source, result.target) for result in results) == sorted(pairs)
+    failed = [result for result in results if result.error is not None]
+    assert [result.source.name for result in failed] == ["m.png"]
     assert "m.png is not an image" in failed[0].error
-    good = [outcome for outcome in outcomes if outcome.error is None]
+    good = [result for result in results if result.error is None]
     assert len(good) == 13
-    for outcome in good:
-        with Image.open(outcome.source) as before, Image.open(outcome.target) as after:
+    for result in good:
+        with Image.open(result.source) as before, Image.open(result.target) as after:
             np.testing.assert_array_equal(np.asarray(after), 255 - np.asarray(before))
-            assert outcome.metadata == {"mean": np.asarray(after).mean()}
+            assert result.metadata == {"mean": np.asarray(after).mean()}
     written = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert written == {outcome.target for outcome in outcomes} - {failed[0].target}
+    assert written == {result.target for result in results} - {failed[0].target}
 
 
-def test_what_is_done_is_skipped_and_what_changed_is_done_anew(tmp_path: Path) -> None:
-    source, out = tree(tmp_path / "in", "a.png", "b.png", "c.png", "inner/d.png"), tmp_path / "out"
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME
-    assert run(pairs, record, net="one")[0] == ["a.png", "b.png", "c.png", "d.png"]
+def test_finished_images_are_skipped_and_changed_ones_processed_again(tmp_path: Path) -> None:
+    source, out = make_images(tmp_path / "in", "a.png", "b.png", "c.png", "inner/d.png"), tmp_path / "out"
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
+    assert run(pairs, manifest, model="one")[0] == ["a.png", "b.png", "c.png", "d.png"]
     contents = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
-    done, outcomes = run(pairs, record, net="one")
-    assert done == []
-    assert all(outcome.skipped and outcome.error is None for outcome in outcomes)
+    processed, results = run(pairs, manifest, model="one")
+    assert processed == []
+    assert all(result.skipped and result.error is None for result in results)
     assert all(
-        outcome.metadata == {"mean": pytest.approx(read_image(outcome.target).pixels.mean())} for outcome in outcomes
+        result.metadata == {"mean": pytest.approx(read_image(result.target).pixels.mean())} for result in results
     )
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == contents
 
-    tree(source, "a.png")  # another source
-    (out / "b.png").write_bytes(contents[out / "b.png"][:-20])  # a damaged target
-    (out / "c.png").unlink()  # a removed target
-    assert run(pairs, record, net="one")[0] == ["a.png", "b.png", "c.png"]
-    assert run(pairs, record, net="one")[0] == []
+    make_images(source, "a.png")  # changed source
+    (out / "b.png").write_bytes(contents[out / "b.png"][:-20])  # truncated target
+    (out / "c.png").unlink()  # deleted target
+    assert run(pairs, manifest, model="one")[0] == ["a.png", "b.png", "c.png"]
+    assert run(pairs, manifest, model="one")[0] == []
     assert (out / "b.png").read_bytes() == contents[out / "b.png"]
-    assert run(pairs, record, net="two")[0] == ["a.png", "b.png", "c.png", "d.png"]
-    assert run(pairs, record, net="two")[0] == []
-    # The folder may be moved; without a record all is done.
+    assert run(pairs, manifest, model="two")[0] == ["a.png", "b.png", "c.png", "d.png"]
+    assert run(pairs, manifest, model="two")[0] == []
+    # The folder can be moved. Without a manifest, all images are processed.
     moved = out.rename(tmp_path / "moved")
-    assert run(map_outputs([source], moved), moved / MANIFEST_NAME, net="two")[0] == []
-    assert len(run(map_outputs([source], moved), None, net="two")[0]) == 4
+    assert run(map_outputs([source], moved), moved / MANIFEST_NAME, model="two")[0] == []
+    assert len(run(map_outputs([source], moved), None, model="two")[0]) == 4
 
 
-@pytest.mark.parametrize("kept", [0, 1, 30, -1])
-def test_a_torn_last_line_costs_one_picture(tmp_path: Path, kept: int) -> None:
-    source, out = tree(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME
-    list(colourise_batch(pairs, invert, settings={}, workers=1, manifest_path=record))
-    *whole, last = record.read_bytes().splitlines(keepends=True)
-    assert len(whole) == 2
-    # Cut off, all but the line's end included: that line is whole, and the next one must not be joined to it.
-    record.write_bytes(b"".join(whole) + last[:kept])
-    assert run(pairs, record)[0] == ([] if kept == -1 else ["c.png"])
-    tree(source, "d.png")
-    assert run(map_outputs([source], out), record)[0] == ["d.png"]
-    assert run(map_outputs([source], out), record)[0] == []
+@pytest.mark.parametrize("length", [0, 1, 30, -1])
+def test_truncated_last_line_of_the_manifest_repeats_one_image(tmp_path: Path, length: int) -> None:
+    source, out = make_images(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
+    list(colourise_batch(pairs, invert, settings={}, workers=1, manifest_path=manifest))
+    *complete, last = manifest.read_bytes().splitlines(keepends=True)
+    assert len(complete) == 2
+    # With -1 only the line break is missing: the line is valid, and the next one must not be joined to it.
+    manifest.write_bytes(b"".join(complete) + last[:length])
+    assert run(pairs, manifest)[0] == ([] if length == -1 else ["c.png"])
+    make_images(source, "d.png")
+    assert run(map_outputs([source], out), manifest)[0] == ["d.png"]
+    assert run(map_outputs([source], out), manifest)[0] == []
 
 
-def test_lines_that_say_something_else_are_passed_over(tmp_path: Path) -> None:
-    source, out = tree(tmp_path / "in", "a.png"), tmp_path / "out"
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME
-    run(pairs, record)
-    entry = json.loads(record.read_text())
-    wrong = [b"\xff\xfe", b"[]", b"{}", b"null", json.dumps({**entry, "target": 3}).encode()]
-    wrong += [json.dumps({**entry, "facts": []}).encode(), json.dumps({**entry, "written": None}).encode()]
-    record.write_bytes(b"\n".join([*wrong, record.read_bytes()]))
-    assert run(pairs, record)[0] == []
+def test_invalid_lines_of_the_manifest_are_skipped(tmp_path: Path) -> None:
+    source, out = make_images(tmp_path / "in", "a.png"), tmp_path / "out"
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
+    run(pairs, manifest)
+    entry = json.loads(manifest.read_text())
+    invalid = [b"\xff\xfe", b"[]", b"{}", b"null", json.dumps({**entry, "target": 3}).encode()]
+    invalid += [json.dumps({**entry, "facts": []}).encode(), json.dumps({**entry, "written": None}).encode()]
+    manifest.write_bytes(b"\n".join([*invalid, manifest.read_bytes()]))
+    assert run(pairs, manifest)[0] == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a name be other than UTF-8")
-def test_any_name_is_remembered(tmp_path: Path) -> None:
-    """Names of files are bytes: a line's end, letters of other scripts, and what is not UTF-8."""
-    source, out = tree(tmp_path / "in", "line\nend.png", "你好 ü.png", os.fsdecode(b"\xff.png")), tmp_path / "out"
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME
-    assert len(run(pairs, record)[0]) == 3
-    assert run(pairs, record)[0] == []
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not UTF-8")
+def test_manifest_stores_any_file_name(tmp_path: Path) -> None:
+    """File names are bytes: with a line break, non-Latin letters, and invalid UTF-8."""
+    names = ("line\nend.png", "你好 ü.png", os.fsdecode(b"\xff.png"))
+    source, out = make_images(tmp_path / "in", *names), tmp_path / "out"
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
+    assert len(run(pairs, manifest)[0]) == 3
+    assert run(pairs, manifest)[0] == []
 
 
-def test_a_record_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    source, out = tree(tmp_path / "in", "a.png"), tmp_path / "out"
+def test_unusable_manifest_and_invalid_workers_are_rejected(tmp_path: Path) -> None:
+    source, out = make_images(tmp_path / "in", "a.png"), tmp_path / "out"
     pairs = map_outputs([source], out)
     out.mkdir()
     with pytest.raises(ChromaboxError, match="cannot read the manifest"):
         colourise_batch(pairs, invert, settings={}, manifest_path=out)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ChromaboxError, match="cannot record"):
         list(colourise_batch(pairs, invert, settings={}, manifest_path=tmp_path / "file" / MANIFEST_NAME))
     with pytest.raises(UsageError, match="workers is 0"):
         colourise_batch(pairs, invert, settings={}, workers=0)
 
 
-def test_a_stop_finishes_what_is_under_way_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C while the fourth outcome is dealt with: the rest is done by the second run, and none twice."""
+def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: Path) -> None:
+    """Ctrl-C while the fourth result is handled: the second run processes the rest, and no image twice."""
     names = [f"{number:02}.png" for number in range(20)]
-    source, out = tree(tmp_path / "in", *names), tmp_path / "out"
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME
-    first, said = Counting(), []
+    source, out = make_images(tmp_path / "in", *names), tmp_path / "out"
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
+    first, lines = RecordingInvert(), []
 
-    def stopped() -> None:
-        options = {"settings": {}, "workers": 2, "manifest_path": record, "log": said.append}
-        with contextlib.closing(colourise_batch(pairs, first, **options)) as outcomes:
-            for count, _ in enumerate(outcomes, start=1):
+    def interrupt_after_four() -> None:
+        options = {"settings": {}, "workers": 2, "manifest_path": manifest, "log": lines.append}
+        with contextlib.closing(colourise_batch(pairs, first, **options)) as results:
+            for count, _ in enumerate(results, start=1):
                 if count == 4:
                     raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stopped()
-    assert 4 <= len(first.done) <= 4 + 2 * 2
-    assert said == [f"{len(first.done)} of 20 pictures are done; the same command goes on with the rest"]
+        interrupt_after_four()
+    assert 4 <= len(first.processed) <= 4 + 2 * 2
+    assert lines == [
+        f"{len(first.processed)} of 20 images are finished; run the same command to process the remaining ones"
+    ]
     written = sorted(path.name for path in out.iterdir())
-    assert written == sorted([MANIFEST_NAME, *first.done])  # Nothing half-written.
-    second, outcomes = run(pairs, record)
-    assert sorted([*first.done, *second]) == names
-    assert sum(outcome.skipped for outcome in outcomes) == len(first.done)
+    assert written == sorted([MANIFEST_NAME, *first.processed])  # No partial files.
+    second, results = run(pairs, manifest)
+    assert sorted([*first.processed, *second]) == names
+    assert sum(result.skipped for result in results) == len(first.processed)
 
 
-def test_an_interrupt_while_waiting_is_a_stop_too(tmp_path: Path) -> None:
-    """A real SIGINT, sent by the third picture's work while the main thread waits."""
-    source = tree(tmp_path / "in", *(f"{number}.png" for number in range(9)))
-    counting, said = Counting(), []
+def test_sigint_while_waiting_stops_the_batch(tmp_path: Path) -> None:
+    """A real SIGINT, sent while the third image is processed and the main thread waits."""
+    source = make_images(tmp_path / "in", *(f"{number}.png" for number in range(9)))
+    recorder, lines = RecordingInvert(), []
 
-    def work(source: Path, target: Path) -> Mapping[str, Any]:
+    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
         if source.name == "2.png":
             os.kill(os.getpid(), signal.SIGINT)
-        return counting(source, target)
+        return recorder(source, target)
 
     pairs = map_outputs([source], tmp_path / "out")
-    # Whoever starts the tests in the background may have left SIGINT ignored.
+    # SIGINT can be ignored when the tests run in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(colourise_batch(pairs, work, settings={}, workers=1, log=said.append))
+            list(colourise_batch(pairs, process_file, settings={}, workers=1, log=lines.append))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert said == [f"{len(counting.done)} of 9 pictures are done; the same command begins with the first"]
-    assert 3 <= len(counting.done) < 9
-    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(counting.done)
+    assert lines == [
+        f"{len(recorder.processed)} of 9 images are finished; run the same command to process all of them again"
+    ]
+    assert 3 <= len(recorder.processed) < 9
+    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(recorder.processed)
 
 
-def test_few_pictures_are_under_way_however_many_there_are(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", *(f"{number}.png" for number in range(30)))
-    lock, now, most = threading.Lock(), 0, 0
+def test_number_of_running_images_is_limited(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", *(f"{number}.png" for number in range(30)))
+    lock, num_running, max_running = threading.Lock(), 0, 0
 
-    def work(source: Path, target: Path) -> Mapping[str, Any]:
-        nonlocal now, most
+    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
+        nonlocal num_running, max_running
         with lock:
-            now += 1
-            most = max(most, now)
+            num_running += 1
+            max_running = max(max_running, num_running)
         try:
             return invert(source, target)
         finally:
             with lock:
-                now -= 1
+                num_running -= 1
 
-    begun = Counting()
-    outcomes = colourise_batch(map_outputs([source], tmp_path / "a"), begun, settings={}, workers=3)
-    next(outcomes)
-    outcomes.close()
-    assert len(begun.done) <= 6
-    assert len(list(colourise_batch(map_outputs([source], tmp_path / "b"), work, settings={}, workers=3))) == 30
-    assert most <= 3
+    started = RecordingInvert()
+    results = colourise_batch(map_outputs([source], tmp_path / "a"), started, settings={}, workers=3)
+    next(results)
+    results.close()
+    assert len(started.processed) <= 6
+    assert len(list(colourise_batch(map_outputs([source], tmp_path / "b"), process_file, settings={}, workers=3))) == 30
+    assert max_running <= 3
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
-        (PermissionError(13, "Permission denied"), "cannot be coloured into .*Permission denied"),
-        (MemoryError(), "more memory than there is"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "more memory"),
+        (PermissionError(13, "Permission denied"), "cannot be colourised to .*Permission denied"),
+        (MemoryError(), "a.png: out of memory; use a smaller image"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "a.png: out of memory",
+        ),
         (ChromaboxError("a.png is too blue"), "a.png is too blue"),
     ],
 )
-@pytest.mark.parametrize("recorded", [False, True])
-def test_what_a_picture_can_be_guilty_of_is_its_error(
-    tmp_path: Path, error: Exception, says: str, recorded: bool
+@pytest.mark.parametrize("with_manifest", [False, True])
+def test_file_errors_and_lack_of_memory_are_results_of_the_image(
+    tmp_path: Path, error: Exception, message: str, with_manifest: bool
 ) -> None:
-    source, out = tree(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+    source, out = make_images(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
 
-    def work(source: Path, target: Path) -> Mapping[str, Any]:
+    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
         if source.name == "a.png":
             raise error
         return invert(source, target)
 
-    pairs, record = map_outputs([source], out), out / MANIFEST_NAME if recorded else None
-    bad, good = sorted(
-        colourise_batch(pairs, work, settings={}, manifest_path=record), key=lambda outcome: outcome.source
+    pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME if with_manifest else None
+    failed, good = sorted(
+        colourise_batch(pairs, process_file, settings={}, manifest_path=manifest), key=lambda result: result.source
     )
     assert good.error is None
-    with pytest.raises(AssertionError, match=says):
-        raise AssertionError(bad.error)
-    if recorded:  # What failed is tried again.
-        assert run(pairs, record)[0] == ["a.png"]
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(failed.error)
+    if with_manifest:  # The failed image is processed again.
+        assert run(pairs, manifest)[0] == ["a.png"]
 
 
-def test_a_mistake_in_the_work_is_not_hidden(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", "a.png", "b.png")
+def test_other_exceptions_propagate(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", "a.png", "b.png")
 
-    def work(source: Path, target: Path) -> Mapping[str, Any]:
+    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(colourise_batch(map_outputs([source], tmp_path / "out"), work, settings={}))
+        list(colourise_batch(map_outputs([source], tmp_path / "out"), process_file, settings={}))
 
 
-def test_a_source_that_vanished_is_named(tmp_path: Path) -> None:
-    source, out = tree(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+def test_missing_source_is_named_in_the_error(tmp_path: Path) -> None:
+    source, out = make_images(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
     pairs = map_outputs([source], out)
     (source / "a.png").unlink()
-    _, (gone, there) = run(pairs, out / MANIFEST_NAME)
-    assert "a.png cannot be coloured" in gone.error
-    assert there.error is None
+    _, (missing, present) = run(pairs, out / MANIFEST_NAME)
+    assert "a.png: cannot be colourised" in missing.error
+    assert present.error is None
 
 
 @pytest.mark.parametrize(
@@ -290,23 +301,23 @@ def test_a_source_that_vanished_is_named(tmp_path: Path) -> None:
         (("[ab].*",), True, ["a.png", "b.JPG", "inner/a.png"]),
     ],
 )
-def test_patterns_choose_among_the_pictures_of_a_folder(
+def test_patterns_select_images_of_a_folder(
     tmp_path: Path, match: tuple[str, ...], recursive: bool, expected: list[str]
 ) -> None:
-    source = tree(tmp_path / "in", "a.png", "b.JPG", "inner/a.png", "inner/deep/c.bmp")
-    found = expand_inputs([source], match=match, recursive=recursive)
-    assert [place.as_posix() for _, place in found] == expected
-    assert all(path == source / place for path, place in found)
+    source = make_images(tmp_path / "in", "a.png", "b.JPG", "inner/a.png", "inner/deep/c.bmp")
+    files = expand_inputs([source], match=match, recursive=recursive)
+    assert [name.as_posix() for _, name in files] == expected
+    assert all(path == source / name for path, name in files)
 
 
-def test_a_file_given_is_taken_whatever_the_pattern(tmp_path: Path) -> None:
-    source = tree(tmp_path, "a.png", "in/b.jpg", "in/c.png")
-    found = expand_inputs([source / "a.png", source / "in"], match=["*.jpg"])
-    assert [place.as_posix() for _, place in found] == ["a.png", "b.jpg"]
+def test_patterns_do_not_apply_to_files(tmp_path: Path) -> None:
+    source = make_images(tmp_path, "a.png", "in/b.jpg", "in/c.png")
+    files = expand_inputs([source / "a.png", source / "in"], match=["*.jpg"])
+    assert [name.as_posix() for _, name in files] == ["a.png", "b.jpg"]
 
 
-def test_results_inside_the_folder_are_not_coloured_again(tmp_path: Path) -> None:
-    source = tree(tmp_path / "in", "a.png", "inner/b.png")
+def test_outputs_inside_the_input_folder_are_not_inputs(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "in", "a.png", "inner/b.png")
     pairs = map_outputs([source], source / "out")
     assert len(list(colourise_batch(pairs, invert, settings={}))) == 2
     assert map_outputs([source], source / "out") == pairs
@@ -316,9 +327,9 @@ def test_results_inside_the_folder_are_not_coloured_again(tmp_path: Path) -> Non
         map_outputs([source], source / "out")
 
 
-def test_a_picture_is_its_own_kind_or_png(tmp_path: Path) -> None:
+def test_output_format_is_the_input_format_or_png(tmp_path: Path) -> None:
     names = ["a.jpg", "b.jpeg", "c.png", "d.tif", "e.tiff", "f.webp", "g.BMP"]
-    source = tree(tmp_path / "in", *names, "h.gif", "i.ppm")
+    source = make_images(tmp_path / "in", *names, "h.gif", "i.ppm")
     targets = [target.name for _, target in map_outputs([source], tmp_path / "out")]
     assert targets == [*names, "h.png", "i.png"]
 
@@ -331,7 +342,7 @@ def test_a_picture_is_its_own_kind_or_png(tmp_path: Path) -> None:
         (["a.png", "inner/b.jpg"], ".", "is the input"),
         (["a.png", "inner/a.png"], "out", "have the same output"),
         (["a.png", "a.png"], "out", "have the same output"),
-        (["twins"], "out", "have the same output"),
+        (["duplicates"], "out", "have the same output"),
         (["a.png", "inner/b.jpg"], "taken.png", "is a file, but there are 2 images"),
         (["nowhere.png"], "out", "does not exist"),
         (["empty"], "out", "contains no images"),
@@ -340,10 +351,14 @@ def test_a_picture_is_its_own_kind_or_png(tmp_path: Path) -> None:
         (["inner/b.jpg", "taken.png"], "linked", "is the input"),
     ],
 )
-def test_plans_that_would_lose_something_are_refused(
+def test_outputs_that_would_overwrite_an_input_or_each_other_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: list[str], output: str, error: str
 ) -> None:
-    monkeypatch.chdir(tree(tmp_path, "a.png", "inner/b.jpg", "inner/a.png", "twins/x.gif", "twins/x.png", "taken.png"))
+    monkeypatch.chdir(
+        make_images(
+            tmp_path, "a.png", "inner/b.jpg", "inner/a.png", "duplicates/x.gif", "duplicates/x.png", "taken.png"
+        )
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "linked").mkdir()
@@ -354,12 +369,12 @@ def test_plans_that_would_lose_something_are_refused(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 
-def test_a_pattern_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+def test_pattern_without_a_match_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--match: no image in .* matches \*.tif or x/\*"):
-        map_outputs([tree(tmp_path, "a.png")], tmp_path / "out", match=["*.tif", "x/*"])
+        map_outputs([make_images(tmp_path, "a.png")], tmp_path / "out", match=["*.tif", "x/*"])
 
 
-def test_one_picture_goes_to_the_file_named(tmp_path: Path) -> None:
-    source = tree(tmp_path, "a.png") / "a.png"
+def test_single_image_is_written_to_the_given_file_or_folder(tmp_path: Path) -> None:
+    source = make_images(tmp_path, "a.png") / "a.png"
     assert map_outputs([source], tmp_path / "new.jpg") == [(source, tmp_path / "new.jpg")]
     assert map_outputs([source], tmp_path / "new") == [(source, tmp_path / "new" / "a.png")]

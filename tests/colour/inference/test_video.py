@@ -1,4 +1,4 @@
-"""Films from end to end: lightness by scikit-image's rgb2lab from what PyAV decodes, flicker with a real net."""
+"""Colourisation of videos: lightness of the frames that PyAV decodes, by scikit-image's rgb2lab, and flicker."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
 
 
 def lab(path: Path) -> np.ndarray:
-    """CIELab of every frame, [frames, H, W, 3]."""
+    """Return CIELab of every frame, [frames, height, width, 3]."""
     return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decode_frames(path)])
 
 
 @pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
-def test_a_film_keeps_its_lightness_and_sound_and_gets_colour(tmp_path: Path, suffix: str) -> None:
+def test_colourised_video_keeps_lightness_and_audio(tmp_path: Path, suffix: str) -> None:
     source, target = make_video(tmp_path / f"in{suffix}", with_audio=True), tmp_path / "new" / f"out{suffix}"
     summary = colourise_video(source, target, lambda frame: ORANGE, crf=4.0)
     assert (summary.num_frames, summary.width, summary.height) == (5, 64, 48)
@@ -36,27 +36,27 @@ def test_a_film_keeps_its_lightness_and_sound_and_gets_colour(tmp_path: Path, su
     )
     assert (summary.seconds, summary.fps) == (pytest.approx(0.2, abs=2e-3), pytest.approx(25, rel=0.01))
     before, after = lab(source), lab(target)
-    # Beyond rounding to limited range (0.4 of L* a step) and the codec's own loss nothing is lost.
+    # The tolerance covers rounding to limited range (0.4 of L* per step) and the loss of the codec.
     assert np.abs(after[..., 0] - before[..., 0]).mean() < 0.7
     middle = after[:, 8:-8, 8:-8, 1:].mean(axis=(0, 1, 2))
     np.testing.assert_allclose(middle, (30, 40), atol=2.5)
     assert read_packets(source, "audio") == read_packets(target, "audio")
 
 
-def test_no_colour_leaves_the_film_grey(tmp_path: Path) -> None:
+def test_zero_chroma_gives_a_grey_video(tmp_path: Path) -> None:
     colourise_video(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", lambda frame: 0 * ORANGE)
     assert np.abs(lab(tmp_path / "out.mp4")[..., 1:]).max() < 2
 
 
-def test_frames_come_upright_and_in_order(tmp_path: Path) -> None:
+def test_frames_are_upright_and_in_order(tmp_path: Path) -> None:
     source = make_video(tmp_path / "in.mp4", rotation=(90, False, False))
-    seen = []
-    colourise_video(source, tmp_path / "out.mp4", lambda frame: (seen.append(frame), ORANGE)[1])
-    for index, frame in enumerate(seen):
+    frames = []
+    colourise_video(source, tmp_path / "out.mp4", lambda frame: (frames.append(frame), ORANGE)[1])
+    for index, frame in enumerate(frames):
         assert np.abs(frame.astype(int) - np.rot90(make_frame(shift=index))).mean() < 2
 
 
-def test_a_cut_lets_no_colour_through(tmp_path: Path) -> None:
+def test_scene_cut_resets_the_smoothing(tmp_path: Path) -> None:
     scenes = [np.asarray(Image.fromarray(p()).resize((64, 48)).convert("L")) for p in (data.astronaut, data.coffee)]
     frames = [np.repeat(scene[..., None], 3, axis=2) for scene in scenes for _ in range(4)]
     chroma = iter([ORANGE] * 4 + [-ORANGE] * 4)
@@ -70,42 +70,43 @@ def test_a_cut_lets_no_colour_through(tmp_path: Path) -> None:
     np.testing.assert_allclose(b[4:], b[4], atol=1)  # from the first frame on
 
 
-def test_smoothing_halves_the_flicker_of_a_real_net_at_least() -> None:
+def test_smoothing_at_least_halves_the_flicker_of_the_bundled_model() -> None:
     generator = np.random.default_rng(0)
     small = np.asarray(Image.fromarray(data.astronaut()).resize((128, 128)).convert("L"))
-    trained, smoother = load_model(), TemporalSmoother()
-    alone, smooth = [], []
+    model, smoother = load_model(), TemporalSmoother()
+    independent, smoothed = [], []
     for _ in range(8):
         noisy = (small + generator.normal(0, 8, small.shape)).round().clip(0, 255).astype(np.uint8)
         frame = np.repeat(noisy[..., None], 3, axis=2)
-        alone.append(predict_chroma(frame, trained))
-        smooth.append(smoother(alone[-1], lightness_at_size(frame, *alone[-1].shape[:2])))
-    assert flicker(alone) > 0.05
-    assert flicker(smooth) <= 0.5 * flicker(alone)
+        chroma = predict_chroma(frame, model)
+        independent.append(chroma)
+        smoothed.append(smoother(chroma, lightness_at_size(frame, *chroma.shape[:2])))
+    assert flicker(independent) > 0.05
+    assert flicker(smoothed) <= 0.5 * flicker(independent)
 
 
 def flicker(maps: list[np.ndarray]) -> float:
-    """Mean distance in a*b* from frame to frame."""
+    """Return the mean distance in a*b* between consecutive frames."""
     return float(np.linalg.norm(np.diff(np.stack(maps), axis=0), axis=-1).mean())
 
 
-def test_small_lightness_is_the_mean_of_each_place() -> None:
+def test_lightness_at_size_averages_blocks() -> None:
     frame = np.zeros((8, 12, 3), np.uint8)
     frame[:4, :6], frame[4:, 6:] = 255, 119
-    found = lightness_at_size(frame, 2, 2)
-    np.testing.assert_allclose(found, [[100, 0], [0, rgb2lab(np.full((1, 1, 3), 119, np.uint8))[0, 0, 0]]], atol=0.01)
+    result = lightness_at_size(frame, 2, 2)
+    np.testing.assert_allclose(result, [[100, 0], [0, rgb2lab(np.full((1, 1, 3), 119, np.uint8))[0, 0, 0]]], atol=0.01)
 
 
-def test_ctrl_c_in_the_net_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted(frame: np.ndarray) -> np.ndarray:
+def test_ctrl_c_during_prediction_leaves_no_files(tmp_path: Path) -> None:
+    def raise_interrupt(frame: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        colourise_video(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", interrupted)
+        colourise_video(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", raise_interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_wrong_options_are_refused_before_the_film_is_read(tmp_path: Path) -> None:
+def test_invalid_options_are_rejected_before_the_video_is_read(tmp_path: Path) -> None:
     source = tmp_path / "missing.mp4"
     with pytest.raises(UsageError, match="smoothing is"):
         colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE, smoothing=1.0)

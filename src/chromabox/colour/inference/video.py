@@ -45,7 +45,7 @@ class TemporalSmoother:
 
     A static position is averaged exponentially. Where the lightness has moved away from its average, the new colour is
     used at once. The comparison with Rₜ₋₁ instead of the previous frame also detects slow movement. Subtracting the
-    median prevents brightness flicker of old films and fades from being detected as movement, and the 3 × 3 mean does
+    median prevents brightness flicker of old footage and fades from being detected as movement, and the 3 × 3 mean does
     the same for noise. At a scene cut (see :func:`is_scene_cut`) the average is reset. Movement without a change of
     lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
 
@@ -59,7 +59,7 @@ class TemporalSmoother:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise UsageError(f"smoothing is {self.smoothing}: expected 0 (independent frames) to below 1, such as 0.9")
+            raise UsageError(f"temporal smoothing is {self.smoothing}: expected 0 (independent frames) to below 1, such as 0.9")
         self._previous: Float32[np.ndarray, "height width"] | None = None
 
     def __call__(

@@ -1,10 +1,12 @@
 """Copy the best photo model of a run into the package as the default model of ``chromabox colour``.
 
-Weights are stored in half precision (inference uses float32). The metadata contains the training settings, and metrics
-of the half-precision weights on the validation images of the run, which are computed by this script.
+Both the checkpoint and the ONNX file store weights in half precision (inference uses float32). The metadata contains
+the training settings, and metrics of the half-precision weights on the validation images of the run, which are computed
+by this script.
 
     chromabox train photo --data photos/ -o runs/bundled
     python scripts/ship_photo_net.py runs/bundled [NOTE ...]
+    python scripts/ship_photo_net.py --onnx-only             # export the bundled checkpoint again
 """
 
 import json
@@ -12,12 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnx_ir
 import torch
+from onnxscript import optimizer
 
 from chromabox.colour.data.photos import center_crop, load_photos
 from chromabox.colour.training.train_photo import validate_photo
-from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, PhotoModel, load_model
+from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, OnnxNetwork, PhotoModel, load_model
+from chromabox.colour.weights.export import compare_outputs, onnx_metadata, to_colour_onnx
+from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, load_onnx_model
 from chromabox.engine.checkpoint import save_checkpoint
+from chromabox.engine.export import save_verified
 from chromabox.engine.logger import read_metrics
 
 ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
@@ -27,7 +36,44 @@ def to_half(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.is_floating_point() else tensor
 
 
+def export_half(model: PhotoModel, path: Path) -> None:
+    """Export a model as ONNX; weights that are exact in float16 are stored so and converted when the file is opened."""
+    # BatchNorm is not folded in the file, since folded weights are not exact in float16. ONNX Runtime folds it.
+    graph = onnx_ir.serde.deserialize_model(to_colour_onnx(model.network, optimize=False))
+    optimizer.inline(graph)
+    optimizer.fold_constants(graph)
+    optimizer.remove_unused_nodes(graph)
+    exported = onnx_ir.serde.serialize_model(graph)
+    initializers, casts = [], []
+    for tensor in exported.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        half = values.astype(np.float16) if values.dtype == np.float32 else values
+        if values.dtype == np.float32 and values.size > 1 and (half == values).all():
+            initializers.append(onnx.numpy_helper.from_array(half, f"{tensor.name}_half"))
+            casts.append(
+                onnx.helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=onnx.TensorProto.FLOAT)
+            )
+        else:
+            initializers.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+    nodes = [*casts, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in exported.graph.node)]
+    del exported.graph.initializer[:], exported.graph.node[:]
+    exported.graph.initializer.extend(initializers)
+    exported.graph.node.extend(nodes)
+    report = save_verified(
+        path,
+        exported,
+        onnx_metadata(model),
+        lambda file: compare_outputs(model.network, OnnxNetwork(load_onnx_model(file)).eval()),
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {report}")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--onnx-only"]:
+        bundled = load_model()
+        assert isinstance(bundled, PhotoModel)
+        export_half(bundled, ASSETS / DEFAULT_MODEL)
+        return
     run = Path(sys.argv[1])
     model = load_model(run)
     if not isinstance(model, PhotoModel):
@@ -46,6 +92,7 @@ def main() -> None:
     metadata["note"] = " ".join(sys.argv[2:])
     state = {"net": {name: to_half(value) for name, value in model.network.state_dict().items()}}
     save_checkpoint(ASSETS / DEFAULT_CHECKPOINT, state, metadata)
+    export_half(model, ASSETS / DEFAULT_MODEL)
     print(f"{ASSETS / DEFAULT_CHECKPOINT}: {(ASSETS / DEFAULT_CHECKPOINT).stat().st_size / 1e6:.1f} MB; {metrics}")
 
 

@@ -42,6 +42,7 @@ def to_onnx(
     output_names: Sequence[str],
     *,
     opset: int = OPSET,
+    optimize: bool = True,
 ) -> "ModelProto":
     """Export a model with one input by PyTorch's exporter.
 
@@ -51,6 +52,7 @@ def to_onnx(
         dynamic_dims: the dimensions of the input with any size, as ``torch.export.Dim``.
         input_names, output_names: names in the file.
         opset: ONNX opset version.
+        optimize: whether the exporter simplifies the graph, for example by folding BatchNorm into convolutions.
 
     Raise UsageError if a library is missing, and ChromaboxError if PyTorch cannot export the model.
     """
@@ -64,6 +66,7 @@ def to_onnx(
                 input_names=list(input_names),
                 output_names=list(output_names),
                 opset_version=opset,
+                optimize=optimize,
                 verbose=False,
             )
     except ImportError as error:

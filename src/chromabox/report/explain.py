@@ -62,10 +62,10 @@ def top_colours(prediction: ColourPrediction, position: tuple[float, float], max
     """
     distribution = prediction.distribution
     row, column = (int(part * side) for part, side in zip(position, distribution.lightness.shape, strict=True))
-    probabilities = distribution.log_probabilities[:, row, column].double().exp().cpu().numpy()
+    probabilities = np.exp(distribution.log_probabilities[:, row, column].astype(np.float64))
     radius = SAME_COLOUR_RADIUS if prediction.palette is None else SIMILAR_CHROMA_RADIUS
-    chroma, fractions = cluster_colours(distribution.centres.double().cpu().numpy(), probabilities, radius, max_colours)
-    lightness = np.full(len(chroma), distribution.lightness[row, column].item())
+    chroma, fractions = cluster_colours(distribution.centres.astype(np.float64), probabilities, radius, max_colours)
+    lightness = np.full(len(chroma), float(distribution.lightness[row, column]))
     colours = lab_to_rgb_uint8(lightness, chroma)
     return [Swatch(rgb, float(fraction)) for rgb, fraction in zip(colours, fractions, strict=True)]
 
@@ -276,7 +276,7 @@ def draw_explanation(
     _show_map(
         figure,
         panels[3],
-        prediction.distribution.entropy().cpu().numpy(),
+        prediction.distribution.entropy(),
         after.shape,
         "entropy of the prediction",
         "magma",

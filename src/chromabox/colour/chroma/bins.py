@@ -76,7 +76,9 @@ class ChromaBins:
         return (strength * np.log(weights)).astype(np.float32)
 
 
-def fit_bins(chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6) -> ChromaBins:
+def fit_bins(
+    chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6
+) -> ChromaBins:
     """Return the grid points that have at least the fraction ``min_fraction`` of all bilinear weight.
 
     Args:

@@ -14,6 +14,7 @@ interpolation and averaging: the average of the result over a cell is the value 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -94,8 +95,8 @@ def fit_local_linear(
 
 def box_filter(planes: Float[np.ndarray, "planes height width"]) -> Float[np.ndarray, "planes height width"]:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
-    ones = np.ones_like(planes[:1])
-    result: np.ndarray = sum(_window(planes, mode="constant")) / sum(_window(ones, mode="constant"))
+    total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
+    result: np.ndarray = total / count
     return result
 
 

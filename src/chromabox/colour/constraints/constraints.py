@@ -391,10 +391,7 @@ def _constrain_bins(
             rgb_to_lab(colours)[:, 1:] for colours in (constraints.hints.colours, hint_weights.colours)
         )
         model_weight = 1 - hint_weights.weights.sum(0)
-        chroma = (
-            _guided_upsample(chroma, distribution.lightness, hint_weights.lightness)
-            * model_weight[..., None]
-        )
+        chroma = _guided_upsample(chroma, distribution.lightness, hint_weights.lightness) * model_weight[..., None]
         chroma += np.einsum("nhw,nc->hwc", hint_weights.weights, group_chroma)
         exempt = hint_weights.weights[zones.contains(group_chroma)].sum(0)
     rules: list[PixelRule] = (

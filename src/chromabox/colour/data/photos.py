@@ -104,7 +104,7 @@ def make_photo_batch(crops: Sequence[Photo], size: int, stride: int) -> PhotoBat
     """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/stride, size/stride] of squares."""
     lightness, chroma = [], []
     for square in crops:
-        lab = rgb_to_lab(torch.from_numpy(square.copy())[None])
+        lab = torch.from_numpy(rgb_to_lab(square)).permute(2, 0, 1)[None]
         side = lab.shape[-1]
         lightness.append(F.interpolate(lab[:, :1], (size, size), mode="bilinear", antialias=side > size) / 100)
         chroma.append(F.adaptive_avg_pool2d(lab[:, 1:], size // stride))

@@ -59,7 +59,9 @@ class TemporalSmoother:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise UsageError(f"temporal smoothing is {self.smoothing}: expected 0 (independent frames) to below 1, such as 0.9")
+            raise UsageError(
+                f"temporal smoothing is {self.smoothing}: expected 0 (independent frames) to below 1, such as 0.9"
+            )
         self._previous: Float32[np.ndarray, "height width"] | None = None
 
     def __call__(

@@ -1,12 +1,13 @@
-"""Cross-entropy loss and accuracy of pixel classification."""
+"""Cross-entropy losses of pixel classification, into the colours of a palette or into chroma bins, and accuracy."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.data.datasets import PaletteBatch
 
 
@@ -37,3 +38,41 @@ def loss_and_accuracy(
         loss += F.cross_entropy(logits, label_batch.long(), reduction="sum").item()
         num_correct += int((logits.argmax(1) == label_batch).sum().item())
     return loss / labels.numel(), num_correct / labels.numel()
+
+
+BinScores = Float[Tensor, "batch bins height width"]
+ChromaTensor = Float[Tensor, "batch 2 height width"]
+
+
+def soft_encode(
+    chroma: ChromaTensor, bins: ChromaBins
+) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
+    """Return the four bins around each pixel's chroma and their bilinear weights, which sum to 1.
+
+    Chroma outside the bins is moved to the nearest bin.
+    """
+    nearest_bin, first = (torch.from_numpy(part).to(chroma.device) for part in bins.nearest_bin_grid)
+    size = torch.tensor(nearest_bin.shape, device=chroma.device)
+    position = chroma / bins.spacing - first[:, None, None]
+    position = torch.minimum(position.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
+    corner = position.floor()
+    offset = position - corner
+    row, column = corner.long().unbind(1)
+    indices, weights = [], []
+    for down in (0, 1):
+        for right in (0, 1):
+            indices.append(nearest_bin[row + down, column + right])
+            weights.append((offset[:, 0] if down else 1 - offset[:, 0]) * (offset[:, 1] if right else 1 - offset[:, 1]))
+    return torch.stack(indices, 1), torch.stack(weights, 1)
+
+
+def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
+    """Return the mean chroma (a*, b*) under probabilities [batch, bins, height, width]."""
+    return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(bins.centres).to(probabilities))
+
+
+def soft_cross_entropy(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins) -> Float[Tensor, ""]:
+    """Return the cross-entropy in nats with the soft targets, averaged over all positions, computed in float32."""
+    indices, weights = soft_encode(chroma, bins)
+    log_probabilities = scores.float().log_softmax(1).gather(1, indices)
+    return -(log_probabilities * weights).sum(1).mean()

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from chromabox.colour.chroma.bins import BinScores, ChromaBins, fit_bins
+from chromabox.colour.chroma.bins import ChromaBins, fit_bins
 from chromabox.colour.chroma.lab import lab_to_rgb, rgb_to_lab
+from chromabox.colour.chroma.recolour import resize_planes
 from chromabox.colour.data.photos import (
     Photo,
     PhotoBatch,
@@ -27,6 +27,7 @@ from chromabox.colour.data.photos import (
 from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.photonet import PhotoNet
+from chromabox.colour.training.loss import BinScores, decode_mean, soft_cross_entropy
 from chromabox.colour.training.recipes import InitName, TrainRecipe
 from chromabox.colour.training.train import lr_schedule
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, photo_model_metadata
@@ -198,15 +199,8 @@ def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
     if not spacing > 0:
         raise UsageError(f"spacing is {spacing}: the distance between chroma bins is a number above 0, 10 say")
     step = max(1, len(photos.train) // 2000)
-    thinned = (torch.from_numpy(picture[::4, ::4].copy())[None] for picture in photos.train[::step])
-    return fit_bins((rgb_to_lab(rgb)[0, 1:].flatten(1) for rgb in thinned), spacing)
-
-
-def soft_cross_entropy(scores: BinScores, chroma: Float[Tensor, "batch 2 height width"], bins: ChromaBins) -> Tensor:
-    """Cross-entropy in nats against the soft targets, averaged over all places; in float32 whatever the scores are."""
-    chosen, weights = bins.soft_encode(chroma)
-    logarithms = scores.float().log_softmax(1).gather(1, chosen)
-    return -(logarithms * weights).sum(1).mean()
+    subsampled = (image[::4, ::4].reshape(-1, 3) for image in photos.train[::step])
+    return fit_bins((rgb_to_lab(pixels)[:, 1:] for pixels in subsampled), spacing)
 
 
 def _compute_losses(forward: Callable[[Tensor], Tensor], batch: PhotoBatch, bins: ChromaBins) -> dict[str, Tensor]:
@@ -336,16 +330,16 @@ def photo_sample_grid(
 
 def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) -> list[Photo]:
     """Square pictures in the colours of the net's scores: the annealed mean, brought up bilinearly."""
-    return decode_chroma(bins.decode_mean((scores / VAL_TEMPERATURE).softmax(1)), crops)
+    return decode_chroma(decode_mean((scores / VAL_TEMPERATURE).softmax(1), bins), crops)
 
 
 def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Photo]) -> list[Photo]:
     """The squares' own lightness with the given chroma, in 8 bits."""
     decoded = []
     for square, small in zip(crops, chroma, strict=True):
-        lab = rgb_to_lab(torch.from_numpy(square.copy())[None])
-        lab[:, 1:] = F.interpolate(small[None], lab.shape[-2:], mode="bilinear")
-        decoded.append((lab_to_rgb(lab)[0] * 255).round().byte().numpy())
+        lab = rgb_to_lab(square)
+        lab[..., 1:] = np.moveaxis(resize_planes(small.numpy(), *square.shape[:2]), 0, -1)
+        decoded.append(lab_to_rgb(lab))
     return decoded
 
 

@@ -67,11 +67,11 @@ def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: i
         raise UsageError(
             f"{colour_model.network.model.path}: is already an ONNX file; use the checkpoint from which it was exported"
         )
-    model = _to_onnx(colour_model.network, opset)
+    model = to_colour_onnx(colour_model.network, opset)
     return save_verified(
         path,
         model,
-        _onnx_metadata(colour_model),
+        onnx_metadata(colour_model),
         lambda file: compare_outputs(colour_model.network, OnnxNetwork(load_onnx_model(file)).eval()),
     )
 
@@ -103,18 +103,24 @@ def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Flo
     yield smooth * (255 / 256)
 
 
-def _to_onnx(network: nn.Module, opset: int) -> "ModelProto":
+def to_colour_onnx(network: nn.Module, opset: int = OPSET, *, optimize: bool = True) -> "ModelProto":
     """Export a model for batches of any size and any height and width that are multiples of its size divisor."""
     divisor = network.size_divisor
     assert isinstance(divisor, int)
     height, width = (divisor * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
     dynamic = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
     return to_onnx(
-        network, torch.zeros(2, 1, 4 * divisor, 5 * divisor), dynamic, [ONNX_INPUT], [ONNX_OUTPUT], opset=opset
+        network,
+        torch.zeros(2, 1, 4 * divisor, 5 * divisor),
+        dynamic,
+        [ONNX_INPUT],
+        [ONNX_OUTPUT],
+        opset=opset,
+        optimize=optimize,
     )
 
 
-def _onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
+def onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
     """Return the metadata with which the file can be used without Chromabox, and the metadata of the checkpoint."""
     is_photo = isinstance(model, PhotoModel)
     class_key = "bins" if is_photo else "palette"

@@ -81,7 +81,9 @@ class ColourModel:
             raise ChromaboxError(f"{self.path}: ONNX Runtime cannot run the model ({one_line(error)})") from error
         expected = (batch, len(self.centres), height // self.stride, width // self.stride)
         if logits.shape != expected:
-            raise ChromaboxError(f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}")
+            raise ChromaboxError(
+                f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}"
+            )
         result: np.ndarray = logits
         return result
 
@@ -98,9 +100,7 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
     installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
     """
     with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as bundled:
-        return load_onnx_model(
-            bundled if path is None else resolve_onnx_model(path), threads=threads, device=device
-        )
+        return load_onnx_model(bundled if path is None else resolve_onnx_model(path), threads=threads, device=device)
 
 
 def model_sha256(path: Path | None = None) -> str:

@@ -7,7 +7,7 @@ in other formats are exported on first use; the exported file is cached.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -32,6 +32,7 @@ BoxArray = Float32[np.ndarray, "batch boxes 4"]
 ScoreArray = Float32[np.ndarray, "batch boxes classes"]
 
 
+@runtime_checkable
 class DetectorModel(Protocol):
     """What inference needs of a detector: an :class:`OnnxDetector`, or during training a PyTorch model."""
 

@@ -2,11 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
+from chromabox.detect.boxes import iou
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import (
@@ -24,13 +28,13 @@ DETECTIONS = Detections(
     xyxy=np.array([[10, 20, 50, 100], [100, 40, 180, 90]], np.float32),
     confidence=np.array([0.9, 0.6], np.float32),
     class_id=np.array([16, 79]),
-    data={"class_name": np.array(["dog", "toothbrush"])},
+    class_names=np.array(["dog", "toothbrush"]),
 )
 NO_DETECTIONS = Detections(
     xyxy=np.zeros((0, 4), np.float32),
     confidence=np.zeros(0, np.float32),
     class_id=np.zeros(0, int),
-    data={"class_name": np.zeros(0, str)},
+    class_names=np.zeros(0, str),
 )
 
 
@@ -101,9 +105,7 @@ def test_names_of_frames_and_summaries_of_images() -> None:
 def test_boxes_are_drawn_on_a_copy_of_the_image(dtype: type, scale: int) -> None:
     pixels = np.full((120 * scale, 200 * scale, 3), np.iinfo(dtype).max // 2, dtype)
     before = pixels.copy()
-    scaled = Detections(
-        DETECTIONS.xyxy * scale, confidence=DETECTIONS.confidence, class_id=DETECTIONS.class_id, data=DETECTIONS.data
-    )
+    scaled = replace(DETECTIONS, xyxy=DETECTIONS.xyxy * np.float32(scale))
     annotated = annotate(pixels, scaled)
     assert (pixels == before).all()
     assert (annotated.dtype, annotated.shape) == (np.uint8, pixels.shape)
@@ -117,3 +119,52 @@ def test_boxes_are_drawn_on_a_copy_of_the_image(dtype: type, scale: int) -> None
 def test_image_without_detections_is_unchanged() -> None:
     pixels = np.full((20, 30, 3), 100, np.uint8)
     assert (annotate(pixels, NO_DETECTIONS) == pixels).all()
+
+
+def test_sides_of_a_box_at_the_edge_of_the_image_are_drawn() -> None:
+    pixels = np.full((60, 80, 3), 100, np.uint8)
+    whole = replace(DETECTIONS[0], xyxy=np.array([[0, 0, 80, 60]], np.float32))
+    changed = (annotate(pixels, whole) != pixels).any(axis=2)
+    assert changed[-1].all()
+    assert changed[:, -1].all()
+
+
+def label_boxes(monkeypatch: pytest.MonkeyPatch, boxes: list[tuple[float, ...]]) -> np.ndarray:
+    """Annotate an image of 320 × 240 pixels; return the first and last column and row of each label."""
+    drawn: list[tuple[float, ...]] = []
+    original = ImageDraw.ImageDraw.rectangle
+
+    def record(draw: ImageDraw.ImageDraw, box: tuple[float, ...], fill: str | None = None, **options: Any) -> None:
+        if fill is not None:
+            drawn.append(box)
+        original(draw, box, fill=fill, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", record)
+    count = len(boxes)
+    names = np.array(["toothbrush", "dog", "traffic light", "cat"])[np.arange(count) % 4]
+    class_ids, scores = np.arange(count, dtype=np.int64), np.full(count, 0.9, np.float32)
+    annotate(np.zeros((240, 320, 3), np.uint8), Detections(np.array(boxes, np.float32), scores, class_ids, names))
+    return np.array(drawn)
+
+
+def test_labels_are_inside_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [(0, 0, 320, 240), (250, 100, 319, 200), (5, 220, 60, 238), (300, 2, 318, 20), (160, 120, 160.2, 120.3)]
+    labels = label_boxes(monkeypatch, boxes)
+    assert len(labels) == len(boxes)
+    assert (labels >= 0).all()
+    assert (labels[:, [0, 2]] < 320).all()
+    assert (labels[:, [1, 3]] < 240).all()
+
+
+def test_labels_do_not_overlap_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = [(20, 60, 200, 180), (20, 60, 200, 180), (22, 62, 210, 170), (21, 60, 150, 200), (0, 0, 320, 240)]
+    labels = label_boxes(monkeypatch, boxes).astype(np.float64)
+    labels[:, 2:] += 1
+    assert (iou(labels, labels) == np.eye(len(boxes))).all()
+
+
+def test_label_is_above_its_box_and_overlaps_others_only_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = label_boxes(monkeypatch, [(100, 60, 200, 180)] * 12)
+    left, _, _, bottom = labels[0]
+    assert (left, bottom) == (100, 59)
+    assert (labels[-1, :2] == labels[0, :2]).all()

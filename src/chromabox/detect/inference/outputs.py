@@ -88,7 +88,9 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
     padding, width = max(round(side * _TEXT_HEIGHT / 5), 2), max(round(side * _LINE_WIDTH), 1)
     colours = [_COLOURS[class_id % len(_COLOURS)] for class_id in detections.class_id]
     for box, colour in zip(detections.xyxy, colours, strict=True):
-        draw.rectangle(tuple(np.rint(box).tolist()), outline=colour, width=width)
+        # The sides of a box at the edge of the image are drawn in the last row and column.
+        corners = np.clip(np.rint(box), 0, [image.width - 1, image.height - 1] * 2)
+        draw.rectangle(tuple(corners.tolist()), outline=colour, width=width)
     label_boxes: list[_LabelBox] = []
     labels = zip(detections.xyxy, detections.class_names, detections.confidence, colours, strict=True)
     for box, name, score, colour in labels:
@@ -97,7 +99,7 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
         size = math.ceil(right - left) + 2 * padding, math.ceil(bottom - top) + 2 * padding
         x, y = _place_label(box, size, image.size, label_boxes)
         label_boxes.append((x, y, x + size[0], y + size[1]))
-        draw.rectangle(label_boxes[-1], fill=colour)
+        draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), fill=colour)
         draw.text((x + padding - left, y + padding - top), text, fill=_text_colour(colour), font=font)
     return np.asarray(image)
 

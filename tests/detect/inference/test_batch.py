@@ -8,7 +8,7 @@ import pytest
 
 from chromabox.detect.inference.batch import BatchSummary, plan_detection_outputs, run_detection
 from chromabox.detect.inference.predict import InferenceOptions, detect_image
-from chromabox.detect.inference.runtime import OptimizedDetector, optimize_for_inference
+from chromabox.detect.weights.load import Detector
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, write_image
 from chromabox.io.video import iter_frames
@@ -17,8 +17,8 @@ from video_fixtures import make_video
 
 
 @pytest.fixture(scope="module")
-def detector() -> OptimizedDetector:
-    return optimize_for_inference(make_small_detector())
+def detector() -> Detector:
+    return make_small_detector()
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def run(detector: OptimizedDetector, inputs: list[Path], output: Path, *formats: str) -> BatchSummary:
+def run(detector: Detector, inputs: list[Path], output: Path, *formats: str) -> BatchSummary:
     plan = plan_detection_outputs(inputs, output, formats)  # type: ignore[arg-type]
     return run_detection(plan, detector, InferenceOptions.for_detector(detector, 0.3, 0.45, None, None))
 
@@ -38,7 +38,7 @@ def relative_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detector: Detector) -> None:
     (folder / "broken.png").write_bytes(b"broken")
     out = tmp_path / "out"
     summary = run(detector, [folder], out, "images", "json", "csv", "yolo")
@@ -57,24 +57,24 @@ def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detecto
     assert (read_image(out / "a.png").pixels != read_image(folder / "a.png").pixels).any()
 
 
-def test_single_image_is_written_to_a_file(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_single_image_is_written_to_a_file(folder: Path, tmp_path: Path, detector: Detector) -> None:
     run(detector, [folder / "a.png"], tmp_path / "drawn.png")
     assert read_image(tmp_path / "drawn.png").pixels.shape == (60, 80, 3)
 
 
-def test_json_file_next_to_its_input_images(folder: Path, detector: OptimizedDetector) -> None:
+def test_json_file_next_to_its_input_images(folder: Path, detector: Detector) -> None:
     before = relative_files(folder)
     run(detector, [folder / "a.png", folder / "b.jpg"], folder / "found.json")
     assert relative_files(folder) == sorted([*before, "found.json"])
     assert {row["file_name"] for row in json.loads((folder / "found.json").read_text())} == {"a.png", "b.jpg"}
 
 
-def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path, detector: OptimizedDetector) -> None:
+def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path, detector: Detector) -> None:
     for _ in range(2):
         assert run(detector, [folder], folder / "out").num_images == 3
 
 
-def test_video_is_annotated_and_listed(tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_video_is_annotated_and_listed(tmp_path: Path, detector: Detector) -> None:
     video = make_video(tmp_path / "video.mp4")
     summary = run(detector, [video], tmp_path / "out", "images", "json")
     assert summary.num_frames == 5
@@ -85,7 +85,7 @@ def test_video_is_annotated_and_listed(tmp_path: Path, detector: OptimizedDetect
     assert {row["frame"] for row in rows} <= set(range(5))
 
 
-def test_video_is_written_to_a_file_or_as_labels_only(tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_video_is_written_to_a_file_or_as_labels_only(tmp_path: Path, detector: Detector) -> None:
     video = make_video(tmp_path / "video.mp4")
     run(detector, [video], tmp_path / "drawn.mkv")
     assert len(list(iter_frames(tmp_path / "drawn.mkv"))) == 5
@@ -94,7 +94,7 @@ def test_video_is_written_to_a_file_or_as_labels_only(tmp_path: Path, detector: 
     assert relative_files(tmp_path / "labels-only") == ["labels/classes.txt", *names]
 
 
-def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, detector: OptimizedDetector) -> None:
+def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, detector: Detector) -> None:
     (tmp_path / "video.mp4").write_bytes(b"not a video")
     summary = run(detector, [tmp_path / "video.mp4", folder], tmp_path / "out")
     assert (summary.num_images, len(summary.errors)) == (3, 1)

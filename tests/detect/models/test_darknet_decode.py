@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, Architecture, Variant, yolov3_tiny
-from chromabox.detect.models.darknet import decode_all, decode_candidates
+from chromabox.detect.models.darknet import decode_all
 
 SIZE = 64
 
@@ -52,21 +52,6 @@ def test_boxes_and_scores_match_the_formulas(variant: Variant) -> None:
                     assert scores[1, index].tolist() == pytest.approx(expected_scores, rel=1e-4)
                     index += 1
     assert index == boxes.shape[1] == scores.shape[1]
-
-
-@pytest.mark.parametrize("variant", [DARKNET, ULTRALYTICS_9_0])
-@pytest.mark.parametrize("confidence", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_candidates_match_decode_all(variant: Variant, confidence: float) -> None:
-    architecture = yolov3_tiny(num_classes=3)
-    outputs = random_outputs(architecture)
-    boxes, scores = decode_all(outputs, architecture, variant, SIZE)
-    candidates = decode_candidates(outputs, architecture, variant, SIZE, confidence)
-    assert len(candidates) == 2
-    for image, (image_boxes, image_scores, image_class_ids) in enumerate(candidates):
-        box, class_id = torch.nonzero(scores[image] > confidence, as_tuple=True)
-        torch.testing.assert_close(image_boxes, boxes[image, box])
-        torch.testing.assert_close(image_scores, scores[image, box, class_id])
-        assert torch.equal(image_class_ids, class_id)
 
 
 def test_variants_decode_differently() -> None:

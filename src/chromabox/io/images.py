@@ -14,12 +14,15 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFont, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
@@ -377,3 +380,10 @@ def _walk_images(folder: Path, recursive: bool) -> Iterator[Path]:
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield (Path(parent) / name).relative_to(folder)
+
+
+@lru_cache(maxsize=8)
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the bundled font, DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters), at a size in pixels."""
+    font = resources.files("chromabox.assets") / "fonts" / "DejaVuSans.ttf"
+    return ImageFont.truetype(BytesIO(font.read_bytes()), size)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import check_not_input, read_image, to_uint8, write_image
+from chromabox.io.images import check_not_input, load_font, read_image, to_uint8, write_image
 
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_PAIRS_PER_SHEET = 200
@@ -68,7 +68,7 @@ def _relative_names(sources: Sequence[Path]) -> list[str]:
 
 def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_size: int) -> Image.Image:
     """Draw one sheet with an aspect ratio of about 4:3."""
-    font = _load_font(max(10, tile_size // 12))
+    font = load_font(max(10, tile_size // 12))
     line_height = math.ceil(font.size * 1.4)
     width, height = 2 * tile_size + 3 * GAP, tile_size + line_height + GAP
     columns = min(len(pairs), max(1, round(math.sqrt(len(pairs) * 4 / 3 * height / width))))
@@ -107,13 +107,6 @@ def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Imag
         return resized
     mask = Image.fromarray(to_uint8(image.alpha)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     return Image.composite(resized, Image.new("RGB", size, WHITE), mask)
-
-
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which is part of matplotlib and covers Latin, Greek, Cyrillic and Arabic letters."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

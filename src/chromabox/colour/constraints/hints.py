@@ -186,28 +186,32 @@ def _random_walk_probabilities(
     decay_length: float,
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
     """Return the probabilities that a walk from each cell meets each group's cells first, before it ends at random."""
-    from scipy.sparse import coo_array, diags_array
-    from scipy.sparse.linalg import splu
-
-    cell = np.arange(seeds.size).reshape(seeds.shape)
-    first = np.concatenate([cell[:-1].ravel(), cell[:, :-1].ravel()])
-    second = np.concatenate([cell[1:].ravel(), cell[:, 1:].ravel()])
-    weight = np.concatenate([part.ravel() for part in edge_weights])
-    endpoints = np.concatenate([first, second]), np.concatenate([second, first])
-    adjacency = coo_array((np.tile(weight, 2), endpoints), shape=(seeds.size, seeds.size)).tocsr()
-    system = diags_array(adjacency.sum(1) + decay_length**-2).tocsr() - adjacency
-    flat = seeds.ravel()
-    known, unknown = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
-    result = np.zeros((seeds.size, num_groups))
-    result[known, flat[known]] = 1
-    if unknown.size:
-        right_side = adjacency[unknown][:, known] @ result[known]
-        # The system is symmetric and diagonally dominant: the ordering can use A + Aᵀ, without pivoting.
-        factors = splu(
-            system[unknown][:, unknown].tocsc(),
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
-        result[unknown] = factors.solve(right_side).clip(0, 1)
-    return result.T.reshape(num_groups, *seeds.shape)
+    vertical, horizontal = edge_weights
+    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter one.
+        transposed = _random_walk_probabilities(seeds.T, num_groups, (horizontal.T, vertical.T), decay_length)
+        return transposed.swapaxes(1, 2)
+    degree = np.full(seeds.shape, decay_length**-2)
+    degree[:-1] += vertical
+    degree[1:] += vertical
+    degree[:, :-1] += horizontal
+    degree[:, 1:] += horizontal
+    unknown = seeds < 0
+    values = (seeds[..., None] == np.arange(num_groups)).astype(np.float64)
+    # Each cell has the equation: degree · p − Σ weight · p of its neighbours = 0, or p = 1 or 0 for a painted cell. The
+    # matrix of the map is block tridiagonal with a block for each row, and is solved by block elimination.
+    forward: list[Float64[np.ndarray, "width width"]] = []
+    coupling = np.zeros((seeds.shape[1], seeds.shape[1]))
+    for row, is_unknown in enumerate(unknown):
+        block = np.diag(np.where(is_unknown, degree[row], 1.0))
+        block -= np.diag(horizontal[row] * is_unknown[:-1], 1) + np.diag(horizontal[row] * is_unknown[1:], -1)
+        if row:
+            to_previous = vertical[row - 1] * is_unknown
+            block -= to_previous[:, None] * forward[-1]
+            values[row] += to_previous[:, None] * values[row - 1]
+        coupling = np.diag(vertical[row] * is_unknown) if row + 1 < len(seeds) else coupling[:, :0]
+        solved = np.linalg.solve(block, np.concatenate([coupling, values[row]], axis=1))
+        forward.append(solved[:, : coupling.shape[1]])
+        values[row] = solved[:, coupling.shape[1] :]
+    for row in range(len(seeds) - 2, -1, -1):
+        values[row] += forward[row] @ values[row + 1]
+    return np.moveaxis(values, -1, 0).clip(0, 1)

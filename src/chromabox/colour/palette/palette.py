@@ -153,12 +153,16 @@ def mask_logits(
     return logits.masked_fill(banned[:, None, None], -torch.inf)
 
 
+#: Number of k-means runs with different initial centres, of which the best is used.
+_KMEANS_RESTARTS = 8
+
+
 def fit_palette(
     pixels: UInt8[np.ndarray, "..."], num_colours: int = 24, *, seed: int = 0, name: str = "fitted", axis: int = -1
 ) -> Palette:
     """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
 
-    `axis` as in assign_labels. k-means (scikit-learn, k-means++, best of 8) on a coarse histogram finds initial
+    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial
     colours. It minimises the mean squared distance. Iterations over all different colours, weighted by their counts,
     then reduce the mean distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if
     `num_colours` is not 2 to 256 or exceeds the number of different colours.
@@ -182,14 +186,16 @@ def draw_palette(
 
     tile_size: edge of a tile in pixels. columns: tiles per row; by default, the image is slightly wider than high.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
+
+    from chromabox.io.images import load_font
 
     columns = min(columns or math.ceil(math.sqrt(1.5 * len(palette))), len(palette))
     rows = math.ceil(len(palette) / columns)
     gap = max(1, tile_size // 16)
     image = Image.new("RGB", (columns * (tile_size + gap) + gap, rows * (tile_size + gap) + gap), "white")
     draw = ImageDraw.Draw(image)
-    large, small = ImageFont.load_default(max(6, tile_size // 4)), ImageFont.load_default(max(6, tile_size // 7))
+    large, small = load_font(max(6, tile_size // 4)), load_font(max(6, tile_size // 7))
     for index, rgb in enumerate(palette.rgb.tolist()):
         row, column = divmod(index, columns)
         left, top = gap + column * (tile_size + gap), gap + row * (tile_size + gap)
@@ -229,8 +235,6 @@ def _kmeans_init(
     unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
 ) -> Float32[np.ndarray, "{num_colours} 3"]:
     """Return initial centres (RGB/256), fitted to the mean colours of cells of 8×8×8 colours."""
-    from sklearn.cluster import KMeans
-
     points: Float64[np.ndarray, "points 3"]
     weight: Float64[np.ndarray, points]
     cell = (unique >> 3).astype(np.int64) @ [1024, 32, 1]
@@ -240,11 +244,43 @@ def _kmeans_init(
     # With too few cells for the number of colours (small or nearly uniform images), use the colours themselves.
     if len(points) < 16 * num_colours:
         points, weight = unique.astype(np.float64), counts.astype(np.float64)
-    means: Float64[np.ndarray, "{num_colours} 3"] = (
-        KMeans(num_colours, n_init=8, random_state=seed).fit(points, sample_weight=weight).cluster_centers_
-    )
-    # Rounding removes differences from the order in which threads add their partial sums.
-    return (means.round(3) / 256).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    fits = [_kmeans(points, weight, num_colours, rng) for _ in range(_KMEANS_RESTARTS)]
+    best = min(fits, key=lambda fit: fit[1])[0]
+    return (best / 256).astype(np.float32)
+
+
+def _kmeans(
+    points: Float64[np.ndarray, "points 3"],
+    weight: Float64[np.ndarray, " points"],
+    num_clusters: int,
+    rng: np.random.Generator,
+    max_iter: int = 100,
+) -> tuple[Float64[np.ndarray, "{num_clusters} 3"], float]:
+    """Return the cluster centres of weighted points, and the weighted sum of squared distances.
+
+    Lloyd's algorithm, initialised by k-means++ (Arthur and Vassilvitskii 2007).
+    """
+    centres = points[rng.choice(len(points), 1, p=weight / weight.sum())]
+    distance = ((points - centres) ** 2).sum(-1)
+    for _ in range(num_clusters - 1):
+        probability = weight * distance
+        new = points[rng.choice(len(points), p=probability / probability.sum())]
+        centres = np.concatenate([centres, new[None]])
+        distance = np.minimum(distance, ((points - new) ** 2).sum(-1))
+    squared_norms = (points**2).sum(-1)
+    for _ in range(max_iter):
+        distances = (centres**2).sum(-1) - 2 * points @ centres.T
+        labels = distances.argmin(1)
+        total = np.bincount(labels, weight, num_clusters)
+        sums = np.stack([np.bincount(labels, weight * channel, num_clusters) for channel in points.T], -1)
+        moved = np.where(total[:, None] > 0, sums / np.maximum(total, 1e-12)[:, None], centres)
+        converged = np.abs(moved - centres).max() < 1e-3
+        centres = moved
+        if converged:
+            break
+    cost = weight @ (squared_norms + ((centres**2).sum(-1) - 2 * points @ centres.T).min(1))
+    return centres, float(cost)
 
 
 def _geometric_medians(

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
-from chromabox.io.images import to_uint8
+from chromabox.io.images import load_font, to_uint8
 
 #: Category ids from 1 to 90 that COCO does not use.
 _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -84,7 +84,7 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
     """Return a copy of the image with boxes and labels, drawn in proportion to its size."""
     image = Image.fromarray(to_uint8(pixels))
     draw, side = ImageDraw.Draw(image), min(image.size)
-    font = ImageFont.load_default(max(round(side * _TEXT_HEIGHT), 11))
+    font = load_font(max(round(side * _TEXT_HEIGHT), 11))
     padding, width = max(round(side * _TEXT_HEIGHT / 5), 2), max(round(side * _LINE_WIDTH), 1)
     colours = [_COLOURS[class_id % len(_COLOURS)] for class_id in detections.class_id]
     for box, colour in zip(detections.xyxy, colours, strict=True):

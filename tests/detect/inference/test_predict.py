@@ -1,4 +1,4 @@
-"""Detection from image to boxes: all steps together, with all runtime settings; each step also has separate tests."""
+"""Detection from image to boxes: all steps together, and post-processing; the other steps have separate tests."""
 
 from pathlib import Path
 
@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from chromabox.detect.boxes import darknet_letterbox, iou, letterbox_for
-from chromabox.detect.inference.predict import detect_files, detect_image
-from chromabox.detect.inference.runtime import optimize_for_inference
+from chromabox.detect.inference.predict import detect_files, detect_image, postprocess
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, VARIANTS
 from chromabox.detect.models.darknet import decode_all
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.io.images import write_image
 from detector_fixtures import CLASS_NAMES, make_small_detector
@@ -39,9 +37,8 @@ def test_boxes_are_decoded_and_mapped_to_the_image() -> None:
     order = np.argsort(-scores[index, class_id], kind="stable")
     assert len(detections) == len(index) > 5
     np.testing.assert_allclose(detections.confidence, scores[index, class_id][order], atol=1e-5)
-    assert detections.class_id is not None
     assert detections.class_id.tolist() == class_id[order].tolist()
-    assert detections.data["class_name"].tolist() == [CLASS_NAMES[each] for each in class_id[order]]
+    assert detections.class_names.tolist() == [CLASS_NAMES[each] for each in class_id[order]]
     np.testing.assert_allclose(detections.xyxy, expected[order], atol=1e-3)
 
 
@@ -58,33 +55,20 @@ def test_overlapping_boxes_of_a_class_are_suppressed() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
-def test_optimized_detector_gives_the_same_detections(variant) -> None:  # type: ignore[no-untyped-def]
+def test_fused_detector_gives_the_same_detections(variant) -> None:  # type: ignore[no-untyped-def]
     detector = make_small_detector(variant)
     expected = detect_image(make_pixels(), detector, **EXACT)
-    optimized = detect_image(make_pixels(), optimize_for_inference(detector), **EXACT)
-    np.testing.assert_allclose(optimized.xyxy, expected.xyxy, atol=1e-2)
-    np.testing.assert_allclose(optimized.confidence, expected.confidence, atol=1e-4)
+    fused = detect_image(make_pixels(), detector.fused(), **EXACT)
+    np.testing.assert_allclose(fused.xyxy, expected.xyxy, atol=1e-2)
+    np.testing.assert_allclose(fused.confidence, expected.confidence, atol=1e-4)
     assert len(expected) > 5
 
 
-def test_bfloat16_is_close_and_its_heads_are_float32() -> None:
-    detector = make_small_detector()
-    optimized = optimize_for_inference(detector, RuntimeOptions(precision="bfloat16"))
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        (output,), (expected,) = optimized.forward(image), detector.model(image)
-    assert output.dtype == torch.float32
-    assert (output - expected).abs().max() < 0.2
-    assert not torch.equal(output, expected)
-    # Outputs computed in bfloat16 would be unchanged by rounding to bfloat16.
-    assert not torch.equal(output, output.bfloat16().float())
-
-
-def test_precision_is_measured_without_modifying_the_model() -> None:
+def test_fusing_does_not_modify_the_model() -> None:
     detector = make_small_detector()
     before = {name: value.clone() for name, value in detector.model.state_dict().items()}
-    optimized = optimize_for_inference(detector, RuntimeOptions())
-    assert optimized.runtime.precision in ("float32", "bfloat16")
+    fused = detector.fused()
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.model.modules())
     assert all(torch.equal(value, before[name]) for name, value in detector.model.state_dict().items())
 
 
@@ -99,7 +83,6 @@ def test_classes_are_selected_by_name_or_index() -> None:
     detector = make_small_detector()
     all_classes = detect_image(make_pixels(), detector, **EXACT)
     selected = detect_image(make_pixels(), detector, **EXACT, classes=["Red Fox", 0])
-    assert all_classes.class_id is not None
     np.testing.assert_allclose(selected.confidence, all_classes.confidence[all_classes.class_id != 1])
     assert set(selected.class_id.tolist()) == {0, 2}
 
@@ -130,10 +113,8 @@ def test_files_are_processed_in_order_and_a_corrupt_file_gives_an_error(tmp_path
     for index, path in enumerate(paths):
         write_image(path, make_pixels(40 + index, 60, seed=index))
     paths[3].write_bytes(b"not an image")
-    detector = optimize_for_inference(make_small_detector())
-    threads = torch.get_num_threads()
+    detector = make_small_detector()
     results = list(detect_files(paths, detector, **EXACT, workers=3))
-    assert torch.get_num_threads() == threads
     assert [result.path for result in results] == paths
     assert [result.error is None for result in results] == [True] * 3 + [False] + [True] * 3
     for index in (0, 6):
@@ -146,6 +127,54 @@ def test_detect_files_rejects_invalid_options_before_the_first_file() -> None:
         detect_files([], make_small_detector(), workers=0)
     with pytest.raises(UsageError, match="iou is 2"):
         detect_files([], make_small_detector(), iou=2.0)
+
+
+#: Two boxes of IoU 0.6 and a distant one, in an input of 64 pixels.
+BOXES = np.array([[0, 0, 40, 40], [10, 0, 50, 40], [44, 44, 64, 64]], np.float32)
+#: A square image of twice the size of the input.
+SQUARE = darknet_letterbox((128, 128), 64)
+
+
+def test_every_class_above_the_threshold_is_a_detection() -> None:
+    scores = np.array([[0.9, 0.5, 0.0], [0.0, 0.0, 0.0], [0.2, 0.7, 0.6]], np.float32)
+    boxes, kept_scores, class_ids = postprocess(BOXES, scores, SQUARE, confidence=0.5, iou=0.5)
+    # The score 0.5 is equal to the threshold, not higher.
+    np.testing.assert_array_equal(kept_scores, np.array([0.9, 0.7, 0.6], np.float32))
+    assert class_ids.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(boxes, 2 * BOXES[[0, 2, 2]])
+
+
+@pytest.mark.parametrize(("iou", "kept"), [(0.5, [0, 2]), (0.7, [0, 1, 2])])
+def test_lower_score_of_overlapping_boxes_of_a_class_is_suppressed(iou: float, kept: list[int]) -> None:
+    scores = np.array([[0.9], [0.8], [0.7]], np.float32)
+    boxes, kept_scores, _ = postprocess(BOXES, scores, SQUARE, confidence=0.1, iou=iou)
+    np.testing.assert_allclose(boxes, 2 * BOXES[kept])
+    np.testing.assert_array_equal(kept_scores, scores[kept, 0])
+
+
+def test_overlapping_boxes_of_different_classes_are_kept_in_order_of_their_scores() -> None:
+    scores = np.array([[0.8, 0.0], [0.0, 0.9], [0.0, 0.0]], np.float32)
+    boxes, _, class_ids = postprocess(BOXES, scores, SQUARE, confidence=0.1, iou=0.1)
+    np.testing.assert_allclose(boxes, 2 * BOXES[[1, 0]])
+    assert class_ids.tolist() == [1, 0]
+
+
+def test_only_selected_classes_are_kept() -> None:
+    scores = np.full((3, 3), 0.9, np.float32)
+    selection = np.array([2, 0])
+    _, _, class_ids = postprocess(BOXES, scores, SQUARE, confidence=0.1, iou=0.9, class_ids=selection)
+    assert sorted(class_ids.tolist()) == [0, 0, 0, 2, 2, 2]
+    nothing = postprocess(BOXES, scores, SQUARE, confidence=0.1, iou=0.9, class_ids=selection[:0])
+    assert [part.shape for part in nothing] == [(0, 4), (0,), (0,)]
+
+
+def test_boxes_are_clipped_to_the_image_and_those_in_the_padding_are_removed() -> None:
+    # 96 pixels of the input show 200 columns of the image; 57 rows from row 19 on show its 120 rows.
+    boxes = np.array([[-9, 10, 48, 47.5], [0, 0, 96, 18], [10, 77, 20, 90], [90, 70, 99, 99]], np.float32)
+    scores = np.array([[0.9], [0.8], [0.7], [0.6]], np.float32)
+    clipped, kept_scores, _ = postprocess(boxes, scores, darknet_letterbox((120, 200), 96), confidence=0.1, iou=0.5)
+    np.testing.assert_allclose(kept_scores, [0.9, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(clipped, [[0, 0, 100, 60], [187.5, 51 * 120 / 57, 200, 120]], rtol=1e-6)
 
 
 def test_letterbox_depends_on_the_variant() -> None:

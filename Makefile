@@ -1,12 +1,13 @@
 # make demo   set up and run the main features on real data
 # make test   set up and run the tests
 # make lint   ruff and mypy
+# make smoke  install the wheel alone into a fresh environment and run inference without PyTorch
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint smoke clean
 
 demo: $(READY)
 	$(BIN)/chromabox demo --output demo
@@ -18,6 +19,9 @@ lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks scripts notebooks
 	$(BIN)/ruff format --check src tests benchmarks scripts notebooks
 	$(BIN)/mypy
+
+smoke: $(READY)
+	$(BIN)/python scripts/smoke.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Chromabox needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

@@ -1,16 +1,16 @@
 """Copy the best photo model of a run into the package as the default model of ``chromabox colour``.
 
-Both the checkpoint and the ONNX file store weights in half precision (inference uses float32). The metadata contains
+Weights are stored in half precision (inference uses float32). The metadata contains
 the training settings, and metrics of the half-precision weights on the validation images of the run, which are computed
 by this script.
 
     chromabox train photo --data photos/ -o runs/bundled
     python scripts/ship_photo_net.py runs/bundled [NOTE ...]
-    python scripts/ship_photo_net.py --onnx-only             # export the bundled checkpoint again
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from onnxscript import optimizer
 
 from chromabox.colour.data.photos import center_crop, load_photos
 from chromabox.colour.training.train_photo import validate_photo
-from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, OnnxNetwork, PhotoModel, load_model
+from chromabox.colour.weights.checkpoint import OnnxNetwork, PhotoModel, load_model
 from chromabox.colour.weights.export import compare_outputs, onnx_metadata, to_colour_onnx
 from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, load_onnx_model
-from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.engine.export import save_verified
 from chromabox.engine.logger import read_metrics
 
@@ -69,11 +68,6 @@ def export_half(model: PhotoModel, path: Path) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--onnx-only"]:
-        bundled = load_model()
-        assert isinstance(bundled, PhotoModel)
-        export_half(bundled, ASSETS / DEFAULT_MODEL)
-        return
     run = Path(sys.argv[1])
     model = load_model(run)
     if not isinstance(model, PhotoModel):
@@ -90,10 +84,8 @@ def main() -> None:
     metadata["measured_on_val"] = metrics
     metadata["epochs_run"] = len(read_metrics(run))
     metadata["note"] = " ".join(sys.argv[2:])
-    state = {"net": {name: to_half(value) for name, value in model.network.state_dict().items()}}
-    save_checkpoint(ASSETS / DEFAULT_CHECKPOINT, state, metadata)
-    export_half(model, ASSETS / DEFAULT_MODEL)
-    print(f"{ASSETS / DEFAULT_CHECKPOINT}: {(ASSETS / DEFAULT_CHECKPOINT).stat().st_size / 1e6:.1f} MB; {metrics}")
+    export_half(replace(model, metadata=metadata), ASSETS / DEFAULT_MODEL)
+    print(metrics)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,14 @@ import sys
 
 from chromabox.errors import ChromaboxError
 
+#: The modules that each optional extra installs.
+EXTRAS = {
+    "train": {"faster_coco_eval", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy", "skimage", "sklearn"}
+    | {"supervision", "tensorboard", "torch"},
+    "assignment": {"jinja2", "pygments", "sympy", "typst"},
+    "video": {"av"},
+}
+
 
 def main() -> None:
     """Run the command line and exit: 0 success, 1 failed work, 2 invalid usage, 130 interrupted."""
@@ -13,6 +21,14 @@ def main() -> None:
         sys.exit(run_cli())
     except ChromaboxError as error:
         sys.exit(_fail(str(error), error.exit_code))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extras = [extra for extra, modules in EXTRAS.items() if missing in modules]
+        if not extras:
+            raise
+        command = " ".join(["chromabox", *sys.argv[1:2]])
+        install = f"pip install 'chromabox[{extras[0]}]'"
+        sys.exit(_fail(f"{command} requires {missing}, which is not installed; install it with {install}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left.", 130))
     except BrokenPipeError:

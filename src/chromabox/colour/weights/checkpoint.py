@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.onnx_model import ColourModel, load_onnx_model, resolve_checkpoint
+from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, ColourModel, load_onnx_model, resolve_checkpoint
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-
-#: The bundled checkpoint of the photo model, from which the bundled ONNX file was exported.
-DEFAULT_CHECKPOINT = "photo.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,7 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     and a library for it is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
     """
     if path is None:
-        with resources.as_file(resources.files("chromabox.assets") / DEFAULT_CHECKPOINT) as shipped:
-            return _load(shipped)
+        return _load_bundled()
     return _load(resolve_checkpoint(path))
 
 
@@ -91,6 +87,23 @@ def _load(path: Path) -> PaletteModel | PhotoModel:
             f"{path}: not a checkpoint of a colourisation model ({reason}); expected one that chromabox train wrote"
         ) from error
     return PaletteModel(network.eval(), palette, metadata)
+
+
+def _load_bundled() -> PhotoModel:
+    """Return the bundled photo model; its ONNX file contains all weights under their names, some of them in float16."""
+    import onnx
+
+    with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as path:
+        model = load_onnx_model(path)
+        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    network = build_model(model.metadata["net"], **model.metadata["settings"])
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                values = tensors[name] if name in tensors else tensors[f"{name}_half"]
+                value.copy_(torch.from_numpy(values.astype(np.float32)))
+    assert isinstance(model.output, ChromaBins)
+    return PhotoModel(network.eval(), model.output, model.metadata)
 
 
 class OnnxNetwork(nn.Module):

@@ -1,15 +1,16 @@
 """ONNX Runtime sessions of small models built by onnx's helpers; expected outputs from direct calculation."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.runtime.session import one_line, open_session, require_onnx
+from chromabox.runtime.parallel import num_cores
+from chromabox.runtime.session import one_line, open_session, resolve_provider
 
-onnx = pytest.importorskip("onnx", reason="the export extra builds and runs the models of these tests")
+onnx = pytest.importorskip("onnx", reason="the train extra builds the models of these tests")
 
 
 @pytest.fixture
@@ -35,16 +36,79 @@ def test_other_input_and_output_names_are_rejected(path: Path) -> None:
 
 
 def test_invalid_model_raises_a_one_line_error(path: Path) -> None:
-    with pytest.raises(ChromaboxError, match=r"a\.onnx: onnxruntime cannot open the model") as caught:
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: ONNX Runtime cannot open the model") as caught:
         open_session(path, b"not a model", ["x"], ["y"])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
-def test_missing_library_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=rf"ONNX files require {name}: .*chromabox\[export\]"):
-        require_onnx()
+@pytest.mark.parametrize(("threads", "expected"), [(None, num_cores()), (1, 1), (3, 3)])
+def test_number_of_threads(path: Path, threads: int | None, expected: int) -> None:
+    session = open_session(path, path.read_bytes(), ["x"], ["y"], threads=threads)
+    assert session.get_session_options().intra_op_num_threads == expected
+
+
+@pytest.fixture
+def external_bytes() -> bytes:
+    """Return the model y = x + w with w in another file."""
+    make, floats = onnx.helper, onnx.TensorProto.FLOAT
+    values = [make.make_tensor_value_info(name, floats, [1]) for name in "xy"]
+    w = onnx.TensorProto(name="w", data_type=floats, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    w.external_data.add(key="location", value="other.bin")
+    graph = make.make_graph([make.make_node("Add", ["x", "w"], ["y"])], "external", values[:1], values[1:], [w])
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"\x0a\x08location\x12\x09other.bin",  # As written by protobuf.
+        b"\x12\x09other.bin\x0a\x08location",  # The value before the key.
+        b"\x0a\x88\x00location\x12\x09other.bi",  # A length of two bytes.
+    ],
+)
+def test_tensors_in_other_files_are_rejected(path: Path, external_bytes: bytes, entry: bytes) -> None:
+    original = b"\x0a\x08location\x12\x09other.bin"
+    assert original in external_bytes
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: the model refers to tensors in other files"):
+        open_session(path, external_bytes.replace(original, entry), ["x"], ["y"])
+
+
+def test_the_word_location_elsewhere_is_accepted(path: Path) -> None:
+    model = onnx.load(path)
+    model.metadata_props.add(key="classes", value='["location", "location of a dog"]')
+    open_session(path, model.SerializeToString(), ["x"], ["y"])
+
+
+def test_auto_selects_the_best_available_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_provider("cpu") == "CPUExecutionProvider"
+    assert resolve_provider() in onnxruntime.get_available_providers()
+    for available, expected in (
+        (["CPUExecutionProvider"], "CPUExecutionProvider"),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
+        (["CPUExecutionProvider", "CoreMLExecutionProvider"], "CoreMLExecutionProvider"),
+        (["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider"),
+    ):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda available=available: available)
+        assert resolve_provider() == expected
+    assert resolve_provider("cpu") == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("tpu", "--device is 'tpu': expected auto, cuda, coreml, directml, cpu"),
+        ("directml", "--device directml: this installation of ONNX Runtime supports cuda, cpu only"),
+    ],
+)
+def test_unknown_or_unavailable_device_is_rejected(
+    device: str, message: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(UsageError, match=message):
+        resolve_provider(device)
+    with pytest.raises(UsageError, match=message):
+        open_session(path, path.read_bytes(), ["x"], ["y"], device=device)
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:

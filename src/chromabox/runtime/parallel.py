@@ -56,7 +56,7 @@ def map_row_bands(
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
     threads = min(num_cores() if threads is None else threads, len(bands))
-    if threads == 1:
+    if threads <= 1:
         for band in bands:
             func(band)
         return

@@ -1,5 +1,6 @@
 """ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-#: The key that starts each reference to a tensor in another file (field 1 of ``StringStringEntryProto``).
-_EXTERNAL_DATA_KEY = b"\x0a\x08location\x12"
+#: The key of a reference to a tensor in another file, after its length, whose last byte is 0 if it is padded. In a
+#: crafted file, the key can follow its value.
+_EXTERNAL_DATA_KEY = re.compile(rb"location(?<=[\x00\x08]location)")
 
 
 def resolve_provider(device: str = "auto") -> str:
@@ -60,7 +62,7 @@ def open_session(
     UsageError for a device that is not available.
     """
     provider = resolve_provider(device)
-    if _EXTERNAL_DATA_KEY in model_bytes:
+    if _EXTERNAL_DATA_KEY.search(model_bytes):
         raise ChromaboxError(f"{path}: the model refers to tensors in other files; expected a model in one file")
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()

@@ -13,7 +13,6 @@ from chromabox.cli.finetune import FinetuneTrainingArgs, finetune
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.inference.runtime import optimize_for_inference
 from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
@@ -77,7 +76,7 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
     folder, _ = run
     pixels = skimage.data.coffee()
     ours, theirs = (
-        detect_image(pixels, optimize_for_inference(load_detector(path)), confidence=0.05, size=64)
+        detect_image(pixels, load_detector(path).fused(), confidence=0.05, size=64)
         for path in (folder / "best.safetensors", folder / name)
     )
     assert len(ours.xyxy) > 3
@@ -108,6 +107,7 @@ def test_worst_errors_come_first() -> None:
             xyxy=np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
             confidence=np.array([score for score, _, _ in rows], np.float32),
             class_id=np.array([number for _, number, _ in rows], np.int64),
+            class_names=np.array(["one", "two"])[[number for _, number, _ in rows]],
         )
 
     def make_sample(number: int, *box: float) -> Sample:

@@ -18,12 +18,12 @@ from chromabox.colour.data.photos import PhotoDataset
 from chromabox.colour.training.recipes import make_photo_recipe
 from chromabox.colour.training.train_photo import NUM_FROZEN_LAYERS, PhotoConfig, init_model
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.inference.runtime import optimize_for_inference
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, ULTRALYTICS_9_6, yolov3_tiny
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.convert import convert_weights
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, download_pretrained, load_detector, write_darknet
+from chromabox.detect.weights.onnx_model import load_onnx_detector
 from chromabox.detect.weights.sanity_check import make_test_image, match_quality, sanity_check
 from chromabox.errors import ChromaboxError
 from chromabox.io import darknet_weights as darknet
@@ -69,12 +69,16 @@ def test_onnx_export_gives_the_same_boxes(original: Path, tmp_path: Path) -> Non
     exported = load_detector(tmp_path / "tiny.onnx")
     assert exported.classes == detector.classes
     pixels = np.rint(make_test_image()[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-    expected, actual = (
-        detect_image(pixels, optimize_for_inference(one), confidence=0.1) for one in (detector, exported)
+    onnx_detector = load_onnx_detector(tmp_path / "tiny.onnx")
+    expected, actual, run_by_onnx_runtime = (
+        detect_image(pixels, one, confidence=0.1) for one in (detector.fused(), exported.fused(), onnx_detector)
     )
-    assert {"person", "cat"} <= set(expected.data["class_name"])
+    assert {"person", "cat"} <= set(expected.class_names)
     np.testing.assert_array_equal(actual.xyxy, expected.xyxy)
     np.testing.assert_array_equal(actual.confidence, expected.confidence)
+    np.testing.assert_allclose(run_by_onnx_runtime.xyxy, expected.xyxy, atol=0.05)
+    np.testing.assert_allclose(run_by_onnx_runtime.confidence, expected.confidence, atol=1e-4)
+    assert run_by_onnx_runtime.class_names.tolist() == expected.class_names.tolist()
 
 
 def test_download_by_name_is_cached(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,10 +113,10 @@ def run_chromabox(worker: WorkerIO, threads: int, epochs: int, folder: Path, fre
 def evaluate(detector: Any, data: Any) -> None:
     """Evaluate as ``chromabox evaluate`` does, without a cache and without confidence intervals."""
     from chromabox.detect.evaluation.evaluate import evaluate_detector
-    from chromabox.detect.inference.runtime import optimize_for_inference
+    from chromabox.engine.autotune import num_threads
 
-    with torch.autocast("cpu", enabled=False):
-        evaluate_detector(optimize_for_inference(detector), data, size=SIZE, num_resamples=2)
+    with torch.autocast("cpu", enabled=False), num_threads(1):
+        evaluate_detector(detector.fused(), data, size=SIZE, num_resamples=2)
 
 
 def run_ultralytics(worker: WorkerIO, threads: int, epochs: int, folder: Path) -> None:

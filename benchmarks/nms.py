@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import supervision
 
 from chromabox.detect.boxes import nms
-from chromabox.detect.detections import supervision
 from environment import describe_machine, time_call, write_results
 
 NUM_BOXES, SIDE, IOU_THRESHOLD, NUM_TURNS = 10_000, 640, 0.45, 7

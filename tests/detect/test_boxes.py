@@ -22,8 +22,9 @@ from chromabox.detect.boxes import (
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
-from chromabox.detect.detections import supervision
 from chromabox.errors import UsageError
+
+supervision = pytest.importorskip("supervision", reason="the train extra installs supervision")
 
 
 def random_boxes(count: int, seed: int = 0, spread: float = 200) -> np.ndarray:

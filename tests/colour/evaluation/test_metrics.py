@@ -1,5 +1,7 @@
 """Metrics against scikit-image, scikit-learn and hand calculations."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,6 +68,43 @@ def test_delta_e_of_similar_and_grey_colours_equals_scikit_image():
         assert metrics.delta_e(A, other) == pytest.approx(expected, rel=1e-4)
 
 
+# Pairs of colours and their difference, from table 1 of Sharma, Wu and Dalal 2005.
+CIEDE2000_PAIRS = [
+    ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+    ((50, 3.1571, -77.2803), (50, 0, -82.7485), 2.8615),
+    ((50, 2.8361, -74.02), (50, 0, -82.7485), 3.4412),
+    ((50, -1.3802, -84.2814), (50, 0, -82.7485), 1),
+    ((50, 0, 0), (50, -1, 2), 2.3669),
+    ((50, -1, 2), (50, 0, 0), 2.3669),
+    ((50, 2.49, -0.001), (50, -2.49, 0.0009), 7.1792),
+    ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
+    ((50, -0.001, 2.49), (50, 0.0009, -2.49), 4.8045),
+    ((50, -0.001, 2.49), (50, 0.0011, -2.49), 4.7461),
+    ((50, 2.5, 0), (50, 0, -2.5), 4.3065),
+    ((50, 2.5, 0), (73, 25, -18), 27.1492),
+    ((50, 2.5, 0), (61, -5, 29), 22.8977),
+    ((50, 2.5, 0), (56, -27, -3), 31.903),
+    ((50, 2.5, 0), (58, 24, 15), 19.4535),
+    ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+    ((90.8027, -2.0831, 1.441), (91.1528, -1.6435, 0.0447), 1.4441),
+    ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+]
+
+
+def test_ciede2000_equals_published_values():
+    first, second, expected = (np.array(column, np.float32) for column in zip(*CIEDE2000_PAIRS, strict=True))
+    np.testing.assert_allclose(metrics.ciede2000(first, second), expected, atol=1.5e-4)
+    np.testing.assert_allclose(metrics.ciede2000(second, first), expected, atol=1.5e-4)
+
+
+def test_ciede2000_equals_scikit_image_for_all_hues_and_grey():
+    first, second = (RNG.uniform((0, -90, -90), (100, 90, 90), (2, 5000, 3))).astype(np.float32)
+    second[:100, 1:] = 0
+    first[50:150, 1:] = 0
+    np.testing.assert_allclose(metrics.ciede2000(first, second), deltaE_ciede2000(first, second), rtol=1e-3)
+    assert np.abs(metrics.ciede2000(first, first)).max() == 0
+
+
 def test_colourfulness_equals_hand_calculation():
     """Half red (255, 0, 0), half blue (0, 0, 255).
 
@@ -97,13 +136,36 @@ SSIM_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(11, 11), (11, 40), (64, 30), (81, 37)])
-def test_ssim_in_bands_equals_scikit_image_on_the_whole_image(monkeypatch, shape):
-    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 20 * shape[1])
+@pytest.mark.parametrize("shape", [(11, 11), (11, 40), (64, 30), (81, 37), (53, 101)])
+def test_ssim_in_tiles_equals_scikit_image_on_the_whole_image(monkeypatch, shape):
+    monkeypatch.setattr(metrics, "CHUNK_PIXELS", 400)  # tiles of 20 × 20 windows
     a = data.chelsea()[: shape[0], : shape[1]]
     b = np.clip(a + RNG.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
     assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **SSIM_OPTIONS), abs=1e-12)
     assert metrics.ssim(a, a) == 1
+
+
+def test_ssim_of_flat_and_inverted_images_equals_scikit_image():
+    black = np.zeros((30, 40, 3), np.uint8)
+    noise = RNG.integers(0, 256, black.shape, dtype=np.uint8)
+    for a, b in ((black, black + 255), (black, noise), (noise, 255 - noise)):
+        assert metrics.ssim(a, b) == pytest.approx(structural_similarity(a, b, **SSIM_OPTIONS), abs=1e-12)
+    assert metrics.ssim(noise, 255 - noise) < -0.5
+
+
+def test_memory_of_ssim_and_lab_differences_does_not_depend_on_the_image_size():
+    """Peak of the memory that NumPy allocates, for images of 0.15 and 0.6 megapixels."""
+    peaks = []
+    for height, width in ((300, 500), (100, 6000)):
+        image = np.zeros((height, width, 3), np.uint8)
+        other = image + np.uint8(1)
+        tracemalloc.start()
+        metrics.ssim(image, other)
+        metrics.lab_differences(image, other)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 20e6
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (10, 10), (3, 50), (40, 2)])

@@ -6,10 +6,12 @@ PSNR and accuracy favour desaturated colours: interpret them together with colou
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Integer, UInt8
+from jaxtyping import Float32, Float64, Int64, Integer, UInt8
 
+from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.errors import ChromaboxError
 
 #: Number of pixels processed at a time. Intermediate results fit into the CPU cache: CIEDE2000 is twice as fast as with
@@ -19,6 +21,9 @@ CHUNK_PIXELS = 1 << 15
 NUM_GREY_SUMS = 3 * 255 + 1
 #: Radius in pixels of the window of structural similarity, without its centre.
 SSIM_RADIUS = 5
+#: Weights of the window along one axis: Gaussian, standard deviation 1.5. The first one is the centre's.
+SSIM_WEIGHTS = np.exp(-(np.arange(SSIM_RADIUS + 1) ** 2) / (2 * 1.5**2))
+SSIM_WEIGHTS /= SSIM_WEIGHTS[0] + 2 * SSIM_WEIGHTS[1:].sum()
 #: Weights of linear red, green and blue in the relative luminance of sRGB (IEC 61966-2-1).
 REC709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
@@ -75,40 +80,56 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
     The result is the mean over red, green and blue. Parameters: Gaussian window of 11 × 11 with standard deviation 1.5,
     K1 = 0.01, K2 = 0.03, data range 255, population covariance, mean over the windows that are completely inside the
     image. If a side is shorter than 11 pixels, there is no such window: both images are padded symmetrically by 5
-    pixels, which gives one window per pixel. Images are processed in bands of rows: the working memory does not depend
-    on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
+    pixels, which gives one window per pixel. Images are processed in tiles: the working memory does not depend on their
+    size. Raise ChromaboxError if the shapes differ or there are no pixels.
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
-    similarity", sections III.B and III.C, in scikit-image's implementation.
+    similarity", sections III.B and III.C.
     """
-    from skimage.metrics import structural_similarity
-
     _check_pair(rgb_a, rgb_b)
     if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
         padding = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
-    num_rows = rgb_a.shape[0] - 2 * SSIM_RADIUS  # rows of window centres
-    rows_per_band = max(CHUNK_PIXELS // rgb_a.shape[1], 4 * SSIM_RADIUS)
+    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # of window centres
+    side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
     total = 0.0
-    for top in range(0, num_rows, rows_per_band):
-        band = slice(top, min(top + rows_per_band, num_rows) + 2 * SSIM_RADIUS)
-        mean = structural_similarity(
-            rgb_a[band],
-            rgb_b[band],
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=255,
-            channel_axis=2,
-        )
-        total += float(mean) * (band.stop - band.start - 2 * SSIM_RADIUS)
-    return total / num_rows
+    for top in range(0, num_rows, side):
+        for left in range(0, num_columns, side):
+            tile = np.s_[top : top + side + 2 * SSIM_RADIUS, left : left + side + 2 * SSIM_RADIUS]
+            total += float(_ssim_map(rgb_a[tile].astype(np.float64), rgb_b[tile].astype(np.float64)).sum())
+    return total / (3 * num_rows * num_columns)
+
+
+def _ssim_map(
+    a: Float64[np.ndarray, "height width 3"], b: Float64[np.ndarray, "height width 3"]
+) -> Float64[np.ndarray, "rows columns 3"]:
+    """Return the structural similarity of every window that is completely inside the tile (equation 13)."""
+    mean_a, mean_b = _gaussian_means(a), _gaussian_means(b)
+    product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
+    covariance = _gaussian_means(a * b) - product
+    variances = _gaussian_means(a * a + b * b) - squares
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+
+
+def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:
+    """Return the weighted mean in every window that is completely inside the tile, one axis after the other."""
+    for _ in range(2):
+        rows = len(values) - 2 * SSIM_RADIUS
+        means = SSIM_WEIGHTS[0] * values[SSIM_RADIUS : SSIM_RADIUS + rows]
+        for distance, weight in enumerate(SSIM_WEIGHTS[1:], start=1):
+            before, after = SSIM_RADIUS - distance, SSIM_RADIUS + distance
+            pair = values[before : before + rows] + values[after : after + rows]
+            pair *= weight
+            means += pair
+        values = means.transpose(1, 0, 2)
+    return values
 
 
 def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
     """Compute the mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
 
-    See :func:`lab_differences`.
+    See :func:`lab_differences` and :func:`ciede2000`.
     """
     return lab_differences(rgb_a, rgb_b)[0].delta_e
 
@@ -126,23 +147,50 @@ class LabDifference:
 def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[LabDifference]:
     """Compute the differences between the first image and each of the others.
 
-    The images are 8-bit sRGB with white point D65 and the 2° observer; k_L = k_C = k_H = 1. They are processed in
-    chunks: the working memory does not depend on their size. Raise ChromaboxError if the shapes differ or there are no
-    pixels.
-
-    Source: Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula", in scikit-image's implementation.
+    The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks: the working memory
+    does not depend on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
-    from skimage.color import deltaE_ciede2000, rgb2lab
-
     sums = np.zeros((len(others), 2))
     for chunks in _chunks(rgb, *others):
-        lab, *other_labs = (rgb2lab(chunk.astype(np.float32) / np.float32(255)) for chunk in chunks)
+        lab, *other_labs = map(rgb_to_lab, chunks)
         for index, other in enumerate(other_labs):
-            difference: Float[np.ndarray, pixels] = deltaE_ciede2000(lab, other)
             lightness = np.abs(lab[:, 0] - other[:, 0])
-            sums[index] += difference.sum(dtype=np.float64), lightness.sum(dtype=np.float64)
+            sums[index] += ciede2000(lab, other).sum(dtype=np.float64), lightness.sum(dtype=np.float64)
     means = sums / (rgb.size // 3)
     return [LabDifference(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in means]
+
+
+def ciede2000(
+    lab_a: Float32[np.ndarray, "colours 3"], lab_b: Float32[np.ndarray, "colours 3"]
+) -> Float32[np.ndarray, " colours"]:
+    """Compute the colour difference CIEDE2000 of corresponding CIELab colours, with k_L = k_C = k_H = 1.
+
+    Source: Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula", equations 2 to 22.
+    """
+    (lightness_a, a_a, b_a), (lightness_b, a_b, b_b) = lab_a.T, lab_b.T
+    stretch = 1.5 - 0.5 * _chroma_ratio((np.hypot(a_a, b_a) + np.hypot(a_b, b_b)) / 2)
+    a_a, a_b = stretch * a_a, stretch * a_b
+    chroma_a, chroma_b = np.hypot(a_a, b_a), np.hypot(a_b, b_b)
+    hue = np.arctan2(b_a, a_a)
+    hue_change = np.arctan2(b_b, a_b) - hue
+    hue_change -= 2 * np.pi * np.rint(hue_change / (2 * np.pi))  # to [−π, π]
+    # The mean hue, in radians from 0. It has no effect if one of the colours is grey.
+    hue = (hue + hue_change / 2) % (2 * np.pi)
+    distance = ((lightness_a + lightness_b) / 2 - 50) ** 2
+    chroma = (chroma_a + chroma_b) / 2
+    t = 1 - 0.17 * np.cos(hue - np.pi / 6) + 0.24 * np.cos(2 * hue)
+    t += 0.32 * np.cos(3 * hue + np.pi / 30) - 0.2 * np.cos(4 * hue - 63 * np.pi / 180)
+    lightness_term = (lightness_b - lightness_a) / (1 + 0.015 * distance / np.sqrt(20 + distance))
+    chroma_term = (chroma_b - chroma_a) / (1 + 0.045 * chroma)
+    hue_term = 2 * np.sqrt(chroma_a * chroma_b) * np.sin(hue_change / 2) / (1 + 0.015 * chroma * t)
+    rotation = np.pi / 3 * np.exp(-(((hue * (180 / np.pi) - 275) / 25) ** 2))
+    interaction = -2 * np.sin(rotation) * _chroma_ratio(chroma) * chroma_term * hue_term
+    return np.sqrt(np.maximum(lightness_term**2 + chroma_term**2 + hue_term**2 + interaction, 0))
+
+
+def _chroma_ratio(chroma: Float32[np.ndarray, " colours"]) -> Float32[np.ndarray, " colours"]:
+    power = chroma**7
+    return np.sqrt(power / (power + 25**7))
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:

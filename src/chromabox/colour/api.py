@@ -1,5 +1,6 @@
 """``chromabox.colourise()``: colourisation of a Pillow image or a NumPy array."""
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Real
@@ -247,6 +248,13 @@ def _parse_replacements(spec: Any) -> tuple[tuple[Colour, Colour], ...]:
 _load_lock = Lock()
 
 
+def _reset_after_fork() -> None:
+    """Forget loaded models in a forked process: the threads of their sessions exist in the parent only."""
+    global _load_lock
+    _load_lock = Lock()
+    _load.cache_clear()
+
+
 def _load_cached(model: Any) -> ColourModel:
     """Return a given model, or load the model at a given path, once per file version."""
     if isinstance(model, ColourModel):
@@ -258,11 +266,15 @@ def _load_cached(model: Any) -> ColourModel:
     with _load_lock:  # Concurrent first calls load the file only once.
         if model is None:
             return _load(None, 0)
-        path = resolve_checkpoint(Path(model)).resolve()
-        return _load(path, path.stat().st_mtime_ns)
+        path = Path(model)
+        return _load(path.absolute(), resolve_checkpoint(path).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
     """Load a model; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
     return open_model(path)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)

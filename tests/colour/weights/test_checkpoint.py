@@ -5,10 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage import data
 
+from chromabox.colour.chroma.distribution import softmax
+from chromabox.colour.chroma.recolour import lightness
 from chromabox.colour.models import MODELS, build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import load_model, model_metadata, resolve_checkpoint
+from chromabox.colour.weights.checkpoint import PhotoModel, load_model, load_palette_model, model_metadata
+from chromabox.colour.weights.onnx_model import open_model, resolve_checkpoint
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -87,3 +91,19 @@ def test_invalid_metadata_gives_one_line_error_with_exit_code_1(tmp_path: Path, 
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 1
+
+
+def test_bundled_model_in_pytorch_equals_the_onnx_file() -> None:
+    """The network is rebuilt from the tensors of the file, of which some are stored in half precision."""
+    model, opened = load_model(), open_model()
+    assert isinstance(model, PhotoModel)
+    assert not model.network.training
+    np.testing.assert_array_equal(model.bins.centres, opened.centres)
+    for photograph in (data.astronaut()[:192, :256], data.coffee()[:256, :128]):
+        grey = (lightness(photograph) / 100)[None, None]
+        with torch.no_grad():
+            logits = model.network(torch.from_numpy(grey)).numpy()
+        assert np.ptp(logits, axis=(0, 2, 3)).max() > 1
+        np.testing.assert_allclose(softmax(opened.predict(grey), 1), softmax(logits, 1), atol=1e-4)
+    with pytest.raises(UsageError, match="the default model: is a photo model"):
+        load_palette_model()

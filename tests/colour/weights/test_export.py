@@ -18,6 +18,7 @@ from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights import export
 from chromabox.colour.weights.checkpoint import (
+    OnnxNetwork,
     PaletteModel,
     PhotoModel,
     load_model,
@@ -25,7 +26,7 @@ from chromabox.colour.weights.checkpoint import (
     photo_model_metadata,
 )
 from chromabox.colour.weights.export import ColourExportReport, export_onnx
-from chromabox.colour.weights.onnx_model import OnnxModel
+from chromabox.colour.weights.onnx_model import load_onnx_model
 from chromabox.engine.export import MAX_DIFFERENCE
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData
@@ -91,19 +92,29 @@ def test_exported_file_matches_pytorch_and_reference_evaluator(exported, name: s
         logits = model.network(grey).numpy()
     assert np.ptp(logits, axis=(0, 2, 3)).max() > 1e-2  # otherwise any model would pass
     np.testing.assert_allclose(reference.run(None, {"grey": grey.numpy()})[0], logits, atol=1e-4)
+    opened = load_onnx_model(path)
+    assert (opened.size_divisor, opened.stride) == (divisor, getattr(model.network, "stride", 1))
+    np.testing.assert_allclose(opened.predict(grey.numpy()), logits, atol=1e-4)
     np.testing.assert_allclose(load_model(path).network(grey).numpy(), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["unet", "photo"])
-def test_images_colourised_by_the_file_match_pytorch(exported, name: str) -> None:
+def test_images_colourised_by_the_file_match_pytorch(exported, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path, _ = exported(name)
     rows, columns = np.mgrid[:90, :130]
     grey = (127 + 90 * np.sin(rows / 9) * np.cos(columns / 13) + (columns > 60) * 30).clip(0, 255).astype(np.uint8)
     image = ImageData(np.repeat(grey[..., None], 3, -1))
+    opened = load_onnx_model(path)
+
+    @torch.no_grad()
+    def predict_by_pytorch(self: object, grey: np.ndarray) -> np.ndarray:
+        return model.network(torch.from_numpy(grey)).numpy()
+
     for style in ("natural", "vivid"):
-        expected, actual = (
-            colourise_image(image, each, ColouriseOptions(style=style)) for each in (model, load_model(path))
-        )
+        actual = colourise_image(image, opened, ColouriseOptions(style=style))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(opened), "predict", predict_by_pytorch)
+            expected = colourise_image(image, opened, ColouriseOptions(style=style))
         difference = np.abs(expected.pixels.astype(int) - actual.pixels.astype(int))
         assert difference.max() <= 1
     assert np.ptp(expected.pixels, axis=-1).max() > 5  # the image is not grey
@@ -113,7 +124,8 @@ def test_metadata_describes_the_model_completely(exported) -> None:
     for name in ("unet", "photo"):
         model, path, _ = exported(name)
         loaded = load_model(path)
-        assert isinstance(loaded.network, OnnxModel)
+        assert isinstance(loaded.network, OnnxNetwork)
+        assert load_onnx_model(path).metadata == loaded.metadata
         assert json.loads(json.dumps(model.metadata)) == loaded.metadata
         properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert properties["version"] == chromabox.__version__
@@ -140,7 +152,7 @@ def test_file_with_different_outputs_is_not_written(exported, tmp_path: Path, mo
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return onnx_model
 
-    monkeypatch.setattr(export, "_to_onnx", export_modified)
+    monkeypatch.setattr(export, "to_colour_onnx", export_modified)
     (tmp_path / "net.onnx").write_bytes(b"existing")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: not written because its outputs would differ from PyTorch"):
         export_onnx(model, tmp_path / "net.onnx")
@@ -159,7 +171,7 @@ def test_wrong_suffix_and_onnx_models_are_rejected(exported, tmp_path: Path) -> 
 
 def test_unwritable_path_is_named(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path, _ = exported("unet")
-    monkeypatch.setattr(export, "_to_onnx", lambda network, opset: onnx.load(path))
+    monkeypatch.setattr(export, "to_colour_onnx", lambda network, opset: onnx.load(path))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: cannot be written"):
         export_onnx(model, tmp_path / "file" / "net.onnx")

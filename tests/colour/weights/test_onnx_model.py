@@ -1,6 +1,7 @@
-"""Untrusted ONNX files: small files are built with onnx's helpers; all but exported models must be rejected."""
+"""Models for inference: files built with onnx's helpers, of which all but exported models are rejected; checkpoints."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,17 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from skimage.color import rgb2lab
 
-from chromabox.colour.weights import onnx_model
-from chromabox.colour.weights.checkpoint import load_model, load_palette_model
-from chromabox.colour.weights.onnx_model import ONNX_FORMAT, open_onnx
+from chromabox.colour.models import build_model
+from chromabox.colour.palette.io import load_palette
+from chromabox.colour.weights import export, onnx_model
+from chromabox.colour.weights.checkpoint import OnnxNetwork, load_palette_model, model_metadata
+from chromabox.colour.weights.onnx_model import ONNX_FORMAT, load_onnx_model, model_sha256, open_model
+from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.manifest import sha256_file
+from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 WEIGHT, BIAS = np.array([1.0, -2.0], np.float32), np.array([0.5, 0.25], np.float32)
 PROPERTIES = {
@@ -24,6 +31,7 @@ PROPERTIES = {
     "history": json.dumps({"seed": 3}),
     "multiple": "4",
     "stride": "1",
+    "looks": "[32]",
 }
 
 
@@ -54,25 +62,38 @@ def write_model(path: Path, model: ModelProto) -> Path:
     return path
 
 
-def test_opened_model_is_called_like_a_pytorch_model(tmp_path: Path) -> None:
+def test_predict_computes_the_logits_and_the_metadata_is_read(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "net.onnx", make_onnx_model(looks="[32, 40]"))
+    model = open_model(path)
+    assert (model.path, model.metadata["net"], model.metadata["seed"], model.is_photo) == (path, "tiny", 3, False)
+    assert model.output.name == "two"
+    assert (model.size_divisor, model.stride, model.scales) == (4, 1, (32, 40))
+    colours = np.rint(np.array([[[0.1, 0.2, 0.3], [0.9, 0.5, 0.0]]]) * 256) / 255
+    np.testing.assert_allclose(model.centres, rgb2lab(colours)[0, :, 1:], atol=0.01)
+    grey = np.random.default_rng(0).random((3, 1, 8, 12), np.float32)[..., ::-1]  # not contiguous
+    # The formula of the only layer.
+    np.testing.assert_allclose(model.predict(grey), grey * WEIGHT[:, None, None] + BIAS[:, None, None], atol=1e-6)
+
+
+def test_file_is_called_like_a_pytorch_model(tmp_path: Path) -> None:
     model = load_palette_model(write_model(tmp_path / "net.onnx", make_onnx_model()))
     assert (model.palette.name, model.metadata["net"], model.metadata["seed"]) == ("two", "tiny", 3)
     assert model.network.size_divisor == 4
     grey = torch.rand(3, 1, 8, 12)
-    # The formula of the only layer; the input need not be contiguous.
+    # The input need not be contiguous.
     expected = grey.flip(-1).numpy() * WEIGHT[:, None, None] + BIAS[:, None, None]
     np.testing.assert_allclose(model.network(grey.flip(-1)).numpy(), expected, atol=1e-6)
 
 
-def test_session_uses_pytorchs_number_of_threads(tmp_path: Path) -> None:
-    path, before = write_model(tmp_path / "net.onnx", make_onnx_model()), torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            options = open_onnx(path)[0].session.get_session_options()
-            assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
-    finally:
-        torch.set_num_threads(before)
+def test_threads_and_device_are_those_of_the_session(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "net.onnx", make_onnx_model())
+    for threads in (1, 2):
+        session = open_model(path, threads=threads, device="cpu").session
+        options = session.get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+        assert session.get_providers() == ["CPUExecutionProvider"]
+    with pytest.raises(UsageError, match="--device is 'abacus'"):
+        open_model(path, device="abacus")
 
 
 def add_external_weight(model: ModelProto) -> None:
@@ -92,19 +113,6 @@ def add_external_constant(model: ModelProto) -> None:
     external_tensor.external_data.add(key="location", value="../secret")
 
 
-def add_branch(model: ModelProto) -> None:
-    inner = helper.make_graph([], "inner", [], [])
-    model.graph.node.append(helper.make_node("If", ["grey"], ["x"], then_branch=inner, else_branch=inner))
-
-
-def add_large_tensor(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("ConstantOfShape", ["weight"], ["x"]))
-
-
-def add_function(model: ModelProto) -> None:
-    model.functions.append(helper.make_function("own", "f", [], [], [], [helper.make_opsetid("", 18)]))
-
-
 def add_custom_operator(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("Conv", ["grey"], ["x"], domain="com.stranger"))
 
@@ -116,23 +124,26 @@ def rename_input(model: ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (add_external_weight, "stores tensors in external files"),
-        (add_external_constant, "stores tensors in external files"),
-        (add_branch, "contains nested graphs"),
-        (add_large_tensor, "uses the operators ConstantOfShape"),
-        (add_function, "contains functions"),
-        (add_custom_operator, r"uses the operators com\.stranger\.Conv"),
+        (add_external_weight, "refers to tensors in other files"),
+        (add_external_constant, "refers to tensors in other files"),
+        (add_custom_operator, "ONNX Runtime cannot open the model"),
         (rename_input, r"has inputs \['image'\]"),
     ],
 )
-def test_disallowed_content_is_rejected(tmp_path: Path, change: Callable[[ModelProto], None], error: str) -> None:
+def test_other_models_are_rejected(tmp_path: Path, change: Callable[[ModelProto], None], error: str) -> None:
     model = make_onnx_model()
     change(model)
-    path = write_model(tmp_path / "net.onnx", model)
+    assert_rejected(write_model(tmp_path / "net.onnx", model), error)
+
+
+def assert_rejected(path: Path, error: str) -> None:
+    """Assert that the file is rejected with one line that names it."""
     with pytest.raises(ChromaboxError, match=error) as raised:
-        load_model(path)
-    assert str(path) in str(raised.value)
+        open_model(path)
+    assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    assert raised.value.exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -143,58 +154,166 @@ def test_disallowed_content_is_rejected(tmp_path: Path, change: Callable[[ModelP
         ({"palette": None}, "metadata is damaged"),
         ({"palette": "[1, 2"}, "metadata is damaged"),
         ({"palette": "{}"}, "metadata is damaged"),
+        ({"palette": '{"name": "x", "colours": [[5, 5, 5], [0, 0, 0]]}'}, "metadata is damaged"),
+        ({"palette": '{"name": "x", "colours": [[1, 1, 1], [0, 0]]}'}, "metadata is damaged"),
+        ({"palette": '{"name": "x", "colours": [[1, 1, 1], [0, 0, 1%s]]}' % ("0" * 400)}, "metadata is damaged"),
+        ({"bins": '{"spacing": 10, "centres": [[1, 2]], "frequencies": [1]}'}, "metadata is damaged"),
+        ({"bins": "[]"}, "metadata is damaged"),
+        ({"net": None}, "metadata is damaged"),
         ({"history": "[]"}, "metadata is damaged"),
+        ({"history": "[" * 100_000}, "metadata is damaged"),
+        ({"multiple": None}, "metadata is damaged"),
         ({"multiple": "0"}, "metadata is damaged"),
         ({"multiple": "100000"}, "metadata is damaged"),
         ({"stride": "3"}, "metadata is damaged"),
-        ({"palette": '{"name": "x", "colours": [[5, 5, 5], [0, 0, 0]]}'}, "not a checkpoint of a colourisation model"),
-        (
-            {"bins": '{"spacing": 10, "centres": [[1, 2]], "frequencies": [1]}'},
-            "not a checkpoint of a colourisation model",
-        ),
+        ({"stride": "many"}, "metadata is damaged"),
+        ({"looks": None}, "metadata is damaged"),
+        ({"looks": "[]"}, "metadata is damaged"),
+        ({"looks": "[0]"}, "metadata is damaged"),
+        ({"looks": "[100000]"}, "metadata is damaged"),
+        ({"looks": "[Infinity]"}, "metadata is damaged"),
+        ({"looks": "32"}, "metadata is damaged"),
+        ({"looks": json.dumps([32] * 100)}, "metadata is damaged"),
     ],
 )
 def test_invalid_metadata_is_rejected(tmp_path: Path, changes: dict[str, str | None], error: str) -> None:
-    path = write_model(tmp_path / "net.onnx", make_onnx_model(**changes))
-    with pytest.raises(ChromaboxError, match=error) as raised:
-        load_model(path)
-    assert str(path) in str(raised.value)
+    assert_rejected(write_model(tmp_path / "net.onnx", make_onnx_model(**changes)), error)
 
 
 def test_corrupt_and_oversized_files_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path / "net.onnx", make_onnx_model())
     valid_bytes = path.read_bytes()
-    for content in (b"\xff" * 100, valid_bytes[: len(valid_bytes) // 2]):
+    for content in (b"", b"\xff" * 100, valid_bytes[: len(valid_bytes) // 2]):
         path.write_bytes(content)
-        with pytest.raises(ChromaboxError, match=r"not an ONNX file"):
-            load_model(path)
+        assert_rejected(path, "ONNX Runtime cannot open the model|has inputs")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ChromaboxError, match=r"folder\.onnx: cannot be read"):
+        load_onnx_model(tmp_path / "folder.onnx")
     path.write_bytes(valid_bytes)
     monkeypatch.setattr(onnx_model, "MAX_MODEL_BYTES", 100)
-    with pytest.raises(ChromaboxError, match="of at most 100 bytes"):
-        load_model(path)
+    assert_rejected(path, "of at most 100 bytes")
 
 
 def test_output_of_another_shape_is_rejected(tmp_path: Path) -> None:
-    grey = torch.rand(1, 1, 4, 4)
-    fewer, _ = open_onnx(write_model(tmp_path / "fewer.onnx", make_onnx_model(classes=1)))
+    grey = np.zeros((1, 1, 4, 4), np.float32)
+    fewer = open_model(write_model(tmp_path / "fewer.onnx", make_onnx_model(classes=1)))
     with pytest.raises(ChromaboxError, match=r"shape \[1, 1, 4, 4\]; expected \[1, 2, 4, 4\]"):
-        fewer(grey)
+        fewer.predict(grey)
     matmul_model = make_onnx_model([helper.make_node("MatMul", ["grey", "bias"], ["scores"])])
-    failing, _ = open_onnx(write_model(tmp_path / "failing.onnx", matmul_model))
-    with pytest.raises(ChromaboxError, match="onnxruntime cannot run the model"):
-        failing(grey)
+    failing = open_model(write_model(tmp_path / "failing.onnx", matmul_model))
+    with pytest.raises(ChromaboxError, match=r"failing\.onnx: ONNX Runtime cannot run the model"):
+        failing.predict(grey)
 
 
 def test_training_mode_is_rejected(tmp_path: Path) -> None:
-    model, _ = open_onnx(write_model(tmp_path / "net.onnx", make_onnx_model()))
-    assert not model.eval().training
+    network = OnnxNetwork(open_model(write_model(tmp_path / "net.onnx", make_onnx_model())))
+    assert not network.eval().training
     with pytest.raises(UsageError, match="use the checkpoint from which it was exported"):
-        model.train()
+        network.train()
 
 
-@pytest.mark.parametrize("library", ["onnx", "onnxruntime"])
-def test_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    path = write_model(tmp_path / "net.onnx", make_onnx_model())
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf"{library}.*pip install 'chromabox\[export\]'"):
-        load_model(path)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a small checkpoint."""
+    path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
+    settings = {"num_filters": 4, "num_colours": 24}
+    torch.manual_seed(0)
+    metadata = model_metadata("unet", settings, load_palette("horse24"))
+    save_checkpoint(path, {"net": build_model("unet", **settings).state_dict()}, metadata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ONNX file that is written when the checkpoint is first opened."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHROMABOX_CACHE", str(cache))
+        path = open_model(checkpoint).path
+    assert path.parent == cache / "onnx"
+    return path
+
+
+@pytest.fixture
+def without_export(monkeypatch: pytest.MonkeyPatch, exported: Path) -> list[Path]:
+    """Replace the export by a copy of the exported file; return the list of the paths that are written."""
+    written: list[Path] = []
+
+    def copy(model: object, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(exported.read_bytes())
+        written.append(path)
+
+    monkeypatch.setattr(export, "export_onnx", copy)
+    return written
+
+
+def test_checkpoint_is_exported_to_the_cache_folder_once(
+    checkpoint: Path, without_export: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
+    model = open_model(checkpoint)
+    assert without_export == [model.path]
+    assert model.path.parent == tmp_path / "onnx"
+    assert model.metadata["settings"] == {"num_filters": 4, "num_colours": 24}
+    later = checkpoint.stat().st_mtime_ns + 10**12
+    copy = tmp_path / checkpoint.name
+    copy.write_bytes(checkpoint.read_bytes())
+    os.utime(copy, ns=(later, later))
+    # A copy has the same content: the date does not matter.
+    assert open_model(copy).path == model.path
+    assert model_sha256(copy) == sha256_file(model.path)
+    assert len(without_export) == 1
+
+
+def test_run_folder_is_exported_once_and_again_after_a_change(
+    checkpoint: Path, without_export: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    assert open_model(tmp_path).path == tmp_path / "best.onnx"
+    assert open_model(tmp_path).path == tmp_path / "best.onnx"
+    assert without_export == [tmp_path / "best.onnx"]
+    later = (tmp_path / "best.onnx").stat().st_mtime_ns + 10**9
+    os.utime(tmp_path / "best.safetensors", ns=(later, later))
+    open_model(tmp_path)
+    assert len(without_export) == 2
+
+
+def test_exported_run_folder_opens_without_pytorch(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "best.onnx").write_bytes(exported.read_bytes())
+    program = (
+        "from pathlib import Path\n"
+        "from chromabox.colour.weights.onnx_model import open_model\n"
+        "for path in map(Path, sys.argv[1:]):\n"
+        "    print(open_model(path).path)\n"
+    )
+    done = run_without(NOT_FOR_INFERENCE, program, tmp_path, tmp_path / "only")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "best.onnx"), str(tmp_path / "only" / "best.onnx")]
+
+
+def test_checkpoint_without_pytorch_is_rejected_with_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
+    for name in [name for name in sys.modules if name.startswith("chromabox.colour.weights.")]:
+        if name != onnx_model.__name__:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError) as raised:
+        open_model(checkpoint)
+    assert str(raised.value) == (
+        f"{checkpoint}: torch is required for a checkpoint that is not an exported .onnx file; install it with "
+        "pip install 'chromabox[train]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_paths_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such run folder or checkpoint"):
+        open_model(tmp_path / "none.onnx")
+    with pytest.raises(UsageError, match=r"contains no best\.safetensors"):
+        open_model(tmp_path)

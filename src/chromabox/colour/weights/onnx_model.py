@@ -114,8 +114,13 @@ def resolve_onnx_model(path: Path) -> Path:
     checkpoint = resolve_checkpoint(path)
     if checkpoint.suffix.lower() == ".onnx":
         return checkpoint
-    exported = checkpoint.with_suffix(".onnx") if path.is_dir() else _cached_path(checkpoint)
-    if exported.is_file() and exported.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns:
+    if path.is_dir():
+        exported = checkpoint.with_suffix(".onnx")
+        is_current = exported.is_file() and exported.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+    else:
+        exported = _cached_path(checkpoint)
+        is_current = exported.is_file()  # Its name contains the digest of the checkpoint.
+    if is_current:
         return exported
     try:
         from chromabox.colour.weights.checkpoint import load_model
@@ -180,8 +185,8 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
         scales = tuple(int(scale) for scale in json.loads(properties["looks"]))
         if not (1 <= len(scales) <= MAX_SCALES and all(1 <= scale <= MAX_SCALE for scale in scales)):
             raise ValueError(f"looks is {list(scales)}")
-    except (KeyError, TypeError, ValueError, ChromaboxError) as error:
-        raise ChromaboxError(f"{path}: the metadata is damaged ({error}); export the model again") from error
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ChromaboxError) as error:
+        raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
     return ColourModel(session, path, output, size_divisor, stride, scales, metadata)
 
 

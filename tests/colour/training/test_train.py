@@ -210,7 +210,7 @@ def test_max_steps_replaces_epochs(photos: Path, tmp_path: Path) -> None:
 
 
 def test_lr_schedule_ends_with_the_last_step(photos: Path, tmp_path: Path) -> None:
-    """12 steps of a recipe that drops incomplete batches equal 3 epochs of 4 steps, with learning rates and averages."""
+    """12 steps of a recipe that drops incomplete batches equal 3 epochs of 4, with learning rates and averages."""
     for name, config in (
         ("steps", make_config(photos, epochs=1, max_steps=12)),
         ("epochs", make_config(photos, epochs=3)),

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.data.photos import PhotoDataset, center_crop, load_photos
+from chromabox.colour.models import build_model
+from chromabox.colour.palette.io import load_palette
 from chromabox.colour.training.recipes import make_photo_recipe
 from chromabox.colour.training.train_photo import (
     MAX_PSNR,
@@ -34,7 +36,7 @@ from chromabox.colour.training.train_photo import (
     train_photo,
     validate_photo,
 )
-from chromabox.colour.weights.checkpoint import PhotoModel, load_model
+from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.logger import read_metrics
@@ -233,9 +235,8 @@ def test_loss_equals_cross_entropy_with_soft_targets() -> None:
     random = torch.Generator().manual_seed(0)
     scores = torch.randn(2, 9, 3, 4, generator=random) * 3
     chroma = torch.rand(2, 2, 3, 4, generator=random) * 40 - 20
-    bilinear_weights = (1 - (chroma[:, None] / 20 - torch.from_numpy(GRID.centres / 20)[:, :, None, None]).abs()).clamp(
-        min=0
-    )
+    distances = (chroma[:, None] / 20 - torch.from_numpy(GRID.centres / 20)[:, :, None, None]).abs()
+    bilinear_weights = (1 - distances).clamp(min=0)
     expected = F.cross_entropy(scores, bilinear_weights.prod(2))
     torch.testing.assert_close(soft_cross_entropy(scores, chroma, GRID), expected, atol=1e-3, rtol=1e-3)
 
@@ -315,10 +316,6 @@ def test_invalid_settings_are_rejected_before_a_folder_is_created(
 
 
 def test_fine_tuning_a_palette_model_is_rejected(photos: Path, tmp_path: Path) -> None:
-    from chromabox.colour.models import build_model
-    from chromabox.colour.palette.io import load_palette
-    from chromabox.colour.weights.checkpoint import model_metadata
-
     palette = load_palette("horse24")
     model = build_model("unet", num_colours=24)
     metadata = model_metadata("unet", {"num_colours": 24}, palette)

@@ -1,4 +1,4 @@
-"""From a configuration to a run folder: data → net → loop, and what stands in the folder at the end."""
+"""Training of the palette models, from a configuration to a run folder."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,13 +34,13 @@ from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import ParamGroupSettings, TrainSchedule, TrainTask, fit
 from chromabox.errors import UsageError
 
-#: Training accuracy is measured, in evaluation mode, on the first pictures of the training split.
+#: Number of images, the first of the training split, on which training accuracy is measured in evaluation mode.
 TRAIN_EVAL_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run, complete: what stands in ``config.json``."""
+    """Complete configuration of a training run: the content of ``config.json``."""
 
     model: PaletteModelName
     recipe_name: str
@@ -53,29 +53,33 @@ class TrainConfig:
     accumulate: int = 1
     patience: int | None = None
     max_steps: int | None = None
-    """Steps of the optimisers in the whole run, instead of the recipe's epochs; the last epoch may be cut short."""
+    """Optimizer steps of the whole run, instead of the recipe's epochs; the last epoch can be shortened."""
     model_args: dict[str, Any] = field(default_factory=dict)
     runtime: RuntimeConfig | None = None
-    """How it is run; None until the probe has chosen."""
+    """Device, precision and threads; None until they have been chosen by :func:`train`."""
 
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """What a run reads: the palette and the pictures under it."""
+    """Inputs of a run: the palette, and the images with their palette labels."""
 
     palette: Palette
     data: ColourDataset
 
 
 def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainInputs:
-    """Load the palette and the data that a configuration names; a run that has begun keeps its own palette."""
-    own = None if resume_from is None else resume_from / "palette.json"
-    palette = (
-        load_palette(own) if own and own.is_file() else resolve_palette(config.palette, config.data, size=config.size)
-    )
-    others = config.recipe.auxiliary_fraction > 0
+    """Load the palette and the data of a configuration; a resumed run uses the palette saved in its folder."""
+    saved = None if resume_from is None else resume_from / "palette.json"
+    if saved and saved.is_file():
+        palette = load_palette(saved)
+    else:
+        palette = resolve_palette(config.palette, config.data, size=config.size)
     data = load_colour_dataset(
-        config.data, palette, val_fraction=config.val_fraction, size=config.size, with_auxiliary=others
+        config.data,
+        palette,
+        val_fraction=config.val_fraction,
+        size=config.size,
+        with_auxiliary=config.recipe.auxiliary_fraction > 0,
     )
     return TrainInputs(palette, data)
 
@@ -89,63 +93,68 @@ def train(
     dist_info: DistInfo | None = None,
     resume: bool = False,
     log: Callable[[str], None] = print,
-    on_epoch_end: Callable[[EpochRecord, nn.Module, TrainInputs], None] = lambda record, net, inputs: None,
+    on_epoch_end: Callable[[EpochRecord, nn.Module, TrainInputs], None] = lambda record, model, inputs: None,
 ) -> dict[str, Any]:
-    """Train one net into ``folder`` and return its summary (what is written as ``summary.json``).
+    """Train a palette model, write the run to ``folder`` and return its summary, the content of ``summary.json``.
 
-    ``inputs`` may be handed in where several runs share them. ``options`` is asked where ``config.execution`` is None.
-    ``after_epoch`` is called in the main process after each epoch, with the record, the net and the inputs.
+    Args:
+        config: the configuration of the run.
+        folder: the run folder.
+        options: requested runtime options, used if ``config.runtime`` is None.
+        inputs: inputs that several runs share; None loads those of ``config``.
+        dist_info: rank and number of processes; None for a single process.
+        resume: whether to continue from the last checkpoint in ``folder``.
+        log: function called with each line of output, in the main process.
+        on_epoch_end: function called in the main process after each epoch with the epoch's record, the model and the
+            inputs.
     """
     dist_info = dist_info or DistInfo()
     inputs = inputs or load_inputs(config, folder if resume else None)
     torch.manual_seed(config.seed)
-    settings = {"num_colours": len(inputs.palette.colours), **config.model_args}
-    net = build_model(config.model, **settings)
+    model_args = {"num_colours": len(inputs.palette.colours), **config.model_args}
+    model = build_model(config.model, **model_args)
     if config.runtime is None:
-        execution = _autotune(config, options or RuntimeOptions(), net, inputs) if dist_info.is_main else None
-        config = replace(config, runtime=broadcast_object(execution, dist_info))
+        runtime = _autotune(config, options or RuntimeOptions(), model, inputs) if dist_info.is_main else None
+        config = replace(config, runtime=broadcast_object(runtime, dist_info))
     assert config.runtime is not None
-    execution = config.runtime
-    convert_sync_batchnorm(net, dist_info)
-    # Before anything is written: a run that cannot begin must not leave a folder that looks like one.
-    job, plan = build_task(config, net, settings, inputs, dist_info, execution)
+    runtime = config.runtime
+    convert_sync_batchnorm(model, dist_info)
+    # Build the task before writing anything: a run with invalid settings must not leave a run folder.
+    task, schedule = build_task(config, model, model_args, inputs, dist_info, runtime)
     if dist_info.is_main:
         _write_config(config, folder)
         save_palette(folder / "palette.json", inputs.palette)
         log(
-            f"{config.model}, {config.recipe_name} recipe: {num_trainable_parameters(net):,} parameters; "
-            f"running on {execution}"
+            f"{config.model}, {config.recipe_name} recipe: {num_trainable_parameters(model):,} parameters; "
+            f"running on {runtime}"
         )
-    trained = fit(
-        job,
-        plan,
+    trained_model = fit(
+        task,
+        schedule,
         folder=folder,
-        runtime=execution,
+        runtime=runtime,
         dist_info=dist_info,
         resume=resume,
-        on_epoch_end=lambda record, trained_so_far: on_epoch_end(record, trained_so_far, inputs),
+        on_epoch_end=lambda record, eval_model: on_epoch_end(record, eval_model, inputs),
     )
-    return broadcast_object(
-        _write_summary(config, folder, trained, inputs, plan) if dist_info.is_main else {}, dist_info
-    )
+    summary = _write_summary(config, folder, trained_model, inputs, schedule) if dist_info.is_main else {}
+    return broadcast_object(summary, dist_info)
 
 
 def _autotune(config: TrainConfig, options: RuntimeOptions, model: nn.Module, inputs: TrainInputs) -> RuntimeConfig:
-    """Choose how to run: what the options fix, else what the recipe fixes, else what is measured to be fastest."""
+    """Choose the runtime configuration: from the options, else from the recipe, else the fastest one measured."""
     recipe = config.recipe
     if options.precision == "auto":
         options = replace(options, precision=recipe.precision)
-    count = min(recipe.batch_size, len(inputs.data.train))
+    batch_size = min(recipe.batch_size, len(inputs.data.train))
+    indices, flips = torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.bool)
+    batch = gather_batch(inputs.data.train, indices, flips, device=resolve_device(options))
 
-    grey, labels = gather_batch(
-        inputs.data.train, torch.arange(count), torch.zeros(count, dtype=torch.bool), device=resolve_device(options)
-    )
+    def compute_loss(forward: Callable[[Tensor], Tensor]) -> Tensor:
+        return compute_losses(forward, batch)["loss"]
 
-    def losses(call: Callable[[Tensor], Tensor]) -> Tensor:
-        return compute_losses(call, (grey, labels))["loss"]
-
-    updates = config.max_steps or recipe.epochs * (len(inputs.data.train) // count)
-    return autotune(options, model, losses, updates)
+    num_steps = config.max_steps or recipe.epochs * (len(inputs.data.train) // batch_size)
+    return autotune(options, model, compute_loss, num_steps)
 
 
 def build_task(
@@ -156,25 +165,26 @@ def build_task(
     dist_info: DistInfo,
     runtime: RuntimeConfig,
 ) -> tuple[TrainTask[Any], TrainSchedule]:
+    """Return the training task and its schedule. Validation loss selects the best epoch if there is held-out data."""
     recipe, data = config.recipe, inputs.data
-    steps = num_batches(len(data.train), recipe.batch_size, shuffle=recipe.shuffle, dist_info=dist_info)
-    plan = TrainSchedule(
+    schedule = TrainSchedule(
         epochs=recipe.epochs,
-        batches_per_epoch=steps,
+        batches_per_epoch=num_batches(len(data.train), recipe.batch_size, shuffle=recipe.shuffle, dist_info=dist_info),
         accumulate=config.accumulate,
         monitor="val_loss" if data.val is not None else None,
         patience=config.patience,
     )
     if config.max_steps is not None:
-        plan = replace(plan, epochs=math.ceil(config.max_steps / plan.steps_per_epoch), max_steps=config.max_steps)
+        epochs = math.ceil(config.max_steps / schedule.steps_per_epoch)
+        schedule = replace(schedule, epochs=epochs, max_steps=config.max_steps)
     if recipe.ema_fraction:
-        plan = replace(plan, ema_decay=max(0.0, 1 - 1 / (recipe.ema_fraction * plan.total_steps)))
-    optimisers = build_optimizers(recipe, model)
-    description = model_metadata(config.model, model_args, inputs.palette)
-    description |= {"recipe": config.recipe_name, "data": config.data, "size": config.size, "seed": config.seed}
-    job = TrainTask(
+        schedule = replace(schedule, ema_decay=max(0.0, 1 - 1 / (recipe.ema_fraction * schedule.total_steps)))
+    optimizers = build_optimizers(recipe, model)
+    metadata = model_metadata(config.model, model_args, inputs.palette)
+    metadata |= {"recipe": config.recipe_name, "data": config.data, "size": config.size, "seed": config.seed}
+    task = TrainTask(
         model=model,
-        optimizers=optimisers,
+        optimizers=optimizers,
         batches=make_batches(
             data.train,
             recipe.batch_size,
@@ -186,11 +196,11 @@ def build_task(
             device=runtime.device,
         ),
         compute_loss=compute_losses,
-        validate=lambda candidate: _evaluate_epoch(candidate, data, runtime.device),
-        lr_schedule=lr_schedule(recipe, optimisers, plan.total_steps),
-        checkpoint_metadata=lambda: description,
+        validate=lambda eval_model: _evaluate_epoch(eval_model, data, runtime.device),
+        lr_schedule=lr_schedule(recipe, optimizers, schedule.total_steps),
+        checkpoint_metadata=lambda: metadata,
     )
-    return job, plan
+    return task, schedule
 
 
 def _auxiliary_images(recipe: TrainRecipe, data: ColourDataset) -> AuxiliaryImages | None:
@@ -200,58 +210,61 @@ def _auxiliary_images(recipe: TrainRecipe, data: ColourDataset) -> AuxiliaryImag
 
 
 def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The recipe's optimisers, weight decay on kernels only.
+    """Return the optimizers of a recipe; weight decay applies to kernels only.
 
-    Muon is for kernels between hidden layers; a kernel that reads one channel is as good as a vector and goes to AdamW.
+    Muon updates the convolution kernels with more than one input channel. All other parameters use AdamW: the kernel of
+    a single input channel is in effect a vector.
     """
     parameters = list(model.parameters())
     kernels = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     if recipe.optimizer == "adam":
         return [torch.optim.Adam(parameters, lr=recipe.lr)]
     if recipe.optimizer == "adamw":
-        groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return [torch.optim.AdamW(groups, lr=recipe.lr)]
-    hidden = [kernel for kernel in kernels if kernel.ndim == 4 and kernel.shape[1] > 1]
-    rest = others + [kernel for kernel in kernels if not (kernel.ndim == 4 and kernel.shape[1] > 1)]
+    muon_kernels = [kernel for kernel in kernels if kernel.ndim == 4 and kernel.shape[1] > 1]
+    adamw_parameters = vectors + [kernel for kernel in kernels if not (kernel.ndim == 4 and kernel.shape[1] > 1)]
     return [
-        Muon(hidden, lr=recipe.lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(rest, lr=recipe.adamw_lr, weight_decay=0.0),
+        Muon(muon_kernels, lr=recipe.lr, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(adamw_parameters, lr=recipe.adamw_lr, weight_decay=0.0),
     ]
 
 
 def lr_schedule(
     recipe: TrainRecipe, optimizers: Sequence[torch.optim.Optimizer], total_steps: int
 ) -> Callable[[int], Sequence[Sequence[ParamGroupSettings]]]:
-    """The learning rates of every update, by the recipe's shape, from the peaks that the optimisers hold."""
-    peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimizers]
+    """Return a function of the step that returns the learning rates by the recipe's schedule.
 
-    def schedule(update: int) -> Sequence[Sequence[ParamGroupSettings]]:
-        # Half an update in: neither the first nor the last step is wasted on a rate of 0.
-        factor = lr_factor(recipe, (update + 0.5) / total_steps)
-        return [[{"lr": peak * factor} for peak in groups] for groups in peaks]
+    The optimizers' current learning rates are the peak learning rates.
+    """
+    peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def schedule(step: int) -> Sequence[Sequence[ParamGroupSettings]]:
+        # With the offset of half a step, neither the first nor the last step has a learning rate of 0.
+        factor = lr_factor(recipe, (step + 0.5) / total_steps)
+        return [[{"lr": lr * factor} for lr in group_lrs] for group_lrs in peak_lrs]
 
     return schedule
 
 
 def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[str, float]:
-    """The metrics of an epoch, in the order of ``metrics.jsonl``."""
+    """Return the metrics of an epoch, in the order of ``metrics.jsonl``."""
 
-    def call(grey: Tensor) -> Tensor:
-        scores: Tensor = model(grey.to(device))
-        return scores.cpu()
+    def forward(grey: Tensor) -> Tensor:
+        logits: Tensor = model(grey.to(device))
+        return logits.cpu()
 
     metrics = {}
-    for name, pictures in (
+    for name, images in (
         ("train", data.train.select(slice(0, TRAIN_EVAL_IMAGES))),
         ("val", data.val),
         ("test", data.test),
     ):
-        if pictures is not None:
-            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss_and_accuracy(
-                call, pictures.grey, pictures.labels
-            )
-    del metrics["train_loss"]  # The mean over the epoch's own batches stands there already.
+        if images is not None:
+            loss, accuracy = loss_and_accuracy(forward, images.grey, images.labels)
+            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss, accuracy
+    del metrics["train_loss"]  # the trainer records the mean loss of the epoch's batches under this name
     return metrics
 
 
@@ -261,23 +274,23 @@ def _write_config(config: TrainConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The configuration of a run folder; UsageError if it holds none."""
+    """Read the configuration of a run folder. Raise UsageError if it holds none or if it is invalid."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageError(f"{folder}: holds no config.json; give the folder of a run that chromabox train began")
+        raise UsageError(f"{folder}: holds no config.json; use a run folder of chromabox train")
     try:
         values = read_config_values(folder)
         values["recipe"] = TrainRecipe(**values["recipe"])
         values["runtime"] = RuntimeConfig(**values["runtime"])
         return TrainConfig(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not the configuration of a colour run ({error})") from error
+        raise UsageError(f"{path}: not the configuration of a colourisation run ({error})") from error
 
 
 def _write_summary(
     config: TrainConfig, folder: Path, model: nn.Module, inputs: TrainInputs, schedule: TrainSchedule
 ) -> dict[str, Any]:
-    """The run's result, measured again in float32 with the last epoch's net."""
+    """Evaluate the model of the last epoch in float32, write ``summary.json`` and return its content."""
     model.eval()
     device = config.runtime.device if config.runtime else "cpu"
     test = inputs.data.test

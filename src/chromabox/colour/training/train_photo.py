@@ -1,4 +1,4 @@
-"""From a folder of photographs to a run folder: the photo net's own training, by the same loop as all others."""
+"""Training and fine-tuning of the photo model, from a folder of photographs to a run folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,32 +42,32 @@ from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
-#: Layers that stay as they come from YOLOv3-tiny: edges and textures at full, half and quarter size, where most of the
-#: arithmetic is.
+#: Number of frozen layers with the weights of YOLOv3-tiny. They compute edges and textures at full, half and quarter
+#: size, which is most of the arithmetic.
 NUM_FROZEN_LAYERS = 3
-#: Temperature of the annealed mean by which epochs are judged.
+#: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
-#: PSNR, in dB, as which an exactly right picture counts: a little above that of a single wrong value.
+#: PSNR in dB at which exact predictions are clipped; slightly above the PSNR of an image with a single wrong value.
 MAX_PSNR = 100.0
-#: Validation pictures that are decoded for PSNR, ΔE2000 and colourfulness; the loss is measured on all of them.
+#: Number of validation images that are decoded for PSNR, ΔE2000 and colourfulness; the loss uses all of them.
 NUM_DECODED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoConfig:
-    """One training run, complete: what stands in ``config.json``."""
+    """Complete configuration of a training run: the content of ``config.json``."""
 
     recipe_name: str
     recipe: TrainRecipe
     data: str
     init: InitName | str = "auto"
-    """What the net begins as: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (its first layers), ``none``;
-    ``auto``: yolov3-tiny where its file can be had, else none."""
+    """Initial weights: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (encoder only) or ``none``;
+    ``auto``: ``yolov3-tiny`` if its weights are available, else ``none``."""
     seed: int = 0
     size: int = 192
-    """Side in pixels of the squares that the net sees; a multiple of 32."""
+    """Side of the model's square input in pixels; a multiple of 32."""
     bin_spacing: float = 10.0
-    """Of the chroma bins."""
+    """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
     patience: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class PhotoConfig:
 
 @dataclass(frozen=True)
 class InitialModel:
-    """A net as it is before the first step, its bins, and what it was begun from."""
+    """Model before the first step, its chroma bins, and the source of its weights."""
 
     model: PhotoNet
     model_args: dict[str, Any]
@@ -95,77 +95,95 @@ def train_photo(
     log: Callable[[str], None] = print,
     on_epoch_end: Callable[[EpochRecord, nn.Module, ChromaBins, PhotoDataset], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Train a photo net into ``folder`` and return its summary (what is written as ``summary.json``).
+    """Train a photo model, write the run to ``folder`` and return its summary, the content of ``summary.json``.
 
-    ``options`` is asked where ``config.execution`` is None. ``after_epoch`` is called in the main process after each
-    epoch, with the record, the net, its bins and the photographs.
+    Args:
+        config: the configuration of the run.
+        folder: the run folder.
+        options: requested runtime options, used if ``config.runtime`` is None.
+        dist_info: rank and number of processes; None for a single process.
+        resume: whether to continue from the last checkpoint in ``folder``.
+        log: function called with each line of output, in the main process.
+        on_epoch_end: function called in the main process after each epoch with the epoch's record, the model, its
+            chroma bins and the photographs.
+
+    Raise UsageError if the size, the bin spacing, the data or the initial weights are invalid.
     """
     dist_info = dist_info or DistInfo()
     if config.size < 64 or config.size % PhotoNet.size_divisor:
         raise UsageError(
-            f"size is {config.size}: the photo net needs a multiple of {PhotoNet.size_divisor}, at least 64"
+            f"size is {config.size}: expected a multiple of {PhotoNet.size_divisor}, at least 64, for the photo model"
         )
-    photographs = load_photos(Path(config.data), log if dist_info.is_main else lambda line: None)
+    photos = load_photos(Path(config.data), log if dist_info.is_main else lambda line: None)
     torch.manual_seed(config.seed)
-    begun = init_model(config, photographs, folder if resume else None)
+    initial = init_model(config, photos, folder if resume else None)
     if config.runtime is None:
-        execution = _autotune(config, options or RuntimeOptions(), begun, photographs) if dist_info.is_main else None
-        config = replace(config, init=begun.init, runtime=broadcast_object(execution, dist_info))
+        runtime = _autotune(config, options or RuntimeOptions(), initial, photos) if dist_info.is_main else None
+        config = replace(config, init=initial.init, runtime=broadcast_object(runtime, dist_info))
     assert config.runtime is not None
-    convert_sync_batchnorm(begun.model, dist_info)
-    job, plan = build_photo_task(config, begun, photographs, dist_info)
+    convert_sync_batchnorm(initial.model, dist_info)
+    task, schedule = build_photo_task(config, initial, photos, dist_info)
     if dist_info.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
-        write_json(folder / "bins.json", begun.bins.as_json())
-        total = sum(parameter.numel() for parameter in begun.model.parameters())
+        write_json(folder / "bins.json", initial.bins.as_json())
+        total = sum(parameter.numel() for parameter in initial.model.parameters())
         log(
-            f"photo, {config.recipe_name} recipe, begun from {begun.init}: {total:,} parameters, "
-            f"{num_trainable_parameters(begun.model):,} of them trained; {len(begun.bins)} chroma bins; "
-            f"{len(photographs.train):,} + {len(photographs.val):,} photographs; running on {config.runtime}"
+            f"photo, {config.recipe_name} recipe, initialised from {initial.init}: {total:,} parameters, "
+            f"{num_trainable_parameters(initial.model):,} trainable; {len(initial.bins)} chroma bins; "
+            f"{len(photos.train):,} + {len(photos.val):,} photographs; running on {config.runtime}"
         )
-    trained = fit(
-        job,
-        plan,
+    trained_model = fit(
+        task,
+        schedule,
         folder=folder,
         runtime=config.runtime,
         dist_info=dist_info,
         resume=resume,
-        on_epoch_end=lambda record, net: on_epoch_end(record, net, begun.bins, photographs),
+        on_epoch_end=lambda record, model: on_epoch_end(record, model, initial.bins, photos),
     )
-    return broadcast_object(_write_summary(config, folder, trained, begun) if dist_info.is_main else {}, dist_info)
+    summary = _write_summary(config, folder, trained_model, initial) if dist_info.is_main else {}
+    return broadcast_object(summary, dist_info)
 
 
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
-    """The net and its bins before the first step; a run that goes on has in its folder all that it began from."""
+    """Return the model and its chroma bins before the first step.
+
+    A resumed run reads both from its folder; the original initial weights are not required. Raise UsageError if the
+    initial checkpoint is missing or is not a photo model, and ChromaboxError if YOLOv3-tiny is requested but not
+    available.
+    """
     if resume_from is not None:
         return _load_photo_model(resume_from / "last.safetensors")
     if config.init not in ("auto", "yolov3-tiny", "none"):
-        tuned = _load_photo_model(None if config.init == "shipped" else Path(config.init))
-        return replace(tuned, init=config.init)
-    numbers = None if config.init == "none" else _load_yolo_weights(required=config.init == "yolov3-tiny")
+        pretrained = _load_photo_model(None if config.init == "shipped" else Path(config.init))
+        return replace(pretrained, init=config.init)
+    yolo_weights = None if config.init == "none" else _load_yolo_weights(required=config.init == "yolov3-tiny")
     bins = _fit_bins(photos, config.bin_spacing)
-    settings = {**config.model_args, "num_colours": len(bins), "frozen": 0 if numbers is None else NUM_FROZEN_LAYERS}
-    net = PhotoNet(**settings)
-    if numbers is not None:
-        _copy_encoder(net, numbers)
-    _init_bias_from_frequencies(net, bins)
-    return InitialModel(net, settings, bins, "none" if numbers is None else "yolov3-tiny")
+    num_frozen = 0 if yolo_weights is None else NUM_FROZEN_LAYERS
+    model_args = {**config.model_args, "num_colours": len(bins), "frozen": num_frozen}
+    model = PhotoNet(**model_args)
+    if yolo_weights is not None:
+        _copy_encoder(model, yolo_weights)
+    _init_bias_from_frequencies(model, bins)
+    return InitialModel(model, model_args, bins, "none" if yolo_weights is None else "yolov3-tiny")
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
-    """A photo net from a checkpoint (None: the shipped one), to be trained on; UsageError for any other net."""
-    trained = load_model(path)
-    if not isinstance(trained, PhotoModel) or not isinstance(trained.network, PhotoNet):
-        name = trained.metadata.get("net")
-        raise UsageError(f"start: {path or 'the shipped net'} is a {name}; fine-tuning needs a photo net's checkpoint")
-    trained.network.train()
-    description = trained.metadata
-    return InitialModel(trained.network, description["settings"], trained.bins, description.get("start", "none"))
+    """Load a photo model in training mode (None: the shipped model). Raise UsageError if it is another model."""
+    model = load_model(path)
+    if not isinstance(model, PhotoModel) or not isinstance(model.network, PhotoNet):
+        name = model.metadata.get("net")
+        raise UsageError(
+            f"--init: {path or 'the shipped model'} is a {name} model; expected a checkpoint of a photo model"
+        )
+    model.network.train()
+    metadata = model.metadata
+    return InitialModel(model.network, metadata["settings"], model.bins, metadata.get("start", "none"))
 
 
 def _load_yolo_weights(*, required: bool) -> Any:
-    """YOLOv3-tiny's numbers; None where no source has them, unless they are ``needed``."""
+    """Return the weights of YOLOv3-tiny. If unavailable, return None, or raise ChromaboxError if ``required``."""
     try:
         return load_yolov3_tiny()[0].values
     except ChromaboxError:
@@ -175,19 +193,19 @@ def _load_yolo_weights(*, required: bool) -> Any:
 
 
 def _copy_encoder(model: PhotoNet, weights: Any) -> None:
-    """Put YOLOv3-tiny's first layers into the encoder; the kernel on red, green and blue is summed for grey."""
+    """Copy YOLOv3-tiny's first layers to the encoder; the first kernel is summed over red, green and blue for grey."""
     channels = (3, *PhotoNet.ENCODER_CHANNELS[1:])
     shapes = [(outputs, inputs, 3) for inputs, outputs in pairwise(channels)]
-    for layer, given in zip(model.encode, unpack_layers(weights, shapes), strict=True):
-        kernel = given["kernel"].sum(1, keepdims=True) if given["kernel"].shape[1] == 3 else given["kernel"]
-        state = {"0.weight": kernel, "1.weight": given["weight"], "1.bias": given["bias"]}
-        state |= {"1.running_mean": given["mean"], "1.running_var": given["variance"]}
+    for layer, source in zip(model.encode, unpack_layers(weights, shapes), strict=True):
+        kernel = source["kernel"].sum(1, keepdims=True) if source["kernel"].shape[1] == 3 else source["kernel"]
+        state = {"0.weight": kernel, "1.weight": source["weight"], "1.bias": source["bias"]}
+        state |= {"1.running_mean": source["mean"], "1.running_var": source["variance"]}
         layer.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=False)
 
 
 @torch.no_grad()
 def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
-    """Let the last layer say nearly the bins' frequencies, so that training need not begin by learning them."""
+    """Initialise the last layer to predict nearly the bins' frequencies; training does not have to learn them first."""
     last = model.head[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
@@ -196,8 +214,9 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
 
 
 def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
+    """Fit chroma bins to every fourth pixel in both directions of the training images, thinned to fewer than 4000."""
     if not spacing > 0:
-        raise UsageError(f"spacing is {spacing}: the distance between chroma bins is a number above 0, 10 say")
+        raise UsageError(f"bin_spacing is {spacing}: expected a distance above 0 between chroma bins, for example 10")
     step = max(1, len(photos.train) // 2000)
     subsampled = (image[::4, ::4].reshape(-1, 3) for image in photos.train[::step])
     return fit_bins((rgb_to_lab(pixels)[:, 1:] for pixels in subsampled), spacing)
@@ -211,42 +230,47 @@ def _compute_losses(forward: Callable[[Tensor], Tensor], batch: PhotoBatch, bins
 def _autotune(
     config: PhotoConfig, options: RuntimeOptions, initial: InitialModel, photos: PhotoDataset
 ) -> RuntimeConfig:
-    count = min(config.recipe.batch_size, len(photos.train))
-    lightness, chroma = make_photo_batch(
-        [center_crop(picture) for picture in photos.train[:count]], config.size, PhotoNet.stride
-    )
+    """Choose the runtime configuration: from the options, else the fastest one measured."""
+    batch_size = min(config.recipe.batch_size, len(photos.train))
+    crops = [center_crop(image) for image in photos.train[:batch_size]]
+    lightness, chroma = make_photo_batch(crops, config.size, PhotoNet.stride)
     device = resolve_device(options)
     batch = (lightness.to(device), chroma.to(device))
-    steps = config.recipe.epochs * (len(photos.train) // count)
-    return autotune(options, initial.model, lambda call: _compute_losses(call, batch, initial.bins)["loss"], steps)
+
+    def compute_loss(forward: Callable[[Tensor], Tensor]) -> Tensor:
+        return _compute_losses(forward, batch, initial.bins)["loss"]
+
+    num_steps = config.recipe.epochs * (len(photos.train) // batch_size)
+    return autotune(options, initial.model, compute_loss, num_steps)
 
 
 def build_photo_task(
     config: PhotoConfig, initial: InitialModel, photos: PhotoDataset, dist_info: DistInfo
 ) -> tuple[TrainTask[PhotoBatch], TrainSchedule]:
+    """Return the training task and its schedule; validation loss selects the best epoch."""
     recipe = config.recipe
     assert config.runtime is not None
-    plan = TrainSchedule(
+    schedule = TrainSchedule(
         epochs=recipe.epochs,
         batches_per_epoch=num_photo_batches(len(photos.train), recipe.batch_size, dist_info),
         accumulate=config.accumulate,
         monitor="val_loss",
         patience=config.patience,
     )
-    plan = replace(
-        plan,
-        ema_decay=max(0.0, 1 - 1 / (recipe.ema_fraction * plan.total_steps)),
-        ema_warmup_steps=plan.total_steps / 50,
+    schedule = replace(
+        schedule,
+        ema_decay=max(0.0, 1 - 1 / (recipe.ema_fraction * schedule.total_steps)),
+        ema_warmup_steps=schedule.total_steps / 50,
     )
-    optimisers = _build_optimizers(recipe, initial)
-    description = photo_model_metadata(initial.model_args, initial.bins)
-    description |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
-    description |= {"seed": config.seed, "start": initial.init}
-    val = [center_crop(picture) for picture in photos.val]
+    optimizers = _build_optimizers(recipe, initial)
+    metadata = photo_model_metadata(initial.model_args, initial.bins)
+    metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
+    metadata |= {"seed": config.seed, "start": initial.init}
+    val_crops = [center_crop(image) for image in photos.val]
     device = config.runtime.device
-    job = TrainTask(
+    task = TrainTask(
         model=initial.model,
-        optimizers=optimisers,
+        optimizers=optimizers,
         batches=make_photo_batches(
             photos.train,
             recipe.batch_size,
@@ -256,27 +280,30 @@ def build_photo_task(
             dist_info=dist_info,
             device=device,
         ),
-        compute_loss=lambda call, batch: _compute_losses(call, batch, initial.bins),
-        validate=lambda net: validate_photo(net, initial.bins, val, config.size, device),
-        lr_schedule=lr_schedule(recipe, optimisers, plan.total_steps),
-        checkpoint_metadata=lambda: description,
+        compute_loss=lambda forward, batch: _compute_losses(forward, batch, initial.bins),
+        validate=lambda model: validate_photo(model, initial.bins, val_crops, config.size, device),
+        lr_schedule=lr_schedule(recipe, optimizers, schedule.total_steps),
+        checkpoint_metadata=lambda: metadata,
     )
-    return job, plan
+    return task, schedule
 
 
 def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
-    """Muon for the decoder's kernels, AdamW for its vectors, and a gentle AdamW for the encoder that comes trained."""
+    """Return Muon for kernels and AdamW for other parameters.
+
+    If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW with that learning rate updates the whole encoder.
+    """
     trainable = [(name, parameter) for name, parameter in initial.model.named_parameters() if parameter.requires_grad]
-    gentle = initial.init != "none" and recipe.backbone_lr > 0
-    encoder = [parameter for name, parameter in trainable if gentle and name.startswith("encode.")]
-    others = [parameter for name, parameter in trainable if not (gentle and name.startswith("encode."))]
-    kernels = [parameter for parameter in others if parameter.ndim == 4 and parameter.shape[1] > 1]
-    rest = [parameter for parameter in others if not (parameter.ndim == 4 and parameter.shape[1] > 1)]
-    groups = [{"params": rest, "lr": recipe.adamw_lr}]
+    has_backbone_lr = initial.init != "none" and recipe.backbone_lr > 0
+    encoder = [parameter for name, parameter in trainable if has_backbone_lr and name.startswith("encode.")]
+    others = [parameter for name, parameter in trainable if not (has_backbone_lr and name.startswith("encode."))]
+    muon_kernels = [parameter for parameter in others if parameter.ndim == 4 and parameter.shape[1] > 1]
+    adamw_parameters = [parameter for parameter in others if not (parameter.ndim == 4 and parameter.shape[1] > 1)]
+    groups = [{"params": adamw_parameters, "lr": recipe.adamw_lr}]
     if encoder:
         groups.append({"params": encoder, "lr": recipe.backbone_lr})
     return [
-        Muon(kernels, lr=recipe.lr, weight_decay=recipe.weight_decay),
+        Muon(muon_kernels, lr=recipe.lr, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01),
     ]
 
@@ -285,33 +312,33 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
 def validate_photo(
     model: nn.Module, bins: ChromaBins, crops: list[Photo], size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Loss on all squares, and on the first ``DECODED`` how much better than grey the decoded pictures are.
+    """Return validation metrics of square crops: the loss on all of them, and the others on the first NUM_DECODED.
 
-    ``val_psnr_gain`` is in dB over the picture without chroma (mean over pictures), ``val_delta_e_cut`` the share of
-    its mean CIEDE2000 that is gone, ``val_colourfulness`` a part of the originals'.
+    ``val_loss`` is the mean cross-entropy in nats. ``val_psnr_gain`` is the mean PSNR gain in dB over greyscale.
+    ``val_delta_e_cut`` is the relative reduction of the mean CIEDE2000 compared with greyscale.
+    ``val_colourfulness`` is the mean colourfulness divided by that of the originals.
     """
     loss = torch.zeros((), dtype=torch.float64)
-    gains, differences, vividness = [], [], []
+    psnr_gains, delta_es, colourfulnesses = [], [], []
     for first in range(0, len(crops), 50):
-        part = crops[first : first + 50]
-        lightness, chroma = make_photo_batch(part, size, PhotoNet.stride)
+        batch = crops[first : first + 50]
+        lightness, chroma = make_photo_batch(batch, size, PhotoNet.stride)
         scores = model(lightness.to(device)).float().cpu()
-        loss += soft_cross_entropy(scores, chroma, bins).double() * len(part)
+        loss += soft_cross_entropy(scores, chroma, bins).double() * len(batch)
         if first < NUM_DECODED:
-            for square, decoded in zip(part, decode_predictions(scores, bins, part), strict=True):
-                grey = decode_chroma(torch.zeros(1, 2, 1, 1), [square])[0]
-                gains.append(min(MAX_PSNR, psnr(decoded, square)) - psnr(grey, square))
-                differences.append(
-                    (delta_e(decoded[::2, ::2], square[::2, ::2]), delta_e(grey[::2, ::2], square[::2, ::2]))
-                )
-                vividness.append((colourfulness(decoded), colourfulness(square)))
-    left, before = np.mean(differences, 0)
-    ours, theirs = np.mean(vividness, 0)
+            for original, predicted in zip(batch, decode_predictions(scores, bins, batch), strict=True):
+                grey = decode_chroma(torch.zeros(1, 2, 1, 1), [original])[0]
+                psnr_gains.append(min(MAX_PSNR, psnr(predicted, original)) - psnr(grey, original))
+                subsampled = original[::2, ::2]
+                delta_es.append((delta_e(predicted[::2, ::2], subsampled), delta_e(grey[::2, ::2], subsampled)))
+                colourfulnesses.append((colourfulness(predicted), colourfulness(original)))
+    delta_e_predicted, delta_e_grey = np.mean(delta_es, 0)
+    colourfulness_predicted, colourfulness_original = np.mean(colourfulnesses, 0)
     return {
         "val_loss": loss.item() / len(crops),
-        "val_psnr_gain": float(np.mean(gains)),
-        "val_delta_e_cut": float(1 - left / before),
-        "val_colourfulness": float(ours / theirs),
+        "val_psnr_gain": float(np.mean(psnr_gains)),
+        "val_delta_e_cut": float(1 - delta_e_predicted / delta_e_grey),
+        "val_colourfulness": float(colourfulness_predicted / colourfulness_original),
     }
 
 
@@ -319,32 +346,32 @@ def validate_photo(
 def photo_sample_grid(
     model: nn.Module, bins: ChromaBins, photos: Sequence[Photo], *, size: int = 192, num_images: int = 8
 ) -> list[list[Photo]]:
-    """Rows grey | truth | prediction of the first pictures' central squares."""
-    squares = [center_crop(photograph) for photograph in photos[:num_images]]
-    lightness, _ = make_photo_batch(squares, size, PhotoNet.stride)
+    """Return rows of grey, original and prediction, of the centre crops of the first ``num_images`` photographs."""
+    originals = [center_crop(photo) for photo in photos[:num_images]]
+    lightness, _ = make_photo_batch(originals, size, PhotoNet.stride)
     device = next(model.parameters()).device
-    coloured = decode_predictions(model(lightness.to(device)).float().cpu(), bins, squares)
-    greys = decode_chroma(torch.zeros(len(squares), 2, 1, 1), squares)
-    return [[grey, truth, ours] for grey, truth, ours in zip(greys, squares, coloured, strict=True)]
+    predictions = decode_predictions(model(lightness.to(device)).float().cpu(), bins, originals)
+    greys = decode_chroma(torch.zeros(len(originals), 2, 1, 1), originals)
+    return [list(row) for row in zip(greys, originals, predictions, strict=True)]
 
 
 def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) -> list[Photo]:
-    """Square pictures in the colours of the net's scores: the annealed mean, brought up bilinearly."""
+    """Return the crops in the predicted colours: the annealed mean of the logits ``scores``, upsampled bilinearly."""
     return decode_chroma(decode_mean((scores / VAL_TEMPERATURE).softmax(1), bins), crops)
 
 
 def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Photo]) -> list[Photo]:
-    """The squares' own lightness with the given chroma, in 8 bits."""
+    """Return images of 8 bits with the lightness of the crops and the given chroma, upsampled bilinearly."""
     decoded = []
-    for square, small in zip(crops, chroma, strict=True):
-        lab = rgb_to_lab(square)
-        lab[..., 1:] = np.moveaxis(resize_planes(small.numpy(), *square.shape[:2]), 0, -1)
+    for crop, crop_chroma in zip(crops, chroma, strict=True):
+        lab = rgb_to_lab(crop)
+        lab[..., 1:] = np.moveaxis(resize_planes(crop_chroma.numpy(), *crop.shape[:2]), 0, -1)
         decoded.append(lab_to_rgb(lab))
     return decoded
 
 
 def read_photo_config(folder: Path) -> PhotoConfig | None:
-    """The configuration of a photo run's folder; None if the run is of another net or there is none."""
+    """Read the configuration of a photo run; return None if the folder holds no valid run of the photo model."""
     try:
         values = read_config_values(folder)
         if values["model"] != "photo":
@@ -357,6 +384,7 @@ def read_photo_config(folder: Path) -> PhotoConfig | None:
 
 
 def _write_summary(config: PhotoConfig, folder: Path, model: nn.Module, initial: InitialModel) -> dict[str, Any]:
+    """Write ``summary.json`` with the metrics of the best epoch and return its content."""
     records = read_metrics(folder)
     best = min(records, key=lambda record: record["val_loss"])
     summary = {

@@ -24,11 +24,11 @@ from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import FreezeReport
 from chromabox.detect.training.setup import (
     FeatureCaches,
-    FinetuneProbe,
     apply_freezing,
     build_finetune_task,
     build_loss,
     initialise_run,
+    pick_finetune_runtime,
 )
 from chromabox.detect.weights.load import Detector, load_detector, save_detector
 from chromabox.engine.checkpoint import write_json
@@ -89,8 +89,9 @@ def finetune(
     loss = build_loss(model, config)
     samples = AugmentedSamples(splits.train, config.recipe.name, config.size, config.seed, cached_reader())
     if config.runtime is None:
-        probe = FinetuneProbe(config, model, num_frozen, loss, samples, initial)
-        config = replace(config, runtime=probe.pick_runtime(options or RuntimeOptions(), log))
+        runtime = pick_finetune_runtime(config, model, num_frozen, loss, samples, initial, options or RuntimeOptions())
+        config = replace(config, runtime=runtime)
+        log(f"{len(samples):,} training images, on {runtime}")
     assert config.runtime is not None
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, config)

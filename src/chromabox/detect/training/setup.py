@@ -1,8 +1,7 @@
 """Setup of a fine-tuning run: initial model, data, loss, training task, feature caches, runtime and optimizers.
 
-:class:`FinetuneProbe` selects the fastest runtime settings and estimates the training time by timing real training
-steps. :func:`build_finetune_optimizers` and :func:`finetune_lr_schedule` implement the recipe's optimizers and learning
-rates.
+:func:`pick_finetune_runtime` selects the fastest runtime settings. :func:`build_finetune_optimizers` and
+:func:`finetune_lr_schedule` implement the recipe's optimizers and learning rates.
 """
 
 import copy
@@ -17,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from chromabox.detect.data.augment import read_pixels
 from chromabox.detect.data.dataset import DetectionDataset, remap_classes
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.models.darknet import DarknetModel
@@ -42,7 +40,6 @@ from chromabox.detect.training.validator import Validator, make_validator
 from chromabox.detect.weights.load import Detector, detector_metadata, load_detector
 from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
 from chromabox.engine.optim import Muon
-from chromabox.engine.runs import peak_memory_bytes
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import ParamGroupSettings, TrainSchedule, TrainTask
 from chromabox.errors import UsageError
@@ -126,7 +123,7 @@ def make_loss_function(
 
     def compute_loss(forward: Callable[[Tensor], Tensor], batch: DetectionBatch) -> dict[str, Tensor]:
         features, targets = batch
-        # The training loop passes the model itself: it is never compiled (see FinetuneProbe.pick_runtime).
+        # The training loop passes the model itself: it is never compiled (see pick_finetune_runtime).
         outputs = cast(DarknetModel, forward).forward_from(features, num_frozen)
         if teacher is None:
             return loss(outputs, targets)
@@ -242,136 +239,37 @@ class FeatureCaches:
         return cached_batches(cache, boxes, len(samples), batch_size, config.seed, device=device)
 
 
-#: Number of images in the measurements: as many as pass through the frozen layers in one batch.
+#: Number of images in the measurement: as many as pass through the frozen layers in one batch.
 _NUM_PROBE_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class FinetuneCosts:
-    """Measured times in seconds, without warm-up."""
-
-    decode_seconds: float
-    """Decoding an image."""
-    augment_seconds: float
-    """Augmenting a decoded image and computing the frozen layers for it."""
-    step_seconds: float
-    """Training on a batch."""
-    validate_seconds: float
-    """Validating on an image."""
-
-
-@dataclass(frozen=True)
-class FinetuneProbe:
-    """Measurement of training time for a model with ``num_frozen`` frozen layers."""
-
-    config: FinetuneConfig
-    model: DarknetModel
-    num_frozen: int
-    loss: DetectionLoss
-    samples: AugmentedSamples
-    initial: InitialState
-
-    @property
-    def num_cached_layers(self) -> int:
-        """Number of layers whose features of the training images are cached."""
-        return self.num_frozen if self.config.num_cached_views else 0
-
-    def pick_runtime(self, options: RuntimeOptions, log: Callable[[str], None]) -> RuntimeConfig:
-        """Select the fastest runtime settings by timing training steps on copies of the model; log an estimate."""
-        config, data = self.config, self._probe_subset(self.samples.data)
-        cache = self._make_cache(self.num_cached_layers, len(data.samples))
-        boxes = fill_feature_cache(cache, self.model, self.num_cached_layers, replace(self.samples, data=data), 1)
-        indices = [index % len(boxes) for index in range(min(config.recipe.batch_size, len(self.samples)))]
-        batch = cache.read(indices), stack_targets([boxes[index] for index in indices])
-        # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
-        options = replace(options, compile="off")
-        total_batches = self._batches_per_epoch() * config.recipe.epochs
-        loss = self._make_loss(torch.device(resolve_device(options)), batch)
-        runtime = autotune(options, self.model, loss, total_batches)
-        self._log_estimate(self.measure_costs(runtime, cache, loss), runtime, log)
-        return runtime
-
-    def measure_costs(
-        self, runtime: RuntimeConfig, cache: FeatureCache, loss: Callable[[Callable[[Tensor], Tensor]], Tensor]
-    ) -> FinetuneCosts:
-        """Measure the parts of the training time with the selected runtime settings, on a copy of the model."""
-        model = copy.deepcopy(self.model).train()
-        runtime.prepare(model)
-        samples = replace(self.samples, data=self._probe_subset(self.samples.data))
-        decode_seconds = _median_seconds(lambda: [read_pixels(sample.path) for sample in samples.data.samples])
-        augment_seconds = _median_seconds(
-            lambda: fill_feature_cache(cache, model, self.num_cached_layers, samples, 1, workers=runtime.threads)
-        )
-        optimizers = build_finetune_optimizers(model, self.config.recipe)
-
-        def forward_backward() -> None:
-            with runtime.autocast():
-                value = loss(cast(Callable[[Tensor], Tensor], model))
-            value.backward()
-            value.item()  # Waits until a GPU has finished.
-
-        step_seconds = _median_seconds(forward_backward)
-        optimizer_seconds = _median_seconds(lambda: [optimizer.step() for optimizer in optimizers])
-        data = self._probe_subset(self.initial.splits.early_stopping or self.initial.splits.val)
-        val_cache, size = self._make_cache(self.num_frozen, len(data.samples)), self.config.size
-        validator = make_validator(
-            val_cache, model, self.num_frozen, data, size, self.samples.read_image, workers=runtime.threads
-        )
-        model.eval()
-        validate_seconds = _median_seconds(lambda: validator.evaluate(model, self.loss))
-        return FinetuneCosts(
-            decode_seconds / len(samples),
-            augment_seconds / len(samples),
-            step_seconds + optimizer_seconds / self.config.recipe.accumulate,
-            validate_seconds / len(data.samples),
-        )
-
-    def _log_estimate(self, costs: FinetuneCosts, runtime: RuntimeConfig, log: Callable[[str], None]) -> None:
-        config, splits = self.config, self.initial.splits
-        num_train, num_val = len(self.samples), len(splits.val.samples)
-        num_stopping = 0 if splits.early_stopping is None else len(splits.early_stopping.samples)
-        num_views = min(config.num_cached_views, config.recipe.epochs) * num_train if self.num_cached_layers else 0
-        fill_seconds = (num_views + num_val + num_stopping) * costs.augment_seconds
-        fill_seconds += (num_train + num_val + num_stopping) * costs.decode_seconds
-        epoch_seconds = self._batches_per_epoch() * costs.step_seconds
-        epoch_seconds += (num_stopping or num_val) * costs.validate_seconds
-        # Without a cache, workers augment while the model computes. This still takes time on a machine with few cores.
-        epoch_seconds += 0 if self.num_cached_layers else num_train * costs.augment_seconds
-        minutes = (fill_seconds + epoch_seconds * config.recipe.epochs) / 60
-        log(
-            f"{num_train:,} training images, {self._batches_per_epoch()} batches per epoch, on {runtime}; estimated: "
-            f"{fill_seconds:.0f} s to fill the caches, {epoch_seconds:.1f} s per epoch, {minutes:.1f} minutes in "
-            f"total, {peak_memory_bytes() / 1e9:.1f} GB of memory plus the caches"
-        )
-
-    def _batches_per_epoch(self) -> int:
-        return len(epoch_batch_indices(len(self.samples), self.config.recipe.batch_size, self.config.seed, 0))
-
-    def _make_cache(self, num_layers: int, num_views: int) -> FeatureCache:
-        return FeatureCache(plan_cache(self.model, num_layers, self.config.size, num_views, "float32"), None)
-
-    def _make_loss(self, device: torch.device, batch: DetectionBatch) -> Callable[[Callable[[Tensor], Tensor]], Tensor]:
-        """Return the loss of a fixed batch as a function of the model."""
-        compute_loss = make_loss_function(
-            self.num_cached_layers, self.loss, build_teacher(self.config, self.initial, self.loss, device)
-        )
-        features, targets = batch
-        moved = {layer: feature.to(device) for layer, feature in features.items()}, targets.to(device)
-        return lambda forward: compute_loss(forward, moved)["loss"]
-
-    @staticmethod
-    def _probe_subset(data: DetectionDataset) -> DetectionDataset:
-        return replace(data, samples=data.samples[:_NUM_PROBE_IMAGES])
-
-
-def _median_seconds(func: Callable[[], object], repeats: int = 3) -> float:
-    """Return the median time of a few calls after one call as warm-up."""
-    durations = []
-    for _ in range(repeats + 1):
-        start_time = time.perf_counter()
-        func()
-        durations.append(time.perf_counter() - start_time)
-    return sorted(durations[1:])[repeats // 2]
+def pick_finetune_runtime(
+    config: FinetuneConfig,
+    model: DarknetModel,
+    num_frozen: int,
+    loss: DetectionLoss,
+    samples: AugmentedSamples,
+    initial: InitialState,
+    options: RuntimeOptions,
+) -> RuntimeConfig:
+    """Select the fastest runtime settings by timing training steps on copies of the model."""
+    num_cached = num_frozen if config.num_cached_views else 0
+    data = replace(samples.data, samples=samples.data.samples[:_NUM_PROBE_IMAGES])
+    cache = FeatureCache(plan_cache(model, num_cached, config.size, len(data.samples), "float32"), None)
+    boxes = fill_feature_cache(cache, model, num_cached, replace(samples, data=data), 1)
+    indices = [index % len(boxes) for index in range(min(config.recipe.batch_size, len(samples)))]
+    device = torch.device(resolve_device(options))
+    features = {layer: feature.to(device) for layer, feature in cache.read(indices).items()}
+    batch = features, stack_targets([boxes[index] for index in indices]).to(device)
+    compute_loss = make_loss_function(num_cached, loss, build_teacher(config, initial, loss, device))
+    num_batches = len(epoch_batch_indices(len(samples), config.recipe.batch_size, config.seed, 0))
+    # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
+    return autotune(
+        replace(options, compile="off"),
+        model,
+        lambda forward: compute_loss(forward, batch)["loss"],
+        num_batches * config.recipe.epochs,
+    )
 
 
 LrSchedule = Callable[[int], Sequence[Sequence[ParamGroupSettings]]]

@@ -58,14 +58,16 @@ def replace_predictions(
 
 
 def make_detections(boxes: list[tuple[float, ...]], scores: list[float], classes: list[int]) -> Detections:
-    return Detections(np.array(boxes, np.float32), confidence=np.array(scores, np.float32), class_id=np.array(classes))
+    class_id = np.array(classes, np.int64)
+    names = np.array(["bird", "dog", "cat"])[class_id]
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), class_id, names)
 
 
 def test_perfect_predictions_give_full_metrics(
     monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, detector: Detector
 ) -> None:
     perfect = make_detections([DOG_BOX, CAT_BOX], [0.9, 0.8], [1, 2])
-    calls = replace_predictions(monkeypatch, {"b": perfect, "c": Detections.empty()})
+    calls = replace_predictions(monkeypatch, {"b": perfect, "c": make_detections([], [], [])})
     result = evaluate_detector(detector, data.split("val"), size=416, num_resamples=50)
     assert calls == [{"confidence": 0.005, "iou": 0.45, "classes": None, "size": 416}]
     summary = json.loads(json.dumps(result.as_json(), allow_nan=False))

@@ -64,10 +64,13 @@ NAMES = {
     "chromabox.detect.training.config": "FinetuneConfig read_finetune_config",
     "chromabox.detect.training.finetune": "finetune",
     "chromabox.detect.training.freeze": "freeze",
-    "chromabox.detect.models.architecture": "Architecture yolov3 yolov3_tiny",
-    "chromabox.detect.models.darknet": "DARKNET DarknetModel Variant ULTRALYTICS_9_0 ULTRALYTICS_9_6",
+    "chromabox.detect.models.architecture": "Architecture DARKNET ULTRALYTICS_9_0 ULTRALYTICS_9_6 Variant yolov3 "
+    "yolov3_tiny",
+    "chromabox.detect.models.darknet": "DarknetModel",
+    "chromabox.detect.detections": "Detections",
     "chromabox.detect.inference.predict": "detect_image",
     "chromabox.detect.weights.load": "Detector download_pretrained load_detector save_detector write_darknet",
+    "chromabox.detect.weights.onnx_model": "DetectorModel OnnxDetector load_onnx_detector open_detector",
     "chromabox.report.dataset": "report_validation",
     "chromabox.report.detection": "evaluate_detector_file",
     "chromabox.report.training": "run_finetune",
@@ -80,7 +83,7 @@ FLAGS = {
     "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace "
     "--hints --min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
     "--temporal-smoothing",
-    "detect": "-o --output --weights --format --confidence --iou --classes --size --precision --workers",
+    "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers",
     "score": "-o --output",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
     f"--val-fraction --patience --size --kernel --num-filters --dilation --init {RUNTIME}",

@@ -3,6 +3,7 @@
 Independent sources: scikit-image computes the expected lightness, Pillow makes the images of every mode.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -25,10 +26,12 @@ from chromabox.colour.constraints.hints import hints_from_pixels
 from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import PhotoModel, load_model, photo_model_metadata
-from chromabox.engine.checkpoint import save_checkpoint
+from chromabox.colour.weights.checkpoint import PhotoModel, photo_model_metadata
+from chromabox.colour.weights.export import export_onnx
+from chromabox.colour.weights.onnx_model import ColourModel, load_onnx_model
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image
+from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 CAT = chelsea()[80:180, 100:230]
 GREY = np.asarray(Image.fromarray(CAT).convert("L"))
@@ -36,8 +39,8 @@ ALPHA = np.arange(100 * 130, dtype=np.uint32).reshape(100, 130) * 3 % 256
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a small untrained photo model, whose colours are arbitrary but not grey."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the exported file of a small untrained photo model, whose colours are arbitrary but not grey."""
     torch.manual_seed(0)
     cells = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 2, indexing="ij"), -1).reshape(-1, 2)
     bins = ChromaBins((10 * cells).astype(np.float32), np.full(81, 1 / 81, np.float32), 10.0)
@@ -47,16 +50,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network.head[-1].weight.mul_(8)
         # Make warm colours more likely than cold ones.
         network.head[-1].bias.copy_(torch.from_numpy(bins.centres.sum(1) / 20))
-    path = tmp_path_factory.mktemp("models") / "small.safetensors"
-    save_checkpoint(path, {"net": network.state_dict()}, photo_model_metadata(settings, bins))
+    path = tmp_path_factory.mktemp("models") / "small.onnx"
+    export_onnx(PhotoModel(network.eval(), bins, photo_model_metadata(settings, bins)), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> PhotoModel:
-    loaded = load_model(checkpoint)
-    assert isinstance(loaded, PhotoModel)
-    return loaded
+def model(exported: Path) -> ColourModel:
+    return load_onnx_model(exported)
 
 
 def lightness(values: np.ndarray) -> np.ndarray:
@@ -81,7 +82,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_array_gives_array_of_same_dtype_and_lightness(model: PhotoModel, name: str) -> None:
+def test_array_gives_array_of_same_dtype_and_lightness(model: ColourModel, name: str) -> None:
     array = ARRAYS[name].copy() if name != "strided" else ARRAYS[name]
     before = array.copy()
     coloured = colourise(array, model=model)
@@ -99,14 +100,14 @@ def test_array_gives_array_of_same_dtype_and_lightness(model: PhotoModel, name: 
         assert coloured.max() <= 1
 
 
-def test_all_bit_depths_get_the_same_colours(model: PhotoModel) -> None:
+def test_all_bit_depths_get_the_same_colours(model: ColourModel) -> None:
     uint8, uint16, floats = (colourise(ARRAYS[name], model=model) for name in ("grey", "big-endian", "float64"))
     # 16-bit pixels are reduced to 8 bits before inference, which changes the prediction slightly.
     assert np.abs(uint16 / 257 - uint8).mean() < 1
     np.testing.assert_allclose(floats, uint16 / 65535, atol=2e-5)
 
 
-def test_result_equals_that_of_colourise_image(model: PhotoModel, tmp_path: Path) -> None:
+def test_result_equals_that_of_colourise_image(model: ColourModel, tmp_path: Path) -> None:
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     expected = colourise_image(
         read_image(tmp_path / "cat.png"), model, ColouriseOptions(style="vivid", temperature=0.5)
@@ -155,7 +156,7 @@ def in_mode(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_image_of_every_mode_gives_rgb_or_rgba(model: PhotoModel, mode: str) -> None:
+def test_image_of_every_mode_gives_rgb_or_rgba(model: ColourModel, mode: str) -> None:
     image = in_mode(mode)
     assert image.mode == mode
     before = image.tobytes()
@@ -178,7 +179,7 @@ def test_image_of_every_mode_gives_rgb_or_rgba(model: PhotoModel, mode: str) -> 
         np.testing.assert_array_equal(pixels[..., 3], ALPHA)
 
 
-def test_info_is_kept_except_grey_profile_and_transparency(model: PhotoModel, tmp_path: Path) -> None:
+def test_info_is_kept_except_grey_profile_and_transparency(model: ColourModel, tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010E] = "a cat"
@@ -218,12 +219,12 @@ def test_info_is_kept_except_grey_profile_and_transparency(model: PhotoModel, tm
         (Image.fromarray(np.full((4, 5), 2.0, np.float32)), "expected 0 to 1"),
     ],
 )
-def test_unsupported_image_is_rejected(model: PhotoModel, image: object, error: str) -> None:
+def test_unsupported_image_is_rejected(model: ColourModel, image: object, error: str) -> None:
     with pytest.raises(UsageError, match=error):
         colourise(image, model=model)
 
 
-def test_truncated_image_is_rejected(model: PhotoModel, tmp_path: Path) -> None:
+def test_truncated_image_is_rejected(model: ColourModel, tmp_path: Path) -> None:
     Image.fromarray(CAT).save(tmp_path / "cat.jpg")
     (tmp_path / "cat.jpg").write_bytes((tmp_path / "cat.jpg").read_bytes()[:1500])
     with Image.open(tmp_path / "cat.jpg") as image, pytest.raises(ChromaboxError, match="cannot be decoded"):
@@ -233,7 +234,7 @@ def test_truncated_image_is_rejected(model: PhotoModel, tmp_path: Path) -> None:
 NAVY, BEIGE = (0, 0, 128), (245, 245, 220)
 
 
-def test_arguments_become_options(model: PhotoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_become_options(model: ColourModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[ColouriseOptions] = []
 
     def record(image: ImageData, model: object, options: ColouriseOptions) -> ImageData:
@@ -263,7 +264,7 @@ def test_arguments_become_options(model: PhotoModel, monkeypatch: pytest.MonkeyP
 
 
 def test_palette_from_name_path_image_and_list(
-    model: PhotoModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: ColourModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "two.json").write_text('["#000080", "#f5f5dc"]')
     Image.fromarray(CAT).save(tmp_path / "cat.png")
@@ -282,7 +283,7 @@ def test_palette_from_name_path_image_and_list(
     assert len(palettes[5]) == 16
 
 
-def test_palette_restricts_the_hues_of_the_result(model: PhotoModel) -> None:
+def test_palette_restricts_the_hues_of_the_result(model: ColourModel) -> None:
     coloured = colourise(GREY, palette=["#a04040", "#4060a0"], model=model)
     lab = rgb2lab(coloured)
     is_mid_tone = (lab[..., 0] > 30) & (lab[..., 0] < 70)  # where sRGB has high chroma at these hues
@@ -292,7 +293,7 @@ def test_palette_restricts_the_hues_of_the_result(model: PhotoModel) -> None:
     assert distance.max() < 6
 
 
-def test_hints_file_and_hints_object_give_the_same_result(model: PhotoModel, tmp_path: Path) -> None:
+def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tmp_path: Path) -> None:
     layer = np.zeros((100, 130, 4), np.uint8)
     layer[40:60, 50:70] = (40, 90, 200, 255)
     Image.fromarray(layer).save(tmp_path / "dots.png")
@@ -330,42 +331,46 @@ def test_hints_file_and_hints_object_give_the_same_result(model: PhotoModel, tmp
         ({"model": "no/such/run"}, "no such run folder or checkpoint"),
     ],
 )
-def test_invalid_option_is_rejected(model: PhotoModel, options: dict[str, object], error: str) -> None:
+def test_invalid_option_is_rejected(model: ColourModel, options: dict[str, object], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         colourise(GREY, **{"model": model, **options})
 
 
-def test_model_is_loaded_once_per_file_version(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_model_is_loaded_once_per_file_version(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loaded: list[Path] = []
 
-    def record(path: Path) -> object:
+    def record(path: Path) -> ColourModel:
         loaded.append(path)
-        return load_model(path)
+        return load_onnx_model(path / "best.onnx")
 
-    monkeypatch.setattr(api, "load_model", record)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    monkeypatch.setattr(api, "open_model", record)
+    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
     with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda _: colourise(GREY, model=run), range(4)))
-    assert len(loaded) == 1
+        results = list(threads.map(lambda _: colourise(GREY, model=tmp_path), range(4)))
+    assert loaded == [tmp_path]
     assert all(np.array_equal(results[0], other) for other in results[1:])
-    colourise(GREY, model=str(run / "best.safetensors"))
+    colourise(GREY, model=str(tmp_path))
     assert len(loaded) == 1
-    later = (run / "best.safetensors").stat().st_mtime_ns + 1_000_000_000
+    later = (tmp_path / "best.onnx").stat().st_mtime_ns + 1_000_000_000
 
-    os.utime(run / "best.safetensors", ns=(later, later))
-    colourise(GREY, model=run)
+    os.utime(tmp_path / "best.onnx", ns=(later, later))
+    colourise(GREY, model=tmp_path)
     assert len(loaded) == 2
+
+
+def test_exported_file_of_a_run_folder_is_used(model: ColourModel, exported: Path, tmp_path: Path) -> None:
+    """The checkpoint is not read: it is older than the exported file."""
+    (tmp_path / "best.safetensors").write_bytes(b"not a checkpoint")
+    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
+    np.testing.assert_array_equal(colourise(GREY, model=tmp_path), colourise(GREY, model=model))
 
 
 def test_colourise_is_importable_without_heavy_imports() -> None:
     program = (
         "import sys, chromabox\n"
-        "assert 'colourise' in dir(chromabox) and not {'torch', 'numpy', 'PIL'} & sys.modules.keys()\n"
-        "assert chromabox.colourise.__module__ == 'chromabox.colour.api' and 'torch' in sys.modules\n"
+        "assert 'colourise' in dir(chromabox) and not {'onnxruntime', 'numpy', 'PIL'} & sys.modules.keys()\n"
+        "assert chromabox.colourise.__module__ == 'chromabox.colour.api' and 'onnxruntime' in sys.modules\n"
+        f"assert not set({NOT_FOR_INFERENCE}) & sys.modules.keys()\n"
         "from chromabox import colourise\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -375,6 +380,66 @@ def test_colourise_is_importable_without_heavy_imports() -> None:
         _ = chromabox.colorise
 
 
-def test_metadata_of_the_model_does_not_change_the_result(model: PhotoModel) -> None:
+def test_colourise_needs_no_training_packages(tmp_path: Path) -> None:
+    """The bundled model colourises with a fitted palette and hints, as in this process, which has the packages."""
+    layer = np.zeros((100, 130, 4), np.uint8)
+    layer[40:60, 50:70] = (40, 90, 200, 255)
+    Image.fromarray(layer).save(tmp_path / "dots.png")
+    Image.fromarray(CAT).save(tmp_path / "cat.png")
+    program = (
+        "import chromabox\n"
+        "from PIL import Image\n"
+        "image = Image.open('cat.png')\n"
+        "chromabox.colourise(image).save('plain.png')\n"
+        "chromabox.colourise(image, palette='cat.png', hints='dots.png', ban='red').save('constrained.png')\n"
+    )
+    done = run_without(NOT_FOR_INFERENCE, program, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = {"palette": tmp_path / "cat.png", "hints": tmp_path / "dots.png", "ban": "red"}
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "plain.png")), colourise(CAT))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "constrained.png")), colourise(CAT, **options))
+
+
+CHILD_PROCESSES = """
+import multiprocessing
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import chromabox
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+
+
+def colourise(_):
+    return chromabox.colourise(IMAGE)
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(colourise, range(4))
+    assert all(np.array_equal(first, other) for other in others)
+    for method in sys.argv[1:]:
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            result = pool.map_async(colourise, [0]).get(timeout=100)[0]
+        assert np.array_equal(first, result), method
+        print(method)
+    assert np.array_equal(first, colourise(0))
+"""
+
+
+def test_threads_and_child_processes_get_the_same_result(tmp_path: Path) -> None:
+    """Child processes of a process that has already colourised: the threads of its sessions do not exist in them."""
+    methods = multiprocessing.get_all_start_methods()
+    (tmp_path / "program.py").write_text(CHILD_PROCESSES)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py", *methods], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == methods
+
+
+def test_metadata_of_the_model_does_not_change_the_result(model: ColourModel) -> None:
     other = replace(model, metadata={})
     np.testing.assert_array_equal(colourise(GREY, model=model), colourise(GREY, model=other))

@@ -26,7 +26,7 @@ from chromabox.colour.training.recipes import (
     make_recipe,
 )
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 
 if TYPE_CHECKING:
     from chromabox.colour.training.train import TrainConfig
@@ -144,6 +144,8 @@ def train(
             if dist_info.is_main:
                 plot_run(folder, title)
         log(f"test accuracy {100 * summary['test_accuracy']:.2f} %, test loss {summary['test_loss']:.4f}")
+        if dist_info.is_main:
+            _export_best(folder, log)
         log(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
     return 0
 
@@ -183,8 +185,20 @@ def _train_photo(args: TrainArgs, dist_info: "DistInfo", log: Callable[[str], No
         f"ΔE2000 {-100 * summary['val_delta_e_cut']:+.1f} %, colourfulness "
         f"{100 * summary['val_colourfulness']:.0f} % of the originals', on the validation images of {config.data}"
     )
+    if dist_info.is_main:
+        _export_best(folder, log)
     log(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
     return 0
+
+
+def _export_best(folder: Path, log: Callable[[str], None]) -> None:
+    """Write ``best.onnx``, with which inference needs no PyTorch; log the reason if that fails."""
+    from chromabox.colour.weights.onnx_model import resolve_onnx_model
+
+    try:
+        log(f"for chromabox colour --model: {resolve_onnx_model(folder)}")
+    except ChromaboxError as error:
+        log(f"no best.onnx: {error}")
 
 
 def _new_photo_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, PhotoConfig]":

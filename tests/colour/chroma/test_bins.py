@@ -1,17 +1,14 @@
-"""Tests of chroma bins: the mean of soft targets is the chroma.
-
-Expected values come from bilinear hat functions, SciPy's Gaussian filter and the paper's formula.
-"""
+"""Tests of chroma bins; expected values from bilinear hat functions, SciPy and the formula of the paper."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import KDTree
 
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
 from chromabox.errors import ChromaboxError
@@ -27,65 +24,12 @@ def full_grid(radius: int = 4, spacing: float = 10.0) -> ChromaBins:
 
 
 GRID = full_grid()
-CHROMA = st.lists(st.tuples(*[st.floats(-40, 40, width=32)] * 2), min_size=1, max_size=40)
-
-
-def to_tensor(chroma: list[tuple[float, float]]) -> torch.Tensor:
-    """Return a chroma tensor [1, 2, 1, count]."""
-    return torch.tensor(chroma, dtype=torch.float32).T[None, :, None]
-
-
-@settings(max_examples=100, deadline=None)
-@given(CHROMA)
-def test_mean_under_targets_is_the_chroma(chroma: list[tuple[float, float]]) -> None:
-    expected = to_tensor(chroma)
-    bins, weights = GRID.soft_encode(expected)
-    assert weights.min() >= 0
-    torch.testing.assert_close(weights.sum(1), torch.ones_like(weights[:, 0]))
-    probabilities = torch.zeros(1, len(GRID), *expected.shape[2:]).scatter_add_(1, bins, weights)
-    torch.testing.assert_close(GRID.decode_mean(probabilities), expected, atol=2e-3, rtol=0)
-    # Only the corners of the cell that contains the chroma have weight.
-    centres = torch.from_numpy(GRID.centres)[bins].movedim(-1, 1)
-    far = (centres - expected[:, :, None]).abs().amax(1) > GRID.spacing * 1.001
-    assert (weights[far] < 1e-3).all()
-
-
-def test_target_of_grid_point_is_that_bin() -> None:
-    inner = np.abs(GRID.centres).max(1) < 40
-    bins, weights = GRID.soft_encode(to_tensor(GRID.centres[inner].tolist()))
-    heaviest = bins.gather(1, weights.argmax(1, keepdim=True)).flatten().numpy()
-    assert heaviest.tolist() == np.flatnonzero(inner).tolist()
-    assert weights.amax(1).min() == 1
-
-
-@pytest.mark.parametrize("chroma", [(200.0, 0.0), (41.0, -41.0), (-90.0, 300.0), (0.0, -40.0)])
-def test_chroma_outside_bins_moves_to_nearest_bin(chroma: tuple[float, float]) -> None:
-    bins, weights = GRID.soft_encode(to_tensor([chroma]))
-    mean = (torch.from_numpy(GRID.centres)[bins[0, :, 0, 0]] * weights[0, :, 0, 0, None]).sum(0)
-    np.testing.assert_allclose(mean, np.clip(chroma, -40, 40), atol=2e-3)
-
-
-def test_missing_grid_points_map_to_nearest_bin() -> None:
-    subset = np.hypot(*GRID.centres.T) <= 25
-    bins = ChromaBins(GRID.centres[subset], GRID.frequencies[subset], GRID.spacing)
-    indices, weights = bins.soft_encode(to_tensor([(40.0, 0.0), (0.0, -40.0), (20.0, 10.0)]))
-    assert indices.max() < len(bins)
-    mean = (torch.from_numpy(bins.centres)[indices[0, :, 0]] * weights[0, :, 0, :, None]).sum(0)
-    np.testing.assert_allclose(mean, [[20, 0], [0, -20], [20, 10]], atol=2e-3)
-
-
-def test_bins_on_a_line_are_valid() -> None:
-    line = ChromaBins(np.array([[0, -10], [0, 0], [0, 10]], np.float32), np.full(3, 0.3, np.float32), 10.0)
-    bins, weights = line.soft_encode(to_tensor([(0.0, 5.0), (7.0, -5.0)]))
-    torch.testing.assert_close(weights.sum(1), torch.ones(1, 1, 2))
-    mean = (torch.from_numpy(line.centres)[bins[0, :, 0]] * weights[0, :, 0, :, None]).sum(0)
-    np.testing.assert_allclose(mean, [[0, 5], [0, -5]], atol=2e-3)
 
 
 def test_fitted_bins_have_relative_frequencies() -> None:
     # A quarter of all pixels is at (20, 0), the others are half-way between (0, 0) and (0, 10).
-    chroma = torch.tensor([[20.0, 0.0], [0.0, 5.0], [0.0, 5.0], [0.0, 5.0]]).T
-    bins = fit_bins([chroma[:, :2], chroma[:, 2:]], 10.0)
+    chroma = np.array([[20, 0], [0, 5], [0, 5], [0, 5]], np.float32)
+    bins = fit_bins([chroma[:2], chroma[2:]], 10.0)
     frequencies = dict(zip(map(tuple, bins.centres.tolist()), bins.frequencies.tolist(), strict=True))
     assert frequencies == pytest.approx({(0.0, 0.0): 0.375, (0.0, 10.0): 0.375, (20.0, 0.0): 0.25})
 
@@ -93,23 +37,27 @@ def test_fitted_bins_have_relative_frequencies() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.floats(5, 30), st.integers(0, 2**16))
 def test_fitted_frequencies_are_the_mean_targets(spacing: float, seed: int) -> None:
-    chroma = torch.from_numpy(np.random.default_rng(seed).normal(0, 30, (2, 200)).clip(-128, 128).astype(np.float32))
+    chroma = np.random.default_rng(seed).normal(0, 30, (200, 2)).clip(-128, 128).astype(np.float32)
     bins = fit_bins([chroma], spacing)
     cells = np.rint(bins.centres / spacing)
     # The bilinear weight of a pixel at a grid point is the product of two hat functions.
-    hats = (1 - np.abs(chroma.double().numpy().T[None] / spacing - cells[:, None])).clip(0).prod(-1)
+    hats = (1 - np.abs(chroma.astype(np.float64) / spacing - cells[:, None])).clip(0).prod(-1)
     np.testing.assert_allclose(bins.frequencies, hats.mean(1), atol=1e-5)
     assert bins.frequencies.sum() == pytest.approx(1, abs=1e-3)
 
 
 def test_rare_bins_are_omitted() -> None:
-    chroma = torch.tensor([[0.0, 0.0]] * 999 + [[0.0, 40.0]] + [[20.0, 0.0]] * 1000).T
+    chroma = np.array([[0, 0]] * 999 + [[0, 40]] + [[20, 0]] * 1000, np.float32)
     assert [40.0] not in fit_bins([chroma], 10.0, min_fraction=1e-3).centres[:, 1:].tolist()
     assert [40.0] in fit_bins([chroma], 10.0, min_fraction=1e-4).centres[:, 1:].tolist()
 
 
-@pytest.mark.parametrize("chroma", [[], [torch.zeros(2, 5)], [torch.zeros(2, 0)]], ids=["none", "grey", "empty"])
-def test_fit_bins_of_images_without_colours_fails(chroma: list[torch.Tensor]) -> None:
+@pytest.mark.parametrize(
+    "chroma",
+    [[], [np.zeros((5, 2), np.float32)], [np.zeros((0, 2), np.float32)]],
+    ids=["none", "grey", "empty"],
+)
+def test_fit_bins_of_images_without_colours_fails(chroma: list[np.ndarray]) -> None:
     with pytest.raises(ChromaboxError, match="use images with several colours"):
         fit_bins(chroma, 10.0)
 
@@ -126,9 +74,10 @@ def test_rebalancing_weights_match_paper() -> None:
     weights /= (weights * smooth).sum()
     log_weights = bins.rebalancing_weights(1.0)
     inner = np.abs(bins.centres).max(1) < 15  # at the border the filter loses weight that the paper's kernel preserves
-    np.testing.assert_allclose(log_weights.numpy()[inner], np.log(weights)[inner], atol=0.02)
-    torch.testing.assert_close(bins.rebalancing_weights(0.5), log_weights / 2)
-    assert torch.equal(bins.rebalancing_weights(0.0), torch.zeros(len(bins)))
+    assert log_weights.dtype == np.float32
+    np.testing.assert_allclose(log_weights[inner], np.log(weights)[inner], atol=0.02)
+    np.testing.assert_allclose(bins.rebalancing_weights(0.5), log_weights / 2, rtol=1e-6, atol=1e-7)
+    assert not bins.rebalancing_weights(0.0).any()
 
 
 def test_rebalancing_weights_of_rare_bins_are_higher() -> None:
@@ -136,6 +85,19 @@ def test_rebalancing_weights_of_rare_bins_are_higher() -> None:
     weights = replace(GRID, frequencies=frequencies).rebalancing_weights(1.0)
     assert weights.argmin() == np.hypot(*GRID.centres.T).argmin()
     assert weights[0] > weights[len(GRID) // 2]
+
+
+@pytest.mark.parametrize("radius", [1, 2.5, 4.3])
+def test_grid_has_the_nearest_bin_of_every_point(radius: float) -> None:
+    subset = np.hypot(*GRID.centres.T) <= radius * GRID.spacing
+    bins = replace(GRID, centres=GRID.centres[subset], frequencies=GRID.frequencies[subset])
+    nearest, first = bins.nearest_bin_grid
+    np.testing.assert_array_equal(first * GRID.spacing, bins.centres.min(0))
+    np.testing.assert_array_equal((first + nearest.shape - 1) * GRID.spacing, bins.centres.max(0))
+    points = (np.argwhere(nearest >= 0) + first) * GRID.spacing
+    assert len(points) == nearest.size
+    distances, _ = KDTree(bins.centres).query(points)
+    np.testing.assert_allclose(np.linalg.norm(points - bins.centres[nearest.ravel()], axis=1), distances)
 
 
 def test_json_round_trip() -> None:

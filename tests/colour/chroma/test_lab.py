@@ -1,6 +1,6 @@
-"""Tests of CIELab and sRGB on planes.
+"""Tests of CIELab and sRGB.
 
-Expected values come from scikit-image; the gamut boundary is found by a fine scan of the scale.
+Expected values come from scikit-image and round trips; the gamut boundary is found by a fine scan of the scale.
 """
 
 import numpy as np
@@ -88,12 +88,17 @@ def test_gamut_mapping_preserves_lightness_and_hue(colours: list[tuple[float, fl
     assert across.max() < 0.6
 
 
-def in_gamut(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tolerance: float) -> np.ndarray:
-    """Return a mask [colours, scales] of the in-gamut combinations, in float64 with scikit-image's matrix."""
-    y = np.repeat(root[:, None], len(scales), 1).astype(np.float64)
-    xyz = np.stack([y + a[:, None] * scales / 500, y, y - b[:, None] * scales / 200], axis=-1)
+def linear_rgb(root: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return linear sRGB, channels last, of colours, in float64 with scikit-image's matrix."""
+    y = root.astype(np.float64)
+    xyz = np.stack([y + a / 500, y, y - b / 200], axis=-1)
     xyz = np.where(xyz > 6 / 29, xyz**3, 3 * (6 / 29) ** 2 * (xyz - 4 / 29)) * [0.95047, 1, 1.08883]
-    linear = xyz @ rgb_from_xyz.T
+    return xyz @ rgb_from_xyz.T
+
+
+def in_gamut(root: np.ndarray, a: np.ndarray, b: np.ndarray, scales: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return a mask [colours, scales] of the in-gamut combinations."""
+    linear = linear_rgb(np.repeat(root[:, None], len(scales), 1), a[:, None] * scales, b[:, None] * scales)
     return ((linear >= -tolerance) & (linear <= 1 + tolerance)).all(axis=-1)
 
 
@@ -139,3 +144,73 @@ def test_zero_chroma_is_exactly_grey() -> None:
     linear = lab.lab_to_linear_rgb(*planes(np.stack([np.linspace(0, 100, 999), np.zeros(999), np.zeros(999)], axis=-1)))
     np.testing.assert_array_equal(linear[0], linear[1])
     np.testing.assert_array_equal(linear[0], linear[2])
+
+
+IMAGES = RNG.integers(0, 256, (2, 30, 40, 3), dtype=np.uint8)
+#: Greys, the corners of the RGB cube and values next to them, where the formulas change branches.
+EDGES = np.stack(np.meshgrid([0, 1, 9, 10, 11, 254, 255], [0, 2, 255], [0, 3, 255], indexing="ij"), -1).astype(np.uint8)
+GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, -1)
+
+
+@pytest.mark.parametrize("pixels", [IMAGES, EDGES, GREYS, IMAGES[0, 0, 0]], ids=["random", "edges", "greys", "colour"])
+def test_lab_of_8_bit_pixels_matches_scikit_image(pixels: np.ndarray) -> None:
+    # The matrices differ in the sixth decimal (IEC 61966-2-1 and scikit-image), the white points in the fifth digit.
+    np.testing.assert_allclose(lab.rgb_to_lab(pixels), rgb2lab(pixels), atol=0.02)
+
+
+def test_greys_have_no_chroma_and_white_has_lightness_100() -> None:
+    light, *chroma = lab.rgb_to_lab(GREYS).T
+    assert not np.any(chroma)
+    assert light[0] == pytest.approx(0, abs=1e-4)
+    assert light[255] == pytest.approx(100, abs=1e-4)
+    assert (np.diff(light) > 0).all()
+    # Grey pixels beside coloured ones also have no chroma.
+    mixed = np.concatenate([GREYS, IMAGES[0, 0]])
+    np.testing.assert_array_equal(lab.rgb_to_lab(mixed)[:256], lab.rgb_to_lab(GREYS))
+
+
+def test_lightness_of_both_conversions_is_equal() -> None:
+    light = 116 * lab.luminance_root(IMAGES) - 16
+    np.testing.assert_allclose(lab.rgb_to_lab(IMAGES)[..., 0], light, atol=2e-3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=1, max_size=50))
+def test_lab_round_trip_restores_8_bit_values(colours: list[tuple[int, int, int]]) -> None:
+    rgb = np.array(colours, np.uint8)
+    np.testing.assert_array_equal(lab.lab_to_rgb(lab.rgb_to_lab(rgb)), rgb)
+
+
+def test_lab_to_rgb_matches_scikit_image_in_gamut() -> None:
+    in_gamut_lab = rgb2lab(RNG.random((40, 50, 3)))
+    result = lab.lab_to_rgb(in_gamut_lab.astype(np.float32))
+    assert result.dtype == np.uint8
+    # Half of a level is the rounding.
+    assert np.abs(result - 255 * lab2rgb(in_gamut_lab)).max() < 0.6
+
+
+@settings(max_examples=100, deadline=None)
+@given(COLOURS)
+def test_out_of_gamut_colours_are_clipped(colours: list[tuple[float, float, float]]) -> None:
+    linear = linear_rgb(*planes(colours)).clip(0, 1)
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(lab.lab_to_rgb(np.array(colours, np.float32)) - expected).max() < 0.7
+
+
+def test_lightness_to_grey_is_the_inverse_of_rgb_to_lab() -> None:
+    light = lab.rgb_to_lab(GREYS)[:, 0]
+    values = lab.lightness_to_grey(light)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(255 * values, np.arange(256), atol=2e-3)
+    np.testing.assert_array_equal(np.rint(255 * values), np.arange(256))
+    # The result has the shape of the input; values beyond black and white are clipped.
+    np.testing.assert_array_equal(lab.lightness_to_grey(light.reshape(16, 16)), values.reshape(16, 16))
+    np.testing.assert_allclose(lab.lightness_to_grey(np.array([-5, 105], np.float32)), [0, 1], atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=50))
+def test_lightness_to_grey_matches_scikit_image(light: list[float]) -> None:
+    values = np.array(light, np.float32)
+    expected = lab2rgb(np.stack([values, 0 * values, 0 * values], -1).astype(np.float64)).mean(-1)
+    np.testing.assert_allclose(lab.lightness_to_grey(values), expected, atol=1e-4)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -144,14 +143,10 @@ def test_input_is_not_modified() -> None:
     np.testing.assert_array_equal(flipped, apply_chroma(pixels[::-1, ::-1].copy(), chroma[::-1, ::-1].copy()))
 
 
-@pytest.fixture
-def _two_threads() -> None:
-    torch.set_num_threads(2)
-
-
-@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_result_is_independent_of_bands_and_threads(dtype: type) -> None:
+def test_result_is_independent_of_bands_and_threads(dtype: type, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.runtime.parallel.num_cores", lambda: threads)
     pixels, chroma = random_pixels((20, 33), dtype), random_chroma((7, 6), 100)
     expected = apply_chroma(pixels, chroma, band_pixels=10**6)
     light = lightness(pixels, band_pixels=10**6)

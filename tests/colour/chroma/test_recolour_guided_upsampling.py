@@ -1,17 +1,20 @@
-"""Tests of guided upsampling of chroma maps.
+"""Tests of guided upsampling of chroma maps, and of resizing and averaging.
 
-The baseline is bilinear interpolation with NumPy; averages over cells come from scikit-image.
+The baseline is bilinear interpolation with NumPy; averages over cells come from scikit-image. Resized and averaged
+planes are compared with PyTorch's.
 """
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 from skimage.color import rgb2lab
 from skimage.measure import block_reduce
+from torch.nn import functional as F
 
-from chromabox.colour.chroma.recolour import downsample, fit_local_linear
+from chromabox.colour.chroma.recolour import RADIUS, box_filter, downsample, fit_local_linear, resize_planes
 
 RNG = np.random.default_rng(4)
 
@@ -123,3 +126,29 @@ def test_downsample_averages() -> None:
     assert small.mean() == pytest.approx(plane.mean(), abs=0.5)
     assert small.std() < 0.15 * plane.std()
     np.testing.assert_allclose(downsample(np.full((7, 5), 42, np.float32), 3, 2), 42, rtol=1e-6)
+
+
+shapes = st.tuples(*[st.integers(1, 12)] * 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3), shapes, st.tuples(*[st.integers(1, 40)] * 2), st.integers(0, 2**16))
+def test_resized_planes_match_pytorch(count: int, shape: tuple[int, int], size: tuple[int, int], seed: int) -> None:
+    planes = np.random.default_rng(seed).uniform(-100, 100, (count, *shape)).astype(np.float32)
+    expected = F.interpolate(torch.from_numpy(planes)[None], size, mode="bilinear", align_corners=False)[0]
+    result = resize_planes(planes, *size)
+    assert result.shape == (count, *size)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    np.testing.assert_array_equal(resize_planes(planes, *shape), planes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), shapes, st.sampled_from([np.float32, np.float64]), st.integers(0, 2**16))
+def test_box_filter_matches_pytorch(count: int, shape: tuple[int, int], dtype: type, seed: int) -> None:
+    planes = np.random.default_rng(seed).uniform(-100, 100, (count, *shape)).astype(dtype)
+    expected = F.avg_pool2d(
+        torch.from_numpy(planes)[None], 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False
+    )[0]
+    result = box_filter(planes)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected, atol=1e-4)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import lab2rgb, rgb2lab
@@ -41,10 +40,8 @@ def make_prediction(
     for (a, b), probability in probabilities.items():
         fractions[bin_at(a, b)] = probability
     with np.errstate(divide="ignore"):
-        log_probabilities = torch.from_numpy(np.log(fractions))
-    distribution = ChromaDistribution(
-        log_probabilities, torch.from_numpy(CENTRES), torch.full((height, width), lightness)
-    )
+        log_probabilities = np.log(fractions)
+    distribution = ChromaDistribution(log_probabilities, CENTRES, np.full((height, width), lightness, np.float32))
     if confidence is None:
         confidence = np.full(chroma.shape[:2], 0.5, np.float32)
     rgb = None if colours is None else np.array(colours, np.uint8)

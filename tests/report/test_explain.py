@@ -5,17 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from matplotlib import colormaps
 from PIL import Image
 from skimage.data import coffee
 
-from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.distribution import ChromaDistribution
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
-from chromabox.colour.models.photonet import PhotoNet
-from chromabox.colour.weights.checkpoint import PhotoModel
+from chromabox.colour.weights.onnx_model import ColourModel, open_model
 from chromabox.errors import UsageError
 from chromabox.io.images import ImageData
 from chromabox.report.explain import THUMBNAIL_SIZE, draw_explanation, make_thumbnail
@@ -24,20 +21,14 @@ CUP = coffee()[::2, ::2]
 
 
 @pytest.fixture(scope="module")
-def model() -> PhotoModel:
-    """A small photo model with random weights and confident predictions."""
-    torch.manual_seed(2)
-    cells = [(a, b) for a in range(-40, 50, 20) for b in range(-40, 60, 20)]
-    bins = ChromaBins(np.array(cells, np.float32), np.full(len(cells), 1 / len(cells), np.float32), 20.0)
-    network = PhotoNet(len(cells), widths=(8, 8, 8), blocks=(1, 1, 1)).eval()
-    with torch.no_grad():
-        network.head[-1].weight.mul_(20)
-    return PhotoModel(network, bins, {"net": "photo"})
+def model() -> ColourModel:
+    """The bundled photo model."""
+    return open_model()
 
 
 def draw(
     pixels: np.ndarray,
-    model: PhotoModel,
+    model: ColourModel,
     path: Path,
     constraints: ColourConstraints | None = None,
     title: str = "cup.jpg",
@@ -65,8 +56,8 @@ def colour_fraction(figure: np.ndarray, rgb: tuple[int, int, int], tolerance: in
 def make_prediction(confidence: float) -> tuple[ImageData, ImageData, ColourPrediction]:
     """Return a grey image, its version with a red left and a blue right half, and a matching prediction."""
     centres = np.array([[0, 0], [60, 40], [20, -60]], np.float32)
-    log_probabilities = torch.log(torch.tensor([0.5, 0.3, 0.2]))[:, None, None].expand(3, 6, 8).contiguous()
-    distribution = ChromaDistribution(log_probabilities, torch.from_numpy(centres), torch.full((6, 8), 50.0))
+    log_probabilities = np.broadcast_to(np.log(np.array([0.5, 0.3, 0.2], np.float32))[:, None, None], (3, 6, 8)).copy()
+    distribution = ChromaDistribution(log_probabilities, centres, np.full((6, 8), 50, np.float32))
     chroma = np.zeros((6, 8, 2), np.float32)
     chroma[:, :4], chroma[:, 4:] = centres[1], centres[2]
     grey = np.full((120, 160, 3), 119, np.uint8)  # L* = 50
@@ -128,7 +119,7 @@ def panel_width(figure: np.ndarray) -> int:
     ],
     ids=["tall", "panorama", "16 bit", "pixel", "uniform"],
 )
-def test_any_image_can_be_explained(tmp_path: Path, model: PhotoModel, pixels: np.ndarray) -> None:
+def test_any_image_can_be_explained(tmp_path: Path, model: ColourModel, pixels: np.ndarray) -> None:
     figure = draw(pixels, model, tmp_path / "explained.png")
     height, width, _ = figure.shape
     assert width == 14 * 120
@@ -144,7 +135,7 @@ def test_any_image_can_be_explained(tmp_path: Path, model: PhotoModel, pixels: n
     ],
     ids=["one colour", "two colours", "grey"],
 )
-def test_explanation_with_constraints(tmp_path: Path, model: PhotoModel, constraints: ColourConstraints) -> None:
+def test_explanation_with_constraints(tmp_path: Path, model: ColourModel, constraints: ColourConstraints) -> None:
     figure = draw(CUP, model, tmp_path / "explained.png", constraints, title="dollars $x_1$ and 雪")
     assert figure.shape[1] == 14 * 120
     navy = colour_fraction(figure, (0, 0, 128))
@@ -152,7 +143,7 @@ def test_explanation_with_constraints(tmp_path: Path, model: PhotoModel, constra
 
 
 @pytest.mark.parametrize("point", [(-1, 0), (0, -1), (300, 0), (0, 200)])
-def test_points_outside_the_image_are_rejected(tmp_path: Path, model: PhotoModel, point: tuple[int, int]) -> None:
+def test_points_outside_the_image_are_rejected(tmp_path: Path, model: ColourModel, point: tuple[int, int]) -> None:
     assert CUP.shape[:2] == (200, 300)
     with pytest.raises(UsageError, match=r"outside the image of 300 × 200 pixels"):
         draw(CUP, model, tmp_path / "explained.png", points=[(0, 0), point])

@@ -105,7 +105,9 @@ def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
     predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = _resize(plane, height, width).clip(0, 100)
-    resized = (np.log(resize_planes(prediction, height, width)) for prediction in predictions)
+    # A very certain model's other probabilities are 0 in float32; their logarithms stay finite.
+    smallest = np.finfo(np.float32).tiny
+    resized = (np.log(np.maximum(resize_planes(probs, height, width), smallest)) for probs in predictions)
     return merge_distributions([ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized])
 
 

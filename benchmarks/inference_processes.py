@@ -1,10 +1,11 @@
-"""Whole processes of this version compared with another checkout: colourisation, detection, ``--help``; time and memory.
+"""Whole processes of this version compared with another checkout: colourisation, detection, ``--help``.
 
     git worktree add ../baseline COMMIT
     python benchmarks/inference_processes.py --baseline ../baseline [-o benchmarks/results/inference_processes.json]
 
-Both sides run with the interpreter of this script, in alternating order; the first pair is not counted. Ratios are the
-median of the pairs' ratios, baseline / this version; above 1, this version is faster or needs less memory.
+Both sides run with the interpreter of this script, in alternating order; the first pair is not counted. Time and peak
+memory are measured. Ratios are the median of the pairs' ratios, baseline / this version; above 1, this version is
+faster or needs less memory.
 """
 
 import argparse
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from environment import describe_machine, write_results
 from PIL import Image
 
 from chromabox.detect.weights.convert import export_detector
 from chromabox.detect.weights.load import load_detector
+from environment import describe_machine, write_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +109,8 @@ def main() -> None:
             row = results[label]
             print(
                 f"{label}: {row['ratio']:.2f}x ({row['seconds']:.2f} s, baseline {row['baseline_seconds']:.2f} s); "
-                f"memory {row['memory_ratio']:.2f}x ({row['peak_mb']:.0f} MB, baseline {row['baseline_peak_mb']:.0f} MB)",
+                f"memory {row['memory_ratio']:.2f}x "
+                f"({row['peak_mb']:.0f} MB, baseline {row['baseline_peak_mb']:.0f} MB)",
                 flush=True,
             )
     if options.output:

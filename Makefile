@@ -1,4 +1,4 @@
-# make demo   set up and run the main features on real data
+# make demo   set up and demonstrate the main features on real data
 # make test   set up and run the tests
 # make lint   ruff and mypy
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

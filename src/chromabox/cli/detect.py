@@ -21,7 +21,7 @@ class DetectionArgs:
     iou: Float = 0.45
     """IoU threshold for non-maximum suppression (0 to 1)."""
     classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
-    """Only these classes, by name or index."""
+    """Detect only these classes, by name or index."""
     size: Annotated[int | None, option("N", "stored with the weights")] = None
     """Input size in pixels (square, letterboxed), a multiple of 32."""
 
@@ -29,7 +29,7 @@ class DetectionArgs:
 @dataclass(frozen=True)
 class MachineArgs:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: for videos and many images bfloat16 if a short measurement finds it faster."""
+    """auto: bfloat16 for videos and many images if it is faster in a short benchmark."""
     workers: Annotated[int | None, option("N", "one per core")] = None
     """Number of worker threads."""
 
@@ -56,7 +56,7 @@ def detect(
 
     Args:
         inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
-        output: A folder; or the annotated file of one image or video; or a .json or .csv file for the boxes.
+        output: A folder, an annotated file for a single image or video, or a .json or .csv file for the boxes.
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
     """

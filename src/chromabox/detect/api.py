@@ -54,7 +54,7 @@ def detect(
             can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
         classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
-        size: side of the square network input in pixels, a multiple of the model's largest stride; None for the
+        size: side length of the square network input in pixels, a multiple of the model's largest stride; None for the
             detector's default.
 
     Returns:

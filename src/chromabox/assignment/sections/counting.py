@@ -66,7 +66,7 @@ def _definition_blocks() -> list[Block]:
         Text(
             "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for one "
             "image. A connection is a product of an input and a weight: each output of a convolution has k² "
-            "connections for every input channel. Products with the zeros of the padding are included. Biases, "
+            "connections for every input channel. Products with padding zeros are included. Biases, "
             "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted here; the amounts they would "
             "add follow below."
         ),

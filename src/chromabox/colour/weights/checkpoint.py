@@ -84,7 +84,7 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
 def resolve_checkpoint(path: Path) -> Path:
     """Return ``best.safetensors`` of a run folder, or the path of a file. Raise UsageError if it does not exist."""
     if not path.exists():
-        raise UsageError(f"{path}: no such run folder or checkpoint; expected one that chromabox train wrote")
+        raise UsageError(f"{path}: no such run folder or checkpoint; expected one written by chromabox train")
     if path.is_dir():
         best = path / "best.safetensors"
         if not best.is_file():
@@ -106,7 +106,7 @@ def _load(path: Path) -> PaletteModel | PhotoModel:
     except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
         reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
         raise ChromaboxError(
-            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one that chromabox train wrote"
+            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"
         ) from error
     return PaletteModel(network.eval(), palette, metadata)
 

@@ -160,7 +160,7 @@ def _read_onnx(path: Path) -> "ModelProto":
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
             raise ChromaboxError(
-                f"{path}: has {size:,} bytes; expected a file that chromabox export wrote, "
+                f"{path}: has {size:,} bytes; expected a file written by chromabox export, "
                 f"of at most {MAX_MODEL_BYTES:,} bytes"
             )
         # This does not read tensors from external files; _check_graph rejects models that have any.
@@ -171,7 +171,7 @@ def _read_onnx(path: Path) -> "ModelProto":
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
     except Exception as error:  # An exception of protobuf, which is not imported here.
         raise ChromaboxError(
-            f"{path}: not an ONNX file, or truncated; expected one that chromabox export wrote"
+            f"{path}: not an ONNX file, or truncated; expected one written by chromabox export"
         ) from error
 
 
@@ -191,7 +191,7 @@ def _check_graph(path: Path, model: "ModelProto") -> None:
     elif op_types - ALLOWED_OPS:
         problem = f"uses the operators {', '.join(sorted(op_types - ALLOWED_OPS)[:5])}"
     if problem:
-        raise ChromaboxError(f"{path}: {problem}, which is not allowed; expected a file that chromabox export wrote")
+        raise ChromaboxError(f"{path}: {problem}, which is not allowed; expected a file written by chromabox export")
 
 
 def _has_external_data(tensor: "TensorProto") -> bool:

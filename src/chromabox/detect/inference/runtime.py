@@ -24,7 +24,7 @@ ForwardFn = Callable[[Float[Tensor, "batch 3 height width"]], list[Tensor]]
 
 #: Results that do not depend on a measurement, and no measurement.
 FLOAT32_OPTIONS = RuntimeOptions(precision="float32")
-#: Approximate side of the measured image in pixels. Settings rank as at full size, in a quarter of the time.
+#: Approximate side length of the benchmark image in pixels. Settings rank as at full size, in a quarter of the time.
 _PROBE_SIZE = 224
 _PROBE_REPEATS = 3
 #: Maximum ratio of the new to the old time at which a setting is changed; smaller differences are noise.

@@ -123,7 +123,7 @@ REJECTED = [
     ("train --resume /nowhere", "/nowhere: holds no config.json; use a run folder"),
     ("train unet --resume /nowhere", "/nowhere: holds no config.json"),
     ("colour /nowhere/a.png -o b.png", "/nowhere/a.png does not exist"),
-    ("compare --runs /nowhere", "/nowhere: holds no summary.json"),
+    ("compare --runs /nowhere", "/nowhere: contains no summary.json"),
 ]
 
 

@@ -101,7 +101,7 @@ BAD_USAGE = [
     ("evaluate NET --data nowhere", "'nowhere'"),
     ("compare --recipe best", "best"),
     ("compare --models vgg", "vgg"),
-    ("compare --runs EMPTY", "holds no summary.json"),
+    ("compare --runs EMPTY", "contains no summary.json"),
     ("compare --seeds 0 0 --data PHOTOS -o NEW", "seeds"),
     ("colour GREY -o out.png --temperature 2", "--temperature is 2"),
     ("colour GREY -o out.png --temperature -0.1", "--temperature is -0.1"),

@@ -39,7 +39,7 @@ BACKGROUND_PHOTOS = ("coffee", "rocket", "brick", "grass", "gravel", "immunohist
 PLAIN_FRACTION, MAX_OBJECTS, OBJECT_SIZES = 0.3, 4, (0.15, 0.45)
 #: Number of attempts to find a free position before an object is omitted.
 _MAX_TRIES = 20
-#: Minimum side of an image in which the smallest objects are still distinguishable.
+#: Minimum side length of an image in which the smallest objects are still distinguishable.
 MIN_IMAGE_SIZE = 64
 
 

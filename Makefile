@@ -1,4 +1,4 @@
-# make demo   set up and run the main features on real data
+# make demo   set up and demonstrate the main features on real data
 # make test   set up and run the tests
 # make lint   ruff and mypy
 # make smoke  install the wheel alone into a fresh environment and run inference without PyTorch

@@ -123,10 +123,10 @@ REJECTED = [
     ("frobnicate", "frobnicate: unknown command, expected one of colour, detect, score, train,"),
     ("train", "no model given: expected one of pool-upsample, "),
     ("train unet --patience 2", "--patience: early stopping needs a validation set"),
-    ("train --resume /nowhere", "/nowhere: holds no config.json; use a run folder"),
-    ("train unet --resume /nowhere", "/nowhere: holds no config.json"),
+    ("train --resume /nowhere", "/nowhere: contains no config.json; use a run folder"),
+    ("train unet --resume /nowhere", "/nowhere: contains no config.json"),
     ("colour /nowhere/a.png -o b.png", "/nowhere/a.png does not exist"),
-    ("compare --runs /nowhere", "/nowhere: holds no summary.json"),
+    ("compare --runs /nowhere", "/nowhere: contains no summary.json"),
 ]
 
 

@@ -111,7 +111,7 @@ def test_no_folder_is_crowded() -> None:
 
 
 def test_tests_mirror_the_source() -> None:
-    """A test file is named after its module, with a topic behind it where a module has several."""
+    """A test file is named after its module, followed by a topic if the module has several test files."""
     tests = Path(__file__).parent
     for path in tests.rglob("test_*.py"):
         folder = path.parent.relative_to(tests)

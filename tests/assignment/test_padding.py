@@ -26,7 +26,7 @@ def output_widths(layer: nn.Module, widths: dict[int, int]) -> dict[int, int]:
 
 
 def exhaustive_search(kernel: int, stride: int, dilation: int, limit: int) -> tuple[list, list, list]:
-    """Return all (padding, output padding) of strided, transposed and last layers that keep the shapes."""
+    """Return all (padding, output padding) of strided, transposed and last layers that preserve the shapes."""
     strided, transposed, last = [], [], []
     for padding in range(limit):
         if output_widths(nn.Conv2d(1, 1, kernel, stride, padding, dilation), DOWN) == DOWN:

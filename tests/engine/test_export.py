@@ -69,7 +69,7 @@ def test_unsupported_model_is_rejected() -> None:
 
 def test_missing_libraries_and_other_suffixes_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     require_onnx_suffix(Path("a.ONNX"))
-    with pytest.raises(UsageError, match=r"a\.pt: expected the suffix \.onnx; use for example a\.onnx"):
+    with pytest.raises(UsageError, match=r"a\.pt: expected the suffix \.onnx; use, for example, a\.onnx"):
         require_onnx_suffix(Path("a.pt"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"ONNX files require onnxruntime: .*chromabox\[export\]"):

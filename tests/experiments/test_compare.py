@@ -107,8 +107,8 @@ def test_unfinished_run_is_trained_again(result: Comparison, folder: Path, photo
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"epochs": 2}, "holds a run with other settings"),
-        ({"palette": "cifar24"}, "holds a run with other settings"),
+        ({"epochs": 2}, "contains a run with other settings"),
+        ({"palette": "cifar24"}, "contains a run with other settings"),
         ({"models": ()}, "--models: .* is empty"),
         ({"seeds": ()}, "--seeds: .* is empty"),
         ({"seeds": (1, 1)}, "--seeds: .* has duplicate values"),
@@ -143,8 +143,8 @@ def test_finished_runs_are_grouped_by_model(result: Comparison, folder: Path, tm
         ("config.json", "val_fraction", 0.1, "cannot be averaged"),
         ("summary.json", "palette", "course", "cannot be averaged"),
         ("config.json", "seed", 0, "have duplicate seeds"),
-        ("summary.json", None, None, r"holds no summary\.json"),
-        ("config.json", None, None, r"holds no config\.json"),
+        ("summary.json", None, None, r"contains no summary\.json"),
+        ("config.json", None, None, r"contains no config\.json"),
     ],
 )
 def test_incompatible_runs_are_rejected(

@@ -236,8 +236,8 @@ def test_other_parameters(photos: str, tmp_path: Path, parameter: str, values: t
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"epochs": 3}, "holds a run with other settings"),
-        ({"recipe": "default"}, "holds a run with other settings"),
+        ({"epochs": 3}, "contains a run with other settings"),
+        ({"recipe": "default"}, "contains a run with other settings"),
         ({"values": (4, 4)}, "--over batch-size: duplicate value 4"),
         ({"values": (4,)}, "--over batch-size: got 1 value; expected at least two"),
         ({"values": (0, 4)}, "--over batch-size: invalid value 0; expected integers above 0"),
@@ -290,7 +290,7 @@ def test_parse_sweep_option(text: str, parsed: tuple) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("batch-size", "'' is not an integer; use for example batch-size=1,2,3"),
+        ("batch-size", "'' is not an integer; use, for example, batch-size=1,2,3"),
         ("batch-size=32,x", "'x' is not an integer"),
         ("kernel=3.0,5", "'3.0' is not an integer"),
         ("learning-rate=fast,1", "'fast' is not a number"),

@@ -1,4 +1,4 @@
-"""Round trip of ``sweep.json``, including infinite values, which JSON lacks."""
+"""Round trip of ``sweep.json``, including infinite values, which JSON cannot represent."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def test_print_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (None, "holds no sweep.json; use the folder of a finished sweep"),
+        (None, "contains no sweep.json; use the folder of a finished sweep"),
         ("{", "invalid sweep result"),
         ("{}", "invalid sweep result"),
         ('"text"', "invalid sweep result"),

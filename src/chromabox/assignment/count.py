@@ -11,7 +11,7 @@ Conventions (the defaults are those of the course):
 * *Outputs* are the elements that convolutions and linear layers output for one image. Those of BatchNorm, and of
   pooling, upsampling and activation layers, are optional.
 * A *connection* is a product of an input and a weight. A convolution has k²·C_in/groups connections for each output;
-  products with zeros of the padding count too. A transposed convolution multiplies every input by k²·C_out/groups
+  products with padding zeros count too. A transposed convolution multiplies every input by k²·C_out/groups
   weights; products that the padding crops count too. Counted per output this is the same: with stride 2, an output
   receives k²/4 positions of the input on average, and there are four times as many outputs as inputs. A bias is added,
   not multiplied, and makes no connection. BatchNorm makes one connection for each output. Pooling, upsampling and
@@ -62,7 +62,7 @@ def trace_layers(model: nn.Module, channels: int, height: int, width: int) -> li
 
     The model runs in training mode, in which all models of this package run a single forward pass; the previous modes
     are restored. Weights that are used again are not counted again. Raise ChromaboxError if the model has weights whose
-    connections are unknown: weights of other kinds of layers, weights outside of layers, and unused weights.
+    connections are unknown: weights of other kinds of layers, weights outside layers, and unused weights.
     """
     meta_tensors = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -367,8 +367,8 @@ class _AffineFit:
                 self.cache[values] = self._fit(values)
             if self.cache[values] is None:
                 raise ChromaboxError(
-                    f"{name}: a dimension is {', '.join(map(str, values))} in the configurations tried; expected an "
-                    "affine function of the symbols, without powers and rounding"
+                    f"{name}: a dimension is {', '.join(map(str, values))} in the configurations tested; expected an "
+                    "affine function of the symbols, without powers or rounding"
                 )
             factors.append(self.cache[values])
         return prod(factors, start=Integer(1))

@@ -52,10 +52,10 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     Args:
         model: A colourisation model (``photo`` is the bundled one), ``yolov3``, ``yolov3-tiny``, a run folder or a
             checkpoint.
-        size: Side of the images in pixels; the default is 32, for a detector its input size.
+        size: Side length of the images in pixels; the default is 32, or a detector's input size.
         settings: Arguments of the class of a colourisation model given by name; None selects the default.
 
-    Raise UsageError for an unknown model and for settings that it does not have, and ChromaboxError for a corrupt
+    Raise UsageError for an unknown model and for settings that it does not accept, and ChromaboxError for a corrupt
     file.
     """
     given = {key: value for key, value in settings.items() if value is not None}
@@ -176,7 +176,7 @@ def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) 
 
 
 def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
-    """Print a table for every kernel: the paddings that keep the shapes of figure 1b, or why there are none."""
+    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, or why there are none."""
     # All are solved before the first is printed: an invalid kernel gives only an error message.
     solutions = [(kernel, solve_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
     for kernel, groups in solutions:

@@ -1,4 +1,4 @@
-"""Paddings that keep the shapes of figure 1b, for any kernel, stride and dilation (part B.4 of the assignment).
+"""Paddings that preserve the shapes in figure 1b, for any kernel, stride and dilation (part B.4 of the assignment).
 
 With the kernel extent r = d·(k − 1), the output sizes of PyTorch's layers for n input pixels are:
 
@@ -53,7 +53,7 @@ class PaddingOptions:
 
 
 def solve_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[PaddingOptions, ...]:
-    """Return, for each of :data:`LAYER_GROUPS`, all pairs that keep the shapes of figure 1b.
+    """Return, for each of :data:`LAYER_GROUPS`, all pairs that preserve the shapes in figure 1b.
 
     Every pair is verified with PyTorch's layers. ``dilation`` applies to all layers, including the transposed ones
     (which the assignment and ConvTransposeNet leave at 1); ``stride`` to all but the last. Raise UsageError for values
@@ -63,7 +63,7 @@ def solve_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[
 
 
 def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Padding, ...], ...]:
-    """Return, for each of :data:`LAYER_GROUPS`, the pairs that keep the shapes, found by running PyTorch's layers.
+    """Return, for each of :data:`LAYER_GROUPS`, the pairs that preserve the shapes, found by running PyTorch's layers.
 
     All pairs that could be solutions are tried. Raise UsageError in the same cases as :func:`solve_paddings`.
     """

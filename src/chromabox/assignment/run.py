@@ -56,7 +56,7 @@ QUICK = AssignmentPlan("quick", seeds=(0, 1), sweep_seeds=(0,), detection_data=N
 
 @dataclass(frozen=True)
 class AssignmentRuns:
-    """Results of the assignment's runs, and the folders that hold them."""
+    """Results of the assignment's runs, and the folders that contain them."""
 
     comparison: Comparison
     batch_size_sweep: SweepResult
@@ -70,7 +70,7 @@ def run_assignment(
     options: RuntimeOptions | None = None,
     log: Callable[[str], None] = print,
 ) -> AssignmentRuns:
-    """Train the runs of the assignment that ``folder`` does not hold yet.
+    """Train the runs of the assignment that ``folder`` does not contain yet.
 
     Finished runs are reused and interrupted ones are resumed.
     """

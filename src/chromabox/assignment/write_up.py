@@ -77,7 +77,7 @@ def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool =
     With ``include_missing`` every question has a section; a question without runs names the command that trains them.
     Without it, only the questions that the runs answer have a section.
 
-    Raise UsageError if a path holds no finished run, and ChromaboxError if the folder cannot be written.
+    Raise UsageError if a path contains no finished run, and ChromaboxError if the folder cannot be written.
     """
     run_index = find_runs(paths)
     # The computations are small: a second thread gains little and costs much on a busy machine.

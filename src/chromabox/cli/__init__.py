@@ -74,7 +74,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "export": Command("data", "Export a model as ONNX."),
     },
     "Assignment": {
-        "report": Command("assignment", "Write a report of runs, or run the complete assignment.", _OLD_RUNTIME),
+        "report": Command("assignment", "Write a report on runs, or run the complete assignment.", _OLD_RUNTIME),
         "check": Command(
             "assignment",
             "Check your own networks against figure 1 of the assignment.",
@@ -85,8 +85,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "Count weights, outputs and connections of a model.",
             {"--filters": "--num-filters", "--others": "--count-activations", "--no-others": "--no-count-activations"},
         ),
-        "padding": Command("assignment", "Find the paddings that keep the shapes of figure 1b."),
-        "demo": Command("assignment", "Run the main features on real data in a few minutes."),
+        "padding": Command("assignment", "Find the paddings that preserve the shapes in figure 1b."),
+        "demo": Command("assignment", "Demonstrate the main features on real data in a few minutes."),
     },
 }
 COMMANDS: Mapping[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -114,7 +114,7 @@ Examples:
   chromabox colour photo.jpg -o coloured.jpg
   chromabox detect photo.jpg -o annotated.jpg
 
-The options of a command: chromabox COMMAND --help"""
+For the options of a command, run: chromabox COMMAND --help"""
 
 
 def run_cli(args: Sequence[str] | None = None) -> int:

@@ -20,9 +20,9 @@ def report(
     quick: bool = False,
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Write a report of runs, or run the complete assignment.
+    """Write a report on runs, or run the complete assignment.
 
-    The report is an HTML page, a PDF and a JSON file with all numbers.
+    The report is an HTML page, a PDF and a JSON file with all the numbers.
 
     Examples:
       chromabox report runs/unet-course-seed0 runs/raccoon
@@ -33,7 +33,7 @@ def report(
         runs: Run folders of train, compare, sweep and finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
         run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
-            on two cores; resumed if interrupted). With RUN given, missing runs are listed instead.
+            on two cores; resumed if interrupted). If RUN is given, missing runs are only listed.
         quick: With --all: train for a few minutes with shorter settings.
     """
     if not runs and not run_all:
@@ -67,8 +67,8 @@ def check(
 
     PoolUpsampleNet, ConvTransposeNet and UNet are compared with the reference layer by layer. FILE IS EXECUTED in a
     child process with time and memory limits. This is not a sandbox: check only code that you would run yourself.
-    Only imports, constants, functions and classes of its top level are executed, no training. For datasets use
-    chromabox data check.
+    Only top-level imports, constants, functions and classes are executed; training code is not. To check a dataset,
+    use chromabox data check.
 
     The exit code is 0 if everything matches, 1 if something differs or fails, 2 if the file cannot be checked.
 
@@ -88,7 +88,7 @@ def check(
 
 
 def demo(*, output: OutputPath = Path("demo")) -> int:
-    """Run the main features on real data in a few minutes.
+    """Demonstrate the main features on real data in a few minutes.
 
     Colourises sample photographs and runs a short version of the assignment with its report.
 
@@ -114,7 +114,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
 @dataclass(frozen=True)
 class CountArgs:
     size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None
-    """Side of the images in pixels."""
+    """Side length of the images in pixels."""
     kernel: Annotated[int | None, option("N", "3")] = None
     """k, the kernel size."""
     num_filters: Annotated[int | None, option("N", "32")] = None
@@ -136,8 +136,8 @@ def count(
 ) -> int:
     """Count weights, outputs and connections of a model.
 
-    Prints formulas derived from the model, and numbers for the given size and for twice that size. A connection is a
-    product of an input and a weight; zeros of the padding count.
+    Prints formulas derived from the model, and their values for the given image size and for twice that size. A
+    connection is a product of an input and a weight; products with padding zeros are included.
 
     Examples:
       chromabox count pool-upsample
@@ -173,7 +173,7 @@ def padding(
     stride: Integer = 2,
     dilation: Integer = 1,
 ) -> int:
-    """Find the paddings that keep the shapes of figure 1b.
+    """Find the paddings that preserve the shapes in figure 1b.
 
     Examples:
       chromabox padding --kernel 4 5

@@ -28,7 +28,7 @@ class ColourArgs:
     temperature: Annotated[float | None, option("X", "set by the style")] = None
     """0 selects the most likely colour of each pixel, 1 the mean of all colours."""
     palette: Annotated[str | None, option("NAME|PATH", "any colour")] = None
-    """Use only the colours of a palette: a .json, .npy or .gpl file, horse24, cifar24, or an image to fit it to."""
+    """Use only the colours of a palette: a .json, .npy or .gpl file, horse24, cifar24, or an image to fit one to."""
     allow: Annotated[tuple[str, ...], option("COLOUR ...", "all")] = ()
     """Use only these colours (name or #rrggbb); with --palette, the palette colours nearest to them."""
     ban: Annotated[tuple[str, ...], option("COLOUR ...", "none")] = ()
@@ -36,7 +36,7 @@ class ColourArgs:
     replace: Annotated[tuple[str, ...], option("A=B ...", "none")] = ()
     """Use colour B where colour A is predicted."""
     hints: Annotated[Path | None, option("PATH", "none")] = None
-    """Transparent PNG with colour hints; hints are kept exactly and propagated to similar regions."""
+    """Transparent PNG with colour hints; hints are applied exactly and propagated to similar regions."""
     min_confidence: Float = 0.0
     """Keep pixels grey where the confidence is below this threshold (0 to 1)."""
 
@@ -48,11 +48,11 @@ class FolderArgs:
     recursive: bool = True
     """Include sub-folders."""
     overwrite: bool = False
-    """Process images again that are up to date; by default they are skipped."""
+    """Reprocess images that are already up to date; by default they are skipped."""
     workers: Integer = 1
     """Number of images processed in parallel."""
     contact_sheet: Annotated[Path | None, option("PATH", "none")] = None
-    """Also write an overview image: before and after of every image."""
+    """Also write an overview image that shows every image before and after."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def colour(
 
     Args:
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
-        output: File for one image or video, otherwise a folder.
-        explain: Also write NAME.explained.png: confidence, entropy, alternatives at some points, colours used.
+        output: Output file for a single image or video, otherwise an output folder.
+        explain: Also write NAME.explained.png: confidence, entropy, alternatives at selected points, colours used.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
@@ -192,7 +192,7 @@ def score(
       chromabox score originals/ coloured/ -o scores/
 
     Args:
-        originals: An image in colour, or a folder of images.
+        originals: A colour image, or a folder of images.
         coloured: The colourised image, or a folder with the same file names.
         output: Folder for scores.csv and scores.json.
     """

@@ -14,8 +14,8 @@ from chromabox.errors import UsageError
 class DownloadCifar10:
     """Download CIFAR-10, verify it, and print its folder.
 
-    Sources are tried in order, first a mirror named by CHROMABOX_MIRROR (a folder or a URL). Files are stored in
-    CHROMABOX_CACHE, otherwise in the platform's cache folder, and verified by SHA-256 on every use.
+    Sources are tried in order, starting with CHROMABOX_MIRROR (a folder or a URL) if it is set. Files are stored in
+    CHROMABOX_CACHE, or in the platform's cache folder by default, and verified by SHA-256 on every use.
     """
 
 
@@ -23,13 +23,13 @@ class DownloadCifar10:
 class ValidateDataset:
     """Validate a detection dataset (YOLO, COCO or Pascal VOC; format detected automatically).
 
-    Reports class counts, images without labels, duplicate labels, boxes outside the image or without area, damaged
-    images, and images that occur in two splits. The dataset is never modified. The exit code is 1 if
+    Reports class counts, images without labels, duplicate labels, boxes that lie outside the image or have zero area,
+    damaged images, and images that appear in more than one split. The dataset is never modified. The exit code is 1 if
     there are problems.
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name: coco128, raccoon."""
+    """A folder, a .yaml or .json file, or a name (coco128, raccoon)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
     """Write a cleaned copy to this new folder, with a report of all changes."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
@@ -46,9 +46,9 @@ class MakeSynthetic:
     output: Annotated[Positional[Path], option("FOLDER")]
     """New folder for data.yaml, images/ and labels/ (YOLO)."""
     size: Integer = 320
-    """Side of the images in pixels, at least 64."""
+    """Side length of the images in pixels, at least 64."""
     seed: Integer = 0
-    """Seed of all random numbers."""
+    """Random seed."""
 
 
 DataAction = OmitSubcommandPrefixes[
@@ -90,13 +90,13 @@ class FitPalette:
     """Fit a palette to images by k-means."""
 
     images: Annotated[Positional[tuple[str, ...]], option("PATH|NAME ...", "required")]
-    """Images, folders, or cifar10:CLASS, cifar10:all."""
+    """Images, folders, cifar10:CLASS or cifar10:all."""
     output: OutputPath
     """Palette file: .json, .npy or .gpl (GIMP)."""
     colours: Annotated[int, option("N", short="-k")] = 24
     """Number of colours, 2 to 256."""
     seed: Integer = 0
-    """Seed of k-means."""
+    """Random seed for k-means."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "the cache folder, or the name of the file with .safetensors", short="-o"),
+        option("PATH", "the cache folder, or the input file's name with .safetensors", short="-o"),
     ] = None,
-    architecture: Annotated[str | None, option("NAME|PATH", "detected from the size of the file")] = None,
+    architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
     classes: Annotated[tuple[str, ...], option("NAME ...", "COCO classes for 80 classes")] = (),
     sanity_check: bool = True,
@@ -160,7 +160,7 @@ def weights(
 
     Args:
         weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
-        output: A .safetensors file (complete), or a .weights file (Darknet, with its .cfg file).
+        output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
         classes: Class names in order.

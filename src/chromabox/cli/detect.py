@@ -18,7 +18,7 @@ class DetectionArgs:
     iou: Float = 0.45
     """IoU threshold for non-maximum suppression (0 to 1)."""
     classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
-    """Only these classes, by name or index."""
+    """Detect only these classes, by name or index."""
     size: Annotated[int | None, option("N", "stored with the weights")] = None
     """Input size in pixels (square, letterboxed), a multiple of 32."""
 
@@ -53,7 +53,7 @@ def detect(
 
     Args:
         inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
-        output: A folder; or the annotated file of one image or video; or a .json or .csv file for the boxes.
+        output: A folder, an annotated file for a single image or video, or a .json or .csv file for the boxes.
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
     """

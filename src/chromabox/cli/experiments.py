@@ -37,7 +37,7 @@ def sweep(
 ) -> int:
     """Train one model with several values of one parameter.
 
-    A sweep over batch sizes is reported twice: with equal epochs and with equal optimizer steps. Finished runs in the
+    A sweep over batch sizes is reported for equal numbers of epochs and of optimizer steps. Finished runs in the
     output folder are reused and interrupted ones resumed.
 
     Examples:

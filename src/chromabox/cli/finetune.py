@@ -24,10 +24,10 @@ class FinetuneTrainingArgs:
     size: Integer = 416
     """Input size in pixels (square, letterboxed), a multiple of 32."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
-    """Stop after N epochs without a higher AP50 on a held-out part of the training images."""
+    """Stop after N epochs without an improvement in AP50 on a held-out part of the training images."""
     cached_views: Integer = 4
-    """Augmented views per image whose frozen-layer features are cached; 0 disables the cache and augments anew each
-    epoch."""
+    """Augmented views per image whose frozen-layer features are cached; 0 disables the cache and augments the images
+    again in every epoch."""
     cache_memory: Annotated[float, option("GB")] = 1.0
     """Maximum RAM for cached features; larger caches are memory-mapped in the run folder."""
 
@@ -35,7 +35,7 @@ class FinetuneTrainingArgs:
 @dataclass(frozen=True)
 class ClassArgs:
     keep_old_classes: bool = False
-    """Keep the classes of the weights and append the new classes of the data."""
+    """Keep the classes of the initial weights and append the new classes of the dataset."""
     retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
     """Dataset used to measure how well the original classes are retained."""
 
@@ -83,9 +83,9 @@ def finetune(
     Args:
         data: A labelled dataset: a folder, a .yaml or .json file, or a name (coco128, raccoon).
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
-        freeze: The first N layers, backbone, none, or auto (chosen by short trials).
+        freeze: Layers to freeze: the first N, backbone, none, or auto (chosen by short trials).
         recipe: default: our recipe; course: settings of the assignment's tool.
-        seed: Seed of all random numbers.
+        seed: Random seed.
         output: Run folder.
         resume: Resume the run in this folder exactly where it stopped.
     """
@@ -98,7 +98,7 @@ def finetune(
 
 
 def _new_run(args: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
-    """Return folder and configuration of a new run."""
+    """Return the folder and configuration of a new run."""
     if args.data is None:
         raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
     if args.training.patience is not None and args.training.patience < 1:
@@ -125,7 +125,7 @@ def _new_run(args: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
 
 
 def _resume_run(args: FinetuneArgs, folder: Path) -> "tuple[Path, FinetuneConfig]":
-    """Return folder and configuration of an earlier run, with other runtime options if given."""
+    """Return the folder and configuration of an earlier run, with the runtime options that were given."""
     if args != FinetuneArgs(resume=folder, runtime=args.runtime):
         raise UsageError(f"--resume {folder}: the run keeps its settings; only runtime options can be changed")
     from chromabox.detect.training.config import read_finetune_config

@@ -42,27 +42,27 @@ class TrainingArgs:
     batch_size: Annotated[int | None, option("N", "set by the recipe")] = None
     """Images per batch (per process under torchrun)."""
     accumulate: Integer = 1
-    """Number of batches whose gradients are accumulated before one optimizer step."""
+    """Number of batches whose gradients are accumulated before each optimizer step."""
     learning_rate: Annotated[float | None, option("X", "set by the recipe")] = None
     """Peak learning rate."""
     val_fraction: Float = 0.0
     """Fraction of the training images held out for model selection (0: keep the last epoch)."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
-    """Stop after N epochs without a lower validation loss (needs --val-fraction)."""
+    """Stop after N epochs without an improvement in validation loss (requires --val-fraction)."""
 
 
 @dataclass(frozen=True)
 class NetworkArgs:
     size: Annotated[int | None, option("N", "32; photo: 192")] = None
-    """Side of the training images from a folder in pixels: a multiple of 8; photo: of 32."""
+    """Side length in pixels of training images read from a folder: a multiple of 8 (photo: of 32)."""
     kernel: Annotated[int | None, option("N", "3")] = None
     """Kernel size of the convolutions."""
     num_filters: Annotated[int | None, option("N", "32")] = None
     """NF, the number of filters."""
     dilation: Annotated[int | None, option("N", "1")] = None
-    """Dilation of the convolutions; not for pool-upsample."""
+    """Dilation of the convolutions; not available for pool-upsample."""
     init: Annotated[str, option("NAME|PATH")] = "auto"
-    """Initial weights of photo: a checkpoint or `shipped` (fine-tuning), `yolov3-tiny` (encoder only) or `none`;
+    """Initial weights for photo: a checkpoint or `shipped` (fine-tuning), `yolov3-tiny` (encoder only) or `none`;
     auto: yolov3-tiny if it can be downloaded."""
 
 
@@ -112,9 +112,9 @@ def train(
         recipe: course: exact assignment settings; default: best 25-epoch recipe; quick: fastest recipe.
         data: cifar10:CLASS (several joined by +), cifar10:all, or a folder of images (photo: always a folder).
         palette: A palette file, horse24, cifar24, course, fitted:K (K colours fitted to the data), or auto: for CIFAR
-            horses the assignment's palette if a mirror provides it, otherwise horse24; cifar24 for other CIFAR data;
-            fitted to the images of a folder.
-        seed: Seed of all random numbers.
+            horses, the assignment's palette if a mirror provides it, otherwise horse24; for other CIFAR data, cifar24;
+            for a folder, 24 colours fitted to its images.
+        seed: Random seed.
         output: Run folder.
         resume: Resume the run in this folder exactly where it stopped.
     """
@@ -202,7 +202,7 @@ def _export_best(folder: Path, log: Callable[[str], None]) -> None:
 
 
 def _new_photo_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, PhotoConfig]":
-    """Return folder and configuration of a new photo run; raise UsageError for options that photo does not have."""
+    """Return the folder and configuration of a new photo run; raise UsageError for options that photo lacks."""
     from chromabox.colour.training.train_photo import PhotoConfig
 
     defaults = TrainArgs()
@@ -242,12 +242,12 @@ def _new_photo_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, PhotoC
 
 
 def _resume_photo_run(args: TrainArgs, folder: Path) -> "tuple[Path, PhotoConfig]":
-    """Return folder and configuration of an earlier photo run, with more epochs and other runtime options if given."""
+    """Return the folder and configuration of an earlier photo run, with the given epochs and runtime options."""
     from chromabox.colour.training.train_photo import read_photo_config
 
     config = read_photo_config(folder)
     if config is None:
-        raise UsageError(f"--resume {folder}: not a run of photo; omit the model name")
+        raise UsageError(f"--resume {folder}: not a run of the photo model; omit the model name")
     _check_resume_args(args, folder, config.model)
     if args.training.epochs is not None:
         config = replace(config, recipe=replace(config.recipe, epochs=_resumed_epochs(args.training.epochs, folder)))
@@ -256,7 +256,7 @@ def _resume_photo_run(args: TrainArgs, folder: Path) -> "tuple[Path, PhotoConfig
 
 
 def _new_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, TrainConfig]":
-    """Return folder and configuration of a new run.
+    """Return the folder and configuration of a new run.
 
     ``require_new``: raise UsageError if the folder contains a run. Of several processes only the main one can check
     this, since it creates the run.
@@ -302,7 +302,7 @@ def _check_accumulate(args: TrainArgs) -> None:
 
 
 def _resume_run(args: TrainArgs, folder: Path) -> "tuple[Path, TrainConfig]":
-    """Return folder and configuration of an earlier run, with more epochs and other runtime options if given."""
+    """Return the folder and configuration of an earlier run, with the given epochs and runtime options."""
     from chromabox.colour.training.train import read_config
 
     config = read_config(folder)
@@ -363,7 +363,7 @@ def evaluate(
 ) -> int:
     """Evaluate a colourisation model or a detector.
 
-    Colourisation models are compared with baselines and an upper bound, detectors are measured by COCO AP.
+    Colourisation models are compared with baselines and an upper bound; detectors are evaluated by COCO AP.
 
     Examples:
       chromabox evaluate runs/unet-default-seed0
@@ -371,7 +371,7 @@ def evaluate(
 
     Args:
         run: A run folder, a checkpoint, or the weights of a detector (a file or yolov3-tiny).
-        data: Dataset: cifar10:CLASS or a folder of images; for a detector a labelled dataset.
+        data: Dataset: cifar10:CLASS or a folder of images; for a detector, a labelled dataset.
         output: Output folder.
     """
     if run is not None and _is_detector(run):
@@ -390,7 +390,7 @@ def evaluate(
         return _evaluate_photo(model, run, data)
     spec = data or model.metadata.get("data")
     if spec is None:
-        raise UsageError(f"{run}: the checkpoint does not name its training data; use --data")
+        raise UsageError(f"{run}: the checkpoint does not record its training data; use --data")
     side = int(model.metadata.get("size", 32))
     result = evaluate_model(model, load_colour_dataset(spec, model.palette, size=side), temperature=colour.temperature)
     folder = output or (Path("evaluation") if run is None else run if run.is_dir() else run.parent)

@@ -227,7 +227,9 @@ def _parse_colour(spec: Any, name: str) -> Colour:
         return parse_colour(spec, name)
     values = [int(value) for value in spec if isinstance(value, int | np.integer) and 0 <= value <= 255]
     if len(values) != 3 or len(spec) != 3:
-        raise UsageError(f"{name} {spec!r}: invalid colour; expected a CSS name, '#rrggbb' or three integers 0 to 255")
+        raise UsageError(
+            f"{name} {spec!r}: invalid colour; expected a CSS name, '#rrggbb' or three integers from 0 to 255"
+        )
     return values[0], values[1], values[2]
 
 

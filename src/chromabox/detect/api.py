@@ -55,8 +55,8 @@ def detect(
             can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
         classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
-        size: side of the square network input in pixels; None for the detector's default. The size of an exported
-            file is fixed; for other weights, it is a multiple of the model's largest stride.
+        size: side length of the square network input in pixels; None for the detector's default. The size of an
+            exported file is fixed; for other weights, it is a multiple of the model's largest stride.
 
     Returns:
         :class:`~chromabox.detect.detections.Detections` in decreasing order of score: ``xyxy``, float32 [detections,

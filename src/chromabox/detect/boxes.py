@@ -157,7 +157,7 @@ class Letterbox:
 
     Args:
         image_size: height and width of the image in pixels.
-        canvas_size: side of the square in pixels.
+        canvas_size: side length of the square in pixels.
         inner_size: height and width of the resized image inside the square.
         top, left: position of the resized image in the square.
         fill: grey value of the padding, in [0, 1].

@@ -104,7 +104,7 @@ def save_verified(
 def require_onnx_suffix(path: Path) -> None:
     """Raise UsageError if the suffix is not ``.onnx``; called before the conversion, which takes seconds."""
     if path.suffix.lower() != ".onnx":
-        raise UsageError(f"{path}: expected the suffix .onnx; use for example {path.with_suffix('.onnx').name}")
+        raise UsageError(f"{path}: expected the suffix .onnx; use, for example, {path.with_suffix('.onnx').name}")
 
 
 def _strip_metadata(model: "ModelProto") -> "ModelProto":

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Runtime options of training; options with the value auto are selected by a short measurement."""
+    """Runtime options of training; those set to auto are chosen by a short benchmark."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass (parameters and losses are float32)."""
@@ -17,6 +17,6 @@ class RuntimeOptions:
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout for images and features."""
     threads: Annotated[int, arg(metavar="N")] = 0
-    """Threads per process; 0: selected by the measurement."""
+    """Threads per process; 0: chosen by the benchmark."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, or auto (cuda if available)."""

@@ -79,7 +79,7 @@ def compare(
     """Train every model with every seed into ``folder/MODEL-RECIPE-seedN`` and tabulate the results.
 
     Finished runs are reused and interrupted ones are resumed. Raise UsageError if a list is empty or has duplicates, or
-    if a run folder holds a run with other settings.
+    if a run folder contains a run with other settings.
     """
     for option, values in (("--models", models), ("--seeds", seeds)):
         if not values or len(set(values)) < len(values):
@@ -113,12 +113,12 @@ def _make_config(
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Group finished runs by model (and by recipe, if the runs use several).
 
-    Raise UsageError if a folder holds no summary or if the runs of a group cannot be averaged.
+    Raise UsageError if a folder contains no summary or if the runs of a group cannot be averaged.
     """
     groups: dict[str, list[Path]] = {}
     for run in runs:
         if not (run / "summary.json").is_file():
-            raise UsageError(f"{run}: holds no summary.json; use the folder of a finished run")
+            raise UsageError(f"{run}: contains no summary.json; use the folder of a finished run")
         config = read_config(run)
         name = (
             config.model

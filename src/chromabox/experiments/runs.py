@@ -24,7 +24,7 @@ def train_pending(
     """Train every run into its folder; skip finished runs and resume interrupted ones.
 
     Order runs with the same inputs next to each other: the loaded images are reused by the next run. Raise UsageError,
-    before any training, if a folder holds a run with other settings.
+    before any training, if a folder contains a run with other settings.
     """
     existing_configs = {run: _existing_config(run, config) for run, config in configs.items()}
     inputs_key: tuple[object, ...] | None = None
@@ -58,7 +58,7 @@ def _existing_config(run: Path, config: TrainConfig) -> TrainConfig | None:
         return None
     existing = read_config(run)
     if replace(existing, runtime=None) != config:
-        raise UsageError(f"{run}: holds a run with other settings; use another folder with -o or remove it")
+        raise UsageError(f"{run}: contains a run with other settings; use another folder with -o or remove it")
     return existing
 
 
@@ -69,7 +69,7 @@ def _inputs_key(config: TrainConfig) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class RunIndex:
-    """Folders of finished runs; lists are in path order."""
+    """Folders of finished runs; lists are sorted by path."""
 
     colour: dict[str, list[Path]] = field(default_factory=dict)
     """Runs of palette models by model name, in the assignment's order, then by seed. All share recipe, data and
@@ -102,7 +102,9 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
         sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
         runs = _find_run_folders(path, sweeps)
         if not sweeps and not runs:
-            raise UsageError(f"{path}: holds no finished run; use chromabox train or chromabox finetune to create one")
+            raise UsageError(
+                f"{path}: contains no finished run; use chromabox train or chromabox finetune to create one"
+            )
         run_index.sweeps.extend(sweeps)
         for run in runs:
             model = read_config_values(run).get("model")
@@ -143,7 +145,7 @@ def _select_group(colour: dict[tuple[str, str, str], list[Path]], index: RunInde
 
 
 def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:
-    """Return the largest group of a model's runs that differ only in the seed; ties go to the most epochs."""
+    """Return a model's largest group of runs that differ only in the seed; ties go to the group with most epochs."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
         config = read_config_values(run)

@@ -60,7 +60,7 @@ def parse_sweep(text: str) -> tuple[str, tuple[SweepValue, ...]]:
             values.append(float(word) if parameter == FLOAT_PARAMETER else int(word))
         except ValueError:
             kind = "a number" if parameter == FLOAT_PARAMETER else "an integer"
-            raise UsageError(f"--over {text}: {word!r} is not {kind}; use for example {parameter}=1,2,3") from None
+            raise UsageError(f"--over {text}: {word!r} is not {kind}; use, for example, {parameter}=1,2,3") from None
     check_values(parameter, values)
     return parameter, tuple(values)
 
@@ -114,7 +114,7 @@ def sweep(
             first comparison. A run of the first comparison with that number of steps is used in both.
 
     Finished runs are reused and interrupted ones are resumed. Raise UsageError, before any training, for invalid values
-    and if a run folder holds a run with other settings.
+    and if a run folder contains a run with other settings.
     """
     check_values(parameter, values)
     if not seeds or len(set(seeds)) < len(seeds):

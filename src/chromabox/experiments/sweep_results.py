@@ -71,7 +71,7 @@ class SeedStats:
         return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return mean, standard deviation and all values; infinity, which JSON lacks, becomes None."""
+        """Return mean, standard deviation and all values; infinity, which JSON cannot represent, becomes None."""
         return {
             "mean": _inf_to_none(self.mean),
             "spread": self.std,
@@ -155,7 +155,7 @@ def read_sweep(folder: Path) -> SweepResult:
             values[name] = tuple(_row_from_json(row) for row in values[name])
         return SweepResult(folder=folder, **{**values, "seeds": tuple(values["seeds"])})
     except OSError as error:
-        raise UsageError(f"{folder}: holds no sweep.json; use the folder of a finished sweep") from error
+        raise UsageError(f"{folder}: contains no sweep.json; use the folder of a finished sweep") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: invalid sweep result ({error}); run chromabox sweep again") from error
 

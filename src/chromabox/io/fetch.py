@@ -5,7 +5,7 @@
 * `$CHROMABOX_CACHE` sets the cache folder. `$CHROMABOX_MIRROR` is a folder or a file:// or http(s):// URL that contains
   the files (or their archive) by name; it is tried before all other sources, for use behind a firewall. In a mirror
   folder the files may be one level deeper, as `MIRROR/*/name`.
-* A new type of source is one frozen dataclass with the three members of `Source`.
+* To add a type of source, define a frozen dataclass with the three members of `Source`.
 * Archives: required members are selected by base name and read up to their pinned size.
 * Wheels: pip downloads them from the configured package index.
 """

@@ -160,7 +160,7 @@ def _open_response(request: urllib.request.Request, part_path: Path) -> Iterator
         error.close()
         if error.code == 416:
             raise ContentMismatchError(
-                f"the remote file has no bytes after the {_file_size(part_path)} received before"
+                f"the remote file is not longer than the {_file_size(part_path)} bytes received before"
             ) from error
         # Some servers return 403 for missing files.
         error_type = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
@@ -188,7 +188,7 @@ def _file_size(path: Path) -> int:
 
 
 def redact_url(url: str) -> str:
-    """Return the URL for messages, without user name, password and query."""
+    """Return the URL without user name, password and query, for use in messages."""
     parts = urlsplit(url)
     if not parts.hostname:
         return url

@@ -36,7 +36,7 @@ from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, plot_curves, save_f
 
 SquareTile = UInt8[np.ndarray, "side side 3"]
 
-#: Maximum number of sample images and of errors, and the side of each tile in pixels.
+#: Maximum number of sample images and of errors, and the side length of each tile in pixels.
 MAX_SAMPLES, MAX_ERRORS, TILE_SIZE = 12, 10, 320
 
 #: Minimum confidence from which a false positive counts as an error.

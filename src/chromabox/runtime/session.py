@@ -1,8 +1,11 @@
 """ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
 
+import ctypes
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 import onnxruntime
 
@@ -77,6 +80,7 @@ def open_session(
         )
     except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
         raise ChromaboxError(f"{path}: ONNX Runtime cannot open the model ({one_line(error)})") from error
+    _sessions.add(session)
     names = [[value.name for value in values] for values in (session.get_inputs(), session.get_outputs())]
     if names != [list(input_names), list(output_names)]:
         expected = f"{list(input_names)} and {list(output_names)}"
@@ -87,3 +91,20 @@ def open_session(
 def one_line(error: Exception) -> str:
     """Return the message of an error on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+_sessions: WeakSet[onnxruntime.InferenceSession] = WeakSet()
+
+
+def _keep_sessions_after_fork() -> None:
+    """Make the parent's sessions immortal in a forked process.
+
+    The threads of a session exist in the parent only. Its destructor, which waits for them, would never return, not
+    even when the process exits.
+    """
+    for session in list(_sessions):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_sessions_after_fork)

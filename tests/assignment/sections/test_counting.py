@@ -99,7 +99,7 @@ def test_sections_answer_their_questions(counts: Section, paddings: Section) -> 
 
 def test_paddings_for_kernel_sizes_4_and_5(paddings: Section) -> None:
     """The solutions of the assignment: 1 and 0, 2 and 1."""
-    rows = [cell_values(row) for row in find_table(paddings, "Paddings that keep").rows]
+    rows = [cell_values(row) for row in find_table(paddings, "Paddings that preserve").rows]
     assert rows == [["4", 1, 1, 0], ["5", 2, 2, 1]]
 
 

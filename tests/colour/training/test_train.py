@@ -353,7 +353,7 @@ def test_every_parameter_is_optimised_and_only_kernels_decay(model_name: Palette
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (None, r"holds no config\.json"),
+        (None, r"contains no config\.json"),
         ("{", "not the configuration of a colourisation run"),
         ("{}", "not the configuration of a colourisation run"),
         ('{"versions": {}, "recipe": {"epochs": 1}, "execution": {}}', "not the configuration of a colourisation run"),

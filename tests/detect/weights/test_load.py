@@ -134,7 +134,7 @@ def test_architectures_round_trip_through_json() -> None:
 @pytest.mark.parametrize(("change", "problem"), [(-1, "truncated"), (1, "too long"), (-100, "truncated")])
 def test_file_of_wrong_size_is_rejected_with_both_sizes(weights: Path, change: int, problem: str) -> None:
     write_darknet_file(weights, np.ones(NUM_WEIGHTS + change))
-    message = rf"net\.weights: {problem} or of another architecture \({NUM_WEIGHTS + change:,} values\)"
+    message = rf"net\.weights: {problem} or for another architecture \({NUM_WEIGHTS + change:,} values\)"
     with pytest.raises(ChromaboxError, match=rf"{message}; expected {NUM_WEIGHTS} for net with 2 classes"):
         load_detector(weights)
 
@@ -156,7 +156,7 @@ def test_architecture_is_inferred_from_the_number_of_weights(tmp_path: Path, num
     with pytest.raises(ChromaboxError, match=r"match no known architecture \(yolov3 with 80 classes has 62,001,757\)"):
         load_detector(path, architecture="yolov3")
     write_cfg(ARCHITECTURE, tmp_path / "net.cfg")
-    with pytest.raises(ChromaboxError, match="too long or of another architecture"):
+    with pytest.raises(ChromaboxError, match="too long or for another architecture"):
         load_detector(path, architecture=tmp_path / "net.cfg")
 
 

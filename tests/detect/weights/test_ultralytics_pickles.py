@@ -130,10 +130,10 @@ def test_file_that_is_not_a_zip_archive_is_rejected(tmp_path: Path, content: byt
     [
         ({"a/other": b""}, r"0 data\.pkl"),
         ({"a/data.pkl": b"", "b/data.pkl": b""}, r"2 data\.pkl"),
-        ({"a/data.pkl": b""}, "broken PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02}q\x00(X\x01"}, "broken PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02."}, "broken PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02(X\x01\x00\x00\x00atQ."}, "broken PyTorch file"),  # a storage id with one element
+        ({"a/data.pkl": b""}, "corrupt PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02}q\x00(X\x01"}, "corrupt PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02."}, "corrupt PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02(X\x01\x00\x00\x00atQ."}, "corrupt PyTorch file"),  # a storage id with one element
     ],
 )
 def test_invalid_archive_is_rejected(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
@@ -151,5 +151,5 @@ def test_missing_file_and_missing_storage_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="has 1 values, expected 3"):
         load_untrusted(write_archive(tmp_path / "short.pt", short))
     without = {name: content for name, content in members.items() if "/data/" not in name}
-    with pytest.raises(ChromaboxError, match="broken PyTorch file"):
+    with pytest.raises(ChromaboxError, match="corrupt PyTorch file"):
         load_untrusted(write_archive(tmp_path / "without.pt", without))

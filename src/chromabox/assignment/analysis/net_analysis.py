@@ -208,7 +208,7 @@ def analyse(run: Path) -> NetAnalysis:
 
 @lru_cache(maxsize=3)
 def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
-    """Analyse a model; ``modified_ns`` is the time at which the run finished, so that a new run is analysed anew."""
+    """Analyse a model; ``modified_ns`` is the time at which the run finished, so that a new run is analysed again."""
     config, palette_model, data = read_config(run), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
     train = data.inputs.data.train

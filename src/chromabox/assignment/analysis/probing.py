@@ -2,7 +2,7 @@
 
 A probe is a ridge regression from the features of a layer to the pixels, fitted on training images and evaluated on
 test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). Its R² is a
-lower bound of the information in a layer, because the information may be encoded non-linearly.
+lower bound on the information in a layer, because the information may be encoded non-linearly.
 """
 
 from collections.abc import Callable, Mapping

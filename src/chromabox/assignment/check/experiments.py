@@ -71,7 +71,7 @@ def missing_gradients(constructor: Constructor) -> list[str]:
 def one_step(constructor: Constructor) -> list[float]:
     """Return the cross-entropy of one batch before and after one gradient descent step on it.
 
-    The step is written out, because PyTorch's optimizers import its compiler, which would double the run time.
+    The step is implemented by hand, because PyTorch's optimizers import its compiler, which would double the run time.
     """
     torch.manual_seed(0)
     model, grey = constructor.build(DEFAULT_SIZES).train(), torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)

@@ -168,7 +168,7 @@ def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
 
 
 def _collect_events(path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float) -> _Events:
-    """Start child processes until every model has been inspected or has ended its process."""
+    """Start child processes until every model has been inspected or has terminated its process."""
     events, remaining = _Events(), list(model_names)
     while remaining:
         events.is_done, events.current_action = False, None

@@ -226,7 +226,7 @@ def _time_text(sweep: SweepResult) -> Text:
 
 
 def _missing_seed_blocks(sweep: SweepResult) -> list[Block]:
-    """Ask for a second seed if there is only one, which gives no estimate of the variance."""
+    """Return a request for a second seed if there is only one, from which no variance can be estimated."""
     if len(sweep.seeds) > 1:
         return []
     return [MissingRun("a second seed", _sweep_command(sweep, (sweep.seeds[0], sweep.seeds[0] + 1)))]

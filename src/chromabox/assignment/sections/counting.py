@@ -1,5 +1,5 @@
-"""Questions A.3 and B.4, which need no runs: sizes of the models, and the paddings that keep the shapes of figure "
-"1b."""
+"""Questions A.3 and B.4, which need no runs: sizes of the models, and the paddings that preserve the shapes in
+figure 1b."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ def _definition_blocks() -> list[Block]:
         Text(
             "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for one "
             "image. A connection is a product of an input and a weight: each output of a convolution has k² "
-            "connections for every input channel. Products with the zeros of the padding are included. Biases, "
+            "connections for every input channel. Products with padding zeros are included. Biases, "
             "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted here; the amounts they would "
             "add follow below."
         ),
@@ -238,7 +238,7 @@ def padding_section(run_index: RunIndex, folder: Path) -> Section:
         "B.4",
         "Paddings for other kernel sizes",
         "Which padding do the first two convolutions need, and which padding and output padding do the transposed "
-        "convolutions need, so that kernel sizes 4 and 5 keep the shapes of figure 1b?",
+        "convolutions need, so that kernel sizes 4 and 5 preserve the shapes in figure 1b?",
         [*_question_blocks(paddings), *_equation_blocks(), *_rule_blocks(paddings), *_limitation_blocks(paddings)],
     )
 
@@ -250,7 +250,7 @@ def _question_blocks(paddings: PaddingsBySetting) -> list[Block]:
             "output paddings that PyTorch accepts. Only the following values give all shapes of the figure:"
         ),
         Table(
-            "Paddings that keep the shapes, with stride 2 and without dilation.",
+            "Paddings that preserve the shapes, with stride 2 and without dilation.",
             ["kernel size", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"],
             [[f"{kernel}", *_padding_cells(kernel, paddings)] for kernel in QUESTION_KERNELS],
         ),

@@ -35,7 +35,7 @@ from chromabox.report.plots import plot_confusion_matrix
 
 #: Gradients count as vanishing if the largest relative gradient of a layer exceeds the smallest by this factor.
 VANISHING_RATIO = 100.0
-#: The fields of an analysis that hold gradients, by the time of measurement.
+#: The fields of an analysis that contain gradients, by the time of measurement.
 GRADIENT_FIELDS = {"start": "initial_gradients", "end": "final_gradients"}
 
 
@@ -71,7 +71,7 @@ def skip_explanation_blocks(
 
 
 def _skip_restores_detail(without_skips: NetAnalysis) -> bool:
-    """Return whether the half-resolution features hold more information for the task than the bottleneck."""
+    """Return whether the half-resolution features contain more information for the task than the bottleneck."""
     bottleneck, half = (without_skips.probe_scores[layer].lookup_table_accuracy for layer in ("quarter", "half"))
     return half > bottleneck + MIN_DIFFERENCE
 
@@ -191,7 +191,7 @@ def _bottleneck_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Tex
         verdict = "Neither holds"
     return Text(
         "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that require "
-        f"a large receptive field, such as the hue. It should then hold less detail and more hue. {verdict}: linear "
+        f"a large receptive field, such as the hue. It should then contain less detail and more hue. {verdict}: linear "
         f"probes explain {{detail_before}} % of the variance of the fine grey detail from the bottleneck of "
         f"`{without_skips.model}` and {{detail_after}} % from that of `{with_skips.model}`; for the chroma of the "
         "target colours the values are {hue_before} % and {hue_after} %.",

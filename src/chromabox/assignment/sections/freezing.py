@@ -181,7 +181,12 @@ def _savings_blocks(report: FreezeReport, num_cached_views: Number) -> list[Bloc
     if report.update_bn_stats:
         return [Text(text + "Their outputs cannot be cached, because their statistics change.", {"saved": saved})]
     if not num_cached_views.value:
-        return [Text(text + "Their outputs are not cached, because every epoch augments anew.", {"saved": saved})]
+        return [
+            Text(
+                text + "Their outputs are not cached, because the images are augmented again in every epoch.",
+                {"saved": saved},
+            )
+        ]
     text += (
         "Frozen layers have the same output for the same input, so their outputs are computed once for {views} fixed "
         "augmented views of each image and cached. This also saves their forward pass, in total {cached} % of a step."

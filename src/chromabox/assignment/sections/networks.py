@@ -238,7 +238,7 @@ def _parameters_text(model: str, ops: list[Op]) -> Text:
 
 
 def _kernels_text(model: str) -> Text:
-    """State for how many kernel sizes the output has the shape of the input, found by running the model."""
+    """State for how many kernel sizes the output has the same shape as the input, tested by running the model."""
     with torch.no_grad():
         shapes = {
             kernel: MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).shape

@@ -82,7 +82,7 @@ class PaletteProjection:
         (σ ``PALETTE_CHROMA_SIGMA``), normalised over the colours. The score of a colour is the sum of two terms:
 
         * the logarithm of its probability times the number of allowed colours with similar chroma. The factor
-          compensates for similar colours that split their probability: three browns could lose to one red otherwise;
+          compensates for similar colours sharing their probability: otherwise, three browns could lose to one red;
         * −(L* − L*_colour)² / (2 · PALETTE_LIGHTNESS_SIGMA²).
         """
         chroma, excluded = self.chroma, ~self.allowed
@@ -209,7 +209,8 @@ class ColourPrediction:
     """Result of applying constraints to a predicted distribution.
 
     Attributes:
-        chroma: a* and b* of a small map, which recolour upsamples. With hints it is finer than the distribution.
+        chroma: a* and b* of a small map, which recolour upsamples. With hints it has a higher resolution than the
+            distribution.
         chroma_hook: pixel rules for recolour, which guarantee the constraints at full size; None if there are none.
         distribution: after palette, replacements and bans, before hints; over the palette's classes if there is one.
         confidence: the model's confidence in the selected chroma, before bans, at the map's size; 1 where hints
@@ -253,8 +254,8 @@ def apply_constraints(
         temperature: temperature of the annealed mean (``ChromaDistribution.anneal``). With a palette it has no effect:
             the most likely colour is selected.
         image_size: height and width of the full-size image.
-        guide: L* (0 to 100) of the image, of any size finer than the distribution. Hints stop at its edges; by default
-            at the edges of the distribution's lightness.
+        guide: L* (0 to 100) of the image, at any higher resolution than the distribution. Hints stop at its edges; by
+            default, at the edges of the distribution's lightness.
 
     Raise UsageError for contradictory constraints and for a negative temperature.
     """
@@ -318,7 +319,7 @@ def _guided_upsample(
     lightness: Float32[np.ndarray, "height width"],
     target_lightness: Float32[np.ndarray, "finer_height finer_width"],
 ) -> Float32[np.ndarray, "finer_height finer_width 2"]:
-    """Upsample a small chroma map to the size of a finer lightness, in the same way as recolour."""
+    """Upsample a small chroma map to the size of a larger lightness map, in the same way as recolour."""
     planes = fit_local_linear(chroma, lightness, *target_lightness.shape).rows(
         slice(0, len(target_lightness)), target_lightness
     )

@@ -116,12 +116,13 @@ def propagate_hints(
 ) -> HintWeights:
     """Propagate the painted colours on a small map.
 
-    The probability p of a group at a cell is that of a random walk from the cell to meet the cells of the group first.
+    The probability p of a group at a cell is the probability that a random walk from the cell reaches a cell of this
+    group before those of the other groups.
     The walk steps to neighbours with weights
     exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)) and ends at each step with a small
     probability (a screened Poisson equation), which makes the weight decay with distance. Because a walk rarely meets a
     dot of one cell, the sum s of the probabilities is raised to s (1 + HALF_SATURATION) / (s + HALF_SATURATION); the
-    proportions of the groups stay.
+    proportions of the groups are unchanged.
 
     Args:
         hints: hints at full size.

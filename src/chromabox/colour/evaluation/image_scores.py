@@ -179,12 +179,12 @@ class FilePair:
 
 
 def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[FailedFile]]:
-    """Return pairs of files in the order of the originals, and the files with no counterpart or several.
+    """Return pairs of files in the order of the originals, and the files without exactly one counterpart.
 
-    Two files are a pair regardless of their names. In folders, the counterpart has the same relative path, or is the
-    only file whose relative path differs just in the suffix. If one of the two paths is a file, only its counterpart
-    is searched. If one folder is inside the other, its images do not belong to the other. Raise UsageError if a path
-    does not exist or a folder contains no images.
+    Two files form a pair whatever their names. In folders, the counterpart has the same relative path, or is the
+    only file whose relative path differs only in the suffix. If one of the two paths is a file, only its counterpart
+    is looked up. If one folder is inside the other, the inner folder's images do not belong to the outer one. Raise
+    UsageError if a path does not exist or a folder contains no images.
     """
     original_paths = _list_images(originals, exclude=coloured)
     coloured_paths = _list_images(coloured, exclude=originals)
@@ -227,7 +227,7 @@ def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
 def _match_candidates(originals: Iterable[Path], coloured: Iterable[Path]) -> dict[Path, list[Path]]:
     """Return, for each relative path of an original, the relative paths of the colourised images that match it.
 
-    This is the same path if it exists, else all paths that differ just in the suffix and are no path of an original.
+    This is the same path if it exists, else all paths that differ only in the suffix and are not those of an original.
     """
     original_set = set(originals)
     by_stem: dict[Path, list[Path]] = {}

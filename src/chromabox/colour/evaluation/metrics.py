@@ -331,4 +331,4 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
 def _check_range(name: str, values: Integer[np.ndarray, "..."], upper: int) -> None:
     """Raise ChromaboxError if a value is outside 0 … ``upper`` − 1."""
     if values.min() < 0 or values.max() >= upper:
-        raise ChromaboxError(f"{name}s from {values.min()} to {values.max()}: expected 0 to {upper - 1}")
+        raise ChromaboxError(f"{name}s range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")

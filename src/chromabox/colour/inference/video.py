@@ -50,7 +50,7 @@ class TemporalSmoother:
     lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
 
     Attributes:
-        smoothing: from 0 (independent frames) to below 1; UsageError for other values.
+        smoothing: at least 0 (independent frames) and less than 1; UsageError for other values.
         num_cuts: number of scene cuts until now; the first frame is not counted.
     """
 
@@ -60,7 +60,8 @@ class TemporalSmoother:
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise UsageError(
-                f"temporal smoothing is {self.smoothing}: expected 0 (independent frames) to below 1, such as 0.9"
+                f"temporal smoothing is {self.smoothing}: expected at least 0 (independent frames) and less than 1, "
+                "such as 0.9"
             )
         self._previous: Float32[np.ndarray, "height width"] | None = None
 
@@ -138,7 +139,7 @@ def colourise_video(
         target: path of the output, which is written atomically; missing folders are created.
         predict_chroma: takes an upright frame (sRGB, 0 to 255), returns its a* and b* [height, width, 2] on a small
             map of the same size for all frames.
-        smoothing: weight of the past in static regions, 0 to below 1 (see :class:`TemporalSmoother`).
+        smoothing: weight of the past in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
         show_progress: show a progress bar if standard error is a terminal.
 

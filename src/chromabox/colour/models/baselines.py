@@ -57,7 +57,7 @@ def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTr
 
 
 def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
-    """Raise UsageError if a layer of these sizes cannot keep the shapes of the figure."""
+    """Raise UsageError if a layer of these sizes cannot preserve the shapes in the figure."""
     sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
     sizes |= {"num_filters": num_filters, "num_colours": num_colours}
     for name, value in sizes.items():

@@ -99,7 +99,7 @@ PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": 
 
 
 def base_photo_recipe() -> TrainRecipe:
-    """Return the recipe of the photo model: hours on one core, in the small batches that suit Muon."""
+    """Return the recipe of the photo model: hours of training on one core, with small batches, which suit Muon."""
     return TrainRecipe(
         epochs=12,
         batch_size=32,

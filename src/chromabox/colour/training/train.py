@@ -274,10 +274,10 @@ def _write_config(config: TrainConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """Read the configuration of a run folder. Raise UsageError if it holds none or if it is invalid."""
+    """Read the configuration of a run folder. Raise UsageError if there is none or if it is invalid."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageError(f"{folder}: holds no config.json; use a run folder of chromabox train")
+        raise UsageError(f"{folder}: contains no config.json; use a run folder written by chromabox train")
     try:
         values = read_config_values(folder)
         values["recipe"] = TrainRecipe(**values["recipe"])

@@ -65,7 +65,7 @@ class PhotoConfig:
     ``auto``: ``yolov3-tiny`` if its weights are available, else ``none``."""
     seed: int = 0
     size: int = 192
-    """Side of the model's square input in pixels; a multiple of 32."""
+    """Side length of the model's square input in pixels; a multiple of 32."""
     bin_spacing: float = 10.0
     """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
@@ -371,7 +371,7 @@ def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Pho
 
 
 def read_photo_config(folder: Path) -> PhotoConfig | None:
-    """Read the configuration of a photo run; return None if the folder holds no valid run of the photo model."""
+    """Read the configuration of a photo run; return None if the folder contains no valid run of the photo model."""
     try:
         values = read_config_values(folder)
         if values["model"] != "photo":

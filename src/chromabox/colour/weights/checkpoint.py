@@ -84,7 +84,7 @@ def _load(path: Path) -> PaletteModel | PhotoModel:
     except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
         reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
         raise ChromaboxError(
-            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one that chromabox train wrote"
+            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"
         ) from error
     return PaletteModel(network.eval(), palette, metadata)
 

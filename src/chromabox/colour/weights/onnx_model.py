@@ -140,7 +140,7 @@ def resolve_checkpoint(path: Path) -> Path:
     Raise UsageError if it does not exist.
     """
     if not path.exists():
-        raise UsageError(f"{path}: no such run folder or checkpoint; expected one that chromabox train wrote")
+        raise UsageError(f"{path}: no such run folder or checkpoint; expected one written by chromabox train")
     if not path.is_dir():
         return path
     for name in ("best.safetensors", "best.onnx"):
@@ -162,7 +162,7 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
             raise ChromaboxError(
-                f"{path}: has {size:,} bytes; expected a file that chromabox export wrote, "
+                f"{path}: has {size:,} bytes; expected a file written by chromabox export, "
                 f"of at most {MAX_MODEL_BYTES:,} bytes"
             )
         data = path.read_bytes()

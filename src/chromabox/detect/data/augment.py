@@ -20,7 +20,7 @@ from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 
 TrainImage = UInt8[np.ndarray, "3 side side"]
-#: Class index, and centre x, centre y, width and height as fractions of the side of the training image.
+#: Class index, and centre x, centre y, width and height as fractions of the side length of the training image.
 TrainBoxes = Float32[np.ndarray, "boxes 5"]
 
 #: A box is used in training if at least this fraction of it is visible, and this many pixels of each side.
@@ -89,7 +89,7 @@ def augment_sample(
     Args:
         data: the dataset. A mosaic contains three more of its images, chosen at random.
         seed: one or several non-negative integers (run, epoch, …). With ``index`` they determine all random choices.
-        size: side of the training image in pixels.
+        size: side length of the training image in pixels.
         recipe: ``course``, ``default`` or an `Augmentation`.
         read_image: function that returns the pixels of a file. A cached reader avoids repeated decoding.
 

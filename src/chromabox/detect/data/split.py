@@ -35,7 +35,7 @@ def train_val_split(
     Returns:
         The dataset in its original order. Images that cannot be decoded are dropped and recorded in ``issues``.
 
-    Raise UsageError if the fraction is out of range, and ChromaboxError if there are no two different images.
+    Raise UsageError if the fraction is out of range, and ChromaboxError if there are fewer than two distinct images.
     """
     if not 0 < val_fraction < 1:
         raise UsageError(f"val_fraction is {val_fraction}: expected a number between 0 and 1")
@@ -46,7 +46,7 @@ def train_val_split(
     samples = [sample for sample in data.samples if sample.path not in errors]
     groups = _duplicate_groups([sample.path for sample in samples], duplicates)
     if len(groups) < 2:
-        raise ChromaboxError(f"{len(samples)} images are too few to split: expected at least 2 different images")
+        raise ChromaboxError(f"{len(samples)} images are too few to split: expected at least 2 distinct images")
     counts = np.stack([_class_counts([samples[index] for index in group], len(data.classes)) for group in groups])
     held_out = _iterative_stratification(counts, val_fraction, np.random.default_rng(seed))
     val = {index for group, is_val in zip(groups, held_out, strict=True) if is_val for index in group}

@@ -39,7 +39,7 @@ BACKGROUND_PHOTOS = ("coffee", "rocket", "brick", "grass", "gravel", "immunohist
 PLAIN_FRACTION, MAX_OBJECTS, OBJECT_SIZES = 0.3, 4, (0.15, 0.45)
 #: Number of attempts to find a free position before an object is omitted.
 _MAX_TRIES = 20
-#: Minimum side of an image in which the smallest objects are still distinguishable.
+#: Minimum side length of an image in which the smallest objects are still distinguishable.
 MIN_IMAGE_SIZE = 64
 
 
@@ -65,13 +65,13 @@ def make_synthetic_dataset(
     """Write a YOLO dataset (data.yaml, images/ and labels/) to a new folder; return the number of boxes of each split.
 
     Args:
-        folder: must not exist, or be empty. It is created when all files are complete.
+        folder: must not exist or must be empty. It is created when all files are complete.
         classes: CIFAR-10 classes, in the order of the class indices.
         counts: number of images of ``train``, ``val`` and ``test``.
-        size: side of the images in pixels, at least 64.
+        size: side length of the images in pixels, at least 64.
         seed: determines all random choices.
-        objects: objects to paste on the images of each split; None: CIFAR-10 images, downloaded if they are not in the
-            cache.
+        objects: objects to paste onto the images of each split; None: CIFAR-10 images, downloaded if they are not
+            cached.
         download_progress: callback for the progress of the download.
         show_progress: whether to show a progress bar.
 
@@ -105,7 +105,7 @@ def load_cifar_objects(classes: Sequence[str], download_progress: Progress | Non
     Raise UsageError if a class is unknown or given twice.
     """
     if len(set(classes)) < len(classes):
-        raise UsageError(f"classes: {', '.join(classes)}: expected different names")
+        raise UsageError(f"classes: {', '.join(classes)}: expected unique names")
     images, labels = load_cifar10("train", classes, progress=download_progress)
     test_images, test_labels = load_cifar10("test", classes, progress=download_progress)
     first_val = len(images) * 9 // 10

@@ -111,11 +111,11 @@ def evaluate_detector(
     Args:
         detector: the detector.
         data: labelled images; its classes are matched to those of the detector by name, see ``remap_classes``.
-        size: side of the square network input in pixels; None for the detector's default.
+        size: side length of the square network input in pixels; None for the detector's default.
         confidence: confidence threshold in [0, 1].
         iou: IoU threshold of non-maximum suppression in [0, 1].
         num_resamples: number of bootstrap samples for the confidence intervals.
-        seed: seed of the bootstrap.
+        seed: random seed of the bootstrap.
         show_progress: whether to show a progress bar.
 
     Raise ChromaboxError if the detector has none of the classes, or if there is no ground-truth box.
@@ -200,7 +200,7 @@ def default_split(data: DetectionDataset) -> str | None:
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
-    """Return pairs of duplicates or near-duplicates with the first image inside and the second outside of ``split``.
+    """Return pairs of duplicates or near-duplicates with the first image inside and the second outside ``split``.
 
     A dataset with more than ``max_images`` images is not checked, since that would take minutes, and the result is
     empty. ``chromabox data check`` has no limit.

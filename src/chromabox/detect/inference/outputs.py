@@ -63,7 +63,7 @@ class ImageDetections:
 
     @property
     def stem(self) -> str:
-        """The file's relative path without suffix, for a frame followed by its index."""
+        """The file's relative path without suffix; for a video frame, followed by the frame index."""
         name = str(Path(self.file).with_suffix(""))
         return name if self.frame is None else f"{name}_{self.frame:06d}"
 

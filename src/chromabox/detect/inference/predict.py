@@ -43,7 +43,7 @@ def detect_image(
             can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
         classes: names or indices of the classes to detect; None for all.
-        size: side of the square network input in pixels, a multiple of the model's largest stride; None for the
+        size: side length of the square network input in pixels, a multiple of the model's largest stride; None for the
             detector's default.
 
     Returns:
@@ -132,7 +132,7 @@ def detect_file(path: Path, detector: DetectorModel, options: "InferenceOptions"
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Checked options: thresholds, class indices (None: all classes), and side of the network input in pixels."""
+    """Checked options: thresholds, class indices (None: all classes), and side length of the input in pixels."""
 
     confidence: float
     iou: float

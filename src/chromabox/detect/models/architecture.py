@@ -152,7 +152,7 @@ class Architecture:
 
     @property
     def max_stride(self) -> int:
-        """Largest stride of a layer; the sides of the input must be multiples of it."""
+        """Largest stride of a layer; the input's height and width must be multiples of it."""
         return max(shape.stride for shape in self.shapes)
 
     @cached_property

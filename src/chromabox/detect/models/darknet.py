@@ -100,8 +100,8 @@ class ConvolutionLayer(nn.Module):
 class MaxPoolLayer(nn.Module):
     """Max-pooling with Darknet's padding: size − 1 pixels in total, half of them (rounded down) at the left and top.
 
-    Darknet pads with −∞. Other variants use a different value for even sizes with stride 1 only, which is the sixth
-    pooling of YOLOv3-tiny.
+    Darknet pads with −∞. Other variants use a different value, but only for even sizes with stride 1, as in the sixth
+    pooling layer of YOLOv3-tiny.
     """
 
     def __init__(self, layer: MaxPool, variant: Variant) -> None:

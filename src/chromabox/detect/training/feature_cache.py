@@ -54,7 +54,8 @@ def plan_cache(
 ) -> CacheSpec:
     """Return the specification of a cache for the features of the first ``num_frozen`` layers.
 
-    ``size`` is the side of the square network input in pixels. Nothing is computed: shapes come from the meta device.
+    ``size`` is the side length of the square network input in pixels. Nothing is computed: shapes come from the meta
+    device.
     """
     with torch.device("meta"):
         meta_model = DarknetModel(model.architecture, model.variant).eval()

@@ -43,7 +43,7 @@ class DetectionLoss:
         num_classes: number of classes of the model.
         cls_pw: weight of positive samples in the class term (``pos_weight``), above 0.
         obj_pw: weight of positive samples in the objectness term (``pos_weight``), above 0.
-        size: side of the square network input in pixels.
+        size: side length of the square network input in pixels.
         recipe: only used with decode ``sigmoid2``. ``course``: the mean is multiplied by the batch size, and a single
             class is not trained. ``default``: the mean is used, and a single class is trained like any other.
 

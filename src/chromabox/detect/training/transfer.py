@@ -102,9 +102,9 @@ def replace_heads(
 ) -> Detector:
     """Return the detector with heads for other classes, matched by name. All other weights are copied.
 
-    Names are compared without regard to case, and "_" and "-" equal a space. The weights of classes that the detector
-    already has are copied. The weights of a new class are 0, so that its initial score is the same at every position of
-    every image; its bias sets this score to 1 / (number of classes), at most ``max_prior``.
+    Names are compared case-insensitively, and "_" and "-" are treated as spaces. The weights of classes that the
+    detector already has are copied. The weights of a new class are 0, so that its initial score is the same at every
+    position of every image; its bias sets this score to 1 / (number of classes), at most ``max_prior``.
 
     Args:
         detector: a trained detector; it is not modified.

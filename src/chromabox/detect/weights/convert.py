@@ -227,7 +227,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     Args:
         detector: detector on the CPU, in evaluation mode.
         path: path with the suffix ``.onnx``; missing folders are created.
-        size: side of the square input in pixels; None: the detector's default size.
+        size: side length of the square input in pixels; None: the detector's default size.
 
     Returns:
         The differences between the exported file and PyTorch.

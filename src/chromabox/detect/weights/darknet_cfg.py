@@ -1,7 +1,7 @@
 """Reading and writing of Darknet's ``.cfg`` files: sections of ``key=value`` lines, one section per layer.
 
-Options that define the model are read. A list of options that only training or other programs use is ignored. Any other
-option is an error with its line number, since ignoring it could silently change the model.
+Options that define the model are read. Known options used only by training or by other programs are ignored. Any other
+option raises an error with its line number, since ignoring it could silently change the model.
 """
 
 from collections.abc import Callable, Iterable
@@ -72,7 +72,7 @@ class CfgSection:
 
 
 def read_cfg(path: Path) -> Architecture:
-    """Read the architecture in a Darknet configuration file; its name is the name of the file without suffix.
+    """Read the architecture in a Darknet configuration file; its name is the file name without suffix.
 
     The larger of ``width`` and ``height`` becomes its size.
 

@@ -384,7 +384,7 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
     if len(weights) != expected:
         problem = "truncated" if len(weights) < expected else "too long"
         raise ChromaboxError(
-            f"{origin}: {problem} or of another architecture ({len(weights):,} values); expected {expected:,} for "
+            f"{origin}: {problem} or for another architecture ({len(weights):,} values); expected {expected:,} for "
             f"{model.architecture.name} with {model.architecture.num_classes} classes"
         )
     if not np.isfinite(weights).all():

@@ -118,9 +118,9 @@ def load_untrusted(path: Path) -> Any:
             f"{path}: not a .pt file of PyTorch 1.6 or later, or truncated ({error}); save it again with torch.save"
         ) from error
     except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: broken PyTorch file ({' '.join(str(error).split())})") from error
+        raise ChromaboxError(f"{path}: corrupt PyTorch file ({' '.join(str(error).split())})") from error
     except (AttributeError, RuntimeError, MemoryError, zlib.error, OverflowError) as error:
-        raise ChromaboxError(f"{path}: broken PyTorch file ({' '.join(str(error).split())})") from error
+        raise ChromaboxError(f"{path}: corrupt PyTorch file ({' '.join(str(error).split())})") from error
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -355,7 +355,9 @@ def _darknet_order(
                 f"{path}: layer {index} is {state['kernel'].shape}; expected {shape} for {architecture.name}"
             )
         if any(values.shape != shape[:1] for name, values in state.items() if name != "kernel"):
-            raise ChromaboxError(f"{path}: wrong vectors of layer {index}; expected {layer.filters} values each")
+            raise ChromaboxError(
+                f"{path}: layer {index} has vectors of the wrong length; expected {layer.filters} values"
+            )
         layers.append(state)
     return layers
 

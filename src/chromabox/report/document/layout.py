@@ -86,7 +86,7 @@ def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
 
 
 def _layout_table(table: Table) -> LaidOut:
-    """Lay out a table; ``numeric`` states for each column whether it holds a number. Raise ValueError if ragged."""
+    """Lay out a table; ``numeric`` states for each column whether it contains numbers. Raise ValueError if ragged."""
     columns = list(zip(table.columns, zip(*table.rows, strict=True), strict=True)) if table.rows else []
     return {
         "caption": parse_inline(table.caption),

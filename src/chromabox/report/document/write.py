@@ -99,8 +99,8 @@ def write_numbers_json(document: Document, path: Path) -> Path:
     """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, atomically, and return the path.
 
     A number has ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source``, ``spread``.
-    Values that are not finite, which JSON lacks, are null; ``printed`` shows them. Raise OSError if the file cannot be
-    written.
+    Non-finite values, which JSON cannot represent, are null; ``printed`` shows them. Raise OSError if the file cannot
+    be written.
     """
     content = {
         "title": strip_control_chars(document.title),

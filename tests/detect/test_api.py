@@ -9,10 +9,10 @@ from PIL import Image
 
 import chromabox
 import chromabox.detect.boxes  # must not replace the callable
+from chromabox.detect.inference.load import open_detector
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.weights.convert import export_detector
 from chromabox.detect.weights.load import save_detector
-from chromabox.detect.weights.onnx_model import open_detector
 from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import make_small_detector
 

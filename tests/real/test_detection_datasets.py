@@ -11,7 +11,7 @@ import pytest
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.validate import validate_dataset
 from chromabox.detect.evaluation.evaluate import evaluate_detector
-from chromabox.detect.weights.onnx_model import open_detector
+from chromabox.detect.inference.load import open_detector
 from chromabox.errors import ChromaboxError
 
 

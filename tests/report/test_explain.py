@@ -11,8 +11,9 @@ from skimage.data import coffee
 
 from chromabox.colour.chroma.distribution import ChromaDistribution
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
-from chromabox.colour.weights.onnx_model import ColourModel, open_model
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import UsageError
 from chromabox.io.images import ImageData
 from chromabox.report.explain import THUMBNAIL_SIZE, draw_explanation, make_thumbnail

@@ -11,9 +11,9 @@ from PIL import Image
 
 from chromabox.assignment.write_up import ReportFiles, write_report
 from chromabox.colour.inference.batch import make_file_coloriser
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import ColouriseOptions
 from chromabox.colour.training.recipes import PALETTE_MODELS, RecipeName
-from chromabox.colour.weights.onnx_model import open_model
 from chromabox.detect.data.dataset import COCO_CLASSES
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.synthetic import make_synthetic_dataset

@@ -89,7 +89,7 @@ def colour(
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
     from chromabox.colour.inference.batch import parse_options
-    from chromabox.colour.weights.onnx_model import open_model
+    from chromabox.colour.inference.load import open_model
     from chromabox.io.video import VIDEO_SUFFIXES
 
     options = parse_options(colours)
@@ -113,7 +113,7 @@ def _colour_images(
     from contextlib import closing
 
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
-    from chromabox.colour.weights.onnx_model import open_model
+    from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
     from chromabox.io.manifest import MANIFEST_NAME
     from chromabox.io.paths import map_outputs

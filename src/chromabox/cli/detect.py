@@ -62,8 +62,8 @@ def detect(
     from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 
     plan = plan_detection_outputs(inputs, output, format)
+    from chromabox.detect.inference.load import open_detector
     from chromabox.detect.inference.predict import InferenceOptions
-    from chromabox.detect.weights.onnx_model import open_detector
 
     # Several images are processed in parallel by one thread each, a single image or a video frame by all threads.
     threads = 1 if len(plan.images) > 1 and not plan.videos else None

@@ -193,7 +193,7 @@ def _train_photo(args: TrainArgs, dist_info: "DistInfo", log: Callable[[str], No
 
 def _export_best(folder: Path, log: Callable[[str], None]) -> None:
     """Write ``best.onnx``, with which inference needs no PyTorch; log the reason if that fails."""
-    from chromabox.colour.weights.onnx_model import resolve_onnx_model
+    from chromabox.colour.inference.load import resolve_onnx_model
 
     try:
         log(f"for chromabox colour --model: {resolve_onnx_model(folder)}")

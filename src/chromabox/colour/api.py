@@ -14,10 +14,11 @@ from PIL import Image, ImageCms
 
 from chromabox.colour.constraints.constraints import ColourConstraints, palette_from_image_or_file
 from chromabox.colour.constraints.hints import Hints
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import STYLES, ColouriseOptions, StyleName, colourise_image
 from chromabox.colour.palette.io import Colour, parse_colour, parse_replacement
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.onnx_model import ColourModel, open_model, resolve_checkpoint
+from chromabox.colour.weights.onnx_model import ColourModel, resolve_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.exif import save_options
 from chromabox.io.images import ImageData, Pixels, from_float, to_uint8

@@ -13,8 +13,9 @@ from PIL import Image
 
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.detections import Detections
+from chromabox.detect.inference.load import open_detector
 from chromabox.detect.inference.predict import detect_image
-from chromabox.detect.weights.onnx_model import OnnxDetector, open_detector
+from chromabox.detect.weights.onnx_model import OnnxDetector
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import from_float, read_image
 

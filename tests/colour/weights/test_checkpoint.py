@@ -9,10 +9,11 @@ from skimage import data
 
 from chromabox.colour.chroma.distribution import softmax
 from chromabox.colour.chroma.recolour import lightness
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.models import MODELS, build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, load_palette_model, model_metadata
-from chromabox.colour.weights.onnx_model import open_model, resolve_checkpoint
+from chromabox.colour.weights.onnx_model import resolve_checkpoint
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 

@@ -13,11 +13,12 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from skimage.color import rgb2lab
 
+from chromabox.colour.inference.load import model_sha256, open_model
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.weights import export, onnx_model
 from chromabox.colour.weights.checkpoint import OnnxNetwork, load_palette_model, model_metadata
-from chromabox.colour.weights.onnx_model import ONNX_FORMAT, load_onnx_model, model_sha256, open_model
+from chromabox.colour.weights.onnx_model import ONNX_FORMAT, load_onnx_model
 from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.manifest import sha256_file

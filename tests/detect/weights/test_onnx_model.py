@@ -7,17 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
+from chromabox.detect.inference.load import open_detector
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_6
 from chromabox.detect.weights import convert
 from chromabox.detect.weights.convert import export_detector
 from chromabox.detect.weights.load import Detector, save_detector
-from chromabox.detect.weights.onnx_model import (
-    DetectorModel,
-    OnnxDetector,
-    load_onnx_detector,
-    open_detector,
-    resolve_weights,
-)
+from chromabox.detect.weights.onnx_model import DetectorModel, OnnxDetector, load_onnx_detector, resolve_weights
 from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import CLASS_NAMES, make_small_detector
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, palette_from_image_or_file
+from chromabox.colour.inference.load import model_sha256
 from chromabox.colour.inference.predict import (
     ColouriseOptions,
     StyleName,
@@ -19,7 +20,7 @@ from chromabox.colour.inference.predict import (
     predict_colours,
 )
 from chromabox.colour.palette.io import parse_colour, parse_replacement
-from chromabox.colour.weights.onnx_model import ColourModel, model_sha256
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file

@@ -1,0 +1,64 @@
+"""Opening of detectors for inference; other formats of weights are exported as ONNX on first use, to the cache."""
+
+from pathlib import Path
+
+from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, OnnxDetector, load_onnx_detector, resolve_weights
+from chromabox.errors import UsageError
+from chromabox.io.fetch import cache_folder
+from chromabox.io.manifest import sha256_file
+
+
+def open_detector(
+    weights: str | Path, *, size: int | None = None, threads: int | None = None, device: str = "auto"
+) -> OnnxDetector:
+    """Return a detector for inference.
+
+    Args:
+        weights: an exported .onnx file or a run folder with ``best.onnx``, which need no PyTorch; or a name or a file
+            of :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache folder on first use.
+        size: side of the square input in pixels; None: the default of the weights.
+        threads, device: see :func:`chromabox.runtime.session.open_session`.
+
+    Raise UsageError if the weights do not exist, if the size is not supported, and if PyTorch is required but not
+    installed; ChromaboxError if a file is damaged.
+    """
+    path = Path(weights)
+    if path.is_dir() and size is None and (path / "best.onnx").is_file():
+        path = path / "best.onnx"
+    if path.suffix.lower() != ".onnx" or not _is_exported(path):
+        path = _export_to_cache(weights, size)
+    detector = load_onnx_detector(path, threads=threads, device=device)
+    if size is not None:
+        detector.check_size(size)
+    return detector
+
+
+def _is_exported(path: Path) -> bool:
+    """Return whether an existing .onnx file was exported by Chromabox, from its metadata."""
+    return not path.is_file() or EXPORT_FORMAT.encode() in path.read_bytes()
+
+
+def _export_to_cache(weights: str | Path, size: int | None) -> Path:
+    """Return the path of the weights exported as ONNX in the cache folder; export them if it does not exist."""
+    source = resolve_weights(weights)
+    if source.is_file() and (target := _cached_path(source, size)).is_file():
+        return target
+    try:
+        from chromabox.detect.weights.convert import export_detector
+        from chromabox.detect.weights.load import load_detector
+    except ImportError as error:
+        raise UsageError(
+            f"{weights}: {error.name} is required for weights that are not an exported .onnx file; install it with "
+            "pip install 'chromabox[train]'"
+        ) from error
+    detector = load_detector(weights)
+    target = _cached_path(source, size)
+    export_detector(detector, target, size=size)
+    return target
+
+
+def _cached_path(source: Path, size: int | None) -> Path:
+    """Return the path in the cache of an exported file, which depends on the contents of its source."""
+    architecture = source.with_suffix(".cfg")
+    digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
+    return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

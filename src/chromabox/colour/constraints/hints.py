@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
+from threadpoolctl import threadpool_limits
 
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.errors import UsageError
@@ -131,9 +132,10 @@ def propagate_hints(
     """
     groups, colours = _group_colours(hints)
     seeds = _seed_cells(hints, groups, len(colours), lightness.shape)
-    probabilities = _random_walk_probabilities(
-        seeds, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
-    )
+    with threadpool_limits(1, user_api="blas"):  # More threads slow such small matrices down on a busy machine.
+        probabilities = _random_walk_probabilities(
+            seeds, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
+        )
     total = probabilities.sum(0)
     weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
     return HintWeights(weights.astype(np.float32), lightness, colours)

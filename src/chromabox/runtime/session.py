@@ -1,6 +1,5 @@
 """ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
 
-import ctypes
 import os
 import re
 from collections.abc import Sequence
@@ -94,16 +93,15 @@ def one_line(error: Exception) -> str:
 
 
 _sessions: WeakSet[onnxruntime.InferenceSession] = WeakSet()
+_sessions_of_the_parent: list[onnxruntime.InferenceSession] = []
 
 
 def _keep_sessions_after_fork() -> None:
-    """Make the parent's sessions immortal in a forked process.
+    """Keep the parent's sessions alive in a forked process.
 
-    The threads of a session exist in the parent only. Its destructor, which waits for them, would never return, not
-    even when the process exits.
+    The threads of a session exist in the parent only; its destructor would wait for them forever.
     """
-    for session in list(_sessions):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _sessions_of_the_parent.extend(_sessions)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,9 +1,12 @@
 """Programs in a fresh Python process in which some packages cannot be imported, as if they were not installed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+import chromabox
 
 #: Packages that inference does not need.
 NOT_FOR_INFERENCE = ("torch", "scipy", "matplotlib", "sklearn", "skimage", "supervision", "onnx")
@@ -26,4 +29,5 @@ def run_without(
     """Run a Python program with arguments, without the packages; return its exit code and outputs."""
     code = _FINDER.format(missing=set(packages)) + program
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(Path(chromabox.__file__).parents[1])}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 from skimage.color import rgb2lab
 from skimage.data import chelsea
@@ -27,10 +26,10 @@ from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.weights.checkpoint import PhotoModel, photo_model_metadata
-from chromabox.colour.weights.export import export_onnx
 from chromabox.colour.weights.onnx_model import ColourModel, load_onnx_model
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image
+from colour_fixtures import write_colour_model
 from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 CAT = chelsea()[80:180, 100:230]
@@ -39,25 +38,19 @@ ALPHA = np.arange(100 * 130, dtype=np.uint32).reshape(100, 130) * 3 % 256
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the exported file of a small untrained photo model, whose colours are arbitrary but not grey."""
-    torch.manual_seed(0)
+def model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
+    """Return a small untrained photo model, whose colours are arbitrary but not grey."""
     cells = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 2, indexing="ij"), -1).reshape(-1, 2)
     bins = ChromaBins((10 * cells).astype(np.float32), np.full(81, 1 / 81, np.float32), 10.0)
-    settings = {"num_colours": 81, "widths": (8, 8, 8), "blocks": (1, 1, 1)}
-    network = PhotoNet(**settings)
-    with torch.no_grad():
-        network.head[-1].weight.mul_(8)
+    network = PhotoNet(81, widths=(8, 8, 8), blocks=(1, 1, 1))
+    return write_colour_model(
+        tmp_path_factory.mktemp("models") / "small.onnx",
+        PhotoModel(network, bins, photo_model_metadata({}, bins)),
+        seed=0,
+        scale=2,
         # Make warm colours more likely than cold ones.
-        network.head[-1].bias.copy_(torch.from_numpy(bins.centres.sum(1) / 20))
-    path = tmp_path_factory.mktemp("models") / "small.onnx"
-    export_onnx(PhotoModel(network.eval(), bins, photo_model_metadata(settings, bins)), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(exported: Path) -> ColourModel:
-    return load_onnx_model(exported)
+        bias=bins.centres.sum(1) / 20,
+    )
 
 
 def lightness(values: np.ndarray) -> np.ndarray:
@@ -336,7 +329,9 @@ def test_invalid_option_is_rejected(model: ColourModel, options: dict[str, objec
         colourise(GREY, **{"model": model, **options})
 
 
-def test_model_is_loaded_once_per_file_version(exported: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_model_is_loaded_once_per_file_version(
+    model: ColourModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     loaded: list[Path] = []
 
     def record(path: Path) -> ColourModel:
@@ -344,7 +339,7 @@ def test_model_is_loaded_once_per_file_version(exported: Path, monkeypatch: pyte
         return load_onnx_model(path / "best.onnx")
 
     monkeypatch.setattr(api, "open_model", record)
-    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
+    (tmp_path / "best.onnx").write_bytes(model.path.read_bytes())
     with ThreadPoolExecutor(4) as threads:
         results = list(threads.map(lambda _: colourise(GREY, model=tmp_path), range(4)))
     assert loaded == [tmp_path]
@@ -358,10 +353,10 @@ def test_model_is_loaded_once_per_file_version(exported: Path, monkeypatch: pyte
     assert len(loaded) == 2
 
 
-def test_exported_file_of_a_run_folder_is_used(model: ColourModel, exported: Path, tmp_path: Path) -> None:
+def test_exported_file_of_a_run_folder_is_used(model: ColourModel, tmp_path: Path) -> None:
     """The checkpoint is not read: it is older than the exported file."""
     (tmp_path / "best.safetensors").write_bytes(b"not a checkpoint")
-    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
+    (tmp_path / "best.onnx").write_bytes(model.path.read_bytes())
     np.testing.assert_array_equal(colourise(GREY, model=tmp_path), colourise(GREY, model=model))
 
 

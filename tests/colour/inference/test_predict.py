@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from skimage.color import rgb2lab
 
 from chromabox.colour.chroma.bins import ChromaBins
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import (
     STYLES,
     ColouriseOptions,
-    ColourModel,
     colourise_image,
     predict_chroma,
     predict_colours,
@@ -24,15 +23,16 @@ from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.checkpoint import (
     CIFAR_SCALES,
-    DEFAULT_CHECKPOINT,
     PHOTO_SCALES,
+    PaletteModel,
     PhotoModel,
-    load_model,
     model_metadata,
+    photo_model_metadata,
 )
-from chromabox.engine.checkpoint import save_checkpoint
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import UsageError
 from chromabox.io.images import ImageData, from_float, read_image, write_image
+from colour_fixtures import write_colour_model
 
 RNG = np.random.default_rng(8)
 
@@ -40,27 +40,20 @@ RNG = np.random.default_rng(8)
 @pytest.fixture(scope="module")
 def palette_model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     """A small model with random weights and a palette of vivid colours."""
-    torch.manual_seed(1)
     settings = {"num_filters": 4, "num_colours": 24}
-    network = build_model("unet", **settings)
-    with torch.no_grad():
-        network.last.weight.mul_(30)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
     palette = Palette(np.random.default_rng(0).random((24, 3), dtype=np.float32), "vivid")
-    save_checkpoint(path, {"net": network.state_dict()}, model_metadata("unet", settings, palette))
-    return load_model(path)
+    model = PaletteModel(build_model("unet", **settings), palette, model_metadata("unet", settings, palette))
+    return write_colour_model(tmp_path_factory.mktemp("model") / "palette.onnx", model, seed=1, scale=8)
 
 
 @pytest.fixture(scope="module")
-def photo_model() -> ColourModel:
+def photo_model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     """A small photo model with random weights and confident predictions."""
-    torch.manual_seed(2)
     cells = [(a, b) for a in range(-40, 50, 20) for b in range(-40, 60, 20)]
     bins = ChromaBins(np.array(cells, np.float32), np.full(len(cells), 1 / len(cells), np.float32), 20.0)
-    network = PhotoNet(len(cells), widths=(8, 8, 8), blocks=(1, 1, 1)).eval()
-    with torch.no_grad():
-        network.head[-1].weight.mul_(20)
-    return PhotoModel(network, bins, {"net": "photo"})
+    network = PhotoNet(len(cells), widths=(8, 8, 8), blocks=(1, 1, 1))
+    model = PhotoModel(network, bins, photo_model_metadata({}, bins))
+    return write_colour_model(tmp_path_factory.mktemp("model") / "photo.onnx", model, seed=2, scale=1)
 
 
 @pytest.fixture(params=["palette_model", "photo_model"])
@@ -133,12 +126,11 @@ def test_only_the_lightness_of_a_colour_image_is_used(model: ColourModel) -> Non
 def test_prediction_has_a_fixed_size(model: ColourModel, shape: tuple[int, int]) -> None:
     distribution = predict_distribution(np.full((*shape, 3), 80, np.uint8), model)
     height, width = distribution.log_probabilities.shape[1:]
-    photo = isinstance(model, PhotoModel)
-    side, stride = (max(PHOTO_SCALES), PhotoNet.stride) if photo else (max(CIFAR_SCALES), 1)
+    side, stride = (max(PHOTO_SCALES), PhotoNet.stride) if model.is_photo else (max(CIFAR_SCALES), 1)
     assert abs(min(height, width) * stride - side) <= 16
     assert max(height, width) * stride <= 4 * side
     assert distribution.lightness.shape == (height, width)
-    torch.testing.assert_close(distribution.log_probabilities.exp().sum(0), torch.ones(height, width))
+    np.testing.assert_allclose(np.exp(distribution.log_probabilities).sum(0), 1, rtol=1e-5)
 
 
 def test_flipped_image_gets_flipped_colours(photo_model: ColourModel) -> None:
@@ -149,10 +141,10 @@ def test_flipped_image_gets_flipped_colours(photo_model: ColourModel) -> None:
 
 
 def test_vivid_style_has_higher_chroma(photo_model: ColourModel) -> None:
-    assert isinstance(photo_model, PhotoModel)
-    common = (np.abs(photo_model.bins.centres).sum(1) == 0).astype(np.float32)
-    skewed = dataclasses.replace(photo_model.bins, frequencies=(common + 0.01) / (common + 0.01).sum())
-    model = dataclasses.replace(photo_model, bins=skewed)
+    assert isinstance(photo_model.output, ChromaBins)
+    common = (np.abs(photo_model.centres).sum(1) == 0).astype(np.float32)
+    skewed = dataclasses.replace(photo_model.output, frequencies=(common + 0.01) / (common + 0.01).sum())
+    model = dataclasses.replace(photo_model, output=skewed)
     pixels = from_float(IMAGES["smooth"], 8)
     plain, vivid = (
         np.hypot(*predict_chroma(pixels, model, ColouriseOptions(style=style, temperature=1.0)).T).mean()
@@ -184,8 +176,8 @@ def test_negative_temperature_is_rejected(model: ColourModel) -> None:
 
 
 def test_bundled_model_colourises() -> None:
-    model = load_model()
-    assert DEFAULT_CHECKPOINT.endswith(".safetensors")
+    model = open_model()
+    assert model.is_photo
     coloured = colourise_image(ImageData(from_float(IMAGES["grey"], 8)), model)
     assert np.abs(rgb2lab(coloured.float_pixels)[..., 1:]).mean() > 0.3
 

@@ -1,8 +1,6 @@
-"""Models for inference: files built with onnx's helpers, of which all but exported models are rejected; checkpoints."""
+"""Models for inference: files built with onnx's helpers, of which all but exported models are rejected."""
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +11,10 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from skimage.color import rgb2lab
 
-from chromabox.colour.inference.load import model_sha256, open_model
-from chromabox.colour.models import build_model
-from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights import export, onnx_model
-from chromabox.colour.weights.checkpoint import OnnxNetwork, load_palette_model, model_metadata
+from chromabox.colour.weights import onnx_model
+from chromabox.colour.weights.checkpoint import OnnxNetwork, load_palette_model
 from chromabox.colour.weights.onnx_model import ONNX_FORMAT, load_onnx_model
-from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.manifest import sha256_file
-from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 WEIGHT, BIAS = np.array([1.0, -2.0], np.float32), np.array([0.5, 0.25], np.float32)
 PROPERTIES = {
@@ -65,7 +57,7 @@ def write_model(path: Path, model: ModelProto) -> Path:
 
 def test_predict_computes_the_logits_and_the_metadata_is_read(tmp_path: Path) -> None:
     path = write_model(tmp_path / "net.onnx", make_onnx_model(looks="[32, 40]"))
-    model = open_model(path)
+    model = load_onnx_model(path)
     assert (model.path, model.metadata["net"], model.metadata["seed"], model.is_photo) == (path, "tiny", 3, False)
     assert model.output.name == "two"
     assert (model.size_divisor, model.stride, model.scales) == (4, 1, (32, 40))
@@ -89,12 +81,12 @@ def test_file_is_called_like_a_pytorch_model(tmp_path: Path) -> None:
 def test_threads_and_device_are_those_of_the_session(tmp_path: Path) -> None:
     path = write_model(tmp_path / "net.onnx", make_onnx_model())
     for threads in (1, 2):
-        session = open_model(path, threads=threads, device="cpu").session
+        session = load_onnx_model(path, threads=threads, device="cpu").session
         options = session.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
         assert session.get_providers() == ["CPUExecutionProvider"]
     with pytest.raises(UsageError, match="--device is 'abacus'"):
-        open_model(path, device="abacus")
+        load_onnx_model(path, device="abacus")
 
 
 def add_external_weight(model: ModelProto) -> None:
@@ -140,7 +132,7 @@ def test_other_models_are_rejected(tmp_path: Path, change: Callable[[ModelProto]
 def assert_rejected(path: Path, error: str) -> None:
     """Assert that the file is rejected with one line that names it."""
     with pytest.raises(ChromaboxError, match=error) as raised:
-        open_model(path)
+        load_onnx_model(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
@@ -197,124 +189,17 @@ def test_corrupt_and_oversized_files_are_rejected(tmp_path: Path, monkeypatch: p
 
 def test_output_of_another_shape_is_rejected(tmp_path: Path) -> None:
     grey = np.zeros((1, 1, 4, 4), np.float32)
-    fewer = open_model(write_model(tmp_path / "fewer.onnx", make_onnx_model(classes=1)))
+    fewer = load_onnx_model(write_model(tmp_path / "fewer.onnx", make_onnx_model(classes=1)))
     with pytest.raises(ChromaboxError, match=r"shape \[1, 1, 4, 4\]; expected \[1, 2, 4, 4\]"):
         fewer.predict(grey)
     matmul_model = make_onnx_model([helper.make_node("MatMul", ["grey", "bias"], ["scores"])])
-    failing = open_model(write_model(tmp_path / "failing.onnx", matmul_model))
+    failing = load_onnx_model(write_model(tmp_path / "failing.onnx", matmul_model))
     with pytest.raises(ChromaboxError, match=r"failing\.onnx: ONNX Runtime cannot run the model"):
         failing.predict(grey)
 
 
 def test_training_mode_is_rejected(tmp_path: Path) -> None:
-    network = OnnxNetwork(open_model(write_model(tmp_path / "net.onnx", make_onnx_model())))
+    network = OnnxNetwork(load_onnx_model(write_model(tmp_path / "net.onnx", make_onnx_model())))
     assert not network.eval().training
     with pytest.raises(UsageError, match="use the checkpoint from which it was exported"):
         network.train()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a small checkpoint."""
-    path = tmp_path_factory.mktemp("checkpoint") / "net.safetensors"
-    settings = {"num_filters": 4, "num_colours": 24}
-    torch.manual_seed(0)
-    metadata = model_metadata("unet", settings, load_palette("horse24"))
-    save_checkpoint(path, {"net": build_model("unet", **settings).state_dict()}, metadata)
-    return path
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the ONNX file that is written when the checkpoint is first opened."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHROMABOX_CACHE", str(cache))
-        path = open_model(checkpoint).path
-    assert path.parent == cache / "onnx"
-    return path
-
-
-@pytest.fixture
-def without_export(monkeypatch: pytest.MonkeyPatch, exported: Path) -> list[Path]:
-    """Replace the export by a copy of the exported file; return the list of the paths that are written."""
-    written: list[Path] = []
-
-    def copy(model: object, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(exported.read_bytes())
-        written.append(path)
-
-    monkeypatch.setattr(export, "export_onnx", copy)
-    return written
-
-
-def test_checkpoint_is_exported_to_the_cache_folder_once(
-    checkpoint: Path, without_export: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
-    model = open_model(checkpoint)
-    assert without_export == [model.path]
-    assert model.path.parent == tmp_path / "onnx"
-    assert model.metadata["settings"] == {"num_filters": 4, "num_colours": 24}
-    later = checkpoint.stat().st_mtime_ns + 10**12
-    copy = tmp_path / checkpoint.name
-    copy.write_bytes(checkpoint.read_bytes())
-    os.utime(copy, ns=(later, later))
-    # A copy has the same content: the date does not matter.
-    assert open_model(copy).path == model.path
-    assert model_sha256(copy) == sha256_file(model.path)
-    assert len(without_export) == 1
-
-
-def test_run_folder_is_exported_once_and_again_after_a_change(
-    checkpoint: Path, without_export: list[Path], tmp_path: Path
-) -> None:
-    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
-    assert open_model(tmp_path).path == tmp_path / "best.onnx"
-    assert open_model(tmp_path).path == tmp_path / "best.onnx"
-    assert without_export == [tmp_path / "best.onnx"]
-    later = (tmp_path / "best.onnx").stat().st_mtime_ns + 10**9
-    os.utime(tmp_path / "best.safetensors", ns=(later, later))
-    open_model(tmp_path)
-    assert len(without_export) == 2
-
-
-def test_exported_run_folder_opens_without_pytorch(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
-    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
-    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
-    (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "best.onnx").write_bytes(exported.read_bytes())
-    program = (
-        "from pathlib import Path\n"
-        "from chromabox.colour.weights.onnx_model import open_model\n"
-        "for path in map(Path, sys.argv[1:]):\n"
-        "    print(open_model(path).path)\n"
-    )
-    done = run_without(NOT_FOR_INFERENCE, program, tmp_path, tmp_path / "only")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / "best.onnx"), str(tmp_path / "only" / "best.onnx")]
-
-
-def test_checkpoint_without_pytorch_is_rejected_with_one_line(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path))
-    for name in [name for name in sys.modules if name.startswith("chromabox.colour.weights.")]:
-        if name != onnx_model.__name__:
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError) as raised:
-        open_model(checkpoint)
-    assert str(raised.value) == (
-        f"{checkpoint}: torch is required for a checkpoint that is not an exported .onnx file; install it with "
-        "pip install 'chromabox[train]'"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_paths_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such run folder or checkpoint"):
-        open_model(tmp_path / "none.onnx")
-    with pytest.raises(UsageError, match=r"contains no best\.safetensors"):
-        open_model(tmp_path)

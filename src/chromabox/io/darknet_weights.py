@@ -23,7 +23,7 @@ from jaxtyping import Float32
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.fetch import PipWheel, Url, cache_folder, fetch
-from chromabox.io.http import PinnedFile, Progress, QuietProgress
+from chromabox.io.http import PinnedFile, Progress, quiet
 
 #: Weights trained on COCO and placed in the public domain by their authors (Redmon and Farhadi 2018).
 YOLOV3_TINY = PinnedFile(
@@ -71,13 +71,13 @@ class DarknetWeights:
 
 def download_yolov3_tiny(progress: Progress | None = None) -> Path:
     """Return the path of the verified file in the cache. Raise ChromaboxError if no source provides it."""
-    return fetch([YOLOV3_TINY], list(YOLOV3_TINY_SOURCES), cache_folder(), progress=progress or QuietProgress())[0]
+    return fetch([YOLOV3_TINY], list(YOLOV3_TINY_SOURCES), cache_folder(), progress=progress or quiet)[0]
 
 
 def download_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
     """Return the path of the verified ONNX copy in the cache. Raise ChromaboxError if no source provides it."""
     sources = list(YOLOV3_TINY_ONNX_SOURCES)
-    return fetch([YOLOV3_TINY_ONNX], sources, cache_folder(), progress=progress or QuietProgress())[0]
+    return fetch([YOLOV3_TINY_ONNX], sources, cache_folder(), progress=progress or quiet)[0]
 
 
 def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, PinnedFile]:

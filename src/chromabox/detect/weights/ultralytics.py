@@ -191,14 +191,18 @@ def _collect_layers(
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
     for name, tensor in state.items():
-        values = tensor.detach().float()
+        try:
+            values = tensor.detach().float()
+            array = values.numpy()
+        except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for the memory.
+            raise ChromaboxError(f"{path}: {name} is not a plain tensor ({str(error).splitlines()[0]})") from error
         parts = name.split(".")
         module, key = ".".join(parts[:-2]), ".".join(parts[-2:])
         if key in STATE_KEYS:
-            blocks.setdefault(module, {})[STATE_KEYS[key]] = values.numpy()
+            blocks.setdefault(module, {})[STATE_KEYS[key]] = array
         elif parts[-3:-2] == ["m"] and parts[-1] in ("weight", "bias"):
             head = heads.setdefault(".".join(parts[:-1]), {})
-            head["kernel" if parts[-1] == "weight" else "bias"] = values.numpy()
+            head["kernel" if parts[-1] == "weight" else "bias"] = array
         elif parts[-1] == "anchors":
             anchors = values
         elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):

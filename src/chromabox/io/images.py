@@ -328,7 +328,7 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
     options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
     if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
         write = write_16bit_png if image_format == "PNG" else write_16bit_tiff
-        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), **options)
+        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), options)
         return
     options |= _SAVE_OPTIONS.get(image_format, {})
     if image_format in _QUALITY_FORMATS:

@@ -74,7 +74,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
 
 
 def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
-    """Write RGB or RGBA, with the metadata from `save_options` in chunks before the pixels (PNG, third edition, 11.3)."""
+    """Write RGB or RGBA, with the metadata from `save_options` in chunks before the pixels (PNG, 3rd edition, 11.3)."""
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)

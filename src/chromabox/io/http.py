@@ -1,7 +1,7 @@
 """Resumable HTTP downloads with progress, and verification of pinned files.
 
-A download takes a partial file, the expected number of bytes, and a function that verifies and commits the result. A
-pinned file has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in `.part`.
+A download takes a partial file, its maximum size, and a function that verifies and commits the result. A pinned file
+has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in `.part`.
 """
 
 import contextlib
@@ -75,26 +75,21 @@ def transfer_bar(
 
 
 def download(
-    url: str,
-    part_path: Path,
-    commit: Callable[[], None],
-    *,
-    expected_bytes: int | None,
-    max_bytes: int,
-    progress: Progress,
+    url: str, part_path: Path, commit: Callable[[], None], max_bytes: int, *, is_exact: bool, progress: Progress
 ) -> None:
-    """Download `url` into `part_path`, resuming from its current size, then call `commit`.
+    """Download `url` into `part_path`, resuming from its current size, then call `commit`, which verifies the content.
 
-    A lost connection is resumed as long as every attempt receives bytes. If the parts from several requests do not
-    match the pinned file, the remote file has changed: the parts are deleted and it is downloaded once from the start.
-    Raise ChromaboxError if the download fails, and ContentMismatchError if the content is not as expected.
+    `is_exact`: the file must have `max_bytes` bytes, not fewer. A lost connection is resumed as long as every attempt
+    receives bytes. If the parts from several requests do not match the pinned file, the remote file has changed: the
+    parts are deleted and it is downloaded once from the start. Raise ChromaboxError if the download fails, and
+    ContentMismatchError if the content is not as expected.
     """
     resumed = _file_size(part_path) > 0
     for _ in range(MAX_ATTEMPTS):
         before = _file_size(part_path)
         try:
-            is_complete = 0 < before == expected_bytes
-            problem = None if is_complete else _receive(url, part_path, expected_bytes, max_bytes, progress)
+            is_complete = is_exact and before == max_bytes
+            problem = None if is_complete else _receive(url, part_path, max_bytes, is_exact, progress)
             if problem is None:
                 return commit()
         except ContentMismatchError as error:
@@ -111,7 +106,7 @@ def download(
     raise ChromaboxError(f"the connection to {redact_url(url)} was lost {MAX_ATTEMPTS} times")
 
 
-def _receive(url: str, part_path: Path, expected_bytes: int | None, max_bytes: int, progress: Progress) -> str | None:
+def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress: Progress) -> str | None:
     """Send one request; append to `part_path` if the server returns the requested range, else overwrite it.
 
     Return a message if the connection was lost; the bytes received until then stay in the file.
@@ -126,10 +121,10 @@ def _receive(url: str, part_path: Path, expected_bytes: int | None, max_bytes: i
             raise ContentMismatchError(f"HTTP {response.status} without the requested range")
         received = received if is_partial else 0
         length = response.headers.get("Content-Length", "")
-        total = received + int(length) if length.isdecimal() else expected_bytes
-        if total is not None and (total > max_bytes or (expected_bytes is not None and total != expected_bytes)):
-            limit = f"at most {max_bytes}" if expected_bytes is None else f"{expected_bytes}"
-            raise ContentMismatchError(f"the server offers {total} bytes; expected {limit}")
+        total = received + int(length) if length.isdecimal() else max_bytes if is_exact else None
+        if total is not None and (total > max_bytes or (is_exact and total < max_bytes)):
+            expected = f"{'' if is_exact else 'at most '}{max_bytes}"
+            raise ContentMismatchError(f"the server offers {total} bytes; expected {expected}")
         description = f"downloading {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
         with (
             part_path.open("ab" if is_partial else "wb") as out,

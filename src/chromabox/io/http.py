@@ -88,7 +88,7 @@ def download(
     for _ in range(MAX_ATTEMPTS):
         before = _file_size(part_path)
         try:
-            is_complete = is_exact and before == max_bytes
+            is_complete = is_exact and 0 < before == max_bytes
             problem = None if is_complete else _receive(url, part_path, max_bytes, is_exact, progress)
             if problem is None:
                 return commit()

@@ -188,27 +188,29 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
             raise ValueError("no graph")
         tensors = {}
         for tensor in model.graph.initializer:
-            if external_data_helper.uses_external_data(tensor):
-                raise ValueError("weights in another file")
             if tensor.data_type == TensorProto.FLOAT:
+                if external_data_helper.uses_external_data(tensor):
+                    raise ValueError("weights in another file")
                 tensors[tensor.name] = numpy_helper.to_array(tensor)
         norms = {node.input[0]: node for node in model.graph.node if node.op_type == "BatchNormalization"}
         layers = {}
         for node in (node for node in model.graph.node if node.op_type == "Conv"):
             kernel = tensors[node.input[1]]
             bias = tensors[node.input[2]] if len(node.input) > 2 else np.zeros(len(kernel), np.float32)
-            layers[node.input[1]] = {"kernel": kernel, "bias": bias}
+            layer = {"kernel": kernel, "bias": bias}
             norm = norms.get(node.output[0])
             if norm is not None:
                 names = zip(("weight", "bias", "mean", "variance"), norm.input[1:], strict=True)
-                layers[node.input[1]] |= {name: tensors[tensor_name] for name, tensor_name in names}
+                layer |= {name: tensors[tensor_name] for name, tensor_name in names}
                 epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
-                layers[node.input[1]]["variance"] = layers[node.input[1]]["variance"] + np.float32(epsilon)
+                layer["variance"] = layer["variance"] + np.float32(epsilon)
+            layers[node.input[1]] = layer
+        ordered = sorted(layers, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ChromaboxError(f"{path}: not {expected}, or truncated ({error!r})") from error
     if not layers:
         raise ChromaboxError(f"{path}: contains no convolution; expected the ONNX file of a detector")
-    return [layers[name] for name in sorted(layers, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])]
+    return [layers[name] for name in ordered]
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:

@@ -366,8 +366,11 @@ def _check_video_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _open_input(path: Path) -> "Iterator[InputContainer]":
-    """Open a video. Only files in the supported formats are opened, whatever the suffix."""
-    av = _require_av()
+    """Open a video in a supported format, whatever the suffix. Raise UsageError if PyAV is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
     options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
     with _wrap_av_errors(path, "is not an MP4, MOV or Matroska video, or is truncated or corrupt"):
         source = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")
@@ -378,7 +381,8 @@ def _open_input(path: Path) -> "Iterator[InputContainer]":
 @contextlib.contextmanager
 def _open_output(target: Path) -> "Iterator[OutputContainer]":
     """Open a temporary video file that replaces `target` if the block succeeds."""
-    av = _require_av()
+    import av
+
     # Errors of the source have already been converted to ChromaboxError; other errors concern the target.
     with _wrap_av_errors(target, "cannot be written", _EXPECTED_FOLDER):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -390,15 +394,6 @@ def _open_output(target: Path) -> "Iterator[OutputContainer]":
                 # After a failure, an error on closing must not hide the original exception.
                 with contextlib.suppress(av.FFmpegError, ValueError):
                     sink.close()
-
-
-def _require_av() -> Any:
-    """Import PyAV. Raise UsageError if it is not installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
-    return av
 
 
 @contextlib.contextmanager

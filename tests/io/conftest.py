@@ -13,22 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from chromabox.io.http import Progress
+
 
 @dataclass
 class ProgressRecorder:
-    """Progress receiver that records all reports."""
+    """Progress that records all lines and transfers."""
 
     infos: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     transfers: list[tuple[int | None, int]] = field(default_factory=list)
 
-    def info(self, line: str) -> None:
-        self.infos.append(line)
+    def __call__(self, line: str) -> None:
+        is_warning = line.startswith("warning: ")
+        (self.warnings if is_warning else self.infos).append(line.removeprefix("warning: "))
 
-    def warning(self, line: str) -> None:
-        self.warnings.append(line)
-
-    def transfer(self, description: str, total: int | None, completed: int) -> AbstractContextManager:
+    def transfer_bar(
+        self, progress: Progress, description: str, total: int | None, completed: int
+    ) -> AbstractContextManager:
         self.transfers.append((total, completed))
         return nullcontext(lambda count: None)
 
@@ -97,8 +99,10 @@ def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def progress() -> ProgressRecorder:
-    return ProgressRecorder()
+def progress(monkeypatch: pytest.MonkeyPatch) -> ProgressRecorder:
+    recorder = ProgressRecorder()
+    monkeypatch.setattr("chromabox.io.http.transfer_bar", recorder.transfer_bar)
+    return recorder
 
 
 @pytest.fixture

@@ -120,3 +120,16 @@ def test_metadata_are_equal_to_the_onnx_package(tmp_path: Path) -> None:
     (tmp_path / "b.onnx").write_bytes((tmp_path / "a.onnx").read_bytes()[:-3])
     with pytest.raises(ChromaboxError, match=r"b\.onnx: not an ONNX file, or truncated"):
         read_onnx_metadata(tmp_path / "b.onnx")
+
+
+def test_weights_in_another_file_and_large_files_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = model()
+    (tmp_path / "weights.bin").write_bytes(proto.graph.initializer[0].raw_data)
+    onnx.external_data_helper.set_external_data(proto.graph.initializer[0], "weights.bin")
+    proto.graph.initializer[0].ClearField("raw_data")
+    (tmp_path / "a.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: not an ONNX file of plain .*weights in another file"):
+        read_onnx_convolutions(tmp_path / "a.onnx")
+    monkeypatch.setattr("chromabox.io.darknet_weights.MAX_ONNX_BYTES", 100)
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: not an ONNX file, or truncated .*larger than 100 bytes"):
+        read_onnx_metadata(tmp_path / "a.onnx")

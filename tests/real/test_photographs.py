@@ -9,8 +9,8 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from chromabox.colour.evaluation.image_scores import ImageScores, score_image
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
-from chromabox.colour.weights.checkpoint import load_model
 from chromabox.io.images import ImageData
 
 FOLDER = Path(skimage.__file__).parent / "data"
@@ -26,7 +26,7 @@ def load_photograph(name: str) -> np.ndarray:
 
 
 def score_photographs(options: ColouriseOptions) -> list[ImageScores]:
-    model = load_model()
+    model = open_model()
     originals = [load_photograph(name) for name in NAMES]
     return [
         score_image(original, colourise_image(ImageData(original), model, options).pixels) for original in originals
@@ -51,7 +51,7 @@ def test_vivid_colours_are_more_colourful_and_at_most_slightly_worse() -> None:
 
 def test_colours_do_not_depend_on_the_image_size() -> None:
     """Widths of 200 and 3000 pixels, compared at the smaller size: mean ΔE2000 by scikit-image."""
-    model, differences = load_model(), []
+    model, differences = open_model(), []
     for original in (Image.fromarray(load_photograph(name)) for name in NAMES):
         small = (200, round(200 * original.height / original.width))
         lab_images = []

@@ -64,22 +64,13 @@ def save_options(
 ) -> dict[str, Any]:
     """Return the keyword arguments of `Image.save` for the metadata that the format supports with RGB pixels."""
     options: dict[str, Any] = {}
-    if icc is not None and _is_rgb_profile(icc) and image_format not in ("BMP", "PPM"):
-        options["icc_profile"] = icc
-    if (
-        exif is not None
-        and image_format not in ("BMP", "PPM")
-        and (image_format != "JPEG" or len(exif) <= _JPEG_EXIF_LIMIT)
-    ):
-        options["exif"] = exif
+    if image_format not in ("BMP", "PPM"):
+        # ICC.1:2022, 7.2: signature at byte 36, colour space of the data at byte 16. Images are always written as RGB:
+        # with a grey or CMYK profile, viewers would show wrong colours or reject the file.
+        if icc is not None and len(icc) > 128 and icc[36:40] == b"acsp" and icc[16:20] == b"RGB ":
+            options["icc_profile"] = icc
+        if exif is not None and (image_format != "JPEG" or len(exif) <= _JPEG_EXIF_LIMIT):
+            options["exif"] = exif
     if dpi is not None and image_format not in ("WEBP", "PPM"):
         options["dpi"] = dpi
     return options
-
-
-def _is_rgb_profile(icc: bytes) -> bool:
-    """Return whether this is a profile (ICC.1:2022, 7.2: signature at byte 36) of RGB data (at byte 16).
-
-    Images are always written as RGB: with a grey or CMYK profile, viewers would show wrong colours or reject the file.
-    """
-    return len(icc) > 128 and icc[36:40] == b"acsp" and icc[16:20] == b"RGB "

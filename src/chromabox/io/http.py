@@ -1,186 +1,162 @@
 """Resumable HTTP downloads with progress, and verification of pinned files.
 
-A download takes a partial file, the expected number of bytes, and a function that verifies and commits the result.
-
-A pinned file has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in
-``.part``.
+A download takes a partial file, its maximum size, and a function that verifies and commits the result. A pinned file
+has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in `.part`.
 """
 
 import contextlib
-import hashlib
 import http.client
 import os
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from chromabox.errors import ChromaboxError
+from chromabox.io.manifest import sha256_file
 
 TIMEOUT_SECONDS = 20.0
 MAX_ATTEMPTS = 5
+CHUNK_BYTES = 1 << 18
 
-
-class ConnectionLostError(ChromaboxError):
-    """Lost connection; the bytes received so far stay in the partial file."""
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Receiver of the progress reports of `fetch`."""
-
-    def info(self, line: str) -> None:
-        """Report one line of information."""
-
-    def warning(self, line: str) -> None:
-        """Report a problem on one line: a corrupt file, a lost connection, a failed source."""
-
-    def transfer(
-        self, description: str, total: int | None, completed: int
-    ) -> AbstractContextManager[Callable[[int], None]]:
-        """Start a transfer of `total` bytes (None: unknown) with `completed` received; yield advance(bytes)."""
+#: Called with one line of text for each event. Lines about problems begin with "warning: ".
+Progress = Callable[[str], None]
 
 
 class StderrProgress:
-    """Progress on stderr: a bar with rate and remaining time on a terminal, else one plain line per event."""
+    """Progress on stderr, one line per event. On a terminal, `fetch` also shows a bar with rate and remaining time."""
 
-    def info(self, line: str) -> None:
+    def __call__(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    def warning(self, line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
 
-    @contextlib.contextmanager
-    def transfer(self, description: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
-        if not sys.stderr.isatty():
-            self.info(f"{description} …")
-            yield lambda count: None
-            return
-        # rich.progress takes 60 ms to import and is used on a terminal only.
-        from rich import progress as bars
-        from rich.console import Console
-
-        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
-        rates = (bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
-        with bars.Progress(*columns, *rates, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total, completed=completed)
-            yield lambda count: bar.advance(task, count)
-
-
-class QuietProgress:
+def quiet(line: str) -> None:
     """Progress without output, for optional files."""
 
-    def info(self, line: str) -> None:
-        pass
 
-    def warning(self, line: str) -> None:
-        pass
+class NotAvailableError(ChromaboxError):
+    """Reachable source that does not have the file."""
 
-    @contextlib.contextmanager
-    def transfer(self, description: str, total: int | None, completed: int) -> Iterator[Callable[[int], None]]:
+
+class ContentMismatchError(NotAvailableError):
+    """Content that differs from the pinned file."""
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A file with its name (without folder), its SHA-256 (64 hexadecimal digits) and its size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+@contextlib.contextmanager
+def transfer_bar(
+    progress: Progress, description: str, total: int | None, completed: int
+) -> Iterator[Callable[[int], None]]:
+    """Report a transfer of `total` bytes (None: unknown) with `completed` received; yield advance(bytes)."""
+    if not (isinstance(progress, StderrProgress) and sys.stderr.isatty()):
+        progress(f"{description} …")
         yield lambda count: None
+        return
+    # rich.progress takes 60 ms to import and is used on a terminal only.
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.DownloadColumn())
+    rates = (bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, *rates, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda count: bar.advance(task, count)
 
 
 def download(
-    url: str,
-    part_path: Path,
-    commit: Callable[[], None],
-    *,
-    expected_bytes: int | None,
-    max_bytes: int,
-    progress: Progress,
+    url: str, part_path: Path, commit: Callable[[], None], max_bytes: int, *, is_exact: bool, progress: Progress
 ) -> None:
-    """Download `url` into `part_path`, resuming from its current size, then call `commit`.
+    """Download `url` into `part_path`, resuming from its current size, then call `commit`, which verifies the content.
 
-    A lost connection is resumed as long as every attempt receives bytes. If the parts from several requests do not
-    match the pinned file, the remote file has changed: the parts are deleted and it is downloaded once from the start.
-    Raise ChromaboxError if the download fails, and ContentMismatchError if the content is not as expected.
+    `is_exact`: the file must have `max_bytes` bytes, not fewer. A lost connection is resumed as long as every attempt
+    receives bytes. If the parts from several requests do not match the pinned file, the remote file has changed: the
+    parts are deleted and it is downloaded once from the start. Raise ChromaboxError if the download fails, and
+    ContentMismatchError if the content is not as expected.
     """
     resumed = _file_size(part_path) > 0
     for _ in range(MAX_ATTEMPTS):
         before = _file_size(part_path)
         try:
-            if before == 0 or before != expected_bytes:
-                _receive(url, part_path, expected_bytes, max_bytes, progress)
-            return commit()
-        except ConnectionLostError as error:
-            if _file_size(part_path) <= before:
-                raise
-            resumed = True
-            progress.warning(f"{error}; resuming from byte {_file_size(part_path)}")
+            is_complete = is_exact and 0 < before == max_bytes
+            problem = None if is_complete else _receive(url, part_path, max_bytes, is_exact, progress)
+            if problem is None:
+                return commit()
         except ContentMismatchError as error:
             part_path.unlink(missing_ok=True)
             if not resumed:
                 raise
             resumed = False
-            progress.warning(f"{error}; restarting from the first byte")
+            progress(f"warning: {error}; restarting from the first byte")
+            continue
+        if _file_size(part_path) <= before:
+            raise ChromaboxError(problem)
+        resumed = True
+        progress(f"warning: {problem}; resuming from byte {_file_size(part_path)}")
     raise ChromaboxError(f"the connection to {redact_url(url)} was lost {MAX_ATTEMPTS} times")
 
 
-def _receive(url: str, part_path: Path, expected_bytes: int | None, max_bytes: int, progress: Progress) -> None:
-    """Send one request; append to `part_path` if the server returns the requested range, else overwrite it."""
+def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress: Progress) -> str | None:
+    """Send one request; append to `part_path` if the server returns the requested range, else overwrite it.
+
+    Return a message if the connection was lost; the bytes received until then stay in the file.
+    """
     received = _file_size(part_path)
     headers = {"User-Agent": "chromabox", **({"Range": f"bytes={received}-"} if received else {})}
-    with _open_response(urllib.request.Request(url, headers=headers), part_path) as response:
+    lost = f"the connection to {redact_url(url)} was lost"
+    with _open_response(urllib.request.Request(url, headers=headers), received) as response:
         content_range = response.headers.get("Content-Range", "")
         is_partial = response.status == 206 and content_range.startswith(f"bytes {received}-")
         if response.status != 200 and not is_partial:
             raise ContentMismatchError(f"HTTP {response.status} without the requested range")
         received = received if is_partial else 0
         length = response.headers.get("Content-Length", "")
-        total = received + int(length) if length.isdecimal() else expected_bytes
-        if total is not None and (total > max_bytes or (expected_bytes is not None and total != expected_bytes)):
-            limit = f"at most {max_bytes}" if expected_bytes is None else f"{expected_bytes}"
-            raise ContentMismatchError(f"the server offers {total} bytes; expected {limit}")
+        total = received + int(length) if length.isdecimal() else max_bytes if is_exact else None
+        if total is not None and (total > max_bytes or (is_exact and total < max_bytes)):
+            expected = f"{'' if is_exact else 'at most '}{max_bytes}"
+            raise ContentMismatchError(f"the server offers {total} bytes; expected {expected}")
         description = f"downloading {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
         with (
             part_path.open("ab" if is_partial else "wb") as out,
-            progress.transfer(description, total, received) as advance,
+            transfer_bar(progress, description, total, received) as advance,
         ):
-            for chunk in _iter_chunks(response, url):
+            while True:
+                try:
+                    chunk = response.read1(CHUNK_BYTES)
+                except (OSError, http.client.HTTPException) as error:
+                    return f"{lost} ({error})"
+                if not chunk:
+                    break
                 received += len(chunk)
                 if received > max_bytes:
                     raise ContentMismatchError(f"the server sends more than {max_bytes} bytes")
                 out.write(chunk)
                 advance(len(chunk))
-    if total is not None and received < total:
-        raise ConnectionLostError(f"the connection to {redact_url(url)} was lost after {received} of {total} bytes")
+    return None if total is None or received >= total else f"{lost} after {received} of {total} bytes"
 
 
-@contextlib.contextmanager
-def _open_response(request: urllib.request.Request, part_path: Path) -> Iterator[http.client.HTTPResponse]:
-    """Yield the open response. Raise ChromaboxError with a short reason if the request fails."""
+def _open_response(request: urllib.request.Request, received: int) -> http.client.HTTPResponse:
+    """Send the request. Raise ChromaboxError with a short reason if it fails."""
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            raise ContentMismatchError(
-                f"the remote file is not longer than the {_file_size(part_path)} bytes received before"
-            ) from error
+            raise ContentMismatchError(f"the remote file has no bytes after the {received} received before") from error
         # Some servers return 403 for missing files.
         error_type = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
         raise error_type(f"HTTP {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ChromaboxError(f"cannot connect: {getattr(error, 'reason', None) or error}") from error
-    with response:
-        yield response
-
-
-def _iter_chunks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
-    """Yield the body in chunks. Raise ConnectionLostError for network errors only, not for errors of the disk."""
-    while True:
-        try:
-            chunk = response.read1(CHUNK_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectionLostError(f"the connection to {redact_url(url)} was lost ({error})") from error
-        if not chunk:
-            return
-        yield chunk
 
 
 def _file_size(path: Path) -> int:
@@ -195,49 +171,23 @@ def redact_url(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-CHUNK_BYTES = 1 << 18
-
-
-class NotAvailableError(ChromaboxError):
-    """Reachable source that does not have the file."""
-
-
-class ContentMismatchError(ChromaboxError):
-    """Content that differs from the pinned file."""
-
-
-@runtime_checkable
-class SupportsRead(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class PinnedFile:
-    """A file with its name (without folder), its SHA-256 (64 hexadecimal digits) and its size in bytes."""
-
-    name: str
-    sha256: str
-    size: int
-
-
 def verification_error(path: Path, pin: PinnedFile) -> str | None:
     """Return why the file at `path` is not the pinned one (with both SHA-256 values), or None if it is."""
     if not path.is_file():
         return "the file does not exist"
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_file(path)
     if digest == pin.sha256:
         return None
     return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {digest} and {path.stat().st_size} bytes"
 
 
-def copy_verified(stream: SupportsRead, pin: PinnedFile, folder: Path) -> None:
-    """Copy a stream to a temporary file, verify it and rename it. Read at most one byte more than the pinned size."""
+def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
+    """Copy what `read` returns to a temporary file, verify it and rename it. Read at most a byte more than its size."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:
             remaining = pin.size + 1
-            while remaining and (chunk := stream.read(min(CHUNK_BYTES, remaining))):
+            while remaining and (chunk := read(min(CHUNK_BYTES, remaining))):
                 remaining -= len(chunk)
                 out.write(chunk)
         commit(temp_path, pin, folder)

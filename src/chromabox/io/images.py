@@ -7,6 +7,7 @@
 * Values are the integers in the file. No colour profile is applied; the profile is returned with the pixels.
 """
 
+import contextlib
 import logging
 import os
 import stat
@@ -29,42 +30,13 @@ from chromabox.io.atomic import atomic_write
 from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
 from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
 
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width in pixels of the upright image, as `read_image` returns it, from the header only.
-
-    Raise ChromaboxError if the file does not exist or has no image header. An image with a valid header can still be
-    truncated, which only decoding detects.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_READ_FORMATS) as image:
-                width, height = image.size
-                # Pillow already returns the upright size of a rotated TIFF.
-                is_transposed = image.format != "TIFF" and read_orientation(image) >= 5
-    except FileNotFoundError:
-        raise ChromaboxError(f"{path} does not exist: expected an image file") from None
-    except Exception as error:  # Pillow raises many types of exceptions for corrupt files.
-        raise ChromaboxError(f"{path} is not an image or its header is corrupt: expected an image file") from error
-    return (width, height) if is_transposed else (height, width)
-
-
 # Pillow logs warnings about unusual headers, which would appear on the terminal; errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Only these decoders are used: Pillow has others that run external programs (EPS).
 _READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
-_WRITE_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".ppm": "PPM",
-}
+_WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
+_WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
 IMAGE_SUFFIXES: frozenset[str] = frozenset({*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm"})
 """Suffixes of image files in folders, in lower case."""
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -141,20 +113,44 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     modes without a defined range. Invalid metadata is omitted. PNG and TIFF with 16 bits are read at 16 bits, and so is
     floating-point grey in [0, 1]; 16-bit CMYK and PPM colours are read at 8 bits.
     """
+    with _open_image(path, max_pixels) as image:
+        width, height = image.size
+        if width < 1 or height < 1:
+            raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
+        if width * height > max_pixels:
+            raise _too_large(path, f"{width} × {height} pixels", max_pixels)
+        if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
+            raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
+        return _decode(path, image)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the height and width in pixels of the upright image, as `read_image` returns it, from the header only.
+
+    Raise ChromaboxError if the file does not exist or has no image header. An image with a valid header can still be
+    truncated, which only decoding detects.
+    """
+    with _open_image(path) as image:
+        width, height = image.size
+        # Pillow already returns the upright size of a rotated TIFF.
+        return (width, height) if image.format != "TIFF" and read_orientation(image) >= 5 else (height, width)
+
+
+@contextlib.contextmanager
+def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
+    """Open an image without decoding it; convert all errors, also those of decoding it, to ChromaboxError."""
     _check_file(path)
     try:
-        # Pillow warns about invalid metadata, which does not change pixels, and about large images, checked below.
+        # Pillow warns about invalid metadata, which does not change pixels, and about large images.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_READ_FORMATS) as image:
-                _check_size(path, image.size, max_pixels)
-                _check_mode(path, image.mode)
-                return _decode(path, image)
+                yield image
     except ChromaboxError:
         raise
     except Image.DecompressionBombError as error:
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise ChromaboxError(_too_large_message(path, "far more pixels", allowed)) from error
+        raise _too_large(path, "far more pixels", allowed) from error
     except UnidentifiedImageError as error:
         formats = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM with 8 or 16 bits"
         raise ChromaboxError(f"{path} is not an image or its header is corrupt: expected {formats}") from error
@@ -163,6 +159,28 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     except Exception as error:
         # Pillow's decoders raise many types of exceptions for corrupt files.
         raise ChromaboxError(f"{path} cannot be decoded: the file is truncated or corrupt ({error})") from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ChromaboxError(f"{path} does not exist: expected an image file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path} cannot be opened ({reason}): expected an image file") from error
+    problem = "is empty" if status.st_size == 0 else None
+    if stat.S_ISDIR(status.st_mode):
+        problem = "is a folder"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "is a pipe or a device"  # Opening a pipe would block until data are written to it.
+    if problem is not None:
+        raise ChromaboxError(f"{path} {problem}: expected an image file")
+
+
+def _too_large(path: Path, stated: str, max_pixels: int) -> ChromaboxError:
+    message = f"{path} is too large: its header states {stated}, the limit is {max_pixels:,}; use a smaller image"
+    return ChromaboxError(message)
 
 
 def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
@@ -200,10 +218,14 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
     images: list[tuple[Path, Path]] = []
     for path in paths:
         if path.is_dir():
-            relative_paths = sorted(_walk_images(path, recursive))
-            if not relative_paths:
+            found: list[Path] = []
+            for parent, folders, names in os.walk(path):
+                folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+                visible = (Path(parent, name) for name in names if not name.startswith("."))
+                found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
+            if not found:
                 raise UsageError(f"{path} contains no images: expected files with {', '.join(sorted(IMAGE_SUFFIXES))}")
-            images += [(path / relative_path, relative_path) for relative_path in relative_paths]
+            images += sorted((file, file.relative_to(path)) for file in found)
         elif path.exists():
             images.append((path, Path(path.name)))
         else:
@@ -243,52 +265,33 @@ def make_grid(
     return grid
 
 
-def _check_file(path: Path) -> None:
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ChromaboxError(f"{path} does not exist: expected an image file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ChromaboxError(f"{path} cannot be opened ({reason}): expected an image file") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise ChromaboxError(f"{path} is a folder: expected an image file")
-    # Opening a pipe would block until data are written to it.
-    if not stat.S_ISREG(status.st_mode):
-        raise ChromaboxError(f"{path} is a pipe or a device: expected an image file")
-    if status.st_size == 0:
-        raise ChromaboxError(f"{path} is empty: expected an image file")
-
-
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
-    if width * height > max_pixels:
-        raise ChromaboxError(_too_large_message(path, f"{width} × {height} pixels", max_pixels))
-
-
-def _too_large_message(path: Path, claimed_size: str, max_pixels: int) -> str:
-    return f"{path} is too large: its header states {claimed_size}, the limit is {max_pixels:,}; use a smaller image"
-
-
-def _check_mode(path: Path, mode: str) -> None:
-    if mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
-        raise ChromaboxError(f"{path}: unsupported pixel mode {mode}; save the image as RGB or greyscale")
-
-
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Decode the open image and apply its orientation."""
-    values = _apply_orientation(*_load_values(path, image))
-    pixels, alpha = _split_alpha(values)
-    is_grey = values.shape[2] <= 2
+    orientation = 1
+    values: PixelValues | None = read_16bit(path, image)
+    if values is None or image.format == "PNG":
+        image.load()  # The metadata of a PNG may follow the pixels.
+    # Pillow applies the orientation of a TIFF while decoding.
+    if values is not None or image.format != "TIFF":
+        orientation = read_orientation(image)
+    if values is None:
+        values = _load_high_bit_grey(path, image) if image.mode in _HIGH_BIT_GREY_MODES else _load_8bit(image)
+    # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
+    upright: OrientedValues = values.swapaxes(0, 1) if orientation >= 5 else values
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    channels = upright.shape[2]
+    is_grey = channels <= 2
+    pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
     # The other images in a JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
-        alpha=alpha,
+        alpha=np.ascontiguousarray(upright[..., -1]) if channels in (2, 4) else None,
         is_grey=is_grey,
         format=image_format,
         exif=read_exif(image),
@@ -298,23 +301,9 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     )
 
 
-def _load_values(path: Path, image: Image.Image) -> tuple[PixelValues, int]:
-    """Return the decoded values and the orientation that still has to be applied."""
-    values_16bit = read_16bit(path, image)
-    if values_16bit is not None:
-        if image.format == "PNG":
-            image.load()  # The metadata may follow the pixels.
-        return values_16bit, read_orientation(image)
-    image.load()
-    values = _load_high_bit_grey(path, image) if image.mode in _HIGH_BIT_GREY_MODES else _load_8bit(image)
-    # Pillow applies the orientation of a TIFF while decoding.
-    return values, 1 if image.format == "TIFF" else read_orientation(image)
-
-
 def _load_8bit(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     """Return 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels of an image with at most 8 bits per channel."""
-    grey = image.mode in _GREY_MODES
-    mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+    mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
     values = np.asarray(image if image.mode == mode else image.convert(mode))
     return values[..., None] if values.ndim == 2 else values
 
@@ -331,25 +320,6 @@ def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "h
     return grey[..., None]
 
 
-def _apply_orientation(values: PixelValues, orientation: int) -> OrientedValues:
-    """Return an upright view of stored values (EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0)."""
-    if orientation >= 5:  # Rows are stored as columns.
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return values
-
-
-def _split_alpha(values: PixelValues) -> tuple[Pixels, Alpha | None]:
-    """Split 1 to 4 channels into RGB and alpha (None if there is none), both contiguous."""
-    channels = values.shape[2]
-    colours = values[..., :1].repeat(3, axis=2) if channels <= 2 else values[..., :3]
-    alpha = np.ascontiguousarray(values[..., -1]) if channels in (2, 4) else None
-    return np.ascontiguousarray(colours), alpha
-
-
 def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
     pixels, alpha = image_data.pixels, image_data.alpha
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
@@ -358,7 +328,7 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
     options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
     if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
         write = write_16bit_png if image_format == "PNG" else write_16bit_tiff
-        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), **options)
+        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), options)
         return
     options |= _SAVE_OPTIONS.get(image_format, {})
     if image_format in _QUALITY_FORMATS:
@@ -371,15 +341,6 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
     image.save(path, format=image_format, **options)
-
-
-def _walk_images(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Yield the paths of the images relative to `folder`, in no particular order."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (Path(parent) / name).relative_to(folder)
 
 
 @lru_cache(maxsize=8)

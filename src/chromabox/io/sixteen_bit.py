@@ -7,7 +7,9 @@ where they are used, because the import takes a third of a second and most image
 import logging
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt16
@@ -21,7 +23,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # The fastest zlib level: the lower 8 of 16 bits are mostly noise, which no level compresses.
 _PNG_LEVEL = 1
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
-_WHITE_IS_ZERO, _RGB = 0, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
@@ -34,51 +36,72 @@ def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
     files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
-        return _read_png(path)
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_16bit_tiff(image):
-        return _read_tiff(path, image)
-    return None
+        encoded = path.read_bytes()
+        if encoded[12:16] != b"IHDR" or encoded[24] != 16:
+            return None
+        import imagecodecs
+
+        values = imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
+        return values[..., None] if values.ndim == 2 else values
+    return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
-def write_16bit_png(
-    path: Path,
-    values: PixelValues16,
-    *,
-    exif: bytes | None = None,
-    icc_profile: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> None:
-    """Write RGB or RGBA, with the metadata in chunks before the pixels (PNG, third edition, 11.3)."""
+def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16 | None:
+    """Return the values of a TIFF with unsigned 16-bit integers, grey or RGB; None for another."""
+    tags = image.tag_v2
+    photometric = tags.get(_PHOTOMETRIC)
+    is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+    if not is_uint16 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+        return None
+    from tifffile import TiffFile
+
+    with TiffFile(path) as file:
+        planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
+    values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
+    if photometric == _WHITE_IS_ZERO:
+        values = 65535 - values
+    extra = tags.get(_EXTRA_SAMPLES, ())
+    colours = 3 if photometric == _RGB else 1
+    has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
+    values = values[..., : colours + has_alpha]
+    if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED_ALPHA:
+        # The colours are multiplied by alpha; they stay unchanged where alpha is 0.
+        for row in values:
+            alpha = row[:, -1:].astype(np.uint32)
+            straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+            row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
+    return values
+
+
+def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
+    """Write RGB or RGBA, with the metadata from `save_options` in chunks before the pixels (PNG, 3rd edition, 11.3)."""
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)
     header_bytes = 33  # The signature (8 bytes) and the IHDR chunk (13 bytes of data in 25).
+    chunks = []
+    if "icc_profile" in metadata:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata["icc_profile"])))
+    if "dpi" in metadata:
+        per_metre = (round(value / 0.0254) for value in metadata["dpi"])
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    if "exif" in metadata:
+        chunks.append((b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
     with path.open("wb") as file:
         file.write(encoded[:header_bytes])
-        if icc_profile is not None:
-            file.write(_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
-        if dpi is not None:
-            per_metre = (round(value / 0.0254) for value in dpi)
-            file.write(_png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
-        if exif is not None:
-            file.write(_png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        for chunk_type, data in chunks:
+            file.write(struct.pack(">I", len(data)) + chunk_type + data)
+            file.write(struct.pack(">I", zlib.crc32(chunk_type + data)))
         file.write(memoryview(encoded)[header_bytes:])
 
 
-def write_16bit_tiff(
-    path: Path,
-    values: PixelValues16,
-    *,
-    exif: bytes | None = None,
-    icc_profile: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> None:
-    """Write RGB or RGBA in one uncompressed strip, as Pillow does at 8 bits (TIFF 6.0, section 6)."""
+def write_16bit_tiff(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
+    """Write RGB or RGBA in one uncompressed strip, with the metadata from `save_options` (TIFF 6.0, section 6)."""
     height, width, channels = values.shape
     directory = TiffImagePlugin.ImageFileDirectory_v2()
-    if exif is not None:
+    if "exif" in metadata:
         all_tags = Image.Exif()
-        all_tags.load(exif)
+        all_tags.load(metadata["exif"])
         descriptive = keep_descriptive(all_tags)
         for tag in descriptive:
             directory[tag] = descriptive[tag]
@@ -96,58 +119,11 @@ def write_16bit_tiff(
     directory.tagtype[279] = directory.tagtype[273] = 4  # Strip sizes and offsets are 32-bit.
     directory[279] = (values.nbytes,)
     directory[273] = (0,)  # Relative to the end of the directory; `save` adds its offset.
-    if icc_profile is not None:
-        directory[34675] = icc_profile
-    if dpi is not None:
+    if "icc_profile" in metadata:
+        directory[34675] = metadata["icc_profile"]
+    if "dpi" in metadata:
         directory[296] = 2  # The next two values are per inch.
-        directory[282], directory[283] = dpi
+        directory[282], directory[283] = metadata["dpi"]
     with path.open("wb") as file:
         directory.save(file)
         file.write(np.ascontiguousarray(values, "<u2").data)
-
-
-def _read_png(path: Path) -> PixelValues16 | None:
-    encoded = path.read_bytes()
-    if encoded[12:16] != b"IHDR" or encoded[24] != 16:
-        return None
-    import imagecodecs
-
-    values = imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
-    return values[..., None] if values.ndim == 2 else values
-
-
-def _is_16bit_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether the channels are unsigned 16-bit integers, grey or RGB."""
-    tags = image.tag_v2
-    is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
-    return is_uint16 and tags.get(_PHOTOMETRIC) in (_WHITE_IS_ZERO, 1, _RGB)
-
-
-def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16:
-    from tifffile import TiffFile
-
-    with TiffFile(path) as file:
-        planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
-    values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
-    photometric = image.tag_v2[_PHOTOMETRIC]
-    if photometric == _WHITE_IS_ZERO:
-        values = 65535 - values
-    extra = image.tag_v2.get(_EXTRA_SAMPLES, ())
-    colours = 3 if photometric == _RGB else 1
-    has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
-    values = values[..., : colours + has_alpha]
-    if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED_ALPHA:
-        _unpremultiply_alpha(values)
-    return values
-
-
-def _unpremultiply_alpha(values: PixelValues16) -> None:
-    """Divide the colours by alpha in place; leave them unchanged where alpha is 0."""
-    for row in values:
-        alpha = row[:, -1:].astype(np.uint32)
-        straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
-        row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
-
-
-def _png_chunk(chunk_type: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))

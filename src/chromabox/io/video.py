@@ -8,7 +8,7 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -45,9 +45,7 @@ def default_colour_matrix(height: int) -> int:
 def decode_frame(frame: "VideoFrame") -> FramePixels:
     """Convert a frame to RGB with its colour matrix and range, and apply its display matrix."""
     format_name = frame.format.name
-    matrix = _SWSCALE_MATRIX.get(frame.colorspace)
-    if matrix is None:
-        matrix = _SWSCALE_MATRIX[default_colour_matrix(frame.height)]
+    matrix = _SWSCALE_MATRIX.get(frame.colorspace, _SWSCALE_MATRIX[default_colour_matrix(frame.height)])
     is_full_range = frame.color_range == FULL or format_name.startswith("yuvj")
     rgb = frame.reformat(
         format="rgb24",
@@ -56,14 +54,17 @@ def decode_frame(frame: "VideoFrame") -> FramePixels:
         dst_color_range=FULL,
         interpolation=_swscale_flags(),
     ).to_ndarray()
-    return _apply_display_matrix(rgb, display_matrix(frame))
+    display = display_matrix(frame)
+    upright = rgb if display[0, 0] else rgb.swapaxes(0, 1)
+    right, down = display.sum(axis=0)
+    return np.ascontiguousarray(upright[::down, ::right])
 
 
 def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "VideoFrame":
-    """Convert pixels, padded to even sides, to 4:2:0 in limited range, with the timestamps of the original frame."""
+    """Convert pixels, with even sides, to 4:2:0 in limited range, with the timestamps of the original frame."""
     from av.video.frame import VideoFrame
 
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(pad_to_even(pixels)), format="rgb24")
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
     frame = frame.reformat(
         format="yuv420p",
         src_color_range=FULL,
@@ -90,15 +91,6 @@ def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     return signs.astype(np.int32)
 
 
-def _apply_display_matrix(
-    pixels: FramePixels, matrix: Int32[np.ndarray, "2 2"]
-) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
-    if matrix[0, 0] == 0:
-        pixels = pixels.swapaxes(0, 1)
-    right, down = matrix.sum(axis=0)
-    return np.ascontiguousarray(pixels[::down, ::right])
-
-
 def pad_to_even(pixels: FramePixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
     """Repeat the last row or column where the height or width is odd."""
     height, width, _ = pixels.shape
@@ -117,6 +109,7 @@ def _swscale_flags() -> int:
 
 VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
 """Suffixes of supported videos, in lower case."""
+_SUPPORTED_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
 
 #: Constant rate factor, 0 (lossless) to 51 (worst). The FFmpeg H.264 guide calls 17 to 18 visually (nearly) lossless.
 DEFAULT_CRF = 18.0
@@ -171,62 +164,46 @@ def probe_video(path: Path) -> VideoInfo:
     because 8-bit video cannot store its luminance. Raise UsageError for an unknown suffix.
     """
     _check_video_file(path)
+    truncated = ChromaboxError(f"{path} is truncated or corrupt: {_EXPECTED_VIDEO}")
+    first_frame = None
+    end_seconds = video_end_seconds = 0.0
+    num_packets = num_frames = 0
     with _open_input(path) as source, _wrap_av_errors(path, "is corrupt and cannot be read"):
         video = _find_video_stream(path, source)
-        first_frame, counter = None, _PacketCounter()
         for packet in source.demux([stream for stream in source.streams if stream.codec_context is not None]):
             if packet.is_corrupt:
-                raise _truncated_error(path)
-            if first_frame is None and packet.stream.index == video.index:
+                raise truncated
+            is_video = packet.stream.index == video.index
+            if first_frame is None and is_video:
                 first_frame = next(iter(video.decode(packet)), None)
             if packet.size:
-                counter.add(packet, packet.stream.index == video.index)
+                end = float(((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
+                end_seconds = max(end_seconds, end)
+                if is_video:
+                    video_end_seconds = max(video_end_seconds, end)
+                    num_packets += 1
+                    num_frames += not packet.is_discard
         if first_frame is None:
             raise ChromaboxError(f"{path} contains no decodable frame: {_EXPECTED_VIDEO}")
         # Half a second of tolerance: the duration of the last packet of a stream is often missing.
-        if counter.num_packets < video.frames or counter.end_seconds < (source.duration or 0) / 1e6 - 0.5:
-            raise _truncated_error(path)
+        if num_packets < video.frames or end_seconds < (source.duration or 0) / 1e6 - 0.5:
+            raise truncated
         if first_frame.color_trc in _HDR_TRANSFERS:
             raise ChromaboxError(f"{path} is an HDR video (PQ or HLG), which is not supported: convert it to SDR first")
-        return _make_video_info(path, source, first_frame, counter)
-
-
-@dataclass
-class _PacketCounter:
-    """End in seconds of all streams and of the video stream, and the packets and frames of the video stream."""
-
-    end_seconds: float = 0.0
-    video_end_seconds: float = 0.0
-    num_packets: int = 0
-    num_frames: int = 0
-
-    def add(self, packet: Any, is_video: bool) -> None:
-        end = float(((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
-        self.end_seconds = max(self.end_seconds, end)
-        if is_video:
-            self.video_end_seconds = max(self.video_end_seconds, end)
-            self.num_packets += 1
-            self.num_frames += not packet.is_discard
-
-
-def _make_video_info(
-    path: Path, source: "InputContainer", first_frame: "VideoFrame", counter: _PacketCounter
-) -> VideoInfo:
-    video = _find_video_stream(path, source)
-    height, width, _ = decode_frame(first_frame).shape
-    aspect_ratio = video.sample_aspect_ratio or Fraction(1)
-    return VideoInfo(
-        path=path,
-        num_frames=counter.num_frames,
-        width=width,
-        height=height,
-        pixel_aspect_ratio=aspect_ratio if display_matrix(first_frame)[0, 0] else 1 / aspect_ratio,
-        fps=float(video.average_rate or 0),
-        seconds=counter.video_end_seconds - float((video.start_time or 0) * (video.time_base or 0)),
-        # Frames are not converted to another RGB space; the primaries and the transfer function stay valid.
-        primaries=BT709 if first_frame.color_primaries == UNSPECIFIED else first_frame.color_primaries,
-        transfer=BT709 if first_frame.color_trc == UNSPECIFIED else first_frame.color_trc,
-    )
+        height, width, _ = decode_frame(first_frame).shape
+        aspect_ratio = video.sample_aspect_ratio or Fraction(1)
+        return VideoInfo(
+            path=path,
+            num_frames=num_frames,
+            width=width,
+            height=height,
+            pixel_aspect_ratio=aspect_ratio if display_matrix(first_frame)[0, 0] else 1 / aspect_ratio,
+            fps=float(video.average_rate or 0),
+            seconds=video_end_seconds - float((video.start_time or 0) * (video.time_base or 0)),
+            # Frames are not converted to another RGB space; the primaries and the transfer function stay valid.
+            primaries=BT709 if first_frame.color_primaries == UNSPECIFIED else first_frame.color_primaries,
+            transfer=BT709 if first_frame.color_trc == UNSPECIFIED else first_frame.color_trc,
+        )
 
 
 def iter_frames(path: Path) -> Iterator[FramePixels]:
@@ -242,9 +219,9 @@ def transcode(
 ) -> TranscodeResult:
     """Write the probed video to `target` with `transform`, which keeps the size, applied to every frame.
 
-    One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in
-    the file is applied to the pixels. An odd width or height is padded by repeating the last pixels, because 4:2:0
-    requires even ones. Interlaced frames are processed and written as progressive.
+    One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in the
+    file is applied to the pixels. Odd sides are padded by repeating the last pixels, because 4:2:0 requires even sides.
+    Interlaced frames are processed and written as progressive.
 
     Raise UsageError for an unknown suffix, a `crf` out of range, a target that is the source, and a stream that the
     target's format does not support. Raise ChromaboxError for frames that cannot be decoded or differ in size, and if
@@ -255,91 +232,80 @@ def transcode(
         raise UsageError(
             f"invalid crf {crf:g}: expected 0 (lossless, large file) to 51 (worst, small file), for example 18"
         )
-    with _open_input(info.path) as source, _open_output(target) as sink:
-        return _Transcoder(info, target, source, sink, crf).run(transform)
+    path = info.path
+    with _open_input(path) as source, _open_output(target) as sink:
+        video = _find_video_stream(path, source)
+        video.thread_type = "AUTO"
+        encoder = _add_encoder(info, target, sink, video, crf)
+        # Attachments are fonts, which only Matroska can contain.
+        types = {"audio", "subtitle"} | ({"attachment"} if target.suffix.lower() == ".mkv" else set())
+        copies = {
+            stream.index: _add_copy(path, target, sink, stream) for stream in source.streams if stream.type in types
+        }
+        sink.metadata.update(_copyable_metadata(source.metadata))
+        sink.set_chapters(source.chapters())
+        read = [source.streams[index] for index, copy in copies.items() if copy.type != "attachment"]
+        num_frames = 0
+        # The packets in the order of the source.
+        for packet in _iter_wrapped(path, "is corrupt and cannot be read", source.demux, [video, *read]):
+            if packet.stream.index != video.index:
+                if packet.size:
+                    packet.stream = copies[packet.stream.index]
+                    sink.mux(packet)
+                continue
+            problem = f"is corrupt after {num_frames} frames and cannot be decoded"
+            for frame in _iter_wrapped(path, problem, video.decode, packet):
+                pixels = pad_to_even(transform(decode_frame(frame)))
+                height, width, _ = pixels.shape
+                if (width, height) != (encoder.width, encoder.height):
+                    raise ChromaboxError(
+                        f"{path}: the frame size changes to {width} × {height} after {num_frames} frames; "
+                        "expected a video with one frame size"
+                    )
+                sink.mux(encoder.encode(encode_frame(pixels, frame, encoder.colorspace)))
+                num_frames += 1
+        if not num_frames:
+            raise ChromaboxError(f"{path} contains no decodable frame: {_EXPECTED_VIDEO}")
+        sink.mux(encoder.encode(None))
+        sink.close()
+        kinds = [copy.type for copy in copies.values()]
+        skipped = (stream for stream in source.streams if stream.index not in {video.index, *copies})
+        return TranscodeResult(
+            num_frames,
+            encoder.width,
+            encoder.height,
+            kinds.count("audio"),
+            kinds.count("subtitle"),
+            tuple(f"{stream.type} stream {stream.index}" for stream in skipped),
+        )
 
 
 def check_target(path: Path, target: Path) -> None:
     """Raise UsageError if `target` has an unknown suffix or is the file at `path`."""
     if target.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{target}: unsupported video suffix; expected {_supported_suffixes()}")
+        raise UsageError(f"{target}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
     check_not_input([path], target)
 
 
-class _Transcoder:
-    """Transcoder from one open container to another."""
+def _iter_wrapped(path: Path, problem: str, read: Callable[[Any], Iterable[Any]], argument: Any) -> Iterator[Any]:
+    """Yield from ``read(argument)``; convert its errors, but not those of the loop's body."""
+    with _wrap_av_errors(path, problem):
+        yield from read(argument)
 
-    def __init__(
-        self, info: VideoInfo, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float
-    ) -> None:
-        self.path, self.target, self.source, self.sink = info.path, target, source, sink
-        self.video_stream = _find_video_stream(info.path, source)
-        self.video_stream.thread_type = "AUTO"
-        self.encoder = _add_encoder(info, target, sink, self.video_stream, crf)
-        self.output_streams = {
-            stream.index: self._add_output_stream(stream) for stream in _streams_to_copy(source, target.suffix)
-        }
-        sink.metadata.update(_copyable_metadata(source.metadata))
-        sink.set_chapters(source.chapters())
-        self.num_frames = 0
 
-    def run(self, transform: Callable[[FramePixels], FramePixels]) -> TranscodeResult:
-        """Transcode and copy all packets in the order of the source."""
-        for packet in self._demux():
-            if packet.stream.index == self.video_stream.index:
-                for frame in self._decode(packet):
-                    self._encode(frame, transform(decode_frame(frame)))
-            elif packet.size:
-                packet.stream = self.output_streams[packet.stream.index]
-                self.sink.mux(packet)
-        if not self.num_frames:
-            raise ChromaboxError(f"{self.path} contains no decodable frame: {_EXPECTED_VIDEO}")
-        self.sink.mux(self.encoder.encode(None))
-        self.sink.close()
-        types = [stream.type for stream in self.output_streams.values()]
-        size = self.encoder.width, self.encoder.height
-        return TranscodeResult(
-            self.num_frames, *size, types.count("audio"), types.count("subtitle"), self._skipped_streams()
-        )
-
-    def _skipped_streams(self) -> tuple[str, ...]:
-        copied = {self.video_stream.index, *self.output_streams}
-        return tuple(
-            f"{stream.type} stream {stream.index}" for stream in self.source.streams if stream.index not in copied
-        )
-
-    def _add_output_stream(self, stream: "Stream") -> "Stream":
-        try:
-            copy = self.sink.add_stream_from_template(stream)
-        except ValueError as error:
-            codec = getattr(stream.codec_context, "name", "unknown")
-            raise UsageError(
-                f"{self.target}: the format does not support the {stream.type} stream of {self.path} ({codec}); "
-                f"use another of {_supported_suffixes()}"
-            ) from error
-        copy.metadata.update(_copyable_metadata(stream.metadata))
-        copy.disposition = stream.disposition
-        return copy
-
-    def _demux(self) -> Iterator[Any]:
-        with _wrap_av_errors(self.path, "is corrupt and cannot be read"):
-            indices = [self.video_stream.index]
-            indices += [index for index, copy in self.output_streams.items() if copy.type != "attachment"]
-            yield from self.source.demux([self.source.streams[index] for index in indices])
-
-    def _decode(self, packet: Any) -> "Iterator[VideoFrame]":
-        with _wrap_av_errors(self.path, f"is corrupt after {self.num_frames} frames and cannot be decoded"):
-            yield from self.video_stream.decode(packet)
-
-    def _encode(self, frame: "VideoFrame", pixels: FramePixels) -> None:
-        height, width = pad_to_even(pixels).shape[:2]
-        if (width, height) != (self.encoder.width, self.encoder.height):
-            raise ChromaboxError(
-                f"{self.path}: the frame size changes to {width} × {height} after {self.num_frames} frames; "
-                "expected a video with one frame size"
-            )
-        self.sink.mux(self.encoder.encode(encode_frame(pixels, frame, self.encoder.colorspace)))
-        self.num_frames += 1
+def _add_copy(path: Path, target: Path, sink: "OutputContainer", stream: "Stream") -> "Stream":
+    """Add a stream with the codec and the metadata of a stream in the source."""
+    try:
+        copy = sink.add_stream_from_template(stream)
+    except ValueError as error:
+        codec = getattr(stream.codec_context, "name", "unknown")
+        raise UsageError(
+            f"{target}: the format does not support the {stream.type} stream of {path} ({codec}); "
+            f"use another of {_SUPPORTED_SUFFIXES}"
+        ) from error
+    copy.metadata.update(_copyable_metadata(stream.metadata))
+    copy.disposition = stream.disposition
+    return copy
 
 
 def _add_encoder(
@@ -380,39 +346,31 @@ def _find_video_stream(path: Path, source: "InputContainer") -> "VideoStream":
     raise ChromaboxError(f"{path} contains no video stream (found: {types}): expected a video")
 
 
-def _streams_to_copy(source: "InputContainer", suffix: str) -> "list[Stream]":
-    """Return the streams to copy: audio, subtitles and, for Matroska, attachments (fonts)."""
-    types = {"audio", "subtitle"} | ({"attachment"} if suffix.lower() == ".mkv" else set())
-    return [stream for stream in source.streams if stream.type in types]
-
-
 def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.lower() not in _MUXER_METADATA}
 
 
 def _check_video_file(path: Path) -> None:
     if path.is_dir():
-        raise ChromaboxError(f"{path} is a folder: expected a video")
-    if not path.exists():
-        raise ChromaboxError(f"{path} does not exist: expected a video")
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{path}: unsupported video suffix; expected {_supported_suffixes()}")
-    if path.stat().st_size == 0:
-        raise ChromaboxError(f"{path} is empty: expected a video")
-
-
-def _truncated_error(path: Path) -> ChromaboxError:
-    return ChromaboxError(f"{path} is truncated or corrupt: {_EXPECTED_VIDEO}")
-
-
-def _supported_suffixes() -> str:
-    return ", ".join(sorted(VIDEO_SUFFIXES))
+        problem = "is a folder"
+    elif not path.exists():
+        problem = "does not exist"
+    elif path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
+    elif path.stat().st_size == 0:
+        problem = "is empty"
+    else:
+        return
+    raise ChromaboxError(f"{path} {problem}: expected a video")
 
 
 @contextlib.contextmanager
 def _open_input(path: Path) -> "Iterator[InputContainer]":
-    """Open a video. Only files in the supported formats are opened, whatever the suffix."""
-    av = _require_av()
+    """Open a video in a supported format, whatever the suffix. Raise UsageError if PyAV is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
     options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
     with _wrap_av_errors(path, "is not an MP4, MOV or Matroska video, or is truncated or corrupt"):
         source = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")
@@ -423,7 +381,8 @@ def _open_input(path: Path) -> "Iterator[InputContainer]":
 @contextlib.contextmanager
 def _open_output(target: Path) -> "Iterator[OutputContainer]":
     """Open a temporary video file that replaces `target` if the block succeeds."""
-    av = _require_av()
+    import av
+
     # Errors of the source have already been converted to ChromaboxError; other errors concern the target.
     with _wrap_av_errors(target, "cannot be written", _EXPECTED_FOLDER):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -435,15 +394,6 @@ def _open_output(target: Path) -> "Iterator[OutputContainer]":
                 # After a failure, an error on closing must not hide the original exception.
                 with contextlib.suppress(av.FFmpegError, ValueError):
                     sink.close()
-
-
-def _require_av() -> Any:
-    """Import PyAV. Raise UsageError if it is not installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
-    return av
 
 
 @contextlib.contextmanager

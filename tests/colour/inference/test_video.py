@@ -8,9 +8,9 @@ from PIL import Image
 from skimage import data
 from skimage.color import rgb2lab
 
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import predict_chroma
 from chromabox.colour.inference.video import TemporalSmoother, colourise_video, lightness_at_size
-from chromabox.colour.weights.checkpoint import load_model
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.video import VIDEO_SUFFIXES
 from video_fixtures import decode_frames, make_frame, make_video, read_packets
@@ -73,7 +73,7 @@ def test_scene_cut_resets_the_smoothing(tmp_path: Path) -> None:
 def test_smoothing_at_least_halves_the_flicker_of_the_bundled_model() -> None:
     generator = np.random.default_rng(0)
     small = np.asarray(Image.fromarray(data.astronaut()).resize((128, 128)).convert("L"))
-    model, smoother = load_model(), TemporalSmoother()
+    model, smoother = open_model(), TemporalSmoother()
     independent, smoothed = [], []
     for _ in range(8):
         noisy = (small + generator.normal(0, 8, small.shape)).round().clip(0, 255).astype(np.uint8)

@@ -218,6 +218,7 @@ def test_convolutions_of_yolov3_are_in_darknet_order(tmp_path: Path) -> None:
         (lambda state: state.update({"model.0.conv.weight": torch.ones(32, 4, 3, 3)}), "layer 0 is .32, 4, 3, 3."),
         (lambda state: state.update({"model.0.bn.bias": torch.ones(31)}), "layer 0 has vectors of the wrong length"),
         (lambda state: state.update({"model.28.anchors": torch.ones(3, 2, 2)}), "anchors of shape"),
+        (lambda state: state.update({"model.0.bn.bias": torch.ones(32).to_sparse()}), "model.0.bn.bias is not a plain"),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("model.4.1")],
             "70 convolutions and 3",

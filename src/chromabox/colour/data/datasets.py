@@ -20,7 +20,7 @@ from chromabox.engine.distributed import DistInfo
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.fetch import cache_folder, fetch
-from chromabox.io.http import PinnedFile, QuietProgress
+from chromabox.io.http import PinnedFile, quiet
 from chromabox.io.images import find_images, read_image, to_uint8
 
 PaletteBatch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
@@ -160,7 +160,7 @@ def _fit_named_palette(name: str, spec: str, size: int) -> Palette:
 
 def course_palette() -> Palette:
     """Return the assignment's palette, from the cache or a mirror; raise ChromaboxError if neither has it."""
-    path = fetch([COURSE_PALETTE], [], cache_folder(), progress=QuietProgress())[0]
+    path = fetch([COURSE_PALETTE], [], cache_folder(), progress=quiet)[0]
     return Palette(load_palette(path).colours, "course")
 
 

@@ -24,51 +24,34 @@ from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 #: Options of a [yolo] section that only training and other programs use.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
+LAYER_SECTIONS = ("convolutional", "maxpool", "upsample", "route", "shortcut", "yolo")
 
 
 @dataclass(frozen=True)
 class CfgSection:
-    """Section with its options, as values and line numbers; ``used`` contains the options that have been read."""
+    """Section with its options, as values and line numbers."""
 
     path: Path
     name: str
     line: int
     options: dict[str, tuple[str, int]]
-    used: set[str]
 
-    def get_int(self, key: str, default: int) -> int:
-        return self._get(key, int, default)
-
-    def get_ints(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        return self._get(key, lambda text: tuple(int(part) for part in _split_commas(text)), default)
-
-    def get_floats(self, key: str) -> tuple[float, ...]:
-        return self._get(key, lambda text: tuple(float(part) for part in _split_commas(text)), ())
-
-    def get_str(self, key: str, default: str) -> str:
-        return self._get(key, str, default)
-
-    def error(self, reason: str, line: int | None = None) -> ChromaboxError:
-        return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
-
-    def check_all_used(self, ignored: Iterable[str] = ()) -> None:
-        """Raise ChromaboxError if an option is neither used nor in ``ignored``."""
-        for key, (_, line) in self.options.items():
-            if key not in self.used and key not in ignored:
-                raise self.error(f"unknown option {key!r}; remove it if it does not change the model", line)
-
-    def _get(self, key: str, convert: Callable[[str], T], default: T) -> T:
-        self.used.add(key)
+    def pop(self, key: str, convert: Callable[[str], T], default: D) -> T | D:
+        """Remove an option and return its value."""
         if key not in self.options:
             return default
-        text, line = self.options[key]
+        text, line = self.options.pop(key)
         try:
             return convert(text)
         except ValueError:
             raise self.error(f"{key}={text}: expected a number or comma-separated numbers", line) from None
+
+    def error(self, reason: str, line: int | None = None) -> ChromaboxError:
+        return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
 
 
 def read_cfg(path: Path) -> Architecture:
@@ -76,8 +59,7 @@ def read_cfg(path: Path) -> Architecture:
 
     The larger of ``width`` and ``height`` becomes its size.
 
-    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid, and ChromaboxError if the
-    layers are inconsistent.
+    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid or the layers inconsistent.
     """
     sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
@@ -85,18 +67,22 @@ def read_cfg(path: Path) -> Architecture:
     head, *rest = sections
     layers: list[Layer] = []
     for section in rest:
-        if section.name not in LAYER_PARSERS:
-            raise section.error(f"is unknown; expected {', '.join(f'[{name}]' for name in LAYER_PARSERS)}")
-        layers.append(LAYER_PARSERS[section.name](section, len(layers)))
-    size = max(head.get_int("width", 416), head.get_int("height", 416))
-    return Architecture(path.stem, tuple(layers), head.get_int("channels", 3), size)
+        layers.append(_parse_layer(section, len(layers)))
+        for key, (_, line) in section.options.items():
+            if section.name != "yolo" or key not in YOLO_TRAINING_KEYS:
+                raise section.error(f"unknown option {key!r}; remove it if it does not change the model", line)
+    size = max(head.pop("width", int, 416), head.pop("height", int, 416))
+    return Architecture(path.stem, tuple(layers), head.pop("channels", int, 3), size)
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
     """Write a Darknet configuration file, which :func:`read_cfg` and Darknet can read; the folder must exist."""
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
-    parts = [_format_section("net", net)]
-    parts += [_format_section(*_layer_options(layer, index)) for index, layer in enumerate(architecture.layers)]
+    sections = [("net", net), *(_layer_options(layer, index) for index, layer in enumerate(architecture.layers))]
+    parts = [
+        "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items()), ""])
+        for name, options in sections
+    ]
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
 
@@ -115,7 +101,7 @@ def _parse_sections(path: Path) -> list[CfgSection]:
         if text.startswith("["):
             if not text.endswith("]"):
                 raise ChromaboxError(f"{path}: line {number}: {text!r} is not a section; expected [name]")
-            sections.append(CfgSection(path, text[1:-1].strip(), number, {}, set()))
+            sections.append(CfgSection(path, text[1:-1].strip(), number, {}))
             continue
         key, equals, value = text.partition("=")
         if not equals or not sections:
@@ -124,83 +110,56 @@ def _parse_sections(path: Path) -> list[CfgSection]:
     return sections
 
 
-def _parse_convolution(section: CfgSection, index: int) -> Convolution:
-    size = section.get_int("size", 1)
-    # In Darknet, pad=1 means half the size and overrides padding=N.
-    pad = None if section.get_int("pad", 0) else section.get_int("padding", 0)
-    activation = section.get_str("activation", "logistic")
-    if activation not in get_args(Activation):
-        raise section.error(f"unknown activation {activation!r}; expected {', '.join(get_args(Activation))}")
-    layer = Convolution(
-        section.get_int("filters", 1),
-        size,
-        section.get_int("stride", 1),
-        section.get_int("groups", 1),
-        bool(section.get_int("batch_normalize", 0)),
-        activation,  # type: ignore[arg-type]
-        pad,
-    )
-    section.used.add("padding")
-    section.check_all_used()
-    return layer
-
-
-def _parse_maxpool(section: CfgSection, index: int) -> MaxPool:
-    stride = section.get_int("stride", 1)
-    size = section.get_int("size", stride)
-    if section.get_int("padding", size - 1) != size - 1:
-        raise section.error(f"unsupported padding; expected {size - 1} (size − 1)")
-    section.check_all_used()
-    return MaxPool(size, stride)
-
-
-def _parse_upsample(section: CfgSection, index: int) -> Upsample:
-    stride = section.get_int("stride", 2)
-    section.check_all_used()
-    return Upsample(stride)
-
-
-def _parse_route(section: CfgSection, index: int) -> Route:
-    layers = tuple(_absolute_index(layer, index) for layer in section.get_ints("layers"))
-    route = Route(layers, section.get_int("groups", 1), section.get_int("group_id", 0))
-    section.check_all_used()
-    return route
-
-
-def _parse_shortcut(section: CfgSection, index: int) -> Shortcut:
-    activation = section.get_str("activation", "linear")
-    if activation != "linear":
-        raise section.error(f"unsupported activation {activation!r}; expected linear")
-    sources = section.get_ints("from")
-    if len(sources) != 1:
-        raise section.error("expected one layer in from=")
-    section.check_all_used()
-    return Shortcut(_absolute_index(sources[0], index))
-
-
-def _parse_yolo(section: CfgSection, index: int) -> Yolo:
-    values = section.get_floats("anchors")
-    if not values or len(values) % 2:
-        raise section.error("expected pairs of numbers in anchors=")
-    anchors = tuple((width, height) for width, height in zip(values[::2], values[1::2], strict=True))
-    mask = section.get_ints("mask", tuple(range(len(anchors))))
-    yolo = Yolo(mask, anchors, section.get_int("classes", 20))
-    section.check_all_used(YOLO_TRAINING_KEYS)
-    return yolo
-
-
-LAYER_PARSERS: dict[str, Callable[[CfgSection, int], Layer]] = {
-    "convolutional": _parse_convolution,
-    "maxpool": _parse_maxpool,
-    "upsample": _parse_upsample,
-    "route": _parse_route,
-    "shortcut": _parse_shortcut,
-    "yolo": _parse_yolo,
-}
+def _parse_layer(section: CfgSection, index: int) -> Layer:
+    """Return the layer with this index; options that are not read remain in the section."""
+    match section.name:
+        case "convolutional":
+            activation = section.pop("activation", str, "logistic")
+            if activation not in get_args(Activation):
+                raise section.error(f"unknown activation {activation!r}; expected {', '.join(get_args(Activation))}")
+            padding = section.pop("padding", int, 0)
+            return Convolution(
+                section.pop("filters", int, 1),
+                section.pop("size", int, 1),
+                section.pop("stride", int, 1),
+                section.pop("groups", int, 1),
+                bool(section.pop("batch_normalize", int, 0)),
+                activation,  # type: ignore[arg-type]
+                # In Darknet, pad=1 means half the size and overrides padding=N.
+                None if section.pop("pad", int, 0) else padding,
+            )
+        case "maxpool":
+            stride = section.pop("stride", int, 1)
+            size = section.pop("size", int, stride)
+            if section.pop("padding", int, size - 1) != size - 1:
+                raise section.error(f"unsupported padding; expected {size - 1} (size − 1)")
+            return MaxPool(size, stride)
+        case "upsample":
+            return Upsample(section.pop("stride", int, 2))
+        case "route":
+            layers = tuple(_absolute_index(layer, index) for layer in section.pop("layers", _split_ints, ()))
+            return Route(layers, section.pop("groups", int, 1), section.pop("group_id", int, 0))
+        case "shortcut":
+            activation = section.pop("activation", str, "linear")
+            if activation != "linear":
+                raise section.error(f"unsupported activation {activation!r}; expected linear")
+            sources = section.pop("from", _split_ints, ())
+            if len(sources) != 1:
+                raise section.error("expected one layer in from=")
+            return Shortcut(_absolute_index(sources[0], index))
+        case "yolo":
+            values = section.pop("anchors", _split_floats, ())
+            if not values or len(values) % 2:
+                raise section.error("expected pairs of numbers in anchors=")
+            anchors = tuple(zip(values[::2], values[1::2], strict=True))
+            mask = section.pop("mask", _split_ints, tuple(range(len(anchors))))
+            return Yolo(mask, anchors, section.pop("classes", int, 20))
+        case _:
+            raise section.error(f"is unknown; expected {', '.join(f'[{name}]' for name in LAYER_SECTIONS)}")
 
 
 def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
-    """Return the section name and options of a layer; defaults are written only where readers expect them."""
+    """Return the section and options of a layer; defaults are written only where readers expect them."""
     match layer:
         case Convolution():
             options: dict[str, Any] = {"batch_normalize": int(layer.batch_normalise), "filters": layer.filters}
@@ -219,26 +178,24 @@ def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             # Relative, which all versions of Darknet accept.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
-            anchors = _join(_format_number(number) for anchor in layer.anchors for number in anchor)
-            options = {"mask": _join(layer.mask), "anchors": anchors, "classes": layer.classes}
+            # As usual for anchors, integers are written without a decimal point.
+            numbers = (
+                int(number) if number == int(number) else number for anchor in layer.anchors for number in anchor
+            )
+            options = {"mask": _join(layer.mask), "anchors": _join(numbers), "classes": layer.classes}
             return "yolo", options | {"num": len(layer.anchors)}
-
-
-def _format_section(name: str, options: dict[str, Any]) -> str:
-    return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items()), ""])
 
 
 def _join(values: Iterable[object]) -> str:
     return ",".join(str(value) for value in values)
 
 
-def _split_commas(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split_floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())
 
 
-def _format_number(number: float) -> str:
-    """Format a number, without a decimal point if it is an integer, as is usual for anchors."""
-    return str(int(number)) if number == int(number) else str(number)
+def _split_ints(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
 
 
 def _absolute_index(layer: int, index: int) -> int:

@@ -21,7 +21,6 @@ from chromabox.detect.models.architecture import (
     DARKNET,
     LAYER_TYPES,
     Architecture,
-    Layer,
     Variant,
     variant_from_json,
     yolov3,
@@ -98,7 +97,10 @@ def is_detector(weights: str | Path) -> bool:
     if path.suffix == ".safetensors":
         return (read_metadata(path) or {}).get("net") == "detector"
     if path.suffix == ".onnx" and path.is_file():
-        return _is_exported(path)
+        try:
+            return read_onnx_metadata(path).get("format") == EXPORT_FORMAT
+        except ChromaboxError:
+            return False  # The file is damaged.
     return path.suffix in (".weights", ".pt") or (str(weights) in PRETRAINED and not path.exists())
 
 
@@ -220,26 +222,16 @@ def architecture_from_json(stored: dict[str, Any]) -> Architecture:
 
     Raise KeyError, TypeError, ValueError or ChromaboxError if the values are not an architecture.
     """
-    layers = tuple(_layer_from_json(layer) for layer in stored["layers"])
+    layers = tuple(
+        LAYER_TYPES[layer["layer"]](**{name: _as_tuple(value) for name, value in layer.items() if name != "layer"})
+        for layer in stored["layers"]
+    )
     return Architecture(stored["name"], layers, stored["channels"], stored["size"])
-
-
-def _layer_from_json(stored: dict[str, Any]) -> Layer:
-    fields = {name: _as_tuple(value) for name, value in stored.items() if name != "layer"}
-    return LAYER_TYPES[stored["layer"]](**fields)
 
 
 def _as_tuple(value: Any) -> Any:
     """Convert lists to tuples recursively, since JSON has no tuples."""
     return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
-
-
-def _is_exported(path: Path) -> bool:
-    """Return whether an ONNX file is a detector exported by Chromabox; False if it is damaged."""
-    try:
-        return read_onnx_metadata(path).get("format") == EXPORT_FORMAT
-    except ChromaboxError:
-        return False
 
 
 def _load_pretrained(name: str, variant: Variant | None, progress: Progress | None) -> Detector:
@@ -285,10 +277,7 @@ def _load_darknet(path: Path, architecture: Architecture | str | Path | None, va
     file = read_darknet_weights(path)
     resolved = _resolve_architecture(path, architecture, len(file.values), variant)
     model = _load_flat_weights(DarknetModel.uninitialised(resolved, variant), file.values, str(path))
-    source = {"file": path.name, "seen": file.images_seen}
-    return Detector(
-        model, default_class_names(resolved.num_classes), resolved.size, {"name": resolved.name, "source": source}
-    )
+    return _without_class_names(model, path, seen=file.images_seen)
 
 
 def _load_onnx(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
@@ -304,36 +293,37 @@ def _load_onnx(path: Path, architecture: Architecture | str | Path | None, varia
             raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
         return _from_metadata(path, stored, variant, lambda model: _fill_convolutions(model, convolutions, path))
     variant = variant or DARKNET
-    resolved = _resolve_architecture(
-        path, architecture, sum(values.size for layer in convolutions for values in layer.values()), variant
-    )
+    num_weights = sum(values.size for layer in convolutions for values in layer.values())
+    resolved = _resolve_architecture(path, architecture, num_weights, variant)
     model = DarknetModel.uninitialised(resolved, variant)
     _fill_convolutions(model, convolutions, path)
-    return Detector(
-        model,
-        default_class_names(resolved.num_classes),
-        resolved.size,
-        {"name": resolved.name, "source": {"file": path.name}},
-    )
+    return _without_class_names(model, path)
+
+
+def _without_class_names(model: DarknetModel, path: Path, **source: int) -> Detector:
+    """Return the detector of a file that contains neither class names nor an input size."""
+    architecture = model.architecture
+    metadata = {"name": architecture.name, "source": {"file": path.name, **source}}
+    return Detector(model, default_class_names(architecture.num_classes), architecture.size, metadata)
+
+
+def _load_ultralytics(path: Path, variant: Variant | None) -> Detector:
+    file = read_ultralytics(path, variant)
+    model = DarknetModel.uninitialised(file.architecture, file.variant)
+    _load_flat_weights(model, pack_layers(file.layers, 0.0), str(path))
+    return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": {"file": path.name}})
 
 
 def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], path: Path) -> None:
     """Copy the convolutions of an ONNX file to a model. Raise ChromaboxError if their shapes differ."""
     # The total number of values can be equal although the layers differ.
-    shapes = [tuple(layer.convolution.weight.shape) for layer in _conv_layers(model)]
+    convolution_layers = [layer for layer in model.layers if isinstance(layer, ConvolutionLayer)]
+    shapes = [tuple(layer.convolution.weight.shape) for layer in convolution_layers]
     for index, (layer, shape) in enumerate(zip(convolutions, shapes, strict=False)):
         if layer["kernel"].shape != shape:
             name = model.architecture.name
             raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; expected {shape} for {name}")
     _load_flat_weights(model, pack_layers(convolutions, model.variant.epsilon), str(path))
-
-
-def _load_ultralytics(path: Path, variant: Variant | None) -> Detector:
-    file = read_ultralytics(path, variant)
-    values = pack_layers(file.layers, 0.0)
-    model = _load_flat_weights(DarknetModel.uninitialised(file.architecture, file.variant), values, str(path))
-    metadata = {"name": file.architecture.name, "source": {"file": path.name}}
-    return Detector(model, file.classes, 640, metadata)
 
 
 def _resolve_architecture(
@@ -342,33 +332,21 @@ def _resolve_architecture(
     """Return the given architecture, that of the .cfg next to the weights, or the one with this number of weights."""
     if isinstance(architecture, Architecture):
         return architecture
-    if architecture is None:
-        cfg = path.with_suffix(".cfg")
-        return read_cfg(cfg) if cfg.is_file() else _architecture_from_size(path, num_weights, variant, ARCHITECTURES)
-    if str(architecture) in ARCHITECTURES:
-        return _architecture_from_size(
-            path, num_weights, variant, {str(architecture): ARCHITECTURES[str(architecture)]}
-        )
-    if Path(architecture).suffix != ".cfg":
-        raise UsageError(f"--architecture is {architecture}: expected {', '.join(ARCHITECTURES)} or a .cfg file")
-    return read_cfg(Path(architecture))
-
-
-def _architecture_from_size(
-    path: Path, num_weights: int, variant: Variant, known: dict[str, Callable[[int, Variant], Architecture]]
-) -> Architecture:
-    """Return the known architecture with this number of weights, which is linear in the number of classes.
-
-    Raise ChromaboxError if there is none.
-    """
+    if architecture is None and path.with_suffix(".cfg").is_file():
+        return read_cfg(path.with_suffix(".cfg"))
+    if architecture is not None and str(architecture) not in ARCHITECTURES:
+        if Path(architecture).suffix != ".cfg":
+            raise UsageError(f"--architecture is {architecture}: expected {', '.join(ARCHITECTURES)} or a .cfg file")
+        return read_cfg(Path(architecture))
     expected = []
-    for build in known.values():
+    for name in ARCHITECTURES if architecture is None else [str(architecture)]:
+        build = ARCHITECTURES[name]
+        # The number of weights is linear in the number of classes.
         first = build(1, variant).num_weights
         more_classes, remainder = divmod(num_weights - first, build(2, variant).num_weights - first)
         if remainder == 0 and 0 <= more_classes < MAX_CLASSES:
             return build(more_classes + 1, variant)
-        coco = build(80, variant)
-        expected.append(f"{coco.name} with 80 classes has {coco.num_weights:,}")
+        expected.append(f"{name} with 80 classes has {build(80, variant).num_weights:,}")
     raise ChromaboxError(
         f"{path}: {num_weights:,} values match no known architecture ({'; '.join(expected)}); use --architecture with "
         "the .cfg file of the weights"
@@ -376,10 +354,7 @@ def _architecture_from_size(
 
 
 def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weights"], origin: str) -> DarknetModel:
-    """Copy Darknet's flat weights to the model; return it in evaluation mode.
-
-    Raise ChromaboxError if the number of weights differs, or if a weight is not finite.
-    """
+    """Copy Darknet's flat weights to the model; return it in evaluation mode."""
     expected = model.architecture.num_weights
     if len(weights) != expected:
         problem = "truncated" if len(weights) < expected else "too long"
@@ -398,26 +373,22 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
     return model.eval()
 
 
-def _conv_layers(model: DarknetModel) -> list[ConvolutionLayer]:
-    return [layer for layer in model.layers if isinstance(layer, ConvolutionLayer)]
-
-
 def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
     """Return the tensors of a model in the order of Darknet's weight file."""
     tensors: list[Tensor | None] = []
-    for layer in _conv_layers(model):
-        norm: nn.BatchNorm2d | None = layer.norm
-        tensors += [layer.convolution.bias] if norm is None else [norm.bias, norm.weight]
-        tensors += [] if norm is None else [norm.running_mean, norm.running_var]
-        tensors.append(layer.convolution.weight)
+    for layer in model.layers:
+        if isinstance(layer, ConvolutionLayer):
+            norm: nn.BatchNorm2d | None = layer.norm
+            if norm is None:
+                tensors.append(layer.convolution.bias)
+            else:
+                tensors += [norm.bias, norm.weight, norm.running_mean, norm.running_var]
+            tensors.append(layer.convolution.weight)
     return cast(list[Tensor], tensors)
 
 
 def _with_class_names(detector: Detector, classes: Sequence[str]) -> Detector:
-    """Return the detector with other class names.
-
-    Raise UsageError if their number is wrong or they are not all different.
-    """
+    """Return the detector with other class names. Raise UsageError for another number and for equal names."""
     if len(classes) != detector.architecture.num_classes or len(set(classes)) != len(classes):
         raise UsageError(
             f"--classes: {len(set(classes))} different names; expected {detector.architecture.num_classes}"

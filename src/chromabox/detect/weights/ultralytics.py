@@ -5,17 +5,13 @@ last, from fine to coarse, and anchors are in units of cells. The variant of the
 modules. A plain dictionary of tensors does not contain them; its variant must be given.
 
 No code in a file is executed. A ``.pt`` file is a zip archive of one pickle and the raw data of its tensors. A pickle
-is a program that names functions and calls them. Here, each name is looked up in short tables of allowed names. Modules
-become :class:`OpaqueObject`, which contains only their attributes. Any other name raises an error before anything is
-called.
+is a program that names functions and calls them. PyTorch's restricted unpickler calls only its own list of functions
+for tensors and containers; in addition, classes of modules are allowed, as :class:`OpaqueObject`, which contains only
+their attributes. Any other name raises an error before anything is called.
 """
 
-import io
-import pickle
 import zipfile
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,35 +32,19 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Dtypes of storages by the names in PyTorch's pickles.
-STORAGE_DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES.values()}
-
-#: Packages whose classes are allowed; their objects are read as :class:`OpaqueObject`.
+#: Classes, and packages of classes, that are allowed; their objects are read as :class:`OpaqueObject`.
 OPAQUE_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
 OPAQUE_NAMES = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("torch", "device"),
-    ("datetime", "datetime"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("argparse", "Namespace"),
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "datetime.datetime",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "argparse.Namespace",
 }
 
 #: Maximum uncompressed size of a member in bytes; the largest tensor of YOLOv3 in float64 is a hundredth of it.
@@ -77,7 +57,7 @@ class OpaqueObject:
     class_name = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.arguments = (*args, *kwargs.items())
+        """Ignore the arguments in the file."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__["state"] = state
@@ -106,89 +86,40 @@ def load_untrusted(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+            too_large = [info.filename for info in archive.infolist() if info.file_size > MAX_MEMBER_BYTES]
             if len(names) != 1:
                 raise ChromaboxError(
                     f"{path}: not a PyTorch file ({len(names)} data.pkl, expected 1); save it with torch.save"
                 )
-            return _SafeUnpickler(archive, path, names[0]).load()
+            if too_large:
+                raise ValueError(f"{too_large[0]} is larger than {MAX_MEMBER_BYTES} bytes")
+            protocol = archive.read(names[0])[1:2]
+            if protocol > b"\x02":
+                raise ChromaboxError(
+                    f"{path}: unsupported pickle protocol {protocol[0]}; expected 2, the default of torch.save"
+                )
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        for name in names:
+            if name not in OPAQUE_NAMES and not name.startswith(OPAQUE_PACKAGES):
+                raise ChromaboxError(
+                    f"{path}: unsafe file, it would execute {name}; expected tensors, containers and modules"
+                )
+        opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
+        with torch.serialization.safe_globals(opaque):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except ChromaboxError:
+        raise
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror or error}); expected a .pt file") from error
     except zipfile.BadZipFile as error:
         raise ChromaboxError(
             f"{path}: not a .pt file of PyTorch 1.6 or later, or truncated ({error}); save it again with torch.save"
         ) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: corrupt PyTorch file ({' '.join(str(error).split())})") from error
-    except (AttributeError, RuntimeError, MemoryError, zlib.error, OverflowError) as error:
-        raise ChromaboxError(f"{path}: corrupt PyTorch file ({' '.join(str(error).split())})") from error
+    except Exception as error:  # A broken pickle can raise any exception.
+        # PyTorch adds two paragraphs of advice, which would be dangerous for a file of unknown origin.
+        reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
+        raise ChromaboxError(f"{path}: corrupt PyTorch file ({reason or type(error).__name__})") from error
 
-
-class _SafeUnpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, path: Path, name: str) -> None:
-        super().__init__(io.BytesIO(_read_member(archive, name)), encoding="utf-8")
-        self.archive, self.path, self.root = archive, path, name.removesuffix("data.pkl")
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement of an allowed name. Raise ChromaboxError for any other name."""
-        if (module, name) in ALLOWED_CALLABLES:
-            return ALLOWED_CALLABLES[module, name]
-        if module == "torch" and name in STORAGE_DTYPES:
-            return STORAGE_DTYPES[name]
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if (module, name) in OPAQUE_NAMES or module.startswith(OPAQUE_PACKAGES):
-            return type(name, (OpaqueObject,), {"class_name": f"{module}.{name}"})
-        raise ChromaboxError(
-            f"{self.path}: unsafe file, it would execute {module}.{name}; expected tensors, containers and modules"
-        )
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        """Return the values of a storage as a flat tensor."""
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"unknown storage type {kind!r}")
-        if key not in self.storages:
-            content = bytearray(_read_member(self.archive, f"{self.root}data/{key}"))
-            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        if len(self.storages[key]) < count:
-            raise ValueError(f"storage {key} has {len(self.storages[key])} values, expected {count}")
-        return self.storages[key]
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{name} is larger than {MAX_MEMBER_BYTES} bytes")
-    return archive.read(name)
-
-
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Return a tensor as a copy of its part of the storage; PyTorch rejects sizes beyond the storage."""
-    if not isinstance(storage, Tensor):
-        raise TypeError("tensor without a storage")
-    return storage.as_strided(size, stride, offset).clone()
-
-
-def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Return bytes, which old pickle protocols store as Latin-1 text."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes in {encoding}")
-    return text.encode("latin1")
-
-
-ALLOWED_CALLABLES: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("_codecs", "encode"): _encode_latin1,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-}
 
 #: Keys of the state of a convolution, with Darknet's names.
 STATE_KEYS = {
@@ -197,6 +128,11 @@ STATE_KEYS = {
     "bn.running_mean": "mean",
     "bn.running_var": "variance",
     "conv.weight": "kernel",
+}
+
+ACTIVATION_VARIANTS = {
+    "torch.nn.modules.activation.SiLU": ULTRALYTICS_9_6,
+    "torch.nn.modules.activation.LeakyReLU": ULTRALYTICS_9_0,
 }
 
 
@@ -216,8 +152,11 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
     Raise ChromaboxError if the file is not a YOLOv3 detector or would execute code, and UsageError if the variant is
     missing or differs from that of the file.
     """
-    content = load_untrusted(path)
-    model = _find_model(content)
+    model = load_untrusted(path)
+    if isinstance(model, Mapping):
+        # The moving average of the weights if there is one, else the trained weights.
+        entries = (model.get(name) for name in ("ema", "model", "state_dict"))
+        model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
     state = dict(_iter_tensors(model))
     blocks, heads, anchors = _collect_layers(path, state)
     inferred = _infer_variant(model)
@@ -231,15 +170,6 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
     architecture = _build_architecture(path, blocks, heads, anchors, resolved)
     layers = _darknet_order(path, architecture, blocks, heads)
     return UltralyticsFile(architecture, resolved, _class_names(path, model, architecture), layers)
-
-
-def _find_model(content: Any) -> Any:
-    """Return the EMA weights if present, otherwise the trained weights, otherwise the content itself."""
-    if isinstance(content, Mapping):
-        for name in ("ema", "model", "state_dict"):
-            if isinstance(content.get(name), OpaqueObject | Mapping):
-                return content[name]
-    return content
 
 
 def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -256,24 +186,26 @@ def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _collect_layers(
     path: Path, state: dict[str, Tensor]
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
-    """Return the convolutions with BatchNorm and those of heads, in file order, and the anchors in cells if present.
-
-    Raise ChromaboxError if a tensor is unexpected or missing.
-    """
+    """Return the convolutions with BatchNorm and those of heads, in file order, and the anchors in cells if present."""
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
     for name, tensor in state.items():
-        values = tensor.float().numpy()
-        module, key = ".".join(name.split(".")[:-2]), ".".join(name.split(".")[-2:])
+        try:
+            values = tensor.detach().float()
+            array = values.numpy()
+        except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for the memory.
+            raise ChromaboxError(f"{path}: {name} is not a plain tensor ({str(error).splitlines()[0]})") from error
+        parts = name.split(".")
+        module, key = ".".join(parts[:-2]), ".".join(parts[-2:])
         if key in STATE_KEYS:
-            blocks.setdefault(module, {})[STATE_KEYS[key]] = values
-        elif name.split(".")[-3:-2] == ["m"] and name.split(".")[-1] in ("weight", "bias"):
-            head = heads.setdefault(".".join(name.split(".")[:-1]), {})
-            head["kernel" if name.endswith("weight") else "bias"] = values
-        elif name.split(".")[-1] == "anchors":
-            anchors = tensor.float()
-        elif name.split(".")[-1] not in ("num_batches_tracked", "anchor_grid"):
+            blocks.setdefault(module, {})[STATE_KEYS[key]] = array
+        elif parts[-3:-2] == ["m"] and parts[-1] in ("weight", "bias"):
+            head = heads.setdefault(".".join(parts[:-1]), {})
+            head["kernel" if parts[-1] == "weight" else "bias"] = array
+        elif parts[-1] == "anchors":
+            anchors = values
+        elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):
             raise ChromaboxError(f"{path}: contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
     for name, block in (blocks | heads).items():
         missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
@@ -284,23 +216,14 @@ def _collect_layers(
     return list(blocks.values()), list(heads.values()), anchors
 
 
-def _infer_variant(model: Any) -> Variant | None:
-    """Infer the variant from the activation modules in the file; None if there is none or another activation."""
-    if not isinstance(model, OpaqueObject):
+def _infer_variant(module: Any) -> Variant | None:
+    """Infer the variant from the first known activation in a module; None if there is none."""
+    if not isinstance(module, OpaqueObject):
         return None
-    for module in _iter_modules(model):
-        if module.class_name == "torch.nn.modules.activation.SiLU":
-            return ULTRALYTICS_9_6
-        if module.class_name == "torch.nn.modules.activation.LeakyReLU":
-            return ULTRALYTICS_9_0
-    return None
-
-
-def _iter_modules(model: OpaqueObject) -> Iterator[OpaqueObject]:
-    yield model
-    for child in model.children.values():
-        if isinstance(child, OpaqueObject):
-            yield from _iter_modules(child)
+    if module.class_name in ACTIVATION_VARIANTS:
+        return ACTIVATION_VARIANTS[module.class_name]
+    variants = (_infer_variant(child) for child in module.children.values())
+    return next((variant for variant in variants if variant is not None), None)
 
 
 def _build_architecture(
@@ -310,10 +233,7 @@ def _build_architecture(
     anchors: Tensor | None,
     variant: Variant,
 ) -> Architecture:
-    """Return YOLOv3 or YOLOv3-tiny, by the number of convolutions, with the number of classes and anchors of the file.
-
-    Raise ChromaboxError if the file is neither.
-    """
+    """Return YOLOv3 or YOLOv3-tiny, by the number of convolutions, with the classes and anchors of the file."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
         raise ChromaboxError(
@@ -337,12 +257,7 @@ def _build_architecture(
 def _darknet_order(
     path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """Return all convolutions in Darknet's order.
-
-    Darknet's heads run from coarse to fine, Ultralytics' from fine to coarse.
-
-    Raise ChromaboxError if a shape is wrong.
-    """
+    """Return all convolutions in Darknet's order, in which heads run from coarse to fine, here from fine to coarse."""
     remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
     layers = []
     for index, layer in enumerate(architecture.layers):

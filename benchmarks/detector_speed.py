@@ -2,17 +2,19 @@
 
     python benchmarks/detector_speed.py --images FOLDER [--ultralytics VENV] [-o RESULTS.json]
 
+* Ours: ONNX Runtime with all threads and with one; for comparison PyTorch in float32, with batch normalisation as it is
+  and folded into the convolutions.
 * Ultralytics: the backbone and neck of its yolov3-tiny.yaml, built by its code from its modules (convolution, batch
   normalisation, SiLU, in sequence), with the two 1×1 convolutions of YOLOv3's heads in place of its current head, which
   is a different one; eager float32, batch size 1, the same number of threads. It is AGPL software and runs in a
   separate virtual environment, created at VENV if it does not exist (several gigabytes), never in this process. It is
   skipped with a message if it cannot be installed.
 * Darknet: Debian's program (apt-get install darknet); the time of the forward pass that it reports.
-* The folder: reading, letterboxing, forward pass and boxes, compared with the same number of forward passes by the same
-  number of workers.
+* The folder: reading, letterboxing, forward pass and boxes, compared with the same number of forward passes; both with
+  one worker per core, of one thread each.
 
 The implementations alternate, which means that a slowdown of the machine affects all of them; a ratio is the median
-over the turns. Above 1 ours is faster. Weights are random if there are no others: the speed does not depend on them.
+over the turns. Above 1, ONNX Runtime with all threads is faster.
 """
 
 import argparse
@@ -26,18 +28,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
 
 from chromabox.detect.inference.predict import detect_files
-from chromabox.detect.inference.runtime import FLOAT32_OPTIONS, OptimizedDetector, optimize_for_inference
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, load_detector, write_darknet
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.detect.weights.onnx_model import DetectorModel, OnnxDetector, open_detector
 from chromabox.io.images import find_images
-from chromabox.runtime.parallel import map_ordered, num_threads
+from chromabox.runtime.parallel import map_ordered, num_cores
 from environment import describe_machine, time_call, write_results
 
-SIZE, NUM_TURNS = 416, 9
+WEIGHTS, SIZE, NUM_TURNS = "yolov3-tiny", 416, 9
 
 #: Runs in the environment of Ultralytics: for each input line it runs one forward pass and prints its seconds.
 ULTRALYTICS_SCRIPT = f"""
@@ -133,13 +136,16 @@ def darknet_pass(detector: Detector, image: Path) -> Iterator[Callable[[], float
         yield time_pass
 
 
-def our_pass(detector: OptimizedDetector) -> Callable[[], float]:
-    """Return a function that returns the seconds of one of our forward passes."""
-    images = torch.rand(1, 3, SIZE, SIZE)
+#: The implementation with which the others are compared.
+OURS = "ONNX Runtime, all threads"
+
+
+def our_pass(detector: DetectorModel) -> Callable[[], float]:
+    """Return a function that returns the seconds of one of our forward passes, with the decoding of boxes."""
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
 
     def time_pass() -> float:
-        with torch.inference_mode(), num_threads(detector.runtime.threads):
-            return time_call(lambda: detector.forward(images))
+        return time_call(lambda: detector.predict(images))
 
     time_pass()
     return time_pass
@@ -147,14 +153,15 @@ def our_pass(detector: OptimizedDetector) -> Callable[[], float]:
 
 def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[str, object]:
     """Time single forward passes of all implementations alternately."""
-    threads = torch.get_num_threads()
-    optimised = optimize_for_inference(detector, RuntimeOptions())
-    print(f"ours, selected runtime: {optimised.runtime}")
+    threads = num_cores()
+    torch.set_num_threads(threads)
     passes: dict[str, Callable[[], float]] = {
-        "ours": our_pass(optimised),
-        "ours, folded float32": our_pass(optimize_for_inference(detector, FLOAT32_OPTIONS)),
+        OURS: our_pass(open_detector(WEIGHTS, size=SIZE)),
+        "ONNX Runtime, 1 thread": our_pass(open_detector(WEIGHTS, size=SIZE, threads=1)),
+        "PyTorch": our_pass(detector),
+        "PyTorch, folded": our_pass(detector.fused()),
     }
-    results: dict[str, object] = {"execution": str(optimised.runtime)}
+    results: dict[str, object] = {"onnxruntime": onnxruntime.__version__, "threads": threads}
     with (
         ultralytics_pass(venv, threads) as ultralytics_threads,
         ultralytics_pass(venv, 1) as ultralytics_single,
@@ -173,30 +180,25 @@ def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[s
                 if turn:  # The first turn is a warm-up.
                     times[name].append(seconds)
     for name, measured in times.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, times["ours"], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(measured, times[OURS], strict=True))
         print(
-            f"{name:24s} {statistics.median(measured) * 1e3:8.1f} ms, "
-            f"best {min(measured) * 1e3:8.1f} ms, {ratio:6.2f}× ours"
+            f"{name:26s} {statistics.median(measured) * 1e3:8.1f} ms, "
+            f"best {min(measured) * 1e3:8.1f} ms, {ratio:6.2f}× {OURS}"
         )
         results[name] = {"median_s": statistics.median(measured), "best_s": min(measured), "times_ours": ratio}
     return results
 
 
-def time_folder(detector: Detector, images: list[Path], turns: int = 3) -> dict[str, object]:
+def time_folder(images: list[Path], turns: int = 3) -> dict[str, object]:
     """Compare detection in files with the same number of bare forward passes, both with one worker per core."""
-    options = RuntimeOptions(threads=1)
-    optimised = optimize_for_inference(detector, options)
-    batch = torch.rand(1, 3, SIZE, SIZE)
-
-    @torch.inference_mode()
-    def forward_pass(_: Path) -> None:
-        optimised.forward(batch)
+    detector: OnnxDetector = open_detector(WEIGHTS, size=SIZE, threads=1)
+    batch = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
 
     def forward_all() -> None:
-        list(map_ordered(images, forward_pass))
+        list(map_ordered(images, lambda _: detector.predict(batch)))
 
     def detect_all() -> None:
-        assert all(result.error is None for result in detect_files(images, optimised, size=SIZE))
+        assert all(result.error is None for result in detect_files(images, detector, size=SIZE))
 
     forward_all()
     pairs = [(time_call(detect_all), time_call(forward_all)) for _ in range(turns)]
@@ -204,7 +206,7 @@ def time_folder(detector: Detector, images: list[Path], turns: int = 3) -> dict[
     detected, passes = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(
         f"{len(images)} images: {detected:.2f} s detection, {passes:.2f} s forward passes: {ratio:.2f}×, "
-        f"{len(images) / detected:.1f} images/s ({optimised.runtime})"
+        f"{len(images) / detected:.1f} images/s"
     )
     return {"pictures": len(images), "detected_s": detected, "passes_s": passes, "ratio": ratio}
 
@@ -215,13 +217,13 @@ def main() -> None:
     parser.add_argument("--ultralytics", type=Path, metavar="VENV", help="virtual environment for Ultralytics")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    detector = load_detector("yolov3-tiny")
+    detector = load_detector(WEIGHTS)
     images = [path for path, _ in find_images([arguments.images])]
     results: dict[str, object] = {
         "claim": "YOLOv3-tiny: 1.5× Ultralytics' eager float32, 10× darknet, a folder within 1.3× of bare passes",
         "machine": describe_machine(),
         "forward": compare_passes(detector, arguments.ultralytics, images[0]),
-        "folder": time_folder(detector, images),
+        "folder": time_folder(images),
     }
     if arguments.output:
         write_results(arguments.output, results)

@@ -219,9 +219,9 @@ def transcode(
 ) -> TranscodeResult:
     """Write the probed video to `target` with `transform`, which keeps the size, applied to every frame.
 
-    One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in the
-    file is applied to the pixels. Odd sides are padded by repeating the last pixels, because 4:2:0 requires even sides.
-    Interlaced frames are processed and written as progressive.
+    One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in
+    the file is applied to the pixels. An odd width or height is padded by repeating the last pixels, because 4:2:0
+    requires even ones. Interlaced frames are processed and written as progressive.
 
     Raise UsageError for an unknown suffix, a `crf` out of range, a target that is the source, and a stream that the
     target's format does not support. Raise ChromaboxError for frames that cannot be decoded or differ in size, and if

@@ -151,7 +151,7 @@ def test_missing_file_and_missing_storage_are_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     short = {name: content[:4] if "/data/" in name else content for name, content in members.items()}
-    with pytest.raises(ChromaboxError, match=r"broken PyTorch file .*does not match expected size"):
+    with pytest.raises(ChromaboxError, match=r"corrupt PyTorch file .*does not match expected size"):
         load_untrusted(write_archive(tmp_path / "short.pt", short))
     without = {name: content for name, content in members.items() if "/data/" not in name}
     with pytest.raises(ChromaboxError, match="corrupt PyTorch file"):

@@ -1,7 +1,6 @@
 """Chromabox colourises greyscale images and detects objects.
 
-From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``. Both are imported on first use, and PyTorch
-with them.
+From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``, both imported on first use.
 """
 
 from importlib import import_module

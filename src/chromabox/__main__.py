@@ -1,4 +1,4 @@
-"""``chromabox`` and ``python -m chromabox``: run the command line and turn errors into one line and an exit code."""
+"""``chromabox`` and ``python -m chromabox``: run the command line and turn errors into a one-line message and an exit code."""
 
 import sys
 
@@ -14,7 +14,7 @@ EXTRAS = {
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 failed work, 2 invalid usage, 130 interrupted."""
+    """Run the command line and exit with 0 on success, 1 on failure, 2 on invalid usage and 130 if interrupted."""
     from chromabox.cli import run_cli
 
     try:
@@ -30,7 +30,7 @@ def main() -> None:
         install = f"pip install 'chromabox[{extras[0]}]'"
         sys.exit(_fail(f"{command} requires {missing}, which is not installed; install it with {install}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left.", 130))
+        sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left behind.", 130))
     except BrokenPipeError:
         sys.stderr.close()  # The reader of the output has exited; there is nobody to report to.
         sys.exit(0)

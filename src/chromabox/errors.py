@@ -2,12 +2,12 @@
 
 
 class ChromaboxError(Exception):
-    """Failed work. The message is one line: the file, what is wrong, and what was expected."""
+    """A command failed. The message is one line that names the file, what is wrong and what was expected."""
 
     exit_code = 1
 
 
 class UsageError(ChromaboxError):
-    """Invalid option or argument. The message names it, says what is wrong, and what was expected."""
+    """Invalid option or argument. The message names it and states what is wrong and what was expected."""
 
     exit_code = 2

@@ -1,9 +1,9 @@
-"""Selection of precision, compilation, memory layout and number of threads by measurement.
+"""Selection of precision, compilation, memory layout and number of threads by benchmarking.
 
 The fastest configuration depends on the processor (bfloat16 is fast only with hardware support), on the model and on
-the length of the run (compilation takes seconds before it saves any). A measurement of one or two seconds on a copy of
-the model selects it; every setting can also be fixed. The result is printed and stored in the run's configuration, and
-a resumed run uses the same one.
+the length of the run (compilation takes seconds before it saves any). It is selected by a benchmark of one or two
+seconds on a copy of the model; any setting can also be fixed. The result is printed and stored in the run's
+configuration, which a resumed run reuses.
 """
 
 import copy
@@ -37,7 +37,7 @@ class RuntimeConfig:
     threads: int = 1
 
     def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
-        """Return a copy with the settings that the options fix."""
+        """Return a copy with the settings that are fixed by the options."""
         return RuntimeConfig(
             device=self.device if options.device == "auto" else options.device,
             precision=self.precision if options.precision == "auto" else options.precision,
@@ -47,7 +47,7 @@ class RuntimeConfig:
         )
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context for the model's forward pass."""
+        """Return the autocast context for the model's forward pass."""
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -66,7 +66,7 @@ class RuntimeConfig:
 
 
 def has_fast_bfloat16(device: str | torch.device) -> bool:
-    """Return whether PyTorch's bfloat16 products are fast on the device: on any GPU, and on a CPU with AVX-512."""
+    """Return whether PyTorch's bfloat16 matmul is fast on the device: on any GPU, and on a CPU with AVX-512."""
     return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -89,7 +89,7 @@ def autotune(
         options: settings that are fixed.
         model: the model to be trained; it is not modified.
         compute_loss: runs a forward pass of a callable model on one real batch and returns the scalar loss.
-        total_steps: number of steps of the run, which decides whether compilation can save time.
+        total_steps: number of steps of the run, which determines whether compilation can save time.
     """
     fixed = RuntimeConfig(
         device=resolve_device(options),
@@ -124,7 +124,7 @@ def _pick_fastest_config(
 ) -> tuple[RuntimeConfig, float]:
     """Change one setting at a time; keep a change if it is faster by more than the measurement noise (5 %).
 
-    Rejected changes are tried again after later ones: channels-last may be faster in bfloat16 only.
+    Rejected changes are retried after the others: channels-last, for example, may be faster only in bfloat16.
     """
     best, seconds = initial, {initial: _time_step(initial, model, compute_loss)}
     for change in (*changes, *changes):
@@ -160,21 +160,21 @@ def _time_step(
     model_copy = copy.deepcopy(model).train()
     forward = runtime.prepare(model_copy)
     durations = []
-    # Dropout must not advance the random state: a run is the same with and without the measurement.
+    # Dropout must not advance the random state: a run must be the same with and without the benchmark.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if runtime.device.startswith("cuda") else []):
         for _ in range(repeats + 1):
             start_time = time.perf_counter()
             with runtime.autocast():
                 loss = compute_loss(forward)
             loss.backward()
-            loss.item()  # Waits for a GPU to finish.
+            loss.item()  # Wait for a GPU to finish.
             durations.append(time.perf_counter() - start_time)
     return min(durations[1:])
 
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Set the number of PyTorch threads within the context, also for threads started in it."""
+    """Set the number of PyTorch threads within the context, including for threads started there."""
     previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str,
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten_state(state, "", tensors)
-    # Invalid metadata raise here, before an existing file is replaced.
+    # Invalid metadata raises an exception here, before an existing file is replaced.
     metadata_json = json.dumps(metadata, allow_nan=False)
     header = {"format": CHECKPOINT_FORMAT, "state": json.dumps(skeleton), "description": metadata_json}
     path.parent.mkdir(parents=True, exist_ok=True)

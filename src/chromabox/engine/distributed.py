@@ -3,7 +3,7 @@
 The process group is configured by the environment variables of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR, MASTER_PORT). All functions return immediately for a single process.
 
-Gradients are averaged by one all-reduce of one flat tensor after the backward pass. The models are small, and
+Gradients are averaged by a single all-reduce of one flat tensor after the backward pass. The models are small, and
 overlapping communication with computation, as ``DistributedDataParallel`` does, would save little time. Without a
 wrapper, the model keeps its parameter names in checkpoints.
 """
@@ -38,7 +38,7 @@ class DistInfo:
 
 @contextmanager
 def init_distributed() -> Iterator[DistInfo]:
-    """Join the process group of torchrun within the context; without torchrun, yield a group of one process.
+    """Join torchrun's process group within the context; without torchrun, yield a group of one process.
 
     Each process uses the GPU of its local rank. With fewer GPUs than processes, the backend is gloo, because nccl
     requires one GPU per process.
@@ -118,7 +118,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         values = input.float()
         count = torch.tensor([values.numel() / values.shape[1]], device=values.device)
-        # The mean is reduced first: the difference of mean square and squared mean would lose precision.
+        # Reduce the mean first: computing the variance as mean square minus squared mean would lose precision.
         dist.all_reduce(count)
         mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 #: The oldest opset that PyTorch's exporter writes without conversion; all runtimes since 2023 support it.
 OPSET = 18
-#: Maximum difference of the compared outputs between the file and PyTorch, both in float32.
+#: Maximum difference between the outputs of the exported file and PyTorch's, both in float32.
 MAX_DIFFERENCE = 1e-4
 
 
 @runtime_checkable
 class ExportReport(Protocol):
-    """Result of the comparison of an exported file with PyTorch; ``str`` returns it as one sentence."""
+    """Result of comparing an exported file with PyTorch; ``str`` returns it as one sentence."""
 
     @property
     def max_difference(self) -> float:
@@ -44,12 +44,12 @@ def to_onnx(
     opset: int = OPSET,
     optimize: bool = True,
 ) -> "ModelProto":
-    """Export a model with one input by PyTorch's exporter.
+    """Export a model with one input, using PyTorch's exporter.
 
     Args:
         model: in evaluation mode, on the CPU.
         example_input: an input; its dimensions of size 1 are treated as fixed.
-        dynamic_dims: the dimensions of the input with any size, as ``torch.export.Dim``.
+        dynamic_dims: the input's dynamic dimensions, as ``torch.export.Dim``.
         input_names, output_names: names in the file.
         opset: ONNX opset version.
         optimize: whether the exporter simplifies the graph, for example by folding BatchNorm into convolutions.
@@ -81,10 +81,10 @@ def to_onnx(
 def save_verified(
     path: Path, model: "ModelProto", metadata: Mapping[str, str], compare: Callable[[Path], ReportT]
 ) -> ReportT:
-    """Write a model with its metadata to ``path`` if ``compare`` finds its outputs equal to PyTorch's.
+    """Write a model with its metadata to ``path`` if, according to ``compare``, its outputs match PyTorch's.
 
     Missing folders are created. Raise ChromaboxError if the outputs differ by more than ``MAX_DIFFERENCE`` or the file
-    cannot be written; an existing file is unchanged then.
+    cannot be written; in that case, an existing file is left unchanged.
     """
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -95,14 +95,14 @@ def save_verified(
             report = compare(temp_path)
             # The negation also rejects NaN.
             if not report.max_difference <= MAX_DIFFERENCE:
-                raise ChromaboxError(f"{path}: not written because its outputs would differ from PyTorch; {report}")
+                raise ChromaboxError(f"{path}: not written because its outputs would differ from PyTorch's; {report}")
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error})") from error
     return report
 
 
 def require_onnx_suffix(path: Path) -> None:
-    """Raise UsageError if the suffix is not ``.onnx``; called before the conversion, which takes seconds."""
+    """Raise UsageError if the suffix is not ``.onnx``; call it before the export, which takes seconds."""
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: expected the suffix .onnx; use, for example, {path.with_suffix('.onnx').name}")
 

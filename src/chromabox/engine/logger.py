@@ -21,7 +21,7 @@ class MetricsLogger:
     """Logger of a run's metrics to ``metrics.jsonl`` (one line per epoch), ``metrics.csv`` and TensorBoard events.
 
     A missing folder is created. On resuming, records of epochs after ``epochs_done`` are deleted: a crash can happen
-    after a record was written and before its checkpoint was saved, and every epoch must be recorded once.
+    after a record is written but before its checkpoint is saved, and every epoch must be recorded exactly once.
     """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
@@ -34,7 +34,7 @@ class MetricsLogger:
         self._purge_step = epochs_done + 1
 
     def log(self, record: EpochRecord) -> None:
-        """Log one epoch. All values are finite, and ``epoch`` starts at 1."""
+        """Log one epoch. All values must be finite; ``epoch`` starts at 1."""
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -71,7 +71,7 @@ class MetricsLogger:
 
 
 def read_metrics(folder: Path) -> list[EpochRecord]:
-    """Read the records of ``metrics.jsonl``; skip a truncated last line, which a crash can leave."""
+    """Read the records of ``metrics.jsonl``; skip a truncated last line, which a crash can leave behind."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -90,7 +90,7 @@ class ProgressCallback(Protocol):
 def progress_bar(
     title: str, total: int, completed: int = 0, unit: str = "steps", *, show: bool = True
 ) -> Iterator[ProgressCallback]:
-    """Show a bar with rate and remaining time on a terminal; yield a callback without effect elsewhere."""
+    """Show a bar with the rate and the remaining time if on a terminal; otherwise, yield a callback that does nothing."""
     if not show or not sys.stderr.isatty():
         yield lambda steps=1, **values: None
         return

@@ -1,10 +1,10 @@
 """Muon for convolution kernels.
 
-Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") orthogonalises the momentum update
-approximately by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. Here, a convolution
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") approximately orthogonalises the
+momentum update by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. Here, a convolution
 kernel is flattened to a matrix [out, in·height·width]; the steps are equal to those of ``torch.optim.Muon`` on such
-matrices. On a CPU without hardware support for bfloat16, the iteration is computed in float32: PyTorch's products of
-bfloat16 matrices are 25 to 60 times slower there.
+matrices. On a CPU without hardware support for bfloat16, the iteration is computed in float32, because PyTorch's
+bfloat16 matmul is 25 to 60 times slower there.
 """
 
 import math
@@ -20,7 +20,7 @@ from chromabox.engine.autotune import has_fast_bfloat16
 #: Coefficients of the quintic polynomial, as published.
 _NS_A, _NS_B, _NS_C = 3.4445, -4.775, 2.0315
 _NS_STEPS = 5
-#: Rows of a symmetric product that are computed at once.
+#: Number of rows of a symmetric product computed at a time.
 _BLOCK_ROWS = 256
 
 
@@ -28,8 +28,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for convolution kernels [out, in, height, width], each flattened to [out, in·height·width].
 
     The result does not depend on a kernel's memory layout. The model may be moved to a device before the first step.
-    Momentum is Nesterov's and weight decay is decoupled. For matrices with more rows than columns, the step is scaled
-    by the square root of their ratio. Raise ValueError for a parameter without four dimensions.
+    It uses Nesterov momentum and decoupled weight decay. For matrices with more rows than columns, the step is scaled
+    by sqrt(rows / columns). Raise ValueError for a parameter without four dimensions.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return the matrix with singular values between about 0.7 and 1.2, by five Newton–Schulz steps."""
+    """Return the matrix after five Newton–Schulz steps, with singular values between about 0.7 and 1.2."""
     if matrix.shape[0] > matrix.shape[1]:
         return newton_schulz(matrix.T).T
     matrix = matrix / matrix.norm().clamp(min=1e-7)

@@ -1,8 +1,8 @@
 """Training loop for all models of the package.
 
 A :class:`TrainTask` defines the model, its optimizers, the batches, the loss and the validation. A
-:class:`TrainSchedule` defines the length of training. The loop makes optimizer steps, averages weights, validates,
-logs, saves checkpoints and stops; it does not depend on the content of a batch. The task derives all randomness in a
+:class:`TrainSchedule` defines the length of training. The loop takes optimizer steps, averages weights, validates,
+logs, saves checkpoints and stops; it does not depend on the contents of a batch. The task derives all randomness in a
 batch from ``(seed, epoch)``. A run that was stopped at any point, even by ``kill -9``, therefore resumes with the same
 results as an uninterrupted run.
 """
@@ -60,9 +60,9 @@ class TrainSchedule:
     ema_warmup_steps: float = 0.0
     """The decay is multiplied by 1 − e^(−step/warmup), which reduces the weight of early steps; 0: no warm-up."""
     monitor: str | None = None
-    """Metric (lower is better) that selects the best epoch; None: without held-out data, the last epoch is best."""
+    """Metric (lower is better) that selects the best epoch; None (no held-out data): the last epoch is best."""
     patience: int | None = None
-    """Number of epochs without an improvement of ``monitor`` after which training stops."""
+    """Number of epochs without improvement in ``monitor`` after which training stops."""
     max_steps: int | None = None
     """Maximum number of optimizer steps; the last epoch can be shortened."""
 
@@ -121,7 +121,7 @@ def fit(
     resume: bool = False,
     on_epoch_end: Callable[[EpochRecord, nn.Module], None] = lambda record, model: None,
 ) -> nn.Module:
-    """Train and return the model for evaluation (with averaged weights if there is an EMA).
+    """Train the model and return it for evaluation (with averaged weights if there is an EMA).
 
     Write ``metrics.jsonl``, ``metrics.csv``, TensorBoard events, ``last.safetensors`` (the complete state for resuming)
     and ``best.safetensors`` (the model only) to ``folder``. ``on_epoch_end`` is called in the main process with the
@@ -190,11 +190,11 @@ class _Trainer(Generic[BatchT]):
         return progress_bar("training", total, completed, show=self.dist_info.is_main)
 
     def is_step_due(self) -> bool:
-        """Return whether an optimizer step follows the last batch."""
+        """Return whether an optimizer step is due after the last batch."""
         return self.state.batch % self.schedule.accumulate == 0 or self.state.batch == self.batches_this_epoch
 
     def training_step(self, batch: BatchT) -> None:
-        """Run forward and backward on a batch; step after ``accumulate`` batches and at the end of the epoch."""
+        """Run a forward and backward pass; take a step after ``accumulate`` batches and at the end of the epoch."""
         schedule, state = self.schedule, self.state
         if state.batch % schedule.accumulate == 0:
             for optimizer in self.task.optimizers:
@@ -205,7 +205,7 @@ class _Trainer(Generic[BatchT]):
         first_batch = state.batch - state.batch % schedule.accumulate
         (losses["loss"] / min(schedule.accumulate, self.batches_this_epoch - first_batch)).backward()
         for name, value in losses.items():
-            # Sums in float64: a resumed epoch must have the same mean to the last digit.
+            # Sum in float64: a resumed epoch must have the same mean to the last digit.
             self.metric_sums[name] = (
                 self.metric_sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
             )
@@ -266,7 +266,7 @@ class _Trainer(Generic[BatchT]):
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def save_and_interrupt(self) -> None:
-        """Save the state with the mean metric sums of all processes; raise TrainingInterrupted in every process."""
+        """Save the state, with metric sums averaged over processes; raise TrainingInterrupted in every process."""
         means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
         self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
         if self.dist_info.is_main:
@@ -334,7 +334,7 @@ def _validate(task: TrainTask[BatchT], model: nn.Module, runtime: RuntimeConfig)
 
 
 def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
-    """Create a moving average of parameters and buffers with the decay of the schedule."""
+    """Create an exponential moving average of parameters and buffers with the schedule's decay."""
 
     @torch.no_grad()
     def update_averages(averages: Any, currents: Any, count: Any) -> None:
@@ -351,7 +351,7 @@ def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
 
 @contextmanager
 def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one occurred. A second one interrupts at once."""
+    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one arrived. A second one interrupts directly."""
     requested = False
 
     def handle(number: int, frame: FrameType | None) -> None:

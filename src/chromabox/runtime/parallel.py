@@ -23,8 +23,8 @@ def map_ordered(
 ) -> Generator[Result, None, None]:
     """Yield the results of ``func`` in the order of the items.
 
-    Each of ``workers`` threads (None: one per core) processes one item completely. Some workers read while others
-    compute. At most twice as many items as workers are started or finished before their results are consumed.
+    Each of the ``workers`` threads (None: one per core) processes whole items, which lets some threads read while
+    others compute. At most ``2 * workers`` items are in progress or waiting for their results to be consumed.
 
     Raise UsageError if ``workers`` is below 1. An exception in ``func`` is raised at the position of its item.
     """

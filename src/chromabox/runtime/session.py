@@ -18,7 +18,7 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-#: The key of a reference to a tensor in another file, after its length, whose last byte is 0 if it is padded. In a
+#: Key of a reference to a tensor in another file, preceded by its length; the last byte of a padded length is 0. In a
 #: crafted file, the key can follow its value.
 _EXTERNAL_DATA_KEY = re.compile(rb"location(?<=[\x00\x08]location)")
 
@@ -54,14 +54,14 @@ def open_session(
     Libraries with custom operators are not loaded, and tensors in other files are rejected.
 
     Args:
-        path: file named in errors.
+        path: the file, for error messages.
         model_bytes: contents of an ONNX file.
         input_names, output_names: expected names of the inputs and outputs, in order.
-        threads: number of threads of an operator; None: all available cores.
+        threads: number of threads per operator; None: one per available core.
         device: see :func:`resolve_provider`.
 
-    Raise ChromaboxError if ONNX Runtime cannot open the model or the names of its inputs and outputs differ, and
-    UsageError for a device that is not available.
+    Raise ChromaboxError if ONNX Runtime cannot open the model or its inputs or outputs have other names, and UsageError
+    if the device is not available.
     """
     provider = resolve_provider(device)
     if _EXTERNAL_DATA_KEY.search(model_bytes):
@@ -70,7 +70,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
-    # Spinning threads would occupy cores that other work can use.
+    # Spinning threads would occupy cores that other work could use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # Errors only; they are also raised.
     try:
@@ -88,7 +88,7 @@ def open_session(
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error on one line of at most 300 characters."""
+    """Return an error's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
@@ -99,7 +99,7 @@ _sessions_of_the_parent: list[onnxruntime.InferenceSession] = []
 def _keep_sessions_after_fork() -> None:
     """Keep the parent's sessions alive in a forked process.
 
-    The threads of a session exist in the parent only; its destructor would wait for them forever.
+    A session's threads exist only in the parent; in the child, its destructor would wait for them forever.
     """
     _sessions_of_the_parent.extend(_sessions)
 

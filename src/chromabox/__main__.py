@@ -1,4 +1,4 @@
-"""``chromabox`` and ``python -m chromabox``: run the command line and turn errors into a one-line message and an exit code."""
+"""``chromabox`` and ``python -m chromabox``: run the command line; turn errors into a message and an exit code."""
 
 import sys
 

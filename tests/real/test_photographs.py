@@ -1,5 +1,6 @@
 """Tests of the bundled model on photographs of scikit-image, which are not in its training set."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from chromabox.colour.evaluation.image_scores import ImageScores, score_image
 from chromabox.colour.inference.load import open_model
-from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
+from chromabox.colour.inference.predict import ColouriseOptions, StyleName, colourise_image
 from chromabox.io.images import ImageData
 
 FOLDER = Path(skimage.__file__).parent / "data"
@@ -25,8 +26,9 @@ def load_photograph(name: str) -> np.ndarray:
     return np.asarray(Image.open(FOLDER / name).convert("RGB"))
 
 
-def score_photographs(options: ColouriseOptions) -> list[ImageScores]:
-    model = open_model()
+@cache
+def score_photographs(style: StyleName) -> list[ImageScores]:
+    model, options = open_model(), ColouriseOptions(style=style)
     originals = [load_photograph(name) for name in NAMES]
     return [
         score_image(original, colourise_image(ImageData(original), model, options).pixels) for original in originals
@@ -34,7 +36,7 @@ def score_photographs(options: ColouriseOptions) -> list[ImageScores]:
 
 
 def test_natural_colours_are_closer_to_the_truth_than_greyscale() -> None:
-    results = score_photographs(ColouriseOptions())
+    results = score_photographs("natural")
     assert np.mean([score.psnr - score.grey_psnr for score in results]) >= 1.2
     assert (
         1 - np.mean([score.delta_e for score in results]) / np.mean([score.grey_delta_e for score in results]) >= 0.15
@@ -43,7 +45,7 @@ def test_natural_colours_are_closer_to_the_truth_than_greyscale() -> None:
 
 
 def test_vivid_colours_are_more_colourful_and_at_most_slightly_worse() -> None:
-    natural, vivid = score_photographs(ColouriseOptions()), score_photographs(ColouriseOptions(style="vivid"))
+    natural, vivid = score_photographs("natural"), score_photographs("vivid")
     for natural_score, vivid_score in zip(natural, vivid, strict=True):
         assert vivid_score.colourfulness > natural_score.colourfulness
     assert np.mean([score.psnr - score.grey_psnr for score in vivid]) >= -0.5

@@ -90,7 +90,7 @@ class ProgressCallback(Protocol):
 def progress_bar(
     title: str, total: int, completed: int = 0, unit: str = "steps", *, show: bool = True
 ) -> Iterator[ProgressCallback]:
-    """Show a bar with the rate and the remaining time if on a terminal; otherwise, yield a callback that does nothing."""
+    """On a terminal, show a bar with the rate and the remaining time; elsewhere, yield a callback that does nothing."""
     if not show or not sys.stderr.isatty():
         yield lambda steps=1, **values: None
         return

@@ -351,7 +351,10 @@ def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
 
 @contextmanager
 def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one arrived. A second one interrupts directly."""
+    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one arrived.
+
+    A second signal raises KeyboardInterrupt immediately.
+    """
     requested = False
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
 """Chroma bins: the classes of the photo model, points of a square grid in the a*b* plane of CIELab.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
-under this target is exactly the chroma, which makes a correction of the predictions unnecessary. Zhang et al. 2016,
-section 2.2, distribute the target over the five nearest bins with a Gaussian; its mean only approximates the chroma.
-Only bins that occur in photographs are used. This reduces the number of classes for a small model.
+under this target is exactly the chroma; the predictions need no correction. Zhang et al. 2016, section 2.2, distribute
+the target over the five nearest bins with a Gaussian; its mean only approximates the chroma. Only bins that occur in
+photographs are used, to reduce the number of classes for a small model.
 """
 
 import math
@@ -47,7 +47,7 @@ class ChromaBins:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ChromaBins":
-        """Return the bins of :meth:`as_json`; raise KeyError, TypeError, ValueError or ChromaboxError if invalid."""
+        """Invert :meth:`as_json`; raise KeyError, TypeError, ValueError or ChromaboxError for invalid values."""
         centres, frequencies = (np.asarray(values[name], np.float32) for name in ("centres", "frequencies"))
         return cls(centres, frequencies, float(values["spacing"]))
 
@@ -79,7 +79,7 @@ class ChromaBins:
 def fit_bins(
     chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6
 ) -> ChromaBins:
-    """Return the grid points that have at least the fraction ``min_fraction`` of all bilinear weight.
+    """Return the grid points that have at least the fraction ``min_fraction`` of the total bilinear weight.
 
     Args:
         chroma: a* and b* of pixels [pixels, 2], in chunks.

@@ -10,7 +10,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 #: Maximum distance in the a*b* plane at which two colours count as the same colour for confidence.
 SAME_COLOUR_RADIUS = 20.0
-#: Lower bound of log-probabilities when predictions are merged: about that of float32's smallest normal number.
+#: Lower bound of log-probabilities when predictions are merged: about the log of float32's smallest normal number.
 MIN_LOG_PROB = np.float32(-87.0)
 
 ScalarMap = Float32[np.ndarray, "height width"]
@@ -47,7 +47,7 @@ class ChromaDistribution:
         return replace(self, log_probabilities=log_softmax(self.log_probabilities + log_weights[:, None, None], 0))
 
     def anneal(self, temperature: float) -> ClassMaps:
-        """Return the probabilities softmax(log-probabilities / temperature); 0 selects the most likely class.
+        """Return softmax(log-probabilities / temperature); temperature 0 selects the most likely class.
 
         Source: Zhang et al. 2016, section 2.3. Raise UsageError for a negative or non-finite temperature.
         """
@@ -56,7 +56,7 @@ class ChromaDistribution:
         if temperature == 0:
             best = self.log_probabilities.argmax(0)
             return (np.arange(len(self.centres))[:, None, None] == best).astype(np.float32)
-        # Subtract the maximum first: a small temperature could overflow otherwise.
+        # Subtract the maximum first: otherwise, a small temperature could cause overflow.
         relative = self.log_probabilities - self.log_probabilities.max(0)
         # Outside this range, float32 would compute 0/0 or ∞/∞, and the result no longer changes visibly.
         return softmax(relative / np.float32(min(max(temperature, 1e-6), 1e6)), 0)
@@ -71,16 +71,16 @@ class ChromaDistribution:
         return np.where(a * a + b * b <= SAME_COLOUR_RADIUS**2, np.exp(self.log_probabilities), np.float32(0)).sum(0)
 
     def entropy(self) -> ScalarMap:
-        """Return the entropy of the classes' probabilities as a fraction of its maximum: 0 certain, 1 uniform."""
+        """Return the entropy of the classes' probabilities as a fraction of the maximum: 0 if certain, 1 if uniform."""
         probabilities = np.exp(self.log_probabilities)
-        # 0 · log 0 is 0: a banned class has the logarithm −∞.
+        # 0 · log 0 is 0: a banned class has log-probability −∞.
         finite = np.where(probabilities > 0, self.log_probabilities, np.float32(0))
         # log 1 would give 0/0 for a single class.
         return (probabilities * finite).sum(0) / np.float32(-math.log(max(2, len(self.centres))))
 
 
 def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
-    """Merge predictions of the same image and size into one, weighted by their certainty.
+    """Merge predictions for one image, all of the same size, weighted by their certainty.
 
     The weight of a prediction at a position is 1 minus its entropy, plus a small constant, which keeps the mean defined
     where all predictions are uniform. The merged probabilities are the weighted geometric mean. It sharpens the
@@ -93,6 +93,6 @@ def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistri
     weights /= weights.sum(0)
     merged = np.zeros_like(distributions[0].log_probabilities)
     for weight, distribution in zip(weights, distributions, strict=True):
-        # Keep all probabilities above 0: the result must be defined where a prediction excludes the class of another.
+        # Keep all probabilities above 0: the result must be defined where one prediction excludes another's class.
         merged += weight * np.maximum(distribution.log_probabilities, MIN_LOG_PROB)
     return replace(distributions[0], log_probabilities=log_softmax(merged, 0))

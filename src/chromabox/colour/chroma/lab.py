@@ -20,10 +20,10 @@ _RGB_FROM_RELATIVE_XYZ = _RGB_FROM_XYZ * _WHITE_POINT
 # Scale each row to a sum of one: white is then exactly (1, 1, 1), and grey stays grey.
 _RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 
-#: Luminance Y of white = 1 from linear sRGB.
+#: Weights that convert linear sRGB to luminance Y, where Y of white is 1.
 LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
 
-#: Because each row sums to one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), X and Z relative to white.
+#: Because each row sums to one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), with X and Z relative to white.
 X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for column in (0, 2))
 
 #: Root below which CIELab replaces the cube by its tangent, and the slope of the tangent.
@@ -34,13 +34,14 @@ _KNEE_CUBE = np.float32((6 / 29) ** 3)
 #: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
 
-# Lower bound of slopes: with a smaller slope, the excess lasts over the whole search interval.
+# Lower bound of slopes: with a smaller slope, the excess persists over the whole search interval.
 _MIN_SLOPE = np.float32(1e-6)
 
-# Maximum number of steps towards the gamut; nearly all colours take fewer than ten.
+# Maximum number of steps towards the gamut; nearly all colours need fewer than ten.
 _MAX_STEPS = 40
 
-# Entries of the table from linear sRGB to 8 bits. Near black, where each level has fewest entries, it has 20 per level.
+# Number of entries of the table from linear sRGB to 8 bits. Near black, where levels have the fewest entries, there are
+# 20 per level.
 _TABLE_SIZE = 1 << 16
 
 
@@ -83,9 +84,9 @@ def max_chroma_scale(
 ) -> Float32[np.ndarray, " colours"]:
     """Return the largest scale in [0, 1] for a* and b* at which the colour is in the sRGB gamut.
 
-    The in-gamut colours of one lightness and hue are not always one interval from grey outwards: bright yellows have
-    a gap. The search therefore starts from outside, with steps too short to skip an in-gamut colour (`_gamut_step`),
-    and ends at the first one.
+    The in-gamut colours of one lightness and hue do not always form a single interval from grey outwards: bright
+    yellows have a gap. The search therefore starts from outside, with steps too short to skip an in-gamut colour
+    (`_gamut_step`), and ends at the first one.
     """
     result = np.ones_like(root)
     index, scale, max_step = np.arange(len(root)), result.copy(), result.copy()
@@ -126,7 +127,7 @@ def _gamut_step(
             if beyond.size:
                 steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
                 steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
-                # The target is half the tolerance, which makes the search end. A wrong-signed slope gives max_step.
+                # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives max_step.
                 needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, _MIN_SLOPE)
                 step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step
@@ -152,7 +153,7 @@ def _cube_derivative(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray,
 def linear_to_srgb(
     linear: Float32[np.ndarray, "3 *shape"], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> Shaped[np.ndarray, "*shape 3"]:
-    """Return 8- or 16-bit sRGB pixels of linear sRGB, clipped. The input array is overwritten."""
+    """Convert linear sRGB to 8- or 16-bit sRGB pixels, with clipping. The input array is overwritten."""
     pixels = np.empty((*linear.shape[1:], 3), dtype)
     np.clip(linear, 0, 1, out=linear)
     if dtype == np.uint8:
@@ -183,7 +184,7 @@ def _srgb_to_linear_table(dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Fl
 
 @cache
 def _linear_to_uint8_table() -> UInt8[np.ndarray, " entries"]:
-    """Return the nearest 8-bit level of evenly spaced linear values."""
+    """Return the nearest 8-bit levels for evenly spaced linear values."""
     return np.rint(255 * _srgb_transfer(np.linspace(0, 1, _TABLE_SIZE, dtype=np.float32))).astype(np.uint8)
 
 

@@ -1,15 +1,15 @@
 """Application of a small chroma map to a full-size image, whose L* is preserved exactly.
 
 The map is upsampled to full size with the image's lightness as the guide. Where a colour is outside the sRGB gamut, its
-chroma is reduced as little as possible; lightness and hue stay (lab.py). The image is processed in bands of rows that
-fit in a core's cache; the memory beyond the input and the result does not grow with the image.
+chroma is reduced as little as possible; lightness and hue are kept (lab.py). The image is processed in bands of rows
+that fit in a core's cache; apart from the input and the result, memory use does not grow with the image.
 
 The upsampling follows the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2). On the small map, chroma
 around every cell is fitted by a linear function of lightness. The coefficients, not the chroma, are interpolated to
-full size and applied to the full-size lightness, which makes colours end at the edges of the image. Two things differ,
-because the averaged offsets of the filter blur the map (measured on photographs: worse than bilinear interpolation).
-The function of every cell passes through the chroma of the cell. The map is first sharpened to compensate for
-interpolation and averaging: the average of the result over a cell is the value of the map again.
+full size and applied to the full-size lightness, which makes colours end at edges in the image. There are two
+differences from the filter, whose averaged offsets blur the map (on photographs, the results were worse than with
+bilinear interpolation). The function of each cell passes through the cell's chroma. The map is first sharpened to
+compensate for interpolation and averaging, which makes the average of the result over a cell equal to the map's value.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ from chromabox.runtime.parallel import map_row_bands
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
 
-#: Regularisation: variance of L* at which the slope is half of the least-squares slope.
+#: Regularisation: variance of L* at which the slope is half the least-squares slope.
 EPSILON = 100.0
 
-# Passes of the sharpening; each one reduces the blur left by the previous one.
+# Number of sharpening passes; each one reduces the blur left by the previous one.
 _SHARPEN_PASSES = 2
 
 
@@ -53,7 +53,7 @@ class GuidedUpsampler:
         upper, lower, down = _interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         for channel, value in enumerate(result):
-            # One channel at a time keeps the planes in the cache.
+            # Processing one channel at a time keeps the planes in the cache.
             slope, offset, lowest, highest = (
                 _lerp(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
                 for plane in self.planes[:, channel]
@@ -84,7 +84,7 @@ def fit_local_linear(
     mean_light, mean_colour = box_filter(light), box_filter(colour)
     variance = np.maximum(box_filter(light**2) - mean_light**2, 0)
     covariance = box_filter(light * colour) - mean_light * mean_colour
-    # Windows around a cell that have more contrast determine its slope better and get more weight.
+    # Of the windows around a cell, those with more contrast determine its slope better and get more weight.
     slope = box_filter(covariance) / (box_filter(variance) + EPSILON)
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     neighbours = np.stack(_window(colour, mode="edge"))
@@ -103,7 +103,7 @@ def box_filter(planes: Float[np.ndarray, "planes height width"]) -> Float[np.nda
 def _window(
     planes: Float[np.ndarray, "planes height width"], *, mode: Literal["constant", "edge"]
 ) -> list[Float[np.ndarray, "planes height width"]]:
-    """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border's value."""
+    """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border value."""
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
     shifts = range(2 * RADIUS + 1)
@@ -203,7 +203,7 @@ def apply_chroma(
         pixels: 8- or 16-bit sRGB; of a colour image, only the lightness is used.
         chroma: a*, b* of CIELab (D65), of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
         chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
-            reduced. It is called from several threads at once, in any order.
+            reduced. It is called concurrently from several threads, in any order.
         band_pixels: approximate number of pixels that are processed at a time; the result does not depend on it.
     """
     guided = _guided_upsampler(pixels, chroma, band_pixels)

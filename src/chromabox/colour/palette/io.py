@@ -1,9 +1,9 @@
 """Palette files (JSON, .npy, GIMP's .gpl), the bundled palettes, and parsing of colours from the command line.
 
-A palette file from another source is treated as data only: nothing is unpickled, sizes are bounded, and every error is
-one sentence that names the file.
+Palette files are not trusted: nothing is unpickled, sizes are bounded, and every error is one sentence that names the
+file.
 
-No heavy module is imported: the command line imports this module at every start.
+Heavy modules are not imported here: the command line imports this module at every start.
 """
 
 import io
@@ -30,7 +30,7 @@ def load_palette(path_or_name: str | Path) -> Palette:
 
     `.npy`: shape [colours, 3], floats in RGB/256 or uint8, without pickled objects. `.json`: a file written by
     save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers (no decimal point), they are
-    8-bit values, else RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, for an invalid palette.
+    8-bit values, otherwise RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is invalid.
     """
     bundled = _bundled_palettes()
     if str(path_or_name) in bundled:
@@ -60,8 +60,8 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
     """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that load_palette reads.
 
     provenance: how the palette was made, for documentation. Only .json stores it; .npy does not store the name either.
-    .gpl (GIMP) has 8-bit values: the colours are rounded. Raise ChromaboxError for another suffix or if the file cannot
-    be written.
+    .gpl (GIMP) stores 8-bit values: the colours are rounded. Raise ChromaboxError for another suffix or if the file
+    cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -85,7 +85,7 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
 
 
 def _bundled_palettes() -> dict[str, Traversable]:
-    """Return the files of the palettes in the package's assets by name."""
+    """Return the palette files among the package's assets, by name."""
     entries = resources.files("chromabox").joinpath("assets").iterdir()
     files = {file.name: file for file in entries if file.name.startswith("palette-") and file.name.endswith(".json")}
     return {name.removeprefix("palette-").removesuffix(".json"): file for name, file in files.items()}
@@ -170,7 +170,7 @@ PALETTE_READERS = {".npy": _parse_npy, ".json": _parse_json, ".gpl": _parse_gpl}
 
 
 def _to_json(palette: Palette, provenance: Mapping[str, object]) -> str:
-    """Format a palette as JSON with one colour per line, every float32 with the fewest digits that restore it."""
+    """Format a palette as JSON with one colour per line, every float32 with the fewest digits that round-trip."""
     head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance)}
     rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
     return json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
@@ -187,7 +187,7 @@ def parse_colour(text: str, option: str = "colour") -> Colour:
 
     Args:
         text: the user's input.
-        option: name of the option in the message.
+        option: name of the option, for the error message.
 
     Raise UsageError for any other text.
     """

@@ -1,7 +1,7 @@
 """Exact nearest-palette-colour lookup with one table access per pixel.
 
-There are only 256³ different 8-bit colours. The labels of all of them fit in a table of 16 MB, and a pixel costs one
-read for any number of palette colours. The table is filled efficiently:
+There are only 256³ different 8-bit colours. The labels of all of them fit in a table of 16 MB, and each pixel costs
+one read, whatever the number of palette colours. The table is filled efficiently:
 
 * It is filled on demand, in cells of 8×8×8 colours: an image uses only a part of the cube.
 * Within a cell, most colours of the palette cannot be the nearest. The difference of two squared distances
@@ -35,12 +35,12 @@ NUM_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffin
 class ColourLUT:
     """Labels of all 8-bit colours for one palette, computed on demand.
 
-    colours: at most 256, in the unit RGB/256. The table takes 16 MB. Threads can share an instance: one fills at a
-    time, and a cell is marked as filled after all its labels are written.
+    colours: at most 256, in the unit RGB/256. The table takes 16 MB. Threads can share an instance: only one thread
+    fills the table at a time, and a cell is marked as filled only after all its labels have been written.
     """
 
     def __init__(self, colours: Float[np.ndarray, "colours 3"]) -> None:
-        # Of equal colours only the first can be the nearest. Without the others, no cell consists of ties.
+        # Of equal colours, only the first can be the nearest. Without the others, no cell consists entirely of ties.
         first = np.sort(np.unique(colours, axis=0, return_index=True)[1])
         self._index = first.astype(np.uint8)
         self._colours = colours[first].astype(np.float64) * 256
@@ -52,7 +52,7 @@ class ColourLUT:
         self._fill_lock = Lock()
 
     def lookup(self, planes: UInt8[np.ndarray, "3 *shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """Return the index of the nearest colour of pixels given as three planes, of any strides, without a copy."""
+        """Return the index of each pixel's nearest colour; the three planes may have any strides and are not copied."""
         labels = np.empty(planes.shape[1:], np.uint8)
         if not labels.size:
             return labels
@@ -115,7 +115,7 @@ class ColourLUT:
         """Compute the labels of all colours of the given cells."""
         corner = np.stack(np.unravel_index(cells, (CELLS_PER_AXIS, CELLS_PER_AXIS, CELLS_PER_AXIS)), -1) * CELL_SIZE
         centre = corner + (CELL_SIZE - 1) / 2
-        # d² without the square of the pixel, which is the same for every colour of the palette.
+        # d² without the squared norm of the pixel, which is the same for every colour of the palette.
         distances = self._squared_norms - 2 * centre @ self._colours.T
         best = distances.argmin(-1)
         rows = np.arange(len(cells))
@@ -145,9 +145,9 @@ class ColourLUT:
         distances: Float64[np.ndarray, "cells colours"],
         candidates: Bool[np.ndarray, "cells colours"],
     ) -> UInt8[np.ndarray, "cells points"]:
-        """Return labels of every point of the cells that have more candidates than `best`, the centre's nearest.
+        """Return the labels of all points in cells with candidates other than `best`, the colour nearest the centre.
 
-        The cells are sorted by their number of candidates, most first: the n-th candidates concern only leading cells.
+        The cells are sorted by number of candidates, in descending order: only leading cells have an n-th candidate.
         """
         count = candidates.sum(-1)
         flat_candidates = np.nonzero(candidates)[1]

@@ -25,7 +25,7 @@ else:
     Tensor = Any  # jaxtyping checks the shape and dtype of any array type
 
 MAX_COLOURS = 256  # a label is one byte
-REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, only for the order of colours and the text colour
+REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to sort colours and choose the text colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,12 @@ class Palette:
         return len(self.colours)
 
     def __reduce__(self) -> tuple[type["Palette"], tuple[np.ndarray, str]]:
-        """Pickle and copy without the lookup table: each process fills a table when it first uses one."""
+        """Pickle and copy without the lookup table: each process fills its own table on demand."""
         return Palette, (self.colours, self.name)
 
     @cached_property
     def lut(self) -> ColourLUT:
-        """Nearest-colour lookup table: 16 MB, filled on demand, as long-lived as the palette."""
+        """Nearest-colour lookup table: 16 MB, filled on demand, kept as long as the palette."""
         return ColourLUT(self.colours)
 
     @property
@@ -92,7 +92,7 @@ def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int 
 
 
 def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
-    """Return the mean Euclidean distance of a pixel to its nearest colour, in RGB/256; `axis` as in assign_labels."""
+    """Return the mean Euclidean distance from a pixel to its nearest colour, in RGB/256; `axis` as in assign_labels."""
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     nearest = palette.colours[palette.lut.lookup(unique.T)]
     distance = np.sqrt(((unique / 256 - nearest) ** 2).sum(-1))
@@ -127,7 +127,7 @@ def annealed_mean(
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # Subtract the maximum first: a small temperature could overflow otherwise. Below 1e-30 the result is constant.
+    # Subtract the maximum first: otherwise, a small temperature could overflow. Below 1e-30 the result is constant.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -136,7 +136,7 @@ def annealed_mean(
 def mask_logits(
     logits: Float[Tensor, "batch colours height width"], allowed: Iterable[int]
 ) -> Float[Tensor, "batch colours height width"]:
-    """Set the logits of all colours that are not allowed to −inf. They are then never decoded.
+    """Set the logits of all disallowed colours to −inf; these colours are then never decoded.
 
     Raise ChromaboxError for an index outside the palette and if no colour is allowed.
     """
@@ -162,10 +162,10 @@ def fit_palette(
 ) -> Palette:
     """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
 
-    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial
-    colours. It minimises the mean squared distance. Iterations over all different colours, weighted by their counts,
-    then reduce the mean distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if
-    `num_colours` is not 2 to 256 or exceeds the number of different colours.
+    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial colours that minimise
+    the mean squared distance. Iterations over all distinct colours, weighted by their counts, then reduce the mean
+    distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if `num_colours` is not 2
+    to 256 or exceeds the number of distinct colours.
     """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     if not 2 <= num_colours <= MAX_COLOURS:
@@ -184,7 +184,8 @@ def draw_palette(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the palette: one tile per colour, with its index and its 8-bit value in hexadecimal.
 
-    tile_size: edge of a tile in pixels. columns: tiles per row; by default, the image is slightly wider than high.
+    tile_size: side length of a tile in pixels. columns: tiles per row; by default, the image is slightly wider than it
+    is high.
     """
     from PIL import Image, ImageDraw
 
@@ -220,7 +221,7 @@ def _channels_first(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.nda
 def _colour_histogram(
     planes: UInt8[np.ndarray, "3 ..."],
 ) -> tuple[UInt8[np.ndarray, "unique 3"], Int64[np.ndarray, "unique"]]:
-    """Return the different colours and the number of occurrences of each."""
+    """Return the distinct colours and the number of occurrences of each."""
     if not planes.size:
         raise ChromaboxError("no pixels: expected at least one image")
     packed = np.zeros(planes.shape[1:], np.uint32)
@@ -291,14 +292,14 @@ def _geometric_medians(
 ) -> Float32[np.ndarray, "colours 3"]:
     """Move centres to the geometric medians of their clusters, with Weiszfeld's algorithm (1937).
 
-    Each step is a mean weighted by 1 / distance. It reduces the mean distance as Lloyd's step reduces the mean squared
-    distance.
+    Each step is a mean weighted by 1 / distance. It reduces the mean distance, just as a step of Lloyd's algorithm
+    reduces the mean squared distance.
     """
     points: Float64[np.ndarray, "unique 3"] = unique / 256
     for _ in range(max_iter):
         labels = ColourLUT(centres).lookup(unique.T)
         distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
-        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: finite for a point on its centre
+        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: finite for a point at its centre
         total = np.bincount(labels, weight, len(centres))
         sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
         used = total > 0  # a centre without points is not moved

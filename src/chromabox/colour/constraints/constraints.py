@@ -1,6 +1,6 @@
 """Constraints on the colours of an image: a palette; allowed, banned and replaced colours; hints; minimum confidence.
 
-Constraints change the predicted distribution before it is decoded. Pixel rules (pixel_rules.py) guarantee them for each
+Constraints change the predicted distribution before it is decoded. Pixel rules (pixel_rules.py) enforce them at each
 pixel at full size; recolour applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB
 gamut at the lightness of the pixel, gamut mapping keeps hue and lightness and reduces chroma.
 
@@ -41,7 +41,7 @@ PALETTE_CHROMA_SIGMA = 10.0
 #: Width (σ, in L*) of the Gaussian that penalises palette colours whose lightness differs from that of the pixel.
 PALETTE_LIGHTNESS_SIGMA = 25.0
 
-#: Number of colours processed at a time, which bounds the memory.
+#: Number of colours processed at a time, to bound memory use.
 _CHUNK_SIZE = 1 << 14
 
 
@@ -76,7 +76,7 @@ class PaletteProjection:
         return result
 
     def project(self, distribution: ChromaDistribution) -> ChromaDistribution:
-        """Project a distribution over bins onto these classes; the log-probability of a class not allowed is −∞.
+        """Project a distribution over bins onto these classes; the log-probability of a disallowed class is −∞.
 
         Each bin distributes its probability over the allowed colours with a Gaussian of their distance in a*b*
         (σ ``PALETTE_CHROMA_SIGMA``), normalised over the colours. The score of a colour is the sum of two terms:
@@ -104,7 +104,7 @@ class PaletteProjection:
 def _log_gaussian(
     points: Float32[np.ndarray, "points 2"], references: Float32[np.ndarray, "others 2"]
 ) -> Float32[np.ndarray, "points others"]:
-    """Return the logarithm of a Gaussian of width ``PALETTE_CHROMA_SIGMA``, not normalised, of all distances."""
+    """Return the log of an unnormalised Gaussian of all pairwise distances, with σ = ``PALETTE_CHROMA_SIGMA``."""
     squared_distances: np.ndarray = ((points[:, None] - references) ** 2).sum(-1)
     return -squared_distances / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
 
@@ -123,7 +123,7 @@ def build_projection(
         banned_colours: colours that are not allowed.
         replacements: pairs (A, B): colour A is replaced by B.
 
-    Raise UsageError if no colour is left, and for a replacement by a colour that is not available.
+    Raise UsageError if no colour is left, or if the replacement of a colour is not available.
     """
     unconstrained = _all_allowed(np.unique(palette, axis=0))
     if allowed_colours:
@@ -180,14 +180,14 @@ class ColourConstraints:
 
     Attributes:
         palette: use only its colours.
-        allowed: use only these colours. Without a palette they form the palette, else the nearest palette colours are
-            used.
-        banned: colours not to use: with a palette its nearest colours, without one all chroma within
+        allowed: use only these colours. Without a palette, they form the palette; otherwise, the nearest palette
+            colours are used.
+        banned: colours not to use: with a palette, the nearest palette colours; without one, all chroma within
             ``COLOUR_RADIUS``. A banned grey also bans pale colours: greys are moved to the nearest chroma at distance
             ``COLOUR_RADIUS``.
         replacements: pairs (A, B): colour A is replaced by B and not used.
         hints: colours painted on the image. They override bans; with a palette, its nearest colours are used.
-        min_confidence: pixels at which the model's confidence in the selected chroma, 0 to 1, is lower are left grey.
+        min_confidence: leave pixels grey where the model's confidence in the selected chroma, 0 to 1, is lower.
 
     Raise UsageError for a minimum confidence outside 0 to 1.
     """
@@ -211,7 +211,7 @@ class ColourPrediction:
     Attributes:
         chroma: a* and b* of a small map, which recolour upsamples. With hints it has a higher resolution than the
             distribution.
-        chroma_hook: pixel rules for recolour, which guarantee the constraints at full size; None if there are none.
+        chroma_hook: pixel rules for recolour that enforce the constraints at full size; None if there are none.
         distribution: after palette, replacements and bans, before hints; over the palette's classes if there is one.
         confidence: the model's confidence in the selected chroma, before bans, at the map's size; 1 where hints
             determine the colour.
@@ -304,7 +304,7 @@ def _spread_hints(
     image_size: tuple[int, int],
     guide: Float32[np.ndarray, "guide_height guide_width"] | None,
 ) -> HintWeights:
-    """Propagate hints on a map as fine as the distribution and of ``MIN_HINT_CELLS`` or more where pixels suffice."""
+    """Propagate hints on a map at least as fine as the distribution, with ``MIN_HINT_CELLS`` or more if possible."""
     scale = (MIN_HINT_CELLS / (image_size[0] * image_size[1])) ** 0.5
     small = distribution.lightness.shape
     height, width = (max(cells, min(full, round(scale * full))) for cells, full in zip(small, image_size, strict=True))
@@ -319,7 +319,7 @@ def _guided_upsample(
     lightness: Float32[np.ndarray, "height width"],
     target_lightness: Float32[np.ndarray, "finer_height finer_width"],
 ) -> Float32[np.ndarray, "finer_height finer_width 2"]:
-    """Upsample a small chroma map to the size of a larger lightness map, in the same way as recolour."""
+    """Upsample a small chroma map to the size of a larger lightness map, as recolour does."""
     planes = fit_local_linear(chroma, lightness, *target_lightness.shape).rows(
         slice(0, len(target_lightness)), target_lightness
     )
@@ -329,7 +329,7 @@ def _guided_upsample(
 def _confidence(
     distribution: ChromaDistribution, chroma: Float32[np.ndarray, "height width 2"], hint_weights: HintWeights | None
 ) -> Float32[np.ndarray, "map_height map_width"]:
-    """Return the model's confidence in the chroma of its map, blended with the hints' confidence, which is 1."""
+    """Return the model's confidence in its chroma map, blended with the hints' confidence, which is 1."""
     confidence = distribution.confidence(chroma)
     if hint_weights is None:
         return confidence
@@ -411,7 +411,7 @@ class _BinEdits:
 
     @classmethod
     def from_constraints(cls, constraints: ColourConstraints) -> "_BinEdits":
-        """Convert constraints to chroma. Raise UsageError for a replacement by a colour that is not available."""
+        """Convert constraints to chroma. Raise UsageError if the replacement of a colour is not available."""
         old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
         banned, old_chroma, new_chroma = (
             rgb_to_lab(np.array(colours, np.uint8).reshape(-1, 3))[:, 1:].astype(np.float64)
@@ -448,7 +448,7 @@ class _BinEdits:
         moved = replace(distribution, centres=centres.astype(np.float32))
         if not banned.any():
             return moved, moved
-        # Bins with probability 0 get a tiny one: each position keeps a colour if all its likely bins are banned.
+        # Raise probabilities of 0 to a tiny value: each position keeps a colour even if all its likely bins are banned.
         scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
         scores[banned] = -np.inf
         return moved, replace(moved, log_probabilities=log_softmax(scores, 0))

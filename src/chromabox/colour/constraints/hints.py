@@ -24,7 +24,7 @@ GROUP_RADIUS, MAX_GROUPS = 5.0, 32
 #: Differences of lightness (σ, in L*) and of the model's mean chroma (σ, in a* and b*) between neighbouring cells at
 #: which propagation begins to stop.
 EDGE_LIGHTNESS_SIGMA, EDGE_CHROMA_SIGMA = 2.5, 8.0
-#: Minimum edge weight, across the sharpest edges.
+#: Minimum weight of a graph edge, reached across the sharpest image edges.
 MIN_EDGE_WEIGHT = 1e-5
 #: Distance, as a fraction of the short side, over which the weight of a broad stroke decays to 1/e in a uniform region.
 DECAY_LENGTH = 0.25
@@ -64,7 +64,8 @@ class HintWeights:
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """Read hints from an image with transparency; pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    An image of another size is resized by nearest neighbour; downsizing keeps every painted colour, however small.
+    An image of another size is resized by nearest neighbour; downsizing keeps every painted colour, however small its
+    area.
 
     Args:
         path: an image with the aspect ratio of the photograph, within rounding to whole pixels.
@@ -117,12 +118,11 @@ def propagate_hints(
 ) -> HintWeights:
     """Propagate the painted colours on a small map.
 
-    The probability p of a group at a cell is the probability that a random walk from the cell reaches a cell of this
-    group before those of the other groups.
-    The walk steps to neighbours with weights
+    The probability of a group at a cell is the probability that a random walk from the cell reaches a cell of this
+    group before one of any other group. The walk steps to neighbours with weights
     exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)) and ends at each step with a small
-    probability (a screened Poisson equation), which makes the weight decay with distance. Because a walk rarely meets a
-    dot of one cell, the sum s of the probabilities is raised to s (1 + HALF_SATURATION) / (s + HALF_SATURATION); the
+    probability (a screened Poisson equation), which makes the weight decay with distance. Because a walk rarely reaches
+    a one-cell dot, the sum s of the probabilities is increased to s (1 + HALF_SATURATION) / (s + HALF_SATURATION); the
     proportions of the groups are unchanged.
 
     Args:
@@ -132,7 +132,7 @@ def propagate_hints(
     """
     groups, colours = _group_colours(hints)
     seeds = _seed_cells(hints, groups, len(colours), lightness.shape)
-    with threadpool_limits(1, user_api="blas"):  # More threads slow such small matrices down on a busy machine.
+    with threadpool_limits(1, user_api="blas"):  # With matrices this small, more threads are slower on a busy machine.
         probabilities = _random_walk_probabilities(
             seeds, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
         )
@@ -142,7 +142,7 @@ def propagate_hints(
 
 
 def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np.ndarray, "groups 3"]]:
-    """Return the group of every painted colour, in the order of labels, and the most frequent colour of each group."""
+    """Return the group of every painted colour, in label order, and the most frequent colour of each group."""
     count = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
     chroma = rgb_to_lab(hints.colours)[:, 1:]
     ungrouped = count > 0
@@ -201,7 +201,7 @@ def _random_walk_probabilities(
     unknown = seeds < 0
     values = (seeds[..., None] == np.arange(num_groups)).astype(np.float64)
     # Each cell has the equation: degree · p − Σ weight · p of its neighbours = 0, or p = 1 or 0 for a painted cell. The
-    # matrix of the map is block tridiagonal with a block for each row, and is solved by block elimination.
+    # system's matrix is block tridiagonal, with one block per row of the map; it is solved by block elimination.
     forward: list[Float64[np.ndarray, "width width"]] = []
     coupling = np.zeros((seeds.shape[1], seeds.shape[1]))
     for row, is_unknown in enumerate(unknown):

@@ -3,7 +3,7 @@
 A rule is a callable ``rule(chroma [rows, width, 2], band)`` that returns the chroma of these rows after the rule. Rules
 are stateless: bands can be processed in any order and from several threads.
 
-Exclusion zones are discs of the a*b* plane that no chroma may lie in.
+Exclusion zones are discs in the a*b* plane in which no chroma may lie.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
 
-#: Depth inside an edge that still counts as on it, in units of a* and b*: far above rounding errors, far below visible.
+#: Depth inside an edge at which a point still counts as on it, in units of a* and b*: far larger than rounding errors,
+#: far too small to see.
 EDGE_TOLERANCE = 1e-4
 
 
@@ -35,7 +36,7 @@ class ExclusionZones:
         """Return the nearest chroma outside all discs; chroma outside is not changed.
 
         The nearest point is on the edge of a disc in the direction away from its centre, or an intersection of two
-        edges. At the exact centre of a disc, where all directions are equally short, the direction is +a*.
+        edges. At the exact centre of a disc, where all directions are equivalent, the direction is +a*.
         """
         points = chroma.reshape(-1, 2)
         inside = self.contains(points)
@@ -127,9 +128,9 @@ class GridMapping:
 
 @dataclass(frozen=True, eq=False)
 class PaletteOnly:
-    """Every pixel gets exactly the chroma of one of the four labels around it: the nearest to the pixel's chroma.
+    """Every pixel gets exactly the chroma of one of the four labels around it: the one nearest to the pixel's chroma.
 
-    Only these four are candidates, because the chroma between two regions can be nearest to the colour of a third one.
+    Only these four are candidates, because the chroma between two regions can be nearest to a third region's colour.
     """
 
     grid: GridMapping
@@ -177,7 +178,7 @@ class GreyBelowConfidence:
 
 @dataclass(frozen=True, eq=False)
 class HintPixels:
-    """Pixels with a label above 0 get the chroma of that row of ``label_chroma``."""
+    """Pixels with a label above 0 get the chroma in the corresponding row of ``label_chroma``."""
 
     labels: UInt[np.ndarray, "height width"]
     label_chroma: Float32[np.ndarray, "labels 2"]

@@ -23,7 +23,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 def build_model(name: str, **model_args: Any) -> nn.Module:
     """Return a new model; ``model_args`` are the arguments of its class.
 
-    Raise UsageError if the name is unknown, or if the class has no such argument or requires another one.
+    Raise UsageError if the name is unknown, or if an argument is unknown or missing.
     """
     try:
         # Arguments read from JSON have lists in place of tuples.

@@ -1,8 +1,9 @@
 """The three networks of figure 1 of the assignment: PoolUpsampleNet (1a), ConvTransposeNet (1b), UNet (1c).
 
-The input is greyscale images in [0, 1), float32 [batch, in, height, width]; height and width are multiples of
-``model.size_divisor``. The output is logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015. Any
-kernel size from 1 keeps the shapes of the figure: see :func:`strided_padding` and :func:`transposed_padding`.
+The input is a batch of greyscale images in [0, 1), float32 [batch, in, height, width]; height and width are multiples
+of ``model.size_divisor``. The output is logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015.
+Any kernel size of at least 1 preserves the shapes in the figure: see :func:`strided_padding` and
+:func:`transposed_padding`.
 """
 
 import warnings
@@ -64,7 +65,7 @@ def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_col
         if value < 1:
             raise UsageError(f"{name} is {value}: expected at least 1")
     extent = dilation * (kernel - 1) + 1
-    if extent > 33:  # most inputs of the convolution would be padding
+    if extent > 33:  # most of the convolution's inputs would be padding
         raise UsageError(
             f"kernel {kernel} with dilation {dilation} covers {extent} pixels, more than an image of 32 × 32: "
             "use a smaller kernel or dilation"

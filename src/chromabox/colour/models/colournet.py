@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016, figure 1b): x + branch(x).
 
     The branch is BatchNorm, ReLU, convolution, BatchNorm, ReLU, convolution. The second convolution is initialised to
-    zero, which makes the block the identity at first (Zhang, Dauphin and Ma 2019).
+    zero, which makes the block initially the identity (Zhang, Dauphin and Ma 2019).
     """
 
     def __init__(self, channels: int) -> None:
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 
 
 class ColourNet(nn.Module):
-    """U-Net of residual blocks, with most computation at half resolution and below (our design).
+    """U-Net of residual blocks, with most of the computation at half resolution and below (our design).
 
     The grey values are encoded by hat functions (:func:`hat_encoding`), which are the input of three layers: the stem,
     a convolution of stride 2; the full-resolution convolution whose output is added to the decoder's; and a 1 × 1

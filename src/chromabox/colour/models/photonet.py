@@ -13,7 +13,7 @@ class GlobalContext(nn.Module):
     """Global context: a linear map of ReLU(mean over height and width), added at every position.
 
     Objects in one part of an image provide evidence for colours in other parts: a horse makes a green meadow likelier.
-    The linear map is initialised to zero, which makes the layer the identity at first.
+    The linear map is initialised to zero, which makes the layer initially the identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -33,9 +33,9 @@ class PhotoNet(nn.Module):
     The encoder has the architecture of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018) and can therefore
     be initialised with their pretrained weights. The decoder is a feature pyramid of residual blocks at 1/32, 1/16 and
     1/8 resolution, with :class:`GlobalContext` at 1/32. A finer resolution is not needed for chroma, because upsampling
-    is guided by the lightness at full resolution, which has the edges. The first ``frozen`` encoder layers, including
-    their BatchNorm statistics, do not change in training, and no gradients are computed for them. Height and width must
-    be multiples of 32.
+    is guided by the full-resolution lightness, which contains the edges. The first ``frozen`` encoder layers, including
+    their BatchNorm statistics, do not change during training, and no gradients are computed for them. Height and width
+    must be multiples of 32.
     """
 
     size_divisor = 32

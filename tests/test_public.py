@@ -15,7 +15,7 @@ from chromabox.__main__ import main
 from chromabox.cli import COMMANDS, with_current_names
 
 NAMES = {
-    "chromabox": "__version__ colourise",
+    "chromabox": "__version__ colourise detect",
     "chromabox.errors": "ChromaboxError UsageError",
     "chromabox.io.fetch": "Archive Mirror NpmPackage PinnedFile Progress Source StderrProgress TarUrl Url cache_folder "
     "fetch",
@@ -38,12 +38,15 @@ NAMES = {
     "course_recipe default_recipe make_photo_recipe "
     "quick_recipe make_recipe",
     "chromabox.colour.data.datasets": "ColourDataset LabelledImages load_colour_dataset",
-    "chromabox.colour.evaluation.metrics": "accuracy colourfulness confusion_matrix delta_e psnr",
+    "chromabox.colour.evaluation.metrics": "accuracy ciede2000 colourfulness confusion_matrix delta_e psnr ssim",
     "chromabox.colour.training.train": "TrainConfig read_config train",
     "chromabox.colour.chroma.bins": "ChromaBins fit_bins",
     "chromabox.colour.chroma.distribution": "ChromaDistribution merge_distributions",
     "chromabox.colour.training.train_photo": "PhotoConfig read_photo_config train_photo validate_photo",
     "chromabox.colour.weights.checkpoint": "PaletteModel PhotoModel load_palette_model load_model",
+    "chromabox.colour.weights.onnx_model": "ColourModel load_onnx_model",
+    "chromabox.colour.weights.export": "export_onnx",
+    "chromabox.colour.inference.load": "open_model",
     "chromabox.colour.constraints.constraints": "ColourConstraints ColourPrediction apply_constraints",
     "chromabox.colour.inference.predict": "STYLES ColouriseOptions apply_prediction colourise_image "
     "predict_chroma predict_colours predict_distribution",
@@ -70,7 +73,8 @@ NAMES = {
     "chromabox.detect.detections": "Detections",
     "chromabox.detect.inference.predict": "detect_image",
     "chromabox.detect.weights.load": "Detector download_pretrained load_detector save_detector write_darknet",
-    "chromabox.detect.weights.onnx_model": "DetectorModel OnnxDetector load_onnx_detector open_detector",
+    "chromabox.detect.weights.onnx_model": "DetectorModel OnnxDetector load_onnx_detector",
+    "chromabox.detect.inference.load": "open_detector",
     "chromabox.report.dataset": "report_validation",
     "chromabox.report.detection": "evaluate_detector_file",
     "chromabox.report.training": "run_finetune",

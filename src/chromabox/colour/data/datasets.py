@@ -2,7 +2,7 @@
 
 The conventions are those of the assignment. RGB is divided by 256 (not 255), grey is the plain mean of R, G and B, and
 the target of a pixel is the palette colour nearest in RGB. Grey is stored as the exact integer sum R + G + B (0 to 765)
-and converted to sum / 768 when a batch is gathered. This keeps sixty thousand images small in memory.
+and converted to sum / 768 when a batch is gathered, which keeps sixty thousand images small in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,16 +32,16 @@ COURSE_PALETTE = PinnedFile(
     size=416,
 )
 
-#: Prefix, before the number of colours, of the name of a palette that is fitted to the training images.
+#: Prefix of the names of palettes fitted to the training images; the number of colours follows.
 FITTED_PREFIX = "fitted:"
 
-#: One in this many images of a user's folder belongs to the test split.
+#: One in this many images in a user's folder belongs to the test split.
 FOLDER_TEST_EVERY_NTH = 10
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split: grey inputs, target labels and, for metrics in colour, the RGB images."""
+    """One split: grey inputs, target labels and, for colour metrics, the RGB images."""
 
     grey_sum: Int16[Tensor, "images height width"]
     labels: UInt8[Tensor, "images height width"]
@@ -95,13 +95,13 @@ def load_colour_dataset(
     """Load a dataset by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
 
     CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to
-    ``size`` × ``size``; every tenth of a fixed shuffle belongs to the test split.
+    ``size`` × ``size``; a tenth of them, chosen by a fixed shuffle, belong to the test split.
 
     Args:
         spec: name of the dataset or path of the folder.
         palette: palette of the labels.
         val_fraction: fraction of the training images (the last ones) held out for validation, 0 to 0.5; 0: none.
-        size: side in pixels of the images of a folder.
+        size: side length, in pixels, to which images from a folder are resized.
         with_auxiliary: also load the training images of CIFAR-10's other classes.
 
     Raise UsageError for an unknown name or class, a fraction out of range, or a folder with too few images.
@@ -126,8 +126,8 @@ def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     """Return the palette with that name; ``auto`` selects one for the data.
 
     fitted:K: K colours fitted to the training images.
-    auto: for CIFAR-10's horses the assignment's palette (``course``) if a mirror provides it, else ``horse24``; for
-    other CIFAR-10 data ``cifar24``; for a folder 24 colours fitted to its training images.
+    auto: for CIFAR-10's horses, the assignment's palette (``course``) if a mirror provides it, else ``horse24``; for
+    other CIFAR-10 data, ``cifar24``; for a folder, 24 colours fitted to its training images.
 
     Raise UsageError if K is not 2 to 256.
     """
@@ -165,9 +165,10 @@ def course_palette() -> Palette:
 
 
 def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
-    """Fit one palette to images, folders and CIFAR-10 sets; return it with the mean distance of a pixel to it.
+    """Fit one palette to images, folders and CIFAR-10 sets; return it and the mean distance from a pixel to it.
 
-    The distance is Euclidean in RGB/256. Raise UsageError if the number of colours is not 2 to 256.
+    The distance, to the nearest colour, is Euclidean in RGB/256. Raise UsageError if the number of colours is not 2 to
+    256.
     """
     if not 2 <= num_colours <= 256:
         raise UsageError(f"--colours is {num_colours}: expected 2 to 256")
@@ -258,7 +259,7 @@ def make_batches(
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
     Order and horizontal flips depend only on ``(seed, epoch)``: an epoch can be resumed at any batch, and it does not
-    depend on the number of processes. Each process gets its part of every batch of ``batch_size`` ×
+    depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
     ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different
     ones in each epoch). Auxiliary images, which require shuffling, replace some of the images of each batch.
     """

@@ -1,8 +1,8 @@
 """Photographs for training the photo model: lightness as input, chroma as target.
 
-Every image is stored small in memory (its short side is ``STORED_SIDE``). Each time it is used, a random square is
-cropped, randomly flipped horizontally and resized to the model's input size. Lightness is L*/100. Targets are the mean
-a* and b* of each patch for which the model has one output.
+Images are kept in memory at reduced size (with a short side of ``STORED_SIDE``). Each time an image is used, a random
+square is cropped, randomly flipped horizontally and resized to the model's input size. Lightness is L*/100. Targets are
+the mean a* and b* of the patch that each output of the model covers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ class PhotoDataset:
 
 
 def load_photos(folder: Path, log: Callable[[str], None] = print) -> PhotoDataset:
-    """Read all images of a folder; with subfolders ``train`` and ``val`` these are the splits, else every 20th is val.
+    """Read all images in a folder. The splits are its subfolders ``train`` and ``val``; else 1 in 20 images is for val.
 
     Images that cannot be read and images without colours in the centre crop are omitted; their number is logged.
     Raise UsageError if the path is not a folder with at least two colour images.
@@ -72,7 +72,7 @@ def _train_val_split(photos: list[Photo]) -> list[list[Photo]]:
 
 
 def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
-    """Read an image resized to its stored size; return None if it cannot be read or has no colours."""
+    """Read an image and resize it to its stored size; return None if it cannot be read or has no colours."""
     tick()
     try:
         data = read_image(path)
@@ -83,13 +83,13 @@ def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
     scale = STORED_SIDE / min(image.size)
     if scale != 1:
         resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-        # Crop before upsampling: the upsampled image of a one-pixel-high strip would take gigabytes.
+        # Crop before upsampling: an upsampled strip one pixel high would take gigabytes.
         image = _crop_long_side(image, max(1, round(MAX_SIDE / scale) + 2))
         width, height = (max(STORED_SIDE, round(side * scale)) for side in image.size)
         # Reducing by an integer factor first is fast; with this gap the difference is not visible.
         image = image.resize((width, height), resample, reducing_gap=3.0)
     small = np.ascontiguousarray(_crop_long_side(image, MAX_SIDE))
-    # Validation uses the centre crop: if it is grey, plain grey has an infinite PSNR.
+    # Validation uses the centre crop: if it is grey, the PSNR of the greyscale baseline is infinite.
     return None if np.ptp(center_crop(small).astype(np.int16), axis=2).max() == 0 else small
 
 
@@ -112,7 +112,7 @@ def make_photo_batch(crops: Sequence[Photo], size: int, stride: int) -> PhotoBat
 
 
 def center_crop(photo: Photo) -> Photo:
-    """Return the central square of an image, as large as its short side."""
+    """Return the central square of an image; its side length is the image's short side."""
     side = min(photo.shape[:2])
     top, left = ((length - side) // 2 for length in photo.shape[:2])
     return photo[top : top + side, left : left + side]
@@ -130,8 +130,9 @@ def make_photo_batches(
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
-    Order, crops and horizontal flips depend only on ``(seed, epoch)``. Two crops in five are as large as the image's
-    short side, the others 0.6 to 1 of it. The images that do not fill the last batch are omitted.
+    Order, crops and horizontal flips depend only on ``(seed, epoch)``. The side length of two crops in five is the
+    image's short side; that of the others is 0.6 to 1 times the short side. The images that do not fill the last batch
+    are omitted.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size

@@ -14,7 +14,7 @@ from chromabox.colour.evaluation import metrics
 from chromabox.colour.palette.palette import Palette, annealed_mean, decode_labels
 from chromabox.colour.weights.checkpoint import PaletteModel
 
-#: Number of images per forward pass. It bounds the memory for a split of any size.
+#: Number of images per forward pass, which bounds memory use for a split of any size.
 EVAL_BATCH_SIZE = 250
 
 
@@ -131,7 +131,7 @@ def _make_row(
     test: LabelledImages | None = None,
     confusion: Int64[np.ndarray, "truth prediction"] | None = None,
 ) -> EvaluationRow:
-    """Compute the metrics of one row; the accuracies need ``labels`` and ``test``."""
+    """Compute the metrics of one row; the accuracies require ``labels`` and ``test``."""
     accuracy = balanced = None
     if labels is not None and test is not None:
         true_labels = test.labels.numpy()
@@ -158,7 +158,7 @@ def _channels_last(rgb: UInt8[np.ndarray, "images 3 height width"]) -> UInt8[np.
 def sample_grid(
     model: torch.nn.Module, test: LabelledImages, palette: Palette, num_images: int = 10
 ) -> list[list[UInt8[np.ndarray, "height width 3"]]]:
-    """Return greyscale, ground truth and prediction, a row of images each, of the first ``num_images`` test images."""
+    """Return three rows of images for the first ``num_images`` test images: greyscale, ground truth and prediction."""
     samples = test.select(slice(0, num_images))
     labels = predict_labels(model, samples.grey)
     grey = np.rint(samples.grey_sum.numpy() / 3).astype(np.uint8)

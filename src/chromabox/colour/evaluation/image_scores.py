@@ -70,7 +70,7 @@ class FileScores:
 
 @dataclass(frozen=True)
 class FailedFile:
-    """A file that could not be scored, and the error message, one line."""
+    """A file that could not be scored, and a one-line error message."""
 
     file: Path
     error: str
@@ -101,7 +101,7 @@ class ScoreReport:
 
 
 def to_row(file: FileScores) -> dict[str, str | int | float | None]:
-    """Return names, size and scores of one file as a flat dictionary of JSON values; non-finite numbers become None."""
+    """Return one file's names, size and scores as a flat dictionary of JSON values; non-finite numbers become None."""
     row: dict[str, str | int | float | None] = {
         "original": file.original.as_posix(),
         "coloured": file.coloured.as_posix(),
@@ -198,10 +198,10 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[Fa
         path = original_paths[relative]
         names = " and ".join(str(coloured_paths[match]) for match in matches)
         if len(matches) > 1:
-            errors[relative] = f"{path} matches {names}: expected one colourised image, remove the others"
+            errors[relative] = f"{path} matches {names}: expected one colourised image; remove the others"
         elif matches and num_originals[matches[0]] > 1:
             count = num_originals[matches[0]]
-            errors[relative] = f"{path} is one of {count} originals of {names}: expected only one, remove the others"
+            errors[relative] = f"{path} is one of {count} originals of {names}: expected only one; remove the others"
         elif matches:
             pairs.append(FilePair(path, relative, coloured_paths[matches[0]], matches[0]))
         elif not coloured.is_file():
@@ -214,7 +214,7 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[Fa
 
 
 def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
-    """Return images by their relative paths in ``root``, without those in ``exclude`` if it is inside ``root``."""
+    """Return images by their relative paths in ``root``, except those in ``exclude`` if it is inside ``root``."""
     excluded = exclude.resolve()
     is_nested = exclude.is_dir() and root.resolve() in excluded.parents
     return {

@@ -1,4 +1,4 @@
-"""Metrics of colourisation, and baselines that need no model.
+"""Colourisation metrics, and baselines that need no model.
 
 The functions are pure and take NumPy arrays. Labels are palette indices; images are 8-bit RGB with the channels last.
 PSNR and accuracy favour desaturated colours: interpret them together with colourfulness, ΔE and balanced accuracy.
@@ -19,7 +19,7 @@ from chromabox.errors import ChromaboxError
 CHUNK_PIXELS = 1 << 15
 #: Number of possible sums R + G + B of 8-bit values.
 NUM_GREY_SUMS = 3 * 255 + 1
-#: Radius in pixels of the window of structural similarity, without its centre.
+#: Radius of the structural similarity window in pixels, excluding the centre.
 SSIM_RADIUS = 5
 #: Weights of the window along one axis: Gaussian, standard deviation 1.5. The first one is the centre's.
 SSIM_WEIGHTS = np.exp(-(np.arange(SSIM_RADIUS + 1) ** 2) / (2 * 1.5**2))
@@ -53,7 +53,7 @@ def confusion_matrix(
 def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
     """Return the mean recall over the colours that occur, in [0, 1]; NaN if none occurs.
 
-    All colours have the same weight, independent of their frequency. Source: Brodersen et al. 2010, "The balanced
+    All colours have the same weight, regardless of their frequency. Source: Brodersen et al. 2010, "The balanced
     accuracy and its posterior distribution", section 2, extended to more than two classes.
     """
     counts = confusion.sum(1)
@@ -127,7 +127,7 @@ def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np
 
 
 def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
-    """Compute the mean colour difference CIEDE2000 of corresponding pixels; about 1 is just noticeable.
+    """Compute the mean CIEDE2000 colour difference between corresponding pixels; about 1 is just noticeable.
 
     See :func:`lab_differences` and :func:`ciede2000`.
     """
@@ -136,7 +136,7 @@ def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]
 
 @dataclass(frozen=True)
 class LabDifference:
-    """Differences of two images in CIELab, as means over the pixels."""
+    """Differences between two images in CIELab, as means over the pixels."""
 
     delta_e: float
     """CIEDE2000; about 1 is just noticeable."""
@@ -163,7 +163,7 @@ def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, 
 def ciede2000(
     lab_a: Float32[np.ndarray, "colours 3"], lab_b: Float32[np.ndarray, "colours 3"]
 ) -> Float32[np.ndarray, " colours"]:
-    """Compute the colour difference CIEDE2000 of corresponding CIELab colours, with k_L = k_C = k_H = 1.
+    """Compute the CIEDE2000 colour difference between corresponding CIELab colours, with k_L = k_C = k_H = 1.
 
     Source: Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula", equations 2 to 22.
     """
@@ -255,7 +255,7 @@ class Baseline:
 def majority_baseline(
     train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], num_classes: int
 ) -> Baseline:
-    """Predict the most frequent colour of the training pixels for every pixel; of equal counts, the lowest index.
+    """Predict the most frequent colour of the training pixels for every pixel; ties go to the lowest index.
 
     Raise ChromaboxError if a label is outside 0 … ``num_classes`` − 1 or there are no pixels.
     """
@@ -279,9 +279,9 @@ def grey_lookup_baseline(
         test_labels: palette indices of the test pixels.
         num_classes: number of palette colours.
 
-    The prediction for a grey value without training pixels is the most frequent colour of all training pixels. Of equal
-    counts, the lowest index is predicted. Raise ChromaboxError if shapes differ, a label is outside 0 … ``num_classes``
-    − 1, a grey value is outside 0 … 765, or there are no pixels.
+    The prediction for a grey value without training pixels is the most frequent colour of all training pixels. Ties go
+    to the lowest index. Raise ChromaboxError if shapes differ, a label is outside 0 … ``num_classes`` − 1, a grey value
+    is outside 0 … 765, or there are no pixels.
     """
     for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
         _check_pair(grey, labels)

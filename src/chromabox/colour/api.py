@@ -61,7 +61,7 @@ def colourise(
         allow: a colour or a sequence of colours: use only these. With a palette, use its nearest colours.
         ban: a colour or a sequence of colours not to use. A single colour must be a string, here and in ``allow``.
         replace: a sequence of pairs (A, B) or strings ``"A=B"``, or one such string: colour A is replaced by B.
-        hints: the path of a transparent image with painted dots or strokes and the aspect ratio of the image, or a
+        hints: the path of a transparent image with painted dots or strokes and the same aspect ratio as the image, or a
             ``Hints`` object of the image's size. Hints are kept exactly and propagated to similar regions.
         min_confidence: keep pixels grey where the model's confidence is below this threshold, 0 to 1.
         model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``open_model``; or
@@ -74,7 +74,7 @@ def colourise(
         unchanged alpha, of the same dtype in native byte order; for any float dtype, float32 in [0, 1], computed with
         16-bit precision.
 
-    Raise UsageError for an unsupported image, an invalid option, and constraints that contradict each other. Raise
+    Raise UsageError for an unsupported image, an invalid option or constraints that contradict each other. Raise
     ChromaboxError, the base class of UsageError, for image data that cannot be decoded, and for a palette, hints or
     model file that cannot be read.
     """
@@ -121,7 +121,7 @@ def _pil_to_array(image: Image.Image) -> np.ndarray:
 
 
 def _high_bit_grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """Return grey of Pillow's modes I (0 to 65535) and F (0 to 1) as uint16 [height, width, 3]."""
+    """Return grey pixels of Pillow's modes I (0 to 65535) and F (0 to 1) as uint16 [height, width, 3]."""
     upper = 1 if grey.dtype.kind == "f" else 65535
     _check_range(grey, upper)
     pixels = from_float(grey.astype(np.float32), 16) if upper == 1 else grey.astype(np.uint16)
@@ -137,7 +137,7 @@ def _colourise_array(array: np.ndarray, model: ColourModel, options: ColouriseOp
         raise UsageError(f"image has dtype {array.dtype}: expected uint8, uint16, or float in [0, 1]")
     if kind == "f":
         _check_range(array, 1)
-    # Convert to native byte order: an array read from a file can have the other one.
+    # Convert to native byte order: an array read from a file may have the other one.
     values = np.asarray(array, np.float32 if kind == "f" else array.dtype.newbyteorder("="))
     values = values[..., None] if values.ndim == 2 else values
     rgb = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
@@ -252,7 +252,7 @@ _load_lock = Lock()
 
 
 def _reset_after_fork() -> None:
-    """Forget loaded models in a forked process: the threads of their sessions exist in the parent only."""
+    """Clear the model cache in a forked process: the threads of the models' sessions exist only in the parent."""
     global _load_lock
     _load_lock = Lock()
     _load.cache_clear()

@@ -1,4 +1,4 @@
-"""Cross-entropy losses of pixel classification, into the colours of a palette or into chroma bins, and accuracy."""
+"""Cross-entropy losses for pixel classification, into palette colours or into chroma bins, and accuracy."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Training recipes: functions that return the hyperparameters of each model as a frozen dataclass.
 
-``course`` has the exact settings of the assignment, ``default`` is the best recipe of 25 epochs and ``quick`` the
+``course`` has the exact settings of the assignment, ``default`` is the best recipe with 25 epochs and ``quick`` is the
 fastest recipe for a good model. ``docs/log.md`` describes the experiments behind them, with results. This module does
 not import torch.
 """
@@ -62,7 +62,7 @@ def course_recipe(model: PaletteModelName) -> TrainRecipe:
 
 
 def default_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the best recipe of 25 epochs; for colournet, the best within about 15 minutes on two cores."""
+    """Return the best recipe with 25 epochs; for colournet, the best within about 15 minutes on two cores."""
     if model == "colournet":
         return TrainRecipe(
             epochs=24,
@@ -154,7 +154,7 @@ def make_photo_recipe(
 def _override(
     recipe: TrainRecipe, epochs: int | None, batch_size: int | None, learning_rate: float | None
 ) -> TrainRecipe:
-    """Return the recipe with the values that are not None. Raise UsageError if one is not positive."""
+    """Return the recipe with the overrides that are not None. Raise UsageError if one is not positive."""
     for option, value in (("--epochs", epochs), ("--batch-size", batch_size), ("--learning-rate", learning_rate)):
         if value is not None and not value > 0:
             raise UsageError(f"{option} is {value}: expected a number above 0")
@@ -167,7 +167,7 @@ def _override(
 
 
 def lr_factor(recipe: TrainRecipe, progress: float) -> float:
-    """Return the factor by which the peak learning rate is multiplied at ``progress``, in [0, 1) of the run."""
+    """Return the factor of the peak learning rate at ``progress``, the completed fraction of the run in [0, 1)."""
     if recipe.schedule == "constant":
         return 1.0
     is_warmup = progress < recipe.warmup_fraction

@@ -34,7 +34,7 @@ from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import ParamGroupSettings, TrainSchedule, TrainTask, fit
 from chromabox.errors import UsageError
 
-#: Number of images, the first of the training split, on which training accuracy is measured in evaluation mode.
+#: Number of images, from the start of the training split, on which training accuracy is measured in evaluation mode.
 TRAIN_EVAL_IMAGES = 500
 
 
@@ -101,7 +101,7 @@ def train(
         config: the configuration of the run.
         folder: the run folder.
         options: requested runtime options, used if ``config.runtime`` is None.
-        inputs: inputs that several runs share; None loads those of ``config``.
+        inputs: inputs shared by several runs; None loads those of ``config``.
         dist_info: rank and number of processes; None for a single process.
         resume: whether to continue from the last checkpoint in ``folder``.
         log: function called with each line of output, in the main process.
@@ -165,7 +165,7 @@ def build_task(
     dist_info: DistInfo,
     runtime: RuntimeConfig,
 ) -> tuple[TrainTask[Any], TrainSchedule]:
-    """Return the training task and its schedule. Validation loss selects the best epoch if there is held-out data."""
+    """Return the training task and its schedule; validation loss selects the best epoch if there is held-out data."""
     recipe, data = config.recipe, inputs.data
     schedule = TrainSchedule(
         epochs=recipe.epochs,
@@ -212,7 +212,7 @@ def _auxiliary_images(recipe: TrainRecipe, data: ColourDataset) -> AuxiliaryImag
 def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a recipe; weight decay applies to kernels only.
 
-    Muon updates the convolution kernels with more than one input channel. All other parameters use AdamW: the kernel of
+    Muon updates the convolution kernels with more than one input channel. All other parameters use AdamW: a kernel with
     a single input channel is in effect a vector.
     """
     parameters = list(model.parameters())
@@ -234,14 +234,14 @@ def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.
 def lr_schedule(
     recipe: TrainRecipe, optimizers: Sequence[torch.optim.Optimizer], total_steps: int
 ) -> Callable[[int], Sequence[Sequence[ParamGroupSettings]]]:
-    """Return a function of the step that returns the learning rates by the recipe's schedule.
+    """Return a function that maps a step to the learning rates according to the recipe's schedule.
 
     The optimizers' current learning rates are the peak learning rates.
     """
     peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
     def schedule(step: int) -> Sequence[Sequence[ParamGroupSettings]]:
-        # With the offset of half a step, neither the first nor the last step has a learning rate of 0.
+        # With an offset of half a step, neither the first nor the last step has a learning rate of 0.
         factor = lr_factor(recipe, (step + 0.5) / total_steps)
         return [[{"lr": lr * factor} for lr in group_lrs] for group_lrs in peak_lrs]
 

@@ -42,8 +42,8 @@ from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
-#: Number of frozen layers with the weights of YOLOv3-tiny. They compute edges and textures at full, half and quarter
-#: size, which is most of the arithmetic.
+#: Number of frozen layers with the weights of YOLOv3-tiny. They extract edges and textures at full, half and quarter
+#: resolution, which is most of the computation.
 NUM_FROZEN_LAYERS = 3
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
@@ -170,7 +170,7 @@ def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | No
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
-    """Load a photo model in training mode (None: the shipped model). Raise UsageError if it is another model."""
+    """Load a photo model in training mode (None: the shipped model). Raise UsageError for any other model."""
     model = load_model(path)
     if not isinstance(model, PhotoModel) or not isinstance(model.network, PhotoNet):
         name = model.metadata.get("net")
@@ -214,7 +214,7 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
 
 
 def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
-    """Fit chroma bins to every fourth pixel in both directions of the training images, thinned to fewer than 4000."""
+    """Fit chroma bins to every fourth pixel, in both directions, of fewer than 4000 of the training images."""
     if not spacing > 0:
         raise UsageError(f"bin_spacing is {spacing}: expected a distance above 0 between chroma bins, for example 10")
     step = max(1, len(photos.train) // 2000)
@@ -312,7 +312,7 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
 def validate_photo(
     model: nn.Module, bins: ChromaBins, crops: list[Photo], size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return validation metrics of square crops: the loss on all of them, and the others on the first NUM_DECODED.
+    """Return validation metrics of square crops: the loss over all of them, the others over the first NUM_DECODED.
 
     ``val_loss`` is the mean cross-entropy in nats. ``val_psnr_gain`` is the mean PSNR gain in dB over greyscale.
     ``val_delta_e_cut`` is the relative reduction of the mean CIEDE2000 compared with greyscale.
@@ -346,7 +346,7 @@ def validate_photo(
 def photo_sample_grid(
     model: nn.Module, bins: ChromaBins, photos: Sequence[Photo], *, size: int = 192, num_images: int = 8
 ) -> list[list[Photo]]:
-    """Return rows of grey, original and prediction, of the centre crops of the first ``num_images`` photographs."""
+    """Return rows (grey, original, prediction) for the centre crops of the first ``num_images`` photographs."""
     originals = [center_crop(photo) for photo in photos[:num_images]]
     lightness, _ = make_photo_batch(originals, size, PhotoNet.stride)
     device = next(model.parameters()).device
@@ -361,7 +361,7 @@ def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) 
 
 
 def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Photo]) -> list[Photo]:
-    """Return images of 8 bits with the lightness of the crops and the given chroma, upsampled bilinearly."""
+    """Return 8-bit images with the lightness of the crops and the given chroma, upsampled bilinearly."""
     decoded = []
     for crop, crop_chroma in zip(crops, chroma, strict=True):
         lab = rgb_to_lab(crop)

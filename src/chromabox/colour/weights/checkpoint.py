@@ -53,8 +53,8 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
         path: a checkpoint, a run folder (its best checkpoint is loaded) or an exported ONNX file; None loads the
             default model of the package.
 
-    Raise UsageError if the path does not exist, a run folder has no best checkpoint, or an ONNX file is to be loaded
-    and a library for it is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
+    Raise UsageError if the path does not exist, a run folder has no best checkpoint, or a library required for an ONNX
+    file is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
     """
     if path is None:
         return _load_bundled()

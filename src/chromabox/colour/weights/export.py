@@ -58,9 +58,9 @@ def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: i
         path: ends in ``.onnx``; missing folders are created.
         opset: ONNX opset version.
 
-    Raise UsageError if the suffix is not ``.onnx``, the model was itself loaded from an ONNX file, or a library is not
-    installed. Raise ChromaboxError if PyTorch cannot export the model, the outputs differ, or the file cannot be
-    written; an existing file is unchanged then, and no partial file is left.
+    Raise UsageError if the suffix is not ``.onnx``, the model was itself loaded from an ONNX file, or a required
+    library is not installed. Raise ChromaboxError if PyTorch cannot export the model, the outputs differ, or the file
+    cannot be written; in these cases, an existing file is left unchanged and no partial file is left behind.
     """
     require_onnx_suffix(path)
     if isinstance(colour_model.network, OnnxNetwork):
@@ -121,7 +121,7 @@ def to_colour_onnx(network: nn.Module, opset: int = OPSET, *, optimize: bool = T
 
 
 def onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
-    """Return the metadata with which the file can be used without Chromabox, and the metadata of the checkpoint."""
+    """Return the metadata needed to use the file without Chromabox, and the metadata of the checkpoint."""
     is_photo = isinstance(model, PhotoModel)
     class_key = "bins" if is_photo else "palette"
     history = {key: value for key, value in model.metadata.items() if key not in ("net", "bins", "palette")}

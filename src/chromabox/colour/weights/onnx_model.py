@@ -26,7 +26,7 @@ DEFAULT_MODEL = "photo.onnx"
 MAX_MODEL_BYTES = 256 << 20
 #: Maximum size divisor: height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
-#: Maximum number of scales of test-time augmentation, and maximum side of one in pixels.
+#: Maximum number of scales of test-time augmentation, and their maximum size in pixels.
 MAX_SCALES, MAX_SCALE = 8, 4096
 
 
@@ -98,9 +98,9 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "auto") -> ColourModel:
-    """Load a file that :func:`~chromabox.colour.weights.export.export_onnx` wrote.
+    """Load a file written by :func:`~chromabox.colour.weights.export.export_onnx`.
 
-    The metadata has the keys of a checkpoint. Raise ChromaboxError for any other file.
+    The metadata has the same keys as a checkpoint's. Raise ChromaboxError for any other file.
     """
     try:
         size = path.stat().st_size
@@ -115,9 +115,7 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
     properties = session.get_modelmeta().custom_metadata_map
     if properties.get("format") != ONNX_FORMAT:
-        raise ChromaboxError(
-            f"{path}: not an ONNX file of chromabox (expected the format {ONNX_FORMAT!r} in its metadata)"
-        )
+        raise ChromaboxError(f"{path}: not a Chromabox ONNX file (expected the format {ONNX_FORMAT!r} in its metadata)")
     try:
         class_key = "bins" if "bins" in properties else "palette"
         classes = json.loads(properties[class_key])

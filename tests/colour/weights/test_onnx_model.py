@@ -142,8 +142,8 @@ def assert_rejected(path: Path, error: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"format": None}, "not an ONNX file of chromabox"),
-        ({"format": "other"}, "not an ONNX file of chromabox"),
+        ({"format": None}, "not a Chromabox ONNX file"),
+        ({"format": "other"}, "not a Chromabox ONNX file"),
         ({"palette": None}, "metadata is damaged"),
         ({"palette": "[1, 2"}, "metadata is damaged"),
         ({"palette": "{}"}, "metadata is damaged"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, weight_changes
 from chromabox.assignment.analysis.plots import plot_weight_changes
 from chromabox.assignment.sections.class_loss import FINETUNE_COMMAND
-from chromabox.assignment.sections.numbers import RESULTS_FILE, base_name, int_number, record_results, summary_number
+from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
 from chromabox.detect.training import freeze
 from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.freeze import FreezeReport, num_backbone_layers
@@ -21,34 +21,36 @@ def frozen_part_blocks(run: Path) -> list[Block]:
     """Describe the detector, its dataset and its frozen layers."""
     summary, architecture = read_summary(run), load_detector(run).architecture
     setting = Text(
-        f"The detector is `{architecture.name}`. It was initialised from `{base_name(summary['weights'])}` and "
-        f"fine-tuned on `{base_name(summary['data'])}` with the {summary['recipe']} recipe."
+        "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the {recipe} "
+        "recipe.",
+        name=architecture.name,
+        weights=Path(summary["weights"]).name,
+        data=Path(summary["data"]).name,
+        recipe=summary["recipe"],
     )
-    total = summary_number(run, "frozen", "all_parameters")
+    run_source = summary_source(run)
     depth, end = summary["frozen"]["layers"], num_backbone_layers(architecture)
     if not depth:
-        return [setting, Text("No layer is frozen: all {all} parameters are trained.", {"all": total})]
-    relation = "as many as" if depth == end else "fewer than" if depth < end else "more than"
-    relation += " its backbone has" if depth == end else " the {end} of its backbone"
+        return [
+            setting,
+            Text("No layer is frozen: all {run.frozen.all_parameters:,.0f} parameters are trained.", run=run_source),
+        ]
+    relation, numbers = "as many as its backbone has", {}
+    if depth != end:
+        relation = f"{'fewer' if depth < end else 'more'} than the {{end}} of its backbone"
+        numbers["end"] = int_number(end, "detect/training/freeze.py: num_backbone_layers")
     fraction = 100 * summary["frozen"]["parameters"] / summary["frozen"]["all_parameters"]
-    numbers = {
-        "depth": summary_number(run, "frozen", "layers"),
-        "layers": int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
-        "frozen": summary_number(run, "frozen", "parameters"),
-        "all": total,
-        "fraction": Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
-        "flops": summary_number(run, "frozen", "share_of_work", spec=".0f", scale=100.0),
-    }
-    end_source = "detect/training/freeze.py: num_backbone_layers"
     return [
         setting,
         Text(
-            "Its first {depth} of {layers} layers are frozen, "
-            + relation
-            + ". These layers have {frozen} of {all} parameters ({fraction} %) and take {flops} % of the "
-            "multiplications of a forward pass. Layers are counted as in Darknet, including pooling layers and "
-            "concatenations.",
-            numbers | ({} if depth == end else {"end": int_number(end, end_source)}),
+            f"Its first {{run.frozen.layers:,.0f}} of {{layers}} layers are frozen, {relation}. These layers have "
+            "{run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} %) and take "
+            "{run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted as in "
+            "Darknet, including pooling layers and concatenations.",
+            numbers,
+            run=run_source,
+            layers=int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
+            fraction=Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
         ),
     ]
 
@@ -88,17 +90,10 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
         for name, group in groups.items()
         if group
     }
-    record_results(folder, "frozen layers", {run.name: results})
-    source = f"{RESULTS_FILE}: frozen layers > {run.name}"
+    recorded = record_results(folder, results, "frozen layers", run.name)
+    specs = {"parameters": ",.0f", "largest": ".2g", "statistics": ".2g"}
     rows: list[list[Cell]] = [
-        [
-            f"{name} layers",
-            *(
-                Number(float(value), f"{source} > {name} > {key}", ",.0f" if key == "parameters" else ".2g")
-                for key, value in values.items()
-            ),
-        ]
-        for name, values in results.items()
+        [f"{name} layers", *(recorded.number(name, key, spec=spec) for key, spec in specs.items())] for name in results
     ]
     path = folder / f"changes-{run.name}.png"
     plot_weight_changes(changes, depth, path)
@@ -158,11 +153,9 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     )
     num_cached_views = read_finetune_config(run).num_cached_views
     time = Text(
-        "An epoch took {seconds} s (median, including validation). Filling the feature cache took {filling} s once.",
-        {
-            "seconds": summary_number(run, "seconds_per_epoch", spec=".1f"),
-            "filling": summary_number(run, "seconds_filling", spec=".1f"),
-        },
+        "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache took "
+        "{run.seconds_filling:.1f} s once.",
+        run=summary_source(run),
     )
     blocks = [time, *_savings_blocks(report, int_number(num_cached_views, f"{run}/config.json: num_cached_views"))]
     return blocks if len(runs) < 2 else [*blocks, _runs_table(runs)]
@@ -191,20 +184,20 @@ def _savings_blocks(report: FreezeReport, num_cached_views: Number) -> list[Bloc
 
 
 def _runs_table(runs: Sequence[Path]) -> Table:
-    rows: list[list[Cell]] = [
-        [
-            run.name,
-            Path(read_summary(run)["data"]).name,
-            read_summary(run)["recipe"],
-            summary_number(run, "frozen", "layers"),
-            summary_number(run, "epochs"),
-            summary_number(run, "seconds_per_epoch", spec=".1f"),
-            summary_number(run, "seconds_filling", spec=".1f"),
-            summary_number(run, "before", "ap50", spec=".1f", scale=100.0),
-            summary_number(run, "after", "ap50", spec=".1f", scale=100.0),
-        ]
-        for run in runs
-    ]
+    rows: list[list[Cell]] = []
+    for run in runs:
+        summary = summary_source(run)
+        rows.append(
+            [
+                run.name,
+                Path(summary.get("data")).name,
+                summary.get("recipe"),
+                summary.number("frozen", "layers", spec=",.0f"),
+                summary.number("epochs", spec=",.0f"),
+                *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
+                *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
+            ]
+        )
     columns = [
         "run",
         "data",

@@ -21,7 +21,7 @@ from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.errors import ChromaboxError
-from chromabox.experiments.runs import RunIndex, read_summary
+from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import (
     Block,
     Cell,
@@ -133,6 +133,10 @@ def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionL
     return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
+#: A second weight of positive targets for the verification, so that the weight has an effect.
+TEST_POSITIVE_WEIGHT = 3.0
+#: Maximum number of classes in a table.
+MAX_TABLE_CLASSES = 10
 FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 
@@ -150,7 +154,6 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")
-    caption = "The weighted loss terms and the AP on held-out images against epochs"
     return Section(
         *head,
         [
@@ -158,21 +161,14 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
             Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
             *total_loss_blocks(loss),
             loss_terms_table(run, records, loss),
-            Figure(path, caption),
-            *verification_blocks(run, folder, FINETUNE_COMMAND),
+            Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
+            *verification_blocks(run, folder),
             *result_blocks(run),
         ],
     )
 
 
-#: A second weight of positive targets for the verification, so that the weight has an effect.
-TEST_POSITIVE_WEIGHT = 3.0
-
-#: Maximum number of classes in a table.
-MAX_TABLE_CLASSES = 10
-
-
-def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
+def verification_blocks(run: Path, folder: Path) -> list[Block]:
     """Verify the class term and show detections on held-out images.
 
     Return a :class:`MissingRun` block instead if the images of the run are not available.
@@ -180,7 +176,7 @@ def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
     try:
         opened_run = open_run(run)
     except ChromaboxError as error:
-        return [MissingRun(f"the images of {run} ({error})", command)]
+        return [MissingRun(f"the images of {run} ({error})", FINETUNE_COMMAND)]
     weights = (opened_run.loss.cls_pw, TEST_POSITIVE_WEIGHT)
     blocks = [_verification_text(run, folder, [verify_class_loss(opened_run, weight) for weight in weights])]
     path = folder / f"pictures-{run.name}.png"
@@ -237,41 +233,38 @@ def result_blocks(run: Path) -> list[Block]:
             cells += [summary.number(*keys, spec=spec), f"{low} to {high}"]
         rows.append(cells)
     columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
-    table = Table(
+    caption = (
         "COCO average precision on held-out images, with bootstrap confidence intervals over images (paired for the "
-        "difference)",
-        columns,
-        rows,
+        "difference)"
     )
-    return [table, _interval_text(run), *_per_class_blocks(run), *_warning_blocks(run)]
+    blocks: list[Block] = [Table(caption, columns, rows), _interval_text(summary), *_per_class_blocks(summary)]
+    warnings = "; ".join(summary.get("warnings"))
+    return [*blocks, Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else blocks
 
 
-def _interval_text(run: Path) -> Text:
+def _interval_text(summary: Source) -> Text:
     """State the conclusions from the intervals and, if measured, the AP50 of the original classes."""
-    summary = read_summary(run)
     conclusions = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
-        low, high = summary["difference"][key]["interval"]
+        low, high = summary.get("difference", key, "interval")
         conclusions.append(
             f"{name} has {'increased' if low > 0 else 'decreased'} significantly"
             if low > 0 or high < 0
             else f"the change of {name} is not significant"
         )
-    text, conclusion = "According to these intervals, {conclusions}.", " and ".join(conclusions)
-    if "retained" not in summary:
-        return Text(text, conclusions=conclusion)
+    text = f"According to these intervals, {' and '.join(conclusions)}."
+    if "retained" not in summary.values:
+        return Text(text)
     return Text(
         text + " On `{data}`, the AP50 of the original classes changes from {run.retained.ap50_before:.1%} to "
         "{run.retained.ap50_after:.1%}.",
-        conclusions=conclusion,
-        data=Path(summary["retained"]["data"]).name,
-        run=summary_source(run),
+        data=Path(summary.get("retained", "data")).name,
+        run=summary,
     )
 
 
-def _per_class_blocks(run: Path) -> list[Block]:
+def _per_class_blocks(summary: Source) -> list[Block]:
     """Return a table of the classes with most boxes; no block for a single class, which the table above covers."""
-    summary = summary_source(run)
     per_class = summary.get("after", "per_class")
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
     if len(names) < 2:
@@ -286,8 +279,3 @@ def _per_class_blocks(run: Path) -> list[Block]:
     ]
     caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
     return [Table(caption, ["class", "boxes", "before (%)", "after (%)"], rows)]
-
-
-def _warning_blocks(run: Path) -> list[Block]:
-    warnings = "; ".join(read_summary(run)["warnings"])
-    return [Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else []

@@ -284,7 +284,7 @@ def test_palettes_of_different_sizes_are_compared_by_colour_difference(tmp_path:
     )
     text = find_text(build_section(sweep), "Losses and accuracies are not comparable between palettes")
     assert "The lowest ΔE2000" in str(text)
-    assert text.numbers["best"].value == 64
+    assert text.numbers["best.value"].value == 64
     assert str(text).endswith("with increasing values, the ΔE2000 decreases.")
 
 

@@ -13,12 +13,6 @@ from chromabox.experiments.sweep_results import SweepResult, read_sweep
 from chromabox.io.atomic import atomic_write
 from chromabox.report.document.model import Block, Figure, MissingRun, Number, Section, Source, Table, Text
 
-TITLE = "Batch sizes"
-QUESTION = (
-    "How does the batch size affect the training and validation losses and the final images if every batch size is "
-    "trained for the same number of epochs?"
-)
-
 #: The batch sizes of the assignment.
 SWEEP_COMMAND = "chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course"
 
@@ -44,16 +38,19 @@ EQUAL_EPOCHS, EQUAL_STEPS = "equal_epochs", "equal_steps"
 def batch_size_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section B.5 from all sweeps over batch sizes, followed by other sweeps; figures go to ``folder``."""
     sweeps = [read_sweep(path) for path in run_index.sweeps]
-    blocks: list[Block] = []
+    answer: list[Block] = []
+    others: list[Block] = []
     for index, sweep in enumerate(sweeps):
         if sweep.parameter == "batch-size":
-            blocks += _batch_size_blocks(sweep, folder, f"batch-sizes-{index}")
-    if not blocks:
-        blocks = [MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)]
-    for index, sweep in enumerate(sweeps):
-        if sweep.parameter != "batch-size":
-            blocks += _other_sweep_blocks(sweep, folder, f"sweep-{index}")
-    return Section("B.5", TITLE, QUESTION, blocks)
+            answer += _batch_size_blocks(sweep, folder, f"batch-sizes-{index}")
+        else:
+            others += _other_sweep_blocks(sweep, folder, f"sweep-{index}")
+    blocks = [*(answer or [MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)]), *others]
+    question = (
+        "How does the batch size affect the training and validation losses and the final images if every batch size "
+        "is trained for the same number of epochs?"
+    )
+    return Section("B.5", "Batch sizes", question, blocks)
 
 
 def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
@@ -82,7 +79,7 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
             sweep, EQUAL_STEPS, "The claim that they also have a higher loss after the same number of optimizer steps"
         ),
         _explanation_text(sweep),
-        *_still_falling_blocks(sweep),
+        *_late_decrease_blocks(sweep),
         _image_quality_text(sweep),
         _copy_figure(sweep.samples_path, folder / f"{name}-sheet.png", samples, _sweep_command(sweep)),
         _time_text(sweep),
@@ -212,7 +209,7 @@ def _explanation_text(sweep: SweepResult) -> Text:
     )
 
 
-def _still_falling_blocks(sweep: SweepResult) -> list[Block]:
+def _late_decrease_blocks(sweep: SweepResult) -> list[Block]:
     """State whether large batches were still improving at the end, if the learning rate is constant until then."""
     rows, schedule = sweep.equal_epochs, read_config(sweep.folder / sweep.equal_epochs[0].runs[0]).recipe.schedule
     late = rows[0].epochs // LATE_FRACTION
@@ -274,39 +271,29 @@ def _time_text(sweep: SweepResult) -> Text:
 
 
 def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """Report a sweep over another parameter: its table, the best value and its curves."""
+    """Report a sweep over another parameter: its table, its curves, and the best value.
+
+    It has the lowest test loss, or the lowest ΔE2000 if the losses are not comparable.
+    """
     parameter = sweep.parameter.replace("-", " ")
-    caption = f"`{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"
-    return [
-        _sweep_table(sweep, EQUAL_EPOCHS, caption),
-        _best_value_text(sweep, parameter),
-        _copy_figure(
-            sweep.curves_path,
-            folder / f"{name}-curves.png",
-            f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}",
-            _sweep_command(sweep),
-        ),
-    ]
-
-
-def _best_value_text(sweep: SweepResult, parameter: str) -> Text:
-    """State the value with the lowest test loss, or with the lowest ΔE2000 if the losses are not comparable."""
     varies_palette = sweep.parameter == "colours"
     metric, label = ("delta_e", "ΔE2000") if varies_palette else ("test_loss", "test loss")
     best = int(np.argmin([row.metrics[metric].mean for row in sweep.equal_epochs]))
-    return Text(
-        "{remark}The lowest {label}, {lowest}, is obtained with {parameter} {best}; with increasing values, the "
-        "{label} {direction}.",
-        remark="Losses and accuracies are not comparable between palettes of different sizes, because classification "
-        "with more colours is harder; the images are comparable. "
-        if varies_palette
-        else "",
-        label=label,
-        lowest=_row_numbers(sweep, EQUAL_EPOCHS, best)[metric],
-        parameter=parameter,
-        best=_row_numbers(sweep, EQUAL_EPOCHS, best)["value"],
-        direction=_direction(sweep, EQUAL_EPOCHS, metric),
+    remark = (
+        "Losses and accuracies are not comparable between palettes of different sizes, because classification with "
+        "more colours is harder; the images are comparable. "
     )
+    curves = f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}"
+    caption = f"`{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"
+    return [
+        _sweep_table(sweep, EQUAL_EPOCHS, caption),
+        Text(
+            f"{remark if varies_palette else ''}The lowest {label}, {{best.{metric}}}, is obtained with {parameter} "
+            f"{{best.value}}; with increasing values, the {label} {_direction(sweep, EQUAL_EPOCHS, metric)}.",
+            best=_row_numbers(sweep, EQUAL_EPOCHS, best),
+        ),
+        _copy_figure(sweep.curves_path, folder / f"{name}-curves.png", curves, _sweep_command(sweep)),
+    ]
 
 
 def _copy_figure(source: Path, target: Path, caption: str, command: str) -> Block:

@@ -34,6 +34,12 @@ from chromabox.report.plots import plot_confusion_matrix
 
 #: Gradients count as vanishing if the largest relative gradient of a layer exceeds the smallest by this factor.
 VANISHING_RATIO = 100.0
+#: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
+MIN_DETAIL_FRACTION = 0.9
+#: Images are called dull if the fraction of vivid pixels is below this fraction of the true one.
+MIN_VIVID_FRACTION = 0.9
+#: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
+MAX_VIVID_GAP = 0.05
 #: The fields of an analysis that hold gradients, by the time of measurement.
 GRADIENT_FIELDS = {"start": "initial_gradients", "end": "final_gradients"}
 
@@ -59,7 +65,6 @@ def skip_explanation_blocks(
         _ablation_text(with_skips),
         _bottleneck_text(without_skips, with_skips),
         _gradients_text(without_skips, with_skips),
-        _optimizer_text(without_skips, with_skips),
         gradient_figure((*other_analyses, without_skips, with_skips), folder),
         _skip_summary(without_skips, with_skips, gains_near_edges=near, is_better=is_better),
     ]
@@ -88,10 +93,9 @@ def _restored_detail_text(without_skips: NetAnalysis) -> Text:
 
 
 def _dull_colours_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    """Test whether the skip connections help dull colours, which fine grey detail distinguishes, more than vivid "
-    "ones."""
-    dull = with_skips.vivid_stats.dull_accuracy - without_skips.vivid_stats.dull_accuracy
-    vivid = with_skips.vivid_stats.vivid_accuracy - without_skips.vivid_stats.vivid_accuracy
+    """Test whether skip connections help dull colours, which differ in lightness, more than vivid ones."""
+    before, after = without_skips.vivid_stats, with_skips.vivid_stats
+    dull, vivid = after.dull_accuracy - before.dull_accuracy, after.vivid_accuracy - before.vivid_accuracy
     return Text(
         "If the skip connections restore only grey values, they should improve dull colours, which differ in "
         "lightness, but not hues. The accuracy on pixels of dull colours is {plain.vivid_stats.dull_accuracy:.1%} for "
@@ -138,13 +142,11 @@ def _ablation_text(with_skips: NetAnalysis) -> Text:
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]
     names = {"half": "the half-resolution skip connection", "input": "the input skip connection"}
+    conclusion = "The model hardly uses its skip connections"
     if len(used) == 2:
         conclusion = f"The model relies on both skip connections, mainly on {names[max(costs, key=costs.__getitem__)]}"
     elif used:
-        unused = next(skip for skip in costs if skip not in used)
-        conclusion = f"The model relies on {names[used[0]]} and hardly uses {names[unused]}"
-    else:
-        conclusion = "The model hardly uses its skip connections"
+        conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
     source = f"{RESULTS_FILE}: nets > {with_skips.model} > skip_ablations, none intact minus {{}} shuffled"
     return Text(
         "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} "
@@ -190,18 +192,21 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
     return max(_gradient_ratio(analysis, gradients) for gradients in GRADIENT_FIELDS.values()) > VANISHING_RATIO
 
 
+_OPTIMIZER_NOTES = {
+    "adam": "Adam divides the step of each weight by the magnitude of its recent gradients",
+    "adamw": "Adam divides the step of each weight by the magnitude of its recent gradients",
+    "muon": "Muon gives all steps of a kernel the same magnitude",
+}
+
+
 def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    raised = {
-        when: getattr(with_skips, gradients)["block1"].relative_norm
-        > getattr(without_skips, gradients)["block1"].relative_norm
+    raised = [
+        when
         for when, gradients in GRADIENT_FIELDS.items()
-    }
-    if all(raised.values()):
-        change = "the skip connections increase it at both times"
-    elif any(raised.values()):
-        change = f"the skip connections increase it only {'at the start' if raised['start'] else 'after training'}"
-    else:
-        change = "the skip connections increase it at neither time"
+        if getattr(with_skips, gradients)["block1"].relative_norm
+        > getattr(without_skips, gradients)["block1"].relative_norm
+    ]
+    changes = {0: "at neither time", 1: f"only {'at the start' if 'start' in raised else 'after training'}"}
     source = f"{RESULTS_FILE}: nets > {without_skips.model} > relative gradient > {{}}, largest over smallest"
     return Text(
         "A third reason is often given: skip connections prevent vanishing gradients in the first layers. {verdict} "
@@ -212,7 +217,10 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
         "opportunity to vanish. The relative gradient of the first layer is "
         "{plain.relative gradient.start.block1:.3f} in `{plain.model}` and {skip.relative gradient.start.block1:.3f} "
         "in `{skip.model}` at the start, and {plain.relative gradient.end.block1:.3f} and "
-        "{skip.relative gradient.end.block1:.3f} after training: {change}.",
+        "{skip.relative gradient.end.block1:.3f} after training: the skip connections increase it {change}. In "
+        "addition, {note}, so a small gradient alone would not slow a layer down: during training, the weights of the "
+        "first layer changed by {plain.weight_change.block1:.0%} of their norm in `{plain.model}` and by "
+        "{skip.weight_change.block1:.0%} in `{skip.model}`.",
         {
             when: Number(_gradient_ratio(without_skips, gradients), source.format(when), ",.0f")
             for when, gradients in GRADIENT_FIELDS.items()
@@ -221,25 +229,8 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
         skip=analysis_source(with_skips),
         verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
         layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
-        change=change,
-    )
-
-
-_OPTIMIZER_NOTES = {
-    "adam": "Adam divides the step of each weight by the magnitude of its recent gradients",
-    "adamw": "Adam divides the step of each weight by the magnitude of its recent gradients",
-    "muon": "Muon gives all steps of a kernel the same magnitude",
-}
-
-
-def _optimizer_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    return Text(
-        "In addition, {note}, so a small gradient alone would not slow a layer down: during training, the weights of "
-        "the first layer changed by {plain.weight_change.block1:.0%} of their norm in `{plain.model}` and by "
-        "{skip.weight_change.block1:.0%} in `{skip.model}`.",
+        change=changes.get(len(raised), "at both times"),
         note=_OPTIMIZER_NOTES[read_config(without_skips.run).recipe.optimizer],
-        plain=analysis_source(without_skips),
-        skip=analysis_source(with_skips),
     )
 
 
@@ -268,13 +259,10 @@ def _skip_summary(
     if not is_better:
         conclusion = "The skip connections did not improve the model in these runs, so there is no gain to explain."
     elif _skip_restores_detail(without_skips):
-        conclusion = "Of these reasons, the first one explains the gain" + (
-            ", which is largest on edges." if gains_near_edges else "."
-        )
+        remark = ", which is largest on edges" if gains_near_edges else ""
+        conclusion = f"Of these reasons, the first one explains the gain{remark}."
     else:
         conclusion = "None of these reasons is confirmed by the measurements."
-    if is_better and not has_vanishing_gradients(without_skips):
-        conclusion += " Vanishing gradients do not explain it."
     return Text(
         "{conclusion} One effect was not separated: the skip connections also increase the number of parameters, from "
         "{before.parameters:,.0f} to {after.parameters:,.0f}.",
@@ -283,15 +271,6 @@ def _skip_summary(
         after=summary_source(with_skips.run),
     )
 
-
-#: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
-MIN_DETAIL_FRACTION = 0.9
-
-#: Images are called dull if the fraction of vivid pixels is below this fraction of the true one.
-MIN_VIVID_FRACTION = 0.9
-
-#: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
-MAX_VIVID_GAP = 0.05
 
 #: Labels of the rows of an evaluation in the report.
 ROW_LABELS = {
@@ -357,9 +336,7 @@ def _quality_text(evaluation: Evaluation, scores: Source) -> Text:
     assert ours.accuracy is not None
     assert table.accuracy is not None
     closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
-    answer = (
-        "Yes, by both measures." if closer and more_accurate else "Only partly." if closer or more_accurate else "No."
-    )
+    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
     return Text(
         "Do the images look good? {answer} By mean ΔE2000, the colourised images ({scores.net.delta_e:.2f}) are "
         "{nearness} the ground truth than the greyscale images ({scores.grey.delta_e:.2f}). A lookup table that maps "
@@ -367,7 +344,7 @@ def _quality_text(evaluation: Evaluation, scores: Source) -> Text:
         "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
         "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has a "
         "ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
-        answer=answer,
+        answer=answers[int(closer) + int(more_accurate)],
         nearness="closer to" if closer else "further from",
         relation="more" if more_accurate else "less",
         scores=scores,
@@ -436,61 +413,41 @@ def stride_explanation_blocks(
 ) -> list[Block]:
     """Test the reasons for the effect of strides; ``is_better`` says whether there is a gain to explain."""
     near, gain = gain_near_edges(pool, strided, data, folder)
+    before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
+    keeps_more = after > before + MIN_DIFFERENCE
+    counts = [summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided)]
+    size = Text(
+        "The models differ in size ({before} and {after} parameters), which may be an additional reason.",
+        dict(zip(("before", "after"), counts, strict=True)),
+    )
+    if counts[0].value == counts[1].value:
+        size = Text("The size is not a reason: both models have {count} parameters.", count=counts[1])
+    support = {0: "Neither test supports", 1: "One of the two tests supports", 2: "Both tests support"}
+    reason = "“strided convolutions preserve fine detail that pooling discards”"
+    conclusion = f"{support[int(keeps_more) + int(near)]} the reason {reason}."
+    if not is_better:
+        conclusion = "The second model is not better in these runs, so there is no gain to explain."
     return [
-        _size_text(pool, strided),
-        _kept_detail_text(pool, strided),
+        size,
+        Text(
+            "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
+            "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
+            "This is {not_}confirmed: a linear probe on the bottleneck of `{pool.model}` explains "
+            "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, a "
+            "probe on that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}. From the "
+            "reconstructed grey values, a lookup table finds the true colour of "
+            "{pool.probe_scores.quarter.lookup_table_accuracy:.1%} and "
+            "{strided.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels.",
+            pool=analysis_source(pool),
+            strided=analysis_source(strided),
+            not_="" if keeps_more else "not ",
+        ),
         probe_table(pool, strided),
         gain,
         edge_distance_figure((pool, strided), folder),
-        _stride_summary(pool, strided, gains_near_edges=near, is_better=is_better),
+        Text(
+            f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling "
+            "by strides and also upsampling by transposed convolutions. Only a model with one of the two changes would "
+            "show the contribution of each."
+        ),
     ]
-
-
-def _size_text(pool: NetAnalysis, strided: NetAnalysis) -> Text:
-    before, after = (summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided))
-    if before.value == after.value:
-        return Text("The size is not a reason: both models have {count} parameters.", count=after)
-    return Text(
-        "The models differ in size ({before} and {after} parameters), which may be an additional reason.",
-        before=before,
-        after=after,
-    )
-
-
-def _keeps_more_detail(pool: NetAnalysis, strided: NetAnalysis) -> bool:
-    before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
-    return after > before + MIN_DIFFERENCE
-
-
-def _kept_detail_text(pool: NetAnalysis, strided: NetAnalysis) -> Text:
-    return Text(
-        "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
-        "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. This "
-        "is {not_}confirmed: a linear probe on the bottleneck of `{pool.model}` explains "
-        "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, a probe on "
-        "that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}. From the reconstructed "
-        "grey values, a lookup table finds the true colour of "
-        "{pool.probe_scores.quarter.lookup_table_accuracy:.1%} and "
-        "{strided.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels.",
-        pool=analysis_source(pool),
-        strided=analysis_source(strided),
-        not_="" if _keeps_more_detail(pool, strided) else "not ",
-    )
-
-
-def _stride_summary(pool: NetAnalysis, strided: NetAnalysis, *, gains_near_edges: bool, is_better: bool) -> Text:
-    keeps_more = _keeps_more_detail(pool, strided)
-    reason = "“strided convolutions preserve fine detail that pooling discards”"
-    if not is_better:
-        conclusion = "The second model is not better in these runs, so there is no gain to explain."
-    elif keeps_more and gains_near_edges:
-        conclusion = f"Both tests support the reason {reason}."
-    elif keeps_more or gains_near_edges:
-        conclusion = f"One of the two tests supports the reason {reason}."
-    else:
-        conclusion = f"Neither test supports the reason {reason}."
-    return Text(
-        f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling by "
-        "strides and also upsampling by transposed convolutions. Only a model with one of the two changes would show "
-        "the contribution of each."
-    )

@@ -21,22 +21,14 @@ from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Code, Section, Source, Table, Text
 
 KERNEL_SIZES = range(1, 10)
-#: Outputs of the blocks of figure 1, equal in all three models: channels (a size and a factor), and the factor by which
-#: height and width are reduced.
+#: Output channels of the blocks of figure 1, and the factor by which height and width are reduced.
 BLOCK_SHAPES = {
-    "block 1": ("num_filters", 1, 2),
-    "block 2": ("num_filters", 2, 4),
-    "block 3": ("num_filters", 1, 2),
-    "block 4": ("num_colours", 1, 1),
-    "last layer": ("num_colours", 1, 1),
+    "block 1": (DEFAULT_SIZES["num_filters"], 2),
+    "block 2": (2 * DEFAULT_SIZES["num_filters"], 4),
+    "block 3": (DEFAULT_SIZES["num_filters"], 2),
+    "block 4": (DEFAULT_SIZES["num_colours"], 1),
+    "last layer": (DEFAULT_SIZES["num_colours"], 1),
 }
-CODE_QUESTION = (
-    "Implement {} as shown in figure 1{}, with the parameters kernel, NIC (input channels), NF (filters) and NC "
-    "(colours)."
-)
-OMITTED_NOTE = (
-    "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the image."
-)
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
@@ -59,7 +51,11 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
         conv=_settings("pool-upsample", ops, "Conv2d"),
     )
     source = _source_code(baselines.same_conv, baselines.PoolUpsampleNet)
-    texts = (architecture, source, padding, _kernels_text("pool-upsample"), Text(OMITTED_NOTE))
+    omitted = Text(
+        "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
+        "image."
+    )
+    texts = (architecture, source, padding, _kernels_text("pool-upsample"), omitted)
     return _make_section("A.1", "PoolUpsampleNet", "a", "pool-upsample", ops, texts)
 
 
@@ -130,15 +126,17 @@ def _make_section(
     key: str, class_name: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]
 ) -> Section:
     """Build a section from its blocks and the common ones: layers, output shapes, parameters and self-check."""
+    question = (
+        f"Implement {class_name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
+        "(filters) and NC (colours)."
+    )
     common_blocks = [
         _layer_table(model, ops),
         _block_shapes_text(model, ops),
-        _parameters_text(model, ops),
+        _parameters_text(model),
         *_self_check_blocks(model),
     ]
-    return Section(
-        key, f"Implementation of {class_name}", CODE_QUESTION.format(class_name, figure), [*blocks, *common_blocks]
-    )
+    return Section(key, f"Implementation of {class_name}", question, [*blocks, *common_blocks])
 
 
 def _source_code(*objects: Callable[..., Any]) -> Code:
@@ -179,12 +177,12 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
 
 def _block_shapes_text(model: str, ops: list[Op]) -> Text:
     """State how many blocks have the output shape of the figure."""
-    actual = {block_name(op): op.shape[1:] for op in ops if block_name(op)}
-    expected = {
-        block: (DEFAULT_SIZES[channels] * factor, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
-        for block, (channels, factor, reduction) in BLOCK_SHAPES.items()
-    }
-    wrong = [block for block in BLOCK_SHAPES if actual.get(block) != expected[block]]
+    shapes = {block_name(op): op.shape[1:] for op in ops}
+    wrong = [
+        block
+        for block, (channels, reduction) in BLOCK_SHAPES.items()
+        if shapes.get(block) != (channels, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
+    ]
     source = f"{model}, recorded: output shapes of the blocks, compared with those of figure 1"
     return Text(
         "{correct} of the {all} blocks, including the last convolution, have the output shape of the figure{remark}.",
@@ -194,48 +192,34 @@ def _block_shapes_text(model: str, ops: list[Op]) -> Text:
     )
 
 
-def _parameters_text(model: str, ops: list[Op]) -> Text:
+def _parameters_text(model: str) -> Text:
     """State the number of trainable parameters by type, counted from the module."""
     module = MODELS[model](**DEFAULT_SIZES)
-    norm_ids = {
-        id(parameter)
-        for layer in module.modules()
-        if isinstance(layer, nn.BatchNorm2d)
-        for parameter in layer.parameters()
-    }
-    counts = {"weights": 0, "biases": 0, "norms": 0}
-    for parameter in module.parameters():
-        kind = "norms" if id(parameter) in norm_ids else "weights" if parameter.dim() > 1 else "biases"
-        counts[kind] += parameter.numel()
+    norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    total = num_trainable_parameters(module)
+    counts = {"weights": weights, "biases": total - weights - norms, "norms": norms}
     return Text(
         "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases of "
         "convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in the "
         "table have nothing to train.",
-        all=int_number(num_trainable_parameters(module), f"{model}: num_trainable_parameters"),
+        all=int_number(total, f"{model}: num_trainable_parameters"),
         by_type=Source(counts, f"{model}: parameters by type: "),
     )
 
 
 def _kernels_text(model: str) -> Text:
     """State for how many kernel sizes the output has the shape of the input, found by running the model."""
-    with torch.no_grad():
-        shapes = {
-            kernel: MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).shape
-            for kernel in KERNEL_SIZES
-        }
     expected = (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
+    image, num_preserved = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE), 0
+    for kernel in KERNEL_SIZES:
+        with torch.no_grad():
+            num_preserved += MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(image).shape == expected
+    counts = {"first": KERNEL_SIZES[0], "last": KERNEL_SIZES[-1], "preserved": num_preserved, "all": len(KERNEL_SIZES)}
     return Text(
-        "Tested with kernel sizes {kernels.first} to {kernels.last}: {kernels.preserved} of {kernels.tested} give "
-        "logits for every pixel.",
-        kernels=Source(
-            {
-                "first": KERNEL_SIZES[0],
-                "last": KERNEL_SIZES[-1],
-                "preserved": sum(shape == expected for shape in shapes.values()),
-                "tested": len(KERNEL_SIZES),
-            },
-            f"{model} built and run with every kernel size: ",
-        ),
+        "Tested with kernel sizes {kernels.first} to {kernels.last}: {kernels.preserved} of {kernels.all} give logits "
+        "for every pixel.",
+        kernels=Source(counts, f"{model} built and run with every kernel size: "),
     )
 
 

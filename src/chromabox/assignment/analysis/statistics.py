@@ -46,15 +46,10 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Co
     caveat = "few seeds: the interval assumes a normal distribution" if is_small else "enough seeds"
     if np.ptp(first) == 0 == np.ptp(second):
         return ConfidenceInterval(value, value, value, method, caveat)
-    from scipy.special import stdtrit
+    from scipy.stats import ttest_ind
 
-    # Variances of the means, and Satterthwaite's degrees of freedom of their sum.
-    variances = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
-    degrees = sum(variances) ** 2 / sum(
-        variance**2 / (len(values) - 1) for variance, values in zip(variances, (first, second), strict=True)
-    )
-    half_width = float(stdtrit(degrees, (1 + CONFIDENCE_LEVEL) / 2)) * sum(variances) ** 0.5
-    return ConfidenceInterval(value, value - half_width, value + half_width, method, caveat)
+    interval = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
+    return ConfidenceInterval(value, float(interval.low), float(interval.high), method, caveat)
 
 
 def difference_over_images(

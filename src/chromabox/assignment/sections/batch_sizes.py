@@ -62,6 +62,7 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
     samples = (
         "The first test images: greyscale, ground truth, and the output of the model of each batch size (first seed)"
     )
+    small, large = (end["seconds_per_epoch"] for end in _ends(sweep).values())
     # A single seed gives no estimate of the variance.
     second = _sweep_command(sweep, (sweep.seeds[0], sweep.seeds[0] + 1))
     missing_seed = [MissingRun("a second seed", second)] if len(sweep.seeds) == 1 else []
@@ -82,7 +83,15 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
         *_late_decrease_blocks(sweep),
         _image_quality_text(sweep),
         _copy_figure(sweep.samples_path, folder / f"{name}-sheet.png", samples, _sweep_command(sweep)),
-        _time_text(sweep),
+        Text(
+            "An epoch, including the evaluation after it, took {small} s with the smallest and {large} s with the "
+            "largest batch size, a ratio of {ratio}. Large batches were therefore {relation} than small batches on "
+            "this machine.",
+            small=small,
+            large=large,
+            ratio=Number(small.value / large.value, f"{small.source} over {large.source}", ".2f"),
+            relation="faster" if small.value > large.value else "slower",
+        ),
         *missing_seed,
     ]
 
@@ -253,20 +262,6 @@ def _image_quality_text(sweep: SweepResult) -> Text:
         direction=_direction(sweep, EQUAL_EPOCHS, "colourfulness"),
         sweep=Source(sweep, f"{sweep.folder}/sweep.json: "),
         **_ends(sweep),
-    )
-
-
-def _time_text(sweep: SweepResult) -> Text:
-    """Compare the time per epoch of the smallest and the largest batch size."""
-    small, large = (end["seconds_per_epoch"] for end in _ends(sweep).values())
-    ratio = small.value / large.value
-    return Text(
-        "An epoch, including the evaluation after it, took {small} s with the smallest and {large} s with the largest "
-        "batch size, a ratio of {ratio}. Large batches were therefore {relation} than small batches on this machine.",
-        small=small,
-        large=large,
-        ratio=Number(ratio, f"{small.source} over {large.source}", ".2f"),
-        relation="faster" if ratio > 1 else "slower",
     )
 
 

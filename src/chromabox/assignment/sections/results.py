@@ -77,7 +77,14 @@ def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
         path = folder / f"sheet-{POOL_UPSAMPLE}.png"
         plot_samples(reference_rows(analysis, data) | {POOL_UPSAMPLE: predicted_images(analysis, data)}, path)
         return [
-            _scores_text(POOL_UPSAMPLE, runs),
+            Text(
+                "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
+                "with a cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
+                first=summary_source(runs[0]),
+                accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
+                loss=mean_over_runs(runs, "test_loss"),
+                seeds=int_number(len(runs), "number of runs found"),
+            ),
             *published_comparison({POOL_UPSAMPLE: runs}),
             Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
             *baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
@@ -92,26 +99,24 @@ def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
 def conv_transpose_curves(run_index: RunIndex, folder: Path) -> Section:
     """Build section B.2: the training curves of ConvTransposeNet."""
     return _curves_section(
-        run_index, folder, "B.2", "Training with strided convolutions", CONV_TRANSPOSE, (POOL_UPSAMPLE, CONV_TRANSPOSE)
+        run_index, folder, "B.2", "Training with strided convolutions", POOL_UPSAMPLE, CONV_TRANSPOSE
     )
 
 
 def unet_curves(run_index: RunIndex, folder: Path) -> Section:
     """Build section C.2: the training curves of UNet."""
-    return _curves_section(
-        run_index, folder, "C.2", "Training with skip connections", UNET, (POOL_UPSAMPLE, CONV_TRANSPOSE, UNET)
-    )
+    title = "Training with skip connections"
+    return _curves_section(run_index, folder, "C.2", title, POOL_UPSAMPLE, CONV_TRANSPOSE, UNET)
 
 
-def _curves_section(
-    run_index: RunIndex, folder: Path, key: str, title: str, model: str, other_models: Sequence[str]
-) -> Section:
-    """Build a section with the training curves of ``model``, plotted together with those of ``other_models``."""
+def _curves_section(run_index: RunIndex, folder: Path, key: str, title: str, *models: str) -> Section:
+    """Build a section with the training curves of the last model, plotted together with those of the others."""
+    model = models[-1]
 
     def answer(runs: Sequence[Path]) -> list[Block]:
-        runs_by_model = {name: run_index.colour[name] for name in other_models if run_index.colour.get(name)}
+        records = {name: [read_metrics(run) for run in run_index.colour.get(name, [])] for name in models}
         path = folder / f"curves-{model}.png"
-        plot_all_curves({name: [read_metrics(run) for run in group] for name, group in runs_by_model.items()}, path)
+        plot_all_curves({name: group for name, group in records.items() if group}, path)
         caption = (
             "Loss and accuracy of every run, with a thin line for each seed. The training loss is the mean over the "
             "batches of the epoch; the training accuracy is measured on a sample of training images after the epoch."
@@ -126,18 +131,11 @@ def _convergence_text(model: str, runs: Sequence[Path]) -> Text:
     """Describe, for the first run, whether training had converged and whether the model overfits."""
     run = runs[0]
     records = read_metrics(run)
-    last = records[-1]
-    best = min(records, key=lambda record: record["test_loss"])
+    last, best = records[-1], min(records, key=lambda record: record["test_loss"])
     gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
     source = f"{run}/metrics.jsonl"
-    numbers = {
-        "epochs": int_number(int(last["epoch"]), source),
-        "batch": int_number(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
-        "loss": mean_over_runs(runs, "test_loss"),
-        "accuracy": mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-        "gap": Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
-    }
     lowest = "after the last epoch, so overfitting has not begun. "
+    numbers = {}
     if best["epoch"] != last["epoch"]:
         lowest = "after epoch {when} ({best}). "
         numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
@@ -148,7 +146,12 @@ def _convergence_text(model: str, runs: Sequence[Path]) -> Text:
         f"test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points {{relation}} the "
         "accuracy on test images{remark}",
         numbers,
+        epochs=int_number(int(last["epoch"]), source),
+        batch=int_number(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
         model=model,
+        loss=mean_over_runs(runs, "test_loss"),
+        accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
+        gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
         relation="above" if gap >= 0 else "below",
         remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
     )
@@ -177,6 +180,8 @@ def unet_results(run_index: RunIndex, folder: Path) -> Section:
         confusion = metrics.confusion_matrix(
             with_skips.predictions.labels, data.test.labels.numpy(), len(data.inputs.palette)
         )
+        ours = mean_over_runs(runs[1], "test_accuracy", ".2f", 100.0)
+        table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
         return [
             *blocks,
             _image_quality_change_text(strided, with_skips),
@@ -185,7 +190,14 @@ def unet_results(run_index: RunIndex, folder: Path) -> Section:
                 strided, with_skips, data, folder, is_better=is_improvement(changes), other_analyses=others
             ),
             *_calibration_blocks((*others, strided, with_skips), folder),
-            _lookup_table_text(runs[1], data.lookup_table_accuracy),
+            Text(
+                "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the "
+                "{table} % of a lookup table from grey values to colours, which uses single pixels without their "
+                "neighbours.",
+                ours=ours,
+                relation="above" if ours.value > table.value else "still below",
+                table=table,
+            ),
         ]
 
     question = "Did skip connections improve the loss, the accuracy and the images, and for what reasons?"
@@ -215,18 +227,6 @@ def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis
     record_results(folder, SAMPLE_SIZES, "examined")
     record_results(folder, analysis.to_json, "nets", analysis.model)
     return analysis, load_analysis_data(runs[0])
-
-
-def _scores_text(model: str, runs: Sequence[Path]) -> Text:
-    return Text(
-        "After {first.epochs:,.0f} epochs, `{model}` classifies {accuracy} % of the test pixels correctly, with a "
-        "cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
-        first=summary_source(runs[0]),
-        model=model,
-        accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-        loss=mean_over_runs(runs, "test_loss"),
-        seeds=int_number(len(runs), "number of runs found"),
-    )
 
 
 def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
@@ -270,14 +270,3 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
             "Reliability diagram: accuracy against predicted probability. On the dotted line the two are equal.",
         ),
     ]
-
-
-def _lookup_table_text(runs: Sequence[Path], table_accuracy: float) -> Text:
-    ours = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
-    return Text(
-        "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} % of a "
-        "lookup table from grey values to colours, which uses single pixels without their neighbours.",
-        ours=ours,
-        relation="above" if ours.value > 100 * table_accuracy else "still below",
-        table=Number(100 * table_accuracy, "grey_lookup_baseline on all test pictures", ".2f"),
-    )

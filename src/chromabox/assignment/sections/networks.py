@@ -55,8 +55,7 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
         "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
         "image."
     )
-    texts = (architecture, source, padding, _kernels_text("pool-upsample"), omitted)
-    return _make_section("A.1", "PoolUpsampleNet", "a", "pool-upsample", ops, texts)
+    return _make_section("A.1", "a", "pool-upsample", ops, [architecture, source, padding, omitted])
 
 
 def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
@@ -79,16 +78,15 @@ def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
         "conditions hold for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
         up=up,
     )
-    helpers = (
+    source = _source_code(
         baselines.strided_padding,
         baselines.transposed_padding,
         baselines.upsample_conv,
         baselines.down_block,
         baselines.up_block,
+        baselines.ConvTransposeNet,
     )
-    source = _source_code(*helpers, baselines.ConvTransposeNet)
-    texts = (architecture, source, padding, _kernels_text("conv-transpose"))
-    return _make_section("B.1", "ConvTransposeNet", "b", "conv-transpose", ops, texts)
+    return _make_section("B.1", "b", "conv-transpose", ops, [architecture, source, padding])
 
 
 def unet_section(run_index: RunIndex, folder: Path) -> Section:
@@ -118,25 +116,24 @@ def unet_section(run_index: RunIndex, folder: Path) -> Section:
         "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
         "concatenated with the 16 pixels of block 1."
     )
-    texts = (architecture, _source_code(baselines.UNet), padding, _kernels_text("unet"))
-    return _make_section("C.1", "UNet", "c", "unet", ops, texts)
+    return _make_section("C.1", "c", "unet", ops, [architecture, _source_code(baselines.UNet), padding])
 
 
-def _make_section(
-    key: str, class_name: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]
-) -> Section:
+def _make_section(key: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]) -> Section:
     """Build a section from its blocks and the common ones: layers, output shapes, parameters and self-check."""
+    name = MODELS[model].__name__
     question = (
-        f"Implement {class_name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
+        f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
         "(filters) and NC (colours)."
     )
     common_blocks = [
+        _kernels_text(model),
         _layer_table(model, ops),
         _block_shapes_text(model, ops),
         _parameters_text(model),
         *_self_check_blocks(model),
     ]
-    return Section(key, f"Implementation of {class_name}", question, [*blocks, *common_blocks])
+    return Section(key, f"Implementation of {name}", question, [*blocks, *common_blocks])
 
 
 def _source_code(*objects: Callable[..., Any]) -> Code:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from chromabox.assignment.analysis.statistics import mean_rank_correlation
+from chromabox.assignment.sections.numbers import int_number
 from chromabox.colour.training.train import read_config
 from chromabox.engine.logger import read_metrics
 from chromabox.experiments.runs import RunIndex
@@ -159,8 +160,8 @@ def _setting_text(sweep: SweepResult) -> Text:
         "the dataset. All losses are those of the trained model; the training loss is measured on as many training "
         "images as there are test images.",
         sweep=Source(sweep, f"{sweep.folder}/sweep.json: "),
-        count=Number(len(sweep.equal_epochs), f"{sweep.folder}/sweep.json: equal_epochs, number of rows"),
-        seeds=Number(len(sweep.seeds), f"{sweep.folder}/sweep.json: seeds"),
+        count=int_number(len(sweep.equal_epochs), f"{sweep.folder}/sweep.json: equal_epochs, number of rows"),
+        seeds=int_number(len(sweep.seeds), f"{sweep.folder}/sweep.json: seeds"),
         noun="seeds" if len(sweep.seeds) > 1 else "seed",
         **_ends(sweep),
     )
@@ -197,10 +198,11 @@ def _explanation_text(sweep: SweepResult) -> Text:
             "increases with the batch size."
         )
     else:
+        averaging = ", because each step averages the gradient over more images" if direction == "decreases" else ""
         reason = (
             f"The number of optimizer steps is the reason: with equal numbers of steps, the loss {direction} with the "
-            "batch size. With equal numbers of epochs, large batches are worse because the model is trained for fewer "
-            "steps."
+            f"batch size{averaging}. With equal numbers of epochs, large batches are worse because the model is "
+            "trained for fewer steps."
         )
     gaps = {}
     for comparison in (EQUAL_EPOCHS, EQUAL_STEPS):
@@ -241,7 +243,7 @@ def _late_decrease_blocks(sweep: SweepResult) -> list[Block]:
             "Over the last {late} epochs, with the same constant learning rate, the decrease of the test loss was "
             "{small} with batch size {first.value} and {large} with batch size {last.value}. {conclusion}",
             decreases,
-            late=Number(late, f"{sweep.folder}/sweep.json: equal_epochs > epochs, 1/{LATE_FRACTION} of them"),
+            late=int_number(late, f"{sweep.folder}/sweep.json: equal_epochs > epochs, 1/{LATE_FRACTION} of them"),
             conclusion=conclusion,
             **_ends(sweep),
         )

@@ -150,8 +150,9 @@ def padding_section(run_index: RunIndex, folder: Path) -> Section:
                 "Limits of the rule: the last convolution has stride 1 and keeps the shape only if 2p = k − 1, which "
                 "no p satisfies for an even kernel size, because the padding is equal on both sides. An additional "
                 'pixel on one side solves this; PyTorch\'s `padding="same"`, which our models use, adds it. The rule '
-                "does not include a dilation. The width must be even: an odd width is rounded when it is halved, so "
-                "the doubled width differs from the original width by one pixel."
+                "does not include a dilation. Strides other than 2 cannot produce the shapes, because layers with the "
+                "same padding map 32 pixels to 16 and 16 pixels to 8, and back. The width must be even: an odd width "
+                "is rounded when it is halved, so the doubled width differs from the original width by one pixel."
             ),
         ],
     )

@@ -263,6 +263,8 @@ def _skip_summary(
         conclusion = f"Of these reasons, the first one explains the gain{remark}."
     else:
         conclusion = "None of these reasons is confirmed by the measurements."
+    if is_better and not has_vanishing_gradients(without_skips):
+        conclusion += " Vanishing gradients do not explain it."
     return Text(
         "{conclusion} One effect was not separated: the skip connections also increase the number of parameters, from "
         "{before.parameters:,.0f} to {after.parameters:,.0f}.",

@@ -155,9 +155,9 @@ def _sweep_table(sweep: SweepResult, comparison: str, caption: str) -> Table:
 def _setting_text(sweep: SweepResult) -> Text:
     return Text(
         "`{sweep.model}` was trained with the `{sweep.recipe}` recipe on `{sweep.data}` (palette `{sweep.palette}`) "
-        "for {sweep.equal_epochs.0.epochs} epochs, with {count} batch sizes from {first.value} to {last.value} and "
-        "{seeds} {noun} per batch size; all other settings were equal. The validation images are the test images of "
-        "the dataset. All losses are those of the trained model; the training loss is measured on as many training "
+        "for {sweep.equal_epochs.0.epochs:,.0f} epochs, with {count} batch sizes from {first.value} to {last.value} "
+        "and {seeds} {noun} per batch size; all other settings were equal. The validation images are the test images "
+        "of the dataset. All losses are those of the trained model; the training loss is measured on as many training "
         "images as there are test images.",
         sweep=Source(sweep, f"{sweep.folder}/sweep.json: "),
         count=int_number(len(sweep.equal_epochs), f"{sweep.folder}/sweep.json: equal_epochs, number of rows"),

@@ -68,6 +68,9 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
     total = Sum(IndexedBase("bce")[j, c], (c, 1, num_classes), (j, 1, num_positions))
     is_exp = loss.variant.decode == "exp"
     divisor = Symbol("n") if is_exp else num_positions * num_classes
+    term = "the mean over the m assigned positions and the C classes of each head"
+    if is_exp:
+        term = "the sum over the m assigned positions and the C classes, divided by the n images of the batch"
     return [
         Text(
             "Each position of a head (an anchor in a cell) that is assigned a ground-truth box outputs one number x "
@@ -78,12 +81,7 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
         Formula("bce", error),
         Text(
             "`cls_pw` is the weight of positive targets: of C classes all but one are negative, and a weight above 1 "
-            "increases the cost of a missed class. The class term is "
-            + (
-                "the sum over the m assigned positions and the C classes, divided by the n images of the batch:"
-                if is_exp
-                else "the mean over the m assigned positions and the C classes of each head:"
-            )
+            f"increases the cost of a missed class. The class term is {term}:"
         ),
         Formula("L_class", total / divisor),
         Text(
@@ -104,13 +102,8 @@ def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
         parts = [Float(weights[name]) * part for name, part in zip(weights, (box, objectness, class_term), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
     over_heads = "" if loss.variant.decode == "exp" else ", summed over the heads"
-    return [
-        Text(
-            f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss "
-            "is"
-        ),
-        Formula("L", total),
-    ]
+    text = f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss is"
+    return [Text(text), Formula("L", total)]
 
 
 def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
@@ -142,30 +135,25 @@ FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section D.2: the class term as formula, code and number, and results with two examples."""
-    head = (
-        "D.2",
-        "The classification loss and the results of fine-tuning",
-        "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images.",
-    )
+    title = "The classification loss and the results of fine-tuning"
+    question = "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images."
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return Section("D.2", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
     loss = build_loss(load_detector(run).model, read_finetune_config(run))
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")
-    return Section(
-        *head,
-        [
-            *class_loss_blocks(loss),
-            Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
-            *total_loss_blocks(loss),
-            loss_terms_table(run, records, loss),
-            Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
-            *verification_blocks(run, folder),
-            *result_blocks(run),
-        ],
-    )
+    blocks = [
+        *class_loss_blocks(loss),
+        Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
+        *total_loss_blocks(loss),
+        loss_terms_table(run, records, loss),
+        Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
+        *verification_blocks(run, folder),
+        *result_blocks(run),
+    ]
+    return Section("D.2", title, question, blocks)
 
 
 def verification_blocks(run: Path, folder: Path) -> list[Block]:

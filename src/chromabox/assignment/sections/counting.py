@@ -26,25 +26,36 @@ def count_section(run_index: RunIndex, folder: Path) -> Section:
         "Weights, outputs and connections",
         "How many weights, outputs and connections does PoolUpsampleNet have, as functions of NIC, NF and NC? How many "
         "are there for images of twice the height and width? BatchNorm is not counted.",
-        [*_definition_blocks(), *_formula_blocks(count), *_number_blocks(count), *_layer_blocks(count)],
+        [
+            Text(
+                f"`chromabox count {MODEL}` builds the model at several small sizes, runs it on meta tensors, and "
+                "solves for the shape of every kernel and output in terms of NIC, NF, NC, the kernel size k, the image "
+                "height H and the image width W. Two additional sizes verify the solution. The formulas are therefore "
+                "derived from the model itself."
+            ),
+            Text(
+                "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for "
+                "one image. A connection is a product of an input and a weight: each output of a convolution has k² "
+                "connections for every input channel. Products with the zeros of the padding are included. Biases, "
+                "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted."
+            ),
+            *_formula_blocks(count),
+            *_number_blocks(count),
+            Table(
+                "The individual convolutions, for images of H × W pixels.",
+                ["layer", *QUANTITIES],
+                [[name, *quantities] for name, _, *quantities in layer_formulas(count)],
+            ),
+            Table(
+                f"The same at {format_size(count.size)} with {format_settings(count)}.",
+                ["layer", *QUANTITIES],
+                [
+                    [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", count, layer_counts, count.size)]
+                    for layer, layer_counts in count.counted_layers()
+                ],
+            ),
+        ],
     )
-
-
-def _definition_blocks() -> list[Block]:
-    return [
-        Text(
-            f"`chromabox count {MODEL}` builds the model at several small sizes, runs it on meta tensors, and solves "
-            "for the shape of every kernel and output in terms of NIC, NF, NC, the kernel size k, the image height H "
-            "and the image width W. Two additional sizes verify the solution. The formulas are therefore derived from "
-            "the model itself."
-        ),
-        Text(
-            "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for one "
-            "image. A connection is a product of an input and a weight: each output of a convolution has k² "
-            "connections for every input channel. Products with the zeros of the padding are included. Biases, "
-            "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted."
-        ),
-    ]
 
 
 def _formula_blocks(model_counts: ModelCounts) -> list[Block]:
@@ -81,19 +92,6 @@ def _number_blocks(model_counts: ModelCounts) -> list[Block]:
             "every input channel.",
             dict(zip(QUANTITIES, ratios, strict=True)),
         ),
-    ]
-
-
-def _layer_blocks(model_counts: ModelCounts) -> list[Block]:
-    formulas = [[name, *quantities] for name, _, *quantities in layer_formulas(model_counts)]
-    numbers: list[list[Cell]] = [
-        [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", model_counts, layer_counts, model_counts.size)]
-        for layer, layer_counts in model_counts.counted_layers()
-    ]
-    caption = f"The same at {format_size(model_counts.size)} with {format_settings(model_counts)}."
-    return [
-        Table("The individual convolutions, for images of H × W pixels.", ["layer", *QUANTITIES], formulas),
-        Table(caption, ["layer", *QUANTITIES], numbers),
     ]
 
 

@@ -121,17 +121,13 @@ _ABLATION_NAMES = {
 
 
 def _ablation_table(with_skips: NetAnalysis) -> Table:
-    scores = analysis_source(with_skips)
+    scores, columns = analysis_source(with_skips), {"loss": ".3f", "accuracy": ".1%"}
     return Table(
         f"The trained `{with_skips.model}` on at most {NUM_ABLATION_IMAGES} test images, with the data of a skip "
         "connection replaced",
         ["skip connection: replacement", "loss", "accuracy (%)"],
         [
-            [
-                name,
-                scores.number("skip_ablations", key, "loss", spec=".3f"),
-                scores.number("skip_ablations", key, "accuracy", spec=".1%"),
-            ]
+            [name, *(scores.number("skip_ablations", key, column, spec=spec) for column, spec in columns.items())]
             for key, name in _ABLATION_NAMES.items()
         ],
     )
@@ -238,11 +234,8 @@ def gradient_figure(analyses: tuple[NetAnalysis, ...], folder: Path) -> Figure:
     """Plot the relative gradients of the layers of all models."""
     path = folder / "gradients.png"
     initial, final = (
-        {
-            analysis.model: {layer: gradient.relative_norm for layer, gradient in getattr(analysis, gradients).items()}
-            for analysis in analyses
-        }
-        for gradients in GRADIENT_FIELDS.values()
+        {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}
+        for when in GRADIENT_FIELDS
     )
     plot_gradients(initial, final, path)
     return Figure(

@@ -55,18 +55,15 @@ def frozen_part_blocks(run: Path) -> list[Block]:
 
 def freezing_method_text(run: Path) -> Text:
     """Explain how layers are frozen, including their BatchNorm statistics."""
-    update_bn_stats = read_summary(run)["frozen"]["moving_statistics"]
+    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
+    if read_summary(run)["frozen"]["moving_statistics"]:
+        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
     return Text(
         "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
         "layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before them, "
         "and the optimizers do not contain them. This alone does not freeze a layer. The means and variances of batch "
         "normalisation are buffers, not parameters, and every forward pass in training mode updates them. The frozen "
-        "kernels would then receive inputs with other statistics than those they were trained with. "
-        + (
-            "In this run the statistics keep updating, as in the tool that the assignment uses."
-            if update_bn_stats
-            else "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
-        )
+        f"kernels would then receive inputs with other statistics than those they were trained with. {remark}"
     )
 
 
@@ -186,24 +183,21 @@ def _runs_table(runs: Sequence[Path]) -> Table:
 
 def freezing_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section D.1: which layers were frozen, how, whether they changed, and the time saved."""
-    head = (
-        "D.1",
-        "Fine-tuning with frozen layers",
-        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
+    title = "Fine-tuning with frozen layers"
+    question = (
+        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers."
     )
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return Section("D.1", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
     code = [inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)]
-    return Section(
-        *head,
-        [
-            *frozen_part_blocks(run),
-            freezing_method_text(run),
-            Code("\n\n".join(code)),
-            Text("The optimizers get only the remaining parameters:"),
-            Code(inspect.getsource(_parameter_groups)),
-            *frozen_check_blocks(run, folder),
-            *cost_blocks(run_index.detectors),
-        ],
-    )
+    blocks = [
+        *frozen_part_blocks(run),
+        freezing_method_text(run),
+        Code("\n\n".join(code)),
+        Text("The optimizers get only the remaining parameters:"),
+        Code(inspect.getsource(_parameter_groups)),
+        *frozen_check_blocks(run, folder),
+        *cost_blocks(run_index.detectors),
+    ]
+    return Section("D.1", title, question, blocks)

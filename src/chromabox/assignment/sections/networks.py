@@ -212,11 +212,12 @@ def _kernels_text(model: str) -> Text:
     for kernel in KERNEL_SIZES:
         with torch.no_grad():
             num_preserved += MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(image).shape == expected
-    counts = {"first": KERNEL_SIZES[0], "last": KERNEL_SIZES[-1], "preserved": num_preserved, "all": len(KERNEL_SIZES)}
+    source = f"{model} built and run with every kernel size"
     return Text(
-        "Tested with kernel sizes {kernels.first} to {kernels.last}: {kernels.preserved} of {kernels.all} give logits "
-        "for every pixel.",
-        kernels=Source(counts, f"{model} built and run with every kernel size: "),
+        f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give logits for "
+        "every pixel.",
+        preserved=int_number(num_preserved, source),
+        tested=int_number(len(KERNEL_SIZES), source),
     )
 
 

@@ -214,8 +214,8 @@ def _kernels_text(model: str) -> Text:
             num_preserved += MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(image).shape == expected
     source = f"{model} built and run with every kernel size"
     return Text(
-        f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give logits for "
-        "every pixel.",
+        f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give logits "
+        "for every pixel.",
         preserved=int_number(num_preserved, source),
         tested=int_number(len(KERNEL_SIZES), source),
     )

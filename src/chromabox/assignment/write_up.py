@@ -12,7 +12,7 @@ from chromabox.assignment.sections.class_loss import class_loss_section
 from chromabox.assignment.sections.counting import count_section, padding_section
 from chromabox.assignment.sections.freezing import freezing_section
 from chromabox.assignment.sections.networks import conv_transpose_section, pool_upsample_section, unet_section
-from chromabox.assignment.sections.numbers import escape_braces, int_number, mean_over_runs
+from chromabox.assignment.sections.numbers import int_number, mean_over_runs
 from chromabox.assignment.sections.results import (
     conv_transpose_curves,
     conv_transpose_results,
@@ -23,7 +23,7 @@ from chromabox.assignment.sections.results import (
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import package_versions
 from chromabox.experiments.runs import RunIndex, find_runs, read_summary
-from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text
+from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text, escape_braces
 from chromabox.report.document.write import WrittenDocument, write_document
 
 SectionBuilder = Callable[[RunIndex, Path], Section]

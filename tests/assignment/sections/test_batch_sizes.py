@@ -103,30 +103,20 @@ def test_texts_and_numbers_of_monotonic_losses(tmp_path: Path) -> None:
     section = build_section(sweep)
     assert (section.key, bool(section.question)) == ("B.5", True)
     claim = find_text(section, "The claim that larger batches have a higher validation loss")
-    assert (
-        "holds in every comparison of consecutive values, by more than the standard deviation over the seeds."
-        in str(claim)
-    )
-    assert {name: number.value for name, number in claim.numbers.items() if name in ("up", "steps", "clearly")} == {
-        "up": 3,
-        "steps": 3,
-        "clearly": 3,
-    }
-    assert claim.numbers["first"].value == pytest.approx(1.105)
-    assert claim.numbers["last"].value == pytest.approx(1.405)
-    assert claim.numbers["last"].std == pytest.approx(0.01 / 2**0.5)
+    assert "after the same number of epochs holds." in str(claim)
+    assert claim.numbers["correlation"].value == 1
+    assert claim.numbers["first.test_loss"].value == pytest.approx(1.105)
+    assert claim.numbers["last.test_loss"].value == pytest.approx(1.405)
+    assert claim.numbers["last.test_loss"].std == pytest.approx(0.01 / 2**0.5)
     assert "increases; it changes from 1.0550" in str(claim)
-    # Only one of the 4! · 4! orders increases as much.
-    assert claim.numbers["chance"].value == pytest.approx(1 / 576)
-    assert "which is below the significance level of 0.05" in str(claim)
     assert "also have a higher loss after the same number of optimizer steps does not hold." in "".join(
         read_texts(section)
     )
     reason = find_text(section, "The number of optimizer steps is the reason")
     assert "the loss decreases with the batch size" in str(reason)
-    assert (reason.numbers["most"].value, reason.numbers["fewest"].value) == (3906, 488)
-    assert reason.numbers["gap"].value == pytest.approx(0.3)
-    assert reason.numbers["rest"].value == pytest.approx(-0.3)
+    assert (reason.numbers["first.steps"].value, reason.numbers["last.steps"].value) == (3906, 488)
+    assert reason.numbers["gap.equal_epochs"].value == pytest.approx(0.3)
+    assert reason.numbers["gap.equal_steps"].value == pytest.approx(-0.3)
     assert not [block for block in section.blocks if isinstance(block, MissingRun)]
 
 
@@ -134,7 +124,7 @@ def test_every_number_has_a_source(tmp_path: Path) -> None:
     section = build_section(make_sweep(tmp_path / "sweep", INCREASING, INCREASING))
     numbers = [number for _, _, number in Document("", [], [section], [], {}).numbers()]
     assert len(numbers) > 100
-    assert all(str(tmp_path / "sweep") in number.source or "LEVEL" in number.source for number in numbers)
+    assert all(str(tmp_path / "sweep") in number.source for number in numbers)
 
 
 def test_tables_contain_the_numbers_of_the_sweep(tmp_path: Path) -> None:
@@ -156,53 +146,50 @@ def test_tables_contain_the_numbers_of_the_sweep(tmp_path: Path) -> None:
     assert "s per epoch" not in steps.columns
 
 
-# (equal epochs, equal steps, claim at equal epochs, explanation)
+# (equal epochs, equal steps, claim at equal epochs and its correlation, explanation)
 VERDICTS = [
-    (INCREASING, INCREASING, "holds in every comparison", "is not the only reason"),
-    (INCREASING, INCREASING[:, ::-1], "holds in every comparison", "The number of optimizer steps is the reason"),
+    (INCREASING, INCREASING, "epochs holds.", 1.0, "is not the only reason"),
+    (INCREASING, INCREASING[:, ::-1], "epochs holds.", 1.0, "The number of optimizer steps is the reason"),
     (
         INCREASING,
         np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]),
-        "holds in every comparison",
-        "these runs show no significant increase",
+        "epochs holds.",
+        1.0,
+        "the loss shows no clear trend with the batch size",
     ),
-    (INCREASING[:, ::-1], INCREASING, "does not hold", "These runs show no increase of the loss"),
-    # The third is lower than the second for both seeds: two of three comparisons increase.
-    (INCREASING[:, [0, 2, 1, 3]], INCREASING, "holds overall, but not in every comparison", "not the only reason"),
-    # A standard deviation of 0.14 with differences of 0.1.
-    (np.add(INCREASING, [[0], [0.2]]), INCREASING, "but not always by more than", "not the only reason"),
-    (np.array([[1, 2, 1.5, 1.2], [1, 1.1, 2.4, 1.3]]), INCREASING, "is not confirmed", "These runs show no increase"),
+    (INCREASING[:, ::-1], INCREASING, "epochs does not hold.", -1.0, "These runs show no increase of the loss"),
+    # The third is lower than the second for both seeds: 1 − 6 Σ d² / (n (n² − 1)) = 1 − 6 · 2 / 60.
+    (INCREASING[:, [0, 2, 1, 3]], INCREASING, "epochs holds.", 0.8, "not the only reason"),
+    # Σ d² is 8 for the first seed and 2 for the second.
+    (
+        np.array([[1, 2, 1.5, 1.2], [1, 1.1, 2.4, 1.3]]),
+        INCREASING,
+        "epochs does not hold.",
+        0.5,
+        "These runs show no increase",
+    ),
 ]
 
 
 @pytest.mark.parametrize("case", VERDICTS)
 def test_verdict_follows_from_the_losses(tmp_path: Path, case: tuple) -> None:
-    epochs, steps, verdict, reason = case
+    epochs, steps, verdict, correlation, reason = case
     section = build_section(make_sweep(tmp_path / "sweep", epochs, steps))
-    assert verdict in str(find_text(section, "The claim that larger batches have a higher validation loss"))
+    claim = find_text(section, "The claim that larger batches have a higher validation loss")
+    assert verdict in str(claim)
+    assert claim.numbers["correlation"].value == pytest.approx(correlation)
     assert any(reason in text for text in read_texts(section))
-
-
-def test_two_values_have_no_rank_test(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path / "sweep", INCREASING[:, :2], INCREASING[:, :2] + [[0], [1.0]], values=VALUES[:2])
-    section = build_section(sweep)
-    assert "holds in every comparison" in str(find_text(section, "The claim that larger batches"))
-    assert "rank correlation" not in "".join(read_texts(section))
-    assert "is not confirmed" in str(find_text(section, "The claim that they also"))
 
 
 def test_single_seed_is_reported_as_a_limitation(tmp_path: Path) -> None:
     five = np.array([[1.0, 1.1, 1.2, 1.3, 1.4]])
     section = build_section(make_sweep(tmp_path / "sweep", five, five, values=(32, 64, 128, 256, 512)))
     claim = str(find_text(section, "The claim that larger batches"))
-    assert "holds in every comparison of consecutive values." in claim
+    assert "after the same number of epochs holds." in claim
     assert "a single seed does not show" in claim
     assert "1 seed per batch size" in read_texts(section)[0]
     [missing] = [block for block in section.blocks if isinstance(block, MissingRun)]
     assert "--seeds 0 1 --recipe course" in missing.command
-    # With three values, one of six orders is strictly increasing.
-    three = build_section(make_sweep(tmp_path / "three", five[:, :3], five[:, :3], values=(32, 64, 128)))
-    assert "is not confirmed" in str(find_text(three, "The claim that larger batches"))
 
 
 @pytest.mark.parametrize(
@@ -233,8 +220,8 @@ def test_statement_about_the_loss_of_the_last_epochs(
         (INCREASING[:, ::-1], "the images become better", "The colourfulness increases: it is 15.9"),
         (
             np.array([[1, 3, 2, 1.0], [2, 1, 1.5, 3]]),
-            "the images do not change significantly",
-            "The colourfulness shows no significant trend",
+            "the images do not change clearly",
+            "The colourfulness shows no clear trend",
         ),
     ],
 )
@@ -297,7 +284,7 @@ def test_palettes_of_different_sizes_are_compared_by_colour_difference(tmp_path:
     )
     text = find_text(build_section(sweep), "Losses and accuracies are not comparable between palettes")
     assert "The lowest ΔE2000" in str(text)
-    assert text.numbers["best"].value == 64
+    assert text.numbers["best.value"].value == 64
     assert str(text).endswith("with increasing values, the ΔE2000 decreases.")
 
 

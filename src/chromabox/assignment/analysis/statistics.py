@@ -1,10 +1,8 @@
-"""Confidence intervals for differences between two models, and trends over the values of a sweep.
+"""Confidence intervals for differences between two models, and rank correlations over the values of a sweep.
 
-Intervals are computed over seeds, or over the test images if there is a single seed. Trends are tested over all values
-and between neighbouring values.
+Intervals are computed over seeds, or over the test images if there is a single seed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,15 +46,10 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Co
     caveat = "few seeds: the interval assumes a normal distribution" if is_small else "enough seeds"
     if np.ptp(first) == 0 == np.ptp(second):
         return ConfidenceInterval(value, value, value, method, caveat)
-    from scipy.special import stdtrit
+    from scipy.stats import ttest_ind
 
-    # Variances of the means, and Satterthwaite's degrees of freedom of their sum.
-    variances = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
-    degrees = sum(variances) ** 2 / sum(
-        variance**2 / (len(values) - 1) for variance, values in zip(variances, (first, second), strict=True)
-    )
-    half_width = float(stdtrit(degrees, (1 + CONFIDENCE_LEVEL) / 2)) * sum(variances) ** 0.5
-    return ConfidenceInterval(value, value - half_width, value + half_width, method, caveat)
+    interval = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
+    return ConfidenceInterval(value, float(interval.low), float(interval.high), method, caveat)
 
 
 def difference_over_images(
@@ -113,67 +106,13 @@ def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"
     return ConfidenceInterval(value, low, high, method, "which does not include the variation between seeds")
 
 
-#: Largest p-value of a significant trend (exclusive).
-SIGNIFICANCE_LEVEL = 0.05
+def mean_rank_correlation(numbers: Float[np.ndarray, "seeds values"]) -> float:
+    """Return Spearman's rank correlation of numbers and their positions along an ascending parameter, −1 to 1.
 
-
-@dataclass(frozen=True)
-class RankTrend:
-    """Trend of a metric over ascending values of a parameter."""
-
-    num_steps: int
-    """Number of pairs of neighbouring values: one fewer than values."""
-    num_rises: int
-    """Number of steps at which the mean over the seeds increases."""
-    num_clear_rises: int
-    """Number of steps with a clear increase: larger than the combined standard deviation of both ends."""
-    num_clear_falls: int
-    """Number of steps with an equally clear decrease."""
-    correlation: float
-    """Spearman's rank correlation between parameter values and means, −1 to 1."""
-    p_value: float | None
-    """p-value of the null hypothesis of no trend (one-sided, increasing); None for two values."""
-    num_seeds: int
-
-    @property
-    def is_rising(self) -> bool:
-        """Whether the overall increase is significant; for two values, whether the only step is clear."""
-        return self.is_monotonic if self.p_value is None else self.p_value < SIGNIFICANCE_LEVEL
-
-    @property
-    def is_monotonic(self) -> bool:
-        """Whether there is a clear increase at every step."""
-        return self.num_clear_rises == self.num_steps
-
-
-def rank_trend(numbers: Float[np.ndarray, "seeds values"]) -> RankTrend:
-    """Return the trend of finite numbers by seed and ascending value; at least one seed and two values.
-
-    A step is clear if the difference of the means exceeds the root of the sum of both sample variances; with a single
-    seed no step is clear. The p-value is that of Page's test for ordered alternatives, which ranks the values within
-    each seed (Page 1963, "Ordered hypotheses for multiple treatments"); for a single seed, that of Kendall's tau.
+    It is computed for each seed and averaged: 1 if the numbers of every seed increase strictly. Equal numbers have no
+    order, so the correlation of a seed with only equal numbers is 0.
     """
-    from scipy.stats import kendalltau, page_trend_test, spearmanr
+    from scipy.stats import spearmanr
 
-    seeds, values = numbers.shape
-    means = numbers.mean(0)
-    steps = np.diff(means)
-    spread = np.full(values, math.inf) if seeds == 1 else numbers.std(0, ddof=1)
-    threshold = np.hypot(spread[:-1], spread[1:])
-    # Equal means have no order: the correlation is undefined.
-    correlation = 0.0 if np.ptp(means) == 0 else float(spearmanr(np.arange(values), means).statistic)
-    p_value = None
-    if values > 2 and seeds > 1:
-        p_value = float(page_trend_test(numbers).pvalue)
-    elif values > 2:
-        tau_p_value = kendalltau(np.arange(values), means, alternative="greater").pvalue
-        p_value = float(np.nan_to_num(tau_p_value, nan=1.0))  # NaN: equal numbers, which have no trend.
-    return RankTrend(
-        num_steps=len(steps),
-        num_rises=int((steps > 0).sum()),
-        num_clear_rises=int((steps > threshold).sum()),
-        num_clear_falls=int((-steps > threshold).sum()),
-        correlation=correlation,
-        p_value=p_value,
-        num_seeds=seeds,
-    )
+    positions = np.arange(numbers.shape[1])
+    return float(np.mean([0.0 if np.ptp(row) == 0 else spearmanr(positions, row).statistic for row in numbers]))

@@ -14,22 +14,27 @@ from chromabox.assignment.analysis.detector_analysis import (
     verify_class_loss,
 )
 from chromabox.assignment.analysis.plots import plot_sample_detections
-from chromabox.assignment.sections.numbers import (
-    RESULTS_FILE,
-    base_name,
-    escape_braces,
-    int_number,
-    record_results,
-    summary_number,
-)
+from chromabox.assignment.sections.numbers import record_results, summary_source
 from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
 from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.errors import ChromaboxError
-from chromabox.experiments.runs import RunIndex, read_summary
-from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Section, Table, Text
+from chromabox.experiments.runs import RunIndex
+from chromabox.report.document.model import (
+    Block,
+    Cell,
+    Code,
+    Figure,
+    Formula,
+    MissingRun,
+    Number,
+    Section,
+    Source,
+    Table,
+    Text,
+)
 from chromabox.report.training import plot_losses
 
 #: Descriptions of the loss terms by decoding (before weighting), and of the distillation terms.
@@ -63,6 +68,9 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
     total = Sum(IndexedBase("bce")[j, c], (c, 1, num_classes), (j, 1, num_positions))
     is_exp = loss.variant.decode == "exp"
     divisor = Symbol("n") if is_exp else num_positions * num_classes
+    term = "the mean over the m assigned positions and the C classes of each head"
+    if is_exp:
+        term = "the sum over the m assigned positions and the C classes, divided by the n images of the batch"
     return [
         Text(
             "Each position of a head (an anchor in a cell) that is assigned a ground-truth box outputs one number x "
@@ -73,12 +81,7 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
         Formula("bce", error),
         Text(
             "`cls_pw` is the weight of positive targets: of C classes all but one are negative, and a weight above 1 "
-            "increases the cost of a missed class. The class term is "
-            + (
-                "the sum over the m assigned positions and the C classes, divided by the n images of the batch:"
-                if is_exp
-                else "the mean over the m assigned positions and the C classes of each head:"
-            )
+            f"increases the cost of a missed class. The class term is {term}:"
         ),
         Formula("L_class", total / divisor),
         Text(
@@ -99,73 +102,61 @@ def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
         parts = [Float(weights[name]) * part for name, part in zip(weights, (box, objectness, class_term), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
     over_heads = "" if loss.variant.decode == "exp" else ", summed over the heads"
-    return [
-        Text(
-            f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss "
-            "is"
-        ),
-        Formula("L", total),
-    ]
+    text = f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss is"
+    return [Text(text), Formula("L", total)]
 
 
 def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
     """Return a table of the loss terms: description and values in the first and last epoch."""
     descriptions = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
     names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
-    rows: list[list[Cell]] = []
-    for name in [*(term for term in names if term != "loss"), "loss"]:
-        cells: list[Cell] = [name.replace("_", " "), descriptions.get(name, "sum of the terms")]
-        for split in ("train", "val"):
-            for epoch, index in (("first", 0), ("last", -1)):
-                key = f"{split}_{name}"
-                value = records[index].get(key, float("nan"))
-                cells.append(Number(float(value), f"{run}/metrics.jsonl: {epoch} epoch > {key}", ".4g"))
-        rows.append(cells)
+    epochs = [
+        Source(record, f"{run}/metrics.jsonl: {epoch} epoch > ")
+        for record, epoch in ((records[0], "first"), (records[-1], "last"))
+    ]
+    rows: list[list[Cell]] = [
+        [
+            name.replace("_", " "),
+            descriptions.get(name, "sum of the terms"),
+            *(epoch.number(f"{split}_{name}", spec=".4g") for split in ("train", "val") for epoch in epochs),
+        ]
+        for name in [*(term for term in names if term != "loss"), "loss"]
+    ]
     columns = ["term", "description", "training, first", "last", "validation, first", "last "]
     return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
+#: A second weight of positive targets for the verification, so that the weight has an effect.
+TEST_POSITIVE_WEIGHT = 3.0
+#: Maximum number of classes in a table.
+MAX_TABLE_CLASSES = 10
 FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 
 def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section D.2: the class term as formula, code and number, and the results of fine-tuning with two "
-    "examples."""
-    head = (
-        "D.2",
-        "The classification loss and the results of fine-tuning",
-        "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images.",
-    )
+    """Build section D.2: the class term as formula, code and number, and results with two examples."""
+    title = "The classification loss and the results of fine-tuning"
+    question = "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images."
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return Section("D.2", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
     loss = build_loss(load_detector(run).model, read_finetune_config(run))
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")
-    caption = "The weighted loss terms and the AP on held-out images against epochs"
-    return Section(
-        *head,
-        [
-            *class_loss_blocks(loss),
-            Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
-            *total_loss_blocks(loss),
-            loss_terms_table(run, records, loss),
-            Figure(path, caption),
-            *verification_blocks(run, folder, FINETUNE_COMMAND),
-            *result_blocks(run),
-        ],
-    )
+    blocks = [
+        *class_loss_blocks(loss),
+        Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
+        *total_loss_blocks(loss),
+        loss_terms_table(run, records, loss),
+        Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
+        *verification_blocks(run, folder),
+        *result_blocks(run),
+    ]
+    return Section("D.2", title, question, blocks)
 
 
-#: A second weight of positive targets for the verification, so that the weight has an effect.
-TEST_POSITIVE_WEIGHT = 3.0
-
-#: Maximum number of classes in a table.
-MAX_TABLE_CLASSES = 10
-
-
-def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
+def verification_blocks(run: Path, folder: Path) -> list[Block]:
     """Verify the class term and show detections on held-out images.
 
     Return a :class:`MissingRun` block instead if the images of the run are not available.
@@ -173,7 +164,7 @@ def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
     try:
         opened_run = open_run(run)
     except ChromaboxError as error:
-        return [MissingRun(f"the images of {run} ({error})", command)]
+        return [MissingRun(f"the images of {run} ({error})", FINETUNE_COMMAND)]
     weights = (opened_run.loss.cls_pw, TEST_POSITIVE_WEIGHT)
     blocks = [_verification_text(run, folder, [verify_class_loss(opened_run, weight) for weight in weights])]
     path = folder / f"pictures-{run.name}.png"
@@ -185,114 +176,94 @@ def verification_blocks(run: Path, folder: Path, command: str) -> list[Block]:
     caption = Text(
         "The first held-out images with labelled objects: ground-truth boxes, detections before fine-tuning, and "
         "detections after fine-tuning, with a confidence above {confidence}",
-        {"confidence": Number(MIN_DRAWN_CONFIDENCE, source, ".2f")},
+        confidence=Number(MIN_DRAWN_CONFIDENCE, source, ".2f"),
     )
     return [*blocks, Figure(path, str(caption))]
 
 
 def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]) -> Text:
     """Describe whether the class term and its gradients agree with the formula."""
-    record_results(folder, "class term", {run.name: {f"{check.positive_weight:g}": check for check in checks}})
-    numbers: dict[str, Number] = {}
-    for index, check in enumerate(checks):
-        source = f"{RESULTS_FILE}: class term > {run.name} > {check.positive_weight:g}"
-        numbers |= {
-            f"weight{index}": Number(check.positive_weight, f"{source} > positive_weight", "g"),
-            f"actual{index}": Number(check.actual, f"{source} > actual", ".6g"),
-            f"expected{index}": Number(check.expected, f"{source} > expected", ".6g"),
-        }
-    source = f"{RESULTS_FILE}: class term > {run.name}"
-    numbers["positions"] = int_number(checks[0].num_positions, f"{source}: num_positions")
+    recorded = record_results(folder, {f"{check.positive_weight:g}": check for check in checks}, "class term", run.name)
     error = max(abs(check.actual - check.expected) / max(abs(check.expected), 1e-12) for check in checks)
     gradient_error = max(check.max_gradient_difference / max(check.max_gradient, 1e-12) for check in checks)
-    numbers["error"] = Number(error, f"{source}: |actual − expected| / expected, the larger", ".0e")
-    numbers["gradient"] = Number(gradient_error, f"{source}: max_gradient_difference / max_gradient, the larger", ".0e")
     agrees = error < 1e-9 and gradient_error < 1e-9
     return Text(
-        "The code was verified on held-out images with the trained model ({positions} assigned positions). The code "
-        "gives {actual0} with `cls_pw` = {weight0} and {actual1} with {weight1}; the formula, written out with "
-        "logarithms, gives {expected0} and {expected1}. The relative difference is at most {error}. The gradients of "
+        "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
+        "positions). The code gives {first.actual:.6g} with `cls_pw` = {first.positive_weight:g} and "
+        "{second.actual:.6g} with {second.positive_weight:g}; the formula, written out with logarithms, gives "
+        "{first.expected:.6g} and {second.expected:.6g}. The relative difference is at most {error}. The gradients of "
         "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
-        "{gradient} of the largest gradient. "
-        + (
-            "Both differences are float64 rounding errors, so the code implements the formula."
-            if agrees
-            else "This is more than rounding error, so the code does not implement the formula."
-        ),
-        numbers,
+        "{gradient} of the largest gradient. {conclusion}",
+        {
+            name: Source(check, f"{recorded.name}{check.positive_weight:g} > ")
+            for name, check in zip(("first", "second"), checks, strict=True)
+        },
+        error=Number(error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
+        gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),
+        conclusion="Both differences are float64 rounding errors, so the code implements the formula."
+        if agrees
+        else "This is more than rounding error, so the code does not implement the formula.",
     )
 
 
 def result_blocks(run: Path) -> list[Block]:
     """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP of the classes."""
-    summary = read_summary(run)
+    summary = summary_source(run)
     rows: list[list[Cell]] = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         cells: list[Cell] = [f"{name} (%)"]
-        for when in ("before", "after"):
-            low, high = (
-                Number(100 * float(bound), f"{run}/summary.json: {when} > {key}_interval", ".1f")
-                for bound in summary[when][f"{key}_interval"]
-            )
-            cells += [summary_number(run, when, key, spec=".1f", scale=100.0), f"{low} to {high}"]
-        low, high = (
-            Number(100 * float(bound), f"{run}/summary.json: difference > {key} > interval", "+.1f")
-            for bound in summary["difference"][key]["interval"]
-        )
-        cells += [summary_number(run, "difference", key, "value", spec="+.1f", scale=100.0), f"{low} to {high}"]
+        for keys, interval, spec in (
+            (("before", key), ("before", f"{key}_interval"), ".1%"),
+            (("after", key), ("after", f"{key}_interval"), ".1%"),
+            (("difference", key, "value"), ("difference", key, "interval"), "+.1%"),
+        ):
+            low, high = (summary.number(*interval, end, spec=spec) for end in (0, 1))
+            cells += [summary.number(*keys, spec=spec), f"{low} to {high}"]
         rows.append(cells)
     columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
-    table = Table(
+    caption = (
         "COCO average precision on held-out images, with bootstrap confidence intervals over images (paired for the "
-        "difference)",
-        columns,
-        rows,
+        "difference)"
     )
-    return [table, _interval_text(run), *_per_class_blocks(run), *_warning_blocks(run)]
+    blocks: list[Block] = [Table(caption, columns, rows), _interval_text(summary), *_per_class_blocks(summary)]
+    warnings = "; ".join(summary.get("warnings"))
+    return [*blocks, Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else blocks
 
 
-def _interval_text(run: Path) -> Text:
+def _interval_text(summary: Source) -> Text:
     """State the conclusions from the intervals and, if measured, the AP50 of the original classes."""
-    summary = read_summary(run)
     conclusions = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
-        low, high = summary["difference"][key]["interval"]
+        low, high = summary.get("difference", key, "interval")
         conclusions.append(
             f"{name} has {'increased' if low > 0 else 'decreased'} significantly"
             if low > 0 or high < 0
             else f"the change of {name} is not significant"
         )
     text = f"According to these intervals, {' and '.join(conclusions)}."
-    numbers = {}
-    if "retained" in summary:
-        text += " On `" + base_name(summary["retained"]["data"])
-        text += "`, the AP50 of the original classes changes from {old} % to {new} %."
-        numbers = {
-            "old": summary_number(run, "retained", "ap50_before", spec=".1f", scale=100.0),
-            "new": summary_number(run, "retained", "ap50_after", spec=".1f", scale=100.0),
-        }
-    return Text(text, numbers)
+    if "retained" not in summary.values:
+        return Text(text)
+    return Text(
+        text + " On `{data}`, the AP50 of the original classes changes from {run.retained.ap50_before:.1%} to "
+        "{run.retained.ap50_after:.1%}.",
+        data=Path(summary.get("retained", "data")).name,
+        run=summary,
+    )
 
 
-def _per_class_blocks(run: Path) -> list[Block]:
+def _per_class_blocks(summary: Source) -> list[Block]:
     """Return a table of the classes with most boxes; no block for a single class, which the table above covers."""
-    per_class = read_summary(run)["after"]["per_class"]
+    per_class = summary.get("after", "per_class")
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
     if len(names) < 2:
         return []
     rows: list[list[Cell]] = [
         [
             name,
-            summary_number(run, "after", "per_class", name, "boxes"),
-            summary_number(run, "before", "per_class", name, "ap50", spec=".1f", scale=100.0),
-            summary_number(run, "after", "per_class", name, "ap50", spec=".1f", scale=100.0),
+            summary.number("after", "per_class", name, "boxes", spec=",.0f"),
+            *(summary.number(when, "per_class", name, "ap50", spec=".1%") for when in ("before", "after")),
         ]
         for name in names[:MAX_TABLE_CLASSES]
     ]
     caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
     return [Table(caption, ["class", "boxes", "before (%)", "after (%)"], rows)]
-
-
-def _warning_blocks(run: Path) -> list[Block]:
-    warnings = read_summary(run)["warnings"]
-    return [Text(f"Warnings of the run: {escape_braces('; '.join(warnings))}.")] if warnings else []

@@ -9,13 +9,7 @@ from chromabox.assignment.analysis.net_analysis import EDGE_DISTANCE_BINS, NUM_T
 from chromabox.assignment.analysis.plots import plot_accuracy_by_edge_distance, plot_agreement
 from chromabox.assignment.analysis.predictions import measure_agreement
 from chromabox.assignment.analysis.statistics import difference_between_regions
-from chromabox.assignment.sections.numbers import (
-    RESULTS_FILE,
-    analysis_number,
-    analysis_percent,
-    int_number,
-    record_results,
-)
+from chromabox.assignment.sections.numbers import analysis_source, int_number, record_results
 from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.palette.palette import decode_labels
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
@@ -47,12 +41,7 @@ def side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, fo
         analysis.model: predicted_images(analysis, data) for analysis in (first, second)
     }
     plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
-    name, agreement = f"{first.model} and {second.model}", measure_agreement(first.predictions, second.predictions)
-    record_results(folder, "disagreement", {name: agreement})
-    numbers = {
-        key: Number(100 * getattr(agreement, key), f"{RESULTS_FILE}: disagreement > {name} > {key}", ".1f")
-        for key in ("different", "only_first", "only_second", "both_wrong")
-    }
+    agreement = measure_agreement(first.predictions, second.predictions)
     return [
         Figure(
             path,
@@ -60,25 +49,28 @@ def side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, fo
             "the pixels that each model classifies correctly.",
         ),
         Text(
-            f"On {{images}} test images, the predictions of the two models differ in {{different}} % of the pixels. "
-            f"Only `{first.model}` is correct on {{only_first}} %, only `{second.model}` on {{only_second}} %, and "
-            "neither on {both_wrong} % (percentages of all pixels).",
-            {**numbers, "images": int_number(len(data.test), "number of test images analysed")},
+            "On {images} test images, the predictions of the two models differ in {pixels.different:.1%} of the "
+            "pixels. Only `{first}` is correct on {pixels.only_first:.1%}, only `{second}` on "
+            "{pixels.only_second:.1%}, and neither on {pixels.both_wrong:.1%} (percentages of all pixels).",
+            first=first.model,
+            second=second.model,
+            images=int_number(len(data.test), "number of test images analysed"),
+            pixels=record_results(folder, agreement, "disagreement", f"{first.model} and {second.model}"),
         ),
     ]
 
 
 def image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
     """Return a table of image quality against the ground truth, with the greyscale images as a baseline."""
+    columns = {
+        ("image_stats", "psnr"): ".2f",
+        ("image_stats", "delta_e"): ".2f",
+        ("image_stats", "colourfulness"): ".1f",
+        ("high_frequencies", "energy"): ".1%",
+        ("high_frequencies", "correlation"): ".3f",
+    }
     rows: list[list[Cell]] = [
-        [
-            analysis.model,
-            analysis_number(analysis, "image_stats", "psnr", spec=".2f"),
-            analysis_number(analysis, "image_stats", "delta_e", spec=".2f"),
-            analysis_number(analysis, "image_stats", "colourfulness"),
-            analysis_percent(analysis, "high_frequencies", "energy"),
-            analysis_number(analysis, "high_frequencies", "correlation", spec=".3f"),
-        ]
+        [analysis.model, *(analysis_source(analysis).number(*keys, spec=spec) for keys, spec in columns.items())]
         for analysis in analyses
     ]
     grey = [
@@ -98,16 +90,15 @@ def image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
 def probe_table(*analyses: NetAnalysis) -> Table:
     """Return a table of linear-probe scores for inner layers of the models and for the input."""
     layers = {"quarter": "bottleneck", "half": "half resolution"}
+    probes = [(f"{analysis.model}, {name}", analysis, layer) for analysis in analyses for layer, name in layers.items()]
     columns = ("grey_detail", "colour_detail", "chroma", "lookup_table_accuracy")
     rows: list[list[Cell]] = [
         [
-            f"{analysis.model}, {name}",
-            *(analysis_percent(analysis, "probe_scores", layer, column) for column in columns),
+            name,
+            *(analysis_source(analysis).number("probe_scores", layer, column, spec=".1%") for column in columns),
         ]
-        for analysis in analyses
-        for layer, name in layers.items()
+        for name, analysis, layer in [*probes, ("input", analyses[0], "input")]
     ]
-    rows.append(["input", *(analysis_percent(analyses[0], "probe_scores", "input", column) for column in columns)])
     return Table(
         "Linear probes (ridge regression, fitted on training images and evaluated on test images) of 4 × 4 blocks of "
         "pixels: R² of the fine detail of the grey values and of the target colours, R² of the chroma of the target "
@@ -139,8 +130,6 @@ def gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData,
         np.isfinite(data.edge_distances) & (data.edge_distances >= EDGE_DISTANCE_BINS[-2]),
     )
     interval = difference_between_regions(change, far, near)
-    name = f"{first.model} to {second.model}"
-    record_results(folder, "gain on edges less gain far from them", {name: interval})
     gains_near_edges = interval.excludes_zero and interval.value > 0
     if gains_near_edges:
         conclusion = "The gain is therefore largest where the image has fine detail"
@@ -148,21 +137,18 @@ def gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData,
         conclusion = "The gain is therefore not concentrated on edges"
     else:
         conclusion = "The interval contains 0, so these images do not show where the gain is larger"
-    source = f"{RESULTS_FILE}: gain on edges less gain far from them > {name}"
+    name = f"{first.model} to {second.model}"
     text = Text(
-        f"On edges, `{first.model}` classifies {{first_near}} % of the pixels correctly and `{second.model}` "
-        "{second_near} %; at a distance of {away} or more pixels, the accuracies are {first_far} % and {second_far} %. "
-        "The change on edges exceeds the change far from edges by {value} percentage points (95 % confidence interval "
-        f"{{low}} to {{high}}, {interval.method}). {conclusion}.",
-        {
-            "first_near": analysis_percent(first, "accuracy_by_edge_distance", "accuracy", 0),
-            "second_near": analysis_percent(second, "accuracy_by_edge_distance", "accuracy", 0),
-            "first_far": analysis_percent(first, "accuracy_by_edge_distance", "accuracy", -1),
-            "second_far": analysis_percent(second, "accuracy_by_edge_distance", "accuracy", -1),
-            "away": int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
-            **{
-                part: Number(getattr(interval, part), f"{source} > {part}", "+.1f") for part in ("value", "low", "high")
-            },
-        },
+        "On edges, `{first.model}` classifies {first.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels correctly "
+        "and `{second.model}` {second.accuracy_by_edge_distance.accuracy.0:.1%}; at a distance of {away} or more "
+        "pixels, the accuracies are {first.accuracy_by_edge_distance.accuracy.-1:.1%} and "
+        "{second.accuracy_by_edge_distance.accuracy.-1:.1%}. The change on edges exceeds the change far from edges by "
+        "{change.value:+.1f} percentage points (95 % confidence interval {change.low:+.1f} to {change.high:+.1f}, "
+        "{change.method}). {conclusion}.",
+        first=analysis_source(first),
+        second=analysis_source(second),
+        away=int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
+        change=record_results(folder, interval, "gain on edges less gain far from them", name),
+        conclusion=conclusion,
     )
     return gains_near_edges, text

@@ -20,22 +20,27 @@ from chromabox.assignment.analysis.plots import plot_gradients
 from chromabox.assignment.sections.comparison import MIN_DIFFERENCE, edge_distance_figure, gain_near_edges, probe_table
 from chromabox.assignment.sections.numbers import (
     RESULTS_FILE,
-    analysis_number,
-    analysis_percent,
+    analysis_source,
     int_number,
     record_results,
+    summary_source,
 )
 from chromabox.colour.data.datasets import ColourDataset
-from chromabox.colour.evaluation.evaluate import Evaluation, EvaluationRow, evaluate
+from chromabox.colour.evaluation.evaluate import Evaluation, evaluate
 from chromabox.colour.training.train import read_config
 from chromabox.colour.weights.checkpoint import load_palette_model
-from chromabox.experiments.runs import read_summary
-from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
+from chromabox.report.document.model import Block, Figure, Number, Source, Table, Text
 from chromabox.report.plots import plot_confusion_matrix
 
 #: Gradients count as vanishing if the largest relative gradient of a layer exceeds the smallest by this factor.
 VANISHING_RATIO = 100.0
-#: The fields of an analysis that contain gradients, by the time of measurement.
+#: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
+MIN_DETAIL_FRACTION = 0.9
+#: Images are called dull if the fraction of vivid pixels is below this fraction of the true one.
+MIN_VIVID_FRACTION = 0.9
+#: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
+MAX_VIVID_GAP = 0.05
+#: The fields of an analysis that hold gradients, by the time of measurement.
 GRADIENT_FIELDS = {"start": "initial_gradients", "end": "final_gradients"}
 
 
@@ -51,11 +56,7 @@ def skip_explanation_blocks(
     """Test the usual reasons for the effect of skip connections; figures also show ``other_analyses``."""
     near, gain = gain_near_edges(without_skips, with_skips, data, folder)
     return [
-        Text(
-            "First reason: skip connections restore the detail that downsampling loses. "
-            + _restored_detail_template(without_skips),
-            _restored_detail_numbers(without_skips),
-        ),
+        _restored_detail_text(without_skips),
         probe_table(without_skips, with_skips),
         _dull_colours_text(without_skips, with_skips),
         gain,
@@ -64,7 +65,6 @@ def skip_explanation_blocks(
         _ablation_text(with_skips),
         _bottleneck_text(without_skips, with_skips),
         _gradients_text(without_skips, with_skips),
-        _optimizer_text(without_skips, with_skips),
         gradient_figure((*other_analyses, without_skips, with_skips), folder),
         _skip_summary(without_skips, with_skips, gains_near_edges=near, is_better=is_better),
     ]
@@ -76,49 +76,36 @@ def _skip_restores_detail(without_skips: NetAnalysis) -> bool:
     return half > bottleneck + MIN_DIFFERENCE
 
 
-def _restored_detail_template(without_skips: NetAnalysis) -> str:
-    verdict = "is confirmed" if _skip_restores_detail(without_skips) else "is not confirmed"
-    return (
-        f"This {verdict}: a linear probe on the bottleneck of `{without_skips.model}` explains {{detail}} % of the "
+def _restored_detail_text(without_skips: NetAnalysis) -> Text:
+    return Text(
+        "First reason: skip connections restore the detail that downsampling loses. This is {not_}confirmed: a linear "
+        "probe on the bottleneck of `{plain.model}` explains {plain.probe_scores.quarter.grey_detail:.1%} of the "
         "variance of the fine detail of the grey values, and a probe on the half-resolution features, which the first "
-        "skip connection carries, explains {half} %. This detail matters because each palette colour covers a narrow "
-        "range of grey values: a lookup table from grey values to colours finds the true colour of {table} % of the "
-        "pixels from the grey values reconstructed from the bottleneck, {table_half} % from those reconstructed from "
-        "half resolution, and {table_input} % from those of the input."
+        "skip connection carries, explains {plain.probe_scores.half.grey_detail:.1%}. This detail matters because each "
+        "palette colour covers a narrow range of grey values: a lookup table from grey values to colours finds the "
+        "true colour of {plain.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels from the grey values "
+        "reconstructed from the bottleneck, {plain.probe_scores.half.lookup_table_accuracy:.1%} from those "
+        "reconstructed from half resolution, and {plain.probe_scores.input.lookup_table_accuracy:.1%} from those of "
+        "the input.",
+        plain=analysis_source(without_skips),
+        not_="" if _skip_restores_detail(without_skips) else "not ",
     )
 
 
-def _restored_detail_numbers(without_skips: NetAnalysis) -> dict[str, Number]:
-    return {
-        "detail": analysis_percent(without_skips, "probe_scores", "quarter", "grey_detail"),
-        "half": analysis_percent(without_skips, "probe_scores", "half", "grey_detail"),
-        "table": analysis_percent(without_skips, "probe_scores", "quarter", "lookup_table_accuracy"),
-        "table_half": analysis_percent(without_skips, "probe_scores", "half", "lookup_table_accuracy"),
-        "table_input": analysis_percent(without_skips, "probe_scores", "input", "lookup_table_accuracy"),
-    }
-
-
 def _dull_colours_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    """Test whether the skip connections help dull colours, which fine grey detail distinguishes, more than vivid "
-    "ones."""
-    dull = with_skips.vivid_stats.dull_accuracy - without_skips.vivid_stats.dull_accuracy
-    vivid = with_skips.vivid_stats.vivid_accuracy - without_skips.vivid_stats.vivid_accuracy
+    """Test whether skip connections help dull colours, which differ in lightness, more than vivid ones."""
+    before, after = without_skips.vivid_stats, with_skips.vivid_stats
+    dull, vivid = after.dull_accuracy - before.dull_accuracy, after.vivid_accuracy - before.vivid_accuracy
     return Text(
         "If the skip connections restore only grey values, they should improve dull colours, which differ in "
-        "lightness, but not hues. The accuracy on pixels of dull colours is {dull_before} % for "
-        f"`{without_skips.model}` and {{dull_after}} % for `{with_skips.model}`; on pixels of vivid colours it is "
-        "{vivid_before} % and {vivid_after} %. "
-        + (
-            "This is confirmed."
-            if dull > vivid + MIN_DIFFERENCE and dull > MIN_DIFFERENCE
-            else "Dull colours do not gain more, which contradicts this explanation."
-        ),
-        {
-            "dull_before": analysis_percent(without_skips, "vivid_stats", "dull_accuracy"),
-            "dull_after": analysis_percent(with_skips, "vivid_stats", "dull_accuracy"),
-            "vivid_before": analysis_percent(without_skips, "vivid_stats", "vivid_accuracy"),
-            "vivid_after": analysis_percent(with_skips, "vivid_stats", "vivid_accuracy"),
-        },
+        "lightness, but not hues. The accuracy on pixels of dull colours is {plain.vivid_stats.dull_accuracy:.1%} for "
+        "`{plain.model}` and {skip.vivid_stats.dull_accuracy:.1%} for `{skip.model}`; on pixels of vivid colours it is "
+        "{plain.vivid_stats.vivid_accuracy:.1%} and {skip.vivid_stats.vivid_accuracy:.1%}. {verdict}",
+        plain=analysis_source(without_skips),
+        skip=analysis_source(with_skips),
+        verdict="This is confirmed."
+        if dull > vivid + MIN_DIFFERENCE and dull > MIN_DIFFERENCE
+        else "Dull colours do not gain more, which contradicts this explanation.",
     )
 
 
@@ -134,16 +121,13 @@ _ABLATION_NAMES = {
 
 
 def _ablation_table(with_skips: NetAnalysis) -> Table:
+    scores, columns = analysis_source(with_skips), {"loss": ".3f", "accuracy": ".1%"}
     return Table(
         f"The trained `{with_skips.model}` on at most {NUM_ABLATION_IMAGES} test images, with the data of a skip "
         "connection replaced",
         ["skip connection: replacement", "loss", "accuracy (%)"],
         [
-            [
-                name,
-                analysis_number(with_skips, "skip_ablations", key, "loss", spec=".3f"),
-                analysis_percent(with_skips, "skip_ablations", key, "accuracy"),
-            ]
+            [name, *(scores.number("skip_ablations", key, column, spec=spec) for column, spec in columns.items())]
             for key, name in _ABLATION_NAMES.items()
         ],
     )
@@ -154,25 +138,18 @@ def _ablation_text(with_skips: NetAnalysis) -> Text:
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]
     names = {"half": "the half-resolution skip connection", "input": "the input skip connection"}
+    conclusion = "The model hardly uses its skip connections"
     if len(used) == 2:
         conclusion = f"The model relies on both skip connections, mainly on {names[max(costs, key=costs.__getitem__)]}"
     elif used:
-        unused = next(skip for skip in costs if skip not in used)
-        conclusion = f"The model relies on {names[used[0]]} and hardly uses {names[unused]}"
-    else:
-        conclusion = "The model hardly uses its skip connections"
+        conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
+    source = f"{RESULTS_FILE}: nets > {with_skips.model} > skip_ablations, none intact minus {{}} shuffled"
     return Text(
-        f"{conclusion}: with the features of another image, the half-resolution skip connection costs {{half}} "
+        "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} "
         "percentage points of accuracy, and the input skip connection costs {input} percentage points. This shows what "
         "the trained model relies on, not the accuracy of a model that is trained without the skip connection.",
-        {
-            skip: Number(
-                100 * cost,
-                f"{RESULTS_FILE}: nets > {with_skips.model} > skip_ablations, none intact minus {skip} shuffled",
-                ".1f",
-            )
-            for skip, cost in costs.items()
-        },
+        {skip: Number(100 * cost, source.format(skip), ".1f") for skip, cost in costs.items()},
+        conclusion=conclusion,
     )
 
 
@@ -181,26 +158,22 @@ def _bottleneck_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Tex
     before, after = (analysis.probe_scores["quarter"] for analysis in (without_skips, with_skips))
     less_detail = after.grey_detail < before.grey_detail - MIN_DIFFERENCE
     more_hue = after.chroma > before.chroma + MIN_DIFFERENCE
-    if less_detail and more_hue:
-        verdict = "Both hold"
-    elif less_detail:
-        verdict = "Only the first holds; the freed capacity is not used for hues"
-    elif more_hue:
-        verdict = "Only the second holds"
-    else:
-        verdict = "Neither holds"
+    verdicts = {
+        (True, True): "Both hold",
+        (True, False): "Only the first holds; the freed capacity is not used for hues",
+        (False, True): "Only the second holds",
+        (False, False): "Neither holds",
+    }
     return Text(
         "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that require "
-        f"a large receptive field, such as the hue. It should then contain less detail and more hue. {verdict}: linear "
-        f"probes explain {{detail_before}} % of the variance of the fine grey detail from the bottleneck of "
-        f"`{without_skips.model}` and {{detail_after}} % from that of `{with_skips.model}`; for the chroma of the "
-        "target colours the values are {hue_before} % and {hue_after} %.",
-        {
-            "detail_before": analysis_percent(without_skips, "probe_scores", "quarter", "grey_detail"),
-            "detail_after": analysis_percent(with_skips, "probe_scores", "quarter", "grey_detail"),
-            "hue_before": analysis_percent(without_skips, "probe_scores", "quarter", "chroma"),
-            "hue_after": analysis_percent(with_skips, "probe_scores", "quarter", "chroma"),
-        },
+        "a large receptive field, such as the hue. It should then contain less detail and more hue. {verdict}: linear "
+        "probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the fine grey detail from the "
+        "bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from that of `{skip.model}`; "
+        "for the chroma of the target colours the values are {plain.probe_scores.quarter.chroma:.1%} and "
+        "{skip.probe_scores.quarter.chroma:.1%}.",
+        plain=analysis_source(without_skips),
+        skip=analysis_source(with_skips),
+        verdict=verdicts[less_detail, more_hue],
     )
 
 
@@ -215,45 +188,6 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
     return max(_gradient_ratio(analysis, gradients) for gradients in GRADIENT_FIELDS.values()) > VANISHING_RATIO
 
 
-def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    raised = {
-        when: getattr(with_skips, gradients)["block1"].relative_norm
-        > getattr(without_skips, gradients)["block1"].relative_norm
-        for when, gradients in GRADIENT_FIELDS.items()
-    }
-    if all(raised.values()):
-        change = "the skip connections increase it at both times"
-    elif any(raised.values()):
-        change = f"the skip connections increase it only {'at the start' if raised['start'] else 'after training'}"
-    else:
-        change = "the skip connections increase it at neither time"
-    vanishing = has_vanishing_gradients(without_skips)
-    source = f"{RESULTS_FILE}: nets > {{}} > relative gradient > {{}}, largest over smallest"
-    numbers = {
-        f"spread_{when}": Number(
-            _gradient_ratio(without_skips, gradients), source.format(without_skips.model, when), ",.0f"
-        )
-        for when, gradients in GRADIENT_FIELDS.items()
-    }
-    first_layer = {
-        f"{prefix}_{when}": analysis_number(analysis, "relative gradient", when, "block1", spec=".3f")
-        for prefix, analysis in (("plain", without_skips), ("skip", with_skips))
-        for when in GRADIENT_FIELDS
-    }
-    return Text(
-        "A third reason is often given: skip connections prevent vanishing gradients in the first layers. "
-        + ("Vanishing gradients were observed" if vanishing else "No vanishing gradients were observed")
-        + f": in `{without_skips.model}`, which has no skip connections, the largest relative gradient of a layer (the "
-        "norm of its gradient divided by the norm of its weights) is {spread_start} times the smallest at the start of "
-        "training and {spread_end} times the smallest after training; vanishing gradients would differ by orders of "
-        "magnitude. With {layers} layers, most of them followed by batch normalisation, gradients have little "
-        "opportunity to vanish. The relative gradient of the first layer is {plain_start} in "
-        f"`{without_skips.model}` and {{skip_start}} in `{with_skips.model}` at the start, and {{plain_end}} and "
-        f"{{skip_end}} after training: {change}.",
-        {**numbers, **first_layer, "layers": int_number(len(without_skips.initial_gradients), "kernels of the model")},
-    )
-
-
 _OPTIMIZER_NOTES = {
     "adam": "Adam divides the step of each weight by the magnitude of its recent gradients",
     "adamw": "Adam divides the step of each weight by the magnitude of its recent gradients",
@@ -261,16 +195,38 @@ _OPTIMIZER_NOTES = {
 }
 
 
-def _optimizer_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    optimizer = read_config(without_skips.run).recipe.optimizer
+def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
+    raised = [
+        when
+        for when, gradients in GRADIENT_FIELDS.items()
+        if getattr(with_skips, gradients)["block1"].relative_norm
+        > getattr(without_skips, gradients)["block1"].relative_norm
+    ]
+    changes = {0: "at neither time", 1: f"only {'at the start' if 'start' in raised else 'after training'}"}
+    source = f"{RESULTS_FILE}: nets > {without_skips.model} > relative gradient > {{}}, largest over smallest"
     return Text(
-        f"In addition, {_OPTIMIZER_NOTES[optimizer]}, so a small gradient alone would not slow a layer down: during "
-        f"training, the weights of the first layer changed by {{plain}} % of their norm in `{without_skips.model}` and "
-        f"by {{skipping}} % in `{with_skips.model}`.",
+        "A third reason is often given: skip connections prevent vanishing gradients in the first layers. {verdict} "
+        "observed: in `{plain.model}`, which has no skip connections, the largest relative gradient of a layer (the "
+        "norm of its gradient divided by the norm of its weights) is {start} times the smallest at the start of "
+        "training and {end} times the smallest after training; vanishing gradients would differ by orders of "
+        "magnitude. With {layers} layers, most of them followed by batch normalisation, gradients have little "
+        "opportunity to vanish. The relative gradient of the first layer is "
+        "{plain.relative gradient.start.block1:.3f} in `{plain.model}` and {skip.relative gradient.start.block1:.3f} "
+        "in `{skip.model}` at the start, and {plain.relative gradient.end.block1:.3f} and "
+        "{skip.relative gradient.end.block1:.3f} after training: the skip connections increase it {change}. In "
+        "addition, {note}, so a small gradient alone would not slow a layer down: during training, the weights of the "
+        "first layer changed by {plain.weight_change.block1:.0%} of their norm in `{plain.model}` and by "
+        "{skip.weight_change.block1:.0%} in `{skip.model}`.",
         {
-            "plain": analysis_number(without_skips, "weight_change", "block1", spec=".0f", scale=100.0),
-            "skipping": analysis_number(with_skips, "weight_change", "block1", spec=".0f", scale=100.0),
+            when: Number(_gradient_ratio(without_skips, gradients), source.format(when), ",.0f")
+            for when, gradients in GRADIENT_FIELDS.items()
         },
+        plain=analysis_source(without_skips),
+        skip=analysis_source(with_skips),
+        verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
+        layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
+        change=changes.get(len(raised), "at both times"),
+        note=_OPTIMIZER_NOTES[read_config(without_skips.run).recipe.optimizer],
     )
 
 
@@ -278,11 +234,8 @@ def gradient_figure(analyses: tuple[NetAnalysis, ...], folder: Path) -> Figure:
     """Plot the relative gradients of the layers of all models."""
     path = folder / "gradients.png"
     initial, final = (
-        {
-            analysis.model: {layer: gradient.relative_norm for layer, gradient in getattr(analysis, gradients).items()}
-            for analysis in analyses
-        }
-        for gradients in GRADIENT_FIELDS.values()
+        {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}
+        for when in GRADIENT_FIELDS
     )
     plot_gradients(initial, final, path)
     return Figure(
@@ -296,35 +249,23 @@ def gradient_figure(analyses: tuple[NetAnalysis, ...], folder: Path) -> Figure:
 def _skip_summary(
     without_skips: NetAnalysis, with_skips: NetAnalysis, *, gains_near_edges: bool, is_better: bool
 ) -> Text:
-    counts = [int(read_summary(analysis.run)["parameters"]) for analysis in (without_skips, with_skips)]
     if not is_better:
         conclusion = "The skip connections did not improve the model in these runs, so there is no gain to explain."
     elif _skip_restores_detail(without_skips):
-        conclusion = "Of these reasons, the first one explains the gain" + (
-            ", which is largest on edges." if gains_near_edges else "."
-        )
+        remark = ", which is largest on edges" if gains_near_edges else ""
+        conclusion = f"Of these reasons, the first one explains the gain{remark}."
     else:
         conclusion = "None of these reasons is confirmed by the measurements."
     if is_better and not has_vanishing_gradients(without_skips):
         conclusion += " Vanishing gradients do not explain it."
     return Text(
-        f"{conclusion} One effect was not separated: the skip connections also increase the number of parameters, from "
-        "{before} to {after}.",
-        {
-            name: int_number(count, f"{analysis.run}/summary.json: parameters")
-            for name, count, analysis in zip(("before", "after"), counts, (without_skips, with_skips), strict=True)
-        },
+        "{conclusion} One effect was not separated: the skip connections also increase the number of parameters, from "
+        "{before.parameters:,.0f} to {after.parameters:,.0f}.",
+        conclusion=conclusion,
+        before=summary_source(without_skips.run),
+        after=summary_source(with_skips.run),
     )
 
-
-#: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
-MIN_DETAIL_FRACTION = 0.9
-
-#: Images are called dull if the fraction of vivid pixels is below this fraction of the true one.
-MIN_VIVID_FRACTION = 0.9
-
-#: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
-MAX_VIVID_GAP = 0.05
 
 #: Labels of the rows of an evaluation in the report.
 ROW_LABELS = {
@@ -342,10 +283,12 @@ def baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder: 
     """Compare the model with baselines and the upper bound, and describe its image quality and confusions."""
     data = analysis_data.inputs.data
     evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
-    record_results(folder, "evaluation", {model: evaluation.as_json()["rows"]})
+    recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
+    # An infinite PSNR is null in the file, but is printed.
+    scores = Source({row.name: row for row in evaluation.rows}, recorded.name)
     return [
-        _baseline_table(model, evaluation),
-        _quality_text(model, evaluation),
+        _baseline_table(model, evaluation, scores),
+        _quality_text(evaluation, scores),
         confusion_figure(model, evaluation.confusion, analysis_data, folder),
     ]
 
@@ -363,17 +306,8 @@ def confusion_figure(
     )
 
 
-def _score_cell(model: str, row: EvaluationRow, key: str, spec: str, scale: float = 1.0) -> Cell:
-    value = getattr(row, key)
-    return (
-        "–"
-        if value is None
-        else Number(scale * value, f"{RESULTS_FILE}: evaluation > {model} > {row.name} > {key}", spec)
-    )
-
-
-def _baseline_table(model: str, evaluation: Evaluation) -> Table:
-    columns = (("loss", ".4f", 1.0), ("accuracy", ".2f", 100.0), ("psnr", ".2f", 1.0), ("delta_e", ".2f", 1.0))
+def _baseline_table(model: str, evaluation: Evaluation, scores: Source) -> Table:
+    columns = {"loss": ".4f", "accuracy": ".2%", "psnr": ".2f", "delta_e": ".2f", "colourfulness": ".1f"}
     return Table(
         f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper bound "
         "set by the palette. Colourfulness after Hasler and Süsstrunk: 15 is slightly colourful, 33 moderately "
@@ -382,43 +316,34 @@ def _baseline_table(model: str, evaluation: Evaluation) -> Table:
         [
             [
                 ROW_LABELS.get(row.name, row.name),
-                *(_score_cell(model, row, *column) for column in columns),
-                _score_cell(model, row, "colourfulness", ".1f"),
+                *(
+                    "–" if getattr(row, key) is None else scores.number(row.name, key, spec=spec)
+                    for key, spec in columns.items()
+                ),
             ]
             for row in evaluation.rows
         ],
     )
 
 
-def _quality_text(model: str, evaluation: Evaluation) -> Text:
+def _quality_text(evaluation: Evaluation, scores: Source) -> Text:
     ours, grey, table = (evaluation.row(name) for name in ("net", "grey", "grey value's colour"))
     assert ours.accuracy is not None
     assert table.accuracy is not None
     closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
-    answer = (
-        "Yes, by both measures." if closer and more_accurate else "Only partly." if closer or more_accurate else "No."
-    )
+    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
     return Text(
-        f"Do the images look good? {answer} By mean ΔE2000, the colourised images ({{ours}}) are "
-        f"{'closer to' if closer else 'further from'} the ground truth than the greyscale images ({{grey}}). "
-        "A lookup table that maps every grey value to its most frequent colour, without using neighbouring pixels, "
-        "classifies {table} % of the pixels correctly; the model classifies {right} % correctly, which is "
-        f"{'more' if more_accurate else 'less'}. Even the true palette colour of every pixel has a ΔE2000 of "
-        f"{{ceiling}}.",
-        {
-            "ours": _score_number(model, ours, "delta_e", ".2f"),
-            "grey": _score_number(model, grey, "delta_e", ".2f"),
-            "table": _score_number(model, table, "accuracy", ".1f", 100.0),
-            "right": _score_number(model, ours, "accuracy", ".1f", 100.0),
-            "ceiling": _score_number(model, evaluation.row("palette oracle"), "delta_e", ".2f"),
-        },
+        "Do the images look good? {answer} By mean ΔE2000, the colourised images ({scores.net.delta_e:.2f}) are "
+        "{nearness} the ground truth than the greyscale images ({scores.grey.delta_e:.2f}). A lookup table that maps "
+        "every grey value to its most frequent colour, without using neighbouring pixels, classifies "
+        "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
+        "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has a "
+        "ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
+        answer=answers[int(closer) + int(more_accurate)],
+        nearness="closer to" if closer else "further from",
+        relation="more" if more_accurate else "less",
+        scores=scores,
     )
-
-
-def _score_number(model: str, row: EvaluationRow, key: str, spec: str, scale: float = 1.0) -> Number:
-    cell = _score_cell(model, row, key, spec, scale)
-    assert isinstance(cell, Number)
-    return cell
 
 
 def blur_text(analysis: NetAnalysis) -> Text:
@@ -433,26 +358,20 @@ def blur_text(analysis: NetAnalysis) -> Text:
     is_lost = analysis.probe_scores["quarter"].grey_detail < MIN_DETAIL_FRACTION
     near, far = analysis.accuracy_by_edge_distance.accuracy[0], analysis.accuracy_by_edge_distance.accuracy[-1]
     return Text(
-        f"{verdict}: the deviations of the pixels of a 4 × 4 block from their mean have {{energy}} % of the energy of "
-        "those in the true colours, and a correlation of {correlation} with them. After its resolution is halved "
-        "twice, an image is represented by {channels} channels of {height} × {width} positions. A linear probe on one "
-        "position, fitted on training images, explains {quarter} % of the variance of the fine detail of the grey "
-        "input, compared with {half} % before the second halving"
-        + (": downsampling loses detail, and no later layer can restore it." if is_lost else ": little detail is lost.")
-        + " On the edges of the greyscale image, {near} % of the pixels are correct; at a distance of {away} or more "
-        "pixels, {far} % are correct" + (", as expected for images without fine detail." if near < far else "."),
-        {
-            "energy": analysis_percent(analysis, "high_frequencies", "energy"),
-            "correlation": analysis_number(analysis, "high_frequencies", "correlation", spec=".2f"),
-            "channels": analysis_number(analysis, "bottleneck_shape", 0, spec=".0f"),
-            "height": analysis_number(analysis, "bottleneck_shape", 1, spec=".0f"),
-            "width": analysis_number(analysis, "bottleneck_shape", 2, spec=".0f"),
-            "quarter": analysis_percent(analysis, "probe_scores", "quarter", "grey_detail"),
-            "half": analysis_percent(analysis, "probe_scores", "half", "grey_detail"),
-            "near": analysis_percent(analysis, "accuracy_by_edge_distance", "accuracy", 0),
-            "far": analysis_percent(analysis, "accuracy_by_edge_distance", "accuracy", -1),
-            "away": int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
-        },
+        "{verdict}: the deviations of the pixels of a 4 × 4 block from their mean have "
+        "{net.high_frequencies.energy:.1%} of the energy of those in the true colours, and a correlation of "
+        "{net.high_frequencies.correlation:.2f} with them. After its resolution is halved twice, an image is "
+        "represented by {net.bottleneck_shape.0:.0f} channels of {net.bottleneck_shape.1:.0f} × "
+        "{net.bottleneck_shape.2:.0f} positions. A linear probe on one position, fitted on training images, explains "
+        "{net.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey input, compared "
+        "with {net.probe_scores.half.grey_detail:.1%} before the second halving: {loss}. On the edges of the greyscale "
+        "image, {net.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels are correct; at a distance of {away} or "
+        "more pixels, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}",
+        net=analysis_source(analysis),
+        verdict=verdict,
+        loss="downsampling loses detail, and no later layer can restore it" if is_lost else "little detail is lost",
+        away=int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
+        remark=", as expected for images without fine detail." if near < far else ".",
     )
 
 
@@ -467,23 +386,20 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
             "to rank it first, and only the most likely colour of a pixel is shown."
         )
     return Text(
-        f"The colours {'are too dull' if is_dull else 'are not too dull'}: the vivid half of the palette (the half "
-        "with the higher chroma in CIELab) contains the true colour of {true} % of the pixels and the predicted colour "
-        "of {said} %. The accuracy is {vivid} % on vivid pixels and {dulls} % on dull pixels. The colourfulness is "
-        "{ours}, compared with {truth} for the ground truth. On average, the model gives vivid colours a probability "
-        f"of {{expected}} %, which is {'close to' if is_close else 'not close to'} their true frequency.{explanation} "
-        "A greyscale image contains little information about the hue: a linear probe on one position of the bottleneck "
-        "explains {hue} % of the variance of the chroma of the target colours.",
-        {
-            "true": analysis_percent(analysis, "vivid_stats", "true_fraction"),
-            "said": analysis_percent(analysis, "vivid_stats", "predicted_fraction"),
-            "vivid": analysis_percent(analysis, "vivid_stats", "vivid_accuracy"),
-            "dulls": analysis_percent(analysis, "vivid_stats", "dull_accuracy"),
-            "ours": analysis_number(analysis, "image_stats", "colourfulness"),
-            "truth": Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f"),
-            "expected": analysis_percent(analysis, "vivid_stats", "mean_probability"),
-            "hue": analysis_percent(analysis, "probe_scores", "quarter", "chroma"),
-        },
+        "The colours {verdict} too dull: the vivid half of the palette (the half with the higher chroma in CIELab) "
+        "contains the true colour of {net.vivid_stats.true_fraction:.1%} of the pixels and the predicted colour of "
+        "{net.vivid_stats.predicted_fraction:.1%}. The accuracy is {net.vivid_stats.vivid_accuracy:.1%} on vivid "
+        "pixels and {net.vivid_stats.dull_accuracy:.1%} on dull pixels. The colourfulness is "
+        "{net.image_stats.colourfulness:.1f}, compared with {truth} for the ground truth. On average, the model gives "
+        "vivid colours a probability of {net.vivid_stats.mean_probability:.1%}, which is {closeness} their true "
+        "frequency.{explanation} A greyscale image contains little information about the hue: a linear probe on one "
+        "position of the bottleneck explains {net.probe_scores.quarter.chroma:.1%} of the variance of the chroma of "
+        "the target colours.",
+        net=analysis_source(analysis),
+        verdict="are" if is_dull else "are not",
+        truth=Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f"),
+        closeness="close to" if is_close else "not close to",
+        explanation=explanation,
     )
 
 
@@ -492,65 +408,41 @@ def stride_explanation_blocks(
 ) -> list[Block]:
     """Test the reasons for the effect of strides; ``is_better`` says whether there is a gain to explain."""
     near, gain = gain_near_edges(pool, strided, data, folder)
+    before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
+    keeps_more = after > before + MIN_DIFFERENCE
+    counts = [summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided)]
+    size = Text(
+        "The models differ in size ({before} and {after} parameters), which may be an additional reason.",
+        dict(zip(("before", "after"), counts, strict=True)),
+    )
+    if counts[0].value == counts[1].value:
+        size = Text("The size is not a reason: both models have {count} parameters.", count=counts[1])
+    support = {0: "Neither test supports", 1: "One of the two tests supports", 2: "Both tests support"}
+    reason = "“strided convolutions preserve fine detail that pooling discards”"
+    conclusion = f"{support[int(keeps_more) + int(near)]} the reason {reason}."
+    if not is_better:
+        conclusion = "The second model is not better in these runs, so there is no gain to explain."
     return [
-        _size_text(pool, strided),
-        _kept_detail_text(pool, strided),
+        size,
+        Text(
+            "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
+            "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
+            "This is {not_}confirmed: a linear probe on the bottleneck of `{pool.model}` explains "
+            "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, a "
+            "probe on that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}. From the "
+            "reconstructed grey values, a lookup table finds the true colour of "
+            "{pool.probe_scores.quarter.lookup_table_accuracy:.1%} and "
+            "{strided.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels.",
+            pool=analysis_source(pool),
+            strided=analysis_source(strided),
+            not_="" if keeps_more else "not ",
+        ),
         probe_table(pool, strided),
         gain,
         edge_distance_figure((pool, strided), folder),
-        _stride_summary(pool, strided, gains_near_edges=near, is_better=is_better),
+        Text(
+            f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling "
+            "by strides and also upsampling by transposed convolutions. Only a model with one of the two changes would "
+            "show the contribution of each."
+        ),
     ]
-
-
-def _size_text(pool: NetAnalysis, strided: NetAnalysis) -> Text:
-    before, after = (
-        int_number(int(read_summary(analysis.run)["parameters"]), f"{analysis.run}/summary.json: parameters")
-        for analysis in (pool, strided)
-    )
-    if before.value == after.value:
-        return Text("The size is not a reason: both models have {count} parameters.", {"count": after})
-    return Text(
-        "The models differ in size ({before} and {after} parameters), which may be an additional reason.",
-        {"before": before, "after": after},
-    )
-
-
-def _keeps_more_detail(pool: NetAnalysis, strided: NetAnalysis) -> bool:
-    before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
-    return after > before + MIN_DIFFERENCE
-
-
-def _kept_detail_text(pool: NetAnalysis, strided: NetAnalysis) -> Text:
-    keeps_more = _keeps_more_detail(pool, strided)
-    return Text(
-        "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
-        "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
-        + ("This is confirmed" if keeps_more else "This is not confirmed")
-        + f": a linear probe on the bottleneck of `{pool.model}` explains {{before}} % of the variance of the fine "
-        f"detail of the grey values, a probe on that of `{strided.model}` explains {{after}} %. From the reconstructed "
-        "grey values, a lookup table finds the true colour of {table_before} % and {table_after} % of the pixels.",
-        {
-            "before": analysis_percent(pool, "probe_scores", "quarter", "grey_detail"),
-            "after": analysis_percent(strided, "probe_scores", "quarter", "grey_detail"),
-            "table_before": analysis_percent(pool, "probe_scores", "quarter", "lookup_table_accuracy"),
-            "table_after": analysis_percent(strided, "probe_scores", "quarter", "lookup_table_accuracy"),
-        },
-    )
-
-
-def _stride_summary(pool: NetAnalysis, strided: NetAnalysis, *, gains_near_edges: bool, is_better: bool) -> Text:
-    keeps_more = _keeps_more_detail(pool, strided)
-    reason = "“strided convolutions preserve fine detail that pooling discards”"
-    if not is_better:
-        conclusion = "The second model is not better in these runs, so there is no gain to explain."
-    elif keeps_more and gains_near_edges:
-        conclusion = f"Both tests support the reason {reason}."
-    elif keeps_more or gains_near_edges:
-        conclusion = f"One of the two tests supports the reason {reason}."
-    else:
-        conclusion = f"Neither test supports the reason {reason}."
-    return Text(
-        f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling by "
-        "strides and also upsampling by transposed convolutions. Only a model with one of the two changes would show "
-        "the contribution of each."
-    )

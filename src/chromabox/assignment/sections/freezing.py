@@ -7,74 +7,71 @@ from pathlib import Path
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, weight_changes
 from chromabox.assignment.analysis.plots import plot_weight_changes
 from chromabox.assignment.sections.class_loss import FINETUNE_COMMAND
-from chromabox.assignment.sections.numbers import RESULTS_FILE, base_name, int_number, record_results, summary_number
+from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
 from chromabox.detect.training import freeze
 from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.freeze import FreezeReport, num_backbone_layers
 from chromabox.detect.training.setup import _parameter_groups
 from chromabox.detect.weights.load import load_detector
 from chromabox.experiments.runs import RunIndex, read_summary
-from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Section, Table, Text
+from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Section, Source, Table, Text
 
 
 def frozen_part_blocks(run: Path) -> list[Block]:
     """Describe the detector, its dataset and its frozen layers."""
-    summary, architecture = read_summary(run), load_detector(run).architecture
+    summary, architecture = summary_source(run), load_detector(run).architecture
     setting = Text(
-        f"The detector is `{architecture.name}`. It was initialised from `{base_name(summary['weights'])}` and "
-        f"fine-tuned on `{base_name(summary['data'])}` with the {summary['recipe']} recipe."
+        "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the {recipe} "
+        "recipe.",
+        name=architecture.name,
+        weights=Path(summary.get("weights")).name,
+        data=Path(summary.get("data")).name,
+        recipe=summary.get("recipe"),
     )
-    total = summary_number(run, "frozen", "all_parameters")
-    depth, end = summary["frozen"]["layers"], num_backbone_layers(architecture)
+    frozen, end = summary.get("frozen"), num_backbone_layers(architecture)
+    depth = frozen["layers"]
     if not depth:
-        return [setting, Text("No layer is frozen: all {all} parameters are trained.", {"all": total})]
-    relation = "as many as" if depth == end else "fewer than" if depth < end else "more than"
-    relation += " its backbone has" if depth == end else " the {end} of its backbone"
-    fraction = 100 * summary["frozen"]["parameters"] / summary["frozen"]["all_parameters"]
-    numbers = {
-        "depth": summary_number(run, "frozen", "layers"),
-        "layers": int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
-        "frozen": summary_number(run, "frozen", "parameters"),
-        "all": total,
-        "fraction": Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
-        "flops": summary_number(run, "frozen", "share_of_work", spec=".0f", scale=100.0),
-    }
-    end_source = "detect/training/freeze.py: num_backbone_layers"
+        text = "No layer is frozen: all {run.frozen.all_parameters:,.0f} parameters are trained."
+        return [setting, Text(text, run=summary)]
+    relation, numbers = "as many as its backbone has", {}
+    if depth != end:
+        relation = f"{'fewer' if depth < end else 'more'} than the {{end}} of its backbone"
+        numbers["end"] = int_number(end, "detect/training/freeze.py: num_backbone_layers")
+    fraction = 100 * frozen["parameters"] / frozen["all_parameters"]
     return [
         setting,
         Text(
-            "Its first {depth} of {layers} layers are frozen, "
-            + relation
-            + ". These layers have {frozen} of {all} parameters ({fraction} %) and take {flops} % of the "
-            "multiplications of a forward pass. Layers are counted as in Darknet, including pooling layers and "
-            "concatenations.",
-            numbers | ({} if depth == end else {"end": int_number(end, end_source)}),
+            f"Its first {{run.frozen.layers:,.0f}} of {{layers}} layers are frozen, {relation}. These layers have "
+            "{run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} %) and take "
+            "{run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted as in "
+            "Darknet, including pooling layers and concatenations.",
+            numbers,
+            run=summary,
+            layers=int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
+            fraction=Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
         ),
     ]
 
 
 def freezing_method_text(run: Path) -> Text:
     """Explain how layers are frozen, including their BatchNorm statistics."""
-    update_bn_stats = read_summary(run)["frozen"]["moving_statistics"]
+    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
+    if read_summary(run)["frozen"]["moving_statistics"]:
+        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
     return Text(
         "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
         "layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before them, "
         "and the optimizers do not contain them. This alone does not freeze a layer. The means and variances of batch "
         "normalisation are buffers, not parameters, and every forward pass in training mode updates them. The frozen "
-        "kernels would then receive inputs with other statistics than those they were trained with. "
-        + (
-            "In this run the statistics keep updating, as in the tool that the assignment uses."
-            if update_bn_stats
-            else "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
-        )
+        f"kernels would then receive inputs with other statistics than those they were trained with. {remark}"
     )
 
 
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
     """Compare the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
-    summary = read_summary(run)
-    depth = summary["frozen"]["layers"]
+    frozen = read_summary(run)["frozen"]
+    depth = frozen["layers"]
     groups = {
         "frozen": [change for change in changes if change.layer < depth],
         "trained": [change for change in changes if change.layer >= depth],
@@ -88,17 +85,10 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
         for name, group in groups.items()
         if group
     }
-    record_results(folder, "frozen layers", {run.name: results})
-    source = f"{RESULTS_FILE}: frozen layers > {run.name}"
+    recorded = record_results(folder, results, "frozen layers", run.name)
+    specs = {"parameters": ",.0f", "largest": ".2g", "statistics": ".2g"}
     rows: list[list[Cell]] = [
-        [
-            f"{name} layers",
-            *(
-                Number(float(value), f"{source} > {name} > {key}", ",.0f" if key == "parameters" else ".2g")
-                for key, value in values.items()
-            ),
-        ]
-        for name, values in results.items()
+        [f"{name} layers", *(recorded.number(name, key, spec=spec) for key, spec in specs.items())] for name in results
     ]
     path = folder / f"changes-{run.name}.png"
     plot_weight_changes(changes, depth, path)
@@ -107,7 +97,7 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
         "divided by the norm of the parameters"
     )
     return [
-        Text(frozen_verdict(changes, depth, update_bn_stats=summary["frozen"]["moving_statistics"])),
+        Text(frozen_verdict(changes, depth, update_bn_stats=frozen["moving_statistics"])),
         Table(
             "Largest absolute change from `start.safetensors` to `best.safetensors`",
             ["", "parameters", "change of a parameter", "change of a running mean or variance"],
@@ -122,132 +112,92 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"
-    parameters_unchanged = all(change.max_change == 0 for change in frozen)
-    statistics_unchanged = all(change.max_stats_change == 0 for change in frozen)
     method = (
         "To verify the freezing, the run saves the model before the first step, and its result is compared with it "
         "value by value. "
     )
-    if not parameters_unchanged:
+    if any(change.max_change for change in frozen):
         return method + "Parameters of frozen layers have changed, which is an error of the program:"
-    if not statistics_unchanged:
+    if any(change.max_stats_change for change in frozen):
         expected = "as this recipe intends" if update_bn_stats else "which is an error of the program"
         return method + f"No parameter of a frozen layer has changed, but its BatchNorm statistics have, {expected}:"
     all_others_changed = all(change.max_change > 0 for change in changes if change.layer >= num_frozen)
-    return (
-        method
-        + "In the frozen layers, all parameters and statistics are bitwise identical; "
-        + (
-            "all other layers have changed:"
-            if all_others_changed
-            else "some of the other layers have not changed either:"
-        )
+    others = (
+        "all other layers have changed" if all_others_changed else "some of the other layers have not changed either"
     )
+    return f"{method}In the frozen layers, all parameters and statistics are bitwise identical; {others}:"
 
 
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     """Report the time per epoch, the time saved by freezing, and a table of all runs if there are several."""
     run = runs[0]
-    values = read_summary(run)["frozen"]
-    report = FreezeReport(
-        num_layers=values["layers"],
-        frozen_parameters=values["parameters"],
-        total_parameters=values["all_parameters"],
-        flops_fraction=values["share_of_work"],
-        update_bn_stats=values["moving_statistics"],
-    )
-    num_cached_views = read_finetune_config(run).num_cached_views
-    time = Text(
-        "An epoch took {seconds} s (median, including validation). Filling the feature cache took {filling} s once.",
-        {
-            "seconds": summary_number(run, "seconds_per_epoch", spec=".1f"),
-            "filling": summary_number(run, "seconds_filling", spec=".1f"),
-        },
-    )
-    blocks = [time, *_savings_blocks(report, int_number(num_cached_views, f"{run}/config.json: num_cached_views"))]
-    return blocks if len(runs) < 2 else [*blocks, _runs_table(runs)]
-
-
-def _savings_blocks(report: FreezeReport, num_cached_views: Number) -> list[Block]:
-    """Explain which parts of a training step freezing and the feature cache save."""
-    if not report.num_layers:
-        return []
-    source = "detect/training/freeze.py: FreezeReport"
-    saved = Number(100 * report.step_savings, f"{source}.step_savings", ".0f")
+    values, num_cached_views = read_summary(run)["frozen"], read_finetune_config(run).num_cached_views
+    keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
+    report = FreezeReport(*(values[key] for key in keys))
+    blocks: list[Block] = [
+        Text(
+            "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache "
+            "took {run.seconds_filling:.1f} s once.",
+            run=summary_source(run),
+        )
+    ]
     text = (
         "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
-        "layers, which is {saved} % of a step. "
+        "layers, which is {report.step_savings:.0%} of a step. "
     )
+    numbers = {}
     if report.update_bn_stats:
-        return [Text(text + "Their outputs cannot be cached, because their statistics change.", {"saved": saved})]
-    if not num_cached_views.value:
-        return [
-            Text(
-                text + "Their outputs are not cached, because the images are augmented again in every epoch.",
-                {"saved": saved},
-            )
-        ]
-    text += (
-        "Frozen layers have the same output for the same input, so their outputs are computed once for {views} fixed "
-        "augmented views of each image and cached. This also saves their forward pass, in total {cached} % of a step."
-    )
-    cached = Number(100 * report.step_savings_with_cache, f"{source}.step_savings_with_cache", ".0f")
-    return [Text(text, {"saved": saved, "views": num_cached_views, "cached": cached})]
+        text += "Their outputs cannot be cached, because their statistics change."
+    elif not num_cached_views:
+        text += "Their outputs are not cached, because the images are augmented again in every epoch."
+    else:
+        text += (
+            "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
+            "fixed augmented views of each image and cached. This also saves their forward pass, in total "
+            "{report.step_savings_with_cache:.0%} of a step."
+        )
+        numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
+    if report.num_layers:
+        blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
+    return [*blocks, _runs_table(runs)] if len(runs) > 1 else blocks
 
 
 def _runs_table(runs: Sequence[Path]) -> Table:
-    rows: list[list[Cell]] = [
-        [
-            run.name,
-            Path(read_summary(run)["data"]).name,
-            read_summary(run)["recipe"],
-            summary_number(run, "frozen", "layers"),
-            summary_number(run, "epochs"),
-            summary_number(run, "seconds_per_epoch", spec=".1f"),
-            summary_number(run, "seconds_filling", spec=".1f"),
-            summary_number(run, "before", "ap50", spec=".1f", scale=100.0),
-            summary_number(run, "after", "ap50", spec=".1f", scale=100.0),
-        ]
-        for run in runs
-    ]
-    columns = [
-        "run",
-        "data",
-        "recipe",
-        "frozen",
-        "epochs",
-        "s per epoch",
-        "s for cache",
-        "AP50 before (%)",
-        "after (%)",
-    ]
-    return Table("All fine-tuning runs", columns, rows)
+    rows: list[list[Cell]] = []
+    for run in runs:
+        summary = summary_source(run)
+        rows.append(
+            [
+                run.name,
+                Path(summary.get("data")).name,
+                summary.get("recipe"),
+                summary.number("frozen", "layers", spec=",.0f"),
+                summary.number("epochs", spec=",.0f"),
+                *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
+                *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
+            ]
+        )
+    columns = ["run", "data", "recipe", "frozen", "epochs", "s per epoch", "s for cache"]
+    return Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)
 
 
 def freezing_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section D.1: which layers were frozen, how, whether they changed, and the time saved."""
-    head = (
-        "D.1",
-        "Fine-tuning with frozen layers",
-        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
+    title = "Fine-tuning with frozen layers"
+    question = (
+        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers."
     )
     if not run_index.detectors:
-        return Section(*head, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return Section("D.1", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
-    source = Code(
-        "\n\n".join(
-            inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)
-        )
-    )
-    return Section(
-        *head,
-        [
-            *frozen_part_blocks(run),
-            freezing_method_text(run),
-            source,
-            Text("The optimizers get only the remaining parameters:"),
-            Code(inspect.getsource(_parameter_groups)),
-            *frozen_check_blocks(run, folder),
-            *cost_blocks(run_index.detectors),
-        ],
-    )
+    code = [inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)]
+    blocks = [
+        *frozen_part_blocks(run),
+        freezing_method_text(run),
+        Code("\n\n".join(code)),
+        Text("The optimizers get only the remaining parameters:"),
+        Code(inspect.getsource(_parameter_groups)),
+        *frozen_check_blocks(run, folder),
+        *cost_blocks(run_index.detectors),
+    ]
+    return Section("D.1", title, question, blocks)

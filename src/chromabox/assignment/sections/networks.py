@@ -15,141 +15,125 @@ from chromabox.assignment.check.experiments import IMAGE_SIZE
 from chromabox.assignment.check.runner import STATUS_MARKS, CheckResult, check_file
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op
-from chromabox.assignment.sections.numbers import escape_braces, int_number
+from chromabox.assignment.sections.numbers import int_number
 from chromabox.colour.models import MODELS, baselines, num_trainable_parameters
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Cell, Code, Number, Section, Table, Text
+from chromabox.report.document.model import Block, Cell, Code, Section, Source, Table, Text
 
 KERNEL_SIZES = range(1, 10)
-#: Outputs of the blocks of figure 1, equal in all three models: channels (a size and a factor), and the factor by which
-#: height and width are reduced.
+#: Output channels of the blocks of figure 1, and the factor by which height and width are reduced.
 BLOCK_SHAPES = {
-    "block 1": ("num_filters", 1, 2),
-    "block 2": ("num_filters", 2, 4),
-    "block 3": ("num_filters", 1, 2),
-    "block 4": ("num_colours", 1, 1),
-    "last layer": ("num_colours", 1, 1),
+    "block 1": (DEFAULT_SIZES["num_filters"], 2),
+    "block 2": (2 * DEFAULT_SIZES["num_filters"], 4),
+    "block 3": (DEFAULT_SIZES["num_filters"], 2),
+    "block 4": (DEFAULT_SIZES["num_colours"], 1),
+    "last layer": (DEFAULT_SIZES["num_colours"], 1),
 }
-CODE_QUESTION = (
-    "Implement {} as shown in figure 1{}, with the parameters kernel, NIC (input channels), NF (filters) and NC "
-    "(colours)."
-)
-OMITTED_NOTE = (
-    "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the image."
-)
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section A.1: PoolUpsampleNet."""
     ops = reference_ops("pool-upsample")
-    first, pool, up = (_first_op(ops, kind) for kind in ("Conv2d", "MaxPool2d", "Upsample"))
     architecture = Text(
         "The model has four blocks and a last convolution. In blocks 1 and 2, a convolution is followed by max pooling "
-        "over {pool} × {pool} pixels, BatchNorm and ReLU; in blocks 3 and 4, nearest-neighbour upsampling by a factor "
-        "of {up} replaces the pooling. Height and width are therefore halved twice and doubled twice. `_block` "
-        "implements the common structure of the four blocks, in the order of the figure. No activation follows the "
-        "last convolution, because the cross-entropy loss takes logits and applies the softmax itself.",
-        {"pool": _setting_number("pool-upsample", pool, "kernel"), "up": _setting_number("pool-upsample", up, "scale")},
+        "over {pool.kernel} × {pool.kernel} pixels, BatchNorm and ReLU; in blocks 3 and 4, nearest-neighbour "
+        "upsampling by a factor of {up.scale} replaces the pooling. Height and width are therefore halved twice and "
+        "doubled twice. `_block` implements the common structure of the four blocks, in the order of the figure. No "
+        "activation follows the last convolution, because the cross-entropy loss takes logits and applies the softmax "
+        "itself.",
+        pool=_settings("pool-upsample", ops, "MaxPool2d"),
+        up=_settings("pool-upsample", ops, "Upsample"),
     )
     padding = Text(
         "A convolution without padding reduces the height and the width by k − 1 pixels. With "
         '`padding="same"`, the output has the size of the input, and only pooling and upsampling change it. This is a '
-        "padding of {padding} pixel on each side for k = {kernel}, and of (k − 1)/2 pixels for every odd k.",
-        {
-            "padding": _setting_number("pool-upsample", first, "padding"),
-            "kernel": _setting_number("pool-upsample", first, "kernel"),
-        },
+        "padding of {conv.padding} pixel on each side for k = {conv.kernel}, and of (k − 1)/2 pixels for every odd k.",
+        conv=_settings("pool-upsample", ops, "Conv2d"),
     )
     source = _source_code(baselines.same_conv, baselines.PoolUpsampleNet)
-    texts = (architecture, source, padding, _kernels_text("pool-upsample"), Text(OMITTED_NOTE))
-    return _make_section("A.1", "PoolUpsampleNet", "a", "pool-upsample", ops, texts)
+    omitted = Text(
+        "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
+        "image."
+    )
+    return _make_section("A.1", "a", "pool-upsample", ops, [architecture, source, padding, omitted])
 
 
 def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section B.1: ConvTransposeNet."""
     ops = reference_ops("conv-transpose")
-    down, up = _first_op(ops, "Conv2d"), _first_op(ops, "ConvTranspose2d")
+    up = _settings("conv-transpose", ops, "ConvTranspose2d")
     architecture = Text(
         "The model has the same channels as PoolUpsampleNet, but neither pooling nor upsampling. The first two "
-        "convolutions have stride {stride}, and blocks 3 and 4 have transposed convolutions with stride {up}; "
-        "`down_block` and `up_block` build these two types of blocks. `dilation` applies to the ordinary convolutions; "
-        "the transposed convolutions keep a dilation of 1. `same_conv` is the function of part A.",
-        {
-            "stride": _setting_number("conv-transpose", down, "stride"),
-            "up": _setting_number("conv-transpose", up, "stride"),
-        },
+        "convolutions have stride {down.stride}, and blocks 3 and 4 have transposed convolutions with stride "
+        "{up.stride}; `down_block` and `up_block` build these two types of blocks. `dilation` applies to the ordinary "
+        "convolutions; the transposed convolutions keep a dilation of 1. `same_conv` is the function of part A.",
+        down=_settings("conv-transpose", ops, "Conv2d"),
+        up=up,
     )
     padding = Text(
-        "The assignment sets padding 1 and output padding 1 for k = 3; the code computes {padding} and {output} for "
-        "k = {kernel}. With stride 2 and padding p, a convolution maps n pixels to ⌊(n + 2p − k)/2⌋ + 1 pixels, which "
-        "is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with output padding o maps n pixels to "
-        "2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both conditions hold for p = ⌊(k − 1)/2⌋, with o "
-        "= 1 for odd k and o = 0 for even k.",
-        {
-            "padding": _setting_number("conv-transpose", up, "padding"),
-            "output": _setting_number("conv-transpose", up, "output padding"),
-            "kernel": _setting_number("conv-transpose", up, "kernel"),
-        },
+        "The assignment sets padding 1 and output padding 1 for k = 3; the code computes {up.padding} and "
+        "{up.output padding} for k = {up.kernel}. With stride 2 and padding p, a convolution maps n pixels to "
+        "⌊(n + 2p − k)/2⌋ + 1 pixels, which is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with "
+        "output padding o maps n pixels to 2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both "
+        "conditions hold for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
+        up=up,
     )
-    helpers = (
+    source = _source_code(
         baselines.strided_padding,
         baselines.transposed_padding,
         baselines.upsample_conv,
         baselines.down_block,
         baselines.up_block,
+        baselines.ConvTransposeNet,
     )
-    source = _source_code(*helpers, baselines.ConvTransposeNet)
-    texts = (architecture, source, padding, _kernels_text("conv-transpose"))
-    return _make_section("B.1", "ConvTransposeNet", "b", "conv-transpose", ops, texts)
+    return _make_section("B.1", "b", "conv-transpose", ops, [architecture, source, padding])
 
 
 def unet_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section C.1: UNet."""
     ops = reference_ops("unet")
     concatenations = [index for index, op in enumerate(ops) if op.kind == "cat"]
-    block4, last = (ops[index + 1] for index in concatenations)
-    block4_without_skip = [op for op in reference_ops("conv-transpose") if op.kind == block4.kind][-1]
+    skip_ops = [ops[index + 1 :] for index in concatenations]
+    plain_ops = [op for op in reference_ops("conv-transpose") if op.kind == skip_ops[0][0].kind][-1:]
     extra_parameters = num_trainable_parameters(MODELS["unet"](**DEFAULT_SIZES)) - num_trainable_parameters(
         MODELS["conv-transpose"](**DEFAULT_SIZES)
     )
     architecture = Text(
         "The model is ConvTransposeNet with {joins} concatenations along the channel dimension (dimension 1): the "
         "output of block 1, `half`, is concatenated with the output of block 3, and the greyscale image is "
-        "concatenated with the output of block 4. Block 4 therefore has {wide} input channels instead of {narrow}, and "
-        "the last convolution has {last}: the {colours} channels of block 4 and the greyscale channel. `forward` must "
-        "keep the output of block 1 until block 3 has been computed. Everything else is as in part B; the additional "
-        "input channels add {more} parameters.",
-        {
-            "joins": int_number(len(concatenations), "torch.cat calls recorded in one forward pass of unet"),
-            "wide": _setting_number("unet", block4, "inputs"),
-            "narrow": _setting_number("conv-transpose", block4_without_skip, "inputs"),
-            "last": _setting_number("unet", last, "inputs"),
-            "colours": _setting_number("unet", last, "outputs"),
-            "more": int_number(extra_parameters, "parameters of unet minus those of conv-transpose"),
-        },
+        "concatenated with the output of block 4. Block 4 therefore has {block4.inputs} input channels instead of "
+        "{plain.inputs}, and the last convolution has {last.inputs}: the {last.outputs} channels of block 4 and the "
+        "greyscale channel. `forward` must keep the output of block 1 until block 3 has been computed. Everything else "
+        "is as in part B; the additional input channels add {more} parameters.",
+        joins=int_number(len(concatenations), "torch.cat calls recorded in one forward pass of unet"),
+        block4=_settings("unet", skip_ops[0]),
+        plain=_settings("conv-transpose", plain_ops),
+        last=_settings("unet", skip_ops[1]),
+        more=int_number(extra_parameters, "parameters of unet minus those of conv-transpose"),
     )
     padding = Text(
         "Concatenated feature maps must have exactly the same height and width. The paddings of part B must therefore "
         "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
         "concatenated with the 16 pixels of block 1."
     )
-    texts = (architecture, _source_code(baselines.UNet), padding, _kernels_text("unet"))
-    return _make_section("C.1", "UNet", "c", "unet", ops, texts)
+    return _make_section("C.1", "c", "unet", ops, [architecture, _source_code(baselines.UNet), padding])
 
 
-def _make_section(
-    key: str, class_name: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]
-) -> Section:
+def _make_section(key: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]) -> Section:
     """Build a section from its blocks and the common ones: layers, output shapes, parameters and self-check."""
+    name = MODELS[model].__name__
+    question = (
+        f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
+        "(filters) and NC (colours)."
+    )
     common_blocks = [
+        _kernels_text(model),
         _layer_table(model, ops),
         _block_shapes_text(model, ops),
-        _parameters_text(model, ops),
+        _parameters_text(model),
         *_self_check_blocks(model),
     ]
-    return Section(
-        key, f"Implementation of {class_name}", CODE_QUESTION.format(class_name, figure), [*blocks, *common_blocks]
-    )
+    return Section(key, f"Implementation of {name}", question, [*blocks, *common_blocks])
 
 
 def _source_code(*objects: Callable[..., Any]) -> Code:
@@ -157,34 +141,25 @@ def _source_code(*objects: Callable[..., Any]) -> Code:
     return Code("\n\n".join(inspect.getsource(item).rstrip() + "\n" for item in objects))
 
 
-def _first_op(ops: list[Op], kind: str) -> Op:
-    return next(op for op in ops if op.kind == kind)
-
-
-def _setting_number(model: str, op: Op, name: str) -> Number:
-    """Return a setting of an operation as a number with its source."""
-    return int_number(int(op.settings[name]), f"{model}, recorded: {op.module}.{name}")
-
-
-def _op_label(ops: list[Op], index: int) -> str:
-    """Return a label such as ``block 1: Conv2d``; a concatenation is labelled by the block that it feeds."""
-    op = ops[index]
-    location = block_name(op) or f"input of {block_name(ops[index + 1])}"
-    return f"{location}: {'concatenation' if op.kind == 'cat' else op.kind}"
-
-
-def _settings_text(op: Op) -> str:
-    """Return the main settings of a layer; settings that are 0 are left out, except the kernel size."""
-    names = [name for name in ("kernel", "stride", "padding", "output padding", "scale") if name in op.settings]
-    return ", ".join(f"{name} {op.settings[name]:g}" for name in names if name == "kernel" or op.settings[name])
+def _settings(model: str, ops: list[Op], kind: str = "") -> Source:
+    """Return the settings of the first operation of a kind; by default, of the first operation."""
+    op = next(op for op in ops if not kind or op.kind == kind)
+    return Source(op.settings, f"{model}, recorded: {op.module}.")
 
 
 def _layer_table(model: str, ops: list[Op]) -> Table:
     rows: list[list[Cell]] = []
     for index, op in enumerate(ops):
         source = f"{model}, recorded: operation {index + 1} at {IMAGE_SIZE} × {IMAGE_SIZE}"
-        sizes: list[Cell] = [int_number(size, source) for size in op.shape[1:]]
-        rows.append([_op_label(ops, index), _settings_text(op), *sizes, int_number(op.num_parameters, source)])
+        # A concatenation is labelled by the block that it feeds; settings that are 0 are left out, except the kernel.
+        location = block_name(op) or f"input of {block_name(ops[index + 1])}"
+        settings = ", ".join(
+            f"{name} {op.settings[name]:g}"
+            for name in ("kernel", "stride", "padding", "output padding", "scale")
+            if name in op.settings and (name == "kernel" or op.settings[name])
+        )
+        numbers = [int_number(number, source) for number in (*op.shape[1:], op.num_parameters)]
+        rows.append([f"{location}: {'concatenation' if op.kind == 'cat' else op.kind}", settings, *numbers])
     total = int_number(sum(op.num_parameters for op in ops), f"{model}, recorded: all operations")
     rows.append(["total", "", "", "", "", total])
     sizes_text = ", ".join(
@@ -199,63 +174,50 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
 
 def _block_shapes_text(model: str, ops: list[Op]) -> Text:
     """State how many blocks have the output shape of the figure."""
-    actual = {block_name(op): op.shape[1:] for op in ops if block_name(op)}
-    expected = {
-        block: (DEFAULT_SIZES[channels] * factor, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
-        for block, (channels, factor, reduction) in BLOCK_SHAPES.items()
-    }
-    correct = [block for block in BLOCK_SHAPES if actual.get(block) == expected[block]]
-    wrong = [block for block in BLOCK_SHAPES if block not in correct]
+    shapes = {block_name(op): op.shape[1:] for op in ops}
+    wrong = [
+        block
+        for block, (channels, reduction) in BLOCK_SHAPES.items()
+        if shapes.get(block) != (channels, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
+    ]
     source = f"{model}, recorded: output shapes of the blocks, compared with those of figure 1"
-    numbers = {"correct": int_number(len(correct), source), "all": int_number(len(BLOCK_SHAPES), source)}
-    remark = f"; the output shapes differ for {', '.join(wrong)}." if wrong else "."
     return Text(
-        "{correct} of the {all} blocks, including the last convolution, have the output shape of the figure" + remark,
-        numbers,
+        "{correct} of the {all} blocks, including the last convolution, have the output shape of the figure{remark}.",
+        correct=int_number(len(BLOCK_SHAPES) - len(wrong), source),
+        all=int_number(len(BLOCK_SHAPES), source),
+        remark=f"; the output shapes differ for {', '.join(wrong)}" if wrong else "",
     )
 
 
-def _parameters_text(model: str, ops: list[Op]) -> Text:
+def _parameters_text(model: str) -> Text:
     """State the number of trainable parameters by type, counted from the module."""
     module = MODELS[model](**DEFAULT_SIZES)
-    norm_ids = {
-        id(parameter)
-        for layer in module.modules()
-        if isinstance(layer, nn.BatchNorm2d)
-        for parameter in layer.parameters()
-    }
-    counts = {"weights": 0, "biases": 0, "norms": 0}
-    for parameter in module.parameters():
-        kind = "norms" if id(parameter) in norm_ids else "weights" if parameter.dim() > 1 else "biases"
-        counts[kind] += parameter.numel()
-    numbers = {name: int_number(count, f"{model}: parameters by type") for name, count in counts.items()}
-    numbers["all"] = int_number(num_trainable_parameters(module), f"{model}: num_trainable_parameters")
+    norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    total = num_trainable_parameters(module)
+    counts = {"weights": weights, "biases": total - weights - norms, "norms": norms}
     return Text(
-        "The model has {all} trainable parameters: {weights} weights and {biases} biases of convolutions, and {norms} "
-        "scales and shifts of BatchNorm. Operations with 0 parameters in the table have nothing to train.",
-        numbers,
+        "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases of "
+        "convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in the "
+        "table have nothing to train.",
+        all=int_number(total, f"{model}: num_trainable_parameters"),
+        by_type=Source(counts, f"{model}: parameters by type: "),
     )
 
 
 def _kernels_text(model: str) -> Text:
     """State for how many kernel sizes the output has the same shape as the input, tested by running the model."""
-    with torch.no_grad():
-        shapes = {
-            kernel: MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).shape
-            for kernel in KERNEL_SIZES
-        }
-    preserved = [
-        kernel for kernel, shape in shapes.items() if shape == (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
-    ]
+    expected = (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
+    image, num_preserved = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE), 0
+    for kernel in KERNEL_SIZES:
+        with torch.no_grad():
+            num_preserved += MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(image).shape == expected
     source = f"{model} built and run with every kernel size"
-    numbers = {
-        "first": int_number(KERNEL_SIZES[0], source),
-        "last": int_number(KERNEL_SIZES[-1], source),
-        "preserved": int_number(len(preserved), source),
-        "tested": int_number(len(KERNEL_SIZES), source),
-    }
     return Text(
-        "Tested with kernel sizes {first} to {last}: {preserved} of {tested} give logits for every pixel.", numbers
+        f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give logits "
+        "for every pixel.",
+        preserved=int_number(num_preserved, source),
+        tested=int_number(len(KERNEL_SIZES), source),
     )
 
 
@@ -264,18 +226,15 @@ def _self_check_blocks(model: str) -> list[Block]:
     result = _check_reference_models()
     checks = [check for report in result.reports if report.model == model for check in report.checks]
     if not checks:
-        return [Text(f"The self-check did not run: {escape_braces(result.error or 'the class was not found')}.")]
+        return [Text("The self-check did not run: {error}.", error=result.error or "the class was not found")]
     source = f"chromabox check {Path(baselines.__file__).name}"
-    numbers = {
-        "passed": int_number(sum(check.passed is True for check in checks), source),
-        "all": int_number(len(checks), source),
-    }
     summary = Text(
         "`chromabox check` tests a model in a separate process: {passed} of {all} checks of the code above passed. The "
         "checks of layers, parameters and function compare a model with this same reference, so here they only test "
         "the check itself. The checks of shapes, gradients, independence of the batch and the training step are "
         "independent of the reference.",
-        numbers,
+        passed=int_number(sum(check.passed is True for check in checks), source),
+        all=int_number(len(checks), source),
     )
     rows = [[f"{STATUS_MARKS[check.passed]} {check.name}", check.message] for check in checks]
     return [summary, Table(f"The self-check of {MODELS[model].__name__}.", ["check", "result"], rows)]

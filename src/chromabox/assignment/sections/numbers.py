@@ -9,33 +9,23 @@ from typing import Any
 from chromabox.assignment.analysis.net_analysis import NetAnalysis, to_json_value
 from chromabox.assignment.analysis.statistics import ConfidenceInterval, difference_over_images, difference_over_seeds
 from chromabox.engine.checkpoint import write_json
-from chromabox.experiments.compare import PUBLISHED_RESULTS, group_runs
-from chromabox.experiments.runs import RunIndex, read_summary
-from chromabox.report.document.model import Block, Cell, MissingRun, Number, Section, Table, Text
+from chromabox.experiments.compare import PUBLISHED_RESULTS
+from chromabox.experiments.runs import read_summary
+from chromabox.report.document.model import Block, Number, Source, Table, Text
 
 RESULTS_FILE = "results.json"
 #: Source of the published results.
 PUBLISHED_SOURCE = "experiments/compare.py: PUBLISHED_RESULTS"
 
 
-def get_runs(run_index: RunIndex, *models: str) -> list[list[Path]] | None:
-    """Return the finished runs of each model, or None if one of them has no run.
-
-    Raise UsageError if the runs of a model differ in more than the seed and cannot be averaged.
-    """
-    runs = [run_index.colour.get(model, []) for model in models]
-    if not all(runs):
-        return None
-    group_runs([run for group in runs for run in group])
-    return runs
+def summary_source(run: Path) -> Source:
+    """Return the values of a run's summary."""
+    return Source(read_summary(run), f"{run}/summary.json: ")
 
 
-def missing_runs_section(run_index: RunIndex, key: str, title: str, question: str, *models: str) -> Section:
-    """Return a section that lists the models without a finished run and the command that trains them."""
-    missing = [model for model in models if not run_index.colour.get(model)]
-    names = " and ".join(f"`{model}`" for model in missing)
-    command = f"chromabox compare --models {' '.join(models)} --recipe course --seeds 0 1 2 -o runs/course"
-    return Section(key, title, question, [MissingRun(f"finished runs of {names}", command)])
+def analysis_source(analysis: NetAnalysis) -> Source:
+    """Return the values of a model analysis, as recorded in ``results.json``, and ``model``."""
+    return Source({"model": analysis.model, **analysis.to_json}, f"{RESULTS_FILE}: nets > {analysis.model} > ")
 
 
 def mean_over_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: float = 1.0) -> Number:
@@ -45,35 +35,23 @@ def mean_over_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: flo
     return Number(mean(values), source, spec, stdev(values) if len(values) > 1 else None)
 
 
-def analysis_number(analysis: NetAnalysis, *keys: str | int, spec: str = ".1f", scale: float = 1.0) -> Number:
-    """Return a value of a model analysis, addressed by its keys in ``results.json``.
-
-    A missing value (null) becomes NaN, which is printed as "–".
-    """
-    value: Any = analysis.to_json
-    for key in keys:
-        value = value[key]
-    source = f"{RESULTS_FILE}: nets > {analysis.model} > {' > '.join(map(str, keys))}"
-    return Number(float("nan") if value is None else scale * float(value), source, spec)
-
-
-def analysis_percent(analysis: NetAnalysis, *keys: str | int) -> Number:
-    """Return a fraction of a model analysis in percent; see :func:`analysis_number`."""
-    return analysis_number(analysis, *keys, scale=100.0)
-
-
 def int_number(value: int, source: str) -> Number:
     """Return an integer as a number with thousands separators."""
     return Number(float(value), source, ",.0f")
 
 
-def record_results(folder: Path, section: str, values: Mapping[str, Any]) -> None:
-    """Add values to a section of the folder's ``results.json``; other entries are kept."""
+def record_results(folder: Path, values: Any, section: str, name: str = "") -> Source:
+    """Record values in the folder's ``results.json``, in a section and there below a name; other entries are kept.
+
+    Return the values as they are recorded.
+    """
     path = folder / RESULTS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results.setdefault(section, {}).update(to_json_value(dict(values)))
+    recorded = to_json_value(values)
+    results.setdefault(section, {}).update({name: recorded} if name else recorded)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, results)
+    return Source(recorded, f"{RESULTS_FILE}: {section} > {name} > ")
 
 
 def compute_differences(
@@ -100,36 +78,28 @@ def compute_differences(
 
 def difference_text(folder: Path, first: str, second: str, intervals: Mapping[str, ConfidenceInterval]) -> Text:
     """Describe the differences: which model is better, by how much, and with what confidence."""
-    name = f"{first} to {second}"
-    record_results(folder, "differences", {name: intervals})
-    numbers = {
-        f"{metric}_{part}": Number(
-            getattr(interval, part), f"{RESULTS_FILE}: differences > {name} > {metric} > {part}", spec
-        )
-        for metric, interval, spec in (("accuracy", intervals["accuracy"], "+.2f"), ("loss", intervals["loss"], "+.4f"))
-        for part in ("value", "low", "high")
-    }
-    return Text(
-        f"From `{first}` to `{second}`, the accuracy changes by {{accuracy_value}} percentage points (95 % confidence "
-        "interval {accuracy_low} to {accuracy_high}) and the loss by {loss_value} ({loss_low} to {loss_high}). "
-        f"Both intervals were computed by {intervals['loss'].method} ({intervals['loss'].caveat}). "
-        + _difference_verdict(second, intervals),
-        numbers,
-    )
-
-
-def _difference_verdict(second: str, intervals: Mapping[str, ConfidenceInterval]) -> str:
     accuracy, loss = intervals["accuracy"], intervals["loss"]
-    if not (accuracy.excludes_zero or loss.excludes_zero):
-        return "Both intervals contain 0, so these runs show no significant difference between the two models."
     changes = [
         f"{name} is {'better' if better else 'worse'}"
-        for name, interval, better in (("accuracy", accuracy, accuracy.value > 0), ("loss", loss, loss.value < 0))
-        if interval.excludes_zero
+        for name, better in (("accuracy", accuracy.value > 0), ("loss", loss.value < 0))
+        if intervals[name].excludes_zero
     ]
-    unclear = [name for name, interval in (("accuracy", accuracy), ("loss", loss)) if not interval.excludes_zero]
-    remark = f"; the interval of the {unclear[0]} contains 0" if unclear else ""
-    return f"The {' and the '.join(changes)} with `{second}`{remark}."
+    unclear = "; ".join(
+        f"the interval of the {name} contains 0" for name in intervals if not intervals[name].excludes_zero
+    )
+    verdict = f"The {' and the '.join(changes)} with `{second}`{unclear and f'; {unclear}'}."
+    if not changes:
+        verdict = "Both intervals contain 0, so these runs show no significant difference between the two models."
+    return Text(
+        "From `{first}` to `{second}`, the accuracy changes by {change.accuracy.value:+.2f} percentage points (95 % "
+        "confidence interval {change.accuracy.low:+.2f} to {change.accuracy.high:+.2f}) and the loss by "
+        "{change.loss.value:+.4f} ({change.loss.low:+.4f} to {change.loss.high:+.4f}). Both intervals were computed by "
+        "{change.loss.method} ({change.loss.caveat}). {verdict}",
+        first=first,
+        second=second,
+        change=record_results(folder, dict(intervals), "differences", f"{first} to {second}"),
+        verdict=verdict,
+    )
 
 
 def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
@@ -139,80 +109,56 @@ def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
 
 def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
     """Return a table with a row for each model; published values are included if the settings are the same."""
-    rows = [
-        [
-            model,
-            int_number(read_summary(runs[0])["parameters"], f"{runs[0]}/summary.json: parameters"),
-            int_number(len(runs), "runs found"),
-            mean_over_runs(runs, "test_loss"),
-            mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-            *_published_cells(model, runs[0]),
-        ]
-        for model, runs in runs_by_model.items()
-    ]
-    spread = (
-        " (± is the sample standard deviation over the seeds)"
-        if any(len(runs) > 1 for runs in runs_by_model.values())
-        else ""
-    )
+    rows = []
+    for model, runs in runs_by_model.items():
+        published = _published_numbers(model, runs[0])
+        rows.append(
+            [
+                model,
+                summary_source(runs[0]).number("parameters", spec=",.0f"),
+                int_number(len(runs), "runs found"),
+                mean_over_runs(runs, "test_loss"),
+                mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
+                *([published[2], f"{published[0]}–{published[1]}"] if published else ["–", "–"]),
+            ]
+        )
+    is_spread = any(len(runs) > 1 for runs in runs_by_model.values())
     return Table(
-        f"Results on the test images{spread}. The published values are the range of accuracies and the lowest loss of "
-        "six public solutions of the assignment",
+        f"Results on the test images{' (± is the sample standard deviation over the seeds)' if is_spread else ''}. The "
+        "published values are the range of accuracies and the lowest loss of six public solutions of the assignment",
         ["model", "parameters", "seeds", "loss", "accuracy %", "published loss", "published %"],
         rows,
     )
 
 
-def is_comparable(run: Path) -> bool:
-    """Return whether a run has the settings of the published results."""
-    summary = read_summary(run)
-    return bool((summary["recipe"], summary["data"], summary["palette"]) == ("course", "cifar10:horse", "course"))
-
-
-def _published_cells(model: str, run: Path) -> list[Cell]:
-    if model not in PUBLISHED_RESULTS or not is_comparable(run):
-        return ["–", "–"]
-    published = PUBLISHED_RESULTS[model]
-    low, high = (Number(bound, PUBLISHED_SOURCE, ".1f") for bound in published.accuracy)
-    return [Number(published.loss, PUBLISHED_SOURCE, ".4f"), f"{low}–{high}"]
+def _published_numbers(model: str, run: Path) -> list[Number]:
+    """Return the published accuracies (low and high, in percent) and loss; empty for other settings."""
+    summary, published = read_summary(run), PUBLISHED_RESULTS.get(model)
+    settings = (summary["recipe"], summary["data"], summary["palette"])
+    if published is None or settings != ("course", "cifar10:horse", "course"):
+        return []
+    accuracies = [Number(bound, PUBLISHED_SOURCE, ".1f") for bound in published.accuracy]
+    return [*accuracies, Number(published.loss, PUBLISHED_SOURCE, ".4f")]
 
 
 def published_comparison(runs_by_model: Mapping[str, Sequence[Path]]) -> list[Block]:
     """Compare the accuracies with the published ranges; return no block if the settings differ."""
-    sentences: list[str] = []
-    numbers: dict[str, Number] = {}
-    for index, (model, runs) in enumerate(runs_by_model.items()):
-        if model not in PUBLISHED_RESULTS or not is_comparable(runs[0]):
+    blocks: list[Block] = []
+    for model, runs in runs_by_model.items():
+        published = _published_numbers(model, runs[0])
+        if not published:
             continue
-        low, high = PUBLISHED_RESULTS[model].accuracy
+        low, high, _ = published
         ours = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
-        position = "within" if low <= round(ours.value, 1) <= high else "below" if ours.value < low else "above"
-        numbers |= {
-            f"ours{index}": Number(ours.value, ours.source, ".2f"),
-            f"low{index}": Number(low, PUBLISHED_SOURCE, ".1f"),
-            f"high{index}": Number(high, PUBLISHED_SOURCE, ".1f"),
-        }
-        sentences.append(
-            f"The accuracy of `{model}`, {{ours{index}}} %, is {position} the published range of {{low{index}}} % to "
-            f"{{high{index}}} %."
+        is_within = low.value <= round(ours.value, 1) <= high.value
+        blocks.append(
+            Text(
+                "The accuracy of `{model}`, {ours} %, is {position} the published range of {low} % to {high} %.",
+                model=model,
+                ours=Number(ours.value, ours.source, ".2f"),
+                position="within" if is_within else "below" if ours.value < low.value else "above",
+                low=low,
+                high=high,
+            )
         )
-    return [Text(" ".join(sentences), numbers)] if sentences else []
-
-
-def summary_number(run: Path, *keys: str, spec: str = ",.0f", scale: float = 1.0) -> Number:
-    """Return a value of a run's summary, scaled by ``scale``; a missing value (null) is printed as "–"."""
-    value: Any = read_summary(run)
-    for key in keys:
-        value = value[key]
-    scaled = float("nan") if value is None else scale * float(value)
-    return Number(scaled, f"{run}/summary.json: {' > '.join(keys)}", spec)
-
-
-def escape_braces(text: str) -> str:
-    """Escape braces, so that a template shows ``text`` unchanged."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def base_name(path: str) -> str:
-    """Return the last component of a path, or the name of a dataset, with braces escaped."""
-    return escape_braces(Path(path).name)
+    return blocks

@@ -1,14 +1,14 @@
 """Report documents as data: sections of blocks, converted to HTML, PDF and JSON.
 
-Numbers in texts are :class:`Number` objects, which record the file or the computation that they come from.
+Numbers are :class:`Number` objects, which record the file or the computation that they come from.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sympy import Expr
 
@@ -36,19 +36,78 @@ Cell: TypeAlias = str | Number
 
 
 @dataclass(frozen=True)
+class Source:
+    """Values that templates address by dotted paths, and where they come from."""
+
+    values: Any
+    """Mappings, sequences and objects, nested as in the file; leaves are numbers, texts, or None (a missing value)."""
+    name: str
+    """Text before the keys in the source of a number, for example ``runs/unet/summary.json: ``."""
+
+    def get(self, *keys: str | int) -> Any:
+        """Return the value at ``keys``."""
+        value = self.values
+        for key in keys:
+            if isinstance(value, Mapping):
+                value = value[key]
+            else:
+                value = value[int(key)] if isinstance(value, Sequence) else getattr(value, str(key))
+        return value
+
+    def number(self, *keys: str | int, spec: str = ",.4g") -> Number:
+        """Return the number at ``keys``; a spec that ends in "%" converts it to percent. None becomes NaN."""
+        value = self.get(*keys)
+        scale, spec = (100.0, f"{spec[:-1]}f") if spec.endswith("%") else (1.0, spec)
+        value = math.nan if value is None else scale * float(value)
+        return Number(value, self.name + " > ".join(map(str, keys)), spec)
+
+
 class Text:
-    """A paragraph; ``{name}`` is replaced by a number, and text between backticks is code."""
+    """A paragraph; text between backticks is code.
+
+    ``{name}`` is replaced by a :class:`Number` or a text, ``{name.key.key:spec}`` by a value of a :class:`Source` or of
+    nested mappings of numbers and texts. The specification is that of :func:`format`; if it ends in "%", the unit
+    follows, separated by a space.
+    """
 
     template: str
-    numbers: Mapping[str, Number] = field(default_factory=dict)
+    """The paragraph with texts inserted and without specifications: its fields are the keys of ``numbers``."""
+    numbers: dict[str, Number]
 
-    def __post_init__(self) -> None:
-        names = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
-        if names != self.numbers.keys():
-            raise ValueError(f"the template uses {sorted(names)}, but numbers are {sorted(self.numbers)}")
+    def __init__(self, template: str, values: Mapping[str, Any] | None = None, /, **named_values: Any) -> None:
+        values = {**(values or {}), **named_values}
+        fields = list(Formatter().parse(template))
+        names = {path.split(".")[0] for _, path, *_ in fields if path is not None}
+        if names != values.keys():
+            raise ValueError(f"the template uses {sorted(names)}, but the values are {sorted(values)}")
+        self.template, self.numbers = "", {}
+        for literal, path, spec, _ in fields:
+            self.template += escape_braces(literal)
+            if path is None:
+                continue
+            name, *keys = path.split(".")
+            value = values[name]
+            if isinstance(value, Source):
+                text = value.get(*keys)
+                value = text if isinstance(text, str) else value.number(*keys, spec=spec or Number.spec)
+            else:
+                for key in keys:
+                    value = value[key]
+            if isinstance(value, str):
+                self.template += escape_braces(value)
+                continue
+            if self.numbers.setdefault(path, value).spec != value.spec:
+                raise ValueError(f"{path} has two formats")
+            self.template += f"{{{path}}}" + (" %" if spec and spec.endswith("%") else "")
 
     def __str__(self) -> str:
-        return self.template.format(**{name: str(number) for name, number in self.numbers.items()})
+        parts = Formatter().parse(self.template)
+        return "".join(literal + ("" if name is None else str(self.numbers[name])) for literal, name, *_ in parts)
+
+
+def escape_braces(text: str) -> str:
+    """Escape braces, so that a template shows ``text`` unchanged."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True)

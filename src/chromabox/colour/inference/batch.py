@@ -1,7 +1,7 @@
-"""Batch colourisation of image files: parallel, resumable after an interruption.
+"""Batch colourisation of image files: parallel, and resumable after an interruption.
 
 :func:`colourise_batch` processes pairs of source and target files with any function. :func:`parse_options` and
-:func:`make_file_coloriser` make that function from the command line's options: read, predict, apply the chroma, write.
+:func:`make_file_coloriser` build that function from the command line's options: read, predict, apply the chroma, write.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -28,14 +28,14 @@ from chromabox.io.manifest import Manifest, sha256_file
 
 @dataclass(frozen=True)
 class ColouriseResult:
-    """Result of one file. ``error`` is the message if it failed; ``skipped``: the target was already up to date."""
+    """Result for one file. ``error`` is the message if it failed; ``skipped``: the target was already up to date."""
 
     source: Path
     target: Path
     error: str | None = None
     skipped: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that ``process_file`` returned for the image; of a skipped image, those of the earlier run."""
+    """JSON values that ``process_file`` returned for the image; for a skipped image, those of the earlier run."""
 
 
 def colourise_batch(
@@ -47,7 +47,7 @@ def colourise_batch(
     manifest_path: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Generator[ColouriseResult, None, None]:
-    """Process files in parallel and yield each result when it is available; a failure does not stop the batch.
+    """Process files in parallel and yield each result as it becomes available; a failure does not stop the batch.
 
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
@@ -55,10 +55,10 @@ def colourise_batch(
             threads and returns metadata of the image as JSON values.
         settings: JSON values that determine the result; an image made with other settings is processed again.
         workers: number of threads, at least 1; at most twice as many images are running or queued at any time.
-        manifest_path: path of the manifest, with which finished images are skipped; None: process all images.
-        log: receives one line with the number of finished images if the batch is stopped before its end.
+        manifest_path: path of the manifest, which is used to skip finished images; None: process all images.
+        log: called with one line, the number of finished images, if the batch is stopped early.
 
-    If the batch is stopped (by Ctrl-C or by closing the generator: use ``contextlib.closing``), the running images are
+    If the batch is stopped (by Ctrl-C or by closing the generator: use ``contextlib.closing``), images in progress are
     finished and no others are started. Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest
     that cannot be read or written.
     """
@@ -109,12 +109,12 @@ def _process_one(
 ) -> ColouriseResult:
     """Process one image unless it is up to date, and add it to the manifest.
 
-    Return file errors and lack of memory as the result's ``error``; other exceptions are bugs and propagate.
+    Return file errors and out-of-memory errors as the result's ``error``; other exceptions are bugs and propagate.
     """
     try:
         if manifest is None:
             return ColouriseResult(source, target, metadata=process_file(source, target))
-        # Hash the source first: if it changes during the processing, the next run processes it again.
+        # Hash the source first: if it changes during processing, the next run processes it again.
         digest = sha256_file(source)
         metadata = manifest.lookup(target, digest)
         if metadata is not None:
@@ -134,7 +134,7 @@ def _process_one(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError, so its message is searched."""
+    """Return whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError, whose message is searched."""
     phrases = ("allocate memory", "out of memory", "not enough memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 

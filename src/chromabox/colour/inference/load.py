@@ -1,4 +1,4 @@
-"""Opening of models for inference. Checkpoints are exported as ONNX on first use.
+"""Opening models for inference; checkpoints are exported to ONNX on first use.
 
 The file exported from a run folder is its ``best.onnx``; those of other checkpoints are in the cache folder.
 """

@@ -2,8 +2,8 @@
 
 The model predicts at a few fixed scales, whatever the size of the image; a photo model also predicts on the
 horizontal flip. The predictions are merged at every position, weighted by their certainty. The merged distribution and
-the user's constraints give a small chroma map (constraints/constraints.py), which is applied to the image's lightness
-at full size (chroma/recolour.py).
+the user's constraints determine a small chroma map (constraints/constraints.py), which is applied to the image's
+lightness at full size (chroma/recolour.py).
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from chromabox.io.images import ImageData, Pixels
 StyleName = Literal["natural", "vivid"]
 Plane = Float32[np.ndarray, "_ _"]
 
-#: Maximum ratio of the long to the short side of the model's input; longer strips are squeezed.
+#: Maximum ratio of the long to the short side of the model's input; longer strips are squeezed to this ratio.
 MAX_ASPECT_RATIO = 4
 
 
@@ -38,7 +38,7 @@ class Style:
     rebalancing_strength: float
 
 
-#: Chosen on validation photographs; docs/log.md has the numbers.
+#: Chosen on validation photographs; docs/log.md gives the numbers.
 STYLES: dict[StyleName, Style] = {"natural": Style(0.5, 0.15), "vivid": Style(0.38, 0.85)}
 
 
@@ -79,7 +79,7 @@ def apply_prediction(image: ImageData, prediction: ColourPrediction) -> ImageDat
 def predict_chroma(
     pixels: Pixels, model: ColourModel, options: ColouriseOptions | None = None
 ) -> Float32[np.ndarray, "small_height small_width 2"]:
-    """Return only the small chroma map (a* and b* of CIELab), as video colourisation uses it."""
+    """Return only the small chroma map (a* and b* of CIELab), for video colourisation."""
     return predict_colours(pixels, model, options or ColouriseOptions()).chroma
 
 
@@ -105,7 +105,7 @@ def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
     predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = _resize(plane, height, width).clip(0, 100)
-    # A very certain model's other probabilities are 0 in float32; their logarithms stay finite.
+    # If the model is very certain, the other probabilities underflow to 0 in float32; keep their logarithms finite.
     smallest = np.finfo(np.float32).tiny
     resized = (np.log(np.maximum(resize_planes(probs, height, width), smallest)) for probs in predictions)
     return merge_distributions([ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized])
@@ -126,13 +126,13 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
 
 
 def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np.ndarray, "classes height width"]:
-    """Return the class probabilities at one scale; of a photo model, their mean with those of the horizontal flip."""
+    """Return the class probabilities at one scale; for a photo model, averaged with those of the horizontal flip."""
     model_input = _resize(plane, *_input_shape(plane.shape, side, model.size_divisor)).clip(0, 100)
     if model.is_photo:
         model_input /= 100
         both = softmax(model.predict(np.stack([model_input, model_input[:, ::-1]])[:, None]), 1)
         return (both[0] + both[1, ..., ::-1]) / 2
-    # The input of palette models is the mean of RGB/256; a grey of this L* has the sRGB value v/255.
+    # The input of palette models is the mean of RGB/256; a grey with this L* has the sRGB value v/255.
     grey = lightness_to_grey(model_input) * np.float32(255 / 256)
     return softmax(model.predict(grey[None, None]), 1)[0]
 

@@ -1,4 +1,4 @@
-"""Colourisation of videos, with temporal smoothing of the chroma maps against flicker.
+"""Colourisation of videos, with temporal smoothing of the chroma maps to reduce flicker.
 
 The lightness of every frame, the audio and the other streams are preserved. The smoothing is a running average that is
 reset where the image moves.
@@ -20,14 +20,14 @@ from chromabox.io.video import DEFAULT_CRF, check_target, probe_video, transcode
 #: Weight of the past in the average in static regions: the contribution of a frame is halved after three frames.
 DEFAULT_SMOOTHING = 0.8
 
-#: A position is static up to the first change of lightness L*, and fully moving from the second.
+#: A position is static below the first change in lightness L*, and fully moving above the second.
 STATIC_BELOW, MOVING_ABOVE = 2.0, 8.0
 
 #: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this, which is
 #: more than noise causes, and if their correlation is at most ``MAX_CUT_CORRELATION``.
 MIN_CUT_DIFFERENCE = 3.0
 
-#: Maximum correlation of L* across a scene cut; it is higher in a flash, a fade and fast movement.
+#: Maximum correlation of L* across a scene cut; it is higher during flashes, fades and fast movement.
 MAX_CUT_CORRELATION = 0.5
 
 
@@ -43,15 +43,15 @@ class TemporalSmoother:
         wₜ = (1 − smoothing) + smoothing · sₜ
         Cₜ = Cₜ₋₁ + wₜ (cₜ − Cₜ₋₁),   Rₜ = Rₜ₋₁ + wₜ (Lₜ − Rₜ₋₁)
 
-    A static position is averaged exponentially. Where the lightness has moved away from its average, the new colour is
-    used at once. The comparison with Rₜ₋₁ instead of the previous frame also detects slow movement. Subtracting the
-    median prevents brightness flicker of old footage and fades from being detected as movement, and the 3 × 3 mean does
-    the same for noise. At a scene cut (see :func:`is_scene_cut`) the average is reset. Movement without a change of
-    lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
+    A static position is averaged exponentially. Where the lightness has moved away from its average, the new colour
+    takes effect immediately. The comparison with Rₜ₋₁ instead of the previous frame also detects slow movement.
+    Subtracting the median prevents brightness flicker in old footage and fades from being detected as movement, and the
+    3 × 3 mean does the same for noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement
+    without a change in lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
 
     Attributes:
         smoothing: at least 0 (independent frames) and less than 1; UsageError for other values.
-        num_cuts: number of scene cuts until now; the first frame is not counted.
+        num_cuts: number of scene cuts so far; the first frame is not counted.
     """
 
     smoothing: float = DEFAULT_SMOOTHING
@@ -137,8 +137,8 @@ def colourise_video(
     Args:
         source: a grey or colour video; whether the colours of a colour video are used depends on `predict_chroma`.
         target: path of the output, which is written atomically; missing folders are created.
-        predict_chroma: takes an upright frame (sRGB, 0 to 255), returns its a* and b* [height, width, 2] on a small
-            map of the same size for all frames.
+        predict_chroma: takes an upright frame (sRGB, 0 to 255) and returns its a* and b* [height, width, 2] on a small
+            map, which has the same size for all frames.
         smoothing: weight of the past in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
         show_progress: show a progress bar if standard error is a terminal.

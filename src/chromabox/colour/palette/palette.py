@@ -162,7 +162,7 @@ def fit_palette(
 ) -> Palette:
     """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
 
-    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial colours that minimise
+    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial colours by minimising
     the mean squared distance. Iterations over all distinct colours, weighted by their counts, then reduce the mean
     distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if `num_colours` is not 2
     to 256 or exceeds the number of distinct colours.

@@ -26,7 +26,7 @@ DEFAULT_MODEL = "photo.onnx"
 MAX_MODEL_BYTES = 256 << 20
 #: Maximum size divisor: height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
-#: Maximum number of scales of test-time augmentation, and their maximum size in pixels.
+#: Maximum number of scales of test-time augmentation, and the maximum short side at a scale in pixels.
 MAX_SCALES, MAX_SCALE = 8, 4096
 
 

@@ -1,9 +1,9 @@
 """Chroma bins: the classes of the photo model, points of a square grid in the a*b* plane of CIELab.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
-under this target is exactly the chroma; the predictions need no correction. Zhang et al. 2016, section 2.2, distribute
-the target over the five nearest bins with a Gaussian; its mean only approximates the chroma. Only bins that occur in
-photographs are used, to reduce the number of classes for a small model.
+under this target is exactly the chroma; the predictions therefore need no correction. Zhang et al. 2016, section 2.2,
+distribute the target over the five nearest bins with a Gaussian; its mean only approximates the chroma. Only bins that
+occur in photographs are used, to reduce the number of classes for a small model.
 """
 
 import math

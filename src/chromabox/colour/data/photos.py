@@ -42,7 +42,7 @@ class PhotoDataset:
 
 
 def load_photos(folder: Path, log: Callable[[str], None] = print) -> PhotoDataset:
-    """Read all images in a folder. The splits are its subfolders ``train`` and ``val``; else 1 in 20 images is for val.
+    """Read all images in a folder; the splits are its subfolders ``train`` and ``val``, else 1 in 20 images is val.
 
     Images that cannot be read and images without colours in the centre crop are omitted; their number is logged.
     Raise UsageError if the path is not a folder with at least two colour images.

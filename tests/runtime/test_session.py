@@ -1,12 +1,15 @@
 """ONNX Runtime sessions of small models built by onnx's helpers; expected outputs from direct calculation."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.runtime import session as session_module
 from chromabox.runtime.parallel import num_cores
 from chromabox.runtime.session import one_line, open_session, resolve_provider
 
@@ -81,14 +84,14 @@ def test_the_word_location_elsewhere_is_accepted(path: Path) -> None:
 
 def test_auto_selects_the_best_available_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_provider("cpu") == "CPUExecutionProvider"
-    assert resolve_provider() in onnxruntime.get_available_providers()
+    assert resolve_provider() in session_module.onnxruntime.get_available_providers()
     for available, expected in (
         (["CPUExecutionProvider"], "CPUExecutionProvider"),
         (["AzureExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
         (["CPUExecutionProvider", "CoreMLExecutionProvider"], "CoreMLExecutionProvider"),
         (["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider"),
     ):
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda available=available: available)
+        monkeypatch.setattr(session_module.onnxruntime, "get_available_providers", lambda names=available: names)
         assert resolve_provider() == expected
     assert resolve_provider("cpu") == "CPUExecutionProvider"
 
@@ -104,11 +107,49 @@ def test_unknown_or_unavailable_device_is_rejected(
     device: str, message: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(session_module.onnxruntime, "get_available_providers", lambda: available)
     with pytest.raises(UsageError, match=message):
         resolve_provider(device)
     with pytest.raises(UsageError, match=message):
         open_session(path, path.read_bytes(), ["x"], ["y"], device=device)
+
+
+def test_telemetry_is_not_started() -> None:
+    """The environment variable must be set before the import."""
+    program = "import chromabox.runtime.session, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for value, expected in ((None, "1"), ("0", "0")):
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": value or ""}
+        if value is None:
+            del environment["ORT_DISABLE_TELEMETRY"]
+        result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert (result.stdout.strip(), result.stderr) == (expected, "")
+
+
+FORK_PROGRAM = """
+import os, signal, sys, warnings
+from pathlib import Path
+from chromabox.runtime.session import open_session
+warnings.simplefilter("ignore")
+path = Path(sys.argv[1])
+session = open_session(path, path.read_bytes(), ["x"], ["y"], threads=2)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    if sys.argv[2] == "delete":
+        del session
+    open_session(path, path.read_bytes(), ["x"], ["y"], threads=2)
+    sys.exit(3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("action", ["keep", "delete"])
+def test_forked_process_with_a_session_of_its_parent_exits(action: str, path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", FORK_PROGRAM, str(path), action]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (3, "")
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:

@@ -1,5 +1,6 @@
 """ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
 
+import ctypes
 import os
 import re
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def open_session(
     provider = resolve_provider(device)
     if _EXTERNAL_DATA_KEY.search(model_bytes):
         raise ChromaboxError(f"{path}: the model refers to tensors in other files; expected a model in one file")
-    onnxruntime.disable_telemetry_events()
+    onnxruntime.disable_telemetry_events()  # On Windows, the environment variable may not suffice.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
@@ -93,15 +94,16 @@ def one_line(error: Exception) -> str:
 
 
 _sessions: WeakSet[onnxruntime.InferenceSession] = WeakSet()
-_sessions_of_the_parent: list[onnxruntime.InferenceSession] = []
 
 
 def _keep_sessions_after_fork() -> None:
-    """Keep the parent's sessions alive in a forked process.
+    """Make the parent's sessions immortal in a forked process.
 
-    A session's threads exist only in the parent; in the child, its destructor would wait for them forever.
+    A session's threads exist only in the parent; in the child, its destructor would wait for them forever. A list of
+    the sessions does not suffice: it is destroyed when the process exits.
     """
-    _sessions_of_the_parent.extend(_sessions)
+    for session in list(_sessions):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def test_detection_after_fork(image: Path, weights: Path) -> None:
     expected = detect_boxes(image, weights)
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)
         os._exit(0 if detect_boxes(image, weights) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 

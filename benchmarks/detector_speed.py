@@ -26,16 +26,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
+from chromabox.detect.inference.load import open_detector
 from chromabox.detect.inference.predict import detect_files
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, load_detector, write_darknet
-from chromabox.detect.weights.onnx_model import DetectorModel, OnnxDetector, open_detector
+from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.io.images import find_images
 from chromabox.runtime.parallel import map_ordered, num_cores
 from environment import describe_machine, time_call, write_results
@@ -161,7 +162,7 @@ def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[s
         "PyTorch": our_pass(detector),
         "PyTorch, folded": our_pass(detector.fused()),
     }
-    results: dict[str, object] = {"onnxruntime": onnxruntime.__version__, "threads": threads}
+    results: dict[str, object] = {"onnxruntime": version("onnxruntime"), "threads": threads}
     with (
         ultralytics_pass(venv, threads) as ultralytics_threads,
         ultralytics_pass(venv, 1) as ultralytics_single,
@@ -191,7 +192,7 @@ def compare_passes(detector: Detector, venv: Path | None, image: Path) -> dict[s
 
 def time_folder(images: list[Path], turns: int = 3) -> dict[str, object]:
     """Compare detection in files with the same number of bare forward passes, both with one worker per core."""
-    detector: OnnxDetector = open_detector(WEIGHTS, size=SIZE, threads=1)
+    detector = open_detector(WEIGHTS, size=SIZE, threads=1)
     batch = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
 
     def forward_all() -> None:

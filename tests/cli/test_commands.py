@@ -1,6 +1,7 @@
 """The command line end to end: exit codes, one line per error, and the printed output paths."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from PIL import Image
 from chromabox.__main__ import main
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import DEFAULT_CHECKPOINT, model_metadata
+from chromabox.colour.weights.checkpoint import PaletteModel, model_metadata
 from chromabox.engine.checkpoint import save_checkpoint
+from colour_fixtures import write_colour_model
+from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 RNG = np.random.default_rng(2)
 PLAIN = ["--precision", "float32", "--compile", "off", "--channels-last", "off", "--threads", "1", "--device", "cpu"]
@@ -38,7 +41,7 @@ def chromabox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with photos/ (12 images), grey.png, a checkpoint, a broken image and an empty folder."""
+    """Return a folder with photos/ (12 images), grey.png, a checkpoint, an ONNX file, a broken and an empty folder."""
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "photos").mkdir()
     (folder / "empty").mkdir()
@@ -48,9 +51,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(RNG.integers(0, 256, (30, 40), dtype=np.uint8)).save(folder / "grey.png")
     (folder / "broken.png").write_bytes(b"not an image")
     model_args = {"num_filters": 4, "num_colours": 24}
-    description = model_metadata("unet", model_args, load_palette("cifar24"))
-    state = {"net": build_model("unet", **model_args).state_dict()}
-    save_checkpoint(folder / "net.safetensors", state, {**description, "data": str(folder / "photos"), "size": 16})
+    palette, network = load_palette("cifar24"), build_model("unet", **model_args)
+    metadata = {**model_metadata("unet", model_args, palette), "data": str(folder / "photos"), "size": 16}
+    save_checkpoint(folder / "net.safetensors", {"net": network.state_dict()}, metadata)
+    write_colour_model(folder / "net.onnx", PaletteModel(network, palette, metadata), seed=0, scale=5)
     return folder
 
 
@@ -178,7 +182,7 @@ def test_failed_work_gives_one_line_and_exit_code_1(
     paths = {"PHOTOS": "photos", "GREY": "grey.png", "BROKEN": "broken.png"}
     arguments = [str(workspace / paths[word]) if word in paths else word for word in line.split()]
     if arguments[0] == "colour" and "--model" not in arguments:
-        arguments += ["--model", str(workspace / "net.safetensors")]
+        arguments += ["--model", str(workspace / "net.onnx")]
     code, out, err = chromabox(*arguments)
     assert code == 1, out + err
     assert names in err
@@ -194,7 +198,7 @@ def test_train_prints_output_paths(chromabox: Callable[..., Result], workspace: 
     assert (code, err) == (0, "")
     assert "epoch 1, train_loss" in out
     assert "test accuracy" in out
-    for path in (folder, folder / "curves.png", folder / "sheets"):
+    for path in (folder, folder / "curves.png", folder / "sheets", folder / "best.onnx"):
         assert f"{path}\n" in out
         assert path.exists()
     code, out, _ = chromabox("train", "--resume", folder, "--epochs", 2)
@@ -239,7 +243,7 @@ def test_compare_tabulates_finished_runs(chromabox: Callable[..., Result], finis
 
 
 def test_colour_prints_path_of_every_image(chromabox: Callable[..., Result], workspace: Path, tmp_path: Path) -> None:
-    net = workspace / "net.safetensors"
+    net = workspace / "net.onnx"
     code, out, err = chromabox("colour", workspace / "grey.png", "-o", tmp_path / "coloured.png", "--model", net)
     assert (code, out, err) == (0, f"{tmp_path / 'coloured.png'}\n", "")
     with Image.open(tmp_path / "coloured.png") as image:
@@ -250,7 +254,7 @@ def test_bad_image_does_not_stop_the_rest_and_gives_exit_code_1(
     chromabox: Callable[..., Result], workspace: Path, tmp_path: Path
 ) -> None:
     inputs = [workspace / "broken.png", workspace / "grey.png", workspace / "photos"]
-    code, out, err = chromabox("colour", *inputs, "-o", tmp_path, "--model", workspace / "net.safetensors")
+    code, out, err = chromabox("colour", *inputs, "-o", tmp_path, "--model", workspace / "net.onnx")
     assert code == 1
     written = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
     assert sorted(out.split()) == sorted(map(str, written))
@@ -261,12 +265,91 @@ def test_bad_image_does_not_stop_the_rest_and_gives_exit_code_1(
 
 
 def test_colour_uses_the_bundled_model(chromabox: Callable[..., Result], workspace: Path, tmp_path: Path) -> None:
-    from importlib import resources
-
-    if not (resources.files("chromabox.assets") / DEFAULT_CHECKPOINT).is_file():
-        pytest.skip(f"the bundled model {DEFAULT_CHECKPOINT} is missing and is not tested")
     code, out, err = chromabox("colour", workspace / "grey.png", "-o", tmp_path / "coloured.png")
     assert (code, out, err) == (0, f"{tmp_path / 'coloured.png'}\n", "")
+
+
+def test_run_folder_colourises_with_its_exported_model(
+    chromabox: Callable[..., Result], workspace: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    before = (finished_run / "best.onnx").stat()
+    for index, model in enumerate((finished_run, finished_run / "best.onnx")):
+        code, _, err = chromabox(
+            "colour", workspace / "photos" / "00.png", "-o", tmp_path / f"{index}.png", "--model", model
+        )
+        assert (code, err) == (0, "")
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    assert (finished_run / "best.onnx").stat().st_mtime_ns == before.st_mtime_ns
+
+
+IMPORT_MAIN = "from chromabox.__main__ import main\n"
+
+
+def test_colour_and_score_need_no_training_packages(workspace: Path, tmp_path: Path) -> None:
+    grey, photos, coloured = workspace / "grey.png", workspace / "photos", tmp_path / "coloured"
+    options = ["--model", workspace / "net.onnx", "--contact-sheet", tmp_path / "sheet.png"]
+    commands = [
+        ("colour", grey, "-o", tmp_path / "bundled.png"),
+        ("colour", photos, "-o", coloured, *options),
+        ("colour", grey, "-o", tmp_path / "palette.png", "--palette", photos / "01.png"),
+        ("score", photos, coloured, "-o", tmp_path / "scores"),
+    ]
+    program = "for sys.argv in {}:\n  try: main()\n  except SystemExit as end: print(end.code)\n"
+    arguments = [["chromabox", *map(str, command)] for command in commands]
+    done = run_without(NOT_FOR_INFERENCE, IMPORT_MAIN + program.format(arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if len(line) == 1] == ["0"] * 4
+    assert len(list((tmp_path / "coloured").glob("*.png"))) == 12
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert len(scores["files"]) == 12
+    for path in ("bundled.png", "sheet.png", "palette.png"):
+        with Image.open(tmp_path / path) as image:
+            image.load()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train unet --data PHOTOS -o NEW", r"chromabox train requires \w+, which is not installed; install it with"),
+        ("evaluate NET", r"chromabox evaluate requires \w+, which is not installed; install it with"),
+        ("export NET --onnx new.onnx", r"chromabox export requires \w+, which is not installed; install it with"),
+        ("colour GREY -o new.png --explain", "chromabox colour requires matplotlib, which is not installed; install"),
+        ("colour GREY -o new.png --model NET", r"net\.safetensors: torch is required for a checkpoint that is not an"),
+    ],
+)
+def test_missing_packages_give_one_line_that_names_the_extra(
+    workspace: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    paths = {"PHOTOS": "photos", "GREY": "grey.png", "NET": "net.safetensors", "NEW": "new"}
+    arguments = [str(workspace / paths[word]) if word in paths else word for word in line.split()]
+    done = run_without(NOT_FOR_INFERENCE, IMPORT_MAIN + "main()", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr)
+    assert done.stderr.endswith("pip install 'chromabox[train]'\n")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_writes_a_model_for_colour_and_evaluate(
+    chromabox: Callable[..., Result], workspace: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "new" / "net.onnx"
+    code, out, err = chromabox("export", workspace / "net.safetensors", "--onnx", exported)
+    assert (code, err) == (0, "")
+    assert out.startswith("checked against PyTorch on 8 inputs")
+    assert out.endswith(f"\n{exported}\n")
+    rows = []
+    for model in (workspace / "net.safetensors", exported):
+        folder = tmp_path / model.suffix
+        assert chromabox("evaluate", model, "-o", folder)[0] == 0
+        rows.append(json.loads((folder / "evaluation.json").read_text())["rows"]["net"])
+    assert rows[0].pop("name") == rows[1].pop("name")
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3)
+    code, _, err = chromabox("export", exported, "--onnx", tmp_path / "copy.onnx")
+    assert (code, err) == (
+        2,
+        f"chromabox: {exported}: is already an ONNX file; use the checkpoint from which it was exported\n",
+    )
 
 
 def test_second_run_skips_images_that_are_up_to_date(
@@ -275,7 +358,7 @@ def test_second_run_skips_images_that_are_up_to_date(
     """A changed source, a missing output and other settings are processed again."""
     source, target = tmp_path / "in", tmp_path / "out"
     shutil.copytree(workspace / "photos", source)
-    command = ("colour", source, "-o", target, "--model", workspace / "net.safetensors")
+    command = ("colour", source, "-o", target, "--model", workspace / "net.onnx")
     assert chromabox(*command)[0] == 0
     first = {path.name: path.read_bytes() for path in target.glob("*.png")}
     shutil.copy(source / "01.png", source / "00.png")

@@ -37,6 +37,13 @@ class DiffLine:
     is_consequence: bool = False
     """Whether only the shape differs, as a consequence of an earlier difference."""
 
+    @property
+    def op(self) -> Op:
+        """The expected operation, else the actual one."""
+        op = self.expected or self.actual
+        assert op is not None
+        return op
+
 
 def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
     """Match operations by kind and output shape, else by kind alone, in order where possible, then out of order.
@@ -66,11 +73,11 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
         i, j, is_match = i + first, j + second, first == second
     for missing in [match_ for match_ in matches if match_.actual is None]:
         assert missing.expected is not None
-        position = matches.index(missing)
+        kind, position = expected[missing.expected].kind, matches.index(missing)
         distances = {
             match_: abs(index - position)
             for index, match_ in enumerate(matches)
-            if match_.expected is None and actual[match_.actual].kind == expected[missing.expected].kind
+            if match_.expected is None and match_.actual is not None and actual[match_.actual].kind == kind
         }
         extra = min(distances, key=lambda match_: distances[match_], default=None)
         if extra is not None and distances[extra] <= MAX_MOVE:

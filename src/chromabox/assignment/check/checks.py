@@ -155,8 +155,10 @@ def run_checks(model_name: str, observations: Observations) -> NetReport:
     context = CheckContext(model_name, class_name, values, lines, ops)
     checks: dict[str, CheckItem] = {}
     for key, name, check in CHECKS:
-        outcome = (False, str(observations.failures[key])) if key in observations.failures else None
-        if key in values:
+        outcome: CheckOutcome = None
+        if key in observations.failures:
+            outcome = False, str(observations.failures[key])
+        elif key in values:
             outcome = check(context)
         if outcome is not None:
             # One failure may affect several checks; it is reported once.
@@ -193,13 +195,16 @@ def _check_layers(context: CheckContext) -> CheckOutcome:
     return False, shown + (f"; and {len(causes) - 3} more" if len(causes) > 3 else "")
 
 
+def _instead_of(expected: int, actual: int) -> str:
+    return "" if actual == expected else f" instead of {expected:,}"
+
+
 def _check_batch_norms(context: CheckContext) -> CheckOutcome:
-    expected, actual = (
-        sum(op.kind == "BatchNorm2d" for op in ops) for ops in (reference_ops(context.model_name), context.ops)
-    )
     if not context.is_complete:
         return None
-    return actual == expected, f"{actual} BatchNorm2d layers" + (actual != expected) * f" instead of {expected}"
+    expected = sum(op.kind == "BatchNorm2d" for op in reference_ops(context.model_name))
+    actual = sum(op.kind == "BatchNorm2d" for op in context.ops)
+    return actual == expected, f"{actual} BatchNorm2d layers{_instead_of(expected, actual)}"
 
 
 def _check_skips(context: CheckContext) -> CheckOutcome:
@@ -216,7 +221,7 @@ def _check_skips(context: CheckContext) -> CheckOutcome:
 
 def _check_parameters(context: CheckContext) -> CheckOutcome:
     expected, actual = num_reference_parameters(context.model_name), context.values["parameters"]
-    return actual == expected, f"{actual:,}" + (actual != expected) * f" instead of {expected:,}"
+    return actual == expected, f"{actual:,}{_instead_of(expected, actual)}"
 
 
 def _check_logits(context: CheckContext) -> CheckOutcome:
@@ -293,6 +298,10 @@ CHECKS: tuple[tuple[str, str, Callable[[CheckContext], CheckOutcome]], ...] = (
 #: Largest number of hints on layers; later differences are usually consequences of the first ones.
 MAX_HINTS = 6
 
+SAME_FUNCTION_HINT = (
+    "It computes the function of figure 1 with other layers; the assignment requires the layers of figure 1."
+)
+
 #: Effects of a last operation on logits that are passed to cross-entropy.
 FINAL_OP_HINTS = {
     "softmax": "cross-entropy expects logits and applies log-softmax itself; a softmax before it impairs training",
@@ -325,9 +334,7 @@ def make_hints(context: CheckContext) -> list[str]:
     if function is not None and any(line.status != "equal" for line in context.diff_lines):
         is_same = max(function["evaluation"], function["training"]) <= TOLERANCE
         if is_same and function["copied"] == function["total"]:
-            hints.append(
-                "It computes the function of figure 1 with other layers; the assignment requires the layers of figure 1."
-            )
+            hints.append(SAME_FUNCTION_HINT)
     return list(dict.fromkeys(hints))
 
 

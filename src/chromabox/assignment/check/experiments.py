@@ -114,15 +114,16 @@ def copy_weights(reference: OpTrace, candidate: OpTrace, candidate_ids: set[int]
     Only tensors whose ids are in ``candidate_ids`` are set, and only if the shapes agree. If the candidate concatenates
     channels in a different order, the weights that read them are reordered accordingly.
     """
-    pairs = [(INPUT, INPUT)]
-    for match_ in align(reference.ops, candidate.ops):
-        if match_.expected is not None and match_.actual is not None:
-            pairs.append((match_.expected, match_.actual))
-    matched = {actual: expected for expected, actual in pairs}
+    matched = {
+        match_.actual: match_.expected
+        for match_ in align(reference.ops, candidate.ops)
+        if match_.expected is not None and match_.actual is not None
+    }
     copied = 0
-    for expected, actual in pairs[1:]:
+    for actual, expected in matched.items():
         parts = _concatenated(reference, expected)
-        other_parts = [matched.get(part) for part in _concatenated(candidate, actual)]
+        # An input without a match becomes -2, which is no operation.
+        other_parts = [INPUT if part == INPUT else matched.get(part, -2) for part in _concatenated(candidate, actual)]
         for key, tensor in reference.tensors[expected].items():
             if key == "weight" and parts and set(parts) == set(other_parts):
                 # Element 0 is the input, whose index is -1.

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,40 +59,6 @@ def ops_after_last_conv(context: CheckContext) -> list[str] | None:
     if context.diff_lines[last].actual is None:
         return None
     return [line.actual.kind for line in context.diff_lines[last + 1 :] if line.actual is not None]
-
-
-def num_reference_parameters(model_name: str, sizes: Mapping[str, int] = DEFAULT_SIZES) -> int:
-    """Return the number of parameters of a reference model."""
-    return num_trainable_parameters(MODELS[model_name](**sizes))
-
-
-def find_size_mismatches(context: CheckContext) -> list[tuple[str, str, bool]]:
-    """Return the sizes at which the output shape or the number of parameters differs, with a message for each.
-
-    The third values are whether the shapes differ, not only the number of parameters. If the number of parameters is
-    wrong at the default sizes already, it only has to change with the sizes.
-    """
-    mismatches = []
-    default_count = context.values["parameters"]
-    is_default_correct = default_count == num_reference_parameters(context.model_name)
-    for label, observed in context.values["sizes"].items():
-        sizes = {**DEFAULT_SIZES, **OTHER_SIZES[label]}
-        shape = [2, sizes["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
-        count = num_reference_parameters(context.model_name, sizes)
-        if "failed" in observed:
-            mismatches.append((label, str(observed["failed"]), True))
-        elif observed["output"] != shape:
-            mismatches.append((label, f"output shape {observed['output']} instead of {shape}", True))
-        elif is_default_correct and observed["parameters"] != count:
-            mismatches.append((label, f"{observed['parameters']:,} parameters instead of {count:,}", False))
-        elif observed["parameters"] == default_count:
-            mismatches.append((label, f"{default_count:,} parameters, as with the default", False))
-    return mismatches
-
-
-def has_kernel_exception(model_name: str, label: str, is_wrong_shape: bool) -> bool:
-    """Return whether a mismatch is allowed: for strided models, the assignment sets padding 1, for kernel 3."""
-    return model_name != "pool-upsample" and is_wrong_shape and label.startswith("kernel")
 
 
 @dataclass(frozen=True)
@@ -220,7 +186,8 @@ def _check_skips(context: CheckContext) -> CheckOutcome:
 
 
 def _check_parameters(context: CheckContext) -> CheckOutcome:
-    expected, actual = num_reference_parameters(context.model_name), context.values["parameters"]
+    expected = num_trainable_parameters(MODELS[context.model_name](**DEFAULT_SIZES))
+    actual = context.values["parameters"]
     return actual == expected, f"{actual:,}{_instead_of(expected, actual)}"
 
 
@@ -239,9 +206,10 @@ def _check_logits(context: CheckContext) -> CheckOutcome:
 def _check_sizes(context: CheckContext) -> CheckOutcome:
     labels: dict[str, list[str]] = {}
     passed: bool | None = True
-    for label, message, is_wrong_shape in find_size_mismatches(context):
+    for label, message, is_wrong_shape in context.values["sizes"]:
         labels.setdefault(message, []).append(label)
-        is_allowed = has_kernel_exception(context.model_name, label, is_wrong_shape)
+        # For strided models, the assignment sets padding 1, for kernel 3.
+        is_allowed = context.model_name != "pool-upsample" and is_wrong_shape and label.startswith("kernel")
         passed = None if is_allowed and passed is not False else False
     messages = [f"{', '.join(group)}: {message}" for message, group in labels.items()]
     return passed, "; ".join(messages) or ", ".join(OTHER_SIZES)
@@ -366,10 +334,10 @@ def _usage_hints(context: CheckContext) -> list[str]:
 
 
 def _size_hints(context: CheckContext) -> list[str]:
-    mismatches = find_size_mismatches(context)
+    mismatches = context.values["sizes"]
     kernels = [label for label, _, is_wrong_shape in mismatches if is_wrong_shape and label.startswith("kernel")]
     hints, labels = [], " and ".join(kernels)
-    if kernels and not has_kernel_exception(context.model_name, kernels[0], True):
+    if kernels and context.model_name == "pool-upsample":
         hints.append(f"With {labels}, the shapes must not change: padding=kernel // 2 keeps them for odd kernels.")
     elif kernels:
         hints.append(

@@ -29,19 +29,34 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def outputs_at_other_sizes(constructor: Constructor) -> dict[str, Any]:
-    """Return the output shape and the number of parameters at other sizes, or the error raised."""
-    results: dict[str, Any] = {}
+def size_mismatches(constructor: Constructor, name: str) -> list[tuple[str, str, bool]]:
+    """Return the sizes at which the output shape or the number of parameters differs, with a message for each.
+
+    The third values are whether the shapes differ, not only the number of parameters. If the number of parameters is
+    wrong at the default sizes already, it only has to change with the sizes.
+    """
+    mismatches = []
+    default_count = count_parameters(constructor.build(DEFAULT_SIZES))
+    is_default_correct = default_count == count_parameters(MODELS[name](**DEFAULT_SIZES))
     for label, changed in OTHER_SIZES.items():
         sizes = {**DEFAULT_SIZES, **changed}
+        expected_shape = [2, sizes["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
+        expected_count = count_parameters(MODELS[name](**sizes))
         try:
             model = constructor.build(sizes).eval()
             with torch.no_grad():
                 shape = list(model(torch.rand(2, sizes["num_in_channels"], IMAGE_SIZE, IMAGE_SIZE)).shape)
-            results[label] = {"output": shape, "parameters": count_parameters(model)}
+            count = count_parameters(model)
         except (Exception, SystemExit) as error:
-            results[label] = {"failed": describe_error(error)}
-    return results
+            mismatches.append((label, describe_error(error), True))
+            continue
+        if shape != expected_shape:
+            mismatches.append((label, f"output shape {shape} instead of {expected_shape}", True))
+        elif is_default_correct and count != expected_count:
+            mismatches.append((label, f"{count:,} parameters instead of {expected_count:,}", False))
+        elif count == default_count:
+            mismatches.append((label, f"{default_count:,} parameters, as with the default", False))
+    return mismatches
 
 
 def batch_dependence(constructor: Constructor) -> float:

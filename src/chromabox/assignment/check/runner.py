@@ -145,9 +145,11 @@ def _inspect(
                 elif "notes" in event:
                     notes = [str(note) for note in event["notes"]]
                 elif "net" in event and "doing" not in event:
-                    kind = "failures" if "failed" in event else "values"
-                    value = event.get("failed", event.get("value"))
-                    getattr(observations[event["net"]], kind)[event["fact"]] = value
+                    observed = observations[event["net"]]
+                    if "failed" in event:
+                        observed.failures[event["fact"]] = event["failed"]
+                    else:
+                        observed.values[event["fact"]] = event["value"]
                 elif "failed" in event:
                     return observations, notes, classes, str(event["failed"])
         if "done" in event:

@@ -25,7 +25,7 @@ from chromabox.assignment.check.experiments import (
     missing_gradients,
     one_step,
     output_difference,
-    outputs_at_other_sizes,
+    size_mismatches,
 )
 from chromabox.assignment.check.source import (
     DEFAULT_SIZES,
@@ -122,7 +122,7 @@ def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWri
         ("missing", f"constructing {name}", missing),
         ("parameters", f"counting the parameters of {name}", lambda: count_parameters(constructor.build(sizes))),
         ("steps", f"forward pass of {name}", lambda: trace_model(constructor, writer)),
-        ("sizes", f"{name} with other sizes", lambda: outputs_at_other_sizes(constructor)),
+        ("sizes", f"{name} with other sizes", lambda: size_mismatches(constructor, model_name)),
         ("function", f"{name} with reference weights", lambda: output_difference(constructor, model_name)),
         ("batch", f"{name} in evaluation mode", lambda: batch_dependence(constructor)),
         ("gradient", f"backward pass of {name}", lambda: missing_gradients(constructor)),

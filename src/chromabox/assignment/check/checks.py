@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from chromabox.assignment.check.align import DiffLine, diff_ops
-from chromabox.assignment.check.experiments import IMAGE_SIZE, OTHER_SIZES
+from chromabox.assignment.check.experiments import IMAGE_SIZE, OTHER_SIZES, OUTPUT_SHAPE
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op, trace_ops
 from chromabox.colour.models import MODELS, num_trainable_parameters
@@ -29,23 +29,10 @@ class Observations:
     values: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     """Error messages of the observations that failed, by name."""
-
-
-@dataclass(frozen=True)
-class CheckContext:
-    """Input of the checks and hints."""
-
-    model_name: str
-    class_name: str
-    values: dict[str, Any]
-    """The observations by name."""
-    diff_lines: list[DiffLine]
-    ops: list[Op]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the forward pass did not fail."""
-        return self.values["steps"]["failed"] is None
+    model_name: str = ""
+    """The reference model. This field and the following ones are set by :func:`run_checks`."""
+    ops: list[Op] = field(default_factory=list)
+    diff: list[DiffLine] = field(default_factory=list)
 
 
 def layer_name(op: Op) -> str:
@@ -53,12 +40,12 @@ def layer_name(op: Op) -> str:
     return "concatenation" if op.kind == "cat" else op.kind
 
 
-def ops_after_last_conv(context: CheckContext) -> list[str] | None:
+def ops_after_last_conv(observed: Observations) -> list[str] | None:
     """Return the operations after the last convolution; None if that convolution is missing."""
-    last = max(index for index, line in enumerate(context.diff_lines) if line.expected is not None)
-    if context.diff_lines[last].actual is None:
+    last = max(index for index, line in enumerate(observed.diff) if line.expected is not None)
+    if observed.diff[last].actual is None:
         return None
-    return [line.actual.kind for line in context.diff_lines[last + 1 :] if line.actual is not None]
+    return [line.actual.kind for line in observed.diff[last + 1 :] if line.actual is not None]
 
 
 @dataclass(frozen=True)
@@ -98,170 +85,146 @@ def reference_ops(model_name: str) -> list[Op]:
     return trace.ops
 
 
-def run_checks(model_name: str, observations: Observations) -> NetReport:
+def run_checks(model_name: str, observed: Observations) -> NetReport:
     """Compare the observations of a class with the reference model of that name.
 
     Raise KeyError, TypeError, ValueError or AttributeError for observations that the worker cannot have written.
     """
-    values, class_name = observations.values, observations.class_name
-    ops, lines = list[Op](), list[DiffLine]()
-    if "steps" in values:
-        for step in values["steps"]["steps"]:
+    observed.model_name = model_name
+    if "steps" in observed.values:
+        for step in observed.values["steps"]["steps"]:
             # A class may set any setting to infinity, which JSON cannot represent.
             settings = {
                 name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in step["settings"].items()
             }
             lists = {"shape": tuple(step["shape"]), "sources": tuple(step["sources"])}
-            ops.append(Op(**{**step, **lists, "settings": settings}))
-        lines = diff_ops(reference_ops(model_name), ops)
-        if values["steps"]["failed"] is not None:
+            observed.ops.append(Op(**{**step, **lists, "settings": settings}))
+        observed.diff = lines = diff_ops(reference_ops(model_name), observed.ops)
+        if observed.values["steps"]["failed"] is not None:
             reached = max((index for index, line in enumerate(lines) if line.actual is not None), default=-1)
             lines[reached + 1 :] = [replace(line, message=NOT_REACHED) for line in lines[reached + 1 :]]
-    context = CheckContext(model_name, class_name, values, lines, ops)
     checks: dict[str, CheckItem] = {}
-    for key, name, check in CHECKS:
-        outcome: CheckOutcome = None
-        if key in observations.failures:
-            outcome = False, str(observations.failures[key])
-        elif key in values:
-            outcome = check(context)
-        if outcome is not None:
+    for key, (name, check) in CHECKS.items():
+        items: Iterable[CheckItem] = ()
+        if key in observed.failures:
+            items = [CheckItem(name, False, str(observed.failures[key]))]
+        elif key in observed.values:
+            items = check(observed, observed.values[key])
+        for item in items:
             # One failure may affect several checks; it is reported once.
-            checks.setdefault(outcome[1], CheckItem(name, *outcome))
-    return NetReport(model_name, class_name, list(checks.values()), lines, make_hints(context))
+            checks.setdefault(item.message, item)
+    return NetReport(model_name, observed.class_name, list(checks.values()), observed.diff, make_hints(observed))
 
 
-CheckOutcome = tuple[bool | None, str] | None
-
-
-def _check_constructor(context: CheckContext) -> CheckOutcome:
-    call, missing = str(context.values["call"]), context.values["missing"]
+def _check_constructor(observed: Observations, missing: list[str]) -> Iterator[CheckItem]:
+    call = str(observed.values["call"])
     message = f"{call}: {', '.join(missing)} cannot be set; all four sizes of figure 1 are parameters"
-    return (False, message) if missing else (True, call)
+    yield CheckItem("constructor", not missing, message if missing else call)
 
 
-def _check_output_shape(context: CheckContext) -> CheckOutcome:
-    trace, expected = context.values["steps"], [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
-    if not context.is_complete:
-        return False, f"forward pass of {context.class_name}: {trace['failed']}"
-    if trace["output"] != expected:
-        return False, f"input [2, 1, {IMAGE_SIZE}, {IMAGE_SIZE}], output {trace['output']} instead of {expected}"
-    return True, f"input [2, 1, {IMAGE_SIZE}, {IMAGE_SIZE}], output {expected}"
+def _check_steps(observed: Observations, trace: dict[str, Any]) -> Iterator[CheckItem]:
+    if trace["failed"] is not None:
+        message = f"forward pass of {observed.class_name}: {trace['failed']}"
+    else:
+        shape = [2, DEFAULT_SIZES["num_in_channels"], IMAGE_SIZE, IMAGE_SIZE]
+        message = f"input {shape}, output {trace['output']}"
+        message += "" if trace["output"] == OUTPUT_SHAPE else f" instead of {OUTPUT_SHAPE}"
+    yield CheckItem("shapes", trace["failed"] is None and trace["output"] == OUTPUT_SHAPE, message)
 
-
-def _check_layers(context: CheckContext) -> CheckOutcome:
-    differences = [line for line in context.diff_lines if line.status != "equal"]
-    if not differences:
-        return True, f"all {len(context.diff_lines)} operations are those of figure 1, in the same order"
+    differences = [line for line in observed.diff if line.status != "equal"]
     causes = [line for line in differences if not line.is_consequence and line.message != NOT_REACHED]
-    if not causes:
-        return False, f"the first {len(context.ops)} operations are those of figure 1, then the forward pass fails"
-    shown = "; ".join(f"{line.location}: {layer_name(line.op)} {line.message}" for line in causes[:3])
-    return False, shown + (f"; and {len(causes) - 3} more" if len(causes) > 3 else "")
+    if causes:
+        message = "; ".join(f"{line.location}: {layer_name(line.op)} {line.message}" for line in causes[:3])
+        message += f"; and {len(causes) - 3} more" if len(causes) > 3 else ""
+    elif differences:
+        message = f"the first {len(observed.ops)} operations are those of figure 1, then the forward pass fails"
+    else:
+        message = f"all {len(observed.diff)} operations are those of figure 1, in the same order"
+    yield CheckItem("layers", not differences, message)
+    if trace["failed"] is not None:
+        return
 
+    expected, actual = (
+        sum(op.kind == "BatchNorm2d" for op in ops) for ops in (reference_ops(observed.model_name), observed.ops)
+    )
+    message = f"{actual} BatchNorm2d layers" + ("" if actual == expected else f" instead of {expected}")
+    yield CheckItem("BatchNorm", actual == expected, message)
 
-def _instead_of(expected: int, actual: int) -> str:
-    return "" if actual == expected else f" instead of {expected:,}"
+    if observed.model_name == "unet":
+        messages = [f"{line.location}: concatenation {line.message}" for line in differences if line.op.kind == "cat"]
+        skips = "block 4 also receives the output of block 1, and the last convolution the greyscale input"
+        yield CheckItem("skip connections", not messages, "; ".join(messages) or skips)
 
-
-def _check_batch_norms(context: CheckContext) -> CheckOutcome:
-    if not context.is_complete:
-        return None
-    expected = sum(op.kind == "BatchNorm2d" for op in reference_ops(context.model_name))
-    actual = sum(op.kind == "BatchNorm2d" for op in context.ops)
-    return actual == expected, f"{actual} BatchNorm2d layers{_instead_of(expected, actual)}"
-
-
-def _check_skips(context: CheckContext) -> CheckOutcome:
-    if context.model_name != "unet" or not context.is_complete:
-        return None
-    differences = [
-        f"{line.location}: concatenation {line.message}"
-        for line in context.diff_lines
-        if line.op.kind == "cat" and line.status != "equal"
-    ]
-    skips = "block 4 also receives the output of block 1, and the last convolution the greyscale input"
-    return not differences, "; ".join(differences) or skips
-
-
-def _check_parameters(context: CheckContext) -> CheckOutcome:
-    expected = num_trainable_parameters(MODELS[context.model_name](**DEFAULT_SIZES))
-    actual = context.values["parameters"]
-    return actual == expected, f"{actual:,}{_instead_of(expected, actual)}"
-
-
-def _check_logits(context: CheckContext) -> CheckOutcome:
-    if not context.is_complete:
-        return None
-    following = ops_after_last_conv(context)
+    following = ops_after_last_conv(observed)
+    message = "the output is that of the last convolution"
     if following is None:
-        last = context.ops[-1].kind if context.ops else "no operation"
-        return False, f"the model ends with {last} instead of a convolution"
-    if following:
-        return False, f"the last convolution is followed by {', then '.join(following)}; figure 1 ends with it"
-    return True, "the output is that of the last convolution"
+        last = observed.ops[-1].kind if observed.ops else "no operation"
+        message = f"the model ends with {last} instead of a convolution"
+    elif following:
+        message = f"the last convolution is followed by {', then '.join(following)}; figure 1 ends with it"
+    yield CheckItem("logits", following == [], message)
 
 
-def _check_sizes(context: CheckContext) -> CheckOutcome:
+def _check_parameters(observed: Observations, count: int) -> Iterator[CheckItem]:
+    expected = num_trainable_parameters(MODELS[observed.model_name](**DEFAULT_SIZES))
+    message = f"{count:,}" if count == expected else f"{count:,} instead of {expected:,}"
+    yield CheckItem("parameters", count == expected, message)
+
+
+def _check_sizes(observed: Observations, mismatches: list[tuple[str, str, bool]]) -> Iterator[CheckItem]:
     labels: dict[str, list[str]] = {}
     passed: bool | None = True
-    for label, message, is_wrong_shape in context.values["sizes"]:
+    for label, message, is_wrong_shape in mismatches:
         labels.setdefault(message, []).append(label)
         # For strided models, the assignment sets padding 1, for kernel 3.
-        is_allowed = context.model_name != "pool-upsample" and is_wrong_shape and label.startswith("kernel")
+        is_allowed = observed.model_name != "pool-upsample" and is_wrong_shape and label.startswith("kernel")
         passed = None if is_allowed and passed is not False else False
     messages = [f"{', '.join(group)}: {message}" for message, group in labels.items()]
-    return passed, "; ".join(messages) or ", ".join(OTHER_SIZES)
+    yield CheckItem("other sizes", passed, "; ".join(messages) or ", ".join(OTHER_SIZES))
 
 
-def _check_function(context: CheckContext, mode: str) -> CheckOutcome:
-    observed = context.values["function"]
-    if observed["copied"] < observed["total"]:
-        fitting = f"{observed['copied']} of the {observed['total']} reference tensors fit the model"
-        return False, f"only {fitting}; its function differs"
-    difference = float(observed[mode])
+def _check_function(_: Observations, function: dict[str, Any]) -> Iterator[CheckItem]:
+    for name, mode in (("same function (eval)", "evaluation"), ("same function (train)", "training")):
+        difference, copied, total = float(function[mode]), function["copied"], function["total"]
+        passed = copied == total and difference <= TOLERANCE
+        message = f"the logits in {mode} mode differ by up to {difference:.2g} with the reference weights"
+        if copied < total:
+            message = f"only {copied} of the {total} reference tensors fit the model; its function differs"
+        elif passed:
+            message = f"same logits in {mode} mode with the reference weights (largest difference {difference:.1e})"
+        yield CheckItem(name, passed, message)
+
+
+def _check_batch(_: Observations, difference: float) -> Iterator[CheckItem]:
+    message = f"in evaluation mode, the logits of an image change by up to {difference:.2g} with its batch"
     if difference <= TOLERANCE:
-        return True, f"same logits in {mode} mode with the reference weights (largest difference {difference:.1e})"
-    return False, f"the logits in {mode} mode differ by up to {difference:.2g} with the reference weights"
+        message = "in evaluation mode, the logits of an image do not depend on the rest of its batch"
+    yield CheckItem("batch independence", difference <= TOLERANCE, message)
 
 
-def _check_batch_independence(context: CheckContext) -> CheckOutcome:
-    difference = float(context.values["batch"])
-    if difference <= TOLERANCE:
-        return True, "in evaluation mode, the logits of an image do not depend on the rest of its batch"
-    return False, f"in evaluation mode, the logits of an image change by up to {difference:.2g} with its batch"
+def _check_gradients(_: Observations, names: list[str]) -> Iterator[CheckItem]:
+    message = f"no gradient for {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    yield CheckItem("gradient", not names, message if names else "all parameters receive a gradient")
 
 
-def _check_gradients(context: CheckContext) -> CheckOutcome:
-    names = [str(name) for name in context.values["gradient"]]
-    if not names:
-        return True, "all parameters receive a gradient"
-    return False, f"no gradient for {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _check_training_step(_: Observations, losses: list[float]) -> Iterator[CheckItem]:
+    before, after = losses
+    yield CheckItem("training step", after < before, f"cross-entropy {before:.3f} → {after:.3f} on the same batch")
 
 
-def _check_training_step(context: CheckContext) -> CheckOutcome:
-    before, after = (float(loss) for loss in context.values["loss"])
-    return after < before, f"cross-entropy {before:.3f} → {after:.3f} on the same batch"
-
-
-#: Name of the observation, name of the check, and its function.
-CHECKS: tuple[tuple[str, str, Callable[[CheckContext], CheckOutcome]], ...] = (
-    ("call", "constructor", lambda context: None),
-    ("missing", "constructor", _check_constructor),
-    ("steps", "shapes", _check_output_shape),
-    ("steps", "layers", _check_layers),
-    ("steps", "BatchNorm", _check_batch_norms),
-    ("steps", "skip connections", _check_skips),
-    ("steps", "logits", _check_logits),
-    ("parameters", "parameters", _check_parameters),
-    ("sizes", "other sizes", _check_sizes),
-    ("function", "same function (eval)", lambda context: _check_function(context, "evaluation")),
-    ("function", "same function (train)", lambda context: _check_function(context, "training")),
-    ("batch", "batch independence", _check_batch_independence),
-    ("gradient", "gradient", _check_gradients),
-    ("loss", "training step", _check_training_step),
-)
+#: For each observation the name of the check that fails if it is missing, and a function that evaluates it.
+CHECKS: dict[str, tuple[str, Callable[[Observations, Any], Iterable[CheckItem]]]] = {
+    "call": ("constructor", lambda observed, call: ()),
+    "missing": ("constructor", _check_constructor),
+    "steps": ("shapes", _check_steps),
+    "parameters": ("parameters", _check_parameters),
+    "sizes": ("other sizes", _check_sizes),
+    "function": ("same function (eval)", _check_function),
+    "batch": ("batch independence", _check_batch),
+    "gradient": ("gradient", _check_gradients),
+    "loss": ("training step", _check_training_step),
+}
 
 #: Largest number of hints on layers; later differences are usually consequences of the first ones.
 MAX_HINTS = 6
@@ -278,10 +241,10 @@ FINAL_OP_HINTS = {
 }
 
 
-def make_hints(context: CheckContext) -> list[str]:
+def make_hints(observed: Observations) -> list[str]:
     """Return hints on how to fix the differences, without repetitions."""
     hints = []
-    for line in context.diff_lines:
+    for line in observed.diff:
         if line.status == "equal" or line.is_consequence or line.message == NOT_REACHED:
             continue
         op, name = line.actual, layer_name(line.op)
@@ -294,22 +257,22 @@ def make_hints(context: CheckContext) -> list[str]:
             hints.append(f"{line.location}: {name}{where} {line.message}.")
     if len(hints) > MAX_HINTS:
         hints[MAX_HINTS:] = [f"… and {len(hints) - MAX_HINTS} more lines of the table; start with the first ones."]
-    if "steps" in context.values:
-        hints += _usage_hints(context)
-    if "sizes" in context.values:
-        hints += _size_hints(context)
-    function = context.values.get("function")
-    if function is not None and any(line.status != "equal" for line in context.diff_lines):
+    if "steps" in observed.values:
+        hints += _usage_hints(observed)
+    if "sizes" in observed.values:
+        hints += _size_hints(observed)
+    function = observed.values.get("function")
+    if function is not None and any(line.status != "equal" for line in observed.diff):
         is_same = max(function["evaluation"], function["training"]) <= TOLERANCE
         if is_same and function["copied"] == function["total"]:
             hints.append(SAME_FUNCTION_HINT)
     return list(dict.fromkeys(hints))
 
 
-def _usage_hints(context: CheckContext) -> list[str]:
+def _usage_hints(observed: Observations) -> list[str]:
     """Return hints on unused and shared layers, and on operations after the last convolution."""
-    trace, ops, hints = context.values["steps"], context.ops, []
-    if context.is_complete:
+    trace, ops, hints = observed.values["steps"], observed.ops, []
+    if trace["failed"] is None:
         hints += [f"self.{name} is created in __init__ but not used in forward." for name in trace["unused"]]
     if trace["last"] is not None:
         used, pending = set[int](), [trace["last"]]
@@ -329,15 +292,15 @@ def _usage_hints(context: CheckContext) -> list[str]:
     if shared:
         listed = f"{', '.join(shared[:4])}{' and others' if len(shared) > 4 else ''}"
         hints.append(f"Used more than once: {listed}; figure 1 has a separate layer each time.")
-    last_kinds = [kind for kind in ops_after_last_conv(context) or [] if kind in FINAL_OP_HINTS]
+    last_kinds = [kind for kind in ops_after_last_conv(observed) or [] if kind in FINAL_OP_HINTS]
     return hints + [f"No {kind} at the end: {FINAL_OP_HINTS[kind]}." for kind in last_kinds]
 
 
-def _size_hints(context: CheckContext) -> list[str]:
-    mismatches = context.values["sizes"]
+def _size_hints(observed: Observations) -> list[str]:
+    mismatches = observed.values["sizes"]
     kernels = [label for label, _, is_wrong_shape in mismatches if is_wrong_shape and label.startswith("kernel")]
     hints, labels = [], " and ".join(kernels)
-    if kernels and context.model_name == "pool-upsample":
+    if kernels and observed.model_name == "pool-upsample":
         hints.append(f"With {labels}, the shapes must not change: padding=kernel // 2 keeps them for odd kernels.")
     elif kernels:
         hints.append(

@@ -20,6 +20,8 @@ OTHER_SIZES = {
     "num_in_channels 3": {"num_in_channels": 3},
 }
 BATCH_SIZE, IMAGE_SIZE = 4, 32
+#: Shape of the logits of two images at the default sizes.
+OUTPUT_SHAPE = [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
 #: Learning rate of the training step; small enough for all three models and any initialisation.
 LEARNING_RATE = 0.05
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from chromabox.assignment.check.experiments import (
     IMAGE_SIZE,
+    OUTPUT_SHAPE,
     batch_dependence,
     count_parameters,
     missing_gradients,
@@ -132,7 +133,7 @@ def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWri
         value = writer.attempt(model_name, key, action, function)
         if value is None and key in ("call", "missing", "steps"):
             return
-        if key == "steps" and value["output"] != [2, sizes["num_colours"], IMAGE_SIZE, IMAGE_SIZE]:
+        if key == "steps" and value["output"] != OUTPUT_SHAPE:
             return
 
 

@@ -117,10 +117,11 @@ def run_checks(model_name: str, observed: Observations) -> NetReport:
     return NetReport(model_name, observed.class_name, list(checks.values()), observed.diff, make_hints(observed))
 
 
-def _check_constructor(observed: Observations, missing: list[str]) -> Iterator[CheckItem]:
-    call = str(observed.values["call"])
-    message = f"{call}: {', '.join(missing)} cannot be set; all four sizes of figure 1 are parameters"
-    yield CheckItem("constructor", not missing, message if missing else call)
+def _check_constructor(_: Observations, value: dict[str, Any]) -> Iterator[CheckItem]:
+    message = str(value["call"])
+    if value["missing"]:
+        message += f": {', '.join(value['missing'])} cannot be set; all four sizes of figure 1 are parameters"
+    yield CheckItem("constructor", not value["missing"], message)
 
 
 def _check_steps(observed: Observations, trace: dict[str, Any]) -> Iterator[CheckItem]:
@@ -215,8 +216,7 @@ def _check_training_step(_: Observations, losses: list[float]) -> Iterator[Check
 
 #: For each observation the name of the check that fails if it is missing, and a function that evaluates it.
 CHECKS: dict[str, tuple[str, Callable[[Observations, Any], Iterable[CheckItem]]]] = {
-    "call": ("constructor", lambda observed, call: ()),
-    "missing": ("constructor", _check_constructor),
+    "call": ("constructor", _check_constructor),
     "steps": ("shapes", _check_steps),
     "parameters": ("parameters", _check_parameters),
     "sizes": ("other sizes", _check_sizes),

@@ -174,6 +174,8 @@ def exec_required(source: ParsedSource, names: Iterable[str], path: Path) -> tup
 
 def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
     """Describe an error on one line, with the innermost line in one of the files ``filenames``."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "exceeded the memory limit"
     if isinstance(error, SystemExit):
         description = f"called sys.exit({error.code!r})" if error.code is not None else "called sys.exit()"
     else:

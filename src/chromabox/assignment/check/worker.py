@@ -6,6 +6,7 @@ last line identifies the action that failed. :mod:`chromabox.assignment.check.ch
 """
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -18,16 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chromabox.assignment.check.experiments import (
-    IMAGE_SIZE,
-    OUTPUT_SHAPE,
-    batch_dependence,
-    count_parameters,
-    missing_gradients,
-    one_step,
-    output_difference,
-    size_mismatches,
-)
+from chromabox.assignment.check import experiments
+from chromabox.assignment.check.experiments import IMAGE_SIZE, OUTPUT_SHAPE
 from chromabox.assignment.check.source import (
     DEFAULT_SIZES,
     Constructor,
@@ -60,15 +53,9 @@ class EventWriter:
             value = function()
             self.write(net=model_name, fact=key, value=value)
         except BaseException as error:  # code under test may raise any error, including SystemExit
-            self.write(net=model_name, fact=key, failed=f"{action}: {self.describe_error(error)}")
+            self.write(net=model_name, fact=key, failed=f"{action}: {describe_error(error, self.filenames)}")
             return None
         return value
-
-    def describe_error(self, error: BaseException) -> str:
-        """Describe an error in words."""
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            return "exceeded the memory limit"
-        return describe_error(error, self.filenames)
 
 
 def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
@@ -104,36 +91,30 @@ def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWri
     constructor: Any = None
     sizes = DEFAULT_SIZES
 
-    def bind() -> str:
+    def construct() -> dict[str, Any]:
         nonlocal constructor
         if model_class is None:
             raise NameError(f"{name} could not be defined")
         if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
             raise TypeError(f"{name} is not a subclass of nn.Module")
-        torch.manual_seed(0)
         constructor = bind_constructor(model_class, name)
-        return str(constructor.signature)
-
-    def missing() -> list[str]:
         constructor.build(sizes)
-        return list(constructor.missing_roles)
+        return {"call": constructor.signature, "missing": constructor.missing_roles}
 
+    count_parameters = experiments.count_parameters
     observations: list[tuple[str, str, Callable[[], Any]]] = [
-        ("call", f"constructing {name}", bind),
-        ("missing", f"constructing {name}", missing),
+        ("call", f"constructing {name}", construct),
         ("parameters", f"counting the parameters of {name}", lambda: count_parameters(constructor.build(sizes))),
         ("steps", f"forward pass of {name}", lambda: trace_model(constructor, writer)),
-        ("sizes", f"{name} with other sizes", lambda: size_mismatches(constructor, model_name)),
-        ("function", f"{name} with reference weights", lambda: output_difference(constructor, model_name)),
-        ("batch", f"{name} in evaluation mode", lambda: batch_dependence(constructor)),
-        ("gradient", f"backward pass of {name}", lambda: missing_gradients(constructor)),
-        ("loss", f"training step of {name}", lambda: one_step(constructor)),
+        ("sizes", f"{name} with other sizes", lambda: experiments.size_mismatches(constructor, model_name)),
+        ("function", f"{name} with reference weights", lambda: experiments.output_difference(constructor, model_name)),
+        ("batch", f"{name} in evaluation mode", lambda: experiments.batch_dependence(constructor)),
+        ("gradient", f"backward pass of {name}", lambda: experiments.missing_gradients(constructor)),
+        ("loss", f"training step of {name}", lambda: experiments.one_step(constructor)),
     ]
     for key, action, function in observations:
         value = writer.attempt(model_name, key, action, function)
-        if value is None and key in ("call", "missing", "steps"):
-            return
-        if key == "steps" and value["output"] != OUTPUT_SHAPE:
+        if (value is None and key in ("call", "steps")) or (key == "steps" and value["output"] != OUTPUT_SHAPE):
             return
 
 
@@ -147,7 +128,7 @@ def trace_model(constructor: Constructor, writer: EventWriter) -> dict[str, Any]
         "last": trace.last_op,
         "unused": trace.unused_modules,
         "output": list(output.shape) if isinstance(output, Tensor) else type(output).__name__,
-        "failed": None if trace.error is None else writer.describe_error(trace.error),
+        "failed": None if trace.error is None else describe_error(trace.error, writer.filenames),
     }
 
 
@@ -157,20 +138,17 @@ def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
         return
     import resource
 
-    memory = int(memory_limit_gb * (1 << 30))
-    limits = {
-        resource.RLIMIT_DATA: memory,
-        resource.RLIMIT_CPU: int(cpu_seconds) + 10,
-        resource.RLIMIT_FSIZE: 1 << 26,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in limits.items():
+    limits = (
+        (resource.RLIMIT_DATA, int(memory_limit_gb * (1 << 30))),
+        (resource.RLIMIT_CPU, int(cpu_seconds) + 10),
+        (resource.RLIMIT_FSIZE, 1 << 26),
+        (resource.RLIMIT_CORE, 0),
+    )
+    for kind, value in limits:
         _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, hard))
-        except (OSError, ValueError):
-            continue  # macOS defines these limits but rejects some values
+        # macOS defines these limits but rejects some values.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ class DiffLine:
 
 
 def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
-    """Match operations by kind and output shape, else by kind alone, in order where possible, then out of order.
+    """Match operations of the same kind, preferably of the same shape and settings: in order, then out of order.
 
     Matches are in the order of ``actual``; a missing operation precedes the actual operation at its position.
     """
@@ -63,7 +63,8 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
                 is_block = is_start and actual[j].kind.startswith("Conv")
                 options.append((best[i, j + 1, False][0] + is_block, 0, 1))
             if i < len(expected) and j < len(actual) and expected[i].kind == actual[j].kind:
-                score = 30 if expected[i].shape == actual[j].shape else 10
+                score = 10 + 20 * (expected[i].shape == actual[j].shape)
+                score += 4 * (expected[i].settings == actual[j].settings)
                 options.append((best[i + 1, j + 1, True][0] + score, 1, 1))
             best[i, j, is_start] = max(options)
     matches, i, j, is_match = list[Match](), 0, 0, True

@@ -18,7 +18,7 @@ import symtable
 import sys
 import tokenize
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,23 +48,15 @@ class Statement:
     """Name for compilation, shown in error messages: the file name, or ``code cell 3 of`` the file name."""
 
 
-@dataclass(frozen=True)
-class ParsedSource:
-    """Statements of a file, and warnings about parts that could not be parsed."""
-
-    statements: list[Statement]
-    warnings: list[str]
-
-
-def read_source(path: Path) -> ParsedSource:
-    """Read a .py file or a notebook (.ipynb, format 4).
+def read_source(path: Path) -> tuple[list[Statement], list[str]]:
+    """Return the statements of a .py file or notebook (.ipynb, format 4), and warnings about skipped cells.
 
     A notebook cell that is not valid Python is skipped with a warning. Raise ValueError, SyntaxError or OSError with
     the reason if the file cannot be read.
     """
     if path.suffix.lower() != ".ipynb":
         with tokenize.open(path) as file:
-            return ParsedSource(_parse_statements(file.read(), path.name), [])
+            return _parse_statements(file.read(), path.name), []
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -79,7 +71,7 @@ def read_source(path: Path) -> ParsedSource:
             statements += _parse_statements(text, filename)
         except SyntaxError as error:
             warnings.append(f"skipped {filename}: {error.msg} in line {error.lineno}")
-    return ParsedSource(statements, warnings)
+    return statements, warnings
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
@@ -126,13 +118,13 @@ def _nested_globals(table: symtable.SymbolTable) -> set[str]:
     return names
 
 
-def required_statements(source: ParsedSource, names: Iterable[str]) -> list[Statement]:
+def required_statements(statements: Sequence[Statement], names: Iterable[str]) -> list[Statement]:
     """Return the statements that define the names and everything that these need, in file order.
 
     ``from x import *`` is included only if a required name is not defined by any other statement.
     """
     required, visited = set(names), set[str]()
-    definitions = [statement for statement in source.statements if isinstance(statement.node, DEFINITION_STATEMENTS)]
+    definitions = [statement for statement in statements if isinstance(statement.node, DEFINITION_STATEMENTS)]
     while required - visited:
         visited |= required
         required |= set().union(*(statement.needs for statement in definitions if statement.binds & required))
@@ -145,7 +137,9 @@ def required_statements(source: ParsedSource, names: Iterable[str]) -> list[Stat
     ]
 
 
-def exec_required(source: ParsedSource, names: Iterable[str], path: Path) -> tuple[types.ModuleType, list[str]]:
+def exec_required(
+    statements: Sequence[Statement], names: Iterable[str], path: Path
+) -> tuple[types.ModuleType, list[str]]:
     """Execute the statements that the names require in a new module; return it and warnings about failed statements.
 
     The folder of the file is the last entry of the module search path, so that its modules do not shadow installed
@@ -157,10 +151,10 @@ def exec_required(source: ParsedSource, names: Iterable[str], path: Path) -> tup
     sys.path.append(str(path.parent))
     warnings, flags = [], 0
     # Each statement is compiled separately, so that ``from __future__ import`` must be applied to all of them.
-    for statement in source.statements:
+    for statement in statements:
         if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__":
             flags |= getattr(__future__, statement.node.names[0].name).compiler_flag
-    for statement in required_statements(source, names):
+    for statement in required_statements(statements, names):
         code = compile(ast.Module([statement.node], []), statement.filename, "exec", flags, dont_inherit=True)
         try:
             exec(code, vars(module))  # the user has asked for the execution of this file

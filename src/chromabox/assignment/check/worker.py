@@ -63,25 +63,25 @@ def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
     path = Path(request["file"])
     writer.write(doing=f"reading {path.name}")
     try:
-        source = read_source(path)
+        statements, notes = read_source(path)
     except BaseException as error:  # the parser raises RecursionError and MemoryError at its limits
         reason = str(error) if isinstance(error, (SyntaxError, ValueError)) else describe_error(error)
         writer.write(failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
         return
     # A class may have the exact name, else one that differs in case and underscores only.
-    bound = sorted(set().union(*(statement.binds for statement in source.statements)))
+    bound = sorted(set().union(*(statement.binds for statement in statements)))
     normalised = {name.replace("_", "").casefold(): name for name in bound}
     names = {
         model: name if name in bound else normalised[name.casefold()]
         for model, name in CLASSES.items()
         if model in request["nets"] and name.casefold() in normalised
     }
-    classes = [statement.node.name for statement in source.statements if isinstance(statement.node, ast.ClassDef)]
+    classes = [statement.node.name for statement in statements if isinstance(statement.node, ast.ClassDef)]
     writer.write(nets=names, others=classes)
-    writer.filenames = sorted({statement.filename for statement in source.statements})
+    writer.filenames = sorted({statement.filename for statement in statements})
     writer.write(doing=f"loading the classes of {path.name}")
-    module, warnings = exec_required(source, names.values(), path)
-    writer.write(notes=source.warnings + warnings)
+    module, warnings = exec_required(statements, names.values(), path)
+    writer.write(notes=notes + warnings)
     for model_name, name in names.items():
         inspect_model(model_name, name, getattr(module, name, None), writer)
 

@@ -11,13 +11,10 @@ from chromabox.assignment.check.source import DEFAULT_SIZES, Constructor, descri
 from chromabox.assignment.check.trace import INPUT, OpTrace, trace_ops
 from chromabox.colour.models import MODELS
 
-#: Further sizes that are tried; each differs from the default sizes in one value.
+#: Further sizes that are tried, by name; each differs from the default sizes in one value.
 OTHER_SIZES = {
-    "kernel 1": {"kernel": 1},
-    "kernel 5": {"kernel": 5},
-    "num_filters 8": {"num_filters": 8},
-    "num_colours 10": {"num_colours": 10},
-    "num_in_channels 3": {"num_in_channels": 3},
+    f"{role} {size}": {**DEFAULT_SIZES, role: size}
+    for role, size in [("kernel", 1), ("kernel", 5), ("num_filters", 8), ("num_colours", 10), ("num_in_channels", 3)]
 }
 BATCH_SIZE, IMAGE_SIZE = 4, 32
 #: Shape of the logits of two images at the default sizes.
@@ -40,8 +37,7 @@ def size_mismatches(constructor: Constructor, name: str) -> list[tuple[str, str,
     mismatches = []
     default_count = count_parameters(constructor.build(DEFAULT_SIZES))
     is_default_correct = default_count == count_parameters(MODELS[name](**DEFAULT_SIZES))
-    for label, changed in OTHER_SIZES.items():
-        sizes = {**DEFAULT_SIZES, **changed}
+    for label, sizes in OTHER_SIZES.items():
         expected_shape = [2, sizes["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
         expected_count = count_parameters(MODELS[name](**sizes))
         try:

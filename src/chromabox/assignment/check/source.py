@@ -7,8 +7,6 @@ of a notebook never runs.
 The arguments of a class's constructor are assigned by parameter name, else by position, in the order of the assignment.
 """
 
-import __future__
-
 import ast
 import builtins
 import inspect
@@ -42,8 +40,8 @@ class Statement:
     """A top-level statement, the names that it binds and needs, and its origin."""
 
     node: ast.stmt
-    binds: frozenset[str]
-    needs: frozenset[str]
+    binds: set[str]
+    needs: set[str]
     filename: str
     """Name for compilation, shown in error messages: the file name, or ``code cell 3 of`` the file name."""
 
@@ -108,7 +106,7 @@ def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
             while isinstance(target, (ast.Attribute, ast.Subscript)):
                 target = target.value
             binds |= {target.id} if isinstance(target, ast.Name) else set()
-    return Statement(node, frozenset(binds), frozenset(needs), filename)
+    return Statement(node, binds, needs, filename)
 
 
 def _nested_globals(table: symtable.SymbolTable) -> set[str]:
@@ -149,13 +147,16 @@ def exec_required(
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     sys.path.append(str(path.parent))
-    warnings, flags = [], 0
-    # Each statement is compiled separately, so that ``from __future__ import`` must be applied to all of them.
-    for statement in statements:
-        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__":
-            flags |= getattr(__future__, statement.node.names[0].name).compiler_flag
+    warnings = []
+    # Each statement is compiled separately, with the future imports that apply to the whole file.
+    futures = [
+        statement.node
+        for statement in statements
+        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__"
+    ]
     for statement in required_statements(statements, names):
-        code = compile(ast.Module([statement.node], []), statement.filename, "exec", flags, dont_inherit=True)
+        tree = ast.Module([*futures, statement.node], [])
+        code = compile(tree, statement.filename, "exec", dont_inherit=True)
         try:
             exec(code, vars(module))  # the user has asked for the execution of this file
         except BaseException as error:  # code under test may raise any error, including SystemExit

@@ -173,7 +173,7 @@ def _check_parameters(observed: Observations, count: int) -> Iterator[CheckItem]
     yield CheckItem("parameters", count == expected, message)
 
 
-def _check_sizes(observed: Observations, mismatches: list[tuple[str, str, bool]]) -> Iterator[CheckItem]:
+def _check_sizes(observed: Observations, mismatches: list[list[Any]]) -> Iterator[CheckItem]:
     labels: dict[str, list[str]] = {}
     passed: bool | None = True
     for label, message, is_wrong_shape in mismatches:

@@ -64,7 +64,8 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
                 options.append((best[i, j + 1, False][0] + is_block, 0, 1))
             if i < len(expected) and j < len(actual) and expected[i].kind == actual[j].kind:
                 score = 10 + 20 * (expected[i].shape == actual[j].shape)
-                score += 4 * (expected[i].settings == actual[j].settings)
+                settings = actual[j].settings
+                score += 2 * sum(settings.get(name) == value for name, value in expected[i].settings.items())
                 options.append((best[i + 1, j + 1, True][0] + score, 1, 1))
             best[i, j, is_start] = max(options)
     matches, i, j, is_match = list[Match](), 0, 0, True

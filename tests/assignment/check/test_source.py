@@ -36,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def required_lines(path: Path, *names: str) -> list[int]:
     """Return the lines of the required statements."""
-    return [statement.node.lineno for statement in required_statements(read_source(path), names)]
+    return [statement.node.lineno for statement in required_statements(read_source(path)[0], names)]
 
 
 def test_only_required_statements_are_selected(write: Write) -> None:
@@ -61,7 +61,7 @@ def test_missing_module_does_not_affect_other_imports(write: Write) -> None:
     path = write(
         "import no_such_module, math as m, json\nfrom os import no_such_name, sep\nclass UNet:\n    x = m.pi, sep\n"
     )
-    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    module, warnings = exec_required(read_source(path)[0], ["UNet"], path)
     assert warnings == []
     assert module.UNet.x == (math.pi, os.sep)
     assert not hasattr(module, "json")
@@ -104,14 +104,14 @@ def test_magics_of_notebooks_are_skipped(write: Write) -> None:
         "invalid python code\n",
         "if True:\n    !ls\n    %cd /\n",
     )
-    source = read_source(write(*cells, name="mine.ipynb"))
-    assert [statement.filename for statement in required_statements(source, ["UNet"])] == [
+    statements, warnings = read_source(write(*cells, name="mine.ipynb"))
+    assert [statement.filename for statement in required_statements(statements, ["UNet"])] == [
         "code cell 2 of mine.ipynb",
         "code cell 3 of mine.ipynb",
     ]
-    assert len(source.warnings) == 1
-    assert source.warnings[0].startswith("skipped code cell 4 of mine.ipynb: invalid syntax")
-    assert source.warnings[0].endswith("in line 1")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("skipped code cell 4 of mine.ipynb: invalid syntax")
+    assert warnings[0].endswith("in line 1")
 
 
 def test_magics_of_exported_notebooks_are_skipped(write: Write) -> None:
@@ -140,7 +140,7 @@ def test_failing_statement_is_skipped_with_a_warning(write: Write) -> None:
         "import no_such_module\nSIZE = 1 / 0\nimport sys\nHALT = sys.exit(4)\n", "class UNet:\n", "    size = 3\n"
     )
     path.write_text(path.read_text() + "    def f(self):\n        return no_such_module, SIZE, HALT\n")
-    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    module, warnings = exec_required(read_source(path)[0], ["UNet"], path)
     assert module.UNet.size == 3
     assert warnings == [
         "skipped line 1 of mine.py: `import no_such_module` raised ModuleNotFoundError: "
@@ -154,7 +154,7 @@ def test_modules_next_to_the_file_are_found_and_do_not_shadow_others(write: Writ
     write("VALUE = 7\n", name="next_to_the_file.py")
     write("raise RuntimeError\n", name="colorsys.py")
     path = write("import colorsys\nfrom next_to_the_file import VALUE\nclass UNet:\n    x = VALUE, colorsys\n")
-    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    module, warnings = exec_required(read_source(path)[0], ["UNet"], path)
     assert warnings == []
     assert module.UNet.x[0] == 7
     sys.modules.pop("next_to_the_file")
@@ -162,14 +162,14 @@ def test_modules_next_to_the_file_are_found_and_do_not_shadow_others(write: Writ
 
 def test_future_imports_apply_to_every_statement(write: Write) -> None:
     path = write("from __future__ import annotations\nclass UNet:\n    def f(self, x: Nowhere) -> Nothing: pass\n")
-    module, warnings = exec_required(read_source(path), ["UNet"], path)
+    module, warnings = exec_required(read_source(path)[0], ["UNet"], path)
     assert warnings == []
     assert module.UNet.f.__annotations__ == {"x": "Nowhere", "return": "Nothing"}
 
 
 def test_errors_are_described_on_one_line_with_their_location(write: Write) -> None:
     path = write("class UNet:\n    def f(self):\n        raise ValueError('two\\n  lines ' + 'x' * 999)\n")
-    module, _ = exec_required(read_source(path), ["UNet"], path)
+    module, _ = exec_required(read_source(path)[0], ["UNet"], path)
     with pytest.raises(ValueError, match="two") as raised:
         module.UNet().f()
     description = describe_error(raised.value, ["mine.py"])

@@ -6,11 +6,8 @@ import pytest
 from torch import Tensor, nn
 
 from chromabox.assignment.check.source import DEFAULT_SIZES, ROLES, bind_constructor, guess_role
-from chromabox.colour.models import num_trainable_parameters
-from chromabox.colour.models.baselines import PoolUpsampleNet, UNet
 
 SIZES = {"kernel": 5, "num_filters": 7, "num_colours": 9, "num_in_channels": 2}
-NUM_PARAMETERS = num_trainable_parameters(PoolUpsampleNet(**DEFAULT_SIZES))
 
 
 class Recording(nn.Module):
@@ -40,46 +37,61 @@ class Abbreviations(Recording):
 
 @pytest.mark.parametrize("model_class", [CourseNames, OtherNames, Abbreviations])
 def test_recognised_parameter_names_are_used(model_class: type[Recording]) -> None:
-    constructor = bind_constructor(model_class, "UNet", NUM_PARAMETERS)
+    constructor = bind_constructor(model_class, "UNet")
     assert constructor.build(SIZES).sizes == SIZES
     assert constructor.missing_roles == ()
 
 
-class UnknownNames(PoolUpsampleNet):
-    """PoolUpsampleNet with parameter names without meaning."""
-
-    def __init__(self, a, b, c, d):
-        super().__init__(c, d, a, b)
+class UnknownNames(Recording):
+    def __init__(self, a, b, c, d, e=None):
+        super().__init__(kernel=a, num_filters=b, num_colours=c, num_in_channels=d)
 
 
-class VarPositional(PoolUpsampleNet):
+class SomeNames(Recording):
+    def __init__(self, k, width, /, num_colours, depth):
+        super().__init__(kernel=k, num_filters=width, num_colours=num_colours, num_in_channels=depth)
+
+
+class VarPositional(Recording):
     def __init__(self, *args):
-        super().__init__(args[0], args[3], args[1], args[2])
+        super().__init__(kernel=args[0], num_filters=args[1], num_colours=args[2], num_in_channels=args[3])
 
 
-class AmbiguousNames(UNet):
-    """UNet with two names for the same size, so that orders are tried."""
+@pytest.mark.parametrize(
+    ("model_class", "arguments"),
+    [
+        (UnknownNames, "a=kernel, b=num_filters, c=num_colours, d=num_in_channels"),
+        (SomeNames, "k=kernel, width=num_filters, num_colours=num_colours, depth=num_in_channels"),
+        (VarPositional, "kernel, num_filters, num_colours, num_in_channels"),
+    ],
+)
+def test_order_of_the_notebook_is_used_for_unknown_names(model_class: type[Recording], arguments: str) -> None:
+    constructor = bind_constructor(model_class, "Net")
+    assert constructor.build(SIZES).sizes == SIZES
+    assert constructor.missing_roles == ()
+    assert constructor.signature == f"Net({arguments})"
 
+
+class TwoInputNames(Recording):
     def __init__(self, in_size, in_channels, filters, kernel):
-        super().__init__(kernel, in_size, filters, in_channels)
+        super().__init__()
 
 
-@pytest.mark.parametrize("model_class", [UnknownNames, VarPositional, AmbiguousNames])
-def test_orders_are_tried_if_names_are_not_recognised(model_class: type[nn.Module]) -> None:
-    is_unet = model_class is AmbiguousNames
-    num_parameters = num_trainable_parameters(UNet(**DEFAULT_SIZES)) if is_unet else NUM_PARAMETERS
-    model = bind_constructor(model_class, "Net", num_parameters).build(SIZES)
-    expected = UNet(**SIZES) if is_unet else PoolUpsampleNet(**SIZES)
-    assert [parameter.shape for parameter in model.parameters()] == [
-        parameter.shape for parameter in expected.parameters()
-    ]
+class OtherOrder(Recording):
+    def __init__(self, in_channels, a, b, kernel):
+        super().__init__()
 
 
-def test_order_of_the_notebook_is_tried_first_and_described() -> None:
-    assert (
-        bind_constructor(VarPositional, "PoolUpsampleNet", NUM_PARAMETERS).signature
-        == "PoolUpsampleNet(kernel, num_filters, num_colours, num_in_channels)"
-    )
+class TwoParameters(Recording):
+    def __init__(self, in_size, in_channels):
+        super().__init__()
+
+
+@pytest.mark.parametrize("model_class", [TwoInputNames, OtherOrder, TwoParameters])
+def test_names_that_contradict_the_order_are_an_error(model_class: type[Recording]) -> None:
+    message = "it is not clear which of the parameters in_.* are kernel, num_filters, num_colours, num_in_channels"
+    with pytest.raises(TypeError, match=message):
+        bind_constructor(model_class, "Net")
 
 
 def test_sizes_that_cannot_be_set_are_missing() -> None:
@@ -91,9 +103,9 @@ def test_sizes_that_cannot_be_set_are_missing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    assert bind_constructor(Fixed, "UNet", NUM_PARAMETERS).missing_roles == ROLES[1:]
-    assert bind_constructor(NoConstructor, "UNet", NUM_PARAMETERS).missing_roles == ROLES
-    assert isinstance(bind_constructor(NoConstructor, "UNet", NUM_PARAMETERS).build(DEFAULT_SIZES), NoConstructor)
+    assert bind_constructor(Fixed, "UNet").missing_roles == ROLES[1:]
+    assert bind_constructor(NoConstructor, "UNet").missing_roles == ROLES
+    assert isinstance(bind_constructor(NoConstructor, "UNet").build(DEFAULT_SIZES), NoConstructor)
 
 
 def test_failing_constructor_raises_its_error() -> None:
@@ -102,7 +114,7 @@ def test_failing_constructor_raises_its_error() -> None:
             raise ValueError(f"no such {args[0]}")
 
     with pytest.raises(ValueError, match="no such 3"):
-        bind_constructor(Broken, "UNet", NUM_PARAMETERS).build(DEFAULT_SIZES)
+        bind_constructor(Broken, "UNet").build(DEFAULT_SIZES)
 
 
 @pytest.mark.parametrize(

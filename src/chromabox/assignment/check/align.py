@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from typing import Any, Literal, TypeAlias
+from itertools import product
+from typing import Literal, TypeAlias
 
 from chromabox.assignment.check.trace import INPUT, Op
 
@@ -37,83 +37,55 @@ class DiffLine:
     is_consequence: bool = False
     """Whether only the shape differs, as a consequence of an earlier difference."""
 
+    @property
+    def op(self) -> Op:
+        """The expected operation, else the actual one."""
+        op = self.expected or self.actual
+        assert op is not None
+        return op
+
 
 def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
-    """Match operations by kind and output shape, then by kind alone, then out of order.
+    """Match operations of the same kind, preferably of the same shape and settings: in order, then out of order.
 
     Matches are in the order of ``actual``; a missing operation precedes the actual operation at its position.
     """
-    matches: list[Match] = []
-    for tag, a, b, c, d in _opcodes([(op.kind, op.shape) for op in expected], [(op.kind, op.shape) for op in actual]):
-        if tag == "equal":
-            matches += [Match(i, j) for i, j in zip(range(a, b), range(c, d), strict=True)]
-            continue
-        for tag2, e, f, g, h in _opcodes([op.kind for op in expected[a:b]], [op.kind for op in actual[c:d]]):
-            if tag2 == "equal":
-                matches += [Match(a + i, c + j) for i, j in zip(range(e, f), range(g, h), strict=True)]
-            else:
-                matches += [Match(a + i, None) for i in range(e, f)] + [Match(None, c + j) for j in range(g, h)]
-    columns = [[match_.expected for match_ in matches], [match_.actual for match_ in matches]]
-    _prefer_convolution_starts(columns[1], columns[0], actual)
-    _prefer_convolution_starts(columns[0], columns[1], expected)
-    return _match_moved([Match(*indices) for indices in zip(*columns, strict=True)], expected, actual)
-
-
-def _prefer_convolution_starts(indices: list[int | None], other_indices: list[int | None], ops: Sequence[Op]) -> None:
-    """Move each run of unmatched operations towards the end, past repetitions, until it starts with a convolution.
-
-    ``other_indices`` is modified in place. Example: in Conv BN **ReLU Conv BN** ReLU the unmatched block becomes
-    Conv BN ReLU **Conv BN ReLU**.
-    """
-    for first, index in enumerate(indices):
-        if (
-            index is None
-            or other_indices[first] is not None
-            or (first and indices[first - 1] is not None and other_indices[first - 1] is None)
-        ):
-            continue
-        end = first
-        while end < len(indices) and indices[end] is not None and other_indices[end] is None:
-            end += 1
-        shifted, start = list(other_indices), first
-        while not ops[indices[start] or 0].kind.startswith("Conv") and _is_repeated(indices, shifted, ops, start, end):
-            shifted[start], shifted[end] = shifted[end], None
-            start, end = start + 1, end + 1
-        if ops[indices[start] or 0].kind.startswith("Conv"):
-            other_indices[:] = shifted
-
-
-def _is_repeated(
-    indices: list[int | None], other_indices: list[int | None], ops: Sequence[Op], start: int, end: int
-) -> bool:
-    """Return whether the matched operation at ``end`` is equivalent to the one at ``start``."""
-    if end >= len(indices) or indices[end] is None or other_indices[end] is None:
-        return False
-    first, second = ops[indices[start] or 0], ops[indices[end] or 0]
-    return (first.kind, first.shape) == (second.kind, second.shape)
-
-
-def _opcodes(expected: Sequence[Any], actual: Sequence[Any]) -> list[tuple[str, int, int, int, int]]:
-    return list(SequenceMatcher(None, expected, actual, autojunk=False).get_opcodes())
-
-
-def _match_moved(matches: list[Match], expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
-    """Match each missing operation with a nearby extra one of the same kind."""
-    joined = list(matches)
+    # Score, and numbers of operations consumed next, of the best alignment of expected[i:] and actual[j:]. The third
+    # key is whether the previous operations match: the 1 makes unmatched runs start with a convolution, as blocks do.
+    best: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
+    for i, j in product(range(len(expected), -1, -1), range(len(actual), -1, -1)):
+        for is_start in (True, False):
+            options = [(0, 0, 0)]
+            if i < len(expected):
+                is_block = is_start and expected[i].kind.startswith("Conv")
+                options.append((best[i + 1, j, False][0] + is_block, 1, 0))
+            if j < len(actual):
+                is_block = is_start and actual[j].kind.startswith("Conv")
+                options.append((best[i, j + 1, False][0] + is_block, 0, 1))
+            if i < len(expected) and j < len(actual) and expected[i].kind == actual[j].kind:
+                score = 10 + 20 * (expected[i].shape == actual[j].shape)
+                settings = actual[j].settings
+                score += 2 * sum(settings.get(name) == value for name, value in expected[i].settings.items())
+                options.append((best[i + 1, j + 1, True][0] + score, 1, 1))
+            best[i, j, is_start] = max(options)
+    matches, i, j, is_match = list[Match](), 0, 0, True
+    while i < len(expected) or j < len(actual):
+        _, first, second = best[i, j, is_match]
+        matches.append(Match(i if first else None, j if second else None))
+        i, j, is_match = i + first, j + second, first == second
     for missing in [match_ for match_ in matches if match_.actual is None]:
-        position = joined.index(missing)
-        for extra in sorted(
-            (match_ for match_ in joined if match_.expected is None),
-            key=lambda match_: abs(joined.index(match_) - position),
-        ):
-            assert missing.expected is not None
-            assert extra.actual is not None
-            first, second = expected[missing.expected], actual[extra.actual]
-            if first.kind == second.kind and abs(joined.index(extra) - position) <= MAX_MOVE:
-                joined[joined.index(extra)] = Match(missing.expected, extra.actual, is_moved=True)
-                joined.remove(missing)
-                break
-    return joined
+        assert missing.expected is not None
+        kind, position = expected[missing.expected].kind, matches.index(missing)
+        distances = {
+            match_: abs(index - position)
+            for index, match_ in enumerate(matches)
+            if match_.expected is None and match_.actual is not None and actual[match_.actual].kind == kind
+        }
+        extra = min(distances, key=lambda match_: distances[match_], default=None)
+        if extra is not None and distances[extra] <= MAX_MOVE:
+            matches[matches.index(extra)] = Match(missing.expected, extra.actual, is_moved=True)
+            matches.remove(missing)
+    return matches
 
 
 def block_name(op: Op) -> str:
@@ -137,41 +109,43 @@ def describe(ops: Sequence[Op], index: int) -> str:
 def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
     """Return the comparison of all operations of two models; ``expected`` belongs to a reference model."""
     matches = align(expected, actual)
-    matched = {match_.actual: match_ for match_ in matches if match_.expected is not None and match_.actual is not None}
-    lines: list[DiffLine] = []
-    location = "block 1"
+    pairs = [match_ for match_ in matches if match_.expected is not None and match_.actual is not None]
+    matched = {INPUT: INPUT} | {match_.actual: match_.expected for match_ in pairs}
+    settled = {INPUT} | {match_.expected for match_ in pairs if not match_.is_moved}
+    lines, location = list[DiffLine](), "block 1"
     for match_ in matches:
+        first = None if match_.expected is None else expected[match_.expected]
+        second = None if match_.actual is None else actual[match_.actual]
         if match_.expected is not None:
-            location = _block_location(expected, match_.expected)
-        lines.append(_make_line(match_, expected, actual, matched, location))
+            location = _location(expected, match_.expected)
+        status: Status = "equal"
+        messages: list[str] = []
+        is_consequence = False
+        if second is None:
+            status, messages = "missing", ["missing"]
+        elif first is None or match_.expected is None:
+            status, messages = "extra", ["not in figure 1"]
+        else:
+            messages = setting_differences(first, second)
+            if match_.is_moved:
+                status, messages = "moved", [_order_message(expected, match_.expected), *messages]
+            else:
+                sources = [matched.get(source) for source in second.sources]
+                # Missing, extra and moved neighbours have their own lines. Therefore only inputs that are all matched
+                # are checked here, and concatenations in any case.
+                if first.kind == "cat" or settled.issuperset([*sources, *first.sources]):
+                    messages = _wiring_messages(expected, first, sources) + messages
+                is_consequence = not messages and first.shape != second.shape
+                if is_consequence:
+                    messages = [f"output shape {list(second.shape)} instead of {list(first.shape)}"]
+                status = "different" if messages else "equal"
+        lines.append(DiffLine(status, first, second, location, "; ".join(messages), is_consequence))
     return lines
 
 
-def _block_location(ops: Sequence[Op], index: int) -> str:
+def _location(ops: Sequence[Op], index: int) -> str:
     """Return the block of an operation; for a concatenation, which is in no block, the block that receives it."""
     return block_name(ops[index]) or f"input of {block_name(ops[index + 1])}"
-
-
-def _make_line(
-    match_: Match, expected: Sequence[Op], actual: Sequence[Op], matched: dict[int, Match], location: str
-) -> DiffLine:
-    if match_.actual is None:
-        assert match_.expected is not None
-        return DiffLine("missing", expected[match_.expected], None, location, "missing")
-    if match_.expected is None:
-        return DiffLine("extra", None, actual[match_.actual], location, "not in figure 1")
-    first, second = expected[match_.expected], actual[match_.actual]
-    setting_messages = setting_differences(first, second)
-    wiring_messages = _wiring_messages(match_, expected, actual, matched)
-    if match_.is_moved:
-        order_message = _order_message(match_, expected, actual, matched)
-        return DiffLine("moved", first, second, location, "; ".join([order_message, *setting_messages]))
-    if setting_messages or wiring_messages:
-        return DiffLine("different", first, second, location, "; ".join([*wiring_messages, *setting_messages]))
-    if first.shape != second.shape:
-        message = f"output shape {list(second.shape)} instead of {list(first.shape)}"
-        return DiffLine("different", first, second, location, message, is_consequence=True)
-    return DiffLine("equal", first, second, location)
 
 
 def setting_differences(expected: Op, actual: Op) -> list[str]:
@@ -188,39 +162,19 @@ def setting_differences(expected: Op, actual: Op) -> list[str]:
     return messages
 
 
-def _order_message(match_: Match, expected: Sequence[Op], actual: Sequence[Op], matched: dict[int, Match]) -> str:
+def _order_message(expected: Sequence[Op], index: int) -> str:
     """Describe the position of a moved operation in figure 1 by the operation before it."""
-    assert match_.expected is not None
-    if match_.expected == 0:
+    if index == 0:
         return "out of order: it is the first layer in figure 1"
-    previous = expected[match_.expected - 1]
-    location = _block_location(expected, match_.expected - 1)
-    return f"out of order: in figure 1 it directly follows the {previous.kind} of {location}"
+    location = _location(expected, index - 1)
+    return f"out of order: in figure 1 it directly follows the {expected[index - 1].kind} of {location}"
 
 
-def _wiring_messages(
-    match_: Match, expected: Sequence[Op], actual: Sequence[Op], matched: dict[int, Match]
-) -> list[str]:
-    """Describe wrong inputs of a matched operation.
-
-    Missing, extra and moved neighbours are reported on separate lines. Therefore only operations whose inputs are all
-    matched are checked here, and concatenations in any case.
-    """
-    assert match_.expected is not None
-    assert match_.actual is not None
-    first, second = expected[match_.expected], actual[match_.actual]
-    sources = [_matched_source(matched, source) for source in second.sources]
-    if set(sources) == set(first.sources) and len(sources) == len(first.sources):
-        return []
-    settled = {source.expected for source in matched.values() if not source.is_moved} | {INPUT}
-    if first.kind != "cat" and not {*sources, *first.sources} <= settled:
+def _wiring_messages(expected: Sequence[Op], op: Op, sources: Sequence[int | None]) -> list[str]:
+    """Describe the inputs of a matched operation if they are not those of figure 1."""
+    if sorted(op.sources) == sorted(-2 if source is None else source for source in sources):
         return []
     actual_inputs = " and ".join(
         "an operation that is not in figure 1" if source is None else describe(expected, source) for source in sources
     )
-    expected_inputs = " and ".join(describe(expected, source) for source in first.sources)
-    return [f"receives {actual_inputs} instead of {expected_inputs}"]
-
-
-def _matched_source(matched: dict[int, Match], source: int) -> int | None:
-    return INPUT if source == INPUT else matched[source].expected if source in matched else None
+    return [f"receives {actual_inputs} instead of {' and '.join(describe(expected, source) for source in op.sources)}"]

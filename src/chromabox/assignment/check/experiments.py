@@ -11,45 +11,61 @@ from chromabox.assignment.check.source import DEFAULT_SIZES, Constructor, descri
 from chromabox.assignment.check.trace import INPUT, OpTrace, trace_ops
 from chromabox.colour.models import MODELS
 
-#: Further sizes that are tried; each differs from the default sizes in one value.
+#: Further sizes that are tried, by name; each differs from the default sizes in one value.
 OTHER_SIZES = {
-    "kernel 1": {"kernel": 1},
-    "kernel 5": {"kernel": 5},
-    "num_filters 8": {"num_filters": 8},
-    "num_colours 10": {"num_colours": 10},
-    "num_in_channels 3": {"num_in_channels": 3},
+    f"{role} {size}": {**DEFAULT_SIZES, role: size}
+    for role, size in [("kernel", 1), ("kernel", 5), ("num_filters", 8), ("num_colours", 10), ("num_in_channels", 3)]
 }
 BATCH_SIZE, IMAGE_SIZE = 4, 32
+#: Shape of the logits of two images at the default sizes.
+OUTPUT_SHAPE = [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
 #: Learning rate of the training step; small enough for all three models and any initialisation.
 LEARNING_RATE = 0.05
 
 
-def parameter_sizes(model: nn.Module) -> dict[str, int]:
-    """Return the number of elements of every parameter, by name."""
-    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of elements of all parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def outputs_at_other_sizes(constructor: Constructor) -> dict[str, Any]:
-    """Return the output shape and the number of parameters at other sizes, or the error raised."""
-    results: dict[str, Any] = {}
-    for label, changed in OTHER_SIZES.items():
-        sizes = {**DEFAULT_SIZES, **changed}
+def size_mismatches(constructor: Constructor, name: str) -> list[tuple[str, str, bool]]:
+    """Return the sizes at which the output shape or the number of parameters differs, with a message for each.
+
+    The third values are whether the shapes differ, not only the number of parameters. If the number of parameters is
+    wrong at the default sizes already, it only has to change with the sizes.
+    """
+    mismatches = []
+    default_count = count_parameters(constructor.build(DEFAULT_SIZES))
+    is_default_correct = default_count == count_parameters(MODELS[name](**DEFAULT_SIZES))
+    for label, sizes in OTHER_SIZES.items():
+        expected_shape = [2, sizes["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
+        expected_count = count_parameters(MODELS[name](**sizes))
         try:
             model = constructor.build(sizes).eval()
             with torch.no_grad():
                 shape = list(model(torch.rand(2, sizes["num_in_channels"], IMAGE_SIZE, IMAGE_SIZE)).shape)
-            results[label] = {"output": shape, "parameters": sum(parameter_sizes(model).values())}
+            count = count_parameters(model)
         except (Exception, SystemExit) as error:
-            results[label] = {"failed": describe_error(error)}
-    return results
+            mismatches.append((label, describe_error(error), True))
+            continue
+        if shape != expected_shape:
+            mismatches.append((label, f"output shape {shape} instead of {expected_shape}", True))
+        elif is_default_correct and count != expected_count:
+            mismatches.append((label, f"{count:,} parameters instead of {expected_count:,}", False))
+        elif count == default_count:
+            mismatches.append((label, f"{default_count:,} parameters, as with the default", False))
+    return mismatches
 
 
 def batch_dependence(constructor: Constructor) -> float:
     """Return the largest absolute change of an image's logits in evaluation mode caused by the rest of its batch."""
     model, grey = constructor.build(DEFAULT_SIZES).eval(), torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)
     with torch.no_grad():
-        single = torch.cat([model(image[None]) for image in grey])
-        return float((model(grey) - single).abs().max())
+        return float((model(grey) - torch.cat([model(image[None]) for image in grey])).abs().max())
+
+
+def _loss(model: nn.Module, grey: Tensor) -> Tensor:
+    return F.cross_entropy(model(grey), (grey[:, 0] * DEFAULT_SIZES["num_colours"]).long())
 
 
 def missing_gradients(constructor: Constructor) -> list[str]:
@@ -57,14 +73,13 @@ def missing_gradients(constructor: Constructor) -> list[str]:
 
     The gradient of a bias may be 0; before BatchNorm it always is.
     """
-    model, grey = constructor.build(DEFAULT_SIZES).train(), torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)
-    _loss(model, grey).backward()
+    model = constructor.build(DEFAULT_SIZES).train()
+    _loss(model, torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)).backward()
+    gradients = {name: (parameter.grad, parameter.dim()) for name, parameter in model.named_parameters()}
     return [
         name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is None
-        or not parameter.grad.isfinite().all()
-        or (parameter.dim() > 1 and not parameter.grad.any())
+        for name, (gradient, dimensions) in gradients.items()
+        if gradient is None or not gradient.isfinite().all() or (dimensions > 1 and not gradient.any())
     ]
 
 
@@ -84,10 +99,6 @@ def one_step(constructor: Constructor) -> list[float]:
     return [float(before.detach()), float(_loss(model, grey).detach())]
 
 
-def _loss(model: nn.Module, grey: Tensor) -> Tensor:
-    return F.cross_entropy(model(grey), (grey[:, 0] * DEFAULT_SIZES["num_colours"]).long())
-
-
 def output_difference(constructor: Constructor, name: str) -> dict[str, Any]:
     """Return the largest difference of the logits to those of the reference model with the same weights, in both modes.
 
@@ -95,22 +106,18 @@ def output_difference(constructor: Constructor, name: str) -> dict[str, Any]:
     both signs, because BatchNorm and max pooling commute if the scale is positive.
     """
     torch.manual_seed(0)
-    reference, candidate, grey = (
-        MODELS[name](**DEFAULT_SIZES),
-        constructor.build(DEFAULT_SIZES),
-        torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE),
-    )
+    reference, candidate = MODELS[name](**DEFAULT_SIZES), constructor.build(DEFAULT_SIZES)
+    grey = torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)
     for key, tensor in reference.state_dict().items():
         if tensor.dim() == 1 and tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5) if "running_var" in key else tensor.uniform_(-1.5, 1.5)
-    candidate_ids = {id(tensor) for tensor in (*candidate.parameters(), *candidate.buffers())}
-    copied, total = copy_weights(trace_ops(reference.eval(), grey), trace_ops(candidate.eval(), grey), candidate_ids)
+    own_ids = {id(tensor) for tensor in (*candidate.parameters(), *candidate.buffers())}
+    copied, total = copy_weights(trace_ops(reference.eval(), grey), trace_ops(candidate.eval(), grey), own_ids)
     results: dict[str, Any] = {"copied": copied, "total": total}
-    for mode in ("evaluation", "training"):
-        with torch.no_grad():
-            results[mode] = float(
-                (candidate.train(mode == "training")(grey) - reference.train(mode == "training")(grey)).abs().max()
-            )
+    with torch.no_grad():
+        for mode in ("evaluation", "training"):
+            first, second = (model.train(mode == "training")(grey) for model in (candidate, reference))
+            results[mode] = float((first - second).abs().max())
     return results
 
 
@@ -120,21 +127,24 @@ def copy_weights(reference: OpTrace, candidate: OpTrace, candidate_ids: set[int]
     Only tensors whose ids are in ``candidate_ids`` are set, and only if the shapes agree. If the candidate concatenates
     channels in a different order, the weights that read them are reordered accordingly.
     """
-    pairs = [
-        (match_.expected, match_.actual)
+    matched = {
+        match_.actual: match_.expected
         for match_ in align(reference.ops, candidate.ops)
-        if match_.expected is not None
-    ]
-    matched = {actual: expected for expected, actual in pairs if actual is not None}
+        if match_.expected is not None and match_.actual is not None
+    }
     copied = 0
-    for expected, actual in pairs:
-        if actual is None:
-            continue
-        order = _channel_order(reference, candidate, expected, actual, matched)
+    for actual, expected in matched.items():
+        parts = _concatenated(reference, expected)
+        # An input without a match becomes -2, which is no operation.
+        other_parts = [INPUT if part == INPUT else matched.get(part, -2) for part in _concatenated(candidate, actual)]
         for key, tensor in reference.tensors[expected].items():
+            if key == "weight" and parts and set(parts) == set(other_parts):
+                # Element 0 is the input, whose index is -1.
+                widths = [DEFAULT_SIZES["num_in_channels"], *(op.shape[1] for op in reference.ops)]
+                dimension = 0 if "Transpose" in reference.ops[expected].kind else 1
+                pieces = dict(zip(parts, tensor.split([widths[part + 1] for part in parts], dimension), strict=True))
+                tensor = torch.cat([pieces[part] for part in other_parts], dimension)
             target = candidate.tensors[actual].get(key)
-            if key == "weight" and order is not None:
-                tensor = tensor.index_select(0 if "Transpose" in reference.ops[expected].kind else 1, order)
             if target is not None and id(target) in candidate_ids and target.shape == tensor.shape:
                 with torch.no_grad():
                     target.copy_(tensor)
@@ -142,20 +152,7 @@ def copy_weights(reference: OpTrace, candidate: OpTrace, candidate_ids: set[int]
     return copied, sum(len(tensors) for tensors in reference.tensors)
 
 
-def _channel_order(
-    reference: OpTrace, candidate: OpTrace, expected: int, actual: int, matched: dict[int, int]
-) -> Tensor | None:
-    """Return the reference indices of the candidate's concatenated channels; None if nothing is concatenated."""
-    inputs = [trace.ops[index].sources for trace, index in ((reference, expected), (candidate, actual))]
-    if any(len(sources) != 1 or sources[0] == INPUT for sources in inputs):
-        return None
-    first, second = reference.ops[inputs[0][0]], candidate.ops[inputs[1][0]]
-    parts = [source if source == INPUT else matched.get(source) for source in second.sources]
-    if first.kind != "cat" or second.kind != "cat" or sorted(first.sources) != sorted(part or 0 for part in parts):
-        return None
-    widths = [
-        DEFAULT_SIZES["num_in_channels"] if source == INPUT else reference.ops[source].shape[1]
-        for source in first.sources
-    ]
-    ranges = dict(zip(first.sources, torch.arange(sum(widths)).split(widths), strict=True))
-    return torch.cat([ranges[part] for part in parts if part is not None])
+def _concatenated(trace: OpTrace, index: int) -> tuple[int, ...]:
+    """Return the sources of the concatenation that is the only input of an operation; empty if there is none."""
+    source = trace.ops[index].sources[0] if len(trace.ops[index].sources) == 1 else INPUT
+    return trace.ops[source].sources if source != INPUT and trace.ops[source].kind == "cat" else ()

@@ -6,13 +6,14 @@ file of JSON lines that the child process has written, limits its run time, and 
 Results are printed on the terminal and written as JSON.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, Observations, run_checks
+from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, Observations, layer_name, run_checks
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.check.worker import CLASSES
 from chromabox.engine.checkpoint import write_json
@@ -69,46 +70,6 @@ class CheckResult:
         return {"file": self.file, "matches": self.matches, "failed": self.error, "notes": self.notes, "nets": models}
 
 
-@dataclass
-class _Events:
-    """Events received from the child processes so far."""
-
-    observations: dict[str, Observations] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    other_classes: list[str] = field(default_factory=list)
-    error: str | None = None
-    is_done: bool = False
-    current_action: dict[str, Any] | None = None
-    """The last action that has started and not ended."""
-
-    def handle(self, event: Mapping[str, Any]) -> None:
-        """Process one event of a child process."""
-        if "nets" in event:
-            for model, name in event["nets"].items():
-                self.observations.setdefault(model, Observations(str(name)))
-            self.other_classes = [str(name) for name in event["others"]]
-        elif "notes" in event:
-            self.notes = [str(note) for note in event["notes"]]
-        elif "net" in event and "doing" not in event:
-            observations = self.observations[event["net"]]
-            (observations.failures if "failed" in event else observations.values)[event["fact"]] = event.get(
-                "failed", event.get("value")
-            )
-        elif "failed" in event:
-            self.error = str(event["failed"])
-        self.current_action = dict(event) if "doing" in event else None
-        self.is_done = self.is_done or "done" in event
-
-    def fail(self, exit_reason: str) -> None:
-        """Record that the child ended early: its last action is the one that failed."""
-        action = self.current_action or {"doing": "starting the child process"}
-        message = f"{action['doing']}: {exit_reason}"
-        if "net" in action:
-            self.observations[action["net"]].failures[action["fact"]] = message
-        else:
-            self.error = message
-
-
 def check_file(
     path: Path, *, model_names: Sequence[str] = tuple(CLASSES), timeout: float = 60.0, memory_limit_gb: float = 4.0
 ) -> CheckResult:
@@ -126,27 +87,18 @@ def check_file(
     """
     _check_usage(path, timeout, memory_limit_gb)
     try:
-        events = _collect_events(path.resolve(), model_names, timeout, memory_limit_gb)
-        reports = [run_checks(model, events.observations[model]) for model in CLASSES if model in events.observations]
+        observations, notes, classes, error_message = _inspect(path.resolve(), model_names, timeout, memory_limit_gb)
+        reports = [run_checks(model, observations[model]) for model in CLASSES if model in observations]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
             f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
             "that are already open"
         ) from error
-    error_message = events.error
     if error_message is None and not reports:
-        expected = " nor ".join(CLASSES[model] for model in model_names)
-        defined = (
-            f"its classes are {', '.join(events.other_classes[:10])}"
-            if events.other_classes
-            else "it defines no classes"
-        )
-        error_message = (
-            f"{path.name} defines neither {expected}; {defined}"
-            if len(model_names) > 1
-            else f"{path.name} does not define {expected}; {defined}"
-        )
-    return CheckResult(str(path), reports, events.notes, error_message)
+        verb = "defines neither" if len(model_names) > 1 else "does not define"
+        defined = f"its classes are {', '.join(classes[:10])}" if classes else "it defines no classes"
+        error_message = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
+    return CheckResult(str(path), reports, notes, error_message)
 
 
 def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
@@ -167,32 +119,48 @@ def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
         )
 
 
-def _collect_events(path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float) -> _Events:
-    """Start child processes until every model has been inspected or has terminated its process."""
-    events, remaining = _Events(), list(model_names)
+def _inspect(
+    path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float
+) -> tuple[dict[str, Observations], list[str], list[str], str | None]:
+    """Start child processes until every model has been inspected or has ended its process.
+
+    Return the observations by model, notes, the names of all classes of the file, and an error that is no model's.
+    """
+    observations: dict[str, Observations] = {}
+    notes, classes, remaining = list[str](), list[str](), list(model_names)
     while remaining:
-        events.is_done, events.current_action = False, None
+        event: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
-            folder = Path(temporary) / "work"
+            folder, result = Path(temporary) / "work", Path(temporary) / "result.jsonl"
             folder.mkdir()
             request = {"file": str(path), "nets": remaining, "folder": str(folder), "seconds": timeout}
-            request |= {"gigabytes": memory_limit_gb, "result": str(Path(temporary) / "result.jsonl")}
+            request |= {"gigabytes": memory_limit_gb, "result": str(result)}
             (Path(temporary) / "request.json").write_text(json.dumps(request), encoding="utf-8")
             exit_reason = _run_child(Path(temporary) / "request.json", folder, timeout)
-            for event in _read_events(Path(temporary) / "result.jsonl"):
-                events.handle(event)
-        if not events.is_done:
-            events.fail(exit_reason)
-        if events.is_done or events.error is not None:
+            for event in _read_events(result):
+                if "nets" in event:
+                    for model, name in event["nets"].items():
+                        observations.setdefault(model, Observations(str(name)))
+                    classes = [str(name) for name in event["others"]]
+                elif "notes" in event:
+                    notes = [str(note) for note in event["notes"]]
+                elif "net" in event and "doing" not in event:
+                    observed = observations[event["net"]]
+                    if "failed" in event:
+                        observed.failures[event["fact"]] = event["failed"]
+                    else:
+                        observed.values[event["fact"]] = event["value"]
+                elif "failed" in event:
+                    return observations, notes, classes, str(event["failed"])
+        if "done" in event:
             break
-        inspected = [
-            model
-            for model in remaining
-            if model in events.observations
-            and (events.observations[model].values or events.observations[model].failures)
-        ]
-        remaining = remaining[remaining.index(inspected[-1]) + 1 :] if inspected else []
-    return events
+        # The child ended early: its last action, which has no result, is the one that failed.
+        message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
+        if "net" not in event or "doing" not in event:
+            return observations, notes, classes, message
+        observations[event["net"]].failures[event["fact"]] = message
+        remaining = remaining[remaining.index(event["net"]) + 1 :]
+    return observations, notes, classes, None
 
 
 def _run_child(request: Path, folder: Path, timeout: float) -> str:
@@ -211,37 +179,27 @@ def _run_child(request: Path, folder: Path, timeout: float) -> str:
     except subprocess.TimeoutExpired:
         return f"did not finish within {timeout:g} s"
     finally:
-        _kill_child(child)
+        # The child is in a process group of its own, which is killed with it.
+        if child.poll() is None:
+            child.kill() if sys.platform == "win32" else os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     if code >= 0:
         return f"the process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"the process ended with {name}" + (f" ({EXIT_REASONS[name]})" if name in EXIT_REASONS else "")
 
 
-def _kill_child(child: "subprocess.Popen[bytes]") -> None:
-    """Kill a running child process and the processes of its process group."""
-    if child.poll() is not None:
-        return
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
 def _read_events(result: Path) -> Iterator[dict[str, Any]]:
     """Read the events that a child wrote; invalid lines are skipped, as a crash may truncate the last one."""
-    if not result.is_file():
-        return
-    with result.open("rb") as file:
-        content = file.read(MAX_REPORT_BYTES)
+    content = b""
+    if result.is_file():
+        with result.open("rb") as file:
+            content = file.read(MAX_REPORT_BYTES)
     for line in content.decode("utf-8", errors="replace").split("\n"):
-        try:
+        with contextlib.suppress(ValueError):
             event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            yield event
+            if isinstance(event, dict):
+                yield event
 
 
 STATUS_MARKS = {True: "✓", False: "✗", None: "·"}
@@ -292,67 +250,38 @@ def check_table(checks: list[CheckItem]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        table.add_row(
-            Text(STATUS_MARKS[check.passed], style=STATUS_STYLES[check.passed]),
-            printable(check.name),
-            printable(check.message),
-        )
+        table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
     return table
 
 
 def layer_table(report: NetReport) -> Table:
     """Return a table of the operations of figure 1 and of the class."""
     table = Table(title=printable(f"{report.class_name}, layer by layer"), title_justify="left")
-    table.add_column("")
-    columns = (
-        *("location", "figure 1", "output", "parameters"),
-        *("your layer", "module", "output", "parameters", "difference"),
-    )
-    for name in columns:
+    columns = ("", "location", "figure 1", "output", "parameters", "your layer", "module", "output", "parameters")
+    for name in (*columns, "difference"):
         is_number, is_long = name == "parameters", name in ("module", "difference")
         table.add_column(name, overflow="fold", justify="right" if is_number else "left", no_wrap=not is_long)
     for line in report.diff:
         passed = None if line.message == NOT_REACHED else line.status == "equal"
         message = "consequence of the above" if line.is_consequence else line.message
-        expected = (
-            line.location,
-            _layer_text(line.expected),
-            _shape_text(line.expected),
-            _parameter_text(line.expected),
-        )
-        actual = (
-            _layer_text(line.actual),
-            _module_text(line.actual),
-            _shape_text(line.actual),
-            _parameter_text(line.actual),
-        )
-        table.add_row(
-            Text(STATUS_MARKS[passed], style=STATUS_STYLES[passed]),
-            *(printable(cell) for cell in (*expected, *actual, message)),
-        )
+        layer, _, shape, count = _op_cells(line.expected)
+        cells = (line.location, layer, shape, count, *_op_cells(line.actual), message)
+        table.add_row(_status_text(passed), *map(printable, cells))
     return table
 
 
-def _layer_text(op: Op | None) -> str:
-    """Return the name of a layer with its numbers of channels."""
+def _status_text(passed: bool | None) -> Text:
+    return Text(STATUS_MARKS[passed], style=STATUS_STYLES[passed])
+
+
+def _op_cells(op: Op | None) -> tuple[str, str, str, str]:
+    """Return the layer with its numbers of channels, its module, its output shape, and its number of parameters."""
     if op is None:
-        return ""
-    settings = op.settings
-    channels = f"({settings['inputs']}→{settings['outputs']})" if "outputs" in settings else ""
-    return f"{'concatenation' if op.kind == 'cat' else op.kind}{channels}"
-
-
-def _parameter_text(op: Op | None) -> str:
-    return f"{op.num_parameters:,}" if op is not None and op.num_parameters else ""
-
-
-def _module_text(op: Op | None) -> str:
-    """Return the module of the class that runs the operation."""
-    return "" if op is None else f"self.{op.module}" if op.module else "in forward"
-
-
-def _shape_text(op: Op | None) -> str:
-    return "" if op is None else " × ".join(str(side) for side in op.shape[1:])
+        return "", "", "", ""
+    channels = f"({op.settings['inputs']}→{op.settings['outputs']})" if "outputs" in op.settings else ""
+    module = f"self.{op.module}" if op.module else "in forward"
+    shape = " × ".join(str(side) for side in op.shape[1:])
+    return layer_name(op) + channels, module, shape, f"{op.num_parameters:,}" if op.num_parameters else ""
 
 
 def summary_line(result: CheckResult) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 #: Source index of the input of the model.
 INPUT = -1
@@ -90,10 +91,12 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
     if isinstance(trace.output, Tensor):
         trace.last_op = mode.producers.get(id(trace.output))
     used = {id(tensor) for tensors in trace.tensors for tensor in tensors.values()}
-    for name, module in model.named_modules():
-        has_used_parameters = any(id(parameter) in used for parameter in module.parameters())
-        if name and name not in called and not has_used_parameters and not list(module.children()):
-            trace.unused_modules.append(name)
+    trace.unused_modules = [
+        name
+        for name, module in model.named_modules()
+        if name and name not in called and not list(module.children())
+        if used.isdisjoint(id(parameter) for parameter in module.parameters())
+    ]
     return trace
 
 
@@ -141,43 +144,36 @@ class _TraceMode(TorchDispatchMode):
 
     def _record_op(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """Record an operation if it computes something from data that depends on the input."""
-        inputs = list(_iter_tensors(args))
-        outputs = [tensor for tensor in _iter_tensors(result) if tensor.is_floating_point()]
+        inputs, outputs = _tensors(args), [tensor for tensor in _tensors(result) if tensor.is_floating_point()]
         operator = func.overloadpacket.__name__
         name = operator.rstrip("_")
         if name == "bernoulli" or any(id(tensor) in self.noise_ids for tensor in inputs[:1]):
             self.noise_ids |= {id(tensor) for tensor in outputs}
             return
         sources = tuple(self.producers[id(tensor)] for tensor in inputs if id(tensor) in self.producers)
-        if (
-            not outputs
-            or operator.startswith(FACTORY_PREFIXES)
-            or not (sources or name in OP_NAMES or name in OP_DETAILS)
-        ):
+        is_relevant = sources or name in OP_NAMES or name in OP_DETAILS
+        if not outputs or operator.startswith(FACTORY_PREFIXES) or not is_relevant:
             return
         if func.is_view or name in COPY_OPS:
             self.producers |= {id(tensor): sources[0] for tensor in outputs}
             return
-        is_dropout = name == "mul" and any(id(tensor) in self.noise_ids for tensor in inputs)
         settings, tensors = OP_DETAILS[name](args) if name in OP_DETAILS else ({}, {})
-        kind = "Dropout" if is_dropout else settings.pop("kind", OP_NAMES.get(name, name))
+        kind = settings.pop("kind", OP_NAMES.get(name, name))
+        if name == "mul" and any(id(tensor) in self.noise_ids for tensor in inputs):
+            kind = "Dropout"
         module_name, module = self.module_stack[-1] if self.module_stack else ("", None)
         if isinstance(module, _InstanceNorm) and kind == "BatchNorm2d":
             kind = type(module).__name__
-        num_parameters = sum(tensors[key].numel() for key in ("weight", "bias") if key in tensors)
-        is_leaf = module is not None and not list(module.children())
+        if module is None or list(module.children()):
+            module_name = ""
+        num_parameters = sum(tensor.numel() for key, tensor in tensors.items() if key in ("weight", "bias"))
         self.producers |= {id(tensor): len(self.trace.ops) for tensor in outputs}
-        shape = tuple(outputs[0].shape)
-        self.trace.ops.append(Op(kind, module_name if is_leaf else "", shape, settings, num_parameters, sources))
+        self.trace.ops.append(Op(kind, module_name, tuple(outputs[0].shape), settings, num_parameters, sources))
         self.trace.tensors.append(tensors)
 
 
-def _iter_tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _iter_tensors(item)
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 OpDetails = tuple[dict[str, Any], dict[str, Tensor]]
@@ -188,30 +184,17 @@ def _scalar_if_equal(sizes: Sequence[int]) -> int | list[int]:
     return int(sizes[0]) if len(set(sizes)) == 1 else [int(size) for size in sizes]
 
 
-def _drop_none(**tensors: Tensor | None) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-
 def _convolution_details(args: Sequence[Any]) -> OpDetails:
     _, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
-    inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-    settings: dict[str, Any] = {"kind": f"Conv{weight.dim() - 2}d"}
+    first, second = weight.shape[0], weight.shape[1] * groups
+    settings: dict[str, Any] = {"kind": f"Conv{weight.dim() - 2}d", "inputs": second, "outputs": first}
     if transposed:
-        inputs, outputs = weight.shape[0], weight.shape[1] * groups
         settings = {"kind": f"ConvTranspose{weight.dim() - 2}d", "output padding": _scalar_if_equal(output_padding)}
-    settings |= {
-        "inputs": inputs,
-        "outputs": outputs,
-        "kernel": _scalar_if_equal(weight.shape[2:]),
-        "stride": _scalar_if_equal(stride),
-    }
-    settings |= {
-        "padding": _scalar_if_equal(padding),
-        "dilation": _scalar_if_equal(dilation),
-        "groups": groups,
-        "bias": bias is not None,
-    }
-    return settings, _drop_none(weight=weight, bias=bias)
+        settings |= {"inputs": first, "outputs": second}
+    sizes = {"kernel": weight.shape[2:], "stride": stride, "padding": padding, "dilation": dilation}
+    settings |= {name: _scalar_if_equal(value) for name, value in sizes.items()}
+    settings |= {"groups": groups, "bias": bias is not None}
+    return settings, {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
 
 def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
@@ -219,18 +202,15 @@ def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
     momentum_and_eps = [value for value in args[5:] if isinstance(value, float)]
     settings = {"channels": features.shape[1], "affine": weight is not None, "running statistics": mean is not None}
     settings |= dict(zip(("momentum", "eps"), momentum_and_eps, strict=False))
-    return settings, _drop_none(weight=weight, bias=bias, running_mean=mean, running_var=variance)
+    tensors = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+    return settings, {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _pool_details(args: Sequence[Any]) -> OpDetails:
     kernel = args[1]
-    stride = args[2] if len(args) > 2 and args[2] else kernel
-    padding = args[3] if len(args) > 3 else [0]
-    return {
-        "kernel": _scalar_if_equal(kernel),
-        "stride": _scalar_if_equal(stride),
-        "padding": _scalar_if_equal(padding),
-    }, {}
+    sizes = {"kernel": kernel, "stride": args[2] if len(args) > 2 and args[2] else kernel}
+    sizes["padding"] = args[3] if len(args) > 3 else [0]
+    return {name: _scalar_if_equal(value) for name, value in sizes.items()}, {}
 
 
 def _upsample_details(mode: str) -> Callable[[Sequence[Any]], OpDetails]:

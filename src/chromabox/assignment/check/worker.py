@@ -5,6 +5,8 @@ seconds}`` and appends JSON lines to the file ``result``: first the action, then
 last line identifies the action that failed. :mod:`chromabox.assignment.check.checks` evaluates the observations.
 """
 
+import ast
+import contextlib
 import io
 import json
 import os
@@ -17,26 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chromabox.assignment.check.experiments import (
-    IMAGE_SIZE,
-    batch_dependence,
-    missing_gradients,
-    one_step,
-    output_difference,
-    outputs_at_other_sizes,
-    parameter_sizes,
-)
+from chromabox.assignment.check import experiments
+from chromabox.assignment.check.experiments import IMAGE_SIZE, OUTPUT_SHAPE
 from chromabox.assignment.check.source import (
     DEFAULT_SIZES,
     Constructor,
-    ParsedSource,
     bind_constructor,
     describe_error,
     exec_required,
     read_source,
 )
 from chromabox.assignment.check.trace import trace_ops
-from chromabox.colour.models import MODELS, num_trainable_parameters
 
 #: Class names of the models of figure 1, by their names on the command line.
 CLASSES = {"pool-upsample": "PoolUpsampleNet", "conv-transpose": "ConvTransposeNet", "unet": "UNet"}
@@ -58,17 +51,11 @@ class EventWriter:
         self.write(net=model_name, fact=key, doing=action)
         try:
             value = function()
-            self.write(net=model_name, fact=key, value=value.signature if isinstance(value, Constructor) else value)
+            self.write(net=model_name, fact=key, value=value)
         except BaseException as error:  # code under test may raise any error, including SystemExit
-            self.write(net=model_name, fact=key, failed=f"{action}: {self.describe_error(error)}")
+            self.write(net=model_name, fact=key, failed=f"{action}: {describe_error(error, self.filenames)}")
             return None
         return value
-
-    def describe_error(self, error: BaseException) -> str:
-        """Describe an error in words."""
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            return "exceeded the memory limit"
-        return describe_error(error, self.filenames)
 
 
 def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
@@ -76,70 +63,59 @@ def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
     path = Path(request["file"])
     writer.write(doing=f"reading {path.name}")
     try:
-        source = read_source(path)
+        statements, notes = read_source(path)
     except BaseException as error:  # the parser raises RecursionError and MemoryError at its limits
         reason = str(error) if isinstance(error, (SyntaxError, ValueError)) else describe_error(error)
         writer.write(failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
         return
-    names = {model: name for model, name in _match_class_names(source).items() if model in request["nets"]}
-    writer.write(nets=names, others=source.class_names())
-    writer.filenames = sorted({statement.filename for statement in source.statements})
+    # A class may have the exact name, else one that differs in case and underscores only.
+    bound = sorted(set().union(*(statement.binds for statement in statements)))
+    normalised = {name.replace("_", "").casefold(): name for name in bound}
+    names = {
+        model: name if name in bound else normalised[name.casefold()]
+        for model, name in CLASSES.items()
+        if model in request["nets"] and name.casefold() in normalised
+    }
+    classes = [statement.node.name for statement in statements if isinstance(statement.node, ast.ClassDef)]
+    writer.write(nets=names, others=classes)
+    writer.filenames = sorted({statement.filename for statement in statements})
     writer.write(doing=f"loading the classes of {path.name}")
-    module, warnings = exec_required(source, names.values(), path)
-    writer.write(notes=source.warnings + warnings)
+    module, warnings = exec_required(statements, names.values(), path)
+    writer.write(notes=notes + warnings)
     for model_name, name in names.items():
         inspect_model(model_name, name, getattr(module, name, None), writer)
 
 
-def _match_class_names(source: ParsedSource) -> dict[str, str]:
-    """Return the file's name for each model: the exact name, else one that differs in case and underscores only."""
-    bound = source.bound_names()
-    normalised = {name.replace("_", "").casefold(): name for name in sorted(bound)}
-    matches = {model: name if name in bound else normalised.get(name.casefold()) for model, name in CLASSES.items()}
-    return {model: name for model, name in matches.items() if name is not None}
-
-
 def inspect_model(model_name: str, name: str, model_class: Any, writer: EventWriter) -> None:
     """Write all observations of one class; those that depend on a failed one are omitted."""
-    expected = num_trainable_parameters(MODELS[model_name](**DEFAULT_SIZES))
-    constructor = writer.attempt(
-        model_name, "call", f"constructing {name}", lambda: _bind_checked(model_class, name, expected)
-    )
-    if constructor is None:
-        return
-    missing_roles = writer.attempt(
-        model_name,
-        "missing",
-        f"constructing {name}",
-        lambda: (constructor.build(DEFAULT_SIZES), list(constructor.missing_roles))[1],
-    )
-    if missing_roles is None:
-        return
-    writer.attempt(
-        model_name,
-        "parameters",
-        f"counting the parameters of {name}",
-        lambda: parameter_sizes(constructor.build(DEFAULT_SIZES)),
-    )
-    trace = writer.attempt(model_name, "steps", f"forward pass of {name}", lambda: trace_model(constructor, writer))
-    if trace is None or trace["output"] != [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]:
-        return
-    writer.attempt(model_name, "sizes", f"{name} with other sizes", lambda: outputs_at_other_sizes(constructor))
-    writer.attempt(
-        model_name, "function", f"{name} with reference weights", lambda: output_difference(constructor, model_name)
-    )
-    writer.attempt(model_name, "batch", f"{name} in evaluation mode", lambda: batch_dependence(constructor))
-    writer.attempt(model_name, "gradient", f"backward pass of {name}", lambda: missing_gradients(constructor))
-    writer.attempt(model_name, "loss", f"training step of {name}", lambda: one_step(constructor))
+    constructor: Any = None
+    sizes = DEFAULT_SIZES
 
+    def construct() -> dict[str, Any]:
+        nonlocal constructor
+        if model_class is None:
+            raise NameError(f"{name} could not be defined")
+        if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+            raise TypeError(f"{name} is not a subclass of nn.Module")
+        constructor = bind_constructor(model_class, name)
+        constructor.build(sizes)
+        return {"call": constructor.signature, "missing": constructor.missing_roles}
 
-def _bind_checked(model_class: Any, name: str, num_parameters: int) -> Constructor:
-    if model_class is None:
-        raise NameError(f"{name} could not be defined")
-    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
-        raise TypeError(f"{name} is not a subclass of nn.Module")
-    torch.manual_seed(0)
-    return bind_constructor(model_class, name, num_parameters)
+    count_parameters = experiments.count_parameters
+    observations: list[tuple[str, str, Callable[[], Any]]] = [
+        ("call", f"constructing {name}", construct),
+        ("parameters", f"counting the parameters of {name}", lambda: count_parameters(constructor.build(sizes))),
+        ("steps", f"forward pass of {name}", lambda: trace_model(constructor, writer)),
+        ("sizes", f"{name} with other sizes", lambda: experiments.size_mismatches(constructor, model_name)),
+        ("function", f"{name} with reference weights", lambda: experiments.output_difference(constructor, model_name)),
+        ("batch", f"{name} in evaluation mode", lambda: experiments.batch_dependence(constructor)),
+        ("gradient", f"backward pass of {name}", lambda: experiments.missing_gradients(constructor)),
+        ("loss", f"training step of {name}", lambda: experiments.one_step(constructor)),
+    ]
+    for key, action, function in observations:
+        value = writer.attempt(model_name, key, action, function)
+        if (value is None and key in ("call", "steps")) or (key == "steps" and value["output"] != OUTPUT_SHAPE):
+            return
 
 
 def trace_model(constructor: Constructor, writer: EventWriter) -> dict[str, Any]:
@@ -152,7 +128,7 @@ def trace_model(constructor: Constructor, writer: EventWriter) -> dict[str, Any]
         "last": trace.last_op,
         "unused": trace.unused_modules,
         "output": list(output.shape) if isinstance(output, Tensor) else type(output).__name__,
-        "failed": None if trace.error is None else writer.describe_error(trace.error),
+        "failed": None if trace.error is None else describe_error(trace.error, writer.filenames),
     }
 
 
@@ -162,20 +138,17 @@ def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
         return
     import resource
 
-    memory = int(memory_limit_gb * (1 << 30))
-    limits = {
-        resource.RLIMIT_DATA: memory,
-        resource.RLIMIT_CPU: int(cpu_seconds) + 10,
-        resource.RLIMIT_FSIZE: 1 << 26,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in limits.items():
+    limits = (
+        (resource.RLIMIT_DATA, int(memory_limit_gb * (1 << 30))),
+        (resource.RLIMIT_CPU, int(cpu_seconds) + 10),
+        (resource.RLIMIT_FSIZE, 1 << 26),
+        (resource.RLIMIT_CORE, 0),
+    )
+    for kind, value in limits:
         _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, hard))
-        except (OSError, ValueError):
-            continue  # macOS defines these limits but rejects some values
+        # macOS defines these limits but rejects some values.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def main() -> None:

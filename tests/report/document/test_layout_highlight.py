@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chromabox.colour.chroma import lab
-from chromabox.report.document.inline import strip_control_chars
-from chromabox.report.document.layout import highlight_lines
+from chromabox.report.document.layout import highlight_lines, strip_control_chars
 from chromabox.report.document.model import Code
 
 

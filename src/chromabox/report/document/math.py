@@ -14,8 +14,6 @@ from sympy import Expr, Float, Indexed, Integer, Mul, Pow, Rational, Sum, Symbol
 from sympy.printing.precedence import PRECEDENCE, precedence_traditional
 from sympy.printing.printer import Printer
 
-from chromabox.report.document.inline import strip_control_chars
-
 OPENING_BRACKETS, CLOSING_BRACKETS, BREAKABLE_SIGNS = ("(", "⌊", "⌈"), (")", "⌋", "⌉"), ("+", "−", "⋅", "×", "=", ",")
 CONSTANT_SYMBOLS = {"Pi": "π", "Exp1": "e", "Infinity": "∞", "ImaginaryUnit": "i"}
 
@@ -148,7 +146,7 @@ class _MathPrinter(Printer):  # type: ignore[misc]  # SymPy is not typed.
         return self.row([*sums, self._parenthesise(expr.function, PRECEDENCE["Add"])])
 
     def _symbol_name(self, name: str) -> str:
-        base, _, index = strip_control_chars(name).replace("\n", " ").partition("_")
+        base, _, index = name.partition("_")
         return self.subscript(self.name(base), self.name(index)) if base and index else self.name(base or f"_{index}")
 
     def _comma_list(self, args: Sequence[Expr]) -> str:

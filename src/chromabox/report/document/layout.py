@@ -3,6 +3,7 @@
 Source code is highlighted by Pygments; the HTML and PDF templates define the colours of the token kinds.
 """
 
+import html
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +11,16 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath, text_to_path
 from pygments import lex
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Operator, String, _TokenType, is_token_subtype
 from pygments.token import Number as NumberToken
 from pygments.util import ClassNotFound
+from sympy import Expr, Integer, Symbol
+from sympy.printing.latex import LatexPrinter
 
-from chromabox.report.document.math import split_at_operators, to_mathml, to_typst
 from chromabox.report.document.model import (
     Block,
     Cell,
@@ -150,11 +154,7 @@ def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
         case Text():
             return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
-            typst = strip_control_chars(to_typst(block.expression)).replace("\n", " ")
-            mathml = strip_control_chars(to_mathml(block.expression)).replace("\n", " ")
-            html = {"mathml": mathml}
-            pdf = {"typst": typst, "pieces": split_at_operators(typst)}
-            return {"kind": "formula", "name": parse_inline(block.name), **html, **pdf}
+            return {"kind": "formula", "name": parse_inline(block.name), **render_formula(block.expression)}
         case Table():
             return {"kind": "table", "number": next_number(), **_layout_table(block)}
         case Figure():
@@ -193,6 +193,62 @@ def _section_anchors(document: Document) -> list[str]:
         for section in document.sections
     ]
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
+
+
+class _LatexPrinter(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed.
+    """Printer of the part of LaTeX that mathtext supports.
+
+    Names are upright, since NIC is one variable and not the product of three; text after an underscore is a subscript.
+    """
+
+    def _print_Symbol(self, expr: Symbol) -> str:
+        base, _, index = expr.name.partition("_")
+        return f"{_latex_text(base)}_{{{_latex_text(index)}}}" if base and index else _latex_text(expr.name)
+
+    def _print_Integer(self, expr: Integer) -> str:
+        return f"{int(expr):,}".replace(",", "{,}")
+
+    def _print_Mod(self, expr: Expr) -> str:
+        return rf"\operatorname{{mod}}\left({self._print(expr.args[0])}, {self._print(expr.args[1])}\right)"
+
+
+def _latex_text(text: str) -> str:
+    escaped = re.sub(r"([\\{}$])", r"\\\1", strip_control_chars(text).replace("\n", " "))
+    return rf"\text{{{escaped}}}"
+
+
+def to_latex(expression: Expr) -> str:
+    """Return LaTeX without dollar signs; fractions and sums have their full size."""
+    return str(_LatexPrinter({"mul_symbol": "dot"}).doprint(expression)).replace(r"\frac{", r"\dfrac{")
+
+
+def render_formula(expression: Expr) -> LaidOut:
+    """Typeset "= ``expression``" with matplotlib's mathtext.
+
+    The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; this text
+    as ``alt``; and ``width`` and ``depth`` (below the baseline) in em. An expression that mathtext does not support
+    (piecewise functions, matrices) is shown in SymPy's notation.
+    """
+    alt = strip_control_chars(str(expression)).replace("\n", " ").replace("**", "^")
+    font = FontProperties(math_fontfamily="stix", size=100)
+    try:
+        latex = f"$= {to_latex(expression)}$"
+        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+    except ValueError:
+        latex = f"$= {_latex_text(alt)}$"
+        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+    width += 10  # Slanted letters extend beyond their widths.
+    letters = {TextPath.MOVETO: "M", TextPath.LINETO: "L", TextPath.CURVE3: "Q", TextPath.CURVE4: "C"}
+    outline = ""
+    for points, code in TextPath((0, 0), latex, prop=font).iter_segments(simplify=False):
+        coordinates = (points.reshape(-1, 2) * [1, -1]).ravel()  # The y axis of SVG points downwards.
+        outline += letters[code] + " ".join(f"{value:.0f}" for value in coordinates) if code in letters else "Z"
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="= {html.escape(alt)}" '
+        f'width="{width / 100:.2f}em" height="{height / 100:.2f}em" style="vertical-align: {-depth / 100:.2f}em" '
+        f'viewBox="0 {depth - height:.0f} {width:.0f} {height:.0f}"><path fill="currentColor" d="{outline}"/></svg>'
+    )
+    return {"svg": svg, "alt": alt, "width": width / 100, "depth": depth / 100}
 
 
 #: Token types and their kinds; the first match counts, and other tokens are plain text.

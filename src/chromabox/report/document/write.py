@@ -193,8 +193,8 @@ def _write_typst_source(document: Document, folder: Path) -> None:
         content, (width, height) = _read_png(figure)
         (folder / f"figure-{index}.png").write_bytes(content)
         images.append({"file": f"figure-{index}.png", "width": width, "height": height})
-    content = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
-    (folder / "document.json").write_text(content, encoding="utf-8")
+    data = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
+    (folder / "document.json").write_text(data, encoding="utf-8")
 
 
 def _inline_to_json(inline: Inline) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Documents converted to plain data for templates: parsed prose, highlighted code, numbered tables and figures.
 
-Source code is highlighted by Pygments; the HTML and PDF templates define the colours of the token kinds.
+Source code is highlighted by Pygments in the page, whose style sheet defines the colours, and by Typst in the PDF.
 """
 
 import html
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+import pygments
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath, text_to_path
-from pygments import lex
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Operator, String, _TokenType, is_token_subtype
-from pygments.token import Number as NumberToken
+from pygments.lexers.special import TextLexer
 from pygments.util import ClassNotFound
 from sympy import Expr, Integer, Symbol
 from sympy.printing.latex import LatexPrinter
@@ -161,7 +161,9 @@ def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
             caption = parse_inline(block.caption)
             return {"kind": "figure", "number": next_number(), "caption": caption, "alt": to_text(caption)}
         case Code():
-            return {"kind": "code", "lines": highlight_lines(block), "language": strip_control_chars(block.language)}
+            source = strip_control_chars(block.source).strip("\n").expandtabs(4)
+            language = strip_control_chars(block.language)
+            return {"kind": "code", "source": source, "language": language, "html": highlight(source, language)}
         case MissingRun():
             return {
                 "kind": "missing",
@@ -227,14 +229,14 @@ def render_formula(expression: Expr) -> LaidOut:
 
     The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; this text
     as ``alt``; and ``width`` and ``depth`` (below the baseline) in em. An expression that mathtext does not support
-    (piecewise functions, matrices) is shown in SymPy's notation.
+    (piecewise functions) is shown in SymPy's notation.
     """
     alt = strip_control_chars(str(expression)).replace("\n", " ").replace("**", "^")
     font = FontProperties(math_fontfamily="stix", size=100)
     try:
         latex = f"$= {to_latex(expression)}$"
         width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
-    except ValueError:
+    except (ValueError, RecursionError):  # SymPy 1.14 does not print an unevaluated (-1)**-2.
         latex = f"$= {_latex_text(alt)}$"
         width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
     width += 10  # Slanted letters extend beyond their widths.
@@ -251,44 +253,11 @@ def render_formula(expression: Expr) -> LaidOut:
     return {"svg": svg, "alt": alt, "width": width / 100, "depth": depth / 100}
 
 
-#: Token types and their kinds; the first match counts, and other tokens are plain text.
-TOKEN_KINDS = (
-    (Comment, "comment"),
-    (String, "string"),
-    (NumberToken, "number"),
-    (Keyword, "keyword"),
-    (Operator.Word, "keyword"),
-    (Name.Function, "name"),
-    (Name.Class, "name"),
-    (Name.Decorator, "decorator"),
-    (Name.Builtin, "builtin"),
-)
-CodeLine = list[tuple[str, str]]
-
-
-def highlight_lines(code: Code) -> list[CodeLine]:
-    """Return lines of (kind, text); the kind is empty for plain text and for code in an unknown language."""
+def highlight(source: str, language: str) -> str:
+    """Return HTML with Pygments' classes; code in an unknown language is not highlighted."""
+    options = {"stripnl": False, "ensurenl": False}
     try:
-        lexer = get_lexer_by_name(code.language, stripnl=False, ensurenl=False, tabsize=4)
+        lexer = get_lexer_by_name(language, **options)
     except ClassNotFound:
-        lexer = get_lexer_by_name("text", stripnl=False, ensurenl=False, tabsize=4)
-    lines: list[CodeLine] = [[]]
-    for token, text in lex(strip_control_chars(code.source).strip("\n"), lexer):
-        first, *rest = text.split("\n")
-        _append_text(lines[-1], _token_kind(token), first)
-        for line in rest:
-            lines.append([])
-            _append_text(lines[-1], _token_kind(token), line)
-    return lines
-
-
-def _token_kind(token: _TokenType) -> str:
-    return next((kind for token_type, kind in TOKEN_KINDS if is_token_subtype(token, token_type)), "")
-
-
-def _append_text(line: CodeLine, kind: str, text: str) -> None:
-    """Append text to the line; adjacent text of the same kind is merged."""
-    if text and line and line[-1][0] == kind:
-        line[-1] = (kind, line[-1][1] + text)
-    elif text:
-        line.append((kind, text))
+        lexer = TextLexer(**options)
+    return pygments.highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip("\n")

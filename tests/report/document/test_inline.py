@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chromabox.report.document.inline import Inline, parse_inline, parse_links, strip_control_chars, to_text
+from chromabox.report.document.layout import Inline, parse_inline, parse_links, strip_control_chars, to_text
 from chromabox.report.document.model import Number, Text
 
 TWO = Number(2.0, "a.json: two", ".1f", 0.5)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.report.document.inline import to_text
-from chromabox.report.document.layout import layout_document
+from chromabox.report.document.layout import layout_document, to_text
 from chromabox.report.document.model import Document, Figure, Number, Section, Table, Text
 
 TABLE = Table("t", ["a", "b"], [["x", Number(1.0, "s")], ["y", "–"]])

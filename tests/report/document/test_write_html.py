@@ -1,5 +1,6 @@
 """The HTML page, parsed by Python's HTML parser independently of the template."""
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
 from sympy import Symbol
 
 from chromabox.errors import ChromaboxError
-from chromabox.report.document.inline import strip_control_chars
+from chromabox.report.document.layout import strip_control_chars
 from chromabox.report.document.model import Code, Document, Figure, Formula, MissingRun, Number, Section, Table, Text
 from chromabox.report.document.write import MAX_PAGE_BYTES, write_html
 from report_fixtures import make_sample_document
@@ -123,22 +125,36 @@ def test_text_is_never_interpreted_as_markup(tmp_path: Path, text: str, key: str
     assert len(page.all("section")) == len(sections) + 2
 
 
-def test_large_images_are_reduced_and_captions_state_it(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    figures = []
-    for index in range(3):
-        Image.fromarray(rng.integers(0, 256, (300, 500, 3), np.uint8)).save(tmp_path / f"{index}.png", compress_level=0)
-        figures.append(Figure(tmp_path / f"{index}.png", f"Noise {index}."))
-    before = (tmp_path / "0.png").read_bytes()
-    document = Document("t", figures, [], [], {})
-    path = write_html(document, tmp_path / "report.html", max_bytes=400_000)
-    assert path.stat().st_size <= 400_000
-    page = Page(path)
-    assert page.text.count("(shown in 256 colours, ") == 3
-    assert {(image["width"], image["height"]) for image in page.all("img")} == {("500", "300")}
-    assert (tmp_path / "0.png").read_bytes() == before
-    unlimited = write_html(document, tmp_path / "unlimited.html")
-    assert unlimited.stat().st_size <= MAX_PAGE_BYTES
+def test_sample_page_is_small(document: Document, tmp_path: Path) -> None:
+    assert write_html(document, tmp_path / "report.html").stat().st_size <= MAX_PAGE_BYTES
+
+
+def test_large_page_causes_a_warning_and_images_are_unchanged(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    document = Document("t", [Figure(tmp_path / "noise.png", "Noise.")], [], [], {})
+    with pytest.warns(UserWarning, match=r"report\.html: the page has 6\.\d MB"):
+        page = Page(write_html(document, tmp_path / "report.html"))
+    [image] = page.all("img")
+    assert (image["width"], image["height"]) == ("1500", "1000")
+    header, _, body = image["src"].partition(",")
+    assert header == "data:image/png;base64"
+    assert base64.b64decode(body) == (tmp_path / "noise.png").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", None, "jpeg", "truncated"])
+def test_incomplete_png_is_rejected_by_name(tmp_path: Path, content: bytes | str | None) -> None:
+    path = tmp_path / "figure.png"
+    if content == "jpeg":
+        Image.fromarray(data.chelsea()).save(path, format="JPEG")
+    elif content == "truncated":
+        Image.fromarray(data.chelsea()).save(path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(ChromaboxError, match=r"figure\.png: ") as caught:
+        write_html(Document("", [Figure(path, "")], [], [], {}), tmp_path / "report.html")
+    assert "\n" not in str(caught.value)
 
 
 def test_broken_figure_raises_and_keeps_the_existing_page(tmp_path: Path) -> None:

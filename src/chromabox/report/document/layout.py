@@ -1,21 +1,26 @@
 """Documents converted to plain data for templates: parsed prose, highlighted code, numbered tables and figures.
 
-Source code is highlighted by Pygments; the HTML and PDF templates define the colours of the token kinds.
+Source code is highlighted by Pygments in the page, whose style sheet defines the colours, and by Typst in the PDF.
 """
 
+import html
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
-from pygments import lex
+import pygments
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath, text_to_path
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Name, Operator, String, _TokenType, is_token_subtype
-from pygments.token import Number as NumberToken
+from pygments.lexers.special import TextLexer
 from pygments.util import ClassNotFound
+from sympy import Expr, Integer, Symbol
+from sympy.printing.latex import LatexPrinter
 
-from chromabox.report.document.inline import Inline, parse_inline, parse_links, strip_control_chars, to_text
-from chromabox.report.document.math import split_at_operators, to_mathml, to_typst
 from chromabox.report.document.model import (
     Block,
     Cell,
@@ -28,6 +33,89 @@ from chromabox.report.document.model import (
     Table,
     Text,
 )
+
+#: Control characters, surrogates and non-characters, which neither HTML nor fonts support.
+UNPRINTABLE_CHARS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]"
+)
+#: The space between a number and its unit, where a line must not break.
+UNIT_SPACE = re.compile(r"^ (?=[%×°])")
+URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]]")
+
+
+@dataclass(frozen=True)
+class Inline:
+    """A piece of text with one format."""
+
+    text: str
+    code: bool = False
+    number: Number | None = None
+    link: str = ""
+
+
+def strip_control_chars(text: str) -> str:
+    """Return the text with "\\n" as line ends and "�" for every unsupported character."""
+    return UNPRINTABLE_CHARS.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def parse_inline(text: Text | str) -> list[Inline]:
+    """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line ends become spaces."""
+    pieces = _split_template(text) if isinstance(text, Text) else [(text, None)]
+    num_backticks = sum(literal.count("`") for literal, _ in pieces)
+    unpaired = num_backticks if num_backticks % 2 else 0
+    inlines: list[Inline] = []
+    code, seen = False, 0
+    for literal, number in pieces:
+        words = strip_control_chars(literal).replace("\n", " ")
+        if inlines and inlines[-1].number:
+            words = UNIT_SPACE.sub("\u00a0", words)
+        for index, part in enumerate(words.split("`")):
+            seen += index > 0
+            if index and seen == unpaired:
+                part = f"`{part}"
+            elif index:
+                code = not code
+            if part:
+                inlines.append(Inline(part, code))
+        if number is not None:
+            inlines.append(Inline(str(number), code, number))
+    return inlines
+
+
+def parse_links(text: str) -> list[Inline]:
+    """Parse a reference like a paragraph, with URLs as links."""
+    return [
+        piece for inline in parse_inline(text) for piece in (_split_links(inline.text) if not inline.code else [inline])
+    ]
+
+
+def to_text(inlines: list[Inline]) -> str:
+    """Return the plain text."""
+    return "".join(inline.text for inline in inlines)
+
+
+def _split_template(text: Text) -> list[tuple[str, Number | None]]:
+    """Split into pairs of text and the number that follows (None at the end); doubled braces become single ones."""
+    pieces: list[tuple[str, Number | None]] = []
+    words = ""
+    for literal, name, *_ in Formatter().parse(text.template):
+        words += literal
+        if name is not None:
+            pieces.append((words, text.numbers[name]))
+            words = ""
+    return [*pieces, (words, None)]
+
+
+def _split_links(text: str) -> Iterator[Inline]:
+    start = 0
+    for url in URL.finditer(text):
+        if url.start() > start:
+            yield Inline(text[start : url.start()])
+        yield Inline(url[0], link=url[0])
+        start = url.end()
+    if start < len(text):
+        yield Inline(text[start:])
+
 
 #: A block as plain data: ``kind`` names its type, and the other keys depend on it.
 LaidOut = dict[str, Any]
@@ -66,17 +154,16 @@ def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
         case Text():
             return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
-            typst = to_typst(block.expression)
-            html = {"mathml": to_mathml(block.expression)}
-            pdf = {"typst": typst, "pieces": split_at_operators(typst)}
-            return {"kind": "formula", "name": parse_inline(block.name), **html, **pdf}
+            return {"kind": "formula", "name": parse_inline(block.name), **render_formula(block.expression)}
         case Table():
             return {"kind": "table", "number": next_number(), **_layout_table(block)}
         case Figure():
             caption = parse_inline(block.caption)
             return {"kind": "figure", "number": next_number(), "caption": caption, "alt": to_text(caption)}
         case Code():
-            return {"kind": "code", "lines": highlight_lines(block), "language": strip_control_chars(block.language)}
+            source = strip_control_chars(block.source).strip("\n").expandtabs(4)
+            language = strip_control_chars(block.language)
+            return {"kind": "code", "source": source, "language": language, "html": highlight(source, language)}
         case MissingRun():
             return {
                 "kind": "missing",
@@ -110,44 +197,67 @@ def _section_anchors(document: Document) -> list[str]:
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
 
 
-#: Token types and their kinds; the first match counts, and other tokens are plain text.
-TOKEN_KINDS = (
-    (Comment, "comment"),
-    (String, "string"),
-    (NumberToken, "number"),
-    (Keyword, "keyword"),
-    (Operator.Word, "keyword"),
-    (Name.Function, "name"),
-    (Name.Class, "name"),
-    (Name.Decorator, "decorator"),
-    (Name.Builtin, "builtin"),
-)
-CodeLine = list[tuple[str, str]]
+class _LatexPrinter(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed.
+    """Printer of the part of LaTeX that mathtext supports.
+
+    Names are upright, since NIC is one variable and not the product of three; text after an underscore is a subscript.
+    """
+
+    def _print_Symbol(self, expr: Symbol) -> str:
+        base, _, index = expr.name.partition("_")
+        return f"{_latex_text(base)}_{{{_latex_text(index)}}}" if base and index else _latex_text(expr.name)
+
+    def _print_Integer(self, expr: Integer) -> str:
+        return f"{int(expr):,}".replace(",", "{,}")
+
+    def _print_Mod(self, expr: Expr) -> str:
+        return rf"\operatorname{{mod}}\left({self._print(expr.args[0])}, {self._print(expr.args[1])}\right)"
 
 
-def highlight_lines(code: Code) -> list[CodeLine]:
-    """Return lines of (kind, text); the kind is empty for plain text and for code in an unknown language."""
+def _latex_text(text: str) -> str:
+    escaped = re.sub(r"([\\{}$])", r"\\\1", strip_control_chars(text).replace("\n", " "))
+    return rf"\text{{{escaped}}}"
+
+
+def to_latex(expression: Expr) -> str:
+    """Return LaTeX without dollar signs; fractions and sums have their full size."""
+    return str(_LatexPrinter({"mul_symbol": "dot"}).doprint(expression)).replace(r"\frac{", r"\dfrac{")
+
+
+def render_formula(expression: Expr) -> LaidOut:
+    """Typeset "= ``expression``" with matplotlib's mathtext.
+
+    The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; this text
+    as ``alt``; and ``width`` and ``depth`` (below the baseline) in em. An expression that mathtext does not support
+    (piecewise functions) is shown in SymPy's notation.
+    """
+    alt = strip_control_chars(str(expression)).replace("\n", " ").replace("**", "^")
+    font = FontProperties(math_fontfamily="stix", size=100)
     try:
-        lexer = get_lexer_by_name(code.language, stripnl=False, ensurenl=False, tabsize=4)
+        latex = f"$= {to_latex(expression)}$"
+        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+    except (ValueError, RecursionError):  # SymPy 1.14 does not print an unevaluated (-1)**-2.
+        latex = f"$= {_latex_text(alt)}$"
+        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+    width += 10  # Slanted letters extend beyond their widths.
+    letters = {TextPath.MOVETO: "M", TextPath.LINETO: "L", TextPath.CURVE3: "Q", TextPath.CURVE4: "C"}
+    outline = ""
+    for points, code in TextPath((0, 0), latex, prop=font).iter_segments(simplify=False):
+        coordinates = (points.reshape(-1, 2) * [1, -1]).ravel()  # The y axis of SVG points downwards.
+        outline += letters[code] + " ".join(f"{value:.0f}" for value in coordinates) if code in letters else "Z"
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="= {html.escape(alt)}" '
+        f'width="{width / 100:.2f}em" height="{height / 100:.2f}em" style="vertical-align: {-depth / 100:.2f}em" '
+        f'viewBox="0 {depth - height:.0f} {width:.0f} {height:.0f}"><path fill="currentColor" d="{outline}"/></svg>'
+    )
+    return {"svg": svg, "alt": alt, "width": width / 100, "depth": depth / 100}
+
+
+def highlight(source: str, language: str) -> str:
+    """Return HTML with Pygments' classes; code in an unknown language is not highlighted."""
+    options = {"stripnl": False, "ensurenl": False}
+    try:
+        lexer = get_lexer_by_name(language, **options)
     except ClassNotFound:
-        lexer = get_lexer_by_name("text", stripnl=False, ensurenl=False, tabsize=4)
-    lines: list[CodeLine] = [[]]
-    for token, text in lex(strip_control_chars(code.source).strip("\n"), lexer):
-        first, *rest = text.split("\n")
-        _append_text(lines[-1], _token_kind(token), first)
-        for line in rest:
-            lines.append([])
-            _append_text(lines[-1], _token_kind(token), line)
-    return lines
-
-
-def _token_kind(token: _TokenType) -> str:
-    return next((kind for token_type, kind in TOKEN_KINDS if is_token_subtype(token, token_type)), "")
-
-
-def _append_text(line: CodeLine, kind: str, text: str) -> None:
-    """Append text to the line; adjacent text of the same kind is merged."""
-    if text and line and line[-1][0] == kind:
-        line[-1] = (kind, line[-1][1] + text)
-    elif text:
-        line.append((kind, text))
+        lexer = TextLexer(**options)
+    return pygments.highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip("\n")

@@ -3,9 +3,12 @@
 The PDF is typeset by Typst with the fonts of Typst and matplotlib only, which makes it identical on every machine.
 """
 
+import base64
+import io
 import json
 import math
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,13 +17,12 @@ from typing import Any
 import matplotlib
 import typst
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
-from chromabox.report.document.images import fit_to_budget, read_png
-from chromabox.report.document.inline import Inline, strip_control_chars, to_text
-from chromabox.report.document.layout import LaidOut, layout_document
-from chromabox.report.document.model import Document, MissingRun
+from chromabox.report.document.layout import Inline, layout_document, strip_control_chars, to_text
+from chromabox.report.document.model import Document, Figure, MissingRun
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,22 @@ def write_document(document: Document, folder: Path) -> WrittenDocument:
         raise ChromaboxError(f"{folder}: the report cannot be written ({reason}); use another folder") from error
 
 
-#: Default size limit of the page in bytes; a page of this size can be sent by e-mail and opens quickly.
+#: A larger page causes a warning; a page of this size in bytes can be sent by e-mail and opens quickly.
 MAX_PAGE_BYTES = 5_000_000
 
 
-def write_html(document: Document, path: Path, *, max_bytes: int = MAX_PAGE_BYTES) -> Path:
-    """Write the page atomically and return the path.
+def write_html(document: Document, path: Path) -> Path:
+    """Write the page, which contains all images, atomically and return the path.
 
-    Images are reduced until the page has at most ``max_bytes`` bytes, and their captions state the reduction. Raise
-    ChromaboxError for a figure that is not a PNG file, and OSError if the file cannot be written.
+    Warn if the page has more than :data:`MAX_PAGE_BYTES` bytes. Raise ChromaboxError for a figure that is not a PNG
+    file, and OSError if the file cannot be written.
     """
     layout = layout_document(document)
-    images = [read_png(figure.path) for figure in layout["figures"]]
-    text_bytes = len(_render_page(document, layout, [(image, "") for image in images]).encode())
-    note_bytes = 80 * len(images)  # Space for the notes about reduced images in captions.
-    reduced = fit_to_budget(images, max_bytes - text_bytes - note_bytes)
-    page = _render_page(document, layout, [(image, image.uri) for image in reduced])
-    with atomic_write(path) as temp_path:
-        temp_path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _render_page(document: Document, layout: LaidOut, images: list[tuple[Any, str]]) -> str:
+    images = []
+    for figure in layout["figures"]:
+        content, (width, height) = _read_png(figure)
+        uri = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        images.append({"uri": uri, "width": width, "height": height})
     environment = Environment(
         loader=PackageLoader("chromabox", "assets/report"),
         autoescape=True,
@@ -82,9 +78,29 @@ def _render_page(document: Document, layout: LaidOut, images: list[tuple[Any, st
     numbers = [
         (strip_control_chars(key), strip_control_chars(name), number) for key, name, number in document.numbers()
     ]
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         document=layout, images=images, numbers=numbers, clean=strip_control_chars, width_class=_cell_width_class
     )
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(page, encoding="utf-8")
+    if (size := path.stat().st_size) > MAX_PAGE_BYTES:
+        warnings.warn(f"{path}: the page has {size / 1e6:.1f} MB; save its figures with fewer pixels", stacklevel=2)
+    return path
+
+
+def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
+    """Return the file's content, and the width and height in pixels. Raise ChromaboxError unless it is a PNG file."""
+    try:
+        content = figure.path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ChromaboxError(f"{figure.path}: the figure cannot be read ({reason})") from error
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.load()
+            return content, image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ChromaboxError(f"{figure.path}: not a complete PNG file; create the figure again") from error
 
 
 def _cell_width_class(cell: list[Inline]) -> str:
@@ -174,11 +190,11 @@ def _write_typst_source(document: Document, folder: Path) -> None:
     layout = layout_document(document)
     images = []
     for index, figure in enumerate(layout.pop("figures"), start=1):
-        image = read_png(figure.path)
-        (folder / f"figure-{index}.png").write_bytes(image.content)
-        images.append({"file": f"figure-{index}.png", "width": image.width, "height": image.height})
-    content = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
-    (folder / "document.json").write_text(content, encoding="utf-8")
+        content, (width, height) = _read_png(figure)
+        (folder / f"figure-{index}.png").write_bytes(content)
+        images.append({"file": f"figure-{index}.png", "width": width, "height": height})
+    data = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
+    (folder / "document.json").write_text(data, encoding="utf-8")
 
 
 def _inline_to_json(inline: Inline) -> dict[str, Any]:

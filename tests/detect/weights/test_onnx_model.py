@@ -1,6 +1,5 @@
-"""Exported detectors run by ONNX Runtime, against PyTorch; selection of weights, and their export to the cache."""
+"""Exported detectors run by ONNX Runtime, against PyTorch, and files that are rejected."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,8 @@ import pytest
 
 from chromabox.detect.inference.load import open_detector
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_6
-from chromabox.detect.weights import convert
 from chromabox.detect.weights.convert import export_detector
-from chromabox.detect.weights.load import Detector, save_detector
-from chromabox.detect.weights.onnx_model import DetectorModel, OnnxDetector, load_onnx_detector, resolve_weights
+from chromabox.detect.weights.onnx_model import DetectorModel, load_onnx_detector
 from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import CLASS_NAMES, make_small_detector
 
@@ -126,70 +123,3 @@ def test_tensors_in_other_files_are_rejected(exported: Path, tmp_path: Path) -> 
     for load in (load_onnx_detector, open_detector):
         with pytest.raises(ChromaboxError, match=r"a\.onnx: the model refers to tensors in other files"):
             load(tmp_path / "a.onnx")
-
-
-def test_run_folder_uses_its_exported_file(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "export_detector", None)
-    (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
-    save_detector(tmp_path / "best.safetensors", make_small_detector(seed=1))
-    for weights in (tmp_path, str(tmp_path)):
-        assert open_detector(weights).path == tmp_path / "best.onnx"
-
-
-def save_weights(folder: Path, name: str, detector: Detector) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_detector(folder / f"{name}.safetensors", detector)
-    return folder / f"{name}.safetensors"
-
-
-def test_other_weights_are_exported_once(
-    exported: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save_weights(tmp_path / "run", "best", make_small_detector())
-    first = open_detector(path)
-    assert first.path.parent == cache / "onnx"
-    assert (first.classes, first.size) == (CLASS_NAMES, 64)
-    images = random_images()
-    for output, expected in zip(first.predict(images), load_onnx_detector(exported).predict(images), strict=True):
-        np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-5)
-    with monkeypatch.context() as patch:
-        patch.setattr(convert, "export_detector", None)
-        assert open_detector(path).path == first.path
-        assert open_detector(tmp_path / "run").path == first.path
-    # Other weights and other sizes have other files.
-    large = open_detector(path, size=96)
-    assert (large.size, open_detector(path).size) == (96, 64)
-    save_weights(tmp_path / "run", "best", make_small_detector(seed=1))
-    changed = open_detector(path)
-    assert len({first.path, large.path, changed.path}) == 3
-    assert np.abs(changed.predict(images)[1] - first.predict(images)[1]).max() > 0.1
-
-
-def test_pretrained_weights_are_exported_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save_weights(cache, "yolov3-tiny", make_small_detector())
-    assert resolve_weights("yolov3-tiny") == path
-    first = open_detector("yolov3-tiny")
-    monkeypatch.setattr(convert, "export_detector", None)
-    assert open_detector("yolov3-tiny").path == first.path
-
-
-def test_invalid_size_is_rejected(tmp_path: Path, cache: Path) -> None:
-    path = save_weights(tmp_path, "small", make_small_detector())
-    with pytest.raises(UsageError, match="size is 65: expected a multiple of 32 for small"):
-        open_detector(path, size=65)
-
-
-@pytest.mark.parametrize("library", ["torch", "skimage"])
-def test_weights_that_are_not_exported_need_pytorch(
-    library: str, exported: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save_weights(tmp_path, "small", make_small_detector())
-    unavailable = [name for name in sys.modules if name.partition(".")[0] == library]
-    for name in {library, *unavailable}:
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in ("convert", "load"):
-        monkeypatch.delitem(sys.modules, f"chromabox.detect.weights.{name}")
-    message = rf"small\.safetensors: {library} is required .*; install it with pip install 'chromabox\[train\]'"
-    with pytest.raises(UsageError, match=message):
-        open_detector(path)
-    assert isinstance(open_detector(exported), OnnxDetector)

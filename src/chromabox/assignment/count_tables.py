@@ -24,7 +24,7 @@ from chromabox.assignment.count import (
     count_model,
     count_module,
 )
-from chromabox.assignment.padding import PaddingOptions, solve_paddings
+from chromabox.assignment.padding import LAYER_GROUPS, search_paddings
 from chromabox.colour.models import MODELS
 from chromabox.colour.weights.checkpoint import load_model
 from chromabox.detect.models.architecture import DARKNET
@@ -176,28 +176,17 @@ def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) 
 
 
 def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
-    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, or why there are none."""
-    # All are solved before the first is printed: an invalid kernel gives only an error message.
-    solutions = [(kernel, solve_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
+    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, if there are any."""
+    # All are searched before the first is printed: an invalid kernel gives only an error message.
+    solutions = [(kernel, search_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
     for kernel, groups in solutions:
-        rows = [[group.group.name, format_widths(group), format_paddings(group)] for group in groups]
+        rows = []
+        for group, pairs in zip(LAYER_GROUPS, groups, strict=True):
+            widths = " → ".join(map(str, [group.widths[0][0], *(out_width for _, out_width in group.widths)]))
+            texts = [f"{padding} and {extra}" if group.transposed else f"{padding}" for padding, extra in pairs]
+            rows.append([group.name, widths, " or ".join(texts) or "no padding keeps the shapes"])
         title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
         _print_table(title, ["layers", "shapes", "padding (and output padding)"], rows)
-
-
-def format_widths(options: PaddingOptions) -> str:
-    """Return the widths of the layers of a group, for example ``32 → 16 → 8``."""
-    first, *_ = options.group.widths
-    return " → ".join(map(str, [first[0], *(out_width for _, out_width in options.group.widths)]))
-
-
-def format_paddings(options: PaddingOptions) -> str:
-    """Return the paddings of a group, or why there are none."""
-    texts = [
-        f"{padding} and {output_padding}" if options.group.transposed else str(padding)
-        for padding, output_padding in options.paddings
-    ]
-    return " or ".join(texts) or f"none: {options.reason}"
 
 
 def _as_cells(*columns: Iterable[str]) -> list[list[str]]:

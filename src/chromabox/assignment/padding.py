@@ -65,9 +65,7 @@ def _keeps_shapes(group: LayerGroup, pair: Padding, kernel: int, stride: int, di
     layer = layer_type(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     try:
         with torch.no_grad():
-            return all(
-                layer(torch.zeros(1, in_width)).shape == (1, out_width) for in_width, out_width in group.widths
-            )
+            return all(layer(torch.zeros(1, in_width)).shape == (1, out_width) for in_width, out_width in group.widths)
     except (RuntimeError, ValueError):
         return False
 

@@ -197,6 +197,8 @@ class ModelCounts:
     layers: tuple[LayerCounts, ...]
     values: Values
     """Requested values of all symbols that the formulas may contain."""
+    title: str = ""
+    """Name of the model, and its file if it has one."""
 
     @property
     def size(self) -> Values:
@@ -216,9 +218,7 @@ class ModelCounts:
     def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
         """Return the sums over all layers as formulas in all symbols."""
         counts = [count.as_tuple for _, count in self.counted_layers(options)]
-        return Counts(
-            *(simplify_counts(sum((formulas[index] for formulas in counts), Integer(0))) for index in range(3))
-        )
+        return Counts(*(simplify_counts(sum((terms[index] for terms in counts), Integer(0))) for index in range(3)))
 
 
 def simplify_counts(expression: Expr) -> Expr:
@@ -251,10 +251,8 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     }
 
     def build(changed: Values) -> nn.Module:
-        return _build_meta(
-            name,
-            {**settings, **{key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}},
-        )
+        varied = {key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}
+        return _build_meta(name, {**settings, **varied})
 
     return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, model.size_divisor))
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from chromabox.assignment.count import (
     SYMBOLS,
     CountOptions,
     H,
-    K,
     ModelCounts,
     Values,
     W,
@@ -38,15 +37,7 @@ DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 
 
-@dataclass(frozen=True)
-class CountReport:
-    """Counts of a model and their title."""
-
-    title: str
-    counts: ModelCounts
-
-
-def count_by_name(model: str, *, size: int | None = None, **settings: int | None) -> CountReport:
+def count_by_name(model: str, *, size: int | None = None, **settings: int | None) -> ModelCounts:
     """Count a model given by name, run folder or file.
 
     Args:
@@ -82,22 +73,24 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     return _count_colour_model(f"{metadata['net']} of {model}", metadata["net"], size, metadata["settings"])
 
 
-def _count_colour_model(title: str, name: str, size: int | None, settings: dict[str, Any]) -> CountReport:
+def _count_colour_model(title: str, name: str, size: int | None, settings: dict[str, Any]) -> ModelCounts:
     side = DEFAULT_SIZE if size is None else size
-    return CountReport(title, count_model(name, height=side, width=side, **settings))
+    return replace(count_model(name, height=side, width=side, **settings), title=title)
 
 
-def _count_detector(title: str, size: int | None, model: DarknetModel) -> CountReport:
+def _count_detector(title: str, size: int | None, model: DarknetModel) -> ModelCounts:
     architecture = model.architecture
     side = architecture.size if size is None else size
     multiple, channels = architecture.max_stride, architecture.channels
-    return CountReport(title, count_module(model, channels=channels, multiple=multiple, height=side, width=side))
+    counts = count_module(model, channels=channels, multiple=multiple, height=side, width=side)
+    return replace(counts, title=title)
 
 
 def format_formula(expression: Expr | Poly) -> str:
     """Return a formula as plain text, for example ``k²·(NIC·NF + 4·NF²) + 12·NF``."""
     common_powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    groups = [dict(terms) for _, terms in groupby(rest.terms(), key=_kernel_power)]
+    # Terms with the same power of k, the first symbol, form a group.
+    groups = [dict(terms) for _, terms in groupby(rest.terms(), key=lambda term: term[0][0])]
     if len(groups) > 1:
         terms = [format_formula(Poly(group, *SYMBOLS)) for group in groups]
     else:
@@ -106,10 +99,6 @@ def format_formula(expression: Expr | Poly) -> str:
         return _format_product(common_powers, rest.LC())
     total = " + ".join(terms)
     return f"{_format_product(common_powers, Integer(1))}·({total})" if any(common_powers) else total
-
-
-def _kernel_power(term: tuple[tuple[int, ...], Rational]) -> int:
-    return term[0][SYMBOLS.index(K)]
 
 
 def _format_product(powers: Sequence[int], coefficient: Rational) -> str:
@@ -126,32 +115,33 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def describe_options(options: CountOptions) -> str:
     """Describe the counted quantities in words."""
-    parts = ["kernels", *(["biases"] if options.biases else []), *(["BatchNorm"] if options.batch_norm else [])]
-    omitted = [*([] if options.biases else ["biases"]), *([] if options.batch_norm else ["BatchNorm"])]
+    optional = {"biases": options.biases, "BatchNorm": options.batch_norm}
+    counted = ", ".join(["kernels", *(name for name, is_counted in optional.items() if is_counted)])
+    omitted = ", ".join(name for name, is_counted in optional.items() if not is_counted)
     outputs = "convolutions and linear layers" + (", BatchNorm" if options.batch_norm else "")
     outputs += ", pooling, upsampling and activations" if options.activations else ""
-    return (
-        f"weights of {', '.join(parts)}"
-        + (f" (not {', '.join(omitted)})" if omitted else "")
-        + f"; outputs of {outputs}"
-    )
+    return f"weights of {counted}" + (f" (not {omitted})" if omitted else "") + f"; outputs of {outputs}"
 
 
-def print_counts(report: CountReport, options: CountOptions = COURSE_OPTIONS) -> None:
+def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) -> None:
     """Print formulas, the numbers for two image sizes, and tables of the layers."""
-    counts, total, settings = report.counts, report.counts.total(options), format_settings(report.counts)
+    total, settings = counts.total(options), format_settings(counts)
     sizes = (counts.size, counts.doubled_size)
     size_columns = ["", *map(format_size, sizes)]
-    print(f"{report.title}: {describe_options(options)}")
-    _print_table("for images of H × W", ["", "formula"], _as_cells(QUANTITIES, map(format_formula, total.as_tuple)))
+
+    def print_columns(title: str, headings: list[str], columns: list[list[str]]) -> None:
+        _print_table(title, headings, [list(row) for row in zip(QUANTITIES, *columns, strict=True)])
+
+    print(f"{counts.title}: {describe_options(options)}")
+    print_columns("for images of H × W", ["", "formula"], [[format_formula(formula) for formula in total.as_tuple]])
     if settings:
-        formulas = (map(format_formula, total.subs(size).as_tuple) for size in sizes)
-        _print_table("for two sizes", size_columns, _as_cells(QUANTITIES, *formulas))
-    numbers = (_format_thousands(total.evaluate({**counts.values, **size})) for size in sizes)
-    _print_table(settings or "for two sizes", size_columns, _as_cells(QUANTITIES, *numbers))
+        formulas = [[format_formula(formula) for formula in total.subs(size).as_tuple] for size in sizes]
+        print_columns("for two sizes", size_columns, formulas)
+    numbers = [[f"{number:,}" for number in total.evaluate({**counts.values, **size})] for size in sizes]
+    print_columns(settings or "for two sizes", size_columns, numbers)
     _print_table("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(counts, options))
     rows = [
-        [layer.name, layer.kind, *_format_thousands(layer_counts.evaluate(counts.values))]
+        [layer.name, layer.kind, *(f"{number:,}" for number in layer_counts.evaluate(counts.values))]
         for layer, layer_counts in counts.counted_layers(options)
     ]
     _print_table(f"layers for images of {format_size(counts.size)}", ["layer", "", *QUANTITIES], rows)
@@ -187,14 +177,6 @@ def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
             rows.append([group.name, widths, " or ".join(texts) or "no padding keeps the shapes"])
         title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
         _print_table(title, ["layers", "shapes", "padding (and output padding)"], rows)
-
-
-def _as_cells(*columns: Iterable[str]) -> list[list[str]]:
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _format_thousands(numbers: Iterable[int]) -> list[str]:
-    return [f"{number:,}" for number in numbers]
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

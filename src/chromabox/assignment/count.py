@@ -99,17 +99,20 @@ def _layer_call(
     kind, outputs = type(layer).__name__, tuple(output.shape[1:])
     if not isinstance(layer, _WEIGHTED + _BATCH_NORM):
         return name, kind, "other", (ZERO_DIMS, ZERO_DIMS, outputs, ZERO_DIMS)
-    parameters = []
-    for parameter in (layer.weight, layer.bias):
-        is_new = parameter is not None and id(parameter) not in counted_ids
-        parameters.append(tuple(parameter.shape) if is_new else ZERO_DIMS)
+
+    def uncounted(parameter: Tensor | None) -> Dims:
+        if parameter is None or id(parameter) in counted_ids:
+            return ZERO_DIMS
         counted_ids.add(id(parameter))
+        return tuple(parameter.shape)
+
+    weights, biases = uncounted(layer.weight), uncounted(layer.bias)
     if isinstance(layer, _BATCH_NORM):
-        return name, kind, "norm", (*parameters, outputs, outputs if layer.affine else ZERO_DIMS)
+        return name, kind, "norm", (weights, biases, outputs, outputs if layer.affine else ZERO_DIMS)
     # All weights are used at every position: of the inputs of a transposed convolution, otherwise of the outputs.
     positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
     positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
-    return name, kind, "weighted", (*parameters, outputs, (*layer.weight.shape, *positions))
+    return name, kind, "weighted", (weights, biases, outputs, (*layer.weight.shape, *positions))
 
 
 NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)

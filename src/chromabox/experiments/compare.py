@@ -12,7 +12,7 @@ from chromabox.colour.training.train import TrainConfig, load_inputs, read_confi
 from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import read_summary, train_pending
+from chromabox.experiments.runs import read_summary, require_distinct, train_pending
 from chromabox.experiments.sweep_results import SeedStats, print_table, write_table
 from chromabox.report.plots import plot_image_rows
 
@@ -61,10 +61,8 @@ def compare(
     Finished runs are reused and interrupted ones are resumed. Raise UsageError if a list is empty or has duplicates, or
     if a run folder contains a run with other settings.
     """
-    for option, values in (("--models", models), ("--seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            problem = "has duplicate values" if values else "is empty"
-            raise UsageError(f"{option}: {values} {problem}; expected one or more different values")
+    require_distinct("--models", models)
+    require_distinct("--seeds", seeds)
     configs = {
         model: {
             folder / f"{model}-{recipe}-seed{seed}": TrainConfig(

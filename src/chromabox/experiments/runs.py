@@ -18,6 +18,13 @@ from chromabox.errors import UsageError
 from chromabox.report.training import epoch_callback, plot_run
 
 
+def require_distinct(option: str, values: Sequence[object]) -> None:
+    """Raise UsageError if the list of values of a command-line option is empty or has duplicates."""
+    if not values or len(set(values)) < len(values):
+        problem = "has duplicate values" if values else "is empty"
+        raise UsageError(f"{option}: {tuple(values)} {problem}; expected one or more different values")
+
+
 def train_pending(
     configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None, log: Callable[[str], None] = print
 ) -> None:

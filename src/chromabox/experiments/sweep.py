@@ -26,7 +26,7 @@ from chromabox.colour.training.train import TrainConfig, load_inputs, read_confi
 from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import read_summary, train_pending
+from chromabox.experiments.runs import read_summary, require_distinct, train_pending
 from chromabox.experiments.sweep_results import (
     METRICS,
     SeedStats,
@@ -118,9 +118,7 @@ def sweep(
     and if a run folder contains a run with other settings.
     """
     check_values(parameter, values)
-    if not seeds or len(set(seeds)) < len(seeds):
-        problem = "has duplicate values" if seeds else "is empty"
-        raise UsageError(f"--seeds: {tuple(seeds)} {problem}; expected one or more different values")
+    require_distinct("--seeds", seeds)
     if steps is not None and (parameter != "batch-size" or steps < 1):
         expected = (
             "expected at least 1"

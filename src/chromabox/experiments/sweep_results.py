@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,11 @@ class SweepResult:
         rows = [("equal epochs", row) for row in self.equal_epochs] + [("equal steps", row) for row in self.equal_steps]
         table = []
         for comparison, row in rows:
-            cells = {"comparison": comparison, self.parameter: row.value, "seeds": " ".join(map(str, self.seeds))}
+            cells: dict[str, Any] = {
+                "comparison": comparison,
+                self.parameter: row.value,
+                "seeds": " ".join(map(str, self.seeds)),
+            }
             cells |= {"parameters": row.parameters, "epochs": row.epochs, "updates": row.steps}
             for name in METRICS:
                 cells |= {name: row.metrics[name].mean, f"{name}_spread": row.metrics[name].std}
@@ -214,9 +218,6 @@ def read_sweep(folder: Path) -> SweepResult:
         raise UsageError(f"{path}: invalid sweep result ({error}); run chromabox sweep again") from error
 
 
-RGBA = tuple[float, float, float, float]
-
-
 def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     """Plot the loss against epochs (left) and against optimizer steps (right), with one colour per value.
 
@@ -227,13 +228,22 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts_differ = len({row.steps_per_epoch for row in sweep.equal_epochs}) > 1
-    for row, colour in zip(sweep.equal_epochs, _line_colours(len(sweep.equal_epochs)), strict=True):
+    # From dark to light; the lightest yellows, hard to see on white, are excluded.
+    num_values = len(sweep.equal_epochs)
+    colours = [colormaps["viridis"](0.9 * index / max(1, num_values - 1)) for index in range(num_values)]
+    for row, colour in zip(sweep.equal_epochs, colours, strict=True):
+        records = [read_metrics(sweep.folder / run) for run in row.runs]
+        losses, train_losses, accuracies = (
+            np.array([[record[name] for record in run] for run in records])
+            for name in ("test_loss", "train_loss", "test_accuracy")
+        )
         epochs = np.arange(1, row.epochs + 1)
-        _plot_losses(left, sweep, row, epochs, colour)
-        if counts_differ:
-            _plot_losses(right, sweep, row, epochs * row.steps_per_epoch, colour)
-        else:
-            _plot_band(right, epochs, 100 * _read_series(sweep, row, "test_accuracy"), colour, str(row.value))
+        if not counts_differ:
+            _plot_band(right, epochs, 100 * accuracies, colour, str(row.value))
+        for axes, positions in ((left, epochs), (right, epochs * row.steps_per_epoch))[: 1 + counts_differ]:
+            _plot_band(axes, positions, losses, colour, str(row.value))
+            marker = "." if row.epochs == 1 else None
+            axes.plot(positions, train_losses.mean(0), "--", color=colour, linewidth=1, marker=marker)
     left.set(xlabel="epochs", ylabel="cross-entropy (nats per pixel)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if counts_differ:
@@ -241,7 +251,7 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
         ends = sorted({row.steps for row in sweep.equal_epochs})
         right.set_xticks(ends, [f"{end:,}" for end in ends])
         right.set_xticks([], minor=True)
-        for row, colour in zip(sweep.equal_steps, _line_colours(len(sweep.equal_steps)), strict=True):
+        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # There can be no such runs.
             right.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
         if sweep.equal_steps:
             diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black")
@@ -260,26 +270,10 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     save_figure(figure, path, dpi=200)
 
 
-def _plot_losses(axes: Axes, sweep: SweepResult, row: SweepRow, positions: Any, colour: RGBA) -> None:
-    _plot_band(axes, positions, _read_series(sweep, row, "test_loss"), colour, str(row.value))
-    train = _read_series(sweep, row, "train_loss").mean(0)
-    axes.plot(positions, train, "--", color=colour, linewidth=1, marker="." if len(train) == 1 else None)
-
-
-def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: RGBA, label: str) -> None:
+def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: Any, label: str) -> None:
+    """Plot the mean over the seeds in a band from minimum to maximum."""
     axes.fill_between(positions, series.min(0), series.max(0), color=colour, alpha=0.25, linewidth=0)
     axes.plot(positions, series.mean(0), color=colour, label=label, marker="o" if series.shape[1] == 1 else None)
-
-
-def _read_series(sweep: SweepResult, row: SweepRow, metric: str) -> Float[np.ndarray, "seeds epochs"]:
-    """Return a metric after every epoch, one row per seed."""
-    return np.array([[record[metric] for record in read_metrics(sweep.folder / run)] for run in row.runs])
-
-
-def _line_colours(count: int) -> list[RGBA]:
-    """Return colours from dark to light; the lightest yellows, hard to see on white, are excluded."""
-    colormap: Callable[[float], RGBA] = colormaps["viridis"]
-    return [colormap(0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:

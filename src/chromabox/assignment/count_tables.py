@@ -50,39 +50,36 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     file.
     """
     given = {key: value for key, value in settings.items() if value is not None}
+    title, name, path = model, model, Path(model)
+    detector: DarknetModel | None = None
+    stored: dict[str, Any] = {}
     if model in MODELS:
         stored = load_model().metadata["settings"] if model == "photo" else {}
-        return _count_colour_model(model, model, size, {**stored, **given})
-    if given:
+    elif given:
         raise UsageError(
             f"{', '.join(given)}: only for colourisation models given by name ({', '.join(MODELS)}); {model} has fixed "
             "settings"
         )
-    if model in ARCHITECTURES:
+    elif model in ARCHITECTURES:
         with torch.device("meta"):
-            return _count_detector(model, size, DarknetModel(ARCHITECTURES[model](NUM_COCO_CLASSES, DARKNET), DARKNET))
-    path = Path(model)
-    if not path.exists():
+            detector = DarknetModel(ARCHITECTURES[model](NUM_COCO_CLASSES, DARKNET), DARKNET)
+    elif not path.exists():
         raise UsageError(
             f"model {model!r}: no such run folder or file; expected a path or one of "
             f"{', '.join([*MODELS, *ARCHITECTURES])}"
         )
-    if is_detector(path):
-        return _count_detector(model, size, load_detector(path).model)
-    metadata = load_model(path).metadata
-    return _count_colour_model(f"{metadata['net']} of {model}", metadata["net"], size, metadata["settings"])
-
-
-def _count_colour_model(title: str, name: str, size: int | None, settings: dict[str, Any]) -> ModelCounts:
-    side = DEFAULT_SIZE if size is None else size
-    return replace(count_model(name, height=side, width=side, **settings), title=title)
-
-
-def _count_detector(title: str, size: int | None, model: DarknetModel) -> ModelCounts:
-    architecture = model.architecture
-    side = architecture.size if size is None else size
-    multiple, channels = architecture.max_stride, architecture.channels
-    counts = count_module(model, channels=channels, multiple=multiple, height=side, width=side)
+    elif is_detector(path):
+        detector = load_detector(path).model
+    else:
+        metadata = load_model(path).metadata
+        title, name, stored = f"{metadata['net']} of {model}", metadata["net"], metadata["settings"]
+    if detector is None:
+        side = DEFAULT_SIZE if size is None else size
+        counts = count_model(name, height=side, width=side, **{**stored, **given})
+    else:
+        architecture = detector.architecture
+        side, multiple = architecture.size if size is None else size, architecture.max_stride
+        counts = count_module(detector, channels=architecture.channels, multiple=multiple, height=side, width=side)
     return replace(counts, title=title)
 
 

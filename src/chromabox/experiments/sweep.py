@@ -119,13 +119,10 @@ def sweep(
     """
     check_values(parameter, values)
     require_distinct("--seeds", seeds)
-    if steps is not None and (parameter != "batch-size" or steps < 1):
-        expected = (
-            "expected at least 1"
-            if parameter == "batch-size"
-            else f"omit it, since all values of {parameter} take the same number of steps"
-        )
-        raise UsageError(f"--steps {steps}: {expected}")
+    if steps is not None and parameter != "batch-size":
+        raise UsageError(f"--steps {steps}: omit it, since all values of {parameter} take the same number of steps")
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps {steps}: expected at least 1")
     if parameter == "colours" and palette != "auto":
         raise UsageError(f"--palette {palette}: a sweep over colours fits its palettes; omit --palette")
     base_config = TrainConfig(

@@ -128,12 +128,9 @@ class SweepResult:
         rows = [("equal epochs", row) for row in self.equal_epochs] + [("equal steps", row) for row in self.equal_steps]
         table = []
         for comparison, row in rows:
-            cells: dict[str, Any] = {
-                "comparison": comparison,
-                self.parameter: row.value,
-                "seeds": " ".join(map(str, self.seeds)),
-            }
-            cells |= {"parameters": row.parameters, "epochs": row.epochs, "updates": row.steps}
+            cells: dict[str, Any] = {"comparison": comparison, self.parameter: row.value}
+            cells |= {"seeds": " ".join(map(str, self.seeds)), "parameters": row.parameters}
+            cells |= {"epochs": row.epochs, "updates": row.steps}
             for name in METRICS:
                 cells |= {name: row.metrics[name].mean, f"{name}_spread": row.metrics[name].std}
             table.append(cells)

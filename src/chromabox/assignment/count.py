@@ -185,13 +185,6 @@ class LayerCounts:
     outputs: Expr
     connections: Expr
 
-    def counts(self, options: CountOptions) -> Counts | None:
-        """Return the contribution of this call, or None if layers of its category are not counted."""
-        if not {"weighted": True, "norm": options.batch_norm, "other": options.activations}[self.category]:
-            return None
-        biases = self.biases if options.biases or self.category == "norm" else Integer(0)
-        return Counts(self.weights + biases, self.outputs, self.connections)
-
 
 @dataclass(frozen=True)
 class ModelCounts:
@@ -215,8 +208,13 @@ class ModelCounts:
 
     def counted_layers(self, options: CountOptions = COURSE_OPTIONS) -> list[tuple[LayerCounts, Counts]]:
         """Return the layers that are counted, each with its contribution."""
-        counts = ((layer, layer.counts(options)) for layer in self.layers)
-        return [(layer, count) for layer, count in counts if count is not None]
+        is_counted = {"weighted": True, "norm": options.batch_norm, "other": options.activations}
+        layers = []
+        for layer in self.layers:
+            if is_counted[layer.category]:
+                biases = layer.biases if options.biases or layer.category == "norm" else Integer(0)
+                layers.append((layer, Counts(layer.weights + biases, layer.outputs, layer.connections)))
+        return layers
 
     def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
         """Return the sums over all layers as formulas in all symbols."""

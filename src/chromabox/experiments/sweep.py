@@ -194,20 +194,18 @@ def _write_results(
         if not np.array_equal(inputs.palette.colours, load_palette(run / "palette.json").colours):
             inputs = load_inputs(read_config(run), run)  # The images are labelled with the palette of the run.
         steps_per_epoch[run] = _steps_per_epoch(read_config(run), inputs.data.train)
-        metrics[run] = _evaluate_run(run, inputs.data, summaries[run]["updates"] / steps_per_epoch[run])
+        metrics[run] = _evaluate_run(run, summaries[run], inputs.data, steps_per_epoch[run])
 
-    def make_rows(groups: Mapping[SweepValue, Iterable[Path]]) -> tuple[SweepRow, ...]:
-        return tuple(
-            SweepRow(
-                value=value,
-                runs=tuple(run.relative_to(folder) for run in group),
-                parameters=summaries[group[0]]["parameters"],
-                epochs=summaries[group[0]]["epochs"],
-                steps=summaries[group[0]]["updates"],
-                steps_per_epoch=steps_per_epoch[group[0]],
-                metrics={name: SeedStats(tuple(metrics[run][name] for run in group)) for name in METRICS},
-            )
-            for value, group in ((value, list(runs)) for value, runs in groups.items())
+    def make_row(value: SweepValue, group: Sequence[Path]) -> SweepRow:
+        summary = summaries[group[0]]
+        return SweepRow(
+            value=value,
+            runs=tuple(run.relative_to(folder) for run in group),
+            parameters=summary["parameters"],
+            epochs=summary["epochs"],
+            steps=summary["updates"],
+            steps_per_epoch=steps_per_epoch[group[0]],
+            metrics={name: SeedStats(tuple(metrics[run][name] for run in group)) for name in METRICS},
         )
 
     grey = np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)
@@ -221,8 +219,8 @@ def _write_results(
         seeds=seeds,
         grey_psnr=psnr(np.repeat(grey[..., None], 3, axis=-1), _true_rgb(test)),
         truth_colourfulness=_mean_colourfulness(_true_rgb(test)),
-        equal_epochs=make_rows(equal_epochs),
-        equal_steps=make_rows(equal_steps),
+        equal_epochs=tuple(make_row(value, list(group)) for value, group in equal_epochs.items()),
+        equal_steps=tuple(make_row(value, list(group)) for value, group in equal_steps.items()),
     )
     plot_sweep_curves(result, result.curves_path)
     plot_sweep_samples(result, result.samples_path, test)
@@ -233,9 +231,9 @@ def _write_results(
 RGBBatch = UInt8[np.ndarray, "images height width 3"]
 
 
-def _evaluate_run(run: Path, data: ColourDataset, num_epochs: float) -> dict[str, float]:
+def _evaluate_run(run: Path, summary: Mapping[str, Any], data: ColourDataset, steps_per_epoch: int) -> dict[str, float]:
     """Return the metrics of one run, by the names in ``METRICS``."""
-    summary, model = read_summary(run), load_palette_model(run)
+    model = load_palette_model(run)
     train, test = data.train.select(slice(0, len(data.test))), data.test
     train_loss, train_accuracy = loss_and_accuracy(model.network, train.grey, train.labels)
     batches = [test.select(slice(i, i + EVAL_BATCH_SIZE)).grey for i in range(0, len(test), EVAL_BATCH_SIZE)]
@@ -250,7 +248,7 @@ def _evaluate_run(run: Path, data: ColourDataset, num_epochs: float) -> dict[str
         "delta_e": delta_e(coloured, truth),
         "colourfulness": _mean_colourfulness(coloured),
         "seconds": summary["seconds"],
-        "seconds_per_epoch": summary["seconds"] / num_epochs,
+        "seconds_per_epoch": summary["seconds"] / (summary["updates"] / steps_per_epoch),
     }
 
 

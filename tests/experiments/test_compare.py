@@ -44,31 +44,31 @@ def read_summaries(folder: Path, model: str) -> list[dict]:
 
 
 def test_row_is_mean_and_sample_standard_deviation(result: Comparison, folder: Path) -> None:
-    assert [row.model for row in result.rows] == list(MODELS)
+    assert [row["model"] for row in result.rows] == list(MODELS)
     for row in result.rows:
-        summaries = read_summaries(folder, row.model)
+        summaries = read_summaries(folder, row["model"])
         accuracy = 100 * np.array([summary["test_accuracy"] for summary in summaries])
         loss = np.array([summary["test_loss"] for summary in summaries])
-        assert row.accuracy == pytest.approx(accuracy.mean(), abs=6e-4)
-        assert row.accuracy_std == pytest.approx(accuracy.std(ddof=1), abs=6e-4)
-        assert row.loss == pytest.approx(loss.mean(), abs=6e-6)
-        assert row.loss_std == pytest.approx(loss.std(ddof=1), abs=6e-6)
-        assert row.loss_std > 0
-        assert (row.seeds, row.recipe, row.palette) == ("0 1 2", "course", "horse24")
-        assert row.parameters == summaries[0]["parameters"]
+        assert row["accuracy"] == pytest.approx(accuracy.mean(), abs=6e-4)
+        assert row["accuracy_std"] == pytest.approx(accuracy.std(ddof=1), abs=6e-4)
+        assert row["loss"] == pytest.approx(loss.mean(), abs=6e-6)
+        assert row["loss_std"] == pytest.approx(loss.std(ddof=1), abs=6e-6)
+        assert row["loss_std"] > 0
+        assert (row["seeds"], row["recipe"], row["palette"]) == ("0 1 2", "course", "horse24")
+        assert row["parameters"] == summaries[0]["parameters"]
 
 
 def test_csv_holds_the_same_rows(result: Comparison, folder: Path) -> None:
     assert result.csv_path == folder / "comparison.csv"
     with result.csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    expected = [{key: "" if value is None else str(value) for key, value in vars(row).items()} for row in result.rows]
+    expected = [{key: "" if value is None else str(value) for key, value in row.items()} for row in result.rows]
     assert rows == expected
 
 
 def test_published_results_are_included(result: Comparison) -> None:
     # Accuracy ranges and lowest losses of six public solutions.
-    assert [(row.published_accuracy, row.published_loss) for row in result.rows] == [
+    assert [(row["published_accuracy"], row["published_loss"]) for row in result.rows] == [
         ("41.2–41.4", "1.578"),
         ("57.5–59.3", "1.0332"),
     ]
@@ -101,7 +101,7 @@ def test_unfinished_run_is_trained_again(result: Comparison, folder: Path, photo
     again = run_compare(copy, photos, messages.append)
     assert sum("already finished" in message for message in messages) == 5
     for row, first in zip(again.rows, result.rows, strict=True):
-        assert (row.accuracy, row.loss) == (first.accuracy, first.loss)
+        assert (row["accuracy"], row["loss"]) == (first["accuracy"], first["loss"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_finished_runs_are_grouped_by_model(result: Comparison, folder: Path, tm
     groups = group_runs(runs)
     assert groups == {model: [folder / f"{model}-course-seed{seed}" for seed in (2, 0)] for model in MODELS}
     rows = tabulate(tmp_path / "new", groups).rows
-    assert [row.seeds for row in rows] == ["2 0", "2 0"]
+    assert [row["seeds"] for row in rows] == ["2 0", "2 0"]
     [single, _] = tabulate(tmp_path / "new", group_runs(runs[:2])).rows
-    assert (single.accuracy_std, single.loss_std) == (None, None)
-    assert single.accuracy == pytest.approx(100 * read_summaries(folder, MODELS[0])[2]["test_accuracy"], abs=6e-4)
+    assert (single["accuracy_std"], single["loss_std"]) == (None, None)
+    assert single["accuracy"] == pytest.approx(100 * read_summaries(folder, MODELS[0])[2]["test_accuracy"], abs=6e-4)
 
 
 @pytest.mark.parametrize(

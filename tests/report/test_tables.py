@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chromabox.colour.evaluation.evaluate import Evaluation, EvaluationRow
-from chromabox.experiments.compare import Comparison, ComparisonRow, print_comparison
+from chromabox.experiments.compare import Comparison, print_comparison
 from chromabox.report.tables import print_colour_evaluation
 
 
@@ -36,21 +36,21 @@ def test_print_colour_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_print_comparison(capsys: pytest.CaptureFixture[str]) -> None:
-    row = ComparisonRow(
-        model="unet",
-        recipe="course",
-        data="cifar10:horse",
-        palette="course",
-        parameters=56856,
-        seeds="0 1 2",
-        accuracy=58.5,
-        accuracy_std=0.25,
-        loss=1.04,
-        loss_std=None,
-        seconds=140.0,
-        published_accuracy="57.5–59.3",
-        published_loss="1.0332",
-    )
+    row = {
+        "model": "unet",
+        "recipe": "course",
+        "data": "cifar10:horse",
+        "palette": "course",
+        "parameters": 56856,
+        "seeds": "0 1 2",
+        "accuracy": 58.5,
+        "accuracy_std": 0.25,
+        "loss": 1.04,
+        "loss_std": None,
+        "seconds": 140.0,
+        "published_accuracy": "57.5–59.3",
+        "published_loss": "1.0332",
+    }
     print_comparison(Comparison([row], {"unet": []}, Path("a/table.csv"), Path("a/figure.png")))
     printed = capsys.readouterr().out
     for part in (

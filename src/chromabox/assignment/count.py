@@ -1,8 +1,8 @@
 """Weights, outputs and connections of a model, as formulas and as numbers (part A.3 of the assignment).
 
-:func:`trace_layers` runs the model in several small configurations and records the dimensions of every kernel, output
-and feature map. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are solved for
-exactly and verified in two further configurations, one of which is the requested one. The weights, outputs and
+The model runs in several small configurations, in which the dimensions of every kernel, output and feature map are
+recorded. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are solved for exactly and
+verified in two further configurations, one of which is the requested one. The weights, outputs and
 connections of a layer are products of such dimensions; those of a model are sums over its layers.
 
 Conventions (the defaults are those of the course):
@@ -21,13 +21,13 @@ The model runs on PyTorch's "meta" tensors, which have shapes but no data, so th
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from sympy import Expr, Integer, Matrix, Poly, Symbol, collect, prod, symbols
+from sympy import Expr, Integer, Poly, Rational, Symbol, collect, prod, symbols
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -43,21 +43,12 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a leaf module."""
-
-    name: str
-    """Dotted name of the module in the model."""
-    kind: str
-    """Class name of the module."""
-    category: LayerCategory
-    """Convolution or linear layer, BatchNorm, or any other layer."""
-    quantities: tuple[Dims, Dims, Dims, Dims]
-    """Weights, biases, outputs for one image and connections, each as the dimensions whose product it is."""
+#: Name, class name and category of a leaf module that is called, and the dimensions of each of its quantities, whose
+#: products are weights, biases, outputs for one image, and connections.
+LayerCall: TypeAlias = tuple[str, str, LayerCategory, tuple[Dims, Dims, Dims, Dims]]
 
 
-def trace_layers(model: nn.Module, channels: int, height: int, width: int) -> list[LayerCall]:
+def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> list[LayerCall]:
     """Return the calls of all leaf modules except identities, in execution order, for images [channels, height, width].
 
     The model runs in training mode, in which all models of this package run a single forward pass; the previous modes
@@ -70,38 +61,31 @@ def trace_layers(model: nn.Module, channels: int, height: int, width: int) -> li
     }
     counted_ids: set[int] = set()
     calls: list[LayerCall] = []
+    modes = [(layer, layer.training) for layer in model.modules()]
 
-    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
-        return lambda layer, inputs, output: calls.append(_layer_call(name, layer, inputs, output, counted_ids))
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        calls.append(_layer_call(name, layer, inputs, output, counted_ids))
 
-    with _layer_hooks(model, make_hook), torch.no_grad():
-        # Two images, because BatchNorm cannot train on a single value per channel.
-        functional_call(model, meta_tensors, (torch.empty(2, channels, height, width, device="meta"),))
+    hooks = [
+        layer.register_forward_hook(partial(record, name or type(layer).__name__))
+        for name, layer in model.named_modules()
+        if not list(layer.children()) and not isinstance(layer, nn.Identity)
+    ]
+    try:
+        with torch.no_grad():
+            # Two images, because BatchNorm cannot train on a single value per channel.
+            functional_call(model.train(), meta_tensors, (torch.empty(2, channels, height, width, device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, mode in modes:
+            layer.training = mode
     for name, _ in model.named_parameters():
         if id(meta_tensors[name]) not in counted_ids:
             raise ChromaboxError(
                 f"{name}: not used by a convolution, linear layer or BatchNorm; only weights of these can be counted"
             )
     return calls
-
-
-@contextmanager
-def _layer_hooks(model: nn.Module, make_hook: Callable[[str], Callable[..., None]]) -> Iterator[None]:
-    """Register hooks on the leaf modules and set training mode; undo both on exit."""
-    modes = [(layer, layer.training) for layer in model.modules()]
-    hooks = [
-        layer.register_forward_hook(make_hook(name or type(layer).__name__))
-        for name, layer in model.named_modules()
-        if not list(layer.children()) and not isinstance(layer, nn.Identity)
-    ]
-    model.train()
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer, mode in modes:
-            layer.training = mode
 
 
 def _layer_call(
@@ -112,6 +96,9 @@ def _layer_call(
         raise ChromaboxError(
             f"{name}: returns a {type(output).__name__}; only layers that return a single tensor can be counted"
         )
+    kind, outputs = type(layer).__name__, tuple(output.shape[1:])
+    if not isinstance(layer, _WEIGHTED + _BATCH_NORM):
+        return name, kind, "other", (ZERO_DIMS, ZERO_DIMS, outputs, ZERO_DIMS)
 
     def uncounted(parameter: Tensor | None) -> Dims:
         if parameter is None or id(parameter) in counted_ids:
@@ -119,21 +106,13 @@ def _layer_call(
         counted_ids.add(id(parameter))
         return tuple(parameter.shape)
 
-    kind, outputs = type(layer).__name__, tuple(output.shape[1:])
-    if isinstance(layer, _WEIGHTED):
-        connections = (*layer.weight.shape, *_connection_dims(layer, inputs, output))
-        return LayerCall(name, kind, "weighted", (uncounted(layer.weight), uncounted(layer.bias), outputs, connections))
+    weights, biases = uncounted(layer.weight), uncounted(layer.bias)
     if isinstance(layer, _BATCH_NORM):
-        connections = outputs if layer.affine else ZERO_DIMS
-        return LayerCall(name, kind, "norm", (uncounted(layer.weight), uncounted(layer.bias), outputs, connections))
-    return LayerCall(name, kind, "other", (ZERO_DIMS, ZERO_DIMS, outputs, ZERO_DIMS))
-
-
-def _connection_dims(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Dims:
-    """Return the positions at which all weights are used: inputs of a transposed convolution, outputs of others."""
-    if isinstance(layer, nn.Linear):
-        return tuple(output.shape[1:-1])
-    return tuple((inputs[0] if isinstance(layer, _TRANSPOSED) else output).shape[2:])
+        return name, kind, "norm", (weights, biases, outputs, outputs if layer.affine else ZERO_DIMS)
+    # All weights are used at every position: of the inputs of a transposed convolution, otherwise of the outputs.
+    positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
+    positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
+    return name, kind, "weighted", (weights, biases, outputs, (*layer.weight.shape, *positions))
 
 
 NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
@@ -206,13 +185,6 @@ class LayerCounts:
     outputs: Expr
     connections: Expr
 
-    def counts(self, options: CountOptions) -> Counts | None:
-        """Return the contribution of this call, or None if layers of its category are not counted."""
-        if not {"weighted": True, "norm": options.batch_norm, "other": options.activations}[self.category]:
-            return None
-        biases = self.biases if options.biases or self.category == "norm" else Integer(0)
-        return Counts(self.weights + biases, self.outputs, self.connections)
-
 
 @dataclass(frozen=True)
 class ModelCounts:
@@ -221,6 +193,8 @@ class ModelCounts:
     layers: tuple[LayerCounts, ...]
     values: Values
     """Requested values of all symbols that the formulas may contain."""
+    title: str = ""
+    """Name of the model, and its file if it has one."""
 
     @property
     def size(self) -> Values:
@@ -234,15 +208,18 @@ class ModelCounts:
 
     def counted_layers(self, options: CountOptions = COURSE_OPTIONS) -> list[tuple[LayerCounts, Counts]]:
         """Return the layers that are counted, each with its contribution."""
-        counts = ((layer, layer.counts(options)) for layer in self.layers)
-        return [(layer, count) for layer, count in counts if count is not None]
+        is_counted = {"weighted": True, "norm": options.batch_norm, "other": options.activations}
+        layers = []
+        for layer in self.layers:
+            if is_counted[layer.category]:
+                biases = layer.biases if options.biases or layer.category == "norm" else Integer(0)
+                layers.append((layer, Counts(layer.weights + biases, layer.outputs, layer.connections)))
+        return layers
 
     def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
         """Return the sums over all layers as formulas in all symbols."""
         counts = [count.as_tuple for _, count in self.counted_layers(options)]
-        return Counts(
-            *(simplify_counts(sum((formulas[index] for formulas in counts), Integer(0))) for index in range(3))
-        )
+        return Counts(*(simplify_counts(sum((terms[index] for terms in counts), Integer(0))) for index in range(3)))
 
 
 def simplify_counts(expression: Expr) -> Expr:
@@ -275,10 +252,8 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     }
 
     def build(changed: Values) -> nn.Module:
-        return _build_meta(
-            name,
-            {**settings, **{key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}},
-        )
+        varied = {key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}
+        return _build_meta(name, {**settings, **varied})
 
     return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, model.size_divisor))
 
@@ -292,8 +267,8 @@ def count_module(model: nn.Module, *, channels: int, multiple: int, height: int,
         multiple: Step of height and width for which the output size of every layer is an affine function.
         height, width: Size of the images in pixels, multiples of ``multiple``.
 
-    Raise UsageError for an invalid size, and ChromaboxError for a model that :func:`trace_layers` rejects or in which
-    the dimensions of a layer are not affine functions of the symbols.
+    Raise UsageError for an invalid size, and ChromaboxError for a model with weights outside convolutions, linear
+    layers and BatchNorm, with unused weights, or with dimensions that are not affine functions of the symbols.
     """
     return _fit_counts(lambda _: model, {H: height, W: width}, channels=channels, multiple=multiple)
 
@@ -314,65 +289,45 @@ def _can_vary(name: str, settings: Mapping[str, Any], key: str) -> bool:
 
 
 def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:
-    """Trace the model in one configuration more than there are symbols and in two for verification; solve for all."""
+    """Trace the model in several configurations, and fit a formula to every quantity of every layer."""
     height, width = values[H], values[W]
     if any(not 1 <= side <= MAX_VALUE or side % multiple for side in (height, width)):
         expected = f"multiples of {multiple} up to {MAX_VALUE:,}"
         raise UsageError(f"size is {width}×{height}: expected {expected} for height and width")
-    configurations = [*_fit_settings(values, multiple), _mixed_setting(values, multiple), values]
-    traces = [
-        trace_layers(build(configuration), configuration.get(NIC, channels), configuration[H], configuration[W])
-        for configuration in configurations
-    ]
-    if len({tuple((call.name, call.kind) for call in calls) for calls in traces}) > 1:
+    # The smallest configuration, those in which one symbol is doubled, and two for verification: one with all symbols
+    # changed (k is at most the requested one, as large kernels are invalid), and the requested one.
+    smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
+    mixed = {symbol: (index + 3) * value for index, (symbol, value) in enumerate(smallest.items())}
+    mixed |= {K: max(2, values[K])} if K in values else {}
+    doubled = [{**smallest, symbol: 2 * value} for symbol, value in smallest.items()]
+    configurations: list[Values] = [smallest, *doubled, mixed, values]
+    traces = [_trace_layers(build(point), point.get(NIC, channels), point[H], point[W]) for point in configurations]
+    if len({tuple(call[:2] for call in calls) for calls in traces}) > 1:
         raise ChromaboxError(
             "the model runs different layers in different configurations; expected the same layers in all"
         )
-    fit = _AffineFit(tuple(values), configurations)
+
+    @cache
+    def fit(sides: Dims) -> Expr | None:
+        """Return the affine function with these values in the configurations, or None if there is none."""
+        formula = Integer(sides[0])
+        for symbol, side in zip(values, sides[1:-2], strict=True):
+            formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])
+        verified = all(formula.subs(point) == side for point, side in zip(configurations[-2:], sides[-2:], strict=True))
+        return formula if verified else None
+
     layers = []
     for calls in zip(*traces, strict=True):
-        name, kind, category = calls[0].name, calls[0].kind, calls[0].category
-        quantities = zip(*(call.quantities for call in calls), strict=True)
-        layers.append(LayerCounts(name, kind, category, *(fit.fit_product(name, dims) for dims in quantities)))
-    return ModelCounts(tuple(layers), dict(values))
-
-
-def _fit_settings(values: Values, multiple: int) -> list[Values]:
-    """Return the smallest configuration and those in which one symbol is doubled."""
-    smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
-    return [smallest, *({**smallest, symbol: 2 * value} for symbol, value in smallest.items())]
-
-
-def _mixed_setting(values: Values, multiple: int) -> Values:
-    """Return a configuration with all symbols changed; k is at most the requested one, as large kernels are invalid."""
-    changed = {symbol: (index + 3) * (multiple if symbol in (H, W) else 1) for index, symbol in enumerate(values)}
-    return changed | ({K: max(2, values[K])} if K in values else {})
-
-
-class _AffineFit:
-    """Fit of c₀ + Σ cᵢ·symbolᵢ to values in the first configurations, verified in the remaining ones."""
-
-    def __init__(self, names: Sequence[Symbol], settings: Sequence[Values]) -> None:
-        self.symbols = Matrix([1, *names])
-        self.points = Matrix([[1, *(values[name] for name in names)] for values in settings])
-        self.num_points = len(names) + 1
-        self.inverse = self.points[: self.num_points, :].inv()
-        self.cache: dict[Dims, Expr | None] = {}
-
-    def fit_product(self, name: str, sides: Sequence[Dims]) -> Expr:
-        """Return a layer's quantity as a product of affine formulas. Raise ChromaboxError if a dimension has none."""
-        factors = []
-        for values in zip(*sides, strict=True):
-            if values not in self.cache:
-                self.cache[values] = self._fit(values)
-            if self.cache[values] is None:
+        name, kind, category, _ = calls[0]
+        formulas = []
+        for quantity in zip(*(dims for *_, dims in calls), strict=True):
+            factors = [fit(sides) for sides in zip(*quantity, strict=True)]
+            if None in factors:
+                sides = list(zip(*quantity, strict=True))[factors.index(None)]
                 raise ChromaboxError(
-                    f"{name}: a dimension is {', '.join(map(str, values))} in the configurations tested; expected an "
+                    f"{name}: a dimension is {', '.join(map(str, sides))} in the configurations tested; expected an "
                     "affine function of the symbols, without powers or rounding"
                 )
-            factors.append(self.cache[values])
-        return prod(factors, start=Integer(1))
-
-    def _fit(self, values: Dims) -> Expr | None:
-        coefficients = self.inverse * Matrix(values[: self.num_points])
-        return self.symbols.dot(coefficients) if self.points * coefficients == Matrix(values) else None
+            formulas.append(prod(factors, start=Integer(1)))
+        layers.append(LayerCounts(name, kind, category, *formulas))
+    return ModelCounts(tuple(layers), dict(values))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from chromabox.assignment.count import (
     SYMBOLS,
     CountOptions,
     H,
-    K,
     ModelCounts,
     Values,
     W,
     count_model,
     count_module,
 )
-from chromabox.assignment.padding import PaddingOptions, solve_paddings
+from chromabox.assignment.padding import LAYER_GROUPS, search_paddings
 from chromabox.colour.models import MODELS
 from chromabox.colour.weights.checkpoint import load_model
 from chromabox.detect.models.architecture import DARKNET
@@ -38,15 +37,7 @@ DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 
 
-@dataclass(frozen=True)
-class CountReport:
-    """Counts of a model and their title."""
-
-    title: str
-    counts: ModelCounts
-
-
-def count_by_name(model: str, *, size: int | None = None, **settings: int | None) -> CountReport:
+def count_by_name(model: str, *, size: int | None = None, **settings: int | None) -> ModelCounts:
     """Count a model given by name, run folder or file.
 
     Args:
@@ -59,45 +50,44 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     file.
     """
     given = {key: value for key, value in settings.items() if value is not None}
+    title, name, path = model, model, Path(model)
+    detector: DarknetModel | None = None
+    stored: dict[str, Any] = {}
     if model in MODELS:
         stored = load_model().metadata["settings"] if model == "photo" else {}
-        return _count_colour_model(model, model, size, {**stored, **given})
-    if given:
+    elif given:
         raise UsageError(
             f"{', '.join(given)}: only for colourisation models given by name ({', '.join(MODELS)}); {model} has fixed "
             "settings"
         )
-    if model in ARCHITECTURES:
+    elif model in ARCHITECTURES:
         with torch.device("meta"):
-            return _count_detector(model, size, DarknetModel(ARCHITECTURES[model](NUM_COCO_CLASSES, DARKNET), DARKNET))
-    path = Path(model)
-    if not path.exists():
+            detector = DarknetModel(ARCHITECTURES[model](NUM_COCO_CLASSES, DARKNET), DARKNET)
+    elif not path.exists():
         raise UsageError(
             f"model {model!r}: no such run folder or file; expected a path or one of "
             f"{', '.join([*MODELS, *ARCHITECTURES])}"
         )
-    if is_detector(path):
-        return _count_detector(model, size, load_detector(path).model)
-    metadata = load_model(path).metadata
-    return _count_colour_model(f"{metadata['net']} of {model}", metadata["net"], size, metadata["settings"])
-
-
-def _count_colour_model(title: str, name: str, size: int | None, settings: dict[str, Any]) -> CountReport:
-    side = DEFAULT_SIZE if size is None else size
-    return CountReport(title, count_model(name, height=side, width=side, **settings))
-
-
-def _count_detector(title: str, size: int | None, model: DarknetModel) -> CountReport:
-    architecture = model.architecture
-    side = architecture.size if size is None else size
-    multiple, channels = architecture.max_stride, architecture.channels
-    return CountReport(title, count_module(model, channels=channels, multiple=multiple, height=side, width=side))
+    elif is_detector(path):
+        detector = load_detector(path).model
+    else:
+        metadata = load_model(path).metadata
+        title, name, stored = f"{metadata['net']} of {model}", metadata["net"], metadata["settings"]
+    if detector is None:
+        side = DEFAULT_SIZE if size is None else size
+        counts = count_model(name, height=side, width=side, **{**stored, **given})
+    else:
+        architecture = detector.architecture
+        side, multiple = architecture.size if size is None else size, architecture.max_stride
+        counts = count_module(detector, channels=architecture.channels, multiple=multiple, height=side, width=side)
+    return replace(counts, title=title)
 
 
 def format_formula(expression: Expr | Poly) -> str:
     """Return a formula as plain text, for example ``k²·(NIC·NF + 4·NF²) + 12·NF``."""
     common_powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    groups = [dict(terms) for _, terms in groupby(rest.terms(), key=_kernel_power)]
+    # Terms with the same power of k, the first symbol, form a group.
+    groups = [dict(terms) for _, terms in groupby(rest.terms(), key=lambda term: term[0][0])]
     if len(groups) > 1:
         terms = [format_formula(Poly(group, *SYMBOLS)) for group in groups]
     else:
@@ -106,10 +96,6 @@ def format_formula(expression: Expr | Poly) -> str:
         return _format_product(common_powers, rest.LC())
     total = " + ".join(terms)
     return f"{_format_product(common_powers, Integer(1))}·({total})" if any(common_powers) else total
-
-
-def _kernel_power(term: tuple[tuple[int, ...], Rational]) -> int:
-    return term[0][SYMBOLS.index(K)]
 
 
 def _format_product(powers: Sequence[int], coefficient: Rational) -> str:
@@ -126,32 +112,33 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def describe_options(options: CountOptions) -> str:
     """Describe the counted quantities in words."""
-    parts = ["kernels", *(["biases"] if options.biases else []), *(["BatchNorm"] if options.batch_norm else [])]
-    omitted = [*([] if options.biases else ["biases"]), *([] if options.batch_norm else ["BatchNorm"])]
+    optional = {"biases": options.biases, "BatchNorm": options.batch_norm}
+    counted = ", ".join(["kernels", *(name for name, is_counted in optional.items() if is_counted)])
+    omitted = ", ".join(name for name, is_counted in optional.items() if not is_counted)
     outputs = "convolutions and linear layers" + (", BatchNorm" if options.batch_norm else "")
     outputs += ", pooling, upsampling and activations" if options.activations else ""
-    return (
-        f"weights of {', '.join(parts)}"
-        + (f" (not {', '.join(omitted)})" if omitted else "")
-        + f"; outputs of {outputs}"
-    )
+    return f"weights of {counted}" + (f" (not {omitted})" if omitted else "") + f"; outputs of {outputs}"
 
 
-def print_counts(report: CountReport, options: CountOptions = COURSE_OPTIONS) -> None:
+def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) -> None:
     """Print formulas, the numbers for two image sizes, and tables of the layers."""
-    counts, total, settings = report.counts, report.counts.total(options), format_settings(report.counts)
+    total, settings = counts.total(options), format_settings(counts)
     sizes = (counts.size, counts.doubled_size)
     size_columns = ["", *map(format_size, sizes)]
-    print(f"{report.title}: {describe_options(options)}")
-    _print_table("for images of H × W", ["", "formula"], _as_cells(QUANTITIES, map(format_formula, total.as_tuple)))
+
+    def print_columns(title: str, headings: list[str], columns: list[list[str]]) -> None:
+        _print_table(title, headings, [list(row) for row in zip(QUANTITIES, *columns, strict=True)])
+
+    print(f"{counts.title}: {describe_options(options)}")
+    print_columns("for images of H × W", ["", "formula"], [[format_formula(formula) for formula in total.as_tuple]])
     if settings:
-        formulas = (map(format_formula, total.subs(size).as_tuple) for size in sizes)
-        _print_table("for two sizes", size_columns, _as_cells(QUANTITIES, *formulas))
-    numbers = (_format_thousands(total.evaluate({**counts.values, **size})) for size in sizes)
-    _print_table(settings or "for two sizes", size_columns, _as_cells(QUANTITIES, *numbers))
+        formulas = [[format_formula(formula) for formula in total.subs(size).as_tuple] for size in sizes]
+        print_columns("for two sizes", size_columns, formulas)
+    numbers = [[f"{number:,}" for number in total.evaluate({**counts.values, **size})] for size in sizes]
+    print_columns(settings or "for two sizes", size_columns, numbers)
     _print_table("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(counts, options))
     rows = [
-        [layer.name, layer.kind, *_format_thousands(layer_counts.evaluate(counts.values))]
+        [layer.name, layer.kind, *(f"{number:,}" for number in layer_counts.evaluate(counts.values))]
         for layer, layer_counts in counts.counted_layers(options)
     ]
     _print_table(f"layers for images of {format_size(counts.size)}", ["layer", "", *QUANTITIES], rows)
@@ -176,36 +163,17 @@ def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) 
 
 
 def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
-    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, or why there are none."""
-    # All are solved before the first is printed: an invalid kernel gives only an error message.
-    solutions = [(kernel, solve_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
+    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, if there are any."""
+    # All are searched before the first is printed: an invalid kernel gives only an error message.
+    solutions = [(kernel, search_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
     for kernel, groups in solutions:
-        rows = [[group.group.name, format_widths(group), format_paddings(group)] for group in groups]
+        rows = []
+        for group, pairs in zip(LAYER_GROUPS, groups, strict=True):
+            widths = " → ".join(map(str, [group.widths[0][0], *(out_width for _, out_width in group.widths)]))
+            texts = [f"{padding} and {extra}" if group.transposed else f"{padding}" for padding, extra in pairs]
+            rows.append([group.name, widths, " or ".join(texts) or "no padding keeps the shapes"])
         title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
         _print_table(title, ["layers", "shapes", "padding (and output padding)"], rows)
-
-
-def format_widths(options: PaddingOptions) -> str:
-    """Return the widths of the layers of a group, for example ``32 → 16 → 8``."""
-    first, *_ = options.group.widths
-    return " → ".join(map(str, [first[0], *(out_width for _, out_width in options.group.widths)]))
-
-
-def format_paddings(options: PaddingOptions) -> str:
-    """Return the paddings of a group, or why there are none."""
-    texts = [
-        f"{padding} and {output_padding}" if options.group.transposed else str(padding)
-        for padding, output_padding in options.paddings
-    ]
-    return " or ".join(texts) or f"none: {options.reason}"
-
-
-def _as_cells(*columns: Iterable[str]) -> list[list[str]]:
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _format_thousands(numbers: Iterable[int]) -> list[str]:
-    return [f"{number:,}" for number in numbers]
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

@@ -18,6 +18,13 @@ from chromabox.errors import UsageError
 from chromabox.report.training import epoch_callback, plot_run
 
 
+def require_distinct(option: str, values: Sequence[object]) -> None:
+    """Raise UsageError if the list of values of a command-line option is empty or has duplicates."""
+    if not values or len(set(values)) < len(values):
+        problem = "has duplicate values" if values else "is empty"
+        raise UsageError(f"{option}: {tuple(values)} {problem}; expected one or more different values")
+
+
 def train_pending(
     configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None, log: Callable[[str], None] = print
 ) -> None:
@@ -26,11 +33,14 @@ def train_pending(
     Order runs with the same inputs next to each other: the loaded images are reused by the next run. Raise UsageError,
     before any training, if a folder contains a run with other settings.
     """
-    existing_configs = {run: _existing_config(run, config) for run, config in configs.items()}
+    existing_configs = {run: read_config(run) for run in configs if (run / "last.safetensors").is_file()}
+    for run, existing_config in existing_configs.items():
+        if replace(existing_config, runtime=None) != configs[run]:
+            raise UsageError(f"{run}: contains a run with other settings; use another folder with -o or remove it")
     inputs_key: tuple[object, ...] | None = None
     inputs: TrainInputs | None = None
     for run, config in configs.items():
-        existing = existing_configs[run]
+        existing = existing_configs.get(run)
         if existing is not None and (run / "summary.json").is_file():
             log(f"{run}: already finished, skipping")
             continue
@@ -47,19 +57,6 @@ def train_pending(
             on_epoch_end=epoch_callback(run, log),
         )
         plot_run(run, f"{run.name}, {config.data}")
-
-
-def _existing_config(run: Path, config: TrainConfig) -> TrainConfig | None:
-    """Return the configuration of the run in the folder, or None if there is no checkpoint.
-
-    Raise UsageError if that run has other settings than ``config`` (runtime options aside).
-    """
-    if not (run / "last.safetensors").is_file():
-        return None
-    existing = read_config(run)
-    if replace(existing, runtime=None) != config:
-        raise UsageError(f"{run}: contains a run with other settings; use another folder with -o or remove it")
-    return existing
 
 
 def _inputs_key(config: TrainConfig) -> tuple[object, ...]:
@@ -100,7 +97,8 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
         if not path.is_dir():
             raise UsageError(f"{path}: not a folder; use the folder of a run or a folder that contains runs")
         sweeps = sorted(file.parent for file in path.rglob("sweep.json"))
-        runs = _find_run_folders(path, sweeps)
+        folders = sorted(file.parent for file in path.rglob("summary.json") if (file.parent / "config.json").is_file())
+        runs = [folder for folder in folders if not any(folder.is_relative_to(sweep) for sweep in sweeps)]
         if not sweeps and not runs:
             raise UsageError(
                 f"{path}: contains no finished run; use chromabox train or chromabox finetune to create one"
@@ -115,18 +113,6 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
                 colour.setdefault((summary["recipe"], summary["data"], summary["palette"]), []).append(run)
             else:
                 run_index.ignored.append(f"{run}: a run of {model}, which reports do not support")
-    _select_group(colour, run_index)
-    return run_index
-
-
-def _find_run_folders(path: Path, sweeps: Sequence[Path]) -> list[Path]:
-    """Return the folders with a configuration and a summary, except those inside a sweep folder."""
-    folders = sorted(file.parent for file in path.rglob("summary.json") if (file.parent / "config.json").is_file())
-    return [folder for folder in folders if not any(folder.is_relative_to(sweep) for sweep in sweeps)]
-
-
-def _select_group(colour: dict[tuple[str, str, str], list[Path]], index: RunIndex) -> None:
-    """Add the group of comparable colour runs with the most models, then the most epochs, to the index."""
 
     def sort_key(runs: list[Path]) -> tuple[int, int]:
         summaries = [read_summary(run) for run in runs]
@@ -134,14 +120,15 @@ def _select_group(colour: dict[tuple[str, str, str], list[Path]], index: RunInde
 
     groups = sorted(colour.items(), key=lambda group: sort_key(group[1]), reverse=True)
     for (recipe, data, palette), runs in groups[1:]:
-        index.ignored.append(
+        run_index.ignored.append(
             f"{len(runs)} runs with the {recipe} recipe on {data} with palette {palette}: not comparable with the "
             "others; use a separate report"
         )
-    for model in PALETTE_MODELS:
-        model_runs = [run for _, runs in groups[:1] for run in runs if read_summary(run)["net"] == model]
+    for name in PALETTE_MODELS:
+        model_runs = [run for _, runs in groups[:1] for run in runs if read_summary(run)["net"] == name]
         if model_runs:
-            index.colour[model] = _same_settings(model, model_runs, index)
+            run_index.colour[name] = _same_settings(name, model_runs, run_index)
+    return run_index
 
 
 def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:

@@ -6,7 +6,7 @@ the same way.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from chromabox.colour.data.datasets import FITTED_PREFIX, ColourDataset, LabelledImages, num_batches
-from chromabox.colour.evaluation import metrics
 from chromabox.colour.evaluation.evaluate import EVAL_BATCH_SIZE, predict_labels
+from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.palette.palette import MAX_COLOURS, decode_labels
 from chromabox.colour.training.loss import loss_and_accuracy
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
-from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, read_config
-from chromabox.colour.weights.checkpoint import PaletteModel, load_palette_model
+from chromabox.colour.training.train import TrainConfig, load_inputs, read_config
+from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import read_summary, train_pending
+from chromabox.experiments.runs import read_summary, require_distinct, train_pending
 from chromabox.experiments.sweep_results import (
+    METRICS,
     SeedStats,
     SweepResult,
     SweepRow,
@@ -117,16 +118,11 @@ def sweep(
     and if a run folder contains a run with other settings.
     """
     check_values(parameter, values)
-    if not seeds or len(set(seeds)) < len(seeds):
-        problem = "has duplicate values" if seeds else "is empty"
-        raise UsageError(f"--seeds: {tuple(seeds)} {problem}; expected one or more different values")
-    if steps is not None and (parameter != "batch-size" or steps < 1):
-        expected = (
-            "expected at least 1"
-            if parameter == "batch-size"
-            else f"omit it, since all values of {parameter} take the same number of steps"
-        )
-        raise UsageError(f"--steps {steps}: {expected}")
+    require_distinct("--seeds", seeds)
+    if steps is not None and parameter != "batch-size":
+        raise UsageError(f"--steps {steps}: omit it, since all values of {parameter} take the same number of steps")
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps {steps}: expected at least 1")
     if parameter == "colours" and palette != "auto":
         raise UsageError(f"--palette {palette}: a sweep over colours fits its palettes; omit --palette")
     base_config = TrainConfig(
@@ -135,32 +131,23 @@ def sweep(
     configs = {value: SWEEP_PARAMETERS[parameter](base_config, value) for value in sorted(values)}
     for config in configs.values():
         build_model(model, **config.model_args)  # Raises UsageError for invalid arguments.
-    equal_epochs = _runs_by_folder(folder, parameter, configs, seeds)
     step_configs = _equal_steps_configs(configs, steps) if parameter == "batch-size" else {}
-    equal_steps = _runs_by_folder(folder, parameter, step_configs, seeds)
-    groups = [runs for rows in (equal_epochs, equal_steps) for runs in rows.values()]
+
+    def runs_by_value(configs: Mapping[SweepValue, TrainConfig]) -> dict[SweepValue, dict[Path, TrainConfig]]:
+        """Return, for every value, the configuration of each seed by run folder."""
+        names = {
+            value: f"{parameter}-{value}{'' if config.max_steps is None else f'-steps{config.max_steps}'}"
+            for value, config in configs.items()
+        }
+        return {
+            value: {folder / f"{names[value]}-seed{seed}": replace(config, seed=seed) for seed in seeds}
+            for value, config in configs.items()
+        }
+
+    equal_epochs, equal_steps = runs_by_value(configs), runs_by_value(step_configs)
+    groups = [*equal_epochs.values(), *equal_steps.values()]
     train_pending({run: config for runs in groups for run, config in runs.items()}, options=options, log=log)
-    return _write_results(
-        folder,
-        parameter,
-        tuple(seeds),
-        {value: list(runs) for value, runs in equal_epochs.items()},
-        {value: list(runs) for value, runs in equal_steps.items()},
-    )
-
-
-def _runs_by_folder(
-    folder: Path, parameter: str, configs: Mapping[SweepValue, TrainConfig], seeds: Sequence[int]
-) -> dict[SweepValue, dict[Path, TrainConfig]]:
-    """Return, for every value, the configuration of each seed by run folder."""
-
-    def run_folder(value: SweepValue, steps: int | None, seed: int) -> Path:
-        return folder / f"{parameter}-{value}{'' if steps is None else f'-steps{steps}'}-seed{seed}"
-
-    return {
-        value: {run_folder(value, config.max_steps, seed): replace(config, seed=seed) for seed in seeds}
-        for value, config in configs.items()
-    }
+    return _write_results(folder, parameter, tuple(seeds), equal_epochs, equal_steps)
 
 
 def _equal_steps_configs(configs: Mapping[SweepValue, TrainConfig], steps: int | None) -> dict[SweepValue, TrainConfig]:
@@ -169,9 +156,7 @@ def _equal_steps_configs(configs: Mapping[SweepValue, TrainConfig], steps: int |
     A configuration that already takes that number of steps is unchanged.
     """
     train = load_inputs(next(iter(configs.values()))).data.train
-    num_steps = {
-        value: config.recipe.epochs * count_steps_per_epoch(config, train) for value, config in configs.items()
-    }
+    num_steps = {value: config.recipe.epochs * _steps_per_epoch(config, train) for value, config in configs.items()}
     target = steps or min(num_steps.values())
     return {
         value: config if num_steps[value] == target else replace(config, max_steps=target)
@@ -179,29 +164,63 @@ def _equal_steps_configs(configs: Mapping[SweepValue, TrainConfig], steps: int |
     }
 
 
+def _steps_per_epoch(config: TrainConfig, train: LabelledImages) -> int:
+    return num_batches(len(train), config.recipe.batch_size, shuffle=config.recipe.shuffle)
+
+
 def _write_results(
     folder: Path,
     parameter: str,
     seeds: tuple[int, ...],
-    equal_epochs: Mapping[SweepValue, Sequence[Path]],
-    equal_steps: Mapping[SweepValue, Sequence[Path]],
+    equal_epochs: Mapping[SweepValue, Iterable[Path]],
+    equal_steps: Mapping[SweepValue, Iterable[Path]],
 ) -> SweepResult:
     """Evaluate the finished runs and write ``curves.png``, ``sheet.png``, ``sweep.csv`` and ``sweep.json``."""
-    evaluator = RunEvaluator(require_same_palette=parameter != "colours")
-    first = next(iter(equal_epochs.values()))[0]
-    summary, test = read_summary(first), evaluator.load_data(first).test
+    runs = list(dict.fromkeys(run for rows in (equal_epochs, equal_steps) for group in rows.values() for run in group))
+    summaries = {run: read_summary(run) for run in runs}
+    first = summaries[runs[0]]
+    for run in runs:
+        name = summaries[run]["palette"]
+        if parameter != "colours" and name != first["palette"]:  # "auto" selected different palettes.
+            raise UsageError(
+                f"{run}: uses palette {name}, but {runs[0]} uses {first['palette']}; use --palette and another folder "
+                "with -o"
+            )
+    metrics: dict[Path, dict[str, float]] = {}
+    steps_per_epoch: dict[Path, int] = {}
+    inputs = load_inputs(read_config(runs[0]), runs[0])
+    test = inputs.data.test
+    for run in runs:
+        if not np.array_equal(inputs.palette.colours, load_palette(run / "palette.json").colours):
+            inputs = load_inputs(read_config(run), run)  # The images are labelled with the palette of the run.
+        steps_per_epoch[run] = _steps_per_epoch(read_config(run), inputs.data.train)
+        metrics[run] = _evaluate_run(run, summaries[run], inputs.data, steps_per_epoch[run])
+
+    def make_row(value: SweepValue, group: Sequence[Path]) -> SweepRow:
+        summary = summaries[group[0]]
+        return SweepRow(
+            value=value,
+            runs=tuple(run.relative_to(folder) for run in group),
+            parameters=summary["parameters"],
+            epochs=summary["epochs"],
+            steps=summary["updates"],
+            steps_per_epoch=steps_per_epoch[group[0]],
+            metrics={name: SeedStats(tuple(metrics[run][name] for run in group)) for name in METRICS},
+        )
+
+    grey = np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)
     result = SweepResult(
         folder=folder,
-        model=summary["net"],
-        recipe=summary["recipe"],
-        data=summary["data"],
-        palette=summary["palette"] if parameter != "colours" else "fitted",
+        model=first["net"],
+        recipe=first["recipe"],
+        data=first["data"],
+        palette=first["palette"] if parameter != "colours" else "fitted",
         parameter=parameter,
         seeds=seeds,
-        grey_psnr=grey_psnr(test),
-        truth_colourfulness=true_colourfulness(test),
-        equal_epochs=tuple(evaluator.make_row(folder, value, runs) for value, runs in equal_epochs.items()),
-        equal_steps=tuple(evaluator.make_row(folder, value, runs) for value, runs in equal_steps.items()),
+        grey_psnr=psnr(np.repeat(grey[..., None], 3, axis=-1), _true_rgb(test)),
+        truth_colourfulness=_mean_colourfulness(_true_rgb(test)),
+        equal_epochs=tuple(make_row(value, list(group)) for value, group in equal_epochs.items()),
+        equal_steps=tuple(make_row(value, list(group)) for value, group in equal_steps.items()),
     )
     plot_sweep_curves(result, result.curves_path)
     plot_sweep_samples(result, result.samples_path, test)
@@ -212,96 +231,25 @@ def _write_results(
 RGBBatch = UInt8[np.ndarray, "images height width 3"]
 
 
-class RunEvaluator:
-    """Evaluator of runs that caches results, and loaded images for consecutive runs with the same palette."""
-
-    def __init__(self, *, require_same_palette: bool) -> None:
-        self.require_same_palette = require_same_palette
-        self.inputs: TrainInputs | None = None
-        self.cache: dict[Path, dict[str, float]] = {}
-        self.palettes: dict[str, Path] = {}
-
-    def make_row(self, folder: Path, value: SweepValue, runs: Sequence[Path]) -> SweepRow:
-        """Return the results of the runs of one value; ``folder`` is the sweep folder that contains them."""
-        results = [self.evaluate(run) for run in runs]
-        summary = read_summary(runs[0])
-        return SweepRow(
-            value=value,
-            runs=tuple(run.relative_to(folder) for run in runs),
-            parameters=summary["parameters"],
-            epochs=summary["epochs"],
-            steps=summary["updates"],
-            steps_per_epoch=count_steps_per_epoch(read_config(runs[0]), self.load_data(runs[0]).train),
-            metrics={name: SeedStats(tuple(result[name] for result in results)) for name in results[0]},
-        )
-
-    def evaluate(self, run: Path) -> dict[str, float]:
-        """Return the metrics of one run, by the names in ``METRICS``."""
-        if run not in self.cache:
-            self.check_same_palette(run)
-            self.cache[run] = _evaluate_run(run, self.load_data(run))
-        return self.cache[run]
-
-    def load_data(self, run: Path) -> ColourDataset:
-        """Return the dataset of the run, labelled with the run's palette."""
-        palette = load_palette(run / "palette.json")
-        if self.inputs is None or not np.array_equal(self.inputs.palette.colours, palette.colours):
-            self.inputs = load_inputs(read_config(run), run)
-        return self.inputs.data
-
-    def check_same_palette(self, run: Path) -> None:
-        """Raise UsageError if ``auto`` selected different palettes for different runs of the sweep."""
-        name = read_summary(run)["palette"]
-        self.palettes.setdefault(name, run)
-        if self.require_same_palette and len(self.palettes) > 1:
-            other, first = next(iter(self.palettes.items()))
-            raise UsageError(
-                f"{run}: uses palette {name}, but {first} uses {other}; use --palette and another folder with -o"
-            )
-
-
-def count_steps_per_epoch(config: TrainConfig, train: LabelledImages) -> int:
-    """Return the number of optimizer steps in one epoch."""
-    return num_batches(len(train), config.recipe.batch_size, shuffle=config.recipe.shuffle)
-
-
-def grey_psnr(test: LabelledImages) -> float:
-    """Return the PSNR in dB of the greyscale images, the baseline without any colour."""
-    grey = np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)
-    return metrics.psnr(np.repeat(grey[..., None], 3, axis=-1), _true_rgb(test))
-
-
-def true_colourfulness(test: LabelledImages) -> float:
-    """Return the mean colourfulness of the ground-truth images."""
-    return _mean_colourfulness(_true_rgb(test))
-
-
-def _evaluate_run(run: Path, data: ColourDataset) -> dict[str, float]:
-    summary, model = read_summary(run), load_palette_model(run)
-    train = data.train.select(slice(0, len(data.test)))
+def _evaluate_run(run: Path, summary: Mapping[str, Any], data: ColourDataset, steps_per_epoch: int) -> dict[str, float]:
+    """Return the metrics of one run, by the names in ``METRICS``."""
+    model = load_palette_model(run)
+    train, test = data.train.select(slice(0, len(data.test))), data.test
     train_loss, train_accuracy = loss_and_accuracy(model.network, train.grey, train.labels)
-    coloured, truth = _predict_rgb(model, data.test), _true_rgb(data.test)
-    num_epochs = summary["updates"] / count_steps_per_epoch(read_config(run), data.train)
+    batches = [test.select(slice(i, i + EVAL_BATCH_SIZE)).grey for i in range(0, len(test), EVAL_BATCH_SIZE)]
+    labels = np.concatenate([predict_labels(model.network, batch) for batch in batches])
+    coloured, truth = decode_labels(labels, model.palette), _true_rgb(test)
     return {
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": summary["test_loss"],
         "test_accuracy": summary["test_accuracy"],
-        "psnr": metrics.psnr(coloured, truth),
-        "delta_e": metrics.delta_e(coloured, truth),
+        "psnr": psnr(coloured, truth),
+        "delta_e": delta_e(coloured, truth),
         "colourfulness": _mean_colourfulness(coloured),
         "seconds": summary["seconds"],
-        "seconds_per_epoch": summary["seconds"] / num_epochs,
+        "seconds_per_epoch": summary["seconds"] / (summary["updates"] / steps_per_epoch),
     }
-
-
-def _predict_rgb(model: PaletteModel, test: LabelledImages) -> RGBBatch:
-    """Return the images with every pixel in its most likely palette colour."""
-    parts = [
-        predict_labels(model.network, test.select(slice(i, i + EVAL_BATCH_SIZE)).grey)
-        for i in range(0, len(test), EVAL_BATCH_SIZE)
-    ]
-    return decode_labels(np.concatenate(parts), model.palette)
 
 
 def _true_rgb(test: LabelledImages) -> RGBBatch:
@@ -309,4 +257,4 @@ def _true_rgb(test: LabelledImages) -> RGBBatch:
 
 
 def _mean_colourfulness(images: RGBBatch) -> float:
-    return float(np.mean([metrics.colourfulness(image) for image in images]))
+    return float(np.mean([colourfulness(image) for image in images]))

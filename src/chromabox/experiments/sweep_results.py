@@ -1,10 +1,10 @@
-"""Results of a sweep: metrics of every value's runs, ``sweep.json``, ``sweep.csv``, tables and figures."""
+"""Results of runs by seed: means and standard deviations, tables; ``sweep.json`` and the figures of a sweep."""
 
 import csv
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from chromabox.engine.runs import rename_keys
 from chromabox.errors import UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.report.plots import plot_image_rows, save_figure
-from chromabox.report.tables import _format_number, _print_table
+from chromabox.report.tables import _print_table
 
 SweepValue = int | float
 
@@ -69,14 +69,6 @@ class SeedStats:
     def std(self) -> float | None:
         """Sample standard deviation over the seeds; None for a single seed or an infinite PSNR."""
         return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return mean, standard deviation and all values; infinity, which JSON cannot represent, becomes None."""
-        return {
-            "mean": _inf_to_none(self.mean),
-            "spread": self.std,
-            "each": [_inf_to_none(value) for value in self.values],
-        }
 
 
 @dataclass(frozen=True)
@@ -130,14 +122,71 @@ class SweepResult:
         """Path of the figure of sample images."""
         return self.folder / "sheet.png"
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of ``sweep.csv``, first for equal epochs, then for equal steps."""
+        rows = [("equal epochs", row) for row in self.equal_epochs] + [("equal steps", row) for row in self.equal_steps]
+        table = []
+        for comparison, row in rows:
+            cells: dict[str, Any] = {"comparison": comparison, self.parameter: row.value}
+            cells |= {"seeds": " ".join(map(str, self.seeds)), "parameters": row.parameters}
+            cells |= {"epochs": row.epochs, "updates": row.steps}
+            for name in METRICS:
+                cells |= {name: row.metrics[name].mean, f"{name}_spread": row.metrics[name].std}
+            table.append(cells)
+        return table
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV; None becomes an empty cell."""
+    with atomic_write(path) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str, float]]) -> None:
+    """Print rows of a CSV table.
+
+    Args:
+        columns: for every printed column its heading, number format and factor. A standard deviation, in a column whose
+            name ends in ``_std`` or ``_spread``, is printed after the mean.
+    """
+
+    def format_value(value: Any, spec: str, factor: float) -> str:
+        if not isinstance(value, float):
+            return format(value, spec)
+        return format(value * factor, spec) if math.isfinite(value) else "∞"
+
+    def format_cell(row: Mapping[str, Any], name: str) -> str:
+        std = row.get(f"{name}_std", row.get(f"{name}_spread"))
+        parts = [value for value in (row[name], std) if value is not None]
+        return " ± ".join(format_value(value, *columns[name][1:]) for value in parts)
+
+    headings = [heading for heading, *_ in columns.values()]
+    _print_table(title, headings, [[format_cell(row, name) for name in columns] for row in rows])
+
 
 def write_sweep(sweep: SweepResult) -> None:
     """Write ``sweep.csv`` and then ``sweep.json``, which marks the sweep as finished."""
-    _write_table(sweep)
-    rows = {name: [_row_to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
+
+    def to_json(row: SweepRow) -> dict[str, Any]:
+        metrics = {}
+        for name, stats in row.metrics.items():
+            each = [_finite_or_none(value) for value in stats.values]
+            metrics[name] = {"mean": _finite_or_none(stats.mean), "spread": stats.std, "each": each}
+        return {**vars(row), "runs": [run.as_posix() for run in row.runs], "metrics": metrics}
+
+    write_table(sweep.csv_path, sweep.table)
+    rows = {name: [to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
     values = {name: value for name, value in vars(sweep).items() if name != "folder"}
-    values["grey_psnr"] = _inf_to_none(sweep.grey_psnr)
+    values["grey_psnr"] = _finite_or_none(sweep.grey_psnr)
     write_json(sweep.folder / "sweep.json", {"format": SWEEP_FORMAT, **values, **rows, "metrics": dict(METRICS)})
+
+
+def _finite_or_none(value: float) -> float | None:
+    """Return None for infinity, which JSON cannot represent."""
+    return value if math.isfinite(value) else None
 
 
 def read_sweep(folder: Path) -> SweepResult:
@@ -150,56 +199,20 @@ def read_sweep(folder: Path) -> SweepResult:
             for name in ("equal_epochs", "equal_steps"):
                 values[name] = [rename_keys(row, _FORMAT_1_NAMES) for row in values[name]]
         del values["metrics"]
-        values["grey_psnr"] = _none_to_inf(values["grey_psnr"])
+        values["grey_psnr"] = math.inf if values["grey_psnr"] is None else values["grey_psnr"]
         for name in ("equal_epochs", "equal_steps"):
-            values[name] = tuple(_row_from_json(row) for row in values[name])
+            for row in values[name]:
+                row["runs"] = tuple(map(Path, row["runs"]))
+                row["metrics"] = {
+                    metric: SeedStats(tuple(math.inf if value is None else value for value in stats["each"]))
+                    for metric, stats in row["metrics"].items()
+                }
+            values[name] = tuple(SweepRow(**row) for row in values[name])
         return SweepResult(folder=folder, **{**values, "seeds": tuple(values["seeds"])})
     except OSError as error:
         raise UsageError(f"{folder}: contains no sweep.json; use the folder of a finished sweep") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: invalid sweep result ({error}); run chromabox sweep again") from error
-
-
-def _inf_to_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _none_to_inf(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
-def _row_to_json(row: SweepRow) -> dict[str, Any]:
-    metrics = {name: stats.as_json() for name, stats in row.metrics.items()}
-    return {**vars(row), "runs": [run.as_posix() for run in row.runs], "metrics": metrics}
-
-
-def _row_from_json(values: dict[str, Any]) -> SweepRow:
-    metrics = {
-        name: SeedStats(tuple(_none_to_inf(value) for value in stats["each"]))
-        for name, stats in values["metrics"].items()
-    }
-    return SweepRow(**{**values, "runs": tuple(Path(run) for run in values["runs"]), "metrics": metrics})
-
-
-def _write_table(sweep: SweepResult) -> None:
-    """Write one row per value, first for equal epochs, then for equal steps."""
-    names = [f"{name}{end}" for name in METRICS for end in ("", "_spread")]
-    header = ["comparison", sweep.parameter, "seeds", "parameters", "epochs", "updates", *names]
-    with atomic_write(sweep.csv_path) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for comparison, rows in (("equal epochs", sweep.equal_epochs), ("equal steps", sweep.equal_steps)):
-            for row in rows:
-                cells = [number for name in METRICS for number in _mean_and_std(row.metrics[name])]
-                seeds = " ".join(map(str, sweep.seeds))
-                writer.writerow([comparison, row.value, seeds, row.parameters, row.epochs, row.steps, *cells])
-
-
-def _mean_and_std(stats: SeedStats) -> tuple[float, float | str]:
-    return stats.mean, "" if stats.std is None else stats.std
-
-
-RGBA = tuple[float, float, float, float]
 
 
 def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
@@ -212,18 +225,34 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts_differ = len({row.steps_per_epoch for row in sweep.equal_epochs}) > 1
-    for row, colour in zip(sweep.equal_epochs, _line_colours(len(sweep.equal_epochs)), strict=True):
+    # From dark to light; the lightest yellows, hard to see on white, are excluded.
+    num_values = len(sweep.equal_epochs)
+    colours = [colormaps["viridis"](0.9 * index / max(1, num_values - 1)) for index in range(num_values)]
+    for row, colour in zip(sweep.equal_epochs, colours, strict=True):
+        records = [read_metrics(sweep.folder / run) for run in row.runs]
+        losses, train_losses, accuracies = (
+            np.array([[record[name] for record in run] for run in records])
+            for name in ("test_loss", "train_loss", "test_accuracy")
+        )
         epochs = np.arange(1, row.epochs + 1)
-        _plot_losses(left, sweep, row, epochs, colour)
-        if counts_differ:
-            _plot_losses(right, sweep, row, epochs * row.steps_per_epoch, colour)
-        else:
-            _plot_band(right, epochs, 100 * _read_series(sweep, row, "test_accuracy"), colour, str(row.value))
+        if not counts_differ:
+            _plot_band(right, epochs, 100 * accuracies, colour, str(row.value))
+        for axes, positions in ((left, epochs), (right, epochs * row.steps_per_epoch))[: 1 + counts_differ]:
+            _plot_band(axes, positions, losses, colour, str(row.value))
+            marker = "." if row.epochs == 1 else None
+            axes.plot(positions, train_losses.mean(0), "--", color=colour, linewidth=1, marker=marker)
     left.set(xlabel="epochs", ylabel="cross-entropy (nats per pixel)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if counts_differ:
-        _mark_equal_steps(right, sweep)
-        right.set(xlabel="optimizer steps", ylim=left.get_ylim())
+        right.set(xlabel="optimizer steps", xscale="log", ylim=left.get_ylim())
+        ends = sorted({row.steps for row in sweep.equal_epochs})
+        right.set_xticks(ends, [f"{end:,}" for end in ends])
+        right.set_xticks([], minor=True)
+        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # There can be no such runs.
+            right.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
+        if sweep.equal_steps:
+            diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black")
+            right.legend([diamond], ["equal steps"], fontsize=9)
     else:
         right.set(xlabel="epochs", ylabel="test accuracy (%)")
         right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -238,39 +267,10 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     save_figure(figure, path, dpi=200)
 
 
-def _mark_equal_steps(axes: Axes, sweep: SweepResult) -> None:
-    """Use a logarithmic axis with a tick at each final step count, and mark the ends of the runs with equal steps."""
-    axes.set_xscale("log")
-    ends = sorted({row.steps for row in sweep.equal_epochs})
-    axes.set_xticks(ends, [f"{end:,}" for end in ends])
-    axes.set_xticks([], minor=True)
-    if sweep.equal_steps:
-        for row, colour in zip(sweep.equal_steps, _line_colours(len(sweep.equal_steps)), strict=True):
-            axes.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
-        diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black", label="equal steps")
-        axes.legend(handles=[diamond], fontsize=9)
-
-
-def _plot_losses(axes: Axes, sweep: SweepResult, row: SweepRow, positions: Any, colour: RGBA) -> None:
-    _plot_band(axes, positions, _read_series(sweep, row, "test_loss"), colour, str(row.value))
-    train = _read_series(sweep, row, "train_loss").mean(0)
-    axes.plot(positions, train, "--", color=colour, linewidth=1, marker="." if len(train) == 1 else None)
-
-
-def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: RGBA, label: str) -> None:
+def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: Any, label: str) -> None:
+    """Plot the mean over the seeds in a band from minimum to maximum."""
     axes.fill_between(positions, series.min(0), series.max(0), color=colour, alpha=0.25, linewidth=0)
     axes.plot(positions, series.mean(0), color=colour, label=label, marker="o" if series.shape[1] == 1 else None)
-
-
-def _read_series(sweep: SweepResult, row: SweepRow, metric: str) -> Float[np.ndarray, "seeds epochs"]:
-    """Return a metric after every epoch, one row per seed."""
-    return np.array([[record[metric] for record in read_metrics(sweep.folder / run)] for run in row.runs])
-
-
-def _line_colours(count: int) -> list[RGBA]:
-    """Return colours from dark to light; the lightest yellows, hard to see on white, are excluded."""
-    colormap: Callable[[float], RGBA] = colormaps["viridis"]
-    return [colormap(0.9 * index / max(1, count - 1)) for index in range(count)]
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
@@ -285,38 +285,22 @@ def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> 
 
 def print_sweep(result: SweepResult) -> None:
     """Print one row per value for equal epochs and, if present, for equal steps, and the paths of all files."""
-    title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}"
-    _print_sweep_table(f"{title}: equal epochs", result, result.equal_epochs)
-    if result.equal_steps:
-        _print_sweep_table(f"{title}: equal steps", result, result.equal_steps)
+    columns = {
+        result.parameter: (result.parameter.replace("-", " "), "", 1.0),
+        "epochs": ("epochs", "", 1.0),
+        "updates": ("steps", ",", 1.0),
+        "train_loss": ("train loss", ".4f", 1.0),
+        "test_loss": ("test loss", ".4f", 1.0),
+        "test_accuracy": ("accuracy %", ".2f", 100.0),
+        "psnr": ("PSNR dB", ".2f", 1.0),
+        "delta_e": ("ΔE2000", ".2f", 1.0),
+        "colourfulness": ("colourfulness", ".1f", 1.0),
+        "seconds": ("seconds", ".1f", 1.0),
+    }
+    for name in ("equal epochs", "equal steps"):
+        rows = [row for row in result.table if row["comparison"] == name]
+        if rows:
+            title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}: {name}"
+            print_table(title, rows, columns)
     print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.csv_path}")
     print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {result.folder}")
-
-
-def _print_sweep_table(title: str, result: SweepResult, rows: Sequence[SweepRow]) -> None:
-    columns = [
-        result.parameter.replace("-", " "),
-        "epochs",
-        "steps",
-        "train loss",
-        "test loss",
-        "accuracy %",
-        "PSNR dB",
-    ]
-    columns += ["ΔE2000", "colourfulness", "seconds"]
-    metrics = [("train_loss", 4, 1.0), ("test_loss", 4, 1.0), ("test_accuracy", 2, 100.0), ("psnr", 2, 1.0)]
-    metrics += [("delta_e", 2, 1.0), ("colourfulness", 1, 1.0), ("seconds", 1, 1.0)]
-    _print_table(
-        title,
-        columns,
-        [
-            [str(row.value), str(row.epochs), f"{row.steps:,}"]
-            + [_format_with_std(row.metrics[name], digits, factor) for name, digits, factor in metrics]
-            for row in rows
-        ],
-    )
-
-
-def _format_with_std(stats: SeedStats, digits: int, factor: float) -> str:
-    std = _format_number(stats.std, digits, factor)
-    return _format_number(stats.mean, digits, factor) + (f" ± {std}" if std else "")

@@ -166,11 +166,6 @@ class Counts:
         weights, outputs, connections = (int(formula.subs(values)) for formula in self.as_tuple)
         return weights, outputs, connections
 
-    def subtract(self, other: "Counts") -> "Counts":
-        """Return the difference of these counts and the other ones."""
-        pairs = zip(self.as_tuple, other.as_tuple, strict=True)
-        return Counts(*(simplify_counts(minuend - subtrahend) for minuend, subtrahend in pairs))
-
 
 @dataclass(frozen=True)
 class LayerCounts:

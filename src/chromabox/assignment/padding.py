@@ -6,7 +6,7 @@ They are found by running PyTorch's layers with every padding and output padding
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -73,16 +73,3 @@ def _keeps_shapes(group: LayerGroup, pair: Padding, kernel: int, stride: int, di
 def assignment_rule(kernel: int) -> Padding:
     """Return the assignment's general solution: padding (k − 1)//2, output padding 1 for odd kernels, 0 for even."""
     return (kernel - 1) // 2, int(kernel % 2 == 1)
-
-
-class PaddingOptions(NamedTuple):
-    """Paddings of a group, and why there are none (empty if there are some)."""
-
-    paddings: tuple[Padding, ...]
-    reason: str
-
-
-def solve_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[PaddingOptions, ...]:
-    """Return the results of :func:`search_paddings` with a reason for groups without a solution."""
-    groups = search_paddings(kernel, stride=stride, dilation=dilation)
-    return tuple(PaddingOptions(pairs, "" if pairs else "no padding keeps the shapes") for pairs in groups)

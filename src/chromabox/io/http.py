@@ -151,7 +151,9 @@ def _open_response(request: urllib.request.Request, received: int) -> http.clien
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            raise ContentMismatchError(f"the remote file is not longer than the {received} bytes received before") from error
+            raise ContentMismatchError(
+                f"the remote file is not longer than the {received} bytes received before"
+            ) from error
         # Some servers return 403 for missing files.
         error_type = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError
         raise error_type(f"HTTP {error.code} {error.reason}") from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from chromabox.report.document.inline import parse_inline, to_text
+from chromabox.report.document.layout import parse_inline, to_text
 from chromabox.report.document.model import Number, Source, Text
 
 

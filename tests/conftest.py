@@ -11,6 +11,11 @@ from PIL import Image
 install_import_hook("chromabox", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow tests on real data first, so that no other worker is idle while they run."""
+    items.sort(key=lambda item: "real" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """Use one thread: more threads slow the small test models down, especially on a busy machine."""

@@ -15,7 +15,7 @@ from chromabox.experiments.runs import read_summary
 from chromabox.experiments.sweep import sweep
 from chromabox.io.cifar10 import load_cifar10
 
-DATA, OPTIONS = "cifar10:horse", RuntimeOptions(compile="off", threads=1)
+DATA, OPTIONS = "cifar10:horse", RuntimeOptions(precision="float32", compile="off", channels_last="on", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,6 @@ def test_missing_libraries_and_other_suffixes_are_rejected(monkeypatch: pytest.M
     require_onnx_suffix(Path("a.ONNX"))
     with pytest.raises(UsageError, match=r"a\.pt: expected the suffix \.onnx; use, for example, a\.onnx"):
         require_onnx_suffix(Path("a.pt"))
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UsageError, match=r"ONNX files require onnxruntime: .*chromabox\[export\]"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UsageError, match=r"exporting requires onnxscript: .*chromabox\[train\]"):
         to_onnx(nn.Identity(), torch.zeros(2), {}, ["x"], ["y"])

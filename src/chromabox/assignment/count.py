@@ -1,21 +1,21 @@
 """Weights, outputs and connections of a model, as formulas and as numbers (part A.3 of the assignment).
 
-The model runs in several small configurations, in which the dimensions of every kernel, output and feature map are
+The model is run in several small configurations, and the dimensions of every kernel, output and feature map are
 recorded. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are solved for exactly and
-verified in two further configurations, one of which is the requested one. The weights, outputs and
-connections of a layer are products of such dimensions; those of a model are sums over its layers.
+verified in two further configurations, including the requested one. The weights, outputs and connections of a layer
+are products of such dimensions; those of a model are sums over its layers.
 
 Conventions (the defaults are those of the course):
 
-* *Weights* are the elements of the kernels. Biases and the two parameters per channel of BatchNorm are optional.
+* *Weights* are the elements of the kernels. Biases and BatchNorm's two parameters per channel are optional.
 * *Outputs* are the elements that convolutions and linear layers output for one image. Those of BatchNorm, and of
   pooling, upsampling and activation layers, are optional.
 * A *connection* is a product of an input and a weight. A convolution has k²·C_in/groups connections for each output;
   products with padding zeros count too. A transposed convolution multiplies every input by k²·C_out/groups
-  weights; products that the padding crops count too. Counted per output this is the same: with stride 2, an output
-  receives k²/4 positions of the input on average, and there are four times as many outputs as inputs. A bias is added,
-  not multiplied, and makes no connection. BatchNorm makes one connection for each output. Pooling, upsampling and
-  activations have no weights and therefore no connections.
+  weights; products cropped by the padding count too. Counted per output, the total is the same: with stride 2, an
+  output receives contributions from k²/4 input positions on average, and there are four times as many outputs as
+  inputs. A bias is added, not multiplied, and is not a connection. BatchNorm has one connection for each output.
+  Pooling, upsampling and activations have no weights and therefore no connections.
 
 The model runs on PyTorch's "meta" tensors, which have shapes but no data, so that nothing is computed.
 """
@@ -43,8 +43,8 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-#: Name, class name and category of a leaf module that is called, and the dimensions of each of its quantities, whose
-#: products are weights, biases, outputs for one image, and connections.
+#: Name, class name and category of a called leaf module, and the dimensions whose products are its weights, biases,
+#: outputs for one image, and connections.
 LayerCall: TypeAlias = tuple[str, str, LayerCategory, tuple[Dims, Dims, Dims, Dims]]
 
 
@@ -52,8 +52,8 @@ def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> l
     """Return the calls of all leaf modules except identities, in execution order, for images [channels, height, width].
 
     The model runs in training mode, in which all models of this package run a single forward pass; the previous modes
-    are restored. Weights that are used again are not counted again. Raise ChromaboxError if the model has weights whose
-    connections are unknown: weights of other kinds of layers, weights outside layers, and unused weights.
+    are restored. Reused weights are counted once. Raise ChromaboxError if the model has weights whose connections are
+    unknown: weights of other kinds of layers, weights outside layers, and unused weights.
     """
     meta_tensors = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -109,7 +109,7 @@ def _layer_call(
     weights, biases = uncounted(layer.weight), uncounted(layer.bias)
     if isinstance(layer, _BATCH_NORM):
         return name, kind, "norm", (weights, biases, outputs, outputs if layer.affine else ZERO_DIMS)
-    # All weights are used at every position: of the inputs of a transposed convolution, otherwise of the outputs.
+    # Every weight is used at every position: input positions for transposed convolutions, otherwise output positions.
     positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
     positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
     return name, kind, "weighted", (weights, biases, outputs, (*layer.weight.shape, *positions))
@@ -123,7 +123,7 @@ SYMBOLS: tuple[Symbol, ...] = (K, H, W, NIC, NF, NC)
 #: Model settings that appear in formulas.
 SETTING_SYMBOLS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
 
-#: Largest value of a setting; counts of larger models would exceed the integers of tensor shapes.
+#: Maximum value of a setting; the counts of larger models would overflow the integers used for tensor shapes.
 MAX_VALUE = 100_000
 Values: TypeAlias = Mapping[Symbol, int]
 
@@ -226,7 +226,7 @@ def simplify_counts(expression: Expr) -> Expr:
 
 
 def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> ModelCounts:
-    """Count a model of :func:`chromabox.colour.models.build_model`, in its symbols among NIC, NF, NC and k.
+    """Count a model of :func:`chromabox.colour.models.build_model` in terms of its symbols among NIC, NF, NC and k.
 
     Args:
         name: Name of the model on the command line.
@@ -254,12 +254,12 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
 
 
 def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:
-    """Count any module, in H and W.
+    """Count any module in terms of H and W.
 
     Args:
         model: Module with inputs [batch, channels, height, width]; it is not modified.
         channels: Number of channels of the images.
-        multiple: Step of height and width for which the output size of every layer is an affine function.
+        multiple: Step in height and width for which the output size of every layer is an affine function.
         height, width: Size of the images in pixels, multiples of ``multiple``.
 
     Raise UsageError for an invalid size, and ChromaboxError for a model with weights outside convolutions, linear
@@ -289,8 +289,8 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
     if any(not 1 <= side <= MAX_VALUE or side % multiple for side in (height, width)):
         expected = f"multiples of {multiple} up to {MAX_VALUE:,}"
         raise UsageError(f"size is {width}×{height}: expected {expected} for height and width")
-    # The smallest configuration, those in which one symbol is doubled, and two for verification: one with all symbols
-    # changed (k is at most the requested one, as large kernels are invalid), and the requested one.
+    # The smallest configuration, one per symbol with that symbol doubled, and two for verification: one with all
+    # symbols changed (k is at most the requested value, as large kernels are invalid), and the requested one.
     smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
     mixed = {symbol: (index + 3) * value for index, (symbol, value) in enumerate(smallest.items())}
     mixed |= {K: max(2, values[K])} if K in values else {}
@@ -304,7 +304,7 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
 
     @cache
     def fit(sides: Dims) -> Expr | None:
-        """Return the affine function with these values in the configurations, or None if there is none."""
+        """Return the affine function that takes these values in the configurations, or None if there is none."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])

@@ -1,4 +1,4 @@
-"""Counts and paddings on the terminal: models by name or path, formulas as text, tables."""
+"""Counts and paddings on the terminal: models given by name or path, formulas as plain text, and tables."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ from chromabox.detect.weights.load import ARCHITECTURES, is_detector, load_detec
 from chromabox.errors import UsageError
 
 QUANTITIES = ("weights", "outputs", "connections")
-#: Default image side in pixels for colourisation models: that of CIFAR-10.
+#: Default image side length in pixels for colourisation models: that of CIFAR-10.
 DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 
@@ -46,8 +46,8 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
         size: Side length of the images in pixels; the default is 32, or a detector's input size.
         settings: Arguments of the class of a colourisation model given by name; None selects the default.
 
-    Raise UsageError for an unknown model and for settings that it does not accept, and ChromaboxError for a corrupt
-    file.
+    Raise UsageError for an unknown model and for settings that the model does not accept, and ChromaboxError for a
+    corrupt file.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     title, name, path = model, model, Path(model)
@@ -164,7 +164,7 @@ def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) 
 
 def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
     """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, if there are any."""
-    # All are searched before the first is printed: an invalid kernel gives only an error message.
+    # Search all before printing the first, so that an invalid kernel produces only an error message.
     solutions = [(kernel, search_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
     for kernel, groups in solutions:
         rows = []
@@ -183,6 +183,6 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # Without a terminal rich would wrap the table at 80 columns.
+    # Without a terminal, Rich would wrap the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

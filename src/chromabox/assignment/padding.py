@@ -37,7 +37,7 @@ LAYER_GROUPS = (
 
 
 def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Padding, ...], ...]:
-    """Return, for each of :data:`LAYER_GROUPS`, all pairs with which PyTorch's layers keep the shapes in figure 1b.
+    """Return, for each of :data:`LAYER_GROUPS`, all pairs for which PyTorch's layers preserve the shapes in figure 1b.
 
     ``dilation`` applies to all layers, including the transposed ones (which the assignment and ConvTransposeNet leave
     at 1); ``stride`` to all but the last. Raise UsageError for values below 1, for kernels that extend beyond the
@@ -58,9 +58,9 @@ def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple
 
 
 def _keeps_shapes(group: LayerGroup, pair: Padding, kernel: int, stride: int, dilation: int) -> bool:
-    """Return whether PyTorch's layers with this pair keep every shape; False if PyTorch rejects the pair."""
+    """Return whether PyTorch's layers with this pair preserve every shape; False if PyTorch rejects the pair."""
     padding, output_padding = pair
-    # Height and width are treated alike, and layers of one dimension are faster.
+    # Height and width are treated alike, and one-dimensional layers are faster.
     layer_type = partial(nn.ConvTranspose1d, output_padding=output_padding) if group.transposed else nn.Conv1d
     layer = layer_type(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     try:

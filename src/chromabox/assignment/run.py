@@ -119,7 +119,7 @@ def _is_available(detection_data: str, log: Callable[[str], None]) -> bool:
     return True
 
 
-#: Photographs that the scikit-image wheel contains.
+#: Photographs included in the scikit-image wheel.
 SAMPLE_IMAGES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -140,7 +140,7 @@ def run_demo(folder: Path, log: Callable[[str], None]) -> DemoResult:
 
 
 def colourise_samples(folder: Path, log: Callable[[str], None]) -> Path:
-    """Colourise the sample photographs and return the path of a figure with the rows original, grey and colourised.
+    """Colourise the sample photographs and return the path of a figure with original, grey and colourised rows.
 
     Raise ChromaboxError if scikit-image contains none of the photographs.
     """
@@ -176,7 +176,7 @@ def _load_tile(path: Path, size: int = 256) -> RGBTile:
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
 
 
-#: Images per split and their side in pixels, chosen so that training takes under a minute on two cores.
+#: Images per split and their side length in pixels, chosen so that training takes under a minute on two cores.
 SAMPLE_SPLITS, SAMPLE_IMAGE_SIZE = {"train": 64, "val": 32, "test": 16}, 192
 NUM_EPOCHS, NUM_CACHED_VIEWS = 10, 4
 
@@ -204,7 +204,7 @@ def train_sample_detector(
 
 
 def _sample_config(data: Path, folder: Path, epochs: int, log: Callable[[str], None]) -> FinetuneConfig:
-    """Return a configuration with frozen first layers for pretrained weights, and without for random ones."""
+    """Return a configuration; the first layers are frozen for pretrained weights, but not for random ones."""
     weights, freeze = "yolov3-tiny", NUM_FROZEN
     try:
         download_pretrained(weights)

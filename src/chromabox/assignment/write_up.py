@@ -28,7 +28,7 @@ from chromabox.report.document.write import WrittenDocument, write_document
 
 SectionBuilder = Callable[[RunIndex, Path], Section]
 
-#: The questions of the assignment in their order; the second item says whether the answer needs no run.
+#: The questions of the assignment, in order; the second item is whether the answer needs no runs.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
     (pool_upsample_section, True),
     (pool_upsample_results, False),
@@ -75,7 +75,7 @@ def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool =
     """Write ``report.html``, ``report.pdf`` and ``report.json`` about the runs below ``paths`` into ``folder``.
 
     With ``include_missing`` every question has a section; a question without runs names the command that trains them.
-    Without it, only the questions that the runs answer have a section.
+    Without it, only the questions answered by the runs have a section.
 
     Raise UsageError if a path contains no finished run, and ChromaboxError if the folder cannot be written.
     """

@@ -44,7 +44,7 @@ class LayerWeightChange:
 
 @dataclass(frozen=True)
 class ClassLossCheck:
-    """Class loss of held-out images as computed in training, and computed from its definition."""
+    """Class loss of held-out images, computed as in training and from its definition."""
 
     positive_weight: float
     """Weight of positive examples, ``cls_pw``."""
@@ -112,7 +112,7 @@ def verify_class_loss(run: OpenedRun, positive_weight: float) -> ClassLossCheck:
     """Compute the class loss of the first held-out images with the training code and from its definition.
 
     ``positive_weight`` is the weight of positive examples. The definition is evaluated in float64 with logarithms of σ;
-    the assignment of boxes to positions is that of the loss.
+    boxes are assigned to positions as in the loss.
     """
     loss = replace(run.loss, cls_pw=positive_weight)
     heads, targets = _head_outputs(run)

@@ -1,7 +1,7 @@
 """Gradients of layers before and after training, and ablation of skip connections.
 
-Gradients *vanish* if those of the layers near the input are smaller by orders of magnitude than those of the layers
-near the loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). Each layer is represented by its
+Gradients *vanish* if they are orders of magnitude smaller in the layers near the input than in the layers near the
+loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). Each layer is represented by its
 kernel; biases and BatchNorm parameters are excluded.
 
 The ablation evaluates a trained UNet with the values of its skip connections set to 0 or taken from other images. It
@@ -69,7 +69,7 @@ def relative_weight_change(start: nn.Module, end: nn.Module) -> dict[str, float]
 
 
 def initial_model(config: TrainConfig, palette: Palette) -> nn.Module:
-    """Return the model with its initial weights, given by the seed of the run. The global RNG state is preserved."""
+    """Return the model with its initial weights, determined by the run's seed. The global RNG state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_model(config.model, **{"num_colours": len(palette.colours), **config.model_args})
@@ -86,7 +86,7 @@ def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
 
 Ablation = Callable[[Tensor], Tensor]
 
-#: Changes of the values of a skip connection. "shuffled": each image of a batch receives the values of the previous
+#: Changes to the values of a skip connection. "shuffled": each image of a batch receives the values of the previous
 #: image, which have the same distribution but are unrelated to the image (except in a batch of one image).
 ABLATIONS: Mapping[str, Ablation] = {"zeroed": torch.zeros_like, "shuffled": lambda features: features.roll(1, 0)}
 

@@ -52,9 +52,9 @@ NUM_PROBE_TRAIN_IMAGES, NUM_PROBE_TEST_IMAGES = 200, 200
 NUM_ABLATION_IMAGES = 150
 #: Number of training batches for gradients.
 NUM_GRADIENT_BATCHES = 2
-#: Bounds in pixels of the bins of distance from the nearest edge.
+#: Bounds, in pixels, of the bins for distance from the nearest edge.
 EDGE_DISTANCE_BINS = (0, 1, 2, 3, 4, 6, math.inf)
-#: All of these, with their keys in ``results.json``.
+#: All of the above, by their keys in ``results.json``.
 SAMPLE_SIZES = {
     "test pictures": NUM_TEST_IMAGES,
     "probe: fitted on training pictures": NUM_PROBE_TRAIN_IMAGES,
@@ -63,7 +63,7 @@ SAMPLE_SIZES = {
     "gradients of batches": NUM_GRADIENT_BATCHES,
     "bounds of the bands of distance": EDGE_DISTANCE_BINS,
 }
-#: Names of the probes, and the layers that each uses together.
+#: Names of the probes, and the layers that each one combines.
 PROBE_LAYERS = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
 
 

@@ -3,7 +3,7 @@
 Comparisons of colourisation models: training curves, accuracy near edges, gradients, agreement, calibration and sample
 images. Fine-tuning of detectors: weight changes by layer, and detections before and after.
 
-All figures are 16 cm wide on paper, so that font sizes are those given here.
+All figures are 16 cm wide on paper, so that font sizes are as given here.
 """
 
 import io
@@ -33,7 +33,7 @@ DPI = 200
 #: Colours that colour-blind readers can distinguish (Wong 2011, Nature Methods 8, 441), in the order of the assignment.
 MODEL_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": "#0072b2", "unet": "#009e73"}
 
-#: Colours of pixels that both models, only the first, only the second, or neither predict correctly.
+#: Colours of the pixels predicted correctly by both models, only the first, only the second, and neither.
 AGREEMENT_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
 FONT_SIZE = 8
 
@@ -68,7 +68,7 @@ def plot_all_curves(runs: Mapping[str, Sequence[History]], path: Path) -> None:
 
 
 def _marker(history: History) -> str:
-    """Return a marker for a single epoch, of which a line would be invisible."""
+    """Return a marker for a single epoch, for which a line would be invisible."""
     return "." if len(history) == 1 else ""
 
 
@@ -120,7 +120,7 @@ def plot_gradients(
 
 
 def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
-    """Plot accuracy against confidence without bins of few pixels; a calibrated model is on the diagonal."""
+    """Plot accuracy against confidence omitting bins with few pixels; a calibrated model is on the diagonal."""
     figure, (axes,) = _make_panels(1, 2.8)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for model, calibration in models.items():
@@ -200,7 +200,7 @@ def _save(figure: Figure, path: Path) -> None:
     save_figure(figure, path, dpi=DPI)
 
 
-#: Number of palette colours of PNG files with photographs.
+#: Number of palette colours in PNG files of photographs.
 NUM_PNG_COLOURS = 128
 
 #: Colours of classes, used cyclically; dark enough for white text.

@@ -70,7 +70,7 @@ class Agreement:
 
 
 def measure_agreement(first: Predictions, second: Predictions) -> Agreement:
-    """Return the agreement of two models. Raise ChromaboxError if the shapes of the predictions differ."""
+    """Return the agreement between two models. Raise ChromaboxError if the shapes of the predictions differ."""
     if first.labels.shape != second.labels.shape:
         shapes = f"{list(first.labels.shape)} and {list(second.labels.shape)}"
         raise ChromaboxError(f"predictions of shapes {shapes}: expected predictions for the same images")
@@ -118,13 +118,13 @@ def calibrate(
     return Calibration(mean, accuracy, count / max(bins.size, 1))
 
 
-#: Side in pixels of the block that one bottleneck position covers: the assignment's models halve an image twice.
+#: Side length in pixels of the block covered by one bottleneck position: the assignment's models halve images twice.
 BLOCK = 4
 ImageMaps = Float[Tensor, "images channels height width"]
 
 
 def high_pass(maps: ImageMaps) -> ImageMaps:
-    """Subtract the mean of its 4 × 4 block from each pixel. Height and width are multiples of 4."""
+    """Subtract the mean of its 4 × 4 block from each pixel. Height and width must be multiples of 4."""
     return maps - F.interpolate(F.avg_pool2d(maps, BLOCK), scale_factor=BLOCK)
 
 
@@ -158,14 +158,14 @@ def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequen
     )
 
 
-#: Fraction of all pixels that count as edges of greyscale images: those with the largest gradients.
+#: Fraction of all pixels that count as edges in greyscale images: those with the largest gradients.
 EDGE_FRACTION = 0.1
 EdgeMask = Bool[np.ndarray, "images height width"]
 DistanceMap = Float64[np.ndarray, "images height width"]
 
 
 def label_edges(labels: Integer[np.ndarray, "images height width"]) -> EdgeMask:
-    """Return the mask of pixels with a neighbour of another label above, below, left or right."""
+    """Return the mask of pixels with a neighbour above, below, left or right that has a different label."""
     edges = np.zeros(labels.shape, bool)
     across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
     edges[:, :, 1:] |= across
@@ -190,7 +190,7 @@ def edge_distances(edges: EdgeMask) -> DistanceMap:
     """
     from scipy.ndimage import distance_transform_edt
 
-    # One transform for all images, at distances at which the nearest edge is always in the same image.
+    # One transform for all images, spaced so far apart that the nearest edge is always in the same image.
     spacing = float(2 * sum(edges.shape[1:]))
     if not edges.any():
         return np.full(edges.shape, np.inf)

@@ -1,4 +1,4 @@
-"""Linear probes: how much detail of an image can be reconstructed from the features of a layer.
+"""Linear probes: how much of an image's detail can be reconstructed from the features of a layer.
 
 A probe is a ridge regression from the features of a layer to the pixels, fitted on training images and evaluated on
 test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). Its R² is a
@@ -39,7 +39,7 @@ class Ridge:
 
 
 def fit_ridge(inputs: FeatureRows, outputs: FeatureRows, penalty: float = RIDGE_PENALTY) -> Ridge:
-    """Return the linear map that minimises squared error + ``penalty`` · rows · squared weights, features standardised.
+    """Return the linear map minimising squared error + ``penalty`` · rows · squared weights, on standardised features.
 
     Source: Hastie, Tibshirani and Friedman 2009, equation 3.44. Constant features have weight 0.
     """
@@ -108,7 +108,7 @@ def probe_layers(
     palette: Palette,
     layer_groups: Mapping[str, tuple[str, ...]],
 ) -> dict[str, ProbeScores]:
-    """Probe a model, for every named group of layers (see :func:`block_features`) together.
+    """Probe a model with one probe for each named group of layers (see :func:`block_features`).
 
     The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``.
     """

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Integer
 
 CONFIDENCE_LEVEL = 0.95
 
-#: Number of seeds per model from which on a sample is not called small.
+#: Minimum number of seeds per model for a sample not to be called small.
 MIN_LARGE_SAMPLE = 10
 
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """Difference of the second and the first value, with the 95 % confidence interval of the true difference."""
+    """Second value minus the first, with the 95 % confidence interval of the true difference."""
 
     value: float
     low: float
@@ -34,11 +34,11 @@ class ConfidenceInterval:
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> ConfidenceInterval:
-    """Return the difference of the means with Welch's t interval; at least two seeds per model.
+    """Return the difference of the means with Welch's t interval; requires at least two seeds per model.
 
     Source: Welch 1947, "The generalization of Student's problem when several different population variances are
-    involved". The variances of the two models may differ, and equal seeds of two models are independent. Without
-    variance between seeds, the interval is the difference itself.
+    involved". The variances of the two models may differ, and equal seeds of two models are treated as independent.
+    Without variance between seeds, the interval is the difference itself.
     """
     value = float(np.mean(second) - np.mean(first))
     method = f"Welch's t over {len(first)} and {len(second)} seeds"
@@ -61,8 +61,8 @@ def difference_over_images(
 ) -> ConfidenceInterval:
     """Return the mean difference of two models' scores on the same images, with a paired bootstrap interval.
 
-    Source: Efron 1979. The limits are percentiles of the means over resampled sets of as many images, drawn with
-    replacement. The differences are paired, so that images that are difficult for both models do not widen the
+    Source: Efron 1979. The limits are percentiles of the means over resampled sets of the same number of images, drawn
+    with replacement. The differences are paired, so that images that are difficult for both models do not widen the
     interval. It does not include the variation between seeds.
     """
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
@@ -107,10 +107,10 @@ def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"
 
 
 def mean_rank_correlation(numbers: Float[np.ndarray, "seeds values"]) -> float:
-    """Return Spearman's rank correlation of numbers and their positions along an ascending parameter, −1 to 1.
+    """Return Spearman's rank correlation between numbers and their positions along an ascending parameter, −1 to 1.
 
     It is computed for each seed and averaged: 1 if the numbers of every seed increase strictly. Equal numbers have no
-    order, so the correlation of a seed with only equal numbers is 0.
+    order, so the correlation for a seed whose numbers are all equal is 0.
     """
     from scipy.stats import spearmanr
 

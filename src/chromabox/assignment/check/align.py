@@ -15,7 +15,7 @@ Status: TypeAlias = Literal["equal", "different", "moved", "missing", "extra"]
 
 @dataclass(frozen=True)
 class Match:
-    """Indices of an expected operation and of the actual one that matches it; None if there is none."""
+    """Indices of an expected operation and the actual operation that matches it; None where there is none."""
 
     expected: int | None
     actual: int | None
@@ -39,7 +39,7 @@ class DiffLine:
 
     @property
     def op(self) -> Op:
-        """The expected operation, else the actual one."""
+        """The expected operation, or the actual one if there is none."""
         op = self.expected or self.actual
         assert op is not None
         return op
@@ -50,8 +50,9 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
 
     Matches are in the order of ``actual``; a missing operation precedes the actual operation at its position.
     """
-    # Score, and numbers of operations consumed next, of the best alignment of expected[i:] and actual[j:]. The third
-    # key is whether the previous operations match: the 1 makes unmatched runs start with a convolution, as blocks do.
+    # Score of the best alignment of expected[i:] and actual[j:], and the numbers of operations that it consumes next.
+    # The third key is whether the previous operations match: a bonus of 1 makes unmatched runs start with a
+    # convolution, as blocks do.
     best: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
     for i, j in product(range(len(expected), -1, -1), range(len(actual), -1, -1)):
         for is_start in (True, False):
@@ -107,7 +108,7 @@ def describe(ops: Sequence[Op], index: int) -> str:
 
 
 def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
-    """Return the comparison of all operations of two models; ``expected`` belongs to a reference model."""
+    """Compare all operations of two models line by line; ``expected`` belongs to a reference model."""
     matches = align(expected, actual)
     pairs = [match_ for match_ in matches if match_.expected is not None and match_.actual is not None]
     matched = {INPUT: INPUT} | {match_.actual: match_.expected for match_ in pairs}
@@ -131,8 +132,8 @@ def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
                 status, messages = "moved", [_order_message(expected, match_.expected), *messages]
             else:
                 sources = [matched.get(source) for source in second.sources]
-                # Missing, extra and moved neighbours have their own lines. Therefore only inputs that are all matched
-                # are checked here, and concatenations in any case.
+                # Missing, extra and moved neighbours have their own lines. Inputs are therefore checked here only if
+                # all of them are matched; the inputs of concatenations are always checked.
                 if first.kind == "cat" or settled.issuperset([*sources, *first.sources]):
                     messages = _wiring_messages(expected, first, sources) + messages
                 is_consequence = not messages and first.shape != second.shape
@@ -171,7 +172,7 @@ def _order_message(expected: Sequence[Op], index: int) -> str:
 
 
 def _wiring_messages(expected: Sequence[Op], op: Op, sources: Sequence[int | None]) -> list[str]:
-    """Describe the inputs of a matched operation if they are not those of figure 1."""
+    """Describe the inputs of a matched operation if they differ from those in figure 1."""
     if sorted(op.sources) == sorted(-2 if source is None else source for source in sources):
         return []
     actual_inputs = " and ".join(

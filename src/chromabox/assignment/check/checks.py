@@ -14,7 +14,7 @@ from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op, trace_ops
 from chromabox.colour.models import MODELS, num_trainable_parameters
 
-#: Largest difference of two logits that count as equal.
+#: Maximum difference between two logits that are considered equal.
 TOLERANCE = 1e-4
 
 #: Message for the layers of figure 1 after the point where a forward pass fails.
@@ -60,7 +60,7 @@ class CheckItem:
 
 @dataclass(frozen=True)
 class NetReport:
-    """Comparison of one class with its model of figure 1."""
+    """Comparison of one class with the corresponding model in figure 1."""
 
     model: str
     class_name: str
@@ -178,7 +178,7 @@ def _check_sizes(observed: Observations, mismatches: list[list[Any]]) -> Iterato
     passed: bool | None = True
     for label, message, is_wrong_shape in mismatches:
         labels.setdefault(message, []).append(label)
-        # For strided models, the assignment sets padding 1, for kernel 3.
+        # For strided models, the assignment specifies padding 1, which is meant for kernel 3.
         is_allowed = observed.model_name != "pool-upsample" and is_wrong_shape and label.startswith("kernel")
         passed = None if is_allowed and passed is not False else False
     messages = [f"{', '.join(group)}: {message}" for message, group in labels.items()]
@@ -214,7 +214,7 @@ def _check_training_step(_: Observations, losses: list[float]) -> Iterator[Check
     yield CheckItem("training step", after < before, f"cross-entropy {before:.3f} → {after:.3f} on the same batch")
 
 
-#: For each observation the name of the check that fails if it is missing, and a function that evaluates it.
+#: For each observation, the name of the check that fails if it is missing, and a function that evaluates it.
 CHECKS: dict[str, tuple[str, Callable[[Observations, Any], Iterable[CheckItem]]]] = {
     "call": ("constructor", _check_constructor),
     "steps": ("shapes", _check_steps),
@@ -226,14 +226,14 @@ CHECKS: dict[str, tuple[str, Callable[[Observations, Any], Iterable[CheckItem]]]
     "loss": ("training step", _check_training_step),
 }
 
-#: Largest number of hints on layers; later differences are usually consequences of the first ones.
+#: Maximum number of hints on layers; later differences are usually consequences of the first ones.
 MAX_HINTS = 6
 
 SAME_FUNCTION_HINT = (
     "It computes the function of figure 1 with other layers; the assignment requires the layers of figure 1."
 )
 
-#: Effects of a last operation on logits that are passed to cross-entropy.
+#: Effects of a final operation on logits that are passed to cross-entropy.
 FINAL_OP_HINTS = {
     "softmax": "cross-entropy expects logits and applies log-softmax itself; a softmax before it impairs training",
     "log_softmax": "cross-entropy expects logits and applies log-softmax itself",
@@ -242,7 +242,7 @@ FINAL_OP_HINTS = {
 
 
 def make_hints(observed: Observations) -> list[str]:
-    """Return hints on how to fix the differences, without repetitions."""
+    """Return hints on how to fix the differences, without duplicates."""
     hints = []
     for line in observed.diff:
         if line.status == "equal" or line.is_consequence or line.message == NOT_REACHED:

@@ -11,7 +11,7 @@ from chromabox.assignment.check.source import DEFAULT_SIZES, Constructor, descri
 from chromabox.assignment.check.trace import INPUT, OpTrace, trace_ops
 from chromabox.colour.models import MODELS
 
-#: Further sizes that are tried, by name; each differs from the default sizes in one value.
+#: Other sizes to try, by name; each differs from the default sizes in one value.
 OTHER_SIZES = {
     f"{role} {size}": {**DEFAULT_SIZES, role: size}
     for role, size in [("kernel", 1), ("kernel", 5), ("num_filters", 8), ("num_colours", 10), ("num_in_channels", 3)]
@@ -31,8 +31,8 @@ def count_parameters(model: nn.Module) -> int:
 def size_mismatches(constructor: Constructor, name: str) -> list[tuple[str, str, bool]]:
     """Return the sizes at which the output shape or the number of parameters differs, with a message for each.
 
-    The third values are whether the shapes differ, not only the number of parameters. If the number of parameters is
-    wrong at the default sizes already, it only has to change with the sizes.
+    The third value is whether the shapes differ, rather than only the number of parameters. If the number of parameters
+    is already wrong at the default sizes, it only has to change with the sizes.
     """
     mismatches = []
     default_count = count_parameters(constructor.build(DEFAULT_SIZES))
@@ -58,7 +58,7 @@ def size_mismatches(constructor: Constructor, name: str) -> list[tuple[str, str,
 
 
 def batch_dependence(constructor: Constructor) -> float:
-    """Return the largest absolute change of an image's logits in evaluation mode caused by the rest of its batch."""
+    """Return the largest absolute change in an image's logits in evaluation mode caused by the rest of its batch."""
     model, grey = constructor.build(DEFAULT_SIZES).eval(), torch.rand(BATCH_SIZE, 1, IMAGE_SIZE, IMAGE_SIZE)
     with torch.no_grad():
         return float((model(grey) - torch.cat([model(image[None]) for image in grey])).abs().max())
@@ -100,7 +100,7 @@ def one_step(constructor: Constructor) -> list[float]:
 
 
 def output_difference(constructor: Constructor, name: str) -> dict[str, Any]:
-    """Return the largest difference of the logits to those of the reference model with the same weights, in both modes.
+    """Return the largest difference from the logits of the reference model with the same weights, in both modes.
 
     Weights and BatchNorm parameters are random, because initial values of 0 and 1 could hide differences. They have
     both signs, because BatchNorm and max pooling commute if the scale is positive.
@@ -122,7 +122,7 @@ def output_difference(constructor: Constructor, name: str) -> dict[str, Any]:
 
 
 def copy_weights(reference: OpTrace, candidate: OpTrace, candidate_ids: set[int]) -> tuple[int, int]:
-    """Copy the tensors of the reference model to the matching operations; return the numbers of copied and all tensors.
+    """Copy the reference model's tensors to the matching operations; return the copied and total numbers of tensors.
 
     Only tensors whose ids are in ``candidate_ids`` are set, and only if the shapes agree. If the candidate concatenates
     channels in a different order, the weights that read them are reordered accordingly.
@@ -135,7 +135,7 @@ def copy_weights(reference: OpTrace, candidate: OpTrace, candidate_ids: set[int]
     copied = 0
     for actual, expected in matched.items():
         parts = _concatenated(reference, expected)
-        # An input without a match becomes -2, which is no operation.
+        # An input without a match becomes -2, which is not an operation.
         other_parts = [INPUT if part == INPUT else matched.get(part, -2) for part in _concatenated(candidate, actual)]
         for key, tensor in reference.tensors[expected].items():
             if key == "weight" and parts and set(parts) == set(other_parts):

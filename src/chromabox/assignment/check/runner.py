@@ -29,7 +29,7 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.dataset import printable
 
-#: Largest number of bytes that are read of a child's result file.
+#: Maximum number of bytes read from a child's result file.
 MAX_REPORT_BYTES = 1 << 24
 
 #: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
@@ -82,7 +82,7 @@ def check_file(
             the remaining classes are checked in a new one.
         memory_limit_gb: Memory limit of a child process in GB, where the system supports it.
 
-    Raise UsageError for a missing file, for one that is neither Python nor a notebook, and for invalid limits. Raise
+    Raise UsageError for a missing file, for a file that is neither Python nor a notebook, and for invalid limits. Raise
     ChromaboxError if the child process cannot be started or its result file is invalid.
     """
     _check_usage(path, timeout, memory_limit_gb)
@@ -124,7 +124,7 @@ def _inspect(
 ) -> tuple[dict[str, Observations], list[str], list[str], str | None]:
     """Start child processes until every model has been inspected or has ended its process.
 
-    Return the observations by model, notes, the names of all classes of the file, and an error that is no model's.
+    Return the observations by model, notes, the names of the file's classes, and an error that belongs to no model.
     """
     observations: dict[str, Observations] = {}
     notes, classes, remaining = list[str](), list[str](), list(model_names)

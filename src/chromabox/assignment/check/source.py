@@ -1,10 +1,10 @@
-"""Execution of the parts of a student's file or notebook that a class requires, and calls of its constructor.
+"""Execution of the parts of a student's file or notebook that a class requires, and calls to its constructor.
 
 A top-level statement is executed if it binds a name that a requested class requires, directly or indirectly: imports,
 constants, functions and classes. Loops and bare calls are skipped, so that the training, plotting and installation code
 of a notebook never runs.
 
-The arguments of a class's constructor are assigned by parameter name, else by position, in the order of the assignment.
+Constructor arguments are assigned by parameter name, or else by position, in the order of the assignment.
 """
 
 import ast
@@ -73,7 +73,7 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """Parse a text; if necessary, magics are replaced by ``pass`` or ``None``, so that line numbers do not change."""
+    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers."""
     try:
         tree = ast.parse(text, filename)
     except SyntaxError:
@@ -117,7 +117,7 @@ def _nested_globals(table: symtable.SymbolTable) -> set[str]:
 
 
 def required_statements(statements: Sequence[Statement], names: Iterable[str]) -> list[Statement]:
-    """Return the statements that define the names and everything that these need, in file order.
+    """Return the statements that define the names and everything that they need, in file order.
 
     ``from x import *`` is included only if a required name is not defined by any other statement.
     """
@@ -217,7 +217,7 @@ def guess_role(name: str) -> str | None:
 
 
 def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constructor:
-    """Assign sizes to constructor parameters: by name, else by position, in the order of the assignment.
+    """Assign sizes to constructor parameters: by name, or else by position, in the order of the assignment.
 
     Raise TypeError if some names are recognised, but neither name all sizes nor agree with the assignment's order.
     """

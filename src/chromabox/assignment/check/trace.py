@@ -34,7 +34,7 @@ UPSAMPLE_MODES = {
     "upsample_bilinear2d": "bilinear",
     "upsample_bicubic2d": "bicubic",
 }
-#: Operators, in addition to views, that return the same values.
+#: Operators that, like views, return the values of their input unchanged.
 COPY_OPS = {"clone", "contiguous", "_to_copy", "detach", "alias", "_unsafe_view", "_reshape_copy", "copy"}
 #: Operators that use only the shape of their input.
 FACTORY_PREFIXES = ("empty", "zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_")
@@ -102,7 +102,7 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
 
 @contextmanager
 def _track_modules(model: nn.Module, stack: list[tuple[str, nn.Module]], called: set[str]) -> Iterator[None]:
-    """Keep the modules that are running on the stack, the innermost last, and add their names to ``called``."""
+    """Keep the running modules on the stack, innermost last, and add their names to ``called``."""
     hooks = []
     for name, module in model.named_modules():
 

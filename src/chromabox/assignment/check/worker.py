@@ -47,7 +47,7 @@ class EventWriter:
         self.file.flush()
 
     def attempt(self, model_name: str, key: str, action: str, function: Callable[[], Any]) -> Any:
-        """Write the action, call the function, and write its result or its error. Return the result, None on error."""
+        """Write the action, call the function, and write its result or error. Return the result, or None on error."""
         self.write(net=model_name, fact=key, doing=action)
         try:
             value = function()
@@ -68,7 +68,7 @@ def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
         reason = str(error) if isinstance(error, (SyntaxError, ValueError)) else describe_error(error)
         writer.write(failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
         return
-    # A class may have the exact name, else one that differs in case and underscores only.
+    # A class may have the exact name or one that differs only in case and underscores.
     bound = sorted(set().union(*(statement.binds for statement in statements)))
     normalised = {name.replace("_", "").casefold(): name for name in bound}
     names = {

@@ -17,7 +17,7 @@ from chromabox.report.document.model import Block, Figure, MissingRun, Number, S
 #: The batch sizes of the assignment.
 SWEEP_COMMAND = "chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course"
 
-#: The last 1/5 of the epochs is used to test whether the loss is still decreasing.
+#: The last fifth of the epochs is used to test whether the loss is still decreasing.
 LATE_FRACTION = 5
 #: A rank correlation below this is not called a trend.
 MIN_CORRELATION = 0.7
@@ -55,7 +55,7 @@ def batch_size_section(run_index: RunIndex, folder: Path) -> Section:
 
 
 def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """Return the answer from one sweep."""
+    """Return the answer based on one sweep."""
     curves = (
         "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid: test images, with a "
         "band over the seeds; dashed: training batches. Diamonds mark the ends of the runs with equal numbers of steps"
@@ -129,7 +129,7 @@ def _ends(sweep: SweepResult, comparison: str = EQUAL_EPOCHS) -> dict[str, dict[
 
 
 def _correlation(sweep: SweepResult, comparison: str, metric: str) -> Number:
-    """Return the rank correlation of the values and a metric."""
+    """Return the rank correlation between the values and a metric."""
     values = np.array([row.metrics[metric].values for row in getattr(sweep, comparison)]).T
     source = f"Spearman's rank correlation of {metric} in {sweep.folder}/sweep.json: {comparison}"
     return Number(mean_rank_correlation(values), source, ".2f")
@@ -273,7 +273,7 @@ def _image_quality_text(sweep: SweepResult) -> Text:
 def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
     """Report a sweep over another parameter: its table, its curves, and the best value.
 
-    It has the lowest test loss, or the lowest ΔE2000 if the losses are not comparable.
+    The best value has the lowest test loss, or the lowest ΔE2000 if the losses are not comparable.
     """
     parameter = sweep.parameter.replace("-", " ")
     varies_palette = sweep.parameter == "colours"

@@ -134,7 +134,7 @@ FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 
 
 def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section D.2: the class term as formula, code and number, and results with two examples."""
+    """Build section D.2: the class term as a formula, as code and as a number, and results with two examples."""
     title = "The classification loss and the results of fine-tuning"
     question = "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images."
     if not run_index.detectors:
@@ -207,7 +207,7 @@ def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]
 
 
 def result_blocks(run: Path) -> list[Block]:
-    """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP of the classes."""
+    """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP per class."""
     summary = summary_source(run)
     rows: list[list[Cell]] = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
@@ -252,7 +252,7 @@ def _interval_text(summary: Source) -> Text:
 
 
 def _per_class_blocks(summary: Source) -> list[Block]:
-    """Return a table of the classes with most boxes; no block for a single class, which the table above covers."""
+    """Return a table of the classes with the most boxes; no block for a single class, which the table above covers."""
     per_class = summary.get("after", "per_class")
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
     if len(names) < 2:

@@ -17,7 +17,7 @@ from chromabox.report.plots import RGBTile
 
 #: Test images in a row of a figure.
 NUM_SAMPLES = 8
-#: Smaller differences of R², correlations and fractions are not reported as differences.
+#: Smaller differences in R², correlations and fractions are not reported as differences.
 MIN_DIFFERENCE = 0.01
 
 

@@ -1,4 +1,4 @@
-"""Questions A.3 and B.4, which need no runs: the size of the first model, and paddings that keep the shapes."""
+"""Questions A.3 and B.4, which need no runs: the size of the first model, and paddings that preserve the shapes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,14 +96,14 @@ def _number_blocks(model_counts: ModelCounts) -> list[Block]:
 
 
 def _count_numbers(name: str, model_counts: ModelCounts, formulas: Counts, size: Values) -> list[Number]:
-    """Return the three numbers of a count at an image size."""
+    """Return the three numbers of a count for an image size."""
     source = f"chromabox.assignment.count: {name} at {format_size(size)} with {format_settings(model_counts)}"
     numbers = zip(QUANTITIES, formulas.evaluate({**model_counts.values, **size}), strict=True)
     return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
 
 
 def padding_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.4: paddings and output paddings for kernel sizes 4, 5 and others, found by trying layers."""
+    """Build section B.4: paddings and output paddings for kernel sizes 4, 5 and others, found by running the layers."""
     with num_threads(1):  # More threads slow such small layers down.
         paddings = {kernel: search_paddings(kernel)[:2] for kernel in TESTED_KERNELS}
     columns = ["kernel size", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"]

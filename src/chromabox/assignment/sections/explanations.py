@@ -36,11 +36,11 @@ from chromabox.report.plots import plot_confusion_matrix
 VANISHING_RATIO = 100.0
 #: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
 MIN_DETAIL_FRACTION = 0.9
-#: Images are called dull if the fraction of vivid pixels is below this fraction of the true one.
+#: Images are called dull if their proportion of vivid pixels is below this fraction of the true proportion.
 MIN_VIVID_FRACTION = 0.9
 #: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
 MAX_VIVID_GAP = 0.05
-#: The fields of an analysis that hold gradients, by the time of measurement.
+#: The fields of an analysis that contain gradients, by the time of measurement.
 GRADIENT_FIELDS = {"start": "initial_gradients", "end": "final_gradients"}
 
 
@@ -406,7 +406,7 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
 def stride_explanation_blocks(
     pool: NetAnalysis, strided: NetAnalysis, data: AnalysisData, folder: Path, *, is_better: bool
 ) -> list[Block]:
-    """Test the reasons for the effect of strides; ``is_better`` says whether there is a gain to explain."""
+    """Test the reasons for the effect of strides; ``is_better`` is whether there is a gain to explain."""
     near, gain = gain_near_edges(pool, strided, data, folder)
     before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE

@@ -108,7 +108,7 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, update_bn_stats: bool) -> str:
-    """Return a sentence that says whether the frozen layers are unchanged, based on the measured changes."""
+    """Return a sentence stating whether the frozen layers are unchanged, based on the measured changes."""
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"

@@ -41,9 +41,9 @@ def int_number(value: int, source: str) -> Number:
 
 
 def record_results(folder: Path, values: Any, section: str, name: str = "") -> Source:
-    """Record values in the folder's ``results.json``, in a section and there below a name; other entries are kept.
+    """Record values in the folder's ``results.json``, under a section and, if given, a name; other entries are kept.
 
-    Return the values as they are recorded.
+    Return the recorded values.
     """
     path = folder / RESULTS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

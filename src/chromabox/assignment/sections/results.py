@@ -55,7 +55,7 @@ def _section(
     models: Sequence[str],
     answer: Callable[..., list[Block]],
 ) -> Section:
-    """Build a section: ``answer`` gets the finished runs of each model; without them, the command is named.
+    """Build a section: ``answer`` receives each model's finished runs; without runs, the section names the command.
 
     Raise UsageError if the runs of a model differ in more than the seed and cannot be averaged.
     """

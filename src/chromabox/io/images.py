@@ -2,8 +2,8 @@
 
 * Reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM; the first of several frames; 8 and 16 bits, palettes, transparency,
   CMYK. The size in the header is checked before pixels are decoded. The EXIF orientation is applied exactly once.
-* Writing: atomic, in the format of the suffix. Alpha, EXIF, colour profile and resolution are kept where the format
-  supports them, 16 bits in PNG and TIFF.
+* Writing: atomic, in the format given by the suffix. Alpha, EXIF, colour profile and resolution are kept where the
+  format supports them; 16-bit values are kept in PNG and TIFF.
 * Values are the integers in the file. No colour profile is applied; the profile is returned with the pixels.
 """
 
@@ -33,12 +33,12 @@ from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_ti
 # Pillow logs warnings about unusual headers, which would appear on the terminal; errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Only these decoders are used: Pillow has others that run external programs (EPS).
+# Only these decoders are used, because some of Pillow's others run external programs (EPS).
 _READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 _WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
 IMAGE_SUFFIXES: frozenset[str] = frozenset({*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm"})
-"""Suffixes of image files in folders, in lower case."""
+"""Suffixes by which image files in folders are recognised, in lower case."""
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -55,7 +55,7 @@ Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
 PixelValues = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
 OrientedValues = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-"""The nearest 8-bit value of each 16-bit value: 65535 = 257 · 255."""
+"""The nearest 8-bit value for each 16-bit value: 65535 = 257 · 255."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ImageData:
     """An upright image, as read from a file.
 
     `pixels` are the RGB values in the file at its bit depth, sRGB unless `icc` is another profile. `alpha` has the same
-    bit depth; its maximum is opaque. `is_grey`: the file stores a greyscale image. `format`: Pillow's name of the file
-    format. `exif` has no orientation. `dpi`: pixels per inch (horizontal, vertical). `num_frames`: number of images in
+    bit depth; its maximum value is opaque. `is_grey`: the file stores a greyscale image. `format`: Pillow's name for the
+    file format. `exif` has no orientation. `dpi`: pixels per inch (horizontal, vertical). `num_frames`: number of images in
     the file, of which this is the first.
     """
 
@@ -110,8 +110,8 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
 
     Raise ChromaboxError for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or
     corrupt image, an image without pixels or with more than `max_pixels` (or Pillow's limit of 179 million), and pixel
-    modes without a defined range. Invalid metadata is omitted. PNG and TIFF with 16 bits are read at 16 bits, and so is
-    floating-point grey in [0, 1]; 16-bit CMYK and PPM colours are read at 8 bits.
+    modes without a defined range. Invalid metadata is omitted. 16-bit PNG and TIFF are read at 16 bits, as is
+    floating-point greyscale in [0, 1]; 16-bit CMYK and colour PPM are read at 8 bits.
     """
     with _open_image(path, max_pixels) as image:
         width, height = image.size
@@ -138,10 +138,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
-    """Open an image without decoding it; convert all errors, also those of decoding it, to ChromaboxError."""
+    """Open an image without decoding it; convert all errors, including decoding errors, to ChromaboxError."""
     _check_file(path)
     try:
-        # Pillow warns about invalid metadata, which does not change pixels, and about large images.
+        # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=_READ_FORMATS) as image:
@@ -184,12 +184,12 @@ def _too_large(path: Path, stated: str, max_pixels: int) -> ChromaboxError:
 
 
 def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
-    """Write an image (or an array of pixels) in the format of the suffix: 16 bits as PNG or TIFF, else 8 bits.
+    """Write an image (or an array of pixels) in the suffix's format: 16 bits as PNG or TIFF, otherwise 8 bits.
 
-    JPEG, WebP, BMP and PPM have 8 bits per channel: 16-bit values are rounded to the nearest. JPEG, BMP and PPM have
+    JPEG, WebP, BMP and PPM have 8 bits per channel: 16-bit values are rounded. JPEG, BMP and PPM have
     no alpha: the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. A missing parent folder
     is created. Raise UsageError for an unknown suffix or an invalid quality, and ChromaboxError if the file cannot be
-    written or the image is larger than the format allows; no file is written then.
+    written or the image is larger than the format allows; no file is then written.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"invalid quality {quality}: expected 1 to 100")
@@ -234,7 +234,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
 
 
 def check_not_input(inputs: Sequence[Path], output: Path) -> None:
-    """Raise UsageError if `output` is one of `inputs`, also through another name or a link."""
+    """Raise UsageError if `output` is one of `inputs`, including under another name or through a link."""
     for path in inputs:
         same = output.exists() and path.exists() and os.path.samefile(path, output)
         if same or path.resolve() == output.resolve():
@@ -246,7 +246,7 @@ def make_grid(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return a grid of tiles of equal size on white, enlarged `scale` times (nearest neighbour), `gap` pixels apart.
 
-    The gap also surrounds the grid. Rows shorter than the longest end in white. Raise ChromaboxError for no tiles,
+    The gap also surrounds the grid. Shorter rows are padded with white. Raise ChromaboxError for no tiles,
     tiles of different sizes, a negative gap and a scale below 1.
     """
     shapes = {tile.shape for row in rows for tile in row}
@@ -345,6 +345,6 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
 
 @lru_cache(maxsize=8)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the bundled font, DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters), at a size in pixels."""
+    """Return the bundled font, DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters), at the given size in pixels."""
     font = resources.files("chromabox.assets") / "fonts" / "DejaVuSans.ttf"
     return ImageFont.truetype(BytesIO(font.read_bytes()), size)

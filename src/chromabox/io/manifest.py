@@ -1,9 +1,9 @@
-"""Manifest of an output folder, with which a command skips finished images.
+"""Manifest of an output folder, which allows a command to skip finished images.
 
-The manifest has a line of JSON for every finished image: its path in the folder (``target``), the SHA-256 of the source
+The manifest has one line of JSON per finished image: its path in the folder (``target``), the SHA-256 of the source
 file (``source``) and of the written file (``written``), a digest of the settings that determine the result
 (``settings``), and metadata of the image (``facts``). A later line replaces an earlier one with the same target.
-Invalid lines are skipped: a crash can truncate the last line, and then only one image is processed again.
+Invalid lines are skipped: a crash can truncate the last line, in which case only one image is processed again.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ class Manifest:
     """The manifest of one output folder and one set of settings. It is safe to use from several threads.
 
     Args:
-        path: path of the manifest, which is created with the first image that is added.
+        path: path of the manifest, which is created when the first image is added.
         settings: JSON values that determine the result (the model's hash, palette, options).
 
-    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that are not JSON.
+    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that JSON cannot represent.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from chromabox.errors import UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, find_images
 
-#: Suffixes that outputs keep; other inputs are written as PNG.
+#: Suffixes that are kept in outputs; other inputs are written as PNG.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
@@ -20,8 +20,8 @@ def expand_inputs(
     Args:
         inputs: files, which are included whatever their suffix, and folders.
         output: if it is inside an input folder, images in it are results and are excluded.
-        match: patterns such as ``*.jpg`` or ``scans/*``; images in folders are included if one pattern matches. A
-            pattern without a slash is compared with the name, a pattern with a slash with the path relative to the
+        match: patterns such as ``*.jpg`` or ``scans/*``; images in folders are included if any pattern matches. A
+            pattern without a slash is matched against the name, one with a slash against the path relative to the
             folder, where ``*`` also matches slashes. Case is ignored.
         recursive: whether subfolders are searched.
 
@@ -51,10 +51,10 @@ def _matches(relative_path: Path, patterns: Sequence[str]) -> bool:
 def map_outputs(
     inputs: Sequence[Path], output: Path, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Return (input, output) of each image: one image to a file name, or any number into a folder with subfolders.
+    """Return (input, output) for each image: a single image to a file, or any number to a folder with subfolders.
 
-    ``match`` and ``recursive`` are those of :func:`expand_inputs`. Raise UsageError as there, and for an output that is
-    an input, a suffix that cannot be written, and two inputs with the same output.
+    ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise UsageError in the same cases, and for an output
+    that is an input, a suffix that cannot be written, and two inputs with the same output.
     """
     selected = expand_inputs(inputs, output, match=match, recursive=recursive)
     suffix = output.suffix.lower()
@@ -80,7 +80,7 @@ def _output_name(relative_path: Path) -> Path:
 
 
 def _check_outputs_not_inputs(inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
-    """Raise UsageError if an output is an input, also through another name or a link. Each file is checked once."""
+    """Raise UsageError if an output is an input, even under another name or through a link. Check each file once."""
     names = {path.resolve(): path for path in inputs}
     files = {_file_id(path): path for path in inputs if path.exists()}
     for output in outputs:

@@ -1,7 +1,7 @@
 """PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits.
 
 Pillow opens the file and reads its size and metadata; tifffile and imagecodecs decode the pixels. Both are imported
-where they are used, because the import takes a third of a second and most images do not need it.
+where they are used, because importing them takes a third of a second and most images do not need them.
 """
 
 import logging
@@ -30,10 +30,10 @@ PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
 def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
-    """Return the values of a 16-bit PNG or TIFF in the stored orientation, or None for another format or bit depth.
+    """Return the values of a 16-bit PNG or TIFF in the stored orientation, or None for any other format or bit depth.
 
-    `image` is the open file. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Exceptions of the decoders for corrupt
-    files are passed on.
+    `image` is the open file. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Decoder exceptions for corrupt files
+    are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         encoded = path.read_bytes()
@@ -47,7 +47,7 @@ def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16 | None:
-    """Return the values of a TIFF with unsigned 16-bit integers, grey or RGB; None for another."""
+    """Return the values of a TIFF with unsigned 16-bit integers, greyscale or RGB; None for any other TIFF."""
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -65,7 +65,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
     has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
     values = values[..., : colours + has_alpha]
     if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED_ALPHA:
-        # The colours are multiplied by alpha; they stay unchanged where alpha is 0.
+        # The colours are premultiplied: divide them by alpha, except where alpha is 0.
         for row in values:
             alpha = row[:, -1:].astype(np.uint32)
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
@@ -78,7 +78,7 @@ def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, An
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)
-    header_bytes = 33  # The signature (8 bytes) and the IHDR chunk (13 bytes of data in 25).
+    header_bytes = 33  # The signature (8 bytes) and the IHDR chunk (25 bytes, 13 of them data).
     chunks = []
     if "icc_profile" in metadata:
         chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata["icc_profile"])))

@@ -3,8 +3,8 @@
 * Reading: MP4, MOV and Matroska, recognised by content. No other demuxer is used and no URL in a file is opened.
 * Writing: H.264 (libx264), 8 bits, 4:2:0, with the timestamps of the source frames. Audio, subtitles, chapters, title
   and date are copied. The video is written to a temporary file in the same folder and then renamed.
-* Decoding uses the colour matrix and range in the file. If it has none, it uses BT.709 from 720 lines on and BT.601
-  below, as players do. Encoding uses BT.709 from 720 lines on and BT.601 below, in limited range.
+* Decoding uses the colour matrix and range in the file. If it specifies no matrix, BT.709 is used for 720 lines or
+  more and BT.601 for fewer, as players do. Encoding follows the same rule, in limited range.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# FFmpeg's numbers (ITU-T H.273) of matrix coefficients, primaries and transfer functions, and of the range.
+# FFmpeg's numbers (ITU-T H.273) for matrix coefficients, primaries and transfer functions, and for the range.
 BT709, UNSPECIFIED, SMPTE170M = 1, 2, 6
 LIMITED, FULL = 1, 2
 
-# From H.273 to swscale's numbers of the same matrices: BT.601 variants are 5, SMPTE 240M is 7, BT.2020 is 9.
+# H.273 numbers to swscale's numbers for the same matrices: BT.601 variants are 5, SMPTE 240M is 7, BT.2020 is 9.
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _HD_HEIGHT = 720
 FramePixels = UInt8[np.ndarray, "height width 3"]
 
 
 def default_colour_matrix(height: int) -> int:
-    """Return the colour matrix of a video with this number of lines that specifies none."""
+    """Return the colour matrix to assume for a video of this height that specifies none."""
     return BT709 if height >= _HD_HEIGHT else SMPTE170M
 
 
@@ -61,7 +61,7 @@ def decode_frame(frame: "VideoFrame") -> FramePixels:
 
 
 def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "VideoFrame":
-    """Convert pixels, with even sides, to 4:2:0 in limited range, with the timestamps of the original frame."""
+    """Convert pixels of even height and width to 4:2:0 in limited range, with the timestamps of the original frame."""
     from av.video.frame import VideoFrame
 
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -77,7 +77,7 @@ def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "V
 
 
 def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
-    """Return the directions of the frame's right and bottom on display, as two rows (right, down) of −1, 0 or 1.
+    """Return the displayed directions of the frame's right and bottom, as two (right, down) rows of −1, 0 or 1.
 
     A rotation is rounded to the nearest multiple of 90°.
     """
@@ -100,7 +100,7 @@ def pad_to_even(pixels: FramePixels) -> UInt8[np.ndarray, "even_height even_widt
 
 
 def _swscale_flags() -> int:
-    """Return swscale flags for exact conversion; the default is fast, with errors of up to 2 of 255."""
+    """Return swscale flags for exact conversion; the faster default has errors of up to 2 (of 255)."""
     from av.video.reformatter import Interpolation
 
     accurate = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -127,7 +127,7 @@ class VideoInfo:
 
     `width` and `height` are those of an upright frame in pixels, `pixel_aspect_ratio` is the width of its pixels
     divided by their height, `fps` is the average frame rate and `seconds` the duration. `primaries` and `transfer` are
-    the colour primaries and transfer function (numbers of ITU-T H.273).
+    the colour primaries and transfer function (ITU-T H.273 numbers).
     """
 
     path: Path
@@ -143,7 +143,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class TranscodeResult:
-    """Number of frames written, frame size with even sides, and numbers of streams copied.
+    """Number of frames written, frame width and height (both even), and numbers of streams copied.
 
     `skipped_streams` names the streams that were not copied: data, cover images, further videos, and attachments where
     the output format does not support them.
@@ -160,8 +160,8 @@ class TranscodeResult:
 def probe_video(path: Path) -> VideoInfo:
     """Read all packets of the video at `path` and decode only its first frame.
 
-    Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without video, and HDR (PQ or HLG),
-    because 8-bit video cannot store its luminance. Raise UsageError for an unknown suffix.
+    Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without a video stream, and HDR (PQ or
+    HLG), because 8-bit video cannot store its luminance. Raise UsageError for an unknown suffix.
     """
     _check_video_file(path)
     truncated = ChromaboxError(f"{path} is truncated or corrupt: {_EXPECTED_VIDEO}")
@@ -217,11 +217,11 @@ def iter_frames(path: Path) -> Iterator[FramePixels]:
 def transcode(
     info: VideoInfo, target: Path, transform: Callable[[FramePixels], FramePixels], *, crf: float = DEFAULT_CRF
 ) -> TranscodeResult:
-    """Write the probed video to `target` with `transform`, which keeps the size, applied to every frame.
+    """Write the probed video to `target`, applying `transform`, which must keep the size, to every frame.
 
     One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in
-    the file is applied to the pixels. An odd width or height is padded by repeating the last pixels, because 4:2:0
-    requires even ones. Interlaced frames are processed and written as progressive.
+    the file is applied to the pixels. An odd width or height is padded by repeating the last column or row, because
+    4:2:0 requires even dimensions. Interlaced frames are processed and written as progressive.
 
     Raise UsageError for an unknown suffix, a `crf` out of range, a target that is the source, and a stream that the
     target's format does not support. Raise ChromaboxError for frames that cannot be decoded or differ in size, and if
@@ -246,7 +246,7 @@ def transcode(
         sink.set_chapters(source.chapters())
         read = [source.streams[index] for index, copy in copies.items() if copy.type != "attachment"]
         num_frames = 0
-        # The packets in the order of the source.
+        # Process the packets in the order of the source.
         for packet in _iter_wrapped(path, "is corrupt and cannot be read", source.demux, [video, *read]):
             if packet.stream.index != video.index:
                 if packet.size:
@@ -294,7 +294,7 @@ def _iter_wrapped(path: Path, problem: str, read: Callable[[Any], Iterable[Any]]
 
 
 def _add_copy(path: Path, target: Path, sink: "OutputContainer", stream: "Stream") -> "Stream":
-    """Add a stream with the codec and the metadata of a stream in the source."""
+    """Add a stream with the codec and metadata of a source stream."""
     try:
         copy = sink.add_stream_from_template(stream)
     except ValueError as error:
@@ -383,7 +383,7 @@ def _open_output(target: Path) -> "Iterator[OutputContainer]":
     """Open a temporary video file that replaces `target` if the block succeeds."""
     import av
 
-    # Errors of the source have already been converted to ChromaboxError; other errors concern the target.
+    # Errors in the source have already been converted to ChromaboxError; other errors concern the target.
     with _wrap_av_errors(target, "cannot be written", _EXPECTED_FOLDER):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as temp_path:

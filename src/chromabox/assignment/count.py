@@ -284,7 +284,7 @@ def _can_vary(name: str, settings: Mapping[str, Any], key: str) -> bool:
 
 
 def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:
-    """Trace the model in several configurations, and fit a formula to every quantity of every layer."""
+    """Trace the model in several configurations and fit a formula to every quantity of every layer."""
     height, width = values[H], values[W]
     if any(not 1 <= side <= MAX_VALUE or side % multiple for side in (height, width)):
         expected = f"multiples of {multiple} up to {MAX_VALUE:,}"

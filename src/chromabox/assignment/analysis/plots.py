@@ -120,7 +120,7 @@ def plot_gradients(
 
 
 def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
-    """Plot accuracy against confidence omitting bins with few pixels; a calibrated model is on the diagonal."""
+    """Plot accuracy against confidence, omitting bins with few pixels; a calibrated model is on the diagonal."""
     figure, (axes,) = _make_panels(1, 2.8)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for model, calibration in models.items():

@@ -150,7 +150,7 @@ class HighFrequencyStats:
 
 
 def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequencyStats:
-    """Compare the fine detail of corresponding images; NaN if one of them has none."""
+    """Compare the fine detail of corresponding images; NaN if either has none."""
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
     return HighFrequencyStats(

@@ -124,7 +124,7 @@ def _inspect(
 ) -> tuple[dict[str, Observations], list[str], list[str], str | None]:
     """Start child processes until every model has been inspected or has ended its process.
 
-    Return the observations by model, notes, the names of the file's classes, and an error that belongs to no model.
+    Return the observations by model, notes, the names of the file's classes, and an error not tied to a model.
     """
     observations: dict[str, Observations] = {}
     notes, classes, remaining = list[str](), list[str](), list(model_names)

@@ -4,7 +4,7 @@ A top-level statement is executed if it binds a name that a requested class requ
 constants, functions and classes. Loops and bare calls are skipped, so that the training, plotting and installation code
 of a notebook never runs.
 
-Constructor arguments are assigned by parameter name, or else by position, in the order of the assignment.
+Constructor arguments are assigned by parameter name, or else by position, in the assignment's order.
 """
 
 import ast

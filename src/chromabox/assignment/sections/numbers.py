@@ -24,7 +24,7 @@ def summary_source(run: Path) -> Source:
 
 
 def analysis_source(analysis: NetAnalysis) -> Source:
-    """Return the values of a model analysis, as recorded in ``results.json``, and ``model``."""
+    """Return the values of a model analysis, as recorded in ``results.json``, plus its ``model``."""
     return Source({"model": analysis.model, **analysis.to_json}, f"{RESULTS_FILE}: nets > {analysis.model} > ")
 
 

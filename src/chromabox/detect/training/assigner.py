@@ -1,4 +1,4 @@
-"""Assignment of ground-truth boxes to anchors and cells of the detection heads, by the rule of the weight variant."""
+"""Assignment of ground-truth boxes to anchors and cells of the detection heads, by the weight variant's rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MAX_ANCHOR_RATIO = 4.0
 
 @dataclass(frozen=True)
 class Assignments:
-    """Positive positions of one head: image, anchor, row and column of each, and the row of its target."""
+    """Positive positions of one head: image, anchor, row and column of each, and the index of its target."""
 
     image: Int64[Tensor, " positions"]
     anchor: Int64[Tensor, " positions"]
@@ -28,10 +28,10 @@ class Assignments:
 
 
 def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], rows: int, columns: int) -> Assignments:
-    """Assign boxes by the rule of decode "sigmoid2": all anchors of similar size, at up to three cells.
+    """Assign boxes by the rule of decode "sigmoid2": to all anchors of similar size, in up to three cells.
 
-    The cells are the one that contains the centre of the box, and the horizontal and the vertical neighbour nearest to
-    the centre, unless they lie outside the head's grid. ``anchors`` contains width and height in cells.
+    The cells are the one that contains the centre of the box, and the horizontal and vertical neighbours nearest to
+    the centre, unless they lie outside the head's grid. ``anchors`` contains widths and heights in cells.
     """
     grid_size = targets.new_tensor([columns, rows])
     ratio = (targets[:, 4:] * grid_size)[:, None] / anchors
@@ -57,11 +57,11 @@ def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], row
 def assign_best_anchor(
     targets: Targets, architecture: Architecture, sizes: Sequence[tuple[int, int]]
 ) -> list[Assignments]:
-    """Assign boxes by the rule of decode "exp": the anchor of all heads with the highest shape IoU, at one cell.
+    """Assign boxes by the rule of decode "exp": to the anchor with the highest shape IoU across all heads, in one cell.
 
-    The cell is the one that contains the centre of the box. An anchor that two heads share is assigned on both. Anchors
-    that no head uses (YOLOv3-tiny has one) are excluded, so that every box is assigned. ``sizes`` contains the rows and
-    columns of each head.
+    The cell is the one that contains the centre of the box. An anchor shared by two heads is assigned in both. Anchors
+    that no head uses (YOLOv3-tiny has one) are excluded, so that every box is assigned. ``sizes`` contains the numbers
+    of rows and columns of each head.
     """
     used = sorted({index for yolo in architecture.yolo_layers for index in yolo.mask})
     (rows, columns), stride = sizes[0], architecture.strides[0]

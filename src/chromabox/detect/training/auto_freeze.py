@@ -1,7 +1,7 @@
 """Automatic choice of the number of frozen layers by short training runs (``--freeze auto``).
 
-The trials use training images only: a part of them is held out for validation. Freezing the most layers is fastest and
-is tried first. Fewer layers are tried while they increase AP50 sufficiently.
+The trials use training images only, some of which are held out for validation. Freezing the most layers is fastest and
+is tried first. Fewer layers are then tried for as long as this increases AP50 sufficiently.
 """
 
 import copy
@@ -32,9 +32,9 @@ from chromabox.engine.logger import read_metrics
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import fit
 
-#: Epochs and maximum number of images of a trial, and the fraction of these images used for validation.
+#: Number of epochs and maximum number of images of a trial, and the fraction of these images used for validation.
 TRIAL_EPOCHS, MAX_TRIAL_IMAGES, TRIAL_VAL_FRACTION = 3, 160, 0.25
-#: Increase of AP50 that justifies the longer training time of fewer frozen layers.
+#: Increase in AP50 that justifies the longer training time of fewer frozen layers.
 MIN_GAIN = 0.02
 
 
@@ -80,9 +80,9 @@ def choose_num_frozen(
 
 
 def candidate_depths(architecture: Architecture) -> list[int]:
-    """Return the numbers of layers to try.
+    """Return the numbers of layers to try, in ascending order.
 
-    They are none, about one third and two thirds of the backbone's FLOPs, and the whole backbone, in ascending order.
+    They correspond to no layers, about one third and two thirds of the backbone's FLOPs, and the whole backbone.
     """
     flops = layer_flops(architecture)[: num_backbone_layers(architecture)]
     depths = {0, len(flops)}
@@ -91,7 +91,7 @@ def candidate_depths(architecture: Architecture) -> list[int]:
         for index, layer_cost in enumerate(flops):
             total += layer_cost
             if total >= fraction * sum(flops):
-                # Layers without parameters belong to the layers before them.
+                # Layers without parameters are frozen together with the layers before them.
                 while index + 1 < len(flops) and not isinstance(architecture.layers[index + 1], Convolution):
                     index += 1
                 depths.add(index + 1)
@@ -111,7 +111,7 @@ def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
 
 
 def run_trial(config: FinetuneConfig, initial: InitialState, samples: AugmentedSamples, folder: Path) -> FreezeTrial:
-    """Run one short training with one fixed view per image. ``folder`` is temporary."""
+    """Train briefly with one fixed view per image. ``folder`` is temporary."""
     config = replace(config, recipe=replace(config.recipe, epochs=TRIAL_EPOCHS), num_cached_views=1)
     assert config.runtime is not None
     model = copy.deepcopy(initial.detector.model).train()

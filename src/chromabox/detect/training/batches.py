@@ -1,4 +1,4 @@
-"""Data splits and batches for fine-tuning, from fresh augmentation or from a feature cache.
+"""Data splits and batches for fine-tuning, freshly augmented or read from a feature cache.
 
 A batch consists of the features that ``DarknetModel.forward_from`` takes (the cached outputs of frozen layers, or the
 images as the output of layer −1) and the ground-truth boxes [boxes, 6]: index of the image in the batch, class, and
@@ -52,7 +52,7 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
     """Split a dataset into its training and validation images.
 
     The validation images are the dataset's validation split, else its test split, else a random fifth of all images.
-    With ``early_stopping``, a part of the training images is held out as well: stopping on the validation images would
+    With ``early_stopping``, some of the training images are held out as well: stopping on the validation images would
     make their results optimistic. Images that cannot be decoded are left out. The warnings list these images,
     duplicates that occur in both training and validation, and classes with too few training boxes. Raise UsageError for
     a dataset without labelled training images.
@@ -124,7 +124,7 @@ def cached_reader(max_bytes: int = IMAGE_CACHE_BYTES) -> ImageReader:
 
 @dataclass(frozen=True)
 class AugmentedSamples:
-    """Augmented views of a training set; a view depends only on ``seed``, its number and the index of the image."""
+    """Augmented views of a training set; a view depends only on ``seed``, its number and the image index."""
 
     data: DetectionDataset
     recipe: str
@@ -133,7 +133,7 @@ class AugmentedSamples:
     read_image: ImageReader
 
     def sample(self, view: int, index: int) -> tuple[TrainImage, TrainBoxes]:
-        """Return an RGB image of uint8 [3, size, size] and its boxes [boxes, 5]."""
+        """Return a uint8 RGB image [3, size, size] and its boxes [boxes, 5]."""
         return augment_sample(self.data, index, (self.seed, view), self.size, self.recipe, read_image=self.read_image)
 
     def __len__(self) -> int:
@@ -174,10 +174,10 @@ def cached_batches(
     *,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """Return a function (epoch, number of batches to skip) → batches that are read from a feature cache.
+    """Return a function (epoch, number of batches to skip) → batches read from a feature cache.
 
-    The cache contains the first views of all ``num_images`` images, then the second views, and so on. ``boxes`` has the
-    boxes of each view in the same order. Each epoch uses the next view.
+    The cache contains the first views of all ``num_images`` images, then the second views, and so on. ``boxes``
+    contains the boxes of each view in the same order. Each epoch uses the next view.
     """
     views_per_image = len(boxes) // num_images
 
@@ -215,7 +215,7 @@ def fill_feature_cache(
 
 
 def stack_targets(boxes: Sequence[SampleBoxes]) -> Float32[Tensor, "all_boxes 6"]:
-    """Concatenate the boxes of the images of a batch, with the index of the image as the first column."""
+    """Concatenate the boxes of all images in a batch, with the image index as the first column."""
     indexed = [
         np.concatenate([np.full((len(image_boxes), 1), index, np.float32), image_boxes], 1)
         for index, image_boxes in enumerate(boxes)

@@ -14,7 +14,7 @@ CachePrecision = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """All settings of one run; the content of ``config.json``."""
+    """All settings of one run; the contents of ``config.json``."""
 
     data: str
     recipe: FinetuneRecipe

@@ -1,6 +1,6 @@
 """Cache for the features of a detector's frozen layers, in memory or in a memory-mapped file.
 
-Frozen layers return the same outputs for the same image in every epoch. The cache stores those outputs that later
+Frozen layers return the same outputs for the same image in every epoch. The cache stores the outputs that later
 layers read, for a few fixed augmented views of each image, by default in half precision. Training then computes only
 the remaining layers.
 """
@@ -24,13 +24,13 @@ from chromabox.errors import ChromaboxError
 _BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-#: Disk space in bytes that a cache leaves free.
+#: Disk space in bytes that must remain free.
 _MIN_FREE_DISK_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Content of a cache: number of views, precision, and the shape of each cached layer's output without the batch.
+    """Contents of a cache: number of views, precision, and output shape (without batch) of each cached layer.
 
     Layer −1 is the image itself.
     """
@@ -54,8 +54,8 @@ def plan_cache(
 ) -> CacheSpec:
     """Return the specification of a cache for the features of the first ``num_frozen`` layers.
 
-    ``size`` is the side length of the square network input in pixels. Nothing is computed: shapes come from the meta
-    device.
+    ``size`` is the side length of the square network input in pixels. Nothing is computed: shapes are inferred
+    on the meta device.
     """
     with torch.device("meta"):
         meta_model = DarknetModel(model.architecture, model.variant).eval()
@@ -82,7 +82,7 @@ class FeatureCache:
             start += length
 
     def write(self, start: int, features: Mapping[int, Tensor]) -> None:
-        """Store the features of the views from index ``start`` on. Values outside the range of float16 are clipped."""
+        """Store the features of the views from index ``start`` on. Values outside the float16 range are clipped."""
         for layer, stored in self._outputs.items():
             output = features[layer]
             if self.spec.precision == "float16":
@@ -90,7 +90,7 @@ class FeatureCache:
             stored[start : start + len(output)].copy_(output)
 
     def read(self, indices: Sequence[int]) -> dict[int, Tensor]:
-        """Return the features of some views by layer [views, …] in float32, for ``DarknetModel.forward_from``."""
+        """Return each layer's features of the given views [views, …] in float32, for ``DarknetModel.forward_from``."""
         index = torch.tensor(list(indices), dtype=torch.int64)
         return {layer: stored.index_select(0, index).float() for layer, stored in self._outputs.items()}
 
@@ -153,6 +153,6 @@ def fill_cache(
 
 
 def to_image_batch(tensors: Sequence[Tensor]) -> Float[Tensor, "batch 3 side side"]:
-    """Stack images of uint8, or of float in [0, 1], to a batch of float in [0, 1]."""
+    """Stack images (uint8, or float in [0, 1]) into a float batch in [0, 1]."""
     images = torch.stack(list(tensors))
     return images.float() / 255 if images.dtype == torch.uint8 else images

@@ -40,9 +40,9 @@ from chromabox.engine.trainer import fit
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Result of a run: the content of ``summary.json``, and the evaluations on the validation images.
+    """Result of a run: the contents of ``summary.json``, and the evaluations on the validation images.
 
-    ``before`` evaluates the initial model, ``after`` the best model, which is ``detector``.
+    ``before`` is the evaluation of the initial model, ``after`` that of the best model, which is ``detector``.
     """
 
     summary: dict[str, Any]
@@ -134,14 +134,14 @@ def finetune(
 
 
 def _load_best(folder: Path, model: DarknetModel) -> Detector:
-    """Load the best checkpoint of a run to the device of ``model``."""
+    """Load the best checkpoint of a run onto the device of ``model``."""
     best = load_detector(folder)
     best.model.to(next(model.parameters()).device)
     return best
 
 
 def _evaluation_summary(evaluation: DetectionEvaluation) -> dict[str, Any]:
-    """Return the part of an evaluation that ``summary.json`` contains."""
+    """Return the part of an evaluation that is stored in ``summary.json``."""
     values = evaluation.as_json()
     return {name: values[name] for name in ("ap", "ap50", "ap_interval", "ap50_interval", "per_class")}
 
@@ -169,7 +169,7 @@ def _run_summary(
 def _evaluate_retention(config: FinetuneConfig, best: Detector) -> dict[str, Any]:
     """Evaluate the retention data with the original weights and with the best model.
 
-    The result is the mean AP50 of the classes that both models have.
+    The result contains the mean AP50 of both over the classes they share.
     """
     assert config.retention_data is not None
     data = load_detection_dataset(config.retention_data)

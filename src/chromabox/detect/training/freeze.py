@@ -1,6 +1,6 @@
 """Freezing of the first layers of a detector for fine-tuning.
 
-The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default its BatchNorm
+The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default, its BatchNorm
 statistics are frozen too: the layer stays in evaluation mode even if the model is put into training mode. With
 ``update_bn_stats``, only the parameters are frozen and the statistics are still updated, as in the course's tool.
 """
@@ -15,7 +15,7 @@ from chromabox.detect.models.architecture import Architecture, Convolution
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.errors import UsageError
 
-#: Named numbers of layers that ``num_layers_to_freeze`` accepts.
+#: Names that ``num_layers_to_freeze`` accepts instead of a number of layers.
 FREEZE_NAMES = ("none", "backbone")
 
 
@@ -23,7 +23,7 @@ FREEZE_NAMES = ("none", "backbone")
 class FreezeReport:
     """Numbers of frozen layers and parameters.
 
-    ``flops_fraction`` is the frozen layers' fraction of the multiplications of a forward pass, in [0, 1].
+    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1].
     """
 
     num_layers: int
@@ -36,7 +36,7 @@ class FreezeReport:
 
     @property
     def step_savings(self) -> float:
-        """Fraction of the computation of a training step that freezing saves, in [0, 2/3].
+        """Fraction of the computation in a training step saved by freezing, in [0, 2/3].
 
         A backward pass costs about twice as much as a forward pass: one half for the gradients of the weights, the
         other for the gradients of the layer inputs. Frozen layers need no backward pass.
@@ -45,9 +45,9 @@ class FreezeReport:
 
     @property
     def step_savings_with_cache(self) -> float:
-        """Fraction saved if the features of the frozen layers are also cached, so that their forward pass is skipped.
+        """Fraction saved, in [0, 1], if the features of the frozen layers are also cached.
 
-        In [0, 1].
+        Their forward pass is then skipped.
         """
         return self.flops_fraction
 
@@ -109,7 +109,7 @@ def num_backbone_layers(architecture: Architecture) -> int:
     start = head
     while start and isinstance(architecture.layers[start - 1], Convolution):
         start -= 1
-    # The head starts at the first 1×1 convolution of the run of convolutions that ends in it.
+    # The head starts at the first 1×1 convolution in the sequence of convolutions before its yolo layer.
     convolutions = enumerate(architecture.layers[start:head], start)
     pointwise = (index for index, layer in convolutions if isinstance(layer, Convolution) and layer.size == 1)
     return next(pointwise, start)
@@ -155,7 +155,7 @@ def _freeze_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
 
 
 def layer_flops(architecture: Architecture) -> list[float]:
-    """Return the multiplications of each layer's convolution in a forward pass, per pixel of the input image."""
+    """Return the number of convolution multiplications of each layer in a forward pass, per input pixel."""
     flops = []
     for index, layer in enumerate(architecture.layers):
         if not isinstance(layer, Convolution):

@@ -20,7 +20,7 @@ ObjectnessMap = Float[Tensor, "batch _ _ _"]
 
 #: Weights of the terms for decode "sigmoid2", for three heads, 80 classes and images of 640 pixels.
 BOX_WEIGHT, OBJECTNESS_WEIGHT, CLASS_WEIGHT = 0.05, 1.0, 0.5
-#: Weights of the heads' objectness terms, finest head first. Fine heads have the most cells, nearly all background.
+#: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, nearly all background.
 HEAD_BALANCE = (4.0, 1.0, 0.4)
 #: IoU with a ground-truth box above which decode "exp" ignores a background prediction in the objectness term.
 IGNORE_IOU = 0.7
@@ -32,14 +32,14 @@ class DetectionLoss:
 
     Call it with the raw outputs of all heads in the order of the architecture, each [batch, anchors, 5 + classes, rows,
     columns], and with targets [boxes, 6] (image index, class, and centre, width and height as fractions of the input
-    size). It returns the weighted terms ``box``, ``objectness`` and ``class``, and their sum ``loss``. It computes in
-    float32, or in the precision of the outputs if that is higher. ``teacher_objectness`` optionally gives the
-    objectness targets of background, in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
+    size). It returns the weighted terms ``box``, ``objectness`` and ``class``, and their sum ``loss``, computed in
+    float32, or in the precision of the outputs if that is higher. ``teacher_objectness`` optionally contains the
+    objectness targets of the background, in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
 
     Args:
-        architecture: of the model.
-        variant: weight variant of the model. Its ``decode`` selects the loss: ``exp`` the loss of Darknet,
-            ``sigmoid2`` that of Ultralytics.
+        architecture: architecture of the model.
+        variant: weight variant of the model. Its ``decode`` selects the loss: Darknet's for ``exp``,
+            Ultralytics' for ``sigmoid2``.
         num_classes: number of classes of the model.
         cls_pw: weight of positive samples in the class term (``pos_weight``), above 0.
         obj_pw: weight of positive samples in the objectness term (``pos_weight``), above 0.
@@ -112,7 +112,7 @@ class DetectionLoss:
     def _ultralytics_loss(
         self, outputs: Sequence[HeadOutput], targets: Targets, objectness_targets: Sequence[ObjectnessMap]
     ) -> dict[str, Tensor]:
-        """Compute 1 − CIoU, objectness with the CIoU as its target, and independent classes; all terms are means."""
+        """Compute 1 − CIoU, objectness with the CIoU as target, and independent class terms; all terms are means."""
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         strides = self.architecture.strides
         for index, assignments in enumerate(self.assign(outputs, targets)):
@@ -143,7 +143,7 @@ class DetectionLoss:
             boxes = torch.cat([2 * predicted[:, :2].sigmoid() - 0.5, sizes], 1)
             overlaps = ciou(boxes, _to_cell_units(matched_targets, assignments, rows, columns))
             box = (1 - overlaps).mean()
-            # If several boxes share a position, the highest CIoU is its target, independent of their order.
+            # If several boxes share a position, the highest CIoU is the target, regardless of their order.
             objectness_target.view(-1).scatter_reduce_(
                 0, _flat_indices(assignments, objectness_target), overlaps.detach().clamp(0), "amax"
             )
@@ -156,8 +156,8 @@ class DetectionLoss:
     ) -> dict[str, Tensor]:
         """Compute the loss of YOLOv3 (Redmon and Farhadi 2018, section 2): sums, divided by the batch size.
 
-        The squared error of width and height has the factor 1/2, so that its gradient is the difference that Darknet
-        uses.
+        The squared error of width and height is multiplied by 1/2, so that its gradient is the difference that
+        Darknet uses.
         """
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         ignored = ignore_mask(outputs, targets, self.architecture, self.variant, IGNORE_IOU)
@@ -210,7 +210,7 @@ def ciou(boxes1: Float[Tensor, "boxes 4"], boxes2: Float[Tensor, "boxes 4"]) -> 
     """Compute the complete IoU of pairs of boxes (centre, width, height), in (−1.5, 1].
 
     CIoU is the IoU, minus the squared distance of the centres divided by the squared diagonal of the enclosing box,
-    minus a term for different aspect ratios. Source: Zheng et al. 2020, equations 8 to 11.
+    minus a penalty for different aspect ratios. Source: Zheng et al. 2020, equations 8 to 11.
     """
     low1, high1 = (boxes1[:, :2] - boxes1[:, 2:] / 2, boxes1[:, :2] + boxes1[:, 2:] / 2)
     low2, high2 = (boxes2[:, :2] - boxes2[:, 2:] / 2, boxes2[:, :2] + boxes2[:, 2:] / 2)
@@ -248,7 +248,7 @@ def _overlaps_any(
 ) -> Bool[Tensor, " boxes"]:
     """Return whether each box (left, top, right, bottom) overlaps any ground-truth box by more than ``min_iou``.
 
-    The IoU s / (a + b − s) exceeds t exactly if s exceeds t (a + b) / (1 + t), which needs no division.
+    The IoU s / (a + b − s) exceeds t if and only if s exceeds t (a + b) / (1 + t), which needs no division.
     """
     left, top, right, bottom = boxes.T[..., None]
     x0, y0, x1, y1 = ground_truth.T

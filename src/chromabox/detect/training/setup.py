@@ -99,7 +99,7 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
 def apply_freezing(config: FinetuneConfig, initial: InitialState, model: DarknetModel) -> FreezeReport:
     """Freeze the configured layers.
 
-    BatchNorm is frozen in all layers if the recipe has ``freeze_all_bn`` and there is no new class.
+    BatchNorm is frozen in all layers if the recipe sets ``freeze_all_bn`` and there is no new class.
     """
     recipe = config.recipe
     freeze_all_bn = recipe.freeze_all_bn and not initial.num_new_classes
@@ -109,7 +109,7 @@ def apply_freezing(config: FinetuneConfig, initial: InitialState, model: Darknet
 def build_teacher(
     config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: torch.device
 ) -> Teacher | None:
-    """Return the initial model as teacher if old and new classes are trained together and the recipe distils."""
+    """Return the initial model as the teacher if old and new classes are trained together and the recipe distils."""
     if not (config.recipe.distill and config.keep_old_classes and initial.num_new_classes):
         return None
     model = copy.deepcopy(initial.detector.model).to(device).eval()
@@ -147,7 +147,7 @@ def build_finetune_task(
 ) -> tuple[TrainTask[DetectionBatch], TrainSchedule]:
     """Build the task and the schedule of the training loop.
 
-    ``num_frozen`` is the number of layers whose features can be cached, ``num_images`` that of the training images.
+    ``num_frozen`` is the number of layers whose features can be cached, ``num_images`` the number of training images.
     """
     recipe = config.recipe
     if not initial.num_new_classes:
@@ -183,7 +183,7 @@ def build_finetune_task(
 
 
 class FeatureCaches:
-    """Feature caches of a run, which share the allowed memory and stay open until ``stack`` is closed."""
+    """Feature caches of a run, which share the memory limit and stay open until ``stack`` is closed."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class FeatureCaches:
         self.fill_seconds = 0.0
 
     def open(self, num_views: int, precision: CachePrecision, name: str) -> FeatureCache:
-        """Open a cache in memory if it fits into the remaining memory, else in a file in a subfolder ``name``."""
+        """Open a cache in memory if it fits into the remaining memory, else in a file in the subfolder ``name``."""
         spec = plan_cache(self.model, self.num_frozen, self.config.size, num_views, precision)
         cache = self.stack.enter_context(open_cache(spec, self.folder / name, self.memory_left, self.log))
         self.memory_left -= spec.num_bytes if spec.num_bytes <= self.memory_left else 0
@@ -239,7 +239,7 @@ class FeatureCaches:
         return cached_batches(cache, boxes, len(samples), batch_size, config.seed, device=device)
 
 
-#: Number of images in the measurement: as many as pass through the frozen layers in one batch.
+#: Number of images used for timing: the batch size of the frozen layers.
 _NUM_PROBE_IMAGES = 8
 
 
@@ -317,7 +317,7 @@ def finetune_lr_schedule(
 ) -> LrSchedule:
     """Return the learning rate and momentum of every parameter group as a function of the optimizer step.
 
-    The ``cosine`` schedule of the course changes between epochs; the ``linear`` schedule changes with every step.
+    The course's ``cosine`` schedule changes once per epoch; the ``linear`` schedule changes with every step.
     """
     peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
     are_biases = [[bool(group.get("bias")) for group in optimizer.param_groups] for optimizer in optimizers]

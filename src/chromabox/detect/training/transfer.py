@@ -1,6 +1,6 @@
 """Transfer to new classes: replacement of the heads, and distillation of the original model.
 
-Training images of a new class also show objects of the original classes without labels. Training on the labels alone
+Training images of a new class also show unlabelled objects of the original classes. Training on the labels alone
 would treat these objects as background. The original model, the teacher, therefore predicts the same batch, and its
 predictions are distilled wherever no box is labelled. This is learning without forgetting (Li and Hoiem 2016), applied
 to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the cached features of the frozen layers.
@@ -25,7 +25,7 @@ from chromabox.errors import ChromaboxError, UsageError
 #: IoU with a ground-truth box above which a prediction of the teacher is ignored: that object has a label.
 LABELLED_IOU = 0.5
 
-#: Teacher objectness below which its boxes and classes are ignored; their weight would be negligible.
+#: Teacher objectness below which the predicted boxes and classes are ignored; their weight would be negligible.
 MIN_OBJECTNESS = 0.01
 
 
@@ -93,14 +93,14 @@ class Teacher:
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
 
 
-#: Maximum initial score of an untrained class. With a single class, every object belongs to it.
+#: Maximum initial score of an untrained class. It applies to a single class, to which every object belongs.
 MAX_PRIOR = 0.99
 
 
 def replace_heads(
     detector: Detector, class_names: Sequence[str], keep_old_classes: bool = False, *, max_prior: float = MAX_PRIOR
 ) -> Detector:
-    """Return the detector with heads for other classes, matched by name. All other weights are copied.
+    """Return the detector with heads for the given classes, matched by name. All other weights are copied.
 
     Names are compared case-insensitively, and "_" and "-" are treated as spaces. The weights of classes that the
     detector already has are copied. The weights of a new class are 0, so that its initial score is the same at every

@@ -38,7 +38,7 @@ class Validator:
     boxes: tuple[SampleBoxes, ...]
 
     def head_outputs(self, model: DarknetModel) -> Iterator[tuple[range, list[Tensor]]]:
-        """Yield batches of image indices and the raw outputs of the heads for them."""
+        """Yield batches of image indices with the corresponding raw outputs of the heads."""
         device = next(model.parameters()).device
         for start in range(0, len(self.boxes), _BATCH_SIZE):
             indices = range(start, min(start + _BATCH_SIZE, len(self.boxes)))
@@ -94,7 +94,7 @@ def make_validator(
     *,
     workers: int = 1,
 ) -> Validator:
-    """Return a validator for the images of ``data``, whose classes are those of the model; fill its cache."""
+    """Return a validator for the images of ``data``, which has the model's classes, and fill its cache."""
     boxes: list[SampleBoxes] = []
 
     def images() -> Iterator[Tensor]:

@@ -37,8 +37,8 @@ class Comparison:
     """Table rows, the runs behind each row, and the paths of the table and the figure."""
 
     rows: list[dict[str, Any]]
-    """Cells of ``comparison.csv``, one row per model. Accuracies are in percent; names that end in ``_std`` are sample
-    standard deviations over the seeds, None for a single seed."""
+    """Cells of ``comparison.csv``, one row per model. Accuracies are in percent; columns whose names end in ``_std``
+    contain sample standard deviations over the seeds, None for a single seed."""
     runs: dict[str, list[Path]]
     csv_path: Path
     figure_path: Path
@@ -59,7 +59,7 @@ def compare(
     """Train every model with every seed into ``folder/MODEL-RECIPE-seedN`` and tabulate the results.
 
     Finished runs are reused and interrupted ones are resumed. Raise UsageError if a list is empty or has duplicates, or
-    if a run folder contains a run with other settings.
+    if a run folder contains a run with different settings.
     """
     require_distinct("--models", models)
     require_distinct("--seeds", seeds)
@@ -98,7 +98,7 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
         configs = [read_config(run) for run in group]
         # Averaging is over seeds, and runtime options do not change the trained model.
         comparable = [replace(config, seed=0, runtime=None) for config in configs]
-        # With the palette "auto", only the summary contains the palette in use.
+        # With the palette "auto", only the summary contains the palette that was used.
         palettes = {read_summary(run)["palette"] for run in group}
         if any(config != comparable[0] for config in comparable) or len(palettes) > 1:
             raise UsageError(

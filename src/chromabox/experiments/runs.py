@@ -1,7 +1,7 @@
-"""Training of pending colour runs, and search for finished runs.
+"""Training of pending colour runs and discovery of finished runs.
 
-Runs are trained into given folders, resumed there, or reused if finished. Finished runs below folders are grouped by
-type.
+Each run is trained in its own folder, resumed if interrupted, and reused if finished. Finished runs below the given
+folders are grouped by type.
 """
 
 import json
@@ -30,8 +30,8 @@ def train_pending(
 ) -> None:
     """Train every run into its folder; skip finished runs and resume interrupted ones.
 
-    Order runs with the same inputs next to each other: the loaded images are reused by the next run. Raise UsageError,
-    before any training, if a folder contains a run with other settings.
+    Place runs with the same inputs next to each other: the next run reuses the loaded images. Raise UsageError,
+    before any training, if a folder contains a run with different settings.
     """
     existing_configs = {run: read_config(run) for run in configs if (run / "last.safetensors").is_file()}
     for run, existing_config in existing_configs.items():
@@ -132,7 +132,7 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
 
 
 def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:
-    """Return a model's largest group of runs that differ only in the seed; ties go to the group with most epochs."""
+    """Return a model's largest group of runs that differ only in the seed; ties go to the one with the most epochs."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
         config = read_config_values(run)

@@ -1,8 +1,8 @@
 """Sweeps: one model trained with several values of one parameter, such as the batch size or the kernel size.
 
-Every value is trained for the same number of epochs. With different batch sizes the number of optimizer steps differs;
-a second comparison then trains every value for the same number of steps. All finished runs of a sweep are evaluated in
-the same way.
+The model is trained with every value for the same number of epochs. With different batch sizes, the number of optimizer
+steps differs; a second comparison then uses the same number of steps for every value. All finished runs of a sweep are
+evaluated in the same way.
 """
 
 import math
@@ -38,7 +38,7 @@ from chromabox.experiments.sweep_results import (
     write_sweep,
 )
 
-#: For every parameter name the function that sets its value in a configuration.
+#: For every parameter name, the function that sets the parameter's value in a configuration.
 SWEEP_PARAMETERS: Mapping[str, Callable[[TrainConfig, Any], TrainConfig]] = {
     "batch-size": lambda config, value: replace(config, recipe=replace(config.recipe, batch_size=value)),
     "kernel": lambda config, value: replace(config, model_args={"kernel": value}),
@@ -109,13 +109,13 @@ def sweep(
     Args:
         parameter: a name in ``SWEEP_PARAMETERS``; with ``colours``, palettes of each size are fitted to the training
             images.
-        epochs: number of epochs; None uses the recipe's.
+        epochs: number of epochs; None uses the recipe's number.
         steps: number of optimizer steps in the second comparison of a sweep over batch sizes, whose runs are in
             ``folder/PARAMETER-VALUE-stepsM-seedN``. None uses the number of steps of the largest batch size in the
             first comparison. A run of the first comparison with that number of steps is used in both.
 
     Finished runs are reused and interrupted ones are resumed. Raise UsageError, before any training, for invalid values
-    and if a run folder contains a run with other settings.
+    and if a run folder contains a run with different settings.
     """
     check_values(parameter, values)
     require_distinct("--seeds", seeds)
@@ -134,7 +134,7 @@ def sweep(
     step_configs = _equal_steps_configs(configs, steps) if parameter == "batch-size" else {}
 
     def runs_by_value(configs: Mapping[SweepValue, TrainConfig]) -> dict[SweepValue, dict[Path, TrainConfig]]:
-        """Return, for every value, the configuration of each seed by run folder."""
+        """Return, for every value, the configurations of all seeds, keyed by run folder."""
         names = {
             value: f"{parameter}-{value}{'' if config.max_steps is None else f'-steps{config.max_steps}'}"
             for value, config in configs.items()
@@ -192,7 +192,7 @@ def _write_results(
     test = inputs.data.test
     for run in runs:
         if not np.array_equal(inputs.palette.colours, load_palette(run / "palette.json").colours):
-            inputs = load_inputs(read_config(run), run)  # The images are labelled with the palette of the run.
+            inputs = load_inputs(read_config(run), run)  # The images are labelled with the run's palette.
         steps_per_epoch[run] = _steps_per_epoch(read_config(run), inputs.data.train)
         metrics[run] = _evaluate_run(run, summaries[run], inputs.data, steps_per_epoch[run])
 
@@ -232,7 +232,7 @@ RGBBatch = UInt8[np.ndarray, "images height width 3"]
 
 
 def _evaluate_run(run: Path, summary: Mapping[str, Any], data: ColourDataset, steps_per_epoch: int) -> dict[str, float]:
-    """Return the metrics of one run, by the names in ``METRICS``."""
+    """Return the metrics of one run, keyed by the names in ``METRICS``."""
     model = load_palette_model(run)
     train, test = data.train.select(slice(0, len(data.test))), data.test
     train_loss, train_accuracy = loss_and_accuracy(model.network, train.grey, train.labels)

@@ -1,4 +1,4 @@
-"""Results of runs by seed: means and standard deviations, tables; ``sweep.json`` and the figures of a sweep."""
+"""Results over seeds: means, standard deviations and tables; ``sweep.json`` and the figures of a sweep."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ class SeedStats:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Runs of one parameter value and their metrics."""
+    """Runs with one parameter value, and their metrics."""
 
     value: SweepValue
     runs: tuple[Path, ...]
@@ -84,7 +84,7 @@ class SweepRow:
     steps: int
     steps_per_epoch: int
     metrics: Mapping[str, SeedStats]
-    """Metrics by the names in ``METRICS``."""
+    """Metrics, keyed by the names in ``METRICS``."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[
     """Print rows of a CSV table.
 
     Args:
-        columns: for every printed column its heading, number format and factor. A standard deviation, in a column whose
+        columns: the heading, number format and factor of every printed column. A standard deviation, in a column whose
             name ends in ``_std`` or ``_spread``, is printed after the mean.
     """
 
@@ -190,7 +190,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def read_sweep(folder: Path) -> SweepResult:
-    """Read the ``sweep.json`` of :func:`write_sweep`; raise UsageError if it is missing or invalid."""
+    """Read the ``sweep.json`` written by :func:`write_sweep`; raise UsageError if it is missing or invalid."""
     path = folder / "sweep.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -218,9 +218,9 @@ def read_sweep(folder: Path) -> SweepResult:
 def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     """Plot the loss against epochs (left) and against optimizer steps (right), with one colour per value.
 
-    Solid lines are test losses: the mean over the seeds, in a band from minimum to maximum. Dashed lines are losses on
-    the training batches. Diamonds on the right mark the final losses of the runs with equal steps. If all values take
-    the same number of steps per epoch, the right side shows the test accuracy instead.
+    Solid lines are test losses: the mean over the seeds, with a band from minimum to maximum. Dashed lines are losses
+    on the training batches. Diamonds on the right mark the final losses of the runs with equal steps. If all values
+    take the same number of steps per epoch, the right panel shows the test accuracy instead.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -248,7 +248,7 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
         ends = sorted({row.steps for row in sweep.equal_epochs})
         right.set_xticks(ends, [f"{end:,}" for end in ends])
         right.set_xticks([], minor=True)
-        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # There can be no such runs.
+        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # Empty if there are no such runs.
             right.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
         if sweep.equal_steps:
             diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black")
@@ -268,13 +268,13 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
 
 
 def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epochs"], colour: Any, label: str) -> None:
-    """Plot the mean over the seeds in a band from minimum to maximum."""
+    """Plot the mean over the seeds, with a band from minimum to maximum."""
     axes.fill_between(positions, series.min(0), series.max(0), color=colour, alpha=0.25, linewidth=0)
     axes.plot(positions, series.mean(0), color=colour, label=label, marker="o" if series.shape[1] == 1 else None)
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
-    """Plot the first test images: rows of greyscale inputs, ground truth, and one row per value (its first seed)."""
+    """Plot the first test images: rows of greyscale inputs and ground truth, then a row per value (first seed)."""
     rows: dict[str, Sequence[Any]] = {}
     for row in sweep.equal_epochs:
         model = load_palette_model(sweep.folder / row.runs[0])

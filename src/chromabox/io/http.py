@@ -58,7 +58,7 @@ class PinnedFile:
 def transfer_bar(
     progress: Progress, description: str, total: int | None, completed: int
 ) -> Iterator[Callable[[int], None]]:
-    """Report a transfer of `total` bytes (None: unknown) of which `completed` have been received; yield advance(bytes)."""
+    """Report a transfer of `total` bytes (None: unknown), `completed` of which have arrived; yield advance(bytes)."""
     if not (isinstance(progress, StderrProgress) and sys.stderr.isatty()):
         progress(f"{description} …")
         yield lambda count: None

@@ -63,9 +63,9 @@ class ImageData:
     """An upright image, as read from a file.
 
     `pixels` are the RGB values in the file at its bit depth, sRGB unless `icc` is another profile. `alpha` has the same
-    bit depth; its maximum value is opaque. `is_grey`: the file stores a greyscale image. `format`: Pillow's name for the
-    file format. `exif` has no orientation. `dpi`: pixels per inch (horizontal, vertical). `num_frames`: number of images in
-    the file, of which this is the first.
+    bit depth; its maximum value is opaque. `is_grey`: the file stores a greyscale image. `format`: Pillow's name for
+    the file format. `exif` has no orientation. `dpi`: pixels per inch (horizontal, vertical). `num_frames`: number of
+    images in the file, of which this is the first.
     """
 
     pixels: Pixels

@@ -34,7 +34,8 @@ class Manifest:
         path: path of the manifest, which is created when the first image is added.
         settings: JSON values that determine the result (the model's hash, palette, options).
 
-    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that JSON cannot represent.
+    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that JSON cannot
+    represent.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:

@@ -27,13 +27,13 @@ def draw_contact_sheets(
     """Draw pairs of files, before and after, and return the paths of the sheets.
 
     Args:
-        pairs: files, read one after another; a file that cannot be read is shown as a labelled placeholder.
+        pairs: files, read one at a time; a file that cannot be read is shown as a labelled placeholder.
         output: path of a .jpg or .png file; if there are several sheets, they are named ``NAME-1.jpg`` and so on.
-        tile_size: side in pixels, 32 to 1024, of the square into which each image is fitted.
+        tile_size: side length in pixels, 32 to 1024, of the square tile into which each image is fitted.
         pairs_per_sheet: at least 1; further pairs are drawn on further sheets.
 
     One sheet and one image are held in memory at a time. Names are the sources' paths relative to their common folder.
-    Raise UsageError for another suffix, numbers out of range, no pairs, and a sheet that would replace one of the
+    Raise UsageError for any other suffix, numbers out of range, no pairs, and a sheet that would replace one of the
     images; raise ChromaboxError if a sheet cannot be written.
     """
     if output.suffix.lower() not in SHEET_SUFFIXES:

@@ -25,7 +25,7 @@ from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
 
 #: Maximum number of classes with named curves in legends.
 MAX_NAMED_CURVES = 10
-#: Maximum number of images for which splits are searched for shared images.
+#: Maximum number of images up to which splits are checked for shared images.
 MAX_LEAK_CHECK_IMAGES = 5000
 
 
@@ -121,7 +121,7 @@ def _percent(value: float) -> str:
 
 
 def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
-    """Plot precision, recall and F1 against confidence, and precision against recall, per class and as mean."""
+    """Plot precision, recall and F1 against confidence, and precision against recall, per class and as the mean."""
     curves = result.pr_curves
     recalls = np.linspace(0, 1, curves.precision_envelope.shape[1])
     figure = Figure(figsize=(10, 7.4), layout="constrained")

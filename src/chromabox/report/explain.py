@@ -1,6 +1,7 @@
 """Explanation of a colourised image as one figure: input, confidence, entropy and alternative colours.
 
-The most likely colours at a position, the colours used in an image, and the selection of informative points.
+The module also finds the most likely colours at a position and the colours used in an image, and selects informative
+points.
 """
 
 import math
@@ -34,10 +35,10 @@ MERGE_RADII = (5.0, 7.0, 10.0, 14.0, 20.0)
 #: Chroma distance below which two palette colours look alike at the same lightness.
 SIMILAR_CHROMA_RADIUS = 5.0
 
-#: Minimum distance of two points, as a fraction of the image's long side.
+#: Minimum distance between two points, as a fraction of the image's long side.
 MIN_POINT_DISTANCE = 0.14
 
-#: Width of the border in which no point is selected, as a fraction of the side.
+#: Width of the border in which no point is selected, as a fraction of the side length.
 BORDER_FRACTION = 0.05
 ChromaArray = Float[np.ndarray, "colours 2"]
 
@@ -164,7 +165,7 @@ def select_points(
         max_points: maximum number of points; fewer if they would be closer to each other than ``MIN_POINT_DISTANCE``.
 
     Returns:
-        Columns and rows (x, y) in pixels of the image.
+        Columns and rows (x, y) in image pixels.
     """
     from scipy.ndimage import uniform_filter
 
@@ -172,7 +173,7 @@ def select_points(
     inner = _is_inside_border(len(rows))[:, None] & _is_inside_border(len(columns))
     smoothed = uniform_filter(confidence, max(1, round(0.08 * min(labels.shape))), mode="nearest")
     extremes = (np.where(inner, smoothed, -1).argmax(), np.where(inner, smoothed, 2).argmin())
-    # Centres of the cells in pixels of the image.
+    # Centres of the cells in image pixels.
     y, x = ((cells + 0.5) * side / len(cells) for cells, side in zip((rows, columns), size, strict=True))
     min_distance = MIN_POINT_DISTANCE * max(size)
     nearest = np.where(inner, np.inf, -1.0)
@@ -200,7 +201,7 @@ def _is_inside_border(length: int) -> Bool[np.ndarray, " cells"]:
 def _region_centres(
     labels: Int64[np.ndarray, "height width"], is_inside: Bool[np.ndarray, "height width"], max_regions: int = 6
 ) -> list[int]:
-    """Return, for each of the largest regions, the flat index of its innermost cell; the largest region comes first."""
+    """Return, for each of the largest regions, the flat index of its innermost cell, largest region first."""
     from scipy.ndimage import distance_transform_edt
     from skimage.measure import label
 
@@ -239,7 +240,7 @@ def draw_explanation(
     title: str,
     points: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Draw a PNG of input, result, confidence, entropy, the three most likely colours at points, and the colours used.
+    """Draw a PNG of input, result, confidence, entropy, the three most likely colours per point, and the colours used.
 
     Confidence is the predicted probability of the selected colour and similar ones. Entropy is normalised (0: certain,
     1: uniform).
@@ -247,10 +248,10 @@ def draw_explanation(
     Args:
         image: the input image.
         coloured: the colourised image, of the same size.
-        prediction: the prediction that led to the colourised image.
+        prediction: the prediction from which the image was colourised.
         path: the PNG file to write.
         title: title of the figure, for example the file name.
-        points: columns and rows (x, y) in pixels of the image; None selects up to six points.
+        points: columns and rows (x, y) in image pixels; None selects up to six points.
 
     Raise UsageError for a point outside the image, ChromaboxError if the file cannot be written.
     """
@@ -289,7 +290,7 @@ def draw_explanation(
 
 
 def make_thumbnail(pixels: Pixels) -> Thumbnail:
-    """Return the pixels in 8 bits, resized to a long side of at most ``THUMBNAIL_SIZE``, without a full-size copy."""
+    """Return 8-bit pixels, resized to a long side of at most ``THUMBNAIL_SIZE``, without a full-size copy."""
     height, width = pixels.shape[:2]
     step = max(1, max(height, width) // (2 * THUMBNAIL_SIZE))
     subsampled = to_uint8(np.ascontiguousarray(pixels[::step, ::step]))
@@ -311,7 +312,7 @@ def _to_grey(pixels: Thumbnail) -> Thumbnail:
 
 
 def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Return a figure, four panels for images of the aspect ratio (height / width), and strips for swatches."""
+    """Return a figure, four panels for images of the given aspect ratio (height / width), and strips for swatches."""
     columns = 2 if aspect_ratio < 0.5 else 4
     panel_height = min(max(EXPLANATION_WIDTH / columns * aspect_ratio, 0.8), 5.5)
     heights = [panel_height + 0.3] * (4 // columns) + [STRIP_HEIGHT] * (num_point_rows + 1)
@@ -334,7 +335,7 @@ def _show_map(figure: Figure, axes: Axes, values: np.ndarray, shape: tuple[int, 
     extent = (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5)
     image = axes.imshow(values, cmap=cmap, vmin=0, vmax=1, extent=extent, interpolation="bilinear")
     axes.set_title(f"{title} (mean {values.mean():.2f})", fontsize=9)
-    # An inset keeps the bar as high as the image for every aspect ratio.
+    # Inset axes keep the bar as tall as the image at every aspect ratio.
     bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.035, 1)))
     bar.ax.tick_params(labelsize=7)
 

@@ -1,4 +1,4 @@
-"""Figures written as PNG. Only matplotlib's object interface is used, which keeps no global state."""
+"""Figures written as PNG. Only matplotlib's object-oriented interface is used, which keeps no global state."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

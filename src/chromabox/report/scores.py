@@ -50,11 +50,11 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
 def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     """Write ``scores.csv``, one row per scored file, and ``scores.json``; create the folder if necessary.
 
-    The JSON file has ``mean`` (the mean of every score over the files for which it is a number), ``files`` and
+    The JSON file has ``mean`` (the mean of every score over the files for which it is not null), ``files`` and
     ``failed`` (``file`` and ``error``). A file has ``original`` and ``coloured`` (paths relative to their folders),
     ``width`` and ``height`` in pixels and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` in dB,
-    ``delta_e_reduction`` in percent, the others without a unit. Numbers are in full precision. null (in the table an
-    empty cell) stands for undefined values and for the infinite PSNR of identical images. Raise ChromaboxError if the
+    ``delta_e_reduction`` in percent, the others dimensionless. Numbers are at full precision. null (an empty cell in
+    the table) stands for undefined values and for the infinite PSNR of identical images. Raise ChromaboxError if the
     files cannot be written.
     """
     csv_text = io.StringIO(newline="")

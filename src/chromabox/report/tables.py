@@ -8,7 +8,7 @@ from rich.table import Table
 
 from chromabox.colour.evaluation.evaluate import Evaluation
 
-#: Displayed names of the rows whose key in evaluation.json differs.
+#: Displayed names of rows, where they differ from the keys in evaluation.json.
 DISPLAY_NAMES = {
     "net": "model",
     "net, annealed mean": "model, annealed mean",

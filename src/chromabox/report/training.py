@@ -1,4 +1,4 @@
-"""Reports of training runs: fine-tuning with summary and figures, and epoch callbacks of colourisation runs."""
+"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks of colourisation runs."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,10 +36,10 @@ from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, plot_curves, save_f
 
 SquareTile = UInt8[np.ndarray, "side side 3"]
 
-#: Maximum number of sample images and of errors, and the side length of each tile in pixels.
+#: Maximum numbers of sample images and errors, and the side length of each tile in pixels.
 MAX_SAMPLES, MAX_ERRORS, TILE_SIZE = 12, 10, 320
 
-#: Minimum confidence from which a false positive counts as an error.
+#: Minimum confidence at which a false positive counts as an error.
 MIN_ERROR_CONFIDENCE = 0.25
 
 
@@ -56,8 +56,8 @@ def run_finetune(
 
     In addition to the files of the run, write ``curves.png`` (losses, AP), ``evaluation/`` (metrics, curves and
     confusion matrix of the result on the validation images), ``sheet.png`` (ground truth | prediction) and
-    ``mistakes.png``, and with ``export`` the model in other formats. The curves are also drawn for an interrupted run.
-    With ``freeze`` set to ``auto``, the number of frozen layers is selected first.
+    ``mistakes.png``, and, with ``export``, the model in other formats. The curves are also drawn for an interrupted
+    run. With ``freeze`` set to ``auto``, the number of frozen layers is selected first.
     """
     if config.freeze == "auto":
         config = choose_num_frozen(config, options or RuntimeOptions(), log=log)
@@ -104,7 +104,7 @@ def finetune_if_missing(
 
 
 def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str]) -> list[str]:
-    """Return lines with AP before and after, time and memory, file paths and an example of use."""
+    """Return lines with AP before and after, time and memory, file paths and a usage example."""
     summary = result.summary
     lines = []
     for name, heading in (("ap50", "AP50"), ("ap", "AP")):
@@ -130,7 +130,7 @@ def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str])
 
 
 def plot_losses(records: Sequence[EpochRecord], path: Path, title: str) -> None:
-    """Plot the training and validation loss terms and AP against epochs; the figure is legible at 16 cm width."""
+    """Plot the training and validation loss terms and AP against epochs; the figure is legible at a width of 16 cm."""
     terms = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
     rows = -(-(len(terms) + 2) // 3)
     figure = Figure(figsize=(6.3, 1.9 * rows), layout="constrained")
@@ -163,7 +163,7 @@ def _plot_series(axes: Axes, records: Sequence[EpochRecord], names: Mapping[str,
 
 @dataclass(frozen=True)
 class ErrorCase:
-    """A false positive or a missed ground-truth box; ``severity`` is 0 to 1."""
+    """A false positive or a missed ground-truth box; ``severity`` is between 0 and 1."""
 
     image_index: int
     severity: float
@@ -245,7 +245,7 @@ def epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[[EpochR
 
 
 def photo_epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[..., None]:
-    """Return the epoch callback of photo models, which draws the first validation photographs."""
+    """Return the epoch callback for photo models, which draws the first validation photographs."""
 
     def on_epoch_end(record: EpochRecord, model: nn.Module, bins: ChromaBins, dataset: PhotoDataset) -> None:
         log(format_metrics(record))

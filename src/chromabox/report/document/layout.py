@@ -1,6 +1,6 @@
 """Documents converted to plain data for templates: parsed prose, highlighted code, numbered tables and figures.
 
-Source code is highlighted by Pygments in the page, whose style sheet defines the colours, and by Typst in the PDF.
+Source code is highlighted by Pygments in the HTML page, whose style sheet defines the colours, and by Typst in the PDF.
 """
 
 import html
@@ -34,7 +34,7 @@ from chromabox.report.document.model import (
     Text,
 )
 
-#: Control characters, surrogates and non-characters, which neither HTML nor fonts support.
+#: Control characters, surrogates and noncharacters, which neither HTML nor fonts support.
 UNPRINTABLE_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]"
 )
@@ -54,12 +54,12 @@ class Inline:
 
 
 def strip_control_chars(text: str) -> str:
-    """Return the text with "\\n" as line ends and "�" for every unsupported character."""
+    """Return the text with "\\n" as line endings and "�" for every unsupported character."""
     return UNPRINTABLE_CHARS.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def parse_inline(text: Text | str) -> list[Inline]:
-    """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line ends become spaces."""
+    """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line breaks become spaces."""
     pieces = _split_template(text) if isinstance(text, Text) else [(text, None)]
     num_backticks = sum(literal.count("`") for literal, _ in pieces)
     unpaired = num_backticks if num_backticks % 2 else 0
@@ -198,7 +198,7 @@ def _section_anchors(document: Document) -> list[str]:
 
 
 class _LatexPrinter(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed.
-    """Printer of the part of LaTeX that mathtext supports.
+    """Printer for the subset of LaTeX that mathtext supports.
 
     Names are upright, since NIC is one variable and not the product of three; text after an underscore is a subscript.
     """
@@ -220,14 +220,14 @@ def _latex_text(text: str) -> str:
 
 
 def to_latex(expression: Expr) -> str:
-    """Return LaTeX without dollar signs; fractions and sums have their full size."""
+    """Return LaTeX without dollar signs; fractions and sums are set at full size."""
     return str(_LatexPrinter({"mul_symbol": "dot"}).doprint(expression)).replace(r"\frac{", r"\dfrac{")
 
 
 def render_formula(expression: Expr) -> LaidOut:
     """Typeset "= ``expression``" with matplotlib's mathtext.
 
-    The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; this text
+    The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; that text
     as ``alt``; and ``width`` and ``depth`` (below the baseline) in em. An expression that mathtext does not support
     (piecewise functions) is shown in SymPy's notation.
     """
@@ -236,10 +236,10 @@ def render_formula(expression: Expr) -> LaidOut:
     try:
         latex = f"$= {to_latex(expression)}$"
         width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
-    except (ValueError, RecursionError):  # SymPy 1.14 does not print an unevaluated (-1)**-2.
+    except (ValueError, RecursionError):  # SymPy 1.14 cannot print an unevaluated (-1)**-2.
         latex = f"$= {_latex_text(alt)}$"
         width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
-    width += 10  # Slanted letters extend beyond their widths.
+    width += 10  # Slanted letters extend beyond their advance widths.
     letters = {TextPath.MOVETO: "M", TextPath.LINETO: "L", TextPath.CURVE3: "Q", TextPath.CURVE4: "C"}
     outline = ""
     for points, code in TextPath((0, 0), latex, prop=font).iter_segments(simplify=False):

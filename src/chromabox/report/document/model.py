@@ -21,7 +21,7 @@ class Number:
     source: str
     """A file and a key (``runs/unet/summary.json: test_accuracy``), or the name of the computation."""
     spec: str = ",.4g"
-    """Format specification of :func:`format`, for example with thousands separators."""
+    """Format specification for :func:`format`, for example with thousands separators."""
     std: float | None = None
     """Standard deviation, printed after "±" unless None."""
 
@@ -40,7 +40,7 @@ class Source:
     """Values that templates address by dotted paths, and where they come from."""
 
     values: Any
-    """Mappings, sequences and objects, nested as in the file; leaves are numbers, texts, or None (a missing value)."""
+    """Mappings, sequences and objects, nested as in the file; leaves are numbers, strings or None (a missing value)."""
     name: str
     """Text before the keys in the source of a number, for example ``runs/unet/summary.json: ``."""
 
@@ -65,13 +65,13 @@ class Source:
 class Text:
     """A paragraph; text between backticks is code.
 
-    ``{name}`` is replaced by a :class:`Number` or a text, ``{name.key.key:spec}`` by a value of a :class:`Source` or of
-    nested mappings of numbers and texts. The specification is that of :func:`format`; if it ends in "%", the unit
-    follows, separated by a space.
+    ``{name}`` is replaced by a :class:`Number` or a string, ``{name.key.key:spec}`` by a value from a :class:`Source`
+    or from nested mappings of numbers and strings. The specification is as for :func:`format`; if it ends in "%", the
+    unit follows, separated by a space.
     """
 
     template: str
-    """The paragraph with texts inserted and without specifications: its fields are the keys of ``numbers``."""
+    """The paragraph with strings inserted and specifications removed; its fields are the keys of ``numbers``."""
     numbers: dict[str, Number]
 
     def __init__(self, template: str, values: Mapping[str, Any] | None = None, /, **named_values: Any) -> None:
@@ -162,7 +162,7 @@ class Section:
     """The assignment's number of the question, for example ``A.3``."""
     title: str
     question: str
-    """The question in our words; empty if there is none."""
+    """The question in our own words; empty if there is none."""
     blocks: Sequence[Block]
 
 

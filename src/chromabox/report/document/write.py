@@ -1,6 +1,6 @@
 """Reports written to disk: a self-contained HTML page, a PDF, and a JSON file of all numbers with their sources.
 
-The PDF is typeset by Typst with the fonts of Typst and matplotlib only, which makes it identical on every machine.
+The PDF is typeset by Typst, using only the fonts in Typst and matplotlib, which makes it identical on every machine.
 """
 
 import base64
@@ -52,7 +52,7 @@ def write_document(document: Document, folder: Path) -> WrittenDocument:
         raise ChromaboxError(f"{folder}: the report cannot be written ({reason}); use another folder") from error
 
 
-#: A larger page causes a warning; a page of this size in bytes can be sent by e-mail and opens quickly.
+#: Page size in bytes above which a warning is issued; smaller pages can be sent by e-mail and open quickly.
 MAX_PAGE_BYTES = 5_000_000
 
 
@@ -114,9 +114,9 @@ def _cell_width_class(cell: list[Inline]) -> str:
 def write_numbers_json(document: Document, path: Path) -> Path:
     """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, atomically, and return the path.
 
-    A number has ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source``, ``spread``.
-    Non-finite values, which JSON cannot represent, are null; ``printed`` shows them. Raise OSError if the file cannot
-    be written.
+    A number has ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source`` and
+    ``spread``. Non-finite values, which JSON cannot represent, are null; ``printed`` shows them. Raise OSError if the
+    file cannot be written.
     """
     content = {
         "title": strip_control_chars(document.title),

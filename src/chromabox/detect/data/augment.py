@@ -1,7 +1,7 @@
 """Model inputs from a dataset: augmented training samples, determined by a seed, and letterboxed validation samples.
 
-An augmented sample is computed in one step from the pixels of the files. The position of each image is computed first;
-then each pixel is sampled once, bilinearly without antialiasing, as in detection.
+An augmented sample is computed in one step from the decoded images: the position of each image is computed first, then
+each pixel is sampled once, bilinearly and without antialiasing, as in detection.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ TrainImage = UInt8[np.ndarray, "3 side side"]
 #: Class index, and centre x, centre y, width and height as fractions of the side length of the training image.
 TrainBoxes = Float32[np.ndarray, "boxes 5"]
 
-#: A box is used in training if at least this fraction of it is visible, and this many pixels of each side.
+#: A box is used for training if at least this fraction of its area and this many pixels of each side are visible.
 MIN_VISIBLE_FRACTION, MIN_BOX_SIDE = 0.1, 2.0
 
-#: Fractions of the width and height of each image that are left of and above the point where the images meet.
+#: Fractions of the width and height of each image that lie to the left of and above the point where the images meet.
 _MOSAIC_OFFSETS: tuple[tuple[float, float], ...] = ((1, 1), (0, 1), (1, 0), (0, 0))
 _CENTRED_OFFSET: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
 
@@ -37,12 +37,12 @@ class Augmentation:
 
     Args:
         mosaic: fraction of the training samples that are mosaics of four images. The images meet at a random point in
-            the middle half of a canvas of twice the side (Bochkovskiy et al. 2020, section 3.3).
-        scale: minimum and maximum scale factor, in addition to fitting the longer side to the training image.
-        translate: maximum shift of the centre as a fraction of the side, in both directions.
+            the middle half of a canvas with twice the side length (Bochkovskiy et al. 2020, section 3.3).
+        scale: minimum and maximum scale factor, applied after fitting the longer side to the training image.
+        translate: maximum shift of the centre along each axis, as a fraction of the side length.
         hue, saturation, value: maximum relative change; each is multiplied by a random factor between 1 − x and 1 + x.
         hflip: fraction of the training samples that are flipped horizontally.
-        fill: grey value, 0 to 255, where there is no image.
+        fill: grey value, 0 to 255, of areas that no image covers.
     """
 
     mosaic: float = 1.0
@@ -55,7 +55,7 @@ class Augmentation:
     fill: int = 114
 
 
-#: Augmentations by recipe name: that of the course, and one that also shows whole images at about their detection size.
+#: Augmentations by recipe name: the course's, and one that also shows whole images at about their size in detection.
 AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, scale=(0.6, 1.4))}
 
 
@@ -84,14 +84,14 @@ def augment_sample(
     *,
     read_image: Callable[[Path], RgbImage] = read_pixels,
 ) -> tuple[TrainImage, TrainBoxes]:
-    """Return an augmented training sample of image ``index``: RGB from 0 to 255, and its visible boxes without crowds.
+    """Return an augmented training sample for image ``index``: RGB, 0 to 255, and its visible boxes, excluding crowds.
 
     Args:
         data: the dataset. A mosaic contains three more of its images, chosen at random.
-        seed: one or several non-negative integers (run, epoch, …). With ``index`` they determine all random choices.
+        seed: one or more non-negative integers (run, epoch, …). With ``index``, they determine all random choices.
         size: side length of the training image in pixels.
         recipe: ``course``, ``default`` or an `Augmentation`.
-        read_image: function that returns the pixels of a file. A cached reader avoids repeated decoding.
+        read_image: function that returns the pixels of a file. A caching reader avoids repeated decoding.
 
     Raise UsageError if the recipe is unknown, and ChromaboxError if an image cannot be decoded.
     """
@@ -113,7 +113,7 @@ def augment_sample(
 def letterbox_sample(
     sample: Sample, size: int, variant: Variant, *, read_image: Callable[[Path], RgbImage] = read_pixels
 ) -> tuple[Float32[np.ndarray, "3 side side"], TrainBoxes]:
-    """Return an image letterboxed as in detection with this variant, RGB in [0, 1], and its boxes without crowds.
+    """Return an image letterboxed as in detection with this variant, RGB in [0, 1], and its boxes, excluding crowds.
 
     Raise ChromaboxError if the image cannot be decoded.
     """
@@ -160,7 +160,7 @@ def _rectangle(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"]) ->
 
 
 def _paste(canvas: Image.Image, tile: _MosaicTile, pixels: RgbImage) -> None:
-    """Draw the visible part of an image: all pixels of the canvas whose centres it covers."""
+    """Draw the visible part of an image onto all pixels of the canvas whose centres it covers."""
     height, width = pixels.shape[:2]
     edges = (tile.left, tile.top, tile.left + width * tile.scale, tile.top + height * tile.scale)
     visible = _intersect(_intersect(edges, tile.window), (0.0, 0.0, float(canvas.width), float(canvas.height)))
@@ -193,7 +193,7 @@ def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.G
 
 
 def _visible_boxes(tile: _MosaicTile, size: int) -> TrainBoxes:
-    """Return the sufficiently visible boxes of one image, clipped to their visible part."""
+    """Return the sufficiently visible boxes of one image, clipped to their visible parts."""
     not_crowd = ~tile.sample.is_crowd
     boxes = tile.sample.boxes[not_crowd] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
     frame = _intersect(tile.window, (0.0, 0.0, float(size), float(size)))

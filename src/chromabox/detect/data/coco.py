@@ -1,7 +1,6 @@
 """COCO annotations: one JSON file with `images`, `annotations` (x, y, width, height in pixels) and `categories`.
 
-Category ids may have gaps (those of COCO range to 90 for 80 classes). The classes are the categories in the order of
-their ids.
+Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids.
 """
 
 import json
@@ -28,14 +27,14 @@ _REQUIRED_KEYS = ("images", "annotations", "categories")
 
 
 def coco_files(folder: Path) -> list[Path]:
-    """Return the .json files of a folder that are COCO box annotations; only those named instances_* if they exist."""
+    """Return the .json files in a folder that are COCO box annotations; only those named instances_* if any exist."""
     files = list(iter_files(folder, {".json"}))
     instances = [path for path in files if path.name.startswith("instances")]
     return [path for path in instances or files if _is_coco(path)]
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
-    """Read all labelled images of the files, which must have the same categories.
+    """Read all labelled images in the files, which must have the same categories.
 
     The split of a file is the suffix of its name (instances_val2017.json) or the name of its folder.
 
@@ -100,7 +99,7 @@ def _read_images(
 def _parse_annotations(
     annotations: list[Any], file: Path, class_ids: dict[int, int]
 ) -> tuple[dict[Any, list[RawLabel]], list[LabelIssue]]:
-    """Return the labels by image id, and the issues of the annotations that are not valid boxes."""
+    """Return the labels by image id, and an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
     issues: list[LabelIssue] = []
     for index, entry in enumerate(annotations):
@@ -130,7 +129,7 @@ def _check_id(value: object) -> int | str:
 
 
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
-    """Find an image: next to the file, in the usual folders, or anywhere below the root by its file name."""
+    """Find an image next to the file, in the usual folders, or, by its file name, anywhere below the root."""
     parent = file.parent.parent
     folders = (
         file.parent,
@@ -151,7 +150,7 @@ def _infer_split(file: Path) -> str:
 
 
 def _is_coco(path: Path) -> bool:
-    """Return whether all three required keys occur in the file, without parsing it: files may have 500 MB."""
+    """Return whether all three required keys occur in the file, without parsing it: files can be 500 MB in size."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS)
@@ -170,7 +169,7 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 def _parse_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
-    """Return the class names by id, in the order of the ids.
+    """Return the class names by id, in order of id.
 
     Categories without boxes, such as the supercategory that Roboflow writes first, are kept.
     """

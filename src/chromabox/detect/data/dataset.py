@@ -1,7 +1,7 @@
 """Detection datasets: samples, label validation, COCO class names, and helpers that list images and infer splits.
 
 An invalid label is fixed or dropped individually; the image and its other labels are kept. Every such case is recorded
-as a `LabelIssue` with file and line.
+as a `LabelIssue` with its file and line.
 """
 
 import math
@@ -34,19 +34,21 @@ IssueType = Literal[
     "label without picture",
 ]
 
-#: Pixels by which a box may extend beyond the image without an issue: rounding, and formats that count pixels from 1.
+#: Number of pixels by which a box may extend beyond the image without being reported, to allow for rounding and for
+#: formats that count pixels from 1.
 BOX_EDGE_TOLERANCE = 1.0
 
-#: Minimum fraction of the image that a box reported as huge covers: it probably marks the image, not an object.
+#: Boxes that cover at least this fraction of the image are reported as huge: they probably mark the image, not an
+#: object.
 HUGE_BOX_FRACTION = 0.995
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """Issue of one label or image.
+    """Issue with one label or image.
 
-    `line` is counted from 1 in text files and XML; for COCO JSON it is the id of the annotation. `dropped`: the label
-    (or the image) is dropped; otherwise it is used as described in `message`.
+    `line` is counted from 1 in text files and XML; for COCO JSON, it is the id of the annotation. If `dropped` is True,
+    the label or image is dropped; otherwise, it is used as described in `message`.
     """
 
     issue_type: IssueType
@@ -86,8 +88,8 @@ class Sample:
 class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
-    `has_class_names`: the names come from the files; otherwise they are the class numbers as text, since YOLO folders
-    need not contain class names.
+    If `has_class_names` is True, the names come from the files; otherwise, they are the class numbers as text, since
+    YOLO folders need not contain class names.
     """
 
     samples: tuple[Sample, ...]
@@ -106,10 +108,11 @@ class DetectionDataset:
 
 
 def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
-    """Return the dataset with labels as indices into `classes`, a model's class names, and the names not among them.
+    """Return the dataset with its labels as indices into a model's class names, and its class names not among them.
 
-    Names are compared ignoring case, with "_" and "-" treated as spaces. Class numbers of a dataset without class
-    names are taken as the model's class numbers. Labels of classes that the model does not have are dropped.
+    `classes` are the model's class names. Names are compared ignoring case, with "_" and "-" treated as spaces. Class
+    numbers of a dataset without class names are interpreted as the model's. Labels of classes that the model lacks are
+    dropped.
 
     Raise ChromaboxError if there is no common class, or if a class number is too high.
     """
@@ -139,12 +142,12 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
 
 
 def normalise_name(name: str) -> str:
-    """Return a class name in the form that is used for comparison: lower case, with single spaces."""
+    """Return a class name in the form used for comparison: lower case, with single spaces."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
 def utf8_safe(text: object) -> str:
-    """Return text that can be encoded as UTF-8. Bytes of file names that are not UTF-8 are replaced by escapes."""
+    """Return text that can be encoded as UTF-8. Bytes in file names that are not valid UTF-8 are escaped."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
@@ -154,7 +157,7 @@ def _preview(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RawLabel:
-    """Label as read from a file, not validated: line, class index, and corners of the box in pixels."""
+    """Label as read from a file, before validation: line, class index, and corners of the box in pixels."""
 
     line: int
     class_id: int
@@ -190,7 +193,7 @@ def validate_labels(
 
 
 def _validate_label(label: RawLabel, size: tuple[int, int], source: Path) -> tuple[BoxTuple | None, list[LabelIssue]]:
-    """Return the box clipped to the image, or None if the label is dropped, and the issues of the label."""
+    """Return the box clipped to the image (None if the label is dropped) and the issues with the label."""
 
     def issue(issue_type: IssueType, message: str, dropped: bool) -> LabelIssue:
         return LabelIssue(issue_type, source, label.line, message, dropped)
@@ -238,7 +241,7 @@ _SPLIT_PATTERN = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.
 
 
 def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Path]:
-    """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in the order of their paths.
+    """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in path order.
 
     Hidden files and folders are skipped. Links to folders are not followed.
     """

@@ -1,8 +1,8 @@
 """Duplicate and near-duplicate images, the usual cause of leakage between training and validation sets.
 
-Near-duplicates are found with a difference hash of 64 bits. Each bit is set if the image, resized to 9 × 8 grey
-pixels, becomes lighter from one pixel to its right neighbour. Similar images differ in few bits, but the bits of an
-image with little contrast are random. Therefore the images resized to 16 × 16 must also be correlated.
+Near-duplicates are found with a 64-bit difference hash. Each bit is set if, in the image resized to 9 × 8 grey pixels,
+a pixel is darker than its right neighbour. Similar images differ in few bits, but the bits of an image with little
+contrast are random. Therefore, the images resized to 16 × 16 pixels must also be correlated.
 """
 
 import hashlib
@@ -17,24 +17,24 @@ from PIL import Image
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import read_image, to_uint8
 
-#: Maximum number of different bits of 64, and minimum correlation. Among the 103,740 pairs of 256 COCO images and 200
-#: raccoon images these find nine: six copies, one copy of another size, one with text added, and two photographs of one
-#: scene. One false pair differs in 7 bits, with a correlation of -0.35. Copies at JPEG quality 50 differ in at most 6
-#: bits.
+#: Maximum number of differing bits out of 64, and minimum correlation. Among the 103,740 pairs of 256 COCO images and
+#: 200 raccoon images, these thresholds find nine: six copies, one copy of a different size, one with text added, and
+#: two photographs of the same scene. One false pair differs in 7 bits but has a correlation of -0.35. Copies at JPEG
+#: quality 50 differ in at most 6 bits.
 MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.7
-#: Number of fingerprints that are compared at once, which limits the memory.
+#: Number of fingerprints compared at a time, to limit memory use.
 _BLOCK_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Features of an image by which duplicates are found."""
+    """Features of an image used to find duplicates."""
 
     path: Path
     sha256: str
     hash_bits: Bool[np.ndarray, "64"]
     thumbnail: Float32[np.ndarray, "256"]
-    """The grey image at 16 × 16 with mean 0 and norm 1; norm 0 if the image has a single grey value."""
+    """The grey image at 16 × 16 pixels with mean 0 and norm 1; all zeros if the image has a single grey value."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DuplicatePair:
     second: Path
     exact: bool
     hash_distance: int
-    """Number of different bits of the difference hashes."""
+    """Number of bits in which the difference hashes differ."""
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -63,7 +63,7 @@ def fingerprint(path: Path) -> Fingerprint:
 def dhash(
     pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"],
 ) -> Bool[np.ndarray, "64"]:
-    """Compute the difference hash: whether each of 8 × 8 positions is darker than its right neighbour.
+    """Compute the difference hash: whether each of 8 × 8 pixels is darker than its right neighbour.
 
     Source: Krawetz 2013, “Kind of like that”.
     """
@@ -75,7 +75,7 @@ def dhash(
 def fingerprints(
     paths: Sequence[Path], on_progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Fingerprint], dict[Path, str]]:
-    """Return the fingerprints of all images that can be decoded, and an error message for each other image.
+    """Return the fingerprints of all images that can be decoded, and an error message for each of the others.
 
     ``on_progress`` is called after each image.
     """
@@ -111,7 +111,7 @@ def find_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
 
 
 def _flat_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
-    """Return the pairs of equal files among images of a single grey value, which have no correlation."""
+    """Return the pairs of identical files among images with a single grey value, whose correlation is undefined."""
     flat = [image_print for image_print in image_prints if not image_print.thumbnail.any()]
     return [
         DuplicatePair(first.path, second.path, True, 0)

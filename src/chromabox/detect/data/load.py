@@ -1,8 +1,9 @@
 """Loading of detection datasets in three formats, which are detected automatically.
 
-* YOLO: `images/…` and `labels/…`, or a `.txt` next to each image; class names and splits from a `.yaml` if present.
-* COCO: a `.json` with images, annotations and categories.
-* Pascal VOC: an `.xml` for each image; splits from lists (`ImageSets/Main/train.txt`), tables
+* YOLO: `images/…` and `labels/…`, or a `.txt` file next to each image; class names and splits from a `.yaml` file if
+  present.
+* COCO: a `.json` file with images, annotations and categories.
+* Pascal VOC: an `.xml` file for each image; splits from lists (`ImageSets/Main/train.txt`), tables
   (`train_labels.csv`) or folders.
 
 `coco128` and `raccoon` can be loaded by name if the mirror or the cache contains a folder of that name.
@@ -45,7 +46,7 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
 
 
 def resolve_dataset(path: Path | str) -> Path:
-    """Return the file or folder of a dataset: an existing path, or the folder of a known dataset in mirror or cache.
+    """Return the path of a dataset: an existing file or folder, or a known dataset's folder in the mirror or the cache.
 
     Raise UsageError if there is none.
     """
@@ -67,7 +68,7 @@ def resolve_dataset(path: Path | str) -> Path:
 
 
 def _mirror_folders() -> list[Path]:
-    """Return the mirror if it is a local folder."""
+    """Return a list with the mirror if it is a local folder; otherwise an empty list."""
     location = os.environ.get("CHROMABOX_MIRROR", "")
     if location.startswith("file://"):
         location = urllib.request.url2pathname(urlsplit(location).path)

@@ -30,7 +30,7 @@ def train_val_split(
         seed: determines all random choices.
         duplicates: result of ``find_duplicates``, which may include pairs of other images; None: decode all images to
             find the duplicates.
-        on_progress: function that is called after each decoded image.
+        on_progress: function called after each image is decoded.
 
     Returns:
         The dataset in its original order. Images that cannot be decoded are dropped and recorded in ``issues``.
@@ -58,7 +58,7 @@ def train_val_split(
 
 
 def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]) -> list[list[int]]:
-    """Group the indices of images that are duplicates, directly or transitively; most groups contain one image."""
+    """Group the indices of images that are duplicates, directly or transitively; most groups contain a single image."""
     group: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         group.setdefault(path, []).append(index)
@@ -71,7 +71,7 @@ def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]
 
 
 def _class_counts(samples: Sequence[Sample], num_classes: int) -> Float64[np.ndarray, " categories"]:
-    """Count the boxes of each class, the images without boxes, and the images."""
+    """Count the boxes of each class, the images without boxes, and all images."""
     class_ids = np.concatenate([sample.class_ids for sample in samples])
     num_unlabelled = sum(len(sample.class_ids) == 0 for sample in samples)
     return np.array([*np.bincount(class_ids, minlength=num_classes), num_unlabelled, len(samples)], np.float64)

@@ -1,7 +1,7 @@
 """Synthetic detection datasets: enlarged CIFAR-10 images on photographs and plain backgrounds.
 
-The training, validation and test splits share nothing: they use different CIFAR-10 images (the test split uses the test
-images of CIFAR-10), and their backgrounds come from different strips of the photographs.
+The training, validation and test splits do not overlap: they use different CIFAR-10 images (the test split uses
+CIFAR-10's test images), and their backgrounds come from different strips of the photographs.
 """
 
 import shutil
@@ -31,15 +31,16 @@ IntBoxes = Int64[np.ndarray, "boxes 4"]
 DEFAULT_COUNTS = {"train": 120, "val": 40, "test": 40}
 #: Default classes: two that are also COCO classes, and two that are not.
 DEFAULT_CLASSES = ("airplane", "horse", "frog", "ship")
-#: Start and end, as fractions of the width, of the strip of the photographs that each split's backgrounds are cut from.
+#: Strip of the photographs that each split's backgrounds are cut from: start and end as fractions of the width.
 SPLIT_STRIPS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
-#: Photographs of scikit-image that contain no object of CIFAR-10's classes.
+#: Photographs from scikit-image that contain no objects of the CIFAR-10 classes.
 BACKGROUND_PHOTOS = ("coffee", "rocket", "brick", "grass", "gravel", "immunohistochemistry", "hubble_deep_field")
-#: Fraction of plain backgrounds; maximum number of objects per image; range of object sides as fractions of the image.
+#: Fraction of plain backgrounds; maximum number of objects per image; range of object side lengths as fractions of the
+#: shorter side of the image.
 PLAIN_FRACTION, MAX_OBJECTS, OBJECT_SIZES = 0.3, 4, (0.15, 0.45)
 #: Number of attempts to find a free position before an object is omitted.
 _MAX_TRIES = 20
-#: Minimum side length of an image in which the smallest objects are still distinguishable.
+#: Minimum side length of an image at which the smallest objects are still distinguishable.
 MIN_IMAGE_SIZE = 64
 
 
@@ -62,12 +63,12 @@ def make_synthetic_dataset(
     download_progress: Progress | None = None,
     show_progress: bool = False,
 ) -> dict[str, int]:
-    """Write a YOLO dataset (data.yaml, images/ and labels/) to a new folder; return the number of boxes of each split.
+    """Write a YOLO dataset (data.yaml, images/ and labels/) to a new folder; return the number of boxes in each split.
 
     Args:
-        folder: must not exist or must be empty. It is created when all files are complete.
+        folder: output folder; must not exist or must be empty. It is created once all files are complete.
         classes: CIFAR-10 classes, in the order of the class indices.
-        counts: number of images of ``train``, ``val`` and ``test``.
+        counts: number of images in ``train``, ``val`` and ``test``.
         size: side length of the images in pixels, at least 64.
         seed: determines all random choices.
         objects: objects to paste onto the images of each split; None: CIFAR-10 images, downloaded if they are not
@@ -120,7 +121,7 @@ def load_cifar_objects(classes: Sequence[str], download_progress: Progress | Non
 def paste_objects(
     background: RgbImage, objects: Objects, rng: np.random.Generator
 ) -> tuple[RgbImage, IntBoxes, Int64[np.ndarray, " boxes"]]:
-    """Paste objects with random sizes at random positions; return the image, the boxes and the classes.
+    """Paste objects at random sizes and positions; return the image, the boxes and the classes.
 
     Objects do not touch each other. An object is omitted if no free position is found for it; the first object is never
     omitted.
@@ -153,7 +154,7 @@ def _find_free_box(
 
 
 def sample_background(split: str, size: int, rng: np.random.Generator) -> RgbImage:
-    """Return a plain colour, or a random square of the split's strip of a photograph, resized to ``size``."""
+    """Return a plain colour, or a random square crop of the split's strip of a photograph, resized to ``size``."""
     if rng.random() < PLAIN_FRACTION:
         return np.full((size, size, 3), rng.integers(0, 256, 3), np.uint8)
     strip = _photo_strip(split, BACKGROUND_PHOTOS[rng.integers(len(BACKGROUND_PHOTOS))])
@@ -181,7 +182,7 @@ def _write_split(
     rng: np.random.Generator,
     on_progress: Callable[[], object],
 ) -> int:
-    """Write the images and labels of one split. Objects are reused only when all of them have been used."""
+    """Write the images and labels of one split. Objects are reused only after all of them have been used."""
     (folder / "labels" / split).mkdir(parents=True)
     (folder / "images" / split).mkdir(parents=True)
     num_rounds = 1 + num_images * MAX_OBJECTS // len(objects.class_ids)

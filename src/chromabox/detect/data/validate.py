@@ -1,7 +1,7 @@
-"""Validation of detection datasets: counts, label issues, damaged images and duplicates; and cleaned copies.
+"""Validation of detection datasets (counts, label issues, damaged images and duplicates), and cleaned copies.
 
 A cleaned copy is written in YOLO format; the original is not modified. The copy omits invalid labels, damaged images,
-and exact duplicates. Of a pair of duplicates in different splits, the training image is omitted, which keeps the
+and exact duplicates. If the duplicates are in different splits, the training image is omitted, which keeps the
 validation set unchanged. Near-duplicates are only reported.
 """
 
@@ -32,7 +32,7 @@ class DatasetReport:
 
     data: DetectionDataset
     issues: tuple[LabelIssue, ...]
-    """Issues of labels and images, including damaged images."""
+    """Issues with labels and images, including damaged images."""
     unlabelled: tuple[Path, ...]
     """Images without boxes. They are background samples, which are often included on purpose."""
     duplicates: tuple[DuplicatePair, ...]
@@ -66,7 +66,7 @@ class DatasetReport:
         return not (self.issue_counts.keys() - {"huge box"}) and not self.leaks
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
+        """Return the report as a JSON-serialisable dictionary."""
         return {
             "format": self.data.format,
             "classes": list(self.data.classes) if self.data.has_class_names else None,
@@ -115,7 +115,7 @@ def validate_dataset(path: Path | str, *, show_progress: bool = False) -> Datase
 
 @dataclass(frozen=True)
 class CleanCopy:
-    """Folder and size of a cleaned copy, and its changes with respect to the original, one line per change."""
+    """Folder and size of a cleaned copy, and its changes from the original, one line per change."""
 
     folder: Path
     num_images: int
@@ -155,7 +155,7 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
 
 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
-    """Return the images of the copy, and a line for each change."""
+    """Return the images to copy, and a line for each change."""
     by_path = {sample.path: sample for sample in dataset_report.data.samples}
     dropped: dict[Path, str] = {}
     for pair in dataset_report.duplicates:
@@ -179,7 +179,7 @@ def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[s
 
 
 def _target_paths(samples: list[Sample]) -> list[Path]:
-    """Return the split and file name of each image. A number is appended to names that repeat within a split."""
+    """Return the path of each image as split and file name. A number is appended to names repeated within a split."""
     used: set[Path] = set()
     paths = []
     for sample in samples:
@@ -195,7 +195,7 @@ def _target_paths(samples: list[Sample]) -> list[Path]:
 def _write_sample(sample: Sample, relative_path: Path, folder: Path) -> int:
     """Copy an image and write its labels; return the number of boxes.
 
-    The image is not linked: changes of a link would change the original file.
+    The image is not linked: changes to a linked file would also change the original.
     """
     image_path, label_path = folder / "images" / relative_path, (folder / "labels" / relative_path).with_suffix(".txt")
     image_path.parent.mkdir(parents=True, exist_ok=True)

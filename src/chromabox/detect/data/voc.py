@@ -1,7 +1,7 @@
 """Pascal VOC annotations: an XML file for each image with the class name and corners of each object.
 
-VOC counts pixels from 1, and its corners are inside the box: xmin = 1 is the left edge of the image, and xmax is the
-right edge of the pixel of that number. Objects marked as difficult are kept.
+VOC counts pixels from 1, and the corner pixels belong to the box: xmin = 1 is the left edge of the image, and xmax is
+the right edge of the pixel with that number. Objects marked as difficult are kept.
 """
 
 import csv
@@ -29,15 +29,15 @@ _LIST_SUFFIXES = {".csv", ".txt"}
 
 
 def voc_files(folder: Path) -> list[Path]:
-    """Return the .xml files of a folder that are annotations."""
+    """Return the .xml files in a folder that are annotations."""
     return [path for path in iter_files(folder, {".xml"}) if b"<annotation" in _read_head(path)]
 
 
 def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
-    """Read all images with an annotation; the classes are the names in alphabetical order.
+    """Read all annotated images; the classes are the object names in alphabetical order.
 
-    Splits come from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names, otherwise
-    from the folder names. Images without an annotation are ignored.
+    Splits come from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names, or
+    otherwise from the folder names. Images without an annotation are ignored.
     """
     by_stem = {path.stem: path for path in list_images(root)}
     splits = _read_split_lists(root)
@@ -89,7 +89,7 @@ def _read_sample(
             message = "bndbox: expected numbers for xmin, ymin, xmax and ymax; dropped"
             issues.append(LabelIssue("unreadable label", file, line, message, True))
             continue
-        # A box without width in the file (xmax = xmin) must not become one pixel wide.
+        # A box with zero width in the file (xmax = xmin) must not become one pixel wide.
         shift = 1.0 if right > left and bottom > top else 0.0
         labels.append(RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom)))
     sample, new_issues = validate_labels(labels, path, size, split, file)
@@ -97,12 +97,12 @@ def _read_sample(
 
 
 def _parse_xml(file: Path) -> list[tuple[int, Element]]:
-    """Return the root element (line 1) and the object elements with the numbers of their first lines."""
+    """Return the root element (line 1) and the object elements with their line numbers."""
     content = file.read_bytes()
     root = fromstring(content, forbid_dtd=True)
     lines = [number for number, line in enumerate(content.split(b"\n"), 1) for _ in range(line.count(b"<object>"))]
     objects = root.findall("object")
-    if len(lines) != len(objects):  # Objects with attributes or inside comments: the lines are unknown.
+    if len(lines) != len(objects):  # Objects with attributes or inside comments: the line numbers are unknown.
         lines = [1] * len(objects)
     return [(1, root), *zip(lines, objects, strict=True)]
 
@@ -120,11 +120,11 @@ def _read_head(path: Path) -> bytes:
 
 
 def _read_split_lists(root: Path) -> dict[str, str]:
-    """Return the split of each image by its name without suffix, from the first list or table that contains it."""
+    """Return the split of each image, by file name without suffix, from the first list or table that contains it."""
     splits: dict[str, str] = {}
     for path in iter_files(root, _LIST_SUFFIXES):
         split = path.stem.split("_")[0]
-        # VOC also has such lists for each class (dog_train.txt). Only names that start with a split are used.
+        # VOC also has such lists for each class (dog_train.txt). Only names that start with a split name are used.
         if is_split_name(split):
             for name in _iter_image_names(path):
                 splits.setdefault(Path(name).stem, split)

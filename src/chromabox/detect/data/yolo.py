@@ -1,7 +1,7 @@
-"""YOLO labels: a text file for each image with a line "class centre-x centre-y width height" for each box.
+"""YOLO labels: a text file for each image, with a line "class centre-x centre-y width height" for each box.
 
-The four numbers are fractions of the image sides. A line with more numbers is a polygon, as in segmentation datasets;
-its bounding box is used. An image without a text file has no boxes.
+The last four numbers are fractions of the image width and height. A line with more numbers is a polygon, as in
+segmentation datasets; its bounding box is used. An image without a text file has no boxes.
 """
 
 import itertools
@@ -27,15 +27,15 @@ from chromabox.detect.data.dataset import (
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import IMAGE_SUFFIXES
 
-#: Files with the class names, one per line, for datasets without a .yaml.
+#: Files with the class names, one per line, in datasets without a .yaml file.
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
-#: Text files that are never labels.
+#: Text files that never contain labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
 
 
 @dataclass(frozen=True)
 class _DatasetPlan:
-    """Paths of the images with their splits, and the class names; None if they are unknown."""
+    """Paths of the images with their splits, and the class names (None if unknown)."""
 
     root: Path
     images: tuple[tuple[str, Path], ...]
@@ -43,13 +43,13 @@ class _DatasetPlan:
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
-    """Return the .yaml files of a folder that describe a dataset: those with the key `train` or `val`."""
+    """Return the .yaml files in a folder that describe a dataset: those with the key `train` or `val`."""
     paths = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     return [path for path in paths if {"train", "val"} & _load_yaml(path, required=False).keys()]
 
 
 def read_yolo(source: Path) -> DetectionDataset:
-    """Read the dataset described by a .yaml, or of a folder. Raise ChromaboxError if the .yaml describes no dataset."""
+    """Read the dataset in a folder or described by a .yaml file. Raise ChromaboxError if the file describes none."""
     plan = _plan_from_folder(source) if source.is_dir() else _plan_from_yaml(source)
     samples: list[Sample] = []
     issues: list[LabelIssue] = []
@@ -71,10 +71,10 @@ def read_yolo(source: Path) -> DetectionDataset:
 
 
 def label_path(image_path: Path) -> Path:
-    """Return the path of the labels of an image.
+    """Return the path of an image's label file.
 
-    The last folder `images` in its path is replaced by `labels`. The path is next to the image if there is no such
-    folder, or if the label file exists only next to the image.
+    The last `images` folder in the image path is replaced by `labels`. The label file is next to the image if there is
+    no such folder, or if it exists only there.
     """
     parts = list(image_path.parts)
     positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
@@ -99,7 +99,7 @@ def _read_sample(path: Path, split: str, num_classes: int | None) -> tuple[Sampl
 def _read_labels(
     source: Path, size: tuple[int, int], num_classes: int | None
 ) -> tuple[list[RawLabel], list[LabelIssue]]:
-    """Return the labels of a file (boxes or polygons) and the issues of invalid lines; none if it does not exist."""
+    """Return the labels in a file (boxes or polygons) and its invalid lines as issues; none if it does not exist."""
     try:
         text = source.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def _parse_label(number: int, line: str, size: tuple[int, int], num_classes: int
 
 
 def _to_xyxy(values: Sequence[float], size: tuple[int, int]) -> BoxTuple:
-    """Convert fractions, either centre and sides or the corners of a polygon, to a bounding box in pixels."""
+    """Convert fractions (centre, width and height, or the corners of a polygon) to a bounding box in pixels."""
     height, width = size
     if len(values) > 4:
         xs, ys = values[0::2], values[1::2]
@@ -169,7 +169,7 @@ def _plan_from_folder(folder: Path) -> _DatasetPlan:
 def _plan_from_yaml(yaml_path: Path) -> _DatasetPlan:
     content = _load_yaml(yaml_path, required=True)
     base = Path(str(content.get("path") or "."))
-    # Paths may be relative to `path`, to the folder of the file, or to a sibling folder. The first that exists is used.
+    # Paths may be relative to `path`, to the .yaml file's folder, or to a sibling folder. The first one found is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
     images: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
@@ -180,7 +180,7 @@ def _plan_from_yaml(yaml_path: Path) -> _DatasetPlan:
 
 
 def _load_yaml(path: Path, *, required: bool) -> dict[str, Any]:
-    """Return the mapping in a .yaml; an empty one for other content.
+    """Return the mapping in a .yaml file; an empty one for any other content.
 
     Raise ChromaboxError if ``required`` and the file does not describe a dataset.
     """
@@ -199,7 +199,7 @@ def _load_yaml(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
-    """Return the images of a folder or of a list (.txt, one path per line), or the single image."""
+    """Return the images in a folder or a list (.txt, one path per line), or the single image."""
     # Some exporters write ../train/images for a folder next to the file.
     stripped = entry.removeprefix("../")
     candidates = [root / name for name in dict.fromkeys((entry, stripped)) for root in roots]
@@ -227,7 +227,7 @@ def _parse_class_names(content: dict[str, Any], source: Path) -> tuple[str, ...]
 
 
 def _orphan_labels(folder: Path, known: Iterable[Path]) -> list[LabelIssue]:
-    """Return an issue for each label file of the folder without an image."""
+    """Return an issue for each label file in the folder that has no image."""
     known = set(known)
     orphans = (path for path in iter_files(folder, {".txt"}) if path not in known and _is_label_file(path))
     return [LabelIssue("label without picture", path, None, "no image has this name", True) for path in orphans]

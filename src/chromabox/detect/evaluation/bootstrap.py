@@ -1,7 +1,7 @@
 """Bootstrap confidence intervals of AP: detections are matched once, and images are resampled.
 
 The AP of a weighted set of images equals that of faster-coco-eval for the same set (this is tested), so the intervals
-belong to the reported values.
+apply to the reported values.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 
 from chromabox.detect.evaluation.metrics import RECALL_THRESHOLDS, Matches
 
-#: Number of resampled sets that are evaluated at once; limits memory.
+#: Number of resampled sets evaluated together; limits memory use.
 _RESAMPLES_PER_CHUNK = 100
 
 
@@ -33,9 +33,9 @@ class PairedDifference:
 
 
 def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) -> BootstrapSamples:
-    """Compute the AP of ``num_resamples`` sets of images, drawn with replacement and of the original size (Efron 1979).
+    """Compute the AP of ``num_resamples`` sets of images, drawn with replacement, of the original size (Efron 1979).
 
-    Equal seeds draw equal sets. Two detectors on the same images can therefore be compared sample by sample.
+    The same seed draws the same sets. Two detectors on the same images can therefore be compared sample by sample.
     """
     num_images = len(matches.num_truths)
     rng = np.random.default_rng(seed)
@@ -60,8 +60,8 @@ def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> Boots
 def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: float) -> tuple[float, float]:
     """Compute the bias-corrected 95 % confidence interval of an estimate from its bootstrap samples.
 
-    The correction matters since the AP of resampled sets is biased upwards: they have fewer distinct images and fewer
-    of the rare classes. NaN samples are ignored; without any other sample, the interval is NaN.
+    The correction matters because the AP of resampled sets is biased upwards: they have fewer distinct images and fewer
+    of the rare classes. NaN samples are ignored; if all samples are NaN, so is the interval.
     Source: Efron 1987, Better bootstrap confidence intervals (bias-corrected, without acceleration).
     """
     samples = samples[np.isfinite(samples)]
@@ -78,7 +78,7 @@ def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: 
 def paired_difference(
     before: Matches, after: Matches, *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, PairedDifference]:
-    """Compute the differences ``after`` − ``before`` of ``ap`` and ``ap50``, on the same images in the same order.
+    """Compute the differences ``after`` − ``before`` in ``ap`` and ``ap50``, on the same images in the same order.
 
     Both detectors are evaluated on the same resampled sets. Effects common to both (easy and hard images) therefore do
     not widen the interval.
@@ -130,7 +130,7 @@ def _interpolated_ap(
     precision = np.divide(true_positives, detections, out=np.zeros(true_positives.shape), where=detections > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
-    # Number of the 101 recalls that each matched detection reaches, and that it is the first to reach.
+    # How many of the 101 recalls each matched detection reaches, and how many it is the first to reach.
     num_reached = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
     num_new = np.diff(num_reached, axis=1, prepend=0)
     return np.where(num_truths > 0, (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS), np.nan)

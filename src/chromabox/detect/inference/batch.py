@@ -1,4 +1,4 @@
-"""Batch detection in images, folders and videos, as the command line does it.
+"""Batch detection in images, folders and videos, as done by the command line.
 
 :func:`plan_detection_outputs` determines all inputs and output files before :func:`run_detection` starts.
 """
@@ -44,7 +44,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """All inputs, and the output files (None: not written). ``label_folder`` is the folder of the YOLO labels."""
+    """All inputs, and the output files (None: not written). ``label_folder`` is the folder for YOLO labels."""
 
     images: tuple[PlannedFile, ...]
     videos: tuple[PlannedFile, ...]
@@ -58,9 +58,10 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
 
     Args:
         inputs: image and video files, and folders, which are searched for images.
-        output: a folder; for a single image or video also the file of the annotated copy, for boxes alone a .json or
-            .csv file.
-        formats: formats to write; if empty, the format of the suffix of ``output``, or annotated copies in a folder.
+        output: a folder; alternatively, the path of the annotated copy of a single image or video, or, for boxes only,
+            a .json or .csv file.
+        formats: formats to write; if empty, the format given by the suffix of ``output``, or annotated copies for a
+            folder.
 
     Raise UsageError for missing inputs, an output that is an input, two inputs with the same output file, and formats
     that cannot be written to ``output``.
@@ -168,7 +169,7 @@ def run_detection(
     workers: int | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> BatchSummary:
-    """Process all planned inputs and write the outputs. A file that fails is recorded, and the others are processed.
+    """Process all planned inputs and write the outputs. A failed file is recorded, and the others are processed.
 
     ``log`` is called for every image and video. Images are processed by ``workers`` threads (None: one per core). Raise
     ChromaboxError only if a JSON, CSV or class list file cannot be written.

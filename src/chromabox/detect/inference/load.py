@@ -1,4 +1,4 @@
-"""Opening of detectors for inference; other formats of weights are exported as ONNX on first use, to the cache."""
+"""Opening of detectors for inference; other weight formats are exported to ONNX in the cache on first use."""
 
 from pathlib import Path
 
@@ -14,12 +14,13 @@ def open_detector(
     """Return a detector for inference.
 
     Args:
-        weights: an exported .onnx file or a run folder with ``best.onnx``, which need no PyTorch; or a name or a file
-            of :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache folder on first use.
-        size: side of the square input in pixels; None: the default of the weights.
+        weights: an exported .onnx file or a run folder with ``best.onnx``, which need no PyTorch; or a name or file
+            accepted by :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache folder on
+            first use.
+        size: side length of the square input in pixels; None: the default of the weights.
         threads, device: see :func:`chromabox.runtime.session.open_session`.
 
-    Raise UsageError if the weights do not exist, if the size is not supported, and if PyTorch is required but not
+    Raise UsageError if the weights do not exist, if the size is not supported, or if PyTorch is required but not
     installed; ChromaboxError if a file is damaged.
     """
     path = Path(weights)
@@ -34,12 +35,12 @@ def open_detector(
 
 
 def _is_exported(path: Path) -> bool:
-    """Return whether an existing .onnx file was exported by Chromabox, from its metadata."""
+    """Return whether an existing .onnx file was exported by Chromabox, according to its metadata."""
     return not path.is_file() or EXPORT_FORMAT.encode() in path.read_bytes()
 
 
 def _export_to_cache(weights: str | Path, size: int | None) -> Path:
-    """Return the path of the weights exported as ONNX in the cache folder; export them if it does not exist."""
+    """Return the path of the exported ONNX weights in the cache folder; export them if the file is missing."""
     source = resolve_weights(weights)
     if source.is_file() and (target := _cached_path(source, size)).is_file():
         return target
@@ -58,7 +59,7 @@ def _export_to_cache(weights: str | Path, size: int | None) -> Path:
 
 
 def _cached_path(source: Path, size: int | None) -> Path:
-    """Return the path in the cache of an exported file, which depends on the contents of its source."""
+    """Return the cache path of an exported file, which depends on the contents of its source."""
     architecture = source.with_suffix(".cfg")
     digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
     return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

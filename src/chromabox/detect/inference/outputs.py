@@ -33,7 +33,7 @@ COCO_CATEGORIES = tuple(category_id for category_id in range(1, 91) if category_
 
 CSV_COLUMNS = ("file", "frame", "class", "class_id", "score", "left", "top", "right", "bottom", "width", "height")
 
-#: Colours that are easy to distinguish from each other and from photographs; classes use them cyclically.
+#: Colours that are easy to distinguish from each other and from photographs; they are assigned to classes cyclically.
 _COLOURS = (
     "#e6194b",
     "#3cb44b",
@@ -46,7 +46,7 @@ _COLOURS = (
     "#bcf60c",
     "#fabebe",
 )
-#: Height of text and thickness of lines, as fractions of the shorter side of the image.
+#: Text height and line thickness, as fractions of the shorter side of the image.
 _TEXT_HEIGHT, _LINE_WIDTH = 1 / 36, 1 / 300
 #: Left, top, right and bottom in pixels.
 _LabelBox = tuple[int, int, int, int]
@@ -107,9 +107,9 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
 def _place_label(
     box: Float32[np.ndarray, "4"], size: tuple[int, int], image_size: tuple[int, int], others: Sequence[_LabelBox]
 ) -> tuple[int, int]:
-    """Return the upper left corner of a label: above the box or in it, inside the image, and not on other labels.
+    """Return the upper left corner of a label: above, in or below the box, and inside the image.
 
-    If every position is on another label, the first one is used.
+    The first position that does not overlap another label is used; if there is none, the first position.
     """
     left, top, right, bottom = (round(float(value)) for value in box)
     width, height = size
@@ -126,13 +126,13 @@ def _place_label(
 
 
 def _text_colour(colour: str) -> str:
-    """Return black or white, whichever has more contrast with a colour (by its BT.601 luma)."""
+    """Return black or white, whichever has more contrast with a colour (judged by its BT.601 luma)."""
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per box in the format of COCO's evaluation, with file and class name in addition."""
+    """Return one row per box in the format of COCO's evaluation, with the file and class names added."""
     ids = COCO_CATEGORIES if tuple(classes) == COCO_CLASSES else range(1, len(classes) + 1)
     rows = []
     for result in results:

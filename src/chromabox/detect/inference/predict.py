@@ -37,26 +37,26 @@ def detect_image(
     """Detect objects in an image.
 
     Args:
-        pixels: upright RGB image [height, width, 3] of uint8 or uint16.
+        pixels: upright RGB image [height, width, 3], uint8 or uint16.
         detector: the detector.
         confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
             can be detected as several classes.
-        iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
+        iou: IoU threshold of non-maximum suppression in [0, 1]. It is applied to each class separately.
         classes: names or indices of the classes to detect; None for all.
         size: side length of the square network input in pixels, a multiple of the model's largest stride; None for the
             detector's default.
 
     Returns:
-        Boxes in pixels of the image, clipped to it (boxes completely outside are removed), in decreasing order of
+        Boxes in image pixels, clipped to the image (boxes completely outside are removed), in decreasing order of
         score.
 
-    Raise UsageError for values out of range and unknown classes.
+    Raise UsageError for values out of range or unknown classes.
     """
     return run_detector(pixels, detector, InferenceOptions.for_detector(detector, confidence, iou, classes, size))
 
 
 def run_detector(pixels: Pixels, detector: DetectorModel, options: "InferenceOptions") -> Detections:
-    """Detect objects as :func:`detect_image`, with options that have already been checked."""
+    """Detect objects as in :func:`detect_image`, with options that have already been checked."""
     letterbox = letterbox_for(pixels.shape[:2], options.size, detector.variant)
     (boxes,), (scores,) = detector.predict(letterbox.apply_image(pixels)[None])
     image_boxes, kept_scores, class_ids = postprocess(
@@ -75,19 +75,19 @@ def postprocess(
     iou: float,
     class_ids: Int64[np.ndarray, " selected"] | None = None,
 ) -> tuple[Float64[np.ndarray, "kept 4"], Float32[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
-    """Apply the confidence threshold and non-maximum suppression, and convert boxes to pixels of the image.
+    """Apply the confidence threshold and non-maximum suppression, and convert boxes to image pixels.
 
     Args:
         boxes: left, top, right, bottom in pixels of the model's input.
         scores: scores in [0, 1] of every box for every class.
         letterbox: placement of the image in the input.
         confidence: score threshold; every class with a higher score is one detection.
-        iou: IoU threshold of non-maximum suppression, which is done for each class separately.
+        iou: IoU threshold of non-maximum suppression, which is applied to each class separately.
         class_ids: classes to keep; None for all.
 
     Returns:
-        Boxes clipped to the image, without those that are outside, their scores and their class indices, in decreasing
-        order of score.
+        Boxes clipped to the image (boxes completely outside are removed), their scores and their class indices, in
+        decreasing order of score.
     """
     box_indices, classes = np.nonzero(scores > confidence)
     if class_ids is not None:
@@ -97,7 +97,7 @@ def postprocess(
     kept = nms(candidates, candidate_scores, classes, iou)
     height, width = letterbox.image_size
     image_boxes = np.clip(letterbox.invert_boxes(candidates[kept].astype(np.float64)), 0, [width, height] * 2)
-    # A box inside the padding of the letterbox is empty after clipping.
+    # A box entirely inside the letterbox padding is empty after clipping.
     is_inside = box_area(image_boxes) > 0
     return image_boxes[is_inside], candidate_scores[kept[is_inside]], classes[kept[is_inside]]
 

@@ -1,10 +1,10 @@
-"""Detector architectures as lists of layers in Darknet's numbering, YOLOv3 and YOLOv3-tiny, and variants of weights.
+"""Detector architectures as lists of layers in Darknet's numbering, YOLOv3 and YOLOv3-tiny, and weight variants.
 
-A layer reads the previous layer unless stated otherwise; the first layer reads the image. References to other layers
-are absolute indices. The number of frozen layers refers to these indices.
+The input of a layer is the previous layer unless stated otherwise; the input of the first layer is the image.
+References to other layers are absolute indices. The number of frozen layers refers to these indices.
 
-Three variants of weights have the same shapes but different interpretations. Weights of the wrong variant load without
-an error but give worse detections. Therefore the variant is given with the weights, stored with them, and never
+The three weight variants have the same shapes but different interpretations. Weights of the wrong variant load without
+an error but give worse detections. The variant is therefore specified with the weights, stored with them, and never
 inferred from shapes.
 """
 
@@ -23,8 +23,8 @@ Anchors = tuple[tuple[float, float], ...]
 class Convolution:
     """Convolution with ``filters`` kernels of ``size`` × ``size`` and zero padding ``pad`` (None: half the size).
 
-    With ``batch_normalise``, BatchNorm follows and the convolution has no bias. The activation ``leaky`` depends on the
-    variant of the weights.
+    With ``batch_normalise``, BatchNorm follows and the convolution has no bias. The meaning of the activation ``leaky``
+    depends on the weight variant.
     """
 
     filters: int
@@ -42,7 +42,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling over ``size`` × ``size`` pixels with padding size − 1 in total; an odd pixel is right and below."""
+    """Max-pooling over ``size`` × ``size`` pixels with total padding size − 1; an odd pixel is at the right and bottom."""
 
     size: int
     stride: int
@@ -57,7 +57,7 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Route:
-    """Concatenation of the channels of ``layers``; of each only part ``group_id`` of ``groups`` equal parts."""
+    """Concatenation of the channels of ``layers``, using only part ``group_id`` of ``groups`` equal parts of each."""
 
     layers: tuple[int, ...]
     groups: int = 1
@@ -73,7 +73,7 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Yolo:
-    """Detection head; the previous layer outputs box, objectness and ``classes`` class scores per anchor of ``mask``.
+    """Detection head; the previous layer outputs box, objectness and ``classes`` class scores per anchor in ``mask``.
 
     ``anchors`` are all anchors of the model, (width, height) in pixels. ``mask`` contains indices into them.
     """
@@ -112,9 +112,9 @@ class Architecture:
         name: name for messages and file names.
         layers: layers in Darknet's order.
         channels: number of channels of the image.
-        size: default side in pixels of the square input, a multiple of ``max_stride``.
+        size: default side length of the square input in pixels, a multiple of ``max_stride``.
 
-    Raise ChromaboxError, naming architecture and layer, if layers are inconsistent.
+    Raise ChromaboxError, naming the architecture and the layer, if layers are inconsistent.
     """
 
     name: str
@@ -157,7 +157,7 @@ class Architecture:
 
     @cached_property
     def shapes(self) -> tuple[FeatureShape, ...]:
-        """Channels and stride of the output of each layer."""
+        """Channels and stride of each layer's output."""
         shapes: list[FeatureShape] = []
         for index in range(len(self.layers)):
             shapes.append(self._output_shape(index, shapes))
@@ -174,7 +174,7 @@ class Architecture:
         return total
 
     def sources(self, index: int) -> tuple[int, ...]:
-        """Return the indices of the layers that layer ``index`` reads; −1 is the image."""
+        """Return the indices of the input layers of layer ``index``; −1 is the image."""
         layer = self.layers[index]
         if isinstance(layer, Route):
             return layer.layers
@@ -186,7 +186,7 @@ class Architecture:
         return FeatureShape(self.channels, 1) if first < 0 else self.shapes[first]
 
     def _output_shape(self, index: int, shapes: list[FeatureShape]) -> FeatureShape:
-        """Return the output shape of layer ``index``, given those of the layers before it.
+        """Return the output shape of layer ``index``, given the shapes of the layers before it.
 
         Raise ChromaboxError if the layer does not fit its inputs.
         """
@@ -252,11 +252,11 @@ def yolov3(num_classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture
         for _ in range(blocks):
             start = len(layers) - 1
             layers += [Convolution(filters // 2, 1), Convolution(filters, 3), Shortcut(start)]
-    # The last backbone layers of strides 16 and 8, which the later heads concatenate with the upsampled features.
+    # The last backbone layers with strides 16 and 8, which the later heads concatenate with the upsampled features.
     skips = {1: 61, 2: 36}
     for head, (filters, mask) in enumerate(((512, (6, 7, 8)), (256, (3, 4, 5)), (128, (0, 1, 2)))):
         if head:
-            # The 1×1 convolution before the last 3×3 convolution, the linear convolution and the previous head.
+            # Branch off at the 1×1 convolution that precedes the previous head's last two convolutions.
             layers += [Route((len(layers) - 4,)), Convolution(filters, 1), Upsample(2)]
             layers.append(Route((len(layers) - 1, skips[head])))
         layers += [Convolution(filters, 1), Convolution(2 * filters, 3)] * 3
@@ -270,7 +270,7 @@ def yolov3_tiny(
     anchors: Anchors = TINY_ANCHORS,
     mask: tuple[int, ...] = (1, 2, 3),
 ) -> Architecture:
-    """Return YOLOv3-tiny: a backbone of seven convolutions and six max-poolings, and heads at strides 32 and 16.
+    """Return YOLOv3-tiny: a backbone of seven convolutions and six max-pooling layers, and heads at strides 32 and 16.
 
     ``mask`` contains the anchor indices of the second head. The published weights were trained with 1, 2, 3. With
     0, 1, 2, as in later configuration files, they load without an error but detect a third fewer objects.
@@ -341,7 +341,7 @@ def get_variant(name: str) -> Variant:
 def variant_from_json(stored: dict[str, Any]) -> Variant:
     """Return the variant stored by :meth:`Variant.as_json`.
 
-    Raise KeyError, TypeError or ValueError if the values are not a variant.
+    Raise KeyError, TypeError or ValueError if the values do not describe a variant.
     """
     padding, mask = float(stored["tiny_pool_padding"]), tuple(stored["tiny_mask"])
     return Variant(**{**stored, "tiny_pool_padding": padding, "tiny_mask": mask})

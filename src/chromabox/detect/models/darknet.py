@@ -25,8 +25,8 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import UsageError
 
-#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model differ in rows and columns,
-#: and can differ in anchors.
+#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model differ in the numbers of rows
+#: and columns, and may differ in the number of anchors.
 HeadOutput = Float[Tensor, "batch _ outputs _ _"]
 
 
@@ -35,8 +35,8 @@ def decode_all(
 ) -> tuple[Float[Tensor, "batch boxes 4"], Float[Tensor, "batch boxes classes"]]:
     """Decode all boxes (left, top, right, bottom, in pixels of the square input) and scores σ(objectness)·σ(class).
 
-    Boxes are ordered by head, then anchor, then row, then column. ``size`` is the height of the square in pixels.
-    Scores are in [0, 1]. Computed in float32.
+    Boxes are ordered by head, then anchor, then row, then column. ``size`` is the input height in pixels. Scores
+    are in [0, 1]. Decoding is done in float32.
     """
     boxes, scores = [], []
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
@@ -61,7 +61,7 @@ def _decode_boxes(
     stride: float,
     box_decoding: Literal["exp", "sigmoid2"],
 ) -> Float[Tensor, "*boxes 4"]:
-    """Return left, top, right, bottom of boxes from their raw outputs t and their ``cells`` (column, row)."""
+    """Return left, top, right and bottom of boxes from their raw outputs t and their ``cells`` (column, row)."""
     if box_decoding == "exp":
         centre = (raw[..., :2].sigmoid() + cells) * stride
         sides = raw[..., 2:].exp() * anchors
@@ -118,7 +118,7 @@ class MaxPoolLayer(nn.Module):
         return F.max_pool2d(images, self.size, self.stride)
 
     def _end_padding(self, side: int, before: int) -> int:
-        """Return the number of pixels by which the last window extends beyond the side."""
+        """Return the number of pixels by which the last window extends beyond the input."""
         last = -(-side // self.stride) - 1
         return max(0, last * self.stride - before + self.size - side)
 
@@ -136,14 +136,14 @@ class DarknetModel(nn.Module):
             _make_layer(layer, architecture.input_shape(index).channels, variant)
             for index, layer in enumerate(architecture.layers)
         )
-        #: The last layer that reads each layer (−1: the image).
+        #: Index of the last layer that reads each layer (−1: the image).
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
         }
 
     @classmethod
     def uninitialised(cls, architecture: Architecture, variant: Variant) -> "DarknetModel":
-        """Return a model with uninitialised weights: random initialisation takes longer than loading weights."""
+        """Return a model with uninitialised weights: random initialisation would take longer than loading weights."""
         with torch.device("meta"):
             model = cls(architecture, variant)
         model.to_empty(device="cpu")
@@ -160,7 +160,7 @@ class DarknetModel(nn.Module):
                 width are multiples of ``architecture.max_stride``.
 
         Returns:
-            For each yolo layer a tensor [batch, anchors, 5 + classes, rows, columns]: x, y, width, height, objectness,
+            For each yolo layer, a tensor [batch, anchors, 5 + classes, rows, columns]: x, y, width, height, objectness,
             classes. ``variant.decode`` defines their meaning.
 
         Raise UsageError if height or width is not such a multiple.
@@ -168,7 +168,7 @@ class DarknetModel(nn.Module):
         return self.forward_from(self.forward_features(images, 0), 0)
 
     def forward_features(self, images: ImageBatch, upto: int) -> dict[int, Tensor]:
-        """Run the layers before ``upto``; return the outputs that later layers read (−1: the image) and those of heads.
+        """Run the layers before ``upto``; return the outputs read by later layers (−1: the image) and the head outputs.
 
         Raise UsageError if height or width is not a multiple of ``architecture.max_stride``.
         """
@@ -179,7 +179,7 @@ class DarknetModel(nn.Module):
         return self._run_layers({-1: images}, 0, upto)
 
     def forward_from(self, features: Mapping[int, Tensor], start: int) -> list[HeadOutput]:
-        """Run the layers from ``start`` on the result of :meth:`forward_features` up to there; return the heads."""
+        """Run the layers from ``start`` on, given ``forward_features(images, start)``; return the head outputs."""
         features = self._run_layers(dict(features), start, len(self.layers))
         return [features[index] for index in self.architecture.head_indices]
 

@@ -118,7 +118,7 @@ def evaluate_detector(
         seed: random seed of the bootstrap.
         show_progress: whether to show a progress bar.
 
-    Raise ChromaboxError if the detector has none of the classes, or if there is no ground-truth box.
+    Raise ChromaboxError if the detector has none of the dataset's classes, or if there is no ground-truth box.
     """
     remapped, unknown = remap_classes(data, detector.classes)
     warnings: list[str] = []
@@ -141,7 +141,7 @@ def evaluate_detector(
 
 
 def _to_predictions(detections: Any) -> ImagePredictions:
-    """Convert detections to float64. None, for a file that could not be read, has no detections."""
+    """Convert detections to float64. None, for a file that could not be read, gives no detections."""
     if detections is None or len(detections) == 0:
         return ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
     return ImagePredictions(
@@ -154,7 +154,7 @@ def _to_predictions(detections: Any) -> ImagePredictions:
 def evaluate_predictions(
     predictions: Sequence[ImagePredictions], data: DetectionDataset, *, num_resamples: int = 1000, seed: int = 0
 ) -> DetectionEvaluation:
-    """Evaluate the predictions for each image of a dataset, in its order and with its classes.
+    """Evaluate the predictions for each image of a dataset, given in its order and with its class indices.
 
     Raise ChromaboxError if there is no ground-truth box.
     """

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float64, Int64
 from chromabox.detect.boxes import box_area, iou
 from chromabox.detect.data.dataset import Float64Boxes, Sample
 
-#: COCO's IoU thresholds: 0.5, 0.55, … 0.95.
+#: COCO's IoU thresholds: 0.5, 0.55, …, 0.95.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
-#: Maximum number of detections per class and image; those with the highest scores are used.
+#: Maximum number of detections per class and image; the highest-scoring ones are used.
 MAX_DETECTIONS = 100
 
 
@@ -37,7 +37,7 @@ class ImagePredictions:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of all images in decreasing order of score, matched to ground truth, and the number of ground truths.
+    """Detections of all images in decreasing order of score, matched to ground truth, and the ground-truth counts.
 
     Crowds are not included in ``num_truths``.
     """
@@ -67,8 +67,9 @@ def crowd_overlap(
 def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
     """Match detections by COCO's rule, separately for each image, class and IoU threshold.
 
-    In decreasing order of score, each detection takes the unmatched ground-truth box with the highest IoU, if this IoU
-    reaches the threshold. Otherwise, a detection whose overlap with a crowd reaches the threshold is not counted.
+    In decreasing order of score, each detection is matched to the unmatched ground-truth box with the highest IoU, if
+    this IoU reaches the threshold. Otherwise, a detection whose overlap with a crowd reaches the threshold is not
+    counted.
     Source: COCO's evaluation code, as in pycocotools.
     """
     parts = []
@@ -98,7 +99,7 @@ def _match_boxes(
     # Most detections do not reach the lowest threshold and can be skipped.
     for index in np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]) if len(truth_boxes) else []:
         free_overlaps = np.where(is_free, overlaps[index], -1.0)
-        # Of equal overlaps, COCO's code takes the last one.
+        # Among equal overlaps, COCO's code selects the last one.
         best = len(truth_boxes) - 1 - free_overlaps[:, ::-1].argmax(axis=1)
         matched = free_overlaps[levels, best] >= IOU_THRESHOLDS
         is_match[matched, index] = True
@@ -128,7 +129,10 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
 
 
 def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: float) -> list[tuple[int, int]]:
-    """Return pairs (row, column) in decreasing order of overlap, at least ``min_overlap``, each index used once."""
+    """Return pairs (row, column) with an overlap of at least ``min_overlap``, in decreasing order of overlap.
+
+    Each row and each column is used at most once.
+    """
     rows, columns = np.nonzero(overlaps >= min_overlap)
     order = np.argsort(-overlaps[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
@@ -166,7 +170,7 @@ def _concat_matches(
     )
 
 
-#: Recalls at which COCO samples the precision: 0, 0.01, … 1.
+#: Recalls at which COCO samples the precision: 0, 0.01, …, 1.
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
@@ -250,7 +254,7 @@ def course_average_precision(matches: Matches) -> AveragePrecision:
     """Compute the course's AP from the matches of :func:`match_course`.
 
     The precision is made monotone and interpolated linearly between detections, from 1 at recall 0 to 0 at recall 1. AP
-    is the area below it by the trapezoidal rule at the recalls 0, 0.01, … 1.
+    is the area under this curve by the trapezoidal rule at the recalls 0, 0.01, …, 1.
     """
     table = np.full((len(matches.is_match), matches.num_truths.shape[1]), np.nan)
     num_truths = matches.num_truths.sum(axis=0)
@@ -332,11 +336,11 @@ def detection_confusion_matrix(
     confidence: float = 0.25,
     iou_threshold: float = 0.5,
 ) -> Int64[np.ndarray, "truth prediction"]:
-    """Compute the confusion matrix: rows are ground truth, columns are predictions, the last of each is the background.
+    """Compute the confusion matrix: rows are ground truth, columns are predictions, and the last of each is background.
 
     In each image, detections with a score of at least ``confidence`` and ground-truth boxes with an IoU of at least
     ``iou_threshold`` are matched in decreasing order of IoU, regardless of their classes. Unmatched ground truth is
-    missed (last column); unmatched detections are false positives (last row).
+    counted as missed (last column); unmatched detections are false positives (last row).
     """
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for prediction, sample in zip(predictions, ground_truth, strict=True):

@@ -14,7 +14,7 @@ FinetuneRecipeName = Literal["course", "default"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """Hyperparameters of fine-tuning, without data, number of frozen layers and seed."""
+    """Hyperparameters of fine-tuning, excluding the data, the number of frozen layers and the seed."""
 
     name: FinetuneRecipeName
     """Also selects the augmentation and the reduction of the loss."""
@@ -140,7 +140,7 @@ def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
 
 
 def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
-    """Return the recipe ``name``, with other epochs and batch size if given. Raise UsageError for an invalid value."""
+    """Return the recipe ``name``, with ``epochs`` and ``batch_size`` if set. Raise UsageError for an invalid value."""
     if name not in FINETUNE_RECIPES:
         raise UsageError(f"--recipe is {name}: expected {' or '.join(get_args(FinetuneRecipeName))}")
     for option, value in (("--epochs", epochs), ("--batch-size", batch_size)):

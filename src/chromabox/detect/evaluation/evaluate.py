@@ -55,7 +55,7 @@ class DetectionEvaluation:
     confusion_matrix: Int64[np.ndarray, "truth prediction"]
     """The last row and column are the background."""
     matches: Matches
-    """Input of ``paired_difference`` with another detector on the same images."""
+    """Input of ``paired_difference`` for comparison with another detector on the same images."""
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:

@@ -285,7 +285,7 @@ class PrecisionRecallCurves:
     recall: Float64[np.ndarray, "classes thresholds"]
     f1: Float64[np.ndarray, "classes thresholds"]
     precision_envelope: Float64[np.ndarray, "classes 101"]
-    """Maximum precision at each recall 0, 0.01, … 1 or at a higher recall."""
+    """Maximum precision at each recall 0, 0.01, …, 1 or any higher recall."""
     class_ids: Int64[np.ndarray, " classes"]
     """Classes with ground truth, one for each row."""
 

@@ -29,16 +29,16 @@ class FinetuneRecipe:
     final_lr_fraction: float
     """Learning rate at the end of the run, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
-    """Factor on both learning rates if the data has no new class: the weights are already trained on all classes."""
+    """Factor for both learning rates if the data has no new class: the weights are already trained on all classes."""
     freeze_all_bn: bool = False
     """Whether to freeze BatchNorm in all layers if the data has no new class."""
     lr_scale_added_classes: float = 1.0
-    """Factor on both learning rates if new classes are added to the original ones."""
+    """Factor for both learning rates if new classes are added to the original ones."""
     schedule: Literal["cosine", "linear"]
     """Decay of the learning rate from its peak."""
     warmup_epochs: float = 0.0
     warmup_batches: int = 0
-    """Length of the warm-up: the longer of both, limited by ``max_warmup_fraction``."""
+    """Length of the warm-up: the longer of the two, limited by ``max_warmup_fraction``."""
     max_warmup_fraction: float | None = None
     """Maximum length of the warm-up as a fraction of the run; None: no limit."""
     warmup_bias_lr: float = 0.0
@@ -52,19 +52,19 @@ class FinetuneRecipe:
     """Gradients are accumulated to about this batch size, to which the weight decay refers; None: no accumulation."""
     ema_decay: float = 0.0
     ema_warmup_steps: float = 0.0
-    """Exponential moving average of weights and BatchNorm statistics, see ``TrainSchedule``."""
+    """Exponential moving average of weights and BatchNorm statistics; see ``TrainSchedule``."""
     ema_fraction: float = 0.0
     """Time constant of the moving average as a fraction of the run, instead of a fixed decay; 0: not used."""
     update_bn_stats: bool
     """Whether the BatchNorm statistics of frozen layers keep updating, as in the course's tool."""
     distill: bool = False
-    """Whether to distil the initial model outside of labelled boxes if new classes are added to the original ones; see
+    """Whether to distil the initial model outside labelled boxes if new classes are added to the original ones; see
     ``transfer.py``."""
     new_class_prior: float = 0.99
     """Maximum initial score of a new class; see ``transfer.replace_heads``."""
     class_pos_weight: float = 1.0
     objectness_pos_weight: float = 1.0
-    """``pos_weight`` of the two cross-entropies."""
+    """``pos_weight`` of the two cross-entropy terms."""
 
     @property
     def accumulate(self) -> int:

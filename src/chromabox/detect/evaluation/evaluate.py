@@ -202,8 +202,8 @@ def default_split(data: DetectionDataset) -> str | None:
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
     """Return pairs of duplicates or near-duplicates with the first image inside and the second outside ``split``.
 
-    A dataset with more than ``max_images`` images is not checked, since that would take minutes, and the result is
-    empty. ``chromabox data check`` has no limit.
+    A dataset with more than ``max_images`` images is not checked, since that would take minutes; the result is
+    then empty. ``chromabox data check`` has no limit.
     """
     splits = {sample.path: sample.split for sample in data.samples}
     if len(data.splits) < 2 or len(splits) > max_images:

@@ -42,7 +42,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling over ``size`` × ``size`` pixels with total padding size − 1; an odd pixel is at the right and bottom."""
+    """Max-pooling over ``size`` × ``size`` pixels with total padding size − 1; an odd pixel goes right and below."""
 
     size: int
     stride: int

@@ -30,7 +30,7 @@ from chromabox.report.tables import _print_table
 
 SweepValue = int | float
 
-#: Format of ``sweep.json``. Format 1 had no version number and used other names; it can still be read.
+#: Format of ``sweep.json``. Format 1 had no version number and used different names; it can still be read.
 SWEEP_FORMAT = 2
 _FORMAT_1_NAMES = {
     "net": "model",

@@ -109,7 +109,7 @@ def load_cifar10(
 
 
 def _class_indices(classes: Collection[str] | None) -> list[int]:
-    """Return the labels of the named classes (None: all ten). Raise UsageError for an unknown or missing name."""
+    """Return the labels of the named classes (None: all ten). Raise UsageError for an unknown name or no names."""
     # A string is one class name, not a sequence of letters.
     names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
     unknown = [name for name in names if name not in CIFAR10_CLASSES]

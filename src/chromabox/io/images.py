@@ -43,8 +43,8 @@ _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
-# JPEG without chroma subsampling, to keep the colours. PNG at this level takes half the time of Pillow's default level
-# and an eighth more bytes. TIFF is uncompressed: Pillow's compressed writer fails if there is an EXIF block.
+# JPEG without chroma subsampling, to keep the colours. PNG at this level takes half the time of Pillow's default level,
+# and files are an eighth larger. TIFF is uncompressed: Pillow's compressed writer fails if there is an EXIF block.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _QUALITY_FORMATS = ("JPEG", "WEBP")
 _ALPHA_FORMATS = ("PNG", "TIFF", "WEBP")
@@ -189,7 +189,7 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
     JPEG, WebP, BMP and PPM have 8 bits per channel: 16-bit values are rounded. JPEG, BMP and PPM have
     no alpha: the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. A missing parent folder
     is created. Raise UsageError for an unknown suffix or an invalid quality, and ChromaboxError if the file cannot be
-    written or the image is larger than the format allows; no file is then written.
+    written or the image is larger than the format allows; in these cases, no file is written.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"invalid quality {quality}: expected 1 to 100")

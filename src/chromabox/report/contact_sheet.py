@@ -24,7 +24,7 @@ def draw_contact_sheets(
     tile_size: int = 160,
     pairs_per_sheet: int = MAX_PAIRS_PER_SHEET,
 ) -> list[Path]:
-    """Draw pairs of files, before and after, and return the paths of the sheets.
+    """Draw before-and-after pairs of files and return the paths of the sheets.
 
     Args:
         pairs: files, read one at a time; a file that cannot be read is shown as a labelled placeholder.

@@ -20,7 +20,7 @@ MAX_LINES_PER_ISSUE = 20
 def report_validation(path: Path | str, *, clean_copy: Path | None = None, output: Path | None = None) -> DatasetReport:
     """Validate the dataset, print the report, write it as JSON to `output`, and write a clean copy to `clean_copy`.
 
-    Raise the errors of loading, UsageError if `clean_copy` exists or lies inside the dataset, and ChromaboxError if a
+    Pass on loading errors. Raise UsageError if `clean_copy` exists or lies inside the dataset, and ChromaboxError if a
     file cannot be written.
     """
     dataset_path = resolve_dataset(path)
@@ -66,7 +66,7 @@ def print_report(report: DatasetReport, title: str) -> None:
 
 
 def issue_lines(report: DatasetReport) -> list[str]:
-    """Return one line per issue, duplicate or rare class; long lists are cut so that every type of issue is visible."""
+    """Return one line per issue, duplicate or rare class; long lists are truncated, to show every type of issue."""
     lines: list[str] = []
     for issue_type, count in report.issue_counts.items():
         issues = [issue for issue in report.issues if issue.issue_type == issue_type]

@@ -42,7 +42,7 @@ def evaluate_detector_file(
     """Evaluate a detector on a split of the dataset, print the table, and write evaluation.json and both figures.
 
     Without a split, use the validation images, else the test images, else all. `size` defaults to the detector's input
-    size; `variant` and `architecture` are passed to `load_detector`. Raise the errors of loading and evaluation, and
+    size; `variant` and `architecture` are passed to `load_detector`. Pass on loading and evaluation errors; raise
     ChromaboxError if `folder` cannot be written.
     """
     detector = load_detector(
@@ -72,7 +72,7 @@ def evaluate_detector_file(
 def write_evaluation(
     result: DetectionEvaluation, folder: Path, metadata: dict[str, Any], title: str
 ) -> tuple[Path, Path, Path]:
-    """Write ``evaluation.json`` (`metadata` first), ``curves.png`` and ``confusion.png``; create a missing folder."""
+    """Write ``evaluation.json`` (`metadata` first), ``curves.png`` and ``confusion.png``; create `folder` if needed."""
     json_path, curves_path, confusion_path = (
         folder / name for name in ("evaluation.json", "curves.png", "confusion.png")
     )

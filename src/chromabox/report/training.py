@@ -1,4 +1,4 @@
-"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks of colourisation runs."""
+"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks for colourisation runs."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

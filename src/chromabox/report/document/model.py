@@ -159,7 +159,7 @@ class Section:
     """The answer to one question."""
 
     key: str
-    """The assignment's number of the question, for example ``A.3``."""
+    """The question's number in the assignment, for example ``A.3``."""
     title: str
     question: str
     """The question in our own words; empty if there is none."""

@@ -160,7 +160,7 @@ def _none_if_not_finite(value: float | None) -> float | None:
 
 
 def write_pdf(document: Document, path: Path) -> Path:
-    """Write the PDF atomically and return the path; the same document always gives the same bytes.
+    """Write the PDF atomically and return the path; the same document always produces the same bytes.
 
     All text is passed to Typst as data and never as markup, which allows any characters. Raise ChromaboxError for a
     figure that is not a PNG file, and OSError if the file cannot be written.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _CallablePackage(ModuleType):
-    """Module type that makes this package callable. PyTorch is imported on the first call only."""
+    """Module type that makes this package callable. PyTorch is imported only on the first call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from chromabox.detect.api import detect

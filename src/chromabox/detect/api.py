@@ -52,12 +52,12 @@ def detect(
             if PyTorch is installed, the name ``"yolov3-tiny"`` or the path of a .safetensors, .weights, .onnx or .pt
             file, which is exported to the cache folder on first use. A detector given by name or path is cached until
             the file changes. Calls from several threads are safe.
-        confidence: score threshold in [0, 1]. Each class of a box with a higher score is one detection, so that a box
-            can be detected as several classes.
-        iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is done for each class separately.
+        confidence: score threshold in [0, 1]. Each class of a box with a higher score is a separate detection; one box
+            can therefore be detected as several classes.
+        iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is applied to each class separately.
         classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
         size: side length of the square network input in pixels; None for the detector's default. The size of an
-            exported file is fixed; for other weights, it is a multiple of the model's largest stride.
+            exported file is fixed; for other weights, it must be a multiple of the model's largest stride.
 
     Returns:
         :class:`~chromabox.detect.detections.Detections` in decreasing order of score: ``xyxy``, float32 [detections,
@@ -65,8 +65,8 @@ def detect(
         float32 [detections], the scores in [0, 1]; ``class_id``, int64 [detections]; and ``class_names``, strings
         [detections].
 
-    Raise UsageError for an unsupported image and an invalid option. Raise ChromaboxError, the base class of UsageError,
-    for image data that cannot be decoded, for weights that cannot be read, and for a failed download.
+    Raise UsageError for an unsupported image or an invalid option. Raise ChromaboxError, the base class of UsageError,
+    if the image data cannot be decoded, the weights cannot be read, or a download fails.
     """
     pixels = _to_pixels(image)
     names = [classes] if isinstance(classes, str) else classes
@@ -112,14 +112,14 @@ _load_lock = Lock()
 
 
 def _reset_after_fork() -> None:
-    """Forget loaded detectors in a forked process: the threads of their sessions exist in the parent only."""
+    """Discard loaded detectors in a forked process: the threads of their sessions exist only in the parent."""
     global _load_lock
     _load_lock = Lock()
     _load_cached.cache_clear()
 
 
 def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
-    """Return a given detector, or the detector with a given name or path, which is loaded once per file version."""
+    """Return the given detector, or the one with the given name or path, which is loaded once per file version."""
     if isinstance(weights, OnnxDetector):
         return weights
     if not isinstance(weights, str | PathLike):
@@ -135,7 +135,7 @@ def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
 
 @lru_cache(maxsize=2)
 def _load_cached(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
-    """Load a detector; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
+    """Load a detector; ``mtime_ns`` is part of the cache key: a changed file is loaded again."""
     return open_detector(weights, size=size)
 
 

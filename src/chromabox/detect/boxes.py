@@ -1,11 +1,11 @@
 """Box formats, IoU, non-maximum suppression and letterboxing.
 
-A bounding box is four numbers in pixels, measured from the upper left corner of the image. Pixel centres have
+A bounding box consists of four numbers in pixels, measured from the upper left corner of the image. Pixel centres have
 half-integer coordinates. There are three formats:
 
 * ``xyxy``: left, top, right, bottom. All functions use this format unless their name says otherwise.
 * ``xywh``: left, top, width, height (COCO JSON).
-* ``cxcywh``: centre x, centre y, width, height (YOLO text files, there divided by the width and height of the image).
+* ``cxcywh``: centre x, centre y, width, height (YOLO text files, as fractions of the image width and height).
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,7 @@ from chromabox.io.images import Pixels as Pixels
 
 Boxes = Float[np.ndarray, "boxes 4"]
 
-#: Numbers of boxes that are compared at once: with each other, and with later boxes. The matrices fit into the
-#: processor's cache.
+#: Numbers of boxes compared at a time: with each other, and with later boxes. The matrices fit in the CPU cache.
 _BLOCK_SIZE = 256
 _CHUNK_SIZE = 512
 
@@ -89,7 +88,7 @@ def nms(
     """Apply non-maximum suppression per class; return the indices of the kept boxes in decreasing order of score.
 
     A box is removed if its IoU with a kept box of the same class and a higher score exceeds ``iou_threshold``, 0 to 1.
-    Among equal scores, the box with the lower index is kept. Computed in float32.
+    Among equal scores, the box with the lower index is kept. IoUs are computed in float32.
 
     Raise UsageError if the threshold is out of range.
     """
@@ -107,10 +106,10 @@ def nms(
 
 
 def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
-    """Return which boxes of one class are kept, given in decreasing order of score.
+    """Return which boxes of one class, given in decreasing order of score, are kept.
 
     The boxes are processed in blocks. The remaining boxes of a block are compared with each other; those that are kept
-    are compared with all later boxes.
+    are then compared with all later boxes.
     """
     keep = np.ones(len(boxes), bool)
     for start in range(0, len(boxes), _BLOCK_SIZE):
@@ -133,9 +132,9 @@ def _exceeds_iou(
 
 
 def _suppress_within_block(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
-    """Return which boxes are kept, given in decreasing order of score: each kept box suppresses those it overlaps.
+    """Return which boxes, given in decreasing order of score, are kept: each kept box suppresses those it overlaps.
 
-    Each row of the matrix is packed into one integer with a bit per column, which makes suppression a bitwise "or".
+    Each row of the matrix is packed into one integer with a bit per column, which makes suppression a bitwise OR.
     """
     rows = np.packbits(overlaps, axis=1, bitorder="little")
     width = rows.shape[1]
@@ -234,13 +233,13 @@ def resize_bilinear(
 ) -> Float32[np.ndarray, "3 new_height new_width"]:
     """Resize an image to ``size`` (height, width) without antialiasing; return RGB in [0, 1].
 
-    Each new pixel is interpolated from its four nearest pixels. ``sampling`` is explained at :class:`Letterbox`.
+    Each new pixel is interpolated from the four nearest old pixels. ``sampling`` is explained in :class:`Letterbox`.
     """
     (top, bottom, row_weights), (left, right, column_weights) = (
         _bilinear_weights(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
     )
-    # Vertical interpolation of whole rows first, then horizontal, channel by channel: long contiguous runs are fast.
-    # The first weights include the scaling to [0, 1].
+    # Interpolate whole rows vertically first, then horizontally, channel by channel: long contiguous runs are fast.
+    # The vertical weights include the scaling to [0, 1].
     unit = np.float32(1 / np.iinfo(pixels.dtype).max)
     bottom_weights = (row_weights * unit)[:, None]
     rows = pixels[top].transpose(2, 0, 1) * (unit - bottom_weights)
@@ -257,7 +256,7 @@ def _bilinear_weights(
 ) -> tuple[Int64[np.ndarray, " new"], Int64[np.ndarray, " new"], Float32[np.ndarray, " new"]]:
     """Return, for each new pixel along one axis, the old pixels before and after it, and the weight of the latter."""
     if sampling == "corners":
-        # As in Darknet, a single new pixel shows the last old pixel.
+        # As in Darknet, a single new pixel takes the value of the last old pixel.
         position = (
             np.full(1, old_size - 1.0) if new_size == 1 else np.arange(new_size) * ((old_size - 1) / (new_size - 1))
         )
@@ -268,6 +267,6 @@ def _bilinear_weights(
 
 
 def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
-    """Return the letterbox that weights of a variant were trained with. ``image_size`` is height and width."""
+    """Return the letterbox used to train weights of a variant. ``image_size`` is height and width."""
     make_letterbox = darknet_letterbox if variant.decode == "exp" else ultralytics_letterbox
     return make_letterbox((image_size[0], image_size[1]), canvas_size, fill=variant.letterbox_grey)

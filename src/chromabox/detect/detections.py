@@ -14,8 +14,8 @@ from chromabox.errors import UsageError
 class Detections:
     """Detections in one image, in decreasing order of confidence.
 
-    Indexing with a slice, a boolean mask or an array of indices selects detections; with an integer, it returns a
-    single one, also as ``Detections``. Iteration yields single detections::
+    Indexing with a slice, a boolean mask or an array of indices selects detections; indexing with an integer returns a
+    single detection, also as ``Detections``. Iteration yields single detections::
 
         people = detections[(detections.class_names == "person") & (detections.confidence > 0.6)]
 
@@ -35,7 +35,7 @@ class Detections:
         return len(self.xyxy)
 
     def __getitem__(self, index: Any) -> "Detections":
-        rows = np.arange(len(self))[index]  # An integer out of range raises IndexError.
+        rows = np.arange(len(self))[index]  # An out-of-range integer raises IndexError.
         rows = np.atleast_1d(rows)
         return Detections(self.xyxy[rows], self.confidence[rows], self.class_id[rows], self.class_names[rows])
 

@@ -64,7 +64,7 @@ def convert_weights(
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
         classes: class names.
         run_sanity_check: whether to run the detector on a reference image before writing, if it has the classes shown.
-        log: function that is called with each message.
+        log: function called with each message.
         progress: callback for the progress of a download.
 
     Returns:
@@ -174,7 +174,7 @@ def export_darknet(detector: Detector, path: Path) -> None:
         raise ChromaboxError(f"{path}: not written because Darknet's files would differ; use the .safetensors file")
 
 
-#: Photographs of scikit-image on which exported files are compared.
+#: Photographs from scikit-image on which exported files are compared with PyTorch.
 TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -182,7 +182,7 @@ TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 class DetectorExportReport:
     """Largest differences between an exported file and PyTorch.
 
-    Of scores, and of boxes as fractions of the side of the input, or of the coordinate if it is larger.
+    Box differences are fractions of the side length of the input, or of the coordinate if it is larger.
     """
 
     score_difference: float
@@ -191,7 +191,7 @@ class DetectorExportReport:
 
     @property
     def max_difference(self) -> float:
-        """The larger of both differences."""
+        """The larger of the two differences."""
         return float(torch.tensor([self.score_difference, self.box_difference]).max())
 
     def __str__(self) -> str:
@@ -220,7 +220,7 @@ class ExportWrapper(nn.Module):
 
 
 def export_detector(detector: Detector, path: Path, *, size: int | None = None) -> DetectorExportReport:
-    """Write a detector to an ONNX file after comparing its outputs with PyTorch.
+    """Write a detector to an ONNX file after comparing its outputs with PyTorch's.
 
     :func:`~chromabox.detect.weights.load.load_detector` can read the file.
 
@@ -233,7 +233,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
         The differences between the exported file and PyTorch.
 
     Raise UsageError if the suffix or size is invalid or a library is missing, and ChromaboxError if PyTorch cannot
-    export the model, if the outputs differ, or if the file cannot be written. No file is left in these cases.
+    export the model, if the outputs differ, or if the file cannot be written. No file is left behind in these cases.
     """
     require_onnx_suffix(path)
     side, multiple = size or detector.size, detector.architecture.max_stride
@@ -260,7 +260,7 @@ def compare_exported_detector(detector: Detector, path: Path, size: int) -> Dete
     batch = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images.numpy()})]
     single = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images[:1].numpy()})]
     loaded = ExportWrapper(load_detector(path).model, size)(images)
-    # Coordinates far outside the input are exponentials; their rounding errors are proportional to them.
+    # Coordinates far outside the input result from exponentials; their rounding errors are proportional to their size.
     scales = expected[0].abs().clamp(min=size), torch.ones_like(expected[1])
     boxes, scores = (
         torch.stack([((output - reference[: len(output)]).abs() / scale[: len(output)]).max() for output in outputs])
@@ -276,7 +276,7 @@ def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":
 
 
 def _onnx_metadata(detector: Detector) -> dict[str, str]:
-    """Return the metadata that describe the use of the file, and the metadata of a checkpoint."""
+    """Return metadata describing how to use the file, and the checkpoint metadata."""
     variant, size = detector.variant, detector.size
     return {
         "format": EXPORT_FORMAT,

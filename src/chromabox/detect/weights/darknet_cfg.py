@@ -1,6 +1,6 @@
-"""Reading and writing of Darknet's ``.cfg`` files: sections of ``key=value`` lines, one section per layer.
+"""Reading and writing Darknet's ``.cfg`` files: sections of ``key=value`` lines, one section per layer.
 
-Options that define the model are read. Known options used only by training or by other programs are ignored. Any other
+Options that define the model are read. Known options used only in training or by other programs are ignored. Any other
 option raises an error with its line number, since ignoring it could silently change the model.
 """
 
@@ -26,14 +26,14 @@ from chromabox.io.atomic import atomic_write
 T = TypeVar("T")
 D = TypeVar("D")
 
-#: Options of a [yolo] section that only training and other programs use.
+#: Options of a [yolo] section that are used only in training or by other programs.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
 LAYER_SECTIONS = ("convolutional", "maxpool", "upsample", "route", "shortcut", "yolo")
 
 
 @dataclass(frozen=True)
 class CfgSection:
-    """Section with its options, as values and line numbers."""
+    """Section and its options, each with its value and line number."""
 
     path: Path
     name: str
@@ -55,11 +55,12 @@ class CfgSection:
 
 
 def read_cfg(path: Path) -> Architecture:
-    """Read the architecture in a Darknet configuration file; its name is the file name without suffix.
+    """Read the architecture from a Darknet configuration file; its name is the file name without the suffix.
 
-    The larger of ``width`` and ``height`` becomes its size.
+    The larger of ``width`` and ``height`` becomes its input size.
 
-    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid or the layers inconsistent.
+    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid, or if the layers are
+    inconsistent.
     """
     sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
@@ -125,7 +126,7 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
                 section.pop("groups", int, 1),
                 bool(section.pop("batch_normalize", int, 0)),
                 activation,  # type: ignore[arg-type]
-                # In Darknet, pad=1 means half the size and overrides padding=N.
+                # In Darknet, pad=1 means padding by half the kernel size and overrides padding=N.
                 None if section.pop("pad", int, 0) else padding,
             )
         case "maxpool":
@@ -175,7 +176,7 @@ def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             groups = {"groups": layer.groups, "group_id": layer.group_id} if layer.groups > 1 else {}
             return "route", {"layers": _join(layer.layers), **groups}
         case Shortcut():
-            # Relative, which all versions of Darknet accept.
+            # A relative index, which all versions of Darknet accept.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
             # As usual for anchors, integers are written without a decimal point.

@@ -1,8 +1,8 @@
 """Loading and saving of detectors: model, class names and metadata.
 
-Formats: Darknet's ``.weights`` (with a ``.cfg``, or of an architecture recognised by its number of values), the ONNX
-copy of YOLOv3-tiny, Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``, which contain architecture,
-variant and class names.
+Formats: Darknet's ``.weights`` (with a ``.cfg`` file, or for an architecture recognised by its number of values), the
+ONNX copy of YOLOv3-tiny, Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``, which contain the
+architecture, variant and class names.
 """
 
 import json
@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
     "yolov3": lambda num_classes, variant: yolov3(num_classes),
     "yolov3-tiny": lambda num_classes, variant: yolov3_tiny(num_classes, mask=variant.tiny_mask),
 }
-#: Maximum number of classes that is inferred from the number of values in a file.
+#: Maximum number of classes inferred from the number of values in a file.
 MAX_CLASSES = 1000
 
 
@@ -70,7 +70,7 @@ class Detector:
         return self.model.variant
 
     def check_size(self, size: int) -> None:
-        """Raise UsageError if the model cannot process square images of this side in pixels."""
+        """Raise UsageError if the model cannot process square images of this side length in pixels."""
         multiple = self.architecture.max_stride
         if size < multiple or size % multiple:
             raise UsageError(f"size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
@@ -79,7 +79,7 @@ class Detector:
     def predict(
         self, images: Float32[np.ndarray, "batch 3 size size"]
     ) -> tuple[Float32[np.ndarray, "batch boxes 4"], Float32[np.ndarray, "batch boxes classes"]]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], before NMS."""
         outputs = self.model(torch.from_numpy(images).to(next(self.model.parameters()).device))
         boxes, scores = decode_all(outputs, self.architecture, self.variant, images.shape[-1])
         return boxes.cpu().numpy(), scores.cpu().numpy()
@@ -90,7 +90,7 @@ class Detector:
 
 
 def is_detector(weights: str | Path) -> bool:
-    """Return whether a name, file or run folder is a detector, judged without reading the whole file."""
+    """Return whether a name, file or run folder is a detector, without reading the whole file."""
     path = Path(weights)
     if path.is_dir():
         path = path / "best.safetensors"
@@ -115,10 +115,10 @@ def load_detector(
     """Load a detector by name or from a file; the format is determined by the suffix.
 
     Args:
-        weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or the folder of a run.
+        weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or a run folder.
         architecture: for .weights, and for .onnx files not exported by Chromabox: an `Architecture`, ``yolov3``,
-            ``yolov3-tiny`` or a .cfg file; None: a .cfg file of the same name next to the weights, or otherwise the
-            architecture with this number of values.
+            ``yolov3-tiny`` or a .cfg file; None: a .cfg file with the same name next to the weights, or otherwise
+            the architecture with the same number of values.
         variant: variant of the weights; None: the one in the file, or Darknet's for .weights and for other .onnx files,
             which do not contain it.
         classes: class names; None: those in the file, or COCO's for 80 classes.
@@ -160,7 +160,7 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def detector_metadata(detector: Detector) -> dict[str, Any]:
-    """Return the metadata of a checkpoint from which :func:`load_detector` rebuilds the model, as JSON values."""
+    """Return the JSON-serialisable checkpoint metadata from which :func:`load_detector` rebuilds the model."""
     return {
         **detector.metadata,
         "net": "detector",
@@ -172,7 +172,7 @@ def detector_metadata(detector: Detector) -> dict[str, Any]:
 
 
 def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
-    """Write a Darknet weight file, bit-identical to the one read; ``seen`` is the number of training images.
+    """Write a Darknet weight file, bit-identical to the one read; ``seen`` is the number of images seen in training.
 
     Raise UsageError if the variant is not Darknet's: Darknet would load the weights without an error but interpret them
     differently.
@@ -186,8 +186,8 @@ def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
 def download_pretrained(name: str, progress: Progress | None = None) -> Path:
     """Return the path of pretrained weights in the cache; download, verify and convert them if they are missing.
 
-    Raise UsageError if the name is unknown, and ChromaboxError if no source has the weights or the cache cannot be
-    written.
+    Raise UsageError if the name is unknown, and ChromaboxError if no source provides the weights or the cache cannot
+    be written.
     """
     if name not in PRETRAINED:
         raise UsageError(f"{name}: unknown pretrained weights; expected {', '.join(PRETRAINED)}")
@@ -207,7 +207,7 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
 
 
 def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
-    """Return an architecture as JSON values."""
+    """Return an architecture as a JSON-serialisable dictionary."""
     layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in architecture.layers]
     return {
         "name": architecture.name,
@@ -220,7 +220,7 @@ def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
 def architecture_from_json(stored: dict[str, Any]) -> Architecture:
     """Return the architecture stored by :func:`architecture_as_json`.
 
-    Raise KeyError, TypeError, ValueError or ChromaboxError if the values are not an architecture.
+    Raise KeyError, TypeError, ValueError or ChromaboxError if the values do not describe an architecture.
     """
     layers = tuple(
         LAYER_TYPES[layer["layer"]](**{name: _as_tuple(value) for name, value in layer.items() if name != "layer"})
@@ -235,7 +235,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _load_pretrained(name: str, variant: Variant | None, progress: Progress | None) -> Detector:
-    """Load pretrained weights from the cache; replace a damaged file there."""
+    """Load pretrained weights from the cache; download them again if the cached file is damaged."""
     path = download_pretrained(name, progress)
     try:
         return _load_safetensors(path, variant)
@@ -268,7 +268,7 @@ def _from_metadata(
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
-        reason = " ".join(str(error).split())  # PyTorch lists mismatches over many lines.
+        reason = " ".join(str(error).split())  # PyTorch lists mismatches on many lines.
         raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); use another file") from error
     return _with_class_names(detector, detector.classes)
 
@@ -281,7 +281,7 @@ def _load_darknet(path: Path, architecture: Architecture | str | Path | None, va
 
 
 def _load_onnx(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
-    """Load an exported detector, which contains its metadata, or another ONNX file of convolutions."""
+    """Load an exported detector, which contains its metadata, or the convolutions of any other ONNX file."""
     metadata = read_onnx_metadata(path)
     convolutions = read_onnx_convolutions(path)
     if metadata.get("format") == EXPORT_FORMAT:
@@ -316,7 +316,7 @@ def _load_ultralytics(path: Path, variant: Variant | None) -> Detector:
 
 def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], path: Path) -> None:
     """Copy the convolutions of an ONNX file to a model. Raise ChromaboxError if their shapes differ."""
-    # The total number of values can be equal although the layers differ.
+    # The total number of values can be equal even if the layers differ.
     convolution_layers = [layer for layer in model.layers if isinstance(layer, ConvolutionLayer)]
     shapes = [tuple(layer.convolution.weight.shape) for layer in convolution_layers]
     for index, (layer, shape) in enumerate(zip(convolutions, shapes, strict=False)):
@@ -329,7 +329,7 @@ def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.
 def _resolve_architecture(
     path: Path, architecture: Architecture | str | Path | None, num_weights: int, variant: Variant
 ) -> Architecture:
-    """Return the given architecture, that of the .cfg next to the weights, or the one with this number of weights."""
+    """Return the given architecture, the one in the .cfg next to the weights, or the one with this many weights."""
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is None and path.with_suffix(".cfg").is_file():
@@ -388,7 +388,7 @@ def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
 
 
 def _with_class_names(detector: Detector, classes: Sequence[str]) -> Detector:
-    """Return the detector with other class names. Raise UsageError for another number and for equal names."""
+    """Return the detector with other class names. Raise UsageError if the number is wrong or names are repeated."""
     if len(classes) != detector.architecture.num_classes or len(set(classes)) != len(classes):
         raise UsageError(
             f"--classes: {len(set(classes))} different names; expected {detector.architecture.num_classes}"

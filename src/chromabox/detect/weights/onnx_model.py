@@ -32,7 +32,7 @@ ScoreArray = Float32[np.ndarray, "batch boxes classes"]
 
 @runtime_checkable
 class DetectorModel(Protocol):
-    """What inference needs of a detector: an :class:`OnnxDetector`, or during training a PyTorch model."""
+    """Detector interface required for inference: an :class:`OnnxDetector` or, during training, a PyTorch model."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -40,14 +40,14 @@ class DetectorModel(Protocol):
 
     @property
     def size(self) -> int:
-        """The default side of the square input in pixels."""
+        """The default side length of the square input in pixels."""
 
     @property
     def variant(self) -> Variant:
         """The variant of the weights, which defines the letterbox."""
 
     def check_size(self, size: int) -> None:
-        """Raise UsageError if the model cannot process square images of this side in pixels."""
+        """Raise UsageError if the model cannot process square images of this side length in pixels."""
 
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
         """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
@@ -55,7 +55,7 @@ class DetectorModel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OnnxDetector:
-    """An exported detector. Its input size is fixed. Threads can share an instance."""
+    """Exported detector with a fixed input size. An instance can be shared between threads."""
 
     session: "InferenceSession"
     path: Path
@@ -64,7 +64,7 @@ class OnnxDetector:
     variant: Variant
 
     def check_size(self, size: int) -> None:
-        """Raise UsageError if the size differs from that of the file."""
+        """Raise UsageError if the size differs from the file's."""
         if size != self.size:
             raise UsageError(
                 f"--size is {size}: {self.path} was exported for {self.size} pixels; use {self.size}, or export the "
@@ -80,8 +80,8 @@ class OnnxDetector:
 def load_onnx_detector(path: Path, *, threads: int | None = None, device: str = "auto") -> OnnxDetector:
     """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
 
-    ``threads`` and ``device`` are those of :func:`chromabox.runtime.session.open_session`. Raise UsageError if the file
-    does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
+    ``threads`` and ``device`` are passed to :func:`chromabox.runtime.session.open_session`. Raise UsageError if the
+    file does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected an exported .onnx file")
@@ -103,10 +103,10 @@ def load_onnx_detector(path: Path, *, threads: int | None = None, device: str = 
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """Return the file of weights given by a name, a path or a run folder (``best.safetensors``).
+    """Return the path of weights given by name, by path or as a run folder (``best.safetensors``).
 
-    The file of a name is in the cache folder and is missing before the first download. Raise UsageError if another file
-    does not exist.
+    Weights given by name are in the cache folder and are missing before the first download. Raise UsageError if any
+    other file does not exist.
     """
     path = Path(weights)
     if str(weights) in PRETRAINED and not path.exists():

@@ -1,8 +1,8 @@
-"""Sanity check of the interpretation of weights, on a reference image with known objects.
+"""Sanity check of how weights are interpreted, on a reference image with known objects.
 
 Weights of the wrong variant, or with the wrong anchors, load without an error but give worse detections. The reference
-image contains two photographs of scikit-image in several sizes: large copies for the coarse heads and small copies for
-the fine heads. The detector is run with the given interpretation of the weights and with the alternatives.
+image contains two photographs from scikit-image at several sizes: large copies for the coarse heads and small copies
+for the fine heads. The detector is run with the given interpretation of the weights and with the alternatives.
 """
 
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ ASTRONAUT_POSITIONS = ((14, 20, 160), (210, 40, 96), (330, 30, 64), (150, 310, 9
 CAT_POSITIONS = ((20, 210, 160), (230, 190, 128), (290, 310, 96))
 #: Confidence threshold for detections on the reference image.
 TEST_CONFIDENCE = 0.3
-#: Minimum quality to pass, and margin by which no alternative may be better. The published YOLOv3-tiny reaches 0.71,
-#: with the other decoding of sizes 0.66, with the mask 0, 1, 2 0.38, and with SiLU 0.
+#: Minimum quality to pass, and maximum margin by which an alternative may be better. The published YOLOv3-tiny reaches
+#: 0.71; it reaches 0.66 with the other size decoding, 0.38 with the mask (0, 1, 2), and 0 with SiLU.
 MIN_QUALITY, MARGIN = 0.3, 0.03
 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """Interpretation of weights: its name, and the model with this interpretation."""
+    """Interpretation of weights: its name, and the model that uses it."""
 
     name: str
     model: DarknetModel
@@ -126,15 +126,15 @@ def make_test_image() -> tuple[Float32[np.ndarray, "3 side side"], tuple[str, ..
 
 
 def _copy_weights(source: DarknetModel, target: DarknetModel) -> DarknetModel:
-    """Copy the weights of one model to another; return the other in evaluation mode."""
+    """Copy the weights of one model to another; return the latter in evaluation mode."""
     target.load_state_dict(source.state_dict())
     return target.eval()
 
 
 def _with_mask(architecture: Architecture, mask: tuple[int, ...]) -> Architecture | None:
-    """Return the architecture with another mask of its second head.
+    """Return the architecture with another mask for its second head.
 
-    Return None if there are not two heads with three anchors in the second, or if the mask is the same.
+    Return None if there are not exactly two heads, the second does not have three anchors, or the mask is the same.
     """
     if len(architecture.head_indices) != 2 or len(architecture.yolo_layers[1].mask) != 3:
         return None

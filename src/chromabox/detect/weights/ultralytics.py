@@ -1,13 +1,13 @@
 """Safe reading of the ``.pt`` files of Ultralytics' YOLOv3, versions 9.0 and later.
 
-The files contain pickled modules. Their order is Darknet's with two exceptions: the convolutions of the heads come
-last, from fine to coarse, and anchors are in units of cells. The variant of the weights is inferred from the activation
-modules. A plain dictionary of tensors does not contain them; its variant must be given.
+The files contain pickled modules, in Darknet's order except that the convolutions of the heads come last, from fine to
+coarse. Anchors are in units of grid cells. The variant of the weights is inferred from the activation modules. A plain
+dictionary of tensors does not contain them; in that case, the variant must be given.
 
-No code in a file is executed. A ``.pt`` file is a zip archive of one pickle and the raw data of its tensors. A pickle
-is a program that names functions and calls them. PyTorch's restricted unpickler calls only its own list of functions
-for tensors and containers; in addition, classes of modules are allowed, as :class:`OpaqueObject`, which contains only
-their attributes. Any other name raises an error before anything is called.
+No code in a file is executed. A ``.pt`` file is a zip archive with one pickle and the raw data of its tensors. A pickle
+is a program that names functions and calls them. PyTorch's restricted unpickler calls only functions on its own list,
+for tensors and containers. In addition, module classes are allowed; they are read as :class:`OpaqueObject`, which
+contains only their attributes. Any other name raises an error before anything is called.
 """
 
 import zipfile
@@ -47,7 +47,7 @@ OPAQUE_NAMES = {
     "argparse.Namespace",
 }
 
-#: Maximum uncompressed size of a member in bytes; the largest tensor of YOLOv3 in float64 is a hundredth of it.
+#: Maximum uncompressed size of an archive member in bytes, about a hundred times the largest YOLOv3 tensor in float64.
 MAX_MEMBER_BYTES = 1 << 32
 
 
@@ -116,12 +116,12 @@ def load_untrusted(path: Path) -> Any:
             f"{path}: not a .pt file of PyTorch 1.6 or later, or truncated ({error}); save it again with torch.save"
         ) from error
     except Exception as error:  # A broken pickle can raise any exception.
-        # PyTorch adds two paragraphs of advice, which would be dangerous for a file of unknown origin.
+        # PyTorch adds two paragraphs of advice that would be dangerous to follow for a file of unknown origin.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
         raise ChromaboxError(f"{path}: corrupt PyTorch file ({reason or type(error).__name__})") from error
 
 
-#: Keys of the state of a convolution, with Darknet's names.
+#: State-dict keys of a convolution, with Darknet's names.
 STATE_KEYS = {
     "bn.bias": "bias",
     "bn.weight": "weight",
@@ -150,11 +150,11 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
     """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny. ``variant`` is required only if the file does not contain it.
 
     Raise ChromaboxError if the file is not a YOLOv3 detector or would execute code, and UsageError if the variant is
-    missing or differs from that of the file.
+    missing or differs from the file's.
     """
     model = load_untrusted(path)
     if isinstance(model, Mapping):
-        # The moving average of the weights if there is one, else the trained weights.
+        # Use the moving average of the weights if there is one, otherwise the trained weights.
         entries = (model.get(name) for name in ("ema", "model", "state_dict"))
         model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
     state = dict(_iter_tensors(model))
@@ -186,7 +186,7 @@ def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _collect_layers(
     path: Path, state: dict[str, Tensor]
 ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
-    """Return the convolutions with BatchNorm and those of heads, in file order, and the anchors in cells if present."""
+    """Return the convolutions with BatchNorm and the head convolutions, in file order, and any anchors, in cells."""
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
@@ -194,7 +194,7 @@ def _collect_layers(
         try:
             values = tensor.detach().float()
             array = values.numpy()
-        except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for the memory.
+        except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for memory.
             raise ChromaboxError(f"{path}: {name} is not a plain tensor ({str(error).splitlines()[0]})") from error
         parts = name.split(".")
         module, key = ".".join(parts[:-2]), ".".join(parts[-2:])
@@ -233,7 +233,7 @@ def _build_architecture(
     anchors: Tensor | None,
     variant: Variant,
 ) -> Architecture:
-    """Return YOLOv3 or YOLOv3-tiny, by the number of convolutions, with the classes and anchors of the file."""
+    """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions, with the file's classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
         raise ChromaboxError(
@@ -257,7 +257,7 @@ def _build_architecture(
 def _darknet_order(
     path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """Return all convolutions in Darknet's order, in which heads run from coarse to fine, here from fine to coarse."""
+    """Return all convolutions in Darknet's order, with the heads from coarse to fine; ``heads`` are fine to coarse."""
     remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
     layers = []
     for index, layer in enumerate(architecture.layers):

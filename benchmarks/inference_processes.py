@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +35,23 @@ class Process:
     peak_bytes: int
 
 
+#: Started first, so that the memory of this script, from which a child inherits its peak, is not counted.
+_MEASURE = """
+import resource, subprocess, sys, time
+start_time = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(time.perf_counter() - start_time, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+sys.exit(code)
+"""
+
+
 def run(source: Path, folder: Path, arguments: list[str]) -> Process:
     """Run ``chromabox`` from a source tree in a folder. Raise CalledProcessError if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(source / "src")}
-    command = [sys.executable, "-m", "chromabox", *arguments]
-    start_time = time.perf_counter()
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start_time
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Process(seconds, usage.ru_maxrss * 1024)
+    command = [sys.executable, "-c", _MEASURE, sys.executable, "-m", "chromabox", *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, peak_bytes = result.stdout.split()
+    return Process(float(seconds), int(peak_bytes))
 
 
 def write_image(path: Path, width: int, height: int, seed: int = 0) -> None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.autotune import RuntimeConfig, autotune, has_fast_bfloat16
+from chromabox.engine.autotune import RuntimeConfig, autotune, has_fast_bfloat16, resolve_device
 from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.errors import UsageError
 
 FIXED = [
     (
@@ -197,3 +198,18 @@ def test_resumed_run_keeps_its_config_except_for_given_options() -> None:
     assert saved.with_overrides(options) == RuntimeConfig(
         device="cuda:1", precision="float32", compile=True, channels_last=False, threads=3
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("nonsense", "--device is 'nonsense': expected auto, cpu, cuda or cuda:N"),
+        ("cuda:x", "--device is 'cuda:x'"),
+        ("cuda:99", "--device cuda:99: PyTorch finds no such device; use cpu or auto"),
+    ],
+)
+def test_unknown_and_missing_devices_are_rejected(device: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve_device(RuntimeOptions(device=device))
+    with pytest.raises(UsageError, match=message):
+        RuntimeConfig().with_overrides(RuntimeOptions(device=device))

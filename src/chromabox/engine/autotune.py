@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, UsageError
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -39,7 +39,7 @@ class RuntimeConfig:
     def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
         """Return a copy with the settings that are fixed by the options."""
         return RuntimeConfig(
-            device=self.device if options.device == "auto" else options.device,
+            device=self.device if options.device == "auto" else resolve_device(options),
             precision=self.precision if options.precision == "auto" else options.precision,
             compile=self.compile if options.compile == "auto" else options.compile == "on",
             channels_last=self.channels_last if options.channels_last == "auto" else options.channels_last == "on",
@@ -71,10 +71,18 @@ def has_fast_bfloat16(device: str | torch.device) -> bool:
 
 
 def resolve_device(options: RuntimeOptions) -> str:
-    """Return the given device; for ``auto``, ``cuda`` if available and ``cpu`` otherwise."""
-    if options.device != "auto":
-        return options.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the given device; for ``auto``, ``cuda`` if available and ``cpu`` otherwise.
+
+    Raise UsageError for an unknown device, and for a CUDA device that PyTorch does not find.
+    """
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = options.device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError(f"--device is {options.device!r}: expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {options.device}: PyTorch finds no such device; use cpu or auto")
+    return options.device
 
 
 def autotune(

@@ -191,7 +191,8 @@ def test_missing_compiler_falls_back_to_eager_or_raises_a_one_line_error(tmp_pat
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_resumed_run_keeps_its_config_except_for_given_options() -> None:
+def test_resumed_run_keeps_its_config_except_for_given_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     saved = RuntimeConfig(precision="bfloat16", channels_last=True, threads=2)
     assert saved.with_overrides(RuntimeOptions()) == saved
     options = RuntimeOptions(precision="float32", compile="on", channels_last="off", threads=3, device="cuda:1")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from chromabox.engine.logger import MetricsLogger, format_metrics, progress_bar, read_metrics
 
@@ -51,8 +52,10 @@ def test_metric_of_a_later_epoch_has_a_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("epochs_done", "expected_epochs"), [(0, []), (1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
 def test_resuming_deletes_epochs_after_the_checkpoint(
-    tmp_path: Path, epochs_done: int, expected_epochs: list[int]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, epochs_done: int, expected_epochs: list[int]
 ) -> None:
+    # TensorBoard reads the event files of a process in the alphabetical order of a counter, in which 10 precedes 9.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0))
     write(tmp_path, RECORDS)
     MetricsLogger(tmp_path, epochs_done).close()
     assert [record["epoch"] for record in read_metrics(tmp_path)] == expected_epochs

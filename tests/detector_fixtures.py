@@ -1,5 +1,6 @@
 """A detector small enough for tests: one head of stride 32 and random weights; about half of its scores exceed 0.5."""
 
+import numpy as np
 import torch
 
 from chromabox.detect.models.architecture import DARKNET, Architecture, Convolution, Variant, Yolo
@@ -29,3 +30,8 @@ def make_small_detector(variant: Variant = DARKNET, seed: int = 0) -> Detector:
             model.layers[5].convolution.weight.view(2, -1, 8)[:, 4:] *= 3
             model.layers[5].convolution.bias.view(2, -1)[:, 4:] += 1.5
     return Detector(model, CLASS_NAMES, 64, {})
+
+
+def random_images(count: int = 3, size: int = 64) -> np.ndarray:
+    """Return noise as the input of a detector: float32 [count, 3, size, size] in [0, 1)."""
+    return np.random.default_rng(0).random((count, 3, size, size), np.float32)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,6 @@ import pytest
 from PIL import Image
 
 import chromabox
-from chromabox.detect.weights.convert import export_detector
-from detector_fixtures import make_small_detector
 from import_fixtures import NOT_FOR_INFERENCE, run_without
 
 API_PROGRAM = """
@@ -28,37 +27,30 @@ main()
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.onnx"
-    export_detector(make_small_detector(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def detect_boxes(image: Path, weights: Path) -> list[list[float]]:
-    return chromabox.detect(image, weights=weights, confidence=0.3).xyxy.tolist()
+def detect_boxes(image: Path, exported: Path) -> list[list[float]]:
+    return chromabox.detect(image, weights=exported, confidence=0.3).xyxy.tolist()
 
 
-def test_function_without_packages_of_training(image: Path, weights: Path) -> None:
-    result = run_without(NOT_FOR_INFERENCE, API_PROGRAM, image, weights)
+def test_function_without_packages_of_training(image: Path, exported: Path) -> None:
+    result = run_without(NOT_FOR_INFERENCE, API_PROGRAM, image, exported)
     assert (result.returncode, result.stderr) == (0, "")
-    expected = detect_boxes(image, weights)
+    expected = detect_boxes(image, exported)
     assert len(expected) > 3
     np.testing.assert_allclose(json.loads(result.stdout), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("output", ["out.jpg", "boxes.json", "boxes.csv"])
-def test_command_without_packages_of_training(output: str, image: Path, weights: Path, tmp_path: Path) -> None:
-    arguments = ("detect", image, "-o", tmp_path / output, "--weights", weights, "--confidence", 0.3)
+def test_command_without_packages_of_training(output: str, image: Path, exported: Path, tmp_path: Path) -> None:
+    arguments = ("detect", image, "-o", tmp_path / output, "--weights", exported, "--confidence", 0.3)
     result = run_without(NOT_FOR_INFERENCE, CLI_PROGRAM, *arguments)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert f"{len(detect_boxes(image, weights))} boxes" in result.stdout
+    assert f"{len(detect_boxes(image, exported))} boxes" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == [output]
 
 
@@ -73,18 +65,18 @@ def test_command_with_weights_that_need_pytorch(image: Path, tmp_path: Path) -> 
     assert len(result.stderr.splitlines()) == 1
 
 
-def send_boxes(connection: multiprocessing.connection.Connection, image: Path, weights: Path) -> None:
-    connection.send(detect_boxes(image, weights))
+def send_boxes(connection: multiprocessing.connection.Connection, image: Path, exported: Path) -> None:
+    connection.send(detect_boxes(image, exported))
     connection.close()
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_detection_in_a_child_process_after_detection_in_the_parent(method: str, image: Path, weights: Path) -> None:
-    expected = detect_boxes(image, weights)
+def test_detection_in_a_child_process_after_detection_in_the_parent(method: str, image: Path, exported: Path) -> None:
+    expected = detect_boxes(image, exported)
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_boxes, args=(sender, image, weights))
+    process = context.Process(target=send_boxes, args=(sender, image, exported))
     process.start()
     sender.close()
     try:
@@ -94,22 +86,22 @@ def test_detection_in_a_child_process_after_detection_in_the_parent(method: str,
         process.join(10)
         process.kill()
     assert process.exitcode == 0
-    assert detect_boxes(image, weights) == expected
+    assert detect_boxes(image, exported) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_detection_after_fork(image: Path, weights: Path) -> None:
-    expected = detect_boxes(image, weights)
+def test_detection_after_fork(image: Path, exported: Path) -> None:
+    expected = detect_boxes(image, exported)
     pid = os.fork()
     if pid == 0:
         signal.alarm(60)
-        os._exit(0 if detect_boxes(image, weights) == expected else 1)
+        os._exit(0 if detect_boxes(image, exported) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_detection_in_four_threads(image: Path, weights: Path) -> None:
-    expected = detect_boxes(image, weights)
+def test_detection_in_four_threads(image: Path, exported: Path) -> None:
+    expected = detect_boxes(image, exported)
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: detect_boxes(image, weights), range(16)))
+        results = list(pool.map(lambda _: detect_boxes(image, exported), range(16)))
     assert all(result == expected for result in results)

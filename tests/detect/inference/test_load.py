@@ -8,29 +8,10 @@ import pytest
 
 from chromabox.detect.inference.load import open_detector
 from chromabox.detect.weights import convert
-from chromabox.detect.weights.convert import export_detector
 from chromabox.detect.weights.load import Detector, save_detector
 from chromabox.detect.weights.onnx_model import OnnxDetector, load_onnx_detector, resolve_weights
 from chromabox.errors import UsageError
-from detector_fixtures import CLASS_NAMES, make_small_detector
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "small.onnx"
-    export_detector(make_small_detector(), path)
-    return path
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Use an empty cache folder."""
-    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def random_images(count: int = 3, size: int = 64) -> np.ndarray:
-    return np.random.default_rng(0).random((count, 3, size, size), np.float32)
+from detector_fixtures import CLASS_NAMES, make_small_detector, random_images
 
 
 def test_run_folder_uses_its_exported_file(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

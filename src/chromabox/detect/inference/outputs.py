@@ -126,7 +126,7 @@ def _place_label(
 
 
 def _text_colour(colour: str) -> str:
-    """Return black or white, whichever has more contrast with a colour (judged by its BT.601 luma)."""
+    """Return black or white, whichever has more contrast with a colour (by its BT.601 luma)."""
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 

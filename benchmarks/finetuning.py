@@ -34,7 +34,7 @@ from environment import describe_machine, write_results
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
     """Run fine-tuning; return the machine and the summary, without per-class results and local file names."""
     machine, start_time = describe_machine(), time.perf_counter()
-    summary = finetune(FinetuneConfig(**settings), folder, log=print).summary
+    summary = finetune(FinetuneConfig(**settings), folder).summary
     for part in ("before", "after"):
         del summary[part]["per_class"]
     del summary["warnings"]

@@ -65,21 +65,23 @@ class WorkerIO:
 
 def run_chromabox(worker: WorkerIO, threads: int, epochs: int, folder: Path, freeze: int, views: int) -> None:
     """Run ``finetune`` as ``chromabox finetune`` does, with marks around training and validation."""
-    from chromabox.detect.training import finetune as finetune_module
     from chromabox.detect.training.config import FinetuneConfig
+    from chromabox.detect.training.finetune import FinetuneJob, finetune
     from chromabox.detect.training.recipes import make_finetune_recipe
-    from chromabox.detect.training.setup import build_finetune_task
     from chromabox.engine.runs import peak_memory_bytes
     from chromabox.engine.runtime_options import RuntimeOptions
 
-    def build_marked_task(
-        config: Any, initial: Any, model: Any, num_frozen: int, loss: Any, validator: Any, *rest: Any
-    ) -> Any:
-        task, schedule = build_finetune_task(config, initial, model, num_frozen, loss, validator, *rest)
+    open_task = FinetuneJob.open_task
 
+    @contextmanager
+    def open_marked_task(job: FinetuneJob, run: Any, runtime: Any) -> Iterator[Any]:
+        with open_task(job, run, runtime) as (task, schedule):
+            yield mark_parts(job, runtime, task), schedule
+
+    def mark_parts(job: FinetuneJob, runtime: Any, task: Any) -> Any:
         def batches(epoch: int, skip: int) -> Iterator[Any]:
             if epoch == 0:
-                worker.send(execution=str(config.runtime), torch=torch.__version__)
+                worker.send(execution=str(runtime), torch=torch.__version__)
             worker.wait()
             worker.mark("train_start")
             yield from task.batches(epoch, skip)
@@ -89,24 +91,22 @@ def run_chromabox(worker: WorkerIO, threads: int, epochs: int, folder: Path, fre
             worker.mark("val_start")
             metrics = task.validate(model)
             worker.mark("val_end")
-            if not num_frozen:
-                evaluate(replace(initial.detector, model=model), validator.data)
+            if not job.num_frozen:
+                evaluate(replace(job.initial.detector, model=model), job.validator.data)
                 worker.mark("evaluation_end")
             return metrics
 
-        return replace(task, batches=batches, validate=validate), schedule
+        return replace(task, batches=batches, validate=validate)
 
-    def on_epoch_end(record: Any) -> None:
+    def on_epoch_end(record: Any, model: nn.Module) -> None:
         worker.send_epoch(metrics=dict(record))
         if record["epoch"] == epochs:
             worker.wait()  # Work after the last epoch must not disturb the other processes.
 
-    finetune_module.build_finetune_task = build_marked_task  # type: ignore[attr-defined, assignment]
+    FinetuneJob.open_task = open_marked_task  # type: ignore[method-assign, assignment]
     recipe = make_finetune_recipe("default", epochs=epochs, batch_size=BATCH_SIZE)
     config = FinetuneConfig(data="coco128", recipe=recipe, size=SIZE, freeze=freeze, num_cached_views=views)
-    result = finetune_module.finetune(
-        config, folder, options=RuntimeOptions(threads=threads), on_epoch_end=on_epoch_end
-    )
+    result = finetune(config, folder, options=RuntimeOptions(threads=threads), callbacks=(on_epoch_end,))
     worker.send(filling_seconds=result.summary["seconds_filling"], views=views, peak_memory=peak_memory_bytes())
 
 

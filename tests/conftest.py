@@ -1,5 +1,6 @@
 """Fixtures for all tests; beartype checks every jaxtyping signature of the package during tests only."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -40,3 +41,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
         pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
         Image.fromarray(pixels).save(folder / f"{index:02d}.png")
     return str(folder)
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """Messages that the package logs during a test."""
+    collected: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: collected.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("chromabox")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield collected
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -8,7 +8,8 @@ import tyro
 from PIL import Image
 
 from chromabox.cli.experiments import sweep
-from chromabox.colour.training.train import read_config
+from chromabox.colour.training.train import TrainConfig
+from chromabox.engine.runs import RunDir
 from chromabox.errors import UsageError
 from chromabox.experiments.sweep_results import read_sweep
 
@@ -40,7 +41,7 @@ def test_sweep_from_the_command_line(
     result = read_sweep(folder)
     assert [row.value for row in result.equal_epochs] == [2, 5]
     assert [(row.steps, row.epochs) for row in result.equal_steps] == [(2, 1), (2, 2)]
-    config = read_config(folder / "batch-size-2-steps2-seed4")
+    config = RunDir(folder / "batch-size-2-steps2-seed4").load_config(TrainConfig)
     assert (config.seed, config.max_steps, config.recipe.epochs) == (4, 2, 1)
     # The data folder is stored as an absolute path.
     assert config.data == str(photos)

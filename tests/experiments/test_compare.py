@@ -17,7 +17,7 @@ OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off"
 MODELS = ("pool-upsample", "unet")
 
 
-def run_compare(folder: Path, photos: str, log=lambda line: None, **changes: object) -> Comparison:
+def run_compare(folder: Path, photos: str, **changes: object) -> Comparison:
     arguments = {
         "models": MODELS,
         "recipe": "course",
@@ -26,7 +26,7 @@ def run_compare(folder: Path, photos: str, log=lambda line: None, **changes: obj
         "palette": "horse24",
         "epochs": 1,
     }
-    return compare(folder, **{**arguments, "options": OPTIONS, "log": log, **changes})
+    return compare(folder, **{**arguments, "options": OPTIONS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +83,24 @@ def test_figure_has_rows_for_grey_truth_and_every_model(result: Comparison) -> N
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
-def test_finished_runs_are_skipped(result: Comparison, folder: Path, photos: str) -> None:
+def test_finished_runs_are_skipped(result: Comparison, folder: Path, photos: str, messages: list[str]) -> None:
     before = {path: path.read_bytes() for path in folder.glob("*/*.safetensors")}
-    messages: list[str] = []
-    again = run_compare(folder, photos, messages.append)
+    messages.clear()
+    again = run_compare(folder, photos)
     assert len(before) == 12
     assert messages == [f"{run}: already finished, skipping" for runs in again.runs.values() for run in runs]
     assert again.rows == result.rows
     assert {path: path.read_bytes() for path in folder.glob("*/*.safetensors")} == before
 
 
-def test_unfinished_run_is_trained_again(result: Comparison, folder: Path, photos: str, tmp_path: Path) -> None:
+def test_unfinished_run_is_trained_again(
+    result: Comparison, folder: Path, photos: str, tmp_path: Path, messages: list[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "unet-course-seed1" / "summary.json").unlink()
-    messages: list[str] = []
-    again = run_compare(copy, photos, messages.append)
+    messages.clear()
+    again = run_compare(copy, photos)
     assert sum("already finished" in message for message in messages) == 5
     for row, first in zip(again.rows, result.rows, strict=True):
         assert (row["accuracy"], row["loss"]) == (first["accuracy"], first["loss"])

@@ -15,8 +15,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from chromabox.colour.data.datasets import load_colour_dataset
 from chromabox.colour.evaluation.metrics import colourfulness
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.training.train import load_inputs, read_config
+from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.runs import find_runs
@@ -26,7 +27,7 @@ from chromabox.experiments.sweep_results import METRICS, SweepResult, SweepRow, 
 OPTIONS = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
 
 
-def run_sweep(folder: Path, photos: str, log=lambda line: None, **changes: object) -> SweepResult:
+def run_sweep(folder: Path, photos: str, **changes: object) -> SweepResult:
     arguments = {
         "model": "conv-transpose",
         "recipe": "course",
@@ -35,7 +36,7 @@ def run_sweep(folder: Path, photos: str, log=lambda line: None, **changes: objec
         "seeds": (0, 1),
     }
     arguments |= {"data": photos, "palette": "horse24", "epochs": 2, "options": OPTIONS}
-    return sweep(folder, **{**arguments, "log": log, **changes})
+    return sweep(folder, **{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_values_are_compared_with_equal_epochs_and_equal_steps(result: SweepResu
     run_names = {path.parent.name for path in result.folder.glob("*/summary.json")}
     assert run_names == {name for row in names for name in row}
     for row in (*result.equal_epochs, *result.equal_steps):
-        configs = [read_config(result.folder / run) for run in row.runs]
+        configs = [RunDir(result.folder / run).load_config(TrainConfig) for run in row.runs]
         assert {config.recipe.batch_size for config in configs} == {row.value}
         assert [config.seed for config in configs] == [0, 1] == list(result.seeds)
         assert [summary["updates"] for summary in read_summaries(result, row)] == [row.steps] * 2
@@ -157,10 +158,10 @@ def test_sweep_is_found_without_its_runs(result: SweepResult) -> None:
     assert not run_index.colour
 
 
-def test_finished_runs_are_skipped(result: SweepResult, folder: Path, photos: str) -> None:
+def test_finished_runs_are_skipped(result: SweepResult, folder: Path, photos: str, messages: list[str]) -> None:
     before = {path: path.read_bytes() for path in folder.glob("*/*.safetensors")}
-    messages: list[str] = []
-    assert run_sweep(folder, photos, messages.append) == result
+    messages.clear()
+    assert run_sweep(folder, photos) == result
     assert len(before) == 12
     assert len(messages) == 6
     assert all("already finished, skipping" in message for message in messages)
@@ -168,14 +169,14 @@ def test_finished_runs_are_skipped(result: SweepResult, folder: Path, photos: st
 
 
 def test_interrupted_sweep_in_a_moved_folder_is_resumed(
-    result: SweepResult, folder: Path, photos: str, tmp_path: Path
+    result: SweepResult, folder: Path, photos: str, tmp_path: Path, messages: list[str]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "batch-size-4-seed1" / "summary.json").unlink()
     shutil.rmtree(copy / "batch-size-4-steps6-seed0")
-    messages: list[str] = []
-    again = run_sweep(copy, photos, messages.append)
+    messages.clear()
+    again = run_sweep(copy, photos)
     assert sum("already finished, skipping" in message for message in messages) == 4
     assert f"{copy / 'batch-size-4-seed1'}: resuming" in messages
     assert f"{copy / 'batch-size-4-steps6-seed0'}: training" in messages
@@ -186,11 +187,13 @@ def test_interrupted_sweep_in_a_moved_folder_is_resumed(
             assert row.metrics[name] == first.metrics[name]
 
 
-def test_added_values_reuse_existing_runs(result: SweepResult, folder: Path, photos: str, tmp_path: Path) -> None:
+def test_added_values_reuse_existing_runs(
+    result: SweepResult, folder: Path, photos: str, tmp_path: Path, messages: list[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    messages: list[str] = []
-    more = run_sweep(copy, photos, messages.append, values=(27, 4, 9), seeds=(0,), steps=4)
+    messages.clear()
+    more = run_sweep(copy, photos, values=(27, 4, 9), seeds=(0,), steps=4)
     assert [row.steps for row in more.equal_epochs] == [14, 6, 2]
     assert [row.steps for row in more.equal_steps] == [4, 4, 4]
     assert [row.epochs for row in more.equal_steps] == [1, 2, 4]
@@ -199,21 +202,19 @@ def test_added_values_reuse_existing_runs(result: SweepResult, folder: Path, pho
     assert more.equal_epochs[0].metrics["test_loss"].std is None
 
 
-def test_sweep_over_palette_sizes(photos: str, tmp_path: Path) -> None:
+def test_sweep_over_palette_sizes(photos: str, tmp_path: Path, messages: list[str]) -> None:
     result = run_sweep(tmp_path, photos, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
     assert result.equal_steps == ()
     assert (result.parameter, result.palette) == ("colours", "fitted")
     for row, count in zip(result.equal_epochs, (2, 4), strict=True):
         folder = tmp_path / row.runs[0]
         assert folder.name == f"colours-{count}-seed0"
-        assert read_config(folder).palette == f"fitted:{count}"
+        assert RunDir(folder).load_config(TrainConfig).palette == f"fitted:{count}"
         palette = load_palette(folder / "palette.json")
         assert len(palette) == len(load_palette_model(folder).palette) == count
-        assert load_inputs(read_config(folder), folder).data.test.labels.max() < count
-    messages: list[str] = []
-    run_sweep(
-        tmp_path, photos, messages.append, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1
-    )
+        assert load_inputs(RunDir(folder).load_config(TrainConfig), folder).data.test.labels.max() < count
+    messages.clear()
+    run_sweep(tmp_path, photos, parameter="colours", values=(4, 2), seeds=(0,), palette="auto", epochs=1)
     assert all("already finished, skipping" in message for message in messages)
 
 

@@ -40,7 +40,7 @@ def result(horses: ColourDataset, tmp_path_factory: pytest.TempPathFactory) -> E
         palette="horse24",
         runtime=RuntimeConfig(threads=1),
     )
-    summary = train(config, run, inputs=TrainInputs(HORSE24, horses), log=lambda line: None)
+    summary = train(config, run, inputs=TrainInputs(HORSE24, horses))
     evaluation = evaluate(load_model(run), horses)
     assert evaluation.row("net").accuracy == pytest.approx(summary["test_accuracy"])
     return evaluation

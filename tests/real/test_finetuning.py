@@ -12,7 +12,7 @@ from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.feature_cache import fill_cache, open_cache, plan_cache, to_image_batch
 from chromabox.detect.training.freeze import freeze
 from chromabox.detect.training.recipes import make_finetune_recipe
-from chromabox.detect.training.setup import build_loss, make_loss_function
+from chromabox.detect.training.setup import build_loss, compute_losses
 from chromabox.detect.training.transfer import replace_heads
 from chromabox.detect.weights.load import Detector, load_detector
 from chromabox.errors import ChromaboxError
@@ -51,7 +51,7 @@ def test_gradients_are_equal_with_and_without_the_cache(
     for inputs, first_layer in (({-1: images}, 0), (features, depth)):
         model.train()
         model.zero_grad()
-        make_loss_function(first_layer, loss)(model, (inputs, targets))["loss"].backward()
+        compute_losses(model, (inputs, targets), loss, first_layer)["loss"].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     full, cached = (torch.cat([gradient.flatten() for gradient in run]) for run in gradients)
     assert float((full - cached).norm() / full.norm()) < 1e-5

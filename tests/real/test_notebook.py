@@ -1,6 +1,7 @@
-"""Tests of the notebook: it runs in its instant tier on real data, and it is stored without outputs."""
+"""The notebook in its instant tier on real data, and a report of its runs."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from chromabox.assignment.write_up import ReportFiles, write_report
+from chromabox.colour.training.recipes import PALETTE_MODELS
 from chromabox.detect.weights.load import download_pretrained
+from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
 from chromabox.io.cifar10 import load_cifar10
 
@@ -18,19 +22,29 @@ QUESTIONS = ["A.1", "A.2", "A.3", "B.1", "B.2", "B.3", "B.4", "B.5", "C.1", "C.2
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> nbformat.NotebookNode:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs that the notebook trains."""
+    return tmp_path_factory.mktemp("notebook") / "runs"
+
+
+@pytest.fixture(scope="module")
+def executed(runs: Path) -> nbformat.NotebookNode:
     """The notebook after execution in a temporary folder."""
     try:
         load_cifar10("test", ("horse",))
     except ChromaboxError as error:
         pytest.skip(f"THE REAL CIFAR-10 IS NOT AVAILABLE, SO THE NOTEBOOK IS NOT RUN: {error}")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    folder = tmp_path_factory.mktemp("notebook")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHROMABOX_TIER", "instant")
-        patch.setenv("CHROMABOX_RUNS", str(folder / "runs"))
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+        patch.setenv("CHROMABOX_RUNS", str(runs))
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(runs.parent)}}).execute()
     return notebook
+
+
+@pytest.fixture(scope="module")
+def report(executed: nbformat.NotebookNode, runs: Path) -> ReportFiles:
+    return write_report([runs], runs.parent / "report", include_missing=True)
 
 
 def printed_text(notebook: nbformat.NotebookNode) -> str:
@@ -70,3 +84,20 @@ def test_frozen_layers_are_unchanged(executed: nbformat.NotebookNode) -> None:
     max_changes = ast.literal_eval(re.findall(r"^\{.*\}$", printed_text(executed), re.MULTILINE)[-1])
     assert {layer for layer, change in max_changes.items() if change == 0} == {0, 2, 4, 6, 8}
     assert all(change > 0 for layer, change in max_changes.items() if layer >= 10)
+
+
+def test_report_answers_every_question(report: ReportFiles) -> None:
+    assert report.unanswered == []
+
+
+def test_html_file_of_the_report_is_small(report: ReportFiles) -> None:
+    assert report.document.html.stat().st_size <= 5_000_000
+
+
+def test_numbers_of_the_report_are_those_of_the_runs(report: ReportFiles, runs: Path) -> None:
+    numbers = json.loads(report.document.json.read_text(encoding="utf-8"))["numbers"]
+    for model in PALETTE_MODELS[:3]:
+        run = runs / f"{model}-quick"
+        accuracy = 100 * RunDir(run).summary()["test_accuracy"]
+        values = [number["value"] for number in numbers if f"{run}/summary.json" in number["source"]]
+        assert any(value == pytest.approx(accuracy) for value in values)

@@ -11,7 +11,7 @@ from chromabox.colour.data.datasets import ColourDataset, encode_images
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.training.train import TrainInputs
-from chromabox.report.training import epoch_callback, plot_run
+from chromabox.report.training import log_metrics, plot_run, sample_callback
 
 HORSE24 = load_palette("horse24")
 
@@ -22,12 +22,13 @@ def inputs() -> TrainInputs:
     return TrainInputs(HORSE24, ColourDataset(encode_images(rgb, HORSE24), encode_images(rgb, HORSE24)))
 
 
-def test_every_epoch_is_logged_with_a_sample_sheet(tmp_path: Path, inputs: TrainInputs) -> None:
-    messages: list[str] = []
-    on_epoch_end = epoch_callback(tmp_path, messages.append)
+def test_every_epoch_is_logged_with_a_sample_sheet(tmp_path: Path, inputs: TrainInputs, messages: list[str]) -> None:
+    draw = sample_callback(tmp_path, inputs)
     model = build_model("unet", num_filters=4)
     for epoch in (1, 12):
-        on_epoch_end({"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}, model, inputs)
+        record = {"epoch": epoch, "train_loss": 2.34567, "test_accuracy": 0.5}
+        draw(record, model)
+        log_metrics(record, model)
     assert messages == [f"epoch {epoch}, train_loss 2.346, test_accuracy 0.5" for epoch in (1, 12)]
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["epoch-001.png", "epoch-012.png"]
     with Image.open(tmp_path / "sheets" / "epoch-001.png") as image:
@@ -45,13 +46,15 @@ def test_every_epoch_is_logged_with_a_sample_sheet(tmp_path: Path, inputs: Train
 
 
 def test_curves_of_incomplete_metrics(tmp_path: Path) -> None:
-    path = plot_run(tmp_path, "no metrics")
+    path = plot_run(tmp_path)
     assert path == tmp_path / "curves.png"
     assert not path.exists()
+    config = {"format": 2, "model": "unet", "recipe_name": "quick", "data": "cifar10:horse", "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     record = {"epoch": 1, "train_loss": 2.0, "train_accuracy": 0.1, "test_loss": 2.1, "test_accuracy": 0.2}
     (tmp_path / "metrics.jsonl").write_text(
         json.dumps(record) + '\n{"epoch": 2, "tra'
     )  # an incomplete line after a crash
-    with Image.open(plot_run(tmp_path, "one epoch")) as image:
+    with Image.open(plot_run(tmp_path)) as image:
         image.load()
         assert image.size == (1080, 432)

@@ -1,6 +1,6 @@
 """The runs of the complete assignment, the demonstration (``make demo``), and a small sample detector."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import Detector, download_pretrained, save_detector
+from chromabox.engine.runs import RunDir, train_pending
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.compare import Comparison, compare
@@ -30,7 +31,9 @@ from chromabox.experiments.sweep_results import SweepResult
 from chromabox.io.images import read_image, to_uint8
 from chromabox.io.paths import map_outputs
 from chromabox.report.plots import RGBTile, plot_image_rows
-from chromabox.report.training import finetune_if_missing
+from chromabox.report.training import run_finetune
+
+log = logging.getLogger(__name__)
 
 DATASET = "cifar10:horse"
 
@@ -68,7 +71,6 @@ def run_assignment(
     plan: AssignmentPlan,
     *,
     options: RuntimeOptions | None = None,
-    log: Callable[[str], None] = print,
 ) -> AssignmentRuns:
     """Train the runs of the assignment that ``folder`` does not contain yet.
 
@@ -83,7 +85,6 @@ def run_assignment(
         data=DATASET,
         palette="auto",
         options=options,
-        log=log,
     )
     batch_size_sweep = sweep(
         batch_sizes_folder,
@@ -94,27 +95,36 @@ def run_assignment(
         seeds=plan.sweep_seeds,
         data=DATASET,
         options=options,
-        log=log,
     )
-    detector = _train_detector(folder / "detector", plan.detection_data, options, log)
+    detector = _train_detector(folder / "detector", plan.detection_data, options)
     return AssignmentRuns(comparison, batch_size_sweep, (models_folder, batch_sizes_folder, detector))
 
 
-def _train_detector(
-    folder: Path, detection_data: str | None, options: RuntimeOptions | None, log: Callable[[str], None]
-) -> Path:
+def _train_detector(folder: Path, detection_data: str | None, options: RuntimeOptions | None) -> Path:
     """Fine-tune on ``detection_data``, or on a synthetic dataset if that is None or not available."""
-    if detection_data is None or not _is_available(detection_data, log):
-        return train_sample_detector(folder, log, options=options)
+    if detection_data is None or not _is_available(detection_data):
+        return train_sample_detector(folder, options=options)
     config = FinetuneConfig(data=detection_data, recipe=make_finetune_recipe("default"), freeze=NUM_FROZEN)
-    return finetune_if_missing(folder, lambda: config, options=options, log=log)
+    return _finetune_pending(folder, config, options)
 
 
-def _is_available(detection_data: str, log: Callable[[str], None]) -> bool:
+def _finetune_pending(
+    folder: Path, config: FinetuneConfig, options: RuntimeOptions | None, *, export: bool = True
+) -> Path:
+    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one."""
+
+    def train(config: FinetuneConfig, run: RunDir) -> None:
+        run_finetune(config, run, options=options, resume=run.is_started, export=export)
+
+    train_pending({folder: config}, train)
+    return folder
+
+
+def _is_available(detection_data: str) -> bool:
     try:
         load_detection_dataset(detection_data)
     except ChromaboxError as error:
-        log(f"{error}; using a synthetic dataset made from CIFAR-10 images instead")
+        log.warning(f"{error}; using a synthetic dataset made from CIFAR-10 images instead")
         return False
     return True
 
@@ -132,14 +142,14 @@ class DemoResult:
     report: ReportFiles
 
 
-def run_demo(folder: Path, log: Callable[[str], None]) -> DemoResult:
+def run_demo(folder: Path) -> DemoResult:
     """Colourise sample photographs with the bundled model, run the quick assignment and write its report."""
-    figure = colourise_samples(folder / "photographs", log)
-    assignment = run_assignment(folder / "runs", QUICK, log=log)
+    figure = colourise_samples(folder / "photographs")
+    assignment = run_assignment(folder / "runs", QUICK)
     return DemoResult(assignment, figure, write_report(assignment.folders, folder, include_missing=True))
 
 
-def colourise_samples(folder: Path, log: Callable[[str], None]) -> Path:
+def colourise_samples(folder: Path) -> Path:
     """Colourise the sample photographs and return the path of a figure with original, grey and colourised rows.
 
     Raise ChromaboxError if scikit-image contains none of the photographs.
@@ -154,7 +164,7 @@ def colourise_samples(folder: Path, log: Callable[[str], None]) -> Path:
     colourise_file = make_file_coloriser(open_model(), ColouriseOptions())
     for source, target in pairs:
         colourise_file(source, target)
-        log(str(target))
+        log.info(str(target))
     originals = [_load_tile(source) for source, _ in pairs]
     greys = [np.repeat(np.rint(tile.mean(axis=2, keepdims=True)).astype(np.uint8), 3, axis=2) for tile in originals]
     figure = folder.parent / "photographs.png"
@@ -184,34 +194,26 @@ NUM_EPOCHS, NUM_CACHED_VIEWS = 10, 4
 NUM_FROZEN = 10
 
 
-def train_sample_detector(
-    folder: Path, log: Callable[[str], None], *, options: RuntimeOptions | None = None, epochs: int = NUM_EPOCHS
-) -> Path:
+def train_sample_detector(folder: Path, *, options: RuntimeOptions | None = None, epochs: int = NUM_EPOCHS) -> Path:
     """Make a small synthetic dataset in ``folder/set``, fine-tune a detector on it and return ``folder/run``.
 
     YOLOv3-tiny starts from its pretrained weights. If these cannot be downloaded, it starts from random weights, which
     is logged: such a model learns very little in so few epochs. A finished run is reused and an interrupted one is
     resumed. Raise ChromaboxError if CIFAR-10, the source of the objects, cannot be loaded either.
     """
-    data, run = folder / "set", folder / "run"
+    data = folder / "set"
     if not data.is_dir():
         boxes = make_synthetic_dataset(data, counts=SAMPLE_SPLITS, size=SAMPLE_IMAGE_SIZE)
         num_images, num_boxes = sum(SAMPLE_SPLITS.values()), sum(boxes.values())
-        log(f"{data}: {num_images} images with {num_boxes} boxes, made from CIFAR-10 images")
-    return finetune_if_missing(
-        run, lambda: _sample_config(data, folder, epochs, log), options=options, export=False, log=log
-    )
-
-
-def _sample_config(data: Path, folder: Path, epochs: int, log: Callable[[str], None]) -> FinetuneConfig:
-    """Return a configuration; the first layers are frozen for pretrained weights, but not for random ones."""
+        log.info(f"{data}: {num_images} images with {num_boxes} boxes, made from CIFAR-10 images")
     weights, freeze = "yolov3-tiny", NUM_FROZEN
     try:
         download_pretrained(weights)
     except ChromaboxError as error:
-        log(f"pretrained weights are not available ({error}); using random weights, so expect low accuracy")
+        log.warning(f"pretrained weights are not available ({error}); using random weights, so expect low accuracy")
+        # The first layers are frozen for pretrained weights, but not for random ones.
         weights, freeze = str(_random_weights(folder / "untrained.safetensors").resolve()), 0
-    return FinetuneConfig(
+    config = FinetuneConfig(
         data=str(data.resolve()),
         recipe=make_finetune_recipe("default", epochs=epochs),
         weights=weights,
@@ -219,6 +221,7 @@ def _sample_config(data: Path, folder: Path, epochs: int, log: Callable[[str], N
         size=SAMPLE_IMAGE_SIZE,
         num_cached_views=NUM_CACHED_VIEWS,
     )
+    return _finetune_pending(folder / "run", config, options, export=False)
 
 
 def _random_weights(path: Path) -> Path:

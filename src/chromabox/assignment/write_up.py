@@ -21,8 +21,8 @@ from chromabox.assignment.sections.results import (
     unet_results,
 )
 from chromabox.engine.autotune import num_threads
-from chromabox.engine.runs import package_versions
-from chromabox.experiments.runs import RunIndex, find_runs, read_summary
+from chromabox.engine.runs import RunDir, package_versions
+from chromabox.experiments.runs import RunIndex, find_runs
 from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text, escape_braces
 from chromabox.report.document.write import WrittenDocument, write_document
 
@@ -124,7 +124,7 @@ def _build_abstract(run_index: RunIndex, sections: Sequence[Section], missing: S
 
 def _colour_summary(run_index: RunIndex) -> Text:
     """Return one sentence about the task and one about each model."""
-    first = read_summary(next(iter(run_index.colour.values()))[0])
+    first = RunDir(next(iter(run_index.colour.values()))[0]).summary()
     sentences = [
         f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour "
         f"of a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
@@ -143,7 +143,7 @@ def _colour_summary(run_index: RunIndex) -> Text:
 
 
 def _detector_summary(run: Path) -> Text:
-    summary = read_summary(run)
+    summary = RunDir(run).summary()
     numbers = {
         name: Number(100 * summary[name]["ap50"], f"{run}/summary.json: {name}.ap50", ".1f")
         for name in ("before", "after")

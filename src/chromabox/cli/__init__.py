@@ -4,6 +4,7 @@ A command is the function of the same name in a module of this package. Only the
 imported, and PyTorch only when its work begins, which keeps the help fast.
 """
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,12 +139,31 @@ def run_cli(args: Sequence[str] | None = None) -> int:
         raise UsageError(f"{args[0]}: unknown command, expected one of {', '.join(COMMANDS)}")
     import tyro
 
+    configure_logging()
     function = getattr(import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
     description, examples = _split_docstring(function.__doc__)
     with _examples_after_help(examples):
         return tyro.cli(
             function, prog=f"chromabox {name}", description=description, args=with_current_names(name, args[1:])
         )
+
+
+class _PrintHandler(logging.Handler):
+    """Print information to standard output, and warnings to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print at once, also into a pipe or a log file."""
+        if record.levelno >= logging.WARNING:
+            print(f"chromabox: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
+def configure_logging() -> None:
+    """Print the messages of the package."""
+    logger = logging.getLogger("chromabox")
+    logger.handlers = [_PrintHandler()]
+    logger.setLevel(logging.INFO)
 
 
 def main_help() -> str:

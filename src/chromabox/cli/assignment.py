@@ -46,7 +46,7 @@ def report(
     from chromabox.experiments.sweep_results import print_sweep
 
     if not runs:
-        result = run_assignment(output / "runs", QUICK if quick else COURSE, options=runtime, log=print_line)
+        result = run_assignment(output / "runs", QUICK if quick else COURSE, options=runtime)
         print_comparison(result.comparison)
         print_sweep(result.batch_size_sweep)
         runs = result.folders
@@ -102,7 +102,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
-    result = run_demo(output, log=print_line)
+    result = run_demo(output)
     print_comparison(result.assignment.comparison)
     print_sweep(result.assignment.batch_size_sweep)
     print_line(f"photographs: {result.photos}")

@@ -13,7 +13,6 @@ from chromabox.cli.options import (
     Seeds,
     absolute_path,
     option,
-    print_line,
 )
 from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
 from chromabox.engine.runtime_options import RuntimeOptions
@@ -73,7 +72,6 @@ def sweep(
         epochs=epochs,
         steps=steps,
         options=runtime,
-        log=print_line,
     )
     print_sweep(result)
     return 0
@@ -124,7 +122,6 @@ def compare(
             palette=absolute_path(palette),
             epochs=epochs,
             options=runtime,
-            log=print_line,
         )
     print_comparison(result)
     return 0

@@ -1,18 +1,15 @@
 """The command ``finetune``."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Integer, absolute_path, option, print_line, require_new_run
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, absolute_path, option
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-
-if TYPE_CHECKING:
-    from chromabox.detect.training.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -89,49 +86,37 @@ def finetune(
         output: Run folder.
         resume: Resume the run in this folder exactly where it stopped.
     """
-    args = FinetuneArgs(data, weights, freeze, recipe, seed, output, resume, training, classes, runtime)
-    folder, config = _new_run(args) if resume is None else _resume_run(args, resume)
+    from chromabox.detect.training.config import FinetuneConfig
+    from chromabox.engine.runs import RunDir
+
+    if resume is not None:
+        args = FinetuneArgs(data, weights, freeze, recipe, seed, output, resume, training, classes, runtime)
+        if args != FinetuneArgs(resume=resume, runtime=runtime):
+            raise UsageError(f"--resume {resume}: the run keeps its settings; only runtime options can be changed")
+        run = RunDir(resume)
+        config = run.resume_config(FinetuneConfig, runtime)
+    else:
+        if data is None:
+            raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
+        if training.patience is not None and training.patience < 1:
+            raise UsageError(f"--patience is {training.patience}, expected at least 1")
+        retention_data = classes.retention_data
+        config = FinetuneConfig(
+            data=absolute_path(data),
+            recipe=make_finetune_recipe(recipe, epochs=training.epochs, batch_size=training.batch_size),
+            weights=absolute_path(weights),
+            freeze=freeze,
+            size=training.size,
+            num_cached_views=training.cached_views,
+            cache_memory_gb=training.cache_memory,
+            keep_old_classes=classes.keep_old_classes,
+            retention_data=None if retention_data is None else absolute_path(retention_data),
+            patience=training.patience,
+            seed=seed,
+        )
+        run = RunDir(output or Path("runs") / f"finetune-{Path(data).stem}-seed{seed}")
+        run.require_new()
     from chromabox.report.training import run_finetune
 
-    run_finetune(config, folder, options=runtime, resume=resume is not None, log=print_line)
+    run_finetune(config, run, options=runtime, resume=resume is not None)
     return 0
-
-
-def _new_run(args: FinetuneArgs) -> "tuple[Path, FinetuneConfig]":
-    """Return the folder and configuration of a new run."""
-    if args.data is None:
-        raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
-    if args.training.patience is not None and args.training.patience < 1:
-        raise UsageError(f"--patience is {args.training.patience}, expected at least 1")
-    recipe = make_finetune_recipe(args.recipe, epochs=args.training.epochs, batch_size=args.training.batch_size)
-    folder = args.output or Path("runs") / f"finetune-{Path(args.data).stem}-seed{args.seed}"
-    require_new_run(folder)
-    from chromabox.detect.training.config import FinetuneConfig
-
-    retention_data = args.classes.retention_data
-    return folder, FinetuneConfig(
-        data=absolute_path(args.data),
-        recipe=recipe,
-        weights=absolute_path(args.weights),
-        freeze=args.freeze,
-        size=args.training.size,
-        num_cached_views=args.training.cached_views,
-        cache_memory_gb=args.training.cache_memory,
-        keep_old_classes=args.classes.keep_old_classes,
-        retention_data=None if retention_data is None else absolute_path(retention_data),
-        patience=args.training.patience,
-        seed=args.seed,
-    )
-
-
-def _resume_run(args: FinetuneArgs, folder: Path) -> "tuple[Path, FinetuneConfig]":
-    """Return the folder and configuration of an earlier run, with the runtime options that were given."""
-    if args != FinetuneArgs(resume=folder, runtime=args.runtime):
-        raise UsageError(f"--resume {folder}: the run keeps its settings; only runtime options can be changed")
-    from chromabox.detect.training.config import read_finetune_config
-
-    config = read_finetune_config(folder)
-    if not (folder / "last.safetensors").is_file():
-        raise UsageError(f"--resume {folder}: the run stopped before its first checkpoint; start it again")
-    assert config.runtime is not None
-    return folder, replace(config, runtime=config.runtime.with_overrides(args.runtime))

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
 
 DEFAULT_RUNTIME = RuntimeOptions()
 
@@ -37,12 +36,6 @@ Seeds = Annotated[tuple[int, ...], option("N ...")]
 def absolute_path(name: str) -> str:
     """Return the absolute path of an existing file or folder, valid from any folder; other names as given."""
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def require_new_run(folder: Path) -> None:
-    """Raise UsageError if the folder contains a run."""
-    if (folder / "last.safetensors").exists():
-        raise UsageError(f"{folder} already contains a run: use --resume {folder} or choose another folder with -o")
 
 
 def print_line(line: str) -> None:

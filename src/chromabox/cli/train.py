@@ -1,9 +1,9 @@
 """The commands ``train`` and ``evaluate``."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -16,7 +16,6 @@ from chromabox.cli.options import (
     absolute_path,
     option,
     print_line,
-    require_new_run,
 )
 from chromabox.colour.training.recipes import (
     PALETTE_MODELS,
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from chromabox.colour.training.train_photo import PhotoConfig
     from chromabox.colour.weights.checkpoint import PhotoModel
     from chromabox.engine.distributed import DistInfo
+    from chromabox.engine.runs import RunDir
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,96 +121,101 @@ def train(
         resume: Resume the run in this folder exactly where it stopped.
     """
     from chromabox.engine.distributed import init_distributed
+    from chromabox.engine.runs import RunDir
 
     args = TrainArgs(model, recipe, data, palette, seed, output, resume, training, network, runtime)
+    if model is None and resume is None:
+        raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
+    folder = resume or output or Path("runs") / f"{model}-{recipe}-seed{seed}"
+    run = RunDir(folder)
     with init_distributed() as dist_info:
-        log = print_line if dist_info.is_main else lambda line: None
-        if _is_photo_run(args):
-            return _train_photo(args, dist_info, log)
-        folder, config = _new_run(args, require_new=dist_info.is_main) if resume is None else _resume_run(args, resume)
-        from chromabox.colour.training.train import train as train_model
-        from chromabox.report.training import epoch_callback, plot_run
-
-        title = f"{config.model}, {config.recipe_name} recipe, {config.data}, seed {config.seed}"
+        # Of several processes only the main one can check this, since it creates the run.
+        if resume is None and dist_info.is_main:
+            run.require_new()
         try:
-            summary = train_model(
-                config,
-                folder,
-                options=runtime,
-                dist_info=dist_info,
-                resume=resume is not None,
-                log=log,
-                on_epoch_end=epoch_callback(folder, log),
-            )
+            if model == "photo" or (resume is not None and run.model_name() == "photo"):
+                _train_photo(args, run, dist_info)
+            else:
+                _train_palette_model(args, run, dist_info)
         finally:
-            if dist_info.is_main:
-                plot_run(folder, title)
-        log(f"test accuracy {100 * summary['test_accuracy']:.2f} %, test loss {summary['test_loss']:.4f}")
+            if dist_info.is_main and run.model_name() is not None:
+                from chromabox.report.training import plot_run
+
+                plot_run(folder)
         if dist_info.is_main:
-            _export_best(folder, log)
-        log(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
+            _export_best(folder)
+        log.info(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
     return 0
 
 
-def _is_photo_run(args: TrainArgs) -> bool:
-    """Return whether the arguments mean the photo model, by its name or by the run to resume."""
-    if args.resume is None or args.model is not None:
-        return args.model == "photo"
-    from chromabox.colour.training.train_photo import read_photo_config
+def _train_palette_model(args: TrainArgs, run: "RunDir", dist_info: "DistInfo") -> None:
+    from chromabox.colour.training.train import TrainConfig, load_inputs
+    from chromabox.colour.training.train import train as train_model
+    from chromabox.report.training import log_metrics, sample_callback
 
-    return read_photo_config(args.resume) is not None
-
-
-def _train_photo(args: TrainArgs, dist_info: "DistInfo", log: Callable[[str], None]) -> int:
-    from chromabox.colour.training.train_photo import train_photo
-    from chromabox.report.training import photo_epoch_callback, plot_run
-
-    if args.resume is None:
-        folder, config = _new_photo_run(args, require_new=dist_info.is_main)
+    if args.resume is not None:
+        config = run.resume_config(TrainConfig, args.runtime, args.training.epochs)
+        _check_resume_args(args, config.model)
     else:
-        folder, config = _resume_photo_run(args, args.resume)
-    try:
-        summary = train_photo(
-            config,
-            folder,
-            options=args.runtime,
-            dist_info=dist_info,
-            resume=args.resume is not None,
-            log=log,
-            on_epoch_end=photo_epoch_callback(folder, log),
-        )
-    finally:
-        if dist_info.is_main:
-            plot_run(folder, f"photo, {config.recipe_name} recipe, {Path(config.data).name}, seed {config.seed}")
-    log(
+        config = _new_config(args)
+    inputs = load_inputs(config, args.resume)
+    summary = train_model(
+        config,
+        run.path,
+        options=args.runtime,
+        inputs=inputs,
+        dist_info=dist_info,
+        resume=args.resume is not None,
+        callbacks=(log_metrics, sample_callback(run.path, inputs)),
+    )
+    log.info(f"test accuracy {100 * summary['test_accuracy']:.2f} %, test loss {summary['test_loss']:.4f}")
+
+
+def _train_photo(args: TrainArgs, run: "RunDir", dist_info: "DistInfo") -> None:
+    from chromabox.colour.data.photos import load_photos
+    from chromabox.colour.training.train_photo import PhotoConfig, train_photo
+    from chromabox.report.training import log_metrics, photo_sample_callback
+
+    if args.resume is not None:
+        config = run.resume_config(PhotoConfig, args.runtime, args.training.epochs)
+        _check_resume_args(args, config.model)
+    else:
+        config = _new_photo_config(args)
+    photos = load_photos(Path(config.data))
+    summary = train_photo(
+        config,
+        run.path,
+        options=args.runtime,
+        photos=photos,
+        dist_info=dist_info,
+        resume=args.resume is not None,
+        callbacks=(log_metrics, photo_sample_callback(run.path, photos)),
+    )
+    log.info(
         f"best epoch {summary['best_epoch']}: {summary['val_psnr_gain']:+.2f} dB over greyscale, "
         f"ΔE2000 {-100 * summary['val_delta_e_cut']:+.1f} %, colourfulness "
         f"{100 * summary['val_colourfulness']:.0f} % of the originals', on the validation images of {config.data}"
     )
-    if dist_info.is_main:
-        _export_best(folder, log)
-    log(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
-    return 0
 
 
-def _export_best(folder: Path, log: Callable[[str], None]) -> None:
+def _export_best(folder: Path) -> None:
     """Write ``best.onnx``, with which inference needs no PyTorch; log the reason if that fails."""
     from chromabox.colour.inference.load import resolve_onnx_model
 
     try:
-        log(f"for chromabox colour --model: {resolve_onnx_model(folder)}")
+        log.info(f"for chromabox colour --model: {resolve_onnx_model(folder)}")
     except ChromaboxError as error:
-        log(f"no best.onnx: {error}")
+        log.warning(f"no best.onnx: {error}")
 
 
-def _new_photo_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, PhotoConfig]":
-    """Return the folder and configuration of a new photo run; raise UsageError for options that photo lacks."""
+def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
+    """Return the configuration of a new photo run; raise UsageError for options that photo lacks."""
     from chromabox.colour.training.train_photo import PhotoConfig
 
-    defaults = TrainArgs()
+    defaults, training = TrainArgs(), args.training
     unsupported = {
         "--palette": args.palette != defaults.palette,
-        "--val-fraction": args.training.val_fraction != defaults.training.val_fraction,
+        "--val-fraction": training.val_fraction != defaults.training.val_fraction,
         "--kernel": args.network.kernel is not None,
         "--num-filters": args.network.num_filters is not None,
         "--dilation": args.network.dilation is not None,
@@ -218,124 +225,67 @@ def _new_photo_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, PhotoC
             raise UsageError(f"{name}: not supported for photo")
     if args.recipe == "course":
         raise UsageError("--recipe course: not supported for photo, expected default or quick")
-    _check_accumulate(args)
-    config = PhotoConfig(
-        recipe_name=args.recipe,
-        recipe=make_photo_recipe(
-            args.recipe,
-            epochs=args.training.epochs,
-            batch_size=args.training.batch_size,
-            learning_rate=args.training.learning_rate,
-            finetune=args.network.init not in ("auto", "none", "yolov3-tiny"),
-        ),
-        data=absolute_path(args.data),
-        init=absolute_path(args.network.init),
-        seed=args.seed,
-        size=args.network.size or 192,
-        accumulate=args.training.accumulate,
-        patience=args.training.patience,
+    recipe = make_photo_recipe(
+        args.recipe,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        finetune=args.network.init not in ("auto", "none", "yolov3-tiny"),
     )
-    folder = args.output or Path("runs") / f"photo-{args.recipe}-seed{args.seed}"
-    if require_new:
-        require_new_run(folder)
-    return folder, config
+    return PhotoConfig(
+        recipe=recipe, init=absolute_path(args.network.init), size=args.network.size or 192, **_shared_settings(args)
+    )
 
 
-def _resume_photo_run(args: TrainArgs, folder: Path) -> "tuple[Path, PhotoConfig]":
-    """Return the folder and configuration of an earlier photo run, with the given epochs and runtime options."""
-    from chromabox.colour.training.train_photo import read_photo_config
-
-    config = read_photo_config(folder)
-    if config is None:
-        raise UsageError(f"--resume {folder}: not a run of the photo model; omit the model name")
-    _check_resume_args(args, folder, config.model)
-    if args.training.epochs is not None:
-        config = replace(config, recipe=replace(config.recipe, epochs=_resumed_epochs(args.training.epochs, folder)))
-    assert config.runtime is not None
-    return folder, replace(config, runtime=config.runtime.with_overrides(args.runtime))
-
-
-def _new_run(args: TrainArgs, *, require_new: bool) -> "tuple[Path, TrainConfig]":
-    """Return the folder and configuration of a new run.
-
-    ``require_new``: raise UsageError if the folder contains a run. Of several processes only the main one can check
-    this, since it creates the run.
-    """
+def _new_config(args: TrainArgs) -> "TrainConfig":
+    """Return the configuration of a new run of a palette model."""
     from chromabox.colour.training.train import TrainConfig
 
-    if args.model is None:
-        raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
-    if args.training.patience is not None and not args.training.val_fraction:
+    network, training = args.network, args.training
+    if training.patience is not None and not training.val_fraction:
         raise UsageError("--patience: early stopping needs a validation set; use --val-fraction 0.1")
-    _check_accumulate(args)
-    network = args.network
+    assert args.model is not None
+    assert args.model != "photo"
     model_args = {"kernel": network.kernel, "num_filters": network.num_filters, "dilation": network.dilation}
-    assert args.model != "photo"  # has a folder and a configuration of its own
-    config = TrainConfig(
-        model=args.model,
-        recipe_name=args.recipe,
-        recipe=make_recipe(
-            args.recipe,
-            args.model,
-            epochs=args.training.epochs,
-            batch_size=args.training.batch_size,
-            learning_rate=args.training.learning_rate,
-        ),
-        data=absolute_path(args.data),
-        palette=absolute_path(args.palette),
-        seed=args.seed,
-        size=network.size or 32,
-        val_fraction=args.training.val_fraction,
-        accumulate=args.training.accumulate,
-        patience=args.training.patience,
-        model_args={name: value for name, value in model_args.items() if value is not None},
+    recipe = make_recipe(
+        args.recipe,
+        args.model,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
     )
-    folder = args.output or Path("runs") / f"{args.model}-{args.recipe}-seed{args.seed}"
-    if require_new:
-        require_new_run(folder)
-    return folder, config
+    return TrainConfig(
+        model=args.model,
+        recipe=recipe,
+        palette=absolute_path(args.palette),
+        size=network.size or 32,
+        val_fraction=training.val_fraction,
+        model_args={name: value for name, value in model_args.items() if value is not None},
+        **_shared_settings(args),
+    )
 
 
-def _check_accumulate(args: TrainArgs) -> None:
+def _shared_settings(args: TrainArgs) -> dict[str, Any]:
+    """Return the settings that the configurations of all models share."""
     if args.training.accumulate < 1:
         raise UsageError(f"--accumulate is {args.training.accumulate}, expected at least 1")
+    return {
+        "recipe_name": args.recipe,
+        "data": absolute_path(args.data),
+        "seed": args.seed,
+        "accumulate": args.training.accumulate,
+        "patience": args.training.patience,
+    }
 
 
-def _resume_run(args: TrainArgs, folder: Path) -> "tuple[Path, TrainConfig]":
-    """Return the folder and configuration of an earlier run, with the given epochs and runtime options."""
-    from chromabox.colour.training.train import read_config
-
-    config = read_config(folder)
-    _check_resume_args(args, folder, config.model)
-    if args.training.epochs is not None:
-        epochs = _resumed_epochs(args.training.epochs, folder)
-        config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
-    if config.runtime is not None:
-        config = replace(config, runtime=config.runtime.with_overrides(args.runtime))
-    return folder, config
-
-
-def _check_resume_args(args: TrainArgs, folder: Path, model: str) -> None:
-    """Raise UsageError if options were given that a resumed run cannot change, or if there is no checkpoint."""
-    allowed = TrainArgs(
-        resume=folder, training=replace(TrainingArgs(), epochs=args.training.epochs), runtime=args.runtime
-    )
+def _check_resume_args(args: TrainArgs, model: str) -> None:
+    """Raise UsageError if options were given that a resumed run cannot change."""
+    training = replace(TrainingArgs(), epochs=args.training.epochs)
+    allowed = TrainArgs(resume=args.resume, training=training, runtime=args.runtime)
     if args.model not in (None, model) or replace(args, model=None) != allowed:
         raise UsageError(
-            f"--resume {folder}: the run keeps its settings; only --epochs and runtime options can be changed"
+            f"--resume {args.resume}: the run keeps its settings; only --epochs and runtime options can be changed"
         )
-    if not (folder / "last.safetensors").is_file():
-        raise UsageError(f"--resume {folder}: the run stopped before its first checkpoint; start it again")
-
-
-def _resumed_epochs(epochs: int, folder: Path) -> int:
-    """Return ``epochs``; raise UsageError if the run has done more already."""
-    from chromabox.engine.logger import read_metrics
-
-    done = len(read_metrics(folder))
-    if epochs < max(done, 1):
-        raise UsageError(f"--epochs is {epochs}, but {folder} has done {done} epochs already")
-    return epochs
 
 
 @dataclass(frozen=True)
@@ -428,7 +378,7 @@ def _evaluate_photo(model: "PhotoModel", run: Path | None, data: str | None) -> 
         raise UsageError(
             f"{run or 'the bundled model'} is a photo model: use --data with a folder of colour photographs"
         )
-    val = [center_crop(image) for image in load_photos(Path(data), print_line).val]
+    val = [center_crop(image) for image in load_photos(Path(data)).val]
     size = int(model.metadata.get("size", 192))
     for name, value in validate_photo(model.network, model.bins, val, size).items():
         print_line(f"{name}: {value:.4f}")

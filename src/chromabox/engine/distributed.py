@@ -8,6 +8,7 @@ overlapping communication with computation, as ``DistributedDataParallel`` does,
 wrapper, the model keeps its parameter names in checkpoints.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ def init_distributed() -> Iterator[DistInfo]:
         torch.cuda.set_device(local_rank % gpus)
     # Flags and saved sums are on the CPU, which nccl does not support.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= max(local_size, 1) else "gloo")
+    if dist.get_rank():
+        logging.getLogger("chromabox").setLevel(logging.ERROR)  # Only the main process prints.
     try:
         yield DistInfo(dist.get_rank(), world_size)
     finally:

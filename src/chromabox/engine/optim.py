@@ -1,4 +1,4 @@
-"""Muon for convolution kernels.
+"""Optimizers and learning rates of a recipe, and Muon for convolution kernels.
 
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") approximately orthogonalises the
 momentum update by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. Here, a convolution
@@ -8,7 +8,7 @@ bfloat16 matmul is 25 to 60 times slower there.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,48 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from chromabox.engine.autotune import has_fast_bfloat16
+from chromabox.engine.optim_config import OptimConfig, lr_factor
+
+#: Step → the settings (``lr`` …) of each parameter group of each optimizer.
+LrSchedule = Callable[[int], Sequence[Sequence[Mapping[str, float]]]]
 
 #: Coefficients of the quintic polynomial, as published.
 _NS_A, _NS_B, _NS_C = 3.4445, -4.775, 2.0315
 _NS_STEPS = 5
 #: Number of rows of a symmetric product computed at a time.
 _BLOCK_ROWS = 256
+
+
+def split_kernels(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split trainable parameters into the convolution kernels, which Muon updates, and all others.
+
+    A kernel with a single input channel is in effect a vector and belongs to the others.
+    """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    kernels = [parameter for parameter in trainable if parameter.ndim == 4 and parameter.shape[1] > 1]
+    return kernels, [parameter for parameter in trainable if not (parameter.ndim == 4 and parameter.shape[1] > 1)]
+
+
+def build_muon(
+    config: OptimConfig, kernels: Sequence[nn.Parameter], adamw: torch.optim.AdamW
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for ``kernels``, if there are any, and ``adamw``."""
+    return [*([Muon(kernels, config.lr, config.weight_decay, config.momentum)] if kernels else []), adamw]
+
+
+def lr_schedule(config: OptimConfig, optimizers: Sequence[torch.optim.Optimizer], total_steps: int) -> LrSchedule:
+    """Return the learning rate of every parameter group as a function of the step.
+
+    The optimizers' current learning rates are the peak learning rates.
+    """
+    peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def schedule(step: int) -> list[list[dict[str, float]]]:
+        # With an offset of half a step, neither the first nor the last step has a learning rate of 0.
+        factor = lr_factor(config, (step + 0.5) / total_steps)
+        return [[{"lr": lr * factor} for lr in group_lrs] for group_lrs in peak_lrs]
+
+    return schedule
 
 
 class Muon(torch.optim.Optimizer):

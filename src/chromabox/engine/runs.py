@@ -1,19 +1,24 @@
-"""Configuration, package versions and memory use of a run, for its ``config.json`` and ``summary.json``."""
+"""Run folders: configuration, metrics, checkpoints and summary of a training run."""
 
 import json
+import logging
 import platform
 import resource
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
+from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.optim_config import OptimConfig
+from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.errors import UsageError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+log = logging.getLogger(__name__)
 
 #: Format of ``config.json``. Format 1 had no format number and other field names; it can still be read.
 CONFIG_FORMAT = 2
@@ -63,23 +68,140 @@ _FORMAT_1_RECIPE_NAMES = {
 PROC_STATUS = Path("/proc/self/status")
 
 
-def write_config(folder: Path, config: "DataclassInstance") -> None:
-    """Write a run's configuration and the package versions to ``config.json``."""
-    write_json(folder / "config.json", {"format": CONFIG_FORMAT, **asdict(config), "versions": package_versions()})
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings that all training runs share; each kind of run adds its own."""
+
+    model: str
+    recipe: OptimConfig
+    data: str
+    seed: int = 0
+    size: int
+    patience: int | None = None
+    """Epochs without improvement after which training stops."""
+    max_steps: int | None = None
+    """Optimizer steps of the whole run, instead of the recipe's epochs; the last epoch can be shortened."""
+    runtime: RuntimeConfig | None = None
+    """Device, precision and threads; None until training has chosen them."""
 
 
-def read_config_values(folder: Path) -> dict[str, Any]:
-    """Return the fields of a run's configuration, by their current names, from ``config.json``.
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-    Raise OSError if there is no such file, and ValueError, KeyError or TypeError if it is not a configuration.
+
+@dataclass(frozen=True)
+class RunDir:
+    """Folder of a training run: config.json, metrics.jsonl, last.safetensors, best.safetensors and summary.json."""
+
+    path: Path
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return (self.path / "last.safetensors").is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has been trained to its end."""
+        return (self.path / "summary.json").is_file()
+
+    def require_new(self) -> None:
+        """Raise UsageError if the folder contains a run."""
+        if self.is_started:
+            raise UsageError(
+                f"{self.path} already contains a run: use --resume {self.path} or choose another folder with -o"
+            )
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the configuration and the package versions to ``config.json``; create the folder if necessary."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        values = {"format": CONFIG_FORMAT, **asdict(config), "versions": package_versions()}
+        write_json(self.path / "config.json", values)
+
+    def config_values(self) -> dict[str, Any]:
+        """Return the fields of the configuration by their current names.
+
+        Raise OSError if there is no ``config.json``, and ValueError, KeyError or TypeError if it is not valid.
+        """
+        values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        values.pop("versions", None)
+        if values.pop("format", 1) == 1:
+            values = rename_keys(values, _FORMAT_1_NAMES)
+            values["recipe"] = rename_keys(values["recipe"], _FORMAT_1_RECIPE_NAMES)
+            values["runtime"] = rename_keys(values["runtime"], {"compiled": "compile"})
+        return dict(values)
+
+    def model_name(self) -> str | None:
+        """Return the model of the run, or None if the configuration cannot be read."""
+        try:
+            return str(self.config_values()["model"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def load_config(self, kind: type[ConfigT]) -> ConfigT:
+        """Read the configuration. Raise UsageError if the folder contains no run of this kind."""
+        hints = get_type_hints(kind)
+        models = get_args(hints["model"])
+        try:
+            values = self.config_values()
+            if values["model"] not in models:
+                raise ValueError(f"its model is {values['model']}")
+            values["recipe"] = hints["recipe"](**values["recipe"])
+            values["runtime"] = RuntimeConfig(**values["runtime"])
+            return kind(**values)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(
+                f"{self.path}: contains no config.json; use a run folder written by chromabox train or finetune"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{self.path / 'config.json'}: not the configuration of a run of {', '.join(models)} ({error})"
+            ) from error
+
+    def resume_config(self, kind: type[ConfigT], options: RuntimeOptions, epochs: int | None = None) -> ConfigT:
+        """Return the configuration for resuming the run, with the given runtime options and number of epochs.
+
+        Raise UsageError if the run cannot be resumed or has done more epochs already.
+        """
+        config = self.load_config(kind)
+        if not self.is_started:
+            raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start it again")
+        if epochs is not None:
+            done = len(self.metrics())
+            if epochs < max(done, 1):
+                raise UsageError(f"--epochs is {epochs}, but {self.path} has done {done} epochs already")
+            config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
+        assert config.runtime is not None
+        return replace(config, runtime=config.runtime.with_overrides(options))
+
+    def metrics(self) -> list[EpochRecord]:
+        """Return the records of the finished epochs."""
+        return read_metrics(self.path)
+
+    def save_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, which marks the run as finished."""
+        write_json(self.path / "summary.json", summary)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the contents of ``summary.json``."""
+        return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
+
+
+def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, RunDir], None]) -> None:
+    """Call ``train`` for every run that is not finished: with its stored configuration if it was interrupted.
+
+    Raise UsageError, before any training, if a folder contains a run with different settings.
     """
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    values.pop("versions", None)
-    if values.pop("format", 1) == 1:
-        values = rename_keys(values, _FORMAT_1_NAMES)
-        values["recipe"] = rename_keys(values["recipe"], _FORMAT_1_RECIPE_NAMES)
-        values["runtime"] = rename_keys(values["runtime"], {"compiled": "compile"})
-    return dict(values)
+    runs = {path: RunDir(path) for path in configs}
+    stored = {path: run.load_config(type(configs[path])) for path, run in runs.items() if run.is_started}
+    for path, config in stored.items():
+        if replace(config, runtime=None) != replace(configs[path], runtime=None):
+            raise UsageError(f"{path}: contains a run with other settings; use another folder with -o or remove it")
+    for path, config in configs.items():
+        if path in stored and runs[path].is_finished:
+            log.info(f"{path}: already finished, skipping")
+            continue
+        log.info(f"{path}: {'resuming' if path in stored else 'training'}")
+        train(stored.get(path, config), runs[path])
 
 
 def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

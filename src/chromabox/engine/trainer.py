@@ -10,9 +10,9 @@ results as an uninterrupted run.
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -33,11 +33,11 @@ from chromabox.engine.distributed import (
     broadcast_object,
 )
 from chromabox.engine.logger import EpochRecord, MetricsLogger, ProgressCallback, progress_bar
-from chromabox.engine.runs import rename_keys
+from chromabox.engine.optim import LrSchedule
+from chromabox.engine.runs import RunConfig, rename_keys
 from chromabox.errors import ChromaboxError
 
 BatchT = TypeVar("BatchT")
-ParamGroupSettings = Mapping[str, float]
 
 
 class TrainingInterrupted(ChromaboxError):
@@ -83,6 +83,42 @@ class TrainSchedule:
         return max(0, min(self.batches_per_epoch, remaining_steps * self.accumulate))
 
 
+def make_schedule(
+    config: RunConfig,
+    batches_per_epoch: int,
+    *,
+    accumulate: int = 1,
+    monitor: str | None = None,
+    ema_warmup: bool = True,
+) -> TrainSchedule:
+    """Return the schedule of a run.
+
+    Args:
+        config: the run's configuration.
+        batches_per_epoch: batches per epoch.
+        accumulate: batches per optimizer step.
+        monitor: metric that selects the best epoch; None: the last epoch is best.
+        ema_warmup: warm up the moving average in the first 2 % of the run.
+    """
+    schedule = TrainSchedule(
+        epochs=config.recipe.epochs,
+        batches_per_epoch=batches_per_epoch,
+        accumulate=accumulate,
+        monitor=monitor,
+        patience=config.patience,
+    )
+    if config.max_steps is not None:
+        epochs = math.ceil(config.max_steps / schedule.steps_per_epoch)
+        schedule = replace(schedule, epochs=epochs, max_steps=config.max_steps)
+    if config.recipe.ema_fraction:
+        schedule = replace(
+            schedule,
+            ema_decay=max(0.0, 1 - 1 / (config.recipe.ema_fraction * schedule.total_steps)),
+            ema_warmup_steps=schedule.total_steps / 50 if ema_warmup else 0.0,
+        )
+    return schedule
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainTask(Generic[BatchT]):
     """Model, optimizers, data, loss and validation of a training run."""
@@ -95,7 +131,7 @@ class TrainTask(Generic[BatchT]):
     """Scalars of one batch: ``loss``, which is minimised, and other values to log."""
     validate: Callable[[nn.Module], dict[str, float]]
     """Metrics of a model in evaluation mode; called in the main process only."""
-    lr_schedule: Callable[[int], Sequence[Sequence[ParamGroupSettings]]]
+    lr_schedule: LrSchedule
     """Step → the settings (``lr`` …) of each parameter group of each optimizer."""
     checkpoint_metadata: Callable[[], dict[str, Any]]
     """Metadata of a checkpoint (JSON values)."""

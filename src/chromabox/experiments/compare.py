@@ -1,18 +1,19 @@
 """Comparison of models: each trained with several seeds, tabulated with published results, and plotted."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
-from chromabox.colour.training.train import TrainConfig, load_inputs, read_config
+from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import read_summary, require_distinct, train_pending
+from chromabox.experiments.runs import require_distinct, train_palette_models
 from chromabox.experiments.sweep_results import SeedStats, print_table, write_table
 from chromabox.report.plots import plot_image_rows
 
@@ -54,7 +55,6 @@ def compare(
     palette: str,
     epochs: int | None = None,
     options: RuntimeOptions | None = None,
-    log: Callable[[str], None] = print,
 ) -> Comparison:
     """Train every model with every seed into ``folder/MODEL-RECIPE-seedN`` and tabulate the results.
 
@@ -78,7 +78,7 @@ def compare(
         for model in models
     }
     all_configs = {run: config for group in configs.values() for run, config in group.items()}
-    train_pending(all_configs, options=options, log=log)
+    train_palette_models(all_configs, options=options)
     return tabulate(folder, {model: list(group) for model, group in configs.items()})
 
 
@@ -91,15 +91,15 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
     for run in runs:
         if not (run / "summary.json").is_file():
             raise UsageError(f"{run}: contains no summary.json; use the folder of a finished run")
-        config = read_config(run)
-        has_first_recipe = config.recipe_name == read_config(runs[0]).recipe_name
+        config = RunDir(run).load_config(TrainConfig)
+        has_first_recipe = config.recipe_name == RunDir(runs[0]).load_config(TrainConfig).recipe_name
         groups.setdefault(config.model if has_first_recipe else f"{config.model} {config.recipe_name}", []).append(run)
     for name, group in groups.items():
-        configs = [read_config(run) for run in group]
+        configs = [RunDir(run).load_config(TrainConfig) for run in group]
         # Averaging is over seeds, and runtime options do not change the trained model.
         comparable = [replace(config, seed=0, runtime=None) for config in configs]
         # With the palette "auto", only the summary contains the palette that was used.
-        palettes = {read_summary(run)["palette"] for run in group}
+        palettes = {RunDir(run).summary()["palette"] for run in group}
         if any(config != comparable[0] for config in comparable) or len(palettes) > 1:
             raise UsageError(
                 f"runs of {name} differ in recipe, data, palette or settings and cannot be averaged; "
@@ -112,7 +112,7 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
     """Write ``comparison.csv`` and ``comparison.png`` for finished runs, given as one list of runs (seeds) per name."""
-    rows = [_make_row([read_summary(run) for run in group]) for group in runs.values()]
+    rows = [_make_row([RunDir(run).summary() for run in group]) for group in runs.values()]
     result = Comparison(
         rows,
         {name: list(group) for name, group in runs.items()},
@@ -123,7 +123,7 @@ def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
     write_table(result.csv_path, rows)
     images: dict[str, Any] = {}
     for (name, (run, *_)), row in zip(result.runs.items(), rows, strict=True):
-        model, test = load_palette_model(run), load_inputs(read_config(run), run).data.test
+        model, test = load_palette_model(run), load_inputs(RunDir(run).load_config(TrainConfig), run).data.test
         grey, truth, predicted = sample_grid(model.network, test, model.palette)
         images = {"grey": grey, "truth": truth, **images, f"{name}\n{row['accuracy']:.1f} %": predicted}
     plot_image_rows(images, result.figure_path, f"{_describe(rows[0])}: first test images")

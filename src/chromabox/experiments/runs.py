@@ -5,17 +5,16 @@ folders are grouped by type.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from chromabox.colour.training.recipes import PALETTE_MODELS
-from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, read_config, train
-from chromabox.engine.runs import read_config_values
+from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, train
+from chromabox.engine.runs import RunDir, train_pending
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.report.training import epoch_callback, plot_run
+from chromabox.report.training import log_metrics, plot_run, sample_callback
 
 
 def require_distinct(option: str, values: Sequence[object]) -> None:
@@ -25,43 +24,27 @@ def require_distinct(option: str, values: Sequence[object]) -> None:
         raise UsageError(f"{option}: {tuple(values)} {problem}; expected one or more different values")
 
 
-def train_pending(
-    configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None, log: Callable[[str], None] = print
-) -> None:
+def train_palette_models(configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None) -> None:
     """Train every run into its folder; skip finished runs and resume interrupted ones.
 
     Place runs with the same inputs next to each other: the next run reuses the loaded images. Raise UsageError,
     before any training, if a folder contains a run with different settings.
     """
-    existing_configs = {run: read_config(run) for run in configs if (run / "last.safetensors").is_file()}
-    for run, existing_config in existing_configs.items():
-        if replace(existing_config, runtime=None) != configs[run]:
-            raise UsageError(f"{run}: contains a run with other settings; use another folder with -o or remove it")
     inputs_key: tuple[object, ...] | None = None
     inputs: TrainInputs | None = None
-    for run, config in configs.items():
-        existing = existing_configs.get(run)
-        if existing is not None and (run / "summary.json").is_file():
-            log(f"{run}: already finished, skipping")
-            continue
-        if existing is None and inputs_key != _inputs_key(config):
-            inputs_key, inputs = _inputs_key(config), load_inputs(config)
-        log(f"{run}: {'training' if existing is None else 'resuming'}")
-        train(
-            existing or config,
-            run,
-            options=options,
-            inputs=inputs if existing is None else None,  # A resumed run uses the palette stored in its folder.
-            resume=existing is not None,
-            log=log,
-            on_epoch_end=epoch_callback(run, log),
-        )
-        plot_run(run, f"{run.name}, {config.data}")
 
+    def train_run(config: TrainConfig, run: RunDir) -> None:
+        nonlocal inputs_key, inputs
+        # A resumed run uses the palette stored in its folder.
+        key = (config.data, config.palette, config.size, config.val_fraction, config.recipe.auxiliary_fraction > 0)
+        if not run.is_started and (inputs is None or key != inputs_key):
+            inputs_key, inputs = key, load_inputs(config)
+        run_inputs = load_inputs(config, run.path) if run.is_started or inputs is None else inputs
+        callbacks = (log_metrics, sample_callback(run.path, run_inputs))
+        train(config, run.path, options=options, inputs=run_inputs, resume=run.is_started, callbacks=callbacks)
+        plot_run(run.path)
 
-def _inputs_key(config: TrainConfig) -> tuple[object, ...]:
-    """Return the settings that determine the inputs of a run."""
-    return config.data, config.palette, config.size, config.val_fraction, config.recipe.auxiliary_fraction > 0
+    train_pending(configs, train_run)
 
 
 @dataclass(frozen=True)
@@ -77,12 +60,6 @@ class RunIndex:
     """Runs of fine-tuned detectors."""
     ignored: list[str] = field(default_factory=list)
     """Messages about runs that cannot be used."""
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """Return the contents of ``summary.json`` of a finished run."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return summary
 
 
 def find_runs(paths: Sequence[Path]) -> RunIndex:
@@ -105,17 +82,17 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
             )
         run_index.sweeps.extend(sweeps)
         for run in runs:
-            model = read_config_values(run).get("model")
+            model = RunDir(run).config_values().get("model")
             if model == "detector":
                 run_index.detectors.append(run)
             elif model in PALETTE_MODELS:
-                summary = read_summary(run)
+                summary = RunDir(run).summary()
                 colour.setdefault((summary["recipe"], summary["data"], summary["palette"]), []).append(run)
             else:
                 run_index.ignored.append(f"{run}: a run of {model}, which reports do not support")
 
     def sort_key(runs: list[Path]) -> tuple[int, int]:
-        summaries = [read_summary(run) for run in runs]
+        summaries = [RunDir(run).summary() for run in runs]
         return len({summary["net"] for summary in summaries}), max(summary["epochs"] for summary in summaries)
 
     groups = sorted(colour.items(), key=lambda group: sort_key(group[1]), reverse=True)
@@ -125,7 +102,7 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
             "others; use a separate report"
         )
     for name in PALETTE_MODELS:
-        model_runs = [run for _, runs in groups[:1] for run in runs if read_summary(run)["net"] == name]
+        model_runs = [run for _, runs in groups[:1] for run in runs if RunDir(run).summary()["net"] == name]
         if model_runs:
             run_index.colour[name] = _same_settings(name, model_runs, run_index)
     return run_index
@@ -135,17 +112,17 @@ def _same_settings(model: str, runs: list[Path], index: RunIndex) -> list[Path]:
     """Return a model's largest group of runs that differ only in the seed; ties go to the one with the most epochs."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
-        config = read_config_values(run)
+        config = RunDir(run).config_values()
         settings = {
             name: config.get(name)
             for name in ("recipe", "model_args", "max_steps", "size", "val_fraction", "accumulate")
         }
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    best = max(groups.values(), key=lambda group: (len(group), max(read_summary(run)["epochs"] for run in group)))
+    best = max(groups.values(), key=lambda group: (len(group), max(RunDir(run).summary()["epochs"] for run in group)))
     others = [run for group in groups.values() if group is not best for run in group]
     if others:
         index.ignored.append(
             f"{len(others)} runs of {model} have other settings than the rest, starting with {others[0]}: not "
             "comparable with the others; use a separate report"
         )
-    return sorted(best, key=lambda run: int(read_summary(run)["seed"]))
+    return sorted(best, key=lambda run: int(RunDir(run).summary()["seed"]))

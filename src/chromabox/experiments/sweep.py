@@ -22,11 +22,12 @@ from chromabox.colour.palette.io import load_palette
 from chromabox.colour.palette.palette import MAX_COLOURS, decode_labels
 from chromabox.colour.training.loss import loss_and_accuracy
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
-from chromabox.colour.training.train import TrainConfig, load_inputs, read_config
+from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import read_summary, require_distinct, train_pending
+from chromabox.experiments.runs import require_distinct, train_palette_models
 from chromabox.experiments.sweep_results import (
     METRICS,
     SeedStats,
@@ -102,7 +103,6 @@ def sweep(
     epochs: int | None = None,
     steps: int | None = None,
     options: RuntimeOptions | None = None,
-    log: Callable[[str], None] = print,
 ) -> SweepResult:
     """Train the model with every value and seed into ``folder/PARAMETER-VALUE-seedN`` and tabulate the results.
 
@@ -146,7 +146,7 @@ def sweep(
 
     equal_epochs, equal_steps = runs_by_value(configs), runs_by_value(step_configs)
     groups = [*equal_epochs.values(), *equal_steps.values()]
-    train_pending({run: config for runs in groups for run, config in runs.items()}, options=options, log=log)
+    train_palette_models({run: config for runs in groups for run, config in runs.items()}, options=options)
     return _write_results(folder, parameter, tuple(seeds), equal_epochs, equal_steps)
 
 
@@ -177,7 +177,7 @@ def _write_results(
 ) -> SweepResult:
     """Evaluate the finished runs and write ``curves.png``, ``sheet.png``, ``sweep.csv`` and ``sweep.json``."""
     runs = list(dict.fromkeys(run for rows in (equal_epochs, equal_steps) for group in rows.values() for run in group))
-    summaries = {run: read_summary(run) for run in runs}
+    summaries = {run: RunDir(run).summary() for run in runs}
     first = summaries[runs[0]]
     for run in runs:
         name = summaries[run]["palette"]
@@ -188,12 +188,14 @@ def _write_results(
             )
     metrics: dict[Path, dict[str, float]] = {}
     steps_per_epoch: dict[Path, int] = {}
-    inputs = load_inputs(read_config(runs[0]), runs[0])
+    inputs = load_inputs(RunDir(runs[0]).load_config(TrainConfig), runs[0])
     test = inputs.data.test
     for run in runs:
         if not np.array_equal(inputs.palette.colours, load_palette(run / "palette.json").colours):
-            inputs = load_inputs(read_config(run), run)  # The images are labelled with the run's palette.
-        steps_per_epoch[run] = _steps_per_epoch(read_config(run), inputs.data.train)
+            inputs = load_inputs(
+                RunDir(run).load_config(TrainConfig), run
+            )  # The images are labelled with the run's palette.
+        steps_per_epoch[run] = _steps_per_epoch(RunDir(run).load_config(TrainConfig), inputs.data.train)
         metrics[run] = _evaluate_run(run, summaries[run], inputs.data, steps_per_epoch[run])
 
     def make_row(value: SweepValue, group: Sequence[Path]) -> SweepRow:

@@ -1,7 +1,8 @@
 """Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks for colourisation runs."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,19 @@ from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import annotate
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.training.auto_freeze import choose_num_frozen
-from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import FinetuneResult, finetune
+from chromabox.detect.training.setup import initialise_run
 from chromabox.detect.weights.convert import export_all_formats
-from chromabox.engine.logger import EpochRecord, format_metrics, read_metrics
+from chromabox.engine.logger import EpochRecord, format_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.train import EpochCallback
 from chromabox.io.images import make_grid, read_image, to_uint8, write_image
 from chromabox.report.detection import print_evaluation, write_evaluation
 from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, plot_curves, save_figure
+
+log = logging.getLogger(__name__)
 
 SquareTile = UInt8[np.ndarray, "side side 3"]
 
@@ -45,62 +51,43 @@ MIN_ERROR_CONFIDENCE = 0.25
 
 def run_finetune(
     config: FinetuneConfig,
-    folder: Path,
+    run: RunDir,
     *,
     options: RuntimeOptions | None = None,
     resume: bool = False,
     export: bool = True,
-    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Fine-tune into ``folder``, write figures, log the results, and return the summary.
+    """Fine-tune into a run folder, write figures, log the results, and return the summary.
 
     In addition to the files of the run, write ``curves.png`` (losses, AP), ``evaluation/`` (metrics, curves and
     confusion matrix of the result on the validation images), ``sheet.png`` (ground truth | prediction) and
     ``mistakes.png``, and, with ``export``, the model in other formats. The curves are also drawn for an interrupted
     run. With ``freeze`` set to ``auto``, the number of frozen layers is selected first.
     """
+    folder, options = run.path, options or RuntimeOptions()
+    initial = initialise_run(config, folder if resume else None)
     if config.freeze == "auto":
-        config = choose_num_frozen(config, options or RuntimeOptions(), log=log)
+        config = choose_num_frozen(config, initial, options)
     try:
-        result = finetune(
-            config,
-            folder,
-            options=options,
-            resume=resume,
-            log=log,
-            on_epoch_end=lambda record: log(format_metrics(record)),
-        )
+        result = finetune(config, folder, options=options, initial=initial, resume=resume, callbacks=(log_metrics,))
     finally:
-        if read_metrics(folder):
-            plot_losses(read_metrics(folder), folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
+        if run.metrics():
+            plot_losses(run.metrics(), folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
     title = f"{folder} on {Path(config.data).name}"
     print_evaluation(result.after, title)
     write_evaluation(result.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
     write_samples(result, folder)
-    for warning in result.summary["warnings"]:
-        print(f"chromabox: {warning}", file=sys.stderr)
+    for warning in result.after.warnings:
+        log.warning(warning)
     exported = list(export_all_formats(result.detector, folder)) if export else []
     for line in summary_lines(result, folder, exported):
-        log(line)
+        log.info(line)
     return result.summary
 
 
-def finetune_if_missing(
-    folder: Path,
-    make_config: Callable[[], FinetuneConfig],
-    *,
-    options: RuntimeOptions | None = None,
-    export: bool = True,
-    log: Callable[[str], None] = print,
-) -> Path:
-    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one."""
-    if (folder / "summary.json").is_file():
-        log(f"{folder}: already finished, skipping")
-        return folder
-    resume = (folder / "last.safetensors").is_file()
-    config = read_finetune_config(folder) if resume else make_config()
-    run_finetune(config, folder, options=options, resume=resume, export=export, log=log)
-    return folder
+def log_metrics(record: EpochRecord, model: nn.Module) -> None:
+    """Log the metrics of an epoch."""
+    log.info(format_metrics(record))
 
 
 def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str]) -> list[str]:
@@ -233,32 +220,32 @@ def _fit_tile(pixels: UInt8[np.ndarray, "height width 3"]) -> SquareTile:
     return np.asarray(tile)
 
 
-def epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[[EpochRecord, nn.Module, TrainInputs], None]:
-    """Return an epoch callback that logs the metrics and draws greyscale | truth | prediction into ``sheets/``."""
+def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
+    """Return a callback that draws greyscale | truth | prediction of test images into ``sheets/``."""
 
-    def on_epoch_end(record: EpochRecord, model: nn.Module, inputs: TrainInputs) -> None:
-        log(format_metrics(record))
+    def draw(record: EpochRecord, model: nn.Module) -> None:
         rows = sample_grid(model, inputs.data.test, inputs.palette)
         write_image(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", make_grid(rows, scale=3))
 
-    return on_epoch_end
+    return draw
 
 
-def photo_epoch_callback(folder: Path, log: Callable[[str], None]) -> Callable[..., None]:
-    """Return the epoch callback for photo models, which draws the first validation photographs."""
+def photo_sample_callback(folder: Path, photos: PhotoDataset) -> EpochCallback:
+    """Return a callback like :func:`sample_callback` for photo models, which draws validation photographs."""
 
-    def on_epoch_end(record: EpochRecord, model: nn.Module, bins: ChromaBins, dataset: PhotoDataset) -> None:
-        log(format_metrics(record))
-        sheet = make_grid(photo_sample_grid(model, bins, dataset.val), scale=1)
+    def draw(record: EpochRecord, model: nn.Module) -> None:
+        bins = ChromaBins.from_json(json.loads((folder / "bins.json").read_text(encoding="utf-8")))
+        sheet = make_grid(photo_sample_grid(model, bins, photos.val), scale=1)
         write_image(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", sheet)
 
-    return on_epoch_end
+    return draw
 
 
-def plot_run(folder: Path, title: str) -> Path:
-    """Plot the run's metrics into ``curves.png`` and return its path."""
-    path = folder / "curves.png"
-    records = read_metrics(folder)
-    if records:
-        plot_curves(records, path, title)
+def plot_run(folder: Path) -> Path:
+    """Plot the metrics of a colourisation run into ``curves.png`` and return its path."""
+    run, path = RunDir(folder), folder / "curves.png"
+    if run.metrics():
+        config = run.config_values()
+        title = f"{config['model']}, {config['recipe_name']} recipe, {Path(config['data']).name}, seed {config['seed']}"
+        plot_curves(run.metrics(), path, title)
     return path

@@ -91,7 +91,7 @@ def test_initial_model_has_the_initial_weights_of_a_run(tmp_path: Path) -> None:
         model_args={"num_filters": 2},
     )  # fmt: skip
     options = RuntimeOptions(precision="float32", compile="off", channels_last="off", threads=1, device="cpu")
-    train(config, tmp_path / "run", options=options, log=lambda line: None)
+    train(config, tmp_path / "run", options=options)
     state, _ = load_checkpoint(tmp_path / "run" / "last.safetensors")
     torch.manual_seed(9)
     expected = torch.rand(1)

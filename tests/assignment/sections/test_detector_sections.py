@@ -50,7 +50,7 @@ def _train(folder: Path, variant: Variant = DARKNET, recipe: str = "default", fr
         num_cached_views=1,
         runtime=RuntimeConfig(),
     )
-    finetune(config, folder / "run", log=lambda line: None)
+    finetune(config, folder / "run")
     return folder / "run"
 
 

@@ -31,9 +31,10 @@ from chromabox.assignment.sections.results import (
 )
 from chromabox.colour.training.recipes import PaletteModelName, make_recipe
 from chromabox.colour.training.train import TrainConfig, train
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
-from chromabox.experiments.runs import RunIndex, find_runs, read_summary
+from chromabox.experiments.runs import RunIndex, find_runs
 from chromabox.report.document.model import Document, Figure, MissingRun, Number, Section, Table, Text
 
 BUILDERS = (pool_upsample_results, conv_transpose_curves, conv_transpose_results, unet_curves, unet_results)
@@ -57,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 data=str(folder / "photos"), palette="horse24", model_args={"num_filters": 4},
             )  # fmt: skip
             run = folder / "nets" / f"{model}-course-seed{seed}"
-            train(config, run, options=OPTIONS, log=lambda line: None)
+            train(config, run, options=OPTIONS)
     return folder / "nets"
 
 
@@ -124,7 +125,7 @@ def test_numbers_match_their_sources_in_results_json(sections: list[Section], fo
 def test_means_and_deviations_match_the_summaries(sections: list[Section], runs: Path) -> None:
     table = next(block for block in sections[2].blocks if isinstance(block, Table))
     for row, model in zip(table.rows, MODELS, strict=False):
-        accuracies = [100 * read_summary(runs / f"{model}-course-seed{seed}")["test_accuracy"] for seed in (0, 1)]
+        accuracies = [100 * RunDir(runs / f"{model}-course-seed{seed}").summary()["test_accuracy"] for seed in (0, 1)]
         assert row[0] == model
         assert isinstance(row[4], Number)
         assert row[4].value == pytest.approx(np.mean(accuracies))

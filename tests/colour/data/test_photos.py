@@ -28,10 +28,6 @@ from chromabox.errors import UsageError
 COFFEE = coffee()
 
 
-def quiet(line: str) -> None:
-    """Ignore a log message."""
-
-
 def write_crops(folder: Path, count: int, *, name: str = "") -> Path:
     """Write `count` different crops of a photograph to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +52,7 @@ def test_images_are_resized_when_read(tmp_path: Path) -> None:
     for name in sizes:
         (tmp_path / f"{name}.png").rename(tmp_path / "train" / f"{name}.png")
     (tmp_path / "val.png").rename(tmp_path / "val" / "val.png")
-    dataset = load_photos(tmp_path, quiet)
+    dataset = load_photos(tmp_path)
     shapes = [image.shape for image in dataset.train]
     assert shapes == [(128, 192, 3), (128, 192, 3), (128, 192, 3), (128, 256, 3), (256, 128, 3)]
     assert [image.shape for image in dataset.val] == [(128, 192, 3)]
@@ -73,7 +69,7 @@ def test_strip_is_cropped_to_its_centre(tmp_path: Path) -> None:
     write_crops(tmp_path / "val", 1)
     (tmp_path / "train").mkdir()
     Image.fromarray(strip).save(tmp_path / "train" / "strip.png")
-    [image] = load_photos(tmp_path, quiet).train
+    [image] = load_photos(tmp_path).train
     assert image.shape == (STORED_SIDE, MAX_SIDE, 3)
     # Black left of the strip's centre, red right of it, bicubic interpolation between.
     assert image[:, :8].mean() < 30
@@ -81,15 +77,15 @@ def test_strip_is_cropped_to_its_centre(tmp_path: Path) -> None:
 
 
 def test_every_twentieth_image_is_in_the_validation_split(tmp_path: Path) -> None:
-    dataset = load_photos(write_crops(tmp_path, 29), quiet)
+    dataset = load_photos(write_crops(tmp_path, 29))
     assert (len(dataset.train), len(dataset.val)) == (28, 1)
-    repeated = load_photos(tmp_path, quiet)
+    repeated = load_photos(tmp_path)
     assert all(np.array_equal(one, other) for one, other in zip(dataset.train, repeated.train, strict=True))
     distinct = {image.tobytes() for image in (*dataset.train, *dataset.val)}
     assert len(distinct) == 29
 
 
-def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path) -> None:
+def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path, messages: list[str]) -> None:
     write_crops(tmp_path, 4)
     Image.fromarray(camera()).save(tmp_path / "grey.png")
     Image.fromarray(camera()[..., None].repeat(3, 2)).save(tmp_path / "grey-in-colours.png")
@@ -99,8 +95,8 @@ def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path) -> None:
     (tmp_path / "damaged.jpg").write_bytes(b"no image")
     sixteen = (astronaut().astype(np.uint16) * 257)[..., 0]
     Image.fromarray(sixteen).save(tmp_path / "sixteen-bit-grey.png")
-    messages: list[str] = []
-    dataset = load_photos(tmp_path, messages.append)
+    messages.clear()
+    dataset = load_photos(tmp_path)
     assert len(dataset.train) + len(dataset.val) == 4
     assert messages == [f"{tmp_path}: 5 images omitted (corrupt or without colours)"]
 
@@ -125,7 +121,7 @@ def test_folder_without_enough_colour_images_is_rejected(
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(camera() if "grey" in name else COFFEE).save(folder / f"{name}.png")
     with pytest.raises(UsageError, match=error):
-        load_photos(folder, quiet)
+        load_photos(folder)
 
 
 def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:

@@ -30,7 +30,6 @@ from chromabox.colour.training.train_photo import (
     decode_predictions,
     init_model,
     photo_sample_grid,
-    read_photo_config,
     train_photo,
     validate_photo,
 )
@@ -38,15 +37,12 @@ from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_me
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import ChromaboxError, UsageError
 
 PLAIN_RUNTIME = RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1)
 SMALL_MODEL = {"widths": (8, 12, 16), "blocks": (1, 1, 1)}
-
-
-def quiet(line: str) -> None:
-    """Discard a line of output."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def make_config(photos: Path, **settings: object) -> PhotoConfig:
 def finished_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    train_photo(make_config(photos), folder, log=quiet)
+    train_photo(make_config(photos), folder)
     return folder
 
 
@@ -127,7 +123,7 @@ def test_summary_has_the_metrics_of_the_best_epoch(finished_run: Path, photos: P
     assert (summary["start"], summary["seed"], summary["epochs"]) == ("none", 0, 2)
     assert summary["bins"] == len(model.bins)
     assert summary["parameters"] == sum(parameter.numel() for parameter in model.network.parameters())
-    val_crops = [center_crop(photo) for photo in load_photos(photos, quiet).val]
+    val_crops = [center_crop(photo) for photo in load_photos(photos).val]
     metrics = validate_photo(model.network, model.bins, val_crops, 64)
     assert metrics == pytest.approx({name: summary[name] for name in metrics}, rel=1e-4, abs=1e-5)
     assert metrics == pytest.approx({name: records[best][name] for name in metrics}, rel=1e-4, abs=1e-5)
@@ -135,7 +131,7 @@ def test_summary_has_the_metrics_of_the_best_epoch(finished_run: Path, photos: P
 
 def test_bins_are_fitted_to_the_training_images(finished_run: Path, photos: Path) -> None:
     stored = ChromaBins.from_json(json.loads((finished_run / "bins.json").read_text()))
-    images = load_photos(photos, quiet).train
+    images = load_photos(photos).train
     chroma = [rgb_to_lab(image[::4, ::4].reshape(-1, 3))[:, 1:] for image in images]
     expected = fit_bins(chroma, 10.0)
     np.testing.assert_array_equal(stored.centres, expected.centres)
@@ -145,7 +141,7 @@ def test_bins_are_fitted_to_the_training_images(finished_run: Path, photos: Path
 
 def test_initial_model_predicts_the_bin_frequencies(photos: Path) -> None:
     torch.manual_seed(0)
-    initial = init_model(make_config(photos), load_photos(photos, quiet), None)
+    initial = init_model(make_config(photos), load_photos(photos), None)
     assert (initial.init, initial.model.frozen) == ("none", 0)
     with torch.no_grad():
         probabilities = initial.model.eval()(torch.rand(1, 1, 64, 64)).softmax(1).mean((0, 2, 3)).numpy()
@@ -156,12 +152,11 @@ def test_initial_model_predicts_the_bin_frequencies(photos: Path) -> None:
 def test_resumed_run_equals_an_uninterrupted_run(photos: Path, finished_run: Path, tmp_path: Path) -> None:
     interrupted = tmp_path / "interrupted"
     with pytest.raises(TrainingInterrupted, match=f"--resume {interrupted}"):
-        train_photo(make_config(photos), interrupted, log=quiet, on_epoch_end=interrupt)
+        train_photo(make_config(photos), interrupted, callbacks=(interrupt,))
     assert [record["epoch"] for record in read_metrics(interrupted)] == [1]
     assert not (interrupted / "summary.json").exists()
-    config = read_photo_config(interrupted)
-    assert config is not None
-    train_photo(config, interrupted, resume=True, log=quiet)
+    config = RunDir(interrupted).load_config(PhotoConfig)
+    train_photo(config, interrupted, resume=True)
     assert_same_run(finished_run, interrupted)
 
 
@@ -172,7 +167,7 @@ def test_fine_tuning_uses_the_bins_of_the_initial_checkpoint(photos: Path, finis
     recipe = make_photo_recipe("quick", epochs=2, batch_size=4, finetune=True)
     config = make_config(photos, init=str(checkpoint), bin_spacing=25.0)
     config = replace(config, recipe=recipe)
-    train_photo(config, uninterrupted, log=quiet)
+    train_photo(config, uninterrupted)
     initial, tuned = load_model(checkpoint), load_model(uninterrupted)
     assert isinstance(initial, PhotoModel)
     assert isinstance(tuned, PhotoModel)
@@ -183,11 +178,10 @@ def test_fine_tuning_uses_the_bins_of_the_initial_checkpoint(photos: Path, finis
     initial_norm = sum(before.square().sum().item() for before, _ in pairs) ** 0.5
     assert 0 < change_norm < 0.1 * initial_norm
     with pytest.raises(TrainingInterrupted):
-        train_photo(config, interrupted, log=quiet, on_epoch_end=interrupt)
+        train_photo(config, interrupted, callbacks=(interrupt,))
     checkpoint.unlink()  # resuming requires no files outside the run folder except the photographs
-    resumed_config = read_photo_config(interrupted)
-    assert resumed_config is not None
-    train_photo(resumed_config, interrupted, resume=True, log=quiet)
+    resumed_config = RunDir(interrupted).load_config(PhotoConfig)
+    train_photo(resumed_config, interrupted, resume=True)
     assert_same_run(uninterrupted, interrupted)
 
 
@@ -196,7 +190,7 @@ def test_frozen_layers_do_not_change(photos: Path, finished_run: Path, tmp_path:
     metadata["settings"] = {**metadata["settings"], "frozen": 3}
     save_checkpoint(tmp_path / "frozen.safetensors", state, metadata)
     config = make_config(photos, init=str(tmp_path / "frozen.safetensors"))
-    train_photo(replace(config, recipe=replace(config.recipe, epochs=1)), tmp_path / "run", log=quiet)
+    train_photo(replace(config, recipe=replace(config.recipe, epochs=1)), tmp_path / "run")
     trained_state, trained_metadata = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert trained_metadata["settings"]["frozen"] == 3
     weights = trained_state["net"]
@@ -209,7 +203,7 @@ def test_frozen_layers_do_not_change(photos: Path, finished_run: Path, tmp_path:
 def test_training_reduces_the_loss(photos: Path, tmp_path: Path) -> None:
     config = make_config(photos)
     config = replace(config, recipe=replace(config.recipe, epochs=6))
-    train_photo(config, tmp_path, log=quiet)
+    train_photo(config, tmp_path)
     losses = [record["train_loss"] for record in read_metrics(tmp_path)]
     assert losses[-1] < 0.95 * losses[0]
 
@@ -218,7 +212,7 @@ def test_patience_with_accumulation_stops_early(photos: Path, tmp_path: Path) ->
     config = make_config(photos, accumulate=2, patience=1)
     # With this learning rate, the loss cannot decrease in 20 consecutive epochs.
     config = replace(config, recipe=replace(config.recipe, epochs=20, lr=20.0, schedule="constant"))
-    summary = train_photo(config, tmp_path, log=quiet)
+    summary = train_photo(config, tmp_path)
     losses = [record["val_loss"] for record in read_metrics(tmp_path)]
     assert summary["epochs"] == len(losses) < 20
     assert losses[-1] >= min(losses[:-1])
@@ -276,7 +270,7 @@ def test_decoding_preserves_the_lightness() -> None:
 
 def test_sample_grid_has_three_images_per_row(finished_run: Path, photos: Path) -> None:
     model = load_model(finished_run)
-    images = load_photos(photos, quiet).train
+    images = load_photos(photos).train
     rows = photo_sample_grid(model.network, model.bins, images, size=64, num_images=2)
     assert [[tile.shape for tile in row] for row in rows] == [[(128, 128, 3)] * 3] * 2
     for (grey, original, _), image in zip(rows, images, strict=False):
@@ -298,7 +292,7 @@ def test_invalid_settings_are_rejected_before_a_folder_is_created(
     photos: Path, tmp_path: Path, settings: dict[str, object], error: str
 ) -> None:
     with pytest.raises(UsageError, match=error):
-        train_photo(make_config(photos, **settings), tmp_path / "run", log=quiet)
+        train_photo(make_config(photos, **settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -317,7 +311,7 @@ def test_unavailable_yolo_weights_are_an_error_only_if_requested(photos: Path, m
         raise ChromaboxError("cannot fetch yolov3-tiny.weights")
 
     monkeypatch.setattr("chromabox.colour.training.train_photo.load_yolov3_tiny", unreachable)
-    dataset = load_photos(photos, quiet)
+    dataset = load_photos(photos)
     assert init_model(make_config(photos, init="auto"), dataset, None).init == "none"
     with pytest.raises(ChromaboxError, match="cannot fetch"):
         init_model(make_config(photos, init="yolov3-tiny"), dataset, None)
@@ -325,15 +319,19 @@ def test_unavailable_yolo_weights_are_an_error_only_if_requested(photos: Path, m
 
 def test_resuming_without_a_run_is_rejected(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ChromaboxError, match="no such run folder"):
-        train_photo(make_config(photos), tmp_path, resume=True, log=quiet)
+        train_photo(make_config(photos), tmp_path, resume=True)
 
 
 def test_config_is_read_back(finished_run: Path, photos: Path, tmp_path: Path) -> None:
-    config = read_photo_config(finished_run)
-    assert config is not None
+    config = RunDir(finished_run).load_config(PhotoConfig)
     assert replace(config, model_args={}) == replace(make_config(photos), model_args={})
-    assert read_photo_config(tmp_path) is None
-    (tmp_path / "config.json").write_text('{"net": "unet"}')
-    assert read_photo_config(tmp_path) is None
-    (tmp_path / "config.json").write_text('{"net": "photo", "versions": {}}')
-    assert read_photo_config(tmp_path) is None
+    assert RunDir(finished_run).model_name() == "photo"
+
+
+@pytest.mark.parametrize("content", ['{"net": "unet"}', '{"net": "photo", "versions": {}}'])
+def test_folder_without_a_valid_config_is_rejected(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UsageError, match=r"contains no config\.json"):
+        RunDir(tmp_path).load_config(PhotoConfig)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match="not the configuration of a run of photo"):
+        RunDir(tmp_path).load_config(PhotoConfig)

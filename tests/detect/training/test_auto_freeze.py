@@ -16,6 +16,7 @@ from chromabox.detect.training.auto_freeze import (
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import FreezeReport
 from chromabox.detect.training.recipes import make_finetune_recipe
+from chromabox.detect.training.setup import initialise_run
 from chromabox.detect.weights.load import save_detector
 from chromabox.engine.runtime_options import RuntimeOptions
 from detection_fixtures import make_yolo_dataset
@@ -53,7 +54,7 @@ def test_trials_use_training_images_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["default", "course"])
-def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path: Path) -> None:
+def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path: Path, messages: list[str]) -> None:
     labels = {f"train/{name}": BOX for name in "abcdefgh"} | {"val/x": BOX}
     data = make_yolo_dataset(tmp_path / "set", labels, ("dog", "hedgehog"))
     save_detector(tmp_path / "small.safetensors", make_small_detector())
@@ -64,8 +65,8 @@ def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path:
         freeze="auto",
         size=64,
     )
-    messages: list[str] = []
-    chosen = choose_num_frozen(config, RuntimeOptions(threads=1), log=messages.append)
+    messages.clear()
+    chosen = choose_num_frozen(config, initialise_run(config, None), RuntimeOptions(threads=1))
     candidates = candidate_depths(make_small_detector().architecture)[::-1]
     tried = [int(line.split()[0]) for line in messages[1:-1]]
     # In decreasing order, until fewer layers do not improve AP50 sufficiently.

@@ -21,7 +21,7 @@ from chromabox.detect.training.batches import (
 )
 from chromabox.detect.training.feature_cache import open_cache, plan_cache
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.setup import make_loss_function
+from chromabox.detect.training.setup import compute_losses
 from chromabox.detect.training.validator import make_validator
 from chromabox.errors import UsageError
 from detection_fixtures import make_image, make_yolo_dataset
@@ -172,5 +172,5 @@ def test_loss_with_cached_features_equals_loss_of_the_whole_model(samples: Augme
     loss = DetectionLoss(model.architecture, model.variant, 3, size=64)
     images, targets = next(iter(stream_batches(samples, 4)(0, 0)))
     features = model.forward_features(images[-1], 2)
-    cached = make_loss_function(2, loss)(model, (features, targets))["loss"]
+    cached = compute_losses(model, (features, targets), loss, 2)["loss"]
     torch.testing.assert_close(cached, loss(model(images[-1]), targets)["loss"])

@@ -75,11 +75,11 @@ def test_cache_size_is_planned_without_computing() -> None:
     assert str(spec) == "128 views of 0.43 MB in float16, 0.06 GB"
 
 
-def test_cache_above_the_memory_limit_is_a_temporary_file(images: Tensor, tmp_path: Path) -> None:
+def test_cache_above_the_memory_limit_is_a_temporary_file(images: Tensor, tmp_path: Path, messages: list[str]) -> None:
     model = copy.deepcopy(make_small_detector().model)
     spec = plan_cache(model, 3, 64, VIEWS, "float32")
-    messages: list[str] = []
-    with open_cache(spec, tmp_path / "run", spec.num_bytes - 1, messages.append) as cache:
+    messages.clear()
+    with open_cache(spec, tmp_path / "run", spec.num_bytes - 1) as cache:
         file = tmp_path / "run" / "prefix-cache.bin"
         assert file.stat().st_size == spec.num_bytes
         fill_cache(cache, model, 3, images)

@@ -18,7 +18,7 @@ from chromabox.detect.data.synthetic import Objects, make_synthetic_dataset
 from chromabox.detect.evaluation.evaluate import evaluate_detector
 from chromabox.detect.models.architecture import DARKNET, yolov3_tiny
 from chromabox.detect.models.darknet import DarknetModel
-from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import finetune
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.training.setup import initialise_run
@@ -26,6 +26,7 @@ from chromabox.detect.weights.load import Detector, load_detector, save_detector
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from detection_fixtures import make_yolo_dataset
@@ -57,10 +58,6 @@ def _config(folder: Path, weights: Path, recipe: str = "default", epochs: int = 
     )
 
 
-def _quiet(message: str) -> None:
-    pass
-
-
 class _StopError(Exception):
     """Interruption of a run after the checkpoint of an epoch."""
 
@@ -73,15 +70,15 @@ def test_resumed_run_equals_an_uninterrupted_run(
     recipe: str, views: int, keep_old_classes: bool, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     config = _config(folder, weights, recipe, 3, num_cached_views=views, keep_old_classes=keep_old_classes)
-    uninterrupted = finetune(config, tmp_path / "uninterrupted", log=_quiet)
+    uninterrupted = finetune(config, tmp_path / "uninterrupted")
 
-    def stop(record: EpochRecord) -> None:
+    def stop(record: EpochRecord, model: object) -> None:
         if record["epoch"] == 2:
             raise _StopError
 
     with pytest.raises(_StopError):
-        finetune(config, tmp_path / "resumed", log=_quiet, on_epoch_end=stop)
-    resumed = finetune(read_finetune_config(tmp_path / "resumed"), tmp_path / "resumed", resume=True, log=_quiet)
+        finetune(config, tmp_path / "resumed", callbacks=(stop,))
+    resumed = finetune(RunDir(tmp_path / "resumed").load_config(FinetuneConfig), tmp_path / "resumed", resume=True)
     expected, state = (
         load_checkpoint(tmp_path / name / "last.safetensors")[0] for name in ("uninterrupted", "resumed")
     )
@@ -126,9 +123,9 @@ def test_run_resumed_after_kill_9_equals_an_uninterrupted_run(
             child.kill()
         assert child.wait(60) == -signal.SIGKILL, child.stdout.read()
     assert 2 <= len(read_metrics(killed)) < 5
-    config = read_finetune_config(killed)
-    resumed = finetune(config, killed, resume=True, log=_quiet)
-    uninterrupted = finetune(config, tmp_path / "uninterrupted", log=_quiet)
+    config = RunDir(killed).load_config(FinetuneConfig)
+    resumed = finetune(config, killed, resume=True)
+    uninterrupted = finetune(config, tmp_path / "uninterrupted")
     folders = (killed, tmp_path / "uninterrupted")
     state, expected = (load_checkpoint(folder / "last.safetensors")[0] for folder in folders)
     torch.testing.assert_close(state["net"], expected["net"], rtol=0, atol=0)
@@ -137,9 +134,10 @@ def test_run_resumed_after_kill_9_equals_an_uninterrupted_run(
     assert records == expected_records
 
 
-def test_run_folder_is_a_detector_with_the_classes_of_the_data(folder: Path, weights: Path, tmp_path: Path) -> None:
-    messages: list[str] = []
-    result = finetune(_config(folder, weights), tmp_path, log=messages.append)
+def test_run_folder_is_a_detector_with_the_classes_of_the_data(
+    folder: Path, weights: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    result = finetune(_config(folder, weights), tmp_path)
     detector = load_detector(tmp_path)
     assert detector.classes == ("dog", "hedgehog")
     assert detector.size == 64
@@ -159,7 +157,7 @@ def test_run_folder_is_a_detector_with_the_classes_of_the_data(folder: Path, wei
 def test_only_the_course_recipe_updates_statistics_of_frozen_layers(
     recipe: str, frozen_stats: bool, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    finetune(_config(folder, weights, recipe), tmp_path, log=_quiet)
+    finetune(_config(folder, weights, recipe), tmp_path)
     # The model without averaging, since the course's average has hardly changed after six batches.
     before = make_small_detector().model.state_dict()
     after = load_checkpoint(tmp_path / "last.safetensors")[0]["resume"]["net"]
@@ -173,7 +171,7 @@ def test_only_the_course_recipe_updates_statistics_of_frozen_layers(
 def test_old_classes_are_kept_and_their_retention_is_measured(folder: Path, weights: Path, tmp_path: Path) -> None:
     old_data = make_yolo_dataset(tmp_path / "old", {"train/a": BOX, "val/x": BOX}, CLASS_NAMES)
     config = _config(folder, weights, keep_old_classes=True, retention_data=str(old_data))
-    result = finetune(config, tmp_path / "run", log=_quiet)
+    result = finetune(config, tmp_path / "run")
     assert result.detector.classes == (*CLASS_NAMES, "hedgehog")
     expected = evaluate_detector(
         make_small_detector(), load_detection_dataset(old_data).split("val"), size=64, num_resamples=2
@@ -190,7 +188,7 @@ def test_distillation_requires_the_default_recipe_and_new_classes_added_to_old_o
     recipe: str, keep_old_classes: bool, names: tuple[str, ...], weights: Path, tmp_path: Path
 ) -> None:
     data = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, names)
-    finetune(_config(data, weights, recipe, 1, keep_old_classes=keep_old_classes), tmp_path / "run", log=_quiet)
+    finetune(_config(data, weights, recipe, 1, keep_old_classes=keep_old_classes), tmp_path / "run")
     assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
@@ -201,7 +199,7 @@ def test_learning_rates_are_lower_without_new_classes(weights: Path, tmp_path: P
         labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
         config = _config(make_yolo_dataset(folder / "set", labels, names), weights, epochs=1)
         assert initialise_run(config, None).num_new_classes == ("hedgehog" in names)
-        finetune(config, folder / "run", log=_quiet)
+        finetune(config, folder / "run")
         optimizers = load_checkpoint(folder / "run" / "last.safetensors")[0]["resume"]["optimisers"]
         lrs.append(optimizers[0]["param_groups"][0]["lr"])
         before, after = (load_detector(path).model.state_dict() for path in (weights, folder / "run"))
@@ -212,22 +210,23 @@ def test_learning_rates_are_lower_without_new_classes(weights: Path, tmp_path: P
 
 def test_early_stopping_ends_the_run(folder: Path, weights: Path, tmp_path: Path) -> None:
     config = _config(folder, weights, epochs=30, patience=1)
-    result = finetune(config, tmp_path, log=_quiet)
+    result = finetune(config, tmp_path)
     assert result.summary["epochs"] < 30
 
 
-def test_selected_runtime_is_logged_and_stored(folder: Path, weights: Path, tmp_path: Path) -> None:
-    messages: list[str] = []
+def test_selected_runtime_is_logged_and_stored(
+    folder: Path, weights: Path, tmp_path: Path, messages: list[str]
+) -> None:
     config = _config(folder, weights, epochs=1, runtime=None)
-    finetune(config, tmp_path, options=RuntimeOptions(precision="float32", threads=1), log=messages.append)
-    assert any(message.startswith("6 training images, on cpu, float32") for message in messages)
-    assert read_finetune_config(tmp_path).runtime is not None
+    finetune(config, tmp_path, options=RuntimeOptions(precision="float32", threads=1))
+    assert any("6 training images; running on cpu, float32" in message for message in messages)
+    assert RunDir(tmp_path).load_config(FinetuneConfig).runtime is not None
 
 
 def test_measuring_runtimes_does_not_change_the_result(folder: Path, weights: Path, tmp_path: Path) -> None:
     fixed = RuntimeOptions(precision="float32", channels_last="off", threads=1)
-    runs = [finetune(_config(folder, weights), tmp_path / "given", log=_quiet)]
-    runs.append(finetune(_config(folder, weights, runtime=None), tmp_path / "measured", options=fixed, log=_quiet))
+    runs = [finetune(_config(folder, weights), tmp_path / "given")]
+    runs.append(finetune(_config(folder, weights, runtime=None), tmp_path / "measured", options=fixed))
     first, second = (run.detector.model.state_dict() for run in runs)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -245,18 +244,18 @@ def test_invalid_settings_are_rejected_before_anything_is_written(
     changes: dict[str, object], message: str, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        finetune(_config(folder, weights, **changes), tmp_path / "run", log=_quiet)
+        finetune(_config(folder, weights, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_run_folder_of_another_command_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"net": "unet"}')
-    with pytest.raises(UsageError, match=r"no valid config\.json of a fine-tuning run"):
-        read_finetune_config(tmp_path)
+    with pytest.raises(UsageError, match="not the configuration of a run of detector"):
+        RunDir(tmp_path).load_config(FinetuneConfig)
 
 
 def test_configuration_is_read_as_it_was_written(folder: Path, weights: Path, tmp_path: Path) -> None:
     config = _config(folder, weights, epochs=1)
-    finetune(config, tmp_path, log=_quiet)
-    assert read_finetune_config(tmp_path) == config
+    finetune(config, tmp_path)
+    assert RunDir(tmp_path).load_config(FinetuneConfig) == config
     assert replace(config, seed=1) != config

@@ -1,5 +1,7 @@
 """Fine-tuning recipes, with the settings of the course's tool as expected values."""
 
+from dataclasses import replace
+
 import pytest
 
 from chromabox.detect.training.recipes import (
@@ -13,13 +15,13 @@ from chromabox.errors import UsageError
 
 def test_course_example_ends_within_the_warmup() -> None:
     """128 images and 5 epochs are 40 batches; the warm-up has 1000."""
-    assert course_finetune_recipe().num_warmup_batches(5, 8) == 1000
-    assert course_finetune_recipe().num_warmup_batches(5, 500) == 1500
+    assert replace(course_finetune_recipe(), epochs=5).num_warmup_batches(8) == 1000
+    assert replace(course_finetune_recipe(), epochs=5).num_warmup_batches(500) == 1500
 
 
 def test_default_warmup_is_at_most_a_tenth_of_the_run() -> None:
-    assert default_finetune_recipe().num_warmup_batches(5, 8) == 4
-    assert default_finetune_recipe().num_warmup_batches(100, 8) == 8
+    assert replace(default_finetune_recipe(), epochs=5).num_warmup_batches(8) == 4
+    assert replace(default_finetune_recipe(), epochs=100).num_warmup_batches(8) == 8
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(16, 4), (64, 1), (128, 1), (24, 3), (1, 64)])

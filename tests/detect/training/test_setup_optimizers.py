@@ -33,7 +33,7 @@ def test_weight_decay_scales_with_the_effective_batch_size() -> None:
 def test_course_learning_rates_of_the_course_example() -> None:
     """8 batches per epoch, 5 epochs and 4 batches per step are 10 steps; the warm-up has 1000 batches."""
     optimizers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
-    schedule = finetune_lr_schedule(course_finetune_recipe(), optimizers, 5, 8)
+    schedule = finetune_lr_schedule(replace(course_finetune_recipe(), epochs=5), optimizers, 8)
     kernels, _, biases = schedule(3)[0]
     # Step 3 is the second of epoch 1, after 12 batches.
     full_lr = 0.01 * (0.1 + 0.9 * (1 + math.cos(math.pi / 5)) / 2)
@@ -45,7 +45,7 @@ def test_course_learning_rates_of_the_course_example() -> None:
 
 def test_course_cosine_ends_near_a_tenth_after_the_warmup() -> None:
     optimizers = build_finetune_optimizers(make_small_detector().model, course_finetune_recipe())
-    schedule = finetune_lr_schedule(course_finetune_recipe(), optimizers, 100, 100)
+    schedule = finetune_lr_schedule(replace(course_finetune_recipe(), epochs=100), optimizers, 100)
     kernels, _, biases = schedule(50 * 25)[0]
     assert kernels == pytest.approx({"lr": 0.0055, "momentum": 0.937})
     assert biases == pytest.approx(kernels)
@@ -60,7 +60,7 @@ def test_default_schedule_has_a_short_warmup_and_a_linear_decay() -> None:
     assert [tuple(kernel.shape) for kernel in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)] * 2
     # The kernel of the head, two BatchNorm weights, three biases.
     assert len(adam.param_groups[0]["params"]) == 6
-    schedule = finetune_lr_schedule(default_finetune_recipe(), [muon, adam], 5, 8)
+    schedule = finetune_lr_schedule(replace(default_finetune_recipe(), epochs=5), [muon, adam], 8)
     factors = [schedule(step)[0][0]["lr"] / default_finetune_recipe().lr for step in range(40)]
     assert factors[:4] == pytest.approx([(step + 0.5) / 4 * 1.0 for step in range(4)], abs=0.02)
     assert factors[4:] == pytest.approx([(39.5 - step) / 36 for step in range(4, 40)])

@@ -16,10 +16,11 @@ from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.models.architecture import Convolution
 from chromabox.detect.training.assigner import Assignments
 from chromabox.detect.training.batches import stack_targets
-from chromabox.detect.training.config import FinetuneConfig, read_finetune_config
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import InitialState, build_loss, initialise_run
 from chromabox.detect.weights.load import Detector, load_detector
+from chromabox.engine.runs import RunDir
 from chromabox.io.images import read_image
 
 #: Numbers of held-out images for the verification of the class loss and for sample detections.
@@ -79,7 +80,7 @@ class OpenedRun:
 
 def open_run(run: Path) -> OpenedRun:
     """Open a run. Raise UsageError or ChromaboxError if its configuration cannot be read or its data are missing."""
-    config = read_finetune_config(run)
+    config = RunDir(run).load_config(FinetuneConfig)
     initial, detector = initialise_run(config, run), load_detector(run)
     return OpenedRun(config, initial, detector, build_loss(detector.model, config))
 

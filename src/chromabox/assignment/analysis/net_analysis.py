@@ -41,8 +41,9 @@ from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation import metrics
 from chromabox.colour.models.baselines import UNet
 from chromabox.colour.palette.palette import Palette, decode_labels
-from chromabox.colour.training.train import TrainInputs, load_inputs, read_config
+from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.runs import RunDir
 
 #: Number of test images for the analysis of predictions.
 NUM_TEST_IMAGES = 500
@@ -162,14 +163,14 @@ class _DataKey:
 
 def load_analysis_data(run: Path) -> AnalysisData:
     """Return the data of a run and everything that does not depend on the model."""
-    config = read_config(run)
+    config = RunDir(run).load_config(TrainConfig)
     palette = (run / "palette.json").read_text(encoding="utf-8")
     return _load_analysis_data(_DataKey(config.data, config.size, config.val_fraction, palette, run))
 
 
 @lru_cache(maxsize=1)
 def _load_analysis_data(key: _DataKey) -> AnalysisData:
-    inputs = load_inputs(read_config(key.run), key.run)
+    inputs = load_inputs(RunDir(key.run).load_config(TrainConfig), key.run)
     train, full_test = inputs.data.train, inputs.data.test
     test = full_test.select(slice(0, NUM_TEST_IMAGES))
     grey_rgb = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
@@ -209,7 +210,7 @@ def analyse(run: Path) -> NetAnalysis:
 @lru_cache(maxsize=3)
 def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
     """Analyse a model; ``modified_ns`` is the time at which the run finished, so that a new run is analysed again."""
-    config, palette_model, data = read_config(run), load_palette_model(run), load_analysis_data(run)
+    config, palette_model, data = RunDir(run).load_config(TrainConfig), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
     train = data.inputs.data.train
     start = initial_model(config, palette)

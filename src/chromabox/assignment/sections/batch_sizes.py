@@ -7,8 +7,9 @@ import numpy as np
 
 from chromabox.assignment.analysis.statistics import mean_rank_correlation
 from chromabox.assignment.sections.numbers import int_number
-from chromabox.colour.training.train import read_config
+from chromabox.colour.training.train import TrainConfig
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.experiments.runs import RunIndex
 from chromabox.experiments.sweep_results import SweepResult, read_sweep
 from chromabox.io.atomic import atomic_write
@@ -225,7 +226,8 @@ def _explanation_text(sweep: SweepResult) -> Text:
 
 def _late_decrease_blocks(sweep: SweepResult) -> list[Block]:
     """State whether large batches were still improving at the end, if the learning rate is constant until then."""
-    rows, schedule = sweep.equal_epochs, read_config(sweep.folder / sweep.equal_epochs[0].runs[0]).recipe.schedule
+    rows = sweep.equal_epochs
+    schedule = RunDir(sweep.folder / rows[0].runs[0]).load_config(TrainConfig).recipe.schedule
     late = rows[0].epochs // LATE_FRACTION
     if late == 0 or schedule != "constant":
         return []

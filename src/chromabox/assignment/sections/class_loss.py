@@ -15,11 +15,12 @@ from chromabox.assignment.analysis.detector_analysis import (
 )
 from chromabox.assignment.analysis.plots import plot_sample_detections
 from chromabox.assignment.sections.numbers import record_results, summary_source
-from chromabox.detect.training.config import read_finetune_config
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
 from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import (
@@ -140,7 +141,7 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
     if not run_index.detectors:
         return Section("D.2", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
     run = run_index.detectors[0]
-    loss = build_loss(load_detector(run).model, read_finetune_config(run))
+    loss = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig))
     records = read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")

@@ -27,8 +27,9 @@ from chromabox.assignment.sections.numbers import (
 )
 from chromabox.colour.data.datasets import ColourDataset
 from chromabox.colour.evaluation.evaluate import Evaluation, evaluate
-from chromabox.colour.training.train import read_config
+from chromabox.colour.training.train import TrainConfig
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.runs import RunDir
 from chromabox.report.document.model import Block, Figure, Number, Source, Table, Text
 from chromabox.report.plots import plot_confusion_matrix
 
@@ -226,7 +227,7 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
         verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
         layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
         change=changes.get(len(raised), "at both times"),
-        note=_OPTIMIZER_NOTES[read_config(without_skips.run).recipe.optimizer],
+        note=_OPTIMIZER_NOTES[RunDir(without_skips.run).load_config(TrainConfig).recipe.optimizer],
     )
 
 

@@ -9,11 +9,12 @@ from chromabox.assignment.analysis.plots import plot_weight_changes
 from chromabox.assignment.sections.class_loss import FINETUNE_COMMAND
 from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
 from chromabox.detect.training import freeze
-from chromabox.detect.training.config import read_finetune_config
+from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import FreezeReport, num_backbone_layers
-from chromabox.detect.training.setup import _parameter_groups
+from chromabox.detect.training.setup import parameter_groups
 from chromabox.detect.weights.load import load_detector
-from chromabox.experiments.runs import RunIndex, read_summary
+from chromabox.engine.runs import RunDir
+from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Section, Source, Table, Text
 
 
@@ -56,7 +57,7 @@ def frozen_part_blocks(run: Path) -> list[Block]:
 def freezing_method_text(run: Path) -> Text:
     """Explain how layers are frozen, including their BatchNorm statistics."""
     remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
-    if read_summary(run)["frozen"]["moving_statistics"]:
+    if RunDir(run).summary()["frozen"]["moving_statistics"]:
         remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
     return Text(
         "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
@@ -70,7 +71,7 @@ def freezing_method_text(run: Path) -> Text:
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
     """Compare the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
-    frozen = read_summary(run)["frozen"]
+    frozen = RunDir(run).summary()["frozen"]
     depth = frozen["layers"]
     groups = {
         "frozen": [change for change in changes if change.layer < depth],
@@ -131,7 +132,7 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     """Report the time per epoch, the time saved by freezing, and a table of all runs if there are several."""
     run = runs[0]
-    values, num_cached_views = read_summary(run)["frozen"], read_finetune_config(run).num_cached_views
+    values, num_cached_views = RunDir(run).summary()["frozen"], RunDir(run).load_config(FinetuneConfig).num_cached_views
     keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
     report = FreezeReport(*(values[key] for key in keys))
     blocks: list[Block] = [
@@ -196,7 +197,7 @@ def freezing_section(run_index: RunIndex, folder: Path) -> Section:
         freezing_method_text(run),
         Code("\n\n".join(code)),
         Text("The optimizers get only the remaining parameters:"),
-        Code(inspect.getsource(_parameter_groups)),
+        Code(inspect.getsource(parameter_groups)),
         *frozen_check_blocks(run, folder),
         *cost_blocks(run_index.detectors),
     ]

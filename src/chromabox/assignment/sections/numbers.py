@@ -9,8 +9,8 @@ from typing import Any
 from chromabox.assignment.analysis.net_analysis import NetAnalysis, to_json_value
 from chromabox.assignment.analysis.statistics import ConfidenceInterval, difference_over_images, difference_over_seeds
 from chromabox.engine.checkpoint import write_json
+from chromabox.engine.runs import RunDir
 from chromabox.experiments.compare import PUBLISHED_RESULTS
-from chromabox.experiments.runs import read_summary
 from chromabox.report.document.model import Block, Number, Source, Table, Text
 
 RESULTS_FILE = "results.json"
@@ -20,7 +20,7 @@ PUBLISHED_SOURCE = "experiments/compare.py: PUBLISHED_RESULTS"
 
 def summary_source(run: Path) -> Source:
     """Return the values of a run's summary."""
-    return Source(read_summary(run), f"{run}/summary.json: ")
+    return Source(RunDir(run).summary(), f"{run}/summary.json: ")
 
 
 def analysis_source(analysis: NetAnalysis) -> Source:
@@ -30,7 +30,7 @@ def analysis_source(analysis: NetAnalysis) -> Source:
 
 def mean_over_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: float = 1.0) -> Number:
     """Return the mean of a summary value over runs, with the sample standard deviation if there are several runs."""
-    values = [scale * float(read_summary(run)[key]) for run in runs]
+    values = [scale * float(RunDir(run).summary()[key]) for run in runs]
     source = f"{key} of " + ", ".join(f"{run}/summary.json" for run in runs)
     return Number(mean(values), source, spec, stdev(values) if len(values) > 1 else None)
 
@@ -65,7 +65,7 @@ def compute_differences(
         scales = {"accuracy": 100.0, "loss": 1.0}
         return {
             name: difference_over_seeds(
-                *([scale * float(read_summary(run)[f"test_{name}"]) for run in group] for group in runs)
+                *([scale * float(RunDir(run).summary()[f"test_{name}"]) for run in group] for group in runs)
             )
             for name, scale in scales.items()
         }
@@ -133,7 +133,7 @@ def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
 
 def _published_numbers(model: str, run: Path) -> list[Number]:
     """Return the published accuracies (low and high, in percent) and loss; empty for other settings."""
-    summary, published = read_summary(run), PUBLISHED_RESULTS.get(model)
+    summary, published = RunDir(run).summary(), PUBLISHED_RESULTS.get(model)
     settings = (summary["recipe"], summary["data"], summary["palette"])
     if published is None or settings != ("course", "cifar10:horse", "course"):
         return []

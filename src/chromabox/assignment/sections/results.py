@@ -35,8 +35,9 @@ from chromabox.assignment.sections.numbers import (
     summary_source,
 )
 from chromabox.colour.evaluation import metrics
-from chromabox.colour.training.train import read_config
+from chromabox.colour.training.train import TrainConfig
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.experiments.compare import group_runs
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Figure, MissingRun, Number, Section, Text
@@ -147,7 +148,9 @@ def _convergence_text(model: str, runs: Sequence[Path]) -> Text:
         "accuracy on test images{remark}",
         numbers,
         epochs=int_number(int(last["epoch"]), source),
-        batch=int_number(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
+        batch=int_number(
+            RunDir(run).load_config(TrainConfig).recipe.batch_size, f"{run}/config.json: recipe > batch_size"
+        ),
         model=model,
         loss=mean_over_runs(runs, "test_loss"),
         accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),

@@ -5,6 +5,7 @@ square is cropped, randomly flipped horizontally and resized to the model's inpu
 the mean a* and b* of the patch that each output of the model covers.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from chromabox.engine.distributed import DistInfo
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import find_images, read_image
+
+log = logging.getLogger(__name__)
 
 #: Short side, in pixels, to which images are resized when they are read.
 STORED_SIDE = 128
@@ -41,7 +44,7 @@ class PhotoDataset:
     val: Sequence[Photo]
 
 
-def load_photos(folder: Path, log: Callable[[str], None] = print) -> PhotoDataset:
+def load_photos(folder: Path) -> PhotoDataset:
     """Read all images in a folder; the splits are its subfolders ``train`` and ``val``, else 1 in 20 images is val.
 
     Images that cannot be read and images without colours in the centre crop are omitted; their number is logged.
@@ -56,7 +59,7 @@ def load_photos(folder: Path, log: Callable[[str], None] = print) -> PhotoDatase
         splits = [[photo for path in part if (photo := _load_resized(path, tick)) is not None] for part in paths]
     num_omitted = sum(map(len, paths)) - sum(map(len, splits))
     if num_omitted:
-        log(f"{folder}: {num_omitted} images omitted (corrupt or without colours)")
+        log.info(f"{folder}: {num_omitted} images omitted (corrupt or without colours)")
     if len(splits) == 1:
         splits = _train_val_split(splits[0])
     if not all(splits):

@@ -5,10 +5,10 @@ fastest recipe for a good model. ``docs/log.md`` describes the experiments behin
 not import torch.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from chromabox.engine.optim_config import OptimConfig
 from chromabox.errors import UsageError
 
 RecipeName = Literal["course", "default", "quick"]
@@ -19,28 +19,12 @@ InitName = Literal["auto", "shipped", "yolov3-tiny", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecipe:
+class TrainRecipe(OptimConfig):
     """Hyperparameters of a training run, apart from data, palette and seed."""
 
-    epochs: int
-    batch_size: int
-    optimizer: Literal["adam", "adamw", "muon"]
-    """muon: Muon for kernels, AdamW for all other parameters."""
-    lr: float
-    """Peak learning rate of Adam or AdamW, or of the kernels under muon."""
-    adamw_lr: float = 0.0
-    """Peak learning rate of AdamW for parameters that are not kernels, under muon."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, of kernels only."""
-    schedule: Literal["constant", "one-cycle", "linear"] = "constant"
-    """one-cycle: half a cosine up to the peak and half a cosine down to 0; linear: the same with straight lines."""
-    warmup_fraction: float = 0.0
-    """Fraction of the run in which the learning rate increases."""
     shuffle: bool = True
     hflip: bool = True
     """Flip each image horizontally with probability 1/2."""
-    ema_fraction: float = 0.0
-    """Time constant of the exponential moving average of the weights, as a fraction of the run; 0: no average."""
     backbone_lr: float = 0.0
     """Peak learning rate of AdamW for the pretrained layers; 0: they are optimised like all other layers."""
     auxiliary_fraction: float = 0.0
@@ -164,18 +148,3 @@ def _override(
         batch_size=batch_size or recipe.batch_size,
         lr=learning_rate or recipe.lr,
     )
-
-
-def lr_factor(recipe: TrainRecipe, progress: float) -> float:
-    """Return the factor of the peak learning rate at ``progress``, the completed fraction of the run in [0, 1)."""
-    if recipe.schedule == "constant":
-        return 1.0
-    is_warmup = progress < recipe.warmup_fraction
-    phase = (
-        progress / recipe.warmup_fraction
-        if is_warmup
-        else (progress - recipe.warmup_fraction) / (1 - recipe.warmup_fraction)
-    )
-    if recipe.schedule == "one-cycle":
-        phase = (1 - math.cos(math.pi * phase)) / 2
-    return phase if is_warmup else 1 - phase

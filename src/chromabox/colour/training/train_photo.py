@@ -1,10 +1,11 @@
 """Training and fine-tuning of the photo model, from a folder of photographs to a run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,16 +30,15 @@ from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.training.loss import BinScores, decode_mean, soft_cross_entropy
 from chromabox.colour.training.recipes import InitName, TrainRecipe
-from chromabox.colour.training.train import lr_schedule
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, photo_model_metadata
-from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
+from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
-from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
-from chromabox.engine.logger import EpochRecord, read_metrics
-from chromabox.engine.optim import Muon
-from chromabox.engine.runs import read_config_values, write_config
+from chromabox.engine.distributed import DistInfo
+from chromabox.engine.optim import build_muon, lr_schedule, split_kernels
+from chromabox.engine.runs import RunConfig, RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
+from chromabox.engine.train import EpochCallback, Forward, run_training
+from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
@@ -54,25 +54,21 @@ NUM_DECODED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoConfig:
+class PhotoConfig(RunConfig):
     """Complete configuration of a training run: the content of ``config.json``."""
 
+    model: Literal["photo"] = "photo"
     recipe_name: str
     recipe: TrainRecipe
-    data: str
     init: InitName | str = "auto"
     """Initial weights: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (encoder only) or ``none``;
     ``auto``: ``yolov3-tiny`` if its weights are available, else ``none``."""
-    seed: int = 0
     size: int = 192
     """Side length of the model's square input in pixels; a multiple of 32."""
     bin_spacing: float = 10.0
     """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
-    patience: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
-    runtime: RuntimeConfig | None = None
-    model: str = "photo"
 
 
 @dataclass(frozen=True)
@@ -85,65 +81,114 @@ class InitialModel:
     init: str
 
 
+class PhotoJob:
+    """Training of a photo model; ``resume_from`` is the folder of an interrupted run."""
+
+    def __init__(
+        self, config: PhotoConfig, photos: PhotoDataset, dist_info: DistInfo, resume_from: Path | None = None
+    ) -> None:
+        self.photos, self.dist_info = photos, dist_info
+        torch.manual_seed(config.seed)
+        self.initial = init_model(config, photos, resume_from)
+        self.model, self.bins = self.initial.model, self.initial.bins
+        self.config = config if resume_from is not None else replace(config, init=self.initial.init)
+        self.batches_per_epoch = num_photo_batches(len(photos.train), config.recipe.batch_size, dist_info)
+        self.num_steps = config.recipe.epochs * self.batches_per_epoch
+
+    def __str__(self) -> str:
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        return (
+            f"photo, {self.config.recipe_name} recipe, initialised from {self.initial.init}: {total:,} parameters, "
+            f"{num_trainable_parameters(self.model):,} trainable; {len(self.bins)} chroma bins; "
+            f"{len(self.photos.train):,} + {len(self.photos.val):,} photographs"
+        )
+
+    def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
+        """Return the loss of the first batch."""
+        crops = [center_crop(image) for image in self.photos.train[: self.config.recipe.batch_size]]
+        lightness, chroma = make_photo_batch(crops, self.config.size, PhotoNet.stride)
+        batch = lightness.to(device), chroma.to(device)
+        return lambda forward: self._compute_losses(forward, batch)["loss"]
+
+    def _compute_losses(self, forward: Forward, batch: PhotoBatch) -> dict[str, Tensor]:
+        lightness, chroma = batch
+        return {"loss": soft_cross_entropy(forward(lightness), chroma, self.bins)}
+
+    def save_inputs(self, run: RunDir) -> None:
+        """Write the chroma bins."""
+        write_json(run.path / "bins.json", self.bins.as_json())
+
+    @contextmanager
+    def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[PhotoBatch], TrainSchedule]]:
+        """Yield the task and its schedule; validation loss selects the best epoch."""
+        config, recipe = self.config, self.config.recipe
+        schedule = make_schedule(config, self.batches_per_epoch, accumulate=config.accumulate, monitor="val_loss")
+        optimizers = _build_optimizers(recipe, self.initial)
+        metadata = photo_model_metadata(self.initial.model_args, self.bins)
+        metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
+        metadata |= {"seed": config.seed, "start": self.initial.init}
+        val_crops = [center_crop(image) for image in self.photos.val]
+        task = TrainTask(
+            model=self.model,
+            optimizers=optimizers,
+            batches=make_photo_batches(
+                self.photos.train,
+                recipe.batch_size,
+                size=config.size,
+                stride=PhotoNet.stride,
+                seed=config.seed,
+                dist_info=self.dist_info,
+                device=runtime.device,
+            ),
+            compute_loss=self._compute_losses,
+            validate=lambda model: validate_photo(model, self.bins, val_crops, config.size, runtime.device),
+            lr_schedule=lr_schedule(recipe, optimizers, schedule.total_steps),
+            checkpoint_metadata=lambda: metadata,
+        )
+        yield task, schedule
+
+    def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
+        """Return the metrics of the best epoch."""
+        records = run.metrics()
+        best = min(records, key=lambda record: record["val_loss"])
+        return {
+            "net": "photo",
+            "recipe": self.config.recipe_name,
+            "data": self.config.data,
+            "start": self.initial.init,
+            "seed": self.config.seed,
+            "bins": len(self.bins),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "epochs": int(records[-1]["epoch"]),
+            **{name: value for name, value in best.items() if name not in ("epoch", "seconds")},
+            "best_epoch": int(best["epoch"]),
+            "seconds": round(sum(record["seconds"] for record in records), 3),
+        }
+
+
 def train_photo(
     config: PhotoConfig,
     folder: Path,
     *,
     options: RuntimeOptions | None = None,
+    photos: PhotoDataset | None = None,
     dist_info: DistInfo | None = None,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    on_epoch_end: Callable[[EpochRecord, nn.Module, ChromaBins, PhotoDataset], None] = lambda *_: None,
+    callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a photo model, write the run to ``folder`` and return its summary, the content of ``summary.json``.
+    """Train a photo model into ``folder`` and return the summary; see :func:`chromabox.engine.train.run_training`.
 
-    Args:
-        config: the configuration of the run.
-        folder: the run folder.
-        options: requested runtime options, used if ``config.runtime`` is None.
-        dist_info: rank and number of processes; None for a single process.
-        resume: whether to continue from the last checkpoint in ``folder``.
-        log: function called with each line of output, in the main process.
-        on_epoch_end: function called in the main process after each epoch with the epoch's record, the model, its
-            chroma bins and the photographs.
-
-    Raise UsageError if the size, the bin spacing, the data or the initial weights are invalid.
+    ``photos`` are the images of ``config.data``, if they have been read already. Raise UsageError if the size, the bin
+    spacing, the data or the initial weights are invalid.
     """
-    dist_info = dist_info or DistInfo()
     if config.size < 64 or config.size % PhotoNet.size_divisor:
         raise UsageError(
             f"size is {config.size}: expected a multiple of {PhotoNet.size_divisor}, at least 64, for the photo model"
         )
-    photos = load_photos(Path(config.data), log if dist_info.is_main else lambda line: None)
-    torch.manual_seed(config.seed)
-    initial = init_model(config, photos, folder if resume else None)
-    if config.runtime is None:
-        runtime = _autotune(config, options or RuntimeOptions(), initial, photos) if dist_info.is_main else None
-        config = replace(config, init=initial.init, runtime=broadcast_object(runtime, dist_info))
-    assert config.runtime is not None
-    convert_sync_batchnorm(initial.model, dist_info)
-    task, schedule = build_photo_task(config, initial, photos, dist_info)
-    if dist_info.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
-        write_json(folder / "bins.json", initial.bins.as_json())
-        total = sum(parameter.numel() for parameter in initial.model.parameters())
-        log(
-            f"photo, {config.recipe_name} recipe, initialised from {initial.init}: {total:,} parameters, "
-            f"{num_trainable_parameters(initial.model):,} trainable; {len(initial.bins)} chroma bins; "
-            f"{len(photos.train):,} + {len(photos.val):,} photographs; running on {config.runtime}"
-        )
-    trained_model = fit(
-        task,
-        schedule,
-        folder=folder,
-        runtime=config.runtime,
-        dist_info=dist_info,
-        resume=resume,
-        on_epoch_end=lambda record, model: on_epoch_end(record, model, initial.bins, photos),
-    )
-    summary = _write_summary(config, folder, trained_model, initial) if dist_info.is_main else {}
-    return broadcast_object(summary, dist_info)
+    dist_info = dist_info or DistInfo()
+    photos = photos or load_photos(Path(config.data))
+    job = PhotoJob(config, photos, dist_info, folder if resume else None)
+    return run_training(job, RunDir(folder), options=options, dist_info=dist_info, resume=resume, callbacks=callbacks)
 
 
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
@@ -222,90 +267,19 @@ def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
     return fit_bins((rgb_to_lab(pixels)[:, 1:] for pixels in subsampled), spacing)
 
 
-def _compute_losses(forward: Callable[[Tensor], Tensor], batch: PhotoBatch, bins: ChromaBins) -> dict[str, Tensor]:
-    lightness, chroma = batch
-    return {"loss": soft_cross_entropy(forward(lightness), chroma, bins)}
-
-
-def _autotune(
-    config: PhotoConfig, options: RuntimeOptions, initial: InitialModel, photos: PhotoDataset
-) -> RuntimeConfig:
-    """Choose the runtime configuration: from the options, else the fastest one measured."""
-    batch_size = min(config.recipe.batch_size, len(photos.train))
-    crops = [center_crop(image) for image in photos.train[:batch_size]]
-    lightness, chroma = make_photo_batch(crops, config.size, PhotoNet.stride)
-    device = resolve_device(options)
-    batch = (lightness.to(device), chroma.to(device))
-
-    def compute_loss(forward: Callable[[Tensor], Tensor]) -> Tensor:
-        return _compute_losses(forward, batch, initial.bins)["loss"]
-
-    num_steps = config.recipe.epochs * (len(photos.train) // batch_size)
-    return autotune(options, initial.model, compute_loss, num_steps)
-
-
-def build_photo_task(
-    config: PhotoConfig, initial: InitialModel, photos: PhotoDataset, dist_info: DistInfo
-) -> tuple[TrainTask[PhotoBatch], TrainSchedule]:
-    """Return the training task and its schedule; validation loss selects the best epoch."""
-    recipe = config.recipe
-    assert config.runtime is not None
-    schedule = TrainSchedule(
-        epochs=recipe.epochs,
-        batches_per_epoch=num_photo_batches(len(photos.train), recipe.batch_size, dist_info),
-        accumulate=config.accumulate,
-        monitor="val_loss",
-        patience=config.patience,
-    )
-    schedule = replace(
-        schedule,
-        ema_decay=max(0.0, 1 - 1 / (recipe.ema_fraction * schedule.total_steps)),
-        ema_warmup_steps=schedule.total_steps / 50,
-    )
-    optimizers = _build_optimizers(recipe, initial)
-    metadata = photo_model_metadata(initial.model_args, initial.bins)
-    metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
-    metadata |= {"seed": config.seed, "start": initial.init}
-    val_crops = [center_crop(image) for image in photos.val]
-    device = config.runtime.device
-    task = TrainTask(
-        model=initial.model,
-        optimizers=optimizers,
-        batches=make_photo_batches(
-            photos.train,
-            recipe.batch_size,
-            size=config.size,
-            stride=PhotoNet.stride,
-            seed=config.seed,
-            dist_info=dist_info,
-            device=device,
-        ),
-        compute_loss=lambda forward, batch: _compute_losses(forward, batch, initial.bins),
-        validate=lambda model: validate_photo(model, initial.bins, val_crops, config.size, device),
-        lr_schedule=lr_schedule(recipe, optimizers, schedule.total_steps),
-        checkpoint_metadata=lambda: metadata,
-    )
-    return task, schedule
-
-
 def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
     """Return Muon for kernels and AdamW for other parameters.
 
     If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW with that learning rate updates the whole encoder.
     """
-    trainable = [(name, parameter) for name, parameter in initial.model.named_parameters() if parameter.requires_grad]
     has_backbone_lr = initial.init != "none" and recipe.backbone_lr > 0
-    encoder = [parameter for name, parameter in trainable if has_backbone_lr and name.startswith("encode.")]
-    others = [parameter for name, parameter in trainable if not (has_backbone_lr and name.startswith("encode."))]
-    muon_kernels = [parameter for parameter in others if parameter.ndim == 4 and parameter.shape[1] > 1]
-    adamw_parameters = [parameter for parameter in others if not (parameter.ndim == 4 and parameter.shape[1] > 1)]
-    groups = [{"params": adamw_parameters, "lr": recipe.adamw_lr}]
-    if encoder:
+    encoder = [parameter for parameter in initial.model.encode.parameters() if parameter.requires_grad]
+    encoder_ids = {id(parameter) for parameter in encoder} if has_backbone_lr else set()
+    kernels, others = split_kernels(p for p in initial.model.parameters() if id(p) not in encoder_ids)
+    groups = [{"params": others, "lr": recipe.adamw_lr}]
+    if encoder_ids:
         groups.append({"params": encoder, "lr": recipe.backbone_lr})
-    return [
-        Muon(muon_kernels, lr=recipe.lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01),
-    ]
+    return build_muon(recipe, kernels, torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01))
 
 
 @torch.no_grad()
@@ -368,37 +342,3 @@ def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Pho
         lab[..., 1:] = np.moveaxis(resize_planes(crop_chroma.numpy(), *crop.shape[:2]), 0, -1)
         decoded.append(lab_to_rgb(lab))
     return decoded
-
-
-def read_photo_config(folder: Path) -> PhotoConfig | None:
-    """Read the configuration of a photo run; return None if the folder contains no valid run of the photo model."""
-    try:
-        values = read_config_values(folder)
-        if values["model"] != "photo":
-            return None
-        values["recipe"] = TrainRecipe(**values["recipe"])
-        values["runtime"] = RuntimeConfig(**values["runtime"])
-        return PhotoConfig(**values)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_summary(config: PhotoConfig, folder: Path, model: nn.Module, initial: InitialModel) -> dict[str, Any]:
-    """Write ``summary.json`` with the metrics of the best epoch and return its content."""
-    records = read_metrics(folder)
-    best = min(records, key=lambda record: record["val_loss"])
-    summary = {
-        "net": "photo",
-        "recipe": config.recipe_name,
-        "data": config.data,
-        "start": initial.init,
-        "seed": config.seed,
-        "bins": len(initial.bins),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "epochs": int(records[-1]["epoch"]),
-        **{name: value for name, value in best.items() if name not in ("epoch", "seconds")},
-        "best_epoch": int(best["epoch"]),
-        "seconds": round(sum(record["seconds"] for record in records), 3),
-    }
-    write_json(folder / "summary.json", summary)
-    return summary

@@ -4,9 +4,7 @@ The trials use training images only, some of which are held out for validation. 
 is tried first. Fewer layers are then tried for as long as this increases AP50 sufficiently.
 """
 
-import copy
-from collections.abc import Callable
-from contextlib import ExitStack
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +14,17 @@ import torch
 from chromabox.detect.data.dataset import DetectionDataset
 from chromabox.detect.data.split import train_val_split
 from chromabox.detect.models.architecture import Architecture, Convolution
-from chromabox.detect.training.batches import AugmentedSamples, DataSplits, cached_reader, epoch_batch_indices
+from chromabox.detect.training.batches import DataSplits, epoch_batch_indices
 from chromabox.detect.training.config import FinetuneConfig
+from chromabox.detect.training.finetune import FinetuneJob
 from chromabox.detect.training.freeze import FreezeReport, layer_flops, num_backbone_layers
-from chromabox.detect.training.setup import (
-    FeatureCaches,
-    InitialState,
-    apply_freezing,
-    build_finetune_task,
-    build_loss,
-    initialise_run,
-)
+from chromabox.detect.training.setup import InitialState
 from chromabox.engine.autotune import RuntimeConfig, resolve_device
-from chromabox.engine.logger import read_metrics
+from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import fit
+
+log = logging.getLogger(__name__)
 
 #: Number of epochs and maximum number of images of a trial, and the fraction of these images used for validation.
 TRIAL_EPOCHS, MAX_TRIAL_IMAGES, TRIAL_VAL_FRACTION = 3, 160, 0.25
@@ -51,32 +45,23 @@ class FreezeTrial:
         return f"{self.freeze_report.num_layers:>6}  {flops}  {self.epoch_seconds:>16.1f}  {100 * self.ap50:>6.1f} %"
 
 
-def choose_num_frozen(
-    config: FinetuneConfig, options: RuntimeOptions, *, log: Callable[[str], None] = print
-) -> FinetuneConfig:
-    """Return the configuration with ``freeze="auto"`` replaced by a number of layers, and log a table of the trials.
-
-    Raise the same errors as ``initialise_run``.
-    """
-    initial = initialise_run(replace(config, freeze="none"), None)
-    initial = replace(initial, splits=trial_split(initial.splits.train, config.seed))
+def choose_num_frozen(config: FinetuneConfig, initial: InitialState, options: RuntimeOptions) -> FinetuneConfig:
+    """Return the configuration with ``freeze="auto"`` replaced by a number of layers, and log a table of the trials."""
+    trial_state = replace(initial, splits=trial_split(initial.splits.train, config.seed))
     runtime = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
-    config = replace(config, runtime=runtime)
-    log(
-        f"--freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(initial.splits.train.samples)} training images, "
-        f"validated on {len(initial.splits.val.samples)} others\nlayers  forward pass  seconds per epoch   AP50"
+    log.info(
+        f"--freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(trial_state.splits.train.samples)} training images, "
+        f"validated on {len(trial_state.splits.val.samples)} others\nlayers  forward pass  seconds per epoch   AP50"
     )
     trials: list[FreezeTrial] = []
-    samples = AugmentedSamples(initial.splits.train, config.recipe.name, config.size, config.seed, cached_reader())
     for depth in reversed(candidate_depths(initial.detector.architecture)):
-        with TemporaryDirectory() as folder:
-            trials.append(run_trial(replace(config, freeze=depth), initial, samples, Path(folder)))
-        log(str(trials[-1]))
+        trials.append(run_trial(replace(config, freeze=depth), trial_state, runtime))
+        log.info(str(trials[-1]))
         if select_best_trial(trials) is not trials[-1]:
             break
     num_frozen = select_best_trial(trials).freeze_report.num_layers
-    log(f"--freeze auto: freezing the first {num_frozen} layers")
-    return replace(config, freeze=num_frozen, runtime=None)
+    log.info(f"--freeze auto: freezing the first {num_frozen} layers")
+    return replace(config, freeze=num_frozen)
 
 
 def candidate_depths(architecture: Architecture) -> list[int]:
@@ -110,24 +95,15 @@ def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
     return DataSplits(subset.split("train"), None, subset.split("val"), ())
 
 
-def run_trial(config: FinetuneConfig, initial: InitialState, samples: AugmentedSamples, folder: Path) -> FreezeTrial:
-    """Train briefly with one fixed view per image. ``folder`` is temporary."""
+def run_trial(config: FinetuneConfig, initial: InitialState, runtime: RuntimeConfig) -> FreezeTrial:
+    """Train briefly with one fixed view per image, in a temporary folder."""
     config = replace(config, recipe=replace(config.recipe, epochs=TRIAL_EPOCHS), num_cached_views=1)
-    assert config.runtime is not None
-    model = copy.deepcopy(initial.detector.model).train()
-    report = apply_freezing(config, initial, model)
-    num_frozen = 0 if report.update_bn_stats else report.num_layers
-    config.runtime.prepare(model)
-    with ExitStack() as stack:
-        caches = FeatureCaches(stack, config, folder, model, num_frozen, lambda line: None)
-        validator = caches.build_validator(initial.splits.val, samples)
-        batches = caches.train_batches(samples)
-        loss = build_loss(model, config)
-        task, schedule = build_finetune_task(config, initial, model, num_frozen, loss, validator, batches, len(samples))
-        fit(task, schedule, folder=folder, runtime=config.runtime)
-    records = read_metrics(folder)
+    job = FinetuneJob(config, initial)
+    with TemporaryDirectory() as folder, job.open_task(RunDir(Path(folder)), runtime) as (task, schedule):
+        fit(task, schedule, folder=Path(folder), runtime=runtime)
+        records = RunDir(Path(folder)).metrics()
     median_seconds = sorted(record["seconds"] for record in records)[len(records) // 2]
-    return FreezeTrial(report, records[-1]["val_ap50"], median_seconds)
+    return FreezeTrial(job.freeze_report, records[-1]["val_ap50"], median_seconds)
 
 
 def select_best_trial(trials: list[FreezeTrial]) -> FreezeTrial:

@@ -5,6 +5,7 @@ images as the output of layer −1) and the ground-truth boxes [boxes, 6]: index
 centre, width and height as fractions of the input size.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS
 from chromabox.detect.evaluation.evaluate import default_split
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.feature_cache import FeatureCache, fill_cache, to_image_batch
+from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime.parallel import map_ordered
 
 DetectionBatch = tuple[dict[int, Tensor], Tensor]
@@ -46,6 +48,27 @@ class DataSplits:
     early_stopping: DetectionDataset | None
     val: DetectionDataset
     warnings: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write the paths of the images of each split, and the warnings, as JSON."""
+        parts = {"train": self.train, "early_stopping": self.early_stopping, "val": self.val}
+        images = {name: part and [str(sample.path) for sample in part.samples] for name, part in parts.items()}
+        write_json(path, {**images, "warnings": list(self.warnings)})
+
+    @classmethod
+    def load(cls, path: Path, data: DetectionDataset) -> "DataSplits":
+        """Read the splits of ``data`` that :meth:`save` wrote. Raise ChromaboxError if images are missing."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        samples = {str(sample.path): sample for sample in data.samples}
+
+        def part(name: str) -> DetectionDataset:
+            missing = [image for image in values[name] if image not in samples]
+            if missing:
+                raise ChromaboxError(f"{missing[0]}: listed in {path}, but not part of the dataset")
+            return replace(data, samples=tuple(samples[image] for image in values[name]))
+
+        early_stopping = None if values["early_stopping"] is None else part("early_stopping")
+        return cls(part("train"), early_stopping, part("val"), tuple(values["warnings"]))
 
 
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:

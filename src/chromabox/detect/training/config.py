@@ -1,22 +1,19 @@
 """Configuration of a fine-tuning run, stored as ``config.json`` in its folder."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from chromabox.detect.training.recipes import FinetuneRecipe
-from chromabox.engine.autotune import RuntimeConfig
-from chromabox.engine.runs import read_config_values
-from chromabox.errors import UsageError
+from chromabox.engine.runs import RunConfig
 
 CachePrecision = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """All settings of one run; the contents of ``config.json``."""
 
-    data: str
+    model: Literal["detector"] = "detector"
     recipe: FinetuneRecipe
     weights: str = "yolov3-tiny"
     freeze: int | str = "backbone"
@@ -30,23 +27,3 @@ class FinetuneConfig:
     keep_old_classes: bool = False
     retention_data: str | None = None
     """Labelled dataset used to measure how well the original classes are retained."""
-    patience: int | None = None
-    seed: int = 0
-    runtime: RuntimeConfig | None = None
-    model: str = "detector"
-
-
-def read_finetune_config(folder: Path) -> FinetuneConfig:
-    """Read the configuration of a run. Raise UsageError if the folder contains no fine-tuning run."""
-    try:
-        values = read_config_values(folder)
-        values["recipe"] = FinetuneRecipe(**values["recipe"])
-        values["runtime"] = RuntimeConfig(**values["runtime"])
-        config = FinetuneConfig(**values)
-        if config.model != "detector":
-            raise ValueError(f"run of model {config.model}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder}: no valid config.json of a fine-tuning run; expected a folder written by chromabox finetune"
-        ) from error
-    return config

@@ -5,6 +5,7 @@ layers read, for a few fixed augmented views of each image, by default in half p
 the remaining layers.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from torch import Tensor
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import CachePrecision
 from chromabox.errors import ChromaboxError
+
+log = logging.getLogger(__name__)
 
 _BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -96,15 +99,12 @@ class FeatureCache:
 
 
 @contextmanager
-def open_cache(
-    spec: CacheSpec, folder: Path, max_memory: int, log: Callable[[str], None] = lambda line: None
-) -> Iterator[FeatureCache]:
+def open_cache(spec: CacheSpec, folder: Path, max_memory: int) -> Iterator[FeatureCache]:
     """Open an empty cache in memory if it takes at most ``max_memory`` bytes, else in a file in ``folder``.
 
     The file is deleted at the end of the context. Raise ChromaboxError if the disk does not have enough free space.
     """
     if spec.num_bytes <= max_memory:
-        log(f"feature cache: {spec}, in memory")
         yield FeatureCache(spec, None)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def open_cache(
             f"{max(free, 0) / 1e9:.2f} GB free; use fewer --cached-views (0 disables the cache) or a smaller --size"
         )
     file = folder / "prefix-cache.bin"
-    log(
+    log.info(
         f"feature cache: {spec}, in the temporary file {file} (exceeds the remaining {max_memory / 1e9:.2f} GB of "
         "--cache-memory)"
     )

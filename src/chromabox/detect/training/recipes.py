@@ -7,35 +7,26 @@ warm-up, and uses learning rates that are low enough to preserve a trained model
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from chromabox.engine.optim_config import OptimConfig
 from chromabox.errors import UsageError
 
 FinetuneRecipeName = Literal["course", "default"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe:
+class FinetuneRecipe(OptimConfig):
     """Hyperparameters of fine-tuning, excluding the data, the number of frozen layers and the seed."""
 
     name: FinetuneRecipeName
     """Also selects the augmentation and the reduction of the loss."""
-    epochs: int
-    batch_size: int
-    optimizer: Literal["sgd", "muon"]
-    """sgd: SGD with Nesterov momentum; muon: Muon for kernels, AdamW for all other parameters."""
-    lr: float
-    """Peak learning rate of convolution kernels."""
-    adamw_lr: float
-    """Peak learning rate of biases and BatchNorm weights; with muon, of all parameters that AdamW trains."""
-    final_lr_fraction: float
-    """Learning rate at the end of the run, as a fraction of the peak."""
+    final_lr_fraction: float = 0.0
+    """Learning rate at the end of a cosine schedule, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
     """Factor for both learning rates if the data has no new class: the weights are already trained on all classes."""
     freeze_all_bn: bool = False
     """Whether to freeze BatchNorm in all layers if the data has no new class."""
     lr_scale_added_classes: float = 1.0
     """Factor for both learning rates if new classes are added to the original ones."""
-    schedule: Literal["cosine", "linear"]
-    """Decay of the learning rate from its peak."""
     warmup_epochs: float = 0.0
     warmup_batches: int = 0
     """Length of the warm-up: the longer of the two, limited by ``max_warmup_fraction``."""
@@ -45,16 +36,11 @@ class FinetuneRecipe:
     """Initial learning rate of biases in the warm-up; all other parameters start at 0."""
     warmup_momentum: float | None = None
     """Momentum at the start of the warm-up; None: constant momentum."""
-    momentum: float
-    weight_decay: float
-    """Weight decay of kernels; other parameters have none."""
     nominal_batch_size: int | None = None
     """Gradients are accumulated to about this batch size, to which the weight decay refers; None: no accumulation."""
     ema_decay: float = 0.0
     ema_warmup_steps: float = 0.0
-    """Exponential moving average of weights and BatchNorm statistics; see ``TrainSchedule``."""
-    ema_fraction: float = 0.0
-    """Time constant of the moving average as a fraction of the run, instead of a fixed decay; 0: not used."""
+    """Exponential moving average with a fixed decay instead of ``ema_fraction``; see ``TrainSchedule``."""
     update_bn_stats: bool
     """Whether the BatchNorm statistics of frozen layers keep updating, as in the course's tool."""
     distill: bool = False
@@ -71,12 +57,12 @@ class FinetuneRecipe:
         """Batches per optimizer step."""
         return 1 if self.nominal_batch_size is None else max(round(self.nominal_batch_size / self.batch_size), 1)
 
-    def num_warmup_batches(self, epochs: int, batches_per_epoch: int) -> float:
+    def num_warmup_batches(self, batches_per_epoch: int) -> float:
         """Return the length of the warm-up in batches."""
         num_batches = max(self.warmup_epochs * batches_per_epoch, float(self.warmup_batches))
         if self.max_warmup_fraction is None:
             return num_batches
-        return min(num_batches, self.max_warmup_fraction * epochs * batches_per_epoch)
+        return min(num_batches, self.max_warmup_fraction * self.epochs * batches_per_epoch)
 
 
 def course_finetune_recipe() -> FinetuneRecipe:
@@ -113,7 +99,6 @@ def default_finetune_recipe() -> FinetuneRecipe:
         optimizer="muon",
         lr=0.004,
         adamw_lr=0.001,
-        final_lr_fraction=0.0,
         lr_scale_same_classes=0.005,
         freeze_all_bn=True,
         lr_scale_added_classes=0.25,

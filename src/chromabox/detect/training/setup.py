@@ -1,47 +1,26 @@
-"""Setup of a fine-tuning run: initial model, data, loss, training task, feature caches, runtime and optimizers.
-
-:func:`pick_finetune_runtime` selects the fastest runtime settings. :func:`build_finetune_optimizers` and
-:func:`finetune_lr_schedule` implement the recipe's optimizers and learning rates.
-"""
+"""Setup of a fine-tuning run: initial model and data, loss, optimizers and learning rates."""
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from chromabox.detect.data.dataset import DetectionDataset, remap_classes
+from chromabox.detect.data.dataset import remap_classes
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.models.darknet import DarknetModel
-from chromabox.detect.training.batches import (
-    AugmentedSamples,
-    DataSplits,
-    DetectionBatch,
-    cached_batches,
-    epoch_batch_indices,
-    fill_feature_cache,
-    split_dataset,
-    stack_targets,
-    stream_batches,
-)
-from chromabox.detect.training.config import CachePrecision, FinetuneConfig
-from chromabox.detect.training.feature_cache import FeatureCache, open_cache, plan_cache
-from chromabox.detect.training.freeze import FreezeReport, freeze, num_layers_to_freeze, trainable_head_parameters
+from chromabox.detect.training.batches import DataSplits, DetectionBatch, ImageReader, cached_reader, split_dataset
+from chromabox.detect.training.config import FinetuneConfig
+from chromabox.detect.training.freeze import num_layers_to_freeze, trainable_head_parameters
 from chromabox.detect.training.loss import DetectionLoss
-from chromabox.detect.training.recipes import FinetuneRecipe, scale_lr
+from chromabox.detect.training.recipes import FinetuneRecipe
 from chromabox.detect.training.transfer import Teacher, replace_heads
-from chromabox.detect.training.validator import Validator, make_validator
-from chromabox.detect.weights.load import Detector, detector_metadata, load_detector
-from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
-from chromabox.engine.optim import Muon
-from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.engine.trainer import ParamGroupSettings, TrainSchedule, TrainTask
+from chromabox.detect.weights.load import Detector, load_detector
+from chromabox.engine.optim import LrSchedule, build_muon, lr_schedule
 from chromabox.errors import UsageError
 
 
@@ -51,6 +30,8 @@ class InitialState:
 
     detector: Detector
     splits: DataSplits
+    read_image: ImageReader = field(default_factory=cached_reader)
+    """Reader that keeps decoded images in memory."""
 
     @property
     def num_new_classes(self) -> int:
@@ -78,8 +59,13 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
             detector, data.classes, config.keep_old_classes, max_prior=config.recipe.new_class_prior
         )
     data, _ = remap_classes(data, detector.classes)
-    num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.
-    splits = split_dataset(data, config.seed, early_stopping=config.patience is not None)
+    if config.freeze != "auto":
+        num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.
+    saved = None if resume_folder is None else resume_folder / "splits.json"
+    if saved is not None and saved.is_file():
+        splits = DataSplits.load(saved, data)
+    else:
+        splits = split_dataset(data, config.seed, early_stopping=config.patience is not None)
     return InitialState(replace(detector, size=config.size), splits)
 
 
@@ -96,19 +82,7 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
     )
 
 
-def apply_freezing(config: FinetuneConfig, initial: InitialState, model: DarknetModel) -> FreezeReport:
-    """Freeze the configured layers.
-
-    BatchNorm is frozen in all layers if the recipe sets ``freeze_all_bn`` and there is no new class.
-    """
-    recipe = config.recipe
-    freeze_all_bn = recipe.freeze_all_bn and not initial.num_new_classes
-    return freeze(model, config.freeze, update_bn_stats=recipe.update_bn_stats, freeze_all_bn=freeze_all_bn)
-
-
-def build_teacher(
-    config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: torch.device
-) -> Teacher | None:
+def build_teacher(config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: str) -> Teacher | None:
     """Return the initial model as the teacher if old and new classes are trained together and the recipe distils."""
     if not (config.recipe.distill and config.keep_old_classes and initial.num_new_classes):
         return None
@@ -116,163 +90,25 @@ def build_teacher(
     return Teacher(model, len(initial.detector.classes) - initial.num_new_classes, loss)
 
 
-def make_loss_function(
-    num_frozen: int, loss: DetectionLoss, teacher: Teacher | None = None
-) -> Callable[[Callable[[Tensor], Tensor], DetectionBatch], dict[str, Tensor]]:
-    """Return the ``compute_loss`` of a task whose batches contain the features of the first ``num_frozen`` layers."""
-
-    def compute_loss(forward: Callable[[Tensor], Tensor], batch: DetectionBatch) -> dict[str, Tensor]:
-        features, targets = batch
-        # The training loop passes the model itself: it is never compiled (see pick_finetune_runtime).
-        outputs = cast(DarknetModel, forward).forward_from(features, num_frozen)
-        if teacher is None:
-            return loss(outputs, targets)
-        teacher_output = teacher.predict(features, num_frozen, targets)
-        terms = loss(outputs, targets, teacher_output.objectness)
-        distillation = teacher.distillation_loss(outputs, teacher_output)
-        return {**terms, **distillation, "loss": terms["loss"] + torch.stack(list(distillation.values())).sum()}
-
-    return compute_loss
-
-
-def build_finetune_task(
-    config: FinetuneConfig,
-    initial: InitialState,
-    model: DarknetModel,
-    num_frozen: int,
+def compute_losses(
+    forward: Callable[[Tensor], Tensor],
+    batch: DetectionBatch,
     loss: DetectionLoss,
-    validator: Validator,
-    batches: Callable[[int, int], Any],
-    num_images: int,
-) -> tuple[TrainTask[DetectionBatch], TrainSchedule]:
-    """Build the task and the schedule of the training loop.
+    num_frozen: int = 0,
+    teacher: Teacher | None = None,
+) -> dict[str, Tensor]:
+    """Return the loss terms of a batch, which contains the features of the first ``num_frozen`` layers.
 
-    ``num_frozen`` is the number of layers whose features can be cached, ``num_images`` the number of training images.
+    ``forward`` is the model itself: fine-tuning disables compilation.
     """
-    recipe = config.recipe
-    if not initial.num_new_classes:
-        recipe = scale_lr(recipe, recipe.lr_scale_same_classes)
-    elif config.keep_old_classes:
-        recipe = scale_lr(recipe, recipe.lr_scale_added_classes)
-    teacher = build_teacher(config, initial, loss, next(model.parameters()).device)
-    is_cached = bool(num_frozen and config.num_cached_views)
-    schedule = TrainSchedule(
-        epochs=recipe.epochs,
-        batches_per_epoch=len(epoch_batch_indices(num_images, recipe.batch_size, config.seed, 0)),
-        accumulate=recipe.accumulate,
-        ema_decay=recipe.ema_decay,
-        ema_warmup_steps=recipe.ema_warmup_steps,
-        monitor="val_ap50_missing" if initial.splits.early_stopping is not None else None,
-        patience=config.patience,
-    )
-    if recipe.ema_fraction:
-        decay = max(0.0, 1 - 1 / (recipe.ema_fraction * schedule.total_steps))
-        schedule = replace(schedule, ema_decay=decay, ema_warmup_steps=schedule.total_steps / 50)
-    optimizers = build_finetune_optimizers(model, recipe)
-    metadata = {**detector_metadata(initial.detector), "recipe": recipe.name, "data": Path(config.data).name}
-    task = TrainTask(
-        model=model,
-        optimizers=optimizers,
-        batches=batches,
-        compute_loss=make_loss_function(num_frozen if is_cached else 0, loss, teacher),
-        validate=lambda model: validator.evaluate(cast(DarknetModel, model), loss),
-        lr_schedule=finetune_lr_schedule(recipe, optimizers, recipe.epochs, schedule.batches_per_epoch),
-        checkpoint_metadata=lambda: metadata,
-    )
-    return task, schedule
-
-
-class FeatureCaches:
-    """Feature caches of a run, which share the memory limit and stay open until ``stack`` is closed."""
-
-    def __init__(
-        self,
-        stack: ExitStack,
-        config: FinetuneConfig,
-        folder: Path,
-        model: DarknetModel,
-        num_frozen: int,
-        log: Callable[[str], None],
-    ) -> None:
-        assert config.runtime is not None
-        self.stack = stack
-        self.config = config
-        self.folder = folder
-        self.model = model
-        self.num_frozen = num_frozen
-        self.log = log
-        self.workers = config.runtime.threads
-        self.memory_left = round(config.cache_memory_gb * 1e9)
-        #: Seconds spent on filling the caches.
-        self.fill_seconds = 0.0
-
-    def open(self, num_views: int, precision: CachePrecision, name: str) -> FeatureCache:
-        """Open a cache in memory if it fits into the remaining memory, else in a file in the subfolder ``name``."""
-        spec = plan_cache(self.model, self.num_frozen, self.config.size, num_views, precision)
-        cache = self.stack.enter_context(open_cache(spec, self.folder / name, self.memory_left, self.log))
-        self.memory_left -= spec.num_bytes if spec.num_bytes <= self.memory_left else 0
-        return cache
-
-    def build_validator(self, data: DetectionDataset, samples: AugmentedSamples) -> Validator:
-        """Return a validator with cached features of the images without augmentation, in float32."""
-        start_time = time.perf_counter()
-        cache = self.open(len(data.samples), "float32", f"cache-{data.splits[0]}")
-        validator = make_validator(
-            cache, self.model, self.num_frozen, data, self.config.size, samples.read_image, workers=self.workers
-        )
-        self.fill_seconds += time.perf_counter() - start_time
-        return validator
-
-    def train_batches(self, samples: AugmentedSamples) -> Callable[[int, int], Any]:
-        """Return the training batches, from a cache if layers are frozen and views are fixed."""
-        config = self.config
-        assert config.runtime is not None
-        device, batch_size = config.runtime.device, config.recipe.batch_size
-        if not self.num_frozen or not config.num_cached_views:
-            return stream_batches(samples, batch_size, device=device, workers=self.workers)
-        start_time = time.perf_counter()
-        views_per_image = min(config.num_cached_views, config.recipe.epochs)
-        cache = self.open(views_per_image * len(samples), config.cache_precision, "cache-train")
-        boxes = fill_feature_cache(cache, self.model, self.num_frozen, samples, views_per_image, workers=self.workers)
-        self.fill_seconds += time.perf_counter() - start_time
-        self.log(f"feature caches filled in {self.fill_seconds:.1f} s")
-        return cached_batches(cache, boxes, len(samples), batch_size, config.seed, device=device)
-
-
-#: Number of images used for timing: the batch size of the frozen layers.
-_NUM_PROBE_IMAGES = 8
-
-
-def pick_finetune_runtime(
-    config: FinetuneConfig,
-    model: DarknetModel,
-    num_frozen: int,
-    loss: DetectionLoss,
-    samples: AugmentedSamples,
-    initial: InitialState,
-    options: RuntimeOptions,
-) -> RuntimeConfig:
-    """Select the fastest runtime settings by timing training steps on copies of the model."""
-    num_cached = num_frozen if config.num_cached_views else 0
-    data = replace(samples.data, samples=samples.data.samples[:_NUM_PROBE_IMAGES])
-    cache = FeatureCache(plan_cache(model, num_cached, config.size, len(data.samples), "float32"), None)
-    boxes = fill_feature_cache(cache, model, num_cached, replace(samples, data=data), 1)
-    indices = [index % len(boxes) for index in range(min(config.recipe.batch_size, len(samples)))]
-    device = torch.device(resolve_device(options))
-    features = {layer: feature.to(device) for layer, feature in cache.read(indices).items()}
-    batch = features, stack_targets([boxes[index] for index in indices]).to(device)
-    compute_loss = make_loss_function(num_cached, loss, build_teacher(config, initial, loss, device))
-    num_batches = len(epoch_batch_indices(len(samples), config.recipe.batch_size, config.seed, 0))
-    # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
-    return autotune(
-        replace(options, compile="off"),
-        model,
-        lambda forward: compute_loss(forward, batch)["loss"],
-        num_batches * config.recipe.epochs,
-    )
-
-
-LrSchedule = Callable[[int], Sequence[Sequence[ParamGroupSettings]]]
+    features, targets = batch
+    outputs = cast(DarknetModel, forward).forward_from(features, num_frozen)
+    if teacher is None:
+        return loss(outputs, targets)
+    teacher_output = teacher.predict(features, num_frozen, targets)
+    terms = loss(outputs, targets, teacher_output.objectness)
+    distillation = teacher.distillation_loss(outputs, teacher_output)
+    return {**terms, **distillation, "loss": terms["loss"] + torch.stack(list(distillation.values())).sum()}
 
 
 def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> list[torch.optim.Optimizer]:
@@ -282,7 +118,7 @@ def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> li
     biases. ``muon``: Muon with weight decay for kernels, and AdamW without weight decay for all other parameters. The
     last kernel of a head also uses AdamW, since its rows have different meanings. Empty groups are omitted.
     """
-    kernels, norm_weights, biases = _parameter_groups(model)
+    kernels, norm_weights, biases = parameter_groups(model)
     if recipe.optimizer == "sgd":
         decay_scale = recipe.batch_size * recipe.accumulate / (recipe.nominal_batch_size or recipe.batch_size)
         groups: list[dict[str, Any]] = [
@@ -295,15 +131,13 @@ def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> li
     head_ids = {id(parameter) for parameter in trainable_head_parameters(model)}
     hidden_kernels = [kernel for kernel in kernels if id(kernel) not in head_ids]
     head_kernels = [kernel for kernel in kernels if id(kernel) in head_ids]
-    adamw = torch.optim.AdamW([*head_kernels, *norm_weights, *biases], lr=recipe.adamw_lr, betas=(0.9, 0.99))
-    adamw.param_groups[0]["weight_decay"] = 0.0
-    if not hidden_kernels:
-        return [adamw]
-    muon = Muon(hidden_kernels, recipe.lr, recipe.weight_decay, recipe.momentum)
-    return [muon, adamw]
+    adamw = torch.optim.AdamW(
+        [*head_kernels, *norm_weights, *biases], lr=recipe.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0
+    )
+    return build_muon(recipe, hidden_kernels, adamw)
 
 
-def _parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+def parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Return the trainable convolution kernels, BatchNorm weights and biases; frozen parameters are left out."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kernels = [parameter for _, parameter in trainable if parameter.ndim == 4]
@@ -313,42 +147,29 @@ def _parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.
 
 
 def finetune_lr_schedule(
-    recipe: FinetuneRecipe, optimizers: Sequence[torch.optim.Optimizer], epochs: int, batches_per_epoch: int
+    recipe: FinetuneRecipe, optimizers: Sequence[torch.optim.Optimizer], batches_per_epoch: int
 ) -> LrSchedule:
     """Return the learning rate and momentum of every parameter group as a function of the optimizer step.
 
-    The course's ``cosine`` schedule changes once per epoch; the ``linear`` schedule changes with every step.
+    The course's ``cosine`` schedule decreases the learning rate once per epoch, with a warm-up in every step.
     """
-    peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
-    are_biases = [[bool(group.get("bias")) for group in optimizer.param_groups] for optimizer in optimizers]
+    warmup_batches = recipe.num_warmup_batches(batches_per_epoch)
+    if recipe.schedule != "cosine":
+        num_batches = recipe.epochs * batches_per_epoch
+        return lr_schedule(replace(recipe, warmup_fraction=warmup_batches / num_batches), optimizers, num_batches)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [(float(group["lr"]), recipe.warmup_bias_lr if group["bias"] else 0.0) for group in groups]
+    initial_momentum = recipe.momentum if recipe.warmup_momentum is None else recipe.warmup_momentum
     steps_per_epoch = math.ceil(batches_per_epoch / recipe.accumulate)
-    warmup_batches = recipe.num_warmup_batches(epochs, batches_per_epoch)
 
-    def group_settings(step: int, peak_lr: float, is_bias: bool) -> ParamGroupSettings:
+    def schedule(step: int) -> list[list[dict[str, float]]]:
         epoch, step_in_epoch = divmod(step, steps_per_epoch)
+        cosine = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
+        factor = recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * cosine
         batch = epoch * batches_per_epoch + step_in_epoch * recipe.accumulate
-        if recipe.schedule == "cosine":
-            cosine = (1 + math.cos(math.pi * epoch / epochs)) / 2
-            lr = peak_lr * (recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * cosine)
-            warmup = batch / warmup_batches if warmup_batches else 1.0
-            initial_lr = recipe.warmup_bias_lr if is_bias else 0.0
-        else:
-            # The middle of the step, so that neither the first nor the last step has a learning rate of 0.
-            position = batch + recipe.accumulate / 2
-            total_batches = epochs * batches_per_epoch
-            remaining = (total_batches - position) / max(total_batches - warmup_batches, 1)
-            lr = peak_lr * min(recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * remaining, 1.0)
-            warmup, initial_lr = position / warmup_batches if warmup_batches else 1.0, 0.0
-        warmup = min(warmup, 1.0)
-        settings = {"lr": initial_lr + (lr - initial_lr) * warmup}
-        if recipe.warmup_momentum is not None:
-            settings["momentum"] = recipe.warmup_momentum + (recipe.momentum - recipe.warmup_momentum) * warmup
-        return settings
-
-    def schedule(step: int) -> Sequence[Sequence[ParamGroupSettings]]:
-        return [
-            [group_settings(step, peak_lr, is_bias) for peak_lr, is_bias in zip(*groups, strict=True)]
-            for groups in zip(peak_lrs, are_biases, strict=True)
-        ]
+        warmup = min(batch / warmup_batches, 1.0) if warmup_batches else 1.0
+        momentum = initial_momentum + (recipe.momentum - initial_momentum) * warmup
+        lrs = [initial_lr + (lr * factor - initial_lr) * warmup for lr, initial_lr in peaks]
+        return [[{"lr": lr, "momentum": momentum} for lr in lrs]]
 
     return schedule

@@ -1,0 +1,115 @@
+"""The driver of all training runs: choose the runtime settings, write the run folder, train, summarise.
+
+Each kind of run is a :class:`TrainingJob`, which provides the model, the task and the summary.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
+from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
+from chromabox.engine.logger import EpochRecord
+from chromabox.engine.runs import RunConfig, RunDir
+from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
+
+log = logging.getLogger(__name__)
+
+EpochCallback = Callable[[EpochRecord, nn.Module], None]
+"""Function called in the main process after each epoch, with the epoch's metrics and the model."""
+Forward = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class TrainingJob(Protocol):
+    """A run before its first step. Its constructor raises UsageError for invalid settings."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Configuration of the run."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Model to be trained, in training mode."""
+
+    @property
+    def num_steps(self) -> int:
+        """Number of batches of the whole run."""
+
+    def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
+        """Return the loss of one batch as a function of the model, for measuring the time of a step."""
+
+    def save_inputs(self, run: RunDir) -> None:
+        """Write the files that a resumed run reads, apart from the configuration."""
+
+    def open_task(
+        self, run: RunDir, runtime: RuntimeConfig
+    ) -> AbstractContextManager[tuple[TrainTask[Any], TrainSchedule]]:
+        """Return the task and its schedule, with resources that are released at the end of the context."""
+
+    def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
+        """Return the contents of ``summary.json``, given the model of the last epoch; called within the context."""
+
+    def __str__(self) -> str:
+        """Return a description of the run for the log."""
+
+
+def run_training(
+    job: TrainingJob,
+    run: RunDir,
+    *,
+    options: RuntimeOptions | None = None,
+    dist_info: DistInfo | None = None,
+    resume: bool = False,
+    callbacks: Sequence[EpochCallback] = (),
+) -> dict[str, Any]:
+    """Train a job into its run folder and return its summary, the contents of ``summary.json``.
+
+    Args:
+        job: the run.
+        run: the run folder; created if it does not exist.
+        options: runtime options, used if the job's configuration has no runtime settings: those that are not fixed
+            are chosen by measuring training steps.
+        dist_info: rank and number of processes; None for a single process.
+        resume: whether to continue from the last checkpoint.
+        callbacks: functions called in the main process after each epoch.
+
+    Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state, and ChromaboxError if the loss or a metric
+    is not finite.
+    """
+    dist_info, options = dist_info or DistInfo(), options or RuntimeOptions()
+    runtime = job.config.runtime
+    if runtime is None:
+        if dist_info.is_main:
+            runtime = autotune(options, job.model, job.trial_loss(resolve_device(options)), job.num_steps)
+        runtime = broadcast_object(runtime, dist_info)
+    assert runtime is not None
+    convert_sync_batchnorm(job.model, dist_info)
+    if dist_info.is_main:
+        run.save_config(replace(job.config, runtime=runtime))
+        job.save_inputs(run)
+        log.info(f"{job}; running on {runtime}")
+
+    def on_epoch_end(record: EpochRecord, model: nn.Module) -> None:
+        for callback in callbacks:
+            callback(record, model)
+
+    with job.open_task(run, runtime) as (task, schedule):
+        model = fit(
+            task,
+            schedule,
+            folder=run.path,
+            runtime=runtime,
+            dist_info=dist_info,
+            resume=resume,
+            on_epoch_end=on_epoch_end,
+        )
+        summary = job.summarise(run, model.eval()) if dist_info.is_main else {}
+    if dist_info.is_main:
+        run.save_summary(summary)
+    return broadcast_object(summary, dist_info)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from chromabox.assignment.check.align import DiffLine, diff_ops
-from chromabox.assignment.check.experiments import IMAGE_SIZE, OTHER_SIZES, OUTPUT_SHAPE
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op, trace_ops
+from chromabox.assignment.check.worker import IMAGE_SIZE, OTHER_SIZES, OUTPUT_SHAPE
 from chromabox.colour.models import MODELS, num_trainable_parameters
 
 #: Maximum difference between two logits that are considered equal.

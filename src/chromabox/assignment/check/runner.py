@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,6 @@ from chromabox.assignment.check.worker import CLASSES
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.dataset import printable
-
-#: Maximum number of bytes read from a child's result file.
-MAX_REPORT_BYTES = 1 << 24
 
 #: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
 CHILD_ENV = {
@@ -48,7 +45,7 @@ EXIT_REASONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckResult:
     """Result of checking a file."""
 
@@ -85,23 +82,6 @@ def check_file(
     Raise UsageError for a missing file, for a file that is neither Python nor a notebook, and for invalid limits. Raise
     ChromaboxError if the child process cannot be started or its result file is invalid.
     """
-    _check_usage(path, timeout, memory_limit_gb)
-    try:
-        observations, notes, classes, error_message = _inspect(path.resolve(), model_names, timeout, memory_limit_gb)
-        reports = [run_checks(model, observations[model]) for model in CLASSES if model in observations]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ChromaboxError(
-            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
-            "that are already open"
-        ) from error
-    if error_message is None and not reports:
-        verb = "defines neither" if len(model_names) > 1 else "does not define"
-        defined = f"its classes are {', '.join(classes[:10])}" if classes else "it defines no classes"
-        error_message = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
-    return CheckResult(str(path), reports, notes, error_message)
-
-
-def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
     if path.is_dir():
         raise UsageError(
             f"{path}: is a folder; expected a .py or .ipynb file with the classes (to validate a detection dataset, "
@@ -117,55 +97,73 @@ def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
         raise UsageError(
             f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
         )
+    result = CheckResult(str(path), [])
+    try:
+        observations, classes = _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
+        result.reports += [run_checks(model, observations[model]) for model in CLASSES if model in observations]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ChromaboxError(
+            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
+            "that are already open"
+        ) from error
+    if result.error is None and not result.reports:
+        verb = "defines neither" if len(model_names) > 1 else "does not define"
+        defined = f"its classes are {', '.join(classes[:10])}" if classes else "it defines no classes"
+        result.error = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
+    return result
 
 
 def _inspect(
-    path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float
-) -> tuple[dict[str, Observations], list[str], list[str], str | None]:
+    path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult
+) -> tuple[dict[str, Observations], list[str]]:
     """Start child processes until every model has been inspected or has ended its process.
 
-    Return the observations by model, notes, the names of the file's classes, and an error not tied to a model.
+    Return the observations by model and the names of the file's classes; add notes, or an error that is not tied to a
+    model, to the result.
     """
     observations: dict[str, Observations] = {}
-    notes, classes, remaining = list[str](), list[str](), list(model_names)
+    classes: list[str] = []
     while remaining:
         event: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
-            folder, result = Path(temporary) / "work", Path(temporary) / "result.jsonl"
+            folder, events_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
             folder.mkdir()
-            request = {"file": str(path), "nets": remaining, "folder": str(folder), "seconds": timeout}
-            request |= {"gigabytes": memory_limit_gb, "result": str(result)}
-            (Path(temporary) / "request.json").write_text(json.dumps(request), encoding="utf-8")
-            exit_reason = _run_child(Path(temporary) / "request.json", folder, timeout)
-            for event in _read_events(result):
-                if "nets" in event:
-                    for model, name in event["nets"].items():
-                        observations.setdefault(model, Observations(str(name)))
-                    classes = [str(name) for name in event["others"]]
-                elif "notes" in event:
-                    notes = [str(note) for note in event["notes"]]
-                elif "net" in event and "doing" not in event:
-                    observed = observations[event["net"]]
-                    if "failed" in event:
-                        observed.failures[event["fact"]] = event["failed"]
-                    else:
-                        observed.values[event["fact"]] = event["value"]
-                elif "failed" in event:
-                    return observations, notes, classes, str(event["failed"])
+            events_file.touch()
+            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(events_file)}
+            exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, folder, timeout)
+            lines = events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines:
+            # A crash may truncate the last line.
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+            if "nets" in event:
+                for model, name in event["nets"].items():
+                    observations.setdefault(model, Observations(str(name)))
+                classes = [str(name) for name in event["others"]]
+            elif "notes" in event:
+                result.notes[:] = map(str, event["notes"])
+            elif "value" in event:
+                observations[event["net"]].values[event["fact"]] = event["value"]
+            elif "failed" in event and "net" in event:
+                observations[event["net"]].failures[event["fact"]] = event["failed"]
+            elif "failed" in event:
+                result.error = str(event["failed"])
+                return observations, classes
         if "done" in event:
             break
         # The child ended early: its last action, which has no result, is the one that failed.
         message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
         if "net" not in event or "doing" not in event:
-            return observations, notes, classes, message
+            result.error = message
+            break
         observations[event["net"]].failures[event["fact"]] = message
         remaining = remaining[remaining.index(event["net"]) + 1 :]
-    return observations, notes, classes, None
+    return observations, classes
 
 
-def _run_child(request: Path, folder: Path, timeout: float) -> str:
+def _run_child(request: dict[str, Any], folder: Path, timeout: float) -> str:
     """Run one child process until it ends or the time limit is reached; describe how it ended."""
-    command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", str(request)]
+    command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", json.dumps(request)]
     null = subprocess.DEVNULL
     environment = {**os.environ, **CHILD_ENV, "TMPDIR": str(folder), "TEMP": str(folder)}
     try:
@@ -187,19 +185,6 @@ def _run_child(request: Path, folder: Path, timeout: float) -> str:
         return f"the process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"the process ended with {name}" + (f" ({EXIT_REASONS[name]})" if name in EXIT_REASONS else "")
-
-
-def _read_events(result: Path) -> Iterator[dict[str, Any]]:
-    """Read the events that a child wrote; invalid lines are skipped, as a crash may truncate the last one."""
-    content = b""
-    if result.is_file():
-        with result.open("rb") as file:
-            content = file.read(MAX_REPORT_BYTES)
-    for line in content.decode("utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict):
-                yield event
 
 
 STATUS_MARKS = {True: "✓", False: "✗", None: "·"}

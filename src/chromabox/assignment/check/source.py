@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import nn
 
@@ -186,7 +187,8 @@ def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
 
 #: Parameters of the models of figure 1, in the order of the assignment's notebook.
 ROLES = ("kernel", "num_filters", "num_colours", "num_in_channels")
-Sizes = Mapping[str, int]
+Sizes: TypeAlias = Mapping[str, int]
+Builder: TypeAlias = Callable[[Sizes], nn.Module]
 DEFAULT_SIZES: Sizes = {"kernel": 3, "num_filters": 32, "num_colours": 24, "num_in_channels": 1}
 
 #: Patterns of parameter names and the sizes to which they refer; the first match counts.
@@ -203,7 +205,7 @@ NAME_PATTERNS = {
 class Constructor:
     """A function that builds a model for given sizes."""
 
-    build: Callable[[Sizes], nn.Module]
+    build: Builder
     signature: str
     """The call as text, for example ``UNet(kernel, num_filters, num_colours, num_in_channels)``."""
     missing_roles: tuple[str, ...] = ()
@@ -223,29 +225,24 @@ def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constr
     """
     # A class without __init__ takes no sizes, although the signature of nn.Module.__init__ has *args.
     has_init = getattr(model_class, "__init__", None) is not nn.Module.__init__
-    parameters = list(inspect.signature(model_class).parameters.values()) if has_init else []
-    roles = {
-        parameter.name: role
-        for parameter in parameters
-        if parameter.kind != parameter.POSITIONAL_ONLY and (role := guess_role(parameter.name))
-    }
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    takes_all = len(positional) >= len(ROLES) or any(
-        parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters
-    )
-    if len(set(roles.values())) == len(roles) and (len(roles) == len(ROLES) or not takes_all):
+    signature = inspect.signature(model_class) if has_init else inspect.Signature()
+    parameters = signature.parameters.values()
+    guesses = {one.name: guess_role(one.name) for one in parameters if one.kind != one.POSITIONAL_ONLY}
+    roles = {parameter: role for parameter, role in guesses.items() if role}
+    try:
+        by_position = signature.bind(*ROLES).arguments
+    except TypeError:
+        by_position = {}
+    if len(set(roles.values())) == len(roles) and (len(roles) == len(ROLES) or not by_position):
         return Constructor(
             lambda sizes: model_class(**{parameter: sizes[role] for parameter, role in roles.items()}),
             f"{name}({', '.join(roles)})",
             tuple(role for role in ROLES if role not in roles.values()),
         )
-    agrees = all(roles.get(parameter, role) == role for parameter, role in zip(positional, ROLES, strict=False))
-    if not takes_all or not agrees:
+    if not by_position or any(roles.get(parameter, role) != role for parameter, role in by_position.items()):
         raise TypeError(
-            f"it is not clear which of the parameters {', '.join(parameter.name for parameter in parameters)} are "
-            f"{', '.join(ROLES)}; use these names, or this order"
+            f"it is not clear which of the parameters {', '.join(signature.parameters)} are {', '.join(ROLES)}; use "
+            "these names, or this order"
         )
-    names = [f"{parameter}={role}" for parameter, role in zip(positional, ROLES, strict=False)]
-    signature = f"{name}({', '.join([*names, *ROLES[len(names) :]])})"
-    return Constructor(lambda sizes: model_class(*(sizes[role] for role in ROLES)), signature)
+    arguments = [f"{key}={role}" if isinstance(role, str) else ", ".join(role) for key, role in by_position.items()]
+    return Constructor(lambda sizes: model_class(*map(sizes.get, ROLES)), f"{name}({', '.join(arguments)})")

@@ -11,7 +11,7 @@ from torch import nn
 
 from chromabox.assignment.check.align import block_name
 from chromabox.assignment.check.checks import reference_ops
-from chromabox.assignment.check.experiments import IMAGE_SIZE
+from chromabox.assignment.check.worker import IMAGE_SIZE
 from chromabox.assignment.check.runner import STATUS_MARKS, CheckResult, check_file
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op

@@ -74,47 +74,45 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers."""
+    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers.
+
+    An import of several names becomes one statement for each, so that a missing module does not affect the others.
+    """
     try:
         tree = ast.parse(text, filename)
     except SyntaxError:
         text = MAGIC.sub(lambda match: f"{match[1] or match[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
         tree = ast.parse(text, filename)
-    return [_analyse_statement(node, filename) for statement in tree.body for node in _split_imports(statement)]
-
-
-def _split_imports(node: ast.stmt) -> list[ast.stmt]:
-    """Split an import into one statement for each name, so that a missing module does not affect the others."""
-    if not isinstance(node, (ast.Import, ast.ImportFrom)):
-        return [node]
-    imports = [
-        ast.Import([name]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [name], node.level)
-        for name in node.names
-    ]
-    return [ast.copy_location(statement, node) for statement in imports]
+    nodes: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            nodes += [ast.copy_location(ast.Import([name]), node) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            nodes += [ast.copy_location(ast.ImportFrom(node.module, [one], node.level), node) for one in node.names]
+        else:
+            nodes.append(node)
+    return [_analyse_statement(node, filename) for node in nodes]
 
 
 def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
     table = symtable.symtable(ast.unparse(node), filename, "exec")
-    symbols = table.get_symbols()
-    bound = [symbol for symbol in symbols if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()]
-    binds = {symbol.get_name() for symbol in bound}
-    needs = {symbol.get_name() for symbol in symbols if symbol.is_referenced()} | _nested_globals(table)
-    if isinstance(node, (ast.Assign, ast.AugAssign)):
-        # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        for target in targets:
-            while isinstance(target, (ast.Attribute, ast.Subscript)):
-                target = target.value
-            binds |= {target.id} if isinstance(target, ast.Name) else set()
+    binds, needs, tables = set[str](), set[str](), [table]
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
+            binds.add(symbol.get_name())
+        if symbol.is_referenced():
+            needs.add(symbol.get_name())
+    while tables:
+        nested = tables.pop().get_children()
+        needs |= {symbol.get_name() for child in nested for symbol in child.get_symbols() if symbol.is_global()}
+        tables += nested
+    # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    for target in targets:
+        while isinstance(target, (ast.Attribute, ast.Subscript)):
+            target = target.value
+        binds |= {target.id} if isinstance(target, ast.Name) else set()
     return Statement(node, binds, needs, filename)
-
-
-def _nested_globals(table: symtable.SymbolTable) -> set[str]:
-    names: set[str] = set()
-    for child in table.get_children():
-        names |= {symbol.get_name() for symbol in child.get_symbols() if symbol.is_global()} | _nested_globals(child)
-    return names
 
 
 def required_statements(statements: Sequence[Statement], names: Iterable[str]) -> list[Statement]:

@@ -1,6 +1,5 @@
 """Counts and paddings on the terminal: models given by name or path, formulas as plain text, and tables."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from sympy import Expr, Integer, Poly, Rational
 
 from chromabox.assignment.count import (
@@ -30,6 +27,7 @@ from chromabox.detect.models.architecture import DARKNET
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import ARCHITECTURES, is_detector, load_detector
 from chromabox.errors import UsageError
+from chromabox.report.tables import print_grid
 
 QUANTITIES = ("weights", "outputs", "connections")
 #: Default image side length in pixels for colourisation models: that of CIFAR-10.
@@ -127,7 +125,7 @@ def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) ->
     size_columns = ["", *map(format_size, sizes)]
 
     def print_columns(title: str, headings: list[str], columns: list[list[str]]) -> None:
-        _print_table(title, headings, [list(row) for row in zip(QUANTITIES, *columns, strict=True)])
+        print_grid(title, headings, [list(row) for row in zip(QUANTITIES, *columns, strict=True)])
 
     print(f"{counts.title}: {describe_options(options)}")
     print_columns("for images of H × W", ["", "formula"], [[format_formula(formula) for formula in total.as_tuple]])
@@ -136,12 +134,12 @@ def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) ->
         print_columns("for two sizes", size_columns, formulas)
     numbers = [[f"{number:,}" for number in total.evaluate({**counts.values, **size})] for size in sizes]
     print_columns(settings or "for two sizes", size_columns, numbers)
-    _print_table("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(counts, options))
+    print_grid("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(counts, options))
     rows = [
         [layer.name, layer.kind, *(f"{number:,}" for number in layer_counts.evaluate(counts.values))]
         for layer, layer_counts in counts.counted_layers(options)
     ]
-    _print_table(f"layers for images of {format_size(counts.size)}", ["layer", "", *QUANTITIES], rows)
+    print_grid(f"layers for images of {format_size(counts.size)}", ["layer", "", *QUANTITIES], rows)
 
 
 def format_settings(counts: ModelCounts) -> str:
@@ -173,16 +171,4 @@ def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
             texts = [f"{padding} and {extra}" if group.transposed else f"{padding}" for padding, extra in pairs]
             rows.append([group.name, widths, " or ".join(texts) or "no padding keeps the shapes"])
         title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
-        _print_table(title, ["layers", "shapes", "padding (and output padding)"], rows)
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title)
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
-        is_numeric = all(cell.replace(",", "").isdigit() for cell in cells)
-        table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Without a terminal, Rich would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+        print_grid(title, ["layers", "shapes", "padding (and output padding)"], rows)

@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, Observations, layer_name, run_checks
+from chromabox.assignment.check.checks import NOT_REACHED, NetReport, Observations, layer_name, run_checks
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.check.worker import CLASSES
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.report.dataset import printable
+from chromabox.report.tables import make_console, print_grid, printable
 
 #: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
 CHILD_ENV = {
@@ -214,45 +214,32 @@ def report_check(
 
 def print_check(result: CheckResult) -> None:
     """Print the checks, layers and hints of every model, then a one-line summary."""
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = make_console()
     for note in result.notes:
         console.print(printable(f"note: {note}"))
     for report in result.reports:
-        console.print()
-        console.print(printable(report.class_name), style="bold")
-        console.print(check_table(report.checks))
+        console.print(Text("\n"), Text(report.class_name, "bold"), sep="")
+        table = Table.grid(padding=(0, 1))
+        for check in report.checks:
+            table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
+        console.print(table)
         if report.diff:
-            console.print(layer_table(report))
+            print_layers(report)
         for hint in report.hints:
             console.print(printable(f"→ {hint}"))
     console.print(printable(summary_line(result)))
 
 
-def check_table(checks: list[CheckItem]) -> Table:
-    """Return a table of the checks: status mark, name and message."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in checks:
-        table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
-    return table
-
-
-def layer_table(report: NetReport) -> Table:
-    """Return a table of the operations of figure 1 and of the class."""
-    table = Table(title=printable(f"{report.class_name}, layer by layer"), title_justify="left")
+def print_layers(report: NetReport) -> None:
+    """Print a table of the operations of figure 1 and of the class."""
     columns = ("", "location", "figure 1", "output", "parameters", "your layer", "module", "output", "parameters")
-    for name in (*columns, "difference"):
-        is_number, is_long = name == "parameters", name in ("module", "difference")
-        table.add_column(name, overflow="fold", justify="right" if is_number else "left", no_wrap=not is_long)
+    rows: list[list[str | Text]] = []
     for line in report.diff:
         passed = None if line.message == NOT_REACHED else line.status == "equal"
-        message = "consequence of the above" if line.is_consequence else line.message
         layer, _, shape, count = _op_cells(line.expected)
-        cells = (line.location, layer, shape, count, *_op_cells(line.actual), message)
-        table.add_row(_status_text(passed), *map(printable, cells))
-    return table
+        message = "consequence of the above" if line.is_consequence else line.message
+        rows.append([_status_text(passed), line.location, layer, shape, count, *_op_cells(line.actual), message])
+    print_grid(f"{report.class_name}, layer by layer", [*columns, "difference"], rows)
 
 
 def _status_text(passed: bool | None) -> Text:

@@ -37,8 +37,8 @@ def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
     table = Table(title=printable(title))
     for index, column in enumerate(columns):
         is_numeric = all(NUMERIC.fullmatch(str(row[index])) for row in rows if row)
-        justify = "right" if is_numeric and index else "left"
-        table.add_column(column, justify=justify, no_wrap=is_numeric, overflow="fold")
+        is_right = is_numeric and index > 0
+        table.add_column(column, justify="right" if is_right else "left", no_wrap=is_numeric, overflow="fold")
     for row in rows:
         if row:
             table.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in row))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.check.checks import NetReport, Observations, run_checks
+from chromabox.assignment.check.checks import NetReport
+from chromabox.assignment.check.runner import parse_report
 from chromabox.assignment.check.worker import CLASSES, EventWriter, inspect_file
 
 STUDENTS = Path(__file__).parent / "students"
@@ -28,16 +29,9 @@ def check_in_process(path: Path) -> dict[str, NetReport]:
     """Check the classes of a file as a child process and its parent would."""
     output = io.StringIO()
     inspect_file({"file": str(path), "nets": list(CLASSES)}, EventWriter(output))
-    observations: dict[str, Observations] = {}
-    for line in output.getvalue().splitlines():
-        event = json.loads(line)
-        for model, name in event.get("nets", {}).items():
-            observations[model] = Observations(name)
-        if "value" in event:
-            observations[event["net"]].values[event["fact"]] = event["value"]
-        elif "failed" in event:
-            observations[event["net"]].failures[event["fact"]] = event["failed"]
-    return {model: run_checks(model, observed) for model, observed in observations.items()}
+    events = map(json.loads, output.getvalue().splitlines())
+    reports = [parse_report(event["report"]) for event in events if "report" in event]
+    return {report.model: report for report in reports}
 
 
 def failed_checks(report: NetReport) -> dict[str, str]:

@@ -6,7 +6,6 @@ file of JSON lines that the child process has written, limits its run time, and 
 Results are printed on the terminal and written as JSON.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -22,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.assignment.check.checks import NOT_REACHED, NetReport, Observations, layer_name, run_checks
+from chromabox.assignment.check.align import DiffLine
+from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, layer_name
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.check.worker import CLASSES
 from chromabox.engine.checkpoint import write_json
@@ -61,11 +61,6 @@ class CheckResult:
         """Whether there is at least one model and all of them match figure 1."""
         return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the complete result as JSON values."""
-        models = [{"matches": report.matches, **asdict(report)} for report in self.reports]
-        return {"file": self.file, "matches": self.matches, "failed": self.error, "notes": self.notes, "nets": models}
-
 
 def check_file(
     path: Path, *, model_names: Sequence[str] = tuple(CLASSES), timeout: float = 60.0, memory_limit_gb: float = 4.0
@@ -97,10 +92,9 @@ def check_file(
         raise UsageError(
             f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
         )
-    result = CheckResult(str(path), [])
+    result, classes = CheckResult(str(path), []), list[str]()
     try:
-        observations, classes = _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
-        result.reports += [run_checks(model, observations[model]) for model in CLASSES if model in observations]
+        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result, classes)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
             f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
@@ -114,16 +108,15 @@ def check_file(
 
 
 def _inspect(
-    path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult
-) -> tuple[dict[str, Observations], list[str]]:
+    path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult, classes: list[str]
+) -> None:
     """Start child processes until every model has been inspected or has ended its process.
 
-    Return the observations by model and the names of the file's classes; add notes, or an error that is not tied to a
-    model, to the result.
+    Store the reports, the notes and an error that is not tied to a model in the result, and the names of the file's
+    classes in ``classes``.
     """
-    observations: dict[str, Observations] = {}
-    classes: list[str] = []
-    while remaining:
+    reports: dict[str, NetReport] = {}
+    while remaining and result.error is None:
         event: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
             folder, events_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
@@ -133,32 +126,43 @@ def _inspect(
             exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, folder, timeout)
             lines = events_file.read_text(encoding="utf-8", errors="replace").split("\n")
         for line in lines:
-            # A crash may truncate the last line.
-            with contextlib.suppress(json.JSONDecodeError):
+            try:
                 event = json.loads(line)
+            except json.JSONDecodeError:  # a crash may truncate the last line
+                continue
             if "nets" in event:
-                for model, name in event["nets"].items():
-                    observations.setdefault(model, Observations(str(name)))
-                classes = [str(name) for name in event["others"]]
+                reports = {model: NetReport(model, name) for model, name in event["nets"].items()} | reports
+                classes[:] = event["others"]
             elif "notes" in event:
-                result.notes[:] = map(str, event["notes"])
-            elif "value" in event:
-                observations[event["net"]].values[event["fact"]] = event["value"]
-            elif "failed" in event and "net" in event:
-                observations[event["net"]].failures[event["fact"]] = event["failed"]
+                result.notes[:] = event["notes"]
+            elif "report" in event:
+                report = parse_report(event["report"])
+                reports[report.model] = report
             elif "failed" in event:
                 result.error = str(event["failed"])
-                return observations, classes
-        if "done" in event:
+        if "done" in event or result.error is not None:
             break
         # The child ended early: its last action, which has no result, is the one that failed.
         message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
-        if "net" not in event or "doing" not in event:
+        if "net" in event:
+            reports[event["net"]].add(event["check"], False, message)
+            remaining = remaining[remaining.index(event["net"]) + 1 :]
+        else:
             result.error = message
-            break
-        observations[event["net"]].failures[event["fact"]] = message
-        remaining = remaining[remaining.index(event["net"]) + 1 :]
-    return observations, classes
+    result.reports += [reports[model] for model in CLASSES if model in reports]
+
+
+def parse_report(values: dict[str, Any]) -> NetReport:
+    """Return a report written by the child process; raise KeyError or TypeError if it is invalid."""
+
+    def parse_op(op: dict[str, Any] | None) -> Op | None:
+        return None if op is None else Op(**{**op, "shape": tuple(op["shape"]), "sources": tuple(op["sources"])})
+
+    diff = [
+        DiffLine(**{**line, "expected": parse_op(line["expected"]), "actual": parse_op(line["actual"])})
+        for line in values["diff"]
+    ]
+    return NetReport(**{**values, "checks": [CheckItem(**check) for check in values["checks"]], "diff": diff})
 
 
 def _run_child(request: dict[str, Any], folder: Path, timeout: float) -> str:
@@ -202,9 +206,11 @@ def report_check(
         result = check_file(path, timeout=timeout, memory_limit_gb=memory_limit_gb)
     print_check(result)
     if output is not None:
+        models = [{"matches": report.matches, **asdict(report)} for report in result.reports]
+        values = {"file": result.file, "matches": result.matches, "failed": result.error, "notes": result.notes}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, result.as_json())
+            write_json(output, {**values, "nets": models})
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ChromaboxError(f"{output}: cannot be written ({reason}); use another path") from error

@@ -7,6 +7,8 @@ of a notebook never runs.
 Constructor arguments are assigned by parameter name, or else by position, in the assignment's order.
 """
 
+import __future__
+
 import ast
 import builtins
 import inspect
@@ -147,15 +149,10 @@ def exec_required(
     sys.modules[module.__name__] = module
     sys.path.append(str(path.parent))
     warnings = []
-    # Each statement is compiled separately, with the future imports that apply to the whole file.
-    futures = [
-        statement.node
-        for statement in statements
-        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__"
-    ]
     for statement in required_statements(statements, names):
-        tree = ast.Module([*futures, statement.node], [])
-        code = compile(tree, statement.filename, "exec", dont_inherit=True)
+        # Annotations are not evaluated, as with ``from __future__ import annotations``: the file may contain this line.
+        tree, flags = ast.Module([statement.node], []), __future__.annotations.compiler_flag
+        code = compile(tree, statement.filename, "exec", flags, dont_inherit=True)
         try:
             exec(code, vars(module))  # the user has asked for the execution of this file
         except BaseException as error:  # code under test may raise any error, including SystemExit

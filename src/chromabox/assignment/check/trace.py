@@ -5,6 +5,7 @@ Operations are recorded where PyTorch dispatches them to its kernels (``TorchDis
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -176,7 +177,9 @@ def _convolution_details(args: Sequence[Any]) -> OpDetails:
 
 def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
     features, weight, bias, mean, variance = args[:5]
-    momentum_and_eps = [value for value in args[5:] if isinstance(value, float)]
+    # A class may set momentum to infinity, which JSON cannot represent.
+    numbers = [value for value in args[5:] if isinstance(value, float)]
+    momentum_and_eps = [value if math.isfinite(value) else str(value) for value in numbers]
     settings = {"channels": features.shape[1], "affine": weight is not None, "running statistics": mean is not None}
     settings |= dict(zip(("momentum", "eps"), momentum_and_eps, strict=False))
     tensors = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}

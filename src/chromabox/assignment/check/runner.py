@@ -55,6 +55,8 @@ class CheckResult:
     """Parts of the file that were skipped, and why."""
     error: str | None = None
     """Why no model could be checked, in one sentence; None otherwise."""
+    class_names: list[str] = field(default_factory=list)
+    """Names of all classes of the file."""
 
     @property
     def matches(self) -> bool:
@@ -92,9 +94,9 @@ def check_file(
         raise UsageError(
             f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
         )
-    result, classes = CheckResult(str(path), []), list[str]()
+    result = CheckResult(str(path), [])
     try:
-        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result, classes)
+        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
             f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
@@ -102,19 +104,14 @@ def check_file(
         ) from error
     if result.error is None and not result.reports:
         verb = "defines neither" if len(model_names) > 1 else "does not define"
-        defined = f"its classes are {', '.join(classes[:10])}" if classes else "it defines no classes"
+        names = ", ".join(result.class_names[:10])
+        defined = f"its classes are {names}" if names else "it defines no classes"
         result.error = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
     return result
 
 
-def _inspect(
-    path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult, classes: list[str]
-) -> None:
-    """Start child processes until every model has been inspected or has ended its process.
-
-    Store the reports, the notes and an error that is not tied to a model in the result, and the names of the file's
-    classes in ``classes``.
-    """
+def _inspect(path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
+    """Start child processes until every model has been inspected or has ended its process; complete the result."""
     reports: dict[str, NetReport] = {}
     while remaining and result.error is None:
         event: dict[str, Any] = {}
@@ -132,9 +129,9 @@ def _inspect(
                 continue
             if "nets" in event:
                 reports = {model: NetReport(model, name) for model, name in event["nets"].items()} | reports
-                classes[:] = event["others"]
+                result.class_names = event["others"]
             elif "notes" in event:
-                result.notes[:] = event["notes"]
+                result.notes = event["notes"]
             elif "report" in event:
                 report = parse_report(event["report"])
                 reports[report.model] = report

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from chromabox.detect.data.load import resolve_dataset
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
-from chromabox.engine.checkpoint import write_json
-from chromabox.errors import ChromaboxError
-from chromabox.report.tables import print_grid, printable
+from chromabox.report.tables import print_grid, printable, save_results
 
 #: Maximum number of printed lines per type of issue; the JSON file contains all of them.
 MAX_LINES_PER_ISSUE = 20
@@ -23,12 +21,7 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
     report = validate_dataset(dataset_path, show_progress=True)
     print_report(report, str(dataset_path))
     if output is not None:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, report.as_json())
-        except OSError as error:
-            raise ChromaboxError(f"{output}: cannot be written ({error.strerror}); use another path") from error
-        print(output)
+        save_results(output, report.as_json())
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
         counts = f"{copy.num_images} images, {copy.num_boxes} boxes, {len(copy.changes)} changes"

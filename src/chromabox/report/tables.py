@@ -4,12 +4,15 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from chromabox.colour.evaluation.evaluate import Evaluation
+from chromabox.engine.checkpoint import write_json
+from chromabox.errors import ChromaboxError
 
 #: Displayed names of rows, where they differ from the keys in evaluation.json.
 DISPLAY_NAMES = {
@@ -45,6 +48,17 @@ def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
         else:
             table.add_section()
     make_console().print(table)
+
+
+def save_results(path: Path, results: object) -> None:
+    """Write results as JSON and print the path; create the folder if necessary. Raise ChromaboxError on failure."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, results)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path}: cannot be written ({reason}); use another path") from error
+    print(path)
 
 
 def format_number(value: float | None, digits: int, factor: float = 1.0) -> str:

@@ -25,9 +25,8 @@ from chromabox.assignment.check.align import DiffLine
 from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, layer_name
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.check.worker import CLASSES
-from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.report.tables import make_console, print_grid, printable
+from chromabox.report.tables import make_console, print_grid, printable, save_results
 
 #: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
 CHILD_ENV = {
@@ -205,13 +204,7 @@ def report_check(
     if output is not None:
         models = [{"matches": report.matches, **asdict(report)} for report in result.reports]
         values = {"file": result.file, "matches": result.matches, "failed": result.error, "notes": result.notes}
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, {**values, "nets": models})
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ChromaboxError(f"{output}: cannot be written ({reason}); use another path") from error
-        print(output)
+        save_results(output, {**values, "nets": models})
     return result
 
 

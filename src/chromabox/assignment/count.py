@@ -215,22 +215,23 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     for key, value in settings.items():
         if key in SETTING_SYMBOLS and not 1 <= value <= MAX_VALUE:
             raise UsageError(f"{key} is {value}: expected 1 to {MAX_VALUE:,}")
-    model = _build_meta(name, settings)
+
+    def build(changed: Values) -> nn.Module:
+        varied = {key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}
+        with torch.device("meta"):
+            return build_model(name, **{**settings, **varied})
+
+    multiple = cast(int, build({}).size_divisor)
     defaults = {key: parameter.default for key, parameter in inspect.signature(MODELS[name]).parameters.items()}
     values: dict[Symbol, int] = {}
     for key, symbol in SETTING_SYMBOLS.items():
         # A setting is a symbol if the model can be built with both values from which a slope is computed.
         with contextlib.suppress(UsageError):
             if key in defaults:
-                for value in (1, 2):
-                    _build_meta(name, {**settings, key: value})
+                build({symbol: 1})
+                build({symbol: 2})
                 values[symbol] = settings.get(key, defaults[key])
-
-    def build(changed: Values) -> nn.Module:
-        varied = {key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}
-        return _build_meta(name, {**settings, **varied})
-
-    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, model.size_divisor))
+    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=multiple)
 
 
 def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:
@@ -246,11 +247,6 @@ def count_module(model: nn.Module, *, channels: int, multiple: int, height: int,
     layers and BatchNorm, with unused weights, or with dimensions that are not affine functions of the symbols.
     """
     return _fit_counts(lambda _: model, {H: height, W: width}, channels=channels, multiple=multiple)
-
-
-def _build_meta(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return build_model(name, **settings)
 
 
 def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:

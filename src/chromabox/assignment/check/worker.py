@@ -25,27 +25,21 @@ from chromabox.assignment.check.source import describe_error, exec_required, rea
 CLASSES = {"pool-upsample": "PoolUpsampleNet", "conv-transpose": "ConvTransposeNet", "unet": "UNet"}
 
 
-class EventWriter:
-    """Writer of JSON lines that flushes after every line."""
-
-    def __init__(self, file: io.TextIOBase) -> None:
-        self.file = file
-
-    def write(self, **event: Any) -> None:
-        """Write one line."""
-        self.file.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self.file.flush()
+def write_event(file: io.TextIOBase, **event: Any) -> None:
+    """Write a JSON line and flush it."""
+    file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    file.flush()
 
 
-def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
+def inspect_file(request: dict[str, Any], file: io.TextIOBase) -> None:
     """Load the file and inspect each of its requested models."""
     path = Path(request["file"])
-    writer.write(doing=f"reading {path.name}")
+    write_event(file, doing=f"reading {path.name}")
     try:
         statements, notes = read_source(path)
     except BaseException as error:  # the parser raises RecursionError and MemoryError at its limits
         reason = str(error) if isinstance(error, (SyntaxError, ValueError)) else describe_error(error)
-        writer.write(failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
+        write_event(file, failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
         return
     # A class may have the exact name or, failing that, one that differs in case and underscores.
     bound = set().union(*(statement.binds for statement in statements))
@@ -57,29 +51,29 @@ def inspect_file(request: dict[str, Any], writer: EventWriter) -> None:
         if model in request["nets"] and name.casefold() in normalised
     }
     classes = [statement.node.name for statement in statements if isinstance(statement.node, ast.ClassDef)]
-    writer.write(nets=names, others=classes)
+    write_event(file, nets=names, others=classes)
     filenames = sorted({statement.filename for statement in statements})
-    writer.write(doing=f"loading the classes of {path.name}")
+    write_event(file, doing=f"loading the classes of {path.name}")
     module, warnings = exec_required(statements, names.values(), path)
-    writer.write(notes=notes + warnings)
+    write_event(file, notes=notes + warnings)
     for model_name, name in names.items():
-        inspect_model(NetReport(model_name, name), getattr(module, name, None), writer, filenames)
+        inspect_model(NetReport(model_name, name), getattr(module, name, None), file, filenames)
 
 
-def inspect_model(report: NetReport, model_class: Any, writer: EventWriter, filenames: Sequence[str]) -> None:
+def inspect_model(report: NetReport, model_class: Any, file: io.TextIOBase, filenames: Sequence[str]) -> None:
     """Run all checks of one class; those that depend on a failed one are omitted."""
     checks, name = ModelChecks(report, filenames), report.class_name
 
     def attempt(check: str, action: str, function: Callable[..., None], *arguments: Any) -> bool:
         """Write the action, call the function, and write the report. Return whether no error was raised."""
         error = None
-        writer.write(net=report.model, check=check, doing=action)
+        write_event(file, net=report.model, check=check, doing=action)
         try:
             function(*arguments)
         except BaseException as raised:  # code under test may raise any error, including SystemExit
             error = raised
             report.add(check, False, f"{action}: {describe_error(raised, filenames)}")
-        writer.write(report=asdict(report))
+        write_event(file, report=asdict(report))
         return error is None
 
     if not attempt("constructor", f"constructing {name}", checks.check_constructor, model_class):
@@ -121,9 +115,8 @@ def main() -> None:
     set_resource_limits(request["gigabytes"], request["seconds"])
     torch.set_num_threads(1)
     with open(request["result"], "a", encoding="utf-8", errors="replace") as file:
-        writer = EventWriter(file)
-        inspect_file(request, writer)
-        writer.write(done=True)
+        inspect_file(request, file)
+        write_event(file, done=True)
     os._exit(0)
 
 

@@ -5,14 +5,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.colour.evaluation.evaluate import Evaluation
-from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
+
+if TYPE_CHECKING:
+    from chromabox.colour.evaluation.evaluate import Evaluation
 
 #: Displayed names of rows, where they differ from the keys in evaluation.json.
 DISPLAY_NAMES = {
@@ -52,6 +54,8 @@ def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
 
 def save_results(path: Path, results: object) -> None:
     """Write results as JSON and print the path; create the folder if necessary. Raise ChromaboxError on failure."""
+    from chromabox.engine.checkpoint import write_json
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
@@ -68,7 +72,7 @@ def format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return f"{value * factor:.{digits}f}" if math.isfinite(value) else "∞"
 
 
-def print_colour_evaluation(result: Evaluation, title: str) -> None:
+def print_colour_evaluation(result: "Evaluation", title: str) -> None:
     """Print the rows of an evaluation: model, baselines and upper bound."""
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [

@@ -78,14 +78,14 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
     for missing in [match_ for match_ in matches if match_.actual is None]:
         assert missing.expected is not None
         kind, position = expected[missing.expected].kind, matches.index(missing)
-        distances = {
-            match_: abs(index - position)
-            for index, match_ in enumerate(matches)
-            if match_.expected is None and match_.actual is not None and actual[match_.actual].kind == kind
-        }
-        extra = min(distances, key=lambda match_: distances[match_], default=None)
-        if extra is not None and distances[extra] <= MAX_MOVE:
-            matches[matches.index(extra)] = Match(missing.expected, extra.actual, is_moved=True)
+        distances = [
+            (abs(index - position), index)
+            for index, extra in enumerate(matches)
+            if extra.expected is None and extra.actual is not None and actual[extra.actual].kind == kind
+        ]
+        distance, index = min(distances, default=(MAX_MOVE + 1, 0))
+        if distance <= MAX_MOVE:
+            matches[index] = Match(missing.expected, matches[index].actual, is_moved=True)
             matches.remove(missing)
     return matches
 
@@ -93,7 +93,7 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
 def block_name(op: Op) -> str:
     """Return ``block 2`` for module ``block2.0``, ``last layer`` for the last one, and "" for functional calls."""
     name = op.module.split(".")[0]
-    return f"block {name.removeprefix('block')}" if name.startswith("block") else "last layer" if name else ""
+    return name.replace("block", "block ") if name.startswith("block") else "last layer" if name else ""
 
 
 def describe(ops: Sequence[Op], index: int | None) -> str:

@@ -83,19 +83,21 @@ def reference_ops(model_name: str) -> list[Op]:
 
 
 class ModelChecks:
-    """Checks of one class. Every method adds its results to the report; an error of the class is passed on."""
+    """Checks of one class. Every method adds its results to the report and passes on errors of the class.
 
-    def __init__(self, report: NetReport, filenames: Sequence[str] = ()) -> None:
-        self.report, self.filenames = report, filenames
-        """The files whose lines are named in descriptions of errors."""
+    Descriptions of errors name lines of the files ``filenames``.
+    """
+
+    def __init__(self, report: NetReport, model_class: Any, filenames: Sequence[str]) -> None:
+        self.report, self.model_class, self.filenames = report, model_class, filenames
         self.build: Builder = MODELS[report.model]
         """Function that builds the model; set by :meth:`check_constructor`."""
-        self.has_output_shape = False
-        """Whether the output has the right shape, so that the checks after :meth:`check_trace` are possible."""
+        self.can_continue = False
+        """Whether the class can be built and, after :meth:`check_trace`, whether its output has the right shape."""
 
-    def check_constructor(self, model_class: Any) -> None:
+    def check_constructor(self) -> None:
         """Check that the class can be built and has all four sizes as parameters."""
-        name = self.report.class_name
+        name, model_class = self.report.class_name, self.model_class
         if model_class is None:
             raise NameError(f"{name} could not be defined")
         if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
@@ -103,6 +105,7 @@ class ModelChecks:
         constructor = bind_constructor(model_class, name)
         self.build = constructor.build
         self.build(DEFAULT_SIZES)
+        self.can_continue = True
         message, missing = constructor.signature, ", ".join(constructor.missing_roles)
         message += f": {missing} cannot be set; all four sizes of figure 1 are parameters" if missing else ""
         self.report.add("constructor", not missing, message)
@@ -117,11 +120,11 @@ class ModelChecks:
     def check_trace(self) -> None:
         """Compare the operations of a forward pass in training mode, for two images at the default sizes."""
         torch.manual_seed(0)
-        report = self.report
+        report, self.can_continue = self.report, False
         trace = trace_ops(self.build(DEFAULT_SIZES).train(), torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE))
         report.diff = lines = diff_ops(reference_ops(report.model), trace.ops)
         output = list(trace.output.shape) if isinstance(trace.output, Tensor) else type(trace.output).__name__
-        self.has_output_shape = trace.error is None and output == OUTPUT_SHAPE
+        self.can_continue = trace.error is None and output == OUTPUT_SHAPE
         if trace.error is not None:
             reached = max((index for index, line in enumerate(lines) if line.actual is not None), default=-1)
             lines[reached + 1 :] = [replace(line, message=NOT_REACHED) for line in lines[reached + 1 :]]
@@ -129,7 +132,7 @@ class ModelChecks:
         else:
             message = f"input {[2, 1, IMAGE_SIZE, IMAGE_SIZE]}, output {output}"
             message += "" if output == OUTPUT_SHAPE else f" instead of {OUTPUT_SHAPE}"
-        report.add("shapes", self.has_output_shape, message)
+        report.add("shapes", self.can_continue, message)
 
         differences = [line for line in lines if line.status != "equal"]
         causes = [line for line in differences if not line.is_consequence and line.message != NOT_REACHED]

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,30 +62,25 @@ def inspect_file(request: dict[str, Any], file: io.TextIOBase) -> None:
 
 def inspect_model(report: NetReport, model_class: Any, file: io.TextIOBase, filenames: Sequence[str]) -> None:
     """Run all checks of one class; those that depend on a failed one are omitted."""
-    checks, name = ModelChecks(report, filenames), report.class_name
-
-    def attempt(check: str, action: str, function: Callable[..., None], *arguments: Any) -> bool:
-        """Write the action, call the function, and write the report. Return whether no error was raised."""
-        error = None
+    checks, name = ModelChecks(report, model_class, filenames), report.class_name
+    actions = (
+        ("constructor", f"constructing {name}", checks.check_constructor),
+        ("parameters", f"counting the parameters of {name}", checks.check_parameters),
+        ("shapes", f"forward pass of {name}", checks.check_trace),
+        ("other sizes", f"{name} with other sizes", checks.check_sizes),
+        ("same function (eval)", f"{name} with reference weights", checks.check_function),
+        ("batch independence", f"{name} in evaluation mode", checks.check_batch),
+        ("gradient", f"training step of {name}", checks.check_training),
+    )
+    for check, action, function in actions:
         write_event(file, net=report.model, check=check, doing=action)
         try:
-            function(*arguments)
-        except BaseException as raised:  # code under test may raise any error, including SystemExit
-            error = raised
-            report.add(check, False, f"{action}: {describe_error(raised, filenames)}")
+            function()
+        except BaseException as error:  # code under test may raise any error, including SystemExit
+            report.add(check, False, f"{action}: {describe_error(error, filenames)}")
         write_event(file, report=asdict(report))
-        return error is None
-
-    if not attempt("constructor", f"constructing {name}", checks.check_constructor, model_class):
-        return
-    attempt("parameters", f"counting the parameters of {name}", checks.check_parameters)
-    attempt("shapes", f"forward pass of {name}", checks.check_trace)
-    if not checks.has_output_shape:
-        return
-    attempt("other sizes", f"{name} with other sizes", checks.check_sizes)
-    attempt("same function (eval)", f"{name} with reference weights", checks.check_function)
-    attempt("batch independence", f"{name} in evaluation mode", checks.check_batch)
-    attempt("gradient", f"training step of {name}", checks.check_training)
+        if not checks.can_continue:
+            return
 
 
 def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:

@@ -119,11 +119,9 @@ def test_formulas_of_pool_upsample_equal_those_derived_by_hand() -> None:
     outputs = 1600 * NF + 1280 * NC
     connections = K**2 * (1024 * NIC * NF + 640 * NF**2 + 256 * NF * NC + 1024 * NC**2)
     formulas = count.total().subs(count.size)
-    assert [expand(formula) for formula in formulas.as_tuple] == [
-        expand(formula) for formula in (weights, outputs, connections)
-    ]
+    assert [expand(formula) for formula in formulas] == [expand(formula) for formula in (weights, outputs, connections)]
     doubled = count.total().subs(count.doubled_size)
-    assert [expand(formula) for formula in doubled.as_tuple] == [
+    assert [expand(formula) for formula in doubled] == [
         expand(formula) for formula in (weights, 4 * outputs, 4 * connections)
     ]
     # k = 3, NIC = 1, NF = 32, NC = 24: 9·5472, 51200 + 30720, 9·1474560.
@@ -141,7 +139,7 @@ def test_biases_batch_norm_and_activations_are_counted_if_enabled() -> None:
         CountOptions(activations=True): (0, 2 * norm_outputs, 0),
     }
     for options, expected in additional.items():
-        triples = zip(count.total(options).as_tuple, default.as_tuple, expected, strict=True)
+        triples = zip(count.total(options), default, expected, strict=True)
         assert all(expand(actual - before - formula) == 0 for actual, before, formula in triples), options
     totals = count.total(CountOptions(True, True, True)).evaluate(count.values)
     model = build_model("pool-upsample", num_filters=5, num_colours=7)
@@ -162,8 +160,8 @@ def test_layers_are_in_execution_order_and_sum_to_the_total() -> None:
     # After the concatenations, block 4 has 2·NF input channels and the last layer NC + NIC.
     assert expand(rows[3][1].weights - 2 * K**2 * NF * NC) == 0
     assert expand(rows[4][1].weights - K**2 * (NC + NIC) * NC) == 0
-    for index, total in enumerate(count.total().as_tuple):
-        assert expand(total - sum(counts.as_tuple[index] for _, counts in rows)) == 0
+    for index, total in enumerate(count.total()):
+        assert expand(total - sum(counts[index] for _, counts in rows)) == 0
     kinds = [layer.kind for layer, _ in count.counted_layers(CountOptions(activations=True))]
     assert kinds.count("ReLU") == 4
     assert "BatchNorm2d" not in kinds

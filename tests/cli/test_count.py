@@ -2,19 +2,13 @@
 
 import pytest
 
-from chromabox.cli.assignment import CountArgs, count, padding
+from chromabox.cli.assignment import count, padding
 from chromabox.errors import UsageError
 
 
 def test_options_reach_the_model_and_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        count(
-            "conv-transpose",
-            network=CountArgs(size=16, kernel=2, num_filters=3, colours=5, in_channels=2),
-            biases=True,
-        )
-        == 0
-    )
+    settings = {"kernel": 2, "num_filters": 3, "num_colours": 5, "num_in_channels": 2}
+    assert count("conv-transpose", size=16, biases=True, **settings) == 0
     out = capsys.readouterr().out
     assert "weights of kernels, biases (not BatchNorm)" in out
     assert "NIC = 2, NF = 3, NC = 5, k = 2" in out
@@ -46,4 +40,4 @@ def test_invalid_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="stride is 0"):
         padding(stride=0)
     with pytest.raises(UsageError, match="kernel is -1"):
-        count("unet", network=CountArgs(kernel=-1))
+        count("unet", kernel=-1)

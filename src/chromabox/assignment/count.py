@@ -20,16 +20,17 @@ Conventions (the defaults are those of the course):
 The model runs on PyTorch's "meta" tensors, which have shapes but no data, so that nothing is computed.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from sympy import Expr, Integer, Poly, Rational, Symbol, collect, prod, symbols
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from chromabox.colour.models import MODELS, build_model
 from chromabox.errors import ChromaboxError, UsageError
@@ -51,54 +52,17 @@ LayerCall: TypeAlias = tuple[str, str, LayerCategory, tuple[Dims, Dims, Dims, Di
 def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> list[LayerCall]:
     """Return the calls of all leaf modules except identities, in execution order, for images [channels, height, width].
 
-    The model runs in training mode, in which all models of this package run a single forward pass; the previous modes
-    are restored. Reused weights are counted once. Raise ChromaboxError if the model has weights whose connections are
-    unknown: weights of other kinds of layers, weights outside layers, and unused weights.
+    A copy of the model runs in training mode, in which all models of this package run a single forward pass. Reused
+    weights are counted once. Raise ChromaboxError if the model has weights whose connections are unknown: weights of
+    other kinds of layers, weights outside layers, and unused weights.
     """
-    meta_tensors = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
+    # The memo replaces all tensors by tensors without data.
+    memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    model = deepcopy(model, memo).train()
     counted_ids: set[int] = set()
     calls: list[LayerCall] = []
-    modes = [(layer, layer.training) for layer in model.modules()]
-
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        calls.append(_layer_call(name, layer, inputs, output, counted_ids))
-
-    hooks = [
-        layer.register_forward_hook(partial(record, name or type(layer).__name__))
-        for name, layer in model.named_modules()
-        if not list(layer.children()) and not isinstance(layer, nn.Identity)
-    ]
-    try:
-        with torch.no_grad():
-            # Two images, because BatchNorm cannot train on a single value per channel.
-            functional_call(model.train(), meta_tensors, (torch.empty(2, channels, height, width, device="meta"),))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer, mode in modes:
-            layer.training = mode
-    for name, _ in model.named_parameters():
-        if id(meta_tensors[name]) not in counted_ids:
-            raise ChromaboxError(
-                f"{name}: not used by a convolution, linear layer or BatchNorm; only weights of these can be counted"
-            )
-    return calls
-
-
-def _layer_call(
-    name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any, counted_ids: set[int]
-) -> LayerCall:
-    """Return the quantities of a layer. Weights and biases count once: their ids are added to ``counted_ids``."""
-    if not isinstance(output, Tensor):
-        raise ChromaboxError(
-            f"{name}: returns a {type(output).__name__}; only layers that return a single tensor can be counted"
-        )
-    kind, outputs = type(layer).__name__, tuple(output.shape[1:])
-    if not isinstance(layer, _WEIGHTED + _BATCH_NORM):
-        return name, kind, "other", (ZERO_DIMS, ZERO_DIMS, outputs, ZERO_DIMS)
 
     def uncounted(parameter: Tensor | None) -> Dims:
         if parameter is None or id(parameter) in counted_ids:
@@ -106,23 +70,44 @@ def _layer_call(
         counted_ids.add(id(parameter))
         return tuple(parameter.shape)
 
-    weights, biases = uncounted(layer.weight), uncounted(layer.bias)
-    if isinstance(layer, _BATCH_NORM):
-        return name, kind, "norm", (weights, biases, outputs, outputs if layer.affine else ZERO_DIMS)
-    # Every weight is used at every position: input positions for transposed convolutions, otherwise output positions.
-    positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
-    positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
-    return name, kind, "weighted", (weights, biases, outputs, (*layer.weight.shape, *positions))
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ChromaboxError(
+                f"{name}: returns a {type(output).__name__}; only layers that return a single tensor can be counted"
+            )
+        category: LayerCategory = "other"
+        weights = biases = connections = ZERO_DIMS
+        outputs = tuple(output.shape[1:])
+        if isinstance(layer, _WEIGHTED + _BATCH_NORM):
+            weights, biases = uncounted(layer.weight), uncounted(layer.bias)
+        if isinstance(layer, _BATCH_NORM):
+            category, connections = "norm", outputs if layer.affine else ZERO_DIMS
+        elif isinstance(layer, _WEIGHTED):
+            # Every weight is used at every position: of the input for transposed convolutions, else of the output.
+            positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
+            positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
+            category, connections = "weighted", (*layer.weight.shape, *positions)
+        calls.append((name, type(layer).__name__, category, (weights, biases, outputs, connections)))
+
+    for name, layer in model.named_modules():
+        if not list(layer.children()) and not isinstance(layer, nn.Identity):
+            layer.register_forward_hook(partial(record, name or type(layer).__name__))
+    with torch.no_grad():
+        # Two images, because BatchNorm cannot train on a single value per channel.
+        model(torch.empty(2, channels, height, width, device="meta"))
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in counted_ids:
+            raise ChromaboxError(
+                f"{name}: not used by a convolution, linear layer or BatchNorm; only weights of these can be counted"
+            )
+    return calls
 
 
 NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
-
 #: Order of the factors in a product.
 SYMBOLS: tuple[Symbol, ...] = (K, H, W, NIC, NF, NC)
-
 #: Model settings that appear in formulas.
 SETTING_SYMBOLS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
-
 #: Maximum value of a setting; the counts of larger models would overflow the integers used for tensor shapes.
 MAX_VALUE = 100_000
 Values: TypeAlias = Mapping[Symbol, int]
@@ -144,31 +129,24 @@ class CountOptions:
 COURSE_OPTIONS = CountOptions()
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Three formulas; integers once every symbol has a value."""
 
     weights: Expr
     outputs: Expr
     connections: Expr
 
-    @property
-    def as_tuple(self) -> tuple[Expr, Expr, Expr]:
-        """Weights, outputs, connections."""
-        return self.weights, self.outputs, self.connections
-
     def subs(self, values: Values) -> "Counts":
         """Return the formulas with values substituted for some or all symbols."""
-        return Counts(*(simplify_counts(formula.subs(values)) for formula in self.as_tuple))
+        return Counts(*(simplify_counts(formula.subs(values)) for formula in self))
 
     def evaluate(self, values: Values) -> tuple[int, int, int]:
         """Return weights, outputs and connections as numbers, given values for all symbols."""
-        weights, outputs, connections = (int(formula.subs(values)) for formula in self.as_tuple)
+        weights, outputs, connections = (int(formula.subs(values)) for formula in self)
         return weights, outputs, connections
 
 
-@dataclass(frozen=True)
-class LayerCounts:
+class LayerCounts(NamedTuple):
     """Counts of one call of a leaf module; weights used by an earlier call are not counted again."""
 
     name: str
@@ -213,16 +191,15 @@ class ModelCounts:
 
     def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
         """Return the sums over all layers as formulas in all symbols."""
-        counts = [count.as_tuple for _, count in self.counted_layers(options)]
-        return Counts(*(simplify_counts(sum((terms[index] for terms in counts), Integer(0))) for index in range(3)))
+        columns = zip([Integer(0)] * 3, *(counts for _, counts in self.counted_layers(options)), strict=True)
+        return Counts(*(simplify_counts(sum(column)) for column in columns))
 
 
 def simplify_counts(expression: Expr) -> Expr:
     """Factor out the common factors of a sum of products and collect the terms by powers of k."""
-    common_powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    return prod(symbol**power for symbol, power in zip(SYMBOLS, common_powers, strict=True)) * collect(
-        rest.as_expr(), K
-    )
+    powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
+    factor = prod(symbol**power for symbol, power in zip(SYMBOLS, powers, strict=True))
+    return factor * collect(rest.as_expr(), K)
 
 
 def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> ModelCounts:
@@ -238,19 +215,23 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     for key, value in settings.items():
         if key in SETTING_SYMBOLS and not 1 <= value <= MAX_VALUE:
             raise UsageError(f"{key} is {value}: expected 1 to {MAX_VALUE:,}")
-    model = _build_meta(name, settings)
-    defaults = {key: parameter.default for key, parameter in inspect.signature(MODELS[name]).parameters.items()}
-    values = {
-        symbol: settings.get(key, defaults[key])
-        for key, symbol in SETTING_SYMBOLS.items()
-        if key in defaults and _can_vary(name, settings, key)
-    }
 
     def build(changed: Values) -> nn.Module:
         varied = {key: changed[symbol] for key, symbol in SETTING_SYMBOLS.items() if symbol in changed}
-        return _build_meta(name, {**settings, **varied})
+        with torch.device("meta"):
+            return build_model(name, **{**settings, **varied})
 
-    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=cast(int, model.size_divisor))
+    multiple = cast(int, build({}).size_divisor)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(MODELS[name]).parameters.items()}
+    values: dict[Symbol, int] = {}
+    for key, symbol in SETTING_SYMBOLS.items():
+        # A setting is a symbol if the model can be built with both values from which a slope is computed.
+        with contextlib.suppress(UsageError):
+            if key in defaults:
+                build({symbol: 1})
+                build({symbol: 2})
+                values[symbol] = settings.get(key, defaults[key])
+    return _fit_counts(build, {**values, H: height, W: width}, channels=1, multiple=multiple)
 
 
 def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:
@@ -268,27 +249,10 @@ def count_module(model: nn.Module, *, channels: int, multiple: int, height: int,
     return _fit_counts(lambda _: model, {H: height, W: width}, channels=channels, multiple=multiple)
 
 
-def _build_meta(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return build_model(name, **settings)
-
-
-def _can_vary(name: str, settings: Mapping[str, Any], key: str) -> bool:
-    """Return whether the model can be built with both values from which a slope is computed."""
-    try:
-        for value in (1, 2):
-            _build_meta(name, {**settings, key: value})
-    except UsageError:
-        return False
-    return True
-
-
 def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:
     """Trace the model in several configurations and fit a formula to every quantity of every layer."""
-    height, width = values[H], values[W]
-    if any(not 1 <= side <= MAX_VALUE or side % multiple for side in (height, width)):
-        expected = f"multiples of {multiple} up to {MAX_VALUE:,}"
-        raise UsageError(f"size is {width}×{height}: expected {expected} for height and width")
+    if any(not 1 <= values[side] <= MAX_VALUE or values[side] % multiple for side in (H, W)):
+        raise UsageError(f"size is {values[W]}×{values[H]}: expected multiples of {multiple} up to {MAX_VALUE:,}")
     # The smallest configuration, one per symbol with that symbol doubled, and two for verification: one with all
     # symbols changed (k is at most the requested value, as large kernels are invalid), and the requested one.
     smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
@@ -303,26 +267,25 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
         )
 
     @cache
-    def fit(sides: Dims) -> Expr | None:
-        """Return the affine function that takes these values in the configurations, or None if there is none."""
+    def fit(name: str, sides: Dims) -> Expr:
+        """Return the affine function that takes these values in the configurations."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])
-        verified = all(formula.subs(point) == side for point, side in zip(configurations[-2:], sides[-2:], strict=True))
-        return formula if verified else None
+        if any(formula.subs(point) != side for point, side in zip(configurations[-2:], sides[-2:], strict=True)):
+            raise ChromaboxError(
+                f"{name}: a dimension is {', '.join(map(str, sides))} in the configurations tested; expected an "
+                "affine function of the symbols, without powers or rounding"
+            )
+        return formula
 
     layers = []
     for calls in zip(*traces, strict=True):
         name, kind, category, _ = calls[0]
-        formulas = []
-        for quantity in zip(*(dims for *_, dims in calls), strict=True):
-            factors = [fit(sides) for sides in zip(*quantity, strict=True)]
-            if None in factors:
-                sides = list(zip(*quantity, strict=True))[factors.index(None)]
-                raise ChromaboxError(
-                    f"{name}: a dimension is {', '.join(map(str, sides))} in the configurations tested; expected an "
-                    "affine function of the symbols, without powers or rounding"
-                )
-            formulas.append(prod(factors, start=Integer(1)))
+        quantities = zip(*(dims for *_, dims in calls), strict=True)
+        formulas = [
+            prod((fit(name, sides) for sides in zip(*quantity, strict=True)), start=Integer(1))
+            for quantity in quantities
+        ]
         layers.append(LayerCounts(name, kind, category, *formulas))
     return ModelCounts(tuple(layers), dict(values))

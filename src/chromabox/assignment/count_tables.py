@@ -1,6 +1,5 @@
 """Counts and paddings on the terminal: models given by name or path, formulas as plain text, and tables."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from sympy import Expr, Integer, Poly, Rational
 
 from chromabox.assignment.count import (
@@ -30,6 +27,7 @@ from chromabox.detect.models.architecture import DARKNET
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import ARCHITECTURES, is_detector, load_detector
 from chromabox.errors import UsageError
+from chromabox.report.tables import print_grid
 
 QUANTITIES = ("weights", "outputs", "connections")
 #: Default image side length in pixels for colourisation models: that of CIFAR-10.
@@ -51,8 +49,8 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     """
     given = {key: value for key, value in settings.items() if value is not None}
     title, name, path = model, model, Path(model)
-    detector: DarknetModel | None = None
     stored: dict[str, Any] = {}
+    detector: DarknetModel | None = None
     if model in MODELS:
         stored = load_model().metadata["settings"] if model == "photo" else {}
     elif given:
@@ -64,10 +62,8 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
         with torch.device("meta"):
             detector = DarknetModel(ARCHITECTURES[model](NUM_COCO_CLASSES, DARKNET), DARKNET)
     elif not path.exists():
-        raise UsageError(
-            f"model {model!r}: no such run folder or file; expected a path or one of "
-            f"{', '.join([*MODELS, *ARCHITECTURES])}"
-        )
+        names = ", ".join([*MODELS, *ARCHITECTURES])
+        raise UsageError(f"model {model!r}: no such run folder or file; expected a path or one of {names}")
     elif is_detector(path):
         detector = load_detector(path).model
     else:
@@ -75,11 +71,10 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
         title, name, stored = f"{metadata['net']} of {model}", metadata["net"], metadata["settings"]
     if detector is None:
         side = DEFAULT_SIZE if size is None else size
-        counts = count_model(name, height=side, width=side, **{**stored, **given})
-    else:
-        architecture = detector.architecture
-        side, multiple = architecture.size if size is None else size, architecture.max_stride
-        counts = count_module(detector, channels=architecture.channels, multiple=multiple, height=side, width=side)
+        return replace(count_model(name, height=side, width=side, **{**stored, **given}), title=title)
+    layout = detector.architecture
+    side = layout.size if size is None else size
+    counts = count_module(detector, channels=layout.channels, multiple=layout.max_stride, height=side, width=side)
     return replace(counts, title=title)
 
 
@@ -99,15 +94,13 @@ def format_formula(expression: Expr | Poly) -> str:
 
 
 def _format_product(powers: Sequence[int], coefficient: Rational) -> str:
-    factor_powers = [(symbol, power) for symbol, power in zip(SYMBOLS, powers, strict=True) if power]
     factors = [
-        f"{symbol}" + ("" if power == 1 else str(power).translate(_SUPERSCRIPTS)) for symbol, power in factor_powers
+        f"{symbol}" + ("" if power == 1 else str(power).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")))
+        for symbol, power in zip(SYMBOLS, powers, strict=True)
+        if power
     ]
     number = f"{coefficient.p:,}" + ("" if coefficient.q == 1 else f"/{coefficient.q:,}")
     return "·".join(factors if factors and coefficient == 1 else [number, *factors])
-
-
-_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def describe_options(options: CountOptions) -> str:
@@ -125,23 +118,20 @@ def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) ->
     total, settings = counts.total(options), format_settings(counts)
     sizes = (counts.size, counts.doubled_size)
     size_columns = ["", *map(format_size, sizes)]
-
-    def print_columns(title: str, headings: list[str], columns: list[list[str]]) -> None:
-        _print_table(title, headings, [list(row) for row in zip(QUANTITIES, *columns, strict=True)])
-
+    layer_columns = ["layer", "", *QUANTITIES]
     print(f"{counts.title}: {describe_options(options)}")
-    print_columns("for images of H × W", ["", "formula"], [[format_formula(formula) for formula in total.as_tuple]])
+    print_grid("for images of H × W", ["", "formula"], list(zip(QUANTITIES, map(format_formula, total), strict=True)))
     if settings:
-        formulas = [[format_formula(formula) for formula in total.subs(size).as_tuple] for size in sizes]
-        print_columns("for two sizes", size_columns, formulas)
+        formulas = [map(format_formula, total.subs(size)) for size in sizes]
+        print_grid("for two sizes", size_columns, list(zip(QUANTITIES, *formulas, strict=True)))
     numbers = [[f"{number:,}" for number in total.evaluate({**counts.values, **size})] for size in sizes]
-    print_columns(settings or "for two sizes", size_columns, numbers)
-    _print_table("formulas of the layers", ["layer", "", *QUANTITIES], layer_formulas(counts, options))
+    print_grid(settings or "for two sizes", size_columns, list(zip(QUANTITIES, *numbers, strict=True)))
+    print_grid("formulas of the layers", layer_columns, layer_formulas(counts, options))
     rows = [
         [layer.name, layer.kind, *(f"{number:,}" for number in layer_counts.evaluate(counts.values))]
         for layer, layer_counts in counts.counted_layers(options)
     ]
-    _print_table(f"layers for images of {format_size(counts.size)}", ["layer", "", *QUANTITIES], rows)
+    print_grid(f"layers for images of {format_size(counts.size)}", layer_columns, rows)
 
 
 def format_settings(counts: ModelCounts) -> str:
@@ -157,7 +147,7 @@ def format_size(size: Values) -> str:
 def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) -> list[list[str]]:
     """Return the name, the kind and the three formulas of every counted layer."""
     return [
-        [layer.name, layer.kind, *map(format_formula, layer_counts.as_tuple)]
+        [layer.name, layer.kind, *map(format_formula, layer_counts)]
         for layer, layer_counts in counts.counted_layers(options)
     ]
 
@@ -173,16 +163,4 @@ def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
             texts = [f"{padding} and {extra}" if group.transposed else f"{padding}" for padding, extra in pairs]
             rows.append([group.name, widths, " or ".join(texts) or "no padding keeps the shapes"])
         title = f"kernel {kernel}, stride {stride}, dilation {dilation}"
-        _print_table(title, ["layers", "shapes", "padding (and output padding)"], rows)
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title)
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
-        is_numeric = all(cell.replace(",", "").isdigit() for cell in cells)
-        table.add_column(column, justify="right" if is_numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # Without a terminal, Rich would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+        print_grid(title, ["layers", "shapes", "padding (and output padding)"], rows)

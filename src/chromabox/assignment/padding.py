@@ -3,10 +3,10 @@
 They are found by running PyTorch's layers with every padding and output padding that could be a solution.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from itertools import product
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -18,8 +18,7 @@ from chromabox.errors import UsageError
 Padding: TypeAlias = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class LayerGroup:
+class LayerGroup(NamedTuple):
     """Layers of figure 1b that share their parameters, with their input and output widths in pixels."""
 
     name: str
@@ -52,22 +51,17 @@ def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple
         num_output_paddings = max(layer_stride, dilation) if group.transposed else 1
         # With 2p above this limit, a convolution outputs too many pixels and a transposed convolution none.
         limit = 16 * layer_stride + dilation * (kernel - 1) + num_output_paddings
-        pairs = product(range(limit // 2 + 1), range(num_output_paddings))
-        solutions.append(tuple(pair for pair in pairs if _keeps_shapes(group, pair, kernel, layer_stride, dilation)))
+        pairs = []
+        for padding, output_padding in product(range(limit // 2 + 1), range(num_output_paddings)):
+            # Height and width are treated alike, and one-dimensional layers are faster.
+            kind = partial(nn.ConvTranspose1d, output_padding=output_padding) if group.transposed else nn.Conv1d
+            layer = kind(1, 1, kernel, stride=layer_stride, padding=padding, dilation=dilation)
+            # PyTorch rejects some paddings.
+            with torch.no_grad(), suppress(RuntimeError, ValueError):
+                if all(layer(torch.zeros(1, width)).shape == (1, expected) for width, expected in group.widths):
+                    pairs.append((padding, output_padding))
+        solutions.append(tuple(pairs))
     return tuple(solutions)
-
-
-def _keeps_shapes(group: LayerGroup, pair: Padding, kernel: int, stride: int, dilation: int) -> bool:
-    """Return whether PyTorch's layers with this pair preserve every shape; False if PyTorch rejects the pair."""
-    padding, output_padding = pair
-    # Height and width are treated alike, and one-dimensional layers are faster.
-    layer_type = partial(nn.ConvTranspose1d, output_padding=output_padding) if group.transposed else nn.Conv1d
-    layer = layer_type(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
-    try:
-        with torch.no_grad():
-            return all(layer(torch.zeros(1, in_width)).shape == (1, out_width) for in_width, out_width in group.widths)
-    except (RuntimeError, ValueError):
-        return False
 
 
 def assignment_rule(kernel: int) -> Padding:

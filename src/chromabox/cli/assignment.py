@@ -1,6 +1,5 @@
 """The commands of the assignment: ``report``, ``check``, ``count``, ``padding`` and ``demo``."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -111,20 +110,6 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class CountArgs:
-    size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None
-    """Side length of the images in pixels."""
-    kernel: Annotated[int | None, option("N", "3")] = None
-    """k, the kernel size."""
-    num_filters: Annotated[int | None, option("N", "32")] = None
-    """NF, the number of filters."""
-    colours: Annotated[int | None, option("N", "24")] = None
-    """NC, the number of colours."""
-    in_channels: Annotated[int | None, option("N", "1")] = None
-    """NIC, the number of input channels."""
-
-
 def count(
     model: Annotated[Positional[str], option("MODEL|RUN|PATH")],
     /,
@@ -132,7 +117,11 @@ def count(
     biases: bool = False,
     batch_norm: bool = False,
     count_activations: bool = False,
-    network: OmitArgPrefixes[CountArgs] = CountArgs(),
+    size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None,
+    kernel: Annotated[int | None, option("N", "3")] = None,
+    num_filters: Annotated[int | None, option("N", "32")] = None,
+    num_colours: Annotated[int | None, option("N", "24", name="colours")] = None,
+    num_in_channels: Annotated[int | None, option("N", "1", name="in-channels")] = None,
 ) -> int:
     """Count weights, outputs and connections of a model.
 
@@ -151,18 +140,17 @@ def count(
         biases: Count biases as weights.
         batch_norm: Count the weights, outputs and connections of BatchNorm.
         count_activations: Count the outputs of pooling, upsampling and activation layers.
+        size: Side length of the images in pixels.
+        kernel: k, the kernel size.
+        num_filters: NF, the number of filters.
+        num_colours: NC, the number of colours.
+        num_in_channels: NIC, the number of input channels.
     """
     from chromabox.assignment.count import CountOptions
     from chromabox.assignment.count_tables import count_by_name, print_counts
 
-    counts = count_by_name(
-        model,
-        size=network.size,
-        kernel=network.kernel,
-        num_filters=network.num_filters,
-        num_colours=network.colours,
-        num_in_channels=network.in_channels,
-    )
+    settings = {"num_filters": num_filters, "num_colours": num_colours, "num_in_channels": num_in_channels}
+    counts = count_by_name(model, size=size, kernel=kernel, **settings)
     print_counts(counts, CountOptions(biases, batch_norm, count_activations))
     return 0
 

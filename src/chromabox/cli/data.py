@@ -130,9 +130,8 @@ def palette(*, action: PaletteAction) -> int:
     else:
         from chromabox.colour.data.datasets import fit_palette_to_images
 
-        fitted, distance = fit_palette_to_images(
-            action.images, action.colours, seed=action.seed, name=action.output.stem
-        )
+        name = action.output.stem
+        fitted, distance = fit_palette_to_images(action.images, action.colours, seed=action.seed, name=name)
         save_palette(action.output, fitted)
         print_line(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
     print_line(str(action.output))

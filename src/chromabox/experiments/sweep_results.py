@@ -26,7 +26,7 @@ from chromabox.engine.runs import rename_keys
 from chromabox.errors import UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.report.plots import plot_image_rows, save_figure
-from chromabox.report.tables import _print_table
+from chromabox.report.tables import print_grid
 
 SweepValue = int | float
 
@@ -164,7 +164,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[
         return " ± ".join(format_value(value, *columns[name][1:]) for value in parts)
 
     headings = [heading for heading, *_ in columns.values()]
-    _print_table(title, headings, [[format_cell(row, name) for name in columns] for row in rows])
+    print_grid(title, headings, [[format_cell(row, name) for name in columns] for row in rows])
 
 
 def write_sweep(sweep: SweepResult) -> None:

@@ -78,35 +78,26 @@ def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_s
         left, top = index % columns * width + GAP, index // columns * height + GAP
         for path, corner in ((before, left), (after, left + tile_size + GAP)):
             tile = _load_tile(path, tile_size, font)
-            sheet.paste(tile, (corner + (tile_size - tile.width) // 2, top + (tile_size - tile.height) // 2))
+            position = (corner + (tile_size - tile.width) // 2, top + (tile_size - tile.height) // 2)
+            sheet.paste(tile, position, tile if tile.mode == "RGBA" else None)
         draw.text((left, top + tile_size + 1), _ellipsize(name, font, 2 * tile_size + GAP), TEXT_COLOUR, font)
     return sheet
 
 
 def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return the image on white, resized to a long side of ``tile_size``; a placeholder if it cannot be read."""
+    """Return the image, resized to a long side of ``tile_size``; a placeholder if it cannot be read."""
     try:
         image = read_image(path)
     except (ChromaboxError, OSError, MemoryError):
         placeholder = Image.new("RGB", (tile_size, tile_size), PLACEHOLDER_COLOUR)
-        ImageDraw.Draw(placeholder).text(
-            (tile_size / 2, tile_size / 2),
-            _ellipsize("cannot be read", font, tile_size),
-            TEXT_COLOUR,
-            font,
-            anchor="mm",
-        )
+        text, middle = _ellipsize("cannot be read", font, tile_size), (tile_size / 2, tile_size / 2)
+        ImageDraw.Draw(placeholder).text(middle, text, TEXT_COLOUR, font, anchor="mm")
         return placeholder
-    height, width = image.pixels.shape[:2]
-    size = (
-        max(1, round(width * tile_size / max(width, height))),
-        max(1, round(height * tile_size / max(width, height))),
-    )
-    resized = Image.fromarray(to_uint8(image.pixels)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
-    if image.alpha is None:
-        return resized
-    mask = Image.fromarray(to_uint8(image.alpha)).resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
-    return Image.composite(resized, Image.new("RGB", size, WHITE), mask)
+    tile = Image.fromarray(to_uint8(image.pixels))
+    if image.alpha is not None:
+        tile.putalpha(Image.fromarray(to_uint8(image.alpha)))
+    width, height = (max(1, round(side * tile_size / max(tile.size))) for side in tile.size)
+    return tile.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
 
 
 def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

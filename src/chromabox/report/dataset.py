@@ -1,17 +1,11 @@
 """Printed and JSON reports of dataset validation, for ``chromabox data check``."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from chromabox.detect.data.load import resolve_dataset
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
-from chromabox.engine.checkpoint import write_json
-from chromabox.errors import ChromaboxError
+from chromabox.report.tables import print_grid, printable, save_results
 
 #: Maximum number of printed lines per type of issue; the JSON file contains all of them.
 MAX_LINES_PER_ISSUE = 20
@@ -27,18 +21,11 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
     report = validate_dataset(dataset_path, show_progress=True)
     print_report(report, str(dataset_path))
     if output is not None:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, report.as_json())
-        except OSError as error:
-            raise ChromaboxError(f"{output}: cannot be written ({error.strerror}); use another path") from error
-        print(output)
+        save_results(output, report.as_json())
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
-        print(
-            f"{copy.folder}: {copy.num_images} images, {copy.num_boxes} boxes, "
-            f"{len(copy.changes)} changes (repair.json)"
-        )
+        counts = f"{copy.num_images} images, {copy.num_boxes} boxes, {len(copy.changes)} changes"
+        print(f"{copy.folder}: {counts} (repair.json)")
     return report
 
 
@@ -46,21 +33,18 @@ def print_report(report: DatasetReport, title: str) -> None:
     """Print the counts per split and class as a table, then the issues, with a limited number of lines per type."""
     data, boxes = report.data, report.box_counts
     image_counts = Counter(sample.split for sample in data.samples)
-    table = Table(title=printable(f"{title} ({data.format.upper()})"))
-    table.add_column("", overflow="fold")
-    for split in data.splits:
-        table.add_column(printable(split or "all"), justify="right", no_wrap=True)
-    table.add_row("images", *(str(image_counts[split]) for split in data.splits))
-    empty = Counter(sample.split for sample in data.samples if len(sample.boxes) == 0)
-    table.add_row("images without boxes", *(str(empty[split]) for split in data.splits))
-    table.add_row("boxes", *(str(sum(boxes[split].values())) for split in data.splits))
-    table.add_section()
+    empty_counts = Counter(sample.split for sample in data.samples if len(sample.boxes) == 0)
+    rows = [
+        ["images", *(str(image_counts[split]) for split in data.splits)],
+        ["images without boxes", *(str(empty_counts[split]) for split in data.splits)],
+        ["boxes", *(str(sum(boxes[split].values())) for split in data.splits)],
+        [],
+    ]
     for name in data.classes:
-        counts = [boxes[split][name] for split in data.splits]
-        if any(counts):
-            table.add_row(printable(name if data.has_class_names else f"class {name}"), *map(str, counts))
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
+        if any(boxes[split][name] for split in data.splits):
+            label = name if data.has_class_names else f"class {name}"
+            rows.append([label, *(str(boxes[split][name]) for split in data.splits)])
+    print_grid(f"{title} ({data.format.upper()})", ["", *(split or "all" for split in data.splits)], rows)
     for line in issue_lines(report):
         print(printable(line))
 
@@ -74,38 +58,16 @@ def issue_lines(report: DatasetReport) -> list[str]:
         lines += [f"… and {count - MAX_LINES_PER_ISSUE} more of “{issue_type}”"] if count > MAX_LINES_PER_ISSUE else []
     leaks = set(report.leaks)
     for pair in report.duplicates[:MAX_LINES_PER_ISSUE]:
-        similarity = (
-            "are identical files"
-            if pair.exact
-            else f"are near-duplicates ({pair.hash_distance} of 64 hash bits differ)"
-        )
-        across = ", across splits" if pair in leaks else ""
-        lines.append(f"{pair.first} and {pair.second} {similarity}{across}")
-    if len(report.duplicates) > MAX_LINES_PER_ISSUE:
-        lines.append(
-            f"… and {len(report.duplicates) - MAX_LINES_PER_ISSUE} more pairs; {len(leaks)} pairs in all across splits"
-        )
-    rare = rare_classes(report)
-    if rare:
-        lines.append(f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}")
-    lines.append(
-        "No problems found."
-        if report.is_valid
-        else "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
-    )
-    return lines
-
-
-def printable(text: str) -> Text:
-    """Return text without markup, with "?" for unprintable characters, which file names can contain."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
-
-
-def rare_classes(report: DatasetReport) -> list[str]:
-    """Return the classes with at least one but fewer than ``MIN_BOXES_PER_CLASS`` boxes in a split."""
-    counts = report.box_counts.values()
-    return [
+        similarity = f"near-duplicates ({pair.hash_distance} of 64 hash bits differ)"
+        similarity = "identical files" if pair.exact else similarity
+        lines.append(f"{pair.first} and {pair.second} are {similarity}{', across splits' if pair in leaks else ''}")
+    remaining = len(report.duplicates) - MAX_LINES_PER_ISSUE
+    lines += [f"… and {remaining} more pairs; {len(leaks)} pairs in all across splits"] if remaining > 0 else []
+    rare = [
         name
         for name in report.data.classes
-        if any(0 < split_counts[name] < MIN_BOXES_PER_CLASS for split_counts in counts)
+        if any(0 < counts[name] < MIN_BOXES_PER_CLASS for counts in report.box_counts.values())
     ]
+    lines += [f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}"] if rare else []
+    problems = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
+    return [*lines, "No problems found." if report.is_valid else problems]

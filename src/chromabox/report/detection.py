@@ -20,8 +20,8 @@ from chromabox.detect.weights.load import load_detector
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
-from chromabox.report.dataset import printable
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
+from chromabox.report.tables import printable
 
 #: Maximum number of classes with named curves in legends.
 MAX_NAMED_CURVES = 10

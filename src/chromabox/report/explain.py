@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -27,17 +27,13 @@ from chromabox.report.plots import save_figure
 
 #: Maximum number of distinct swatches.
 MAX_SWATCHES = 12
-
 #: Radii in chroma space for merging decoded colours into swatches: the first that gives at most ``MAX_SWATCHES`` is
 #: used.
 MERGE_RADII = (5.0, 7.0, 10.0, 14.0, 20.0)
-
 #: Chroma distance below which two palette colours look alike at the same lightness.
 SIMILAR_CHROMA_RADIUS = 5.0
-
 #: Minimum distance between two points, as a fraction of the image's long side.
 MIN_POINT_DISTANCE = 0.14
-
 #: Width of the border in which no point is selected, as a fraction of the side length.
 BORDER_FRACTION = 0.05
 ChromaArray = Float[np.ndarray, "colours 2"]
@@ -112,11 +108,21 @@ def used_colours(
     Args:
         coloured: the colourised image, at the size of the prediction's map.
     """
-    cells = prediction.chroma.reshape(-1, 2).astype(np.float64)
-    lightness = rgb_to_lab(coloured.reshape(-1, 3))[:, 0].astype(np.float64)
-    grey = _is_left_grey(cells, lightness, coloured.reshape(-1, 3))
-    palette = prediction.palette
-    seeds = _cluster_centres(cells[~grey]) if palette is None else rgb_to_lab(palette)[:, 1:].astype(np.float64)
+    cells, palette = prediction.chroma.reshape(-1, 2).astype(np.float64), prediction.palette
+    lab = rgb_to_lab(coloured.reshape(-1, 3))
+    lightness = lab[:, 0].astype(np.float64)
+    # Cells are kept grey if the predicted chroma would be visible at their lightness.
+    visible = rgb_to_lab(lab_to_rgb_uint8(lightness, cells))[:, 1:]
+    grey = (np.hypot(*lab[:, 1:].T) < 1) & (np.hypot(*visible.T) > 5)
+    if palette is not None:
+        seeds = rgb_to_lab(palette)[:, 1:].astype(np.float64)
+    else:
+        rounded, counts = np.unique(np.rint(cells[~grey] / 2) * 2, axis=0, return_counts=True)
+        for radius in MERGE_RADII:
+            seeds, _ = cluster_colours(rounded, counts.astype(np.float64), radius, MAX_SWATCHES + 1)
+            if len(seeds) <= MAX_SWATCHES:
+                break
+        seeds = seeds[:MAX_SWATCHES]
     distance = ((cells[:, None] - seeds) ** 2).sum(-1) if len(seeds) else np.zeros((len(cells), 1))
     labels = np.where(grey, len(seeds), distance.argmin(1))
     swatches = []
@@ -129,25 +135,6 @@ def used_colours(
             rgb = lab_to_rgb_uint8(lightness[mask].mean(keepdims=True), mean)[0]
         swatches.append(Swatch(rgb, float(mask.mean())))
     return sorted(swatches, key=lambda swatch: -swatch.fraction), labels.reshape(prediction.chroma.shape[:2])
-
-
-def _cluster_centres(cells: Float[np.ndarray, "cells 2"]) -> ChromaArray:
-    """Return at most ``MAX_SWATCHES`` chroma values that represent the cells."""
-    rounded, counts = np.unique(np.rint(cells / 2) * 2, axis=0, return_counts=True)
-    for radius in MERGE_RADII:
-        seeds, _ = cluster_colours(rounded, counts.astype(np.float64), radius, MAX_SWATCHES + 1)
-        if len(seeds) <= MAX_SWATCHES:
-            break
-    return seeds[:MAX_SWATCHES]
-
-
-def _is_left_grey(
-    cells: Float[np.ndarray, "cells 2"], lightness: Float[np.ndarray, " cells"], coloured: UInt8[np.ndarray, "cells 3"]
-) -> Bool[np.ndarray, " cells"]:
-    """Return where the image is grey although the predicted chroma would be visible at this lightness."""
-    actual = rgb_to_lab(coloured)[:, 1:]
-    predicted = rgb_to_lab(lab_to_rgb_uint8(lightness, cells))[:, 1:]
-    return (np.hypot(*actual.T) < 1) & (np.hypot(*predicted.T) > 5)
 
 
 def select_points(
@@ -167,62 +154,39 @@ def select_points(
     Returns:
         Columns and rows (x, y) in image pixels.
     """
-    from scipy.ndimage import uniform_filter
-
-    rows, columns = (np.arange(cells) for cells in labels.shape)
-    inner = _is_inside_border(len(rows))[:, None] & _is_inside_border(len(columns))
-    smoothed = uniform_filter(confidence, max(1, round(0.08 * min(labels.shape))), mode="nearest")
-    extremes = (np.where(inner, smoothed, -1).argmax(), np.where(inner, smoothed, 2).argmin())
-    # Centres of the cells in image pixels.
-    y, x = ((cells + 0.5) * side / len(cells) for cells, side in zip((rows, columns), size, strict=True))
-    min_distance = MIN_POINT_DISTANCE * max(size)
-    nearest = np.where(inner, np.inf, -1.0)
-    selected: list[tuple[int, int]] = []
-
-    def select(cell: int) -> None:
-        row, column = divmod(cell, len(columns))
-        if nearest[row, column] >= min_distance and len(selected) < max_points:
-            selected.append((int(x[column]), int(y[row])))
-            np.minimum(nearest, np.hypot(y[:, None] - y[row], x - x[column]), out=nearest)
-
-    for cell in (*map(int, extremes), *_region_centres(labels, inner)):
-        select(cell)
-    for _ in range(max_points - len(selected)):
-        select(int(nearest.argmax()))
-    return selected
-
-
-def _is_inside_border(length: int) -> Bool[np.ndarray, " cells"]:
-    """Return which cells along a side are not in the border; all of them if the side is short."""
-    border = round(BORDER_FRACTION * length)
-    return (np.arange(length) >= border) & (np.arange(length) < length - border)
-
-
-def _region_centres(
-    labels: Int64[np.ndarray, "height width"], is_inside: Bool[np.ndarray, "height width"], max_regions: int = 6
-) -> list[int]:
-    """Return, for each of the largest regions, the flat index of its innermost cell, largest region first."""
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, uniform_filter
     from skimage.measure import label
 
+    rows, columns = labels.shape
+    border_rows, border_columns = round(BORDER_FRACTION * rows), round(BORDER_FRACTION * columns)
+    inner = np.zeros((rows, columns), bool)
+    inner[border_rows : rows - border_rows, border_columns : columns - border_columns] = True
+    smoothed = uniform_filter(confidence, max(1, round(0.08 * min(labels.shape))), mode="nearest")
+    cells = [int(np.where(inner, smoothed, -1).argmax()), int(np.where(inner, smoothed, 2).argmin())]
+    # The innermost cells of the largest regions.
     regions = label(labels + 1, background=0, connectivity=1)
-    centres = []
-    for number in np.argsort(-np.bincount(regions.ravel())[1:], kind="stable")[:max_regions] + 1:
+    for number in np.argsort(-np.bincount(regions.ravel())[1:], kind="stable")[:6] + 1:
         depth = distance_transform_edt(np.pad(regions == number, 1))[1:-1, 1:-1]
-        centres.append(int(np.where(is_inside, depth, 0).argmax()))
-    return centres
+        cells.append(int(np.where(inner, depth, 0).argmax()))
+    # Centres of the cells in image pixels.
+    y, x = ((np.arange(count) + 0.5) * side / count for count, side in zip(labels.shape, size, strict=True))
+    nearest = np.where(inner, np.inf, -1.0)
+    selected: list[tuple[int, int]] = []
+    for index in range(len(cells) + max_points):
+        row, column = divmod(cells[index] if index < len(cells) else int(nearest.argmax()), columns)
+        if nearest[row, column] >= MIN_POINT_DISTANCE * max(size) and len(selected) < max_points:
+            selected.append((int(x[column]), int(y[row])))
+            np.minimum(nearest, np.hypot(y[:, None] - y[row], x - x[column]), out=nearest)
+    return selected
 
 
 #: Maximum long side of the images in the figure, in pixels.
 THUMBNAIL_SIZE = 900
-
 #: Number of points per row of the figure.
 POINTS_PER_ROW = 6
-
 #: Width of the figure and height of a row of swatches, in inches.
 EXPLANATION_WIDTH, STRIP_HEIGHT = 14.0, 1.15
 OUTLINE_COLOUR = "#333333"
-Thumbnail = UInt8[np.ndarray, "_ _ 3"]
 
 
 def write_explanation(image: ImageData, coloured: ImageData, prediction: ColourPrediction, target: Path) -> str:
@@ -259,37 +223,54 @@ def draw_explanation(
     for x, y in points or ():
         if not (0 <= x < width and 0 <= y < height):
             raise UsageError(f"point ({x}, {y}): outside the image of {width} × {height} pixels")
-    after = make_thumbnail(coloured.pixels)
+    before, after = make_thumbnail(image.pixels), make_thumbnail(coloured.pixels)
     rows, columns = prediction.chroma.shape[:2]
-    used, labels = used_colours(
-        prediction, np.array(Image.fromarray(after).resize((columns, rows), Image.Resampling.BOX))
-    )
+    small = np.array(Image.fromarray(after).resize((columns, rows), Image.Resampling.BOX))
+    used, labels = used_colours(prediction, small)
     if points is None:
         points = select_points(labels, prediction.confidence, (height, width))
-    # Evaluate at the centre of the pixel.
-    colours = [top_colours(prediction, ((y + 0.5) / height, (x + 0.5) / width)) for x, y in points]
+    # Centres of the pixels.
+    fractions = [((y + 0.5) / height, (x + 0.5) / width) for x, y in points]
     figure, panels, strips = _make_axes(height / width, math.ceil(len(points) / POINTS_PER_ROW))
-    figure.suptitle(_replace_missing_glyphs(title), fontsize=11, parse_math=False)
-    _show_image(panels[0], _to_grey(make_thumbnail(image.pixels)), "input")
-    _show_image(panels[1], after, "colourised")
-    _number_points(panels[1], [((x + 0.5) / width, (y + 0.5) / height) for x, y in points], after.shape)
-    _show_map(figure, panels[2], prediction.confidence, after.shape, "confidence in the selected colour", "viridis")
-    _show_map(
-        figure,
-        panels[3],
-        prediction.distribution.entropy(),
-        after.shape,
-        "entropy of the prediction",
-        "magma",
+    # File names can contain characters that the font lacks.
+    font = get_font(findfont(FontProperties()))
+    title = "".join(char if font.get_char_index(ord(char)) else "?" for char in title)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+
+    grey = lab_to_rgb_uint8(lightness(before).ravel(), np.zeros((before[..., 0].size, 2))).reshape(before.shape)
+    for axes, pixels, name in zip(panels, (grey, after), ("input", "colourised"), strict=False):
+        axes.imshow(pixels, interpolation="antialiased")
+        axes.set_title(name, fontsize=9)
+    circle = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": "black", "alpha": 0.85}
+    for index, (row, column) in enumerate(fractions):
+        x, y = column * after.shape[1] - 0.5, row * after.shape[0] - 0.5
+        panels[1].text(x, y, str(index + 1), fontsize=7, ha="center", va="center", bbox=circle)
+    extent = (-0.5, after.shape[1] - 0.5, after.shape[0] - 0.5, -0.5)
+    maps = (
+        (panels[2], prediction.confidence, "confidence in the selected colour", "viridis"),
+        (panels[3], prediction.distribution.entropy(), "entropy of the prediction", "magma"),
     )
-    for index, axes in enumerate(strips[:-1]):
-        first = index * POINTS_PER_ROW
-        _draw_point_colours(axes, colours[first : first + POINTS_PER_ROW], first)
-    _draw_used_colours(strips[-1], used)
+    for axes, values, name, cmap in maps:
+        shown = axes.imshow(values, cmap=cmap, vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        axes.set_title(f"{name} (mean {values.mean():.2f})", fontsize=9)
+        # Inset axes keep the bar as tall as the image at every aspect ratio.
+        figure.colorbar(shown, cax=axes.inset_axes((1.02, 0, 0.035, 1))).ax.tick_params(labelsize=7)
+
+    if points:
+        title = "most likely colours at the numbered points, at their lightness"
+        strips[0].set_title(title, fontsize=9, loc="left")
+    for index, position in enumerate(fractions):
+        axes, left = strips[index // POINTS_PER_ROW], 4.0 * (index % POINTS_PER_ROW)
+        axes.text(left + 0.25, 0.95, str(index + 1), fontsize=10, weight="bold", ha="center", va="center")
+        _draw_swatches(axes, left + 0.55, 1.05, 1.0, top_colours(prediction, position))
+    rest = used[MAX_SWATCHES:]
+    more = f"; {len(rest)} more cover {_format_percent(sum(swatch.fraction for swatch in rest))}" if rest else ""
+    strips[-1].set_title(f"colours used, by fraction of pixels{more}", fontsize=9, loc="left")
+    _draw_swatches(strips[-1], 0.05, 2.0, 1.85, used[:MAX_SWATCHES])
     save_figure(figure, path)
 
 
-def make_thumbnail(pixels: Pixels) -> Thumbnail:
+def make_thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
     """Return 8-bit pixels, resized to a long side of at most ``THUMBNAIL_SIZE``, without a full-size copy."""
     height, width = pixels.shape[:2]
     step = max(1, max(height, width) // (2 * THUMBNAIL_SIZE))
@@ -297,18 +278,6 @@ def make_thumbnail(pixels: Pixels) -> Thumbnail:
     scale = min(1.0, THUMBNAIL_SIZE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(subsampled).resize(size, Image.Resampling.BOX))
-
-
-def _replace_missing_glyphs(text: str) -> str:
-    """Return the text with "?" for characters that the figures' font lacks; file names can contain any character."""
-    font = get_font(findfont(FontProperties()))
-    return "".join(char if font.get_char_index(ord(char)) else "?" for char in text)
-
-
-def _to_grey(pixels: Thumbnail) -> Thumbnail:
-    """Return the image with its lightness and no chroma."""
-    values = lightness(pixels)
-    return lab_to_rgb_uint8(values.ravel(), np.zeros((values.size, 2))).reshape(pixels.shape)
 
 
 def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[Axes], list[Axes]]:
@@ -322,68 +291,18 @@ def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[A
     strips = [figure.add_subplot(grid[row, :]) for row in range(4 // columns, len(heights))]
     for axes in (*panels, *strips):
         axes.set_axis_off()
+    for axes in strips:
+        axes.set(xlim=(0, 24), ylim=(0, 1.4))
     return figure, panels, strips
 
 
-def _show_image(axes: Axes, pixels: Thumbnail, title: str) -> None:
-    axes.imshow(pixels, interpolation="antialiased")
-    axes.set_title(title, fontsize=9)
-
-
-def _show_map(figure: Figure, axes: Axes, values: np.ndarray, shape: tuple[int, ...], title: str, cmap: str) -> None:
-    """Show a map of values from 0 to 1, in the image's aspect ratio, with a colour bar."""
-    extent = (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5)
-    image = axes.imshow(values, cmap=cmap, vmin=0, vmax=1, extent=extent, interpolation="bilinear")
-    axes.set_title(f"{title} (mean {values.mean():.2f})", fontsize=9)
-    # Inset axes keep the bar as tall as the image at every aspect ratio.
-    bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.035, 1)))
-    bar.ax.tick_params(labelsize=7)
-
-
-def _number_points(axes: Axes, points: Sequence[tuple[float, float]], shape: tuple[int, ...]) -> None:
-    """Draw numbers, starting at 1, at points given as fractions of width and height."""
-    circle = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": "black", "alpha": 0.85}
-    for index, (x_fraction, y_fraction) in enumerate(points):
-        x, y = x_fraction * shape[1] - 0.5, y_fraction * shape[0] - 0.5
-        axes.text(x, y, str(index + 1), fontsize=7, ha="center", va="center", bbox=circle)
-
-
-def _draw_point_colours(axes: Axes, colours: Sequence[Sequence[Swatch]], first: int) -> None:
-    """Draw a row of points, each with its number and its most likely colours."""
-    if first == 0:
-        axes.set_title("most likely colours at the numbered points, at their lightness", fontsize=9, loc="left")
-    axes.set(xlim=(0, 4 * POINTS_PER_ROW), ylim=(0, 1.4))
-    for index, swatches in enumerate(colours):
-        left = 4.0 * index
-        axes.text(left + 0.25, 0.95, str(first + index + 1), fontsize=10, weight="bold", ha="center", va="center")
-        for rank, swatch in enumerate(swatches):
-            _draw_swatch(axes, left + 0.55 + 1.05 * rank, 1.0, swatch)
-
-
-def _draw_used_colours(axes: Axes, colours: Sequence[Swatch]) -> None:
-    """Draw the colours used; the title states the number and fraction of those not shown."""
-    shown, rest = colours[:MAX_SWATCHES], colours[MAX_SWATCHES:]
-    more = f"; {len(rest)} more cover {_format_percent(sum(swatch.fraction for swatch in rest))}" if rest else ""
-    axes.set_title(f"colours used, by fraction of pixels{more}", fontsize=9, loc="left")
-    axes.set(xlim=(0, 2 * MAX_SWATCHES), ylim=(0, 1.4))
-    for index, swatch in enumerate(shown):
-        _draw_swatch(axes, 2.0 * index + 0.05, 1.85, swatch)
-
-
-def _draw_swatch(axes: Axes, left: float, width: float, swatch: Swatch) -> None:
-    """Draw a rectangle in the swatch's colour with its fraction below."""
-    axes.add_patch(
-        Rectangle((left, 0.55), width, 0.85, facecolor=swatch.rgb / 255, edgecolor=OUTLINE_COLOUR, linewidth=0.4)
-    )
-    axes.text(
-        left + width / 2,
-        0.42,
-        _format_percent(swatch.fraction),
-        fontsize=8,
-        ha="center",
-        va="top",
-        color=OUTLINE_COLOUR,
-    )
+def _draw_swatches(axes: Axes, left: float, step: float, width: float, swatches: Sequence[Swatch]) -> None:
+    """Draw a row of rectangles in the swatches' colours with their fractions below."""
+    for index, swatch in enumerate(swatches):
+        x, colour = left + step * index, swatch.rgb / 255
+        axes.add_patch(Rectangle((x, 0.55), width, 0.85, facecolor=colour, edgecolor=OUTLINE_COLOUR, linewidth=0.4))
+        percent = _format_percent(swatch.fraction)
+        axes.text(x + width / 2, 0.42, percent, fontsize=8, ha="center", va="top", color=OUTLINE_COLOUR)
 
 
 def _format_percent(fraction: float) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from chromabox.engine.logger import EpochRecord
 from chromabox.io.atomic import atomic_write
@@ -72,18 +73,12 @@ def plot_confusion_matrix(
     figure = Figure(figsize=(8, 7.2), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="magma", vmin=0, vmax=1, extent=(0, count, count, 0))
-    for index, colour in enumerate(colours):
-        for corner in ((-1.3, float(index)), (float(index), count + 0.3)):
-            axes.add_patch(_swatch_patch(corner, colour))
+    for index, colour in enumerate(np.clip(colours * 256 / 255, 0, 1)):
+        for corner in ((-1.3, index), (index, count + 0.3)):
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=colour, linewidth=0, clip_on=False))
     axes.set(xlim=(-1.5, count), ylim=(count + 1.5, 0), xticks=[], yticks=[])
     axes.set(xlabel="predicted colour", ylabel="true colour")
     axes.set_title(title, parse_math=False)
     axes.set_frame_on(False)
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true colour's pixels")
     save_figure(figure, path)
-
-
-def _swatch_patch(corner: tuple[float, float], colour: Float32[np.ndarray, "3"]):  # type: ignore[no-untyped-def]
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, facecolor=tuple(np.clip(colour * 256 / 255, 0, 1)), linewidth=0, clip_on=False)

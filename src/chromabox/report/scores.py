@@ -3,18 +3,14 @@
 import csv
 import io
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from chromabox.colour.evaluation.image_scores import ImageScores, ScoreReport, score_folders, to_row
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
+from chromabox.report.tables import format_number, print_grid
 
 #: Maximum number of files in the printed table; ``scores.csv`` contains all of them.
 MAX_ROWS = 40
@@ -61,52 +57,31 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     writer = csv.DictWriter(csv_text, ["original", "coloured", "width", "height", *ImageScores.__dataclass_fields__])
     writer.writeheader()
     writer.writerows(to_row(file) for file in report.files)
-    text = json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n"
+    json_text = json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n"
+    paths = folder / "scores.csv", folder / "scores.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write_text(folder / "scores.csv", csv_text.getvalue()), _write_text(folder / "scores.json", text)
+        for path, text in zip(paths, (csv_text.getvalue(), json_text), strict=True):
+            with atomic_write(path) as temp_path:
+                # File names can be invalid UTF-8; their bytes are preserved.
+                temp_path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise ChromaboxError(f"{folder}: scores cannot be written ({error.strerror}); use another folder") from error
-
-
-def _write_text(path: Path, text: str) -> Path:
-    with atomic_write(path) as temp_path:
-        # File names can be invalid UTF-8; their bytes are preserved.
-        temp_path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-    return path
+    return paths
 
 
 def print_scores(report: ScoreReport, title: str) -> None:
     """Print a table of the first files, the mean over all files, and the mean of the greyscale baseline."""
-    table = Table(title=_plain_text(title))
-    table.add_column("", overflow="fold")
-    for heading, _, _ in SCORE_COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for file in report.files[:MAX_ROWS]:
-        table.add_row(_plain_text(str(file.coloured)), *_format_scores(vars(file.scores)))
+
+    def make_row(name: str, scores: Mapping[str, float | None]) -> list[str]:
+        return [name, *(format_number(scores[score], digits) for _, score, digits in SCORE_COLUMNS)]
+
+    rows = [make_row(str(file.coloured), vars(file.scores)) for file in report.files[:MAX_ROWS]]
     if len(report.files) > MAX_ROWS:
-        table.add_row(f"and {len(report.files) - MAX_ROWS} more files")
+        rows.append([f"and {len(report.files) - MAX_ROWS} more files", *[""] * len(SCORE_COLUMNS)])
     if report.files:
         mean = report.mean
         grey = {name.removeprefix("grey_"): value for name, value in mean.items() if name.startswith("grey_")}
-        table.add_section()
-        table.add_row(f"mean of {len(report.files)}", *_format_scores(mean))
-        table.add_row("greyscale baseline", *_format_scores({**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
-    # A pipe has no width; rich would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
-
-
-def _plain_text(text: str) -> Text:
-    """Return text without markup, with "?" for unprintable characters."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
-
-
-def _format_scores(scores: Mapping[str, float | None]) -> list[str]:
-    return [_format_score(scores[name], digits) for _, name, digits in SCORE_COLUMNS]
-
-
-def _format_score(value: float | None, digits: int) -> str:
-    if value is None:
-        return ""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
+        rows += [[], make_row(f"mean of {len(report.files)}", mean)]
+        rows.append(make_row("greyscale baseline", {**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
+    print_grid(title, ["", *(heading for heading, _, _ in SCORE_COLUMNS)], rows)

@@ -1,12 +1,20 @@
 """Tables printed to the terminal."""
 
 import math
+import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from chromabox.colour.evaluation.evaluate import Evaluation
+from chromabox.errors import ChromaboxError
+
+if TYPE_CHECKING:
+    from chromabox.colour.evaluation.evaluate import Evaluation
 
 #: Displayed names of rows, where they differ from the keys in evaluation.json.
 DISPLAY_NAMES = {
@@ -15,40 +23,68 @@ DISPLAY_NAMES = {
     "grey value's colour": "grey lookup table",
     "palette oracle": "palette upper bound",
 }
+#: Cells that contain only numbers, ranges and sizes.
+NUMERIC = re.compile(r"[\d.,±–×→∞+\- ]*")
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table with the first column left-aligned and the others right-aligned."""
-    table = Table(title=title)
+def printable(text: str) -> Text:
+    """Return text without markup, with "?" for unprintable characters, which file names can contain."""
+    return Text("".join(char if char.isprintable() else "?" for char in text))
+
+
+def make_console() -> Console:
+    """Return a console for standard output; without a terminal, Rich would wrap tables at 80 columns."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print a table. Numeric columns are right-aligned and not wrapped; an empty row draws a line."""
+    table = Table(title=printable(title))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        is_numeric = all(NUMERIC.fullmatch(str(row[index])) for row in rows if row)
+        is_right = is_numeric and index > 0
+        table.add_column(column, justify="right" if is_right else "left", no_wrap=is_numeric, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    # A pipe has no width; rich would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+        if row:
+            table.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in row))
+        else:
+            table.add_section()
+    make_console().print(table)
 
 
-def _format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
+def save_results(path: Path, results: object) -> None:
+    """Write results as JSON and print the path; create the folder if necessary. Raise ChromaboxError on failure."""
+    from chromabox.engine.checkpoint import write_json
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, results)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path}: cannot be written ({reason}); use another path") from error
+    print(path)
+
+
+def format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
     """Format ``value * factor``; None becomes an empty string, a non-finite value becomes "∞"."""
     if value is None:
         return ""
     return f"{value * factor:.{digits}f}" if math.isfinite(value) else "∞"
 
 
-def print_colour_evaluation(result: Evaluation, title: str) -> None:
+def print_colour_evaluation(result: "Evaluation", title: str) -> None:
     """Print the rows of an evaluation: model, baselines and upper bound."""
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [
         [
             DISPLAY_NAMES.get(row.name, row.name),
-            _format_number(row.loss, 4),
-            _format_number(row.accuracy, 2, 100.0),
-            _format_number(row.balanced_accuracy, 2, 100.0),
-            _format_number(row.psnr, 2),
-            _format_number(row.delta_e, 2),
-            _format_number(row.colourfulness, 1),
+            format_number(row.loss, 4),
+            format_number(row.accuracy, 2, 100.0),
+            format_number(row.balanced_accuracy, 2, 100.0),
+            format_number(row.psnr, 2),
+            format_number(row.delta_e, 2),
+            format_number(row.colourfulness, 1),
         ]
         for row in result.rows
     ]
-    _print_table(title, columns, rows)
+    print_grid(title, columns, rows)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.assignment.check.checks import NetReport, Observations, run_checks
-from chromabox.assignment.check.worker import CLASSES, EventWriter, inspect_file
+from chromabox.assignment.check.checks import NetReport
+from chromabox.assignment.check.runner import parse_report
+from chromabox.assignment.check.worker import CLASSES, inspect_file
 
 STUDENTS = Path(__file__).parent / "students"
 
@@ -27,17 +28,10 @@ def _restore_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_in_process(path: Path) -> dict[str, NetReport]:
     """Check the classes of a file as a child process and its parent would."""
     output = io.StringIO()
-    inspect_file({"file": str(path), "nets": list(CLASSES)}, EventWriter(output))
-    observations: dict[str, Observations] = {}
-    for line in output.getvalue().splitlines():
-        event = json.loads(line)
-        for model, name in event.get("nets", {}).items():
-            observations[model] = Observations(name)
-        if "value" in event:
-            observations[event["net"]].values[event["fact"]] = event["value"]
-        elif "failed" in event:
-            observations[event["net"]].failures[event["fact"]] = event["failed"]
-    return {model: run_checks(model, observed) for model, observed in observations.items()}
+    inspect_file({"file": str(path), "nets": list(CLASSES)}, output)
+    events = map(json.loads, output.getvalue().splitlines())
+    reports = [parse_report(event["report"]) for event in events if "report" in event]
+    return {report.model: report for report in reports}
 
 
 def failed_checks(report: NetReport) -> dict[str, str]:
@@ -182,7 +176,7 @@ def test_forward_without_return_value_is_reported() -> None:
 def test_unreadable_file_gives_one_message(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     output = io.StringIO()
-    inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, EventWriter(output))
+    inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, output)
     assert json.loads(output.getvalue().splitlines()[-1]) == {"failed": message}
 
 

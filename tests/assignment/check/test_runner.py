@@ -97,7 +97,7 @@ def test_file_without_the_classes_is_reported_with_its_classes(tmp_path: Path) -
 def test_corrupt_result_file_is_an_error(tmp_path: Path) -> None:
     body = (
         "import os\nclass UNet(baselines.UNet):\n    def forward(self, x):\n        for file in range(3, 30):\n"
-        '            try: os.write(file, b\'{"net": "nowhere", "fact": 1, "value": 2}\\n\')\n'
+        '            try: os.write(file, b\'{"report": {"diff": 2}}\\n\')\n'
         "            except OSError: pass\n        os._exit(1)\n"
     )
     (tmp_path / "mine.py").write_text(HEADER + body)

@@ -1,5 +1,6 @@
 """Alignment of the operations of two models: equal, different, missing, extra and moved operations."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -77,14 +78,14 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
     for missing in [match_ for match_ in matches if match_.actual is None]:
         assert missing.expected is not None
         kind, position = expected[missing.expected].kind, matches.index(missing)
-        distances = {
-            match_: abs(index - position)
-            for index, match_ in enumerate(matches)
-            if match_.expected is None and match_.actual is not None and actual[match_.actual].kind == kind
-        }
-        extra = min(distances, key=lambda match_: distances[match_], default=None)
-        if extra is not None and distances[extra] <= MAX_MOVE:
-            matches[matches.index(extra)] = Match(missing.expected, extra.actual, is_moved=True)
+        distances = [
+            (abs(index - position), index)
+            for index, extra in enumerate(matches)
+            if extra.expected is None and extra.actual is not None and actual[extra.actual].kind == kind
+        ]
+        distance, index = min(distances, default=(MAX_MOVE + 1, 0))
+        if distance <= MAX_MOVE:
+            matches[index] = Match(missing.expected, matches[index].actual, is_moved=True)
             matches.remove(missing)
     return matches
 
@@ -92,11 +93,13 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
 def block_name(op: Op) -> str:
     """Return ``block 2`` for module ``block2.0``, ``last layer`` for the last one, and "" for functional calls."""
     name = op.module.split(".")[0]
-    return f"block {name.removeprefix('block')}" if name.startswith("block") else "last layer" if name else ""
+    return name.replace("block", "block ") if name.startswith("block") else "last layer" if name else ""
 
 
-def describe(ops: Sequence[Op], index: int) -> str:
-    """Describe the output of an operation of a reference model by its position in figure 1."""
+def describe(ops: Sequence[Op], index: int | None) -> str:
+    """Describe the output of an operation of a reference model by its position in figure 1; None is another one."""
+    if index is None:
+        return "an operation that is not in figure 1"
     if index == INPUT:
         return "the greyscale input"
     op = ops[index]
@@ -110,36 +113,36 @@ def describe(ops: Sequence[Op], index: int) -> str:
 def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
     """Compare all operations of two models line by line; ``expected`` belongs to a reference model."""
     matches = align(expected, actual)
-    pairs = [match_ for match_ in matches if match_.expected is not None and match_.actual is not None]
-    matched = {INPUT: INPUT} | {match_.actual: match_.expected for match_ in pairs}
-    settled = {INPUT} | {match_.expected for match_ in pairs if not match_.is_moved}
+    matched: dict[int | None, int | None] = {INPUT: INPUT}
+    matched |= {match_.actual: match_.expected for match_ in matches if match_.actual is not None}
+    settled = set(matched.values()) - {None} - {match_.expected for match_ in matches if match_.is_moved}
     lines, location = list[DiffLine](), "block 1"
     for match_ in matches:
-        first = None if match_.expected is None else expected[match_.expected]
         second = None if match_.actual is None else actual[match_.actual]
-        if match_.expected is not None:
-            location = _location(expected, match_.expected)
-        status: Status = "equal"
-        messages: list[str] = []
-        is_consequence = False
+        if match_.expected is None:
+            lines.append(DiffLine("extra", None, second, location, "not in figure 1"))
+            continue
+        index, first = match_.expected, expected[match_.expected]
+        location = _location(expected, index)
         if second is None:
-            status, messages = "missing", ["missing"]
-        elif first is None or match_.expected is None:
-            status, messages = "extra", ["not in figure 1"]
-        else:
-            messages = setting_differences(first, second)
-            if match_.is_moved:
-                status, messages = "moved", [_order_message(expected, match_.expected), *messages]
-            else:
-                sources = [matched.get(source) for source in second.sources]
-                # Missing, extra and moved neighbours have their own lines. Inputs are therefore checked here only if
-                # all of them are matched; the inputs of concatenations are always checked.
-                if first.kind == "cat" or settled.issuperset([*sources, *first.sources]):
-                    messages = _wiring_messages(expected, first, sources) + messages
-                is_consequence = not messages and first.shape != second.shape
-                if is_consequence:
-                    messages = [f"output shape {list(second.shape)} instead of {list(first.shape)}"]
-                status = "different" if messages else "equal"
+            lines.append(DiffLine("missing", first, None, location, "missing"))
+            continue
+        messages = setting_differences(first, second)
+        sources = [matched.get(source) for source in second.sources]
+        # Missing, extra and moved neighbours have their own lines. Inputs are therefore checked only if all of them are
+        # matched; the inputs of concatenations are always checked.
+        are_inputs_checked = first.kind == "cat" or settled.issuperset([*sources, *first.sources])
+        if match_.is_moved:
+            place = f"directly follows the {expected[index - 1].kind} of {_location(expected, index - 1)}"
+            messages.insert(0, f"out of order: in figure 1 it {place if index else 'is the first layer'}")
+        elif are_inputs_checked and Counter(first.sources) != Counter(sources):
+            receives = " and ".join(describe(expected, source) for source in sources)
+            should = " and ".join(describe(expected, source) for source in first.sources)
+            messages.insert(0, f"receives {receives} instead of {should}")
+        is_consequence = not messages and not match_.is_moved and first.shape != second.shape
+        if is_consequence:
+            messages = [f"output shape {list(second.shape)} instead of {list(first.shape)}"]
+        status: Status = "moved" if match_.is_moved else "different" if messages else "equal"
         lines.append(DiffLine(status, first, second, location, "; ".join(messages), is_consequence))
     return lines
 
@@ -156,26 +159,6 @@ def setting_differences(expected: Op, actual: Op) -> list[str]:
         actual_value = actual.settings.get(name)
         if value is True and not actual_value:
             messages.append(f"no {name}")
-        elif actual_value != value and not (
-            isinstance(value, float) and isinstance(actual_value, float) and abs(actual_value - value) < 1e-9
-        ):
+        elif actual_value != value:
             messages.append(f"{name} {actual_value} instead of {value}")
     return messages
-
-
-def _order_message(expected: Sequence[Op], index: int) -> str:
-    """Describe the position of a moved operation in figure 1 by the operation before it."""
-    if index == 0:
-        return "out of order: it is the first layer in figure 1"
-    location = _location(expected, index - 1)
-    return f"out of order: in figure 1 it directly follows the {expected[index - 1].kind} of {location}"
-
-
-def _wiring_messages(expected: Sequence[Op], op: Op, sources: Sequence[int | None]) -> list[str]:
-    """Describe the inputs of a matched operation if they differ from those in figure 1."""
-    if sorted(op.sources) == sorted(-2 if source is None else source for source in sources):
-        return []
-    actual_inputs = " and ".join(
-        "an operation that is not in figure 1" if source is None else describe(expected, source) for source in sources
-    )
-    return [f"receives {actual_inputs} instead of {' and '.join(describe(expected, source) for source in op.sources)}"]

@@ -6,14 +6,13 @@ file of JSON lines that the child process has written, limits its run time, and 
 Results are printed on the terminal and written as JSON.
 """
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, Observations, layer_name, run_checks
+from chromabox.assignment.check.align import DiffLine
+from chromabox.assignment.check.checks import NOT_REACHED, CheckItem, NetReport, layer_name
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.check.worker import CLASSES
-from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.report.dataset import printable
-
-#: Maximum number of bytes read from a child's result file.
-MAX_REPORT_BYTES = 1 << 24
+from chromabox.report.tables import make_console, print_grid, printable, save_results
 
 #: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
 CHILD_ENV = {
@@ -48,7 +44,7 @@ EXIT_REASONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckResult:
     """Result of checking a file."""
 
@@ -58,16 +54,13 @@ class CheckResult:
     """Parts of the file that were skipped, and why."""
     error: str | None = None
     """Why no model could be checked, in one sentence; None otherwise."""
+    class_names: list[str] = field(default_factory=list)
+    """Names of all classes of the file."""
 
     @property
     def matches(self) -> bool:
         """Whether there is at least one model and all of them match figure 1."""
         return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the complete result as JSON values."""
-        models = [{"matches": report.matches, **asdict(report)} for report in self.reports]
-        return {"file": self.file, "matches": self.matches, "failed": self.error, "notes": self.notes, "nets": models}
 
 
 def check_file(
@@ -85,23 +78,6 @@ def check_file(
     Raise UsageError for a missing file, for a file that is neither Python nor a notebook, and for invalid limits. Raise
     ChromaboxError if the child process cannot be started or its result file is invalid.
     """
-    _check_usage(path, timeout, memory_limit_gb)
-    try:
-        observations, notes, classes, error_message = _inspect(path.resolve(), model_names, timeout, memory_limit_gb)
-        reports = [run_checks(model, observations[model]) for model in CLASSES if model in observations]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ChromaboxError(
-            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
-            "that are already open"
-        ) from error
-    if error_message is None and not reports:
-        verb = "defines neither" if len(model_names) > 1 else "does not define"
-        defined = f"its classes are {', '.join(classes[:10])}" if classes else "it defines no classes"
-        error_message = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
-    return CheckResult(str(path), reports, notes, error_message)
-
-
-def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
     if path.is_dir():
         raise UsageError(
             f"{path}: is a folder; expected a .py or .ipynb file with the classes (to validate a detection dataset, "
@@ -117,55 +93,77 @@ def _check_usage(path: Path, timeout: float, memory_limit_gb: float) -> None:
         raise UsageError(
             f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
         )
+    result = CheckResult(str(path), [])
+    try:
+        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ChromaboxError(
+            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
+            "that are already open"
+        ) from error
+    if result.error is None and not result.reports:
+        verb = "defines neither" if len(model_names) > 1 else "does not define"
+        names = ", ".join(result.class_names[:10])
+        defined = f"its classes are {names}" if names else "it defines no classes"
+        result.error = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
+    return result
 
 
-def _inspect(
-    path: Path, model_names: Sequence[str], timeout: float, memory_limit_gb: float
-) -> tuple[dict[str, Observations], list[str], list[str], str | None]:
-    """Start child processes until every model has been inspected or has ended its process.
-
-    Return the observations by model, notes, the names of the file's classes, and an error not tied to a model.
-    """
-    observations: dict[str, Observations] = {}
-    notes, classes, remaining = list[str](), list[str](), list(model_names)
-    while remaining:
+def _inspect(path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
+    """Start child processes until every model has been inspected or has ended its process; complete the result."""
+    reports: dict[str, NetReport] = {}
+    while remaining and result.error is None:
         event: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
-            folder, result = Path(temporary) / "work", Path(temporary) / "result.jsonl"
+            folder, events_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
             folder.mkdir()
-            request = {"file": str(path), "nets": remaining, "folder": str(folder), "seconds": timeout}
-            request |= {"gigabytes": memory_limit_gb, "result": str(result)}
-            (Path(temporary) / "request.json").write_text(json.dumps(request), encoding="utf-8")
-            exit_reason = _run_child(Path(temporary) / "request.json", folder, timeout)
-            for event in _read_events(result):
-                if "nets" in event:
-                    for model, name in event["nets"].items():
-                        observations.setdefault(model, Observations(str(name)))
-                    classes = [str(name) for name in event["others"]]
-                elif "notes" in event:
-                    notes = [str(note) for note in event["notes"]]
-                elif "net" in event and "doing" not in event:
-                    observed = observations[event["net"]]
-                    if "failed" in event:
-                        observed.failures[event["fact"]] = event["failed"]
-                    else:
-                        observed.values[event["fact"]] = event["value"]
-                elif "failed" in event:
-                    return observations, notes, classes, str(event["failed"])
-        if "done" in event:
+            events_file.touch()
+            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(events_file)}
+            exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, folder, timeout)
+            lines = events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:  # a crash may truncate the last line
+                continue
+            if "nets" in event:
+                reports = {model: NetReport(model, name) for model, name in event["nets"].items()} | reports
+                result.class_names = event["others"]
+            elif "notes" in event:
+                result.notes = event["notes"]
+            elif "report" in event:
+                report = parse_report(event["report"])
+                reports[report.model] = report
+            elif "failed" in event:
+                result.error = str(event["failed"])
+        if "done" in event or result.error is not None:
             break
         # The child ended early: its last action, which has no result, is the one that failed.
         message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
-        if "net" not in event or "doing" not in event:
-            return observations, notes, classes, message
-        observations[event["net"]].failures[event["fact"]] = message
-        remaining = remaining[remaining.index(event["net"]) + 1 :]
-    return observations, notes, classes, None
+        if "net" in event:
+            reports[event["net"]].add(event["check"], False, message)
+            remaining = remaining[remaining.index(event["net"]) + 1 :]
+        else:
+            result.error = message
+    result.reports += [reports[model] for model in CLASSES if model in reports]
 
 
-def _run_child(request: Path, folder: Path, timeout: float) -> str:
+def parse_report(values: dict[str, Any]) -> NetReport:
+    """Return a report written by the child process; raise KeyError or TypeError if it is invalid."""
+
+    def parse_op(op: dict[str, Any] | None) -> Op | None:
+        return None if op is None else Op(**{**op, "shape": tuple(op["shape"]), "sources": tuple(op["sources"])})
+
+    diff = [
+        DiffLine(**{**line, "expected": parse_op(line["expected"]), "actual": parse_op(line["actual"])})
+        for line in values["diff"]
+    ]
+    return NetReport(**{**values, "checks": [CheckItem(**check) for check in values["checks"]], "diff": diff})
+
+
+def _run_child(request: dict[str, Any], folder: Path, timeout: float) -> str:
     """Run one child process until it ends or the time limit is reached; describe how it ended."""
-    command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", str(request)]
+    command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", json.dumps(request)]
     null = subprocess.DEVNULL
     environment = {**os.environ, **CHILD_ENV, "TMPDIR": str(folder), "TEMP": str(folder)}
     try:
@@ -189,19 +187,6 @@ def _run_child(request: Path, folder: Path, timeout: float) -> str:
     return f"the process ended with {name}" + (f" ({EXIT_REASONS[name]})" if name in EXIT_REASONS else "")
 
 
-def _read_events(result: Path) -> Iterator[dict[str, Any]]:
-    """Read the events that a child wrote; invalid lines are skipped, as a crash may truncate the last one."""
-    content = b""
-    if result.is_file():
-        with result.open("rb") as file:
-            content = file.read(MAX_REPORT_BYTES)
-    for line in content.decode("utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict):
-                yield event
-
-
 STATUS_MARKS = {True: "✓", False: "✗", None: "·"}
 STATUS_STYLES = {True: "green", False: "red", None: "yellow"}
 
@@ -217,57 +202,40 @@ def report_check(
         result = check_file(path, timeout=timeout, memory_limit_gb=memory_limit_gb)
     print_check(result)
     if output is not None:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, result.as_json())
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ChromaboxError(f"{output}: cannot be written ({reason}); use another path") from error
-        print(output)
+        models = [{"matches": report.matches, **asdict(report)} for report in result.reports]
+        values = {"file": result.file, "matches": result.matches, "failed": result.error, "notes": result.notes}
+        save_results(output, {**values, "nets": models})
     return result
 
 
 def print_check(result: CheckResult) -> None:
     """Print the checks, layers and hints of every model, then a one-line summary."""
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = make_console()
     for note in result.notes:
         console.print(printable(f"note: {note}"))
     for report in result.reports:
-        console.print()
-        console.print(printable(report.class_name), style="bold")
-        console.print(check_table(report.checks))
+        console.print(Text("\n"), Text(report.class_name, "bold"), sep="")
+        table = Table.grid(padding=(0, 1))
+        for check in report.checks:
+            table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
+        console.print(table)
         if report.diff:
-            console.print(layer_table(report))
+            print_layers(report)
         for hint in report.hints:
             console.print(printable(f"→ {hint}"))
     console.print(printable(summary_line(result)))
 
 
-def check_table(checks: list[CheckItem]) -> Table:
-    """Return a table of the checks: status mark, name and message."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in checks:
-        table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
-    return table
-
-
-def layer_table(report: NetReport) -> Table:
-    """Return a table of the operations of figure 1 and of the class."""
-    table = Table(title=printable(f"{report.class_name}, layer by layer"), title_justify="left")
+def print_layers(report: NetReport) -> None:
+    """Print a table of the operations of figure 1 and of the class."""
     columns = ("", "location", "figure 1", "output", "parameters", "your layer", "module", "output", "parameters")
-    for name in (*columns, "difference"):
-        is_number, is_long = name == "parameters", name in ("module", "difference")
-        table.add_column(name, overflow="fold", justify="right" if is_number else "left", no_wrap=not is_long)
+    rows: list[list[str | Text]] = []
     for line in report.diff:
         passed = None if line.message == NOT_REACHED else line.status == "equal"
-        message = "consequence of the above" if line.is_consequence else line.message
         layer, _, shape, count = _op_cells(line.expected)
-        cells = (line.location, layer, shape, count, *_op_cells(line.actual), message)
-        table.add_row(_status_text(passed), *map(printable, cells))
-    return table
+        message = "consequence of the above" if line.is_consequence else line.message
+        rows.append([_status_text(passed), line.location, layer, shape, count, *_op_cells(line.actual), message])
+    print_grid(f"{report.class_name}, layer by layer", [*columns, "difference"], rows)
 
 
 def _status_text(passed: bool | None) -> Text:

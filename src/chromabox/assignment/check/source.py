@@ -7,6 +7,8 @@ of a notebook never runs.
 Constructor arguments are assigned by parameter name, or else by position, in the assignment's order.
 """
 
+import __future__
+
 import ast
 import builtins
 import inspect
@@ -19,6 +21,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import nn
 
@@ -73,47 +76,45 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers."""
+    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers.
+
+    An import of several names becomes one statement for each, so that a missing module does not affect the others.
+    """
     try:
         tree = ast.parse(text, filename)
     except SyntaxError:
         text = MAGIC.sub(lambda match: f"{match[1] or match[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
         tree = ast.parse(text, filename)
-    return [_analyse_statement(node, filename) for statement in tree.body for node in _split_imports(statement)]
-
-
-def _split_imports(node: ast.stmt) -> list[ast.stmt]:
-    """Split an import into one statement for each name, so that a missing module does not affect the others."""
-    if not isinstance(node, (ast.Import, ast.ImportFrom)):
-        return [node]
-    imports = [
-        ast.Import([name]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [name], node.level)
-        for name in node.names
-    ]
-    return [ast.copy_location(statement, node) for statement in imports]
+    nodes: list[ast.stmt] = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            nodes += [ast.copy_location(ast.Import([name]), node) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            nodes += [ast.copy_location(ast.ImportFrom(node.module, [one], node.level), node) for one in node.names]
+        else:
+            nodes.append(node)
+    return [_analyse_statement(node, filename) for node in nodes]
 
 
 def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
     table = symtable.symtable(ast.unparse(node), filename, "exec")
-    symbols = table.get_symbols()
-    bound = [symbol for symbol in symbols if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()]
-    binds = {symbol.get_name() for symbol in bound}
-    needs = {symbol.get_name() for symbol in symbols if symbol.is_referenced()} | _nested_globals(table)
-    if isinstance(node, (ast.Assign, ast.AugAssign)):
-        # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        for target in targets:
-            while isinstance(target, (ast.Attribute, ast.Subscript)):
-                target = target.value
-            binds |= {target.id} if isinstance(target, ast.Name) else set()
+    binds, needs, tables = set[str](), set[str](), [table]
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace():
+            binds.add(symbol.get_name())
+        if symbol.is_referenced():
+            needs.add(symbol.get_name())
+    while tables:
+        nested = tables.pop().get_children()
+        needs |= {symbol.get_name() for child in nested for symbol in child.get_symbols() if symbol.is_global()}
+        tables += nested
+    # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    for target in targets:
+        while isinstance(target, (ast.Attribute, ast.Subscript)):
+            target = target.value
+        binds |= {target.id} if isinstance(target, ast.Name) else set()
     return Statement(node, binds, needs, filename)
-
-
-def _nested_globals(table: symtable.SymbolTable) -> set[str]:
-    names: set[str] = set()
-    for child in table.get_children():
-        names |= {symbol.get_name() for symbol in child.get_symbols() if symbol.is_global()} | _nested_globals(child)
-    return names
 
 
 def required_statements(statements: Sequence[Statement], names: Iterable[str]) -> list[Statement]:
@@ -148,15 +149,10 @@ def exec_required(
     sys.modules[module.__name__] = module
     sys.path.append(str(path.parent))
     warnings = []
-    # Each statement is compiled separately, with the future imports that apply to the whole file.
-    futures = [
-        statement.node
-        for statement in statements
-        if isinstance(statement.node, ast.ImportFrom) and statement.node.module == "__future__"
-    ]
     for statement in required_statements(statements, names):
-        tree = ast.Module([*futures, statement.node], [])
-        code = compile(tree, statement.filename, "exec", dont_inherit=True)
+        # Annotations are not evaluated, as with ``from __future__ import annotations``: the file may contain this line.
+        tree, flags = ast.Module([statement.node], []), __future__.annotations.compiler_flag
+        code = compile(tree, statement.filename, "exec", flags, dont_inherit=True)
         try:
             exec(code, vars(module))  # the user has asked for the execution of this file
         except BaseException as error:  # code under test may raise any error, including SystemExit
@@ -186,7 +182,8 @@ def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
 
 #: Parameters of the models of figure 1, in the order of the assignment's notebook.
 ROLES = ("kernel", "num_filters", "num_colours", "num_in_channels")
-Sizes = Mapping[str, int]
+Sizes: TypeAlias = Mapping[str, int]
+Builder: TypeAlias = Callable[[Sizes], nn.Module]
 DEFAULT_SIZES: Sizes = {"kernel": 3, "num_filters": 32, "num_colours": 24, "num_in_channels": 1}
 
 #: Patterns of parameter names and the sizes to which they refer; the first match counts.
@@ -203,7 +200,7 @@ NAME_PATTERNS = {
 class Constructor:
     """A function that builds a model for given sizes."""
 
-    build: Callable[[Sizes], nn.Module]
+    build: Builder
     signature: str
     """The call as text, for example ``UNet(kernel, num_filters, num_colours, num_in_channels)``."""
     missing_roles: tuple[str, ...] = ()
@@ -223,29 +220,24 @@ def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constr
     """
     # A class without __init__ takes no sizes, although the signature of nn.Module.__init__ has *args.
     has_init = getattr(model_class, "__init__", None) is not nn.Module.__init__
-    parameters = list(inspect.signature(model_class).parameters.values()) if has_init else []
-    roles = {
-        parameter.name: role
-        for parameter in parameters
-        if parameter.kind != parameter.POSITIONAL_ONLY and (role := guess_role(parameter.name))
-    }
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    takes_all = len(positional) >= len(ROLES) or any(
-        parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters
-    )
-    if len(set(roles.values())) == len(roles) and (len(roles) == len(ROLES) or not takes_all):
+    signature = inspect.signature(model_class) if has_init else inspect.Signature()
+    parameters = signature.parameters.values()
+    guesses = {one.name: guess_role(one.name) for one in parameters if one.kind != one.POSITIONAL_ONLY}
+    roles = {parameter: role for parameter, role in guesses.items() if role}
+    try:
+        by_position = signature.bind(*ROLES).arguments
+    except TypeError:
+        by_position = {}
+    if len(set(roles.values())) == len(roles) and (len(roles) == len(ROLES) or not by_position):
         return Constructor(
             lambda sizes: model_class(**{parameter: sizes[role] for parameter, role in roles.items()}),
             f"{name}({', '.join(roles)})",
             tuple(role for role in ROLES if role not in roles.values()),
         )
-    agrees = all(roles.get(parameter, role) == role for parameter, role in zip(positional, ROLES, strict=False))
-    if not takes_all or not agrees:
+    if not by_position or any(roles.get(parameter, role) != role for parameter, role in by_position.items()):
         raise TypeError(
-            f"it is not clear which of the parameters {', '.join(parameter.name for parameter in parameters)} are "
-            f"{', '.join(ROLES)}; use these names, or this order"
+            f"it is not clear which of the parameters {', '.join(signature.parameters)} are {', '.join(ROLES)}; use "
+            "these names, or this order"
         )
-    names = [f"{parameter}={role}" for parameter, role in zip(positional, ROLES, strict=False)]
-    signature = f"{name}({', '.join([*names, *ROLES[len(names) :]])})"
-    return Constructor(lambda sizes: model_class(*(sizes[role] for role in ROLES)), signature)
+    arguments = [f"{key}={role}" if isinstance(role, str) else ", ".join(role) for key, role in by_position.items()]
+    return Constructor(lambda sizes: model_class(*map(sizes.get, ROLES)), f"{name}({', '.join(arguments)})")

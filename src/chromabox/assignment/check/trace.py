@@ -4,10 +4,12 @@ Operations are recorded where PyTorch dispatches them to its kernels (``TorchDis
 ``F.relu`` and ``x.clamp_min(0)`` are the same operation. Module hooks record the module in which each one runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -26,13 +28,6 @@ OP_NAMES = {
     "avg_pool2d": "AvgPool2d",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
-}
-#: Modes of the operators of ``nn.Upsample`` and ``F.interpolate``.
-UPSAMPLE_MODES = {
-    "upsample_nearest2d": "nearest",
-    "_upsample_nearest_exact2d": "nearest-exact",
-    "upsample_bilinear2d": "bilinear",
-    "upsample_bicubic2d": "bicubic",
 }
 #: Operators that, like views, return the values of their input unchanged.
 COPY_OPS = {"clone", "contiguous", "_to_copy", "detach", "alias", "_unsafe_view", "_reshape_copy", "copy"}
@@ -79,10 +74,19 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
 
     An error that the model raises is stored in the trace, with the operations before it.
     """
-    mode = _TraceMode(batch)
+    names = {module: name for name, module in model.named_modules()}
+    called: set[nn.Module] = set()
+    mode = _TraceMode(batch, names)
     trace = mode.trace
-    called: set[str] = set()
-    with torch.no_grad(), _track_modules(model, mode.module_stack, called):
+
+    def enter(module: nn.Module, _: Any) -> None:
+        called.add(module)
+        mode.running.append(module)
+
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for module in names:
+            hooks.enter_context(module.register_forward_pre_hook(enter))
+            hooks.enter_context(module.register_forward_hook(lambda *_: mode.running.pop() and None))
         try:
             with mode:
                 trace.output = model(batch)
@@ -93,30 +97,10 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
     used = {id(tensor) for tensors in trace.tensors for tensor in tensors.values()}
     trace.unused_modules = [
         name
-        for name, module in model.named_modules()
-        if name and name not in called and not list(module.children())
-        if used.isdisjoint(id(parameter) for parameter in module.parameters())
+        for module, name in names.items()
+        if module not in called and not list(module.children()) and used.isdisjoint(map(id, module.parameters()))
     ]
     return trace
-
-
-@contextmanager
-def _track_modules(model: nn.Module, stack: list[tuple[str, nn.Module]], called: set[str]) -> Iterator[None]:
-    """Keep the running modules on the stack, innermost last, and add their names to ``called``."""
-    hooks = []
-    for name, module in model.named_modules():
-
-        def enter(module: nn.Module, _: Any, name: str = name) -> None:
-            called.add(name)
-            stack.append((name, module))
-
-        hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _TraceMode(TorchDispatchMode):
@@ -125,10 +109,11 @@ class _TraceMode(TorchDispatchMode):
         """Return False: nothing is compiled here, and importing the compiler would double the start-up time."""
         return False
 
-    def __init__(self, batch: Tensor) -> None:
+    def __init__(self, batch: Tensor, names: dict[nn.Module, str]) -> None:
         super().__init__()
-        self.trace = OpTrace()
-        self.module_stack: list[tuple[str, nn.Module]] = []
+        self.trace, self.names = OpTrace(), names
+        self.running: list[nn.Module] = []
+        """Modules whose forward is running, innermost last."""
         self.producers = {id(batch): INPUT}
         self.noise_ids: set[int] = set()
         # ids are unique only while the objects exist.
@@ -137,46 +122,39 @@ class _TraceMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Run an operator; record it if it computes something from data that depends on the model's input."""
         result = func(*args, **(kwargs or {}))
         self.kept_alive += [args, result]
-        self._record_op(func, args, result)
-        return result
-
-    def _record_op(self, func: Any, args: Sequence[Any], result: Any) -> None:
-        """Record an operation if it computes something from data that depends on the input."""
-        inputs, outputs = _tensors(args), [tensor for tensor in _tensors(result) if tensor.is_floating_point()]
+        inputs, outputs = ([leaf for leaf in tree_leaves(one) if isinstance(leaf, Tensor)] for one in (args, result))
+        output_ids = {id(tensor) for tensor in outputs if tensor.is_floating_point()}
         operator = func.overloadpacket.__name__
         name = operator.rstrip("_")
-        if name == "bernoulli" or any(id(tensor) in self.noise_ids for tensor in inputs[:1]):
-            self.noise_ids |= {id(tensor) for tensor in outputs}
-            return
         sources = tuple(self.producers[id(tensor)] for tensor in inputs if id(tensor) in self.producers)
         is_relevant = sources or name in OP_NAMES or name in OP_DETAILS
-        if not outputs or operator.startswith(FACTORY_PREFIXES) or not is_relevant:
-            return
-        if func.is_view or name in COPY_OPS:
-            self.producers |= {id(tensor): sources[0] for tensor in outputs}
-            return
-        settings, tensors = OP_DETAILS[name](args) if name in OP_DETAILS else ({}, {})
-        kind = settings.pop("kind", OP_NAMES.get(name, name))
-        if name == "mul" and any(id(tensor) in self.noise_ids for tensor in inputs):
-            kind = "Dropout"
-        module_name, module = self.module_stack[-1] if self.module_stack else ("", None)
-        if isinstance(module, _InstanceNorm) and kind == "BatchNorm2d":
-            kind = type(module).__name__
-        if module is None or list(module.children()):
-            module_name = ""
-        num_parameters = sum(tensor.numel() for key, tensor in tensors.items() if key in ("weight", "bias"))
-        self.producers |= {id(tensor): len(self.trace.ops) for tensor in outputs}
-        self.trace.ops.append(Op(kind, module_name, tuple(outputs[0].shape), settings, num_parameters, sources))
-        self.trace.tensors.append(tensors)
+        if name == "bernoulli" or any(id(tensor) in self.noise_ids for tensor in inputs[:1]):
+            self.noise_ids |= output_ids
+        elif not output_ids or operator.startswith(FACTORY_PREFIXES) or not is_relevant:
+            pass
+        elif func.is_view or name in COPY_OPS:
+            self.producers |= dict.fromkeys(output_ids, sources[0])
+        else:
+            settings, tensors = OP_DETAILS[name](args) if name in OP_DETAILS else ({}, {})
+            kind = settings.pop("kind", OP_NAMES.get(name, name))
+            module = self.running[-1] if self.running else None
+            if name == "mul" and any(id(tensor) in self.noise_ids for tensor in inputs):
+                kind = "Dropout"
+            elif isinstance(module, _InstanceNorm) and kind == "BatchNorm2d":
+                kind = type(module).__name__
+            module_name = "" if module is None or list(module.children()) else self.names[module]
+            shape = next(tuple(tensor.shape) for tensor in outputs if id(tensor) in output_ids)
+            num_parameters = sum(tensors[key].numel() for key in ("weight", "bias") if key in tensors)
+            self.producers |= dict.fromkeys(output_ids, len(self.trace.ops))
+            self.trace.ops.append(Op(kind, module_name, shape, settings, num_parameters, sources))
+            self.trace.tensors.append(tensors)
+        return result
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-OpDetails = tuple[dict[str, Any], dict[str, Tensor]]
+OpDetails: TypeAlias = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _scalar_if_equal(sizes: Sequence[int]) -> int | list[int]:
@@ -199,7 +177,9 @@ def _convolution_details(args: Sequence[Any]) -> OpDetails:
 
 def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
     features, weight, bias, mean, variance = args[:5]
-    momentum_and_eps = [value for value in args[5:] if isinstance(value, float)]
+    # A class may set momentum to infinity, which JSON cannot represent.
+    numbers = [value for value in args[5:] if isinstance(value, float)]
+    momentum_and_eps = [value if math.isfinite(value) else str(value) for value in numbers]
     settings = {"channels": features.shape[1], "affine": weight is not None, "running statistics": mean is not None}
     settings |= dict(zip(("momentum", "eps"), momentum_and_eps, strict=False))
     tensors = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
@@ -213,8 +193,8 @@ def _pool_details(args: Sequence[Any]) -> OpDetails:
     return {name: _scalar_if_equal(value) for name, value in sizes.items()}, {}
 
 
-def _upsample_details(mode: str) -> Callable[[Sequence[Any]], OpDetails]:
-    return lambda args: ({"kind": "Upsample", "mode": mode, "scale": args[1][-1] / args[0].shape[-1]}, {})
+def _upsample_details(mode: str, args: Sequence[Any]) -> OpDetails:
+    return {"kind": "Upsample", "mode": mode, "scale": args[1][-1] / args[0].shape[-1]}, {}
 
 
 #: Functions that read the settings and tensors from the arguments of an operator.
@@ -224,7 +204,10 @@ OP_DETAILS: dict[str, Callable[[Sequence[Any]], OpDetails]] = {
     "max_pool2d_with_indices": _pool_details,
     "avg_pool2d": _pool_details,
     "cat": lambda args: ({"dimension": args[1] % args[0][0].dim() if len(args) > 1 else 0}, {}),
-    "clamp": lambda args: ({"kind": "ReLU"} if list(args[1:]) == [0] else {"kind": "clamp"}, {}),
-    "clamp_min": lambda args: ({"kind": "ReLU"} if args[1] == 0 else {"kind": "clamp"}, {}),
-    **{name: _upsample_details(mode) for name, mode in UPSAMPLE_MODES.items()},
+    "clamp": lambda args: ({"kind": "ReLU" if list(args[1:]) == [0] else "clamp"}, {}),
+    "clamp_min": lambda args: ({"kind": "ReLU" if args[1] == 0 else "clamp"}, {}),
+    "upsample_nearest2d": partial(_upsample_details, "nearest"),
+    "_upsample_nearest_exact2d": partial(_upsample_details, "nearest-exact"),
+    "upsample_bilinear2d": partial(_upsample_details, "bilinear"),
+    "upsample_bicubic2d": partial(_upsample_details, "bicubic"),
 }

@@ -60,10 +60,10 @@ def count_section(run_index: RunIndex, folder: Path) -> Section:
 
 def _formula_blocks(model_counts: ModelCounts) -> list[Block]:
     total = model_counts.total()
-    blocks: list[Block] = [Formula(name, formula) for name, formula in zip(QUANTITIES, total.as_tuple, strict=True)]
+    blocks: list[Block] = [Formula(name, formula) for name, formula in zip(QUANTITIES, total, strict=True)]
     blocks.append(Text("For the images of the assignment, and for images of twice their height and width, these are:"))
     for size in (model_counts.size, model_counts.doubled_size):
-        formulas = zip(QUANTITIES, total.subs(size).as_tuple, strict=True)
+        formulas = zip(QUANTITIES, total.subs(size), strict=True)
         blocks += [Formula(f"{name} at {format_size(size)}", formula) for name, formula in formulas]
     return blocks
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from chromabox.assignment.check.align import block_name
-from chromabox.assignment.check.checks import reference_ops
-from chromabox.assignment.check.experiments import IMAGE_SIZE
+from chromabox.assignment.check.checks import IMAGE_SIZE, reference_ops
 from chromabox.assignment.check.runner import STATUS_MARKS, CheckResult, check_file
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op

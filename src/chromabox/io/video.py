@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, missing_package
 from chromabox.io.atomic import atomic_write
 from chromabox.io.images import check_not_input
 
@@ -370,7 +370,7 @@ def _open_input(path: Path) -> "Iterator[InputContainer]":
     try:
         import av
     except ImportError as error:
-        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
+        raise missing_package("reading a video", error, "video") from error
     options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
     with _wrap_av_errors(path, "is not an MP4, MOV or Matroska video, or is truncated or corrupt"):
         source = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")

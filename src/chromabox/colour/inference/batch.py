@@ -1,7 +1,7 @@
 """Batch colourisation of image files: parallel, and resumable after an interruption.
 
-:func:`colourise_batch` processes pairs of source and target files with any function. :func:`parse_options` and
-:func:`make_file_coloriser` build that function from the command line's options: read, predict, apply the chroma, write.
+:func:`colourise_batch` processes pairs of source and target files with any function; :func:`make_file_coloriser`
+returns one that reads, predicts, applies the chroma and writes.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -9,17 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, palette_from_image_or_file
-from chromabox.colour.inference.load import model_sha256
-from chromabox.colour.inference.predict import (
-    ColouriseOptions,
-    StyleName,
-    apply_prediction,
-    predict_colours,
-)
-from chromabox.colour.palette.io import parse_colour, parse_replacement
+from chromabox.colour.constraints.constraints import ColourPrediction
+from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image, write_image
@@ -143,64 +136,25 @@ def _is_out_of_memory(error: Exception) -> bool:
 JPEG_QUALITY = 98
 
 
-@runtime_checkable
-class ColourArgsProtocol(Protocol):
-    """The command line's options that determine the colours, as text and paths."""
-
-    @property
-    def model(self) -> Path | None: ...
-    @property
-    def style(self) -> StyleName: ...
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def palette(self) -> str | None: ...
-    @property
-    def allow(self) -> tuple[str, ...]: ...
-    @property
-    def ban(self) -> tuple[str, ...]: ...
-    @property
-    def replace(self) -> tuple[str, ...]: ...
-    @property
-    def hints(self) -> Path | None: ...
-    @property
-    def min_confidence(self) -> float: ...
-
-
-def parse_options(args: ColourArgsProtocol) -> ColouriseOptions:
-    """Parse the command line's options. Raise UsageError for the first invalid one."""
-    if args.temperature is not None and not 0 <= args.temperature <= 1:
-        raise UsageError(f"--temperature is {args.temperature}: expected a number from 0 to 1")
-    if not 0 <= args.min_confidence <= 1:
-        raise UsageError(f"--min-confidence is {args.min_confidence}: expected a confidence from 0 to 1")
-    constraints = ColourConstraints(
-        palette=None if args.palette is None else palette_from_image_or_file(args.palette),
-        allowed=tuple(parse_colour(text, "--allow") for text in args.allow),
-        banned=tuple(parse_colour(text, "--ban") for text in args.ban),
-        replacements=tuple(parse_replacement(text, "--replace") for text in args.replace),
-        min_confidence=args.min_confidence,
-    )
-    return ColouriseOptions(style=args.style, temperature=args.temperature, constraints=constraints, hints=args.hints)
-
-
-def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
+def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values that determine the colours: an image is up to date if they have not changed.
 
+    ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line.
     Files are identified by their SHA-256, not by their path.
     """
-    files = {name: getattr(args, name) for name in ("palette", "hints")}
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
-        for name, path in files.items()
+        for name, path in options.items()
+        if name in ("palette", "hints")
     }
     return {
-        "net": model_sha256(args.model),
-        "style": args.style,
-        "temperature": args.temperature,
-        "lock": args.allow,
-        "ban": args.ban,
-        "replace": args.replace,
-        "leave_grey_below": args.min_confidence,
+        "net": sha256_file(model.path),
+        "style": options["style"],
+        "temperature": options["temperature"],
+        "lock": options["allow"],
+        "ban": options["ban"],
+        "replace": options["replace"],
+        "leave_grey_below": options["min_confidence"],
         **digests,
     }
 

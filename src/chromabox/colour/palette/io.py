@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -180,34 +181,38 @@ Colour = tuple[int, int, int]
 """Red, green and blue of sRGB, 0 to 255 each."""
 
 
-def parse_colour(text: str, option: str = "colour") -> Colour:
-    """Parse a colour in the form #rrggbb or #rgb, or a CSS colour name.
+def parse_colour(value: Any, option: str = "colour") -> Colour:
+    """Parse a colour: #rrggbb, #rgb or a CSS colour name as text, or three integers from 0 to 255.
 
-    The # is optional, because shells treat it as the start of a comment.
-
-    Args:
-        text: the user's input.
-        option: name of the option, for the error message.
-
-    Raise UsageError for any other text.
+    The # is optional, because shells treat it as the start of a comment. `option` is the name of the option, for the
+    error message. Raise UsageError for any other text or sequence, and TypeError for a value of another type.
     """
     from PIL import ImageColor
 
-    lowered = text.strip().lower()
+    if not isinstance(value, str):
+        values = [int(channel) for channel in value if isinstance(channel, int | np.integer) and 0 <= channel <= 255]
+        if len(values) != 3 or len(value) != 3:
+            expected = "a CSS name, '#rrggbb' or three integers from 0 to 255"
+            raise UsageError(f"{option} {value!r}: invalid colour; expected {expected}")
+        return values[0], values[1], values[2]
+    lowered = value.strip().lower()
     digits = re.fullmatch("#?([0-9a-f]{3}|[0-9a-f]{6})", lowered)
     if digits is None and lowered not in ImageColor.colormap:
         raise UsageError(
-            f"{option} {text[:40]!r}: invalid colour; expected '#rrggbb', '#rgb' or a CSS name such as teal"
+            f"{option} {value[:40]!r}: invalid colour; expected '#rrggbb', '#rgb' or a CSS name such as teal"
         )
     red, green, blue = ImageColor.getrgb(f"#{digits[1]}" if digits else lowered)[:3]
     return red, green, blue
 
 
-def parse_replacement(text: str, option: str = "replace") -> tuple[Colour, Colour]:
-    """Parse two colours in the form A=B: colour A is replaced by B. Raise UsageError for any other text."""
-    colours = text.split("=")
-    if len(colours) != 2:
-        raise UsageError(f"{option} {text[:40]!r}: expected two colours A=B, such as red=teal or '#f00=#088'")
+def parse_replacement(value: Any, option: str = "replace") -> tuple[Colour, Colour]:
+    """Parse a pair of colours, or two in the form A=B: colour A is replaced by B.
+
+    Raise UsageError for any other text, and TypeError or ValueError for a value that is not a pair.
+    """
+    colours = value.split("=") if isinstance(value, str) else value
+    if isinstance(value, str) and len(colours) != 2:
+        raise UsageError(f"{option} {value[:40]!r}: expected two colours A=B, such as red=teal or '#f00=#088'")
     first, second = (parse_colour(colour, option) for colour in colours)
     return first, second
 

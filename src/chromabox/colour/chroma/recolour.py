@@ -50,7 +50,7 @@ class GuidedUpsampler:
 
     def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
         """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
-        upper, lower, down = _interpolation_indices(self.planes.shape[2], self.height, band)
+        upper, lower, down = interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         for channel, value in enumerate(result):
             # Processing one channel at a time keeps the planes in the cache.
@@ -89,7 +89,7 @@ def fit_local_linear(
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     neighbours = np.stack(_window(colour, mode="edge"))
     planes = np.stack([slope, offset, neighbours.min(0), neighbours.max(0)]).astype(np.float32)
-    left, right, across = _interpolation_indices(planes.shape[-1], width, slice(0, width))
+    left, right, across = interpolation_indices(planes.shape[-1], width, slice(0, width))
     return GuidedUpsampler(_lerp(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
@@ -135,7 +135,7 @@ def _upsample_blur(
     return (1 - 2 * weight) * planes + weight * (padded[:, :-2] + padded[:, 2:])
 
 
-def _interpolation_indices(
+def interpolation_indices(
     small: int, full: int, band: slice
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
     """Return the two cells around each position and the fraction (0 to 1) of the way from the first to the second."""
@@ -156,11 +156,14 @@ def _lerp(
 
 
 def resize_planes(
-    planes: Float32[np.ndarray, "planes height width"], height: int, width: int
-) -> Float32[np.ndarray, "planes new_height new_width"]:
-    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide."""
-    upper, lower, down = _interpolation_indices(planes.shape[1], height, slice(0, height))
-    left, right, across = _interpolation_indices(planes.shape[2], width, slice(0, width))
+    planes: Float32[np.ndarray, "planes height width"], height: int, width: int, band: slice | None = None
+) -> Float32[np.ndarray, "planes rows new_width"]:
+    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide.
+
+    Only the rows ``band`` of the result are computed; None: all.
+    """
+    upper, lower, down = interpolation_indices(planes.shape[1], height, band or slice(0, height))
+    left, right, across = interpolation_indices(planes.shape[2], width, slice(0, width))
     rows = _lerp(planes.take(upper, axis=1), planes.take(lower, axis=1), down[:, None])
     return _lerp(rows.take(left, axis=2), rows.take(right, axis=2), across)
 

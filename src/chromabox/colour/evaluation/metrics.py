@@ -131,21 +131,11 @@ def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]
 
     See :func:`lab_differences` and :func:`ciede2000`.
     """
-    return lab_differences(rgb_a, rgb_b)[0].delta_e
+    return lab_differences(rgb_a, rgb_b)[0][0]
 
 
-@dataclass(frozen=True)
-class LabDifference:
-    """Differences between two images in CIELab, as means over the pixels."""
-
-    delta_e: float
-    """CIEDE2000; about 1 is just noticeable."""
-    delta_lightness: float
-    """Absolute difference of L*, in [0, 100]."""
-
-
-def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[LabDifference]:
-    """Compute the differences between the first image and each of the others.
+def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[tuple[float, float]]:
+    """Compute the mean CIEDE2000 and the mean |ΔL*| (0 to 100) between the first image and each of the others.
 
     The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks: the working memory
     does not depend on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
@@ -156,8 +146,7 @@ def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, 
         for index, other in enumerate(other_labs):
             lightness = np.abs(lab[:, 0] - other[:, 0])
             sums[index] += ciede2000(lab, other).sum(dtype=np.float64), lightness.sum(dtype=np.float64)
-    means = sums / (rgb.size // 3)
-    return [LabDifference(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in means]
+    return [(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in sums / (rgb.size // 3)]
 
 
 def ciede2000(

@@ -9,8 +9,6 @@
 """
 
 import contextlib
-import gzip
-import io
 import os
 import shutil
 import subprocess
@@ -23,7 +21,7 @@ import zlib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, cast
+from typing import IO, Literal
 from urllib.parse import quote, urlsplit
 
 import platformdirs
@@ -45,7 +43,6 @@ from chromabox.io.http import (
 
 #: Limit for npm and pip, in seconds.
 PACKAGE_TIMEOUT_SECONDS = 3600.0
-_INVALID_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -84,36 +81,24 @@ def extract_members(
             if not missing:
                 return
     # RuntimeError: a wheel with encrypted members or unsupported compression.
-    except (*_INVALID_ARCHIVE, EOFError, ValueError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         archive_type = "wheel" if is_wheel else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
     raise ContentMismatchError(f"{archive.name} does not contain {', '.join(missing)} as a regular file")
 
 
-class _LimitedReader:
-    """Stream that raises an error after `max_bytes` bytes, as protection against archive bombs."""
-
-    def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
-        self.stream, self.remaining = stream, max_bytes
-
-    def read(self, size: int = io.DEFAULT_BUFFER_SIZE) -> bytes:
-        data = self.stream.read(size)
-        self.remaining -= len(data)
-        if self.remaining < 0:
-            raise ContentMismatchError("it unpacks to more bytes than expected")
-        return data
-
-
 def _iter_tar(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the base names and streams of the regular files in a .tar.gz that are in `names`."""
-    with gzip.open(path) as unpacked:
-        limited = cast(IO[bytes], _LimitedReader(unpacked, archive.max_unpacked_bytes))
-        with tarfile.open(fileobj=limited, mode="r|") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                stream = tar.extractfile(member) if name in names and member.isreg() else None
-                if stream is not None:
-                    yield name, stream
+    unpacked_bytes = 0
+    with tarfile.open(path, "r|gz") as tar:
+        for member in tar:
+            unpacked_bytes += member.size  # The member itself is not unpacked yet.
+            if unpacked_bytes > archive.max_unpacked_bytes:
+                raise ContentMismatchError("it unpacks to more bytes than expected")
+            name = PurePosixPath(member.name).name
+            stream = tar.extractfile(member) if name in names and member.isreg() else None
+            if stream is not None:
+                yield name, stream
 
 
 def _iter_wheel(path: Path, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8, UInt16
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image, ImageFont, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
@@ -52,8 +52,7 @@ _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB: 0 to 255 for 8 bits per channel, 0 to 65535 for 16 bits."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
-PixelValues = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
-OrientedValues = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
+PixelValues = UInt8[np.ndarray, "_ _ channels"] | UInt16[np.ndarray, "_ _ channels"]
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit value for each 16-bit value: 65535 = 257 · 255."""
 
@@ -85,11 +84,6 @@ class ImageData:
     def bit_depth(self) -> Literal[8, 16]:
         """Bits per channel."""
         return 8 if self.pixels.dtype == np.uint8 else 16
-
-    @property
-    def float_pixels(self) -> Float32[np.ndarray, "height width 3"]:
-        """The pixels in [0, 1], as a new array on every access."""
-        return np.divide(self.pixels, np.iinfo(self.pixels.dtype).max, dtype=np.float32)
 
 
 def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -233,12 +227,19 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
     return images
 
 
-def check_not_input(inputs: Sequence[Path], output: Path) -> None:
-    """Raise UsageError if `output` is one of `inputs`, including under another name or through a link."""
-    for path in inputs:
-        same = output.exists() and path.exists() and os.path.samefile(path, output)
-        if same or path.resolve() == output.resolve():
-            raise UsageError(f"{output} is the input {path}: use another output")
+def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:
+    """Raise UsageError if an output is an input, including under another name or through a link."""
+    by_name = {path.resolve(): path for path in inputs}
+    by_file = {_file_id(path): path for path in inputs if path.exists()}
+    for output in outputs:
+        same = by_name.get(output.resolve()) or (by_file.get(_file_id(output)) if output.exists() else None)
+        if same is not None:
+            raise UsageError(f"{output} is the input {same}: use another output")
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def make_grid(
@@ -277,7 +278,7 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     if values is None:
         values = _load_high_bit_grey(path, image) if image.mode in _HIGH_BIT_GREY_MODES else _load_8bit(image)
     # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
-    upright: OrientedValues = values.swapaxes(0, 1) if orientation >= 5 else values
+    upright: PixelValues = values.swapaxes(0, 1) if orientation >= 5 else values
     if orientation in (3, 4, 7, 8):
         upright = upright[::-1]
     if orientation in (2, 3, 6, 7):

@@ -88,13 +88,10 @@ def _run_batch(
     finally:
         pool.shutdown(cancel_futures=True)
         if not completed:
-            num_done += sum(_succeeded(future) for future in pending)
+            finished = (future for future in pending if not future.cancelled() and future.exception() is None)
+            num_done += sum(future.result().error is None for future in finished)
             rerun = "process the remaining ones" if manifest is not None else "process all of them again"
             log(f"{num_done} of {len(pairs)} images are finished; run the same command to {rerun}")
-
-
-def _succeeded(future: Future[ColouriseResult]) -> bool:
-    return not future.cancelled() and future.exception() is None and future.result().error is None
 
 
 def _process_one(
@@ -119,17 +116,13 @@ def _process_one(
         message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
         return ColouriseResult(source, target, message)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        # On the CPU, PyTorch raises a plain RuntimeError if memory runs out.
+        phrases = ("allocate memory", "out of memory", "not enough memory")
+        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
             raise
         return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
     manifest.add(target, digest, metadata)
     return ColouriseResult(source, target, metadata=metadata)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError, whose message is searched."""
-    phrases = ("allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 #: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at 95, by less than 0.3 at 98.

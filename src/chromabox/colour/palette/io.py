@@ -35,8 +35,7 @@ def load_palette(path_or_name: str | Path) -> Palette:
     """
     bundled = _bundled_palettes()
     if str(path_or_name) in bundled:
-        text = bundled[str(path_or_name)].read_text(encoding="utf-8")
-        colours, name = _parse_json(text)
+        colours, name = _parse_json(bundled[str(path_or_name)].read_bytes())
         return Palette(colours.astype(np.float32), name or str(path_or_name))
     path = Path(path_or_name)
     if path.suffix.lower() not in PALETTE_READERS:
@@ -111,8 +110,8 @@ def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     return array.astype(np.float64), None
 
 
-def _parse_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a .json file; raise ValueError with the reason, which follows the file's name."""
+def _parse_json(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
+    """Parse colours and name of a .json file; raise ValueError with the reason."""
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -128,20 +127,16 @@ def _parse_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str |
         scale = 256 if all(isinstance(value, int) for value in values) else 1
     if not isinstance(parsed, list):
         raise ValueError('no list of colours; expected [[r, g, b], …] or ["#rrggbb", …]')
-    rows = [_parse_hex(row) if isinstance(row, str) else _parse_rgb(row, scale) for row in parsed]
-    return np.array(rows, np.float64).reshape(-1, 3), name
+    return np.array([_parse_row(row, scale) for row in parsed], np.float64).reshape(-1, 3), name
 
 
-def _parse_hex(text: str) -> list[float]:
-    """Return RGB/256 of "#rrggbb"."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
-        raise ValueError(f'invalid colour "{text[:20]}"; expected "#rrggbb"')
-    return [value / 256 for value in bytes.fromhex(text[1:])]
-
-
-def _parse_rgb(row: object, scale: int) -> list[float]:
-    """Return RGB/256 of three numbers, which are divided by `scale`."""
+def _parse_row(row: object, scale: int) -> list[float]:
+    """Return RGB/256 of "#rrggbb" or of three numbers, which are divided by `scale`."""
     shown = json.dumps(row)[:40]
+    if isinstance(row, str):
+        if not re.fullmatch("#[0-9a-fA-F]{6}", row):
+            raise ValueError(f'invalid colour {shown}; expected "#rrggbb"')
+        return [value / 256 for value in bytes.fromhex(row[1:])]
     if not (isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)):
         raise ValueError(f"invalid colour {shown}; expected [r, g, b]")
     if not all(0 <= value <= max(1, scale - 1) for value in row):  # false for NaN, too
@@ -151,7 +146,7 @@ def _parse_rgb(row: object, scale: int) -> list[float]:
 
 
 def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a GIMP palette; raise ValueError with the reason, which follows the file's name."""
+    """Parse colours and name of a GIMP palette; raise ValueError with the reason."""
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].strip() != "GIMP Palette":
         raise ValueError('not a GIMP palette; expected "GIMP Palette" as the first line')

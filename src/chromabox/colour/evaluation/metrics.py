@@ -92,24 +92,20 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
     num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # of window centres
     side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     total = 0.0
     for top in range(0, num_rows, side):
         for left in range(0, num_columns, side):
             tile = np.s_[top : top + side + 2 * SSIM_RADIUS, left : left + side + 2 * SSIM_RADIUS]
-            total += float(_ssim_map(rgb_a[tile].astype(np.float64), rgb_b[tile].astype(np.float64)).sum())
+            a, b = (rgb[tile].astype(np.float64) for rgb in (rgb_a, rgb_b))
+            mean_a, mean_b = _gaussian_means(a), _gaussian_means(b)
+            product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
+            covariance = _gaussian_means(a * b) - product
+            variances = _gaussian_means(a * a + b * b) - squares
+            # Equation 13, for every window that is completely inside the tile.
+            similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+            total += float(similarity.sum())
     return total / (3 * num_rows * num_columns)
-
-
-def _ssim_map(
-    a: Float64[np.ndarray, "height width 3"], b: Float64[np.ndarray, "height width 3"]
-) -> Float64[np.ndarray, "rows columns 3"]:
-    """Return the structural similarity of every window that is completely inside the tile (equation 13)."""
-    mean_a, mean_b = _gaussian_means(a), _gaussian_means(b)
-    product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
-    covariance = _gaussian_means(a * b) - product
-    variances = _gaussian_means(a * a + b * b) - squares
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
 def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:

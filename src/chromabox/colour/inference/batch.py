@@ -58,10 +58,32 @@ def colourise_batch(
     finished: list[Path] = []
 
     def process(pair: tuple[Path, Path]) -> ColouriseResult:
-        result = _process_one(*pair, process_file, manifest)
-        if result.error is None:
-            finished.append(result.target)
-        return result
+        # File errors and out-of-memory errors are results; other exceptions are bugs and propagate.
+        source, target = pair
+        try:
+            if manifest is not None:
+                # Hash the source first: if it changes during processing, the next run processes it again.
+                digest = sha256_file(source)
+                metadata = manifest.lookup(target, digest)
+                if metadata is not None:
+                    finished.append(target)
+                    return ColouriseResult(source, target, skipped=True, metadata=metadata)
+            metadata = dict(process_file(source, target))
+        except ChromaboxError as error:
+            return ColouriseResult(source, target, str(error))
+        except OSError as error:
+            message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
+            return ColouriseResult(source, target, message)
+        except (MemoryError, RuntimeError) as error:
+            # On the CPU, PyTorch raises a plain RuntimeError if memory runs out.
+            phrases = ("allocate memory", "out of memory", "not enough memory")
+            if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
+                raise
+            return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
+        if manifest is not None:
+            manifest.add(target, digest, metadata)
+        finished.append(target)
+        return ColouriseResult(source, target, metadata=metadata)
 
     def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
         completed = False
@@ -74,37 +96,6 @@ def colourise_batch(
                 log(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
 
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
-
-
-def _process_one(
-    source: Path, target: Path, process_file: Callable[[Path, Path], Mapping[str, Any]], manifest: Manifest | None
-) -> ColouriseResult:
-    """Process one image unless it is up to date, and add it to the manifest.
-
-    Return file errors and out-of-memory errors as the result's ``error``; other exceptions are bugs and propagate.
-    """
-    try:
-        if manifest is None:
-            return ColouriseResult(source, target, metadata=process_file(source, target))
-        # Hash the source first: if it changes during processing, the next run processes it again.
-        digest = sha256_file(source)
-        metadata = manifest.lookup(target, digest)
-        if metadata is not None:
-            return ColouriseResult(source, target, skipped=True, metadata=metadata)
-        metadata = dict(process_file(source, target))
-    except ChromaboxError as error:
-        return ColouriseResult(source, target, str(error))
-    except OSError as error:
-        message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
-        return ColouriseResult(source, target, message)
-    except (MemoryError, RuntimeError) as error:
-        # On the CPU, PyTorch raises a plain RuntimeError if memory runs out.
-        phrases = ("allocate memory", "out of memory", "not enough memory")
-        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
-            raise
-        return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
-    manifest.add(target, digest, metadata)
-    return ColouriseResult(source, target, metadata=metadata)
 
 
 #: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at 95, by less than 0.3 at 98.

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, read_bytes
 from chromabox.io.fetch import PipWheel, Source, cache_folder, fetch
 from chromabox.io.http import PinnedFile, Progress, quiet
 
@@ -103,10 +103,7 @@ def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, 
 
 def read_darknet_weights(path: Path) -> DarknetWeights:
     """Read the values and the header. Raise ChromaboxError if the file is not a Darknet weight file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected a Darknet weight file") from error
+    content = read_bytes(path, "a Darknet weight file")
     header = struct.unpack("<3i", content[:12]) if len(content) >= 12 else None
     if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
         raise ChromaboxError(f"{path}: not a Darknet weight file (its header has no valid version number)")
@@ -224,10 +221,6 @@ def _read_onnx(path: Path, expected: str) -> "ModelProto":
     from onnx import load_model_from_string
 
     try:
-        if path.stat().st_size > MAX_ONNX_BYTES:
-            raise ValueError(f"larger than {MAX_ONNX_BYTES} bytes")
-        return load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
+        return load_model_from_string(read_bytes(path, "an ONNX file", MAX_ONNX_BYTES))
     except (DecodeError, ValueError) as error:
         raise ChromaboxError(f"{path}: not {expected}, or truncated ({error!r})") from error

@@ -20,7 +20,7 @@ from jaxtyping import Float64
 
 from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes
 COLOUR_UNIT = "RGB/256"
@@ -41,13 +41,9 @@ def load_palette(path_or_name: str | Path) -> Palette:
     if path.suffix.lower() not in PALETTE_READERS:
         expected = f"expected one of {', '.join(sorted(bundled))} or a file with suffix {', '.join(PALETTE_READERS)}"
         raise ChromaboxError(f"{path}: unknown palette; {expected}")
+    content = read_bytes(path, "a palette file", MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ChromaboxError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; expected a palette file")
-        colours, name = PALETTE_READERS[path.suffix.lower()](path.read_bytes())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ChromaboxError(f"{path}: cannot read the palette: {reason}") from error
+        colours, name = PALETTE_READERS[path.suffix.lower()](content)
     except ValueError as error:
         raise ChromaboxError(f"{path}: {error}") from error
     issue = validate_colours(colours)

@@ -13,6 +13,7 @@ from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import read_bytes
 from chromabox.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
@@ -110,16 +111,7 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
 
     The metadata has the same keys as a checkpoint's. Raise ChromaboxError for any other file.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise ChromaboxError(
-                f"{path}: has {size:,} bytes; expected a file written by chromabox export, "
-                f"of at most {MAX_MODEL_BYTES:,} bytes"
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
+    data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
     properties = session.get_modelmeta().custom_metadata_map
     if properties.get("format") != ONNX_FORMAT:

@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 #: Weights trained on COCO and placed in the public domain by their authors (Redmon and Farhadi 2018).
 YOLOV3_TINY = PinnedFile(
-    "yolov3-tiny.weights",
-    sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-    size=35_434_956,
+    "yolov3-tiny.weights", sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c", size=35_434_956
 )
 YOLOV3_TINY_SOURCES = (
     Source("url", "https://pjreddie.com/media/files/yolov3-tiny.weights"),
@@ -43,9 +41,7 @@ YOLOV3_TINY_SOURCES = (
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
 #: and the original means and variances cannot be recovered: scores differ in the third decimal place.
 YOLOV3_TINY_ONNX = PinnedFile(
-    "tiny-yolov3-11.onnx",
-    sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521",
-    size=35_511_756,
+    "tiny-yolov3-11.onnx", sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521", size=35_511_756
 )
 YOLOV3_TINY_ONNX_SOURCES = (
     PipWheel(

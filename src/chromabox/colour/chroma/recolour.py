@@ -25,6 +25,9 @@ from chromabox.colour.chroma import lab
 from chromabox.io.images import Pixels
 from chromabox.runtime.parallel import map_row_bands
 
+Plane = Float32[np.ndarray, "rows width"]
+Planes = Float[np.ndarray, "planes height width"]
+
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
 
@@ -48,7 +51,7 @@ class GuidedUpsampler:
     planes: Float32[np.ndarray, "4 2 small_height width"]
     height: int
 
-    def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
+    def rows(self, band: slice, lightness: Plane) -> Float32[np.ndarray, "2 rows width"]:
         """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
         upper, lower, down = interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
@@ -93,16 +96,14 @@ def fit_local_linear(
     return GuidedUpsampler(_lerp(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
-def box_filter(planes: Float[np.ndarray, "planes height width"]) -> Float[np.ndarray, "planes height width"]:
+def box_filter(planes: Planes) -> Planes:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
     total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
     result: np.ndarray = total / count
     return result
 
 
-def _window(
-    planes: Float[np.ndarray, "planes height width"], *, mode: Literal["constant", "edge"]
-) -> list[Float[np.ndarray, "planes height width"]]:
+def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
     """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border value."""
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
@@ -239,9 +240,7 @@ def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> Gu
     return fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
 
 
-def _clip_to_gamut(
-    root: Float32[np.ndarray, "rows width"], chroma: Float32[np.ndarray, "2 rows width"]
-) -> Float32[np.ndarray, "3 rows width"]:
+def _clip_to_gamut(root: Plane, chroma: Float32[np.ndarray, "2 rows width"]) -> Float32[np.ndarray, "3 rows width"]:
     """Return linear sRGB of colours; the chroma of out-of-gamut colours is reduced."""
     linear = lab.lab_to_linear_rgb(root, *chroma)
     outside = lab.out_of_gamut(linear)
@@ -252,5 +251,5 @@ def _clip_to_gamut(
     return linear
 
 
-def _root_to_lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
+def _root_to_lightness(root: Plane) -> Plane:
     return np.float32(116) * root - np.float32(16)

@@ -14,6 +14,9 @@ from chromabox.colour.evaluation import metrics
 from chromabox.colour.palette.palette import Palette, annealed_mean, decode_labels
 from chromabox.colour.weights.checkpoint import PaletteModel
 
+LabelMaps = UInt8[np.ndarray, "images height width"]
+RgbImages = UInt8[np.ndarray, "images height width 3"]
+
 #: Number of images per forward pass, which bounds memory use for a split of any size.
 EVAL_BATCH_SIZE = 250
 
@@ -108,9 +111,7 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
 
 
 @torch.no_grad()
-def _predict(
-    model: PaletteModel, test: LabelledImages, temperature: float
-) -> tuple[float, UInt8[np.ndarray, "images height width"], UInt8[np.ndarray, "images height width 3"]]:
+def _predict(model: PaletteModel, test: LabelledImages, temperature: float) -> tuple[float, LabelMaps, RgbImages]:
     """Return the mean loss, the most likely labels, and the images decoded with the annealed mean."""
     total_loss, labels, annealed = 0.0, [], []
     for start in range(0, len(test), EVAL_BATCH_SIZE):
@@ -123,11 +124,11 @@ def _predict(
     return total_loss / test.labels.numel(), np.concatenate(labels), np.concatenate(annealed)
 
 
-def _channels_last(rgb: UInt8[np.ndarray, "images 3 height width"]) -> UInt8[np.ndarray, "images height width 3"]:
+def _channels_last(rgb: UInt8[np.ndarray, "images 3 height width"]) -> RgbImages:
     return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
 
 
-def _grey_images(images: LabelledImages) -> UInt8[np.ndarray, "images height width 3"]:
+def _grey_images(images: LabelledImages) -> RgbImages:
     return np.repeat(np.rint(images.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
 
 
@@ -141,17 +142,13 @@ def sample_grid(
 
 
 @torch.no_grad()
-def predict_labels(
-    model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]
-) -> UInt8[np.ndarray, "images height width"]:
+def predict_labels(model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]) -> LabelMaps:
     """Return the index of the most likely palette colour of every pixel.
 
     ``grey`` is in [0, 1). The model predicts in evaluation mode on its device; its mode is restored afterwards.
     """
     was_training = model.training
     device = next(model.parameters()).device
-    labels: UInt8[np.ndarray, "images height width"] = (
-        model.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
-    )
+    labels: LabelMaps = model.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
     model.train(was_training)
     return labels

@@ -86,10 +86,8 @@ class ScoreReport:
     @property
     def mean(self) -> dict[str, float | None]:
         """Mean of every score over the files for which it is finite; None if there are no such files."""
-        return {
-            field.name: _mean([getattr(file.scores, field.name) for file in self.files])
-            for field in fields(ImageScores)
-        }
+        names = [field.name for field in fields(ImageScores)]
+        return {name: _mean(getattr(file.scores, name) for file in self.files) for name in names}
 
     def as_json(self) -> dict[str, Any]:
         """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision; an infinite PSNR becomes None."""
@@ -161,9 +159,8 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
             except ChromaboxError as error:
                 failed.append(FailedFile(pair.original_relative, str(error)))
             except MemoryError:
-                failed.append(
-                    FailedFile(pair.original_relative, f"{pair.original}: not enough memory to score the image")
-                )
+                message = f"{pair.original}: not enough memory to score the image"
+                failed.append(FailedFile(pair.original_relative, message))
             tick()
     return ScoreReport(files, failed)
 

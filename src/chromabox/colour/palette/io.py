@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ def load_palette(path_or_name: str | Path) -> Palette:
     save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers (no decimal point), they are
     8-bit values, otherwise RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is invalid.
     """
-    bundled = _bundled_palettes()
+    assets = resources.files("chromabox").joinpath("assets").iterdir()
+    bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
     if str(path_or_name) in bundled:
         colours, name = _parse_json(bundled[str(path_or_name)].read_bytes())
         return Palette(colours.astype(np.float32), name or str(path_or_name))
@@ -66,11 +66,15 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
         np.save(stream, palette.colours)
         content = stream.getvalue()
     elif suffix == ".json":
-        content = _to_json(palette, provenance or {}).encode()
+        # One colour per line, and every float32 with the fewest digits that round-trip.
+        head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance or {})}
+        rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
+        text = json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
+        content = text.encode()
     elif suffix == ".gpl":
-        rows = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
+        lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # a line break would begin a new entry
-        content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *rows, ""]).encode()
+        content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *lines, ""]).encode()
     else:
         raise ChromaboxError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
     try:
@@ -78,13 +82,6 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
             temporary.write_bytes(content)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
-
-
-def _bundled_palettes() -> dict[str, Traversable]:
-    """Return the palette files among the package's assets, by name."""
-    entries = resources.files("chromabox").joinpath("assets").iterdir()
-    files = {file.name: file for file in entries if file.name.startswith("palette-") and file.name.endswith(".json")}
-    return {name.removeprefix("palette-").removesuffix(".json"): file for name, file in files.items()}
 
 
 def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
@@ -159,13 +156,6 @@ def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
 
 
 PALETTE_READERS = {".npy": _parse_npy, ".json": _parse_json, ".gpl": _parse_gpl}
-
-
-def _to_json(palette: Palette, provenance: Mapping[str, object]) -> str:
-    """Format a palette as JSON with one colour per line, every float32 with the fewest digits that round-trip."""
-    head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance)}
-    rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
-    return json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
 
 
 Colour = tuple[int, int, int]

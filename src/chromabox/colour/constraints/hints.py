@@ -127,7 +127,14 @@ def propagate_hints(
         chroma: the model's a* and b*: edges between cells with similar predictions have higher weights.
     """
     groups, colours = _group_colours(hints)
-    seeds = _seed_cells(hints, groups, len(colours), lightness.shape)
+    rows, columns = np.nonzero(hints.labels)
+    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
+    (map_height, map_width), (height, width) = lightness.shape, hints.labels.shape
+    cell = rows * map_height // height * map_width + columns * map_width // width
+    counts = np.bincount(group * lightness.size + cell, minlength=len(colours) * lightness.size)
+    counts = counts.reshape(len(colours), *lightness.shape)
+    # The group with the most painted pixels in each cell; −1 for a cell without painted pixels.
+    seeds = np.where(counts.any(0), counts.argmax(0), -1)
     vertical, horizontal = (
         np.exp(
             -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * EDGE_LIGHTNESS_SIGMA**2)
@@ -154,20 +161,6 @@ def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np
         ungrouped &= ((chroma - chroma[representatives[-1]]) ** 2).sum(-1) > GROUP_RADIUS**2
     distance = np.stack([((chroma - chroma[index]) ** 2).sum(-1) for index in representatives])
     return distance.argmin(0), hints.colours[representatives]
-
-
-def _seed_cells(
-    hints: Hints, groups: Int64[np.ndarray, " labels"], num_groups: int, shape: tuple[int, int]
-) -> Int64[np.ndarray, "height width"]:
-    """Return the group with the most painted pixels in each cell; −1 for a cell without painted pixels."""
-    rows, columns = np.nonzero(hints.labels)
-    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
-    height, width = hints.labels.shape
-    cell = rows * shape[0] // height * shape[1] + columns * shape[1] // width
-    area = shape[0] * shape[1]
-    counts = np.bincount(group * area + cell, minlength=num_groups * area).reshape(num_groups, *shape)
-    seeds: Int64[np.ndarray, "height width"] = np.where(counts.any(0), counts.argmax(0), -1)
-    return seeds
 
 
 def _random_walk_probabilities(

@@ -155,7 +155,18 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for pair in pairs:
             try:
-                files.append(_score_files(pair))
+                original, coloured_image = (
+                    to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured)
+                )
+                if original.shape != coloured_image.shape:
+                    sizes = [f"{width} × {height}" for height, width, _ in (coloured_image.shape, original.shape)]
+                    raise ChromaboxError(
+                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their "
+                        "EXIF orientation applied: expected images of the same size"
+                    )
+                height, width, _ = original.shape
+                scores = score_image(original, coloured_image)
+                files.append(FileScores(pair.original_relative, pair.coloured_relative, width, height, scores))
             except ChromaboxError as error:
                 failed.append(FailedFile(pair.original_relative, str(error)))
             except MemoryError:
@@ -227,19 +238,6 @@ def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
         for path, relative in find_images([root])
         if not is_nested or excluded not in path.resolve().parents
     }
-
-
-def _score_files(pair: FilePair) -> FileScores:
-    """Read and score one pair. Raise ChromaboxError if a file cannot be read or the sizes differ."""
-    original, coloured = (to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured))
-    if original.shape != coloured.shape:
-        sizes = [f"{width} × {height}" for height, width, _ in (coloured.shape, original.shape)]
-        raise ChromaboxError(
-            f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their EXIF "
-            "orientation applied: expected images of the same size"
-        )
-    height, width, _ = original.shape
-    return FileScores(pair.original_relative, pair.coloured_relative, width, height, score_image(original, coloured))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -179,8 +179,10 @@ def downsample(
 
 ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
-#: Function that maps the full-size chroma [rows, width, 2] of a band of rows to its replacement.
-ChromaHook = Callable[[Float32[np.ndarray, "rows width 2"], slice], Float32[np.ndarray, "rows width 2"]]
+ChromaBand = Float32[np.ndarray, "rows width 2"]
+
+#: Function that maps the full-size chroma of a band of rows to its replacement.
+ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
 
 #: Pixels in a band of rows: enough to make the overhead of NumPy calls small, few enough to keep the planes (256 KB
 #: each) in a core's cache. Fastest of 2^13 to 2^17 in measurements.

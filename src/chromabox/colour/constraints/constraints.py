@@ -18,10 +18,9 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistribution, log_softmax, softmax
 from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.colour.chroma.recolour import ChromaHook, downsample, fit_local_linear, resize_planes
+from chromabox.colour.chroma.recolour import ChromaBand, ChromaHook, downsample, fit_local_linear, resize_planes
 from chromabox.colour.constraints.hints import Hints, HintWeights, propagate_hints
 from chromabox.colour.constraints.pixel_rules import (
-    ChromaBand,
     ExclusionZones,
     exclude_zones,
     grey_below_confidence,

@@ -14,9 +14,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
 
-from chromabox.colour.chroma.recolour import interpolation_indices, resize_planes
-
-ChromaBand = Float32[np.ndarray, "rows width 2"]
+from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices, resize_planes
 
 #: Depth inside an edge at which a point still counts as on it, in units of a* and b*: far larger than rounding errors,
 #: far too small to see.

@@ -2,7 +2,7 @@
 
 import sys
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, missing_package
 
 #: The modules that each optional extra installs.
 EXTRAS = {
@@ -27,8 +27,7 @@ def main() -> None:
         if not extras:
             raise
         command = " ".join(["chromabox", *sys.argv[1:2]])
-        install = f"pip install 'chromabox[{extras[0]}]'"
-        sys.exit(_fail(f"{command} requires {missing}, which is not installed; install it with {install}", 2))
+        sys.exit(_fail(str(missing_package(command, error, extras[0])), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left behind.", 130))
     except BrokenPipeError:

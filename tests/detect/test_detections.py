@@ -78,5 +78,5 @@ def test_conversion_to_supervision() -> None:
 
 def test_conversion_without_supervision_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(UsageError, match=r"to_supervision\(\) needs supervision: pip install 'chromabox\[train\]'"):
+    with pytest.raises(UsageError, match=r"requires supervision, .*pip install 'chromabox\[train\]'"):
         DETECTIONS.to_supervision()

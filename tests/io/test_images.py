@@ -76,7 +76,6 @@ def test_floats_are_clipped_and_rounded(depth: int) -> None:
     assert values.tolist() == [0, 0, 1, peak - 1, peak, peak]
     image = ImageData(np.full((1, 1, 3), peak // 3, values.dtype))
     assert image.bit_depth == depth
-    assert image.float_pixels.tolist() == [[[pytest.approx(1 / 3)] * 3]]
 
 
 def test_16_bit_values_are_rounded_to_8_bits() -> None:

@@ -3,20 +3,12 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import Float, Integer, OutputPath, option, print_line
 from chromabox.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from chromabox.colour.constraints.constraints import ColourPrediction
-    from chromabox.colour.inference.predict import ColouriseOptions
-    from chromabox.colour.weights.onnx_model import ColourModel
-    from chromabox.io.images import ImageData
 
 
 @dataclass(frozen=True)
@@ -88,30 +80,22 @@ def colour(
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
-    from chromabox.colour.inference.batch import parse_options
-    from chromabox.colour.inference.load import open_model
     from chromabox.io.video import VIDEO_SUFFIXES
 
-    options = parse_options(colours)
     videos = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     if not videos:
-        return _colour_images(inputs, output, colours, folder, options, explain=explain)
+        return _colour_images(inputs, output, colours, folder, explain=explain)
     if len(inputs) > 1:
         raise UsageError(f"{videos[0]}: a video is processed alone, expected no other inputs")
-    return _colour_video(inputs[0], output, open_model(colours.model), options, video.temporal_smoothing)
+    return _colour_video(inputs[0], output, colours, video.temporal_smoothing)
 
 
 def _colour_images(
-    inputs: tuple[Path, ...],
-    output: Path,
-    colours: ColourArgs,
-    folder: FolderArgs,
-    options: "ColouriseOptions",
-    *,
-    explain: bool,
+    inputs: tuple[Path, ...], output: Path, colours: ColourArgs, folder: FolderArgs, *, explain: bool
 ) -> int:
     from contextlib import closing
 
+    from chromabox.colour.api import parse_options
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
@@ -119,14 +103,19 @@ def _colour_images(
     from chromabox.io.paths import map_outputs
     from chromabox.report.contact_sheet import draw_contact_sheets
 
+    arguments = {name: value for name, value in vars(colours).items() if name != "model"}
+    options = parse_options(**arguments, prefix="--")
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     single = pairs[0][1] == output
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"--hints: {options.hints} belongs to one image, but {len(pairs)} images are to be processed")
-    work = make_file_coloriser(open_model(colours.model), options, on_result=_explanation_writer() if explain else None)
+    if explain:  # Imported only on demand: matplotlib takes long to import.
+        from chromabox.report.explain import write_explanation
+    model = open_model(colours.model)
+    work = make_file_coloriser(model, options, on_result=write_explanation if explain else None)
     manifest = None if single or folder.overwrite else output / MANIFEST_NAME
     # The digests of the model and of files are needed only for the manifest.
-    settings = {} if manifest is None else cache_key(colours)
+    settings = {} if manifest is None else cache_key(model, arguments)
     results = []
     batch = colourise_batch(
         pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest, log=print_line
@@ -149,20 +138,16 @@ def _colour_images(
     return 1 if failed else 0
 
 
-def _explanation_writer() -> "Callable[[ImageData, ImageData, ColourPrediction, Path], str]":
-    # Imported only on demand: matplotlib takes long to import.
-    from chromabox.report.explain import write_explanation
-
-    return write_explanation
-
-
-def _colour_video(
-    source: Path, target: Path, model: "ColourModel", options: "ColouriseOptions", smoothing: float | None
-) -> int:
+def _colour_video(source: Path, target: Path, colours: ColourArgs, smoothing: float | None) -> int:
+    from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
+    from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colourise_video
 
+    arguments = {name: value for name, value in vars(colours).items() if name != "model"}
+    options = parse_options(**arguments, prefix="--")
+    model = open_model(colours.model)
     if options.constraints != ColourConstraints() or options.hints is not None:
         raise UsageError(f"{source}: colour constraints and hints are not supported for videos")
     summary = colourise_video(

@@ -1,27 +1,28 @@
 """``chromabox.colourise()``: colourisation of a Pillow image or a NumPy array."""
 
-import os
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from chromabox.colour.constraints.constraints import ColourConstraints, palette_from_image_or_file
 from chromabox.colour.constraints.hints import Hints
 from chromabox.colour.inference.load import open_model
-from chromabox.colour.inference.predict import STYLES, ColouriseOptions, StyleName, colourise_image
-from chromabox.colour.palette.io import Colour, parse_colour, parse_replacement
+from chromabox.colour.inference.predict import STYLES, ColouriseOptions, colourise_image
+from chromabox.colour.palette.io import parse_colour, parse_replacement
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.onnx_model import ColourModel, resolve_checkpoint
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import UsageError
+from chromabox.io.arrays import to_pixels
 from chromabox.io.exif import save_options
-from chromabox.io.images import ImageData, Pixels, from_float, to_uint8
+from chromabox.io.images import ImageData, to_uint8
+from chromabox.runtime.session import cache_models
+
+Parsed = TypeVar("Parsed")
 
 
 def colourise(
@@ -78,206 +79,115 @@ def colourise(
     ChromaboxError, the base class of UsageError, for image data that cannot be decoded, and for a palette, hints or
     model file that cannot be read.
     """
-    options = _parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
+    options = parse_options(
+        style=style,
+        temperature=temperature,
+        palette=palette,
+        allow=allow,
+        ban=ban,
+        replace=replace,
+        hints=hints,
+        min_confidence=min_confidence,
+    )
+    pixels, alpha = to_pixels(image)
+    painted = options.constraints.hints
+    if painted is not None and painted.labels.shape != pixels.shape[:2]:
+        (height, width), expected = painted.labels.shape, f"{pixels.shape[1]} × {pixels.shape[0]}"
+        raise UsageError(f"hints have {width} × {height} pixels: expected the image's size, {expected}")
+    coloured: np.ndarray = colourise_image(ImageData(pixels), _resolve_model(model), options).pixels
     if isinstance(image, Image.Image):
-        return _colourise_pil(image, _load_cached(model), options)
-    if isinstance(image, np.ndarray):
-        return _colourise_array(image, _load_cached(model), options)
-    raise UsageError(
-        f"image has type {type(image).__name__}: expected a PIL.Image or a NumPy array; "
-        "open a file with PIL.Image.open(path)"
-    )
-
-
-def _colourise_pil(image: Image.Image, model: ColourModel, options: ColouriseOptions) -> Image.Image:
-    if not (image.width and image.height):
-        raise UsageError(f"image has no pixels ({image.width} × {image.height}): expected at least 1 × 1")
-    try:
-        array = _pil_to_array(image)
-    except (OSError, SyntaxError) as error:
-        raise ChromaboxError(f"image cannot be decoded: the data is truncated or corrupt ({error})") from error
-    pixels = to_uint8(_colourise_pixels(array[..., :3], model, options, image.size))
-    if array.shape[2] == 4:
-        pixels = np.concatenate([pixels, array[..., 3:]], axis=2)
-    coloured = Image.fromarray(pixels)
-    # Pillow's convert() keeps the info, too. A grey or CMYK colour profile would be wrong for RGB pixels.
-    coloured.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
-    coloured.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
-    return coloured
-
-
-def _pil_to_array(image: Image.Image) -> np.ndarray:
-    """Return RGB, or RGBA if the image has transparency: uint8, or uint16 for the modes I and F."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _high_bit_grey_to_rgb(np.asarray(image))
-    if image.mode == "LAB":  # Pillow converts this mode with colour profiles only
-        profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
-        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        assert converted is not None
-        return np.asarray(converted)
-    if image.mode == "La":
-        image = image.convert("LA")
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def _high_bit_grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """Return grey pixels of Pillow's modes I (0 to 65535) and F (0 to 1) as uint16 [height, width, 3]."""
-    upper = 1 if grey.dtype.kind == "f" else 65535
-    _check_range(grey, upper)
-    pixels = from_float(grey.astype(np.float32), 16) if upper == 1 else grey.astype(np.uint16)
-    return np.repeat(pixels[..., None], 3, axis=2)
-
-
-def _colourise_array(array: np.ndarray, model: ColourModel, options: ColouriseOptions) -> np.ndarray:
-    shape = " × ".join(map(str, array.shape)) or "()"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise UsageError(f"image has shape {shape}: expected height × width, or height × width × 1, 3 or 4 channels")
-    kind = array.dtype.kind
-    if not (kind == "f" or (kind == "u" and array.dtype.itemsize <= 2)):
-        raise UsageError(f"image has dtype {array.dtype}: expected uint8, uint16, or float in [0, 1]")
-    if kind == "f":
-        _check_range(array, 1)
-    # Convert to native byte order: an array read from a file may have the other one.
-    values = np.asarray(array, np.float32 if kind == "f" else array.dtype.newbyteorder("="))
-    values = values[..., None] if values.ndim == 2 else values
-    rgb = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
-    pixels = from_float(rgb, 16) if kind == "f" else rgb
-    coloured: np.ndarray = _colourise_pixels(pixels, model, options, array.shape[1::-1])
-    if kind == "f":
+        coloured = to_uint8(coloured)
+    elif image.dtype.kind == "f":
         coloured = np.divide(coloured, 65535, dtype=np.float32)
-    return np.concatenate([coloured, values[..., 3:]], axis=2) if values.shape[2] == 4 else coloured
+    if alpha is not None:
+        coloured = np.concatenate([coloured, alpha[..., None]], axis=2)
+    if not isinstance(image, Image.Image):
+        return coloured
+    result = Image.fromarray(coloured)
+    # Pillow's convert() keeps the info, too. A grey or CMYK colour profile would be wrong for RGB pixels.
+    result.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
+    result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
+    return result
 
 
-def _colourise_pixels(rgb: np.ndarray, model: ColourModel, options: ColouriseOptions, size: Sequence[int]) -> Pixels:
-    """Return the colourised pixels; ``size`` is (width, height). Raise UsageError for hints of another size."""
-    hints = options.constraints.hints
-    if hints is not None and hints.labels.shape != (size[1], size[0]):
-        height, width = hints.labels.shape
-        raise UsageError(f"hints have {width} × {height} pixels: expected the image's size, {size[0]} × {size[1]}")
-    return colourise_image(ImageData(np.ascontiguousarray(rgb)), model, options).pixels
-
-
-def _check_range(values: np.ndarray, upper: int) -> None:
-    """Raise UsageError unless all values are from 0 to ``upper``; NaN is invalid."""
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= upper):
-        value_range = "NaN" if np.isnan(low) else f"{low:g} to {high:g}"
-        raise UsageError(f"image has values {value_range}: expected 0 to {upper} for {values.dtype}")
-
-
-def _parse_options(
-    style: str,
-    temperature: Any,
-    palette: Any,
-    allow: Any,
-    ban: Any,
-    replace: Any,
-    hints: Any,
-    min_confidence: Any,
+def parse_options(
+    *,
+    style: Any = "natural",
+    temperature: Any = None,
+    palette: Any = None,
+    allow: Any = (),
+    ban: Any = (),
+    replace: Any = (),
+    hints: Any = None,
+    min_confidence: Any = 0.0,
+    prefix: str = "",
 ) -> ColouriseOptions:
-    """Return the options that the arguments of ``colourise`` describe; raise UsageError for an invalid argument."""
-    names: dict[str, StyleName] = {name: name for name in STYLES}
-    if style not in names:
-        raise UsageError(f"style is {style!r}: expected one of {', '.join(names)}")
-    constraints = ColourConstraints(
-        palette=_parse_palette(palette),
-        allowed=_parse_colours(allow, "allow"),
-        banned=_parse_colours(ban, "ban"),
-        replacements=_parse_replacements(replace),
-        hints=hints if isinstance(hints, Hints) else None,
-        min_confidence=_check_fraction(min_confidence, "min_confidence"),
-    )
+    """Return the options that the arguments of :func:`chromabox.colourise` describe.
+
+    ``prefix`` precedes the names of the options in messages: ``--`` on the command line. Raise UsageError for an
+    invalid argument, and ChromaboxError for a palette that cannot be read.
+    """
+    if style not in STYLES:
+        raise UsageError(f"{prefix}style is {style!r}: expected one of {', '.join(STYLES)}")
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
         raise UsageError(f"hints has type {type(hints).__name__}: expected the path of a transparent image, or Hints")
+    constraints = ColourConstraints(
+        palette=_parse_palette(palette, f"{prefix}palette"),
+        allowed=_parse_list(allow, parse_colour, f"{prefix}allow"),
+        banned=_parse_list(ban, parse_colour, f"{prefix}ban"),
+        replacements=_parse_list(replace, parse_replacement, f"{prefix}replace"),
+        hints=hints if isinstance(hints, Hints) else None,
+        min_confidence=_parse_fraction(min_confidence, f"{prefix}min-confidence" if prefix else "min_confidence"),
+    )
     return ColouriseOptions(
-        style=names[style],
-        temperature=None if temperature is None else _check_fraction(temperature, "temperature"),
+        style=style,
+        temperature=None if temperature is None else _parse_fraction(temperature, f"{prefix}temperature"),
         constraints=constraints,
         hints=Path(hints) if isinstance(hints, str | PathLike) else None,
     )
 
 
-def _check_fraction(value: Any, name: str) -> float:
+def _parse_fraction(value: Any, name: str) -> float:
     if not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise UsageError(f"{name} is {value!r}: expected a number from 0 to 1")
     return float(value)
 
 
-def _parse_palette(spec: Any) -> Palette | None:
+def _parse_palette(spec: Any, name: str) -> Palette | None:
     if spec is None or isinstance(spec, Palette):
         return spec
     if isinstance(spec, str | PathLike):
         return palette_from_image_or_file(spec if isinstance(spec, str) else Path(spec))
-    colours = _parse_colours(spec, "palette")
+    colours = _parse_list(spec, parse_colour, name)
     if not 2 <= len(colours) <= 256:
-        raise UsageError(f"palette has {len(colours)} colours: expected 2 to 256; for a single colour use allow")
+        raise UsageError(f"{name} has {len(colours)} colours: expected 2 to 256; for a single colour use allow")
     return Palette(np.array(colours, np.float32) / 256, "given")
 
 
-def _parse_colours(spec: Any, name: str) -> tuple[Colour, ...]:
-    """Return the colours of a sequence, or of a single string."""
-    items = [spec] if isinstance(spec, str) else spec
+def _parse_list(spec: Any, parse: Callable[[Any, str], Parsed], name: str) -> tuple[Parsed, ...]:
+    """Parse the items of a sequence, or a single string."""
     try:
-        return tuple(_parse_colour(item, name) for item in items)
-    except TypeError:
-        raise UsageError(f"{name} is {spec!r}: expected a list of colours, such as ['teal', '#884422']") from None
+        return tuple(parse(item, name) for item in ([spec] if isinstance(spec, str) else spec))
+    except (TypeError, ValueError):
+        expected = "colours, such as ['teal', '#884422']"
+        if parse is parse_replacement:
+            expected = "pairs, such as [('red', 'teal')] or ['red=teal']"
+        raise UsageError(f"{name} is {spec!r}: expected a list of {expected}") from None
 
 
-def _parse_colour(spec: Any, name: str) -> Colour:
-    if isinstance(spec, str):
-        return parse_colour(spec, name)
-    values = [int(value) for value in spec if isinstance(value, int | np.integer) and 0 <= value <= 255]
-    if len(values) != 3 or len(spec) != 3:
-        raise UsageError(
-            f"{name} {spec!r}: invalid colour; expected a CSS name, '#rrggbb' or three integers from 0 to 255"
-        )
-    return values[0], values[1], values[2]
-
-
-def _parse_replacements(spec: Any) -> tuple[tuple[Colour, Colour], ...]:
-    items = [spec] if isinstance(spec, str) else spec
-    try:
-        pairs = [
-            parse_replacement(item) if isinstance(item, str) else _parse_colours(tuple(item), "replace")
-            for item in items
-        ]
-    except TypeError:
-        pairs = [()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UsageError(f"replace is {spec!r}: expected a list of pairs, such as [('red', 'teal')] or ['red=teal']")
-    return tuple((pair[0], pair[1]) for pair in pairs)
-
-
-_load_lock = Lock()
-
-
-def _reset_after_fork() -> None:
-    """Clear the model cache in a forked process: the threads of the models' sessions exist only in the parent."""
-    global _load_lock
-    _load_lock = Lock()
-    _load.cache_clear()
-
-
-def _load_cached(model: Any) -> ColourModel:
+def _resolve_model(model: Any) -> ColourModel:
     """Return a given model, or load the model at a given path, once per file version."""
-    if isinstance(model, ColourModel):
-        return model
-    if not (model is None or isinstance(model, str | PathLike)):
+    if model is None or isinstance(model, ColourModel):
+        return model or _load(None, 0)
+    if not isinstance(model, str | PathLike):
         raise UsageError(
             f"model has type {type(model).__name__}: expected a run folder, a checkpoint or a model from open_model"
         )
-    with _load_lock:  # Concurrent first calls load the file only once.
-        if model is None:
-            return _load(None, 0)
-        path = Path(model)
-        return _load(path.absolute(), resolve_checkpoint(path).stat().st_mtime_ns)
+    path = Path(model)
+    return _load(path.absolute(), resolve_checkpoint(path).stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=4)
+@cache_models(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
     """Load a model; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
     return open_model(path)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,23 +1,18 @@
 """``chromabox.detect()``: object detection in a Pillow image, a NumPy array or an image file."""
 
-import os
 from collections.abc import Sequence
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from chromabox.detect.boxes import Pixels
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.load import open_detector
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.weights.onnx_model import OnnxDetector
-from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import from_float, read_image
+from chromabox.errors import UsageError
+from chromabox.io.arrays import to_pixels
+from chromabox.io.images import read_image
+from chromabox.runtime.session import cache_models
 
 #: Default weights; downloaded on first use.
 DEFAULT_WEIGHTS = "yolov3-tiny"
@@ -68,54 +63,10 @@ def detect(
     Raise UsageError for an unsupported image or an invalid option. Raise ChromaboxError, the base class of UsageError,
     if the image data cannot be decoded, the weights cannot be read, or a download fails.
     """
-    pixels = _to_pixels(image)
+    pixels = read_image(Path(image)).pixels if isinstance(image, str | PathLike) else to_pixels(image)[0]
     names = [classes] if isinstance(classes, str) else classes
     detector = _resolve_detector(weights, size)
     return detect_image(pixels, detector, confidence=confidence, iou=iou, classes=names, size=size)
-
-
-def _to_pixels(image: Any) -> Pixels:
-    if isinstance(image, str | PathLike):
-        return read_image(Path(image)).pixels
-    if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            values = np.asarray(image)
-            return _array_to_pixels(values.astype(np.uint16) if image.mode.startswith("I") else values)
-        try:
-            return _array_to_pixels(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError) as error:
-            raise ChromaboxError(f"image cannot be decoded: the data is truncated or corrupt ({error})") from error
-    if isinstance(image, np.ndarray):
-        return _array_to_pixels(image)
-    raise UsageError(
-        f"image has type {type(image).__name__}: expected a PIL.Image, a NumPy array or the path of an image file"
-    )
-
-
-def _array_to_pixels(array: np.ndarray) -> Pixels:
-    shape = " × ".join(map(str, array.shape)) or "()"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise UsageError(f"image has shape {shape}: expected height × width, or height × width × 1, 3 or 4 channels")
-    if array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):
-            raise UsageError(f"image has values {low:g} to {high:g}: expected 0 to 1 for {array.dtype}")
-        array = from_float(array, 16)
-    elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise UsageError(f"image has dtype {array.dtype}: expected uint8, uint16, or float in [0, 1]")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    is_grey = array.ndim == 2 or array.shape[2] == 1
-    return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2) if is_grey else array[..., :3]
-
-
-_load_lock = Lock()
-
-
-def _reset_after_fork() -> None:
-    """Discard loaded detectors in a forked process: the threads of their sessions exist only in the parent."""
-    global _load_lock
-    _load_lock = Lock()
-    _load_cached.cache_clear()
 
 
 def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
@@ -127,17 +78,11 @@ def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
             f"weights has type {type(weights).__name__}: expected a name, a file or a detector from open_detector"
         )
     path = Path(weights)
-    with _load_lock:  # Concurrent first calls load the file only once.
-        return _load_cached(
-            weights if isinstance(weights, str) else path, size, path.stat().st_mtime_ns if path.exists() else 0
-        )
+    mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
+    return _load(weights if isinstance(weights, str) else path, size, mtime_ns)
 
 
-@lru_cache(maxsize=2)
-def _load_cached(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
+@cache_models(maxsize=2)
+def _load(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
     """Load a detector; ``mtime_ns`` is part of the cache key: a changed file is loaded again."""
     return open_detector(weights, size=size)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

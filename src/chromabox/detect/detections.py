@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from chromabox.errors import UsageError
+from chromabox.errors import missing_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Detections:
         try:
             import supervision
         except ImportError as error:
-            raise UsageError("to_supervision() needs supervision: pip install 'chromabox[train]'") from error
+            raise missing_package("to_supervision()", error) from error
         return supervision.Detections(
             xyxy=self.xyxy,
             confidence=self.confidence,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, missing_package
 from chromabox.io.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def to_onnx(
                 verbose=False,
             )
     except ImportError as error:
-        raise UsageError(f"exporting requires {error.name}: install it with pip install 'chromabox[train]'") from error
+        raise missing_package("exporting", error) from error
     except Exception as error:  # The exporter raises many types of exceptions.
         reason = " ".join(str(error).split())[:300]
         raise ChromaboxError(f"the model cannot be exported to ONNX with opset {opset} ({reason})") from error

@@ -1,10 +1,12 @@
-"""Atomic file writes: write to a temporary file in the same folder, then rename."""
+"""Reading of files of bounded size, and atomic writes: to a temporary file in the same folder, which is renamed."""
 
 import contextlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from chromabox.errors import ChromaboxError
 
 
 @contextlib.contextmanager
@@ -21,3 +23,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temp_path, path)
     finally:
         temp_path.unlink(missing_ok=True)
+
+
+def read_bytes(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
+    """Return the content of a file. Raise ChromaboxError if it cannot be read or has more than ``max_bytes`` bytes.
+
+    ``expected`` names the content in the message.
+    """
+    try:
+        if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+            raise ChromaboxError(f"{path}: has {size:,} bytes; expected {expected} of at most {max_bytes:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from error

@@ -20,18 +20,7 @@ from chromabox.io.fetch import Archive, NpmPackage, Source, TarUrl, cache_folder
 from chromabox.io.http import PinnedFile, Progress
 
 # In the order of the label bytes 0 to 9.
-CIFAR10_CLASSES: tuple[str, ...] = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 IMAGES_PER_FILE = 10_000
 ROW_BYTES = 1 + 3 * 32 * 32
@@ -88,14 +77,19 @@ def load_cifar10(
     downloaded, and all files are verified on each call. Raise UsageError for an unknown class or split, and
     ChromaboxError if the data are not available. Peak memory: the result and at most one file's rows.
     """
-    class_labels = _class_indices(classes)
+    # A string is one class name, not a sequence of letters.
+    names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
+    unknown = ", ".join(repr(name) for name in names if name not in CIFAR10_CLASSES)
+    if unknown or not names:
+        problem = f"CIFAR-10 has no class {unknown}" if unknown else "no class selected"
+        raise UsageError(f"{problem}: choose from {', '.join(CIFAR10_CLASSES)}")
     if split not in ("train", "test"):
         raise UsageError(f"unknown split {split!r}: expected train or test")
     folder = download_cifar10(folder, progress)
     files = TRAIN_FILES if split == "train" else TEST_FILES
     # Memory-mapped: the labels are counted first, and the result is allocated once and filled file by file.
     rows = [np.memmap(folder / pin.name, np.uint8, "r", shape=(IMAGES_PER_FILE, ROW_BYTES)) for pin in files]
-    selected = [np.flatnonzero(np.isin(part[:, 0], class_labels)) for part in rows]
+    selected = [np.flatnonzero(np.isin(part[:, 0], [CIFAR10_CLASSES.index(name) for name in names])) for part in rows]
     count = sum(len(part) for part in selected)
     images = np.empty((count, 3, 32, 32), np.uint8)
     labels = np.empty(count, np.uint8)
@@ -106,14 +100,3 @@ def load_cifar10(
         images[start:stop] = part[index, 1:].reshape(-1, 3, 32, 32)
         start = stop
     return images, labels
-
-
-def _class_indices(classes: Collection[str] | None) -> list[int]:
-    """Return the labels of the named classes (None: all ten). Raise UsageError for an unknown name or no names."""
-    # A string is one class name, not a sequence of letters.
-    names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
-    unknown = [name for name in names if name not in CIFAR10_CLASSES]
-    if unknown or not names:
-        problem = f"CIFAR-10 has no class {', '.join(map(repr, unknown))}" if unknown else "no class selected"
-        raise UsageError(f"{problem}: choose from {', '.join(CIFAR10_CLASSES)}")
-    return sorted({CIFAR10_CLASSES.index(name) for name in names})

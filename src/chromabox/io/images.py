@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8, UInt16
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image, ImageFont, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
@@ -52,8 +52,7 @@ _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB: 0 to 255 for 8 bits per channel, 0 to 65535 for 16 bits."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
-PixelValues = UInt8[np.ndarray, "height width channels"] | UInt16[np.ndarray, "height width channels"]
-OrientedValues = UInt8[np.ndarray, "rows columns channels"] | UInt16[np.ndarray, "rows columns channels"]
+PixelValues = UInt8[np.ndarray, "_ _ channels"] | UInt16[np.ndarray, "_ _ channels"]
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit value for each 16-bit value: 65535 = 257 · 255."""
 
@@ -85,11 +84,6 @@ class ImageData:
     def bit_depth(self) -> Literal[8, 16]:
         """Bits per channel."""
         return 8 if self.pixels.dtype == np.uint8 else 16
-
-    @property
-    def float_pixels(self) -> Float32[np.ndarray, "height width 3"]:
-        """The pixels in [0, 1], as a new array on every access."""
-        return np.divide(self.pixels, np.iinfo(self.pixels.dtype).max, dtype=np.float32)
 
 
 def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -139,7 +133,7 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
     """Open an image without decoding it; convert all errors, including decoding errors, to ChromaboxError."""
-    _check_file(path)
+    check_file(path, "an image file")
     try:
         # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
         with warnings.catch_warnings():
@@ -161,26 +155,28 @@ def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
         raise ChromaboxError(f"{path} cannot be decoded: the file is truncated or corrupt ({error})") from error
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path, expected: str) -> None:
+    """Raise ChromaboxError unless the path is a regular file that is not empty; ``expected`` names its content."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise ChromaboxError(f"{path} does not exist: expected an image file") from None
+        raise ChromaboxError(f"{path} does not exist: expected {expected}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ChromaboxError(f"{path} cannot be opened ({reason}): expected an image file") from error
+        raise ChromaboxError(f"{path} cannot be opened ({reason}): expected {expected}") from error
     problem = "is empty" if status.st_size == 0 else None
     if stat.S_ISDIR(status.st_mode):
         problem = "is a folder"
     elif not stat.S_ISREG(status.st_mode):
         problem = "is a pipe or a device"  # Opening a pipe would block until data are written to it.
     if problem is not None:
-        raise ChromaboxError(f"{path} {problem}: expected an image file")
+        raise ChromaboxError(f"{path} {problem}: expected {expected}")
 
 
 def _too_large(path: Path, stated: str, max_pixels: int) -> ChromaboxError:
-    message = f"{path} is too large: its header states {stated}, the limit is {max_pixels:,}; use a smaller image"
-    return ChromaboxError(message)
+    return ChromaboxError(
+        f"{path} is too large: its header states {stated}, the limit is {max_pixels:,}; use a smaller image"
+    )
 
 
 def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
@@ -233,12 +229,19 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
     return images
 
 
-def check_not_input(inputs: Sequence[Path], output: Path) -> None:
-    """Raise UsageError if `output` is one of `inputs`, including under another name or through a link."""
-    for path in inputs:
-        same = output.exists() and path.exists() and os.path.samefile(path, output)
-        if same or path.resolve() == output.resolve():
-            raise UsageError(f"{output} is the input {path}: use another output")
+def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:
+    """Raise UsageError if an output is an input, including under another name or through a link."""
+    by_name = {path.resolve(): path for path in inputs}
+    by_file = {_file_id(path): path for path in inputs if path.exists()}
+    for output in outputs:
+        same = by_name.get(output.resolve()) or (by_file.get(_file_id(output)) if output.exists() else None)
+        if same is not None:
+            raise UsageError(f"{output} is the input {same}: use another output")
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def make_grid(
@@ -268,16 +271,21 @@ def make_grid(
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Decode the open image and apply its orientation."""
     orientation = 1
-    values: PixelValues | None = read_16bit(path, image)
+    values: np.ndarray | None = read_16bit(path, image)
     if values is None or image.format == "PNG":
         image.load()  # The metadata of a PNG may follow the pixels.
     # Pillow applies the orientation of a TIFF while decoding.
     if values is not None or image.format != "TIFF":
         orientation = read_orientation(image)
     if values is None:
-        values = _load_high_bit_grey(path, image) if image.mode in _HIGH_BIT_GREY_MODES else _load_8bit(image)
+        if image.mode in _HIGH_BIT_GREY_MODES:
+            values = _load_high_bit_grey(path, image)
+        else:
+            mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
+            values = np.asarray(image if image.mode == mode else image.convert(mode))
+    values = values[..., None] if values.ndim == 2 else values
     # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
-    upright: OrientedValues = values.swapaxes(0, 1) if orientation >= 5 else values
+    upright: PixelValues = values.swapaxes(0, 1) if orientation >= 5 else values
     if orientation in (3, 4, 7, 8):
         upright = upright[::-1]
     if orientation in (2, 3, 6, 7):
@@ -301,14 +309,7 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     )
 
 
-def _load_8bit(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
-    """Return 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels of an image with at most 8 bits per channel."""
-    mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
-    values = np.asarray(image if image.mode == mode else image.convert(mode))
-    return values[..., None] if values.ndim == 2 else values
-
-
-def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width 1"]:
+def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width"]:
     """Return the values of greyscale images with integers in 0 to 65535 or floating-point values in [0, 1]."""
     values = np.asarray(image)
     max_value = 1 if image.mode == "F" else 65535
@@ -316,8 +317,7 @@ def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "h
     if not (values.min() >= 0 and values.max() <= max_value):
         value_range = f"{values.min()} to {values.max()}"
         raise ChromaboxError(f"{path}: unsupported grey values from {value_range}; expected 0 to {max_value}")
-    grey = from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
-    return grey[..., None]
+    return from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
 
 
 def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:

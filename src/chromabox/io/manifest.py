@@ -6,11 +6,12 @@ file (``source``) and of the written file (``written``), a digest of the setting
 Invalid lines are skipped: a crash can truncate the last line, in which case only one image is processed again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,14 @@ class Manifest:
                 f"{path}: cannot read the manifest ({error.strerror}); delete it to process all images again"
             ) from error
         self._ends_mid_line = not content.endswith(b"\n") and content != b""
-        self._entries = dict(_parse_entries(content))
+        self._entries: dict[str, _Entry] = {}
+        for line in content.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                value = json.loads(line)
+                entry = _Entry(*(value[name] for name in _Entry._fields))
+                strings = (value["target"], entry.source, entry.settings, entry.written)
+                if all(isinstance(string, str) for string in strings) and isinstance(entry.facts, dict):
+                    self._entries[value["target"]] = entry
 
     def lookup(self, target: Path, source_digest: str) -> dict[str, Any] | None:
         """Return the metadata of an unchanged target with this source and these settings; None otherwise."""
@@ -85,15 +93,3 @@ def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raise OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _parse_entries(content: bytes) -> Iterator[tuple[str, _Entry]]:
-    """Yield the targets and their entries."""
-    for line in content.splitlines():
-        try:
-            value = json.loads(line)
-            entry = _Entry(*(value[name] for name in _Entry._fields))
-            if all(isinstance(part, str) for part in (value["target"], *entry[:3])) and isinstance(entry.facts, dict):
-                yield value["target"], entry
-        except (ValueError, KeyError, TypeError):
-            continue

@@ -1,12 +1,11 @@
 """Input files of a command and the paths of their outputs."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from chromabox.errors import UsageError
-from chromabox.io.images import IMAGE_SUFFIXES, find_images
+from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
 
 #: Suffixes that are kept in outputs; other inputs are written as PNG.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
@@ -65,30 +64,12 @@ def map_outputs(
     elif output.is_file():
         raise UsageError(f"{output}: is a file, but there are {len(selected)} images; use -o FOLDER")
     else:
-        pairs = [(path, output / _output_name(relative_path)) for path, relative_path in selected]
-    _check_outputs_not_inputs([path for path, _ in pairs], (output, *(target for _, target in pairs)))
+        names = (path if path.suffix.lower() in WRITABLE_SUFFIXES else path.with_suffix(".png") for _, path in selected)
+        pairs = [(path, output / name) for (path, _), name in zip(selected, names, strict=True)]
+    check_not_input([path for path, _ in pairs], output, *(target for _, target in pairs))
     sources: dict[Path, Path] = {}
     for source, target in pairs:
         if target in sources:
             raise UsageError(f"{source} and {sources[target]} have the same output {target}; use two output folders")
         sources[target] = source
     return pairs
-
-
-def _output_name(relative_path: Path) -> Path:
-    return relative_path if relative_path.suffix.lower() in WRITABLE_SUFFIXES else relative_path.with_suffix(".png")
-
-
-def _check_outputs_not_inputs(inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
-    """Raise UsageError if an output is an input, even under another name or through a link. Check each file once."""
-    names = {path.resolve(): path for path in inputs}
-    files = {_file_id(path): path for path in inputs if path.exists()}
-    for output in outputs:
-        same = names.get(output.resolve()) or (files.get(_file_id(output)) if output.exists() else None)
-        if same is not None:
-            raise UsageError(f"{output} is the input {same}: use another output")
-
-
-def _file_id(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

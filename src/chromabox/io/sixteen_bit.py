@@ -29,11 +29,11 @@ _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
-def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
+def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
     """Return the values of a 16-bit PNG or TIFF in the stored orientation, or None for any other format or bit depth.
 
-    `image` is the open file. Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. Decoder exceptions for corrupt files
-    are passed on.
+    `image` is the open file. The shape is [height, width] (grey) or [height, width, channels]: 1 grey, 2 grey and
+    alpha, 3 RGB, 4 RGBA. Decoder exceptions for corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         encoded = path.read_bytes()
@@ -41,8 +41,7 @@ def read_16bit(path: Path, image: Image.Image) -> PixelValues16 | None:
             return None
         import imagecodecs
 
-        values = imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
-        return values[..., None] if values.ndim == 2 else values
+        return imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
     return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 

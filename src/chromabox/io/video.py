@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, missing_package
 from chromabox.io.atomic import atomic_write
-from chromabox.io.images import check_not_input
+from chromabox.io.images import check_file, check_not_input
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -33,13 +33,12 @@ LIMITED, FULL = 1, 2
 
 # H.273 numbers to swscale's numbers for the same matrices: BT.601 variants are 5, SMPTE 240M is 7, BT.2020 is 9.
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-_HD_HEIGHT = 720
 FramePixels = UInt8[np.ndarray, "height width 3"]
 
 
 def default_colour_matrix(height: int) -> int:
     """Return the colour matrix to assume for a video of this height that specifies none."""
-    return BT709 if height >= _HD_HEIGHT else SMPTE170M
+    return BT709 if height >= 720 else SMPTE170M
 
 
 def decode_frame(frame: "VideoFrame") -> FramePixels:
@@ -89,14 +88,6 @@ def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     is_diagonal = np.abs(np.diag(matrix)).sum() >= np.abs(np.diag(matrix[::-1])).sum()
     signs = np.where(matrix < 0, -1, 1) * (np.eye(2) if is_diagonal else np.eye(2)[::-1])
     return signs.astype(np.int32)
-
-
-def pad_to_even(pixels: FramePixels) -> UInt8[np.ndarray, "even_height even_width 3"]:
-    """Repeat the last row or column where the height or width is odd."""
-    height, width, _ = pixels.shape
-    if height % 2 == width % 2 == 0:
-        return pixels
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _swscale_flags() -> int:
@@ -255,8 +246,11 @@ def transcode(
                 continue
             problem = f"is corrupt after {num_frames} frames and cannot be decoded"
             for frame in _iter_wrapped(path, problem, video.decode, packet):
-                pixels = pad_to_even(transform(decode_frame(frame)))
+                pixels = transform(decode_frame(frame))
                 height, width, _ = pixels.shape
+                if height % 2 or width % 2:
+                    pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                    height, width, _ = pixels.shape
                 if (width, height) != (encoder.width, encoder.height):
                     raise ChromaboxError(
                         f"{path}: the frame size changes to {width} × {height} after {num_frames} frames; "
@@ -351,17 +345,9 @@ def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _check_video_file(path: Path) -> None:
-    if path.is_dir():
-        problem = "is a folder"
-    elif not path.exists():
-        problem = "does not exist"
-    elif path.suffix.lower() not in VIDEO_SUFFIXES:
+    check_file(path, "a video")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise UsageError(f"{path}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
-    elif path.stat().st_size == 0:
-        problem = "is empty"
-    else:
-        return
-    raise ChromaboxError(f"{path} {problem}: expected a video")
 
 
 @contextlib.contextmanager
@@ -370,7 +356,7 @@ def _open_input(path: Path) -> "Iterator[InputContainer]":
     try:
         import av
     except ImportError as error:
-        raise UsageError("videos require PyAV: install it with pip install 'chromabox[video]'") from error
+        raise missing_package("reading a video", error, "video") from error
     options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
     with _wrap_av_errors(path, "is not an MP4, MOV or Matroska video, or is truncated or corrupt"):
         source = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")

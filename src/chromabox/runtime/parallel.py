@@ -39,9 +39,8 @@ def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers:
     try:
         pending = deque(pool.submit(func, item) for item in islice(items, 2 * workers))
         while pending:
-            result = pending.popleft().result()
+            yield pending.popleft().result()
             pending.extend(pool.submit(func, item) for item in islice(items, 1))
-            yield result
     finally:
         pool.shutdown(cancel_futures=True)
 

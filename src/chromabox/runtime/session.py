@@ -3,8 +3,11 @@
 import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import onnxruntime
@@ -108,3 +111,34 @@ def _keep_sessions_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_sessions_after_fork)
+
+
+Loader = TypeVar("Loader", bound=Callable[..., Any])
+
+
+def cache_models(maxsize: int) -> Callable[[Loader], Loader]:
+    """Return a decorator that caches the last ``maxsize`` results of a function that loads a model.
+
+    Simultaneous calls load a model only once. The cache is empty after a fork: the threads of a model's session exist
+    only in the parent process.
+    """
+
+    def decorate(load: Loader) -> Loader:
+        cached, lock = lru_cache(maxsize)(load), Lock()
+
+        def reset() -> None:
+            nonlocal lock
+            lock = Lock()
+            cached.cache_clear()
+
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=reset)
+
+        @wraps(load)
+        def call(*arguments: Any) -> Any:
+            with lock:
+                return cached(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

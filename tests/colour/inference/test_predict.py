@@ -108,7 +108,7 @@ def test_grey_image_is_colourised(model: ColourModel) -> None:
     grey = ImageData(from_float(IMAGES["grey"], 8), is_grey=True)
     coloured = colourise_image(grey, model, ColouriseOptions(temperature=0.0))
     assert not coloured.is_grey
-    assert np.abs(rgb2lab(coloured.float_pixels)[..., 1:]).mean() > 3
+    assert np.abs(rgb2lab(coloured.pixels)[..., 1:]).mean() > 3
 
 
 def test_only_the_lightness_of_a_colour_image_is_used(model: ColourModel) -> None:
@@ -180,7 +180,7 @@ def test_bundled_model_colourises() -> None:
     model = open_model()
     assert model.is_photo
     coloured = colourise_image(ImageData(from_float(IMAGES["grey"], 8)), model)
-    assert np.abs(rgb2lab(coloured.float_pixels)[..., 1:]).mean() > 0.3
+    assert np.abs(rgb2lab(coloured.pixels)[..., 1:]).mean() > 0.3
 
 
 def test_scales_are_multiples_of_the_size_divisor() -> None:

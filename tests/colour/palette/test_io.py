@@ -93,7 +93,7 @@ BAD_FILES = [
     ("cut.npy", npy(THREE)[:-5], "not a complete .npy file"),
     ("text.npy", b"not numpy", "not a complete .npy file"),
     ("none.npy", b"", "not a complete .npy file"),
-    ("huge.npy", b" " * ((1 << 20) + 1), "larger than 1 MB"),
+    ("huge.npy", b" " * ((1 << 20) + 1), "of at most 1,048,576 bytes"),
     ("empty.gpl", b"GIMP Palette\nName: nothing\n#\n", "has 0 colours"),
     ("blank.gpl", b"", 'expected "GIMP Palette" as the first line'),
     ("other.gpl", b"JASC-PAL\n", 'expected "GIMP Palette" as the first line'),
@@ -127,7 +127,7 @@ def test_invalid_file_is_rejected_with_a_one_line_message(tmp_path, file, conten
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.json", "no such file"), ("horse25", "one of cifar24, horse24")])
+@pytest.mark.parametrize(("name", "message"), [("none.json", "No such file"), ("horse25", "one of cifar24, horse24")])
 def test_missing_file_or_name_is_rejected(tmp_path, name, message):
     with pytest.raises(ChromaboxError, match=f"{name}: .*{message}"):
         load_palette(tmp_path / name)
@@ -135,7 +135,7 @@ def test_missing_file_or_name_is_rejected(tmp_path, name, message):
 
 def test_folder_is_rejected(tmp_path):
     (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(ChromaboxError, match=r"folder\.npy: cannot read"):
+    with pytest.raises(ChromaboxError, match=r"folder\.npy: cannot be read"):
         load_palette(tmp_path / "folder.npy")
 
 

@@ -83,7 +83,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("name", MODEL_ARGS)
 def test_exported_file_matches_pytorch_and_reference_evaluator(exported, name: str) -> None:
     model, path, report = exported(name)
-    assert report.max_probability_difference <= MAX_DIFFERENCE
+    assert report.max_difference <= MAX_DIFFERENCE
     assert report.num_inputs == 8
     reference = ReferenceEvaluator(onnx.load(path))
     divisor = model.network.size_divisor

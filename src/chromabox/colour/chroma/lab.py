@@ -10,6 +10,10 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float32, Shaped, UInt8, UInt16
 
+Values = Float32[np.ndarray, "*shape"]
+LinearRgb = Float32[np.ndarray, "3 *shape"]
+Colours = Float32[np.ndarray, " colours"]
+
 # Linear sRGB from CIE XYZ relative to D65 white (IEC 61966-2-1), and the white point.
 _RGB_FROM_XYZ = np.array(
     [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
@@ -45,9 +49,7 @@ _MAX_STEPS = 40
 _TABLE_SIZE = 1 << 16
 
 
-def luminance_root(
-    pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*shape 3"],
-) -> Float32[np.ndarray, "*shape"]:
+def luminance_root(pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*shape 3"]) -> Values:
     """Return f(Y / Yn) of 8- or 16-bit sRGB pixels, from 4/29 (black) to 1 (white)."""
     linear = _srgb_to_linear_table(pixels.dtype)
     luminance = LUMINANCE_WEIGHTS[0] * linear[pixels[..., 0]]
@@ -59,9 +61,7 @@ def luminance_root(
     return np.add(np.cbrt(above, out=above), luminance, out=above)
 
 
-def lab_to_linear_rgb(
-    root: Float32[np.ndarray, "*shape"], a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape"]
-) -> Float32[np.ndarray, "3 *shape"]:
+def lab_to_linear_rgb(root: Values, a: Values, b: Values) -> LinearRgb:
     """Return unclipped linear sRGB of colours given by root, a* and b*; exactly grey where a* and b* are zero."""
     y = _root_to_tristimulus(root)
     x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
@@ -74,14 +74,12 @@ def lab_to_linear_rgb(
     return linear
 
 
-def out_of_gamut(linear: Float32[np.ndarray, "3 *shape"]) -> Bool[np.ndarray, "*shape"]:
+def out_of_gamut(linear: LinearRgb) -> Bool[np.ndarray, "*shape"]:
     """Return a mask of the linear sRGB colours outside the gamut."""
     return (linear.min(axis=0) < -GAMUT_TOLERANCE) | (linear.max(axis=0) > 1 + GAMUT_TOLERANCE)
 
 
-def max_chroma_scale(
-    root: Float32[np.ndarray, " colours"], a: Float32[np.ndarray, " colours"], b: Float32[np.ndarray, " colours"]
-) -> Float32[np.ndarray, " colours"]:
+def max_chroma_scale(root: Colours, a: Colours, b: Colours) -> Colours:
     """Return the largest scale in [0, 1] for a* and b* at which the colour is in the sRGB gamut.
 
     The in-gamut colours of one lightness and hue do not always form a single interval from grey outwards: bright
@@ -103,13 +101,7 @@ def max_chroma_scale(
     return result
 
 
-def _gamut_step(
-    root: Float32[np.ndarray, " colours"],
-    a: Float32[np.ndarray, " colours"],
-    b: Float32[np.ndarray, " colours"],
-    scale: Float32[np.ndarray, " colours"],
-    max_step: Float32[np.ndarray, " colours"],
-) -> Float32[np.ndarray, " colours"]:
+def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step: Colours) -> Colours:
     """Return the decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 for an in-gamut colour.
 
     An out-of-gamut channel cannot return to its bound before its excess divided by its steepest slope in the
@@ -133,7 +125,7 @@ def _gamut_step(
     return step
 
 
-def _root_to_tristimulus(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _root_to_tristimulus(root: Values) -> Values:
     """Return the tristimulus value relative to white: the cube above the knee, its tangent below."""
     above = np.maximum(root, KNEE)
     cube = above * above
@@ -144,14 +136,14 @@ def _root_to_tristimulus(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndar
     return cube
 
 
-def _cube_derivative(root: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _cube_derivative(root: Values) -> Values:
     """Return the derivative of `_root_to_tristimulus`."""
     above = np.maximum(root, KNEE)
     return 3 * above * above
 
 
 def linear_to_srgb(
-    linear: Float32[np.ndarray, "3 *shape"], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
+    linear: LinearRgb, dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> Shaped[np.ndarray, "*shape 3"]:
     """Convert linear sRGB to 8- or 16-bit sRGB pixels, with clipping. The input array is overwritten."""
     pixels = np.empty((*linear.shape[1:], 3), dtype)
@@ -169,7 +161,7 @@ def linear_to_srgb(
     return pixels
 
 
-def _srgb_transfer(linear: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def _srgb_transfer(linear: Values) -> Values:
     """Apply the sRGB transfer function, from linear to encoded values."""
     power = np.float32(1.055) * linear ** np.float32(1 / 2.4) - np.float32(0.055)
     return np.where(linear <= 0.0031308, np.float32(12.92) * linear, power)
@@ -208,7 +200,7 @@ def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shap
     return lab
 
 
-def lightness_to_grey(lightness: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def lightness_to_grey(lightness: Values) -> Values:
     """Return the sRGB value in [0, 1] of the grey with this L* (0 to 100)."""
     linear = _root_to_tristimulus((lightness + np.float32(16)) * np.float32(1 / 116))
     return _srgb_transfer(np.clip(linear, 0, 1))

@@ -25,6 +25,9 @@ from chromabox.colour.chroma import lab
 from chromabox.io.images import Pixels
 from chromabox.runtime.parallel import map_row_bands
 
+Plane = Float32[np.ndarray, "rows width"]
+Planes = Float[np.ndarray, "planes height width"]
+
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
 
@@ -48,9 +51,9 @@ class GuidedUpsampler:
     planes: Float32[np.ndarray, "4 2 small_height width"]
     height: int
 
-    def rows(self, band: slice, lightness: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "2 rows width"]:
+    def rows(self, band: slice, lightness: Plane) -> Float32[np.ndarray, "2 rows width"]:
         """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
-        upper, lower, down = _interpolation_indices(self.planes.shape[2], self.height, band)
+        upper, lower, down = interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         for channel, value in enumerate(result):
             # Processing one channel at a time keeps the planes in the cache.
@@ -89,20 +92,18 @@ def fit_local_linear(
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     neighbours = np.stack(_window(colour, mode="edge"))
     planes = np.stack([slope, offset, neighbours.min(0), neighbours.max(0)]).astype(np.float32)
-    left, right, across = _interpolation_indices(planes.shape[-1], width, slice(0, width))
+    left, right, across = interpolation_indices(planes.shape[-1], width, slice(0, width))
     return GuidedUpsampler(_lerp(planes.take(left, axis=-1), planes.take(right, axis=-1), across), height)
 
 
-def box_filter(planes: Float[np.ndarray, "planes height width"]) -> Float[np.ndarray, "planes height width"]:
+def box_filter(planes: Planes) -> Planes:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
     total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
     result: np.ndarray = total / count
     return result
 
 
-def _window(
-    planes: Float[np.ndarray, "planes height width"], *, mode: Literal["constant", "edge"]
-) -> list[Float[np.ndarray, "planes height width"]]:
+def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
     """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border value."""
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
@@ -135,7 +136,7 @@ def _upsample_blur(
     return (1 - 2 * weight) * planes + weight * (padded[:, :-2] + padded[:, 2:])
 
 
-def _interpolation_indices(
+def interpolation_indices(
     small: int, full: int, band: slice
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
     """Return the two cells around each position and the fraction (0 to 1) of the way from the first to the second."""
@@ -156,11 +157,14 @@ def _lerp(
 
 
 def resize_planes(
-    planes: Float32[np.ndarray, "planes height width"], height: int, width: int
-) -> Float32[np.ndarray, "planes new_height new_width"]:
-    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide."""
-    upper, lower, down = _interpolation_indices(planes.shape[1], height, slice(0, height))
-    left, right, across = _interpolation_indices(planes.shape[2], width, slice(0, width))
+    planes: Float32[np.ndarray, "planes height width"], height: int, width: int, band: slice | None = None
+) -> Float32[np.ndarray, "planes rows new_width"]:
+    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide.
+
+    Only the rows ``band`` of the result are computed; None: all.
+    """
+    upper, lower, down = interpolation_indices(planes.shape[1], height, band or slice(0, height))
+    left, right, across = interpolation_indices(planes.shape[2], width, slice(0, width))
     rows = _lerp(planes.take(upper, axis=1), planes.take(lower, axis=1), down[:, None])
     return _lerp(rows.take(left, axis=2), rows.take(right, axis=2), across)
 
@@ -175,8 +179,10 @@ def downsample(
 
 ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
-#: Function that maps the full-size chroma [rows, width, 2] of a band of rows to its replacement.
-ChromaHook = Callable[[Float32[np.ndarray, "rows width 2"], slice], Float32[np.ndarray, "rows width 2"]]
+ChromaBand = Float32[np.ndarray, "rows width 2"]
+
+#: Function that maps the full-size chroma of a band of rows to its replacement.
+ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
 
 #: Pixels in a band of rows: enough to make the overhead of NumPy calls small, few enough to keep the planes (256 KB
 #: each) in a core's cache. Fastest of 2^13 to 2^17 in measurements.
@@ -236,9 +242,7 @@ def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> Gu
     return fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
 
 
-def _clip_to_gamut(
-    root: Float32[np.ndarray, "rows width"], chroma: Float32[np.ndarray, "2 rows width"]
-) -> Float32[np.ndarray, "3 rows width"]:
+def _clip_to_gamut(root: Plane, chroma: Float32[np.ndarray, "2 rows width"]) -> Float32[np.ndarray, "3 rows width"]:
     """Return linear sRGB of colours; the chroma of out-of-gamut colours is reduced."""
     linear = lab.lab_to_linear_rgb(root, *chroma)
     outside = lab.out_of_gamut(linear)
@@ -249,5 +253,5 @@ def _clip_to_gamut(
     return linear
 
 
-def _root_to_lightness(root: Float32[np.ndarray, "rows width"]) -> Float32[np.ndarray, "rows width"]:
+def _root_to_lightness(root: Plane) -> Plane:
     return np.float32(116) * root - np.float32(16)

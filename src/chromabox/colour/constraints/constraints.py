@@ -10,7 +10,7 @@ bans.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +18,14 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistribution, log_softmax, softmax
 from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.colour.chroma.recolour import downsample, fit_local_linear, resize_planes
+from chromabox.colour.chroma.recolour import ChromaBand, ChromaHook, downsample, fit_local_linear, resize_planes
 from chromabox.colour.constraints.hints import Hints, HintWeights, propagate_hints
 from chromabox.colour.constraints.pixel_rules import (
-    ExcludeZones,
     ExclusionZones,
-    GreyBelowConfidence,
-    GridMapping,
-    HintPixels,
-    PaletteOnly,
-    PixelRule,
-    RuleChain,
+    exclude_zones,
+    grey_below_confidence,
+    hint_pixels,
+    palette_only,
 )
 from chromabox.colour.palette.io import Colour, load_palette, to_hex
 from chromabox.colour.palette.palette import Palette, fit_palette
@@ -66,14 +63,6 @@ class PaletteProjection:
     @cached_property
     def chroma(self) -> Float32[np.ndarray, "colours 2"]:
         return np.ascontiguousarray(self.lab[:, 1:])
-
-    def nearest(self, colours: UInt8[np.ndarray, "others 3"]) -> Int64[np.ndarray, " others"]:
-        """Return the class nearest to each 8-bit sRGB colour, in CIELab."""
-        result = np.empty(len(colours), np.int64)
-        for start in range(0, len(colours), _CHUNK_SIZE):
-            lab = rgb_to_lab(colours[start : start + _CHUNK_SIZE])
-            result[start : start + _CHUNK_SIZE] = ((lab[:, None] - self.lab) ** 2).sum(-1).argmin(1)
-        return result
 
     def project(self, distribution: ChromaDistribution) -> ChromaDistribution:
         """Project a distribution over bins onto these classes; the log-probability of a disallowed class is −∞.
@@ -125,16 +114,13 @@ def build_projection(
 
     Raise UsageError if no colour is left, or if the replacement of a colour is not available.
     """
-    unconstrained = _all_allowed(np.unique(palette, axis=0))
-    if allowed_colours:
-        remaining = np.unique(unconstrained.nearest(_to_array(allowed_colours)))
-    else:
-        remaining = np.arange(len(unconstrained.rgb))
-    class_index = np.full(len(unconstrained.rgb), -1)
+    every = np.unique(palette, axis=0)
+    remaining = np.unique(_nearest(every, allowed_colours)) if len(allowed_colours) else np.arange(len(every))
+    class_index = np.full(len(every), -1)
     class_index[remaining] = np.arange(len(remaining))
-    classes = _all_allowed(unconstrained.rgb[remaining])
+    classes = PaletteProjection(every[remaining], np.ones(len(remaining), bool), np.arange(len(remaining)))
     banned, old, new = (
-        class_index[unconstrained.nearest(_to_array(colours))]
+        class_index[_nearest(every, colours)]
         for colours in (banned_colours, [pair[0] for pair in replacements], [pair[1] for pair in replacements])
     )
     for (first, second), a, b in zip(replacements, old, new, strict=True):
@@ -156,12 +142,20 @@ def build_projection(
     return classes
 
 
-def _all_allowed(rgb: UInt8[np.ndarray, "colours 3"]) -> PaletteProjection:
-    return PaletteProjection(rgb, np.ones(len(rgb), bool), np.arange(len(rgb)))
+def _nearest(
+    palette: UInt8[np.ndarray, "colours 3"], colours: Sequence[Colour] | UInt8[np.ndarray, "others 3"]
+) -> Int64[np.ndarray, " others"]:
+    """Return the index of the palette colour nearest to each colour, in CIELab; all are 8-bit sRGB."""
+    palette_lab, lab = rgb_to_lab(palette), _to_lab(colours)
+    result = np.empty(len(lab), np.int64)
+    for start in range(0, len(lab), _CHUNK_SIZE):
+        chunk = lab[start : start + _CHUNK_SIZE]
+        result[start : start + _CHUNK_SIZE] = ((chunk[:, None] - palette_lab) ** 2).sum(-1).argmin(1)
+    return result
 
 
-def _to_array(colours: Sequence[Colour]) -> UInt8[np.ndarray, "colours 3"]:
-    return np.array(colours, np.uint8).reshape(-1, 3)
+def _to_lab(colours: Sequence[Colour] | UInt8[np.ndarray, "others 3"]) -> Float32[np.ndarray, "others 3"]:
+    return rgb_to_lab(np.asarray(colours, np.uint8).reshape(-1, 3))
 
 
 #: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, at any lightness.
@@ -219,23 +213,10 @@ class ColourPrediction:
     """
 
     chroma: Float32[np.ndarray, "height width 2"]
-    chroma_hook: RuleChain | None
+    chroma_hook: ChromaHook | None
     distribution: ChromaDistribution
     confidence: Float32[np.ndarray, "height width"]
     palette: UInt8[np.ndarray, "colours 3"] | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Draft:
-    """Intermediate result, before the minimum confidence and the hint pixels are applied."""
-
-    chroma: Float32[np.ndarray, "height width 2"]
-    rules: list[PixelRule]
-    distribution: ChromaDistribution
-    confidence: Float32[np.ndarray, "height width"]
-    hint_chroma: Float32[np.ndarray, "labels 2"]
-    """The chroma of each hint label, in order."""
-    palette: UInt8[np.ndarray, "colours 3"] | None = None
 
 
 def apply_constraints(
@@ -259,23 +240,26 @@ def apply_constraints(
 
     Raise UsageError for contradictory constraints and for a negative temperature.
     """
-    if constraints.hints is None:
-        hint_weights = None
-    else:
-        hint_weights = _spread_hints(distribution, constraints.hints, image_size, guide)
+    hints, hint_weights = constraints.hints, None
+    if hints is not None:
+        hint_weights = _spread_hints(distribution, hints, image_size, guide)
     if constraints.palette is not None or constraints.allowed:
-        draft = _constrain_to_palette(distribution, constraints, image_size, hint_weights)
+        prediction, hint_chroma = _constrain_to_palette(distribution, constraints, image_size, hint_weights)
     else:
-        draft = _constrain_bins(distribution, constraints, temperature, image_size, hint_weights)
-    grid = GridMapping(draft.chroma.shape[:2], image_size)
-    rules = draft.rules
+        prediction, hint_chroma = _constrain_bins(distribution, constraints, temperature, image_size, hint_weights)
+    rules = [] if prediction.chroma_hook is None else [prediction.chroma_hook]
     if constraints.min_confidence > 0:
-        rules = [*rules, GreyBelowConfidence(grid, draft.confidence, constraints.min_confidence)]
-    if constraints.hints is not None:
-        no_hint = np.zeros((1, 2), np.float32)
-        rules = [*rules, HintPixels(constraints.hints.labels, np.concatenate([no_hint, draft.hint_chroma]))]
-    chroma_hook = RuleChain(tuple(rules)) if rules else None
-    return ColourPrediction(draft.chroma, chroma_hook, draft.distribution, draft.confidence, draft.palette)
+        confidence, limit = prediction.confidence, constraints.min_confidence
+        rules.append(partial(grey_below_confidence, image_size=image_size, confidence=confidence, min_confidence=limit))
+    if hints is not None:
+        rules.append(partial(hint_pixels, labels=hints.labels, label_chroma=hint_chroma))
+
+    def apply_rules(chroma: ChromaBand, band: slice) -> ChromaBand:
+        for rule in rules:
+            chroma = rule(chroma, band)
+        return chroma
+
+    return replace(prediction, chroma_hook=apply_rules if rules else None)
 
 
 def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
@@ -333,8 +317,8 @@ def _confidence(
     confidence = distribution.confidence(chroma)
     if hint_weights is None:
         return confidence
-    hint_weight = hint_weights.weights.sum(0)
-    return (1 - hint_weight) * resize_planes(confidence[None], *hint_weight.shape)[0] + hint_weight
+    weight = hint_weights.weights.sum(0)
+    return (1 - weight) * resize_planes(confidence[None], *weight.shape)[0] + weight
 
 
 def _constrain_to_palette(
@@ -342,8 +326,8 @@ def _constrain_to_palette(
     constraints: ColourConstraints,
     image_size: tuple[int, int],
     hint_weights: HintWeights | None,
-) -> _Draft:
-    """Assign one of the palette's colours to every position."""
+) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
+    """Assign one of the palette's colours to every position; return also the chroma of each hint label."""
     palette = np.array(constraints.allowed, np.uint8) if constraints.palette is None else constraints.palette.rgb
     classes = build_projection(palette, constraints.allowed, constraints.banned, constraints.replacements)
     projected = classes.project(distribution)
@@ -353,24 +337,19 @@ def _constrain_to_palette(
     hint_chroma = np.zeros((0, 2), np.float32)
     labels = classes.replaced_by[selected]
     if hint_weights is not None and constraints.hints is not None:
-        probabilities = resize_planes(np.exp(projected.log_probabilities), *hint_weights.weights.shape[1:])
-        most_likely = probabilities.argmax(0)
-        labels = _apply_hints(classes, classes.replaced_by[most_likely], hint_weights)
-        hints = classes.nearest(constraints.hints.colours)
+        map_size = hint_weights.lightness.shape
+        most_likely = resize_planes(np.exp(projected.log_probabilities), *map_size).argmax(0)
+        weights = np.zeros((len(classes.rgb), *map_size), np.float32)
+        np.add.at(weights, _nearest(classes.rgb, hint_weights.colours), hint_weights.weights)
+        # The model's weight is the remainder.
+        is_hint = weights.max(0) > 1 - hint_weights.weights.sum(0)
+        labels = np.where(is_hint, weights.argmax(0), classes.replaced_by[most_likely])
+        hints = _nearest(classes.rgb, constraints.hints.colours)
         hint_chroma, used = classes.chroma[hints], np.union1d(used, hints)
     compact_labels = labels.astype(np.min_scalar_type(len(classes.rgb)))
-    rule = PaletteOnly(GridMapping(labels.shape, image_size), compact_labels, classes.chroma)
+    rule = partial(palette_only, image_size=image_size, labels=compact_labels, label_chroma=classes.chroma)
     shown = replace(projected, centres=classes.chroma[classes.replaced_by])
-    return _Draft(classes.chroma[labels], [rule], shown, confidence, hint_chroma, classes.rgb[used])
-
-
-def _apply_hints(
-    projection: PaletteProjection, labels: Int64[np.ndarray, "height width"], hint_weights: HintWeights
-) -> Int64[np.ndarray, "height width"]:
-    """Replace labels by those of hints where the weight of a hint exceeds the model's weight."""
-    weights = np.zeros((len(projection.rgb), *labels.shape), np.float32)
-    np.add.at(weights, projection.nearest(hint_weights.colours), hint_weights.weights)
-    return np.where(weights.max(0) > 1 - hint_weights.weights.sum(0), weights.argmax(0), labels)
+    return ColourPrediction(classes.chroma[labels], rule, shown, confidence, classes.rgb[used]), hint_chroma
 
 
 def _constrain_bins(
@@ -379,82 +358,59 @@ def _constrain_bins(
     temperature: float,
     image_size: tuple[int, int],
     hint_weights: HintWeights | None,
-) -> _Draft:
-    """Assign the annealed mean of the remaining bins to every position, moved out of the exclusion zones."""
-    edits = _BinEdits.from_constraints(constraints)
-    moved, remaining = edits.apply(distribution)
-    zones = ExclusionZones(edits.excluded, COLOUR_RADIUS)
+) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
+    """Assign the annealed mean of the remaining bins to every position, moved out of the exclusion zones.
+
+    Return also the chroma of each hint label.
+    """
+    old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
+    banned, replaced, replacements = (
+        _to_lab(colours)[:, 1:].astype(np.float64) for colours in (constraints.banned, old, new)
+    )
+    zones = ExclusionZones(np.unique(np.concatenate([banned, replaced]), axis=0), COLOUR_RADIUS)
+    for a, b, is_excluded in zip(old, new, zones.contains(replacements), strict=True):
+        if is_excluded:
+            reason = f"within {COLOUR_RADIUS:g} in a*b* of a replaced or banned colour"
+            raise UsageError(f"replace {to_hex(a)}={to_hex(b)}: {to_hex(b)} is {reason}; use another colour")
+    moved, remaining = _edit_bins(distribution, banned, replaced, replacements)
     chroma = zones.push_out(remaining.chroma(temperature))
     confidence = _confidence(moved, chroma, hint_weights)
     hint_chroma, exempt = np.zeros((0, 2), np.float32), None
     if hint_weights is not None and constraints.hints is not None:
-        hint_chroma, group_chroma = (
-            rgb_to_lab(colours)[:, 1:] for colours in (constraints.hints.colours, hint_weights.colours)
-        )
+        hint_chroma, group_chroma = (_to_lab(hints.colours)[:, 1:] for hints in (constraints.hints, hint_weights))
         model_weight = 1 - hint_weights.weights.sum(0)
         chroma = _guided_upsample(chroma, distribution.lightness, hint_weights.lightness) * model_weight[..., None]
         chroma += np.einsum("nhw,nc->hwc", hint_weights.weights, group_chroma)
         exempt = hint_weights.weights[zones.contains(group_chroma)].sum(0)
-    rules: list[PixelRule] = (
-        [ExcludeZones(GridMapping(chroma.shape[:2], image_size), zones, exempt)] if len(zones.centres) else []
+    rule = partial(exclude_zones, image_size=image_size, zones=zones, exempt=exempt) if len(zones.centres) else None
+    return ColourPrediction(chroma, rule, remaining, confidence, None), hint_chroma
+
+
+def _edit_bins(
+    distribution: ChromaDistribution,
+    banned_chroma: Float64[np.ndarray, "banned 2"],
+    replaced_chroma: Float64[np.ndarray, "replaced 2"],
+    replacements: Float64[np.ndarray, "replaced 2"],
+) -> tuple[ChromaDistribution, ChromaDistribution]:
+    """Return the distribution with replaced bins moved to their replacements, and the same without banned bins.
+
+    Raise UsageError if no bin is left.
+    """
+    centres = distribution.centres.astype(np.float64)
+    to_banned, to_replaced = (
+        np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned_chroma, replaced_chroma)
     )
-    return _Draft(chroma, rules, remaining, confidence, hint_chroma)
-
-
-@dataclass(frozen=True, eq=False)
-class _BinEdits:
-    """Chroma (a*, b*) of the banned and replaced colours, for changes to the model's bins."""
-
-    banned: Float64[np.ndarray, "banned 2"]
-    replaced: Float64[np.ndarray, "replaced 2"]
-    replacements: Float64[np.ndarray, "replaced 2"]
-
-    @classmethod
-    def from_constraints(cls, constraints: ColourConstraints) -> "_BinEdits":
-        """Convert constraints to chroma. Raise UsageError if the replacement of a colour is not available."""
-        old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
-        banned, old_chroma, new_chroma = (
-            rgb_to_lab(np.array(colours, np.uint8).reshape(-1, 3))[:, 1:].astype(np.float64)
-            for colours in (constraints.banned, old, new)
-        )
-        edits = cls(banned, old_chroma, new_chroma)
-        zones = ExclusionZones(edits.excluded, COLOUR_RADIUS)
-        for a, b, is_excluded in zip(old, new, zones.contains(new_chroma), strict=True):
-            if is_excluded:
-                name = f"replace {to_hex(a)}={to_hex(b)}"
-                reason = f"within {COLOUR_RADIUS:g} in a*b* of a replaced or banned colour"
-                raise UsageError(f"{name}: {to_hex(b)} is {reason}; use another colour")
-        return edits
-
-    @property
-    def excluded(self) -> Float64[np.ndarray, "excluded 2"]:
-        """The centres of the zones that no pixel's chroma may enter."""
-        return np.unique(np.concatenate([self.banned, self.replaced]), axis=0)
-
-    def apply(self, distribution: ChromaDistribution) -> tuple[ChromaDistribution, ChromaDistribution]:
-        """Return the distribution with replaced bins moved to their replacements, and the same without banned bins.
-
-        Raise UsageError if no bin is left.
-        """
-        centres = distribution.centres.astype(np.float64)
-        banned = _pairwise_distances(centres, self.banned).min(1, initial=np.inf) < COLOUR_RADIUS
-        if len(self.replaced):
-            distance = _pairwise_distances(centres, self.replaced)
-            replaced = distance.min(1) < COLOUR_RADIUS
-            centres = np.where(replaced[:, None], self.replacements[distance.argmin(1)], centres)
-            banned &= ~replaced
-        if banned.all():
-            raise UsageError("ban: no colour of the model is left; ban fewer colours")
-        moved = replace(distribution, centres=centres.astype(np.float32))
-        if not banned.any():
-            return moved, moved
-        # Raise probabilities of 0 to a tiny value: each position keeps a colour even if all its likely bins are banned.
-        scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
-        scores[banned] = -np.inf
-        return moved, replace(moved, log_probabilities=log_softmax(scores, 0))
-
-
-def _pairwise_distances(
-    points: Float64[np.ndarray, "points 2"], references: Float64[np.ndarray, "others 2"]
-) -> Float64[np.ndarray, "points others"]:
-    return np.sqrt(((points[:, None] - references) ** 2).sum(-1))
+    banned = to_banned.min(1, initial=np.inf) < COLOUR_RADIUS
+    if len(replaced_chroma):
+        replaced = to_replaced.min(1) < COLOUR_RADIUS
+        centres = np.where(replaced[:, None], replacements[to_replaced.argmin(1)], centres)
+        banned &= ~replaced
+    if banned.all():
+        raise UsageError("ban: no colour of the model is left; ban fewer colours")
+    moved = replace(distribution, centres=centres.astype(np.float32))
+    if not banned.any():
+        return moved, moved
+    # Raise probabilities of 0 to a tiny value: each position keeps a colour even if all its likely bins are banned.
+    scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
+    scores[banned] = -np.inf
+    return moved, replace(moved, log_probabilities=log_softmax(scores, 0))

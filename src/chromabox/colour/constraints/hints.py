@@ -91,26 +91,22 @@ def hints_from_pixels(
     pixels: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], image_size: tuple[int, int]
 ) -> Hints:
     """Return hints of the given full size from painted pixels of any size."""
-    packed = pixels[mask].astype(np.int64) @ [1 << 16, 1 << 8, 1]
-    distinct, index = np.unique(packed, return_inverse=True)
-    colours = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
+    colours, index = np.unique(pixels[mask], axis=0, return_inverse=True)
     labels = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
-    labels[mask] = index + 1
-    for axis, length in enumerate(image_size):
-        labels = _resize_axis(labels, axis, length)
+    labels[mask] = index.ravel() + 1
+    for length in image_size:
+        labels = _resize_rows(labels, length).T
     return Hints(np.ascontiguousarray(labels), colours)
 
 
-def _resize_axis(labels: UInt[np.ndarray, "_ _"], axis: int, length: int) -> UInt[np.ndarray, "_ _"]:
-    """Resize one axis: upsample by nearest neighbour, or downsample and keep every painted pixel."""
-    current = labels.shape[axis]
-    if current <= length:
-        return labels if current == length else labels.take(np.arange(length) * current // length, axis)
-    moved = np.moveaxis(labels, axis, 0)
-    result = np.zeros((length, moved.shape[1]), labels.dtype)
-    for line, position in zip(moved, np.arange(current) * length // current, strict=True):
+def _resize_rows(labels: UInt[np.ndarray, "_ _"], length: int) -> UInt[np.ndarray, "_ _"]:
+    """Resize the first axis: upsample by nearest neighbour, or downsample and keep every painted pixel."""
+    if len(labels) <= length:
+        return labels[np.arange(length) * len(labels) // length]
+    result = np.zeros((length, labels.shape[1]), labels.dtype)
+    for line, position in zip(labels, np.arange(len(labels)) * length // len(labels), strict=True):
         np.copyto(result[position], line, where=line > 0)
-    return np.moveaxis(result, 0, axis)
+    return result
 
 
 def propagate_hints(
@@ -131,11 +127,24 @@ def propagate_hints(
         chroma: the model's a* and b*: edges between cells with similar predictions have higher weights.
     """
     groups, colours = _group_colours(hints)
-    seeds = _seed_cells(hints, groups, len(colours), lightness.shape)
+    rows, columns = np.nonzero(hints.labels)
+    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
+    (map_height, map_width), (height, width) = lightness.shape, hints.labels.shape
+    cell = rows * map_height // height * map_width + columns * map_width // width
+    counts = np.bincount(group * lightness.size + cell, minlength=len(colours) * lightness.size)
+    counts = counts.reshape(len(colours), *lightness.shape)
+    # The group with the most painted pixels in each cell; −1 for a cell without painted pixels.
+    seeds = np.where(counts.any(0), counts.argmax(0), -1)
+    vertical, horizontal = (
+        np.exp(
+            -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * EDGE_LIGHTNESS_SIGMA**2)
+            - (np.diff(chroma, axis=axis).astype(np.float64) ** 2).sum(-1) / (2 * EDGE_CHROMA_SIGMA**2)
+        ).clip(MIN_EDGE_WEIGHT)
+        for axis in (0, 1)
+    )
+    decay_length = DECAY_LENGTH * min(lightness.shape)
     with threadpool_limits(1, user_api="blas"):  # With matrices this small, more threads are slower on a busy machine.
-        probabilities = _random_walk_probabilities(
-            seeds, len(colours), _edge_weights(lightness, chroma), DECAY_LENGTH * min(lightness.shape)
-        )
+        probabilities = _random_walk_probabilities(seeds, len(colours), vertical, horizontal, decay_length)
     total = probabilities.sum(0)
     weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
     return HintWeights(weights.astype(np.float32), lightness, colours)
@@ -154,44 +163,19 @@ def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np
     return distance.argmin(0), hints.colours[representatives]
 
 
-def _seed_cells(
-    hints: Hints, groups: Int64[np.ndarray, " labels"], num_groups: int, shape: tuple[int, int]
-) -> Int64[np.ndarray, "height width"]:
-    """Return the group with the most painted pixels in each cell; −1 for a cell without painted pixels."""
-    rows, columns = np.nonzero(hints.labels)
-    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
-    height, width = hints.labels.shape
-    cell = rows * shape[0] // height * shape[1] + columns * shape[1] // width
-    area = shape[0] * shape[1]
-    counts = np.bincount(group * area + cell, minlength=num_groups * area).reshape(num_groups, *shape)
-    seeds: Int64[np.ndarray, "height width"] = np.where(counts.any(0), counts.argmax(0), -1)
-    return seeds
-
-
-def _edge_weights(
-    lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
-) -> tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]]:
-    """Return the weights of the edges between vertical neighbours and between horizontal neighbours."""
-    vertical, horizontal = (
-        np.exp(
-            -(np.diff(lightness, axis=axis).astype(np.float64) ** 2) / (2 * EDGE_LIGHTNESS_SIGMA**2)
-            - (np.diff(chroma, axis=axis).astype(np.float64) ** 2).sum(-1) / (2 * EDGE_CHROMA_SIGMA**2)
-        ).clip(MIN_EDGE_WEIGHT)
-        for axis in (0, 1)
-    )
-    return vertical, horizontal
-
-
 def _random_walk_probabilities(
     seeds: Int64[np.ndarray, "height width"],
     num_groups: int,
-    edge_weights: tuple[Float64[np.ndarray, "rows width"], Float64[np.ndarray, "height columns"]],
+    vertical: Float64[np.ndarray, "rows width"],
+    horizontal: Float64[np.ndarray, "height columns"],
     decay_length: float,
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
-    """Return the probabilities that a walk from each cell meets each group's cells first, before it ends at random."""
-    vertical, horizontal = edge_weights
+    """Return the probabilities that a walk from each cell meets each group's cells first, before it ends at random.
+
+    ``vertical`` and ``horizontal`` are the weights of the edges between neighbours.
+    """
     if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter one.
-        transposed = _random_walk_probabilities(seeds.T, num_groups, (horizontal.T, vertical.T), decay_length)
+        transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T, decay_length)
         return transposed.swapaxes(1, 2)
     degree = np.full(seeds.shape, decay_length**-2)
     degree[:-1] += vertical

@@ -14,6 +14,9 @@ from chromabox.colour.evaluation import metrics
 from chromabox.colour.palette.palette import Palette, annealed_mean, decode_labels
 from chromabox.colour.weights.checkpoint import PaletteModel
 
+LabelMaps = UInt8[np.ndarray, "images height width"]
+RgbImages = UInt8[np.ndarray, "images height width 3"]
+
 #: Number of images per forward pass, which bounds memory use for a split of any size.
 EVAL_BATCH_SIZE = 250
 
@@ -69,28 +72,46 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     * ``palette oracle``: the true label of every pixel, the upper bound for this palette;
     * ``truth``: the ground-truth images.
     """
-    test, palette = data.test, model.palette
-    truth = _channels_last(test.rgb)
+    train, test, palette = data.train, data.test, model.palette
+    truth, train_labels, true_labels = _channels_last(test.rgb), train.labels.numpy(), test.labels.numpy()
+
+    def make_row(
+        name: str, rgb: np.ndarray, loss: float | None = None, counts: np.ndarray | None = None
+    ) -> EvaluationRow:
+        """Compute the metrics of one row; the accuracies require the confusion matrix."""
+        return EvaluationRow(
+            name=name,
+            loss=loss,
+            accuracy=None if counts is None else int(counts.trace()) / true_labels.size,
+            balanced_accuracy=None if counts is None else metrics.balanced_accuracy(counts),
+            psnr=metrics.psnr(rgb, truth),
+            delta_e=metrics.delta_e(rgb, truth),
+            colourfulness=float(np.mean([metrics.colourfulness(image) for image in rgb])),
+        )
+
+    def make_label_row(name: str, labels: np.ndarray, loss: float) -> EvaluationRow:
+        counts = metrics.confusion_matrix(labels, true_labels, len(palette))
+        return make_row(name, decode_labels(labels, palette), loss, counts)
+
     loss, labels, annealed = _predict(model, test, temperature)
-    confusion = metrics.confusion_matrix(labels, test.labels.numpy(), len(palette.colours))
-    model_row = _make_row("net", decode_labels(labels, palette), truth, loss, labels, test, confusion)
-    grey = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
-    true_labels = test.labels.numpy()
+    majority = metrics.majority_baseline(train_labels, true_labels, len(palette))
+    by_grey = metrics.grey_lookup_baseline(
+        train.grey_sum.numpy(), train_labels, test.grey_sum.numpy(), true_labels, len(palette)
+    )
     rows = [
-        model_row,
-        _make_row("net, annealed mean", annealed, truth),
-        *_baselines(data, palette, truth),
-        _make_row("grey", grey, truth),
-        _make_row("palette oracle", decode_labels(true_labels, palette), truth, 0.0, true_labels, test),
-        _make_row("truth", truth, truth),
+        make_label_row("net", labels, loss),
+        make_row("net, annealed mean", annealed),
+        make_label_row("majority colour", majority.labels, majority.loss),
+        make_label_row("grey value's colour", by_grey.labels, by_grey.loss),
+        make_row("grey", _grey_images(test)),
+        make_label_row("palette oracle", true_labels, 0.0),
+        make_row("truth", truth),
     ]
-    return Evaluation(rows, confusion)
+    return Evaluation(rows, metrics.confusion_matrix(labels, true_labels, len(palette)))
 
 
 @torch.no_grad()
-def _predict(
-    model: PaletteModel, test: LabelledImages, temperature: float
-) -> tuple[float, UInt8[np.ndarray, "images height width"], UInt8[np.ndarray, "images height width 3"]]:
+def _predict(model: PaletteModel, test: LabelledImages, temperature: float) -> tuple[float, LabelMaps, RgbImages]:
     """Return the mean loss, the most likely labels, and the images decoded with the annealed mean."""
     total_loss, labels, annealed = 0.0, [], []
     for start in range(0, len(test), EVAL_BATCH_SIZE):
@@ -103,56 +124,12 @@ def _predict(
     return total_loss / test.labels.numel(), np.concatenate(labels), np.concatenate(annealed)
 
 
-def _baselines(
-    data: ColourDataset, palette: Palette, truth: UInt8[np.ndarray, "images height width 3"]
-) -> list[EvaluationRow]:
-    """Return the rows of the two baselines."""
-    num_colours = len(palette.colours)
-    train, test = data.train, data.test
-    train_labels, test_labels = train.labels.numpy(), test.labels.numpy()
-    baselines = {
-        "majority colour": metrics.majority_baseline(train_labels, test_labels, num_colours),
-        "grey value's colour": metrics.grey_lookup_baseline(
-            train.grey_sum.numpy(), train_labels, test.grey_sum.numpy(), test_labels, num_colours
-        ),
-    }
-    return [
-        _make_row(name, decode_labels(baseline.labels, palette), truth, baseline.loss, baseline.labels, test)
-        for name, baseline in baselines.items()
-    ]
-
-
-def _make_row(
-    name: str,
-    rgb: UInt8[np.ndarray, "images height width 3"],
-    truth: UInt8[np.ndarray, "images height width 3"],
-    loss: float | None = None,
-    labels: UInt8[np.ndarray, "images height width"] | None = None,
-    test: LabelledImages | None = None,
-    confusion: Int64[np.ndarray, "truth prediction"] | None = None,
-) -> EvaluationRow:
-    """Compute the metrics of one row; the accuracies require ``labels`` and ``test``."""
-    accuracy = balanced = None
-    if labels is not None and test is not None:
-        true_labels = test.labels.numpy()
-        accuracy = metrics.accuracy(labels, true_labels)
-        num_colours = int(max(labels.max(), true_labels.max())) + 1
-        balanced = metrics.balanced_accuracy(
-            metrics.confusion_matrix(labels, true_labels, num_colours) if confusion is None else confusion
-        )
-    return EvaluationRow(
-        name=name,
-        loss=loss,
-        accuracy=accuracy,
-        balanced_accuracy=balanced,
-        psnr=metrics.psnr(rgb, truth),
-        delta_e=metrics.delta_e(rgb, truth),
-        colourfulness=float(np.mean([metrics.colourfulness(image) for image in rgb])),
-    )
-
-
-def _channels_last(rgb: UInt8[np.ndarray, "images 3 height width"]) -> UInt8[np.ndarray, "images height width 3"]:
+def _channels_last(rgb: UInt8[np.ndarray, "images 3 height width"]) -> RgbImages:
     return np.ascontiguousarray(rgb.transpose(0, 2, 3, 1))
+
+
+def _grey_images(images: LabelledImages) -> RgbImages:
+    return np.repeat(np.rint(images.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def sample_grid(
@@ -160,24 +137,18 @@ def sample_grid(
 ) -> list[list[UInt8[np.ndarray, "height width 3"]]]:
     """Return three rows of images for the first ``num_images`` test images: greyscale, ground truth and prediction."""
     samples = test.select(slice(0, num_images))
-    labels = predict_labels(model, samples.grey)
-    grey = np.rint(samples.grey_sum.numpy() / 3).astype(np.uint8)
-    grey_images = [np.repeat(image[..., None], 3, axis=-1) for image in grey]
-    return [grey_images, list(_channels_last(samples.rgb)), list(decode_labels(labels, palette))]
+    predicted = decode_labels(predict_labels(model, samples.grey), palette)
+    return [list(_grey_images(samples)), list(_channels_last(samples.rgb)), list(predicted)]
 
 
 @torch.no_grad()
-def predict_labels(
-    model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]
-) -> UInt8[np.ndarray, "images height width"]:
+def predict_labels(model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]) -> LabelMaps:
     """Return the index of the most likely palette colour of every pixel.
 
     ``grey`` is in [0, 1). The model predicts in evaluation mode on its device; its mode is restored afterwards.
     """
     was_training = model.training
     device = next(model.parameters()).device
-    labels: UInt8[np.ndarray, "images height width"] = (
-        model.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
-    )
+    labels: LabelMaps = model.eval()(grey.to(device)).argmax(1).to(torch.uint8).cpu().numpy()
     model.train(was_training)
     return labels

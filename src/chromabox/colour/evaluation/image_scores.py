@@ -86,10 +86,8 @@ class ScoreReport:
     @property
     def mean(self) -> dict[str, float | None]:
         """Mean of every score over the files for which it is finite; None if there are no such files."""
-        return {
-            field.name: _mean([getattr(file.scores, field.name) for file in self.files])
-            for field in fields(ImageScores)
-        }
+        names = [field.name for field in fields(ImageScores)]
+        return {name: _mean(getattr(file.scores, name) for file in self.files) for name in names}
 
     def as_json(self) -> dict[str, Any]:
         """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision; an infinite PSNR becomes None."""
@@ -125,23 +123,23 @@ def score_image(
     """
     grey = metrics.to_greyscale(original)
     psnr, grey_psnr = (metrics.psnr(rgb, original) for rgb in (coloured, grey))
-    to_coloured, to_grey = metrics.lab_differences(original, coloured, grey)
+    (delta_e, delta_lightness), (grey_delta_e, grey_delta_lightness) = metrics.lab_differences(original, coloured, grey)
     colourfulness, original_colourfulness = (metrics.colourfulness(rgb) for rgb in (coloured, original))
     return ImageScores(
         psnr=psnr,
         ssim=metrics.ssim(coloured, original),
-        delta_e=to_coloured.delta_e,
-        delta_lightness=to_coloured.delta_lightness,
+        delta_e=delta_e,
+        delta_lightness=delta_lightness,
         colourfulness=colourfulness,
         original_colourfulness=original_colourfulness,
         colourfulness_difference=colourfulness - original_colourfulness,
         colourfulness_ratio=_ratio(colourfulness, original_colourfulness),
         grey_psnr=grey_psnr,
         grey_ssim=metrics.ssim(grey, original),
-        grey_delta_e=to_grey.delta_e,
-        grey_delta_lightness=to_grey.delta_lightness,
+        grey_delta_e=grey_delta_e,
+        grey_delta_lightness=grey_delta_lightness,
         psnr_gain=_finite_or_none(psnr - grey_psnr),
-        delta_e_reduction=_ratio(100 * (to_grey.delta_e - to_coloured.delta_e), to_grey.delta_e),
+        delta_e_reduction=_ratio(100 * (grey_delta_e - delta_e), grey_delta_e),
     )
 
 
@@ -157,13 +155,23 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for pair in pairs:
             try:
-                files.append(_score_files(pair))
+                original, coloured_image = (
+                    to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured)
+                )
+                if original.shape != coloured_image.shape:
+                    sizes = [f"{width} × {height}" for height, width, _ in (coloured_image.shape, original.shape)]
+                    raise ChromaboxError(
+                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their "
+                        "EXIF orientation applied: expected images of the same size"
+                    )
+                height, width, _ = original.shape
+                scores = score_image(original, coloured_image)
+                files.append(FileScores(pair.original_relative, pair.coloured_relative, width, height, scores))
             except ChromaboxError as error:
                 failed.append(FailedFile(pair.original_relative, str(error)))
             except MemoryError:
-                failed.append(
-                    FailedFile(pair.original_relative, f"{pair.original}: not enough memory to score the image")
-                )
+                message = f"{pair.original}: not enough memory to score the image"
+                failed.append(FailedFile(pair.original_relative, message))
             tick()
     return ScoreReport(files, failed)
 
@@ -190,7 +198,15 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[Fa
     coloured_paths = _list_images(coloured, exclude=originals)
     if originals.is_file() and coloured.is_file():
         return [FilePair(originals, next(iter(original_paths)), coloured, next(iter(coloured_paths)))], []
-    candidates = _match_candidates(original_paths, coloured_paths)
+    by_stem: dict[Path, list[Path]] = {}
+    for relative in coloured_paths:
+        by_stem.setdefault(relative.with_suffix(""), []).append(relative)
+    # The same path if it exists, else all paths that differ only in the suffix and are not those of an original.
+    candidates: dict[Path, list[Path]] = {}
+    for relative in original_paths:
+        matches = by_stem.get(relative.with_suffix(""), [])
+        exact = relative in matches
+        candidates[relative] = [relative] if exact else [path for path in matches if path not in original_paths]
     num_originals = Counter(matches[0] for matches in candidates.values() if len(matches) == 1)
     pairs: list[FilePair] = []
     errors: dict[Path, str] = {}
@@ -222,35 +238,6 @@ def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
         for path, relative in find_images([root])
         if not is_nested or excluded not in path.resolve().parents
     }
-
-
-def _match_candidates(originals: Iterable[Path], coloured: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Return, for each relative path of an original, the relative paths of the colourised images that match it.
-
-    This is the same path if it exists, else all paths that differ only in the suffix and are not those of an original.
-    """
-    original_set = set(originals)
-    by_stem: dict[Path, list[Path]] = {}
-    for path in coloured:
-        by_stem.setdefault(path.with_suffix(""), []).append(path)
-    same_stem = {path: by_stem.get(path.with_suffix(""), []) for path in original_set}
-    return {
-        path: [path] if path in same_stem[path] else [match for match in same_stem[path] if match not in original_set]
-        for path in originals
-    }
-
-
-def _score_files(pair: FilePair) -> FileScores:
-    """Read and score one pair. Raise ChromaboxError if a file cannot be read or the sizes differ."""
-    original, coloured = (to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured))
-    if original.shape != coloured.shape:
-        sizes = [f"{width} × {height}" for height, width, _ in (coloured.shape, original.shape)]
-        raise ChromaboxError(
-            f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their EXIF "
-            "orientation applied: expected images of the same size"
-        )
-    height, width, _ = original.shape
-    return FileScores(pair.original_relative, pair.coloured_relative, width, height, score_image(original, coloured))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

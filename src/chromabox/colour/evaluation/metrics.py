@@ -14,6 +14,9 @@ from jaxtyping import Float32, Float64, Int64, Integer, UInt8
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.errors import ChromaboxError
 
+Labels = Integer[np.ndarray, "..."]
+Rgb = UInt8[np.ndarray, "... 3"]
+
 #: Number of pixels processed at a time. Intermediate results fit into the CPU cache: CIEDE2000 is twice as fast as with
 #: 2¹⁸ pixels.
 CHUNK_PIXELS = 1 << 15
@@ -28,7 +31,7 @@ SSIM_WEIGHTS /= SSIM_WEIGHTS[0] + 2 * SSIM_WEIGHTS[1:].sum()
 REC709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
 
-def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."]) -> float:
+def accuracy(labels: Labels, truth: Labels) -> float:
     """Return the fraction of pixels with the true label, in [0, 1].
 
     Raise ChromaboxError if the shapes differ or there are no pixels.
@@ -37,9 +40,7 @@ def accuracy(labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "...
     return np.count_nonzero(labels == truth) / labels.size
 
 
-def confusion_matrix(
-    labels: Integer[np.ndarray, "..."], truth: Integer[np.ndarray, "..."], num_classes: int
-) -> Int64[np.ndarray, "truth prediction"]:
+def confusion_matrix(labels: Labels, truth: Labels, num_classes: int) -> Int64[np.ndarray, "truth prediction"]:
     """Count the pixels for each pair of true (row) and predicted (column) colour.
 
     Raise ChromaboxError if the shapes differ, there are no pixels, or a label is outside 0 … ``num_classes`` − 1.
@@ -61,7 +62,7 @@ def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float
     return float(recall.mean()) if recall.size else float("nan")
 
 
-def psnr(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
+def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
     """Compute the peak signal-to-noise ratio in dB over all values, peak 255: 10·log10(255² / mean squared error).
 
     The mean squared error is taken over all images; the result is not a mean of ratios. It is infinite for equal
@@ -92,24 +93,20 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
     num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # of window centres
     side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     total = 0.0
     for top in range(0, num_rows, side):
         for left in range(0, num_columns, side):
             tile = np.s_[top : top + side + 2 * SSIM_RADIUS, left : left + side + 2 * SSIM_RADIUS]
-            total += float(_ssim_map(rgb_a[tile].astype(np.float64), rgb_b[tile].astype(np.float64)).sum())
+            a, b = (rgb[tile].astype(np.float64) for rgb in (rgb_a, rgb_b))
+            mean_a, mean_b = _gaussian_means(a), _gaussian_means(b)
+            product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
+            covariance = _gaussian_means(a * b) - product
+            variances = _gaussian_means(a * a + b * b) - squares
+            # Equation 13, for every window that is completely inside the tile.
+            similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+            total += float(similarity.sum())
     return total / (3 * num_rows * num_columns)
-
-
-def _ssim_map(
-    a: Float64[np.ndarray, "height width 3"], b: Float64[np.ndarray, "height width 3"]
-) -> Float64[np.ndarray, "rows columns 3"]:
-    """Return the structural similarity of every window that is completely inside the tile (equation 13)."""
-    mean_a, mean_b = _gaussian_means(a), _gaussian_means(b)
-    product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
-    covariance = _gaussian_means(a * b) - product
-    variances = _gaussian_means(a * a + b * b) - squares
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
 def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:
@@ -126,26 +123,16 @@ def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np
     return values
 
 
-def delta_e(rgb_a: UInt8[np.ndarray, "... 3"], rgb_b: UInt8[np.ndarray, "... 3"]) -> float:
+def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
     """Compute the mean CIEDE2000 colour difference between corresponding pixels; about 1 is just noticeable.
 
     See :func:`lab_differences` and :func:`ciede2000`.
     """
-    return lab_differences(rgb_a, rgb_b)[0].delta_e
+    return lab_differences(rgb_a, rgb_b)[0][0]
 
 
-@dataclass(frozen=True)
-class LabDifference:
-    """Differences between two images in CIELab, as means over the pixels."""
-
-    delta_e: float
-    """CIEDE2000; about 1 is just noticeable."""
-    delta_lightness: float
-    """Absolute difference of L*, in [0, 100]."""
-
-
-def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]) -> list[LabDifference]:
-    """Compute the differences between the first image and each of the others.
+def lab_differences(rgb: Rgb, *others: Rgb) -> list[tuple[float, float]]:
+    """Compute the mean CIEDE2000 and the mean |ΔL*| (0 to 100) between the first image and each of the others.
 
     The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks: the working memory
     does not depend on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
@@ -156,8 +143,7 @@ def lab_differences(rgb: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, 
         for index, other in enumerate(other_labs):
             lightness = np.abs(lab[:, 0] - other[:, 0])
             sums[index] += ciede2000(lab, other).sum(dtype=np.float64), lightness.sum(dtype=np.float64)
-    means = sums / (rgb.size // 3)
-    return [LabDifference(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in means]
+    return [(float(delta_e), float(delta_lightness)) for delta_e, delta_lightness in sums / (rgb.size // 3)]
 
 
 def ciede2000(
@@ -218,7 +204,7 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
     return float(np.sqrt(variance[0] + variance[1] / 4) + 0.3 * np.hypot(*mean))
 
 
-def to_greyscale(rgb: UInt8[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
+def to_greyscale(rgb: Rgb) -> Rgb:
     """Return the greyscale image with the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
 
     At a* = b* = 0, linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
@@ -252,9 +238,7 @@ class Baseline:
     """Mean cross-entropy per pixel, in nats, of the training split's class frequencies, with 1 added to every count."""
 
 
-def majority_baseline(
-    train_labels: Integer[np.ndarray, "..."], test_labels: Integer[np.ndarray, "..."], num_classes: int
-) -> Baseline:
+def majority_baseline(train_labels: Labels, test_labels: Labels, num_classes: int) -> Baseline:
     """Predict the most frequent colour of the training pixels for every pixel; ties go to the lowest index.
 
     Raise ChromaboxError if a label is outside 0 … ``num_classes`` − 1 or there are no pixels.
@@ -264,11 +248,7 @@ def majority_baseline(
 
 
 def grey_lookup_baseline(
-    train_grey: Integer[np.ndarray, "..."],
-    train_labels: Integer[np.ndarray, "..."],
-    test_grey: Integer[np.ndarray, "..."],
-    test_labels: Integer[np.ndarray, "..."],
-    num_classes: int,
+    train_grey: Labels, train_labels: Labels, test_grey: Labels, test_labels: Labels, num_classes: int
 ) -> Baseline:
     """Predict, for every pixel, the most frequent colour of the training pixels with the same grey value.
 
@@ -297,9 +277,7 @@ def grey_lookup_baseline(
     return Baseline(lookup[test_grey], num_correct / test_labels.size, loss)
 
 
-def _joint_histogram(
-    rows: Integer[np.ndarray, "..."], columns: Integer[np.ndarray, "..."], height: int, width: int
-) -> Int64[np.ndarray, "{height} {width}"]:
+def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> Int64[np.ndarray, "{height} {width}"]:
     """Count each pair of values, in chunks, to avoid a 64-bit copy of all pixels."""
     counts = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
@@ -309,9 +287,7 @@ def _joint_histogram(
     return counts.reshape(height, width)
 
 
-def _chunks(
-    first: UInt8[np.ndarray, "... 3"], *others: UInt8[np.ndarray, "... 3"]
-) -> Iterator[tuple[UInt8[np.ndarray, "pixels 3"], ...]]:
+def _chunks(first: Rgb, *others: Rgb) -> Iterator[tuple[UInt8[np.ndarray, "pixels 3"], ...]]:
     """Yield corresponding chunks of pixels of all images."""
     for other in others:
         _check_pair(first, other)
@@ -328,7 +304,7 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
         raise ChromaboxError("no pixels: expected at least one")
 
 
-def _check_range(name: str, values: Integer[np.ndarray, "..."], upper: int) -> None:
+def _check_range(name: str, values: Labels, upper: int) -> None:
     """Raise ChromaboxError if a value is outside 0 … ``upper`` − 1."""
     if values.min() < 0 or values.max() >= upper:
         raise ChromaboxError(f"{name}s range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")

@@ -1,29 +1,21 @@
 """Batch colourisation of image files: parallel, and resumable after an interruption.
 
-:func:`colourise_batch` processes pairs of source and target files with any function. :func:`parse_options` and
-:func:`make_file_coloriser` build that function from the command line's options: read, predict, apply the chroma, write.
+:func:`colourise_batch` processes pairs of source and target files with any function; :func:`make_file_coloriser`
+returns one that reads, predicts, applies the chroma and writes.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, palette_from_image_or_file
-from chromabox.colour.inference.load import model_sha256
-from chromabox.colour.inference.predict import (
-    ColouriseOptions,
-    StyleName,
-    apply_prediction,
-    predict_colours,
-)
-from chromabox.colour.palette.io import parse_colour, parse_replacement
+from chromabox.colour.constraints.constraints import ColourPrediction
+from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
+from chromabox.runtime.parallel import map_ordered
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ def colourise_batch(
     manifest_path: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Generator[ColouriseResult, None, None]:
-    """Process files in parallel and yield each result as it becomes available; a failure does not stop the batch.
+    """Process files in parallel and yield their results in order; a failure does not stop the batch.
 
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
@@ -62,145 +54,73 @@ def colourise_batch(
     finished and no others are started. Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest
     that cannot be read or written.
     """
-    if workers < 1:
-        raise UsageError(f"workers is {workers}: expected at least 1")
     manifest = None if manifest_path is None else Manifest(manifest_path, settings)
-    return _run_batch(pairs, process_file, manifest, workers, log)
+    finished: list[Path] = []
 
+    def process(pair: tuple[Path, Path]) -> ColouriseResult:
+        # File errors and out-of-memory errors are results; other exceptions are bugs and propagate.
+        source, target = pair
+        try:
+            if manifest is not None:
+                # Hash the source first: if it changes during processing, the next run processes it again.
+                digest = sha256_file(source)
+                metadata = manifest.lookup(target, digest)
+                if metadata is not None:
+                    finished.append(target)
+                    return ColouriseResult(source, target, skipped=True, metadata=metadata)
+            metadata = dict(process_file(source, target))
+        except ChromaboxError as error:
+            return ColouriseResult(source, target, str(error))
+        except OSError as error:
+            message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
+            return ColouriseResult(source, target, message)
+        except (MemoryError, RuntimeError) as error:
+            # On the CPU, PyTorch raises a plain RuntimeError if memory runs out.
+            phrases = ("allocate memory", "out of memory", "not enough memory")
+            if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
+                raise
+            return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
+        if manifest is not None:
+            manifest.add(target, digest, metadata)
+        finished.append(target)
+        return ColouriseResult(source, target, metadata=metadata)
 
-def _run_batch(
-    pairs: Sequence[tuple[Path, Path]],
-    process_file: Callable[[Path, Path], Mapping[str, Any]],
-    manifest: Manifest | None,
-    workers: int,
-    log: Callable[[str], None],
-) -> Generator[ColouriseResult, None, None]:
-    # A separate generator: ``colourise_batch`` checks its arguments when it is called, not at the first result.
-    remaining = iter(pairs)
-    pending: set[Future[ColouriseResult]] = set()
-    num_done, completed = 0, False
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="colour")
-    try:
-        while True:
-            for source, target in islice(remaining, 2 * workers - len(pending)):
-                pending.add(pool.submit(_process_one, source, target, process_file, manifest))
-            if not pending:
-                break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                result = future.result()
-                pending.remove(future)
-                num_done += result.error is None
-                yield result
-        completed = True
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if not completed:
-            num_done += sum(_succeeded(future) for future in pending)
-            rerun = "process the remaining ones" if manifest is not None else "process all of them again"
-            log(f"{num_done} of {len(pairs)} images are finished; run the same command to {rerun}")
+    def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
+        completed = False
+        try:
+            yield from results
+            completed = True
+        finally:
+            if not completed:
+                rerun = "process the remaining ones" if manifest is not None else "process all of them again"
+                log(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
 
-
-def _succeeded(future: Future[ColouriseResult]) -> bool:
-    return not future.cancelled() and future.exception() is None and future.result().error is None
-
-
-def _process_one(
-    source: Path, target: Path, process_file: Callable[[Path, Path], Mapping[str, Any]], manifest: Manifest | None
-) -> ColouriseResult:
-    """Process one image unless it is up to date, and add it to the manifest.
-
-    Return file errors and out-of-memory errors as the result's ``error``; other exceptions are bugs and propagate.
-    """
-    try:
-        if manifest is None:
-            return ColouriseResult(source, target, metadata=process_file(source, target))
-        # Hash the source first: if it changes during processing, the next run processes it again.
-        digest = sha256_file(source)
-        metadata = manifest.lookup(target, digest)
-        if metadata is not None:
-            return ColouriseResult(source, target, skipped=True, metadata=metadata)
-        metadata = dict(process_file(source, target))
-    except ChromaboxError as error:
-        return ColouriseResult(source, target, str(error))
-    except OSError as error:
-        message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
-        return ColouriseResult(source, target, message)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
-    manifest.add(target, digest, metadata)
-    return ColouriseResult(source, target, metadata=metadata)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out. On the CPU, PyTorch raises a plain RuntimeError, whose message is searched."""
-    phrases = ("allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+    return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
 
 #: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at 95, by less than 0.3 at 98.
 JPEG_QUALITY = 98
 
 
-@runtime_checkable
-class ColourArgsProtocol(Protocol):
-    """The command line's options that determine the colours, as text and paths."""
-
-    @property
-    def model(self) -> Path | None: ...
-    @property
-    def style(self) -> StyleName: ...
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def palette(self) -> str | None: ...
-    @property
-    def allow(self) -> tuple[str, ...]: ...
-    @property
-    def ban(self) -> tuple[str, ...]: ...
-    @property
-    def replace(self) -> tuple[str, ...]: ...
-    @property
-    def hints(self) -> Path | None: ...
-    @property
-    def min_confidence(self) -> float: ...
-
-
-def parse_options(args: ColourArgsProtocol) -> ColouriseOptions:
-    """Parse the command line's options. Raise UsageError for the first invalid one."""
-    if args.temperature is not None and not 0 <= args.temperature <= 1:
-        raise UsageError(f"--temperature is {args.temperature}: expected a number from 0 to 1")
-    if not 0 <= args.min_confidence <= 1:
-        raise UsageError(f"--min-confidence is {args.min_confidence}: expected a confidence from 0 to 1")
-    constraints = ColourConstraints(
-        palette=None if args.palette is None else palette_from_image_or_file(args.palette),
-        allowed=tuple(parse_colour(text, "--allow") for text in args.allow),
-        banned=tuple(parse_colour(text, "--ban") for text in args.ban),
-        replacements=tuple(parse_replacement(text, "--replace") for text in args.replace),
-        min_confidence=args.min_confidence,
-    )
-    return ColouriseOptions(style=args.style, temperature=args.temperature, constraints=constraints, hints=args.hints)
-
-
-def cache_key(args: ColourArgsProtocol) -> dict[str, Any]:
+def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values that determine the colours: an image is up to date if they have not changed.
 
+    ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line.
     Files are identified by their SHA-256, not by their path.
     """
-    files = {name: getattr(args, name) for name in ("palette", "hints")}
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
-        for name, path in files.items()
+        for name, path in options.items()
+        if name in ("palette", "hints")
     }
     return {
-        "net": model_sha256(args.model),
-        "style": args.style,
-        "temperature": args.temperature,
-        "lock": args.allow,
-        "ban": args.ban,
-        "replace": args.replace,
-        "leave_grey_below": args.min_confidence,
+        "net": sha256_file(model.path),
+        "style": options["style"],
+        "temperature": options["temperature"],
+        "lock": options["allow"],
+        "ban": options["ban"],
+        "replace": options["replace"],
+        "leave_grey_below": options["min_confidence"],
         **digests,
     }
 

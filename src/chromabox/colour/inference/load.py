@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, ColourModel, load_onnx_model, resolve_checkpoint
-from chromabox.errors import UsageError
+from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
 
@@ -27,12 +27,6 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
         return load_onnx_model(bundled if path is None else resolve_onnx_model(path), threads=threads, device=device)
 
 
-def model_sha256(path: Path | None = None) -> str:
-    """Return the SHA-256 digest of the file that :func:`open_model` would open; it identifies the model."""
-    with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as bundled:
-        return sha256_file(bundled if path is None else resolve_onnx_model(path))
-
-
 def resolve_onnx_model(path: Path) -> Path:
     """Return the exported file of a model, as in :func:`open_model`; export a checkpoint that has none."""
     checkpoint = resolve_checkpoint(path)
@@ -50,10 +44,7 @@ def resolve_onnx_model(path: Path) -> Path:
         from chromabox.colour.weights.checkpoint import load_model
         from chromabox.colour.weights.export import export_onnx
     except ImportError as error:
-        raise UsageError(
-            f"{path}: {error.name} is required for a checkpoint that is not an exported .onnx file; install it with "
-            "pip install 'chromabox[train]'"
-        ) from error
+        raise missing_package(f"{path}: a checkpoint that is not an exported .onnx file", error) from error
     export_onnx(load_model(checkpoint), exported)
     return exported
 

@@ -15,7 +15,7 @@ from PIL import Image
 from chromabox.colour.chroma.recolour import ChromaMap, apply_chroma, box_filter, lightness
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
-from chromabox.io.video import DEFAULT_CRF, check_target, probe_video, transcode
+from chromabox.io.video import DEFAULT_CRF, TranscodeResult, check_target, probe_video, transcode
 
 #: Weight of the past in the average in static regions: the contribution of a frame is halved after three frames.
 DEFAULT_SMOOTHING = 0.8
@@ -80,7 +80,7 @@ class TemporalSmoother:
             self._chroma, self._reference = chroma, lightness
             return chroma
         change = lightness - self._reference
-        local_change = np.abs(_local_mean(change - np.median(change)))
+        local_change = np.abs(box_filter((change - np.median(change))[None])[0])
         movement = ((local_change - STATIC_BELOW) / (MOVING_ABOVE - STATIC_BELOW)).clip(0, 1)
         weight = (1 - self.smoothing) + self.smoothing * movement
         self._reference = self._reference + weight * change
@@ -96,31 +96,16 @@ def is_scene_cut(previous: Float32[np.ndarray, "height width"], current: Float32
     return bool((a * b).sum() <= MAX_CUT_CORRELATION * np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def _local_mean(plane: Float32[np.ndarray, "height width"]) -> Float32[np.ndarray, "height width"]:
-    """Return the mean over the 3 × 3 neighbourhood of each position, without padding at the edges."""
-    return box_filter(plane[None])[0]
-
-
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-@dataclass(frozen=True)
-class VideoSummary:
-    """Summary of a written video: `seconds` is its duration, `fps` the average frame rate.
+@dataclass(frozen=True, kw_only=True)
+class VideoSummary(TranscodeResult):
+    """Summary of a written video: also its duration in seconds, the average frame rate and the number of scenes."""
 
-    `audio_streams` and `subtitle_streams` are the numbers of streams copied unchanged; `skipped_streams` describes the
-    streams that were not copied.
-    """
-
-    num_frames: int
     seconds: float
-    width: int
-    height: int
     fps: float
     num_scenes: int
-    audio_streams: int
-    subtitle_streams: int
-    skipped_streams: tuple[str, ...]
 
 
 def colourise_video(
@@ -158,17 +143,8 @@ def colourise_video(
             return result
 
         transcoded = transcode(video, target, colourise_frame, crf=crf)
-    return VideoSummary(
-        num_frames=transcoded.num_frames,
-        seconds=video.seconds,
-        width=transcoded.width,
-        height=transcoded.height,
-        fps=video.fps,
-        num_scenes=smoother.num_cuts + 1,
-        audio_streams=transcoded.audio_streams,
-        subtitle_streams=transcoded.subtitle_streams,
-        skipped_streams=transcoded.skipped_streams,
-    )
+    num_scenes = smoother.num_cuts + 1
+    return VideoSummary(**vars(transcoded), seconds=video.seconds, fps=video.fps, num_scenes=num_scenes)
 
 
 def lightness_at_size(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:

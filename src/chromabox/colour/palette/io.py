@@ -11,15 +11,15 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes
 COLOUR_UNIT = "RGB/256"
@@ -32,22 +32,18 @@ def load_palette(path_or_name: str | Path) -> Palette:
     save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers (no decimal point), they are
     8-bit values, otherwise RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is invalid.
     """
-    bundled = _bundled_palettes()
+    assets = resources.files("chromabox").joinpath("assets").iterdir()
+    bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
     if str(path_or_name) in bundled:
-        text = bundled[str(path_or_name)].read_text(encoding="utf-8")
-        colours, name = _parse_json(text)
+        colours, name = _parse_json(bundled[str(path_or_name)].read_bytes())
         return Palette(colours.astype(np.float32), name or str(path_or_name))
     path = Path(path_or_name)
     if path.suffix.lower() not in PALETTE_READERS:
         expected = f"expected one of {', '.join(sorted(bundled))} or a file with suffix {', '.join(PALETTE_READERS)}"
         raise ChromaboxError(f"{path}: unknown palette; {expected}")
+    content = read_bytes(path, "a palette file", MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ChromaboxError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MB; expected a palette file")
-        colours, name = PALETTE_READERS[path.suffix.lower()](path.read_bytes())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ChromaboxError(f"{path}: cannot read the palette: {reason}") from error
+        colours, name = PALETTE_READERS[path.suffix.lower()](content)
     except ValueError as error:
         raise ChromaboxError(f"{path}: {error}") from error
     issue = validate_colours(colours)
@@ -70,11 +66,15 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
         np.save(stream, palette.colours)
         content = stream.getvalue()
     elif suffix == ".json":
-        content = _to_json(palette, provenance or {}).encode()
+        # One colour per line, and every float32 with the fewest digits that round-trip.
+        head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance or {})}
+        rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
+        text = json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
+        content = text.encode()
     elif suffix == ".gpl":
-        rows = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
+        lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # a line break would begin a new entry
-        content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *rows, ""]).encode()
+        content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *lines, ""]).encode()
     else:
         raise ChromaboxError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
     try:
@@ -82,13 +82,6 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
             temporary.write_bytes(content)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
-
-
-def _bundled_palettes() -> dict[str, Traversable]:
-    """Return the palette files among the package's assets, by name."""
-    entries = resources.files("chromabox").joinpath("assets").iterdir()
-    files = {file.name: file for file in entries if file.name.startswith("palette-") and file.name.endswith(".json")}
-    return {name.removeprefix("palette-").removesuffix(".json"): file for name, file in files.items()}
 
 
 def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
@@ -110,8 +103,8 @@ def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     return array.astype(np.float64), None
 
 
-def _parse_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a .json file; raise ValueError with the reason, which follows the file's name."""
+def _parse_json(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
+    """Parse colours and name of a .json file; raise ValueError with the reason."""
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -127,20 +120,16 @@ def _parse_json(content: str | bytes) -> tuple[Float64[np.ndarray, "..."], str |
         scale = 256 if all(isinstance(value, int) for value in values) else 1
     if not isinstance(parsed, list):
         raise ValueError('no list of colours; expected [[r, g, b], …] or ["#rrggbb", …]')
-    rows = [_parse_hex(row) if isinstance(row, str) else _parse_rgb(row, scale) for row in parsed]
-    return np.array(rows, np.float64).reshape(-1, 3), name
+    return np.array([_parse_row(row, scale) for row in parsed], np.float64).reshape(-1, 3), name
 
 
-def _parse_hex(text: str) -> list[float]:
-    """Return RGB/256 of "#rrggbb"."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
-        raise ValueError(f'invalid colour "{text[:20]}"; expected "#rrggbb"')
-    return [value / 256 for value in bytes.fromhex(text[1:])]
-
-
-def _parse_rgb(row: object, scale: int) -> list[float]:
-    """Return RGB/256 of three numbers, which are divided by `scale`."""
+def _parse_row(row: object, scale: int) -> list[float]:
+    """Return RGB/256 of "#rrggbb" or of three numbers, which are divided by `scale`."""
     shown = json.dumps(row)[:40]
+    if isinstance(row, str):
+        if not re.fullmatch("#[0-9a-fA-F]{6}", row):
+            raise ValueError(f'invalid colour {shown}; expected "#rrggbb"')
+        return [value / 256 for value in bytes.fromhex(row[1:])]
     if not (isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)):
         raise ValueError(f"invalid colour {shown}; expected [r, g, b]")
     if not all(0 <= value <= max(1, scale - 1) for value in row):  # false for NaN, too
@@ -150,7 +139,7 @@ def _parse_rgb(row: object, scale: int) -> list[float]:
 
 
 def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a GIMP palette; raise ValueError with the reason, which follows the file's name."""
+    """Parse colours and name of a GIMP palette; raise ValueError with the reason."""
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].strip() != "GIMP Palette":
         raise ValueError('not a GIMP palette; expected "GIMP Palette" as the first line')
@@ -169,45 +158,42 @@ def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
 PALETTE_READERS = {".npy": _parse_npy, ".json": _parse_json, ".gpl": _parse_gpl}
 
 
-def _to_json(palette: Palette, provenance: Mapping[str, object]) -> str:
-    """Format a palette as JSON with one colour per line, every float32 with the fewest digits that round-trip."""
-    head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance)}
-    rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
-    return json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
-
-
 Colour = tuple[int, int, int]
 """Red, green and blue of sRGB, 0 to 255 each."""
 
 
-def parse_colour(text: str, option: str = "colour") -> Colour:
-    """Parse a colour in the form #rrggbb or #rgb, or a CSS colour name.
+def parse_colour(value: Any, option: str = "colour") -> Colour:
+    """Parse a colour: #rrggbb, #rgb or a CSS colour name as text, or three integers from 0 to 255.
 
-    The # is optional, because shells treat it as the start of a comment.
-
-    Args:
-        text: the user's input.
-        option: name of the option, for the error message.
-
-    Raise UsageError for any other text.
+    The # is optional, because shells treat it as the start of a comment. `option` is the name of the option, for the
+    error message. Raise UsageError for any other text or sequence, and TypeError for a value of another type.
     """
     from PIL import ImageColor
 
-    lowered = text.strip().lower()
+    if not isinstance(value, str):
+        values = [int(channel) for channel in value if isinstance(channel, int | np.integer) and 0 <= channel <= 255]
+        if len(values) != 3 or len(value) != 3:
+            expected = "a CSS name, '#rrggbb' or three integers from 0 to 255"
+            raise UsageError(f"{option} {value!r}: invalid colour; expected {expected}")
+        return values[0], values[1], values[2]
+    lowered = value.strip().lower()
     digits = re.fullmatch("#?([0-9a-f]{3}|[0-9a-f]{6})", lowered)
     if digits is None and lowered not in ImageColor.colormap:
         raise UsageError(
-            f"{option} {text[:40]!r}: invalid colour; expected '#rrggbb', '#rgb' or a CSS name such as teal"
+            f"{option} {value[:40]!r}: invalid colour; expected '#rrggbb', '#rgb' or a CSS name such as teal"
         )
     red, green, blue = ImageColor.getrgb(f"#{digits[1]}" if digits else lowered)[:3]
     return red, green, blue
 
 
-def parse_replacement(text: str, option: str = "replace") -> tuple[Colour, Colour]:
-    """Parse two colours in the form A=B: colour A is replaced by B. Raise UsageError for any other text."""
-    colours = text.split("=")
-    if len(colours) != 2:
-        raise UsageError(f"{option} {text[:40]!r}: expected two colours A=B, such as red=teal or '#f00=#088'")
+def parse_replacement(value: Any, option: str = "replace") -> tuple[Colour, Colour]:
+    """Parse a pair of colours, or two in the form A=B: colour A is replaced by B.
+
+    Raise UsageError for any other text, and TypeError or ValueError for a value that is not a pair.
+    """
+    colours = value.split("=") if isinstance(value, str) else value
+    if isinstance(value, str) and len(colours) != 2:
+        raise UsageError(f"{option} {value[:40]!r}: expected two colours A=B, such as red=teal or '#f00=#088'")
     first, second = (parse_colour(colour, option) for colour in colours)
     return first, second
 

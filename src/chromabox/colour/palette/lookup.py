@@ -7,29 +7,26 @@ one read, whatever the number of palette colours. The table is filled efficientl
 * Within a cell, most colours of the palette cannot be the nearest. The difference of two squared distances
   d_k² − d_j² is linear in the pixel. Over a cell of half-width h it therefore differs from its value at the centre of
   the cell by at most 2h‖c_k − c_j‖₁: colour k is excluded if its value there exceeds this bound.
-* A cell with one remaining colour is filled with it. In the other cells, the same linear differences are compared in
-  float32. Where two of them are closer than the float32 error, the labels are computed by brute force in float64.
+* The distances of all points of a cell to each of the remaining colours are compared in float64. A squared distance is
+  the sum of three values that each depend on one channel, which takes eight values within a cell.
 
-The labels are therefore those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel; a tie
-goes to the lower index. This module computes in 8-bit units (colours × 256): scaling by a power of two changes no
-rounding.
+The labels are those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel; a tie goes to
+the lower index. This module computes in 8-bit units (colours × 256): scaling by a power of two changes no rounding.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
+
+from chromabox.runtime.parallel import map_row_bands
 
 CELL_SIZE = 8  # colours along an edge of a cell; the eight labels along blue are stored as one 64-bit word
 CELLS_PER_AXIS = 256 // CELL_SIZE
 UNFILLED = 255  # marks an unfilled entry; in a palette of 256 colours it is also the label of the last colour
-TIE_TOLERANCE = 0.02  # squared 8-bit units: 20 times the worst float32 error of a difference within a cell
-PIXELS_PER_CHUNK = 1 << 17  # the indices of a chunk (1 MB) fit in a core's cache
-CELLS_PER_CHUNK = 512
-MIN_PIXELS_TO_THREAD = 1 << 19  # below this, starting threads costs about as much as they save
-NUM_THREADS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+ROUNDING_MARGIN = 0.02  # squared 8-bit units: far more than the rounding error of a difference of squared distances
+PIXELS_PER_BAND = 1 << 17  # the indices of a band (1 MB) fit in a core's cache
+CELLS_PER_CHUNK = 128
 
 
 class ColourLUT:
@@ -46,7 +43,7 @@ class ColourLUT:
         self._colours = colours[first].astype(np.float64) * 256
         self._squared_norms = (self._colours**2).sum(-1)
         l1_distances = np.abs(self._colours[:, None] - self._colours).sum(-1)
-        self._max_difference = (CELL_SIZE - 1) * l1_distances + TIE_TOLERANCE
+        self._max_difference = (CELL_SIZE - 1) * l1_distances + ROUNDING_MARGIN
         self._table = np.full(256**3, UNFILLED, np.uint8)
         self._filled = np.zeros(CELLS_PER_AXIS**3, np.bool_)
         self._fill_lock = Lock()
@@ -54,48 +51,22 @@ class ColourLUT:
     def lookup(self, planes: UInt8[np.ndarray, "3 *shape"]) -> UInt8[np.ndarray, "*shape"]:
         """Return the index of each pixel's nearest colour; the three planes may have any strides and are not copied."""
         labels = np.empty(planes.shape[1:], np.uint8)
-        if not labels.size:
-            return labels
-        # Split a batch of one image by its rows; treat a single pixel as a row of one.
-        rows, planes = np.atleast_1d(labels), planes.reshape(3, 1) if planes.ndim == 1 else planes
-        while len(rows) == 1 and rows.ndim > 1:
-            rows, planes = rows[0], planes[:, 0]
-        if labels.size < MIN_PIXELS_TO_THREAD or NUM_THREADS == 1:
-            self._lookup_chunks(planes, rows)
-            return labels
-        row_chunks = range(0, len(rows), -(-len(rows) // (4 * NUM_THREADS)))
-        with ThreadPoolExecutor(NUM_THREADS) as pool:  # NumPy copies and takes without the GIL
-            futures = [
-                pool.submit(self._lookup_chunks, planes[:, i : i + row_chunks.step], rows[i : i + row_chunks.step])
-                for i in row_chunks
-            ]
-        for future in futures:
-            future.result()
+        if labels.ndim > 2 and (len(labels) == 1 or labels[0].size > PIXELS_PER_BAND):
+            for item, item_labels in enumerate(labels):
+                item_labels[...] = self.lookup(planes[:, item])
+        elif labels.size:
+            # Treat a single pixel as a row of one.
+            rows, planes = (labels, planes) if labels.ndim else (labels.reshape(1), planes.reshape(3, 1))
+            shape = (len(rows), rows[0].size)
+            map_row_bands(lambda band: self._lookup_rows(planes[:, band], rows[band]), shape, PIXELS_PER_BAND)
         return labels
 
-    def _lookup_chunks(
-        self, planes: UInt8[np.ndarray, "3 first *rest"], labels: UInt8[np.ndarray, "first *rest"]
-    ) -> None:
-        """Write the labels into `labels`, in chunks along the first axis whose items are small enough."""
-        size = labels[0].size
-        if size > PIXELS_PER_CHUNK:
-            for item in range(len(labels)):
-                self._lookup_chunks(planes[:, item], labels[item])
-            return
-        step = min(len(labels), PIXELS_PER_CHUNK // size)
-        index = np.empty((step, *labels.shape[1:]), "<i8")
+    def _lookup_rows(self, planes: UInt8[np.ndarray, "3 *shape"], labels: UInt8[np.ndarray, "*shape"]) -> None:
+        """Read the table at red << 16 | green << 8 | blue into `labels`; fill the cells that are not filled yet."""
+        index = np.empty(labels.shape, "<i8")
+        index[...] = planes[2]  # Write the lowest byte and clear the others.
         channel_bytes = index.view(np.uint8).reshape(*index.shape, 8)
-        for start in range(0, len(labels), step):
-            chunk = labels[start : start + step]
-            count = len(chunk)
-            red, green, blue = planes[:, start : start + step]
-            index[:count] = blue  # writes the lowest byte and clears the others
-            channel_bytes[:count, ..., 1] = green
-            channel_bytes[:count, ..., 2] = red
-            self._gather(index[:count], chunk)
-
-    def _gather(self, index: Int64[np.ndarray, "*shape"], labels: UInt8[np.ndarray, "*shape"]) -> None:
-        """Read the table at red << 16 | green << 8 | blue; fill the cells that are not filled yet."""
+        channel_bytes[..., 1], channel_bytes[..., 2] = planes[1], planes[0]
         # With mode "raise", NumPy would buffer the output; no index is out of range.
         np.take(self._table, index, out=labels, mode="clip")
         unfilled = labels == UNFILLED
@@ -113,74 +84,30 @@ class ColourLUT:
 
     def _fill(self, cells: Int64[np.ndarray, "cells"]) -> None:
         """Compute the labels of all colours of the given cells."""
-        corner = np.stack(np.unravel_index(cells, (CELLS_PER_AXIS, CELLS_PER_AXIS, CELLS_PER_AXIS)), -1) * CELL_SIZE
-        centre = corner + (CELL_SIZE - 1) / 2
+        corner = np.stack(np.unravel_index(cells, [CELLS_PER_AXIS] * 3), -1) * CELL_SIZE
         # d² without the squared norm of the pixel, which is the same for every colour of the palette.
-        distances = self._squared_norms - 2 * centre @ self._colours.T
-        best = distances.argmin(-1)
-        rows = np.arange(len(cells))
-        distances -= distances[rows, best, None]
-        candidates = distances <= self._max_difference[best]
-        candidates[rows, best] = False
-        count = candidates.sum(-1)
-        labels = np.empty((len(cells), CELL_SIZE**3), np.uint8)
-        labels[:] = self._index[best, None]
+        distances = self._squared_norms - 2 * (corner + (CELL_SIZE - 1) / 2) @ self._colours.T
+        nearest = distances.argmin(-1)
+        is_candidate = distances - distances.min(-1, keepdims=True) <= self._max_difference[nearest]
+        # Sort the cells by number of candidates, in descending order: only leading cells have an n-th candidate.
+        count = is_candidate.sum(-1)
         order = np.argsort(-count, kind="stable")
-        contested = order[: np.count_nonzero(count)]
-        if contested.size:
-            labels[contested] = self._resolve_contested(
-                corner[contested], best[contested], distances[contested], candidates[contested]
-            )
-        words = labels.view(np.uint64).reshape(-1, CELL_SIZE, CELL_SIZE)
+        corner, count, candidates = corner[order], count[order], np.nonzero(is_candidate[order])[1]
+        first = np.cumsum(count) - count
+        channels = corner[..., None] + np.arange(CELL_SIZE)  # the values of each channel in each cell
+        lowest = np.full((len(cells), CELL_SIZE, CELL_SIZE, CELL_SIZE), np.inf)
+        labels = np.empty(lowest.shape, np.uint8)
+        labels[...] = self._index[nearest[order], None, None, None]
+        for turn in range(count[0]):
+            n = np.count_nonzero(count > max(turn, 1))  # Cells with one candidate are complete.
+            candidate = candidates[first[:n] + turn]
+            red, green, blue = ((channels[:n] - self._colours[candidate, :, None]) ** 2).swapaxes(0, 1)
+            distance = (red[:, :, None] + green[:, None])[..., None] + blue[:, None, None]
+            np.copyto(labels[:n], self._index[candidate, None, None, None], where=distance < lowest[:n])
+            np.minimum(lowest[:n], distance, out=lowest[:n])
+        words = labels.view(np.uint64)[..., 0]
         red, green, blue = (corner // CELL_SIZE).T
         self._table.view(np.uint64).reshape(CELLS_PER_AXIS, CELL_SIZE, CELLS_PER_AXIS, CELL_SIZE, CELLS_PER_AXIS)[
             red, :, green, :, blue
         ] = words
         self._filled[cells] = True
-
-    def _resolve_contested(
-        self,
-        corner: Int64[np.ndarray, "cells 3"],
-        best: Int64[np.ndarray, "cells"],
-        distances: Float64[np.ndarray, "cells colours"],
-        candidates: Bool[np.ndarray, "cells colours"],
-    ) -> UInt8[np.ndarray, "cells points"]:
-        """Return the labels of all points in cells with candidates other than `best`, the colour nearest the centre.
-
-        The cells are sorted by number of candidates, in descending order: only leading cells have an n-th candidate.
-        """
-        count = candidates.sum(-1)
-        flat_candidates = np.nonzero(candidates)[1]
-        first = np.cumsum(count) - count
-        lowest = np.zeros((len(best), CELL_SIZE**3), np.float32)
-        labels = np.empty(lowest.shape, np.uint8)
-        labels[:] = self._index[best, None]
-        near_tie = np.zeros(lowest.shape, np.bool_)
-        for turn in range(count[0]):
-            n = np.count_nonzero(count > turn)
-            candidate = flat_candidates[first[:n] + turn]
-            slope = -2 * (self._colours[candidate] - self._colours[best[:n]])
-            plane = np.column_stack([distances[np.arange(n), candidate], slope]).astype(np.float32)
-            difference = plane @ CELL_OFFSETS
-            margin = difference - lowest[:n]
-            np.copyto(labels[:n], self._index[candidate, None], where=margin < 0)
-            near_tie[:n] |= np.abs(margin, out=margin) < TIE_TOLERANCE
-            np.minimum(lowest[:n], difference, out=lowest[:n])
-        cell, point = np.nonzero(near_tie)
-        pixels = corner[cell] + np.stack(np.unravel_index(point, (CELL_SIZE, CELL_SIZE, CELL_SIZE)), -1)
-        labels[cell, point] = self._brute_force(pixels)
-        return labels
-
-    def _brute_force(self, pixels: Int64[np.ndarray, "pixels 3"]) -> UInt8[np.ndarray, "pixels"]:
-        """Compute labels from the squared distances to all colours in float64, like the reference formula."""
-        nearest = np.empty(len(pixels), np.int64)
-        for start in range(0, len(pixels), 4096):
-            chunk = pixels[start : start + 4096].astype(np.float64)
-            nearest[start : start + 4096] = ((chunk[:, None] - self._colours) ** 2).sum(-1).argmin(-1)
-        return self._index[nearest]
-
-
-# Offset of a point from the centre of its cell, with a leading one for the constant term: [4, CELL_SIZE³].
-CELL_OFFSETS = np.concatenate(
-    [np.ones((1, CELL_SIZE**3)), np.indices((CELL_SIZE, CELL_SIZE, CELL_SIZE)).reshape(3, -1) - (CELL_SIZE - 1) / 2]
-).astype(np.float32)

@@ -273,12 +273,8 @@ def _kmeans(
     for _ in range(max_iter):
         distances = (centres**2).sum(-1) - 2 * points @ centres.T
         labels = distances.argmin(1)
-        total = np.bincount(labels, weight, num_clusters)
-        sums = np.stack([np.bincount(labels, weight * channel, num_clusters) for channel in points.T], -1)
-        moved = np.where(total[:, None] > 0, sums / np.maximum(total, 1e-12)[:, None], centres)
-        converged = np.abs(moved - centres).max() < 1e-3
-        centres = moved
-        if converged:
+        previous, centres = centres, _cluster_means(points, weight, labels, centres)
+        if np.abs(previous - centres).max() < 1e-3:
             break
     cost = weight @ (squared_norms + ((centres**2).sum(-1) - 2 * points @ centres.T).min(1))
     return centres, float(cost)
@@ -300,13 +296,21 @@ def _geometric_medians(
         labels = ColourLUT(centres).lookup(unique.T)
         distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
         weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: finite for a point at its centre
-        total = np.bincount(labels, weight, len(centres))
-        sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
-        used = total > 0  # a centre without points is not moved
-        moved = centres.copy()
-        moved[used] = sums[used] / total[used, None]
-        converged = np.abs(moved - centres).max() < 1e-5
-        centres = moved
-        if converged:
+        previous, centres = centres, _cluster_means(points, weight, labels, centres)
+        if np.abs(previous - centres).max() < 1e-5:
             break
     return centres
+
+
+def _cluster_means(
+    points: Float64[np.ndarray, "points 3"],
+    weight: Float64[np.ndarray, " points"],
+    labels: Integer[np.ndarray, " points"],
+    centres: Float[np.ndarray, "clusters 3"],
+) -> Float[np.ndarray, "clusters 3"]:
+    """Return the weighted mean of the points of each cluster, with the dtype of ``centres``; keep unused centres."""
+    total = np.bincount(labels, weight, len(centres))
+    sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
+    used, moved = total > 0, centres.copy()
+    moved[used] = sums[used] / total[used, None]
+    return moved

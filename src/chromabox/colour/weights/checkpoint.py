@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
-from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, ColourModel, load_onnx_model, resolve_checkpoint
+from chromabox.colour.weights.onnx_model import (
+    DEFAULT_MODEL,
+    ColourModel,
+    load_onnx_model,
+    read_classes,
+    resolve_checkpoint,
+)
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -58,7 +64,25 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     """
     if path is None:
         return _load_bundled()
-    return _load(resolve_checkpoint(path))
+    path = resolve_checkpoint(path)
+    network: nn.Module
+    if path.suffix.lower() == ".onnx":
+        onnx_model = load_onnx_model(path)
+        network, classes, metadata = OnnxNetwork(onnx_model), onnx_model.output, onnx_model.metadata
+    else:
+        state, metadata = load_checkpoint(path)
+        try:
+            network = build_model(metadata["net"], **metadata["settings"])
+            network.load_state_dict(state["net"])
+            classes = read_classes(metadata)
+        except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
+            reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
+            raise ChromaboxError(
+                f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"
+            ) from error
+    if isinstance(classes, ChromaBins):
+        return PhotoModel(network.eval(), classes, metadata)
+    return PaletteModel(network.eval(), classes, metadata)
 
 
 def load_palette_model(path: Path | None = None) -> PaletteModel:
@@ -68,25 +92,6 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
         name = path or "the default model"
         raise UsageError(f"{name}: is a photo model; expected a model that was trained on a palette")
     return model
-
-
-def _load(path: Path) -> PaletteModel | PhotoModel:
-    if path.suffix.lower() == ".onnx":
-        return _wrap_onnx(load_onnx_model(path))
-    state, metadata = load_checkpoint(path)
-    try:
-        network = build_model(metadata["net"], **metadata["settings"])
-        network.load_state_dict(state["net"])
-        if "bins" in metadata:
-            return PhotoModel(network.eval(), ChromaBins.from_json(metadata["bins"]), metadata)
-        stored = metadata["palette"]
-        palette = Palette(np.asarray(stored["colours"], np.float32), stored["name"])
-    except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
-        reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
-        raise ChromaboxError(
-            f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"
-        ) from error
-    return PaletteModel(network.eval(), palette, metadata)
 
 
 def _load_bundled() -> PhotoModel:
@@ -125,13 +130,6 @@ class OnnxNetwork(nn.Module):
     def forward(self, grey: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch classes _ _"]:
         """Return the logits."""
         return torch.from_numpy(self.model.predict(grey.detach().float().cpu().contiguous().numpy())).to(grey.device)
-
-
-def _wrap_onnx(model: ColourModel) -> PaletteModel | PhotoModel:
-    network = OnnxNetwork(model).eval()
-    if isinstance(model.output, ChromaBins):
-        return PhotoModel(network, model.output, model.metadata)
-    return PaletteModel(network, model.output, model.metadata)
 
 
 #: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.

@@ -13,6 +13,7 @@ from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import read_bytes
 from chromabox.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
@@ -97,30 +98,28 @@ def resolve_checkpoint(path: Path) -> Path:
     raise UsageError(f"{path}: contains no best.safetensors; expected a run folder with at least one finished epoch")
 
 
+def read_classes(metadata: dict[str, Any]) -> Palette | ChromaBins:
+    """Return the classes in a model's metadata; raise KeyError, TypeError, ValueError or ChromaboxError if invalid."""
+    if "bins" in metadata:
+        return ChromaBins.from_json(metadata["bins"])
+    stored = metadata["palette"]
+    return Palette(np.asarray(stored["colours"], np.float32), stored["name"])
+
+
 def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "auto") -> ColourModel:
     """Load a file written by :func:`~chromabox.colour.weights.export.export_onnx`.
 
     The metadata has the same keys as a checkpoint's. Raise ChromaboxError for any other file.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise ChromaboxError(
-                f"{path}: has {size:,} bytes; expected a file written by chromabox export, "
-                f"of at most {MAX_MODEL_BYTES:,} bytes"
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected an ONNX file") from error
+    data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
     properties = session.get_modelmeta().custom_metadata_map
     if properties.get("format") != ONNX_FORMAT:
         raise ChromaboxError(f"{path}: not a Chromabox ONNX file (expected the format {ONNX_FORMAT!r} in its metadata)")
     try:
-        class_key = "bins" if "bins" in properties else "palette"
-        classes = json.loads(properties[class_key])
-        output = _read_output(class_key, classes)
-        metadata = {**json.loads(properties["history"]), "net": properties["net"], class_key: classes}
+        metadata = {**json.loads(properties["history"]), "net": properties["net"]}
+        metadata |= {key: json.loads(properties[key]) for key in ("bins", "palette") if key in properties}
+        output = read_classes(metadata)
         size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
         if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
             raise ValueError(f"multiple is {size_divisor} and stride {stride}")
@@ -130,9 +129,3 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
     return ColourModel(session, path, output, size_divisor, stride, scales, metadata)
-
-
-def _read_output(class_key: str, stored: dict[str, Any]) -> Palette | ChromaBins:
-    if class_key == "bins":
-        return ChromaBins.from_json(stored)
-    return Palette(np.asarray(stored["colours"], np.float32), stored["name"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, OnnxDetector, load_onnx_detector, resolve_weights
-from chromabox.errors import UsageError
+from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
 
@@ -48,10 +48,7 @@ def _export_to_cache(weights: str | Path, size: int | None) -> Path:
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
     except ImportError as error:
-        raise UsageError(
-            f"{weights}: {error.name} is required for weights that are not an exported .onnx file; install it with "
-            "pip install 'chromabox[train]'"
-        ) from error
+        raise missing_package(f"{weights}: a model that is not an exported .onnx file", error) from error
     detector = load_detector(weights)
     target = _cached_path(source, size)
     export_detector(detector, target, size=size)

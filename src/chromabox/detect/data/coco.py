@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from chromabox.detect.data.dataset import (
+    DatasetBuilder,
     DetectionDataset,
     LabelIssue,
     RawLabel,
-    Sample,
     is_split_name,
     iter_files,
     list_images,
-    read_size,
-    validate_labels,
 )
 from chromabox.errors import ChromaboxError
 
@@ -40,8 +38,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
 
     Raise ChromaboxError if a file is not COCO JSON, or if the categories differ.
     """
-    samples: list[Sample] = []
-    issues: list[LabelIssue] = []
+    builder = DatasetBuilder()
     splits: dict[str, None] = {}
     categories: dict[int, str] = {}
     by_name: dict[str, Path] = {}
@@ -56,69 +53,50 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         by_name = by_name or {path.name: path for path in list_images(root)}
         split = _infer_split(file)
         splits[split] = None
-        file_samples, file_issues = _read_images(content, file, root, split, list(categories), by_name)
-        samples += file_samples
-        issues += file_issues
+        labels = _parse_annotations(content["annotations"], file, list(categories), builder)
+        for entry in content["images"]:
+            try:
+                image_labels, name = labels.pop(_check_id(entry["id"]), []), Path(entry["file_name"])
+            except (KeyError, TypeError):
+                builder.drop("missing picture", file, None, "an image has no id or file_name")
+                continue
+            builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
+        builder.issues += [
+            LabelIssue("label without picture", file, label.line, "no image has its image_id", True)
+            for orphans in labels.values()
+            for label in orphans
+        ]
     return DetectionDataset(
-        samples=tuple(samples),
+        samples=tuple(builder.samples),
         classes=tuple(categories.values()),
         splits=tuple(splits),
         format="coco",
-        issues=tuple(issues),
+        issues=tuple(builder.issues),
     )
-
-
-def _read_images(
-    content: dict[str, Any], file: Path, root: Path, split: str, category_ids: list[int], by_name: dict[str, Path]
-) -> tuple[list[Sample], list[LabelIssue]]:
-    labels, issues = _parse_annotations(
-        content["annotations"], file, {category: index for index, category in enumerate(category_ids)}
-    )
-    samples: list[Sample] = []
-    for entry in content["images"]:
-        try:
-            image_labels, name = labels.pop(_check_id(entry["id"]), []), Path(entry["file_name"])
-        except (KeyError, TypeError):
-            issues.append(LabelIssue("missing picture", file, None, "an image has no id or file_name; dropped", True))
-            continue
-        path = _find_image(name, file, root, split, by_name)
-        size, new_issues = read_size(path)
-        issues += new_issues
-        if size is not None:
-            sample, new_issues = validate_labels(image_labels, path, size, split, file)
-            samples.append(sample)
-            issues += new_issues
-    for orphans in labels.values():
-        issues += [
-            LabelIssue("label without picture", file, label.line, "no image has its image_id", True)
-            for label in orphans
-        ]
-    return samples, issues
 
 
 def _parse_annotations(
-    annotations: list[Any], file: Path, class_ids: dict[int, int]
-) -> tuple[dict[Any, list[RawLabel]], list[LabelIssue]]:
-    """Return the labels by image id, and an issue for each annotation that is not a valid box."""
+    annotations: list[Any], file: Path, category_ids: list[int], builder: DatasetBuilder
+) -> dict[Any, list[RawLabel]]:
+    """Return the labels by image id; record an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
-    issues: list[LabelIssue] = []
+    class_ids: dict[Any, int] = {category_id: index for index, category_id in enumerate(category_ids)}
     for index, entry in enumerate(annotations):
-        number = entry.get("id", index) if isinstance(entry, dict) else index
+        number = entry.get("id") if isinstance(entry, dict) else None
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
             image_id, category_id = _check_id(entry["image_id"]), _check_id(entry["category_id"])
         except (KeyError, TypeError, ValueError):
-            message = "expected bbox with four numbers, image_id and category_id; dropped"
-            issues.append(LabelIssue("unreadable label", file, number, message, True))
+            reason = "expected bbox with four numbers, image_id and category_id"
+            builder.drop("unreadable label", file, number, reason)
             continue
         if category_id not in class_ids:
-            message = f"category_id {category_id} is not in categories; dropped"
-            issues.append(LabelIssue("unknown class", file, number, message, True))
+            builder.drop("unknown class", file, number, f"category_id {category_id} is not in categories")
             continue
         corners = (x, y, x + width, y + height)
         labels[image_id].append(RawLabel(number, class_ids[category_id], corners, bool(entry.get("iscrowd", 0))))
-    return labels, issues
+    return labels
 
 
 def _check_id(value: object) -> int | str:
@@ -131,16 +109,8 @@ def _check_id(value: object) -> int | str:
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
     """Find an image next to the file, in the usual folders, or, by its file name, anywhere below the root."""
     parent = file.parent.parent
-    folders = (
-        file.parent,
-        root,
-        root / "images",
-        root / split,
-        root / "images" / split,
-        parent,
-        parent / "images" / split,
-    )
-    candidates = [folder / name for folder in (*folders, parent / split)]
+    folders = [file.parent, root, root / "images", root / split, root / "images" / split]
+    candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]
     return next((path for path in candidates if path.is_file()), by_name.get(name.name, candidates[0]))
 
 

@@ -4,9 +4,12 @@ An invalid label is fixed or dropped individually; the image and its other label
 as a `LabelIssue` with its file and line.
 """
 
+import contextlib
 import math
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,6 +242,26 @@ class DatasetBuilder:
         sample, issues = validate_labels(labels, path, (height, width), split, source)
         self.samples.append(sample)
         self.issues += issues
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes `folder` if the block succeeds and is removed if it fails.
+
+    `folder` must not exist or must be empty. Raise ChromaboxError if it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.replace(folder)
+    except OSError as error:
+        message = f"{folder}: cannot be written ({error.strerror or error}); use another folder"
+        raise ChromaboxError(message) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 #: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on it.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
 from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
@@ -91,7 +91,8 @@ def _iterative_stratification(
     while (assignment < 0).any():
         remaining = counts[assignment < 0].sum(0)
         category = int(np.where(remaining > 0, remaining, np.inf).argmin())
-        for group in _groups_with_class(order, assignment, counts[:, category]):
+        groups = [int(group) for group in order if assignment[group] < 0 and counts[group, category] > 0]
+        for group in sorted(groups, key=lambda group: -counts[group, category]):
             # Ties are broken by the demand for images.
             subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
             assignment[group] = subset
@@ -99,13 +100,3 @@ def _iterative_stratification(
     if assignment.min() == assignment.max():
         assignment[order[0]] = 1 - assignment[order[0]]
     return assignment == 1
-
-
-def _groups_with_class(
-    order: Int64[np.ndarray, " groups"],
-    assignment: Int64[np.ndarray, " groups"],
-    counts: Float64[np.ndarray, " groups"],
-) -> list[int]:
-    """Return the unassigned groups that contain a category, in decreasing order of its count; ties keep their order."""
-    unassigned = [int(group) for group in order if assignment[group] < 0 and counts[group] > 0]
-    return sorted(unassigned, key=lambda group: -counts[group])

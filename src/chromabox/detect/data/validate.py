@@ -5,9 +5,7 @@ and exact duplicates. If the duplicates are in different splits, the training im
 validation set unchanged. Near-duplicates are only reported.
 """
 
-import json
 import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample, utf8_safe
+from chromabox.detect.boxes import xyxy_to_cxcywh
+from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample, atomic_folder, utf8_safe
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.detect.data.load import load_detection_dataset
+from chromabox.detect.data.yolo import label_path
+from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import UsageError
 
 #: Number of boxes below which a class is reported as rare: results on so few boxes are not significant.
 MIN_BOXES_PER_CLASS = 5
@@ -135,22 +136,36 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
     if source.is_dir() and source.resolve() in output.resolve().parents:
         raise UsageError(f"--repair: {output} is inside {source}, which is not modified; choose another folder")
     samples, changes = _select_samples(dataset_report)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.mkdir(parents=True)
-        num_boxes = sum(
-            _write_sample(sample, path, temporary) for sample, path in zip(samples, _target_paths(samples), strict=True)
-        )
-        _write_yaml(dataset_report, samples, temporary)
-        report = {"pictures": len(samples), "boxes": num_boxes, "changes": changes}
-        (temporary / "repair.json").write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        temporary.rename(output)
-    except OSError as error:
-        raise ChromaboxError(f"{output}: the copy cannot be written ({error.strerror}); use another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    num_boxes = 0
+    folders: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    with atomic_folder(output) as folder:
+        for sample in samples:
+            split = sample.split or "train"
+            image_path, number = folder / "images" / split / sample.path.name, 1
+            while label_path(image_path).exists():  # Names can be repeated in the folders of a split.
+                number += 1
+                image_path = image_path.with_stem(f"{sample.path.stem}-{number}")
+            for path in (image_path, label_path(image_path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # A link is not enough: changes to the copy would also change the original.
+            shutil.copyfile(sample.path, image_path)
+            height, width = sample.size
+            boxes = xyxy_to_cxcywh(sample.boxes[~sample.is_crowd]) / [width, height, width, height]
+            rows = zip(sample.class_ids[~sample.is_crowd], boxes, strict=True)
+            lines = [" ".join([str(class_id), *(f"{value:.9g}" for value in box)]) + "\n" for class_id, box in rows]
+            label_path(image_path).write_text("".join(lines), encoding="utf-8")
+            num_boxes += len(lines)
+            for key, names in folders.items():
+                if split.startswith(key) and f"images/{split}" not in names:
+                    names.append(f"images/{split}")
+        description: dict[str, object] = {
+            key: names[0] if len(names) == 1 else names for key, names in folders.items() if names
+        }
+        if dataset_report.data.has_class_names:
+            description["names"] = dict(enumerate(dataset_report.data.classes))
+        yaml_text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(yaml_text, encoding="utf-8")
+        write_json(folder / "repair.json", {"pictures": len(samples), "boxes": num_boxes, "changes": changes})
     return CleanCopy(output, len(samples), num_boxes, tuple(changes))
 
 
@@ -176,51 +191,3 @@ def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[s
         sample for sample in dataset_report.data.samples if sample.path not in dropped and sample.path not in damaged
     ]
     return samples, [utf8_safe(line) for line in (*changes, *dropped.values(), *crowds)]
-
-
-def _target_paths(samples: list[Sample]) -> list[Path]:
-    """Return the path of each image as split and file name. A number is appended to names repeated within a split."""
-    used: set[Path] = set()
-    paths = []
-    for sample in samples:
-        path, number = Path(sample.split or "train") / sample.path.name, 1
-        while path.with_suffix(".txt") in used:
-            number += 1
-            path = Path(sample.split or "train") / f"{sample.path.stem}-{number}{sample.path.suffix}"
-        used.add(path.with_suffix(".txt"))
-        paths.append(path)
-    return paths
-
-
-def _write_sample(sample: Sample, relative_path: Path, folder: Path) -> int:
-    """Copy an image and write its labels; return the number of boxes.
-
-    The image is not linked: changes to a linked file would also change the original.
-    """
-    image_path, label_path = folder / "images" / relative_path, (folder / "labels" / relative_path).with_suffix(".txt")
-    image_path.parent.mkdir(parents=True, exist_ok=True)
-    label_path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(sample.path, image_path)
-    height, width = sample.size
-    lines = []
-    for (left, top, right, bottom), class_id in zip(
-        sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd], strict=True
-    ):
-        x, y = (left + right) / 2 / width, (top + bottom) / 2 / height
-        lines.append(f"{class_id} {x:.9g} {y:.9g} {(right - left) / width:.9g} {(bottom - top) / height:.9g}\n")
-    label_path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
-
-
-def _write_yaml(dataset_report: DatasetReport, samples: list[Sample], folder: Path) -> None:
-    splits = list(dict.fromkeys(sample.split or "train" for sample in samples))
-    description: dict[str, object] = {}
-    for key in ("train", "val", "test"):
-        folders = [f"images/{split}" for split in splits if split.startswith(key)]
-        if folders:
-            description[key] = folders[0] if len(folders) == 1 else folders
-    if dataset_report.data.has_class_names:
-        description["names"] = dict(enumerate(dataset_report.data.classes))
-    (folder / "data.yaml").write_text(
-        yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )

@@ -86,6 +86,12 @@ class Sample:
         """`crowd_mask`; all False if the files define none."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
+    @property
+    def without_crowds(self) -> "Sample":
+        """The sample without the boxes of crowds."""
+        kept = ~self.is_crowd
+        return replace(self, boxes=self.boxes[kept], class_ids=self.class_ids[kept], crowd_mask=None)
+
 
 @dataclass(frozen=True)
 class DetectionDataset:

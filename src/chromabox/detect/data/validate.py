@@ -150,8 +150,8 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
             # A link is not enough: changes to the copy would also change the original.
             shutil.copyfile(sample.path, image_path)
             height, width = sample.size
-            boxes = xyxy_to_cxcywh(sample.boxes[~sample.is_crowd]) / [width, height, width, height]
-            rows = zip(sample.class_ids[~sample.is_crowd], boxes, strict=True)
+            truth = sample.without_crowds
+            rows = zip(truth.class_ids, xyxy_to_cxcywh(truth.boxes) / [width, height, width, height], strict=True)
             lines = [" ".join([str(class_id), *(f"{value:.9g}" for value in box)]) + "\n" for class_id, box in rows]
             label_path(image_path).write_text("".join(lines), encoding="utf-8")
             num_boxes += len(lines)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from chromabox.detect.data.dataset import (
+    SPLIT_NAME,
     DatasetBuilder,
     DetectionDataset,
     LabelIssue,
     RawLabel,
-    is_split_name,
     iter_files,
-    list_images,
 )
 from chromabox.errors import ChromaboxError
 
@@ -50,8 +49,9 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
                 f"{file}: the categories differ from those of {files[0]}; expected the same categories in all files"
             )
         categories = file_categories
-        by_name = by_name or {path.name: path for path in list_images(root)}
-        split = _infer_split(file)
+        by_name = by_name or {path.name: path for path in iter_files(root)}
+        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
+        split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
         splits[split] = None
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
         for entry in content["images"]:
@@ -112,11 +112,6 @@ def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[st
     folders = [file.parent, root, root / "images", root / split, root / "images" / split]
     candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]
     return next((path for path in candidates if path.is_file()), by_name.get(name.name, candidates[0]))
-
-
-def _infer_split(file: Path) -> str:
-    last = file.stem.replace("-", "_").split("_")[-1]
-    return next((name for name in (last, file.stem, file.parent.name) if is_split_name(name)), "")
 
 
 def _is_coco(path: Path) -> bool:

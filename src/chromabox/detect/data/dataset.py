@@ -289,11 +289,11 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
-#: Names of folders and lists that denote a split: train, val2017, test-dev, valid.
-_SPLIT_PATTERN = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
+#: Pattern of the names of folders and lists that denote a split: train, val2017, test-dev, valid.
+SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
 
 
-def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Path]:
+def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
     """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in path order.
 
     Hidden files and folders are skipped. Links to folders are not followed.
@@ -305,16 +305,6 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Pa
                 yield Path(top) / name
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the paths of all images in a folder and its subfolders."""
-    return list(iter_files(folder, IMAGE_SUFFIXES))
-
-
-def is_split_name(name: str) -> bool:
-    """Return whether the name of a folder or list denotes a split."""
-    return _SPLIT_PATTERN.fullmatch(name) is not None
-
-
 def split_from_path(path: Path, root: Path) -> str:
     """Return the outermost folder name between `root` and `path` that denotes a split; "" if there is none."""
-    return next((part for part in path.relative_to(root).parts[:-1] if is_split_name(part)), "")
+    return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")

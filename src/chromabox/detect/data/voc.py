@@ -14,12 +14,11 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from chromabox.detect.data.dataset import (
+    SPLIT_NAME,
     DatasetBuilder,
     DetectionDataset,
     RawLabel,
-    is_split_name,
     iter_files,
-    list_images,
     split_from_path,
 )
 
@@ -40,7 +39,7 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     Splits come from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names, or
     otherwise from the folder names. Images without an annotation are ignored.
     """
-    by_stem = {path.stem: path for path in list_images(root)}
+    by_stem = {path.stem: path for path in iter_files(root)}
     split_lists = _read_split_lists(root)
     annotations: list[tuple[Path, Path, str, list[tuple[int, Element]]]] = []
     builder = DatasetBuilder()
@@ -115,7 +114,7 @@ def _read_split_lists(root: Path) -> dict[str, str]:
     for path in iter_files(root, {".csv", ".txt"}):
         split = path.stem.split("_")[0]
         # VOC also has such lists for each class (dog_train.txt). Only names that start with a split name are used.
-        if not is_split_name(split):
+        if not SPLIT_NAME.fullmatch(split):
             continue
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             if path.suffix.lower() == ".csv":

@@ -5,6 +5,7 @@ segmentation datasets; its bounding box is used. An image without a text file ha
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from chromabox.detect.data.dataset import (
     LabelIssue,
     RawLabel,
     iter_files,
-    list_images,
     split_from_path,
 )
 from chromabox.errors import ChromaboxError
@@ -28,6 +28,8 @@ from chromabox.io.images import IMAGE_SUFFIXES
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
+#: At least five numbers: the first line of a file with labels.
+_FIRST_LABEL = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
@@ -50,9 +52,12 @@ def read_yolo(source: Path) -> DetectionDataset:
     if source.is_dir():
         known = {label_path(path) for _, path in images}
         for path in iter_files(source, {".txt"}):
-            if path not in known and _is_label_file(path):
-                issue = LabelIssue("label without picture", path, None, "no image has this name", True)
-                builder.issues.append(issue)
+            if path in known or path.name.lower() in _NON_LABEL_FILES:
+                continue
+            with path.open(encoding="utf-8", errors="replace") as file:
+                if _FIRST_LABEL.fullmatch(file.readline()):
+                    issue = LabelIssue("label without picture", path, None, "no image has this name", True)
+                    builder.issues.append(issue)
     max_class_id = max((int(sample.class_ids.max()) for sample in builder.samples if len(sample.class_ids)), default=-1)
     return DetectionDataset(
         samples=tuple(builder.samples),
@@ -118,7 +123,7 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
 
 def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
     """Return the images in a folder with their splits, and the class names; None if no file contains them."""
-    images = [(split_from_path(path, folder), path) for path in list_images(folder)]
+    images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
             f"{folder}: contains no labels in a known format; expected YOLO .txt next to the images or in labels/, "
@@ -177,20 +182,8 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     if found is None:
         raise ChromaboxError(f"{source}: {split}: {entry} does not exist; expected {candidates[0]}")
     if found.is_dir():
-        return list_images(found)
+        return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:
         return [found]
     paths = map(Path, _read_lines(found))
     return [next((root / path for root in (found.parent, *roots) if (root / path).is_file()), path) for path in paths]
-
-
-def _is_label_file(path: Path) -> bool:
-    """Return whether the first line of the file consists of at least five numbers."""
-    if path.name.lower() in _NON_LABEL_FILES:
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        words = file.readline().split()
-    try:
-        return len([float(word) for word in words]) >= 5
-    except ValueError:
-        return False

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from skimage import data as skimage_data
@@ -73,61 +74,52 @@ def convert_weights(
     Raise ChromaboxError if a file cannot be read or the sanity check fails, and UsageError if an option is invalid.
     """
     is_pretrained = weights in PRETRAINED and not Path(weights).exists()
-    path = _resolve_output(weights, output, is_pretrained)
+    if output is None and not is_pretrained:
+        output = Path(weights).with_suffix(".safetensors")
+    if output is not None and output.suffix not in (".safetensors", ".weights"):
+        raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
+    if output is not None and output.exists() and Path(weights).exists() and output.samefile(weights):
+        raise UsageError(f"{output}: output is the input file; choose another with -o")
+    stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(
-        weights,
-        architecture=architecture,
-        variant=None if variant is None else get_variant(variant),
-        classes=classes,
-        progress=progress,
+        weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress
     )
-    log(_describe(detector))
+    model = detector.architecture
+    log(
+        f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: {len(model.layers)} "
+        f"layers, {model.num_weights:,} weights, {model.num_classes} classes, variant {detector.variant.name}"
+    )
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
         detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
         log(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
     elif run_sanity_check:
         log("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
-    if path is None:
-        path = download_pretrained(weights, progress)
-    else:
-        _write_weights(path, detector)
-    log(f"weights written to {path}")
-    return path
-
-
-def _resolve_output(weights: str, output: Path | None, is_pretrained: bool) -> Path | None:
-    """Return the output path; None for pretrained weights that stay in the cache."""
     if output is None:
-        if is_pretrained:
-            return None
-        output = Path(weights).with_suffix(".safetensors")
-    if output.suffix not in (".safetensors", ".weights"):
-        raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
-    if not is_pretrained and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: output is the input file; choose another with -o")
+        output = download_pretrained(weights, progress)
+    else:
+        _write_weights(output, detector)
+    log(f"weights written to {output}")
     return output
 
 
-def _describe(detector: Detector) -> str:
-    architecture, source = detector.architecture, detector.metadata.get("source", {})
-    return (
-        f"{architecture.name} from {source.get('file', 'a checkpoint')}: {len(architecture.layers)} layers, "
-        f"{architecture.num_weights:,} weights, {architecture.num_classes} classes, variant {detector.variant.name}"
-    )
-
-
 def _write_weights(path: Path, detector: Detector) -> None:
+    """Write a .safetensors file, or a Darknet .weights file with its .cfg file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             save_detector(path, detector)
-            return
-        write_darknet(path, detector.model, int(detector.metadata.get("source", {}).get("seen", 0)))
-        write_cfg(detector.architecture, path.with_suffix(".cfg"))
+        else:
+            write_darknet(path, detector.model, _num_images_seen(detector))
+            write_cfg(detector.architecture, path.with_suffix(".cfg"))
     except OSError as error:
-        remedy = "use a writable folder"
-        raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
+        message = f"{path}: cannot be written ({error.strerror or error}); use a writable folder"
+        raise ChromaboxError(message) from error
+
+
+def _num_images_seen(detector: Detector) -> int:
+    """Return the number of images seen in training, which Darknet files contain; 0 if it is unknown."""
+    return int(detector.metadata.get("source", {}).get("seen", 0))
 
 
 def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
@@ -156,18 +148,19 @@ def export_darknet(detector: Detector, path: Path) -> None:
     Raise ChromaboxError and delete the files if the detector read back differs.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
-    seen = int(detector.metadata.get("source", {}).get("seen", 0))
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
     files[2].write_text("".join(f"{name}\n" for name in detector.classes), encoding="utf-8")
-    write_darknet(path, detector.model, seen)
+    write_darknet(path, detector.model, _num_images_seen(detector))
     exported = load_detector(path)
-    original_state, exported_state = detector.model.state_dict(), exported.model.state_dict()
-    same_layers = (
-        exported.architecture.layers == detector.architecture.layers and original_state.keys() == exported_state.keys()
-    )
     # Darknet files do not contain PyTorch's batch counters.
-    if not same_layers or not all(
-        torch.equal(original_state[name], exported_state[name]) for name in original_state if "num_batches" not in name
+    original_state, exported_state = (
+        {name: values for name, values in one.model.state_dict().items() if "num_batches" not in name}
+        for one in (detector, exported)
+    )
+    if (
+        exported.architecture.layers != detector.architecture.layers
+        or original_state.keys() != exported_state.keys()
+        or not all(torch.equal(values, exported_state[name]) for name, values in original_state.items())
     ):
         for file in files:
             file.unlink()
@@ -192,7 +185,7 @@ class DetectorExportReport:
     @property
     def max_difference(self) -> float:
         """The larger of the two differences."""
-        return float(torch.tensor([self.score_difference, self.box_difference]).max())
+        return float(np.max([self.score_difference, self.box_difference]))
 
     def __str__(self) -> str:
         return (
@@ -236,9 +229,8 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     export the model, if the outputs differ, or if the file cannot be written. No file is left behind in these cases.
     """
     require_onnx_suffix(path)
-    side, multiple = size or detector.size, detector.architecture.max_stride
-    if side < multiple or side % multiple:
-        raise UsageError(f"size is {side}: expected a multiple of {multiple} for {detector.architecture.name}")
+    side = size or detector.size
+    detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)
     return save_verified(
@@ -255,10 +247,12 @@ def compare_exported_detector(detector: Detector, path: Path, size: int) -> Dete
     session = open_session(path, path.read_bytes(), [INPUT_NAME], OUTPUT_NAMES)
     photos = [getattr(skimage_data, name)() for name in TEST_PHOTOS]
     letterboxed = [letterbox_for(pixels.shape[:2], size, detector.variant).apply_image(pixels) for pixels in photos]
-    images = torch.stack([torch.from_numpy(image) for image in letterboxed])
+    images = torch.from_numpy(np.stack(letterboxed))
     expected = ExportWrapper(detector.model, size)(images)
-    batch = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images.numpy()})]
-    single = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images[:1].numpy()})]
+    batch, single = (
+        [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: inputs.numpy()})]
+        for inputs in (images, images[:1])
+    )
     loaded = ExportWrapper(load_detector(path).model, size)(images)
     # Coordinates far outside the input result from exponentials; their rounding errors are proportional to their size.
     scales = expected[0].abs().clamp(min=size), torch.ones_like(expected[1])

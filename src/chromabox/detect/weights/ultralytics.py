@@ -136,6 +136,10 @@ ACTIVATION_VARIANTS = {
 }
 
 
+#: Convolutions in file order, each as arrays by name.
+Layers = list[dict[str, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class UltralyticsFile:
     """Architecture, variant, class names, and the convolutions in Darknet's order."""
@@ -143,7 +147,7 @@ class UltralyticsFile:
     architecture: Architecture
     variant: Variant
     classes: tuple[str, ...]
-    layers: list[dict[str, np.ndarray]]
+    layers: Layers
 
 
 def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsFile:
@@ -157,19 +161,26 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         # Use the moving average of the weights if there is one, otherwise the trained weights.
         entries = (model.get(name) for name in ("ema", "model", "state_dict"))
         model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
-    state = dict(_iter_tensors(model))
-    blocks, heads, anchors = _collect_layers(path, state)
+    blocks, heads, anchors = _collect_layers(path, dict(_iter_tensors(model)))
     inferred = _infer_variant(model)
-    if inferred is None and variant is None:
+    if inferred is not None and variant is not None and inferred != variant:
+        raise UsageError(f"{path}: the variant of the modules is {inferred.name}, not {variant.name}; omit --variant")
+    variant = inferred or variant
+    if variant is None:
         raise UsageError(
             f"{path}: unknown variant; use --variant ultralytics-9.0 (leaky ReLU) or --variant ultralytics-9.6 (SiLU)"
         )
-    if inferred is not None and variant is not None and inferred != variant:
-        raise UsageError(f"{path}: the variant of the modules is {inferred.name}, not {variant.name}; omit --variant")
-    resolved = inferred or variant or ULTRALYTICS_9_0
-    architecture = _build_architecture(path, blocks, heads, anchors, resolved)
-    layers = _darknet_order(path, architecture, blocks, heads)
-    return UltralyticsFile(architecture, resolved, _class_names(path, model, architecture), layers)
+    architecture = _build_architecture(path, blocks, heads, anchors, variant)
+    names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
+    if isinstance(names, dict):
+        names = [names[index] for index in sorted(names)]
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        names = default_class_names(architecture.num_classes)
+    if len(names) != architecture.num_classes:
+        raise ChromaboxError(
+            f"{path}: {len(names)} class names for {architecture.num_classes} classes; expected equal numbers"
+        )
+    return UltralyticsFile(architecture, variant, tuple(names), _darknet_order(path, architecture, blocks, heads))
 
 
 def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -183,17 +194,14 @@ def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _iter_tensors(child, full_name)
 
 
-def _collect_layers(
-    path: Path, state: dict[str, Tensor]
-) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
+def _collect_layers(path: Path, state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | None]:
     """Return the convolutions with BatchNorm and the head convolutions, in file order, and any anchors, in cells."""
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
     for name, tensor in state.items():
         try:
-            values = tensor.detach().float()
-            array = values.numpy()
+            array = tensor.detach().float().numpy()
         except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for memory.
             raise ChromaboxError(f"{path}: {name} is not a plain tensor ({str(error).splitlines()[0]})") from error
         parts = name.split(".")
@@ -201,10 +209,9 @@ def _collect_layers(
         if key in STATE_KEYS:
             blocks.setdefault(module, {})[STATE_KEYS[key]] = array
         elif parts[-3:-2] == ["m"] and parts[-1] in ("weight", "bias"):
-            head = heads.setdefault(".".join(parts[:-1]), {})
-            head["kernel" if parts[-1] == "weight" else "bias"] = array
+            heads.setdefault(".".join(parts[:-1]), {})["kernel" if parts[-1] == "weight" else "bias"] = array
         elif parts[-1] == "anchors":
-            anchors = values
+            anchors = tensor.detach().float()
         elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):
             raise ChromaboxError(f"{path}: contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
     for name, block in (blocks | heads).items():
@@ -227,11 +234,7 @@ def _infer_variant(module: Any) -> Variant | None:
 
 
 def _build_architecture(
-    path: Path,
-    blocks: list[dict[str, np.ndarray]],
-    heads: list[dict[str, np.ndarray]],
-    anchors: Tensor | None,
-    variant: Variant,
+    path: Path, blocks: Layers, heads: Layers, anchors: Tensor | None, variant: Variant
 ) -> Architecture:
     """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions, with the file's classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
@@ -254,9 +257,7 @@ def _build_architecture(
     return build(filters // 3 - 5, **options)
 
 
-def _darknet_order(
-    path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
-) -> list[dict[str, np.ndarray]]:
+def _darknet_order(path: Path, architecture: Architecture, blocks: Layers, heads: Layers) -> Layers:
     """Return all convolutions in Darknet's order, with the heads from coarse to fine; ``heads`` are fine to coarse."""
     remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
     layers = []
@@ -275,16 +276,3 @@ def _darknet_order(
             )
         layers.append(state)
     return layers
-
-
-def _class_names(path: Path, model: Any, architecture: Architecture) -> tuple[str, ...]:
-    names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
-    if isinstance(names, dict):
-        names = [names[index] for index in sorted(names)]
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return default_class_names(architecture.num_classes)
-    if len(names) != architecture.num_classes:
-        raise ChromaboxError(
-            f"{path}: {len(names)} class names for {architecture.num_classes} classes; expected equal numbers"
-        )
-    return tuple(names)

@@ -17,14 +17,6 @@ _RESAMPLES_PER_CHUNK = 100
 
 
 @dataclass(frozen=True)
-class BootstrapSamples:
-    """AP and AP50 of resampled sets of images; NaN for a set without boxes."""
-
-    ap: Float64[np.ndarray, " samples"]
-    ap50: Float64[np.ndarray, " samples"]
-
-
-@dataclass(frozen=True)
 class PairedDifference:
     """Difference between two detectors, and its 95 % confidence interval over images."""
 
@@ -32,8 +24,12 @@ class PairedDifference:
     interval: tuple[float, float]
 
 
-def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) -> BootstrapSamples:
-    """Compute the AP of ``num_resamples`` sets of images, drawn with replacement, of the original size (Efron 1979).
+def bootstrap_ap(
+    matches: Matches, *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Float64[np.ndarray, " samples"]]:
+    """Compute ``ap`` and ``ap50`` of ``num_resamples`` sets of images, drawn with replacement (Efron 1979).
+
+    The sets have the original size. The result is NaN for a set without boxes.
 
     The same seed draws the same sets. Two detectors on the same images can therefore be compared sample by sample.
     """
@@ -47,14 +43,14 @@ def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) 
     return _mean_ap(np.concatenate(tables))
 
 
-def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> BootstrapSamples:
-    """Return the means over the classes that have ground truth in a sample; NaN for a sample without ground truth."""
+def _mean_ap(
+    tables: Float64[np.ndarray, "samples thresholds classes"],
+) -> dict[str, Float64[np.ndarray, " samples"]]:
+    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample; NaN if it has none."""
     has_truth = np.isfinite(tables[:, 0])
     num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)
-    ap, ap50 = (
-        np.where(has_truth, values, 0.0).sum(axis=1) / num_classes for values in (tables.mean(axis=1), tables[:, 0])
-    )
-    return BootstrapSamples(ap, ap50)
+    per_class = {"ap": tables.mean(axis=1), "ap50": tables[:, 0]}
+    return {name: np.where(has_truth, values, 0.0).sum(axis=1) / num_classes for name, values in per_class.items()}
 
 
 def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: float) -> tuple[float, float]:
@@ -88,9 +84,9 @@ def paired_difference(
     samples = [bootstrap_ap(matches, num_resamples=num_resamples, seed=seed) for matches in (before, after)]
     differences = {}
     for name in ("ap", "ap50"):
-        value = float((getattr(estimates[1], name) - getattr(estimates[0], name))[0])
-        sample_differences = getattr(samples[1], name) - getattr(samples[0], name)
-        differences[name] = PairedDifference(value, bias_corrected_interval(sample_differences, value))
+        value = float((estimates[1][name] - estimates[0][name])[0])
+        interval = bias_corrected_interval(samples[1][name] - samples[0][name], value)
+        differences[name] = PairedDifference(value, interval)
     return differences
 
 

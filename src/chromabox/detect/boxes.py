@@ -30,19 +30,9 @@ def xyxy_to_xywh(boxes: Boxes) -> Boxes:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def xywh_to_xyxy(boxes: Boxes) -> Boxes:
-    """Convert left, top, width, height to left, top, right, bottom."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
 def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
     """Convert left, top, right, bottom to centre x, centre y, width, height."""
     return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def cxcywh_to_xyxy(boxes: Boxes) -> Boxes:
-    """Convert centre x, centre y, width, height to left, top, right, bottom."""
-    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
 
 
 def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
@@ -154,7 +144,6 @@ class Letterbox:
         image_size: height and width of the image in pixels.
         canvas_size: side length of the square in pixels.
         inner_size: height and width of the resized image inside the square.
-        top, left: position of the resized image in the square.
         fill: grey value of the padding, in [0, 1].
         sampling: ``corners``: the centres of the outermost pixels coincide, as in Darknet's resizing; ``edges``: the
             edges of the images coincide, as in OpenCV and most other libraries. Both are bilinear without antialiasing.
@@ -163,10 +152,18 @@ class Letterbox:
     image_size: tuple[int, int]
     canvas_size: int
     inner_size: tuple[int, int]
-    top: int
-    left: int
     fill: float
     sampling: Literal["corners", "edges"]
+
+    @property
+    def top(self) -> int:
+        """First row of the resized image in the square; odd padding has its extra pixel at the bottom."""
+        return (self.canvas_size - self.inner_size[0]) // 2
+
+    @property
+    def left(self) -> int:
+        """First column of the resized image in the square; odd padding has its extra pixel on the right."""
+        return (self.canvas_size - self.inner_size[1]) // 2
 
     def apply_boxes(self, boxes: Boxes) -> Boxes:
         """Convert boxes from image coordinates to coordinates in the square."""
@@ -194,34 +191,25 @@ class Letterbox:
 
     @property
     def _offset(self) -> Float[np.ndarray, "4"]:
-        return np.array([self.left, self.top, self.left, self.top], np.float64)
+        return np.tile([float(self.left), float(self.top)], 2)
 
 
 def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 0.5) -> Letterbox:
-    """Return Darknet's letterbox: the longer side fills the square; the shorter side and the offset are rounded down.
+    """Return Darknet's letterbox: the longer side fills the square; the shorter side is rounded down.
 
     ``image_size`` is height and width. ``fill`` is the grey value of the padding, in [0, 1].
     """
-    height, width = image_size
-    longer = max(height, width)
-    inner = max(height * canvas_size // longer, 1), max(width * canvas_size // longer, 1)
-    return Letterbox(
-        image_size, canvas_size, inner, (canvas_size - inner[0]) // 2, (canvas_size - inner[1]) // 2, fill, "corners"
-    )
+    height, width = (max(side * canvas_size // max(image_size), 1) for side in image_size)
+    return Letterbox(image_size, canvas_size, (height, width), fill, "corners")
 
 
 def ultralytics_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 114 / 255) -> Letterbox:
-    """Return Ultralytics' letterbox: sides are rounded to the nearest integer.
+    """Return Ultralytics' letterbox: the longer side fills the square; the shorter side is rounded to whole pixels.
 
-    If the padding is odd, the extra pixel is on the right or at the bottom. ``image_size`` is height and width.
-    ``fill`` is the grey value of the padding, in [0, 1].
+    ``image_size`` is height and width. ``fill`` is the grey value of the padding, in [0, 1].
     """
-    height, width = image_size
-    longer = max(height, width)
-    inner = max(round(height * canvas_size / longer), 1), max(round(width * canvas_size / longer), 1)
-    return Letterbox(
-        image_size, canvas_size, inner, (canvas_size - inner[0]) // 2, (canvas_size - inner[1]) // 2, fill, "edges"
-    )
+    height, width = (max(round(side * canvas_size / max(image_size)), 1) for side in image_size)
+    return Letterbox(image_size, canvas_size, (height, width), fill, "edges")
 
 
 def resize_bilinear(

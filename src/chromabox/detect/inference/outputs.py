@@ -35,16 +35,8 @@ CSV_COLUMNS = ("file", "frame", "class", "class_id", "score", "left", "top", "ri
 
 #: Colours that are easy to distinguish from each other and from photographs; they are assigned to classes cyclically.
 _COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#ffe119",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#46f0f0",
-    "#f032e6",
-    "#bcf60c",
-    "#fabebe",
+    *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231"),
+    *("#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe"),
 )
 #: Text height and line thickness, as fractions of the shorter side of the image.
 _TEXT_HEIGHT, _LINE_WIDTH = 1 / 36, 1 / 300

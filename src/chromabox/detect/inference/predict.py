@@ -17,10 +17,9 @@ from chromabox.runtime.parallel import map_ordered
 
 @dataclass(frozen=True)
 class FileResult:
-    """Result of one file: pixels and detections, or the reason why it could not be read."""
+    """Result of one file: detections, or the reason why it could not be read."""
 
     path: Path
-    pixels: Pixels | None = None
     detections: Detections | None = None
     error: str | None = None
 
@@ -118,16 +117,15 @@ def detect_files(
     ``workers``, see :func:`map_ordered`. Raise UsageError for invalid options before the first file is read.
     """
     options = InferenceOptions.for_detector(detector, confidence, iou, classes, size)
-    return map_ordered(paths, lambda path: detect_file(path, detector, options), workers=workers)
 
+    def process(path: Path) -> FileResult:
+        try:
+            pixels = read_image(path).pixels
+        except ChromaboxError as error:
+            return FileResult(path, error=str(error))
+        return FileResult(path, run_detector(pixels, detector, options))
 
-def detect_file(path: Path, detector: DetectorModel, options: "InferenceOptions") -> FileResult:
-    """Detect objects in one file; return the detections, or the error if the file cannot be read."""
-    try:
-        pixels = read_image(path).pixels
-    except ChromaboxError as error:
-        return FileResult(path, error=str(error))
-    return FileResult(path, pixels, run_detector(pixels, detector, options))
+    return map_ordered(paths, process, workers=workers)
 
 
 @dataclass(frozen=True)

@@ -78,21 +78,17 @@ def _to_pixels(image: Any) -> Pixels:
     if isinstance(image, str | PathLike):
         return read_image(Path(image)).pixels
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            values = np.asarray(image)
-            return _array_to_pixels(values.astype(np.uint16) if image.mode.startswith("I") else values)
         try:
-            return _array_to_pixels(np.asarray(image.convert("RGB")))
+            array = np.asarray(image if image.mode.startswith(("I", "F")) else image.convert("RGB"))
         except (OSError, SyntaxError) as error:
             raise ChromaboxError(f"image cannot be decoded: the data is truncated or corrupt ({error})") from error
-    if isinstance(image, np.ndarray):
-        return _array_to_pixels(image)
-    raise UsageError(
-        f"image has type {type(image).__name__}: expected a PIL.Image, a NumPy array or the path of an image file"
-    )
-
-
-def _array_to_pixels(array: np.ndarray) -> Pixels:
+        array = array.astype(np.uint16) if image.mode.startswith("I") else array
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        raise UsageError(
+            f"image has type {type(image).__name__}: expected a PIL.Image, a NumPy array or the path of an image file"
+        )
     shape = " × ".join(map(str, array.shape)) or "()"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
         raise UsageError(f"image has shape {shape}: expected height × width, or height × width × 1, 3 or 4 channels")
@@ -128,15 +124,13 @@ def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
         )
     path = Path(weights)
     with _load_lock:  # Concurrent first calls load the file only once.
-        return _load_cached(
-            weights if isinstance(weights, str) else path, size, path.stat().st_mtime_ns if path.exists() else 0
-        )
+        return _load_cached(path, size, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @lru_cache(maxsize=2)
-def _load_cached(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
+def _load_cached(path: Path, size: int | None, mtime_ns: int) -> OnnxDetector:
     """Load a detector; ``mtime_ns`` is part of the cache key: a changed file is loaded again."""
-    return open_detector(weights, size=size)
+    return open_detector(path, size=size)
 
 
 if hasattr(os, "register_at_fork"):

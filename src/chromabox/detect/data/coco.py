@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import (
-    SPLIT_NAME,
-    DatasetBuilder,
-    DetectionDataset,
-    LabelIssue,
-    RawLabel,
-    iter_files,
-)
+from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, LabelIssue, RawLabel, iter_files
 from chromabox.errors import ChromaboxError
 
 _REQUIRED_KEYS = ("images", "annotations", "categories")

@@ -59,9 +59,7 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(path, digest, dhash(pixels), thumbnail / norm if norm > 1 else np.zeros_like(thumbnail))
 
 
-def dhash(
-    pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"],
-) -> Bool[np.ndarray, "64"]:
+def dhash(pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]) -> Bool[np.ndarray, "64"]:
     """Compute the difference hash: whether each of 8 × 8 pixels is darker than its right neighbour.
 
     Source: Krawetz 2013, “Kind of like that”.

@@ -43,9 +43,7 @@ def bootstrap_ap(
     return _mean_ap(np.concatenate(tables))
 
 
-def _mean_ap(
-    tables: Float64[np.ndarray, "samples thresholds classes"],
-) -> dict[str, Float64[np.ndarray, " samples"]]:
+def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> dict[str, Float64[np.ndarray, " samples"]]:
     """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample; NaN if it has none."""
     has_truth = np.isfinite(tables[:, 0])
     num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)

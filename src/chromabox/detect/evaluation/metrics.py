@@ -78,8 +78,7 @@ def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[S
             is_match, is_counted = _match_boxes(
                 detections.boxes, sample.boxes[of_class & ~sample.is_crowd], sample.boxes[of_class & sample.is_crowd]
             )
-            image_ids = np.full(len(detections.scores), index)
-            parts.append((image_ids, detections.class_ids, detections.scores, is_match, is_counted))
+            parts.append((index, detections, is_match, is_counted))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
@@ -120,8 +119,7 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
         is_match = np.zeros((len(IOU_THRESHOLDS), len(prediction.scores)), bool)
         for detection, index_of_truth in greedy_pairs(overlaps, IOU_THRESHOLDS[0]):
             is_match[:, detection] = overlaps[detection, index_of_truth] >= IOU_THRESHOLDS
-        image_ids = np.full(len(prediction.scores), index)
-        parts.append((image_ids, prediction.class_ids, prediction.scores, is_match, np.ones_like(is_match)))
+        parts.append((index, prediction, is_match, np.ones_like(is_match)))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
@@ -149,22 +147,23 @@ def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.
 
 
 def _concat_matches(
-    parts: Sequence[tuple[np.ndarray, ...]], num_truths: Int64[np.ndarray, "images classes"]
+    parts: Sequence[tuple[int, ImagePredictions, np.ndarray, np.ndarray]],
+    num_truths: Int64[np.ndarray, "images classes"],
 ) -> Matches:
-    """Concatenate all parts and sort them by decreasing score.
+    """Concatenate the parts (image, detections, matches, counted) and sort them by decreasing score.
 
     Equal scores keep the order of the images, as in COCO.
     """
-    if not parts:
-        no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
-        return Matches(no_ids, no_ids, np.zeros(0), no_matches, no_matches, num_truths)
-    image_ids, class_ids, scores, is_match, is_counted = (
-        np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)
+    no_detections = ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+    no_matches = np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    images, detections, is_match, is_counted = zip((0, no_detections, no_matches, no_matches), *parts, strict=True)
+    scores, class_ids = (
+        np.concatenate([getattr(part, name) for part in detections]) for name in ("scores", "class_ids")
     )
+    image_ids = np.repeat(images, [len(part.scores) for part in detections])
     order = np.argsort(-scores, kind="stable")
-    return Matches(
-        image_ids[order], class_ids[order], scores[order], is_match[:, order], is_counted[:, order], num_truths
-    )
+    matches, counted = (np.concatenate(masks, axis=1)[:, order] for masks in (is_match, is_counted))
+    return Matches(image_ids[order], class_ids[order], scores[order], matches, counted, num_truths)
 
 
 #: Recalls at which COCO samples the precision: 0, 0.01, …, 1.

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from chromabox.detect.models.architecture import (
     Architecture,
     Convolution,
-    Layer,
     MaxPool,
     Route,
     Shortcut,
@@ -65,15 +64,8 @@ class ConvolutionLayer(nn.Module):
 
     def __init__(self, layer: Convolution, in_channels: int, variant: Variant) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            in_channels,
-            layer.filters,
-            layer.size,
-            layer.stride,
-            layer.padding,
-            groups=layer.groups,
-            bias=not layer.batch_normalise,
-        )
+        sizes, bias = (layer.size, layer.stride, layer.padding), not layer.batch_normalise
+        self.convolution = nn.Conv2d(in_channels, layer.filters, *sizes, groups=layer.groups, bias=bias)
         self.norm = nn.BatchNorm2d(layer.filters, variant.epsilon, variant.momentum) if layer.batch_normalise else None
         if layer.activation == "leaky":
             silu = variant.activation == "silu"
@@ -115,15 +107,14 @@ class MaxPoolLayer(nn.Module):
 
     def forward(self, images: ImageBatch) -> FeatureMaps:
         before = (self.size - 1) // 2
-        height, width = (self._end_padding(side, before) for side in images.shape[-2:])
+        # The numbers of pixels by which the last window extends beyond the input.
+        height, width = (
+            max(0, (-(-side // self.stride) - 1) * self.stride - before + self.size - side)
+            for side in images.shape[-2:]
+        )
         if before or height or width:
             images = F.pad(images, (before, width, before, height), value=self.padding)
         return F.max_pool2d(images, self.size, self.stride)
-
-    def _end_padding(self, side: int, before: int) -> int:
-        """Return the number of pixels by which the last window extends beyond the input."""
-        last = -(-side // self.stride) - 1
-        return max(0, last * self.stride - before + self.size - side)
 
 
 class DarknetModel(nn.Module):
@@ -135,10 +126,16 @@ class DarknetModel(nn.Module):
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
         super().__init__()
         self.architecture, self.variant = architecture, variant
-        self.layers = nn.ModuleList(
-            _make_layer(layer, architecture.input_shape(index).channels, variant)
-            for index, layer in enumerate(architecture.layers)
-        )
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(architecture.layers):
+            module: nn.Module = nn.Identity()
+            if isinstance(layer, Convolution):
+                module = ConvolutionLayer(layer, architecture.input_shape(index).channels, variant)
+            elif isinstance(layer, MaxPool):
+                module = MaxPoolLayer(layer, variant)
+            elif isinstance(layer, Upsample):
+                module = nn.Upsample(scale_factor=layer.stride, mode="nearest")
+            self.layers.append(module)
         #: Index of the last layer that reads each layer (−1: the image).
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
@@ -220,15 +217,3 @@ class DarknetModel(nn.Module):
                 if self.last_use[source] == index:
                     outputs.pop(source, None)
         return outputs
-
-
-def _make_layer(layer: Layer, in_channels: int, variant: Variant) -> nn.Module:
-    match layer:
-        case Convolution():
-            return ConvolutionLayer(layer, in_channels, variant)
-        case MaxPool():
-            return MaxPoolLayer(layer, variant)
-        case Upsample(stride=stride):
-            return nn.Upsample(scale_factor=stride, mode="nearest")
-        case _:
-            return nn.Identity()

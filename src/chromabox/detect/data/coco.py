@@ -1,6 +1,7 @@
 """COCO annotations: one JSON file with `images`, `annotations` (x, y, width, height in pixels) and `categories`.
 
-Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids.
+Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids,
+including those without boxes, such as the supercategory that Roboflow writes first.
 """
 
 import json
@@ -36,7 +37,10 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     by_name: dict[str, Path] = {}
     for file in files:
         content = _load_json(file)
-        file_categories = _parse_categories(content, file)
+        try:
+            file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each") from error
         if categories and file_categories != categories:
             raise ChromaboxError(
                 f"{file}: the categories differ from those of {files[0]}; expected the same categories in all files"
@@ -124,14 +128,3 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _REQUIRED_KEYS):
         raise ChromaboxError(f"{path}: contains no COCO annotations; expected the lists {', '.join(_REQUIRED_KEYS)}")
     return content
-
-
-def _parse_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
-    """Return the class names by id, in order of id.
-
-    Categories without boxes, such as the supercategory that Roboflow writes first, are kept.
-    """
-    try:
-        return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: invalid categories; expected an id and a name for each") from error

@@ -34,9 +34,12 @@ class DatasetReport:
     data: DetectionDataset
     issues: tuple[LabelIssue, ...]
     """Issues with labels and images, including damaged images."""
-    unlabelled: tuple[Path, ...]
-    """Images without boxes. They are background samples, which are often included on purpose."""
     duplicates: tuple[DuplicatePair, ...]
+
+    @property
+    def unlabelled(self) -> tuple[Path, ...]:
+        """Images without boxes. They are background samples, which are often included on purpose."""
+        return tuple(sample.path for sample in self.data.samples if len(sample.boxes) == 0)
 
     @property
     def leaks(self) -> tuple[DuplicatePair, ...]:
@@ -50,9 +53,8 @@ class DatasetReport:
         counts = {}
         for split in self.data.splits:
             class_ids = [sample.class_ids for sample in self.data.samples if sample.split == split]
-            per_class = np.bincount(
-                np.concatenate([np.zeros(0, np.int64), *class_ids]), minlength=len(self.data.classes)
-            )
+            class_ids.append(np.arange(0))
+            per_class = np.bincount(np.concatenate(class_ids), minlength=len(self.data.classes))
             counts[split] = dict(zip(self.data.classes, per_class.tolist(), strict=True))
         return counts
 
@@ -106,12 +108,7 @@ def validate_dataset(path: Path | str, *, show_progress: bool = False) -> Datase
     with progress_bar("checking", len(data.samples), unit="images", show=show_progress) as on_progress:
         image_prints, errors = fingerprints([sample.path for sample in data.samples], on_progress)
     damaged = [LabelIssue("damaged picture", path, None, f"{error}; dropped", True) for path, error in errors.items()]
-    return DatasetReport(
-        data=data,
-        issues=(*data.issues, *damaged),
-        unlabelled=tuple(sample.path for sample in data.samples if len(sample.boxes) == 0),
-        duplicates=tuple(find_duplicates(image_prints)),
-    )
+    return DatasetReport(data, (*data.issues, *damaged), tuple(find_duplicates(image_prints)))
 
 
 @dataclass(frozen=True)
@@ -171,23 +168,22 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
     """Return the images to copy, and a line for each change."""
-    by_path = {sample.path: sample for sample in dataset_report.data.samples}
+    data = dataset_report.data
+    in_train = {sample.path: sample.split.startswith("train") for sample in data.samples}
     dropped: dict[Path, str] = {}
     for pair in dataset_report.duplicates:
         if not pair.exact or pair.first in dropped or pair.second in dropped:
             continue
-        first_in_train = by_path[pair.first].split.startswith("train")
-        second_in_train = by_path[pair.second].split.startswith("train")
-        drop, keep = (pair.first, pair.second) if first_in_train and not second_in_train else (pair.second, pair.first)
+        drop, keep = pair.second, pair.first
+        if in_train[pair.first] and not in_train[pair.second]:
+            drop, keep = keep, drop
         dropped[drop] = f"{drop}: exact duplicate of {keep}; dropped"
     changes = [str(issue) for issue in dataset_report.issues if issue.issue_type != "huge box"]
     damaged = {issue.path for issue in dataset_report.issues if issue.issue_type == "damaged picture"}
     crowds = [
         f"{sample.path}: {int(sample.is_crowd.sum())} crowd boxes, which the YOLO format does not support; dropped"
-        for sample in dataset_report.data.samples
+        for sample in data.samples
         if sample.is_crowd.any()
     ]
-    samples = [
-        sample for sample in dataset_report.data.samples if sample.path not in dropped and sample.path not in damaged
-    ]
+    samples = [sample for sample in data.samples if sample.path not in dropped and sample.path not in damaged]
     return samples, [utf8_safe(line) for line in (*changes, *dropped.values(), *crowds)]

@@ -78,7 +78,8 @@ def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[S
             is_match, is_counted = _match_boxes(
                 detections.boxes, sample.boxes[of_class & ~sample.is_crowd], sample.boxes[of_class & sample.is_crowd]
             )
-            parts.append((index, detections, is_match, is_counted))
+            image_ids = np.full(len(detections.scores), index)
+            parts.append((image_ids, detections.class_ids, detections.scores, is_match, is_counted))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
@@ -119,7 +120,8 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
         is_match = np.zeros((len(IOU_THRESHOLDS), len(prediction.scores)), bool)
         for detection, index_of_truth in greedy_pairs(overlaps, IOU_THRESHOLDS[0]):
             is_match[:, detection] = overlaps[detection, index_of_truth] >= IOU_THRESHOLDS
-        parts.append((index, prediction, is_match, np.ones_like(is_match)))
+        image_ids = np.full(len(prediction.scores), index)
+        parts.append((image_ids, prediction.class_ids, prediction.scores, is_match, np.ones_like(is_match)))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
 
 
@@ -147,23 +149,22 @@ def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.
 
 
 def _concat_matches(
-    parts: Sequence[tuple[int, ImagePredictions, np.ndarray, np.ndarray]],
-    num_truths: Int64[np.ndarray, "images classes"],
+    parts: Sequence[tuple[np.ndarray, ...]], num_truths: Int64[np.ndarray, "images classes"]
 ) -> Matches:
-    """Concatenate the parts (image, detections, matches, counted) and sort them by decreasing score.
+    """Concatenate all parts and sort them by decreasing score.
 
     Equal scores keep the order of the images, as in COCO.
     """
-    no_detections = ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-    no_matches = np.zeros((len(IOU_THRESHOLDS), 0), bool)
-    images, detections, is_match, is_counted = zip((0, no_detections, no_matches, no_matches), *parts, strict=True)
-    scores, class_ids = (
-        np.concatenate([getattr(part, name) for part in detections]) for name in ("scores", "class_ids")
+    if not parts:
+        no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
+        return Matches(no_ids, no_ids, np.zeros(0), no_matches, no_matches, num_truths)
+    image_ids, class_ids, scores, is_match, is_counted = (
+        np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)
     )
-    image_ids = np.repeat(images, [len(part.scores) for part in detections])
     order = np.argsort(-scores, kind="stable")
-    matches, counted = (np.concatenate(masks, axis=1)[:, order] for masks in (is_match, is_counted))
-    return Matches(image_ids[order], class_ids[order], scores[order], matches, counted, num_truths)
+    return Matches(
+        image_ids[order], class_ids[order], scores[order], is_match[:, order], is_counted[:, order], num_truths
+    )
 
 
 #: Recalls at which COCO samples the precision: 0, 0.01, …, 1.
@@ -211,23 +212,15 @@ def coco_average_precision(
             annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": int(is_crowd)})
     dataset = {
         "info": {},
-        "images": [
-            {"id": image_id, "height": sample.size[0], "width": sample.size[1]}
-            for image_id, sample in enumerate(ground_truth, 1)
-        ],
+        "images": [{"id": image_id} for image_id in range(1, len(ground_truth) + 1)],
         "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
         "annotations": annotations,
     }
-    results = [
-        {"image_id": image_id, "category_id": class_id, "bbox": box, "score": score}
-        for image_id, prediction in enumerate(predictions, 1)
-        for box, class_id, score in zip(
-            xyxy_to_xywh(prediction.boxes).tolist(),
-            prediction.class_ids.tolist(),
-            prediction.scores.tolist(),
-            strict=True,
-        )
-    ]
+    results: list[dict[str, object]] = []
+    for image_id, prediction in enumerate(predictions, 1):
+        boxes = xyxy_to_xywh(prediction.boxes).tolist()
+        for box, class_id, score in zip(boxes, prediction.class_ids.tolist(), prediction.scores.tolist(), strict=True):
+            results.append({"image_id": image_id, "category_id": class_id, "bbox": box, "score": score})
     # The library cannot load an empty list of results.
     has_truth = _count_truths(ground_truth, num_classes).any(axis=0)
     table = np.where(has_truth, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan)

@@ -171,7 +171,7 @@ def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
     """
     if model.variant.name != DARKNET.name:
         raise UsageError(f"{path}: Darknet does not support variant {model.variant.name}; use a .safetensors file")
-    values = [tensor.detach().float().cpu().numpy().ravel() for tensor in _tensors_in_file_order(model)]
+    values = [tensor.detach().float().cpu().numpy().ravel() for tensor in tensors_in_file_order(model)]
     write_darknet_weights(path, DarknetWeights(np.concatenate(values), seen))
 
 
@@ -338,14 +338,14 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
         raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
     start = 0
     with torch.no_grad():
-        for tensor in _tensors_in_file_order(model):
+        for tensor in tensors_in_file_order(model):
             values = weights[start : start + tensor.numel()]
             tensor.copy_(torch.from_numpy(values.copy()).view_as(tensor))
             start += tensor.numel()
     return model.eval()
 
 
-def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
+def tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
     """Return the tensors of a model in the order of Darknet's weight file."""
     tensors: list[Tensor | None] = []
     for layer in model.layers:

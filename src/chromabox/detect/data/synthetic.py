@@ -4,7 +4,7 @@ The training, validation and test splits do not overlap: they use different CIFA
 CIFAR-10's test images), and their backgrounds come from different strips of the photographs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,17 +85,34 @@ def make_synthetic_dataset(
     if size < MIN_IMAGE_SIZE:
         raise UsageError(f"--size is {size}: expected at least {MIN_IMAGE_SIZE} pixels")
     objects = load_cifar_objects(classes, download_progress) if objects is None else objects
-    boxes = {}
+    num_boxes = {}
     with (
         atomic_folder(folder) as temporary,
         progress_bar("pasting", sum(counts.values()), unit="images", show=show_progress) as on_progress,
     ):
         for index, split in enumerate(DEFAULT_COUNTS):
-            rng = np.random.default_rng((seed, index))
-            boxes[split] = _write_split(temporary, split, counts[split], objects[split], size, rng, on_progress)
+            rng, pool = np.random.default_rng((seed, index)), objects[split]
+            for name in ("images", "labels"):
+                (temporary / name / split).mkdir(parents=True)
+            # Objects are reused only after all of them have been used.
+            num_rounds = 1 + counts[split] * MAX_OBJECTS // len(pool.class_ids)
+            order = np.concatenate([rng.permutation(len(pool.class_ids)) for _ in range(num_rounds)])
+            num_boxes[split] = used = 0
+            for number in range(counts[split]):
+                chosen = order[used : used + rng.integers(1, MAX_OBJECTS + 1)]
+                used += len(chosen)
+                selected = Objects(pool.images[chosen], pool.class_ids[chosen])
+                pixels, boxes, class_ids = paste_objects(sample_background(split, size, rng), selected, rng)
+                write_image(temporary / "images" / split / f"{number:04}.jpg", pixels, quality=90)
+                rows = zip(class_ids, xyxy_to_cxcywh(boxes / size), strict=True)
+                lines = [" ".join([str(class_id), *(f"{value:.6f}" for value in box)]) for class_id, box in rows]
+                labels = "".join(f"{line}\n" for line in lines)
+                (temporary / "labels" / split / f"{number:04}.txt").write_text(labels, encoding="utf-8")
+                num_boxes[split] += len(boxes)
+                on_progress()
         description = {**{split: f"images/{split}" for split in DEFAULT_COUNTS}, "names": list(classes)}
         (temporary / "data.yaml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-    return boxes
+    return num_boxes
 
 
 def load_cifar_objects(classes: Sequence[str], download_progress: Progress | None = None) -> dict[str, Objects]:
@@ -160,32 +177,3 @@ def _photo_strip(split: str, name: str) -> RgbImage:
     pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
     first, last = (round(fraction * pixels.shape[1]) for fraction in SPLIT_STRIPS[split])
     return np.ascontiguousarray(pixels[:, first:last])
-
-
-def _write_split(
-    folder: Path,
-    split: str,
-    num_images: int,
-    objects: Objects,
-    size: int,
-    rng: np.random.Generator,
-    on_progress: Callable[[], object],
-) -> int:
-    """Write the images and labels of one split. Objects are reused only after all of them have been used."""
-    (folder / "labels" / split).mkdir(parents=True)
-    (folder / "images" / split).mkdir(parents=True)
-    num_rounds = 1 + num_images * MAX_OBJECTS // len(objects.class_ids)
-    order = np.concatenate([rng.permutation(len(objects.class_ids)) for _ in range(num_rounds)])
-    total = used = 0
-    for number in range(num_images):
-        chosen = order[used : used + rng.integers(1, MAX_OBJECTS + 1)]
-        used += len(chosen)
-        selected = Objects(objects.images[chosen], objects.class_ids[chosen])
-        pixels, boxes, class_ids = paste_objects(sample_background(split, size, rng), selected, rng)
-        write_image(folder / "images" / split / f"{number:04}.jpg", pixels, quality=90)
-        rows = zip(class_ids, xyxy_to_cxcywh(boxes / size), strict=True)
-        lines = [" ".join([str(class_id), *(f"{value:.6f}" for value in box)]) + "\n" for class_id, box in rows]
-        (folder / "labels" / split / f"{number:04}.txt").write_text("".join(lines), encoding="utf-8")
-        total += len(boxes)
-        on_progress()
-    return total

@@ -106,25 +106,13 @@ def weighted_average_precision(
             is_match, is_counted = matches.is_match[level, of_class], matches.is_counted[level, of_class]
             detections = cumulative if is_counted.all() else (detection_weights * is_counted).cumsum(axis=1)
             true_positives = detection_weights[:, is_match].cumsum(axis=1)
-            table[:, level, class_id] = _interpolated_ap(true_positives, detections[:, is_match], num_truths)
+            num_counted = detections[:, is_match]
+            precision = np.zeros(true_positives.shape)
+            np.divide(true_positives, num_counted, out=precision, where=num_counted > 0)
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
+            # The number of the 101 recalls that each matched detection is the first to reach.
+            num_new = np.diff(np.searchsorted(RECALL_THRESHOLDS, recall, side="right"), axis=1, prepend=0)
+            ap = (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS)
+            table[:, level, class_id] = np.where(num_truths > 0, ap, np.nan)
     return table
-
-
-def _interpolated_ap(
-    true_positives: Int64[np.ndarray, "samples matched"],
-    detections: Int64[np.ndarray, "samples matched"],
-    num_truths: Float64[np.ndarray, " samples"],
-) -> Float64[np.ndarray, " samples"]:
-    """Compute the mean interpolated precision at the 101 recalls.
-
-    ``true_positives`` and ``detections`` are cumulative counts at each matched detection, in decreasing order of score.
-    """
-    if true_positives.shape[1] == 0:
-        return np.where(num_truths > 0, 0.0, np.nan)
-    precision = np.divide(true_positives, detections, out=np.zeros(true_positives.shape), where=detections > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
-    # How many of the 101 recalls each matched detection reaches, and how many it is the first to reach.
-    num_reached = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
-    num_new = np.diff(num_reached, axis=1, prepend=0)
-    return np.where(num_truths > 0, (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS), np.nan)

@@ -67,7 +67,7 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
     that cannot be written to ``output``.
     """
     if not inputs:
-        raise UsageError("no inputs: expected at least one image, folder or video")
+        raise UsageError("no input given: expected at least one image, folder or video")
     suffix = "" if output.is_dir() else output.suffix.lower()
     selected: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "images")}
     is_annotated = "images" in selected and suffix not in TABLE_FORMATS

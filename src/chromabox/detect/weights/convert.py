@@ -225,9 +225,23 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)
-    return save_verified(
-        path, model, _onnx_metadata(fused), lambda file: compare_exported_detector(detector, file, side)
-    )
+    # How to use the file, and the metadata of the checkpoint.
+    grey = fused.variant.letterbox_grey
+    metadata = {
+        "format": EXPORT_FORMAT,
+        "version": chromabox.__version__,
+        "input": f"float32 [batch, 3, {side}, {side}]: RGB in [0, 1], letterboxed: the image is resized with its "
+        f"aspect ratio preserved and padded with grey ({grey:.4f})",
+        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the {side} × {side} input",
+        "scores": "float32 [batch, boxes, classes]: independent scores in [0, 1]; apply a threshold and non-maximum "
+        "suppression per class",
+        "classes": json.dumps(list(fused.classes), ensure_ascii=False),
+        "size": str(side),
+        "letterbox_grey": repr(grey),
+        "anchors": json.dumps([yolo.head_anchors for yolo in fused.architecture.yolo_layers]),
+        "detector": json.dumps(detector_metadata(fused)),
+    }
+    return save_verified(path, model, metadata, lambda file: compare_exported_detector(detector, file, side))
 
 
 def compare_exported_detector(detector: Detector, path: Path, size: int) -> DetectorExportReport:
@@ -255,22 +269,3 @@ def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":
     """Export the model with PyTorch's exporter, with a dynamic batch size."""
     example = torch.zeros(2, model.net.architecture.channels, size, size)
     return to_onnx(model, example, {0: torch.export.Dim("batch", min=1)}, [INPUT_NAME], OUTPUT_NAMES, opset=OPSET)
-
-
-def _onnx_metadata(detector: Detector) -> dict[str, str]:
-    """Return metadata describing how to use the file, and the checkpoint metadata."""
-    variant, size = detector.variant, detector.size
-    return {
-        "format": EXPORT_FORMAT,
-        "version": chromabox.__version__,
-        "input": f"float32 [batch, 3, {size}, {size}]: RGB in [0, 1], letterboxed: the image is resized with its "
-        f"aspect ratio preserved and padded with grey ({variant.letterbox_grey:.4f})",
-        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the {size} × {size} input",
-        "scores": "float32 [batch, boxes, classes]: independent scores in [0, 1]; apply a threshold and non-maximum "
-        "suppression per class",
-        "classes": json.dumps(list(detector.classes), ensure_ascii=False),
-        "size": str(size),
-        "letterbox_grey": repr(variant.letterbox_grey),
-        "anchors": json.dumps([yolo.head_anchors for yolo in detector.architecture.yolo_layers]),
-        "detector": json.dumps(detector_metadata(detector)),
-    }

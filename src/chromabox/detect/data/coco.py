@@ -4,6 +4,7 @@ Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes ar
 including those without boxes, such as the supercategory that Roboflow writes first.
 """
 
+import itertools
 import json
 import mmap
 from collections import defaultdict
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, LabelIssue, RawLabel, iter_files
+from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
 from chromabox.errors import ChromaboxError
 
 _REQUIRED_KEYS = ("images", "annotations", "categories")
@@ -58,18 +59,9 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
                 builder.drop("missing picture", file, None, "an image has no id or file_name")
                 continue
             builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
-        builder.issues += [
-            LabelIssue("label without picture", file, label.line, "no image has its image_id", True)
-            for orphans in labels.values()
-            for label in orphans
-        ]
-    return DetectionDataset(
-        samples=tuple(builder.samples),
-        classes=tuple(categories.values()),
-        splits=tuple(splits),
-        format="coco",
-        issues=tuple(builder.issues),
-    )
+        for label in itertools.chain(*labels.values()):
+            builder.drop("label without picture", file, label.line, "no image has its image_id")
+    return builder.build("coco", categories.values(), splits)
 
 
 def _parse_annotations(

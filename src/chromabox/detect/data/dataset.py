@@ -25,6 +25,7 @@ RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
 """Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
 BoxTuple = tuple[float, float, float, float]
+DatasetFormat = Literal["yolo", "coco", "voc"]
 IssueType = Literal[
     "unreadable label",
     "unknown class",
@@ -105,7 +106,7 @@ class DetectionDataset:
     classes: tuple[str, ...]
     splits: tuple[str, ...]
     has_class_names: bool = True
-    format: Literal["yolo", "coco", "voc"] = "yolo"
+    format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
@@ -248,6 +249,13 @@ class DatasetBuilder:
         sample, issues = validate_labels(labels, path, (height, width), split, source)
         self.samples.append(sample)
         self.issues += issues
+
+    def build(
+        self, dataset_format: DatasetFormat, classes: Iterable[str], splits: Iterable[str], *, has_names: bool = True
+    ) -> DetectionDataset:
+        """Return the dataset."""
+        samples, issues = tuple(self.samples), tuple(self.issues)
+        return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
 
 
 @contextlib.contextmanager

@@ -59,13 +59,7 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     prefixes = ("train", "val", "test")
     splits = sorted({split for _, _, split, _ in annotations})
     splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in prefixes])
-    return DetectionDataset(
-        samples=tuple(builder.samples),
-        classes=tuple(classes),
-        splits=tuple(splits),
-        format="voc",
-        issues=tuple(builder.issues),
-    )
+    return builder.build("voc", classes, splits)
 
 
 def _iter_labels(

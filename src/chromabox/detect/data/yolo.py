@@ -56,17 +56,11 @@ def read_yolo(source: Path) -> DetectionDataset:
                 continue
             with path.open(encoding="utf-8", errors="replace") as file:
                 if _FIRST_LABEL.fullmatch(file.readline()):
-                    issue = LabelIssue("label without picture", path, None, "no image has this name", True)
-                    builder.issues.append(issue)
+                    builder.drop("label without picture", path, None, "no image has this name")
     max_class_id = max((int(sample.class_ids.max()) for sample in builder.samples if len(sample.class_ids)), default=-1)
-    return DetectionDataset(
-        samples=tuple(builder.samples),
-        classes=class_names or tuple(str(index) for index in range(max_class_id + 1)),
-        splits=tuple(dict.fromkeys(split for split, _ in images)),
-        has_class_names=class_names is not None,
-        format="yolo",
-        issues=tuple(builder.issues),
-    )
+    classes = class_names or map(str, range(max_class_id + 1))
+    splits = dict.fromkeys(split for split, _ in images)
+    return builder.build("yolo", classes, splits, has_names=class_names is not None)
 
 
 def label_path(image_path: Path) -> Path:

@@ -293,8 +293,8 @@ def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> 
         precisions.append(np.where(num_kept > 0, true_positives[num_kept] / np.maximum(num_kept, 1), 1.0))
         recalls.append(true_positives[num_kept] / num_truths[class_id])
         precision_by_rank = true_positives[1:] / np.arange(1, len(true_positives))
-        envelope = np.append(np.maximum.accumulate(precision_by_rank[::-1])[::-1], 0.0)
-        envelopes.append(envelope[np.searchsorted(true_positives[1:] / num_truths[class_id], RECALL_THRESHOLDS)])
+        best_from_rank = np.append(np.maximum.accumulate(precision_by_rank[::-1])[::-1], 0.0)
+        envelopes.append(best_from_rank[np.searchsorted(true_positives[1:] / num_truths[class_id], RECALL_THRESHOLDS)])
     precision, recall = (np.array(rows, np.float64).reshape(-1, num_thresholds) for rows in (precisions, recalls))
     envelope = np.array(envelopes, np.float64).reshape(-1, len(RECALL_THRESHOLDS))
     total = precision + recall

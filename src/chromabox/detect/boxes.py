@@ -167,14 +167,16 @@ class Letterbox:
 
     def apply_boxes(self, boxes: Boxes) -> Boxes:
         """Convert boxes from image coordinates to coordinates in the square."""
-        return boxes * self._scale + self._offset
+        scale, offset = self._scale_and_offset
+        return boxes * scale + offset
 
     def invert_boxes(self, boxes: Boxes) -> Boxes:
         """Convert boxes from coordinates in the square to image coordinates: the inverse of :meth:`apply_boxes`.
 
         Boxes are not clipped.
         """
-        return (boxes - self._offset) / self._scale
+        scale, offset = self._scale_and_offset
+        return (boxes - offset) / scale
 
     def apply_image(self, pixels: Pixels) -> Float32[np.ndarray, "3 side side"]:
         """Return the letterboxed image: RGB in [0, 1]."""
@@ -185,13 +187,9 @@ class Letterbox:
         return canvas
 
     @property
-    def _scale(self) -> Float[np.ndarray, "4"]:
+    def _scale_and_offset(self) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "4"]]:
         y, x = (inner / outer for inner, outer in zip(self.inner_size, self.image_size, strict=True))
-        return np.array([x, y, x, y])
-
-    @property
-    def _offset(self) -> Float[np.ndarray, "4"]:
-        return np.tile([float(self.left), float(self.top)], 2)
+        return np.array([x, y, x, y]), np.tile([float(self.left), float(self.top)], 2)
 
 
 def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 0.5) -> Letterbox:

@@ -4,6 +4,7 @@ Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes ar
 including those without boxes, such as the supercategory that Roboflow writes first.
 """
 
+import contextlib
 import itertools
 import json
 import mmap
@@ -22,7 +23,17 @@ def coco_files(folder: Path) -> list[Path]:
     """Return the .json files in a folder that are COCO box annotations; only those named instances_* if any exist."""
     files = list(iter_files(folder, {".json"}))
     instances = [path for path in files if path.name.startswith("instances")]
-    return [path for path in instances or files if _is_coco(path)]
+    found = []
+    for path in instances or files:
+        # Files can be 500 MB in size; they are searched without being parsed. An empty file cannot be mapped.
+        with (
+            contextlib.suppress(OSError, ValueError),
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS):
+                found.append(path)
+    return found
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
@@ -54,7 +65,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
         for entry in content["images"]:
             try:
-                image_labels, name = labels.pop(_check_id(entry["id"]), []), Path(entry["file_name"])
+                image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"])
             except (KeyError, TypeError):
                 builder.drop("missing picture", file, None, "an image has no id or file_name")
                 continue
@@ -75,24 +86,18 @@ def _parse_annotations(
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            image_id, category_id = _check_id(entry["image_id"]), _check_id(entry["category_id"])
+            # A list or an object is not an id and raises TypeError.
+            image_labels, class_id = labels[entry["image_id"]], class_ids.get(entry["category_id"])
         except (KeyError, TypeError, ValueError):
             reason = "expected bbox with four numbers, image_id and category_id"
             builder.drop("unreadable label", file, number, reason)
             continue
-        if category_id not in class_ids:
-            builder.drop("unknown class", file, number, f"category_id {category_id} is not in categories")
+        if class_id is None:
+            builder.drop("unknown class", file, number, f"category_id {entry['category_id']} is not in categories")
             continue
         corners = (x, y, x + width, y + height)
-        labels[image_id].append(RawLabel(number, class_ids[category_id], corners, bool(entry.get("iscrowd", 0))))
+        image_labels.append(RawLabel(number, class_id, corners, bool(entry.get("iscrowd", 0))))
     return labels
-
-
-def _check_id(value: object) -> int | str:
-    """Return an id unchanged. Raise TypeError if it is neither an integer nor a string."""
-    if isinstance(value, int | str):
-        return value
-    raise TypeError
 
 
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
@@ -101,15 +106,6 @@ def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[st
     folders = [file.parent, root, root / "images", root / split, root / "images" / split]
     candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]
     return next((path for path in candidates if path.is_file()), by_name.get(name.name, candidates[0]))
-
-
-def _is_coco(path: Path) -> bool:
-    """Return whether all three required keys occur in the file, without parsing it: files can be 500 MB in size."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS)
-    except (OSError, ValueError):  # An empty file cannot be mapped.
-        return False
 
 
 def _load_json(path: Path) -> dict[str, Any]:

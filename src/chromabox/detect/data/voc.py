@@ -45,13 +45,13 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     builder = DatasetBuilder()
     for file in files:
         try:
-            elements = _parse_xml(file)
+            document, objects = _parse_xml(file)
         except (OSError, ParseError, DefusedXmlException, ValueError) as error:
             builder.drop("unreadable label", file, None, f"cannot be read as XML ({error})")
             continue
-        image_path = by_stem.get(file.stem) or by_stem.get(Path(elements[0][1].findtext("filename", "")).stem)
+        image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)
         split = split_lists.get(file.stem, "") or split_from_path(file, root)
-        annotations.append((file, image_path or file.with_suffix(".jpg"), split, elements[1:]))
+        annotations.append((file, image_path or file.with_suffix(".jpg"), split, objects))
     classes = sorted({_object_name(element) for *_, objects in annotations for _, element in objects} - {""})
     for file, path, split, objects in annotations:
         builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder))
@@ -84,15 +84,15 @@ def _iter_labels(
         yield RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom))
 
 
-def _parse_xml(file: Path) -> list[tuple[int, Element]]:
-    """Return the root element (line 1) and the object elements with their line numbers."""
+def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, Element]]]:
+    """Return the root element, and the object elements with their line numbers."""
     content = file.read_bytes()
     root = fromstring(content, forbid_dtd=True)
     lines = [number for number, line in enumerate(content.split(b"\n"), 1) for _ in range(line.count(b"<object>"))]
     objects = root.findall("object")
     if len(lines) != len(objects):  # Objects with attributes or inside comments: the line numbers are unknown.
         lines = [1] * len(objects)
-    return [(1, root), *zip(lines, objects, strict=True)]
+    return root, list(zip(lines, objects, strict=True))
 
 
 def _object_name(element: Element) -> str:

@@ -130,16 +130,12 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
 
     Each row and each column is used at most once.
     """
-    rows, columns = np.nonzero(overlaps >= min_overlap)
-    order = np.argsort(-overlaps[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
-    used_rows: set[int] = set()
-    used_columns: set[int] = set()
-    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if row not in used_rows and column not in used_columns:
-            pairs.append((row, column))
-            used_rows.add(row)
-            used_columns.add(column)
+    free = overlaps.copy()
+    while free.max(initial=-1.0) >= min_overlap:
+        row, column = divmod(int(free.argmax()), free.shape[1])
+        pairs.append((row, column))
+        free[row] = free[:, column] = -1.0
     return pairs
 
 

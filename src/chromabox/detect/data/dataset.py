@@ -191,24 +191,26 @@ def validate_labels(
         box = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
         excess = max(abs(original - inside) for original, inside in zip(label.box, box, strict=True))
         key = (label.class_id, *(round(value, 2) for value in box))
-        problem: tuple[IssueType, str] | None = None
+        problem: tuple[IssueType, str, str] | None = None
         if not all(map(math.isfinite, label.box)):
-            problem = "unreadable label", "a number is not finite; dropped"
+            problem = "unreadable label", "a number is not finite", "dropped"
         elif right <= left or bottom <= top:
-            problem = "zero size", f"the box is {right - left:.6g} × {bottom - top:.6g} pixels; dropped"
+            problem = "zero size", f"the box is {right - left:.6g} × {bottom - top:.6g} pixels", "dropped"
         elif box[2] <= box[0] or box[3] <= box[1]:
-            problem = "out of range", f"the box is outside {image}; dropped"
+            problem = "out of range", f"the box is outside {image}", "dropped"
         elif excess > BOX_EDGE_TOLERANCE:
-            problem = "out of range", f"the box extends {excess:.1f} pixels beyond {image}; clipped"
+            problem = "out of range", f"the box extends {excess:.1f} pixels beyond {image}", "clipped"
         elif (box[2] - box[0]) * (box[3] - box[1]) >= HUGE_BOX_FRACTION * width * height:
-            problem = "huge box", "the box covers the whole image; kept"
-        dropped = problem is not None and problem[1].endswith("dropped")
+            problem = "huge box", "the box covers the whole image", "kept"
         if problem is not None:
-            issues.append(LabelIssue(problem[0], source, label.line, problem[1], dropped))
-        if not dropped and key in valid:
+            issue_type, reason, action = problem
+            issues.append(LabelIssue(issue_type, source, label.line, f"{reason}; {action}", action == "dropped"))
+            if action == "dropped":
+                continue
+        if key in valid:
             message = f"same as {valid[key].line}; dropped"
             issues.append(LabelIssue("duplicate label", source, label.line, message, True))
-        elif not dropped:
+        else:
             valid[key] = replace(label, box=box)
     boxes = np.array([label.box for label in valid.values()], np.float64).reshape(-1, 4)
     class_ids = np.array([label.class_id for label in valid.values()], np.int64)

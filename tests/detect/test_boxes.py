@@ -12,13 +12,11 @@ from scipy.ndimage import map_coordinates
 
 from chromabox.detect.boxes import (
     Letterbox,
-    cxcywh_to_xyxy,
     darknet_letterbox,
     iou,
     nms,
     resize_bilinear,
     ultralytics_letterbox,
-    xywh_to_xyxy,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
@@ -37,12 +35,6 @@ def test_formats_match_values_by_hand() -> None:
     box = np.array([[10.0, 20.0, 40.0, 80.0]])
     assert xyxy_to_xywh(box).tolist() == [[10, 20, 30, 60]]
     assert xyxy_to_cxcywh(box).tolist() == [[25, 50, 30, 60]]
-
-
-def test_formats_round_trip() -> None:
-    boxes = random_boxes(50).astype(np.float64)
-    np.testing.assert_allclose(xywh_to_xyxy(xyxy_to_xywh(boxes)), boxes, rtol=1e-12)
-    np.testing.assert_allclose(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes, rtol=1e-12)
 
 
 def test_iou_matches_supervision() -> None:

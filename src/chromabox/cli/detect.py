@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import Float, OutputPath, option, print_line
-from chromabox.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ def detect(
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
     """
-    if not inputs:
-        raise UsageError("no input given: expected at least one image, folder or video")
     from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 
     plan = plan_detection_outputs(inputs, output, format)

@@ -35,8 +35,7 @@ class Detections:
         return len(self.xyxy)
 
     def __getitem__(self, index: Any) -> "Detections":
-        rows = np.arange(len(self))[index]  # An out-of-range integer raises IndexError.
-        rows = np.atleast_1d(rows)
+        rows = np.atleast_1d(np.arange(len(self))[index])  # An out-of-range integer raises IndexError.
         return Detections(self.xyxy[rows], self.confidence[rows], self.class_id[rows], self.class_names[rows])
 
     def __iter__(self) -> Iterator["Detections"]:

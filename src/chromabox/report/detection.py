@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -25,8 +24,6 @@ from chromabox.report.tables import printable
 
 #: Maximum number of classes with named curves in legends.
 MAX_NAMED_CURVES = 10
-#: Maximum number of images up to which splits are checked for shared images.
-MAX_LEAK_CHECK_IMAGES = 5000
 
 
 def evaluate_detector_file(
@@ -45,16 +42,15 @@ def evaluate_detector_file(
     size; `variant` and `architecture` are passed to `load_detector`. Pass on loading and evaluation errors; raise
     ChromaboxError if `folder` cannot be written.
     """
-    detector = load_detector(
-        weights, variant=None if variant is None else get_variant(variant), architecture=architecture
-    )
+    stored_variant = None if variant is None else get_variant(variant)
+    detector = load_detector(weights, variant=stored_variant, architecture=architecture)
     dataset = load_detection_dataset(data)
     split_name = split or default_split(dataset)
     evaluated = dataset if split_name is None else dataset.split(split_name)
     input_size = size or detector.size
     with num_threads(1):  # Images are processed in parallel instead.
         result = evaluate_detector(detector.fused(), evaluated, size=input_size, show_progress=True)
-    leaks = find_leaks(dataset, split_name, max_images=MAX_LEAK_CHECK_IMAGES) if split_name else []
+    leaks = find_leaks(dataset, split_name) if split_name else []
     warnings = [f"{first} is identical or nearly identical to {second} in another split" for first, second in leaks]
     num_issues = len([issue for issue in evaluated.issues if issue.issue_type != "huge box"])
     warnings += [f"the dataset has {num_issues} issues; run chromabox data check {data}"] if num_issues else []
@@ -73,17 +69,15 @@ def write_evaluation(
     result: DetectionEvaluation, folder: Path, metadata: dict[str, Any], title: str
 ) -> tuple[Path, Path, Path]:
     """Write ``evaluation.json`` (`metadata` first), ``curves.png`` and ``confusion.png``; create `folder` if needed."""
-    json_path, curves_path, confusion_path = (
-        folder / name for name in ("evaluation.json", "curves.png", "confusion.png")
-    )
+    paths = folder / "evaluation.json", folder / "curves.png", folder / "confusion.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(json_path, {**metadata, **result.as_json()})
-        plot_pr_curves(result, curves_path, title)
-        plot_confusion(result, confusion_path, title)
+        write_json(paths[0], {**metadata, **result.as_json()})
+        plot_pr_curves(result, paths[1], title)
+        plot_confusion(result, paths[2], title)
     except OSError as error:
         raise ChromaboxError(f"{folder}: cannot be written to ({error.strerror}); use another folder") from error
-    return json_path, curves_path, confusion_path
+    return paths
 
 
 def print_evaluation(result: DetectionEvaluation, title: str) -> None:
@@ -92,20 +86,19 @@ def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     table.add_column("", overflow="fold")
     for heading in ("boxes", "AP %", "95 %", "AP50 %", "95 %", "course AP %", "course AP50 %"):
         table.add_column(heading, justify="right", no_wrap=True)
+
+    def add_row(name: str, num_boxes: int, intervals: list[str], *values: float) -> None:
+        ap, ap50, course_ap, course_ap50 = (f"{100 * value:.1f}" if math.isfinite(value) else "" for value in values)
+        cells = (str(num_boxes), ap, intervals[0], ap50, intervals[1], course_ap, course_ap50)
+        table.add_row(printable(name), *cells)
+
     coco, course = result.coco, result.course
-    overall = (coco.ap, coco.ap50, course.ap, course.ap50)
-    ap, ap50, course_ap, course_ap50 = (_percent(value) for value in overall)
     intervals = [f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (result.ap_interval, result.ap50_interval)]
-    table.add_row(
-        "all", str(int(result.box_counts.sum())), ap, intervals[0], ap50, intervals[1], course_ap, course_ap50
-    )
+    add_row("all", int(result.box_counts.sum()), intervals, coco.ap, coco.ap50, course.ap, course.ap50)
     table.add_section()
     for index in np.flatnonzero(result.box_counts).tolist():
         values = (coco.per_class[index], coco.table[0, index], course.per_class[index], course.table[0, index])
-        ap, ap50, course_ap, course_ap50 = (_percent(value) for value in values)
-        table.add_row(
-            printable(result.classes[index]), str(result.box_counts[index]), ap, "", ap50, "", course_ap, course_ap50
-        )
+        add_row(result.classes[index], int(result.box_counts[index]), ["", ""], *map(float, values))
     confidence, precision, recall, f1 = result.pr_curves.best_f1
     table.caption = (
         f"{result.num_images} images; best F1 {f1:.3f} at confidence {confidence:.2f} "
@@ -116,10 +109,6 @@ def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     console.print(table)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}" if math.isfinite(value) else ""
-
-
 def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
     """Plot precision, recall and F1 against confidence, and precision against recall, per class and as the mean."""
     curves = result.pr_curves
@@ -127,15 +116,20 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     names = [result.classes[index] for index in curves.class_ids]
-    _plot_class_lines(axes[0], curves.confidence, curves.precision, names)
-    _plot_class_lines(axes[1], curves.confidence, curves.recall, names)
-    _plot_class_lines(axes[2], curves.confidence, curves.f1, names)
-    _plot_class_lines(axes[3], recalls, curves.precision_envelope, names)
-    for panel, (x_label, y_label) in zip(
-        axes,
-        (("confidence", "precision"), ("confidence", "recall"), ("confidence", "F1"), ("recall", "precision")),
-        strict=True,
-    ):
+    panels = (
+        ("confidence", "precision", curves.confidence, curves.precision),
+        ("confidence", "recall", curves.confidence, curves.recall),
+        ("confidence", "F1", curves.confidence, curves.f1),
+        ("recall", "precision", recalls, curves.precision_envelope),
+    )
+    for panel, (x_label, y_label, x, lines) in zip(axes, panels, strict=True):
+        for name, line in zip(names, lines, strict=True):
+            if len(names) <= MAX_NAMED_CURVES:
+                # matplotlib omits labels that begin with "_" from legends.
+                panel.plot(x, line, linewidth=0.8, label=f"\u200b{name}")
+            else:
+                panel.plot(x, line, linewidth=0.8, alpha=0.35, color="0.6")
+        panel.plot(x, lines.mean(axis=0), color=TRAIN_COLOUR, linewidth=2.2, label=f"mean of {len(names)} classes")
         panel.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
         panel.grid(alpha=0.3)
     best = curves.best_f1[0]
@@ -144,16 +138,6 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
     axes[3].legend(fontsize=8)
     figure.suptitle(f"{title} (IoU 0.5)", parse_math=False)
     save_figure(figure, path)
-
-
-def _plot_class_lines(axes: Axes, x: np.ndarray, lines: np.ndarray, names: list[str]) -> None:
-    for name, line in zip(names, lines, strict=True):
-        if len(names) <= MAX_NAMED_CURVES:
-            # matplotlib omits labels that begin with "_" from legends.
-            axes.plot(x, line, linewidth=0.8, label=f"\u200b{name}")
-        else:
-            axes.plot(x, line, linewidth=0.8, alpha=0.35, color="0.6")
-    axes.plot(x, lines.mean(axis=0), color=TRAIN_COLOUR, linewidth=2.2, label=f"mean of {len(names)} classes")
 
 
 def plot_confusion(result: DetectionEvaluation, path: Path, title: str) -> None:

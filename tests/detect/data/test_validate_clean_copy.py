@@ -65,7 +65,7 @@ def test_output_that_exists_or_is_inside_the_source_is_rejected(tmp_path: Path) 
         with pytest.raises(UsageError, match=message):
             write_clean_copy(report, source, output)
     (tmp_path / "file").touch()
-    with pytest.raises(ChromaboxError, match="the copy cannot be written"):
+    with pytest.raises(ChromaboxError, match="copy: cannot be written"):
         write_clean_copy(report, source, tmp_path / "file" / "copy")
     (tmp_path / "file").unlink()
     assert read_all_files(tmp_path) == before

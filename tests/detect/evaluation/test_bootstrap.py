@@ -44,10 +44,10 @@ def test_bootstrap_is_seeded_and_its_interval_contains_the_estimate() -> None:
     predictions, truth = make_predictions(1, 40)
     matches = match_coco(predictions, truth, NUM_CLASSES)
     first, repeated, other_seed = (bootstrap_ap(matches, num_resamples=150, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.ap, repeated.ap)
-    assert not np.array_equal(first.ap, other_seed.ap)
+    np.testing.assert_array_equal(first["ap"], repeated["ap"])
+    assert not np.array_equal(first["ap"], other_seed["ap"])
     ap = coco_average_precision(predictions, truth, NUM_CLASSES).ap
-    low, high = bias_corrected_interval(first.ap, ap)
+    low, high = bias_corrected_interval(first["ap"], ap)
     assert low < ap < high
 
 

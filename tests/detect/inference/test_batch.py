@@ -103,7 +103,7 @@ def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("inputs", "output", "formats", "message"),
     [
-        ([], "out", (), "no inputs: expected at least one"),
+        ([], "out", (), "no input given: expected at least one"),
         (["nowhere.png"], "out", (), "nowhere.png does not exist"),
         (["nowhere.mp4"], "out", (), "nowhere.mp4 does not exist"),
         (["a.png"], "a.png", (), "is the input"),

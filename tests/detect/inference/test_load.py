@@ -10,7 +10,7 @@ from chromabox.detect.inference.load import open_detector
 from chromabox.detect.weights import convert
 from chromabox.detect.weights.load import Detector, save_detector
 from chromabox.detect.weights.onnx_model import OnnxDetector, load_onnx_detector, resolve_weights
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import CLASS_NAMES, make_small_detector, random_images
 
 
@@ -79,3 +79,13 @@ def test_weights_that_are_not_exported_need_pytorch(
     with pytest.raises(UsageError, match=message):
         open_detector(path)
     assert isinstance(open_detector(exported), OnnxDetector)
+
+
+def test_file_that_is_not_onnx_is_rejected_without_pytorch_and_onnx(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("torch", "onnx"):
+        monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / "photo.onnx").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ChromaboxError, match=r"photo\.onnx: not an ONNX file"):
+        open_detector(tmp_path / "photo.onnx")

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
 from chromabox.detect.boxes import letterbox_for, xyxy_to_cxcywh
-from chromabox.detect.data.dataset import BoxTuple, DetectionDataset, Sample
+from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.data.dataset import RgbImage as RgbImage
 from chromabox.detect.models.architecture import Variant
 from chromabox.errors import UsageError
@@ -60,14 +60,12 @@ AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, s
 
 
 @dataclass(frozen=True)
-class _MosaicTile:
-    """Position of one image in the training image, in pixels, and the window in which it is visible."""
+class _Tile:
+    """One image in the training image: its scale, and the position of its upper left corner in pixels."""
 
     sample: Sample
     scale: float
-    left: float
-    top: float
-    window: BoxTuple
+    corner: Float64[np.ndarray, "2"]
 
 
 def read_pixels(path: Path) -> RgbImage:
@@ -95,14 +93,16 @@ def augment_sample(
 
     Raise UsageError if the recipe is unknown, and ChromaboxError if an image cannot be decoded.
     """
-    augmentation = _resolve_augmentation(recipe)
+    if isinstance(recipe, str) and recipe not in AUGMENTATIONS:
+        raise UsageError(f"recipe is {recipe!r}: expected {' or '.join(AUGMENTATIONS)}")
+    augmentation = AUGMENTATIONS[recipe] if isinstance(recipe, str) else recipe
     rng = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), index])
-    tiles = _sample_tiles(data, index, size, augmentation, rng)
+    tiles, window = _sample_tiles(data, index, size, augmentation, rng)
     canvas = Image.new("RGB", (size, size), (augmentation.fill,) * 3)
     for tile in tiles:
-        _paste(canvas, tile, read_image(tile.sample.path))
+        _paste(canvas, tile, window, read_image(tile.sample.path))
     canvas = _jitter_hsv(canvas, augmentation, rng)
-    boxes = np.concatenate([_visible_boxes(tile, size) for tile in tiles])
+    boxes = np.concatenate([_visible_boxes(tile, window, size) for tile in tiles])
     pixels = np.asarray(canvas)
     if rng.random() < augmentation.hflip:
         pixels = pixels[:, ::-1]
@@ -117,26 +117,19 @@ def letterbox_sample(
 
     Raise ChromaboxError if the image cannot be decoded.
     """
-    pixels = read_image(sample.path)
+    pixels, truth = read_image(sample.path), sample.without_crowds
     letterbox = letterbox_for(pixels.shape[:2], size, variant)
-    not_crowd = ~sample.is_crowd
-    return letterbox.apply_image(pixels), _to_train_boxes(
-        letterbox.apply_boxes(sample.boxes[not_crowd]), sample.class_ids[not_crowd], size
-    )
-
-
-def _resolve_augmentation(recipe: str | Augmentation) -> Augmentation:
-    if isinstance(recipe, Augmentation):
-        return recipe
-    if recipe not in AUGMENTATIONS:
-        raise UsageError(f"recipe is {recipe!r}: expected {' or '.join(AUGMENTATIONS)}")
-    return AUGMENTATIONS[recipe]
+    boxes = _to_train_boxes(letterbox.apply_boxes(truth.boxes), truth.class_ids, size)
+    return letterbox.apply_image(pixels), boxes
 
 
 def _sample_tiles(
     data: DetectionDataset, index: int, size: int, augmentation: Augmentation, rng: np.random.Generator
-) -> list[_MosaicTile]:
-    """Choose the images of a training sample and their positions: laid out on a canvas, then scaled and translated."""
+) -> tuple[list[_Tile], Float64[np.ndarray, "2 2"]]:
+    """Choose the images of a training sample and their positions: laid out on a canvas, then scaled and translated.
+
+    Also return the upper left and lower right corners of the visible part of the canvas, in pixels.
+    """
     if rng.random() < augmentation.mosaic:
         chosen = rng.permutation([index, *rng.integers(0, len(data.samples), 3)])
         canvas_size, centre, offsets = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2), _MOSAIC_OFFSETS
@@ -145,41 +138,28 @@ def _sample_tiles(
     scale = rng.uniform(*augmentation.scale)
     middle = rng.uniform(0.5 - augmentation.translate, 0.5 + augmentation.translate, 2) * size
     shift = middle - scale * canvas_size / 2
-    window = _rectangle(shift, shift + scale * canvas_size)
     tiles = []
     for sample, offset in zip((data.samples[number] for number in chosen), offsets, strict=True):
         fit = size / max(sample.size)
-        corner = centre - fit * np.array([sample.size[1], sample.size[0]]) * offset
-        left, top = (scale * corner + shift).tolist()
-        tiles.append(_MosaicTile(sample, scale * fit, left, top, window))
-    return tiles
+        corner = centre - fit * np.array(sample.size[::-1]) * offset
+        tiles.append(_Tile(sample, scale * fit, scale * corner + shift))
+    return tiles, np.clip([shift, shift + scale * canvas_size], 0, size)
 
 
-def _rectangle(low: Float64[np.ndarray, "2"], high: Float64[np.ndarray, "2"]) -> BoxTuple:
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
-
-
-def _paste(canvas: Image.Image, tile: _MosaicTile, pixels: RgbImage) -> None:
+def _paste(canvas: Image.Image, tile: _Tile, window: Float64[np.ndarray, "2 2"], pixels: RgbImage) -> None:
     """Draw the visible part of an image onto all pixels of the canvas whose centres it covers."""
-    height, width = pixels.shape[:2]
-    edges = (tile.left, tile.top, tile.left + width * tile.scale, tile.top + height * tile.scale)
-    visible = _intersect(_intersect(edges, tile.window), (0.0, 0.0, float(canvas.width), float(canvas.height)))
-    left, top, right, bottom = (int(np.ceil(edge - 0.5)) for edge in visible)
+    sides = np.array(pixels.shape[1::-1]) * tile.scale
+    visible = np.maximum(tile.corner, window[0]), np.minimum(tile.corner + sides, window[1])
+    (left, top), (right, bottom) = np.ceil(np.array(visible) - 0.5).astype(int).tolist()
     if right <= left or bottom <= top:
         return
     step = 1 / tile.scale
-    x, y = (left - tile.left) * step, (top - tile.top) * step
+    x, y = ((left, top) - tile.corner) * step
+    coefficients = (step, 0, x, 0, step, y)
     part = Image.fromarray(pixels).transform(
-        (right - left, bottom - top),
-        Image.Transform.AFFINE,
-        (step, 0, x, 0, step, y),
-        Image.Resampling.BILINEAR,
+        (right - left, bottom - top), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
     canvas.paste(part, (left, top))
-
-
-def _intersect(a: BoxTuple, b: BoxTuple) -> BoxTuple:
-    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
 
 
 def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
@@ -192,16 +172,15 @@ def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.G
     return image.convert("HSV").point(np.concatenate(tables).astype(np.uint8).tolist()).convert("RGB")
 
 
-def _visible_boxes(tile: _MosaicTile, size: int) -> TrainBoxes:
+def _visible_boxes(tile: _Tile, window: Float64[np.ndarray, "2 2"], size: int) -> TrainBoxes:
     """Return the sufficiently visible boxes of one image, clipped to their visible parts."""
-    not_crowd = ~tile.sample.is_crowd
-    boxes = tile.sample.boxes[not_crowd] * tile.scale + [tile.left, tile.top, tile.left, tile.top]
-    frame = _intersect(tile.window, (0.0, 0.0, float(size), float(size)))
-    clipped = np.concatenate([np.maximum(boxes[:, :2], frame[:2]), np.minimum(boxes[:, 2:], frame[2:])], 1)
+    truth = tile.sample.without_crowds
+    boxes = truth.boxes * tile.scale + np.tile(tile.corner, 2)
+    clipped = np.concatenate([np.maximum(boxes[:, :2], window[0]), np.minimum(boxes[:, 2:], window[1])], 1)
     sides = np.maximum(clipped[:, 2:] - clipped[:, :2], 0)
     fraction = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
     kept = (sides >= MIN_BOX_SIDE).all(1) & (fraction >= MIN_VISIBLE_FRACTION)
-    return _to_train_boxes(clipped[kept], tile.sample.class_ids[not_crowd][kept], size)
+    return _to_train_boxes(clipped[kept], truth.class_ids[kept], size)
 
 
 def _to_train_boxes(boxes: Float64[np.ndarray, "boxes 4"], class_ids: np.ndarray, size: int) -> TrainBoxes:

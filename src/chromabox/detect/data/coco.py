@@ -1,8 +1,11 @@
 """COCO annotations: one JSON file with `images`, `annotations` (x, y, width, height in pixels) and `categories`.
 
-Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids.
+Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids,
+including those without boxes, such as the supercategory that Roboflow writes first.
 """
 
+import contextlib
+import itertools
 import json
 import mmap
 from collections import defaultdict
@@ -10,17 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import (
-    DetectionDataset,
-    LabelIssue,
-    RawLabel,
-    Sample,
-    is_split_name,
-    iter_files,
-    list_images,
-    read_size,
-    validate_labels,
-)
+from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
 from chromabox.errors import ChromaboxError
 
 _REQUIRED_KEYS = ("images", "annotations", "categories")
@@ -30,7 +23,17 @@ def coco_files(folder: Path) -> list[Path]:
     """Return the .json files in a folder that are COCO box annotations; only those named instances_* if any exist."""
     files = list(iter_files(folder, {".json"}))
     instances = [path for path in files if path.name.startswith("instances")]
-    return [path for path in instances or files if _is_coco(path)]
+    found = []
+    for path in instances or files:
+        # Files can be 500 MB in size; they are searched without being parsed. An empty file cannot be mapped.
+        with (
+            contextlib.suppress(OSError, ValueError),
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS):
+                found.append(path)
+    return found
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
@@ -40,122 +43,69 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
 
     Raise ChromaboxError if a file is not COCO JSON, or if the categories differ.
     """
-    samples: list[Sample] = []
-    issues: list[LabelIssue] = []
+    builder = DatasetBuilder()
     splits: dict[str, None] = {}
     categories: dict[int, str] = {}
     by_name: dict[str, Path] = {}
     for file in files:
         content = _load_json(file)
-        file_categories = _parse_categories(content, file)
+        try:
+            file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each") from error
         if categories and file_categories != categories:
             raise ChromaboxError(
                 f"{file}: the categories differ from those of {files[0]}; expected the same categories in all files"
             )
         categories = file_categories
-        by_name = by_name or {path.name: path for path in list_images(root)}
-        split = _infer_split(file)
+        by_name = by_name or {path.name: path for path in iter_files(root)}
+        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
+        split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
         splits[split] = None
-        file_samples, file_issues = _read_images(content, file, root, split, list(categories), by_name)
-        samples += file_samples
-        issues += file_issues
-    return DetectionDataset(
-        samples=tuple(samples),
-        classes=tuple(categories.values()),
-        splits=tuple(splits),
-        format="coco",
-        issues=tuple(issues),
-    )
-
-
-def _read_images(
-    content: dict[str, Any], file: Path, root: Path, split: str, category_ids: list[int], by_name: dict[str, Path]
-) -> tuple[list[Sample], list[LabelIssue]]:
-    labels, issues = _parse_annotations(
-        content["annotations"], file, {category: index for index, category in enumerate(category_ids)}
-    )
-    samples: list[Sample] = []
-    for entry in content["images"]:
-        try:
-            image_labels, name = labels.pop(_check_id(entry["id"]), []), Path(entry["file_name"])
-        except (KeyError, TypeError):
-            issues.append(LabelIssue("missing picture", file, None, "an image has no id or file_name; dropped", True))
-            continue
-        path = _find_image(name, file, root, split, by_name)
-        size, new_issues = read_size(path)
-        issues += new_issues
-        if size is not None:
-            sample, new_issues = validate_labels(image_labels, path, size, split, file)
-            samples.append(sample)
-            issues += new_issues
-    for orphans in labels.values():
-        issues += [
-            LabelIssue("label without picture", file, label.line, "no image has its image_id", True)
-            for label in orphans
-        ]
-    return samples, issues
+        labels = _parse_annotations(content["annotations"], file, list(categories), builder)
+        for entry in content["images"]:
+            try:
+                image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"])
+            except (KeyError, TypeError):
+                builder.drop("missing picture", file, None, "an image has no id or file_name")
+                continue
+            builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
+        for label in itertools.chain(*labels.values()):
+            builder.drop("label without picture", file, label.line, "no image has its image_id")
+    return builder.build("coco", categories.values(), splits)
 
 
 def _parse_annotations(
-    annotations: list[Any], file: Path, class_ids: dict[int, int]
-) -> tuple[dict[Any, list[RawLabel]], list[LabelIssue]]:
-    """Return the labels by image id, and an issue for each annotation that is not a valid box."""
+    annotations: list[Any], file: Path, category_ids: list[int], builder: DatasetBuilder
+) -> dict[Any, list[RawLabel]]:
+    """Return the labels by image id; record an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
-    issues: list[LabelIssue] = []
+    class_ids: dict[Any, int] = {category_id: index for index, category_id in enumerate(category_ids)}
     for index, entry in enumerate(annotations):
-        number = entry.get("id", index) if isinstance(entry, dict) else index
+        number = entry.get("id") if isinstance(entry, dict) else None
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            image_id, category_id = _check_id(entry["image_id"]), _check_id(entry["category_id"])
+            # A list or an object is not an id and raises TypeError.
+            image_labels, class_id = labels[entry["image_id"]], class_ids.get(entry["category_id"])
         except (KeyError, TypeError, ValueError):
-            message = "expected bbox with four numbers, image_id and category_id; dropped"
-            issues.append(LabelIssue("unreadable label", file, number, message, True))
+            reason = "expected bbox with four numbers, image_id and category_id"
+            builder.drop("unreadable label", file, number, reason)
             continue
-        if category_id not in class_ids:
-            message = f"category_id {category_id} is not in categories; dropped"
-            issues.append(LabelIssue("unknown class", file, number, message, True))
+        if class_id is None:
+            builder.drop("unknown class", file, number, f"category_id {entry['category_id']} is not in categories")
             continue
         corners = (x, y, x + width, y + height)
-        labels[image_id].append(RawLabel(number, class_ids[category_id], corners, bool(entry.get("iscrowd", 0))))
-    return labels, issues
-
-
-def _check_id(value: object) -> int | str:
-    """Return an id unchanged. Raise TypeError if it is neither an integer nor a string."""
-    if isinstance(value, int | str):
-        return value
-    raise TypeError
+        image_labels.append(RawLabel(number, class_id, corners, bool(entry.get("iscrowd", 0))))
+    return labels
 
 
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
     """Find an image next to the file, in the usual folders, or, by its file name, anywhere below the root."""
     parent = file.parent.parent
-    folders = (
-        file.parent,
-        root,
-        root / "images",
-        root / split,
-        root / "images" / split,
-        parent,
-        parent / "images" / split,
-    )
-    candidates = [folder / name for folder in (*folders, parent / split)]
+    folders = [file.parent, root, root / "images", root / split, root / "images" / split]
+    candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]
     return next((path for path in candidates if path.is_file()), by_name.get(name.name, candidates[0]))
-
-
-def _infer_split(file: Path) -> str:
-    last = file.stem.replace("-", "_").split("_")[-1]
-    return next((name for name in (last, file.stem, file.parent.name) if is_split_name(name)), "")
-
-
-def _is_coco(path: Path) -> bool:
-    """Return whether all three required keys occur in the file, without parsing it: files can be 500 MB in size."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS)
-    except (OSError, ValueError):  # An empty file cannot be mapped.
-        return False
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -166,14 +116,3 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _REQUIRED_KEYS):
         raise ChromaboxError(f"{path}: contains no COCO annotations; expected the lists {', '.join(_REQUIRED_KEYS)}")
     return content
-
-
-def _parse_categories(content: dict[str, Any], path: Path) -> dict[int, str]:
-    """Return the class names by id, in order of id.
-
-    Categories without boxes, such as the supercategory that Roboflow writes first, are kept.
-    """
-    try:
-        return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: invalid categories; expected an id and a name for each") from error

@@ -4,9 +4,12 @@ An invalid label is fixed or dropped individually; the image and its other label
 as a `LabelIssue` with its file and line.
 """
 
+import contextlib
 import math
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +25,7 @@ RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
 """Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
 BoxTuple = tuple[float, float, float, float]
+DatasetFormat = Literal["yolo", "coco", "voc"]
 IssueType = Literal[
     "unreadable label",
     "unknown class",
@@ -83,6 +87,12 @@ class Sample:
         """`crowd_mask`; all False if the files define none."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
+    @property
+    def without_crowds(self) -> "Sample":
+        """The sample without the boxes of crowds."""
+        kept = ~self.is_crowd
+        return replace(self, boxes=self.boxes[kept], class_ids=self.class_ids[kept], crowd_mask=None)
+
 
 @dataclass(frozen=True)
 class DetectionDataset:
@@ -96,7 +106,7 @@ class DetectionDataset:
     classes: tuple[str, ...]
     splits: tuple[str, ...]
     has_class_names: bool = True
-    format: Literal["yolo", "coco", "voc"] = "yolo"
+    format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
@@ -172,49 +182,102 @@ def validate_labels(
 
     `source` is the file that contains the labels.
     """
-    valid: list[RawLabel] = []
+    height, width = size
+    image = f"the {width} × {height} image"
+    valid: dict[tuple[float, ...], RawLabel] = {}
     issues: list[LabelIssue] = []
-    seen: dict[tuple[float, ...], int] = {}
     for label in labels:
-        corners, label_issues = _validate_label(label, size, source)
-        issues += label_issues
-        if corners is None:
-            continue
-        key = (label.class_id, *(round(value, 2) for value in corners))
-        if key in seen:
-            issues.append(LabelIssue("duplicate label", source, label.line, f"same as {seen[key]}; dropped", True))
+        left, top, right, bottom = label.box
+        box = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+        excess = max(abs(original - inside) for original, inside in zip(label.box, box, strict=True))
+        key = (label.class_id, *(round(value, 2) for value in box))
+        problem: tuple[IssueType, str, str] | None = None
+        if not all(map(math.isfinite, label.box)):
+            problem = "unreadable label", "a number is not finite", "dropped"
+        elif right <= left or bottom <= top:
+            problem = "zero size", f"the box is {right - left:.6g} × {bottom - top:.6g} pixels", "dropped"
+        elif box[2] <= box[0] or box[3] <= box[1]:
+            problem = "out of range", f"the box is outside {image}", "dropped"
+        elif excess > BOX_EDGE_TOLERANCE:
+            problem = "out of range", f"the box extends {excess:.1f} pixels beyond {image}", "clipped"
+        elif (box[2] - box[0]) * (box[3] - box[1]) >= HUGE_BOX_FRACTION * width * height:
+            problem = "huge box", "the box covers the whole image", "kept"
+        if problem is not None:
+            issue_type, reason, action = problem
+            issues.append(LabelIssue(issue_type, source, label.line, f"{reason}; {action}", action == "dropped"))
+            if action == "dropped":
+                continue
+        if key in valid:
+            message = f"same as {valid[key].line}; dropped"
+            issues.append(LabelIssue("duplicate label", source, label.line, message, True))
         else:
-            seen[key] = label.line
-            valid.append(replace(label, box=corners))
-    boxes = np.array([label.box for label in valid], np.float64).reshape(-1, 4)
-    class_ids = np.array([label.class_id for label in valid], np.int64)
-    is_crowd = np.array([label.is_crowd for label in valid], bool)
+            valid[key] = replace(label, box=box)
+    boxes = np.array([label.box for label in valid.values()], np.float64).reshape(-1, 4)
+    class_ids = np.array([label.class_id for label in valid.values()], np.int64)
+    is_crowd = np.array([label.is_crowd for label in valid.values()], bool)
     return Sample(image_path, boxes, class_ids, size, split, is_crowd), issues
 
 
-def _validate_label(label: RawLabel, size: tuple[int, int], source: Path) -> tuple[BoxTuple | None, list[LabelIssue]]:
-    """Return the box clipped to the image (None if the label is dropped) and the issues with the label."""
+class DatasetBuilder:
+    """Samples and issues collected while the files of a dataset are read."""
 
-    def issue(issue_type: IssueType, message: str, dropped: bool) -> LabelIssue:
-        return LabelIssue(issue_type, source, label.line, message, dropped)
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.issues: list[LabelIssue] = []
 
-    height, width = size
-    left, top, right, bottom = label.box
-    if not all(map(math.isfinite, label.box)):
-        return None, [issue("unreadable label", "a number is not finite; dropped", True)]
-    sides = f"{right - left:.6g} × {bottom - top:.6g} pixels"
-    if right <= left or bottom <= top:
-        return None, [issue("zero size", f"the box is {sides}; dropped", True)]
-    clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        return None, [issue("out of range", f"the box is outside the {width} × {height} image; dropped", True)]
-    excess = max(abs(original - inside) for original, inside in zip(label.box, clipped, strict=True))
-    if excess > BOX_EDGE_TOLERANCE:
-        message = f"the box extends {excess:.1f} pixels beyond the {width} × {height} image; clipped"
-        return clipped, [issue("out of range", message, False)]
-    if (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) >= HUGE_BOX_FRACTION * width * height:
-        return clipped, [issue("huge box", "the box covers the whole image; kept", False)]
-    return clipped, []
+    def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
+        """Record a label or image that is dropped."""
+        self.issues.append(LabelIssue(issue_type, path, line, f"{reason}; dropped", True))
+
+    def add_image(
+        self, path: Path, split: str, source: Path, labels: Iterable[RawLabel], *, as_fractions: bool = False
+    ) -> None:
+        """Add an image with its labels from the file `source`, or an issue if the image is missing or damaged.
+
+        Only the header of the image is read. With `as_fractions`, the boxes are in units of the image width and height.
+        """
+        try:
+            height, width = image_size(path)
+        except ChromaboxError as error:
+            self.drop("damaged picture" if path.is_file() else "missing picture", path, None, error)
+            return
+        labels = list(labels)
+        if as_fractions:
+            labels = [
+                replace(label, box=(left * width, top * height, right * width, bottom * height))
+                for label in labels
+                for left, top, right, bottom in [label.box]
+            ]
+        sample, issues = validate_labels(labels, path, (height, width), split, source)
+        self.samples.append(sample)
+        self.issues += issues
+
+    def build(
+        self, dataset_format: DatasetFormat, classes: Iterable[str], splits: Iterable[str], *, has_names: bool = True
+    ) -> DetectionDataset:
+        """Return the dataset."""
+        samples, issues = tuple(self.samples), tuple(self.issues)
+        return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes `folder` if the block succeeds and is removed if it fails.
+
+    `folder` must not exist or must be empty. Raise ChromaboxError if it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.replace(folder)
+    except OSError as error:
+        message = f"{folder}: cannot be written ({error.strerror or error}); use another folder"
+        raise ChromaboxError(message) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 #: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on it.
@@ -236,11 +299,11 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
-#: Names of folders and lists that denote a split: train, val2017, test-dev, valid.
-_SPLIT_PATTERN = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
+#: Pattern of the names of folders and lists that denote a split: train, val2017, test-dev, valid.
+SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
 
 
-def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Path]:
+def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
     """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in path order.
 
     Hidden files and folders are skipped. Links to folders are not followed.
@@ -252,25 +315,6 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str]) -> Iterator[Pa
                 yield Path(top) / name
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the paths of all images in a folder and its subfolders."""
-    return list(iter_files(folder, IMAGE_SUFFIXES))
-
-
-def is_split_name(name: str) -> bool:
-    """Return whether the name of a folder or list denotes a split."""
-    return _SPLIT_PATTERN.fullmatch(name) is not None
-
-
 def split_from_path(path: Path, root: Path) -> str:
     """Return the outermost folder name between `root` and `path` that denotes a split; "" if there is none."""
-    return next((part for part in path.relative_to(root).parts[:-1] if is_split_name(part)), "")
-
-
-def read_size(path: Path) -> tuple[tuple[int, int] | None, list[LabelIssue]]:
-    """Return the height and width of an image, or None and the issue if the image is missing or cannot be read."""
-    try:
-        return image_size(path), []
-    except ChromaboxError as error:
-        issue_type = "damaged picture" if path.is_file() else "missing picture"
-        return None, [LabelIssue(issue_type, path, None, f"{error}; dropped", True)]  # type: ignore[arg-type]
+    return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")

@@ -5,7 +5,6 @@ a pixel is darker than its right neighbour. Similar images differ in few bits, b
 contrast are random. Therefore, the images resized to 16 × 16 pixels must also be correlated.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import read_image, to_uint8
+from chromabox.io.manifest import sha256_file
 
 #: Maximum number of differing bits out of 64, and minimum correlation. Among the 103,740 pairs of 256 COCO images and
 #: 200 raccoon images, these thresholds find nine: six copies, one copy of a different size, one with text added, and
@@ -51,8 +51,7 @@ class DuplicatePair:
 def fingerprint(path: Path) -> Fingerprint:
     """Compute the fingerprint of an image. Raise ChromaboxError if it cannot be decoded completely."""
     pixels = read_image(path).pixels
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(path)
     grey = Image.fromarray(to_uint8(pixels)).convert("L")
     thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
     thumbnail = thumbnail - thumbnail.mean()
@@ -60,9 +59,7 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(path, digest, dhash(pixels), thumbnail / norm if norm > 1 else np.zeros_like(thumbnail))
 
 
-def dhash(
-    pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"],
-) -> Bool[np.ndarray, "64"]:
+def dhash(pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]) -> Bool[np.ndarray, "64"]:
     """Compute the difference hash: whether each of 8 × 8 pixels is darker than its right neighbour.
 
     Source: Krawetz 2013, “Kind of like that”.
@@ -96,26 +93,17 @@ def find_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
         return []
     signs = np.where(np.stack([image_print.hash_bits for image_print in image_prints]), np.float32(1), np.float32(-1))
     thumbnails = np.stack([image_print.thumbnail for image_print in image_prints])
+    digests = np.array([image_print.sha256 for image_print in image_prints])
     pairs = []
     for top in range(0, len(image_prints), _BLOCK_SIZE):
-        distances = (64 - signs[top : top + _BLOCK_SIZE] @ signs.T) / 2
-        correlations = thumbnails[top : top + _BLOCK_SIZE] @ thumbnails.T
-        is_duplicate = (distances <= MAX_HASH_DISTANCE) & (correlations >= MIN_CORRELATION)
-        for row, column in np.argwhere(is_duplicate).tolist():
-            first, second = image_prints[top + row], image_prints[column]
+        block = slice(top, top + _BLOCK_SIZE)
+        distances = (64 - signs[block] @ signs.T) / 2
+        is_similar = (distances <= MAX_HASH_DISTANCE) & (thumbnails[block] @ thumbnails.T >= MIN_CORRELATION)
+        # The correlation is undefined for images with a single grey value; only identical files are duplicates.
+        is_identical = digests[block, None] == digests
+        for row, column in np.argwhere(is_similar | is_identical).tolist():
             if top + row < column:
-                pairs.append(
-                    DuplicatePair(first.path, second.path, first.sha256 == second.sha256, int(distances[row, column]))
-                )
-    return [*pairs, *_flat_duplicates(image_prints)]
-
-
-def _flat_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
-    """Return the pairs of identical files among images with a single grey value, whose correlation is undefined."""
-    flat = [image_print for image_print in image_prints if not image_print.thumbnail.any()]
-    return [
-        DuplicatePair(first.path, second.path, True, 0)
-        for index, first in enumerate(flat)
-        for second in flat[index + 1 :]
-        if first.sha256 == second.sha256
-    ]
+                first, second = image_prints[top + row].path, image_prints[column].path
+                exact, distance = bool(is_identical[row, column]), int(distances[row, column])
+                pairs.append(DuplicatePair(first, second, exact, distance))
+    return pairs

@@ -58,21 +58,17 @@ def resolve_dataset(path: Path | str) -> Path:
         raise UsageError(
             f"{path} does not exist: expected a folder, .yaml or .json of a dataset, or {', '.join(KNOWN_DATASETS)}"
         )
-    for folder in (*_mirror_folders(), cache_folder()):
+    mirror = os.environ.get("CHROMABOX_MIRROR", "")
+    if mirror.startswith("file://"):
+        mirror = urllib.request.url2pathname(urlsplit(mirror).path)
+    folders = [Path(mirror).expanduser()] if mirror and "://" not in mirror else []
+    for folder in (*folders, cache_folder()):
         if (folder / name).is_dir():
             return folder / name
     raise UsageError(
         f"{name} is neither in CHROMABOX_MIRROR nor in {cache_folder()}: download it from {KNOWN_DATASETS[name]} and "
         f"unpack it there as the folder {name}, or use the path of its folder"
     )
-
-
-def _mirror_folders() -> list[Path]:
-    """Return a list with the mirror if it is a local folder; otherwise an empty list."""
-    location = os.environ.get("CHROMABOX_MIRROR", "")
-    if location.startswith("file://"):
-        location = urllib.request.url2pathname(urlsplit(location).path)
-    return [Path(location).expanduser()] if location and "://" not in location else []
 
 
 def _detect_format(source: Path) -> DetectionDataset:

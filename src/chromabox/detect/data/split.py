@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 
-from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample
+from chromabox.detect.data.dataset import DetectionDataset, LabelIssue
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -47,7 +47,12 @@ def train_val_split(
     groups = _duplicate_groups([sample.path for sample in samples], duplicates)
     if len(groups) < 2:
         raise ChromaboxError(f"{len(samples)} images are too few to split: expected at least 2 distinct images")
-    counts = np.stack([_class_counts([samples[index] for index in group], len(data.classes)) for group in groups])
+    # The numbers of boxes of each class, of images without boxes, and of all images, by group.
+    counts = np.zeros((len(groups), len(data.classes) + 2))
+    for row, group in zip(counts, groups, strict=True):
+        for class_ids in (samples[index].class_ids for index in group):
+            row[:-2] += np.bincount(class_ids, minlength=len(data.classes))
+            row[-2:] += len(class_ids) == 0, 1
     held_out = _iterative_stratification(counts, val_fraction, np.random.default_rng(seed))
     val = {index for group, is_val in zip(groups, held_out, strict=True) if is_val for index in group}
     assigned = tuple(replace(sample, split="val" if index in val else "train") for index, sample in enumerate(samples))
@@ -70,13 +75,6 @@ def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]
     return list({min(indices): indices for indices in group.values()}.values())
 
 
-def _class_counts(samples: Sequence[Sample], num_classes: int) -> Float64[np.ndarray, " categories"]:
-    """Count the boxes of each class, the images without boxes, and all images."""
-    class_ids = np.concatenate([sample.class_ids for sample in samples])
-    num_unlabelled = sum(len(sample.class_ids) == 0 for sample in samples)
-    return np.array([*np.bincount(class_ids, minlength=num_classes), num_unlabelled, len(samples)], np.float64)
-
-
 def _iterative_stratification(
     counts: Float64[np.ndarray, "groups categories"], val_fraction: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, " groups"]:
@@ -91,7 +89,8 @@ def _iterative_stratification(
     while (assignment < 0).any():
         remaining = counts[assignment < 0].sum(0)
         category = int(np.where(remaining > 0, remaining, np.inf).argmin())
-        for group in _groups_with_class(order, assignment, counts[:, category]):
+        groups = [int(group) for group in order if assignment[group] < 0 and counts[group, category] > 0]
+        for group in sorted(groups, key=lambda group: -counts[group, category]):
             # Ties are broken by the demand for images.
             subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
             assignment[group] = subset
@@ -99,13 +98,3 @@ def _iterative_stratification(
     if assignment.min() == assignment.max():
         assignment[order[0]] = 1 - assignment[order[0]]
     return assignment == 1
-
-
-def _groups_with_class(
-    order: Int64[np.ndarray, " groups"],
-    assignment: Int64[np.ndarray, " groups"],
-    counts: Float64[np.ndarray, " groups"],
-) -> list[int]:
-    """Return the unassigned groups that contain a category, in decreasing order of its count; ties keep their order."""
-    unassigned = [int(group) for group in order if assignment[group] < 0 and counts[group] > 0]
-    return sorted(unassigned, key=lambda group: -counts[group])

@@ -4,22 +4,21 @@ The training, validation and test splits do not overlap: they use different CIFA
 CIFAR-10's test images), and their backgrounds come from different strips of the photographs.
 """
 
-import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import yaml
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from skimage import data as skimage_data
 
-from chromabox.detect.data.dataset import RgbImage
+from chromabox.detect.boxes import xyxy_to_cxcywh
+from chromabox.detect.data.dataset import RgbImage, atomic_folder
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import UsageError
 from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.http import Progress
 from chromabox.io.images import write_image
@@ -79,25 +78,41 @@ def make_synthetic_dataset(
     Raise UsageError if an option is invalid, and ChromaboxError if CIFAR-10 cannot be downloaded or the folder cannot
     be written.
     """
-    _check_arguments(folder, counts, size)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} already exists: choose a new or an empty folder")
+    if counts.keys() != DEFAULT_COUNTS.keys() or any(count < 1 for count in counts.values()):
+        raise UsageError(f"counts is {dict(counts)}: expected at least 1 image for each of {', '.join(DEFAULT_COUNTS)}")
+    if size < MIN_IMAGE_SIZE:
+        raise UsageError(f"--size is {size}: expected at least {MIN_IMAGE_SIZE} pixels")
     objects = load_cifar_objects(classes, download_progress) if objects is None else objects
-    temporary = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex[:12]}")
-    boxes = {}
-    try:
-        with progress_bar("pasting", sum(counts.values()), unit="images", show=show_progress) as on_progress:
-            for index, split in enumerate(DEFAULT_COUNTS):
-                rng = np.random.default_rng((seed, index))
-                boxes[split] = _write_split(temporary, split, counts[split], objects[split], size, rng, on_progress)
+    num_boxes = {}
+    with (
+        atomic_folder(folder) as temporary,
+        progress_bar("pasting", sum(counts.values()), unit="images", show=show_progress) as on_progress,
+    ):
+        for index, split in enumerate(DEFAULT_COUNTS):
+            rng, pool = np.random.default_rng((seed, index)), objects[split]
+            for name in ("images", "labels"):
+                (temporary / name / split).mkdir(parents=True)
+            # Objects are reused only after all of them have been used.
+            num_rounds = 1 + counts[split] * MAX_OBJECTS // len(pool.class_ids)
+            order = np.concatenate([rng.permutation(len(pool.class_ids)) for _ in range(num_rounds)])
+            num_boxes[split] = used = 0
+            for number in range(counts[split]):
+                chosen = order[used : used + rng.integers(1, MAX_OBJECTS + 1)]
+                used += len(chosen)
+                selected = Objects(pool.images[chosen], pool.class_ids[chosen])
+                pixels, boxes, class_ids = paste_objects(sample_background(split, size, rng), selected, rng)
+                write_image(temporary / "images" / split / f"{number:04}.jpg", pixels, quality=90)
+                rows = zip(class_ids, xyxy_to_cxcywh(boxes / size), strict=True)
+                lines = [" ".join([str(class_id), *(f"{value:.6f}" for value in box)]) for class_id, box in rows]
+                labels = "".join(f"{line}\n" for line in lines)
+                (temporary / "labels" / split / f"{number:04}.txt").write_text(labels, encoding="utf-8")
+                num_boxes[split] += len(boxes)
+                on_progress()
         description = {**{split: f"images/{split}" for split in DEFAULT_COUNTS}, "names": list(classes)}
         (temporary / "data.yaml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.replace(folder)
-    except OSError as error:
-        raise ChromaboxError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return boxes
+    return num_boxes
 
 
 def load_cifar_objects(classes: Sequence[str], download_progress: Progress | None = None) -> dict[str, Objects]:
@@ -127,30 +142,21 @@ def paste_objects(
     omitted.
     """
     image = Image.fromarray(background)
-    shortest = min(background.shape[:2])
+    height, width = background.shape[:2]
     boxes: list[tuple[int, int, int, int]] = []
     pasted = []
     for index, pixels in enumerate(objects.images):
-        side = round(shortest * rng.uniform(*OBJECT_SIZES))
-        box = _find_free_box(background.shape[1], background.shape[0], side, boxes, rng)
-        if box is None:
-            continue
-        patch = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        image.paste(patch.resize((side, side), Image.Resampling.BICUBIC), box[:2])
-        boxes.append(box)
-        pasted.append(index)
+        side = round(min(height, width) * rng.uniform(*OBJECT_SIZES))
+        for _ in range(_MAX_TRIES):
+            left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
+            right, bottom = left + side, top + side
+            if all(right < box[0] or box[2] < left or bottom < box[1] or box[3] < top for box in boxes):
+                patch = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+                image.paste(patch.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+                boxes.append((left, top, right, bottom))
+                pasted.append(index)
+                break
     return np.asarray(image), np.array(boxes, np.int64).reshape(-1, 4), objects.class_ids[pasted]
-
-
-def _find_free_box(
-    width: int, height: int, side: int, occupied: Sequence[tuple[int, int, int, int]], rng: np.random.Generator
-) -> tuple[int, int, int, int] | None:
-    for _ in range(_MAX_TRIES):
-        left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
-        box = left, top, left + side, top + side
-        if all(box[2] < other[0] or other[2] < left or box[3] < other[1] or other[3] < top for other in occupied):
-            return box
-    return None
 
 
 def sample_background(split: str, size: int, rng: np.random.Generator) -> RgbImage:
@@ -171,47 +177,3 @@ def _photo_strip(split: str, name: str) -> RgbImage:
     pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
     first, last = (round(fraction * pixels.shape[1]) for fraction in SPLIT_STRIPS[split])
     return np.ascontiguousarray(pixels[:, first:last])
-
-
-def _write_split(
-    folder: Path,
-    split: str,
-    num_images: int,
-    objects: Objects,
-    size: int,
-    rng: np.random.Generator,
-    on_progress: Callable[[], object],
-) -> int:
-    """Write the images and labels of one split. Objects are reused only after all of them have been used."""
-    (folder / "labels" / split).mkdir(parents=True)
-    (folder / "images" / split).mkdir(parents=True)
-    num_rounds = 1 + num_images * MAX_OBJECTS // len(objects.class_ids)
-    order = np.concatenate([rng.permutation(len(objects.class_ids)) for _ in range(num_rounds)])
-    total = used = 0
-    for number in range(num_images):
-        chosen = order[used : used + rng.integers(1, MAX_OBJECTS + 1)]
-        used += len(chosen)
-        selected = Objects(objects.images[chosen], objects.class_ids[chosen])
-        pixels, boxes, class_ids = paste_objects(sample_background(split, size, rng), selected, rng)
-        write_image(folder / "images" / split / f"{number:04}.jpg", pixels, quality=90)
-        labels = "".join(map(_yolo_line, class_ids.tolist(), boxes / size))
-        (folder / "labels" / split / f"{number:04}.txt").write_text(labels, encoding="utf-8")
-        total += len(boxes)
-        on_progress()
-    return total
-
-
-def _yolo_line(class_id: int, box: Float64[np.ndarray, "4"]) -> str:
-    """Return a line of a YOLO label file: class, and centre, width and height as fractions of the image sides."""
-    left, top, right, bottom = box
-    values = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-    return " ".join([str(class_id), *(f"{value:.6f}" for value in values)]) + "\n"
-
-
-def _check_arguments(folder: Path, counts: Mapping[str, int], size: int) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder} already exists: choose a new or an empty folder")
-    if counts.keys() != DEFAULT_COUNTS.keys() or any(count < 1 for count in counts.values()):
-        raise UsageError(f"counts is {dict(counts)}: expected at least 1 image for each of {', '.join(DEFAULT_COUNTS)}")
-    if size < MIN_IMAGE_SIZE:
-        raise UsageError(f"--size is {size}: expected at least {MIN_IMAGE_SIZE} pixels")

@@ -5,9 +5,7 @@ and exact duplicates. If the duplicates are in different splits, the training im
 validation set unchanged. Near-duplicates are only reported.
 """
 
-import json
 import shutil
-import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample, utf8_safe
+from chromabox.detect.boxes import xyxy_to_cxcywh
+from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample, atomic_folder, utf8_safe
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.detect.data.load import load_detection_dataset
+from chromabox.detect.data.yolo import label_path
+from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import UsageError
 
 #: Number of boxes below which a class is reported as rare: results on so few boxes are not significant.
 MIN_BOXES_PER_CLASS = 5
@@ -33,9 +34,12 @@ class DatasetReport:
     data: DetectionDataset
     issues: tuple[LabelIssue, ...]
     """Issues with labels and images, including damaged images."""
-    unlabelled: tuple[Path, ...]
-    """Images without boxes. They are background samples, which are often included on purpose."""
     duplicates: tuple[DuplicatePair, ...]
+
+    @property
+    def unlabelled(self) -> tuple[Path, ...]:
+        """Images without boxes. They are background samples, which are often included on purpose."""
+        return tuple(sample.path for sample in self.data.samples if len(sample.boxes) == 0)
 
     @property
     def leaks(self) -> tuple[DuplicatePair, ...]:
@@ -49,9 +53,8 @@ class DatasetReport:
         counts = {}
         for split in self.data.splits:
             class_ids = [sample.class_ids for sample in self.data.samples if sample.split == split]
-            per_class = np.bincount(
-                np.concatenate([np.zeros(0, np.int64), *class_ids]), minlength=len(self.data.classes)
-            )
+            class_ids.append(np.arange(0))
+            per_class = np.bincount(np.concatenate(class_ids), minlength=len(self.data.classes))
             counts[split] = dict(zip(self.data.classes, per_class.tolist(), strict=True))
         return counts
 
@@ -105,12 +108,7 @@ def validate_dataset(path: Path | str, *, show_progress: bool = False) -> Datase
     with progress_bar("checking", len(data.samples), unit="images", show=show_progress) as on_progress:
         image_prints, errors = fingerprints([sample.path for sample in data.samples], on_progress)
     damaged = [LabelIssue("damaged picture", path, None, f"{error}; dropped", True) for path, error in errors.items()]
-    return DatasetReport(
-        data=data,
-        issues=(*data.issues, *damaged),
-        unlabelled=tuple(sample.path for sample in data.samples if len(sample.boxes) == 0),
-        duplicates=tuple(find_duplicates(image_prints)),
-    )
+    return DatasetReport(data, (*data.issues, *damaged), tuple(find_duplicates(image_prints)))
 
 
 @dataclass(frozen=True)
@@ -135,92 +133,57 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
     if source.is_dir() and source.resolve() in output.resolve().parents:
         raise UsageError(f"--repair: {output} is inside {source}, which is not modified; choose another folder")
     samples, changes = _select_samples(dataset_report)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.mkdir(parents=True)
-        num_boxes = sum(
-            _write_sample(sample, path, temporary) for sample, path in zip(samples, _target_paths(samples), strict=True)
-        )
-        _write_yaml(dataset_report, samples, temporary)
-        report = {"pictures": len(samples), "boxes": num_boxes, "changes": changes}
-        (temporary / "repair.json").write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        temporary.rename(output)
-    except OSError as error:
-        raise ChromaboxError(f"{output}: the copy cannot be written ({error.strerror}); use another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    num_boxes = 0
+    folders: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    with atomic_folder(output) as folder:
+        for sample in samples:
+            split = sample.split or "train"
+            image_path, number = folder / "images" / split / sample.path.name, 1
+            while label_path(image_path).exists():  # Names can be repeated in the folders of a split.
+                number += 1
+                image_path = image_path.with_stem(f"{sample.path.stem}-{number}")
+            for path in (image_path, label_path(image_path)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # A link is not enough: changes to the copy would also change the original.
+            shutil.copyfile(sample.path, image_path)
+            height, width = sample.size
+            truth = sample.without_crowds
+            rows = zip(truth.class_ids, xyxy_to_cxcywh(truth.boxes) / [width, height, width, height], strict=True)
+            lines = [" ".join([str(class_id), *(f"{value:.9g}" for value in box)]) + "\n" for class_id, box in rows]
+            label_path(image_path).write_text("".join(lines), encoding="utf-8")
+            num_boxes += len(lines)
+            for key, names in folders.items():
+                if split.startswith(key) and f"images/{split}" not in names:
+                    names.append(f"images/{split}")
+        description: dict[str, object] = {
+            key: names[0] if len(names) == 1 else names for key, names in folders.items() if names
+        }
+        if dataset_report.data.has_class_names:
+            description["names"] = dict(enumerate(dataset_report.data.classes))
+        yaml_text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(yaml_text, encoding="utf-8")
+        write_json(folder / "repair.json", {"pictures": len(samples), "boxes": num_boxes, "changes": changes})
     return CleanCopy(output, len(samples), num_boxes, tuple(changes))
 
 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
     """Return the images to copy, and a line for each change."""
-    by_path = {sample.path: sample for sample in dataset_report.data.samples}
+    data = dataset_report.data
+    in_train = {sample.path: sample.split.startswith("train") for sample in data.samples}
     dropped: dict[Path, str] = {}
     for pair in dataset_report.duplicates:
         if not pair.exact or pair.first in dropped or pair.second in dropped:
             continue
-        first_in_train = by_path[pair.first].split.startswith("train")
-        second_in_train = by_path[pair.second].split.startswith("train")
-        drop, keep = (pair.first, pair.second) if first_in_train and not second_in_train else (pair.second, pair.first)
+        drop, keep = pair.second, pair.first
+        if in_train[pair.first] and not in_train[pair.second]:
+            drop, keep = keep, drop
         dropped[drop] = f"{drop}: exact duplicate of {keep}; dropped"
     changes = [str(issue) for issue in dataset_report.issues if issue.issue_type != "huge box"]
     damaged = {issue.path for issue in dataset_report.issues if issue.issue_type == "damaged picture"}
     crowds = [
         f"{sample.path}: {int(sample.is_crowd.sum())} crowd boxes, which the YOLO format does not support; dropped"
-        for sample in dataset_report.data.samples
+        for sample in data.samples
         if sample.is_crowd.any()
     ]
-    samples = [
-        sample for sample in dataset_report.data.samples if sample.path not in dropped and sample.path not in damaged
-    ]
+    samples = [sample for sample in data.samples if sample.path not in dropped and sample.path not in damaged]
     return samples, [utf8_safe(line) for line in (*changes, *dropped.values(), *crowds)]
-
-
-def _target_paths(samples: list[Sample]) -> list[Path]:
-    """Return the path of each image as split and file name. A number is appended to names repeated within a split."""
-    used: set[Path] = set()
-    paths = []
-    for sample in samples:
-        path, number = Path(sample.split or "train") / sample.path.name, 1
-        while path.with_suffix(".txt") in used:
-            number += 1
-            path = Path(sample.split or "train") / f"{sample.path.stem}-{number}{sample.path.suffix}"
-        used.add(path.with_suffix(".txt"))
-        paths.append(path)
-    return paths
-
-
-def _write_sample(sample: Sample, relative_path: Path, folder: Path) -> int:
-    """Copy an image and write its labels; return the number of boxes.
-
-    The image is not linked: changes to a linked file would also change the original.
-    """
-    image_path, label_path = folder / "images" / relative_path, (folder / "labels" / relative_path).with_suffix(".txt")
-    image_path.parent.mkdir(parents=True, exist_ok=True)
-    label_path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(sample.path, image_path)
-    height, width = sample.size
-    lines = []
-    for (left, top, right, bottom), class_id in zip(
-        sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd], strict=True
-    ):
-        x, y = (left + right) / 2 / width, (top + bottom) / 2 / height
-        lines.append(f"{class_id} {x:.9g} {y:.9g} {(right - left) / width:.9g} {(bottom - top) / height:.9g}\n")
-    label_path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
-
-
-def _write_yaml(dataset_report: DatasetReport, samples: list[Sample], folder: Path) -> None:
-    splits = list(dict.fromkeys(sample.split or "train" for sample in samples))
-    description: dict[str, object] = {}
-    for key in ("train", "val", "test"):
-        folders = [f"images/{split}" for split in splits if split.startswith(key)]
-        if folders:
-            description[key] = folders[0] if len(folders) == 1 else folders
-    if dataset_report.data.has_class_names:
-        description["names"] = dict(enumerate(dataset_report.data.classes))
-    (folder / "data.yaml").write_text(
-        yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )

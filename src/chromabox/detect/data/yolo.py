@@ -4,25 +4,22 @@ The last four numbers are fractions of the image width and height. A line with m
 segmentation datasets; its bounding box is used. An image without a text file has no boxes.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from chromabox.detect.data.dataset import (
-    BoxTuple,
+    DatasetBuilder,
     DetectionDataset,
     LabelIssue,
     RawLabel,
-    Sample,
     iter_files,
-    list_images,
-    read_size,
     split_from_path,
-    validate_labels,
 )
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import IMAGE_SUFFIXES
@@ -31,43 +28,39 @@ from chromabox.io.images import IMAGE_SUFFIXES
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
-
-
-@dataclass(frozen=True)
-class _DatasetPlan:
-    """Paths of the images with their splits, and the class names (None if unknown)."""
-
-    root: Path
-    images: tuple[tuple[str, Path], ...]
-    class_names: tuple[str, ...] | None
+#: At least five numbers: the first line of a file with labels.
+_FIRST_LABEL = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
     """Return the .yaml files in a folder that describe a dataset: those with the key `train` or `val`."""
-    paths = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    return [path for path in paths if {"train", "val"} & _load_yaml(path, required=False).keys()]
+    found = []
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        with contextlib.suppress(ChromaboxError):
+            if {"train", "val"} & _load_yaml(path).keys():
+                found.append(path)
+    return found
 
 
 def read_yolo(source: Path) -> DetectionDataset:
     """Read the dataset in a folder or described by a .yaml file. Raise ChromaboxError if the file describes none."""
-    plan = _plan_from_folder(source) if source.is_dir() else _plan_from_yaml(source)
-    samples: list[Sample] = []
-    issues: list[LabelIssue] = []
-    for split, path in plan.images:
-        sample, new_issues = _read_sample(path, split, None if plan.class_names is None else len(plan.class_names))
-        issues += new_issues
-        samples += [] if sample is None else [sample]
+    images, class_names = _find_images(source) if source.is_dir() else _read_yaml(source)
+    builder = DatasetBuilder()
+    for split, path in images:
+        labels = _read_labels(label_path(path), len(class_names or ()) or sys.maxsize, builder)
+        builder.add_image(path, split, label_path(path), labels, as_fractions=True)
     if source.is_dir():
-        issues += _orphan_labels(source, {label_path(path) for _, path in plan.images})
-    max_class_id = max((int(sample.class_ids.max()) for sample in samples if len(sample.class_ids)), default=-1)
-    return DetectionDataset(
-        samples=tuple(samples),
-        classes=plan.class_names or tuple(str(index) for index in range(max_class_id + 1)),
-        splits=tuple(dict.fromkeys(split for split, _ in plan.images)),
-        has_class_names=plan.class_names is not None,
-        format="yolo",
-        issues=tuple(issues),
-    )
+        known = {label_path(path) for _, path in images}
+        for path in iter_files(source, {".txt"}):
+            if path in known or path.name.lower() in _NON_LABEL_FILES:
+                continue
+            with path.open(encoding="utf-8", errors="replace") as file:
+                if _FIRST_LABEL.fullmatch(file.readline()):
+                    builder.drop("label without picture", path, None, "no image has this name")
+    max_class_id = max((int(sample.class_ids.max()) for sample in builder.samples if len(sample.class_ids)), default=-1)
+    classes = class_names or map(str, range(max_class_id + 1))
+    splits = dict.fromkeys(split for split, _ in images)
+    return builder.build("yolo", classes, splits, has_names=class_names is not None)
 
 
 def label_path(image_path: Path) -> Path:
@@ -86,116 +79,92 @@ def label_path(image_path: Path) -> Path:
     return image_path.with_suffix(".txt")
 
 
-def _read_sample(path: Path, split: str, num_classes: int | None) -> tuple[Sample | None, list[LabelIssue]]:
-    size, issues = read_size(path)
-    if size is None:
-        return None, issues
-    source = label_path(path)
-    labels, issues = _read_labels(source, size, num_classes)
-    sample, new_issues = validate_labels(labels, path, size, split, source)
-    return sample, issues + new_issues
-
-
-def _read_labels(
-    source: Path, size: tuple[int, int], num_classes: int | None
-) -> tuple[list[RawLabel], list[LabelIssue]]:
-    """Return the labels in a file (boxes or polygons) and its invalid lines as issues; none if it does not exist."""
+def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Iterator[RawLabel]:
+    """Yield the labels in a file (boxes or polygons), in fractions of the image; none if the file does not exist."""
     try:
-        text = source.read_text(encoding="utf-8-sig")
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        return [], []
+        return
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        return [], [LabelIssue("unreadable label", source, None, f"{reason}; the image is used without boxes", True)]
-    labels: list[RawLabel] = []
-    issues: list[LabelIssue] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+        message = f"{getattr(error, 'strerror', None) or 'not UTF-8 text'}; the image is used without boxes"
+        builder.issues.append(LabelIssue("unreadable label", source, None, message, True))
+        return
+    for number, words in enumerate(map(str.split, lines), 1):
         try:
-            labels.append(_parse_label(number, line, size, num_classes))
-        except _UnknownClassError as error:
-            issues.append(LabelIssue("unknown class", source, number, f"{error}; dropped", True))
-        except ValueError as error:
-            issues.append(LabelIssue("unreadable label", source, number, f"{error}; dropped", True))
-    return labels, issues
+            values = [float(word) for word in words]
+        except ValueError:
+            builder.drop("unreadable label", source, number, f"“{' '.join(words)[:60]}” is not a row of numbers")
+            continue
+        if not values:
+            continue
+        class_id, coordinates = values[0], values[1:]
+        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+            reason = f"{len(values)} numbers; expected 5, or a class and at least 3 corners"
+            builder.drop("unreadable label", source, number, reason)
+        elif not class_id.is_integer() or class_id < 0:
+            reason = f"{words[0]} is not a class number; expected an integer from 0"
+            builder.drop("unknown class", source, number, reason)
+        elif class_id >= num_classes:
+            reason = f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}"
+            builder.drop("unknown class", source, number, reason)
+        elif len(coordinates) == 4:
+            x, y, w, h = coordinates
+            yield RawLabel(number, int(class_id), (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+        else:
+            xs, ys = coordinates[::2], coordinates[1::2]
+            yield RawLabel(number, int(class_id), (min(xs), min(ys), max(xs), max(ys)))
 
 
-class _UnknownClassError(ValueError):
-    """Error for an invalid class number."""
-
-
-def _parse_label(number: int, line: str, size: tuple[int, int], num_classes: int | None) -> RawLabel:
-    words = line.split()
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        raise ValueError(f"“{line.strip()[:60]}” is not a row of numbers") from None
-    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise ValueError(f"{len(values)} numbers; expected 5, or a class and at least 3 corners")
-    class_id = values[0]
-    if not class_id.is_integer() or class_id < 0:
-        raise _UnknownClassError(f"{words[0]} is not a class number; expected an integer from 0")
-    if num_classes is not None and class_id >= num_classes:
-        raise _UnknownClassError(f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}")
-    return RawLabel(number, int(class_id), _to_xyxy(values[1:], size))
-
-
-def _to_xyxy(values: Sequence[float], size: tuple[int, int]) -> BoxTuple:
-    """Convert fractions (centre, width and height, or the corners of a polygon) to a bounding box in pixels."""
-    height, width = size
-    if len(values) > 4:
-        xs, ys = values[0::2], values[1::2]
-        return min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height
-    x, y, w, h = values
-    return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
-
-
-def _plan_from_folder(folder: Path) -> _DatasetPlan:
-    images = tuple((split_from_path(path, folder), path) for path in list_images(folder))
+def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
+    """Return the images in a folder with their splits, and the class names; None if no file contains them."""
+    images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
             f"{folder}: contains no labels in a known format; expected YOLO .txt next to the images or in labels/, "
             "COCO .json, or Pascal VOC .xml"
         )
-    for name in CLASS_NAME_FILES:
-        for path in (folder / name, folder / "labels" / name):
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                return _DatasetPlan(folder, images, tuple(line.strip() for line in lines if line.strip()))
-    return _DatasetPlan(folder, images, None)
+    for path in (parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")):
+        if path.is_file() and (names := _read_lines(path)):
+            return images, tuple(names)
+    return images, None
 
 
-def _plan_from_yaml(yaml_path: Path) -> _DatasetPlan:
-    content = _load_yaml(yaml_path, required=True)
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, without surrounding spaces."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
+    """Return the images that a file describes with their splits, and the class names; None if it has none."""
+    content = _load_yaml(yaml_path)
     base = Path(str(content.get("path") or "."))
     # Paths may be relative to `path`, to the .yaml file's folder, or to a sibling folder. The first one found is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
     images: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
-        entries = content.get(split)
-        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
+        entries = content.get(split) or []
+        for entry in entries if isinstance(entries, list) else [entries]:
             images += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
-    return _DatasetPlan(yaml_path.parent, tuple(dict.fromkeys(images)), _parse_class_names(content, yaml_path))
+    names = content.get("names")
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[index] for index in range(len(names))]
+    if names is not None and (not isinstance(names, list) or not names or len(set(map(str, names))) < len(names)):
+        raise ChromaboxError(
+            f"{yaml_path}: names: expected a list of different names, or a name for each number from 0"
+        )
+    return list(dict.fromkeys(images)), None if names is None else tuple(map(str, names))
 
 
-def _load_yaml(path: Path, *, required: bool) -> dict[str, Any]:
-    """Return the mapping in a .yaml file; an empty one for any other content.
-
-    Raise ChromaboxError if ``required`` and the file does not describe a dataset.
-    """
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a .yaml file. Raise ChromaboxError if the file does not describe a dataset."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        if required:
-            reason = " ".join(str(error).split())
-            raise ChromaboxError(f"{path}: cannot be read as YAML ({reason})") from error
-        return {}
-    if isinstance(content, dict) and (not required or {"train", "val", "test"} & content.keys()):
-        return content
-    if required:
+        raise ChromaboxError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not {"train", "val", "test"} & content.keys():
         raise ChromaboxError(f"{path}: does not describe a dataset; expected train: or val: with a folder of images")
-    return {}
+    return content
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
@@ -207,39 +176,8 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     if found is None:
         raise ChromaboxError(f"{source}: {split}: {entry} does not exist; expected {candidates[0]}")
     if found.is_dir():
-        return list_images(found)
+        return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:
         return [found]
-    lines = found.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    paths = (Path(line.strip()) for line in lines if line.strip())
+    paths = map(Path, _read_lines(found))
     return [next((root / path for root in (found.parent, *roots) if (root / path).is_file()), path) for path in paths]
-
-
-def _parse_class_names(content: dict[str, Any], source: Path) -> tuple[str, ...] | None:
-    names = content.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[index] for index in range(len(names))]
-    if names is None:
-        return None
-    if not isinstance(names, list) or not names or len(set(map(str, names))) < len(names):
-        raise ChromaboxError(f"{source}: names: expected a list of different names, or a name for each number from 0")
-    return tuple(str(name) for name in names)
-
-
-def _orphan_labels(folder: Path, known: Iterable[Path]) -> list[LabelIssue]:
-    """Return an issue for each label file in the folder that has no image."""
-    known = set(known)
-    orphans = (path for path in iter_files(folder, {".txt"}) if path not in known and _is_label_file(path))
-    return [LabelIssue("label without picture", path, None, "no image has this name", True) for path in orphans]
-
-
-def _is_label_file(path: Path) -> bool:
-    """Return whether the first line of the file consists of at least five numbers."""
-    if path.name.lower() in _NON_LABEL_FILES:
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        words = "".join(itertools.islice(file, 1)).split()
-    try:
-        return len([float(word) for word in words]) >= 5
-    except ValueError:
-        return False

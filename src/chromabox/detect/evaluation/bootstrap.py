@@ -17,14 +17,6 @@ _RESAMPLES_PER_CHUNK = 100
 
 
 @dataclass(frozen=True)
-class BootstrapSamples:
-    """AP and AP50 of resampled sets of images; NaN for a set without boxes."""
-
-    ap: Float64[np.ndarray, " samples"]
-    ap50: Float64[np.ndarray, " samples"]
-
-
-@dataclass(frozen=True)
 class PairedDifference:
     """Difference between two detectors, and its 95 % confidence interval over images."""
 
@@ -32,8 +24,12 @@ class PairedDifference:
     interval: tuple[float, float]
 
 
-def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) -> BootstrapSamples:
-    """Compute the AP of ``num_resamples`` sets of images, drawn with replacement, of the original size (Efron 1979).
+def bootstrap_ap(
+    matches: Matches, *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Float64[np.ndarray, " samples"]]:
+    """Compute ``ap`` and ``ap50`` of ``num_resamples`` sets of images, drawn with replacement (Efron 1979).
+
+    The sets have the original size. The result is NaN for a set without boxes.
 
     The same seed draws the same sets. Two detectors on the same images can therefore be compared sample by sample.
     """
@@ -47,14 +43,12 @@ def bootstrap_ap(matches: Matches, *, num_resamples: int = 1000, seed: int = 0) 
     return _mean_ap(np.concatenate(tables))
 
 
-def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> BootstrapSamples:
-    """Return the means over the classes that have ground truth in a sample; NaN for a sample without ground truth."""
+def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> dict[str, Float64[np.ndarray, " samples"]]:
+    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample; NaN if it has none."""
     has_truth = np.isfinite(tables[:, 0])
     num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)
-    ap, ap50 = (
-        np.where(has_truth, values, 0.0).sum(axis=1) / num_classes for values in (tables.mean(axis=1), tables[:, 0])
-    )
-    return BootstrapSamples(ap, ap50)
+    per_class = {"ap": tables.mean(axis=1), "ap50": tables[:, 0]}
+    return {name: np.where(has_truth, values, 0.0).sum(axis=1) / num_classes for name, values in per_class.items()}
 
 
 def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: float) -> tuple[float, float]:
@@ -88,9 +82,9 @@ def paired_difference(
     samples = [bootstrap_ap(matches, num_resamples=num_resamples, seed=seed) for matches in (before, after)]
     differences = {}
     for name in ("ap", "ap50"):
-        value = float((getattr(estimates[1], name) - getattr(estimates[0], name))[0])
-        sample_differences = getattr(samples[1], name) - getattr(samples[0], name)
-        differences[name] = PairedDifference(value, bias_corrected_interval(sample_differences, value))
+        value = float((estimates[1][name] - estimates[0][name])[0])
+        interval = bias_corrected_interval(samples[1][name] - samples[0][name], value)
+        differences[name] = PairedDifference(value, interval)
     return differences
 
 
@@ -112,25 +106,13 @@ def weighted_average_precision(
             is_match, is_counted = matches.is_match[level, of_class], matches.is_counted[level, of_class]
             detections = cumulative if is_counted.all() else (detection_weights * is_counted).cumsum(axis=1)
             true_positives = detection_weights[:, is_match].cumsum(axis=1)
-            table[:, level, class_id] = _interpolated_ap(true_positives, detections[:, is_match], num_truths)
+            num_counted = detections[:, is_match]
+            precision = np.zeros(true_positives.shape)
+            np.divide(true_positives, num_counted, out=precision, where=num_counted > 0)
+            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
+            # The number of the 101 recalls that each matched detection is the first to reach.
+            num_new = np.diff(np.searchsorted(RECALL_THRESHOLDS, recall, side="right"), axis=1, prepend=0)
+            ap = (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS)
+            table[:, level, class_id] = np.where(num_truths > 0, ap, np.nan)
     return table
-
-
-def _interpolated_ap(
-    true_positives: Int64[np.ndarray, "samples matched"],
-    detections: Int64[np.ndarray, "samples matched"],
-    num_truths: Float64[np.ndarray, " samples"],
-) -> Float64[np.ndarray, " samples"]:
-    """Compute the mean interpolated precision at the 101 recalls.
-
-    ``true_positives`` and ``detections`` are cumulative counts at each matched detection, in decreasing order of score.
-    """
-    if true_positives.shape[1] == 0:
-        return np.where(num_truths > 0, 0.0, np.nan)
-    precision = np.divide(true_positives, detections, out=np.zeros(true_positives.shape), where=detections > 0)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
-    # How many of the 101 recalls each matched detection reaches, and how many it is the first to reach.
-    num_reached = np.searchsorted(RECALL_THRESHOLDS, recall, side="right")
-    num_new = np.diff(num_reached, axis=1, prepend=0)
-    return np.where(num_truths > 0, (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS), np.nan)

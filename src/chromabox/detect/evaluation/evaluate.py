@@ -64,30 +64,30 @@ class DetectionEvaluation:
         ``course`` is the course's variant of AP. ``best`` contains the confidence with the highest F1, and precision,
         recall and F1 at this confidence.
         """
-        confidence, precision, recall, f1 = self.pr_curves.best_f1
+        best = dict(zip(("confidence", "precision", "recall", "f1"), self.pr_curves.best_f1, strict=True))
+        coco, course = self.coco, self.course
+        per_class = {
+            self.classes[index]: {
+                "ap": _finite_or_none(coco.per_class[index]),
+                "ap50": _finite_or_none(coco.table[0, index]),
+                "course_ap": _finite_or_none(course.per_class[index]),
+                "course_ap50": _finite_or_none(course.table[0, index]),
+                "boxes": int(self.box_counts[index]),
+            }
+            for index in np.flatnonzero(self.box_counts).tolist()
+        }
         return {
-            "ap": _finite_or_none(self.coco.ap),
-            "ap50": _finite_or_none(self.coco.ap50),
+            "ap": _finite_or_none(coco.ap),
+            "ap50": _finite_or_none(coco.ap50),
             "ap_interval": [_finite_or_none(end) for end in self.ap_interval],
             "ap50_interval": [_finite_or_none(end) for end in self.ap50_interval],
-            "course": {"ap": _finite_or_none(self.course.ap), "ap50": _finite_or_none(self.course.ap50)},
-            "best": {"confidence": confidence, "precision": precision, "recall": recall, "f1": f1},
+            "course": {"ap": _finite_or_none(course.ap), "ap50": _finite_or_none(course.ap50)},
+            "best": best,
             "pictures": self.num_images,
             "boxes": int(self.box_counts.sum()),
-            "per_class": {
-                self.classes[index]: self._class_metrics(index) for index in np.flatnonzero(self.box_counts).tolist()
-            },
+            "per_class": per_class,
             "confusion": self.confusion_matrix.tolist(),
             "warnings": [utf8_safe(warning) for warning in self.warnings],
-        }
-
-    def _class_metrics(self, index: int) -> dict[str, float | int | None]:
-        return {
-            "ap": _finite_or_none(self.coco.per_class[index]),
-            "ap50": _finite_or_none(self.coco.table[0, index]),
-            "course_ap": _finite_or_none(self.course.per_class[index]),
-            "course_ap50": _finite_or_none(self.course.table[0, index]),
-            "boxes": int(self.box_counts[index]),
         }
 
 
@@ -135,20 +135,13 @@ def evaluate_detector(
             tick()
             if result.error is not None:
                 warnings.append(f"{result.error}; evaluated as an image without detections")
-            predictions.append(_to_predictions(result.detections))
+                predictions.append(ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
+            elif result.detections is not None:
+                found = result.detections
+                boxes, scores = found.xyxy.astype(np.float64), found.confidence.astype(np.float64)
+                predictions.append(ImagePredictions(boxes, scores, found.class_id))
     evaluation = evaluate_predictions(predictions, remapped, num_resamples=num_resamples, seed=seed)
     return replace(evaluation, warnings=(*warnings, *evaluation.warnings))
-
-
-def _to_predictions(detections: Any) -> ImagePredictions:
-    """Convert detections to float64. None, for a file that could not be read, gives no detections."""
-    if detections is None or len(detections) == 0:
-        return ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-    return ImagePredictions(
-        detections.xyxy.astype(np.float64),
-        detections.confidence.astype(np.float64),
-        detections.class_id.astype(np.int64),
-    )
 
 
 def evaluate_predictions(
@@ -163,6 +156,11 @@ def evaluate_predictions(
     box_counts = matches.num_truths.sum(axis=0)
     if not box_counts.any():
         raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
+    occurring = box_counts[box_counts > 0]
+    num_rare, warnings = int((occurring < MIN_BOXES_PER_CLASS).sum()), []
+    if num_rare:
+        fewer = f"fewer than {MIN_BOXES_PER_CLASS} boxes: their AP is not reliable"
+        warnings.append(f"{num_rare} of {len(occurring)} classes have {fewer}")
     coco = coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples, seed=seed)
     return DetectionEvaluation(
@@ -170,33 +168,20 @@ def evaluate_predictions(
         num_images=len(truth),
         box_counts=box_counts,
         coco=coco,
-        ap_interval=bias_corrected_interval(bootstrap.ap, coco.ap),
-        ap50_interval=bias_corrected_interval(bootstrap.ap50, coco.ap50),
+        ap_interval=bias_corrected_interval(bootstrap["ap"], coco.ap),
+        ap50_interval=bias_corrected_interval(bootstrap["ap50"], coco.ap50),
         course=course_average_precision(match_course(predictions, truth, num_classes)),
         pr_curves=precision_recall_curves(matches),
         confusion_matrix=detection_confusion_matrix(predictions, truth, num_classes),
         matches=matches,
-        warnings=tuple(_warn_rare_classes(box_counts)),
+        warnings=tuple(warnings),
     )
-
-
-def _warn_rare_classes(box_counts: Int64[np.ndarray, " classes"]) -> list[str]:
-    num_rare = int(((box_counts > 0) & (box_counts < MIN_BOXES_PER_CLASS)).sum())
-    num_classes = int((box_counts > 0).sum())
-    if not num_rare:
-        return []
-    return [
-        f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} boxes: their AP is not reliable"
-    ]
 
 
 def default_split(data: DetectionDataset) -> str | None:
     """Return the default split for evaluation: validation, else test, else None for the whole dataset."""
-    for prefix in ("val", "test"):
-        names = [name for name in data.splits if name.startswith(prefix)]
-        if names:
-            return names[0]
-    return None
+    names = [name for prefix in ("val", "test") for name in data.splits if name.startswith(prefix)]
+    return names[0] if names else None
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:

@@ -12,7 +12,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Bool, Float64, Int64
 
-from chromabox.detect.boxes import box_area, iou
+from chromabox.detect.boxes import box_area, intersection_area, iou, xyxy_to_xywh
 from chromabox.detect.data.dataset import Float64Boxes, Sample
 
 #: COCO's IoU thresholds: 0.5, 0.55, …, 0.95.
@@ -57,10 +57,7 @@ def crowd_overlap(
     boxes: Float64[np.ndarray, "boxes 4"], crowds: Float64[np.ndarray, "crowds 4"]
 ) -> Float64[np.ndarray, "boxes crowds"]:
     """Compute COCO's overlap with crowds: the fraction of each box's area that lies in each crowd."""
-    low = np.maximum(boxes[:, None, :2], crowds[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
-    intersection = np.clip(high - low, 0, None).prod(axis=2)
-    area = np.broadcast_to(box_area(boxes)[:, None], intersection.shape)
+    intersection, area = intersection_area(boxes, crowds), box_area(boxes)[:, None]
     return np.divide(intersection, area, out=np.zeros_like(intersection), where=area > 0)
 
 
@@ -117,12 +114,12 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
     """
     parts = []
     for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
-        boxes, class_ids = sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd]
-        same_class = prediction.class_ids[:, None] == class_ids[None, :]
-        overlaps = np.where(same_class, iou(prediction.boxes, boxes), 0.0)
+        truth = sample.without_crowds
+        same_class = prediction.class_ids[:, None] == truth.class_ids[None, :]
+        overlaps = np.where(same_class, iou(prediction.boxes, truth.boxes), 0.0)
         is_match = np.zeros((len(IOU_THRESHOLDS), len(prediction.scores)), bool)
-        for detection, truth in greedy_pairs(overlaps, IOU_THRESHOLDS[0]):
-            is_match[:, detection] = overlaps[detection, truth] >= IOU_THRESHOLDS
+        for detection, index_of_truth in greedy_pairs(overlaps, IOU_THRESHOLDS[0]):
+            is_match[:, detection] = overlaps[detection, index_of_truth] >= IOU_THRESHOLDS
         image_ids = np.full(len(prediction.scores), index)
         parts.append((image_ids, prediction.class_ids, prediction.scores, is_match, np.ones_like(is_match)))
     return _concat_matches(parts, _count_truths(ground_truth, num_classes))
@@ -133,21 +130,17 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
 
     Each row and each column is used at most once.
     """
-    rows, columns = np.nonzero(overlaps >= min_overlap)
-    order = np.argsort(-overlaps[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
-    used_rows: set[int] = set()
-    used_columns: set[int] = set()
-    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if row not in used_rows and column not in used_columns:
-            pairs.append((row, column))
-            used_rows.add(row)
-            used_columns.add(column)
+    free = overlaps.copy()
+    while free.max(initial=-1.0) >= min_overlap:
+        row, column = divmod(int(free.argmax()), free.shape[1])
+        pairs.append((row, column))
+        free[row] = free[:, column] = -1.0
     return pairs
 
 
 def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "images classes"]:
-    counts = [np.bincount(sample.class_ids[~sample.is_crowd], minlength=num_classes) for sample in ground_truth]
+    counts = [np.bincount(sample.without_crowds.class_ids, minlength=num_classes) for sample in ground_truth]
     return np.array(counts, np.int64).reshape(len(ground_truth), num_classes)
 
 
@@ -205,27 +198,28 @@ def coco_average_precision(
     predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int
 ) -> AveragePrecision:
     """Compute COCO's AP with faster-coco-eval: all box areas, at most 100 detections per class and image."""
-    annotations: list[dict[str, object]] = [
-        {**_coco_annotation(index, box, class_id), "area": _area(box), "iscrowd": int(is_crowd)}
-        for index, sample in enumerate(ground_truth)
-        for box, class_id, is_crowd in zip(sample.boxes, sample.class_ids, sample.is_crowd, strict=True)
-    ]
+    annotations: list[dict[str, object]] = []
+    for image_id, sample in enumerate(ground_truth, 1):
+        rows = zip(
+            xyxy_to_xywh(sample.boxes).tolist(), sample.class_ids.tolist(), sample.is_crowd.tolist(), strict=True
+        )
+        for box, class_id, is_crowd in rows:
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": class_id, "bbox": box}
+            annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": int(is_crowd)})
     dataset = {
         "info": {},
-        "images": [
-            {"id": index + 1, "height": sample.size[0], "width": sample.size[1]}
-            for index, sample in enumerate(ground_truth)
-        ],
+        "images": [{"id": image_id} for image_id in range(1, len(ground_truth) + 1)],
         "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
-        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
+        "annotations": annotations,
     }
-    results = [
-        {**_coco_annotation(index, box, class_id), "score": float(score)}
-        for index, prediction in enumerate(predictions)
-        for box, class_id, score in zip(prediction.boxes, prediction.class_ids, prediction.scores, strict=True)
-    ]
+    results: list[dict[str, object]] = []
+    for image_id, prediction in enumerate(predictions, 1):
+        boxes = xyxy_to_xywh(prediction.boxes).tolist()
+        for box, class_id, score in zip(boxes, prediction.class_ids.tolist(), prediction.scores.tolist(), strict=True):
+            results.append({"image_id": image_id, "category_id": class_id, "bbox": box, "score": score})
     # The library cannot load an empty list of results.
-    table = np.where(_truths_per_class(ground_truth, num_classes) > 0, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan)
+    has_truth = _count_truths(ground_truth, num_classes).any(axis=0)
+    table = np.where(has_truth, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan)
     if results and annotations:
         coco = COCO(dataset)
         evaluator = COCOeval_faster(coco, coco.loadRes(results), iouType="bbox")
@@ -234,20 +228,6 @@ def coco_average_precision(
         precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
         table = np.where(precision.max(axis=1) > -1, precision.mean(axis=1), np.nan)
     return AveragePrecision(table)
-
-
-def _coco_annotation(image_index: int, box: Float64[np.ndarray, "4"], class_id: np.int64) -> dict[str, object]:
-    left, top, right, bottom = box.tolist()
-    return {"image_id": image_index + 1, "category_id": int(class_id), "bbox": [left, top, right - left, bottom - top]}
-
-
-def _area(box: Float64[np.ndarray, "4"]) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
-
-
-def _truths_per_class(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, " classes"]:
-    class_ids = [sample.class_ids[~sample.is_crowd] for sample in ground_truth]
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *class_ids]), minlength=num_classes)
 
 
 def course_average_precision(matches: Matches) -> AveragePrecision:
@@ -264,16 +244,13 @@ def course_average_precision(matches: Matches) -> AveragePrecision:
         precision = true_positives / np.arange(1, is_match.shape[1] + 1)
         recall = true_positives / num_truths[class_id]
         for level in range(len(is_match)):
-            ap = _trapezoid_ap(recall[level], precision[level]) if is_match.shape[1] else 0.0
-            table[level, class_id] = ap
+            recalls = np.concatenate([[0.0], recall[level], [1.0]])
+            precisions = np.concatenate([[1.0], precision[level], [0.0]])
+            envelope = np.maximum.accumulate(precisions[::-1])[::-1]
+            sampled = np.interp(RECALL_THRESHOLDS, recalls, envelope)
+            ap = ((sampled[1:] + sampled[:-1]) / 2).mean()
+            table[level, class_id] = ap if is_match.shape[1] else 0.0
     return AveragePrecision(table)
-
-
-def _trapezoid_ap(recall: Float64[np.ndarray, " detections"], precision: Float64[np.ndarray, " detections"]) -> float:
-    recall = np.concatenate([[0.0], recall, [1.0]])
-    envelope = np.maximum.accumulate(np.concatenate([[1.0], precision, [0.0]])[::-1])[::-1]
-    sampled = np.interp(RECALL_THRESHOLDS, recall, envelope)
-    return float(((sampled[1:] + sampled[:-1]) / 2).mean())
 
 
 @dataclass(frozen=True)
@@ -311,21 +288,14 @@ def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> 
         num_kept = np.searchsorted(-scores, -confidence, side="right")
         precisions.append(np.where(num_kept > 0, true_positives[num_kept] / np.maximum(num_kept, 1), 1.0))
         recalls.append(true_positives[num_kept] / num_truths[class_id])
-        ranks = np.arange(1, len(true_positives))
-        envelopes.append(_precision_envelope(true_positives[1:] / ranks, true_positives[1:] / num_truths[class_id]))
-    precision = np.array(precisions, np.float64).reshape(-1, num_thresholds)
-    recall = np.array(recalls, np.float64).reshape(-1, num_thresholds)
+        precision_by_rank = true_positives[1:] / np.arange(1, len(true_positives))
+        best_from_rank = np.append(np.maximum.accumulate(precision_by_rank[::-1])[::-1], 0.0)
+        envelopes.append(best_from_rank[np.searchsorted(true_positives[1:] / num_truths[class_id], RECALL_THRESHOLDS)])
+    precision, recall = (np.array(rows, np.float64).reshape(-1, num_thresholds) for rows in (precisions, recalls))
     envelope = np.array(envelopes, np.float64).reshape(-1, len(RECALL_THRESHOLDS))
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(precision), where=total > 0)
     return PrecisionRecallCurves(confidence, precision, recall, f1, envelope, class_ids)
-
-
-def _precision_envelope(
-    precision: Float64[np.ndarray, " detections"], recall: Float64[np.ndarray, " detections"]
-) -> Float64[np.ndarray, "101"]:
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return envelope[np.searchsorted(recall, RECALL_THRESHOLDS, side="left")]
 
 
 def detection_confusion_matrix(
@@ -345,11 +315,11 @@ def detection_confusion_matrix(
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for prediction, sample in zip(predictions, ground_truth, strict=True):
         detections = prediction.select(prediction.scores >= confidence)
-        boxes, class_ids = sample.boxes[~sample.is_crowd], sample.class_ids[~sample.is_crowd]
-        pairs = greedy_pairs(iou(detections.boxes, boxes), iou_threshold)
-        matched, matched_truth = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
-        np.add.at(table, (class_ids[matched_truth], detections.class_ids[matched]), 1)
-        missed, unmatched = np.delete(class_ids, matched_truth), np.delete(detections.class_ids, matched)
+        truth = sample.without_crowds
+        pairs = greedy_pairs(iou(detections.boxes, truth.boxes), iou_threshold)
+        matched, matched_truth = np.array(pairs, np.int64).reshape(-1, 2).T
+        np.add.at(table, (truth.class_ids[matched_truth], detections.class_ids[matched]), 1)
+        missed, unmatched = np.delete(truth.class_ids, matched_truth), np.delete(detections.class_ids, matched)
         table[:num_classes, num_classes] += np.bincount(missed, minlength=num_classes)
         table[num_classes, :num_classes] += np.bincount(unmatched, minlength=num_classes)
     return table

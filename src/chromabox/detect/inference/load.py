@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, OnnxDetector, load_onnx_detector, resolve_weights
+from chromabox.detect.weights.onnx_model import (
+    EXPORT_FORMAT,
+    OnnxDetector,
+    load_onnx_detector,
+    read_onnx_file,
+    resolve_weights,
+)
 from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
@@ -26,17 +32,14 @@ def open_detector(
     path = Path(weights)
     if path.is_dir() and size is None and (path / "best.onnx").is_file():
         path = path / "best.onnx"
-    if path.suffix.lower() != ".onnx" or not _is_exported(path):
+    content = read_onnx_file(path) if path.suffix.lower() == ".onnx" else b""
+    if EXPORT_FORMAT.encode() not in content:  # Other weights, or an ONNX file of another program.
         path = _export_to_cache(weights, size)
-    detector = load_onnx_detector(path, threads=threads, device=device)
+        content = read_onnx_file(path)
+    detector = load_onnx_detector(path, content=content, threads=threads, device=device)
     if size is not None:
         detector.check_size(size)
     return detector
-
-
-def _is_exported(path: Path) -> bool:
-    """Return whether an existing .onnx file was exported by Chromabox, according to its metadata."""
-    return not path.is_file() or EXPORT_FORMAT.encode() in path.read_bytes()
 
 
 def _export_to_cache(weights: str | Path, size: int | None) -> Path:

@@ -35,16 +35,8 @@ CSV_COLUMNS = ("file", "frame", "class", "class_id", "score", "left", "top", "ri
 
 #: Colours that are easy to distinguish from each other and from photographs; they are assigned to classes cyclically.
 _COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#ffe119",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#46f0f0",
-    "#f032e6",
-    "#bcf60c",
-    "#fabebe",
+    *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231"),
+    *("#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe"),
 )
 #: Text height and line thickness, as fractions of the shorter side of the image.
 _TEXT_HEIGHT, _LINE_WIDTH = 1 / 36, 1 / 300
@@ -100,7 +92,10 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
         x, y = _place_label(box, size, image.size, label_boxes)
         label_boxes.append((x, y, x + size[0], y + size[1]))
         draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), fill=colour)
-        draw.text((x + padding - left, y + padding - top), text, fill=_text_colour(colour), font=font)
+        # Black or white, whichever has more contrast with the colour by its BT.601 luma.
+        red, green, blue = ImageColor.getrgb(colour)[:3]
+        text_colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+        draw.text((x + padding - left, y + padding - top), text, fill=text_colour, font=font)
     return np.asarray(image)
 
 
@@ -117,18 +112,9 @@ def _place_label(
     candidates += [(right - width, top), (right - width, bottom), (left, bottom - height)]
     inside = [(max(0, min(x, image_size[0] - width)), max(0, min(y, image_size[1] - height))) for x, y in candidates]
     for x, y in inside:
-        overlaps = (
-            x < other[2] and other[0] < x + width and y < other[3] and other[1] < y + height for other in others
-        )
-        if not any(overlaps):
+        if not any(x < box[2] and box[0] < x + width and y < box[3] and box[1] < y + height for box in others):
             return x, y
     return inside[0]
-
-
-def _text_colour(colour: str) -> str:
-    """Return black or white, whichever has more contrast with a colour (by its BT.601 luma)."""
-    red, green, blue = ImageColor.getrgb(colour)[:3]
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,10 +17,9 @@ from chromabox.runtime.parallel import map_ordered
 
 @dataclass(frozen=True)
 class FileResult:
-    """Result of one file: pixels and detections, or the reason why it could not be read."""
+    """Result of one file: detections, or the reason why it could not be read."""
 
     path: Path
-    pixels: Pixels | None = None
     detections: Detections | None = None
     error: str | None = None
 
@@ -118,16 +117,15 @@ def detect_files(
     ``workers``, see :func:`map_ordered`. Raise UsageError for invalid options before the first file is read.
     """
     options = InferenceOptions.for_detector(detector, confidence, iou, classes, size)
-    return map_ordered(paths, lambda path: detect_file(path, detector, options), workers=workers)
 
+    def process(path: Path) -> FileResult:
+        try:
+            pixels = read_image(path).pixels
+        except ChromaboxError as error:
+            return FileResult(path, error=str(error))
+        return FileResult(path, run_detector(pixels, detector, options))
 
-def detect_file(path: Path, detector: DetectorModel, options: "InferenceOptions") -> FileResult:
-    """Detect objects in one file; return the detections, or the error if the file cannot be read."""
-    try:
-        pixels = read_image(path).pixels
-    except ChromaboxError as error:
-        return FileResult(path, error=str(error))
-    return FileResult(path, pixels, run_detector(pixels, detector, options))
+    return map_ordered(paths, process, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -148,27 +146,26 @@ class InferenceOptions:
         classes: Sequence[str | int] | None,
         size: int | None,
     ) -> "InferenceOptions":
-        """Check the options of :func:`detect_image`. Raise UsageError for an invalid value."""
+        """Check the options of :func:`detect_image`; the case of class names is ignored.
+
+        Raise UsageError for an invalid value.
+        """
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: expected 0 to 1")
         size = detector.size if size is None else size
         detector.check_size(size)
-        class_ids = None
-        if classes is not None:
-            class_ids = np.array([_resolve_class(each, detector.classes) for each in classes], np.int64)
-        return cls(confidence, iou, class_ids, size)
-
-
-def _resolve_class(name_or_id: str | int, classes: tuple[str, ...]) -> int:
-    """Return the index of a class given by its name (case-insensitive) or its index."""
-    names = [name.lower() for name in classes]
-    text = str(name_or_id).lower()
-    if text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    examples = ", ".join(classes[:5]) + (", …" if len(names) > 5 else "")
-    raise UsageError(
-        f"classes: {name_or_id} is not one of the detector's {len(names)} classes ({examples}); use names or indices"
-    )
+        if classes is None:
+            return cls(confidence, iou, None, size)
+        names = [name.lower() for name in detector.classes]
+        class_ids = []
+        for name_or_id in classes:
+            text = str(name_or_id).lower()
+            if text not in names and not (text.isdecimal() and int(text) < len(names)):
+                examples = ", ".join(detector.classes[:5]) + (", …" if len(names) > 5 else "")
+                raise UsageError(
+                    f"classes: {name_or_id} is not one of the detector's {len(names)} classes ({examples}); use names "
+                    "or indices"
+                )
+            class_ids.append(names.index(text) if text in names else int(text))
+        return cls(confidence, iou, np.array(class_ids, np.int64), size)

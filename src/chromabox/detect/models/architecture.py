@@ -10,7 +10,7 @@ inferred from shapes.
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from chromabox.errors import ChromaboxError, UsageError
 
@@ -91,9 +91,7 @@ class Yolo:
 Layer = Convolution | MaxPool | Upsample | Route | Shortcut | Yolo
 
 #: Layer types by their names in checkpoints.
-LAYER_TYPES: dict[str, type[Layer]] = {
-    layer_type.__name__: layer_type for layer_type in (Convolution, MaxPool, Upsample, Route, Shortcut, Yolo)
-}
+LAYER_TYPES: dict[str, type[Layer]] = {layer_type.__name__: layer_type for layer_type in get_args(Layer)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Architecture:
     def __post_init__(self) -> None:
         if not self.head_indices:
             raise ChromaboxError(f"{self.name}: no yolo layer; expected at least one")
-        if len({layer.classes for layer in self.layers if isinstance(layer, Yolo)}) > 1:
+        if len({yolo.classes for yolo in self.yolo_layers}) > 1:
             raise ChromaboxError(f"{self.name}: yolo layers with different numbers of classes; expected equal numbers")
         if self.size < 1 or self.size % self.max_stride:
             raise ChromaboxError(f"{self.name}: size is {self.size}; expected a multiple of {self.max_stride}")
@@ -159,8 +157,12 @@ class Architecture:
     def shapes(self) -> tuple[FeatureShape, ...]:
         """Channels and stride of each layer's output."""
         shapes: list[FeatureShape] = []
-        for index in range(len(self.layers)):
-            shapes.append(self._output_shape(index, shapes))
+        for index, layer in enumerate(self.layers):
+            try:
+                shapes.append(self._output_shape(index, shapes))
+            except ValueError as error:
+                name = type(layer).__name__.lower()
+                raise ChromaboxError(f"{self.name}: layer {index} ({name}) is invalid: {error}") from None
         return tuple(shapes)
 
     @property
@@ -188,49 +190,42 @@ class Architecture:
     def _output_shape(self, index: int, shapes: list[FeatureShape]) -> FeatureShape:
         """Return the output shape of layer ``index``, given the shapes of the layers before it.
 
-        Raise ChromaboxError if the layer does not fit its inputs.
+        Raise ValueError if the layer does not fit its inputs.
         """
         layer, sources = self.layers[index], self.sources(index)
         if not all(-1 <= source < index for source in sources) or not sources:
-            raise self._mismatch(index, f"it reads layers {sources}; expected earlier layers")
+            raise ValueError(f"it reads layers {sources}; expected earlier layers")
         if any(isinstance(self.layers[source], Yolo) for source in sources if source >= 0):
-            raise self._mismatch(index, "it reads a yolo layer; expected a layer with feature maps")
+            raise ValueError("it reads a yolo layer; expected a layer with feature maps")
         inputs = [shapes[source] if source >= 0 else FeatureShape(self.channels, 1) for source in sources]
-        if len({shape.stride for shape in inputs}) > 1:
-            raise self._mismatch(index, "it combines layers of different sizes; expected equal sizes")
         channels, stride = inputs[0].channels, inputs[0].stride
+        if any(shape.stride != stride for shape in inputs):
+            raise ValueError("it combines layers of different sizes; expected equal sizes")
         match layer:
-            case Convolution():
-                if channels % layer.groups or layer.filters % layer.groups or layer.filters < 1 or layer.size < 1:
-                    raise self._mismatch(index, f"{layer.filters} filters, {layer.groups} groups, {channels} channels")
-                return FeatureShape(layer.filters, stride * layer.stride)
+            case Convolution(filters=filters, groups=groups):
+                if channels % groups or filters % groups or filters < 1 or layer.size < 1:
+                    raise ValueError(f"{filters} filters, {groups} groups, {channels} channels")
+                return FeatureShape(filters, stride * layer.stride)
             case MaxPool():
                 return FeatureShape(channels, stride * layer.stride)
             case Upsample():
                 if stride % layer.stride:
-                    raise self._mismatch(index, f"its output is larger than the image (stride {layer.stride})")
+                    raise ValueError(f"its output is larger than the image (stride {layer.stride})")
                 return FeatureShape(channels, stride // layer.stride)
-            case Route():
-                if any(shape.channels % layer.groups for shape in inputs) or not 0 <= layer.group_id < layer.groups:
-                    raise self._mismatch(index, f"it reads group {layer.group_id} of {layer.groups}")
-                return FeatureShape(sum(shape.channels // layer.groups for shape in inputs), stride)
+            case Route(groups=groups, group_id=group_id):
+                if any(shape.channels % groups for shape in inputs) or not 0 <= group_id < groups:
+                    raise ValueError(f"it reads group {group_id} of {groups}")
+                return FeatureShape(sum(shape.channels // groups for shape in inputs), stride)
             case Shortcut():
                 if inputs[1].channels != channels:
-                    raise self._mismatch(index, f"it adds {inputs[1].channels} channels to {channels}")
+                    raise ValueError(f"it adds {inputs[1].channels} channels to {channels}")
                 return inputs[0]
-            case Yolo():
-                num_outputs = len(layer.mask) * (5 + layer.classes)
-                if channels != num_outputs or not all(0 <= mask < len(layer.anchors) for mask in layer.mask):
-                    raise self._mismatch(
-                        index,
-                        f"{layer.classes} classes and mask {layer.mask} of {len(layer.anchors)} anchors need "
-                        f"{num_outputs} input channels, found {channels}",
-                    )
+            case Yolo(mask=mask, anchors=anchors, classes=classes):
+                num_outputs = len(mask) * (5 + classes)
+                if channels != num_outputs or not all(0 <= anchor < len(anchors) for anchor in mask):
+                    needed = f"{num_outputs} input channels, found {channels}"
+                    raise ValueError(f"{classes} classes and mask {mask} of {len(anchors)} anchors need {needed}")
                 return inputs[0]
-
-    def _mismatch(self, index: int, reason: str) -> ChromaboxError:
-        layer_type = type(self.layers[index]).__name__.lower()
-        return ChromaboxError(f"{self.name}: layer {index} ({layer_type}) is invalid: {reason}")
 
 
 #: Widths and heights in pixels, from clustering the boxes of COCO (Redmon and Farhadi 2018, section 2.3).
@@ -265,10 +260,7 @@ def yolov3(num_classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture
 
 
 def yolov3_tiny(
-    num_classes: int = 80,
-    *,
-    anchors: Anchors = TINY_ANCHORS,
-    mask: tuple[int, ...] = (1, 2, 3),
+    num_classes: int = 80, *, anchors: Anchors = TINY_ANCHORS, mask: tuple[int, ...] = (1, 2, 3)
 ) -> Architecture:
     """Return YOLOv3-tiny: a backbone of seven convolutions and six max-pooling layers, and heads at strides 32 and 16.
 

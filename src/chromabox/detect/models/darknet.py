@@ -5,17 +5,16 @@ Outputs are decoded to boxes in the square input and a score for each class (Red
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chromabox.detect.models.architecture import (
     Architecture,
     Convolution,
-    Layer,
     MaxPool,
     Route,
     Shortcut,
@@ -42,33 +41,18 @@ def decode_all(
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
         raw = output.float().movedim(2, -1)
         anchors = raw.new_tensor(yolo.head_anchors)[:, None, None]
-        cells = _cell_grid(output.shape[-2], output.shape[-1], output.device)
-        boxes.append(_decode_boxes(raw[..., :4], cells, anchors, size / output.shape[-2], variant.decode).flatten(1, 3))
+        stride = size / output.shape[-2]
+        rows, columns = (torch.arange(side, device=raw.device) for side in output.shape[-2:])
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+        if variant.decode == "exp":
+            centre = (raw[..., :2].sigmoid() + cells) * stride
+            sides = raw[..., 2:4].exp() * anchors
+        else:
+            centre = (2 * raw[..., :2].sigmoid() - 0.5 + cells) * stride
+            sides = (2 * raw[..., 2:4].sigmoid()).square() * anchors
+        boxes.append(torch.cat([centre - sides / 2, centre + sides / 2], -1).flatten(1, 3))
         scores.append((raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()).flatten(1, 3))
     return torch.cat(boxes, 1), torch.cat(scores, 1)
-
-
-def _cell_grid(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "{rows} {columns} 2"]:
-    """Return the column and row of each cell."""
-    row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
-    return torch.stack([column, row], -1)
-
-
-def _decode_boxes(
-    raw: Float[Tensor, "*boxes 4"],
-    cells: Int64[Tensor, "... 2"],
-    anchors: Float[Tensor, "... 2"],
-    stride: float,
-    box_decoding: Literal["exp", "sigmoid2"],
-) -> Float[Tensor, "*boxes 4"]:
-    """Return left, top, right and bottom of boxes from their raw outputs t and their ``cells`` (column, row)."""
-    if box_decoding == "exp":
-        centre = (raw[..., :2].sigmoid() + cells) * stride
-        sides = raw[..., 2:].exp() * anchors
-    else:
-        centre = (2 * raw[..., :2].sigmoid() - 0.5 + cells) * stride
-        sides = (2 * raw[..., 2:].sigmoid()).square() * anchors
-    return torch.cat([centre - sides / 2, centre + sides / 2], -1)
 
 
 ImageBatch = Float[Tensor, "batch channels height width"]
@@ -80,21 +64,32 @@ class ConvolutionLayer(nn.Module):
 
     def __init__(self, layer: Convolution, in_channels: int, variant: Variant) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
-            in_channels,
-            layer.filters,
-            layer.size,
-            layer.stride,
-            layer.padding,
-            groups=layer.groups,
-            bias=not layer.batch_normalise,
-        )
+        sizes, bias = (layer.size, layer.stride, layer.padding), not layer.batch_normalise
+        self.convolution = nn.Conv2d(in_channels, layer.filters, *sizes, groups=layer.groups, bias=bias)
         self.norm = nn.BatchNorm2d(layer.filters, variant.epsilon, variant.momentum) if layer.batch_normalise else None
-        self.activation = _make_activation(layer.activation, variant)
+        if layer.activation == "leaky":
+            silu = variant.activation == "silu"
+            self.activation: nn.Module = nn.SiLU(inplace=True) if silu else nn.LeakyReLU(0.1, inplace=True)
+        else:
+            self.activation = {"linear": nn.Identity, "relu": nn.ReLU, "mish": nn.Mish}[layer.activation]()
 
     def forward(self, images: ImageBatch) -> FeatureMaps:
         images = self.convolution(images)
         return self.activation(images if self.norm is None else self.norm(images))
+
+    @torch.no_grad()
+    def copy_fused(self, target: nn.Conv2d) -> None:
+        """Copy convolution and BatchNorm, w·x then γ(y − μ)/√(σ² + ε) + β, to one kernel and bias."""
+        kernel, norm, bias = self.convolution.weight, self.norm, cast(nn.Parameter, target.bias)
+        if norm is None:
+            target.weight.copy_(kernel)
+            bias.copy_(cast(Tensor, self.convolution.bias))
+            return
+        # In float64, to avoid additional rounding errors from fusing.
+        mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
+        scale = norm.weight.double() / (variance + norm.eps).sqrt()
+        target.weight.copy_(kernel.double() * scale[:, None, None, None])
+        bias.copy_(norm.bias.double() - mean * scale)
 
 
 class MaxPoolLayer(nn.Module):
@@ -112,15 +107,14 @@ class MaxPoolLayer(nn.Module):
 
     def forward(self, images: ImageBatch) -> FeatureMaps:
         before = (self.size - 1) // 2
-        height, width = (self._end_padding(side, before) for side in images.shape[-2:])
+        # The numbers of pixels by which the last window extends beyond the input.
+        height, width = (
+            max(0, (-(-side // self.stride) - 1) * self.stride - before + self.size - side)
+            for side in images.shape[-2:]
+        )
         if before or height or width:
             images = F.pad(images, (before, width, before, height), value=self.padding)
         return F.max_pool2d(images, self.size, self.stride)
-
-    def _end_padding(self, side: int, before: int) -> int:
-        """Return the number of pixels by which the last window extends beyond the input."""
-        last = -(-side // self.stride) - 1
-        return max(0, last * self.stride - before + self.size - side)
 
 
 class DarknetModel(nn.Module):
@@ -132,10 +126,16 @@ class DarknetModel(nn.Module):
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
         super().__init__()
         self.architecture, self.variant = architecture, variant
-        self.layers = nn.ModuleList(
-            _make_layer(layer, architecture.input_shape(index).channels, variant)
-            for index, layer in enumerate(architecture.layers)
-        )
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(architecture.layers):
+            module: nn.Module = nn.Identity()
+            if isinstance(layer, Convolution):
+                module = ConvolutionLayer(layer, architecture.input_shape(index).channels, variant)
+            elif isinstance(layer, MaxPool):
+                module = MaxPoolLayer(layer, variant)
+            elif isinstance(layer, Upsample):
+                module = nn.Upsample(scale_factor=layer.stride, mode="nearest")
+            self.layers.append(module)
         #: Index of the last layer that reads each layer (−1: the image).
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
@@ -194,59 +194,26 @@ class DarknetModel(nn.Module):
         )
         for layer, fused in zip(self.layers, model.layers, strict=True):
             if isinstance(layer, ConvolutionLayer) and isinstance(fused, ConvolutionLayer):
-                _fuse_conv_bn(layer, fused.convolution)
+                layer.copy_fused(fused.convolution)
         return model.eval()
 
     def _run_layers(self, outputs: dict[int, Tensor], start: int, stop: int) -> dict[int, Tensor]:
+        """Run layers, given the outputs that they read; return the outputs that later layers read."""
         for index in range(start, stop):
-            outputs[index] = self._layer_output(index, outputs)
-            for source in self.architecture.sources(index):
+            sources = self.architecture.sources(index)
+            inputs = [outputs[source] for source in sources]
+            match self.architecture.layers[index]:
+                case Route(groups=groups, group_id=group_id):
+                    if groups > 1:
+                        inputs = [features.chunk(groups, 1)[group_id] for features in inputs]
+                    outputs[index] = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+                case Shortcut():
+                    outputs[index] = inputs[0] + inputs[1]
+                case Yolo(mask=mask, classes=classes):
+                    outputs[index] = inputs[0].unflatten(1, (len(mask), 5 + classes))
+                case _:
+                    outputs[index] = self.layers[index](inputs[0])
+            for source in sources:
                 if self.last_use[source] == index:
                     outputs.pop(source, None)
         return outputs
-
-    def _layer_output(self, index: int, outputs: dict[int, Tensor]) -> Tensor:
-        inputs = [outputs[source] for source in self.architecture.sources(index)]
-        match self.architecture.layers[index]:
-            case Route(groups=groups, group_id=group_id):
-                parts = inputs if groups == 1 else [features.chunk(groups, 1)[group_id] for features in inputs]
-                return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-            case Shortcut():
-                return inputs[0] + inputs[1]
-            case Yolo(mask=mask, classes=classes):
-                return inputs[0].unflatten(1, (len(mask), 5 + classes))
-        return self.layers[index](inputs[0])
-
-
-def _make_layer(layer: Layer, in_channels: int, variant: Variant) -> nn.Module:
-    match layer:
-        case Convolution():
-            return ConvolutionLayer(layer, in_channels, variant)
-        case MaxPool():
-            return MaxPoolLayer(layer, variant)
-        case Upsample(stride=stride):
-            return nn.Upsample(scale_factor=stride, mode="nearest")
-        case _:
-            return nn.Identity()
-
-
-def _make_activation(name: str, variant: Variant) -> nn.Module:
-    if name == "leaky":
-        return nn.SiLU(inplace=True) if variant.activation == "silu" else nn.LeakyReLU(0.1, inplace=True)
-    return {"linear": nn.Identity, "relu": nn.ReLU, "mish": nn.Mish}[name]()
-
-
-@torch.no_grad()
-def _fuse_conv_bn(layer: ConvolutionLayer, fused: nn.Conv2d) -> None:
-    """Fuse convolution and BatchNorm, w·x then γ(y − μ)/√(σ² + ε) + β, into one kernel and bias."""
-    kernel, norm, bias = layer.convolution.weight, layer.norm, cast(nn.Parameter, fused.bias)
-    if norm is None:
-        bias.copy_(cast(Tensor, layer.convolution.bias))
-        fused.weight.copy_(kernel)
-        return
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    # In float64, to avoid additional rounding errors from fusing.
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    fused.weight.copy_(kernel.double() * scale[:, None, None, None])
-    bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from skimage import data as skimage_data
@@ -29,14 +30,14 @@ from chromabox.detect.weights.load import (
     download_pretrained,
     load_detector,
     save_detector,
+    tensors_in_file_order,
     write_darknet,
 )
-from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, INPUT_NAME, OUTPUT_NAMES, PRETRAINED
+from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, INPUT_NAME, OUTPUT_NAMES, PRETRAINED, load_onnx_detector
 from chromabox.detect.weights.sanity_check import sanity_check
 from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.http import Progress
-from chromabox.runtime.session import open_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -73,61 +74,52 @@ def convert_weights(
     Raise ChromaboxError if a file cannot be read or the sanity check fails, and UsageError if an option is invalid.
     """
     is_pretrained = weights in PRETRAINED and not Path(weights).exists()
-    path = _resolve_output(weights, output, is_pretrained)
+    if output is None and not is_pretrained:
+        output = Path(weights).with_suffix(".safetensors")
+    if output is not None and output.suffix not in (".safetensors", ".weights"):
+        raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
+    if output is not None and output.exists() and Path(weights).exists() and output.samefile(weights):
+        raise UsageError(f"{output}: output is the input file; choose another with -o")
+    stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(
-        weights,
-        architecture=architecture,
-        variant=None if variant is None else get_variant(variant),
-        classes=classes,
-        progress=progress,
+        weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress
     )
-    log(_describe(detector))
+    model = detector.architecture
+    log(
+        f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: {len(model.layers)} "
+        f"layers, {model.num_weights:,} weights, {model.num_classes} classes, variant {detector.variant.name}"
+    )
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
         detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
         log(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
     elif run_sanity_check:
         log("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
-    if path is None:
-        path = download_pretrained(weights, progress)
-    else:
-        _write_weights(path, detector)
-    log(f"weights written to {path}")
-    return path
-
-
-def _resolve_output(weights: str, output: Path | None, is_pretrained: bool) -> Path | None:
-    """Return the output path; None for pretrained weights that stay in the cache."""
     if output is None:
-        if is_pretrained:
-            return None
-        output = Path(weights).with_suffix(".safetensors")
-    if output.suffix not in (".safetensors", ".weights"):
-        raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
-    if not is_pretrained and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: output is the input file; choose another with -o")
+        output = download_pretrained(weights, progress)
+    else:
+        _write_weights(output, detector)
+    log(f"weights written to {output}")
     return output
 
 
-def _describe(detector: Detector) -> str:
-    architecture, source = detector.architecture, detector.metadata.get("source", {})
-    return (
-        f"{architecture.name} from {source.get('file', 'a checkpoint')}: {len(architecture.layers)} layers, "
-        f"{architecture.num_weights:,} weights, {architecture.num_classes} classes, variant {detector.variant.name}"
-    )
-
-
 def _write_weights(path: Path, detector: Detector) -> None:
+    """Write a .safetensors file, or a Darknet .weights file with its .cfg file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             save_detector(path, detector)
-            return
-        write_darknet(path, detector.model, int(detector.metadata.get("source", {}).get("seen", 0)))
-        write_cfg(detector.architecture, path.with_suffix(".cfg"))
+        else:
+            write_darknet(path, detector.model, _num_images_seen(detector))
+            write_cfg(detector.architecture, path.with_suffix(".cfg"))
     except OSError as error:
-        remedy = "use a writable folder"
-        raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
+        message = f"{path}: cannot be written ({error.strerror or error}); use a writable folder"
+        raise ChromaboxError(message) from error
+
+
+def _num_images_seen(detector: Detector) -> int:
+    """Return the number of images seen in training, which Darknet files contain; 0 if it is unknown."""
+    return int(detector.metadata.get("source", {}).get("seen", 0))
 
 
 def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
@@ -156,19 +148,12 @@ def export_darknet(detector: Detector, path: Path) -> None:
     Raise ChromaboxError and delete the files if the detector read back differs.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
-    seen = int(detector.metadata.get("source", {}).get("seen", 0))
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
     files[2].write_text("".join(f"{name}\n" for name in detector.classes), encoding="utf-8")
-    write_darknet(path, detector.model, seen)
+    write_darknet(path, detector.model, _num_images_seen(detector))
     exported = load_detector(path)
-    original_state, exported_state = detector.model.state_dict(), exported.model.state_dict()
-    same_layers = (
-        exported.architecture.layers == detector.architecture.layers and original_state.keys() == exported_state.keys()
-    )
-    # Darknet files do not contain PyTorch's batch counters.
-    if not same_layers or not all(
-        torch.equal(original_state[name], exported_state[name]) for name in original_state if "num_batches" not in name
-    ):
+    tensors = (tensors_in_file_order(one.model) for one in (exported, detector))
+    if exported.architecture.layers != detector.architecture.layers or not all(map(torch.equal, *tensors)):
         for file in files:
             file.unlink()
         raise ChromaboxError(f"{path}: not written because Darknet's files would differ; use the .safetensors file")
@@ -192,7 +177,7 @@ class DetectorExportReport:
     @property
     def max_difference(self) -> float:
         """The larger of the two differences."""
-        return float(torch.tensor([self.score_difference, self.box_difference]).max())
+        return float(np.max([self.score_difference, self.box_difference]))
 
     def __str__(self) -> str:
         return (
@@ -236,59 +221,51 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     export the model, if the outputs differ, or if the file cannot be written. No file is left behind in these cases.
     """
     require_onnx_suffix(path)
-    side, multiple = size or detector.size, detector.architecture.max_stride
-    if side < multiple or side % multiple:
-        raise UsageError(f"size is {side}: expected a multiple of {multiple} for {detector.architecture.name}")
+    side = size or detector.size
+    detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)
-    return save_verified(
-        path, model, _onnx_metadata(fused), lambda file: compare_exported_detector(detector, file, side)
-    )
+    # How to use the file, and the metadata of the checkpoint.
+    grey = fused.variant.letterbox_grey
+    metadata = {
+        "format": EXPORT_FORMAT,
+        "version": chromabox.__version__,
+        "input": f"float32 [batch, 3, {side}, {side}]: RGB in [0, 1], letterboxed: the image is resized with its "
+        f"aspect ratio preserved and padded with grey ({grey:.4f})",
+        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the {side} × {side} input",
+        "scores": "float32 [batch, boxes, classes]: independent scores in [0, 1]; apply a threshold and non-maximum "
+        "suppression per class",
+        "classes": json.dumps(list(fused.classes), ensure_ascii=False),
+        "size": str(side),
+        "letterbox_grey": repr(grey),
+        "anchors": json.dumps([yolo.head_anchors for yolo in fused.architecture.yolo_layers]),
+        "detector": json.dumps(detector_metadata(fused)),
+    }
+    return save_verified(path, model, metadata, lambda file: compare_exported_detector(detector, file, side))
 
 
-@torch.no_grad()
 def compare_exported_detector(detector: Detector, path: Path, size: int) -> DetectorExportReport:
     """Compare an exported file with PyTorch on photographs.
 
     The file is run by ONNX Runtime, with one image and with a batch, and it is also loaded as a detector.
     """
-    session = open_session(path, path.read_bytes(), [INPUT_NAME], OUTPUT_NAMES)
     photos = [getattr(skimage_data, name)() for name in TEST_PHOTOS]
-    letterboxed = [letterbox_for(pixels.shape[:2], size, detector.variant).apply_image(pixels) for pixels in photos]
-    images = torch.stack([torch.from_numpy(image) for image in letterboxed])
-    expected = ExportWrapper(detector.model, size)(images)
-    batch = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images.numpy()})]
-    single = [torch.from_numpy(values) for values in session.run(list(OUTPUT_NAMES), {INPUT_NAME: images[:1].numpy()})]
-    loaded = ExportWrapper(load_detector(path).model, size)(images)
+    letterboxes = [letterbox_for(pixels.shape[:2], size, detector.variant) for pixels in photos]
+    images = np.stack([letterbox.apply_image(pixels) for letterbox, pixels in zip(letterboxes, photos, strict=True)])
+    exported = load_onnx_detector(path)
+    outputs = [exported.predict(images), exported.predict(images[:1]), load_detector(path).predict(images)]
+    expected_boxes, expected_scores = detector.predict(images)
     # Coordinates far outside the input result from exponentials; their rounding errors are proportional to their size.
-    scales = expected[0].abs().clamp(min=size), torch.ones_like(expected[1])
-    boxes, scores = (
-        torch.stack([((output - reference[: len(output)]).abs() / scale[: len(output)]).max() for output in outputs])
-        for reference, scale, *outputs in zip(expected, scales, batch, single, loaded, strict=True)
-    )
-    return DetectorExportReport(float(scores.max()), float(boxes.max()), len(images))
+    scales = np.maximum(np.abs(expected_boxes), size)
+    box_differences, score_differences = [], []
+    for boxes, scores in outputs:
+        count = len(boxes)
+        box_differences.append((np.abs(boxes - expected_boxes[:count]) / scales[:count]).max())
+        score_differences.append(np.abs(scores - expected_scores[:count]).max())
+    return DetectorExportReport(float(np.max(score_differences)), float(np.max(box_differences)), len(images))
 
 
 def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":
     """Export the model with PyTorch's exporter, with a dynamic batch size."""
     example = torch.zeros(2, model.net.architecture.channels, size, size)
     return to_onnx(model, example, {0: torch.export.Dim("batch", min=1)}, [INPUT_NAME], OUTPUT_NAMES, opset=OPSET)
-
-
-def _onnx_metadata(detector: Detector) -> dict[str, str]:
-    """Return metadata describing how to use the file, and the checkpoint metadata."""
-    variant, size = detector.variant, detector.size
-    return {
-        "format": EXPORT_FORMAT,
-        "version": chromabox.__version__,
-        "input": f"float32 [batch, 3, {size}, {size}]: RGB in [0, 1], letterboxed: the image is resized with its "
-        f"aspect ratio preserved and padded with grey ({variant.letterbox_grey:.4f})",
-        "boxes": f"float32 [batch, boxes, 4]: left, top, right, bottom in pixels of the {size} × {size} input",
-        "scores": "float32 [batch, boxes, classes]: independent scores in [0, 1]; apply a threshold and non-maximum "
-        "suppression per class",
-        "classes": json.dumps(list(detector.classes), ensure_ascii=False),
-        "size": str(size),
-        "letterbox_grey": repr(variant.letterbox_grey),
-        "anchors": json.dumps([yolo.head_anchors for yolo in detector.architecture.yolo_layers]),
-        "detector": json.dumps(detector_metadata(detector)),
-    }

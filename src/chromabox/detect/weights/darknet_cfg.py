@@ -28,7 +28,6 @@ D = TypeVar("D")
 
 #: Options of a [yolo] section that are used only in training or by other programs.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
-LAYER_SECTIONS = ("convolutional", "maxpool", "upsample", "route", "shortcut", "yolo")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,10 @@ class CfgSection:
             return convert(text)
         except ValueError:
             raise self.error(f"{key}={text}: expected a number or comma-separated numbers", line) from None
+
+    def pop_numbers(self, key: str, convert: Callable[[str], T]) -> tuple[T, ...]:
+        """Remove an option with comma-separated numbers and return them; an empty tuple if it is missing."""
+        return self.pop(key, lambda text: tuple(convert(part) for part in text.split(",") if part.strip()), ())
 
     def error(self, reason: str, line: int | None = None) -> ChromaboxError:
         return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
@@ -81,8 +84,7 @@ def write_cfg(architecture: Architecture, path: Path) -> None:
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
     sections = [("net", net), *(_layer_options(layer, index) for index, layer in enumerate(architecture.layers))]
     parts = [
-        "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in options.items()), ""])
-        for name, options in sections
+        "".join([f"[{name}]\n", *(f"{key}={value}\n" for key, value in options.items())]) for name, options in sections
     ]
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
@@ -138,25 +140,26 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
         case "upsample":
             return Upsample(section.pop("stride", int, 2))
         case "route":
-            layers = tuple(_absolute_index(layer, index) for layer in section.pop("layers", _split_ints, ()))
+            layers = tuple(_absolute_index(layer, index) for layer in section.pop_numbers("layers", int))
             return Route(layers, section.pop("groups", int, 1), section.pop("group_id", int, 0))
         case "shortcut":
             activation = section.pop("activation", str, "linear")
             if activation != "linear":
                 raise section.error(f"unsupported activation {activation!r}; expected linear")
-            sources = section.pop("from", _split_ints, ())
+            sources = section.pop_numbers("from", int)
             if len(sources) != 1:
                 raise section.error("expected one layer in from=")
             return Shortcut(_absolute_index(sources[0], index))
         case "yolo":
-            values = section.pop("anchors", _split_floats, ())
+            values = section.pop_numbers("anchors", float)
             if not values or len(values) % 2:
                 raise section.error("expected pairs of numbers in anchors=")
             anchors = tuple(zip(values[::2], values[1::2], strict=True))
-            mask = section.pop("mask", _split_ints, tuple(range(len(anchors))))
+            mask = section.pop_numbers("mask", int) or tuple(range(len(anchors)))
             return Yolo(mask, anchors, section.pop("classes", int, 20))
         case _:
-            raise section.error(f"is unknown; expected {', '.join(f'[{name}]' for name in LAYER_SECTIONS)}")
+            expected = "[convolutional], [maxpool], [upsample], [route], [shortcut] or [yolo]"
+            raise section.error(f"is unknown; expected {expected}")
 
 
 def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
@@ -180,23 +183,13 @@ def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
             # As usual for anchors, integers are written without a decimal point.
-            numbers = (
-                int(number) if number == int(number) else number for anchor in layer.anchors for number in anchor
-            )
-            options = {"mask": _join(layer.mask), "anchors": _join(numbers), "classes": layer.classes}
-            return "yolo", options | {"num": len(layer.anchors)}
+            numbers = (int(side) if side == int(side) else side for anchor in layer.anchors for side in anchor)
+            anchors = {"mask": _join(layer.mask), "anchors": _join(numbers)}
+            return "yolo", {**anchors, "classes": layer.classes, "num": len(layer.anchors)}
 
 
 def _join(values: Iterable[object]) -> str:
     return ",".join(str(value) for value in values)
-
-
-def _split_floats(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part.strip())
-
-
-def _split_ints(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
 
 
 def _absolute_index(layer: int, index: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import Tensor, nn
+from torch import Tensor
 
 from chromabox.detect.data.dataset import default_class_names
 from chromabox.detect.models.architecture import (
@@ -128,24 +128,16 @@ def load_detector(
     an option does not fit the file.
     """
     if str(weights) in PRETRAINED and not Path(weights).exists():
-        detector = _load_pretrained(str(weights), variant, progress)
-        return detector if classes is None else _with_class_names(detector, classes)
-    path = resolve_weights(weights)
-    suffix = path.suffix.lower()
-    if architecture is not None and suffix not in (".weights", ".onnx"):
-        raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
-    if suffix == ".safetensors":
-        detector = _load_safetensors(path, variant)
-    elif suffix == ".weights":
-        detector = _load_darknet(path, architecture, variant or DARKNET)
-    elif suffix == ".onnx":
-        detector = _load_onnx(path, architecture, variant)
-    elif suffix in (".pt", ".pth"):
-        detector = _load_ultralytics(path, variant)
+        path = download_pretrained(str(weights), progress)
+        try:
+            detector = _load_file(path, None, variant)
+        except UsageError:
+            raise
+        except ChromaboxError:  # The cached file is damaged.
+            path.unlink(missing_ok=True)
+            detector = _load_file(download_pretrained(str(weights), progress), None, variant)
     else:
-        raise UsageError(
-            f"{path}: unsupported suffix {suffix or '(none)'}; expected .safetensors, .weights, .onnx or .pt"
-        )
+        detector = _load_file(resolve_weights(weights), architecture, variant)
     return detector if classes is None else _with_class_names(detector, classes)
 
 
@@ -179,7 +171,7 @@ def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
     """
     if model.variant.name != DARKNET.name:
         raise UsageError(f"{path}: Darknet does not support variant {model.variant.name}; use a .safetensors file")
-    values = [tensor.detach().float().cpu().numpy().ravel() for tensor in _tensors_in_file_order(model)]
+    values = [tensor.detach().float().cpu().numpy().ravel() for tensor in tensors_in_file_order(model)]
     write_darknet_weights(path, DarknetWeights(np.concatenate(values), seen))
 
 
@@ -209,12 +201,7 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
 def architecture_as_json(architecture: Architecture) -> dict[str, Any]:
     """Return an architecture as a JSON-serialisable dictionary."""
     layers = [{"layer": type(layer).__name__, **asdict(layer)} for layer in architecture.layers]
-    return {
-        "name": architecture.name,
-        "channels": architecture.channels,
-        "size": architecture.size,
-        "layers": layers,
-    }
+    return {"name": architecture.name, "channels": architecture.channels, "size": architecture.size, "layers": layers}
 
 
 def architecture_from_json(stored: dict[str, Any]) -> Architecture:
@@ -234,21 +221,47 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
 
 
-def _load_pretrained(name: str, variant: Variant | None, progress: Progress | None) -> Detector:
-    """Load pretrained weights from the cache; download them again if the cached file is damaged."""
-    path = download_pretrained(name, progress)
-    try:
-        return _load_safetensors(path, variant)
-    except UsageError:
-        raise
-    except ChromaboxError:
-        path.unlink(missing_ok=True)
-        return _load_safetensors(download_pretrained(name, progress), variant)
-
-
-def _load_safetensors(path: Path, variant: Variant | None) -> Detector:
-    state, metadata = load_checkpoint(path)
-    return _from_metadata(path, metadata, variant, lambda model: model.load_state_dict(state["net"]))
+def _load_file(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
+    """Load a detector from a file; see :func:`load_detector`."""
+    suffix = path.suffix.lower()
+    exported: dict[str, str] = {}
+    if suffix == ".onnx":
+        metadata, convolutions = read_onnx_metadata(path), read_onnx_convolutions(path)
+        exported = metadata if metadata.get("format") == EXPORT_FORMAT else {}
+    if architecture is not None and (exported or suffix not in (".weights", ".onnx")):
+        raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
+    if exported:
+        try:
+            stored = json.loads(exported["detector"])
+        except (KeyError, ValueError) as error:
+            raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
+        return _from_metadata(path, stored, variant, lambda model: _fill_convolutions(model, convolutions, path))
+    if suffix == ".safetensors":
+        state, stored = load_checkpoint(path)
+        return _from_metadata(path, stored, variant, lambda model: model.load_state_dict(state["net"]))
+    if suffix in (".pt", ".pth"):
+        file = read_ultralytics(path, variant)
+        model = DarknetModel.uninitialised(file.architecture, file.variant)
+        _load_flat_weights(model, pack_layers(file.layers, 0.0), str(path))
+        return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": {"file": path.name}})
+    variant = variant or DARKNET
+    source: dict[str, str | int] = {"file": path.name}
+    if suffix == ".onnx":
+        num_weights = sum(values.size for layer in convolutions for values in layer.values())
+        resolved = _resolve_architecture(path, architecture, num_weights, variant)
+        model = DarknetModel.uninitialised(resolved, variant)
+        _fill_convolutions(model, convolutions, path)
+    elif suffix == ".weights":
+        weights = read_darknet_weights(path)
+        resolved = _resolve_architecture(path, architecture, len(weights.values), variant)
+        model = _load_flat_weights(DarknetModel.uninitialised(resolved, variant), weights.values, str(path))
+        source["seen"] = weights.images_seen
+    else:
+        raise UsageError(
+            f"{path}: unsupported suffix {suffix or '(none)'}; expected .safetensors, .weights, .onnx or .pt"
+        )
+    classes = default_class_names(resolved.num_classes)
+    return Detector(model, classes, resolved.size, {"name": resolved.name, "source": source})
 
 
 def _from_metadata(
@@ -271,47 +284,6 @@ def _from_metadata(
         reason = " ".join(str(error).split())  # PyTorch lists mismatches on many lines.
         raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); use another file") from error
     return _with_class_names(detector, detector.classes)
-
-
-def _load_darknet(path: Path, architecture: Architecture | str | Path | None, variant: Variant) -> Detector:
-    file = read_darknet_weights(path)
-    resolved = _resolve_architecture(path, architecture, len(file.values), variant)
-    model = _load_flat_weights(DarknetModel.uninitialised(resolved, variant), file.values, str(path))
-    return _without_class_names(model, path, seen=file.images_seen)
-
-
-def _load_onnx(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
-    """Load an exported detector, which contains its metadata, or the convolutions of any other ONNX file."""
-    metadata = read_onnx_metadata(path)
-    convolutions = read_onnx_convolutions(path)
-    if metadata.get("format") == EXPORT_FORMAT:
-        if architecture is not None:
-            raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
-        try:
-            stored = json.loads(metadata["detector"])
-        except (KeyError, ValueError) as error:
-            raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
-        return _from_metadata(path, stored, variant, lambda model: _fill_convolutions(model, convolutions, path))
-    variant = variant or DARKNET
-    num_weights = sum(values.size for layer in convolutions for values in layer.values())
-    resolved = _resolve_architecture(path, architecture, num_weights, variant)
-    model = DarknetModel.uninitialised(resolved, variant)
-    _fill_convolutions(model, convolutions, path)
-    return _without_class_names(model, path)
-
-
-def _without_class_names(model: DarknetModel, path: Path, **source: int) -> Detector:
-    """Return the detector of a file that contains neither class names nor an input size."""
-    architecture = model.architecture
-    metadata = {"name": architecture.name, "source": {"file": path.name, **source}}
-    return Detector(model, default_class_names(architecture.num_classes), architecture.size, metadata)
-
-
-def _load_ultralytics(path: Path, variant: Variant | None) -> Detector:
-    file = read_ultralytics(path, variant)
-    model = DarknetModel.uninitialised(file.architecture, file.variant)
-    _load_flat_weights(model, pack_layers(file.layers, 0.0), str(path))
-    return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": {"file": path.name}})
 
 
 def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], path: Path) -> None:
@@ -366,24 +338,21 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
         raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
     start = 0
     with torch.no_grad():
-        for tensor in _tensors_in_file_order(model):
+        for tensor in tensors_in_file_order(model):
             values = weights[start : start + tensor.numel()]
             tensor.copy_(torch.from_numpy(values.copy()).view_as(tensor))
             start += tensor.numel()
     return model.eval()
 
 
-def _tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
+def tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
     """Return the tensors of a model in the order of Darknet's weight file."""
     tensors: list[Tensor | None] = []
     for layer in model.layers:
         if isinstance(layer, ConvolutionLayer):
-            norm: nn.BatchNorm2d | None = layer.norm
-            if norm is None:
-                tensors.append(layer.convolution.bias)
-            else:
-                tensors += [norm.bias, norm.weight, norm.running_mean, norm.running_var]
-            tensors.append(layer.convolution.weight)
+            kernel, norm = layer.convolution, layer.norm
+            tensors += [kernel.bias] if norm is None else [norm.bias, norm.weight, norm.running_mean, norm.running_var]
+            tensors.append(kernel.weight)
     return cast(list[Tensor], tensors)
 
 
@@ -393,4 +362,4 @@ def _with_class_names(detector: Detector, classes: Sequence[str]) -> Detector:
         raise UsageError(
             f"--classes: {len(set(classes))} different names; expected {detector.architecture.num_classes}"
         )
-    return Detector(detector.model, tuple(classes), detector.size, detector.metadata)
+    return replace(detector, classes=tuple(classes))

@@ -77,15 +77,29 @@ class OnnxDetector:
         return boxes, scores
 
 
-def load_onnx_detector(path: Path, *, threads: int | None = None, device: str = "auto") -> OnnxDetector:
-    """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
-
-    ``threads`` and ``device`` are passed to :func:`chromabox.runtime.session.open_session`. Raise UsageError if the
-    file does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
-    """
+def read_onnx_file(path: Path) -> bytes:
+    """Return the content of a file. Raise UsageError if it does not exist, and ChromaboxError if it is not ONNX."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected an exported .onnx file")
-    session = open_session(path, path.read_bytes(), [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
+    content = path.read_bytes()
+    # The first field of every ONNX file is the version of the format.
+    if not content.startswith(b"\x08"):
+        raise ChromaboxError(f"{path}: not an ONNX file; export the detector with chromabox export")
+    return content
+
+
+def load_onnx_detector(
+    path: Path, *, content: bytes | None = None, threads: int | None = None, device: str = "auto"
+) -> OnnxDetector:
+    """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
+
+    ``content`` is the content of the file; None: read it. ``threads`` and ``device`` are passed to
+    :func:`chromabox.runtime.session.open_session`. Raise UsageError if the file does not exist, and ChromaboxError if
+    it was not exported by Chromabox or is damaged.
+    """
+    if content is None:
+        content = read_onnx_file(path)
+    session = open_session(path, content, [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
     metadata = session.get_modelmeta().custom_metadata_map
     try:
         if metadata.get("format") != EXPORT_FORMAT:

@@ -88,22 +88,19 @@ def load_untrusted(path: Path) -> Any:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             too_large = [info.filename for info in archive.infolist() if info.file_size > MAX_MEMBER_BYTES]
             if len(names) != 1:
-                raise ChromaboxError(
-                    f"{path}: not a PyTorch file ({len(names)} data.pkl, expected 1); save it with torch.save"
-                )
+                found = f"{len(names)} data.pkl, expected 1"
+                raise ChromaboxError(f"{path}: not a PyTorch file ({found}); save it with torch.save")
             if too_large:
                 raise ValueError(f"{too_large[0]} is larger than {MAX_MEMBER_BYTES} bytes")
             protocol = archive.read(names[0])[1:2]
             if protocol > b"\x02":
-                raise ChromaboxError(
-                    f"{path}: unsupported pickle protocol {protocol[0]}; expected 2, the default of torch.save"
-                )
+                expected = "expected 2, the default of torch.save"
+                raise ChromaboxError(f"{path}: unsupported pickle protocol {protocol[0]}; {expected}")
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         for name in names:
             if name not in OPAQUE_NAMES and not name.startswith(OPAQUE_PACKAGES):
-                raise ChromaboxError(
-                    f"{path}: unsafe file, it would execute {name}; expected tensors, containers and modules"
-                )
+                expected = "expected tensors, containers and modules"
+                raise ChromaboxError(f"{path}: unsafe file, it would execute {name}; {expected}")
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
         with torch.serialization.safe_globals(opaque):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -112,9 +109,8 @@ def load_untrusted(path: Path) -> Any:
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror or error}); expected a .pt file") from error
     except zipfile.BadZipFile as error:
-        raise ChromaboxError(
-            f"{path}: not a .pt file of PyTorch 1.6 or later, or truncated ({error}); save it again with torch.save"
-        ) from error
+        problem = f"not a .pt file of PyTorch 1.6 or later, or truncated ({error})"
+        raise ChromaboxError(f"{path}: {problem}; save it again with torch.save") from error
     except Exception as error:  # A broken pickle can raise any exception.
         # PyTorch adds two paragraphs of advice that would be dangerous to follow for a file of unknown origin.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
@@ -136,6 +132,10 @@ ACTIVATION_VARIANTS = {
 }
 
 
+#: Convolutions in file order, each as arrays by name.
+Layers = list[dict[str, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class UltralyticsFile:
     """Architecture, variant, class names, and the convolutions in Darknet's order."""
@@ -143,7 +143,7 @@ class UltralyticsFile:
     architecture: Architecture
     variant: Variant
     classes: tuple[str, ...]
-    layers: list[dict[str, np.ndarray]]
+    layers: Layers
 
 
 def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsFile:
@@ -157,19 +157,27 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         # Use the moving average of the weights if there is one, otherwise the trained weights.
         entries = (model.get(name) for name in ("ema", "model", "state_dict"))
         model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
-    state = dict(_iter_tensors(model))
-    blocks, heads, anchors = _collect_layers(path, state)
-    inferred = _infer_variant(model)
-    if inferred is None and variant is None:
-        raise UsageError(
-            f"{path}: unknown variant; use --variant ultralytics-9.0 (leaky ReLU) or --variant ultralytics-9.6 (SiLU)"
-        )
-    if inferred is not None and variant is not None and inferred != variant:
-        raise UsageError(f"{path}: the variant of the modules is {inferred.name}, not {variant.name}; omit --variant")
-    resolved = inferred or variant or ULTRALYTICS_9_0
-    architecture = _build_architecture(path, blocks, heads, anchors, resolved)
-    layers = _darknet_order(path, architecture, blocks, heads)
-    return UltralyticsFile(architecture, resolved, _class_names(path, model, architecture), layers)
+    try:
+        blocks, heads, anchors = _collect_layers(dict(_iter_tensors(model)))
+        inferred = _infer_variant(model)
+        if inferred is not None and variant is not None and inferred != variant:
+            stated = f"the variant of the modules is {inferred.name}, not {variant.name}"
+            raise UsageError(f"{path}: {stated}; omit --variant")
+        variant = inferred or variant
+        if variant is None:
+            options = "--variant ultralytics-9.0 (leaky ReLU) or --variant ultralytics-9.6 (SiLU)"
+            raise UsageError(f"{path}: unknown variant; use {options}")
+        architecture = _build_architecture(blocks, heads, anchors, variant)
+        names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
+        if isinstance(names, dict):
+            names = [names[index] for index in sorted(names)]
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            names = default_class_names(architecture.num_classes)
+        if len(names) != architecture.num_classes:
+            raise ValueError(f"{len(names)} class names for {architecture.num_classes} classes; expected equal numbers")
+        return UltralyticsFile(architecture, variant, tuple(names), _darknet_order(architecture, blocks, heads))
+    except ValueError as error:
+        raise ChromaboxError(f"{path}: {error}") from error
 
 
 def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -183,36 +191,35 @@ def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _iter_tensors(child, full_name)
 
 
-def _collect_layers(
-    path: Path, state: dict[str, Tensor]
-) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]], Tensor | None]:
-    """Return the convolutions with BatchNorm and the head convolutions, in file order, and any anchors, in cells."""
+def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | None]:
+    """Return the convolutions with BatchNorm and the head convolutions, in file order, and any anchors, in cells.
+
+    Raise ValueError if they are not those of YOLOv3.
+    """
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
     anchors = None
     for name, tensor in state.items():
         try:
-            values = tensor.detach().float()
-            array = values.numpy()
+            array = tensor.detach().float().numpy()
         except (RuntimeError, TypeError) as error:  # A sparse or quantised tensor, or one too large for memory.
-            raise ChromaboxError(f"{path}: {name} is not a plain tensor ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{name} is not a plain tensor ({str(error).splitlines()[0]})") from error
         parts = name.split(".")
         module, key = ".".join(parts[:-2]), ".".join(parts[-2:])
         if key in STATE_KEYS:
             blocks.setdefault(module, {})[STATE_KEYS[key]] = array
         elif parts[-3:-2] == ["m"] and parts[-1] in ("weight", "bias"):
-            head = heads.setdefault(".".join(parts[:-1]), {})
-            head["kernel" if parts[-1] == "weight" else "bias"] = array
+            heads.setdefault(".".join(parts[:-1]), {})["kernel" if parts[-1] == "weight" else "bias"] = array
         elif parts[-1] == "anchors":
-            anchors = values
+            anchors = tensor.detach().float()
         elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):
-            raise ChromaboxError(f"{path}: contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
+            raise ValueError(f"contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
     for name, block in (blocks | heads).items():
         missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
         if missing:
-            raise ChromaboxError(f"{path}: {name} has no {', '.join(sorted(missing))}; the file is incomplete")
+            raise ValueError(f"{name} has no {', '.join(sorted(missing))}; the file is incomplete")
     if not blocks or not heads:
-        raise ChromaboxError(f"{path}: contains no detector ({len(blocks)} convolutions, {len(heads)} heads)")
+        raise ValueError(f"contains no detector ({len(blocks)} convolutions, {len(heads)} heads)")
     return list(blocks.values()), list(heads.values()), anchors
 
 
@@ -222,31 +229,23 @@ def _infer_variant(module: Any) -> Variant | None:
         return None
     if module.class_name in ACTIVATION_VARIANTS:
         return ACTIVATION_VARIANTS[module.class_name]
-    variants = (_infer_variant(child) for child in module.children.values())
-    return next((variant for variant in variants if variant is not None), None)
+    return next(filter(None, map(_infer_variant, module.children.values())), None)
 
 
-def _build_architecture(
-    path: Path,
-    blocks: list[dict[str, np.ndarray]],
-    heads: list[dict[str, np.ndarray]],
-    anchors: Tensor | None,
-    variant: Variant,
-) -> Architecture:
+def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, variant: Variant) -> Architecture:
     """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions, with the file's classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
-        raise ChromaboxError(
-            f"{path}: {len(blocks)} convolutions and {len(heads)} heads; expected YOLOv3 (72, 3) or YOLOv3-tiny (11, 2)"
-        )
+        found = f"{len(blocks)} convolutions and {len(heads)} heads"
+        raise ValueError(f"{found}; expected YOLOv3 (72, 3) or YOLOv3-tiny (11, 2)")
     strides, build = known[len(blocks), len(heads)]
     filters = len(heads[0]["bias"])
     if filters % 3 or filters < 18:
-        raise ChromaboxError(f"{path}: a head has {filters} outputs; expected 3 × (5 + classes)")
+        raise ValueError(f"a head has {filters} outputs; expected 3 × (5 + classes)")
     options: dict[str, Any] = {}
     if anchors is not None:
         if anchors.shape != (len(heads), 3, 2):
-            raise ChromaboxError(f"{path}: anchors of shape {tuple(anchors.shape)}; expected ({len(heads)}, 3, 2)")
+            raise ValueError(f"anchors of shape {tuple(anchors.shape)}; expected ({len(heads)}, 3, 2)")
         pixels = anchors * anchors.new_tensor(strides)[:, None, None]
         options["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
     if build is yolov3_tiny:
@@ -254,9 +253,7 @@ def _build_architecture(
     return build(filters // 3 - 5, **options)
 
 
-def _darknet_order(
-    path: Path, architecture: Architecture, blocks: list[dict[str, np.ndarray]], heads: list[dict[str, np.ndarray]]
-) -> list[dict[str, np.ndarray]]:
+def _darknet_order(architecture: Architecture, blocks: Layers, heads: Layers) -> Layers:
     """Return all convolutions in Darknet's order, with the heads from coarse to fine; ``heads`` are fine to coarse."""
     remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
     layers = []
@@ -266,25 +263,8 @@ def _darknet_order(
         state = next(remaining_blocks if layer.batch_normalise else remaining_heads)
         shape = (layer.filters, architecture.input_shape(index).channels, layer.size, layer.size)
         if state["kernel"].shape != shape:
-            raise ChromaboxError(
-                f"{path}: layer {index} is {state['kernel'].shape}; expected {shape} for {architecture.name}"
-            )
+            raise ValueError(f"layer {index} is {state['kernel'].shape}; expected {shape} for {architecture.name}")
         if any(values.shape != shape[:1] for name, values in state.items() if name != "kernel"):
-            raise ChromaboxError(
-                f"{path}: layer {index} has vectors of the wrong length; expected {layer.filters} values"
-            )
+            raise ValueError(f"layer {index} has vectors of the wrong length; expected {layer.filters} values")
         layers.append(state)
     return layers
-
-
-def _class_names(path: Path, model: Any, architecture: Architecture) -> tuple[str, ...]:
-    names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
-    if isinstance(names, dict):
-        names = [names[index] for index in sorted(names)]
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return default_class_names(architecture.num_classes)
-    if len(names) != architecture.num_classes:
-        raise ChromaboxError(
-            f"{path}: {len(names)} class names for {architecture.num_classes} classes; expected equal numbers"
-        )
-    return tuple(names)

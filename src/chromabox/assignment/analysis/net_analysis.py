@@ -63,8 +63,6 @@ SAMPLE_SIZES = {
     "gradients of batches": NUM_GRADIENT_BATCHES,
     "bounds of the bands of distance": EDGE_DISTANCE_BINS,
 }
-#: Names of the probes, and the layers that each one combines.
-PROBE_LAYERS = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,7 @@ class NetAnalysis:
     accuracy_by_edge_distance: AccuracyByEdgeDistance
     calibration: Calibration
     probe_scores: dict[str, ProbeScores]
-    """Scores of the probes in :data:`PROBE_LAYERS`."""
+    """By layer: "quarter" (the bottleneck), "half" and "input"."""
     bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of the layer "quarter" of the probes."""
     initial_gradients: dict[str, LayerGradient]
@@ -233,7 +231,6 @@ def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
             train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)),
             test.select(slice(0, NUM_PROBE_TEST_IMAGES)),
             palette,
-            PROBE_LAYERS,
         ),
         bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
         initial_gradients=layer_gradients(start, batches),

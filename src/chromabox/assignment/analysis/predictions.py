@@ -8,11 +8,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,38 +48,30 @@ def predict(model: nn.Module, images: LabelledImages) -> Predictions:
         best, predicted = log_probabilities.max(1)
         loss = F.nll_loss(log_probabilities, truth.long(), reduction="none")
         batches.append((predicted.to(torch.uint8), best.exp(), loss, predicted == truth))
-        mean_probabilities = (
-            mean_probabilities + log_probabilities.exp().sum((0, 2, 3)).double() / images.labels.numel()
-        )
+        sums = log_probabilities.exp().sum((0, 2, 3)).double()
+        mean_probabilities = mean_probabilities + sums / images.labels.numel()
     labels, confidence, loss_map, is_correct = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
     return Predictions(labels, confidence, loss_map, is_correct, mean_probabilities.numpy())
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement between two models as fractions of all pixels; the first four add up to one."""
+def measure_agreement(first: Predictions, second: Predictions) -> dict[str, float]:
+    """Return the agreement between two models as fractions of all pixels.
 
-    both_correct: float
-    both_wrong: float
-    """Both predictions are wrong, equal or not."""
-    only_first: float
-    only_second: float
-    different: float
-    """Pixels with two different predictions, correct or not; not part of the sum."""
-
-
-def measure_agreement(first: Predictions, second: Predictions) -> Agreement:
-    """Return the agreement between two models. Raise ChromaboxError if the shapes of the predictions differ."""
+    The first four add up to one; ``both_wrong`` contains equal and different predictions. ``different`` is the fraction
+    of pixels with two different predictions, correct or not. Raise ChromaboxError if the shapes of the predictions
+    differ.
+    """
     if first.labels.shape != second.labels.shape:
         shapes = f"{list(first.labels.shape)} and {list(second.labels.shape)}"
         raise ChromaboxError(f"predictions of shapes {shapes}: expected predictions for the same images")
-    return Agreement(
-        both_correct=float((first.is_correct & second.is_correct).mean()),
-        both_wrong=float((~first.is_correct & ~second.is_correct).mean()),
-        only_first=float((first.is_correct & ~second.is_correct).mean()),
-        only_second=float((~first.is_correct & second.is_correct).mean()),
-        different=float((first.labels != second.labels).mean()),
-    )
+    masks = {
+        "both_correct": first.is_correct & second.is_correct,
+        "both_wrong": ~first.is_correct & ~second.is_correct,
+        "only_first": first.is_correct & ~second.is_correct,
+        "only_second": ~first.is_correct & second.is_correct,
+        "different": first.labels != second.labels,
+    }
+    return {name: float(mask.mean()) for name, mask in masks.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,24 +149,11 @@ def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequen
     )
 
 
-#: Fraction of all pixels that count as edges in greyscale images: those with the largest gradients.
-EDGE_FRACTION = 0.1
 EdgeMask = Bool[np.ndarray, "images height width"]
 DistanceMap = Float64[np.ndarray, "images height width"]
 
 
-def label_edges(labels: Integer[np.ndarray, "images height width"]) -> EdgeMask:
-    """Return the mask of pixels with a neighbour above, below, left or right that has a different label."""
-    edges = np.zeros(labels.shape, bool)
-    across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
-    edges[:, :, 1:] |= across
-    edges[:, :, :-1] |= across
-    edges[:, 1:] |= down
-    edges[:, :-1] |= down
-    return edges
-
-
-def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = EDGE_FRACTION) -> EdgeMask:
+def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = 0.1) -> EdgeMask:
     """Return the mask of the ``edge_fraction`` of pixels with the largest Sobel gradient; uniform images have none."""
     from scipy.ndimage import sobel
 
@@ -201,23 +179,19 @@ def edge_distances(edges: EdgeMask) -> DistanceMap:
 
 @dataclass(frozen=True, eq=False)
 class AccuracyByEdgeDistance:
-    """Accuracy in bins of distance from the nearest edge; NaN in bins without pixels."""
+    """Accuracy (NaN without pixels) and fraction of all pixels, in bins of distance from the nearest edge."""
 
     accuracy: Float64[np.ndarray, " bins"]
-    """Fraction of correct pixels in each bin."""
     fraction: Float64[np.ndarray, " bins"]
-    """Fraction of all pixels in each bin."""
 
 
 def accuracy_by_edge_distance(
     is_correct: Bool[np.ndarray, "images height width"], distances: DistanceMap, bounds: Sequence[int | float]
 ) -> AccuracyByEdgeDistance:
-    """Return the accuracy in the bins between neighbouring ``bounds``; lower bounds are inclusive, upper exclusive.
+    """Return the accuracy in the bins between neighbouring ``bounds``, at least two increasing numbers.
 
-    Raise ChromaboxError for fewer than two bounds and for bounds that do not increase.
+    Lower bounds are inclusive, upper bounds exclusive.
     """
-    if len(bounds) < 2 or any(low >= high for low, high in pairwise(bounds)):
-        raise ChromaboxError(f"bounds {list(bounds)}: expected at least two increasing numbers")
     bins = np.searchsorted(np.asarray(bounds), distances.ravel(), side="right") - 1
     inside = (bins >= 0) & (bins < len(bounds) - 1)
     count = np.bincount(bins[inside], minlength=len(bounds) - 1)
@@ -234,7 +208,7 @@ def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
 
 @dataclass(frozen=True)
 class VividColourStats:
-    """Fractions, 0 to 1; NaN if there are no such pixels."""
+    """Fractions of pixels, 0 to 1; NaN if there are no such pixels."""
 
     true_fraction: float
     """Pixels with a vivid true colour."""
@@ -243,9 +217,8 @@ class VividColourStats:
     mean_probability: float
     """Predicted probability of vivid colours, mean over the pixels."""
     vivid_accuracy: float
-    """Accuracy on the pixels with a vivid true colour."""
     dull_accuracy: float
-    """Accuracy on the pixels with a dull true colour."""
+    """Accuracy on the pixels with a vivid and with a dull true colour."""
 
 
 def vivid_colour_stats(

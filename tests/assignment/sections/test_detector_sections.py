@@ -150,11 +150,11 @@ def test_verdict_follows_from_the_changes(
 @pytest.mark.parametrize("fixture", ["run", "course"])
 def test_class_term_matches_its_definition(fixture: str, weight: float, request: pytest.FixtureRequest) -> None:
     check = verify_class_loss(open_run(request.getfixturevalue(fixture)), weight)
-    assert check.num_positions > 0
-    assert check.expected > 0
-    assert check.actual == pytest.approx(check.expected, rel=1e-12)
-    assert check.max_gradient_difference <= 1e-12 * check.max_gradient
-    assert check.max_gradient > 0
+    assert check["num_positions"] > 0
+    assert check["expected"] > 0
+    assert check["actual"] == pytest.approx(check["expected"], rel=1e-12)
+    assert check["max_gradient_difference"] <= 1e-12 * check["max_gradient"]
+    assert check["max_gradient"] > 0
 
 
 def test_wrong_class_term_is_detected(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,6 @@ def probe_layers(
 
 
 def _scored_rows(maps: ImageMaps) -> list[FeatureRows]:
-    """Return grey values, grey detail, colour detail and chroma; all are linear in the pixels and need no own probes."""
+    """Return grey values, grey detail, colour detail and chroma: linear in the pixels, so that one probe serves all."""
     grey, colour = maps[:, :1], maps[:, 1:]
     return [to_blocks(part, BLOCK) for part in (grey, high_pass(grey), high_pass(colour), remove_grey(colour))]

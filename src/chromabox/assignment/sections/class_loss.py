@@ -1,14 +1,13 @@
 """Question D.2: the classification loss of the detector, its verification, and the results of fine-tuning."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
 
 from chromabox.assignment.analysis.detector_analysis import (
     MIN_DRAWN_CONFIDENCE,
-    ClassLossCheck,
     open_run,
     sample_detections,
     verify_class_loss,
@@ -181,11 +180,12 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
     return [*blocks, Figure(path, str(caption))]
 
 
-def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]) -> Text:
+def _verification_text(run: Path, folder: Path, checks: Sequence[Mapping[str, float]]) -> Text:
     """Describe whether the class term and its gradients agree with the formula."""
-    recorded = record_results(folder, {f"{check.positive_weight:g}": check for check in checks}, "class term", run.name)
-    error = max(abs(check.actual - check.expected) / max(abs(check.expected), 1e-12) for check in checks)
-    gradient_error = max(check.max_gradient_difference / max(check.max_gradient, 1e-12) for check in checks)
+    weights = [f"{check['positive_weight']:g}" for check in checks]
+    recorded = record_results(folder, dict(zip(weights, checks, strict=True)), "class term", run.name)
+    error = max(abs(check["actual"] - check["expected"]) / max(abs(check["expected"]), 1e-12) for check in checks)
+    gradient_error = max(check["max_gradient_difference"] / max(check["max_gradient"], 1e-12) for check in checks)
     agrees = error < 1e-9 and gradient_error < 1e-9
     return Text(
         "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
@@ -195,8 +195,8 @@ def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]
         "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
         "{gradient} of the largest gradient. {conclusion}",
         {
-            name: Source(check, f"{recorded.name}{check.positive_weight:g} > ")
-            for name, check in zip(("first", "second"), checks, strict=True)
+            name: Source(check, f"{recorded.name}{weight} > ")
+            for name, check, weight in zip(("first", "second"), checks, weights, strict=True)
         },
         error=Number(error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
         gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),

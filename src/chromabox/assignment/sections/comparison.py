@@ -9,7 +9,7 @@ from chromabox.assignment.analysis.net_analysis import EDGE_DISTANCE_BINS, NUM_T
 from chromabox.assignment.analysis.plots import plot_accuracy_by_edge_distance, plot_agreement
 from chromabox.assignment.analysis.predictions import measure_agreement
 from chromabox.assignment.analysis.statistics import difference_between_regions
-from chromabox.assignment.sections.numbers import analysis_source, int_number, record_results
+from chromabox.assignment.sections.numbers import int_number, record_results
 from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.palette.palette import decode_labels
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
@@ -70,7 +70,7 @@ def image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
         ("high_frequencies", "correlation"): ".3f",
     }
     rows: list[list[Cell]] = [
-        [analysis.model, *(analysis_source(analysis).number(*keys, spec=spec) for keys, spec in columns.items())]
+        [analysis.model, *(analysis.source.number(*keys, spec=spec) for keys, spec in columns.items())]
         for analysis in analyses
     ]
     grey = [
@@ -95,7 +95,7 @@ def probe_table(*analyses: NetAnalysis) -> Table:
     rows: list[list[Cell]] = [
         [
             name,
-            *(analysis_source(analysis).number("probe_scores", layer, column, spec=".1%") for column in columns),
+            *(analysis.source.number("probe_scores", layer, column, spec=".1%") for column in columns),
         ]
         for name, analysis, layer in [*probes, ("input", analyses[0], "input")]
     ]
@@ -145,8 +145,8 @@ def gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData,
         "{second.accuracy_by_edge_distance.accuracy.-1:.1%}. The change on edges exceeds the change far from edges by "
         "{change.value:+.1f} percentage points (95 % confidence interval {change.low:+.1f} to {change.high:+.1f}, "
         "{change.method}). {conclusion}.",
-        first=analysis_source(first),
-        second=analysis_source(second),
+        first=first.source,
+        second=second.source,
         away=int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
         change=record_results(folder, interval, "gain on edges less gain far from them", name),
         conclusion=conclusion,

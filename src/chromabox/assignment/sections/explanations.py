@@ -19,8 +19,6 @@ from chromabox.assignment.analysis.net_analysis import (
 from chromabox.assignment.analysis.plots import plot_gradients
 from chromabox.assignment.sections.comparison import MIN_DIFFERENCE, edge_distance_figure, gain_near_edges, probe_table
 from chromabox.assignment.sections.numbers import (
-    RESULTS_FILE,
-    analysis_source,
     int_number,
     record_results,
     summary_source,
@@ -87,7 +85,7 @@ def _restored_detail_text(without_skips: NetAnalysis) -> Text:
         "reconstructed from the bottleneck, {plain.probe_scores.half.lookup_table_accuracy:.1%} from those "
         "reconstructed from half resolution, and {plain.probe_scores.input.lookup_table_accuracy:.1%} from those of "
         "the input.",
-        plain=analysis_source(without_skips),
+        plain=without_skips.source,
         not_="" if _skip_restores_detail(without_skips) else "not ",
     )
 
@@ -101,8 +99,8 @@ def _dull_colours_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> T
         "lightness, but not hues. The accuracy on pixels of dull colours is {plain.vivid_stats.dull_accuracy:.1%} for "
         "`{plain.model}` and {skip.vivid_stats.dull_accuracy:.1%} for `{skip.model}`; on pixels of vivid colours it is "
         "{plain.vivid_stats.vivid_accuracy:.1%} and {skip.vivid_stats.vivid_accuracy:.1%}. {verdict}",
-        plain=analysis_source(without_skips),
-        skip=analysis_source(with_skips),
+        plain=without_skips.source,
+        skip=with_skips.source,
         verdict="This is confirmed."
         if dull > vivid + MIN_DIFFERENCE and dull > MIN_DIFFERENCE
         else "Dull colours do not gain more, which contradicts this explanation.",
@@ -121,7 +119,7 @@ _ABLATION_NAMES = {
 
 
 def _ablation_table(with_skips: NetAnalysis) -> Table:
-    scores, columns = analysis_source(with_skips), {"loss": ".3f", "accuracy": ".1%"}
+    scores, columns = with_skips.source, {"loss": ".3f", "accuracy": ".1%"}
     return Table(
         f"The trained `{with_skips.model}` on at most {NUM_ABLATION_IMAGES} test images, with the data of a skip "
         "connection replaced",
@@ -143,7 +141,7 @@ def _ablation_text(with_skips: NetAnalysis) -> Text:
         conclusion = f"The model relies on both skip connections, mainly on {names[max(costs, key=costs.__getitem__)]}"
     elif used:
         conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
-    source = f"{RESULTS_FILE}: nets > {with_skips.model} > skip_ablations, none intact minus {{}} shuffled"
+    source = f"{with_skips.source.name}skip_ablations, none intact minus {{}} shuffled"
     return Text(
         "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} "
         "percentage points of accuracy, and the input skip connection costs {input} percentage points. This shows what "
@@ -171,8 +169,8 @@ def _bottleneck_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Tex
         "bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from that of `{skip.model}`; "
         "for the chroma of the target colours the values are {plain.probe_scores.quarter.chroma:.1%} and "
         "{skip.probe_scores.quarter.chroma:.1%}.",
-        plain=analysis_source(without_skips),
-        skip=analysis_source(with_skips),
+        plain=without_skips.source,
+        skip=with_skips.source,
         verdict=verdicts[less_detail, more_hue],
     )
 
@@ -203,7 +201,7 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
         > getattr(without_skips, gradients)["block1"].relative_norm
     ]
     changes = {0: "at neither time", 1: f"only {'at the start' if 'start' in raised else 'after training'}"}
-    source = f"{RESULTS_FILE}: nets > {without_skips.model} > relative gradient > {{}}, largest over smallest"
+    source = f"{without_skips.source.name}relative gradient > {{}}, largest over smallest"
     return Text(
         "A third reason is often given: skip connections prevent vanishing gradients in the first layers. {verdict} "
         "observed: in `{plain.model}`, which has no skip connections, the largest relative gradient of a layer (the "
@@ -221,8 +219,8 @@ def _gradients_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text
             when: Number(_gradient_ratio(without_skips, gradients), source.format(when), ",.0f")
             for when, gradients in GRADIENT_FIELDS.items()
         },
-        plain=analysis_source(without_skips),
-        skip=analysis_source(with_skips),
+        plain=without_skips.source,
+        skip=with_skips.source,
         verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
         layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
         change=changes.get(len(raised), "at both times"),
@@ -367,7 +365,7 @@ def blur_text(analysis: NetAnalysis) -> Text:
         "with {net.probe_scores.half.grey_detail:.1%} before the second halving: {loss}. On the edges of the greyscale "
         "image, {net.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels are correct; at a distance of {away} or "
         "more pixels, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}",
-        net=analysis_source(analysis),
+        net=analysis.source,
         verdict=verdict,
         loss="downsampling loses detail, and no later layer can restore it" if is_lost else "little detail is lost",
         away=int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
@@ -395,7 +393,7 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
         "frequency.{explanation} A greyscale image contains little information about the hue: a linear probe on one "
         "position of the bottleneck explains {net.probe_scores.quarter.chroma:.1%} of the variance of the chroma of "
         "the target colours.",
-        net=analysis_source(analysis),
+        net=analysis.source,
         verdict="are" if is_dull else "are not",
         truth=Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f"),
         closeness="close to" if is_close else "not close to",
@@ -433,8 +431,8 @@ def stride_explanation_blocks(
             "reconstructed grey values, a lookup table finds the true colour of "
             "{pool.probe_scores.quarter.lookup_table_accuracy:.1%} and "
             "{strided.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels.",
-            pool=analysis_source(pool),
-            strided=analysis_source(strided),
+            pool=pool.source,
+            strided=strided.source,
             not_="" if keeps_more else "not ",
         ),
         probe_table(pool, strided),

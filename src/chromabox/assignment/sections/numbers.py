@@ -6,14 +6,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from chromabox.assignment.analysis.net_analysis import NetAnalysis, to_json_value
+from chromabox.assignment.analysis.net_analysis import RESULTS_FILE, NetAnalysis, to_json_value
 from chromabox.assignment.analysis.statistics import ConfidenceInterval, difference_over_images, difference_over_seeds
 from chromabox.engine.checkpoint import write_json
 from chromabox.experiments.compare import PUBLISHED_RESULTS
 from chromabox.experiments.runs import read_summary
 from chromabox.report.document.model import Block, Number, Source, Table, Text
 
-RESULTS_FILE = "results.json"
 #: Source of the published results.
 PUBLISHED_SOURCE = "experiments/compare.py: PUBLISHED_RESULTS"
 
@@ -21,11 +20,6 @@ PUBLISHED_SOURCE = "experiments/compare.py: PUBLISHED_RESULTS"
 def summary_source(run: Path) -> Source:
     """Return the values of a run's summary."""
     return Source(read_summary(run), f"{run}/summary.json: ")
-
-
-def analysis_source(analysis: NetAnalysis) -> Source:
-    """Return the values of a model analysis, as recorded in ``results.json``, plus its ``model``."""
-    return Source({"model": analysis.model, **analysis.to_json}, f"{RESULTS_FILE}: nets > {analysis.model} > ")
 
 
 def mean_over_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: float = 1.0) -> Number:

@@ -23,7 +23,6 @@ from chromabox.assignment.sections.explanations import (
     stride_explanation_blocks,
 )
 from chromabox.assignment.sections.numbers import (
-    analysis_source,
     comparison_table,
     compute_differences,
     difference_text,
@@ -241,8 +240,8 @@ def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
         "(ΔE2000 {before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are "
         "{livelier}more colourful (colourfulness {before.image_stats.colourfulness:.1f} before, "
         "{after.image_stats.colourfulness:.1f} after).",
-        before=analysis_source(before),
-        after=analysis_source(after),
+        before=before.source,
+        after=after.source,
         sharper="" if sharper else "not ",
         nearer="" if nearer else "not ",
         livelier="" if more_colourful else "not ",
@@ -254,13 +253,13 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     path = folder / "calibration.png"
     plot_calibration({analysis.model: analysis.calibration for analysis in analyses}, path)
     after = analyses[-1]
-    surplus = analysis_source(after).number("calibration error", "surplus", spec=".1%")
+    surplus = after.source.number("calibration error", "surplus", spec=".1%")
     return [
         Text(
             "Confidence is a separate question: `{after.model}` is {verdict}. On average, its confidence is {surplus} "
             "percentage points {relation} its accuracy (expected calibration error {after.calibration error.error:.1%}"
             ").",
-            after=analysis_source(after),
+            after=after.source,
             verdict="underconfident" if surplus.value < 0 else "overconfident",
             surplus=replace(surplus, value=abs(surplus.value)),
             relation="below" if surplus.value < 0 else "above",

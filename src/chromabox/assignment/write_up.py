@@ -126,8 +126,8 @@ def _colour_summary(run_index: RunIndex) -> Text:
     """Return one sentence about the task and one about each model."""
     first = read_summary(next(iter(run_index.colour.values()))[0])
     sentences = [
-        f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour "
-        f"of a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
+        f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour of "
+        f"a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
     ]
     numbers = {}
     for index, (model, runs) in enumerate(run_index.colour.items()):

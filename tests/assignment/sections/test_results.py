@@ -200,7 +200,7 @@ def data(run_index: RunIndex) -> AnalysisData:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the figures where only the text is of interest."""
-    for name in ("comparison.plot_accuracy_by_edge_distance", "explanations.plot_gradients"):
+    for name in ("explanations.plot_accuracy_by_edge_distance", "explanations.plot_gradients"):
         monkeypatch.setattr(f"chromabox.assignment.sections.{name}", lambda *args: None)
 
 

@@ -48,8 +48,8 @@ def batch_size_section(run_index: RunIndex, folder: Path) -> Section:
             others += _other_sweep_blocks(sweep, folder, f"sweep-{index}")
     blocks = [*(answer or [MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)]), *others]
     question = (
-        "How does the batch size affect the training and validation losses and the final images if every batch size "
-        "is trained for the same number of epochs?"
+        "How does the batch size affect the training and validation losses and the final images if every batch size is "
+        "trained for the same number of epochs?"
     )
     return Section("B.5", "Batch sizes", question, blocks)
 
@@ -257,12 +257,12 @@ def _image_quality_text(sweep: SweepResult) -> Text:
     """Describe how image quality depends on the batch size with equal epochs."""
     verdicts = {"increases": "become worse", "decreases": "become better"}
     return Text(
-        "With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference ΔE2000 "
-        "to the ground truth is {first.delta_e} with the smallest and {last.delta_e} with the largest batch size. The "
+        "With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference ΔE2000 to "
+        "the ground truth is {first.delta_e} with the smallest and {last.delta_e} with the largest batch size. The "
         "PSNR is {first.psnr} dB with the smallest and {last.psnr} dB with the largest batch size; it is "
-        "{sweep.grey_psnr:.2f} dB for the greyscale images. The colourfulness {direction}: it is "
-        "{first.colourfulness} with the smallest and {last.colourfulness} with the largest batch size, and "
-        "{sweep.truth_colourfulness:.1f} for the ground truth.",
+        "{sweep.grey_psnr:.2f} dB for the greyscale images. The colourfulness {direction}: it is {first.colourfulness} "
+        "with the smallest and {last.colourfulness} with the largest batch size, and {sweep.truth_colourfulness:.1f} "
+        "for the ground truth.",
         verdict=verdicts.get(_direction(sweep, EQUAL_EPOCHS, "delta_e"), "do not change clearly"),
         direction=_direction(sweep, EQUAL_EPOCHS, "colourfulness"),
         sweep=Source(sweep, f"{sweep.folder}/sweep.json: "),

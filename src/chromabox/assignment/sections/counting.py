@@ -36,8 +36,8 @@ def count_section(run_index: RunIndex, folder: Path) -> Section:
             Text(
                 "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for "
                 "one image. A connection is a product of an input and a weight: each output of a convolution has k² "
-                "connections for every input channel. Products with padding zeros are included. Biases, "
-                "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted."
+                "connections for every input channel. Products with padding zeros are included. Biases, BatchNorm, and "
+                "the outputs of pooling, upsampling and ReLU are not counted."
             ),
             *_formula_blocks(count),
             *_number_blocks(count),
@@ -131,8 +131,8 @@ def padding_section(run_index: RunIndex, folder: Path) -> Section:
             ),
             *_equation_blocks(),
             Text(
-                "The general solution of the assignment is padding `(k - 1) // 2` and output padding "
-                "`int(k % 2 == 1)`. It was tested for kernel sizes from {first} to {last}: {verdict}.",
+                "The general solution of the assignment is padding `(k - 1) // 2` and output padding `int(k % 2 == "
+                "1)`. It was tested for kernel sizes from {first} to {last}: {verdict}.",
                 first=f"{TESTED_KERNELS[0]}",
                 last=f"{TESTED_KERNELS[-1]}",
                 verdict=f"it is not the only solution for {wrong}"

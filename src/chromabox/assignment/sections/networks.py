@@ -72,10 +72,10 @@ def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
     )
     padding = Text(
         "The assignment sets padding 1 and output padding 1 for k = 3; the code computes {up.padding} and "
-        "{up.output padding} for k = {up.kernel}. With stride 2 and padding p, a convolution maps n pixels to "
-        "⌊(n + 2p − k)/2⌋ + 1 pixels, which is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with "
-        "output padding o maps n pixels to 2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both "
-        "conditions hold for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
+        "{up.output padding} for k = {up.kernel}. With stride 2 and padding p, a convolution maps n pixels to ⌊(n + 2p "
+        "− k)/2⌋ + 1 pixels, which is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with output "
+        "padding o maps n pixels to 2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both conditions hold "
+        "for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
         up=up,
     )
     source = _source_code(

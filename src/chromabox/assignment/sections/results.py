@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
 from chromabox.assignment.analysis.net_analysis import (
     SAMPLE_SIZES,
     AnalysisData,
@@ -11,13 +14,11 @@ from chromabox.assignment.analysis.net_analysis import (
     analyse,
     load_analysis_data,
 )
-from chromabox.assignment.analysis.plots import plot_all_curves, plot_calibration, plot_samples
+from chromabox.assignment.analysis.plots import plot_agreement, plot_all_curves, plot_calibration, plot_samples
+from chromabox.assignment.analysis.predictions import measure_agreement
 from chromabox.assignment.analysis.statistics import ConfidenceInterval
-from chromabox.assignment.sections.comparison import image_quality_table, predicted_images, reference_rows, side_by_side
 from chromabox.assignment.sections.explanations import (
-    baseline_blocks,
     blur_text,
-    confusion_figure,
     dullness_text,
     skip_explanation_blocks,
     stride_explanation_blocks,
@@ -33,15 +34,22 @@ from chromabox.assignment.sections.numbers import (
     record_results,
     summary_source,
 )
+from chromabox.colour.data.datasets import ColourDataset
 from chromabox.colour.evaluation import metrics
+from chromabox.colour.evaluation.evaluate import evaluate, sample_grid
+from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import read_config
+from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.logger import read_metrics
 from chromabox.experiments.compare import group_runs
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Figure, MissingRun, Number, Section, Text
+from chromabox.report.document.model import Block, Cell, Figure, MissingRun, Number, Section, Source, Table, Text
+from chromabox.report.plots import RGBTile, plot_confusion_matrix
 
 #: A smaller gap between training and test accuracy, in percentage points, is not called overfitting.
 OVERFITTING_GAP = 2.0
+#: Test images in a row of a figure.
+NUM_SAMPLES = 8
 
 POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
 
@@ -74,7 +82,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
     def answer(runs: Sequence[Path]) -> list[Block]:
         analysis, data = _analyse_and_record(folder, runs)
         path = folder / f"sheet-{POOL_UPSAMPLE}.png"
-        plot_samples(reference_rows(analysis, data) | {POOL_UPSAMPLE: predicted_images(analysis, data)}, path)
+        plot_samples(_reference_rows(analysis, data) | {POOL_UPSAMPLE: _predicted_images(analysis, data)}, path)
         return [
             Text(
                 "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
@@ -86,7 +94,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
             ),
             *published_comparison({POOL_UPSAMPLE: runs}),
             Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
-            *baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
+            *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
             blur_text(analysis),
             dullness_text(analysis, data),
         ]
@@ -184,15 +192,14 @@ def unet_results(run_index: RunIndex, folder: Path) -> Section:
         return [
             *blocks,
             _image_quality_change_text(strided, with_skips),
-            confusion_figure(UNET, confusion, data, folder),
+            _confusion_figure(UNET, confusion, data, folder),
             *skip_explanation_blocks(
                 strided, with_skips, data, folder, is_better=is_improvement(changes), other_analyses=others
             ),
             *_calibration_blocks((*others, strided, with_skips), folder),
             Text(
-                "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the "
-                "{table} % of a lookup table from grey values to colours, which uses single pixels without their "
-                "neighbours.",
+                "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} "
+                "% of a lookup table from grey values to colours, which uses single pixels without their neighbours.",
                 ours=ours,
                 relation="above" if ours.value > table.value else "still below",
                 table=table,
@@ -214,8 +221,8 @@ def _compare(
         comparison_table(runs_by_model),
         difference_text(folder, first.model, second.model, changes),
         *published_comparison(runs_by_model),
-        *side_by_side(first, second, data, folder),
-        image_quality_table(data, first, second),
+        *_side_by_side(first, second, data, folder),
+        _image_quality_table(data, first, second),
     ]
     return first, second, data, changes, blocks
 
@@ -234,12 +241,12 @@ def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
     nearer = after.image_stats.delta_e < before.image_stats.delta_e
     more_colourful = after.image_stats.colourfulness > before.image_stats.colourfulness
     return Text(
-        "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is {sharper}"
-        "closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
-        "{after.high_frequencies.correlation:.3f} after), their colours are {nearer}closer to the true colours "
-        "(ΔE2000 {before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are "
-        "{livelier}more colourful (colourfulness {before.image_stats.colourfulness:.1f} before, "
-        "{after.image_stats.colourfulness:.1f} after).",
+        "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is "
+        "{sharper}closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
+        "{after.high_frequencies.correlation:.3f} after), their colours are {nearer}closer to the true colours (ΔE2000 "
+        "{before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are {livelier}more "
+        "colourful (colourfulness {before.image_stats.colourfulness:.1f} before, {after.image_stats.colourfulness:.1f} "
+        "after).",
         before=before.source,
         after=after.source,
         sharper="" if sharper else "not ",
@@ -257,8 +264,8 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     return [
         Text(
             "Confidence is a separate question: `{after.model}` is {verdict}. On average, its confidence is {surplus} "
-            "percentage points {relation} its accuracy (expected calibration error {after.calibration error.error:.1%}"
-            ").",
+            "percentage points {relation} its accuracy (expected calibration error "
+            "{after.calibration error.error:.1%}).",
             after=after.source,
             verdict="underconfident" if surplus.value < 0 else "overconfident",
             surplus=replace(surplus, value=abs(surplus.value)),
@@ -269,3 +276,136 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
             "Reliability diagram: accuracy against predicted probability. On the dotted line the two are equal.",
         ),
     ]
+
+
+def _reference_rows(analysis: NetAnalysis, data: AnalysisData) -> dict[str, Sequence[RGBTile]]:
+    """Return the first test images in greyscale and in their true colours."""
+    grey, truth, _ = sample_grid(load_palette_model(analysis.run).network, data.test, data.inputs.palette, NUM_SAMPLES)
+    return {"greyscale": grey, "ground truth": truth}
+
+
+def _predicted_images(analysis: NetAnalysis, data: AnalysisData) -> list[RGBTile]:
+    """Return the first test images as colourised by the model."""
+    return list(decode_labels(analysis.predictions.labels[:NUM_SAMPLES], data.inputs.palette))
+
+
+def _side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> list[Block]:
+    """Show the first test images of both models with a map of correct pixels, and describe their agreement."""
+    path = folder / f"{first.model}-and-{second.model}.png"
+    rows = _reference_rows(first, data) | {
+        analysis.model: _predicted_images(analysis, data) for analysis in (first, second)
+    }
+    plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
+    agreement = measure_agreement(first.predictions, second.predictions)
+    return [
+        Figure(
+            path,
+            f"The first {NUM_SAMPLES} test images, colourised by `{first.model}` and `{second.model}`, and a map of "
+            "the pixels that each model classifies correctly.",
+        ),
+        Text(
+            "On {images} test images, the predictions of the two models differ in {pixels.different:.1%} of the "
+            "pixels. Only `{first}` is correct on {pixels.only_first:.1%}, only `{second}` on "
+            "{pixels.only_second:.1%}, and neither on {pixels.both_wrong:.1%} (percentages of all pixels).",
+            first=first.model,
+            second=second.model,
+            images=int_number(len(data.test), "number of test images analysed"),
+            pixels=record_results(folder, agreement, "disagreement", f"{first.model} and {second.model}"),
+        ),
+    ]
+
+
+def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
+    """Return a table of image quality against the ground truth, with the greyscale images as a baseline."""
+    columns = {
+        ("image_stats", "psnr"): ".2f",
+        ("image_stats", "delta_e"): ".2f",
+        ("image_stats", "colourfulness"): ".1f",
+        ("high_frequencies", "energy"): ".1%",
+        ("high_frequencies", "correlation"): ".3f",
+    }
+    rows: list[list[Cell]] = [
+        [analysis.model, *(analysis.source.number(*keys, spec=spec) for keys, spec in columns.items())]
+        for analysis in analyses
+    ]
+    grey = [
+        Number(getattr(data.grey_stats, key), f"greyscale test images: {key}", ".2f") for key in ("psnr", "delta_e")
+    ]
+    zero = Number(0.0, "colourfulness of greyscale images", ".1f")
+    truth = Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f")
+    return Table(
+        f"Image quality (first {len(data.test)} test images, one seed). Fine detail is the deviation of the pixels of "
+        "a 4 × 4 block from their mean; its energy is relative to that of the true colours, and its correlation is "
+        "with the fine detail of the true colours",
+        ["", "PSNR (dB)", "ΔE2000", "colourfulness", "detail energy (%)", "detail correlation"],
+        [*rows, ["greyscale", *grey, zero, "–", "–"], ["ground truth", "–", "–", truth, "–", "–"]],
+    )
+
+
+#: Labels of the rows of an evaluation in the report.
+ROW_LABELS = {
+    "net": "model",
+    "net, annealed mean": "model, annealed mean",
+    "majority colour": "most frequent colour",
+    "grey value's colour": "lookup table from grey value",
+    "grey": "greyscale",
+    "palette oracle": "true palette colour (upper bound)",
+    "truth": "ground truth",
+}
+
+
+def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
+    """Compare the model with baselines and the upper bound, and describe its image quality and confusions."""
+    data = analysis_data.inputs.data
+    evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
+    recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
+    # An infinite PSNR is null in the file, but is printed.
+    scores = Source({row.name: row for row in evaluation.rows}, recorded.name)
+    columns = {"loss": ".4f", "accuracy": ".2%", "psnr": ".2f", "delta_e": ".2f", "colourfulness": ".1f"}
+    rows: list[list[Cell]] = [
+        [
+            ROW_LABELS.get(row.name, row.name),
+            *("–" if getattr(row, key) is None else scores.number(row.name, key, spec=columns[key]) for key in columns),
+        ]
+        for row in evaluation.rows
+    ]
+    ours, grey, table = (evaluation.row(name) for name in ("net", "grey", "grey value's colour"))
+    assert ours.accuracy is not None
+    assert table.accuracy is not None
+    closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
+    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
+    return [
+        Table(
+            f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper "
+            "bound set by the palette. Colourfulness after Hasler and Süsstrunk: 15 is slightly colourful, 33 "
+            "moderately colourful",
+            ["", "loss", "accuracy (%)", "PSNR (dB)", "ΔE2000", "colourfulness"],
+            rows,
+        ),
+        Text(
+            "Do the images look good? {answer} By mean ΔE2000, the colourised images ({scores.net.delta_e:.2f}) are "
+            "{nearness} the ground truth than the greyscale images ({scores.grey.delta_e:.2f}). A lookup table that "
+            "maps every grey value to its most frequent colour, without using neighbouring pixels, classifies "
+            "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
+            "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has "
+            "a ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
+            answer=answers[int(closer) + int(more_accurate)],
+            nearness="closer to" if closer else "further from",
+            relation="more" if more_accurate else "less",
+            scores=scores,
+        ),
+        _confusion_figure(model, evaluation.confusion, analysis_data, folder),
+    ]
+
+
+def _confusion_figure(
+    model: str, confusion: Int64[np.ndarray, "truth prediction"], data: AnalysisData, folder: Path
+) -> Figure:
+    """Plot the confusion matrix with a colour swatch for every row and column."""
+    path = folder / f"confusion-{model}.png"
+    plot_confusion_matrix(confusion, data.inputs.palette.colours, path, "")
+    return Figure(
+        path,
+        f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
+        "adds up to one; correct predictions are on the diagonal.",
+    )

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,7 +12,7 @@ from chromabox.assignment.sections.class_loss import class_loss_section
 from chromabox.assignment.sections.counting import count_section, padding_section
 from chromabox.assignment.sections.freezing import freezing_section
 from chromabox.assignment.sections.networks import conv_transpose_section, pool_upsample_section, unet_section
-from chromabox.assignment.sections.numbers import int_number, mean_over_runs
+from chromabox.assignment.sections.numbers import SectionBuilder, int_number, mean_over_runs
 from chromabox.assignment.sections.results import (
     conv_transpose_curves,
     conv_transpose_results,
@@ -25,8 +25,6 @@ from chromabox.engine.runs import package_versions
 from chromabox.experiments.runs import RunIndex, find_runs, read_summary
 from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text, escape_braces
 from chromabox.report.document.write import WrittenDocument, write_document
-
-SectionBuilder = Callable[[RunIndex, Path], Section]
 
 #: The questions of the assignment, in order; the second item is whether the answer needs no runs.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
@@ -131,7 +129,7 @@ def _colour_summary(run_index: RunIndex) -> Text:
     ]
     numbers = {}
     for index, (model, runs) in enumerate(run_index.colour.items()):
-        numbers[f"right{index}"] = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
+        numbers[f"right{index}"] = mean_over_runs(runs, "test_accuracy")
         numbers[f"loss{index}"] = mean_over_runs(runs, "test_loss")
         numbers[f"runs{index}"] = int_number(len(runs), "number of runs found")
         seeds = "seed" if len(runs) == 1 else "seeds"

@@ -1,6 +1,6 @@
 """Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, their comparison and its explanation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from chromabox.assignment.analysis.net_analysis import (
 )
 from chromabox.assignment.analysis.plots import plot_agreement, plot_all_curves, plot_calibration, plot_samples
 from chromabox.assignment.analysis.predictions import measure_agreement
-from chromabox.assignment.analysis.statistics import ConfidenceInterval
 from chromabox.assignment.sections.explanations import (
     blur_text,
     dullness_text,
@@ -24,6 +23,8 @@ from chromabox.assignment.sections.explanations import (
     stride_explanation_blocks,
 )
 from chromabox.assignment.sections.numbers import (
+    SectionBuilder,
+    answers,
     comparison_table,
     compute_differences,
     difference_text,
@@ -41,9 +42,8 @@ from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import read_config
 from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.logger import read_metrics
-from chromabox.experiments.compare import group_runs
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Cell, Figure, MissingRun, Number, Section, Source, Table, Text
+from chromabox.report.document.model import Block, Cell, Figure, Number, Source, Table, Text
 from chromabox.report.plots import RGBTile, plot_confusion_matrix
 
 #: A smaller gap between training and test accuracy, in percentage points, is not called overfitting.
@@ -51,169 +51,129 @@ OVERFITTING_GAP = 2.0
 #: Test images in a row of a figure.
 NUM_SAMPLES = 8
 
-POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
+MODELS = POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
 
 
-def _section(
-    run_index: RunIndex,
-    key: str,
-    title: str,
-    question: str,
-    models: Sequence[str],
-    answer: Callable[..., list[Block]],
-) -> Section:
-    """Build a section: ``answer`` receives each model's finished runs; without runs, the section names the command.
+@answers(
+    "A.2", "Results with pooling and upsampling", "Do the colourised images look good, and why or why not?", MODELS[:1]
+)
+def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
+    """Answer A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
+    analysis, data = _analyse_and_record(folder, runs)
+    path = folder / f"sheet-{POOL_UPSAMPLE}.png"
+    plot_samples(_reference_rows(analysis, data) | {POOL_UPSAMPLE: _predicted_images(analysis, data)}, path)
+    return [
+        Text(
+            "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
+            "with a cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
+            first=summary_source(runs[0]),
+            accuracy=mean_over_runs(runs, "test_accuracy"),
+            loss=mean_over_runs(runs, "test_loss"),
+            seeds=int_number(len(runs), "number of runs found"),
+        ),
+        *published_comparison({POOL_UPSAMPLE: runs}),
+        Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
+        *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
+        blur_text(analysis),
+        dullness_text(analysis, data),
+    ]
 
-    Raise UsageError if the runs of a model differ in more than the seed and cannot be averaged.
+
+def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuilder:
+    """Return a section with the training curves of the last model, plotted together with those of the others.
+
+    The text describes whether the training of the first run had converged and whether the model overfits.
     """
-    missing = [model for model in models if not run_index.colour.get(model)]
-    if missing:
-        names = " and ".join(f"`{model}`" for model in missing)
-        command = f"chromabox compare --models {' '.join(models)} --recipe course --seeds 0 1 2 -o runs/course"
-        return Section(key, title, question, [MissingRun(f"finished runs of {names}", command)])
-    runs = [run_index.colour[model] for model in models]
-    group_runs([run for group in runs for run in group])
-    return Section(key, title, question, answer(*runs))
-
-
-def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
-
-    def answer(runs: Sequence[Path]) -> list[Block]:
-        analysis, data = _analyse_and_record(folder, runs)
-        path = folder / f"sheet-{POOL_UPSAMPLE}.png"
-        plot_samples(_reference_rows(analysis, data) | {POOL_UPSAMPLE: _predicted_images(analysis, data)}, path)
-        return [
-            Text(
-                "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
-                "with a cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
-                first=summary_source(runs[0]),
-                accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-                loss=mean_over_runs(runs, "test_loss"),
-                seeds=int_number(len(runs), "number of runs found"),
-            ),
-            *published_comparison({POOL_UPSAMPLE: runs}),
-            Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
-            *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
-            blur_text(analysis),
-            dullness_text(analysis, data),
-        ]
-
-    question = "Do the colourised images look good, and why or why not?"
-    return _section(run_index, "A.2", "Results with pooling and upsampling", question, [POOL_UPSAMPLE], answer)
-
-
-def conv_transpose_curves(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.2: the training curves of ConvTransposeNet."""
-    return _curves_section(
-        run_index, folder, "B.2", "Training with strided convolutions", POOL_UPSAMPLE, CONV_TRANSPOSE
-    )
-
-
-def unet_curves(run_index: RunIndex, folder: Path) -> Section:
-    """Build section C.2: the training curves of UNet."""
-    title = "Training with skip connections"
-    return _curves_section(run_index, folder, "C.2", title, POOL_UPSAMPLE, CONV_TRANSPOSE, UNET)
-
-
-def _curves_section(run_index: RunIndex, folder: Path, key: str, title: str, *models: str) -> Section:
-    """Build a section with the training curves of the last model, plotted together with those of the others."""
     model = models[-1]
 
-    def answer(runs: Sequence[Path]) -> list[Block]:
-        records = {name: [read_metrics(run) for run in run_index.colour.get(name, [])] for name in models}
+    @answers(key, title, f"How do the loss and accuracy of `{model}` change during training?", [model])
+    def answer(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
         path = folder / f"curves-{model}.png"
-        plot_all_curves({name: group for name, group in records.items() if group}, path)
+        available = [name for name in models if run_index.colour.get(name)]
+        plot_all_curves({name: [read_metrics(run) for run in run_index.colour[name]] for name in available}, path)
         caption = (
             "Loss and accuracy of every run, with a thin line for each seed. The training loss is the mean over the "
             "batches of the epoch; the training accuracy is measured on a sample of training images after the epoch."
         )
-        return [Figure(path, caption), _convergence_text(model, runs)]
-
-    question = f"How do the loss and accuracy of `{model}` change during training?"
-    return _section(run_index, key, title, question, [model], answer)
-
-
-def _convergence_text(model: str, runs: Sequence[Path]) -> Text:
-    """Describe, for the first run, whether training had converged and whether the model overfits."""
-    run = runs[0]
-    records = read_metrics(run)
-    last, best = records[-1], min(records, key=lambda record: record["test_loss"])
-    gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
-    source = f"{run}/metrics.jsonl"
-    lowest = "after the last epoch, so overfitting has not begun. "
-    numbers = {}
-    if best["epoch"] != last["epoch"]:
-        lowest = "after epoch {when} ({best}). "
-        numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
-        numbers["when"] = int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss")
-    return Text(
-        "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
-        "{accuracy} % on the test images (the assignment calls them validation images). The first run has its lowest "
-        f"test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points {{relation}} the "
-        "accuracy on test images{remark}",
-        numbers,
-        epochs=int_number(int(last["epoch"]), source),
-        batch=int_number(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
-        model=model,
-        loss=mean_over_runs(runs, "test_loss"),
-        accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-        gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
-        relation="above" if gap >= 0 else "below",
-        remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
-    )
-
-
-def conv_transpose_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
-
-    def answer(*runs: Sequence[Path]) -> list[Block]:
-        pool, strided, data, changes, blocks = _compare(folder, *runs)
-        is_better = is_improvement(changes)
-        return [*blocks, *stride_explanation_blocks(pool, strided, data, folder, is_better=is_better)]
-
-    question = "How do the results compare with those of pooling and upsampling, and what explains the difference?"
-    title = "Strided convolutions compared with pooling"
-    return _section(run_index, "B.3", title, question, [POOL_UPSAMPLE, CONV_TRANSPOSE], answer)
-
-
-def unet_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section C.3: UNet compared with ConvTransposeNet, and why they differ."""
-
-    def answer(*runs: Sequence[Path]) -> list[Block]:
-        strided, with_skips, data, changes, blocks = _compare(folder, *runs)
-        pool_runs = run_index.colour.get(POOL_UPSAMPLE)
-        others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
-        confusion = metrics.confusion_matrix(
-            with_skips.predictions.labels, data.test.labels.numpy(), len(data.inputs.palette)
+        run, records = runs[0], read_metrics(runs[0])
+        last, best = records[-1], min(records, key=lambda record: record["test_loss"])
+        gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
+        source = f"{run}/metrics.jsonl"
+        lowest = "after the last epoch, so overfitting has not begun. "
+        numbers = {}
+        if best["epoch"] != last["epoch"]:
+            lowest = "after epoch {when} ({best}). "
+            numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
+            numbers["when"] = int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss")
+        text = Text(
+            "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
+            "{accuracy} % on the test images (the assignment calls them validation images). The first run has its "
+            f"lowest test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points "
+            "{relation} the accuracy on test images{remark}",
+            numbers,
+            epochs=int_number(int(last["epoch"]), source),
+            batch=int_number(read_config(run).recipe.batch_size, f"{run}/config.json: recipe > batch_size"),
+            model=model,
+            loss=mean_over_runs(runs, "test_loss"),
+            accuracy=mean_over_runs(runs, "test_accuracy"),
+            gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
+            relation="above" if gap >= 0 else "below",
+            remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
         )
-        ours = mean_over_runs(runs[1], "test_accuracy", ".2f", 100.0)
-        table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
-        return [
-            *blocks,
-            _image_quality_change_text(strided, with_skips),
-            _confusion_figure(UNET, confusion, data, folder),
-            *skip_explanation_blocks(
-                strided, with_skips, data, folder, is_better=is_improvement(changes), other_analyses=others
-            ),
-            *_calibration_blocks((*others, strided, with_skips), folder),
-            Text(
-                "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} "
-                "% of a lookup table from grey values to colours, which uses single pixels without their neighbours.",
-                ours=ours,
-                relation="above" if ours.value > table.value else "still below",
-                table=table,
-            ),
-        ]
+        return [Figure(path, caption), text]
 
-    question = "Did skip connections improve the loss, the accuracy and the images, and for what reasons?"
-    return _section(run_index, "C.3", "The effect of skip connections", question, [CONV_TRANSPOSE, UNET], answer)
+    return answer
 
 
-def _compare(
-    folder: Path, *runs: Sequence[Path]
-) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, dict[str, ConfidenceInterval], list[Block]]:
-    """Analyse two models; return both, their data, their differences, and the blocks that compare the results."""
+conv_transpose_curves = _curves_section("B.2", "Training with strided convolutions", MODELS[:2])
+unet_curves = _curves_section("C.2", "Training with skip connections", MODELS)
+
+
+@answers(
+    "B.3",
+    "Strided convolutions compared with pooling",
+    "How do the results compare with those of pooling and upsampling, and what explains the difference?",
+    MODELS[:2],
+)
+def conv_transpose_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
+    """Answer B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
+    pool, strided, data, is_better, blocks = _compare(folder, *runs)
+    return [*blocks, *stride_explanation_blocks(pool, strided, data, folder, is_better=is_better)]
+
+
+@answers(
+    "C.3",
+    "The effect of skip connections",
+    "Did skip connections improve the loss, the accuracy and the images, and for what reasons?",
+    MODELS[1:],
+)
+def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
+    """Answer C.3: UNet compared with ConvTransposeNet, and why they differ."""
+    strided, with_skips, data, is_better, blocks = _compare(folder, *runs)
+    pool_runs = run_index.colour.get(POOL_UPSAMPLE)
+    others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
+    truth = data.test.labels.numpy()
+    confusion = metrics.confusion_matrix(with_skips.predictions.labels, truth, len(data.inputs.palette))
+    ours = mean_over_runs(runs[1], "test_accuracy")
+    table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
+    return [
+        *blocks,
+        _image_quality_change_text(strided, with_skips),
+        _confusion_figure(UNET, confusion, data, folder),
+        *skip_explanation_blocks(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
+        *_calibration_blocks((*others, strided, with_skips), folder),
+        Text(
+            "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} % of "
+            "a lookup table from grey values to colours, which uses single pixels without their neighbours.",
+            ours=ours,
+            relation="above" if ours.value > table.value else "still below",
+            table=table,
+        ),
+    ]
+
+
+def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, bool, list[Block]]:
+    """Analyse two models; return both, their data, whether the second is better, and blocks that compare them."""
     (first, data), (second, _) = (_analyse_and_record(folder, group) for group in runs)
     runs_by_model = {first.model: runs[0], second.model: runs[1]}
     changes = compute_differences(runs, first, second)
@@ -224,7 +184,7 @@ def _compare(
         *_side_by_side(first, second, data, folder),
         _image_quality_table(data, first, second),
     ]
-    return first, second, data, changes, blocks
+    return first, second, data, is_improvement(changes), blocks
 
 
 def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis, AnalysisData]:
@@ -237,9 +197,11 @@ def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis
 
 def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
     """Describe how sharpness, colour difference and colourfulness of the images changed."""
-    sharper = after.high_frequencies.correlation > before.high_frequencies.correlation
-    nearer = after.image_stats.delta_e < before.image_stats.delta_e
-    more_colourful = after.image_stats.colourfulness > before.image_stats.colourfulness
+    improvements = {
+        "sharper": after.high_frequencies.correlation > before.high_frequencies.correlation,
+        "nearer": after.image_stats.delta_e < before.image_stats.delta_e,
+        "livelier": after.image_stats.colourfulness > before.image_stats.colourfulness,
+    }
     return Text(
         "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is "
         "{sharper}closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
@@ -247,11 +209,9 @@ def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
         "{before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are {livelier}more "
         "colourful (colourfulness {before.image_stats.colourfulness:.1f} before, {after.image_stats.colourfulness:.1f} "
         "after).",
+        {name: "" if improved else "not " for name, improved in improvements.items()},
         before=before.source,
         after=after.source,
-        sharper="" if sharper else "not ",
-        nearer="" if nearer else "not ",
-        livelier="" if more_colourful else "not ",
     )
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, weight_changes
 from chromabox.assignment.analysis.plots import plot_weight_changes
 from chromabox.assignment.sections.class_loss import FINETUNE_COMMAND
-from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
+from chromabox.assignment.sections.numbers import answers, int_number, record_results, summary_source
 from chromabox.detect.training import freeze
 from chromabox.detect.training.config import read_finetune_config
 from chromabox.detect.training.freeze import FreezeReport, num_backbone_layers
 from chromabox.detect.training.setup import _parameter_groups
 from chromabox.detect.weights.load import load_detector
 from chromabox.experiments.runs import RunIndex, read_summary
-from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Section, Source, Table, Text
+from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Source, Table, Text
 
 
 def frozen_part_blocks(run: Path) -> list[Block]:
@@ -51,20 +51,6 @@ def frozen_part_blocks(run: Path) -> list[Block]:
             fraction=Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
         ),
     ]
-
-
-def freezing_method_text(run: Path) -> Text:
-    """Explain how layers are frozen, including their BatchNorm statistics."""
-    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
-    if read_summary(run)["frozen"]["moving_statistics"]:
-        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
-    return Text(
-        "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
-        "layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before them, "
-        "and the optimizers do not contain them. This alone does not freeze a layer. The means and variances of batch "
-        "normalisation are buffers, not parameters, and every forward pass in training mode updates them. The frozen "
-        f"kernels would then receive inputs with other statistics than those they were trained with. {remark}"
-    )
 
 
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
@@ -159,10 +145,8 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
     if report.num_layers:
         blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
-    return [*blocks, _runs_table(runs)] if len(runs) > 1 else blocks
-
-
-def _runs_table(runs: Sequence[Path]) -> Table:
+    if len(runs) == 1:
+        return blocks
     rows: list[list[Cell]] = []
     for run in runs:
         summary = summary_source(run)
@@ -178,26 +162,36 @@ def _runs_table(runs: Sequence[Path]) -> Table:
             ]
         )
     columns = ["run", "data", "recipe", "frozen", "epochs", "s per epoch", "s for cache"]
-    return Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)
+    return [*blocks, Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)]
 
 
-def freezing_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section D.1: which layers were frozen, how, whether they changed, and the time saved."""
-    title = "Fine-tuning with frozen layers"
-    question = (
-        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers."
-    )
+@answers(
+    "D.1",
+    "Fine-tuning with frozen layers",
+    "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
+)
+def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
+    """Answer D.1: which layers were frozen, how, whether they changed, and the time saved."""
     if not run_index.detectors:
-        return Section("D.1", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
+    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
+    if read_summary(run)["frozen"]["moving_statistics"]:
+        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
     code = [inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)]
-    blocks = [
+    return [
         *frozen_part_blocks(run),
-        freezing_method_text(run),
+        Text(
+            "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of "
+            "the layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before "
+            "them, and the optimizers do not contain them. This alone does not freeze a layer. The means and variances "
+            "of batch normalisation are buffers, not parameters, and every forward pass in training mode updates them. "
+            "The frozen kernels would then receive inputs with other statistics than those they were trained with. "
+            f"{remark}"
+        ),
         Code("\n\n".join(code)),
         Text("The optimizers get only the remaining parameters:"),
         Code(inspect.getsource(_parameter_groups)),
         *frozen_check_blocks(run, folder),
         *cost_blocks(run_index.detectors),
     ]
-    return Section("D.1", title, question, blocks)

@@ -6,7 +6,7 @@ Source code is highlighted by Pygments in the HTML page, whose style sheet defin
 import html
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -21,18 +21,7 @@ from pygments.util import ClassNotFound
 from sympy import Expr, Integer, Symbol
 from sympy.printing.latex import LatexPrinter
 
-from chromabox.report.document.model import (
-    Block,
-    Cell,
-    Code,
-    Document,
-    Figure,
-    Formula,
-    MissingRun,
-    Number,
-    Table,
-    Text,
-)
+from chromabox.report.document.model import Block, Code, Document, Figure, Formula, MissingRun, Number, Table, Text
 
 #: Control characters, surrogates and noncharacters, which neither HTML nor fonts support.
 UNPRINTABLE_CHARS = re.compile(
@@ -40,7 +29,7 @@ UNPRINTABLE_CHARS = re.compile(
 )
 #: The space between a number and its unit, where a line must not break.
 UNIT_SPACE = re.compile(r"^ (?=[%×°])")
-URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]]")
+URL = re.compile(r"(https?://[^\s<>\"]*[^\s<>\".,;:!?)\]])")
 
 
 @dataclass(frozen=True)
@@ -84,9 +73,14 @@ def parse_inline(text: Text | str) -> list[Inline]:
 
 def parse_links(text: str) -> list[Inline]:
     """Parse a reference like a paragraph, with URLs as links."""
-    return [
-        piece for inline in parse_inline(text) for piece in (_split_links(inline.text) if not inline.code else [inline])
-    ]
+    inlines = []
+    for inline in parse_inline(text):
+        if inline.code:
+            inlines.append(inline)
+        else:  # Every second part is a URL.
+            parts = enumerate(URL.split(inline.text))
+            inlines += [Inline(part, link=part if index % 2 else "") for index, part in parts if part]
+    return inlines
 
 
 def to_text(inlines: list[Inline]) -> str:
@@ -104,17 +98,6 @@ def _split_template(text: Text) -> list[tuple[str, Number | None]]:
             pieces.append((words, text.numbers[name]))
             words = ""
     return [*pieces, (words, None)]
-
-
-def _split_links(text: str) -> Iterator[Inline]:
-    start = 0
-    for url in URL.finditer(text):
-        if url.start() > start:
-            yield Inline(text[start : url.start()])
-        yield Inline(url[0], link=url[0])
-        start = url.end()
-    if start < len(text):
-        yield Inline(text[start:])
 
 
 #: A block as plain data: ``kind`` names its type, and the other keys depend on it.
@@ -180,20 +163,17 @@ def _layout_table(table: Table) -> LaidOut:
         "columns": [parse_inline(column) for column in table.columns],
         "numeric": [any(isinstance(cell, Number) for cell in cells) for _, cells in columns]
         or [False] * len(table.columns),
-        "rows": [[_layout_cell(cell) for cell in row] for row in table.rows],
+        "rows": [
+            [[Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell) for cell in row]
+            for row in table.rows
+        ],
     }
-
-
-def _layout_cell(cell: Cell) -> list[Inline]:
-    return [Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell)
 
 
 def _section_anchors(document: Document) -> list[str]:
     """Return unique URL fragments: the section's key, with its index appended if the key is not unique."""
-    keys = [
-        re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)).strip("-") or "section"
-        for section in document.sections
-    ]
+    cleaned = [re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)) for section in document.sections]
+    keys = [key.strip("-") or "section" for key in cleaned]
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
 
 

@@ -177,19 +177,18 @@ class Document:
     metadata: Mapping[str, str]
     """Provenance: versions, machine, date."""
 
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Yield every block with its section's key (empty in the abstract)."""
+        yield from (("", block) for block in self.abstract)
+        yield from ((section.key, block) for section in self.sections for block in section.blocks)
+
     def numbers(self) -> Iterator[tuple[str, str, Number]]:
         """Yield every number with its section's key (empty in the abstract) and its name."""
-        for key, blocks in (("", self.abstract), *((section.key, section.blocks) for section in self.sections)):
-            for block in blocks:
-                for name, number in _numbers(block):
-                    yield key, name, number
-
-
-def _numbers(block: Block) -> Iterator[tuple[str, Number]]:
-    if isinstance(block, Text):
-        yield from block.numbers.items()
-    elif isinstance(block, Table):
-        for row in block.rows:
-            for column, cell in zip(block.columns, row, strict=True):
-                if isinstance(cell, Number):
-                    yield f"{block.caption}: {row[0]}, {column}", cell
+        for key, block in self.blocks():
+            if isinstance(block, Text):
+                yield from ((key, name, number) for name, number in block.numbers.items())
+            elif isinstance(block, Table):
+                for row in block.rows:
+                    for column, cell in zip(block.columns, row, strict=True):
+                        if isinstance(cell, Number):
+                            yield key, f"{block.caption}: {row[0]}, {column}", cell

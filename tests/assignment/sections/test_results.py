@@ -206,7 +206,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_probe_scores(analysis: NetAnalysis, **changes: dict[str, float]) -> NetAnalysis:
     """Return the analysis with other probe scores."""
-    scores = {name: replace(score, **changes.get(name, {})) for name, score in analysis.probe_scores.items()}
+    scores = {name: score | changes.get(name, {}) for name, score in analysis.probe_scores.items()}
     return replace(analysis, probe_scores=scores)
 
 
@@ -316,11 +316,7 @@ def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: Analys
         (1.0, 0.5, "but part of it is wrong"),
         (1.0, 0.95, "preserve the fine detail"),
     ):
-        assert verdict in str(
-            blur_text(
-                replace(pool, high_frequencies=replace(pool.high_frequencies, energy=energy, correlation=correlation))
-            )
-        )
+        assert verdict in str(blur_text(replace(pool, high_frequencies={"energy": energy, "correlation": correlation})))
     bands = replace(pool, accuracy_by_edge_distance=AccuracyByEdgeDistance(np.array([0.2, 0.6]), np.array([0.5, 0.5])))
     assert "without fine detail" in str(blur_text(bands))
     assert "without fine detail" not in str(
@@ -333,9 +329,11 @@ def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: Analys
         (0.2, 0.2, ("are too dull", "which is not close to")),
         (0.4, 0.4, ("are not too dull", "which is close to")),
     ):
-        vivid_stats = replace(
-            pool.vivid_stats, true_fraction=0.4, predicted_fraction=predicted, mean_probability=expected
-        )
+        vivid_stats = pool.vivid_stats | {
+            "true_fraction": 0.4,
+            "predicted_fraction": predicted,
+            "mean_probability": expected,
+        }
         text = str(dullness_text(replace(pool, vivid_stats=vivid_stats), data))
         assert all(phrase in text for phrase in phrases)
         assert ("seldom confident enough" in text) == ("seldom confident enough" in phrases)

@@ -118,7 +118,7 @@ def ablated_skip(model: UNet, skip: str, ablation: Callable[[Tensor], Tensor]) -
         return torch.cat([own, ablation(skipped)], 1)
 
     hooks = [
-        layer.register_forward_pre_hook(partial(ablate, previous.get_submodule("0").out_channels))
+        layer.register_forward_pre_hook(partial(ablate, previous.get_submodule("0").out_channels))  # type: ignore[arg-type]
         for name, (layer, previous) in layers.items()
         if skip in (name, "both")
     ]

@@ -24,9 +24,7 @@ from chromabox.assignment.analysis.gradients import (
 from chromabox.assignment.analysis.predictions import (
     AccuracyByEdgeDistance,
     Calibration,
-    HighFrequencyStats,
     Predictions,
-    VividColourStats,
     accuracy_by_edge_distance,
     calibrate,
     compare_high_frequencies,
@@ -37,7 +35,7 @@ from chromabox.assignment.analysis.predictions import (
     vivid_colour_stats,
     vivid_colours,
 )
-from chromabox.assignment.analysis.probing import ProbeScores, probe_layers
+from chromabox.assignment.analysis.probing import probe_layers
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation import metrics
 from chromabox.colour.models.baselines import UNet
@@ -69,15 +67,6 @@ SAMPLE_SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class ImageStats:
-    """PSNR in dB and mean CIEDE2000 compared with the ground truth, and mean colourfulness of the images."""
-
-    psnr: float
-    delta_e: float
-    colourfulness: float
-
-
 @dataclass(frozen=True, eq=False)
 class AnalysisData:
     """Data that all models of a comparison share."""
@@ -87,7 +76,7 @@ class AnalysisData:
     """The first :data:`NUM_TEST_IMAGES` images of the test split."""
     edge_distances: Float64[np.ndarray, "images height width"]
     """Distance in pixels from each pixel to the nearest edge of the greyscale image."""
-    grey_stats: ImageStats
+    grey_stats: dict[str, float]
     """Quality of the greyscale images."""
     true_colourfulness: float
     lookup_table_accuracy: float
@@ -101,12 +90,12 @@ class NetAnalysis:
     model: str
     run: Path
     predictions: Predictions
-    image_stats: ImageStats
-    high_frequencies: HighFrequencyStats
-    vivid_stats: VividColourStats
+    image_stats: dict[str, float]
+    high_frequencies: dict[str, float]
+    vivid_stats: dict[str, float]
     accuracy_by_edge_distance: AccuracyByEdgeDistance
     calibration: Calibration
-    probe_scores: dict[str, ProbeScores]
+    probe_scores: dict[str, dict[str, float]]
     """By layer: "quarter" (the bottleneck), "half" and "input"."""
     bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of the layer "quarter" of the probes."""
@@ -161,24 +150,25 @@ def load_analysis_data(run: Path) -> AnalysisData:
     train, full_test = inputs.data.train, inputs.data.test
     test = full_test.select(slice(0, NUM_TEST_IMAGES))
     grey_rgb = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
-    pixels = (values.numpy() for split in (train, full_test) for values in (split.grey_sum, split.labels))
+    train_pixels, test_pixels = ((split.grey_sum.numpy(), split.labels.numpy()) for split in (train, full_test))
     data = AnalysisData(
         inputs,
         test,
         edge_distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
         grey_stats=image_stats(grey_rgb, test),
         true_colourfulness=_mean_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
-        lookup_table_accuracy=metrics.grey_lookup_baseline(*pixels, len(inputs.palette)).accuracy,
+        lookup_table_accuracy=metrics.grey_lookup_baseline(*train_pixels, *test_pixels, len(inputs.palette)).accuracy,
     )
     _data_cache.clear()
     _data_cache[key] = data
     return data
 
 
-def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> ImageStats:
-    """Compare images with the ground truth."""
+def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> dict[str, float]:
+    """Return ``psnr`` in dB and mean CIEDE2000 (``delta_e``) from the ground truth, and mean ``colourfulness``."""
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
-    return ImageStats(metrics.psnr(rgb, truth), metrics.delta_e(rgb, truth), _mean_colourfulness(rgb))
+    scores = {"psnr": metrics.psnr(rgb, truth), "delta_e": metrics.delta_e(rgb, truth)}
+    return {**scores, "colourfulness": _mean_colourfulness(rgb)}
 
 
 def _mean_colourfulness(rgb: UInt8[np.ndarray, "images height width 3"]) -> float:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -46,7 +47,7 @@ def plot_all_curves(runs: Mapping[str, Sequence[Sequence[EpochRecord]]], path: P
         for history in histories:
             epochs = [record["epoch"] for record in history]
             marker = "." if len(history) == 1 else ""  # The line of a single epoch would be invisible.
-            style = {"color": MODEL_COLOURS[model], "linewidth": 0.8, "marker": marker}
+            style: dict[str, Any] = {"color": MODEL_COLOURS[model], "linewidth": 0.8, "marker": marker}
             for axes, quantity, scale in ((left, "loss", 1.0), (right, "accuracy", 100.0)):
                 for split, line_style in (("train", "--"), ("test", "-")):
                     axes.plot(
@@ -72,7 +73,7 @@ def plot_accuracy_by_edge_distance(
     names[0] = "on an edge"
     for model, result in models.items():
         axes.plot(names, 100 * result.accuracy, marker="o", markersize=4, color=MODEL_COLOURS[model], label=model)
-    above = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": FONT_SIZE - 1}
+    above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": FONT_SIZE - 1}
     for index, fraction in enumerate(next(iter(models.values())).fraction):
         axes.annotate(f"{100 * fraction:.0f} %", (index, 1.02), **above)
     axes.set(xlabel="distance from the nearest edge (pixels); above: fraction of all pixels", ylabel="accuracy (%)")
@@ -87,7 +88,7 @@ def plot_gradients(
     figure, panels = _make_panels(2, 2.4, sharey=True)
     for axes, models, title in zip(panels, (start, end), ("before training", "after training"), strict=True):
         for model, layers in models.items():
-            style = {"marker": "o", "markersize": 4, "color": MODEL_COLOURS[model], "label": model}
+            style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": MODEL_COLOURS[model], "label": model}
             axes.plot(list(layers), list(layers.values()), **style)
         axes.set_title(title, fontsize=FONT_SIZE + 1)
         axes.set_yscale("log")
@@ -122,8 +123,8 @@ def plot_agreement(
 ) -> None:
     """Plot rows of images and, below them, maps of the pixels that each of two models predicts correctly."""
     count = len(next(iter(rows.values())))
-    maps = [agreement_map(*masks) for masks in zip(first.is_correct[:count], second.is_correct[:count], strict=True)]
-    figure = _image_grid({**rows, "correct": maps}, bottom_margin=0.3)
+    maps = agreement_map(first.is_correct[:count], second.is_correct[:count])
+    figure = _image_grid({**rows, "correct": list(maps)}, bottom_margin=0.3)
     labels = ("both", f"only {names[0]}", f"only {names[1]}", "neither")
     handles = [Patch(color=colour, label=label) for colour, label in zip(AGREEMENT_COLOURS, labels, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=FONT_SIZE, frameon=False)
@@ -131,12 +132,11 @@ def plot_agreement(
 
 
 def agreement_map(
-    first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the agreement map of one image in :data:`AGREEMENT_COLOURS`."""
+    first: Bool[np.ndarray, "*images height width"], second: Bool[np.ndarray, "*images height width"]
+) -> UInt8[np.ndarray, "*images height width 3"]:
+    """Return maps of the pixels that two models predict correctly, in :data:`AGREEMENT_COLOURS`."""
     colours = np.rint(255 * to_rgba_array(AGREEMENT_COLOURS)[:, :3]).astype(np.uint8)
-    pixels: UInt8[np.ndarray, "height width 3"] = colours[np.where(first, 0, 2) + np.where(second, 0, 1)]
-    return pixels
+    return np.asarray(colours[np.where(first, 0, 2) + np.where(second, 0, 1)])
 
 
 def _image_grid(rows: Mapping[str, Sequence[RGBTile]], bottom_margin: float = 0.0) -> Figure:
@@ -235,5 +235,5 @@ def _draw_box(axes: Axes, box: Float[np.ndarray, "4"], class_id: int, label: str
     colour = BOX_COLOURS[class_id % len(BOX_COLOURS)]
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1))
     background = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-    style = {"color": "white", "fontsize": 5.5, "va": "bottom", "bbox": background}
+    style: dict[str, Any] = {"color": "white", "fontsize": 5.5, "va": "bottom", "bbox": background}
     axes.text(left, top, label, **style, parse_math=False, clip_on=True)

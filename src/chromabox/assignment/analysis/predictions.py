@@ -130,23 +130,16 @@ def label_colours(labels: UInt8[Tensor, "images height width"], palette: Palette
     return colours[labels.long()].permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class HighFrequencyStats:
-    """Fine detail of images compared with that of reference images."""
+def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> dict[str, float]:
+    """Compare the fine detail of images with that of reference images; NaN if either has none.
 
-    energy: float
-    """Sum of squares divided by that of the reference: below 1 the detail is weaker, above 1 stronger."""
-    correlation: float
-    """Correlation with the detail of the reference: 1 if equal up to a factor, 0 if unrelated."""
-
-
-def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequencyStats:
-    """Compare the fine detail of corresponding images; NaN if either has none."""
+    Return ``energy``, the sum of squares divided by that of the reference (below 1 if the detail is weaker), and
+    ``correlation`` with the detail of the reference (1 if equal up to a factor, 0 if unrelated).
+    """
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
-    return HighFrequencyStats(
-        (energies[0] / energies[1]).item(), ((detail @ reference) / energies.prod().sqrt()).item()
-    )
+    correlation = (detail @ reference) / energies.prod().sqrt()
+    return {"energy": (energies[0] / energies[1]).item(), "correlation": correlation.item()}
 
 
 EdgeMask = Bool[np.ndarray, "images height width"]
@@ -206,32 +199,22 @@ def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
     return np.asarray(chroma > np.median(chroma))
 
 
-@dataclass(frozen=True)
-class VividColourStats:
-    """Fractions of pixels, 0 to 1; NaN if there are no such pixels."""
-
-    true_fraction: float
-    """Pixels with a vivid true colour."""
-    predicted_fraction: float
-    """Pixels with a vivid predicted colour."""
-    mean_probability: float
-    """Predicted probability of vivid colours, mean over the pixels."""
-    vivid_accuracy: float
-    dull_accuracy: float
-    """Accuracy on the pixels with a vivid and with a dull true colour."""
-
-
 def vivid_colour_stats(
     predictions: Predictions, truth: UInt8[np.ndarray, "images height width"], is_vivid: Bool[np.ndarray, " colours"]
-) -> VividColourStats:
-    """Compare predictions with the ground truth, separately for vivid and for dull colours."""
+) -> dict[str, float]:
+    """Compare predictions with the ground truth, separately for vivid and for dull colours.
+
+    Return fractions of the pixels, 0 to 1: ``true_fraction`` and ``predicted_fraction`` of vivid colours, their
+    ``mean_probability``, and the accuracy on pixels of each kind of true colour, ``vivid_accuracy`` and
+    ``dull_accuracy`` (NaN without such pixels).
+    """
     is_correct, vivid_truth = predictions.is_correct, is_vivid[truth]
     vivid_correct, vivid_count = int(is_correct[vivid_truth].sum()), int(vivid_truth.sum())
     dull_correct, dull_count = int(is_correct.sum()) - vivid_correct, vivid_truth.size - vivid_count
-    return VividColourStats(
-        true_fraction=vivid_count / vivid_truth.size,
-        predicted_fraction=float(is_vivid[predictions.labels].mean()),
-        mean_probability=float(predictions.mean_probabilities[is_vivid].sum()),
-        vivid_accuracy=vivid_correct / vivid_count if vivid_count else float("nan"),
-        dull_accuracy=dull_correct / dull_count if dull_count else float("nan"),
-    )
+    return {
+        "true_fraction": vivid_count / vivid_truth.size,
+        "predicted_fraction": float(is_vivid[predictions.labels].mean()),
+        "mean_probability": float(predictions.mean_probabilities[is_vivid].sum()),
+        "vivid_accuracy": vivid_correct / vivid_count if vivid_count else float("nan"),
+        "dull_accuracy": dull_correct / dull_count if dull_count else float("nan"),
+    }

@@ -5,8 +5,6 @@ test images (Alain and Bengio 2016, "Understanding intermediate layers using lin
 lower bound on the information in a layer, because the information may be encoded non-linearly.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
@@ -74,28 +72,15 @@ def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"
     return {"quarter": to_blocks(quarter, 1), "half": to_blocks(half, 2), "input": to_blocks(grey, BLOCK)}
 
 
-@dataclass(frozen=True)
-class ProbeScores:
-    """Scores of the linear probe of a layer, on test images."""
-
-    grey: float
-    """R² of the grey values."""
-    grey_detail: float
-    """R² of the differences between grey values and their 4 × 4 block mean."""
-    colour_detail: float
-    """R² of the differences between target RGB values and their 4 × 4 block mean."""
-    chroma: float
-    """R² of target RGB values minus their mean over the channels."""
-    lookup_table_accuracy: float
-    """Accuracy of a lookup table from grey value to its most frequent colour, applied to the predicted grey values."""
-
-
 def probe_layers(
     model: nn.Module, train: LabelledImages, test: LabelledImages, palette: Palette
-) -> dict[str, ProbeScores]:
-    """Probe the layers of :func:`block_features`.
+) -> dict[str, dict[str, float]]:
+    """Probe the layers of :func:`block_features` and return the scores of each.
 
-    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``.
+    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``: R² of ``grey``
+    values; R² of ``grey_detail`` and ``colour_detail``, the differences between grey or target RGB values and their
+    4 × 4 block mean; R² of ``chroma``, the target RGB values minus their mean over the channels; and
+    ``lookup_table_accuracy`` of a table from grey value to its most frequent colour, for the predicted grey values.
     """
     train_features, test_features = (block_features(model, images.grey) for images in (train, test))
     train_targets, true = (
@@ -109,12 +94,15 @@ def probe_layers(
         table = grey_lookup_baseline(
             train.grey_sum.numpy(), train.labels.numpy(), sums, test.labels.numpy(), len(palette)
         )
-        pairs = zip(_scored_rows(predicted), _scored_rows(true.double()), strict=True)
-        scores[name] = ProbeScores(*(r_squared(*pair) for pair in pairs), table.accuracy)
+        true_parts = _scored_parts(true.double())
+        r2 = {part: r_squared(rows, true_parts[part]) for part, rows in _scored_parts(predicted).items()}
+        scores[name] = {**r2, "lookup_table_accuracy": table.accuracy}
     return scores
 
 
-def _scored_rows(maps: ImageMaps) -> list[FeatureRows]:
-    """Return grey values, grey detail, colour detail and chroma: linear in the pixels, so that one probe serves all."""
+def _scored_parts(maps: ImageMaps) -> dict[str, FeatureRows]:
+    """Return grey values, detail and chroma, which are linear in the pixels, so that one probe serves all."""
     grey, colour = maps[:, :1], maps[:, 1:]
-    return [to_blocks(part, BLOCK) for part in (grey, high_pass(grey), high_pass(colour), remove_grey(colour))]
+    parts = {"grey": grey, "grey_detail": high_pass(grey), "colour_detail": high_pass(colour)}
+    parts["chroma"] = remove_grey(colour)
+    return {name: to_blocks(part, BLOCK) for name, part in parts.items()}

@@ -35,7 +35,7 @@ METRIC_COLUMNS = {
 }
 
 
-class Comparison:
+class SweepComparison:
     """The rows of a sweep with equal epochs or equal optimizer steps, as numbers with their sources.
 
     ``rows`` has value, steps and metrics of each row: means over the seeds, with standard deviations for several seeds.
@@ -129,7 +129,7 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
     samples = (
         "The first test images: greyscale, ground truth, and the output of the model of each batch size (first seed)"
     )
-    epochs, steps = Comparison(sweep, "equal_epochs"), Comparison(sweep, "equal_steps")
+    epochs, steps = SweepComparison(sweep, "equal_epochs"), SweepComparison(sweep, "equal_steps")
     source = Source(sweep, f"{sweep.folder}/sweep.json: ")
     small, large = (end["seconds_per_epoch"] for end in epochs.ends.values())
     # A single seed gives no estimate of the variance.
@@ -194,7 +194,7 @@ def _sweep_command(sweep: SweepResult, seeds: tuple[int, ...] = ()) -> str:
     return shlex.join([*args, "-o", str(sweep.folder)])
 
 
-def _explanation_text(epochs: Comparison, steps: Comparison) -> Text:
+def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
     """Explain the results of both comparisons."""
     direction = steps.direction("test_loss")
     if epochs.direction("test_loss") != "increases":
@@ -227,7 +227,7 @@ def _explanation_text(epochs: Comparison, steps: Comparison) -> Text:
     )
 
 
-def _late_decrease_blocks(epochs: Comparison) -> list[Block]:
+def _late_decrease_blocks(epochs: SweepComparison) -> list[Block]:
     """State whether large batches were still improving at the end, if the learning rate is constant until then."""
     rows, folder = epochs.results, epochs.sweep.folder
     late = rows[0].epochs // LATE_FRACTION
@@ -260,7 +260,7 @@ def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Blo
 
     The best value has the lowest test loss, or the lowest ΔE2000 if the losses are not comparable.
     """
-    epochs, parameter = Comparison(sweep, "equal_epochs"), sweep.parameter.replace("-", " ")
+    epochs, parameter = SweepComparison(sweep, "equal_epochs"), sweep.parameter.replace("-", " ")
     metric, label, remark = "test_loss", "test loss", ""
     if sweep.parameter == "colours":
         metric, label = "delta_e", "ΔE2000"

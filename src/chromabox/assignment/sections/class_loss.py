@@ -24,6 +24,11 @@ from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Source, Table, Text
 from chromabox.report.training import plot_losses
 
+#: A second weight of positive targets for the verification, so that the weight has an effect.
+TEST_POSITIVE_WEIGHT = 3.0
+#: Maximum number of classes in a table.
+MAX_TABLE_CLASSES = 10
+FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 #: Descriptions of the loss terms by decoding (before weighting), and of the distillation terms.
 TERM_DESCRIPTIONS = {
     "exp": {
@@ -113,13 +118,6 @@ def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionL
     return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
-#: A second weight of positive targets for the verification, so that the weight has an effect.
-TEST_POSITIVE_WEIGHT = 3.0
-#: Maximum number of classes in a table.
-MAX_TABLE_CLASSES = 10
-FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
-
-
 @answers(
     "D.2",
     "The classification loss and the results of fine-tuning",
@@ -157,9 +155,9 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
     checks = {name: verify_class_loss(opened_run, weight) for name, weight in weights.items()}
     values = {f"{weights[name]:g}": check for name, check in checks.items()}
     recorded = record_results(folder, values, "class term", run.name)
-    error = max(abs(one["actual"] - one["expected"]) / max(abs(one["expected"]), 1e-12) for one in checks.values())
+    loss_error = max(abs(one["actual"] - one["expected"]) / max(abs(one["expected"]), 1e-12) for one in checks.values())
     gradient_error = max(one["max_gradient_difference"] / max(one["max_gradient"], 1e-12) for one in checks.values())
-    agrees = error < 1e-9 and gradient_error < 1e-9
+    agrees = loss_error < 1e-9 and gradient_error < 1e-9
     text = Text(
         "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
         "positions). The code gives {first.actual:.6g} with `cls_pw` = {first.positive_weight:g} and "
@@ -168,7 +166,7 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
         "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
         "{gradient} of the largest gradient. {conclusion}",
         {name: Source(check, f"{recorded.name}{weights[name]:g} > ") for name, check in checks.items()},
-        error=Number(error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
+        error=Number(loss_error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
         gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),
         conclusion="Both differences are float64 rounding errors, so the code implements the formula."
         if agrees

@@ -37,14 +37,14 @@ MAX_VIVID_GAP = 0.05
 
 def blur_text(analysis: NetAnalysis) -> Text:
     """Describe whether the images have the fine detail of the ground truth, and where detail is lost."""
-    energy, correlation = analysis.high_frequencies.energy, analysis.high_frequencies.correlation
+    energy, correlation = analysis.high_frequencies["energy"], analysis.high_frequencies["correlation"]
     if energy < MIN_DETAIL_FRACTION:
         verdict = "The images are blurred"
     elif correlation < MIN_DETAIL_FRACTION:
         verdict = "The images have enough fine detail, but part of it is wrong"
     else:
         verdict = "The images preserve the fine detail"
-    is_lost = analysis.probe_scores["quarter"].grey_detail < MIN_DETAIL_FRACTION
+    is_lost = analysis.probe_scores["quarter"]["grey_detail"] < MIN_DETAIL_FRACTION
     near, far = analysis.accuracy_by_edge_distance.accuracy[0], analysis.accuracy_by_edge_distance.accuracy[-1]
     return Text(
         "{verdict}: the deviations of the pixels of a 4 × 4 block from their mean have "
@@ -66,8 +66,8 @@ def blur_text(analysis: NetAnalysis) -> Text:
 
 def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
     """Describe whether vivid colours are predicted as often as they occur, and whether their probability is correct."""
-    is_dull = analysis.vivid_stats.predicted_fraction < MIN_VIVID_FRACTION * analysis.vivid_stats.true_fraction
-    is_close = abs(analysis.vivid_stats.mean_probability - analysis.vivid_stats.true_fraction) < MAX_VIVID_GAP
+    is_dull = analysis.vivid_stats["predicted_fraction"] < MIN_VIVID_FRACTION * analysis.vivid_stats["true_fraction"]
+    is_close = abs(analysis.vivid_stats["mean_probability"] - analysis.vivid_stats["true_fraction"]) < MAX_VIVID_GAP
     explanation = ""
     if is_dull and is_close:
         explanation = (
@@ -97,7 +97,7 @@ def stride_explanation_blocks(
 ) -> list[Block]:
     """Test the reasons for the effect of strides; ``is_better`` is whether there is a gain to explain."""
     near, gain = _gain_near_edges(pool, strided, data, folder)
-    before, after = (analysis.probe_scores["quarter"].grey_detail for analysis in (pool, strided))
+    before, after = (analysis.probe_scores["quarter"]["grey_detail"] for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE
     counts = [summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided)]
     size = Text(
@@ -147,11 +147,10 @@ def skip_explanation_blocks(
     other_analyses: tuple[NetAnalysis, ...],
 ) -> list[Block]:
     """Test the usual reasons for the effect of skip connections; figures also show ``other_analyses``."""
-    bottleneck, half = (without_skips.probe_scores[layer].lookup_table_accuracy for layer in ("quarter", "half"))
+    bottleneck, half = (without_skips.probe_scores[layer]["lookup_table_accuracy"] for layer in ("quarter", "half"))
     restores_detail = half > bottleneck + MIN_DIFFERENCE
     dull, vivid = (
-        getattr(with_skips.vivid_stats, name) - getattr(without_skips.vivid_stats, name)
-        for name in ("dull_accuracy", "vivid_accuracy")
+        with_skips.vivid_stats[name] - without_skips.vivid_stats[name] for name in ("dull_accuracy", "vivid_accuracy")
     )
     gains_near_edges, gain = _gain_near_edges(without_skips, with_skips, data, folder)
     analyses = (*other_analyses, without_skips, with_skips)
@@ -255,8 +254,8 @@ def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
 def _bottleneck_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
     """Test whether a bottleneck that need not carry fine detail carries more information about the hue."""
     before, after = (analysis.probe_scores["quarter"] for analysis in (without_skips, with_skips))
-    less_detail = after.grey_detail < before.grey_detail - MIN_DIFFERENCE
-    more_hue = after.chroma > before.chroma + MIN_DIFFERENCE
+    less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
+    more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
     verdicts = {
         (True, True): "Both hold",
         (True, False): "Only the first holds; the freed capacity is not used for hues",

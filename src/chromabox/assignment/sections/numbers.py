@@ -12,7 +12,7 @@ from chromabox.assignment.analysis.statistics import ConfidenceInterval, differe
 from chromabox.engine.checkpoint import write_json
 from chromabox.experiments.compare import PUBLISHED_RESULTS, group_runs
 from chromabox.experiments.runs import RunIndex, read_summary
-from chromabox.report.document.model import Block, MissingRun, Number, Section, Source, Table, Text
+from chromabox.report.document.model import Block, Cell, MissingRun, Number, Section, Source, Table, Text
 
 #: A function that builds a section from the available runs and writes its figures into a folder.
 SectionBuilder: TypeAlias = Callable[[RunIndex, Path], Section]
@@ -133,19 +133,13 @@ def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
 
 def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
     """Return a table with a row for each model; published values are included if the settings are the same."""
-    rows = []
+    rows: list[list[Cell]] = []
     for model, runs in runs_by_model.items():
         published = _published_numbers(model, runs[0])
-        rows.append(
-            [
-                model,
-                summary_source(runs[0]).number("parameters", spec=",.0f"),
-                int_number(len(runs), "runs found"),
-                mean_over_runs(runs, "test_loss"),
-                mean_over_runs(runs, "test_accuracy"),
-                *([published[2], f"{published[0]}–{published[1]}"] if published else ["–", "–"]),
-            ]
-        )
+        cells: list[Cell] = [published[2], f"{published[0]}–{published[1]}"] if published else ["–", "–"]
+        means = [mean_over_runs(runs, key) for key in ("test_loss", "test_accuracy")]
+        parameters = summary_source(runs[0]).number("parameters", spec=",.0f")
+        rows.append([model, parameters, int_number(len(runs), "runs found"), *means, *cells])
     is_spread = any(len(runs) > 1 for runs in runs_by_model.values())
     return Table(
         f"Results on the test images{' (± is the sample standard deviation over the seeds)' if is_spread else ''}. The "

@@ -198,9 +198,9 @@ def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis
 def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
     """Describe how sharpness, colour difference and colourfulness of the images changed."""
     improvements = {
-        "sharper": after.high_frequencies.correlation > before.high_frequencies.correlation,
-        "nearer": after.image_stats.delta_e < before.image_stats.delta_e,
-        "livelier": after.image_stats.colourfulness > before.image_stats.colourfulness,
+        "sharper": after.high_frequencies["correlation"] > before.high_frequencies["correlation"],
+        "nearer": after.image_stats["delta_e"] < before.image_stats["delta_e"],
+        "livelier": after.image_stats["colourfulness"] > before.image_stats["colourfulness"],
     }
     return Text(
         "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is "
@@ -288,9 +288,7 @@ def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
         [analysis.model, *(analysis.source.number(*keys, spec=spec) for keys, spec in columns.items())]
         for analysis in analyses
     ]
-    grey = [
-        Number(getattr(data.grey_stats, key), f"greyscale test images: {key}", ".2f") for key in ("psnr", "delta_e")
-    ]
+    grey = [Number(data.grey_stats[key], f"greyscale test images: {key}", ".2f") for key in ("psnr", "delta_e")]
     zero = Number(0.0, "colourfulness of greyscale images", ".1f")
     truth = Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f")
     return Table(

@@ -90,15 +90,14 @@ def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
     """Return the file's content, and the width and height in pixels. Raise ChromaboxError unless it is a PNG file."""
     try:
         content = figure.path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ChromaboxError(f"{figure.path}: the figure cannot be read ({reason})") from error
-    try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             return content, image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ChromaboxError(f"{figure.path}: not a complete PNG file; create the figure again") from error
+        problem = "not a complete PNG file; create the figure again"
+        if isinstance(error, OSError) and error.strerror:  # Errors of Pillow have none.
+            problem = f"the figure cannot be read ({error.strerror.lower()})"
+        raise ChromaboxError(f"{figure.path}: {problem}") from error
 
 
 def _cell_width_class(cell: list[Inline]) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from chromabox.assignment.sections import batch_sizes, class_loss, counting, freezing, networks, results
 from chromabox.assignment.sections.numbers import SectionBuilder, int_number, mean_over_runs
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import package_versions
 from chromabox.experiments.runs import RunIndex, find_runs, read_summary
-from chromabox.report.document.model import Block, Document, MissingRun, Number, Text, escape_braces
+from chromabox.report.document.model import Block, Document, MissingRun, Number, Text
 from chromabox.report.document.write import WrittenDocument, write_document
 
 #: The questions of the assignment, in order; the second item is whether the answer needs no runs.
@@ -90,7 +91,7 @@ def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool 
     abstract += [_detector_summary(run) for run in run_index.detectors]
     if missing and shown:
         abstract.append(Text(f"Questions without an answer, because no finished run was given: {', '.join(missing)}."))
-    abstract += [Text(escape_braces(sentence)) for sentence in run_index.ignored]
+    abstract += [Text("{message}", message=message) for message in run_index.ignored]
     colour_runs = [run for runs in run_index.colour.values() for run in runs]
     document = Document(
         title="Image colourisation by classification and fine-tuning of an object detector",
@@ -111,19 +112,19 @@ def _colour_summary(run_index: RunIndex) -> Text:
     """Return one sentence about the task and one about each model."""
     first = read_summary(next(iter(run_index.colour.values()))[0])
     sentences = [
-        f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour of "
-        f"a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
+        "Greyscale images ({data}) are colourised by classifying every pixel as one colour of a palette ({palette}). "
+        "The models were trained with the {recipe} recipe."
     ]
-    numbers = {}
+    values: dict[str, Any] = {key: first[key] for key in ("data", "palette", "recipe")}
     for index, (model, runs) in enumerate(run_index.colour.items()):
-        numbers[f"right{index}"] = mean_over_runs(runs, "test_accuracy")
-        numbers[f"loss{index}"] = mean_over_runs(runs, "test_loss")
-        numbers[f"runs{index}"] = int_number(len(runs), "number of runs found")
+        values[f"right{index}"] = mean_over_runs(runs, "test_accuracy")
+        values[f"loss{index}"] = mean_over_runs(runs, "test_loss")
+        values[f"runs{index}"] = int_number(len(runs), "number of runs found")
         sentences.append(
             f"`{model}` classifies {{right{index}}} % of the test pixels correctly, with a cross-entropy of "
             f"{{loss{index}}} nats per pixel ({{runs{index}}} {'seed' if len(runs) == 1 else 'seeds'})."
         )
-    return Text(" ".join(sentences), numbers)
+    return Text(" ".join(sentences), values)
 
 
 def _detector_summary(run: Path) -> Text:

@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
 import pygments
@@ -49,7 +48,7 @@ def strip_control_chars(text: str) -> str:
 
 def parse_inline(text: Text | str) -> list[Inline]:
     """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line breaks become spaces."""
-    pieces = _split_template(text) if isinstance(text, Text) else [(text, None)]
+    pieces = text.pieces if isinstance(text, Text) else [(text, None)]
     num_backticks = sum(literal.count("`") for literal, _ in pieces)
     unpaired = num_backticks if num_backticks % 2 else 0
     inlines: list[Inline] = []
@@ -86,18 +85,6 @@ def parse_links(text: str) -> list[Inline]:
 def to_text(inlines: list[Inline]) -> str:
     """Return the plain text."""
     return "".join(inline.text for inline in inlines)
-
-
-def _split_template(text: Text) -> list[tuple[str, Number | None]]:
-    """Split into pairs of text and the number that follows (None at the end); doubled braces become single ones."""
-    pieces: list[tuple[str, Number | None]] = []
-    words = ""
-    for literal, name, *_ in Formatter().parse(text.template):
-        words += literal
-        if name is not None:
-            pieces.append((words, text.numbers[name]))
-            words = ""
-    return [*pieces, (words, None)]
 
 
 #: A block as plain data: ``kind`` names its type, and the other keys depend on it.

@@ -13,7 +13,6 @@ import numpy as np
 from chromabox.assignment.analysis.net_analysis import (
     EDGE_DISTANCE_BINS,
     NUM_ABLATION_IMAGES,
-    NUM_TEST_IMAGES,
     AnalysisData,
     NetAnalysis,
 )
@@ -366,13 +365,13 @@ def _probe_table(*analyses: NetAnalysis) -> Table:
 def _edge_distance_figure(analyses: Sequence[NetAnalysis], folder: Path) -> Figure:
     """Plot the accuracy of the models against the distance from the nearest edge."""
     path = folder / f"edges-{'-'.join(analysis.model for analysis in analyses)}.png"
-    plot_accuracy_by_edge_distance(
-        {analysis.model: analysis.accuracy_by_edge_distance for analysis in analyses}, EDGE_DISTANCE_BINS, path
-    )
+    results = {analysis.model: analysis.accuracy_by_edge_distance for analysis in analyses}
+    plot_accuracy_by_edge_distance(results, EDGE_DISTANCE_BINS, path)
+    num_images = len(analyses[0].predictions.labels)
     return Figure(
         path,
         "Accuracy against the distance from the nearest edge of the greyscale image. Edges are the 10 % of the pixels "
-        f"with the steepest gradient (Sobel operator). First {NUM_TEST_IMAGES} test images, one seed.",
+        f"with the steepest gradient (Sobel operator). First {num_images} test images, one seed.",
     )
 
 

@@ -58,19 +58,14 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
     changes = weight_changes(run)
     frozen = read_summary(run)["frozen"]
     depth = frozen["layers"]
-    groups = {
-        "frozen": [change for change in changes if change.layer < depth],
-        "trained": [change for change in changes if change.layer >= depth],
-    }
-    results = {
-        name: {
-            "parameters": sum(change.num_parameters for change in group),
-            "largest": max(change.max_change for change in group),
-            "statistics": max(change.max_stats_change for change in group),
-        }
-        for name, group in groups.items()
-        if group
-    }
+    results = {}
+    for name, is_frozen in (("frozen", True), ("trained", False)):
+        if group := [change for change in changes if (change.layer < depth) == is_frozen]:
+            results[name] = {
+                "parameters": sum(change.num_parameters for change in group),
+                "largest": max(change.max_change for change in group),
+                "statistics": max(change.max_stats_change for change in group),
+            }
     recorded = record_results(folder, results, "frozen layers", run.name)
     specs = {"parameters": ",.0f", "largest": ".2g", "statistics": ".2g"}
     rows: list[list[Cell]] = [
@@ -103,14 +98,13 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
         "value by value. "
     )
     if any(change.max_change for change in frozen):
-        return method + "Parameters of frozen layers have changed, which is an error of the program:"
+        return method + "Parameters of frozen layers have changed, which is an error in the program:"
     if any(change.max_stats_change for change in frozen):
-        expected = "as this recipe intends" if update_bn_stats else "which is an error of the program"
+        expected = "as this recipe intends" if update_bn_stats else "which is an error in the program"
         return method + f"No parameter of a frozen layer has changed, but its BatchNorm statistics have, {expected}:"
-    all_others_changed = all(change.max_change > 0 for change in changes if change.layer >= num_frozen)
-    others = (
-        "all other layers have changed" if all_others_changed else "some of the other layers have not changed either"
-    )
+    others = "all other layers have changed"
+    if not all(change.max_change > 0 for change in changes if change.layer >= num_frozen):
+        others = "some of the other layers have not changed either"
     return f"{method}In the frozen layers, all parameters and statistics are bitwise identical; {others}:"
 
 

@@ -72,7 +72,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
             seeds=int_number(len(runs), "number of runs found"),
         ),
         *published_comparison({POOL_UPSAMPLE: runs}),
-        Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
+        Figure(path, f"The first test images: greyscale, ground truth, and the output of `{POOL_UPSAMPLE}`."),
         *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
         blur_text(analysis),
         dullness_text(analysis, data),

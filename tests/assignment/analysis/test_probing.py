@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch import nn
 
-from chromabox.assignment.analysis.predictions import compare_high_frequencies, high_pass, label_colours, remove_grey
+from chromabox.assignment.analysis.pixels import compare_high_frequencies, high_pass, label_colours, remove_grey
 from chromabox.assignment.analysis.probing import (
     block_features,
     from_blocks,

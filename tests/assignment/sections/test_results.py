@@ -12,14 +12,14 @@ from PIL import Image
 
 from chromabox.assignment.analysis.gradients import LayerGradient
 from chromabox.assignment.analysis.net_analysis import AnalysisData, NetAnalysis, analyse, load_analysis_data
-from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance
+from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance
 from chromabox.assignment.analysis.statistics import ConfidenceInterval
 from chromabox.assignment.sections.explanations import (
     blur_text,
     dullness_text,
+    explain_skips,
+    explain_strides,
     has_vanishing_gradients,
-    skip_explanation_blocks,
-    stride_explanation_blocks,
 )
 from chromabox.assignment.sections.numbers import difference_text, is_improvement
 from chromabox.assignment.sections.results import (
@@ -215,11 +215,11 @@ def test_verdict_on_detail_kept_by_strides(analyses: list[NetAnalysis], data: An
     pool = with_probe_scores(analyses[0], quarter={"grey_detail": 0.5})
     for kept, verdict in ((0.8, "This is confirmed"), (0.5, "This is not confirmed"), (0.2, "This is not confirmed")):
         strided = with_probe_scores(analyses[1], quarter={"grey_detail": kept})
-        text = read_text(stride_explanation_blocks(pool, strided, data, tmp_path, is_better=True))
+        text = read_text(explain_strides(pool, strided, data, tmp_path, is_better=True))
         assert verdict in text
         assert "explains 50.0 % of the variance of the fine detail" in text
         assert f"on that of `conv-transpose` explains {100 * kept:.1f} %" in text
-    assert "no gain" in read_text(stride_explanation_blocks(pool, strided, data, tmp_path, is_better=False))
+    assert "no gain" in read_text(explain_strides(pool, strided, data, tmp_path, is_better=False))
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -234,9 +234,7 @@ def test_verdict_on_the_gain_near_edges_follows_from_the_interval(
         strided = replace(analyses[1], predictions=replace(analyses[1].predictions, is_correct=is_correct))
         distances = np.where(near, 0.0, 7.0)
         return read_text(
-            stride_explanation_blocks(
-                all_wrong, strided, replace(data, edge_distances=distances), tmp_path, is_better=True
-            )
+            explain_strides(all_wrong, strided, replace(data, edge_distances=distances), tmp_path, is_better=True)
         )
 
     assert "largest where the image has fine detail" in text(near)
@@ -258,10 +256,10 @@ def test_vanishing_gradients_are_detected(analyses: list[NetAnalysis], data: Ana
     assert has_vanishing_gradients(
         replace(without_skips, initial_gradients=flat, final_gradients={**flat, "block1": LayerGradient(0.0, 1.0)})
     )
-    text = read_text(skip_explanation_blocks(constant, with_skips, data, tmp_path, is_better=True, other_analyses=()))
+    text = read_text(explain_skips(constant, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "No vanishing gradients were observed" in text
     assert "Vanishing gradients do not explain it" in text
-    text = read_text(skip_explanation_blocks(vanishing, with_skips, data, tmp_path, is_better=True, other_analyses=()))
+    text = read_text(explain_skips(vanishing, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "Vanishing gradients were observed" in text
     assert "10,000" in text
     assert "do not explain it" not in text
@@ -272,7 +270,7 @@ def test_verdicts_on_restored_detail_and_hue(analyses: list[NetAnalysis], data: 
     _, without_skips, with_skips = analyses
 
     def text(before: NetAnalysis, after: NetAnalysis) -> str:
-        return read_text(skip_explanation_blocks(before, after, data, tmp_path, is_better=True, other_analyses=()))
+        return read_text(explain_skips(before, after, data, tmp_path, is_better=True, other_analyses=()))
 
     lost = with_probe_scores(without_skips, quarter={"lookup_table_accuracy": 0.3, "grey_detail": 0.9, "chroma": 0.1})
     lost = with_probe_scores(lost, half={"lookup_table_accuracy": 0.5})
@@ -305,7 +303,7 @@ def test_used_skip_connections_are_named(analyses: list[NetAnalysis], data: Anal
         }
         other = replace(with_skips, skip_ablations=ablations)
         assert expected in read_text(
-            skip_explanation_blocks(without_skips, other, data, tmp_path, is_better=True, other_analyses=())
+            explain_skips(without_skips, other, data, tmp_path, is_better=True, other_analyses=())
         )
 
 

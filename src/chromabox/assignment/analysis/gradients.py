@@ -9,10 +9,10 @@ measures how much the trained model depends on a skip connection, not the perfor
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
+from typing import cast
 
 import numpy as np
 import torch
@@ -100,30 +100,14 @@ def ablate_skips(model: UNet, images: LabelledImages) -> dict[tuple[str, str], t
     "both". The model should be in evaluation mode.
     """
     scores = {("none", "intact"): loss_and_accuracy(model, images.grey, images.labels)}
-    for skip in ("half", "input", "both"):
-        for name, ablation in ABLATIONS.items():
-            with ablated_skip(model, skip, ablation):
-                scores[skip, name] = loss_and_accuracy(model, images.grey, images.labels)
+    for skip, (name, ablation) in product(("half", "input", "both"), ABLATIONS.items()):
+
+        def forward(grey: Tensor, skip: str = skip, ablation: Callable[[Tensor], Tensor] = ablation) -> Tensor:
+            half = model.block1(grey)
+            skipped_half = half if skip == "input" else ablation(half)
+            skipped_input = grey if skip == "half" else ablation(grey)
+            decoded = model.block4(torch.cat([model.block3(model.block2(half)), skipped_half], 1))
+            return cast(Tensor, model.last(torch.cat([decoded, skipped_input], 1)))
+
+        scores[skip, name] = loss_and_accuracy(forward, images.grey, images.labels)
     return scores
-
-
-@contextmanager
-def ablated_skip(model: UNet, skip: str, ablation: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Apply an ablation to a skip connection, or to both, while the context is active."""
-    # A layer receives the output of the previous block, followed by the channels of the skip connection.
-    layers = {"half": (model.block4, model.block3), "input": (model.last, model.block4)}
-
-    def ablate(num_own_channels: int, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        own, skipped = inputs[0][:, :num_own_channels], inputs[0][:, num_own_channels:]
-        return torch.cat([own, ablation(skipped)], 1)
-
-    hooks = [
-        layer.register_forward_pre_hook(partial(ablate, previous.get_submodule("0").out_channels))  # type: ignore[arg-type]
-        for name, (layer, previous) in layers.items()
-        if skip in (name, "both")
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

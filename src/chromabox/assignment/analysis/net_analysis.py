@@ -14,27 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 
-from chromabox.assignment.analysis.gradients import (
-    LayerGradient,
-    ablate_skips,
-    initial_model,
-    layer_gradients,
-    relative_weight_change,
-)
-from chromabox.assignment.analysis.predictions import (
-    AccuracyByEdgeDistance,
-    Calibration,
-    Predictions,
-    accuracy_by_edge_distance,
-    calibrate,
-    compare_high_frequencies,
-    edge_distances,
-    grey_edges,
-    label_colours,
-    predict,
-    vivid_colour_stats,
-    vivid_colours,
-)
+from chromabox.assignment.analysis import gradients, pixels
 from chromabox.assignment.analysis.probing import probe_layers
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation import metrics
@@ -89,18 +69,18 @@ class NetAnalysis:
 
     model: str
     run: Path
-    predictions: Predictions
+    predictions: pixels.Predictions
     image_stats: dict[str, float]
     high_frequencies: dict[str, float]
     vivid_stats: dict[str, float]
-    accuracy_by_edge_distance: AccuracyByEdgeDistance
-    calibration: Calibration
+    accuracy_by_edge_distance: pixels.AccuracyByEdgeDistance
+    calibration: pixels.Calibration
     probe_scores: dict[str, dict[str, float]]
     """By layer: "quarter" (the bottleneck), "half" and "input"."""
     bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of the layer "quarter" of the probes."""
-    initial_gradients: dict[str, LayerGradient]
-    final_gradients: dict[str, LayerGradient]
+    initial_gradients: dict[str, gradients.LayerGradient]
+    final_gradients: dict[str, gradients.LayerGradient]
     weight_change: dict[str, float]
     skip_ablations: dict[str, dict[str, float]]
     """Loss and accuracy with ablated skips, by "skip ablation"; empty for models without skip connections."""
@@ -110,8 +90,8 @@ class NetAnalysis:
         """All numbers as JSON values, without the per-pixel predictions; non-finite numbers are None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
-            when: {layer: gradient.relative_norm for layer, gradient in gradients.items()}
-            for when, gradients in (("start", self.initial_gradients), ("end", self.final_gradients))
+            when: {layer: gradient.relative_norm for layer, gradient in layers.items()}
+            for when, layers in (("start", self.initial_gradients), ("end", self.final_gradients))
         }
         calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
         values = {"run": str(self.run), **values, "relative gradient": relative, "calibration error": calibration}
@@ -154,7 +134,7 @@ def load_analysis_data(run: Path) -> AnalysisData:
     data = AnalysisData(
         inputs,
         test,
-        edge_distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
+        edge_distances=pixels.edge_distances(pixels.grey_edges(test.grey[:, 0].numpy())),
         grey_stats=image_stats(grey_rgb, test),
         true_colourfulness=_mean_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
         lookup_table_accuracy=metrics.grey_lookup_baseline(*train_pixels, *test_pixels, len(inputs.palette)).accuracy,
@@ -186,30 +166,30 @@ def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
     config, palette_model, data = read_config(run), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
     train, size = data.inputs.data.train, config.recipe.batch_size
-    start = initial_model(config, palette)
+    start = gradients.initial_model(config, palette)
     # Batches in file order; the first batch again if there are not enough images.
     selected = [train.select(slice(number * size, (number + 1) * size)) for number in range(NUM_GRADIENT_BATCHES)]
     batches = [(batch.grey, batch.labels) for batch in (batch if len(batch) else selected[0] for batch in selected)]
-    predictions = predict(model, test)
-    skips = ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
+    predictions = pixels.predict(model, test)
+    skips = gradients.ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
     height, width = test.labels.shape[1:]
-    predicted_colours = label_colours(torch.from_numpy(predictions.labels), palette)
+    predicted_colours = pixels.label_colours(torch.from_numpy(predictions.labels), palette)
     probe_images = train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)), test.select(slice(0, NUM_PROBE_TEST_IMAGES))
     return NetAnalysis(
         model=config.model,
         run=run,
         predictions=predictions,
         image_stats=image_stats(decode_labels(predictions.labels, palette), test),
-        high_frequencies=compare_high_frequencies(predicted_colours, label_colours(test.labels, palette)),
-        vivid_stats=vivid_colour_stats(predictions, test.labels.numpy(), vivid_colours(palette)),
-        accuracy_by_edge_distance=accuracy_by_edge_distance(
+        high_frequencies=pixels.compare_high_frequencies(predicted_colours, pixels.label_colours(test.labels, palette)),
+        vivid_stats=pixels.vivid_colour_stats(predictions, test.labels.numpy(), pixels.vivid_colours(palette)),
+        accuracy_by_edge_distance=pixels.accuracy_by_edge_distance(
             predictions.is_correct, data.edge_distances, EDGE_DISTANCE_BINS
         ),
-        calibration=calibrate(predictions.confidence, predictions.is_correct),
+        calibration=pixels.calibrate(predictions.confidence, predictions.is_correct),
         probe_scores=probe_layers(model, *probe_images, palette),
         bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
-        initial_gradients=layer_gradients(start, batches),
-        final_gradients=layer_gradients(model, batches),
-        weight_change=relative_weight_change(start, model),
+        initial_gradients=gradients.layer_gradients(start, batches),
+        final_gradients=gradients.layer_gradients(model, batches),
+        weight_change=gradients.relative_weight_change(start, model),
         skip_ablations={" ".join(key): {"loss": loss, "accuracy": accuracy} for key, (loss, accuracy) in skips.items()},
     )

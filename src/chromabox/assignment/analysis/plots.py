@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, SampleDetections
-from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance, Calibration, Predictions
+from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance, Calibration, Predictions
 from chromabox.engine.logger import EpochRecord
 from chromabox.io.atomic import atomic_write
 from chromabox.io.images import make_grid, read_image, to_uint8

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.assignment.analysis.predictions import BLOCK, ImageMaps, high_pass, label_colours, remove_grey
+from chromabox.assignment.analysis.pixels import BLOCK, ImageMaps, high_pass, label_colours, remove_grey
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation.metrics import NUM_GREY_SUMS, grey_lookup_baseline
 from chromabox.colour.palette.palette import Palette

@@ -91,7 +91,7 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
     )
 
 
-def stride_explanation_blocks(
+def explain_strides(
     pool: NetAnalysis, strided: NetAnalysis, data: AnalysisData, folder: Path, *, is_better: bool
 ) -> list[Block]:
     """Test the reasons for the effect of strides; ``is_better`` is whether there is a gain to explain."""
@@ -136,7 +136,7 @@ def stride_explanation_blocks(
     ]
 
 
-def skip_explanation_blocks(
+def explain_skips(
     without_skips: NetAnalysis,
     with_skips: NetAnalysis,
     data: AnalysisData,

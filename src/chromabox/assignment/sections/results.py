@@ -14,14 +14,9 @@ from chromabox.assignment.analysis.net_analysis import (
     analyse,
     load_analysis_data,
 )
+from chromabox.assignment.analysis.pixels import measure_agreement
 from chromabox.assignment.analysis.plots import plot_agreement, plot_all_curves, plot_calibration, plot_samples
-from chromabox.assignment.analysis.predictions import measure_agreement
-from chromabox.assignment.sections.explanations import (
-    blur_text,
-    dullness_text,
-    skip_explanation_blocks,
-    stride_explanation_blocks,
-)
+from chromabox.assignment.sections.explanations import blur_text, dullness_text, explain_skips, explain_strides
 from chromabox.assignment.sections.numbers import (
     SectionBuilder,
     answers,
@@ -138,7 +133,7 @@ unet_curves = _curves_section("C.2", "Training with skip connections", MODELS)
 def conv_transpose_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
     """Answer B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
     pool, strided, data, is_better, blocks = _compare(folder, *runs)
-    return [*blocks, *stride_explanation_blocks(pool, strided, data, folder, is_better=is_better)]
+    return [*blocks, *explain_strides(pool, strided, data, folder, is_better=is_better)]
 
 
 @answers(
@@ -160,7 +155,7 @@ def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> li
         *blocks,
         _image_quality_change_text(strided, with_skips),
         _confusion_figure(UNET, confusion, data, folder),
-        *skip_explanation_blocks(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
+        *explain_skips(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
         *_calibration_blocks((*others, strided, with_skips), folder),
         Text(
             "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} % of "

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from chromabox.assignment.analysis.predictions import accuracy_by_edge_distance, edge_distances, grey_edges
+from chromabox.assignment.analysis.pixels import accuracy_by_edge_distance, edge_distances, grey_edges
 
 SHAPE = (2, 5, 6)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
-from chromabox.assignment.analysis.predictions import Predictions, vivid_colour_stats, vivid_colours
+from chromabox.assignment.analysis.pixels import Predictions, vivid_colour_stats, vivid_colours
 from chromabox.colour.palette.io import load_palette
 
 HORSE24 = load_palette("horse24")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from chromabox.assignment.analysis.predictions import Predictions, calibrate, measure_agreement, predict
+from chromabox.assignment.analysis.pixels import Predictions, calibrate, measure_agreement, predict
 from chromabox.colour.data.datasets import encode_images
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette

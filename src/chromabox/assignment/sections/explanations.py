@@ -146,11 +146,21 @@ def explain_skips(
     other_analyses: tuple[NetAnalysis, ...],
 ) -> list[Block]:
     """Test the usual reasons for the effect of skip connections; figures also show ``other_analyses``."""
-    bottleneck, half = (without_skips.probe_scores[layer]["lookup_table_accuracy"] for layer in ("quarter", "half"))
-    restores_detail = half > bottleneck + MIN_DIFFERENCE
+    scores = without_skips.probe_scores
+    before, after = scores["quarter"], with_skips.probe_scores["quarter"]
+    restores_detail = scores["half"]["lookup_table_accuracy"] > before["lookup_table_accuracy"] + MIN_DIFFERENCE
     dull, vivid = (
         with_skips.vivid_stats[name] - without_skips.vivid_stats[name] for name in ("dull_accuracy", "vivid_accuracy")
     )
+    # A bottleneck that need not carry fine detail has capacity for other properties.
+    less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
+    more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
+    bottleneck_verdict = {
+        (True, True): "Both hold",
+        (True, False): "Only the first holds; the freed capacity is not used for hues",
+        (False, True): "Only the second holds",
+        (False, False): "Neither holds",
+    }[less_detail, more_hue]
     gains_near_edges, gain = _gain_near_edges(without_skips, with_skips, data, folder)
     analyses = (*other_analyses, without_skips, with_skips)
     sources = {"plain": without_skips.source, "skip": with_skips.source}
@@ -191,7 +201,16 @@ def explain_skips(
         gain,
         _edge_distance_figure(analyses, folder),
         *_ablation_blocks(with_skips),
-        _bottleneck_text(without_skips, with_skips),
+        Text(
+            "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that "
+            "require a large receptive field, such as the hue. It should then contain less detail and more hue. "
+            "{verdict}: linear probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the fine "
+            "grey detail from the bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from "
+            "that of `{skip.model}`; for the chroma of the target colours the values are "
+            "{plain.probe_scores.quarter.chroma:.1%} and {skip.probe_scores.quarter.chroma:.1%}.",
+            sources,
+            verdict=bottleneck_verdict,
+        ),
         *_gradient_blocks(analyses, folder),
         Text(
             "{conclusion} One effect was not separated: the skip connections also increase the number of parameters, "
@@ -248,30 +267,6 @@ def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
             conclusion=conclusion,
         ),
     ]
-
-
-def _bottleneck_text(without_skips: NetAnalysis, with_skips: NetAnalysis) -> Text:
-    """Test whether a bottleneck that need not carry fine detail carries more information about the hue."""
-    before, after = (analysis.probe_scores["quarter"] for analysis in (without_skips, with_skips))
-    less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
-    more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
-    verdicts = {
-        (True, True): "Both hold",
-        (True, False): "Only the first holds; the freed capacity is not used for hues",
-        (False, True): "Only the second holds",
-        (False, False): "Neither holds",
-    }
-    return Text(
-        "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that require "
-        "a large receptive field, such as the hue. It should then contain less detail and more hue. {verdict}: linear "
-        "probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the fine grey detail from the "
-        "bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from that of `{skip.model}`; "
-        "for the chroma of the target colours the values are {plain.probe_scores.quarter.chroma:.1%} and "
-        "{skip.probe_scores.quarter.chroma:.1%}.",
-        plain=without_skips.source,
-        skip=with_skips.source,
-        verdict=verdicts[less_detail, more_hue],
-    )
 
 
 def _gradient_ratios(analysis: NetAnalysis) -> dict[str, float]:

@@ -159,23 +159,20 @@ def _published_numbers(model: str, run: Path) -> list[Number]:
     return [*(Number(bound, source, ".1f") for bound in published.accuracy), Number(published.loss, source, ".4f")]
 
 
-def published_comparison(runs_by_model: Mapping[str, Sequence[Path]]) -> list[Block]:
-    """Compare the accuracies with the published ranges; return no block if the settings differ."""
-    blocks: list[Block] = []
-    for model, runs in runs_by_model.items():
-        ours, published = mean_over_runs(runs, "test_accuracy"), _published_numbers(model, runs[0])
-        if not published:
-            continue
-        low, high, _ = published
-        position = "within" if round(ours.value, 1) <= high.value else "above"
-        blocks.append(
-            Text(
-                "The accuracy of `{model}`, {ours} %, is {position} the published range of {low} % to {high} %.",
-                model=model,
-                ours=Number(ours.value, ours.source, ".2f"),
-                position=position if low.value <= round(ours.value, 1) else "below",
-                low=low,
-                high=high,
-            )
+def published_blocks(model: str, runs: Sequence[Path]) -> list[Block]:
+    """Compare the accuracy with the published range; return no block if the settings differ."""
+    published = _published_numbers(model, runs[0])
+    if not published:
+        return []
+    (low, high, _), ours = published, mean_over_runs(runs, "test_accuracy")
+    position = "within" if round(ours.value, 1) <= high.value else "above"
+    return [
+        Text(
+            "The accuracy of `{model}`, {ours} %, is {position} the published range of {low} % to {high} %.",
+            model=model,
+            ours=Number(ours.value, ours.source, ".2f"),
+            position=position if low.value <= round(ours.value, 1) else "below",
+            low=low,
+            high=high,
         )
-    return blocks
+    ]

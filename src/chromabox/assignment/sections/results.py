@@ -26,7 +26,7 @@ from chromabox.assignment.sections.numbers import (
     int_number,
     is_improvement,
     mean_over_runs,
-    published_comparison,
+    published_blocks,
     record_results,
     summary_source,
 )
@@ -56,7 +56,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
     """Answer A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
     analysis, data = _analyse_and_record(folder, runs)
     path = folder / f"sheet-{POOL_UPSAMPLE}.png"
-    plot_samples(_reference_rows(analysis, data) | {POOL_UPSAMPLE: _predicted_images(analysis, data)}, path)
+    plot_samples(_sample_rows(data, analysis), path)
     return [
         Text(
             "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
@@ -66,7 +66,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
             loss=mean_over_runs(runs, "test_loss"),
             seeds=int_number(len(runs), "number of runs found"),
         ),
-        *published_comparison({POOL_UPSAMPLE: runs}),
+        *published_blocks(POOL_UPSAMPLE, runs),
         Figure(path, f"The first test images: greyscale, ground truth, and the output of `{POOL_UPSAMPLE}`."),
         *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
         blur_text(analysis),
@@ -175,7 +175,7 @@ def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnaly
     blocks = [
         comparison_table(runs_by_model),
         difference_text(folder, first.model, second.model, changes),
-        *published_comparison(runs_by_model),
+        *(block for model, group in runs_by_model.items() for block in published_blocks(model, group)),
         *_side_by_side(first, second, data, folder),
         _image_quality_table(data, first, second),
     ]
@@ -233,23 +233,20 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     ]
 
 
-def _reference_rows(analysis: NetAnalysis, data: AnalysisData) -> dict[str, Sequence[RGBTile]]:
-    """Return the first test images in greyscale and in their true colours."""
-    grey, truth, _ = sample_grid(load_palette_model(analysis.run).network, data.test, data.inputs.palette, NUM_SAMPLES)
-    return {"greyscale": grey, "ground truth": truth}
-
-
-def _predicted_images(analysis: NetAnalysis, data: AnalysisData) -> list[RGBTile]:
-    """Return the first test images as colourised by the model."""
-    return list(decode_labels(analysis.predictions.labels[:NUM_SAMPLES], data.inputs.palette))
+def _sample_rows(data: AnalysisData, *analyses: NetAnalysis) -> dict[str, Sequence[RGBTile]]:
+    """Return the first test images in greyscale, in their true colours, and as colourised by each model."""
+    network, palette = load_palette_model(analyses[0].run).network, data.inputs.palette
+    grey, truth, _ = sample_grid(network, data.test, palette, NUM_SAMPLES)
+    images = {
+        analysis.model: list(decode_labels(analysis.predictions.labels[:NUM_SAMPLES], palette)) for analysis in analyses
+    }
+    return {"greyscale": grey, "ground truth": truth, **images}
 
 
 def _side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> list[Block]:
     """Show the first test images of both models with a map of correct pixels, and describe their agreement."""
     path = folder / f"{first.model}-and-{second.model}.png"
-    rows = _reference_rows(first, data) | {
-        analysis.model: _predicted_images(analysis, data) for analysis in (first, second)
-    }
+    rows = _sample_rows(data, first, second)
     plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
     agreement = measure_agreement(first.predictions, second.predictions)
     return [

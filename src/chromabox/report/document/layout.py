@@ -6,7 +6,6 @@ Source code is highlighted by Pygments in the HTML page, whose style sheet defin
 import html
 import itertools
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,22 +93,22 @@ LaidOut = dict[str, Any]
 def layout_document(document: Document) -> LaidOut:
     """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures`` (all, in order)."""
     counters = {Table: itertools.count(1), Figure: itertools.count(1)}
-    figures: list[Figure] = []
+    figures = [block for _, block in document.blocks() if isinstance(block, Figure)]
 
-    def layout_blocks(blocks: Sequence[Block]) -> list[LaidOut]:
-        figures.extend(block for block in blocks if isinstance(block, Figure))
-        return [_layout_block(block, lambda: next(counters[type(block)])) for block in blocks]  # noqa: B023 - called immediately
+    def layout_block(block: Block) -> LaidOut:
+        laid_out = _layout_block(block)
+        return laid_out | {"number": next(counters[type(block)])} if type(block) in counters else laid_out
 
     return {
         "title": strip_control_chars(document.title),
-        "abstract": layout_blocks(document.abstract),
+        "abstract": [layout_block(block) for block in document.abstract],
         "sections": [
             {
                 "anchor": anchor,
                 "key": strip_control_chars(section.key),
                 "title": strip_control_chars(section.title),
                 "question": parse_inline(section.question),
-                "blocks": layout_blocks(section.blocks),
+                "blocks": [layout_block(block) for block in section.blocks],
             }
             for section, anchor in zip(document.sections, _section_anchors(document), strict=True)
         ],
@@ -119,27 +118,24 @@ def layout_document(document: Document) -> LaidOut:
     }
 
 
-def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
+def _layout_block(block: Block) -> LaidOut:
     match block:
         case Text():
             return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
             return {"kind": "formula", "name": parse_inline(block.name), **render_formula(block.expression)}
         case Table():
-            return {"kind": "table", "number": next_number(), **_layout_table(block)}
+            return {"kind": "table", **_layout_table(block)}
         case Figure():
             caption = parse_inline(block.caption)
-            return {"kind": "figure", "number": next_number(), "caption": caption, "alt": to_text(caption)}
+            return {"kind": "figure", "caption": caption, "alt": to_text(caption)}
         case Code():
             source = strip_control_chars(block.source).strip("\n").expandtabs(4)
             language = strip_control_chars(block.language)
             return {"kind": "code", "source": source, "language": language, "html": highlight(source, language)}
         case MissingRun():
-            return {
-                "kind": "missing",
-                "description": parse_inline(block.description),
-                "command": strip_control_chars(block.command),
-            }
+            command = strip_control_chars(block.command)
+            return {"kind": "missing", "description": parse_inline(block.description), "command": command}
 
 
 def _layout_table(table: Table) -> LaidOut:

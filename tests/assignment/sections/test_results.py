@@ -21,7 +21,7 @@ from chromabox.assignment.sections.explanations import (
     explain_strides,
     has_vanishing_gradients,
 )
-from chromabox.assignment.sections.numbers import difference_text, is_improvement
+from chromabox.assignment.sections.numbers import difference_text, is_improvement, published_blocks
 from chromabox.assignment.sections.results import (
     conv_transpose_curves,
     conv_transpose_results,
@@ -33,6 +33,7 @@ from chromabox.colour.training.recipes import PaletteModelName, make_recipe
 from chromabox.colour.training.train import TrainConfig, train
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
+from chromabox.experiments.compare import PUBLISHED_RESULTS
 from chromabox.experiments.runs import RunIndex, find_runs, read_summary
 from chromabox.report.document.model import Document, Figure, MissingRun, Number, Section, Table, Text
 
@@ -361,3 +362,27 @@ def test_verdict_on_the_difference_follows_from_the_intervals(
     text = str(difference_text(tmp_path, "conv-transpose", "unet", intervals))
     assert text.endswith(verdict) or verdict in text
     assert is_improvement(intervals) is is_better
+
+
+@pytest.mark.parametrize(
+    ("shift", "data", "expected"),
+    [
+        (-0.2, "cifar10:horse", ["below"]),
+        (-0.04, "cifar10:horse", ["within"]),
+        (0.04, "cifar10:horse", ["within"]),
+        (9.0, "cifar10:horse", ["above"]),
+        (0.0, "cifar10:cat", []),
+    ],
+)
+def test_accuracy_is_compared_with_the_published_range(
+    tmp_path: Path, shift: float, data: str, expected: list[str]
+) -> None:
+    """Shifts, in percentage points, are relative to the lower bound, which has one decimal."""
+    low, high = PUBLISHED_RESULTS["unet"].accuracy
+    summary = {"recipe": "course", "data": data, "palette": "course", "test_accuracy": (low + shift) / 100}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    texts = [str(block) for block in published_blocks("unet", [tmp_path])]
+    published = f"the published range of {low:.1f} % to {high:.1f} %"
+    assert texts == [
+        f"The accuracy of `unet`, {low + shift:.2f} %, is {position} {published}." for position in expected
+    ]

@@ -1,10 +1,8 @@
 """Questions A.1, B.1 and C.1, which need no runs: source code, layers and self-check of the three models."""
 
 import inspect
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +48,7 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
         "padding of {conv.padding} pixel on each side for k = {conv.kernel}, and of (k − 1)/2 pixels for every odd k.",
         conv=settings["Conv2d"],
     )
-    source = _source_code(baselines.same_conv, baselines.PoolUpsampleNet)
+    source = _source_code("same_conv", "PoolUpsampleNet")
     omitted = Text(
         "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
         "image."
@@ -77,15 +75,8 @@ def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
         "for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
         up=settings["ConvTranspose2d"],
     )
-    source = _source_code(
-        baselines.strided_padding,
-        baselines.transposed_padding,
-        baselines.upsample_conv,
-        baselines.down_block,
-        baselines.up_block,
-        baselines.ConvTransposeNet,
-    )
-    return _make_section("B.1", "b", "conv-transpose", architecture, source, padding)
+    names = ("strided_padding", "transposed_padding", "upsample_conv", "down_block", "up_block", "ConvTransposeNet")
+    return _make_section("B.1", "b", "conv-transpose", architecture, _source_code(*names), padding)
 
 
 def unet_section(run_index: RunIndex, folder: Path) -> Section:
@@ -115,12 +106,12 @@ def unet_section(run_index: RunIndex, folder: Path) -> Section:
         "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
         "concatenated with the 16 pixels of block 1."
     )
-    return _make_section("C.1", "c", "unet", architecture, _source_code(baselines.UNet), padding)
+    return _make_section("C.1", "c", "unet", architecture, _source_code("UNet"), padding)
 
 
-def _source_code(*objects: Callable[..., Any]) -> Code:
+def _source_code(*names: str) -> Code:
     """Return the source code of functions and classes of ``colour/models/baselines.py``."""
-    return Code("\n\n".join(inspect.getsource(item).rstrip() + "\n" for item in objects))
+    return Code("\n\n".join(inspect.getsource(getattr(baselines, name)).rstrip() + "\n" for name in names))
 
 
 def _op_source(model: str, op: Op) -> Source:

@@ -36,23 +36,24 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_pretrained_weights_all_layers_are_trained(tmp_path: Path) -> None:
-    lines: list[str] = []
-    run = train_sample_detector(tmp_path, lines.append, options=FAST, epochs=1)
+def test_without_pretrained_weights_all_layers_are_trained(tmp_path: Path, messages: list[str]) -> None:
+    run = train_sample_detector(tmp_path, options=FAST, epochs=1)
     assert run == tmp_path / "run"
-    assert any(line.startswith("pretrained weights are not available (yolov3-tiny: not available); ") for line in lines)
-    assert any(line.startswith("nothing frozen") for line in lines)
+    assert any(
+        line.startswith("pretrained weights are not available (yolov3-tiny: not available); ") for line in messages
+    )
+    assert any(line.startswith("nothing frozen") for line in messages)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["frozen"]["layers"], summary["epochs"], summary["size"]) == (0, 1, 96)
     assert load_detector(run).classes == ("airplane", "horse", "frog", "ship")
     assert (run / "sheet.png").is_file()
     assert not (run / "best.onnx").exists()
     before = (run / "metrics.jsonl").read_bytes()
-    lines.clear()
-    assert train_sample_detector(tmp_path, lines.append, options=FAST, epochs=1) == run
-    assert lines == [f"{run}: already finished, skipping"]
+    messages.clear()
+    assert train_sample_detector(tmp_path, options=FAST, epochs=1) == run
+    assert messages == [f"{run}: already finished, skipping"]
     # An interrupted run is resumed, not started again.
     (run / "summary.json").unlink()
-    train_sample_detector(tmp_path, lines.append, options=FAST, epochs=1)
+    train_sample_detector(tmp_path, options=FAST, epochs=1)
     assert (run / "metrics.jsonl").read_bytes() == before
     assert (run / "summary.json").is_file()

@@ -111,12 +111,13 @@ def _train_detector(folder: Path, detection_data: str | None, options: RuntimeOp
 def _finetune_pending(
     folder: Path, config: FinetuneConfig, options: RuntimeOptions | None, *, export: bool = True
 ) -> Path:
-    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one."""
+    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one with its settings."""
 
     def train(config: FinetuneConfig, run: RunDir) -> None:
         run_finetune(config, run, options=options, resume=run.is_started, export=export)
 
-    train_pending({folder: config}, train)
+    run = RunDir(folder)
+    train_pending({folder: run.load_config(FinetuneConfig) if run.is_started else config}, train)
     return folder
 
 

@@ -2,47 +2,35 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
-from chromabox.assignment.sections.batch_sizes import batch_size_section
-from chromabox.assignment.sections.class_loss import class_loss_section
-from chromabox.assignment.sections.counting import count_section, padding_section
-from chromabox.assignment.sections.freezing import freezing_section
-from chromabox.assignment.sections.networks import conv_transpose_section, pool_upsample_section, unet_section
-from chromabox.assignment.sections.numbers import int_number, mean_over_runs
-from chromabox.assignment.sections.results import (
-    conv_transpose_curves,
-    conv_transpose_results,
-    pool_upsample_results,
-    unet_curves,
-    unet_results,
-)
+from chromabox.assignment.sections import batch_sizes, class_loss, counting, freezing, networks, results
+from chromabox.assignment.sections.numbers import SectionBuilder, int_number, mean_over_runs
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import RunDir, package_versions
 from chromabox.experiments.runs import RunIndex, find_runs
-from chromabox.report.document.model import Block, Document, MissingRun, Number, Section, Text, escape_braces
+from chromabox.report.document.model import Block, Document, MissingRun, Number, Text
 from chromabox.report.document.write import WrittenDocument, write_document
-
-SectionBuilder = Callable[[RunIndex, Path], Section]
 
 #: The questions of the assignment, in order; the second item is whether the answer needs no runs.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
-    (pool_upsample_section, True),
-    (pool_upsample_results, False),
-    (count_section, True),
-    (conv_transpose_section, True),
-    (conv_transpose_curves, False),
-    (conv_transpose_results, False),
-    (padding_section, True),
-    (batch_size_section, False),
-    (unet_section, True),
-    (unet_curves, False),
-    (unet_results, False),
-    (freezing_section, False),
-    (class_loss_section, False),
+    (networks.pool_upsample_section, True),
+    (results.pool_upsample_results, False),
+    (counting.count_section, True),
+    (networks.conv_transpose_section, True),
+    (results.conv_transpose_curves, False),
+    (results.conv_transpose_results, False),
+    (counting.padding_section, True),
+    (batch_sizes.batch_size_section, False),
+    (networks.unet_section, True),
+    (results.unet_curves, False),
+    (results.unet_results, False),
+    (freezing.freezing_section, False),
+    (class_loss.class_loss_section, False),
 )
 
 REFERENCES = (
@@ -96,73 +84,56 @@ def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool 
         builder for builder, needs_no_run in SECTIONS if include_missing or not needs_no_run or run_index.colour
     ]
     sections = [builder(run_index, figures) for builder in builders]
-    missing = [section.key for section in sections if not _is_answered(section)]
-    if not include_missing:
-        sections = [section for section in sections if _is_answered(section)]
+    answered = [section for section in sections if any(not isinstance(block, MissingRun) for block in section.blocks)]
+    missing = [section.key for section in sections if section not in answered]
+    shown = sections if include_missing else answered
+    abstract: list[Block] = [_colour_summary(run_index)] if run_index.colour else []
+    abstract += [_detector_summary(run) for run in run_index.detectors]
+    if missing and shown:
+        abstract.append(Text(f"Questions without an answer, because no finished run was given: {', '.join(missing)}."))
+    abstract += [Text("{message}", message=message) for message in run_index.ignored]
+    colour_runs = [run for runs in run_index.colour.values() for run in runs]
     document = Document(
         title="Image colourisation by classification and fine-tuning of an object detector",
-        abstract=_build_abstract(run_index, sections, missing),
-        sections=sections,
+        abstract=abstract,
+        sections=shown,
         references=REFERENCES,
-        metadata=_build_metadata(run_index),
+        metadata={
+            "made": date.today().isoformat(),
+            "with": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
+            "on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+            "from": ", ".join(map(str, colour_runs + run_index.sweeps + run_index.detectors)) or "no run",
+        },
     )
     return document, missing
-
-
-def _is_answered(section: Section) -> bool:
-    return any(not isinstance(block, MissingRun) for block in section.blocks)
-
-
-def _build_abstract(run_index: RunIndex, sections: Sequence[Section], missing: Sequence[str]) -> list[Block]:
-    """Summarise the trained models and their results."""
-    blocks = [_colour_summary(run_index)] if run_index.colour else []
-    blocks += [_detector_summary(run) for run in run_index.detectors]
-    if missing and sections:
-        blocks.append(Text(f"Questions without an answer, because no finished run was given: {', '.join(missing)}."))
-    return [*blocks, *(Text(escape_braces(sentence)) for sentence in run_index.ignored)]
 
 
 def _colour_summary(run_index: RunIndex) -> Text:
     """Return one sentence about the task and one about each model."""
     first = RunDir(next(iter(run_index.colour.values()))[0]).summary()
     sentences = [
-        f"Greyscale images ({escape_braces(first['data'])}) are colourised by classifying every pixel as one colour "
-        f"of a palette ({escape_braces(first['palette'])}). The models were trained with the {first['recipe']} recipe."
+        "Greyscale images ({data}) are colourised by classifying every pixel as one colour of a palette ({palette}). "
+        "The models were trained with the {recipe} recipe."
     ]
-    numbers = {}
+    values: dict[str, Any] = {key: first[key] for key in ("data", "palette", "recipe")}
     for index, (model, runs) in enumerate(run_index.colour.items()):
-        numbers[f"right{index}"] = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
-        numbers[f"loss{index}"] = mean_over_runs(runs, "test_loss")
-        numbers[f"runs{index}"] = int_number(len(runs), "number of runs found")
-        seeds = "seed" if len(runs) == 1 else "seeds"
+        values[f"right{index}"] = mean_over_runs(runs, "test_accuracy")
+        values[f"loss{index}"] = mean_over_runs(runs, "test_loss")
+        values[f"runs{index}"] = int_number(len(runs), "number of runs found")
         sentences.append(
             f"`{model}` classifies {{right{index}}} % of the test pixels correctly, with a cross-entropy of "
-            f"{{loss{index}}} nats per pixel ({{runs{index}}} {seeds})."
+            f"{{loss{index}}} nats per pixel ({{runs{index}}} {'seed' if len(runs) == 1 else 'seeds'})."
         )
-    return Text(" ".join(sentences), numbers)
+    return Text(" ".join(sentences), values)
 
 
 def _detector_summary(run: Path) -> Text:
     summary = RunDir(run).summary()
-    numbers = {
-        name: Number(100 * summary[name]["ap50"], f"{run}/summary.json: {name}.ap50", ".1f")
-        for name in ("before", "after")
-    }
-    data = escape_braces(Path(str(summary["data"])).name)
     return Text(
-        f"Fine-tuning a detector on `{data}` changed its AP50 on held-out images from {{before}} % to {{after}} %.",
-        numbers,
+        "Fine-tuning a detector on `{data}` changed its AP50 on held-out images from {before} % to {after} %.",
+        {
+            name: Number(100 * summary[name]["ap50"], f"{run}/summary.json: {name}.ap50", ".1f")
+            for name in ("before", "after")
+        },
+        data=Path(str(summary["data"])).name,
     )
-
-
-def _build_metadata(run_index: RunIndex) -> dict[str, str]:
-    runs = [
-        *(str(run) for runs in run_index.colour.values() for run in runs),
-        *map(str, run_index.sweeps + run_index.detectors),
-    ]
-    return {
-        "made": date.today().isoformat(),
-        "with": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
-        "on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-        "from": ", ".join(runs) or "no run",
-    }

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance, Predictions, calibrate
 from chromabox.assignment.analysis.plots import (
     AGREEMENT_COLOURS,
     DPI,
@@ -21,7 +22,6 @@ from chromabox.assignment.analysis.plots import (
     plot_gradients,
     plot_samples,
 )
-from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance, Predictions, calibrate
 
 RANDOM = np.random.default_rng(0)
 NAMES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")

@@ -71,7 +71,7 @@ def test_every_number_has_a_source(counts: Section, paddings: Section) -> None:
             if isinstance(cell, Number)
         ]
         assert len(numbers) > 5
-        assert all(number.source.startswith(("chromabox.assignment.", "chromabox.assignment.")) for number in numbers)
+        assert all(number.source.startswith("chromabox.assignment.") for number in numbers)
 
 
 def test_sections_answer_their_questions(counts: Section, paddings: Section) -> None:

@@ -122,7 +122,7 @@ def test_changed_frozen_layer_is_reported_as_an_error(run: Path, tmp_path: Path)
     state["net"]["layers.1.convolution.weight"][0, 0, 0, 0] += 1e-6
     save_checkpoint(modified / "best.safetensors", state, metadata)
     assert [change.layer for change in weight_changes(modified) if change.max_change and change.layer < 3] == [1]
-    assert "which is an error of the program" in _read_text(freezing_section(RunIndex(detectors=[modified]), tmp_path))
+    assert "which is an error in the program" in _read_text(freezing_section(RunIndex(detectors=[modified]), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_changed_frozen_layer_is_reported_as_an_error(run: Path, tmp_path: Path)
         (0.0, 0.0, 1.0, False, "all other layers have changed"),
         (0.0, 0.0, 0.0, False, "some of the other layers have not changed"),
         (0.0, 1.0, 1.0, True, "as this recipe intends"),
-        (0.0, 1.0, 1.0, False, "which is an error of the program"),
+        (0.0, 1.0, 1.0, False, "which is an error in the program"),
         (1.0, 0.0, 1.0, True, "Parameters of frozen layers have changed"),
     ],
 )
@@ -150,11 +150,11 @@ def test_verdict_follows_from_the_changes(
 @pytest.mark.parametrize("fixture", ["run", "course"])
 def test_class_term_matches_its_definition(fixture: str, weight: float, request: pytest.FixtureRequest) -> None:
     check = verify_class_loss(open_run(request.getfixturevalue(fixture)), weight)
-    assert check.num_positions > 0
-    assert check.expected > 0
-    assert check.actual == pytest.approx(check.expected, rel=1e-12)
-    assert check.max_gradient_difference <= 1e-12 * check.max_gradient
-    assert check.max_gradient > 0
+    assert check["num_positions"] > 0
+    assert check["expected"] > 0
+    assert check["actual"] == pytest.approx(check["expected"], rel=1e-12)
+    assert check["max_gradient_difference"] <= 1e-12 * check["max_gradient"]
+    assert check["max_gradient"] > 0
 
 
 def test_wrong_class_term_is_detected(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

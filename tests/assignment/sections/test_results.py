@@ -12,16 +12,16 @@ from PIL import Image
 
 from chromabox.assignment.analysis.gradients import LayerGradient
 from chromabox.assignment.analysis.net_analysis import AnalysisData, NetAnalysis, analyse, load_analysis_data
-from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance
+from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance
 from chromabox.assignment.analysis.statistics import ConfidenceInterval
 from chromabox.assignment.sections.explanations import (
     blur_text,
     dullness_text,
+    explain_skips,
+    explain_strides,
     has_vanishing_gradients,
-    skip_explanation_blocks,
-    stride_explanation_blocks,
 )
-from chromabox.assignment.sections.numbers import difference_text, is_improvement
+from chromabox.assignment.sections.numbers import difference_text, is_improvement, published_blocks
 from chromabox.assignment.sections.results import (
     conv_transpose_curves,
     conv_transpose_results,
@@ -34,6 +34,7 @@ from chromabox.colour.training.train import TrainConfig, train
 from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
+from chromabox.experiments.compare import PUBLISHED_RESULTS
 from chromabox.experiments.runs import RunIndex, find_runs
 from chromabox.report.document.model import Document, Figure, MissingRun, Number, Section, Table, Text
 
@@ -201,13 +202,13 @@ def data(run_index: RunIndex) -> AnalysisData:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the figures where only the text is of interest."""
-    for name in ("comparison.plot_accuracy_by_edge_distance", "explanations.plot_gradients"):
+    for name in ("explanations.plot_accuracy_by_edge_distance", "explanations.plot_gradients"):
         monkeypatch.setattr(f"chromabox.assignment.sections.{name}", lambda *args: None)
 
 
 def with_probe_scores(analysis: NetAnalysis, **changes: dict[str, float]) -> NetAnalysis:
     """Return the analysis with other probe scores."""
-    scores = {name: replace(score, **changes.get(name, {})) for name, score in analysis.probe_scores.items()}
+    scores = {name: score | changes.get(name, {}) for name, score in analysis.probe_scores.items()}
     return replace(analysis, probe_scores=scores)
 
 
@@ -216,11 +217,11 @@ def test_verdict_on_detail_kept_by_strides(analyses: list[NetAnalysis], data: An
     pool = with_probe_scores(analyses[0], quarter={"grey_detail": 0.5})
     for kept, verdict in ((0.8, "This is confirmed"), (0.5, "This is not confirmed"), (0.2, "This is not confirmed")):
         strided = with_probe_scores(analyses[1], quarter={"grey_detail": kept})
-        text = read_text(stride_explanation_blocks(pool, strided, data, tmp_path, is_better=True))
+        text = read_text(explain_strides(pool, strided, data, tmp_path, is_better=True))
         assert verdict in text
         assert "explains 50.0 % of the variance of the fine detail" in text
         assert f"on that of `conv-transpose` explains {100 * kept:.1f} %" in text
-    assert "no gain" in read_text(stride_explanation_blocks(pool, strided, data, tmp_path, is_better=False))
+    assert "no gain" in read_text(explain_strides(pool, strided, data, tmp_path, is_better=False))
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -235,9 +236,7 @@ def test_verdict_on_the_gain_near_edges_follows_from_the_interval(
         strided = replace(analyses[1], predictions=replace(analyses[1].predictions, is_correct=is_correct))
         distances = np.where(near, 0.0, 7.0)
         return read_text(
-            stride_explanation_blocks(
-                all_wrong, strided, replace(data, edge_distances=distances), tmp_path, is_better=True
-            )
+            explain_strides(all_wrong, strided, replace(data, edge_distances=distances), tmp_path, is_better=True)
         )
 
     assert "largest where the image has fine detail" in text(near)
@@ -259,10 +258,10 @@ def test_vanishing_gradients_are_detected(analyses: list[NetAnalysis], data: Ana
     assert has_vanishing_gradients(
         replace(without_skips, initial_gradients=flat, final_gradients={**flat, "block1": LayerGradient(0.0, 1.0)})
     )
-    text = read_text(skip_explanation_blocks(constant, with_skips, data, tmp_path, is_better=True, other_analyses=()))
+    text = read_text(explain_skips(constant, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "No vanishing gradients were observed" in text
     assert "Vanishing gradients do not explain it" in text
-    text = read_text(skip_explanation_blocks(vanishing, with_skips, data, tmp_path, is_better=True, other_analyses=()))
+    text = read_text(explain_skips(vanishing, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "Vanishing gradients were observed" in text
     assert "10,000" in text
     assert "do not explain it" not in text
@@ -273,7 +272,7 @@ def test_verdicts_on_restored_detail_and_hue(analyses: list[NetAnalysis], data: 
     _, without_skips, with_skips = analyses
 
     def text(before: NetAnalysis, after: NetAnalysis) -> str:
-        return read_text(skip_explanation_blocks(before, after, data, tmp_path, is_better=True, other_analyses=()))
+        return read_text(explain_skips(before, after, data, tmp_path, is_better=True, other_analyses=()))
 
     lost = with_probe_scores(without_skips, quarter={"lookup_table_accuracy": 0.3, "grey_detail": 0.9, "chroma": 0.1})
     lost = with_probe_scores(lost, half={"lookup_table_accuracy": 0.5})
@@ -306,7 +305,7 @@ def test_used_skip_connections_are_named(analyses: list[NetAnalysis], data: Anal
         }
         other = replace(with_skips, skip_ablations=ablations)
         assert expected in read_text(
-            skip_explanation_blocks(without_skips, other, data, tmp_path, is_better=True, other_analyses=())
+            explain_skips(without_skips, other, data, tmp_path, is_better=True, other_analyses=())
         )
 
 
@@ -317,11 +316,7 @@ def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: Analys
         (1.0, 0.5, "but part of it is wrong"),
         (1.0, 0.95, "preserve the fine detail"),
     ):
-        assert verdict in str(
-            blur_text(
-                replace(pool, high_frequencies=replace(pool.high_frequencies, energy=energy, correlation=correlation))
-            )
-        )
+        assert verdict in str(blur_text(replace(pool, high_frequencies={"energy": energy, "correlation": correlation})))
     bands = replace(pool, accuracy_by_edge_distance=AccuracyByEdgeDistance(np.array([0.2, 0.6]), np.array([0.5, 0.5])))
     assert "without fine detail" in str(blur_text(bands))
     assert "without fine detail" not in str(
@@ -334,9 +329,11 @@ def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: Analys
         (0.2, 0.2, ("are too dull", "which is not close to")),
         (0.4, 0.4, ("are not too dull", "which is close to")),
     ):
-        vivid_stats = replace(
-            pool.vivid_stats, true_fraction=0.4, predicted_fraction=predicted, mean_probability=expected
-        )
+        vivid_stats = pool.vivid_stats | {
+            "true_fraction": 0.4,
+            "predicted_fraction": predicted,
+            "mean_probability": expected,
+        }
         text = str(dullness_text(replace(pool, vivid_stats=vivid_stats), data))
         assert all(phrase in text for phrase in phrases)
         assert ("seldom confident enough" in text) == ("seldom confident enough" in phrases)
@@ -366,3 +363,27 @@ def test_verdict_on_the_difference_follows_from_the_intervals(
     text = str(difference_text(tmp_path, "conv-transpose", "unet", intervals))
     assert text.endswith(verdict) or verdict in text
     assert is_improvement(intervals) is is_better
+
+
+@pytest.mark.parametrize(
+    ("shift", "data", "expected"),
+    [
+        (-0.2, "cifar10:horse", ["below"]),
+        (-0.04, "cifar10:horse", ["within"]),
+        (0.04, "cifar10:horse", ["within"]),
+        (9.0, "cifar10:horse", ["above"]),
+        (0.0, "cifar10:cat", []),
+    ],
+)
+def test_accuracy_is_compared_with_the_published_range(
+    tmp_path: Path, shift: float, data: str, expected: list[str]
+) -> None:
+    """Shifts, in percentage points, are relative to the lower bound, which has one decimal."""
+    low, high = PUBLISHED_RESULTS["unet"].accuracy
+    summary = {"recipe": "course", "data": data, "palette": "course", "test_accuracy": (low + shift) / 100}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    texts = [str(block) for block in published_blocks("unet", [tmp_path])]
+    published = f"the published range of {low:.1f} % to {high:.1f} %"
+    assert texts == [
+        f"The accuracy of `unet`, {low + shift:.2f} %, is {position} {published}." for position in expected
+    ]

@@ -9,9 +9,10 @@ measures how much the trained model depends on a skip connection, not the perfor
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import cast
 
 import numpy as np
 import torch
@@ -84,53 +85,29 @@ def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-Ablation = Callable[[Tensor], Tensor]
-
 #: Changes to the values of a skip connection. "shuffled": each image of a batch receives the values of the previous
 #: image, which have the same distribution but are unrelated to the image (except in a batch of one image).
-ABLATIONS: Mapping[str, Ablation] = {"zeroed": torch.zeros_like, "shuffled": lambda features: features.roll(1, 0)}
-
-#: Skip connections: from block 1 to block 4 ("half", for its resolution) and from the input to the last layer.
-SKIPS = ("half", "input")
-
-
-@contextmanager
-def ablated_skips(model: UNet, ablations: Mapping[str, Ablation]) -> Iterator[None]:
-    """Apply the ablations to the named skip connections while the context is active."""
-    layers = {"half": (model.block4, model.block3), "input": (model.last, model.block4)}
-    hooks = []
-    for skip, ablation in ablations.items():
-        layer, previous = layers[skip]
-        num_own_channels = _out_channels(previous)  # The channels of the skip connection follow these.
-        hooks.append(layer.register_forward_pre_hook(_ablation_hook(num_own_channels, ablation)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _ablation_hook(num_own_channels: int, ablation: Ablation) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        (features,) = inputs
-        return torch.cat([features[:, :num_own_channels], ablation(features[:, num_own_channels:])], 1)
-
-    return hook
-
-
-def _out_channels(block: nn.Module) -> int:
-    out_channels: int = block.get_submodule("0").out_channels  # type: ignore[assignment]
-    return out_channels
+ABLATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "zeroed": torch.zeros_like,
+    "shuffled": lambda features: features.roll(1, 0),
+}
 
 
 def ablate_skips(model: UNet, images: LabelledImages) -> dict[tuple[str, str], tuple[float, float]]:
     """Return loss (nats per pixel) and accuracy (0 to 1) by (skip, ablation); ("none", "intact") is the full model.
 
-    Skips are "half", "input" and "both". The model should be in evaluation mode.
+    Skips are "half" (from block 1 to block 4, at half the resolution), "input" (from the input to the last layer) and
+    "both". The model should be in evaluation mode.
     """
     scores = {("none", "intact"): loss_and_accuracy(model, images.grey, images.labels)}
-    for name, skips in (*((skip, (skip,)) for skip in SKIPS), ("both", SKIPS)):
-        for ablation_name, ablation in ABLATIONS.items():
-            with ablated_skips(model, dict.fromkeys(skips, ablation)):
-                scores[name, ablation_name] = loss_and_accuracy(model, images.grey, images.labels)
+    for skip, (name, ablation) in product(("half", "input", "both"), ABLATIONS.items()):
+
+        def forward(grey: Tensor, skip: str = skip, ablation: Callable[[Tensor], Tensor] = ablation) -> Tensor:
+            half = model.block1(grey)
+            skipped_half = half if skip == "input" else ablation(half)
+            skipped_input = grey if skip == "half" else ablation(grey)
+            decoded = model.block4(torch.cat([model.block3(model.block2(half)), skipped_half], 1))
+            return cast(Tensor, model.last(torch.cat([decoded, skipped_input], 1)))
+
+        scores[skip, name] = loss_and_accuracy(forward, images.grey, images.labels)
     return scores

@@ -5,46 +5,28 @@ The latest results are cached in memory, because several sections of the report 
 """
 
 import math
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+import torch
+from jaxtyping import Float64, UInt8
 
-from chromabox.assignment.analysis.gradients import (
-    LayerGradient,
-    ablate_skips,
-    initial_model,
-    layer_gradients,
-    relative_weight_change,
-)
-from chromabox.assignment.analysis.predictions import (
-    AccuracyByEdgeDistance,
-    Calibration,
-    HighFrequencyStats,
-    Predictions,
-    VividColourStats,
-    accuracy_by_edge_distance,
-    calibrate,
-    compare_high_frequencies,
-    edge_distances,
-    grey_edges,
-    label_colours,
-    predict,
-    vivid_colour_stats,
-    vivid_colours,
-)
-from chromabox.assignment.analysis.probing import ProbeScores, probe_layers
+from chromabox.assignment.analysis import gradients, pixels
+from chromabox.assignment.analysis.probing import probe_layers
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation import metrics
 from chromabox.colour.models.baselines import UNet
-from chromabox.colour.palette.palette import Palette, decode_labels
+from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.runs import RunDir
+from chromabox.report.document.model import Source
 
+#: Name of the file with all numbers of the analyses, next to the figures of a report.
+RESULTS_FILE = "results.json"
 #: Number of test images for the analysis of predictions.
 NUM_TEST_IMAGES = 500
 #: Numbers of training and test images for probes.
@@ -64,20 +46,6 @@ SAMPLE_SIZES = {
     "gradients of batches": NUM_GRADIENT_BATCHES,
     "bounds of the bands of distance": EDGE_DISTANCE_BINS,
 }
-#: Names of the probes, and the layers that each one combines.
-PROBE_LAYERS = {"quarter": ("quarter",), "half": ("half",), "input": ("input",)}
-
-
-@dataclass(frozen=True, eq=False)
-class ImageStats:
-    """Quality of images compared with the ground truth."""
-
-    psnr: float
-    """Peak signal-to-noise ratio in dB."""
-    delta_e: float
-    """Mean CIEDE2000 difference."""
-    colourfulness: float
-    """Colourfulness of Hasler & Süsstrunk 2003, mean over the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +57,7 @@ class AnalysisData:
     """The first :data:`NUM_TEST_IMAGES` images of the test split."""
     edge_distances: Float64[np.ndarray, "images height width"]
     """Distance in pixels from each pixel to the nearest edge of the greyscale image."""
-    is_vivid: Bool[np.ndarray, " colours"]
-    """Mask of the vivid palette colours."""
-    grey_stats: ImageStats
+    grey_stats: dict[str, float]
     """Quality of the greyscale images."""
     true_colourfulness: float
     lookup_table_accuracy: float
@@ -104,18 +70,18 @@ class NetAnalysis:
 
     model: str
     run: Path
-    predictions: Predictions
-    image_stats: ImageStats
-    high_frequencies: HighFrequencyStats
-    vivid_stats: VividColourStats
-    accuracy_by_edge_distance: AccuracyByEdgeDistance
-    calibration: Calibration
-    probe_scores: dict[str, ProbeScores]
-    """Scores of the probes in :data:`PROBE_LAYERS`."""
+    predictions: pixels.Predictions
+    image_stats: dict[str, float]
+    high_frequencies: dict[str, float]
+    vivid_stats: dict[str, float]
+    accuracy_by_edge_distance: pixels.AccuracyByEdgeDistance
+    calibration: pixels.Calibration
+    probe_scores: dict[str, dict[str, float]]
+    """By layer: "quarter" (the bottleneck), "half" and "input"."""
     bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of the layer "quarter" of the probes."""
-    initial_gradients: dict[str, LayerGradient]
-    final_gradients: dict[str, LayerGradient]
+    initial_gradients: dict[str, gradients.LayerGradient]
+    final_gradients: dict[str, gradients.LayerGradient]
     weight_change: dict[str, float]
     skip_ablations: dict[str, dict[str, float]]
     """Loss and accuracy with ablated skips, by "skip ablation"; empty for models without skip connections."""
@@ -125,16 +91,17 @@ class NetAnalysis:
         """All numbers as JSON values, without the per-pixel predictions; non-finite numbers are None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
-            when: {layer: gradient.relative_norm for layer, gradient in gradients.items()}
-            for when, gradients in (("start", self.initial_gradients), ("end", self.final_gradients))
+            when: {layer: gradient.relative_norm for layer, gradient in layers.items()}
+            for when, layers in (("start", self.initial_gradients), ("end", self.final_gradients))
         }
         calibration = {"error": self.calibration.error, "surplus": self.calibration.overconfidence}
-        return cast(
-            dict[str, Any],
-            to_json_value(
-                {"run": str(self.run), **values, "relative gradient": relative, "calibration error": calibration}
-            ),
-        )
+        values = {"run": str(self.run), **values, "relative gradient": relative, "calibration error": calibration}
+        return cast(dict[str, Any], to_json_value(values))
+
+    @property
+    def source(self) -> Source:
+        """The values as recorded in ``results.json``, plus ``model``, for texts and tables."""
+        return Source({"model": self.model, **self.to_json}, f"{RESULTS_FILE}: nets > {self.model} > ")
 
 
 def to_json_value(value: Any) -> Any:
@@ -150,52 +117,39 @@ def to_json_value(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class _DataKey:
-    """Cache key: settings that determine the data of a run."""
-
-    data: str
-    size: int
-    val_fraction: float
-    palette: str
-    run: Path = field(compare=False)
+#: The latest data, by the settings that determine it.
+_data_cache: dict[tuple[str, int, float, str], AnalysisData] = {}
 
 
 def load_analysis_data(run: Path) -> AnalysisData:
     """Return the data of a run and everything that does not depend on the model."""
     config = RunDir(run).load_config(TrainConfig)
-    palette = (run / "palette.json").read_text(encoding="utf-8")
-    return _load_analysis_data(_DataKey(config.data, config.size, config.val_fraction, palette, run))
-
-
-@lru_cache(maxsize=1)
-def _load_analysis_data(key: _DataKey) -> AnalysisData:
-    inputs = load_inputs(RunDir(key.run).load_config(TrainConfig), key.run)
+    key = (config.data, config.size, config.val_fraction, (run / "palette.json").read_text(encoding="utf-8"))
+    if key in _data_cache:
+        return _data_cache[key]
+    inputs = load_inputs(config, run)
     train, full_test = inputs.data.train, inputs.data.test
     test = full_test.select(slice(0, NUM_TEST_IMAGES))
     grey_rgb = np.repeat(np.rint(test.grey_sum.numpy() / 3).astype(np.uint8)[..., None], 3, axis=-1)
-    table = metrics.grey_lookup_baseline(
-        train.grey_sum.numpy(),
-        train.labels.numpy(),
-        full_test.grey_sum.numpy(),
-        full_test.labels.numpy(),
-        len(inputs.palette),
-    )
-    return AnalysisData(
+    train_pixels, test_pixels = ((split.grey_sum.numpy(), split.labels.numpy()) for split in (train, full_test))
+    data = AnalysisData(
         inputs,
         test,
-        edge_distances=edge_distances(grey_edges(test.grey[:, 0].numpy())),
-        is_vivid=vivid_colours(inputs.palette),
+        edge_distances=pixels.edge_distances(pixels.grey_edges(test.grey[:, 0].numpy())),
         grey_stats=image_stats(grey_rgb, test),
         true_colourfulness=_mean_colourfulness(test.rgb.transpose(0, 2, 3, 1)),
-        lookup_table_accuracy=table.accuracy,
+        lookup_table_accuracy=metrics.grey_lookup_baseline(*train_pixels, *test_pixels, len(inputs.palette)).accuracy,
     )
+    _data_cache.clear()
+    _data_cache[key] = data
+    return data
 
 
-def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> ImageStats:
-    """Compare images with the ground truth."""
+def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> dict[str, float]:
+    """Return ``psnr`` in dB and mean CIEDE2000 (``delta_e``) from the ground truth, and mean ``colourfulness``."""
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
-    return ImageStats(metrics.psnr(rgb, truth), metrics.delta_e(rgb, truth), _mean_colourfulness(rgb))
+    scores = {"psnr": metrics.psnr(rgb, truth), "delta_e": metrics.delta_e(rgb, truth)}
+    return {**scores, "colourfulness": _mean_colourfulness(rgb)}
 
 
 def _mean_colourfulness(rgb: UInt8[np.ndarray, "images height width 3"]) -> float:
@@ -208,52 +162,35 @@ def analyse(run: Path) -> NetAnalysis:
 
 
 @lru_cache(maxsize=3)
-def _analyse(run: Path, modified_ns: int) -> NetAnalysis:
-    """Analyse a model; ``modified_ns`` is the time at which the run finished, so that a new run is analysed again."""
+def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
+    """Analyse a model; ``finished_ns`` is part of the cache key, so that a new run in the same folder is analysed."""
     config, palette_model, data = RunDir(run).load_config(TrainConfig), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
-    train = data.inputs.data.train
-    start = initial_model(config, palette)
-    batches = [_take_batch(train, config.recipe.batch_size, number) for number in range(NUM_GRADIENT_BATCHES)]
-    predictions = predict(model, test)
-    skips = ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
+    train, size = data.inputs.data.train, config.recipe.batch_size
+    start = gradients.initial_model(config, palette)
+    # Batches in file order; the first batch again if there are not enough images.
+    selected = [train.select(slice(number * size, (number + 1) * size)) for number in range(NUM_GRADIENT_BATCHES)]
+    batches = [(batch.grey, batch.labels) for batch in (batch if len(batch) else selected[0] for batch in selected)]
+    predictions = pixels.predict(model, test)
+    skips = gradients.ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
     height, width = test.labels.shape[1:]
+    predicted_colours = pixels.label_colours(torch.from_numpy(predictions.labels), palette)
+    probe_images = train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)), test.select(slice(0, NUM_PROBE_TEST_IMAGES))
     return NetAnalysis(
         model=config.model,
         run=run,
         predictions=predictions,
         image_stats=image_stats(decode_labels(predictions.labels, palette), test),
-        high_frequencies=_high_frequency_stats(predictions, test, palette),
-        vivid_stats=vivid_colour_stats(predictions, test.labels.numpy(), data.is_vivid),
-        accuracy_by_edge_distance=accuracy_by_edge_distance(
+        high_frequencies=pixels.compare_high_frequencies(predicted_colours, pixels.label_colours(test.labels, palette)),
+        vivid_stats=pixels.vivid_colour_stats(predictions, test.labels.numpy(), pixels.vivid_colours(palette)),
+        accuracy_by_edge_distance=pixels.accuracy_by_edge_distance(
             predictions.is_correct, data.edge_distances, EDGE_DISTANCE_BINS
         ),
-        calibration=calibrate(predictions.confidence, predictions.is_correct),
-        probe_scores=probe_layers(
-            model,
-            train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)),
-            test.select(slice(0, NUM_PROBE_TEST_IMAGES)),
-            palette,
-            PROBE_LAYERS,
-        ),
+        calibration=pixels.calibrate(predictions.confidence, predictions.is_correct),
+        probe_scores=probe_layers(model, *probe_images, palette),
         bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
-        initial_gradients=layer_gradients(start, batches),
-        final_gradients=layer_gradients(model, batches),
-        weight_change=relative_weight_change(start, model),
+        initial_gradients=gradients.layer_gradients(start, batches),
+        final_gradients=gradients.layer_gradients(model, batches),
+        weight_change=gradients.relative_weight_change(start, model),
         skip_ablations={" ".join(key): {"loss": loss, "accuracy": accuracy} for key, (loss, accuracy) in skips.items()},
-    )
-
-
-def _take_batch(train: LabelledImages, size: int, number: int) -> tuple[Any, Any]:
-    """Return a batch in file order; the first batch if there are not enough images."""
-    batch = train.select(slice(number * size, (number + 1) * size))
-    batch = batch if len(batch) else train.select(slice(0, size))
-    return batch.grey, batch.labels
-
-
-def _high_frequency_stats(predictions: Predictions, test: LabelledImages, palette: Palette) -> HighFrequencyStats:
-    import torch
-
-    return compare_high_frequencies(
-        label_colours(torch.from_numpy(predictions.labels), palette), label_colours(test.labels, palette)
     )

@@ -1,19 +1,16 @@
-"""Figures of the assignment report.
-
-Comparisons of colourisation models: training curves, accuracy near edges, gradients, agreement, calibration and sample
-images. Fine-tuning of detectors: weight changes by layer, and detections before and after.
-
-All figures are 16 cm wide on paper, so that font sizes are as given here.
-"""
+"""Figures of the assignment report. All are 16 cm wide on paper, so that font sizes are as given here."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -21,10 +18,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, SampleDetections
-from chromabox.assignment.analysis.predictions import AccuracyByEdgeDistance, Calibration, Predictions
+from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance, Calibration, Predictions
 from chromabox.engine.logger import EpochRecord
 from chromabox.io.atomic import atomic_write
-from chromabox.io.images import read_image, to_uint8
+from chromabox.io.images import make_grid, read_image, to_uint8
 from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, RGBTile, save_figure
 
 FIGURE_WIDTH = 6.3
@@ -39,23 +36,23 @@ FONT_SIZE = 8
 
 #: Grids of samples: width of the row labels in inches, and gap between images in pixels.
 LABEL_WIDTH, TILE_GAP = 1.1, 2
-
 #: Confidence bins with at most this fraction of the pixels are not plotted.
 MIN_BIN_FRACTION = 0.001
-History = Sequence[EpochRecord]
 
 
-def plot_all_curves(runs: Mapping[str, Sequence[History]], path: Path) -> None:
+def plot_all_curves(runs: Mapping[str, Sequence[Sequence[EpochRecord]]], path: Path) -> None:
     """Plot loss and accuracy against epochs: a colour per model, a thin line per seed, dashed for training."""
     figure, (left, right) = _make_panels(2, 2.6)
     for model, histories in runs.items():
         for history in histories:
+            epochs = [record["epoch"] for record in history]
+            marker = "." if len(history) == 1 else ""  # The line of a single epoch would be invisible.
+            style: dict[str, Any] = {"color": MODEL_COLOURS[model], "linewidth": 0.8, "marker": marker}
             for axes, quantity, scale in ((left, "loss", 1.0), (right, "accuracy", 100.0)):
                 for split, line_style in (("train", "--"), ("test", "-")):
-                    values = [record[f"{split}_{quantity}"] * scale for record in history]
-                    epochs = [record["epoch"] for record in history]
-                    colour, marker = MODEL_COLOURS[model], _marker(history)
-                    axes.plot(epochs, values, line_style, color=colour, linewidth=0.8, marker=marker)
+                    axes.plot(
+                        epochs, [record[f"{split}_{quantity}"] * scale for record in history], line_style, **style
+                    )
     left.set(xlabel="epoch", ylabel="cross-entropy (nats per pixel)")
     right.set(xlabel="epoch", ylabel="accuracy (%)")
     for axes in (left, right):
@@ -64,12 +61,7 @@ def plot_all_curves(runs: Mapping[str, Sequence[History]], path: Path) -> None:
     train = Line2D([], [], color="black", linestyle="--", label="training images")
     test = Line2D([], [], color="black", linestyle="-", label="test images")
     left.legend(handles=[*models, train, test], fontsize=FONT_SIZE - 1)
-    _save(figure, path)
-
-
-def _marker(history: History) -> str:
-    """Return a marker for a single epoch, for which a line would be invisible."""
-    return "." if len(history) == 1 else ""
+    save_figure(figure, path, DPI)
 
 
 def plot_accuracy_by_edge_distance(
@@ -77,26 +69,16 @@ def plot_accuracy_by_edge_distance(
 ) -> None:
     """Plot accuracy in bins of distance from the nearest edge, with the fraction of pixels above each bin."""
     figure, (axes,) = _make_panels(1, 2.6)
-    names = [_bin_label(low, high) for low, high in pairwise(bounds)]
+    names = [f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
+    names[0] = "on an edge"
     for model, result in models.items():
         axes.plot(names, 100 * result.accuracy, marker="o", markersize=4, color=MODEL_COLOURS[model], label=model)
+    above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": FONT_SIZE - 1}
     for index, fraction in enumerate(next(iter(models.values())).fraction):
-        axes.annotate(
-            f"{100 * fraction:.0f} %",
-            (index, 1.02),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=FONT_SIZE - 1,
-        )
+        axes.annotate(f"{100 * fraction:.0f} %", (index, 1.02), **above)
     axes.set(xlabel="distance from the nearest edge (pixels); above: fraction of all pixels", ylabel="accuracy (%)")
     axes.legend(fontsize=FONT_SIZE)
-    _save(figure, path)
-
-
-def _bin_label(low: int | float, high: int | float) -> str:
-    if low == 0 and high == 1:
-        return "on an edge"
-    return f"{low:g} or more" if high == float("inf") else f"{low:g} to {high:g}"
+    save_figure(figure, path, DPI)
 
 
 def plot_gradients(
@@ -106,9 +88,8 @@ def plot_gradients(
     figure, panels = _make_panels(2, 2.4, sharey=True)
     for axes, models, title in zip(panels, (start, end), ("before training", "after training"), strict=True):
         for model, layers in models.items():
-            axes.plot(
-                list(layers), list(layers.values()), marker="o", markersize=4, color=MODEL_COLOURS[model], label=model
-            )
+            style: dict[str, Any] = {"marker": "o", "markersize": 4, "color": MODEL_COLOURS[model], "label": model}
+            axes.plot(list(layers), list(layers.values()), **style)
         axes.set_title(title, fontsize=FONT_SIZE + 1)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -116,7 +97,7 @@ def plot_gradients(
         axes.yaxis.set_minor_locator(NullLocator())
     panels[0].set_ylabel("gradient / weight")
     panels[1].legend(fontsize=FONT_SIZE - 1)
-    _save(figure, path)
+    save_figure(figure, path, DPI)
 
 
 def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
@@ -129,12 +110,12 @@ def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
         axes.plot(confidence, accuracy, marker="o", markersize=3, color=MODEL_COLOURS[model], label=model)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
     axes.legend(fontsize=FONT_SIZE)
-    _save(figure, path)
+    save_figure(figure, path, DPI)
 
 
 def plot_samples(rows: Mapping[str, Sequence[RGBTile]], path: Path) -> None:
     """Plot labelled rows of images; all images have the same size."""
-    _save(_image_grid(rows), path)
+    save_figure(_image_grid(rows), path, DPI)
 
 
 def plot_agreement(
@@ -142,42 +123,32 @@ def plot_agreement(
 ) -> None:
     """Plot rows of images and, below them, maps of the pixels that each of two models predicts correctly."""
     count = len(next(iter(rows.values())))
-    maps = [agreement_map(*masks) for masks in zip(first.is_correct[:count], second.is_correct[:count], strict=True)]
-    figure = _image_grid({**rows, "correct": maps}, bottom_margin=0.3)
+    maps = agreement_map(first.is_correct[:count], second.is_correct[:count])
+    figure = _image_grid({**rows, "correct": list(maps)}, bottom_margin=0.3)
     labels = ("both", f"only {names[0]}", f"only {names[1]}", "neither")
     handles = [Patch(color=colour, label=label) for colour, label in zip(AGREEMENT_COLOURS, labels, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=FONT_SIZE, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path, DPI)
 
 
 def agreement_map(
-    first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the agreement map of one image in :data:`AGREEMENT_COLOURS`."""
-    colours = [[int(colour[start : start + 2], 16) for start in (1, 3, 5)] for colour in AGREEMENT_COLOURS]
-    indices = np.where(first, np.where(second, 0, 1), np.where(second, 2, 3))
-    pixels: UInt8[np.ndarray, "height width 3"] = np.array(colours, np.uint8)[indices]
-    return pixels
+    first: Bool[np.ndarray, "*images height width"], second: Bool[np.ndarray, "*images height width"]
+) -> UInt8[np.ndarray, "*images height width 3"]:
+    """Return maps of the pixels that two models predict correctly, in :data:`AGREEMENT_COLOURS`."""
+    colours = np.rint(255 * to_rgba_array(AGREEMENT_COLOURS)[:, :3]).astype(np.uint8)
+    return np.asarray(colours[np.where(first, 0, 2) + np.where(second, 0, 1)])
 
 
 def _image_grid(rows: Mapping[str, Sequence[RGBTile]], bottom_margin: float = 0.0) -> Figure:
     """Return a figure of rows of images of equal size; ``bottom_margin`` is the free height in inches below them."""
-    columns = max(len(tiles) for tiles in rows.values())
-    height, width, _ = next(iter(rows.values()))[0].shape
-    grid = np.full((len(rows) * (height + TILE_GAP), columns * (width + TILE_GAP), 3), 255, np.uint8)
-    for row, tiles in enumerate(rows.values()):
-        for column, tile in enumerate(tiles):
-            top, left = row * (height + TILE_GAP), column * (width + TILE_GAP)
-            grid[top : top + height, left : left + width] = tile
-    grid_width = FIGURE_WIDTH - LABEL_WIDTH
-    figure = Figure(
-        figsize=(FIGURE_WIDTH, grid_width * grid.shape[0] / grid.shape[1] + bottom_margin + 0.05), layout="constrained"
-    )
+    grid = make_grid(list(rows.values()), gap=TILE_GAP)[TILE_GAP:, TILE_GAP:]
+    grid_height = (FIGURE_WIDTH - LABEL_WIDTH) * grid.shape[0] / grid.shape[1]
+    figure = Figure(figsize=(FIGURE_WIDTH, grid_height + bottom_margin + 0.05), layout="constrained")
     axes = figure.subplots()
     axes.imshow(grid, interpolation="nearest")
-    axes.set_yticks(
-        [row * (height + TILE_GAP) + height / 2 for row in range(len(rows))], list(rows), fontsize=FONT_SIZE
-    )
+    row_height = grid.shape[0] // len(rows)
+    centres = [index * row_height + (row_height - TILE_GAP) / 2 for index in range(len(rows))]
+    axes.set_yticks(centres, list(rows), fontsize=FONT_SIZE)
     axes.set_xticks([])
     axes.set_anchor("E")
     axes.tick_params(length=0)
@@ -194,10 +165,6 @@ def _make_panels(count: int, height: float, *, sharey: bool = False) -> tuple[Fi
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_fontsize(FONT_SIZE + 1)
     return figure, panels
-
-
-def _save(figure: Figure, path: Path) -> None:
-    save_figure(figure, path, dpi=DPI)
 
 
 #: Number of palette colours in PNG files of photographs.
@@ -231,22 +198,22 @@ def plot_weight_changes(changes: Sequence[LayerWeightChange], num_frozen: int, p
     axes.tick_params(which="both", labelsize=FONT_SIZE)
     axes.set_xlabel("layer index of the convolution", fontsize=FONT_SIZE)
     axes.set_ylabel("relative change\nof the parameters", fontsize=FONT_SIZE)
-    save_figure(figure, path, dpi=DPI)
+    save_figure(figure, path, DPI)
 
 
 def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequence[str], path: Path) -> None:
     """Plot one row per image: ground truth, detections before and after fine-tuning; a colour for each class."""
-    aspect_ratios = [detections.sample.size[0] / detections.sample.size[1] for detections in samples]
+    aspect_ratios = [sample.size[0] / sample.size[1] for sample, _, _ in samples]
     figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_WIDTH / 3 * sum(aspect_ratios) + 0.4), layout="constrained")
     rows = figure.subplots(len(samples), 3, squeeze=False, height_ratios=aspect_ratios)
-    for row, sample in zip(rows, samples, strict=True):
-        pixels = to_uint8(read_image(sample.sample.path).pixels)
+    for row, (sample, *results) in zip(rows, samples, strict=True):
+        pixels = to_uint8(read_image(sample.path).pixels)
         for axes in row:
             axes.imshow(pixels, interpolation="antialiased")
             axes.set_axis_off()
-        for box, class_id in zip(sample.sample.boxes, sample.sample.class_ids, strict=True):
+        for box, class_id in zip(sample.boxes, sample.class_ids, strict=True):
             _draw_box(row[0], box, int(class_id), classes[class_id])
-        for axes, detections in zip(row[1:], (sample.before, sample.after), strict=True):
+        for axes, detections in zip(row[1:], results, strict=True):
             assert detections.class_id is not None
             assert detections.confidence is not None
             boxes = zip(detections.xyxy, detections.class_id, detections.confidence, strict=True)
@@ -259,9 +226,8 @@ def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequenc
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary, Image.open(buffer) as image:
         # True-colour photographs would be the largest part of a report.
-        image.convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT).save(
-            temporary, "PNG", optimize=True
-        )
+        quantised = image.convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT)
+        quantised.save(temporary, "PNG", optimize=True)
 
 
 def _draw_box(axes: Axes, box: Float[np.ndarray, "4"], class_id: int, label: str) -> None:
@@ -269,6 +235,5 @@ def _draw_box(axes: Axes, box: Float[np.ndarray, "4"], class_id: int, label: str
     colour = BOX_COLOURS[class_id % len(BOX_COLOURS)]
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1))
     background = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-    axes.text(
-        left, top, label, color="white", fontsize=5.5, va="bottom", bbox=background, parse_math=False, clip_on=True
-    )
+    style: dict[str, Any] = {"color": "white", "fontsize": 5.5, "va": "bottom", "bbox": background}
+    axes.text(left, top, label, **style, parse_math=False, clip_on=True)

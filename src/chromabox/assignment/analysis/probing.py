@@ -5,16 +5,13 @@ test images (Alain and Bengio 2016, "Understanding intermediate layers using lin
 lower bound on the information in a layer, because the information may be encoded non-linearly.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.assignment.analysis.predictions import BLOCK, ImageMaps, high_pass, label_colours, remove_grey
+from chromabox.assignment.analysis.pixels import BLOCK, ImageMaps, high_pass, label_colours, remove_grey
 from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation.metrics import NUM_GREY_SUMS, grey_lookup_baseline
 from chromabox.colour.palette.palette import Palette
@@ -25,31 +22,21 @@ RIDGE_PENALTY = 1e-4
 FeatureRows = Float64[Tensor, "_ _"]
 
 
-@dataclass(frozen=True, eq=False)
-class Ridge:
-    """Fitted linear map with an intercept."""
+def predict_ridge(
+    train_inputs: FeatureRows, train_outputs: FeatureRows, test_inputs: FeatureRows, penalty: float = RIDGE_PENALTY
+) -> FeatureRows:
+    """Predict outputs by ridge regression: a linear map with an intercept, fitted on the training rows.
 
-    inputs_mean: Float64[Tensor, " features"]
-    outputs_mean: Float64[Tensor, " outputs"]
-    weights: Float64[Tensor, "features outputs"]
-
-    def __call__(self, inputs: FeatureRows) -> FeatureRows:
-        """Return the prediction for each row."""
-        return (inputs - self.inputs_mean) @ self.weights + self.outputs_mean
-
-
-def fit_ridge(inputs: FeatureRows, outputs: FeatureRows, penalty: float = RIDGE_PENALTY) -> Ridge:
-    """Return the linear map minimising squared error + ``penalty`` · rows · squared weights, on standardised features.
-
-    Source: Hastie, Tibshirani and Friedman 2009, equation 3.44. Constant features have weight 0.
+    It minimises squared error + ``penalty`` · rows · squared weights, on standardised features. Source: Hastie,
+    Tibshirani and Friedman 2009, equation 3.44. Constant features have weight 0.
     """
-    inputs_mean, outputs_mean = inputs.mean(0), outputs.mean(0)
-    deviation = inputs.std(0, correction=0)
+    inputs_mean, outputs_mean = train_inputs.mean(0), train_outputs.mean(0)
+    deviation = train_inputs.std(0, correction=0)
     scale = torch.where(deviation > 0, deviation, 1.0)
-    standardised = (inputs - inputs_mean) / scale
-    moments = standardised.T @ standardised + penalty * len(inputs) * torch.eye(len(scale), dtype=torch.float64)
-    weights = torch.linalg.solve(moments, standardised.T @ (outputs - outputs_mean)) / scale[:, None]
-    return Ridge(inputs_mean, outputs_mean, weights)
+    standardised = (train_inputs - inputs_mean) / scale
+    moments = standardised.T @ standardised + penalty * len(train_inputs) * torch.eye(len(scale), dtype=torch.float64)
+    weights = torch.linalg.solve(moments, standardised.T @ (train_outputs - outputs_mean)) / scale[:, None]
+    return (test_inputs - inputs_mean) @ weights + outputs_mean
 
 
 def r_squared(y_pred: FeatureRows, y_true: FeatureRows) -> float:
@@ -85,67 +72,37 @@ def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"
     return {"quarter": to_blocks(quarter, 1), "half": to_blocks(half, 2), "input": to_blocks(grey, BLOCK)}
 
 
-@dataclass(frozen=True)
-class ProbeScores:
-    """Scores of a linear probe of some layers, on test images."""
-
-    grey: float
-    """R² of the grey values."""
-    grey_detail: float
-    """R² of the differences between grey values and their 4 × 4 block mean."""
-    colour_detail: float
-    """R² of the differences between target RGB values and their 4 × 4 block mean."""
-    chroma: float
-    """R² of target RGB values minus their mean over the channels."""
-    lookup_table_accuracy: float
-    """Accuracy of a lookup table from grey value to its most frequent colour, applied to the predicted grey values."""
-
-
 def probe_layers(
-    model: nn.Module,
-    train: LabelledImages,
-    test: LabelledImages,
-    palette: Palette,
-    layer_groups: Mapping[str, tuple[str, ...]],
-) -> dict[str, ProbeScores]:
-    """Probe a model with one probe for each named group of layers (see :func:`block_features`).
+    model: nn.Module, train: LabelledImages, test: LabelledImages, palette: Palette
+) -> dict[str, dict[str, float]]:
+    """Probe the layers of :func:`block_features` and return the scores of each.
 
-    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``.
+    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``: R² of ``grey``
+    values; R² of ``grey_detail`` and ``colour_detail``, the differences between grey or target RGB values and their
+    4 × 4 block mean; R² of ``chroma``, the target RGB values minus their mean over the channels; and
+    ``lookup_table_accuracy`` of a table from grey value to its most frequent colour, for the predicted grey values.
     """
-    features = [block_features(model, images.grey) for images in (train, test)]
-    train_targets, test_targets = (
+    train_features, test_features = (block_features(model, images.grey) for images in (train, test))
+    train_targets, true = (
         torch.cat([images.grey, label_colours(images.labels, palette)], 1) for images in (train, test)
     )
     scores = {}
-    for name, layers in layer_groups.items():
-        train_rows, test_rows = (torch.cat([rows[layer] for layer in layers], 1) for rows in features)
-        ridge = fit_ridge(train_rows, to_blocks(train_targets, BLOCK))
-        predicted = from_blocks(ridge(test_rows), *test.labels.shape)
-        table_accuracy = _lookup_table_accuracy(predicted[:, 0], train, test, len(palette))
-        scores[name] = _score_probe(predicted, test_targets.double(), table_accuracy)
+    for name, train_rows in train_features.items():
+        rows = predict_ridge(train_rows, to_blocks(train_targets, BLOCK), test_features[name])
+        predicted = from_blocks(rows, *test.labels.shape)
+        sums = (predicted[:, 0].numpy() * 768).round().clip(0, NUM_GREY_SUMS - 1).astype(np.int16)
+        table = grey_lookup_baseline(
+            train.grey_sum.numpy(), train.labels.numpy(), sums, test.labels.numpy(), len(palette)
+        )
+        true_parts = _scored_parts(true.double())
+        r2 = {part: r_squared(rows, true_parts[part]) for part, rows in _scored_parts(predicted).items()}
+        scores[name] = {**r2, "lookup_table_accuracy": table.accuracy}
     return scores
 
 
-def _score_probe(predicted: ImageMaps, true: ImageMaps, table_accuracy: float) -> ProbeScores:
-    """Score predicted maps. Detail and chroma are linear in the pixels of a block and need no separate probes."""
-    grey, colour = slice(0, 1), slice(1, 4)
-
-    def score(channels: slice, transform: Callable[[ImageMaps], ImageMaps]) -> float:
-        return r_squared(*(to_blocks(transform(maps[:, channels]), BLOCK) for maps in (predicted, true)))
-
-    return ProbeScores(
-        grey=score(grey, lambda maps: maps),
-        grey_detail=score(grey, high_pass),
-        colour_detail=score(colour, high_pass),
-        chroma=score(colour, remove_grey),
-        lookup_table_accuracy=table_accuracy,
-    )
-
-
-def _lookup_table_accuracy(
-    grey: Float64[Tensor, "images height width"], train: LabelledImages, test: LabelledImages, num_colours: int
-) -> float:
-    sums = (grey.numpy() * 768).round().clip(0, NUM_GREY_SUMS - 1).astype(np.int16)
-    return grey_lookup_baseline(
-        train.grey_sum.numpy(), train.labels.numpy(), sums, test.labels.numpy(), num_colours
-    ).accuracy
+def _scored_parts(maps: ImageMaps) -> dict[str, FeatureRows]:
+    """Return grey values, detail and chroma, which are linear in the pixels, so that one probe serves all."""
+    grey, colour = maps[:, :1], maps[:, 1:]
+    parts = {"grey": grey, "grey_detail": high_pass(grey), "colour_detail": high_pass(colour)}
+    parts["chroma"] = remove_grey(colour)
+    return {name: to_blocks(part, BLOCK) for name, part in parts.items()}

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 CONFIDENCE_LEVEL = 0.95
-
+#: Number of sets of images for the bootstrap.
+NUM_RESAMPLES = 2000
 #: Minimum number of seeds per model for a sample not to be called small.
 MIN_LARGE_SAMPLE = 10
 
@@ -23,9 +24,8 @@ class ConfidenceInterval:
     low: float
     high: float
     method: str
-    """Description of the method and the sample, for reports."""
     caveat: str
-    """Limitation of the method, for reports."""
+    """Method with its sample, and its limitation, as phrases for reports."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -53,11 +53,7 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Co
 
 
 def difference_over_images(
-    first: Float[np.ndarray, " images"],
-    second: Float[np.ndarray, " images"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
+    first: Float[np.ndarray, " images"], second: Float[np.ndarray, " images"]
 ) -> ConfidenceInterval:
     """Return the mean difference of two models' scores on the same images, with a paired bootstrap interval.
 
@@ -67,7 +63,7 @@ def difference_over_images(
     """
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     count = len(differences)
-    resampled = _resample_counts(count, num_resamples, seed) @ differences / count
+    resampled = _resample_counts(count) @ differences / count
     return _percentile_interval(float(differences.mean()), resampled, count)
 
 
@@ -75,15 +71,12 @@ def difference_between_regions(
     change: Float[np.ndarray, "images height width"],
     first_region: Bool[np.ndarray, "images height width"],
     second_region: Bool[np.ndarray, "images height width"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
 ) -> ConfidenceInterval:
     """Return the mean of ``change`` in the second region minus that in the first, with a bootstrap interval.
 
     Images are resampled. The result is NaN if one of the regions has no pixels.
     """
-    weights = np.concatenate([np.ones((1, len(change)), np.int64), _resample_counts(len(change), num_resamples, seed)])
+    weights = np.concatenate([np.ones((1, len(change)), np.int64), _resample_counts(len(change))])
     with np.errstate(invalid="ignore"):  # A region without pixels has no mean.
         means = [
             (weights @ np.where(region, change, 0).sum((1, 2))) / (weights @ region.sum((1, 2)))
@@ -93,9 +86,9 @@ def difference_between_regions(
     return _percentile_interval(float(values[0]), values[1:], len(change))
 
 
-def _resample_counts(count: int, num_resamples: int, seed: int) -> Integer[np.ndarray, "resamples count"]:
-    """Return how often each of ``count`` images occurs in each of the resampled sets."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=num_resamples)
+def _resample_counts(count: int) -> Integer[np.ndarray, "resamples count"]:
+    """Return how often each of ``count`` images occurs in each of the resampled sets, which are always the same."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
 
 
 def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"], count: int) -> ConfidenceInterval:

@@ -8,13 +8,12 @@ from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
 
 from chromabox.assignment.analysis.detector_analysis import (
     MIN_DRAWN_CONFIDENCE,
-    ClassLossCheck,
     open_run,
     sample_detections,
     verify_class_loss,
 )
 from chromabox.assignment.analysis.plots import plot_sample_detections
-from chromabox.assignment.sections.numbers import record_results, summary_source
+from chromabox.assignment.sections.numbers import answers, record_results, summary_source
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
 from chromabox.detect.training.setup import build_loss
@@ -23,21 +22,14 @@ from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import (
-    Block,
-    Cell,
-    Code,
-    Figure,
-    Formula,
-    MissingRun,
-    Number,
-    Section,
-    Source,
-    Table,
-    Text,
-)
+from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Source, Table, Text
 from chromabox.report.training import plot_losses
 
+#: A second weight of positive targets for the verification, so that the weight has an effect.
+TEST_POSITIVE_WEIGHT = 3.0
+#: Maximum number of classes in a table.
+MAX_TABLE_CLASSES = 10
+FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
 #: Descriptions of the loss terms by decoding (before weighting), and of the distillation terms.
 TERM_DESCRIPTIONS = {
     "exp": {
@@ -127,25 +119,20 @@ def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionL
     return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
-#: A second weight of positive targets for the verification, so that the weight has an effect.
-TEST_POSITIVE_WEIGHT = 3.0
-#: Maximum number of classes in a table.
-MAX_TABLE_CLASSES = 10
-FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
-
-
-def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section D.2: the class term as a formula, as code and as a number, and results with two examples."""
-    title = "The classification loss and the results of fine-tuning"
-    question = "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images."
+@answers(
+    "D.2",
+    "The classification loss and the results of fine-tuning",
+    "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images.",
+)
+def class_loss_section(run_index: RunIndex, folder: Path) -> list[Block]:
+    """Answer D.2: the class term as a formula, as code and as a number, and results with two examples."""
     if not run_index.detectors:
-        return Section("D.2", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
-    loss = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig))
-    records = read_metrics(run)
+    loss, records = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig)), read_metrics(run)
     path = folder / f"terms-{run.name}.png"
     plot_losses(records, path, "")
-    blocks = [
+    return [
         *class_loss_blocks(loss),
         Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
         *total_loss_blocks(loss),
@@ -154,11 +141,10 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> Section:
         *verification_blocks(run, folder),
         *result_blocks(run),
     ]
-    return Section("D.2", title, question, blocks)
 
 
 def verification_blocks(run: Path, folder: Path) -> list[Block]:
-    """Verify the class term and show detections on held-out images.
+    """Verify the class term and its gradients, and show detections on held-out images.
 
     Return a :class:`MissingRun` block instead if the images of the run are not available.
     """
@@ -166,51 +152,44 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
         opened_run = open_run(run)
     except ChromaboxError as error:
         return [MissingRun(f"the images of {run} ({error})", FINETUNE_COMMAND)]
-    weights = (opened_run.loss.cls_pw, TEST_POSITIVE_WEIGHT)
-    blocks = [_verification_text(run, folder, [verify_class_loss(opened_run, weight) for weight in weights])]
-    path = folder / f"pictures-{run.name}.png"
-    samples = sample_detections(opened_run)
-    if not samples:
-        return [*blocks, Text("No held-out image contains a labelled object, so no example is shown.")]
-    plot_sample_detections(samples, opened_run.detector.classes, path)
-    source = "assignment/analysis/detector_analysis.py: MIN_DRAWN_CONFIDENCE"
-    caption = Text(
-        "The first held-out images with labelled objects: ground-truth boxes, detections before fine-tuning, and "
-        "detections after fine-tuning, with a confidence above {confidence}",
-        confidence=Number(MIN_DRAWN_CONFIDENCE, source, ".2f"),
-    )
-    return [*blocks, Figure(path, str(caption))]
-
-
-def _verification_text(run: Path, folder: Path, checks: Sequence[ClassLossCheck]) -> Text:
-    """Describe whether the class term and its gradients agree with the formula."""
-    recorded = record_results(folder, {f"{check.positive_weight:g}": check for check in checks}, "class term", run.name)
-    error = max(abs(check.actual - check.expected) / max(abs(check.expected), 1e-12) for check in checks)
-    gradient_error = max(check.max_gradient_difference / max(check.max_gradient, 1e-12) for check in checks)
-    agrees = error < 1e-9 and gradient_error < 1e-9
-    return Text(
+    weights = {"first": opened_run.loss.cls_pw, "second": TEST_POSITIVE_WEIGHT}
+    checks = {name: verify_class_loss(opened_run, weight) for name, weight in weights.items()}
+    values = {f"{weights[name]:g}": check for name, check in checks.items()}
+    recorded = record_results(folder, values, "class term", run.name)
+    loss_error = max(abs(one["actual"] - one["expected"]) / max(abs(one["expected"]), 1e-12) for one in checks.values())
+    gradient_error = max(one["max_gradient_difference"] / max(one["max_gradient"], 1e-12) for one in checks.values())
+    agrees = loss_error < 1e-9 and gradient_error < 1e-9
+    text = Text(
         "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
         "positions). The code gives {first.actual:.6g} with `cls_pw` = {first.positive_weight:g} and "
         "{second.actual:.6g} with {second.positive_weight:g}; the formula, written out with logarithms, gives "
         "{first.expected:.6g} and {second.expected:.6g}. The relative difference is at most {error}. The gradients of "
         "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
         "{gradient} of the largest gradient. {conclusion}",
-        {
-            name: Source(check, f"{recorded.name}{check.positive_weight:g} > ")
-            for name, check in zip(("first", "second"), checks, strict=True)
-        },
-        error=Number(error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
+        {name: Source(check, f"{recorded.name}{weights[name]:g} > ") for name, check in checks.items()},
+        error=Number(loss_error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
         gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),
         conclusion="Both differences are float64 rounding errors, so the code implements the formula."
         if agrees
         else "This is more than rounding error, so the code does not implement the formula.",
     )
+    samples = sample_detections(opened_run)
+    if not samples:
+        return [text, Text("No held-out image contains a labelled object, so no example is shown.")]
+    path = folder / f"pictures-{run.name}.png"
+    plot_sample_detections(samples, opened_run.detector.classes, path)
+    caption = (
+        "The first held-out images with labelled objects: ground-truth boxes, detections before fine-tuning, and "
+        f"detections after fine-tuning, with a confidence above {MIN_DRAWN_CONFIDENCE:.2f}"
+    )
+    return [text, Figure(path, caption)]
 
 
 def result_blocks(run: Path) -> list[Block]:
     """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP per class."""
     summary = summary_source(run)
     rows: list[list[Cell]] = []
+    conclusions = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         cells: list[Cell] = [f"{name} (%)"]
         for keys, interval, spec in (
@@ -221,50 +200,36 @@ def result_blocks(run: Path) -> list[Block]:
             low, high = (summary.number(*interval, end, spec=spec) for end in (0, 1))
             cells += [summary.number(*keys, spec=spec), f"{low} to {high}"]
         rows.append(cells)
-    columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
+        if low.value > 0 or high.value < 0:
+            conclusions.append(f"{name} has {'increased' if low.value > 0 else 'decreased'} significantly")
+        else:
+            conclusions.append(f"the change of {name} is not significant")
     caption = (
         "COCO average precision on held-out images, with bootstrap confidence intervals over images (paired for the "
         "difference)"
     )
-    blocks: list[Block] = [Table(caption, columns, rows), _interval_text(summary), *_per_class_blocks(summary)]
-    warnings = "; ".join(summary.get("warnings"))
-    return [*blocks, Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else blocks
-
-
-def _interval_text(summary: Source) -> Text:
-    """State the conclusions from the intervals and, if measured, the AP50 of the original classes."""
-    conclusions = []
-    for key, name in (("ap50", "AP50"), ("ap", "AP")):
-        low, high = summary.get("difference", key, "interval")
-        conclusions.append(
-            f"{name} has {'increased' if low > 0 else 'decreased'} significantly"
-            if low > 0 or high < 0
-            else f"the change of {name} is not significant"
+    columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
+    text = Text(f"According to these intervals, {' and '.join(conclusions)}.")
+    if "retained" in summary.values:
+        text = Text(
+            f"{text} On `{{data}}`, the AP50 of the original classes changes from {{run.retained.ap50_before:.1%}} to "
+            "{run.retained.ap50_after:.1%}.",
+            data=Path(summary.get("retained", "data")).name,
+            run=summary,
         )
-    text = f"According to these intervals, {' and '.join(conclusions)}."
-    if "retained" not in summary.values:
-        return Text(text)
-    return Text(
-        text + " On `{data}`, the AP50 of the original classes changes from {run.retained.ap50_before:.1%} to "
-        "{run.retained.ap50_after:.1%}.",
-        data=Path(summary.get("retained", "data")).name,
-        run=summary,
-    )
-
-
-def _per_class_blocks(summary: Source) -> list[Block]:
-    """Return a table of the classes with the most boxes; no block for a single class, which the table above covers."""
+    blocks: list[Block] = [Table(caption, columns, rows), text]
     per_class = summary.get("after", "per_class")
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
-    if len(names) < 2:
-        return []
-    rows: list[list[Cell]] = [
-        [
-            name,
-            summary.number("after", "per_class", name, "boxes", spec=",.0f"),
-            *(summary.number(when, "per_class", name, "ap50", spec=".1%") for when in ("before", "after")),
+    if len(names) > 1:  # A single class is covered by the table above.
+        class_rows: list[list[Cell]] = [
+            [
+                name,
+                summary.number("after", "per_class", name, "boxes", spec=",.0f"),
+                *(summary.number(when, "per_class", name, "ap50", spec=".1%") for when in ("before", "after")),
+            ]
+            for name in names[:MAX_TABLE_CLASSES]
         ]
-        for name in names[:MAX_TABLE_CLASSES]
-    ]
-    caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
-    return [Table(caption, ["class", "boxes", "before (%)", "after (%)"], rows)]
+        caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
+        blocks.append(Table(caption, ["class", "boxes", "before (%)", "after (%)"], class_rows))
+    warnings = "; ".join(summary.get("warnings"))
+    return [*blocks, Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else blocks

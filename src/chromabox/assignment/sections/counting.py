@@ -8,9 +8,10 @@ from sympy import Mod, Mul, Rational, floor, symbols
 from chromabox.assignment.count import Counts, K, ModelCounts, Values, count_model
 from chromabox.assignment.count_tables import QUANTITIES, format_settings, format_size, layer_formulas
 from chromabox.assignment.padding import Padding, assignment_rule, search_paddings
+from chromabox.assignment.sections.numbers import answers
 from chromabox.engine.autotune import num_threads
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Cell, Formula, Number, Section, Table, Text
+from chromabox.report.document.model import Block, Cell, Formula, Number, Table, Text
 
 MODEL = "pool-upsample"
 #: Kernel sizes of the question, and those for which the general rule is tested.
@@ -18,70 +19,44 @@ QUESTION_KERNELS = (4, 5)
 TESTED_KERNELS = range(1, 10)
 
 
-def count_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section A.3: weights, outputs and connections as formulas and numbers, for 32 × 32 and 64 × 64 pixels."""
+@answers(
+    "A.3",
+    "Weights, outputs and connections",
+    "How many weights, outputs and connections does PoolUpsampleNet have, as functions of NIC, NF and NC? How many are "
+    "there for images of twice the height and width? BatchNorm is not counted.",
+)
+def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
+    """Answer A.3: weights, outputs and connections as formulas and numbers, for 32 × 32 and 64 × 64 pixels."""
     count = count_model(MODEL)
-    return Section(
-        "A.3",
-        "Weights, outputs and connections",
-        "How many weights, outputs and connections does PoolUpsampleNet have, as functions of NIC, NF and NC? How many "
-        "are there for images of twice the height and width? BatchNorm is not counted.",
-        [
-            Text(
-                f"`chromabox count {MODEL}` builds the model at several small sizes, runs it on meta tensors, and "
-                "solves for the shape of every kernel and output in terms of NIC, NF, NC, the kernel size k, the image "
-                "height H and the image width W. Two additional sizes verify the solution. The formulas are therefore "
-                "derived from the model itself."
-            ),
-            Text(
-                "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for "
-                "one image. A connection is a product of an input and a weight: each output of a convolution has k² "
-                "connections for every input channel. Products with padding zeros are included. Biases, "
-                "BatchNorm, and the outputs of pooling, upsampling and ReLU are not counted."
-            ),
-            *_formula_blocks(count),
-            *_number_blocks(count),
-            Table(
-                "The individual convolutions, for images of H × W pixels.",
-                ["layer", *QUANTITIES],
-                [[name, *quantities] for name, _, *quantities in layer_formulas(count)],
-            ),
-            Table(
-                f"The same at {format_size(count.size)} with {format_settings(count)}.",
-                ["layer", *QUANTITIES],
-                [
-                    [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", count, layer_counts, count.size)]
-                    for layer, layer_counts in count.counted_layers()
-                ],
-            ),
-        ],
-    )
-
-
-def _formula_blocks(model_counts: ModelCounts) -> list[Block]:
-    total = model_counts.total()
-    blocks: list[Block] = [Formula(name, formula) for name, formula in zip(QUANTITIES, total, strict=True)]
-    blocks.append(Text("For the images of the assignment, and for images of twice their height and width, these are:"))
-    for size in (model_counts.size, model_counts.doubled_size):
-        formulas = zip(QUANTITIES, total.subs(size), strict=True)
-        blocks += [Formula(f"{name} at {format_size(size)}", formula) for name, formula in formulas]
-    return blocks
-
-
-def _number_blocks(model_counts: ModelCounts) -> list[Block]:
-    """Return the numbers for both image sizes, and explain their ratios."""
-    single, double = (
-        _count_numbers(MODEL, model_counts, model_counts.total(), size)
-        for size in (model_counts.size, model_counts.doubled_size)
-    )
+    total, sizes = count.total(), (count.size, count.doubled_size)
+    single, double = (_count_numbers(MODEL, count, total, size) for size in sizes)
     ratios = [
-        Number(large.value / small.value, f"{large.source}, over the same at {format_size(model_counts.size)}", ".4g")
+        Number(large.value / small.value, f"{large.source}, over the same at {format_size(count.size)}", ".4g")
         for small, large in zip(single, double, strict=True)
     ]
     return [
+        Text(
+            f"`chromabox count {MODEL}` builds the model at several small sizes, runs it on meta tensors, and solves "
+            "for the shape of every kernel and output in terms of NIC, NF, NC, the kernel size k, the image height H "
+            "and the image width W. Two additional sizes verify the solution. The formulas are therefore derived from "
+            "the model itself."
+        ),
+        Text(
+            "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for one "
+            "image. A connection is a product of an input and a weight: each output of a convolution has k² "
+            "connections for every input channel. Products with padding zeros are included. Biases, BatchNorm, and the "
+            "outputs of pooling, upsampling and ReLU are not counted."
+        ),
+        *(Formula(name, formula) for name, formula in zip(QUANTITIES, total, strict=True)),
+        Text("For the images of the assignment, and for images of twice their height and width, these are:"),
+        *(
+            Formula(f"{name} at {format_size(size)}", formula)
+            for size in sizes
+            for name, formula in zip(QUANTITIES, total.subs(size), strict=True)
+        ),
         Table(
-            f"The six values with {format_settings(model_counts)}.",
-            ["", format_size(model_counts.size), format_size(model_counts.doubled_size), "ratio"],
+            f"The six values with {format_settings(count)}.",
+            ["", *map(format_size, sizes), "ratio"],
             list(zip(QUANTITIES, single, double, ratios, strict=True)),
         ),
         Text(
@@ -91,6 +66,19 @@ def _number_blocks(model_counts: ModelCounts) -> list[Block]:
             "proportional to the image area. Each position has its outputs, and each output has k² connections for "
             "every input channel.",
             dict(zip(QUANTITIES, ratios, strict=True)),
+        ),
+        Table(
+            "The individual convolutions, for images of H × W pixels.",
+            ["layer", *QUANTITIES],
+            [[name, *quantities] for name, _, *quantities in layer_formulas(count)],
+        ),
+        Table(
+            f"The same at {format_size(count.size)} with {format_settings(count)}.",
+            ["layer", *QUANTITIES],
+            [
+                [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", count, layer_counts, count.size)]
+                for layer, layer_counts in count.counted_layers()
+            ],
         ),
     ]
 
@@ -102,8 +90,14 @@ def _count_numbers(name: str, model_counts: ModelCounts, formulas: Counts, size:
     return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
 
 
-def padding_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.4: paddings and output paddings for kernel sizes 4, 5 and others, found by running the layers."""
+@answers(
+    "B.4",
+    "Paddings for other kernel sizes",
+    "Which padding do the first two convolutions need, and which padding and output padding do the transposed "
+    "convolutions need, so that kernel sizes 4 and 5 preserve the shapes in figure 1b?",
+)
+def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
+    """Answer B.4: paddings and output paddings for kernel sizes 4, 5 and others, found by running the layers."""
     with num_threads(1):  # More threads slow such small layers down.
         paddings = {kernel: search_paddings(kernel)[:2] for kernel in TESTED_KERNELS}
     columns = ["kernel size", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"]
@@ -114,51 +108,17 @@ def padding_section(run_index: RunIndex, folder: Path) -> Section:
         is_correct = paddings[kernel] == (((rule[0], 0),), (rule,))
         rows.append([f"{kernel}", *numbers, *_padding_cells(kernel, *paddings[kernel]), "yes" if is_correct else "no"])
     wrong = ", ".join(str(row[0]) for row in rows if row[-1] == "no")
-    return Section(
-        "B.4",
-        "Paddings for other kernel sizes",
-        "Which padding do the first two convolutions need, and which padding and output padding do the transposed "
-        "convolutions need, so that kernel sizes 4 and 5 preserve the shapes in figure 1b?",
-        [
-            Text(
-                "All paddings from 0 to more than any kernel could use were tested with PyTorch layers, together with "
-                "all output paddings that PyTorch accepts. Only the following values give all shapes of the figure:"
-            ),
-            Table(
-                "Paddings that preserve the shapes, with stride 2 and without dilation.",
-                columns,
-                [[f"{kernel}", *_padding_cells(kernel, *paddings[kernel])] for kernel in QUESTION_KERNELS],
-            ),
-            *_equation_blocks(),
-            Text(
-                "The general solution of the assignment is padding `(k - 1) // 2` and output padding "
-                "`int(k % 2 == 1)`. It was tested for kernel sizes from {first} to {last}: {verdict}.",
-                first=f"{TESTED_KERNELS[0]}",
-                last=f"{TESTED_KERNELS[-1]}",
-                verdict=f"it is not the only solution for {wrong}"
-                if wrong
-                else "it is the only solution for all of them",
-            ),
-            Table(
-                "The general rule compared with the paddings that the layers need, with stride 2 and without dilation.",
-                [columns[0], "rule: padding", "rule: output padding", *columns[1:], "rule is correct"],
-                rows,
-            ),
-            Text(
-                "Limits of the rule: the last convolution has stride 1 and keeps the shape only if 2p = k − 1, which "
-                "no p satisfies for an even kernel size, because the padding is equal on both sides. An additional "
-                'pixel on one side solves this; PyTorch\'s `padding="same"`, which our models use, adds it. The rule '
-                "does not include a dilation. Strides other than 2 cannot produce the shapes, because layers with the "
-                "same padding map 32 pixels to 16 and 16 pixels to 8, and back. The width must be even: an odd width "
-                "is rounded when it is halved, so the doubled width differs from the original width by one pixel."
-            ),
-        ],
-    )
-
-
-def _equation_blocks() -> list[Block]:
     n, p, s, d, o = symbols("n p s d o")
     return [
+        Text(
+            "All paddings from 0 to more than any kernel could use were tested with PyTorch layers, together with all "
+            "output paddings that PyTorch accepts. Only the following values give all shapes of the figure:"
+        ),
+        Table(
+            "Paddings that preserve the shapes, with stride 2 and without dilation.",
+            columns,
+            [[f"{kernel}", *_padding_cells(kernel, *paddings[kernel])] for kernel in QUESTION_KERNELS],
+        ),
         Text(
             "According to the PyTorch documentation, a layer with kernel size k, padding p, stride s, dilation d and "
             "output padding o maps n pixels to the following numbers of pixels."
@@ -173,6 +133,26 @@ def _equation_blocks() -> list[Block]:
         ),
         Formula("p", floor(Mul(Rational(1, 2), K - 1, evaluate=False))),
         Formula("o", Mod(K, 2)),
+        Text(
+            "The general solution of the assignment is padding `(k - 1) // 2` and output padding `int(k % 2 == 1)`. It "
+            "was tested for kernel sizes from {first} to {last}: {verdict}.",
+            first=f"{TESTED_KERNELS[0]}",
+            last=f"{TESTED_KERNELS[-1]}",
+            verdict=f"it is not the only solution for {wrong}" if wrong else "it is the only solution for all of them",
+        ),
+        Table(
+            "The general rule compared with the paddings that the layers need, with stride 2 and without dilation.",
+            [columns[0], "rule: padding", "rule: output padding", *columns[1:], "rule is correct"],
+            rows,
+        ),
+        Text(
+            "Limits of the rule: the last convolution has stride 1 and keeps the shape only if 2p = k − 1, which no p "
+            "satisfies for an even kernel size, because the padding is equal on both sides. An additional "
+            'pixel on one side solves this; PyTorch\'s `padding="same"`, which our models use, adds it. The rule '
+            "does not include a dilation. Strides other than 2 cannot produce the shapes, because layers with the same "
+            "padding map 32 pixels to 16 and 16 pixels to 8, and back. The width must be even: an odd width is rounded "
+            "when it is halved, so the doubled width differs from the original width by one pixel."
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, weight_changes
 from chromabox.assignment.analysis.plots import plot_weight_changes
 from chromabox.assignment.sections.class_loss import FINETUNE_COMMAND
-from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
+from chromabox.assignment.sections.numbers import answers, int_number, record_results, summary_source
 from chromabox.detect.training import freeze
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.freeze import FreezeReport, num_backbone_layers
@@ -15,7 +15,7 @@ from chromabox.detect.training.setup import parameter_groups
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.runs import RunDir
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Section, Source, Table, Text
+from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRun, Number, Source, Table, Text
 
 
 def frozen_part_blocks(run: Path) -> list[Block]:
@@ -54,38 +54,19 @@ def frozen_part_blocks(run: Path) -> list[Block]:
     ]
 
 
-def freezing_method_text(run: Path) -> Text:
-    """Explain how layers are frozen, including their BatchNorm statistics."""
-    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
-    if RunDir(run).summary()["frozen"]["moving_statistics"]:
-        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
-    return Text(
-        "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of the "
-        "layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before them, "
-        "and the optimizers do not contain them. This alone does not freeze a layer. The means and variances of batch "
-        "normalisation are buffers, not parameters, and every forward pass in training mode updates them. The frozen "
-        f"kernels would then receive inputs with other statistics than those they were trained with. {remark}"
-    )
-
-
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
     """Compare the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
     frozen = RunDir(run).summary()["frozen"]
     depth = frozen["layers"]
-    groups = {
-        "frozen": [change for change in changes if change.layer < depth],
-        "trained": [change for change in changes if change.layer >= depth],
-    }
-    results = {
-        name: {
-            "parameters": sum(change.num_parameters for change in group),
-            "largest": max(change.max_change for change in group),
-            "statistics": max(change.max_stats_change for change in group),
-        }
-        for name, group in groups.items()
-        if group
-    }
+    results = {}
+    for name, is_frozen in (("frozen", True), ("trained", False)):
+        if group := [change for change in changes if (change.layer < depth) == is_frozen]:
+            results[name] = {
+                "parameters": sum(change.num_parameters for change in group),
+                "largest": max(change.max_change for change in group),
+                "statistics": max(change.max_stats_change for change in group),
+            }
     recorded = record_results(folder, results, "frozen layers", run.name)
     specs = {"parameters": ",.0f", "largest": ".2g", "statistics": ".2g"}
     rows: list[list[Cell]] = [
@@ -118,14 +99,13 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
         "value by value. "
     )
     if any(change.max_change for change in frozen):
-        return method + "Parameters of frozen layers have changed, which is an error of the program:"
+        return method + "Parameters of frozen layers have changed, which is an error in the program:"
     if any(change.max_stats_change for change in frozen):
-        expected = "as this recipe intends" if update_bn_stats else "which is an error of the program"
+        expected = "as this recipe intends" if update_bn_stats else "which is an error in the program"
         return method + f"No parameter of a frozen layer has changed, but its BatchNorm statistics have, {expected}:"
-    all_others_changed = all(change.max_change > 0 for change in changes if change.layer >= num_frozen)
-    others = (
-        "all other layers have changed" if all_others_changed else "some of the other layers have not changed either"
-    )
+    others = "all other layers have changed"
+    if not all(change.max_change > 0 for change in changes if change.layer >= num_frozen):
+        others = "some of the other layers have not changed either"
     return f"{method}In the frozen layers, all parameters and statistics are bitwise identical; {others}:"
 
 
@@ -160,10 +140,8 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
     if report.num_layers:
         blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
-    return [*blocks, _runs_table(runs)] if len(runs) > 1 else blocks
-
-
-def _runs_table(runs: Sequence[Path]) -> Table:
+    if len(runs) == 1:
+        return blocks
     rows: list[list[Cell]] = []
     for run in runs:
         summary = summary_source(run)
@@ -179,26 +157,36 @@ def _runs_table(runs: Sequence[Path]) -> Table:
             ]
         )
     columns = ["run", "data", "recipe", "frozen", "epochs", "s per epoch", "s for cache"]
-    return Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)
+    return [*blocks, Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)]
 
 
-def freezing_section(run_index: RunIndex, folder: Path) -> Section:
-    """Build section D.1: which layers were frozen, how, whether they changed, and the time saved."""
-    title = "Fine-tuning with frozen layers"
-    question = (
-        "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers."
-    )
+@answers(
+    "D.1",
+    "Fine-tuning with frozen layers",
+    "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
+)
+def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
+    """Answer D.1: which layers were frozen, how, whether they changed, and the time saved."""
     if not run_index.detectors:
-        return Section("D.1", title, question, [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)])
+        return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
+    remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
+    if RunDir(run).summary()["frozen"]["moving_statistics"]:
+        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
     code = [inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)]
-    blocks = [
+    return [
         *frozen_part_blocks(run),
-        freezing_method_text(run),
+        Text(
+            "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of "
+            "the layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before "
+            "them, and the optimizers do not contain them. This alone does not freeze a layer. The means and variances "
+            "of batch normalisation are buffers, not parameters, and every forward pass in training mode updates them. "
+            "The frozen kernels would then receive inputs with other statistics than those they were trained with. "
+            f"{remark}"
+        ),
         Code("\n\n".join(code)),
         Text("The optimizers get only the remaining parameters:"),
         Code(inspect.getsource(parameter_groups)),
         *frozen_check_blocks(run, folder),
         *cost_blocks(run_index.detectors),
     ]
-    return Section("D.1", title, question, blocks)

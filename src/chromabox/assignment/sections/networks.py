@@ -1,10 +1,8 @@
 """Questions A.1, B.1 and C.1, which need no runs: source code, layers and self-check of the three models."""
 
 import inspect
-from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +30,7 @@ BLOCK_SHAPES = {
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section A.1: PoolUpsampleNet."""
-    ops = reference_ops("pool-upsample")
+    settings = _settings("pool-upsample")
     architecture = Text(
         "The model has four blocks and a last convolution. In blocks 1 and 2, a convolution is followed by max pooling "
         "over {pool.kernel} × {pool.kernel} pixels, BatchNorm and ReLU; in blocks 3 and 4, nearest-neighbour "
@@ -40,62 +38,54 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
         "doubled twice. `_block` implements the common structure of the four blocks, in the order of the figure. No "
         "activation follows the last convolution, because the cross-entropy loss takes logits and applies the softmax "
         "itself.",
-        pool=_settings("pool-upsample", ops, "MaxPool2d"),
-        up=_settings("pool-upsample", ops, "Upsample"),
+        pool=settings["MaxPool2d"],
+        up=settings["Upsample"],
     )
     padding = Text(
         "A convolution without padding reduces the height and the width by k − 1 pixels. With "
         '`padding="same"`, the output has the size of the input, and only pooling and upsampling change it. This is a '
         "padding of {conv.padding} pixel on each side for k = {conv.kernel}, and of (k − 1)/2 pixels for every odd k.",
-        conv=_settings("pool-upsample", ops, "Conv2d"),
+        conv=settings["Conv2d"],
     )
-    source = _source_code(baselines.same_conv, baselines.PoolUpsampleNet)
+    source = _source_code("same_conv", "PoolUpsampleNet")
     omitted = Text(
         "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
         "image."
     )
-    return _make_section("A.1", "a", "pool-upsample", ops, [architecture, source, padding, omitted])
+    return _make_section("A.1", "a", "pool-upsample", architecture, source, padding, omitted)
 
 
 def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section B.1: ConvTransposeNet."""
-    ops = reference_ops("conv-transpose")
-    up = _settings("conv-transpose", ops, "ConvTranspose2d")
+    settings = _settings("conv-transpose")
     architecture = Text(
         "The model has the same channels as PoolUpsampleNet, but neither pooling nor upsampling. The first two "
         "convolutions have stride {down.stride}, and blocks 3 and 4 have transposed convolutions with stride "
         "{up.stride}; `down_block` and `up_block` build these two types of blocks. `dilation` applies to the ordinary "
         "convolutions; the transposed convolutions keep a dilation of 1. `same_conv` is the function of part A.",
-        down=_settings("conv-transpose", ops, "Conv2d"),
-        up=up,
+        down=settings["Conv2d"],
+        up=settings["ConvTranspose2d"],
     )
     padding = Text(
         "The assignment sets padding 1 and output padding 1 for k = 3; the code computes {up.padding} and "
-        "{up.output padding} for k = {up.kernel}. With stride 2 and padding p, a convolution maps n pixels to "
-        "⌊(n + 2p − k)/2⌋ + 1 pixels, which is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with "
-        "output padding o maps n pixels to 2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both "
-        "conditions hold for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
-        up=up,
+        "{up.output padding} for k = {up.kernel}. With stride 2 and padding p, a convolution maps n pixels to ⌊(n + 2p "
+        "− k)/2⌋ + 1 pixels, which is n/2 for even n if 2p is k − 1 or k − 2. A transposed convolution with output "
+        "padding o maps n pixels to 2(n − 1) − 2p + k + o pixels, which is 2n if o = 2p + 2 − k. Both conditions hold "
+        "for p = ⌊(k − 1)/2⌋, with o = 1 for odd k and o = 0 for even k.",
+        up=settings["ConvTranspose2d"],
     )
-    source = _source_code(
-        baselines.strided_padding,
-        baselines.transposed_padding,
-        baselines.upsample_conv,
-        baselines.down_block,
-        baselines.up_block,
-        baselines.ConvTransposeNet,
-    )
-    return _make_section("B.1", "b", "conv-transpose", ops, [architecture, source, padding])
+    names = ("strided_padding", "transposed_padding", "upsample_conv", "down_block", "up_block", "ConvTransposeNet")
+    return _make_section("B.1", "b", "conv-transpose", architecture, _source_code(*names), padding)
 
 
 def unet_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section C.1: UNet."""
     ops = reference_ops("unet")
-    concatenations = [index for index, op in enumerate(ops) if op.kind == "cat"]
-    skip_ops = [ops[index + 1 :] for index in concatenations]
-    plain_ops = [op for op in reference_ops("conv-transpose") if op.kind == skip_ops[0][0].kind][-1:]
-    extra_parameters = num_trainable_parameters(MODELS["unet"](**DEFAULT_SIZES)) - num_trainable_parameters(
-        MODELS["conv-transpose"](**DEFAULT_SIZES)
+    # The layers whose inputs are concatenated.
+    joined = [ops[index + 1] for index, op in enumerate(ops) if op.kind == "cat"]
+    plain = [op for op in reference_ops("conv-transpose") if op.kind == joined[0].kind][-1]
+    unet, conv_transpose = (
+        num_trainable_parameters(MODELS[model](**DEFAULT_SIZES)) for model in ("unet", "conv-transpose")
     )
     architecture = Text(
         "The model is ConvTransposeNet with {joins} concatenations along the channel dimension (dimension 1): the "
@@ -104,46 +94,86 @@ def unet_section(run_index: RunIndex, folder: Path) -> Section:
         "{plain.inputs}, and the last convolution has {last.inputs}: the {last.outputs} channels of block 4 and the "
         "greyscale channel. `forward` must keep the output of block 1 until block 3 has been computed. Everything else "
         "is as in part B; the additional input channels add {more} parameters.",
-        joins=int_number(len(concatenations), "torch.cat calls recorded in one forward pass of unet"),
-        block4=_settings("unet", skip_ops[0]),
-        plain=_settings("conv-transpose", plain_ops),
-        last=_settings("unet", skip_ops[1]),
-        more=int_number(extra_parameters, "parameters of unet minus those of conv-transpose"),
+        joins=int_number(len(joined), "torch.cat calls recorded in one forward pass of unet"),
+        block4=_op_source("unet", joined[0]),
+        plain=_op_source("conv-transpose", plain),
+        last=_op_source("unet", joined[1]),
+        more=int_number(unet - conv_transpose, "parameters of unet minus those of conv-transpose"),
     )
     padding = Text(
         "Concatenated feature maps must have exactly the same height and width. The paddings of part B must therefore "
         "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
         "concatenated with the 16 pixels of block 1."
     )
-    return _make_section("C.1", "c", "unet", ops, [architecture, _source_code(baselines.UNet), padding])
+    return _make_section("C.1", "c", "unet", architecture, _source_code("UNet"), padding)
 
 
-def _make_section(key: str, figure: str, model: str, ops: list[Op], blocks: Sequence[Block]) -> Section:
+def _source_code(*names: str) -> Code:
+    """Return the source code of functions and classes of ``colour/models/baselines.py``."""
+    return Code("\n\n".join(inspect.getsource(getattr(baselines, name)).rstrip() + "\n" for name in names))
+
+
+def _op_source(model: str, op: Op) -> Source:
+    return Source(op.settings, f"{model}, recorded: {op.module}.")
+
+
+def _settings(model: str) -> dict[str, Source]:
+    """Return the settings of the first operation of each kind."""
+    return {op.kind: _op_source(model, op) for op in reversed(reference_ops(model))}
+
+
+def _make_section(key: str, figure: str, model: str, *blocks: Block) -> Section:
     """Build a section from its blocks and the common ones: layers, output shapes, parameters and self-check."""
-    name = MODELS[model].__name__
+    name, ops, module = MODELS[model].__name__, reference_ops(model), MODELS[model](**DEFAULT_SIZES)
     question = (
         f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
         "(filters) and NC (colours)."
     )
+    logits_shape = (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
+    with torch.no_grad():
+        shapes = [
+            MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).shape
+            for kernel in KERNEL_SIZES
+        ]
+    block_shapes = {block_name(op): op.shape[1:] for op in ops}
+    wrong = [
+        block
+        for block, (channels, reduction) in BLOCK_SHAPES.items()
+        if block_shapes.get(block) != (channels, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
+    ]
+    norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
+    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+    total = num_trainable_parameters(module)
+    kernels_source = f"{model} built and run with every kernel size"
+    shapes_source = f"{model}, recorded: output shapes of the blocks, compared with those of figure 1"
     common_blocks = [
-        _kernels_text(model),
+        Text(
+            f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give "
+            "logits for every pixel.",
+            preserved=int_number(shapes.count(logits_shape), kernels_source),
+            tested=int_number(len(KERNEL_SIZES), kernels_source),
+        ),
         _layer_table(model, ops),
-        _block_shapes_text(model, ops),
-        _parameters_text(model),
+        Text(
+            "{correct} of the {all} blocks, including the last convolution, have the output shape of the "
+            "figure{remark}.",
+            correct=int_number(len(BLOCK_SHAPES) - len(wrong), shapes_source),
+            all=int_number(len(BLOCK_SHAPES), shapes_source),
+            remark=f"; the output shapes differ for {', '.join(wrong)}" if wrong else "",
+        ),
+        Text(
+            "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases "
+            "of convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in "
+            "the table have nothing to train.",
+            all=int_number(total, f"{model}: num_trainable_parameters"),
+            by_type=Source(
+                {"weights": weights, "biases": total - weights - norms, "norms": norms},
+                f"{model}: parameters by type: ",
+            ),
+        ),
         *_self_check_blocks(model),
     ]
     return Section(key, f"Implementation of {name}", question, [*blocks, *common_blocks])
-
-
-def _source_code(*objects: Callable[..., Any]) -> Code:
-    """Return the source code of functions and classes of ``colour/models/baselines.py``."""
-    return Code("\n\n".join(inspect.getsource(item).rstrip() + "\n" for item in objects))
-
-
-def _settings(model: str, ops: list[Op], kind: str = "") -> Source:
-    """Return the settings of the first operation of a kind; by default, of the first operation."""
-    op = next(op for op in ops if not kind or op.kind == kind)
-    return Source(op.settings, f"{model}, recorded: {op.module}.")
 
 
 def _layer_table(model: str, ops: list[Op]) -> Table:
@@ -171,55 +201,6 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
     return Table(caption, ["operation", "settings", "channels", "height", "width", "parameters"], rows)
 
 
-def _block_shapes_text(model: str, ops: list[Op]) -> Text:
-    """State how many blocks have the output shape of the figure."""
-    shapes = {block_name(op): op.shape[1:] for op in ops}
-    wrong = [
-        block
-        for block, (channels, reduction) in BLOCK_SHAPES.items()
-        if shapes.get(block) != (channels, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
-    ]
-    source = f"{model}, recorded: output shapes of the blocks, compared with those of figure 1"
-    return Text(
-        "{correct} of the {all} blocks, including the last convolution, have the output shape of the figure{remark}.",
-        correct=int_number(len(BLOCK_SHAPES) - len(wrong), source),
-        all=int_number(len(BLOCK_SHAPES), source),
-        remark=f"; the output shapes differ for {', '.join(wrong)}" if wrong else "",
-    )
-
-
-def _parameters_text(model: str) -> Text:
-    """State the number of trainable parameters by type, counted from the module."""
-    module = MODELS[model](**DEFAULT_SIZES)
-    norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
-    weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
-    total = num_trainable_parameters(module)
-    counts = {"weights": weights, "biases": total - weights - norms, "norms": norms}
-    return Text(
-        "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases of "
-        "convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in the "
-        "table have nothing to train.",
-        all=int_number(total, f"{model}: num_trainable_parameters"),
-        by_type=Source(counts, f"{model}: parameters by type: "),
-    )
-
-
-def _kernels_text(model: str) -> Text:
-    """State for how many kernel sizes the output has the same shape as the input, tested by running the model."""
-    expected = (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
-    image, num_preserved = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE), 0
-    for kernel in KERNEL_SIZES:
-        with torch.no_grad():
-            num_preserved += MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(image).shape == expected
-    source = f"{model} built and run with every kernel size"
-    return Text(
-        f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give logits "
-        "for every pixel.",
-        preserved=int_number(num_preserved, source),
-        tested=int_number(len(KERNEL_SIZES), source),
-    )
-
-
 def _self_check_blocks(model: str) -> list[Block]:
     """Report the results of ``chromabox check`` for the reference models."""
     result = _check_reference_models()
@@ -241,8 +222,5 @@ def _self_check_blocks(model: str) -> list[Block]:
 
 @cache
 def _check_reference_models() -> CheckResult:
-    """Check the reference models once for all three sections.
-
-    It takes seconds; the long timeout is for busy machines.
-    """
+    """Check the reference models once for all three sections; the long timeout is for busy machines."""
     return check_file(Path(baselines.__file__), timeout=600.0)

@@ -1,21 +1,48 @@
-"""Numbers for the answers, each with its source: from summaries, from model analyses, and published values."""
+"""Parts that the sections share: missing runs, numbers with their sources, and comparisons of models."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeAlias
 
-from chromabox.assignment.analysis.net_analysis import NetAnalysis, to_json_value
+from chromabox.assignment.analysis.net_analysis import RESULTS_FILE, NetAnalysis, to_json_value
 from chromabox.assignment.analysis.statistics import ConfidenceInterval, difference_over_images, difference_over_seeds
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.runs import RunDir
-from chromabox.experiments.compare import PUBLISHED_RESULTS
-from chromabox.report.document.model import Block, Number, Source, Table, Text
+from chromabox.experiments.compare import PUBLISHED_RESULTS, group_runs
+from chromabox.experiments.runs import RunIndex
+from chromabox.report.document.model import Block, Cell, MissingRun, Number, Section, Source, Table, Text
 
-RESULTS_FILE = "results.json"
-#: Source of the published results.
-PUBLISHED_SOURCE = "experiments/compare.py: PUBLISHED_RESULTS"
+#: A function that builds a section from the available runs and writes its figures into a folder.
+SectionBuilder: TypeAlias = Callable[[RunIndex, Path], Section]
+
+
+def answers(
+    key: str, title: str, question: str, models: Sequence[str] = ()
+) -> Callable[[Callable[..., list[Block]]], SectionBuilder]:
+    """Decorate a function that returns the blocks of a section, so that it returns the section.
+
+    The function receives the run index, the folder for figures, and the finished runs of each of ``models``. If a model
+    has no runs, the section names the command that trains it. The section raises UsageError if the runs of a model
+    differ in more than the seed and cannot be averaged.
+    """
+
+    def decorate(answer: Callable[..., list[Block]]) -> SectionBuilder:
+        @wraps(answer)
+        def build(run_index: RunIndex, folder: Path) -> Section:
+            missing = " and ".join(f"`{model}`" for model in models if not run_index.colour.get(model))
+            if missing:
+                command = f"chromabox compare --models {' '.join(models)} --recipe course --seeds 0 1 2 -o runs/course"
+                return Section(key, title, question, [MissingRun(f"finished runs of {missing}", command)])
+            runs = [run_index.colour[model] for model in models]
+            group_runs([run for group in runs for run in group])
+            return Section(key, title, question, answer(run_index, folder, *runs))
+
+        return build
+
+    return decorate
 
 
 def summary_source(run: Path) -> Source:
@@ -23,13 +50,12 @@ def summary_source(run: Path) -> Source:
     return Source(RunDir(run).summary(), f"{run}/summary.json: ")
 
 
-def analysis_source(analysis: NetAnalysis) -> Source:
-    """Return the values of a model analysis, as recorded in ``results.json``, plus its ``model``."""
-    return Source({"model": analysis.model, **analysis.to_json}, f"{RESULTS_FILE}: nets > {analysis.model} > ")
+def mean_over_runs(runs: Sequence[Path], key: str) -> Number:
+    """Return the mean of a summary value over runs, with the sample standard deviation if there are several runs.
 
-
-def mean_over_runs(runs: Sequence[Path], key: str, spec: str = ".4f", scale: float = 1.0) -> Number:
-    """Return the mean of a summary value over runs, with the sample standard deviation if there are several runs."""
+    Losses are in nats, accuracies in percent.
+    """
+    scale, spec = (100.0, ".2f") if key.endswith("accuracy") else (1.0, ".4f")
     values = [scale * float(RunDir(run).summary()[key]) for run in runs]
     source = f"{key} of " + ", ".join(f"{run}/summary.json" for run in runs)
     return Number(mean(values), source, spec, stdev(values) if len(values) > 1 else None)
@@ -62,12 +88,11 @@ def compute_differences(
     Intervals are computed over seeds if both models have several runs, otherwise over the test images of one seed.
     """
     if all(len(group) > 1 for group in runs):
-        scales = {"accuracy": 100.0, "loss": 1.0}
         return {
             name: difference_over_seeds(
                 *([scale * float(RunDir(run).summary()[f"test_{name}"]) for run in group] for group in runs)
             )
-            for name, scale in scales.items()
+            for name, scale in (("accuracy", 100.0), ("loss", 1.0))
         }
     before, after = first.predictions, second.predictions
     return {
@@ -109,19 +134,13 @@ def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
 
 def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
     """Return a table with a row for each model; published values are included if the settings are the same."""
-    rows = []
+    rows: list[list[Cell]] = []
     for model, runs in runs_by_model.items():
         published = _published_numbers(model, runs[0])
-        rows.append(
-            [
-                model,
-                summary_source(runs[0]).number("parameters", spec=",.0f"),
-                int_number(len(runs), "runs found"),
-                mean_over_runs(runs, "test_loss"),
-                mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-                *([published[2], f"{published[0]}–{published[1]}"] if published else ["–", "–"]),
-            ]
-        )
+        cells: list[Cell] = [published[2], f"{published[0]}–{published[1]}"] if published else ["–", "–"]
+        means = [mean_over_runs(runs, key) for key in ("test_loss", "test_accuracy")]
+        parameters = summary_source(runs[0]).number("parameters", spec=",.0f")
+        rows.append([model, parameters, int_number(len(runs), "runs found"), *means, *cells])
     is_spread = any(len(runs) > 1 for runs in runs_by_model.values())
     return Table(
         f"Results on the test images{' (± is the sample standard deviation over the seeds)' if is_spread else ''}. The "
@@ -137,28 +156,24 @@ def _published_numbers(model: str, run: Path) -> list[Number]:
     settings = (summary["recipe"], summary["data"], summary["palette"])
     if published is None or settings != ("course", "cifar10:horse", "course"):
         return []
-    accuracies = [Number(bound, PUBLISHED_SOURCE, ".1f") for bound in published.accuracy]
-    return [*accuracies, Number(published.loss, PUBLISHED_SOURCE, ".4f")]
+    source = "experiments/compare.py: PUBLISHED_RESULTS"
+    return [*(Number(bound, source, ".1f") for bound in published.accuracy), Number(published.loss, source, ".4f")]
 
 
-def published_comparison(runs_by_model: Mapping[str, Sequence[Path]]) -> list[Block]:
-    """Compare the accuracies with the published ranges; return no block if the settings differ."""
-    blocks: list[Block] = []
-    for model, runs in runs_by_model.items():
-        published = _published_numbers(model, runs[0])
-        if not published:
-            continue
-        low, high, _ = published
-        ours = mean_over_runs(runs, "test_accuracy", ".2f", 100.0)
-        is_within = low.value <= round(ours.value, 1) <= high.value
-        blocks.append(
-            Text(
-                "The accuracy of `{model}`, {ours} %, is {position} the published range of {low} % to {high} %.",
-                model=model,
-                ours=Number(ours.value, ours.source, ".2f"),
-                position="within" if is_within else "below" if ours.value < low.value else "above",
-                low=low,
-                high=high,
-            )
+def published_blocks(model: str, runs: Sequence[Path]) -> list[Block]:
+    """Compare the accuracy with the published range; return no block if the settings differ."""
+    published = _published_numbers(model, runs[0])
+    if not published:
+        return []
+    (low, high, _), ours = published, mean_over_runs(runs, "test_accuracy")
+    position = "within" if round(ours.value, 1) <= high.value else "above"
+    return [
+        Text(
+            "The accuracy of `{model}`, {ours} %, is {position} the published range of {low} % to {high} %.",
+            model=model,
+            ours=Number(ours.value, ours.source, ".2f"),
+            position=position if low.value <= round(ours.value, 1) else "below",
+            low=low,
+            high=high,
         )
-    return blocks
+    ]

@@ -1,8 +1,11 @@
 """Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, their comparison and its explanation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
 
 from chromabox.assignment.analysis.net_analysis import (
     SAMPLE_SIZES,
@@ -11,217 +14,175 @@ from chromabox.assignment.analysis.net_analysis import (
     analyse,
     load_analysis_data,
 )
-from chromabox.assignment.analysis.plots import plot_all_curves, plot_calibration, plot_samples
-from chromabox.assignment.analysis.statistics import ConfidenceInterval
-from chromabox.assignment.sections.comparison import image_quality_table, predicted_images, reference_rows, side_by_side
-from chromabox.assignment.sections.explanations import (
-    baseline_blocks,
-    blur_text,
-    confusion_figure,
-    dullness_text,
-    skip_explanation_blocks,
-    stride_explanation_blocks,
-)
+from chromabox.assignment.analysis.pixels import measure_agreement
+from chromabox.assignment.analysis.plots import plot_agreement, plot_all_curves, plot_calibration, plot_samples
+from chromabox.assignment.sections.explanations import blur_text, dullness_text, explain_skips, explain_strides
 from chromabox.assignment.sections.numbers import (
-    analysis_source,
+    SectionBuilder,
+    answers,
     comparison_table,
     compute_differences,
     difference_text,
     int_number,
     is_improvement,
     mean_over_runs,
-    published_comparison,
+    published_blocks,
     record_results,
     summary_source,
 )
+from chromabox.colour.data.datasets import ColourDataset
 from chromabox.colour.evaluation import metrics
+from chromabox.colour.evaluation.evaluate import evaluate, sample_grid
+from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import TrainConfig
+from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import RunDir
-from chromabox.experiments.compare import group_runs
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Figure, MissingRun, Number, Section, Text
+from chromabox.report.document.model import Block, Cell, Figure, Number, Source, Table, Text
+from chromabox.report.plots import RGBTile, plot_confusion_matrix
 
 #: A smaller gap between training and test accuracy, in percentage points, is not called overfitting.
 OVERFITTING_GAP = 2.0
+#: Test images in a row of a figure.
+NUM_SAMPLES = 8
 
-POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
+MODELS = POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
 
 
-def _section(
-    run_index: RunIndex,
-    key: str,
-    title: str,
-    question: str,
-    models: Sequence[str],
-    answer: Callable[..., list[Block]],
-) -> Section:
-    """Build a section: ``answer`` receives each model's finished runs; without runs, the section names the command.
+@answers(
+    "A.2", "Results with pooling and upsampling", "Do the colourised images look good, and why or why not?", MODELS[:1]
+)
+def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
+    """Answer A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
+    analysis, data = _analyse_and_record(folder, runs)
+    path = folder / f"sheet-{POOL_UPSAMPLE}.png"
+    plot_samples(_sample_rows(data, analysis), path)
+    return [
+        Text(
+            "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
+            "with a cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
+            first=summary_source(runs[0]),
+            accuracy=mean_over_runs(runs, "test_accuracy"),
+            loss=mean_over_runs(runs, "test_loss"),
+            seeds=int_number(len(runs), "number of runs found"),
+        ),
+        *published_blocks(POOL_UPSAMPLE, runs),
+        Figure(path, f"The first test images: greyscale, ground truth, and the output of `{POOL_UPSAMPLE}`."),
+        *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
+        blur_text(analysis),
+        dullness_text(analysis, data),
+    ]
 
-    Raise UsageError if the runs of a model differ in more than the seed and cannot be averaged.
+
+def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuilder:
+    """Return a section with the training curves of the last model, plotted together with those of the others.
+
+    The text describes whether the training of the first run had converged and whether the model overfits.
     """
-    missing = [model for model in models if not run_index.colour.get(model)]
-    if missing:
-        names = " and ".join(f"`{model}`" for model in missing)
-        command = f"chromabox compare --models {' '.join(models)} --recipe course --seeds 0 1 2 -o runs/course"
-        return Section(key, title, question, [MissingRun(f"finished runs of {names}", command)])
-    runs = [run_index.colour[model] for model in models]
-    group_runs([run for group in runs for run in group])
-    return Section(key, title, question, answer(*runs))
-
-
-def pool_upsample_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
-
-    def answer(runs: Sequence[Path]) -> list[Block]:
-        analysis, data = _analyse_and_record(folder, runs)
-        path = folder / f"sheet-{POOL_UPSAMPLE}.png"
-        plot_samples(reference_rows(analysis, data) | {POOL_UPSAMPLE: predicted_images(analysis, data)}, path)
-        return [
-            Text(
-                "After {first.epochs:,.0f} epochs, `{first.net}` classifies {accuracy} % of the test pixels correctly, "
-                "with a cross-entropy of {loss} nats per pixel (number of seeds: {seeds}).",
-                first=summary_source(runs[0]),
-                accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-                loss=mean_over_runs(runs, "test_loss"),
-                seeds=int_number(len(runs), "number of runs found"),
-            ),
-            *published_comparison({POOL_UPSAMPLE: runs}),
-            Figure(path, f"The first test images: greyscale, data truth, and the output of `{POOL_UPSAMPLE}`."),
-            *baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
-            blur_text(analysis),
-            dullness_text(analysis, data),
-        ]
-
-    question = "Do the colourised images look good, and why or why not?"
-    return _section(run_index, "A.2", "Results with pooling and upsampling", question, [POOL_UPSAMPLE], answer)
-
-
-def conv_transpose_curves(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.2: the training curves of ConvTransposeNet."""
-    return _curves_section(
-        run_index, folder, "B.2", "Training with strided convolutions", POOL_UPSAMPLE, CONV_TRANSPOSE
-    )
-
-
-def unet_curves(run_index: RunIndex, folder: Path) -> Section:
-    """Build section C.2: the training curves of UNet."""
-    title = "Training with skip connections"
-    return _curves_section(run_index, folder, "C.2", title, POOL_UPSAMPLE, CONV_TRANSPOSE, UNET)
-
-
-def _curves_section(run_index: RunIndex, folder: Path, key: str, title: str, *models: str) -> Section:
-    """Build a section with the training curves of the last model, plotted together with those of the others."""
     model = models[-1]
 
-    def answer(runs: Sequence[Path]) -> list[Block]:
-        records = {name: [read_metrics(run) for run in run_index.colour.get(name, [])] for name in models}
+    @answers(key, title, f"How do the loss and accuracy of `{model}` change during training?", [model])
+    def answer(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
         path = folder / f"curves-{model}.png"
-        plot_all_curves({name: group for name, group in records.items() if group}, path)
+        available = [name for name in models if run_index.colour.get(name)]
+        plot_all_curves({name: [read_metrics(run) for run in run_index.colour[name]] for name in available}, path)
         caption = (
             "Loss and accuracy of every run, with a thin line for each seed. The training loss is the mean over the "
             "batches of the epoch; the training accuracy is measured on a sample of training images after the epoch."
         )
-        return [Figure(path, caption), _convergence_text(model, runs)]
-
-    question = f"How do the loss and accuracy of `{model}` change during training?"
-    return _section(run_index, key, title, question, [model], answer)
-
-
-def _convergence_text(model: str, runs: Sequence[Path]) -> Text:
-    """Describe, for the first run, whether training had converged and whether the model overfits."""
-    run = runs[0]
-    records = read_metrics(run)
-    last, best = records[-1], min(records, key=lambda record: record["test_loss"])
-    gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
-    source = f"{run}/metrics.jsonl"
-    lowest = "after the last epoch, so overfitting has not begun. "
-    numbers = {}
-    if best["epoch"] != last["epoch"]:
-        lowest = "after epoch {when} ({best}). "
-        numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
-        numbers["when"] = int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss")
-    return Text(
-        "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
-        "{accuracy} % on the test images (the assignment calls them validation images). The first run has its lowest "
-        f"test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points {{relation}} the "
-        "accuracy on test images{remark}",
-        numbers,
-        epochs=int_number(int(last["epoch"]), source),
-        batch=int_number(
-            RunDir(run).load_config(TrainConfig).recipe.batch_size, f"{run}/config.json: recipe > batch_size"
-        ),
-        model=model,
-        loss=mean_over_runs(runs, "test_loss"),
-        accuracy=mean_over_runs(runs, "test_accuracy", ".2f", 100.0),
-        gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
-        relation="above" if gap >= 0 else "below",
-        remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
-    )
-
-
-def conv_transpose_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
-
-    def answer(*runs: Sequence[Path]) -> list[Block]:
-        pool, strided, data, changes, blocks = _compare(folder, *runs)
-        is_better = is_improvement(changes)
-        return [*blocks, *stride_explanation_blocks(pool, strided, data, folder, is_better=is_better)]
-
-    question = "How do the results compare with those of pooling and upsampling, and what explains the difference?"
-    title = "Strided convolutions compared with pooling"
-    return _section(run_index, "B.3", title, question, [POOL_UPSAMPLE, CONV_TRANSPOSE], answer)
-
-
-def unet_results(run_index: RunIndex, folder: Path) -> Section:
-    """Build section C.3: UNet compared with ConvTransposeNet, and why they differ."""
-
-    def answer(*runs: Sequence[Path]) -> list[Block]:
-        strided, with_skips, data, changes, blocks = _compare(folder, *runs)
-        pool_runs = run_index.colour.get(POOL_UPSAMPLE)
-        others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
-        confusion = metrics.confusion_matrix(
-            with_skips.predictions.labels, data.test.labels.numpy(), len(data.inputs.palette)
+        run, records = runs[0], read_metrics(runs[0])
+        last, best = records[-1], min(records, key=lambda record: record["test_loss"])
+        gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
+        source = f"{run}/metrics.jsonl"
+        lowest = "after the last epoch, so overfitting has not begun. "
+        numbers = {}
+        if best["epoch"] != last["epoch"]:
+            lowest = "after epoch {when} ({best}). "
+            numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
+            numbers["when"] = int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss")
+        text = Text(
+            "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
+            "{accuracy} % on the test images (the assignment calls them validation images). The first run has its "
+            f"lowest test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points "
+            "{relation} the accuracy on test images{remark}",
+            numbers,
+            epochs=int_number(int(last["epoch"]), source),
+            batch=int_number(
+                RunDir(run).load_config(TrainConfig).recipe.batch_size, f"{run}/config.json: recipe > batch_size"
+            ),
+            model=model,
+            loss=mean_over_runs(runs, "test_loss"),
+            accuracy=mean_over_runs(runs, "test_accuracy"),
+            gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
+            relation="above" if gap >= 0 else "below",
+            remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
         )
-        ours = mean_over_runs(runs[1], "test_accuracy", ".2f", 100.0)
-        table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
-        return [
-            *blocks,
-            _image_quality_change_text(strided, with_skips),
-            confusion_figure(UNET, confusion, data, folder),
-            *skip_explanation_blocks(
-                strided, with_skips, data, folder, is_better=is_improvement(changes), other_analyses=others
-            ),
-            *_calibration_blocks((*others, strided, with_skips), folder),
-            Text(
-                "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the "
-                "{table} % of a lookup table from grey values to colours, which uses single pixels without their "
-                "neighbours.",
-                ours=ours,
-                relation="above" if ours.value > table.value else "still below",
-                table=table,
-            ),
-        ]
+        return [Figure(path, caption), text]
 
-    question = "Did skip connections improve the loss, the accuracy and the images, and for what reasons?"
-    return _section(run_index, "C.3", "The effect of skip connections", question, [CONV_TRANSPOSE, UNET], answer)
+    return answer
 
 
-def _compare(
-    folder: Path, *runs: Sequence[Path]
-) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, dict[str, ConfidenceInterval], list[Block]]:
-    """Analyse two models; return both, their data, their differences, and the blocks that compare the results."""
+conv_transpose_curves = _curves_section("B.2", "Training with strided convolutions", MODELS[:2])
+unet_curves = _curves_section("C.2", "Training with skip connections", MODELS)
+
+
+@answers(
+    "B.3",
+    "Strided convolutions compared with pooling",
+    "How do the results compare with those of pooling and upsampling, and what explains the difference?",
+    MODELS[:2],
+)
+def conv_transpose_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
+    """Answer B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
+    pool, strided, data, is_better, blocks = _compare(folder, *runs)
+    return [*blocks, *explain_strides(pool, strided, data, folder, is_better=is_better)]
+
+
+@answers(
+    "C.3",
+    "The effect of skip connections",
+    "Did skip connections improve the loss, the accuracy and the images, and for what reasons?",
+    MODELS[1:],
+)
+def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
+    """Answer C.3: UNet compared with ConvTransposeNet, and why they differ."""
+    strided, with_skips, data, is_better, blocks = _compare(folder, *runs)
+    pool_runs = run_index.colour.get(POOL_UPSAMPLE)
+    others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
+    truth = data.test.labels.numpy()
+    confusion = metrics.confusion_matrix(with_skips.predictions.labels, truth, len(data.inputs.palette))
+    ours = mean_over_runs(runs[1], "test_accuracy")
+    table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
+    return [
+        *blocks,
+        _image_quality_change_text(strided, with_skips),
+        _confusion_figure(UNET, confusion, data, folder),
+        *explain_skips(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
+        *_calibration_blocks((*others, strided, with_skips), folder),
+        Text(
+            "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} % of "
+            "a lookup table from grey values to colours, which uses single pixels without their neighbours.",
+            ours=ours,
+            relation="above" if ours.value > table.value else "still below",
+            table=table,
+        ),
+    ]
+
+
+def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, bool, list[Block]]:
+    """Analyse two models; return both, their data, whether the second is better, and blocks that compare them."""
     (first, data), (second, _) = (_analyse_and_record(folder, group) for group in runs)
     runs_by_model = {first.model: runs[0], second.model: runs[1]}
     changes = compute_differences(runs, first, second)
     blocks = [
         comparison_table(runs_by_model),
         difference_text(folder, first.model, second.model, changes),
-        *published_comparison(runs_by_model),
-        *side_by_side(first, second, data, folder),
-        image_quality_table(data, first, second),
+        *(block for model, group in runs_by_model.items() for block in published_blocks(model, group)),
+        *_side_by_side(first, second, data, folder),
+        _image_quality_table(data, first, second),
     ]
-    return first, second, data, changes, blocks
+    return first, second, data, is_improvement(changes), blocks
 
 
 def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis, AnalysisData]:
@@ -234,21 +195,21 @@ def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis
 
 def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
     """Describe how sharpness, colour difference and colourfulness of the images changed."""
-    sharper = after.high_frequencies.correlation > before.high_frequencies.correlation
-    nearer = after.image_stats.delta_e < before.image_stats.delta_e
-    more_colourful = after.image_stats.colourfulness > before.image_stats.colourfulness
+    improvements = {
+        "sharper": after.high_frequencies["correlation"] > before.high_frequencies["correlation"],
+        "nearer": after.image_stats["delta_e"] < before.image_stats["delta_e"],
+        "livelier": after.image_stats["colourfulness"] > before.image_stats["colourfulness"],
+    }
     return Text(
-        "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is {sharper}"
-        "closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
-        "{after.high_frequencies.correlation:.3f} after), their colours are {nearer}closer to the true colours "
-        "(ΔE2000 {before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are "
-        "{livelier}more colourful (colourfulness {before.image_stats.colourfulness:.1f} before, "
-        "{after.image_stats.colourfulness:.1f} after).",
-        before=analysis_source(before),
-        after=analysis_source(after),
-        sharper="" if sharper else "not ",
-        nearer="" if nearer else "not ",
-        livelier="" if more_colourful else "not ",
+        "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is "
+        "{sharper}closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
+        "{after.high_frequencies.correlation:.3f} after), their colours are {nearer}closer to the true colours (ΔE2000 "
+        "{before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are {livelier}more "
+        "colourful (colourfulness {before.image_stats.colourfulness:.1f} before, {after.image_stats.colourfulness:.1f} "
+        "after).",
+        {name: "" if improved else "not " for name, improved in improvements.items()},
+        before=before.source,
+        after=after.source,
     )
 
 
@@ -257,13 +218,13 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     path = folder / "calibration.png"
     plot_calibration({analysis.model: analysis.calibration for analysis in analyses}, path)
     after = analyses[-1]
-    surplus = analysis_source(after).number("calibration error", "surplus", spec=".1%")
+    surplus = after.source.number("calibration error", "surplus", spec=".1%")
     return [
         Text(
             "Confidence is a separate question: `{after.model}` is {verdict}. On average, its confidence is {surplus} "
-            "percentage points {relation} its accuracy (expected calibration error {after.calibration error.error:.1%}"
-            ").",
-            after=analysis_source(after),
+            "percentage points {relation} its accuracy (expected calibration error "
+            "{after.calibration error.error:.1%}).",
+            after=after.source,
             verdict="underconfident" if surplus.value < 0 else "overconfident",
             surplus=replace(surplus, value=abs(surplus.value)),
             relation="below" if surplus.value < 0 else "above",
@@ -273,3 +234,131 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
             "Reliability diagram: accuracy against predicted probability. On the dotted line the two are equal.",
         ),
     ]
+
+
+def _sample_rows(data: AnalysisData, *analyses: NetAnalysis) -> dict[str, Sequence[RGBTile]]:
+    """Return the first test images in greyscale, in their true colours, and as colourised by each model."""
+    network, palette = load_palette_model(analyses[0].run).network, data.inputs.palette
+    grey, truth, _ = sample_grid(network, data.test, palette, NUM_SAMPLES)
+    images = {
+        analysis.model: list(decode_labels(analysis.predictions.labels[:NUM_SAMPLES], palette)) for analysis in analyses
+    }
+    return {"greyscale": grey, "ground truth": truth, **images}
+
+
+def _side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> list[Block]:
+    """Show the first test images of both models with a map of correct pixels, and describe their agreement."""
+    path = folder / f"{first.model}-and-{second.model}.png"
+    rows = _sample_rows(data, first, second)
+    plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
+    agreement = measure_agreement(first.predictions, second.predictions)
+    return [
+        Figure(
+            path,
+            f"The first {NUM_SAMPLES} test images, colourised by `{first.model}` and `{second.model}`, and a map of "
+            "the pixels that each model classifies correctly.",
+        ),
+        Text(
+            "On {images} test images, the predictions of the two models differ in {pixels.different:.1%} of the "
+            "pixels. Only `{first}` is correct on {pixels.only_first:.1%}, only `{second}` on "
+            "{pixels.only_second:.1%}, and neither on {pixels.both_wrong:.1%} (percentages of all pixels).",
+            first=first.model,
+            second=second.model,
+            images=int_number(len(data.test), "number of test images analysed"),
+            pixels=record_results(folder, agreement, "disagreement", f"{first.model} and {second.model}"),
+        ),
+    ]
+
+
+def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
+    """Return a table of image quality against the ground truth, with the greyscale images as a baseline."""
+    columns = {
+        ("image_stats", "psnr"): ".2f",
+        ("image_stats", "delta_e"): ".2f",
+        ("image_stats", "colourfulness"): ".1f",
+        ("high_frequencies", "energy"): ".1%",
+        ("high_frequencies", "correlation"): ".3f",
+    }
+    rows: list[list[Cell]] = [
+        [analysis.model, *(analysis.source.number(*keys, spec=spec) for keys, spec in columns.items())]
+        for analysis in analyses
+    ]
+    grey = [Number(data.grey_stats[key], f"greyscale test images: {key}", ".2f") for key in ("psnr", "delta_e")]
+    zero = Number(0.0, "colourfulness of greyscale images", ".1f")
+    truth = Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f")
+    return Table(
+        f"Image quality (first {len(data.test)} test images, one seed). Fine detail is the deviation of the pixels of "
+        "a 4 × 4 block from their mean; its energy is relative to that of the true colours, and its correlation is "
+        "with the fine detail of the true colours",
+        ["", "PSNR (dB)", "ΔE2000", "colourfulness", "detail energy (%)", "detail correlation"],
+        [*rows, ["greyscale", *grey, zero, "–", "–"], ["ground truth", "–", "–", truth, "–", "–"]],
+    )
+
+
+#: Labels of the rows of an evaluation in the report.
+ROW_LABELS = {
+    "net": "model",
+    "net, annealed mean": "model, annealed mean",
+    "majority colour": "most frequent colour",
+    "grey value's colour": "lookup table from grey value",
+    "grey": "greyscale",
+    "palette oracle": "true palette colour (upper bound)",
+    "truth": "ground truth",
+}
+
+
+def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
+    """Compare the model with baselines and the upper bound, and describe its image quality and confusions."""
+    data = analysis_data.inputs.data
+    evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
+    recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
+    # An infinite PSNR is null in the file, but is printed.
+    scores = Source({row.name: row for row in evaluation.rows}, recorded.name)
+    columns = {"loss": ".4f", "accuracy": ".2%", "psnr": ".2f", "delta_e": ".2f", "colourfulness": ".1f"}
+    rows: list[list[Cell]] = [
+        [
+            ROW_LABELS.get(row.name, row.name),
+            *("–" if getattr(row, key) is None else scores.number(row.name, key, spec=columns[key]) for key in columns),
+        ]
+        for row in evaluation.rows
+    ]
+    ours, grey, table = (evaluation.row(name) for name in ("net", "grey", "grey value's colour"))
+    assert ours.accuracy is not None
+    assert table.accuracy is not None
+    closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
+    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
+    return [
+        Table(
+            f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper "
+            "bound set by the palette. Colourfulness after Hasler and Süsstrunk: 15 is slightly colourful, 33 "
+            "moderately colourful",
+            ["", "loss", "accuracy (%)", "PSNR (dB)", "ΔE2000", "colourfulness"],
+            rows,
+        ),
+        Text(
+            "Do the images look good? {answer} By mean ΔE2000, the colourised images ({scores.net.delta_e:.2f}) are "
+            "{nearness} the ground truth than the greyscale images ({scores.grey.delta_e:.2f}). A lookup table that "
+            "maps every grey value to its most frequent colour, without using neighbouring pixels, classifies "
+            "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
+            "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has "
+            "a ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
+            answer=answers[int(closer) + int(more_accurate)],
+            nearness="closer to" if closer else "further from",
+            relation="more" if more_accurate else "less",
+            scores=scores,
+        ),
+        _confusion_figure(model, evaluation.confusion, analysis_data, folder),
+    ]
+
+
+def _confusion_figure(
+    model: str, confusion: Int64[np.ndarray, "truth prediction"], data: AnalysisData, folder: Path
+) -> Figure:
+    """Plot the confusion matrix with a colour swatch for every row and column."""
+    path = folder / f"confusion-{model}.png"
+    plot_confusion_matrix(confusion, data.inputs.palette.colours, path, "")
+    return Figure(
+        path,
+        f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
+        "adds up to one; correct predictions are on the diagonal.",
+    )

@@ -6,9 +6,7 @@ Source code is highlighted by Pygments in the HTML page, whose style sheet defin
 import html
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
 import pygments
@@ -21,18 +19,7 @@ from pygments.util import ClassNotFound
 from sympy import Expr, Integer, Symbol
 from sympy.printing.latex import LatexPrinter
 
-from chromabox.report.document.model import (
-    Block,
-    Cell,
-    Code,
-    Document,
-    Figure,
-    Formula,
-    MissingRun,
-    Number,
-    Table,
-    Text,
-)
+from chromabox.report.document.model import Block, Code, Document, Figure, Formula, MissingRun, Number, Table, Text
 
 #: Control characters, surrogates and noncharacters, which neither HTML nor fonts support.
 UNPRINTABLE_CHARS = re.compile(
@@ -40,7 +27,7 @@ UNPRINTABLE_CHARS = re.compile(
 )
 #: The space between a number and its unit, where a line must not break.
 UNIT_SPACE = re.compile(r"^ (?=[%×°])")
-URL = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,;:!?)\]]")
+URL = re.compile(r"(https?://[^\s<>\"]*[^\s<>\".,;:!?)\]])")
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ def strip_control_chars(text: str) -> str:
 
 def parse_inline(text: Text | str) -> list[Inline]:
     """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line breaks become spaces."""
-    pieces = _split_template(text) if isinstance(text, Text) else [(text, None)]
+    pieces = text.pieces if isinstance(text, Text) else [(text, None)]
     num_backticks = sum(literal.count("`") for literal, _ in pieces)
     unpaired = num_backticks if num_backticks % 2 else 0
     inlines: list[Inline] = []
@@ -84,37 +71,19 @@ def parse_inline(text: Text | str) -> list[Inline]:
 
 def parse_links(text: str) -> list[Inline]:
     """Parse a reference like a paragraph, with URLs as links."""
-    return [
-        piece for inline in parse_inline(text) for piece in (_split_links(inline.text) if not inline.code else [inline])
-    ]
+    inlines = []
+    for inline in parse_inline(text):
+        if inline.code:
+            inlines.append(inline)
+        else:  # Every second part is a URL.
+            parts = enumerate(URL.split(inline.text))
+            inlines += [Inline(part, link=part if index % 2 else "") for index, part in parts if part]
+    return inlines
 
 
 def to_text(inlines: list[Inline]) -> str:
     """Return the plain text."""
     return "".join(inline.text for inline in inlines)
-
-
-def _split_template(text: Text) -> list[tuple[str, Number | None]]:
-    """Split into pairs of text and the number that follows (None at the end); doubled braces become single ones."""
-    pieces: list[tuple[str, Number | None]] = []
-    words = ""
-    for literal, name, *_ in Formatter().parse(text.template):
-        words += literal
-        if name is not None:
-            pieces.append((words, text.numbers[name]))
-            words = ""
-    return [*pieces, (words, None)]
-
-
-def _split_links(text: str) -> Iterator[Inline]:
-    start = 0
-    for url in URL.finditer(text):
-        if url.start() > start:
-            yield Inline(text[start : url.start()])
-        yield Inline(url[0], link=url[0])
-        start = url.end()
-    if start < len(text):
-        yield Inline(text[start:])
 
 
 #: A block as plain data: ``kind`` names its type, and the other keys depend on it.
@@ -124,22 +93,22 @@ LaidOut = dict[str, Any]
 def layout_document(document: Document) -> LaidOut:
     """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures`` (all, in order)."""
     counters = {Table: itertools.count(1), Figure: itertools.count(1)}
-    figures: list[Figure] = []
+    figures = [block for _, block in document.blocks() if isinstance(block, Figure)]
 
-    def layout_blocks(blocks: Sequence[Block]) -> list[LaidOut]:
-        figures.extend(block for block in blocks if isinstance(block, Figure))
-        return [_layout_block(block, lambda: next(counters[type(block)])) for block in blocks]  # noqa: B023 - called immediately
+    def layout_block(block: Block) -> LaidOut:
+        laid_out = _layout_block(block)
+        return laid_out | {"number": next(counters[type(block)])} if type(block) in counters else laid_out
 
     return {
         "title": strip_control_chars(document.title),
-        "abstract": layout_blocks(document.abstract),
+        "abstract": [layout_block(block) for block in document.abstract],
         "sections": [
             {
                 "anchor": anchor,
                 "key": strip_control_chars(section.key),
                 "title": strip_control_chars(section.title),
                 "question": parse_inline(section.question),
-                "blocks": layout_blocks(section.blocks),
+                "blocks": [layout_block(block) for block in section.blocks],
             }
             for section, anchor in zip(document.sections, _section_anchors(document), strict=True)
         ],
@@ -149,27 +118,24 @@ def layout_document(document: Document) -> LaidOut:
     }
 
 
-def _layout_block(block: Block, next_number: Callable[[], int]) -> LaidOut:
+def _layout_block(block: Block) -> LaidOut:
     match block:
         case Text():
             return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
             return {"kind": "formula", "name": parse_inline(block.name), **render_formula(block.expression)}
         case Table():
-            return {"kind": "table", "number": next_number(), **_layout_table(block)}
+            return {"kind": "table", **_layout_table(block)}
         case Figure():
             caption = parse_inline(block.caption)
-            return {"kind": "figure", "number": next_number(), "caption": caption, "alt": to_text(caption)}
+            return {"kind": "figure", "caption": caption, "alt": to_text(caption)}
         case Code():
             source = strip_control_chars(block.source).strip("\n").expandtabs(4)
             language = strip_control_chars(block.language)
             return {"kind": "code", "source": source, "language": language, "html": highlight(source, language)}
         case MissingRun():
-            return {
-                "kind": "missing",
-                "description": parse_inline(block.description),
-                "command": strip_control_chars(block.command),
-            }
+            command = strip_control_chars(block.command)
+            return {"kind": "missing", "description": parse_inline(block.description), "command": command}
 
 
 def _layout_table(table: Table) -> LaidOut:
@@ -180,20 +146,17 @@ def _layout_table(table: Table) -> LaidOut:
         "columns": [parse_inline(column) for column in table.columns],
         "numeric": [any(isinstance(cell, Number) for cell in cells) for _, cells in columns]
         or [False] * len(table.columns),
-        "rows": [[_layout_cell(cell) for cell in row] for row in table.rows],
+        "rows": [
+            [[Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell) for cell in row]
+            for row in table.rows
+        ],
     }
-
-
-def _layout_cell(cell: Cell) -> list[Inline]:
-    return [Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell)
 
 
 def _section_anchors(document: Document) -> list[str]:
     """Return unique URL fragments: the section's key, with its index appended if the key is not unique."""
-    keys = [
-        re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)).strip("-") or "section"
-        for section in document.sections
-    ]
+    cleaned = [re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)) for section in document.sections]
+    keys = [key.strip("-") or "section" for key in cleaned]
     return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
 
 

@@ -70,9 +70,10 @@ class Text:
     unit follows, separated by a space.
     """
 
-    template: str
-    """The paragraph with strings inserted and specifications removed; its fields are the keys of ``numbers``."""
+    pieces: list[tuple[str, Number | None]]
+    """Strings, each with the number that follows it; None after the last one."""
     numbers: dict[str, Number]
+    """Numbers by their fields in the template."""
 
     def __init__(self, template: str, values: Mapping[str, Any] | None = None, /, **named_values: Any) -> None:
         values = {**(values or {}), **named_values}
@@ -80,9 +81,9 @@ class Text:
         names = {path.split(".")[0] for _, path, *_ in fields if path is not None}
         if names != values.keys():
             raise ValueError(f"the template uses {sorted(names)}, but the values are {sorted(values)}")
-        self.template, self.numbers = "", {}
+        self.pieces, self.numbers, words = [], {}, ""
         for literal, path, spec, _ in fields:
-            self.template += escape_braces(literal)
+            words += literal
             if path is None:
                 continue
             name, *keys = path.split(".")
@@ -94,20 +95,16 @@ class Text:
                 for key in keys:
                     value = value[key]
             if isinstance(value, str):
-                self.template += escape_braces(value)
+                words += value
                 continue
             if self.numbers.setdefault(path, value).spec != value.spec:
                 raise ValueError(f"{path} has two formats")
-            self.template += f"{{{path}}}" + (" %" if spec and spec.endswith("%") else "")
+            self.pieces.append((words, value))
+            words = " %" if spec and spec.endswith("%") else ""
+        self.pieces.append((words, None))
 
     def __str__(self) -> str:
-        parts = Formatter().parse(self.template)
-        return "".join(literal + ("" if name is None else str(self.numbers[name])) for literal, name, *_ in parts)
-
-
-def escape_braces(text: str) -> str:
-    """Escape braces, so that a template shows ``text`` unchanged."""
-    return text.replace("{", "{{").replace("}", "}}")
+        return "".join(f"{words}{'' if number is None else number}" for words, number in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -177,19 +174,18 @@ class Document:
     metadata: Mapping[str, str]
     """Provenance: versions, machine, date."""
 
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Yield every block with its section's key (empty in the abstract)."""
+        yield from (("", block) for block in self.abstract)
+        yield from ((section.key, block) for section in self.sections for block in section.blocks)
+
     def numbers(self) -> Iterator[tuple[str, str, Number]]:
         """Yield every number with its section's key (empty in the abstract) and its name."""
-        for key, blocks in (("", self.abstract), *((section.key, section.blocks) for section in self.sections)):
-            for block in blocks:
-                for name, number in _numbers(block):
-                    yield key, name, number
-
-
-def _numbers(block: Block) -> Iterator[tuple[str, Number]]:
-    if isinstance(block, Text):
-        yield from block.numbers.items()
-    elif isinstance(block, Table):
-        for row in block.rows:
-            for column, cell in zip(block.columns, row, strict=True):
-                if isinstance(cell, Number):
-                    yield f"{block.caption}: {row[0]}, {column}", cell
+        for key, block in self.blocks():
+            if isinstance(block, Text):
+                yield from ((key, name, number) for name, number in block.numbers.items())
+            elif isinstance(block, Table):
+                for row in block.rows:
+                    for column, cell in zip(block.columns, row, strict=True):
+                        if isinstance(cell, Number):
+                            yield key, f"{block.caption}: {row[0]}, {column}", cell

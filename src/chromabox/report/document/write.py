@@ -75,9 +75,7 @@ def write_html(document: Document, path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = [
-        (strip_control_chars(key), strip_control_chars(name), number) for key, name, number in document.numbers()
-    ]
+    numbers = [(*map(strip_control_chars, names), number) for *names, number in document.numbers()]
     page = environment.get_template("page.html").render(
         document=layout, images=images, numbers=numbers, clean=strip_control_chars, width_class=_cell_width_class
     )
@@ -92,15 +90,14 @@ def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
     """Return the file's content, and the width and height in pixels. Raise ChromaboxError unless it is a PNG file."""
     try:
         content = figure.path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ChromaboxError(f"{figure.path}: the figure cannot be read ({reason})") from error
-    try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             return content, image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ChromaboxError(f"{figure.path}: not a complete PNG file; create the figure again") from error
+        problem = "not a complete PNG file; create the figure again"
+        if isinstance(error, OSError) and error.strerror:  # Errors of Pillow have none.
+            problem = f"the figure cannot be read ({error.strerror.lower()})"
+        raise ChromaboxError(f"{figure.path}: {problem}") from error
 
 
 def _cell_width_class(cell: list[Inline]) -> str:
@@ -118,45 +115,32 @@ def write_numbers_json(document: Document, path: Path) -> Path:
     ``spread``. Non-finite values, which JSON cannot represent, are null; ``printed`` shows them. Raise OSError if the
     file cannot be written.
     """
-    content = {
-        "title": strip_control_chars(document.title),
-        "about": {strip_control_chars(name): strip_control_chars(value) for name, value in document.metadata.items()},
-        "numbers": [
-            {
-                "section": strip_control_chars(key),
-                "name": strip_control_chars(name),
-                "value": _none_if_not_finite(number.value),
-                "printed": str(number),
-                "source": strip_control_chars(number.source),
-                "spread": _none_if_not_finite(number.std),
-            }
-            for key, name, number in document.numbers()
-        ],
-        "missing": _missing_runs(document),
-    }
+    numbers = [
+        {"section": key, "name": name, "value": number.value, "printed": str(number)}
+        | {"source": number.source, "spread": number.std}
+        for key, name, number in document.numbers()
+    ]
+    missing = [
+        {"section": key, "what": block.description, "command": block.command}
+        for key, block in document.blocks()
+        if isinstance(block, MissingRun)
+    ]
+    content = {"title": document.title, "about": dict(document.metadata), "numbers": numbers, "missing": missing}
+    text = json.dumps(_to_json(content), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temp_path:
-        temp_path.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temp_path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def _missing_runs(document: Document) -> list[dict[str, Any]]:
-    parts = (("", document.abstract), *((section.key, section.blocks) for section in document.sections))
-    return [
-        {
-            "section": strip_control_chars(key),
-            "what": strip_control_chars(block.description),
-            "command": strip_control_chars(block.command),
-        }
-        for key, blocks in parts
-        for block in blocks
-        if isinstance(block, MissingRun)
-    ]
-
-
-def _none_if_not_finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _to_json(value: Any) -> Any:
+    """Return the value with supported characters only, and with None for non-finite numbers."""
+    if isinstance(value, dict):
+        return {_to_json(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return strip_control_chars(value) if isinstance(value, str) else value
 
 
 def write_pdf(document: Document, path: Path) -> Path:
@@ -165,12 +149,20 @@ def write_pdf(document: Document, path: Path) -> Path:
     All text is passed to Typst as data and never as markup, which allows any characters. Raise ChromaboxError for a
     figure that is not a PNG file, and OSError if the file cannot be written.
     """
+    layout = layout_document(document)
+    assets = resources.files("chromabox").joinpath("assets", "report")
     with tempfile.TemporaryDirectory(prefix="chromabox-") as name:
-        folder = Path(name)
-        _write_typst_source(document, folder)
+        images = []
+        for index, figure in enumerate(layout.pop("figures"), start=1):
+            content, (width, height) = _read_png(figure)
+            Path(name, f"figure-{index}.png").write_bytes(content)
+            images.append({"file": f"figure-{index}.png", "width": width, "height": height})
+        data = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
+        Path(name, "document.json").write_text(data, encoding="utf-8")
+        Path(name, "paper.typ").write_bytes(assets.joinpath("paper.typ").read_bytes())
         try:
             pdf = typst.compile(
-                str(folder / "paper.typ"),
+                str(Path(name, "paper.typ")),
                 root=name,
                 font_paths=[str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")],
                 ignore_system_fonts=True,
@@ -183,19 +175,5 @@ def write_pdf(document: Document, path: Path) -> Path:
     return path
 
 
-def _write_typst_source(document: Document, folder: Path) -> None:
-    """Write ``paper.typ`` (the template), ``document.json``, and the figures ``figure-1.png`` and so on."""
-    template = resources.files("chromabox").joinpath("assets", "report", "paper.typ")
-    (folder / "paper.typ").write_bytes(template.read_bytes())
-    layout = layout_document(document)
-    images = []
-    for index, figure in enumerate(layout.pop("figures"), start=1):
-        content, (width, height) = _read_png(figure)
-        (folder / f"figure-{index}.png").write_bytes(content)
-        images.append({"file": f"figure-{index}.png", "width": width, "height": height})
-    data = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
-    (folder / "document.json").write_text(data, encoding="utf-8")
-
-
 def _inline_to_json(inline: Inline) -> dict[str, Any]:
-    return {"text": inline.text, "code": inline.code, "number": inline.number is not None, "link": inline.link}
+    return {**vars(inline), "number": inline.number is not None}

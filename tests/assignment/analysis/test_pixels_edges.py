@@ -3,24 +3,11 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from chromabox.assignment.analysis.predictions import accuracy_by_edge_distance, edge_distances, grey_edges, label_edges
-from chromabox.errors import ChromaboxError
+from chromabox.assignment.analysis.pixels import accuracy_by_edge_distance, edge_distances, grey_edges
 
 SHAPE = (2, 5, 6)
-
-
-@given(arrays(np.uint8, SHAPE, elements=st.integers(0, 2)))
-def test_label_edges_have_a_neighbour_of_another_label(labels: np.ndarray) -> None:
-    expected = np.zeros(SHAPE, bool)
-    for image, row, column in np.ndindex(SHAPE):
-        for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            r, c = row + down, column + across
-            if 0 <= r < SHAPE[1] and 0 <= c < SHAPE[2]:
-                expected[image, row, column] |= labels[image, r, c] != labels[image, row, column]
-    np.testing.assert_array_equal(label_edges(labels), expected)
 
 
 @given(arrays(bool, SHAPE))
@@ -57,9 +44,3 @@ def test_accuracy_is_counted_by_bin() -> None:
     np.testing.assert_allclose(result.fraction, [2 / 6, 2 / 6, 1 / 6, 0])
     last = accuracy_by_edge_distance(is_correct, distances, (1, np.inf))
     assert last.fraction[0] == pytest.approx(3 / 6)  # An infinite distance is in no bin.
-
-
-@pytest.mark.parametrize("bounds", [(1,), (0, 2, 2), (3, 1)])
-def test_invalid_bounds_are_rejected(bounds: tuple) -> None:
-    with pytest.raises(ChromaboxError, match="expected at least two increasing numbers"):
-        accuracy_by_edge_distance(np.ones((1, 2, 2), bool), np.zeros((1, 2, 2)), bounds)

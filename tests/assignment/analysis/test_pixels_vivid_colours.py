@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
-from chromabox.assignment.analysis.predictions import Predictions, vivid_colour_stats, vivid_colours
+from chromabox.assignment.analysis.pixels import Predictions, vivid_colour_stats, vivid_colours
 from chromabox.colour.palette.io import load_palette
 
 HORSE24 = load_palette("horse24")
@@ -27,10 +27,10 @@ def test_fractions_are_counted() -> None:
         labels, zeros, zeros, labels == truth, mean_probabilities=np.array([0.25, 0.25, 0.125, 0.375])
     )
     stats = vivid_colour_stats(predictions, truth, vivid)
-    assert (stats.true_fraction, stats.predicted_fraction, stats.mean_probability) == (5 / 8, 4 / 8, 0.625)
-    assert (stats.vivid_accuracy, stats.dull_accuracy) == (2 / 5, 1 / 3)
-    assert np.isnan(vivid_colour_stats(predictions, np.ones_like(truth), vivid).vivid_accuracy)
-    assert vivid_colour_stats(predictions, truth, np.ones(4, bool)).true_fraction == 1
+    assert (stats["true_fraction"], stats["predicted_fraction"], stats["mean_probability"]) == (5 / 8, 4 / 8, 0.625)
+    assert (stats["vivid_accuracy"], stats["dull_accuracy"]) == (2 / 5, 1 / 3)
+    assert np.isnan(vivid_colour_stats(predictions, np.ones_like(truth), vivid)["vivid_accuracy"])
+    assert vivid_colour_stats(predictions, truth, np.ones(4, bool))["true_fraction"] == 1
 
 
 def test_accuracy_without_dull_pixels_is_nan() -> None:
@@ -38,5 +38,5 @@ def test_accuracy_without_dull_pixels_is_nan() -> None:
     zeros = np.zeros(truth.shape, np.float32)
     predictions = Predictions(truth, zeros, zeros, truth == truth, mean_probabilities=np.ones(1))
     stats = vivid_colour_stats(predictions, truth, np.array([True]))
-    assert stats.vivid_accuracy == pytest.approx(1)
-    assert np.isnan(stats.dull_accuracy)
+    assert stats["vivid_accuracy"] == pytest.approx(1)
+    assert np.isnan(stats["dull_accuracy"])

@@ -8,11 +8,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,38 +48,30 @@ def predict(model: nn.Module, images: LabelledImages) -> Predictions:
         best, predicted = log_probabilities.max(1)
         loss = F.nll_loss(log_probabilities, truth.long(), reduction="none")
         batches.append((predicted.to(torch.uint8), best.exp(), loss, predicted == truth))
-        mean_probabilities = (
-            mean_probabilities + log_probabilities.exp().sum((0, 2, 3)).double() / images.labels.numel()
-        )
+        sums = log_probabilities.exp().sum((0, 2, 3)).double()
+        mean_probabilities = mean_probabilities + sums / images.labels.numel()
     labels, confidence, loss_map, is_correct = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
     return Predictions(labels, confidence, loss_map, is_correct, mean_probabilities.numpy())
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement between two models as fractions of all pixels; the first four add up to one."""
+def measure_agreement(first: Predictions, second: Predictions) -> dict[str, float]:
+    """Return the agreement between two models as fractions of all pixels.
 
-    both_correct: float
-    both_wrong: float
-    """Both predictions are wrong, equal or not."""
-    only_first: float
-    only_second: float
-    different: float
-    """Pixels with two different predictions, correct or not; not part of the sum."""
-
-
-def measure_agreement(first: Predictions, second: Predictions) -> Agreement:
-    """Return the agreement between two models. Raise ChromaboxError if the shapes of the predictions differ."""
+    The first four add up to one; ``both_wrong`` contains equal and different predictions. ``different`` is the fraction
+    of pixels with two different predictions, correct or not. Raise ChromaboxError if the shapes of the predictions
+    differ.
+    """
     if first.labels.shape != second.labels.shape:
         shapes = f"{list(first.labels.shape)} and {list(second.labels.shape)}"
         raise ChromaboxError(f"predictions of shapes {shapes}: expected predictions for the same images")
-    return Agreement(
-        both_correct=float((first.is_correct & second.is_correct).mean()),
-        both_wrong=float((~first.is_correct & ~second.is_correct).mean()),
-        only_first=float((first.is_correct & ~second.is_correct).mean()),
-        only_second=float((~first.is_correct & second.is_correct).mean()),
-        different=float((first.labels != second.labels).mean()),
-    )
+    masks = {
+        "both_correct": first.is_correct & second.is_correct,
+        "both_wrong": ~first.is_correct & ~second.is_correct,
+        "only_first": first.is_correct & ~second.is_correct,
+        "only_second": ~first.is_correct & second.is_correct,
+        "different": first.labels != second.labels,
+    }
+    return {name: float(mask.mean()) for name, mask in masks.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,43 +130,23 @@ def label_colours(labels: UInt8[Tensor, "images height width"], palette: Palette
     return colours[labels.long()].permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class HighFrequencyStats:
-    """Fine detail of images compared with that of reference images."""
+def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> dict[str, float]:
+    """Compare the fine detail of images with that of reference images; NaN if either has none.
 
-    energy: float
-    """Sum of squares divided by that of the reference: below 1 the detail is weaker, above 1 stronger."""
-    correlation: float
-    """Correlation with the detail of the reference: 1 if equal up to a factor, 0 if unrelated."""
-
-
-def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> HighFrequencyStats:
-    """Compare the fine detail of corresponding images; NaN if either has none."""
+    Return ``energy``, the sum of squares divided by that of the reference (below 1 if the detail is weaker), and
+    ``correlation`` with the detail of the reference (1 if equal up to a factor, 0 if unrelated).
+    """
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
-    return HighFrequencyStats(
-        (energies[0] / energies[1]).item(), ((detail @ reference) / energies.prod().sqrt()).item()
-    )
+    correlation = (detail @ reference) / energies.prod().sqrt()
+    return {"energy": (energies[0] / energies[1]).item(), "correlation": correlation.item()}
 
 
-#: Fraction of all pixels that count as edges in greyscale images: those with the largest gradients.
-EDGE_FRACTION = 0.1
 EdgeMask = Bool[np.ndarray, "images height width"]
 DistanceMap = Float64[np.ndarray, "images height width"]
 
 
-def label_edges(labels: Integer[np.ndarray, "images height width"]) -> EdgeMask:
-    """Return the mask of pixels with a neighbour above, below, left or right that has a different label."""
-    edges = np.zeros(labels.shape, bool)
-    across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
-    edges[:, :, 1:] |= across
-    edges[:, :, :-1] |= across
-    edges[:, 1:] |= down
-    edges[:, :-1] |= down
-    return edges
-
-
-def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = EDGE_FRACTION) -> EdgeMask:
+def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = 0.1) -> EdgeMask:
     """Return the mask of the ``edge_fraction`` of pixels with the largest Sobel gradient; uniform images have none."""
     from scipy.ndimage import sobel
 
@@ -201,23 +172,19 @@ def edge_distances(edges: EdgeMask) -> DistanceMap:
 
 @dataclass(frozen=True, eq=False)
 class AccuracyByEdgeDistance:
-    """Accuracy in bins of distance from the nearest edge; NaN in bins without pixels."""
+    """Accuracy (NaN without pixels) and fraction of all pixels, in bins of distance from the nearest edge."""
 
     accuracy: Float64[np.ndarray, " bins"]
-    """Fraction of correct pixels in each bin."""
     fraction: Float64[np.ndarray, " bins"]
-    """Fraction of all pixels in each bin."""
 
 
 def accuracy_by_edge_distance(
     is_correct: Bool[np.ndarray, "images height width"], distances: DistanceMap, bounds: Sequence[int | float]
 ) -> AccuracyByEdgeDistance:
-    """Return the accuracy in the bins between neighbouring ``bounds``; lower bounds are inclusive, upper exclusive.
+    """Return the accuracy in the bins between neighbouring ``bounds``, at least two increasing numbers.
 
-    Raise ChromaboxError for fewer than two bounds and for bounds that do not increase.
+    Lower bounds are inclusive, upper bounds exclusive.
     """
-    if len(bounds) < 2 or any(low >= high for low, high in pairwise(bounds)):
-        raise ChromaboxError(f"bounds {list(bounds)}: expected at least two increasing numbers")
     bins = np.searchsorted(np.asarray(bounds), distances.ravel(), side="right") - 1
     inside = (bins >= 0) & (bins < len(bounds) - 1)
     count = np.bincount(bins[inside], minlength=len(bounds) - 1)
@@ -232,33 +199,22 @@ def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
     return np.asarray(chroma > np.median(chroma))
 
 
-@dataclass(frozen=True)
-class VividColourStats:
-    """Fractions, 0 to 1; NaN if there are no such pixels."""
-
-    true_fraction: float
-    """Pixels with a vivid true colour."""
-    predicted_fraction: float
-    """Pixels with a vivid predicted colour."""
-    mean_probability: float
-    """Predicted probability of vivid colours, mean over the pixels."""
-    vivid_accuracy: float
-    """Accuracy on the pixels with a vivid true colour."""
-    dull_accuracy: float
-    """Accuracy on the pixels with a dull true colour."""
-
-
 def vivid_colour_stats(
     predictions: Predictions, truth: UInt8[np.ndarray, "images height width"], is_vivid: Bool[np.ndarray, " colours"]
-) -> VividColourStats:
-    """Compare predictions with the ground truth, separately for vivid and for dull colours."""
+) -> dict[str, float]:
+    """Compare predictions with the ground truth, separately for vivid and for dull colours.
+
+    Return fractions of the pixels, 0 to 1: ``true_fraction`` and ``predicted_fraction`` of vivid colours, their
+    ``mean_probability``, and the accuracy on pixels of each kind of true colour, ``vivid_accuracy`` and
+    ``dull_accuracy`` (NaN without such pixels).
+    """
     is_correct, vivid_truth = predictions.is_correct, is_vivid[truth]
     vivid_correct, vivid_count = int(is_correct[vivid_truth].sum()), int(vivid_truth.sum())
     dull_correct, dull_count = int(is_correct.sum()) - vivid_correct, vivid_truth.size - vivid_count
-    return VividColourStats(
-        true_fraction=vivid_count / vivid_truth.size,
-        predicted_fraction=float(is_vivid[predictions.labels].mean()),
-        mean_probability=float(predictions.mean_probabilities[is_vivid].sum()),
-        vivid_accuracy=vivid_correct / vivid_count if vivid_count else float("nan"),
-        dull_accuracy=dull_correct / dull_count if dull_count else float("nan"),
-    )
+    return {
+        "true_fraction": vivid_count / vivid_truth.size,
+        "predicted_fraction": float(is_vivid[predictions.labels].mean()),
+        "mean_probability": float(predictions.mean_probabilities[is_vivid].sum()),
+        "vivid_accuracy": vivid_correct / vivid_count if vivid_count else float("nan"),
+        "dull_accuracy": dull_correct / dull_count if dull_count else float("nan"),
+    }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from chromabox.assignment.analysis.predictions import Predictions, calibrate, measure_agreement, predict
+from chromabox.assignment.analysis.pixels import Predictions, calibrate, measure_agreement, predict
 from chromabox.colour.data.datasets import encode_images
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
@@ -43,9 +43,9 @@ def test_agreement_is_counted() -> None:
     first = make_predictions([0, 1, 2, 3, 9, 9, 9, 9], truth)
     second = make_predictions([0, 1, 9, 9, 4, 9, 8, 8], truth)
     agreement = measure_agreement(first, second)
-    assert (agreement.both_correct, agreement.both_wrong) == (2 / 8, 3 / 8)
-    assert (agreement.only_first, agreement.only_second) == (2 / 8, 1 / 8)
-    assert agreement.different == 5 / 8
+    assert agreement == {
+        "both_correct": 2 / 8, "both_wrong": 3 / 8, "only_first": 2 / 8, "only_second": 1 / 8, "different": 5 / 8
+    }  # fmt: skip
     with pytest.raises(ChromaboxError, match="the same images"):
         measure_agreement(make_predictions([0], [0]), make_predictions([0, 1], [0, 1]))
 

@@ -173,5 +173,5 @@ def test_wrong_configuration_of_the_weights_is_rejected(original: Path, tmp_path
     (tmp_path / "net.weights").write_bytes(original.read_bytes())
     write_cfg(replace(yolov3_tiny(mask=(0, 1, 2)), name="net"), tmp_path / "net.cfg")
     with pytest.raises(ChromaboxError, match="with mask 1,2,3"):
-        convert_weights(str(tmp_path / "net.weights"), log=lambda line: None)
+        convert_weights(str(tmp_path / "net.weights"))
     assert not (tmp_path / "net.safetensors").exists()

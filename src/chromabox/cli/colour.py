@@ -117,9 +117,7 @@ def _colour_images(
     # The digests of the model and of files are needed only for the manifest.
     settings = {} if manifest is None else cache_key(model, arguments)
     results = []
-    batch = colourise_batch(
-        pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest, log=print_line
-    )
+    batch = colourise_batch(pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest)
     with progress_bar("colourising", len(pairs), unit="images") as tick, closing(batch):
         for result in batch:
             tick()

@@ -174,7 +174,6 @@ def weights(
         variant=variant,
         classes=classes or None,
         run_sanity_check=sanity_check,
-        log=print_line,
     )
     return 0
 

@@ -69,7 +69,7 @@ def detect(
         detector, detection.confidence, detection.iou, detection.classes or None, detection.size
     )
     print_line(f"{weights} at {options.size} pixels")
-    summary = run_detection(plan, detector, options, workers=runtime.workers, log=print_line)
+    summary = run_detection(plan, detector, options, workers=runtime.workers)
     print_line(f"{summary}\n{output}")
     for reason in summary.errors:
         print(f"chromabox: skipped: {reason}", file=sys.stderr)

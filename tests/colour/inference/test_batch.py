@@ -160,15 +160,15 @@ def test_unusable_manifest_and_invalid_workers_are_rejected(tmp_path: Path) -> N
         colourise_batch(pairs, invert, settings={}, workers=0)
 
 
-def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: Path) -> None:
+def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: Path, messages: list[str]) -> None:
     """Ctrl-C while the fourth result is handled: the second run processes the rest, and no image twice."""
     names = [f"{number:02}.png" for number in range(20)]
     source, out = make_images(tmp_path / "in", *names), tmp_path / "out"
     pairs, manifest = map_outputs([source], out), out / MANIFEST_NAME
-    first, lines = RecordingInvert(), []
+    first = RecordingInvert()
 
     def interrupt_after_four() -> None:
-        options = {"settings": {}, "workers": 2, "manifest_path": manifest, "log": lines.append}
+        options = {"settings": {}, "workers": 2, "manifest_path": manifest}
         with contextlib.closing(colourise_batch(pairs, first, **options)) as results:
             for count, _ in enumerate(results, start=1):
                 if count == 4:
@@ -177,7 +177,7 @@ def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         interrupt_after_four()
     assert 4 <= len(first.processed) <= 4 + 2 * 2
-    assert lines == [
+    assert messages == [
         f"{len(first.processed)} of 20 images are finished; run the same command to process the remaining ones"
     ]
     written = sorted(path.name for path in out.iterdir())
@@ -187,10 +187,10 @@ def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: 
     assert sum(result.skipped for result in results) == len(first.processed)
 
 
-def test_sigint_while_waiting_stops_the_batch(tmp_path: Path) -> None:
+def test_sigint_while_waiting_stops_the_batch(tmp_path: Path, messages: list[str]) -> None:
     """A real SIGINT, sent while the third image is processed and the main thread waits."""
     source = make_images(tmp_path / "in", *(f"{number}.png" for number in range(9)))
-    recorder, lines = RecordingInvert(), []
+    recorder = RecordingInvert()
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
         if source.name == "2.png":
@@ -202,10 +202,10 @@ def test_sigint_while_waiting_stops_the_batch(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(colourise_batch(pairs, process_file, settings={}, workers=1, log=lines.append))
+            list(colourise_batch(pairs, process_file, settings={}, workers=1))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert lines == [
+    assert messages == [
         f"{len(recorder.processed)} of 9 images are finished; run the same command to process all of them again"
     ]
     assert 3 <= len(recorder.processed) < 9

@@ -222,13 +222,12 @@ def test_unknown_layer_type_in_a_checkpoint_is_rejected(layer: str) -> None:
         architecture_from_json(stored)
 
 
-def test_conversion_round_trip(weights: Path, tmp_path: Path) -> None:
-    messages: list[str] = []
-    converted = convert_weights(str(weights), log=messages.append)
+def test_conversion_round_trip(weights: Path, tmp_path: Path, messages: list[str]) -> None:
+    converted = convert_weights(str(weights))
     assert converted == tmp_path / "net.safetensors"
     assert messages[0] == "net from net.weights: 8 layers, 338 weights, 2 classes, variant darknet"
     assert "sanity check skipped" in messages[1]
-    restored = convert_weights(str(converted), tmp_path / "new" / "back.weights", log=messages.append)
+    restored = convert_weights(str(converted), tmp_path / "new" / "back.weights")
     assert restored.read_bytes() == weights.read_bytes()
     assert replace(load_detector(restored).architecture, name="net") == ARCHITECTURE
 
@@ -240,7 +239,7 @@ def test_conversion_round_trip(weights: Path, tmp_path: Path) -> None:
 def test_conversion_to_invalid_output_is_rejected(weights: Path, tmp_path: Path, output: str, message: str) -> None:
     before = weights.read_bytes()
     with pytest.raises(UsageError, match=message):
-        convert_weights(str(weights), tmp_path / output, log=lambda line: None)
+        convert_weights(str(weights), tmp_path / output)
     assert weights.read_bytes() == before
 
 
@@ -249,9 +248,9 @@ def test_untrained_weights_fail_the_sanity_check(tmp_path: Path) -> None:
     model = DarknetModel(yolov3_tiny(), DARKNET)
     write_darknet(tmp_path / "random.weights", model)
     with pytest.raises(ChromaboxError, match=r"sanity check failed .* the weights are untrained"):
-        convert_weights(str(tmp_path / "random.weights"), log=lambda line: None)
+        convert_weights(str(tmp_path / "random.weights"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["random.weights"]
-    assert convert_weights(str(tmp_path / "random.weights"), run_sanity_check=False, log=lambda line: None).is_file()
+    assert convert_weights(str(tmp_path / "random.weights"), run_sanity_check=False).is_file()
 
 
 def test_default_class_names() -> None:

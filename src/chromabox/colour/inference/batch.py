@@ -4,6 +4,7 @@
 returns one that reads, predicts, applies the chroma and writes.
 """
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
 from chromabox.runtime.parallel import map_ordered
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,6 @@ def colourise_batch(
     settings: Mapping[str, Any],
     workers: int = 1,
     manifest_path: Path | None = None,
-    log: Callable[[str], None] = lambda line: None,
 ) -> Generator[ColouriseResult, None, None]:
     """Process files in parallel and yield their results in order; a failure does not stop the batch.
 
@@ -48,11 +50,10 @@ def colourise_batch(
         settings: JSON values that determine the result; an image made with other settings is processed again.
         workers: number of threads, at least 1; at most twice as many images are running or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images; None: process all images.
-        log: called with one line, the number of finished images, if the batch is stopped early.
 
     If the batch is stopped (by Ctrl-C or by closing the generator: use ``contextlib.closing``), images in progress are
-    finished and no others are started. Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest
-    that cannot be read or written.
+    finished, no others are started, and the number of finished images is logged. Raise UsageError for fewer than one
+    worker. Raise ChromaboxError for a manifest that cannot be read or written.
     """
     manifest = None if manifest_path is None else Manifest(manifest_path, settings)
     finished: list[Path] = []
@@ -93,7 +94,7 @@ def colourise_batch(
         finally:
             if not completed:
                 rerun = "process the remaining ones" if manifest is not None else "process all of them again"
-                log(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
+                log.info(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
 
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
 

@@ -3,6 +3,7 @@
 :func:`plan_detection_outputs` determines all inputs and output files before :func:`run_detection` starts.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -28,6 +29,8 @@ from chromabox.io.images import check_not_input, read_image, write_image
 from chromabox.io.paths import expand_inputs, map_outputs
 from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered
+
+log = logging.getLogger(__name__)
 
 OutputFormat = Literal["images", "json", "csv", "yolo"]
 TABLE_FORMATS = {".json": "json", ".csv": "csv"}
@@ -139,11 +142,10 @@ def run_detection(
     options: InferenceOptions,
     *,
     workers: int | None = None,
-    log: Callable[[str], None] = lambda line: None,
 ) -> BatchSummary:
     """Process all planned inputs and write the outputs. A failed file is recorded, and the others are processed.
 
-    ``log`` is called for every image and video. Images are processed by ``workers`` threads (None: one per core). Raise
+    Every image and video is logged. Images are processed by ``workers`` threads (None: one per core). Raise
     ChromaboxError only if a JSON, CSV or class list file cannot be written.
     """
     summary = BatchSummary()
@@ -182,12 +184,12 @@ def run_detection(
                 continue
             summary.num_images += 1
             add_result(result)
-            log(f"{result.file}: {result.summary()}")
+            log.info(f"{result.file}: {result.summary()}")
     for planned in plan.videos:
         try:
             num_frames = _process_video(planned, detect, add_result)
             summary.num_frames += num_frames
-            log(f"{planned.name}: {num_frames} frames")
+            log.info(f"{planned.name}: {num_frames} frames")
         except ChromaboxError as error:
             summary.errors.append(str(error))
     summary.seconds = time.perf_counter() - start_time

@@ -8,7 +8,8 @@ scores. Letterboxing before inference and non-maximum suppression after it are n
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.http import Progress
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
@@ -51,7 +54,6 @@ def convert_weights(
     variant: str | None = None,
     classes: Sequence[str] | None = None,
     run_sanity_check: bool = True,
-    log: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Path:
     """Load pretrained weights or a file, run the sanity check, and write the weights.
@@ -65,7 +67,6 @@ def convert_weights(
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
         classes: class names.
         run_sanity_check: whether to run the detector on a reference image before writing, if it has the classes shown.
-        log: function called with each message.
         progress: callback for the progress of a download.
 
     Returns:
@@ -85,21 +86,21 @@ def convert_weights(
         weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress
     )
     model = detector.architecture
-    log(
+    log.info(
         f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: {len(model.layers)} "
         f"layers, {model.num_weights:,} weights, {model.num_classes} classes, variant {detector.variant.name}"
     )
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
         detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
-        log(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
+        log.info(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
     elif run_sanity_check:
-        log("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
+        log.info("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
     if output is None:
         output = download_pretrained(weights, progress)
     else:
         _write_weights(output, detector)
-    log(f"weights written to {output}")
+    log.info(f"weights written to {output}")
     return output
 
 

@@ -207,6 +207,9 @@ def train_sample_detector(folder: Path, *, options: RuntimeOptions | None = None
         boxes = make_synthetic_dataset(data, counts=SAMPLE_SPLITS, size=SAMPLE_IMAGE_SIZE)
         num_images, num_boxes = sum(SAMPLE_SPLITS.values()), sum(boxes.values())
         log.info(f"{data}: {num_images} images with {num_boxes} boxes, made from CIFAR-10 images")
+    run = RunDir(folder / "run")
+    if run.is_started:
+        return _finetune_pending(run.path, run.load_config(FinetuneConfig), options, export=False)
     weights, freeze = "yolov3-tiny", NUM_FROZEN
     try:
         download_pretrained(weights)
@@ -222,7 +225,7 @@ def train_sample_detector(folder: Path, *, options: RuntimeOptions | None = None
         size=SAMPLE_IMAGE_SIZE,
         num_cached_views=NUM_CACHED_VIEWS,
     )
-    return _finetune_pending(folder / "run", config, options, export=False)
+    return _finetune_pending(run.path, config, options, export=False)
 
 
 def _random_weights(path: Path) -> Path:

@@ -1,13 +1,21 @@
-"""Package versions and memory use; expected values from Python and the packages."""
+"""Run folders: configuration, resuming, pending runs; package versions and memory use, compared with Python's."""
 
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pytest
 
-from chromabox.engine.runs import package_versions
+from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.optim_config import OptimConfig
+from chromabox.engine.runs import RunConfig, RunDir, package_versions, train_pending
+from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.errors import UsageError
 
 
 def test_versions_equal_the_installed_packages() -> None:
@@ -32,3 +40,82 @@ print(before, after, peak_memory_bytes())
     # Python reuses memory pages that it already has.
     assert 80_000_000 < after - before < 120_000_000
     assert later >= after - 1_000_000  # Linux updates the counter in steps.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Configuration of a kind of run that only these tests use."""
+
+    model: Literal["tiny"] = "tiny"
+    recipe: OptimConfig
+    size: int = 8
+
+
+def make_config(**settings: object) -> Config:
+    recipe = OptimConfig(epochs=3, batch_size=4, optimizer="adam", lr=0.1)
+    return Config(**{"recipe": recipe, "data": "photos", "runtime": RuntimeConfig(), **settings})
+
+
+def start_run(folder: Path, config: Config, epochs_done: int = 1) -> RunDir:
+    """Write the files of a run that was interrupted after some epochs."""
+    run = RunDir(folder)
+    run.save_config(config)
+    (folder / "last.safetensors").touch()
+    (folder / "metrics.jsonl").write_text("".join(f'{{"epoch": {epoch + 1}}}\n' for epoch in range(epochs_done)))
+    return run
+
+
+def test_config_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = make_config(seed=3, patience=2)
+    run = start_run(tmp_path / "run", config)
+    assert run.load_config(Config) == config
+    assert run.model_name() == "tiny"
+    assert RunDir(tmp_path).model_name() is None
+
+
+def test_resumed_run_keeps_its_settings_except_epochs_and_runtime(tmp_path: Path) -> None:
+    config = make_config(max_steps=7)
+    run = start_run(tmp_path / "run", config, epochs_done=2)
+    resumed = run.resume_config(Config, RuntimeOptions(threads=2), epochs=5)
+    expected = replace(
+        config, max_steps=None, recipe=replace(config.recipe, epochs=5), runtime=RuntimeConfig(threads=2)
+    )
+    assert resumed == expected
+    assert run.resume_config(Config, RuntimeOptions()) == config
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_fewer_epochs_than_done_are_rejected(epochs: int, tmp_path: Path) -> None:
+    run = start_run(tmp_path, make_config(), epochs_done=2)
+    with pytest.raises(UsageError, match=f"--epochs is {epochs}, but .* has done 2 epochs already"):
+        run.resume_config(Config, RuntimeOptions(), epochs=epochs)
+
+
+def test_run_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.save_config(make_config())
+    with pytest.raises(UsageError, match="stopped before its first checkpoint"):
+        run.resume_config(Config, RuntimeOptions())
+
+
+def test_only_pending_runs_are_trained(tmp_path: Path) -> None:
+    configs = {tmp_path / name: make_config(seed=seed) for seed, name in enumerate(("new", "begun", "done"))}
+    start_run(tmp_path / "begun", replace(configs[tmp_path / "begun"], runtime=RuntimeConfig(threads=2)))
+    start_run(tmp_path / "done", configs[tmp_path / "done"]).save_summary({"epochs": 3})
+    trained: list[tuple[str, Config]] = []
+    train_pending(configs, lambda config, run: trained.append((run.path.name, config)))
+    assert [name for name, _ in trained] == ["new", "begun"]
+    # An interrupted run is resumed with the runtime settings it began with.
+    assert trained[1][1].runtime == RuntimeConfig(threads=2)
+    assert RunDir(tmp_path / "done").summary() == {"epochs": 3}
+
+
+def test_other_settings_are_rejected_before_any_training(tmp_path: Path) -> None:
+    start_run(tmp_path / "run", make_config(seed=1))
+    trained: list[Config] = []
+    with pytest.raises(UsageError, match="contains a run with other settings"):
+        train_pending(
+            {tmp_path / "first": make_config(), tmp_path / "run": make_config(seed=2)},
+            lambda config, run: trained.append(config),
+        )
+    assert trained == []

@@ -1,6 +1,7 @@
 """Data splits, batches of augmented views, and validation with a cache against evaluation without one."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.evaluation.evaluate import evaluate_detector, evaluate_predictions
 from chromabox.detect.training.batches import (
     AugmentedSamples,
+    DataSplits,
     cached_batches,
     cached_reader,
     epoch_batch_indices,
@@ -23,7 +25,7 @@ from chromabox.detect.training.feature_cache import open_cache, plan_cache
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import compute_losses
 from chromabox.detect.training.validator import make_validator
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from detection_fixtures import make_image, make_yolo_dataset
 from detector_fixtures import CLASS_NAMES, make_small_detector
 
@@ -165,6 +167,25 @@ def test_validator_equals_evaluation_of_the_files(folder: Path, num_frozen: int,
     assert metrics["val_ap50_missing"] == pytest.approx(1 - expected.coco.ap50)
     terms = [metrics[f"val_{name}"] for name in ("box", "objectness", "class")]
     assert metrics["val_loss"] == pytest.approx(sum(terms), rel=1e-5)
+
+
+def test_stored_splits_are_read_without_decoding_images(folder: Path, tmp_path: Path) -> None:
+    data = load_detection_dataset(folder)
+    splits = split_dataset(data, 0, early_stopping=True)
+    splits.save(tmp_path / "splits.json")
+    loaded = DataSplits.load(tmp_path / "splits.json", data)
+    assert loaded.warnings == splits.warnings
+    for name in ("train", "early_stopping", "val"):
+        paths = [[sample.path for sample in getattr(each, name).samples] for each in (loaded, splits)]
+        assert paths[0] == paths[1]
+    missing = splits.train.samples[0].path
+    smaller = replace(data, samples=tuple(sample for sample in data.samples if sample.path != missing))
+    with pytest.raises(ChromaboxError, match=rf"splits\.json: damaged, or lists images that are missing .*{missing}"):
+        DataSplits.load(tmp_path / "splits.json", smaller)
+    for content in ("{", "{}", "[]", '{"train": 3, "early_stopping": null, "val": [], "warnings": []}'):
+        (tmp_path / "splits.json").write_text(content)
+        with pytest.raises(ChromaboxError, match=r"splits\.json: damaged"):
+            DataSplits.load(tmp_path / "splits.json", data)
 
 
 def test_loss_with_cached_features_equals_loss_of_the_whole_model(samples: AugmentedSamples) -> None:

@@ -57,18 +57,24 @@ class DataSplits:
 
     @classmethod
     def load(cls, path: Path, data: DetectionDataset) -> "DataSplits":
-        """Read the splits of ``data`` that :meth:`save` wrote. Raise ChromaboxError if images are missing."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        samples = {str(sample.path): sample for sample in data.samples}
+        """Read the splits of ``data`` that :meth:`save` wrote.
 
-        def part(name: str) -> DetectionDataset:
-            missing = [image for image in values[name] if image not in samples]
-            if missing:
-                raise ChromaboxError(f"{missing[0]}: listed in {path}, but not part of the dataset")
-            return replace(data, samples=tuple(samples[image] for image in values[name]))
+        Raise ChromaboxError if the file is damaged or lists images that are missing in ``data``.
+        """
+        by_path = {str(sample.path): sample for sample in data.samples}
 
-        early_stopping = None if values["early_stopping"] is None else part("early_stopping")
-        return cls(part("train"), early_stopping, part("val"), tuple(values["warnings"]))
+        def select(images: Sequence[str]) -> DetectionDataset:
+            return replace(data, samples=tuple(by_path[image] for image in images))
+
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            early_stopping = None if values["early_stopping"] is None else select(values["early_stopping"])
+            return cls(select(values["train"]), early_stopping, select(values["val"]), tuple(values["warnings"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChromaboxError(
+                f"{path}: damaged, or lists images that are missing in the dataset ({error}); restore the dataset "
+                "with which the run was started"
+            ) from error
 
 
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from chromabox.engine.autotune import RuntimeConfig
-from chromabox.engine.checkpoint import write_json
+from chromabox.engine.checkpoint import read_metadata, write_json
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.engine.optim_config import OptimConfig
 from chromabox.engine.runtime_options import RuntimeOptions
@@ -152,7 +152,15 @@ class RunDir:
             raise UsageError(
                 f"{self.path}: contains no config.json; use a run folder written by chromabox train or finetune"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, json.JSONDecodeError) as error:
+            raise UsageError(
+                f"{self.path / 'config.json'}: damaged ({error}); restore the file or start a new run"
+            ) from error
+        except KeyError as error:
+            raise UsageError(
+                f"{self.path / 'config.json'}: the setting {error} is missing; restore the file or start a new run"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{self.path / 'config.json'}: not the configuration of a run of {', '.join(models)} ({error})"
             ) from error
@@ -160,15 +168,17 @@ class RunDir:
     def resume_config(self, kind: type[ConfigT], options: RuntimeOptions, epochs: int | None = None) -> ConfigT:
         """Return the configuration for resuming the run, with the given runtime options and number of epochs.
 
-        Raise UsageError if the run cannot be resumed or has done more epochs already.
+        Raise UsageError if the run cannot be resumed or has started more epochs already.
         """
         config = self.load_config(kind)
         if not self.is_started:
             raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start it again")
         if epochs is not None:
-            done = len(self.metrics())
-            if epochs < max(done, 1):
-                raise UsageError(f"--epochs is {epochs}, but {self.path} has done {done} epochs already")
+            # The checkpoint of a run that was interrupted within an epoch records the batch.
+            is_within_epoch = bool((read_metadata(self.path / "last.safetensors") or {}).get("batch"))
+            started = len(self.metrics()) + is_within_epoch
+            if epochs < max(started, 1):
+                raise UsageError(f"--epochs is {epochs}, but {self.path} has started {started} epochs already")
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
         assert config.runtime is not None
         return replace(config, runtime=config.runtime.with_overrides(options))

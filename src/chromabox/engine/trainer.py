@@ -306,7 +306,7 @@ class _Trainer(Generic[BatchT]):
         means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
         self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
         if self.dist_info.is_main:
-            self.save_state(self.metadata({}))
+            self.save_state(self.metadata({"batch": self.state.batch}))
         # Every process waits for the file. A process that exits early could resume from an older file, or cause
         # torchrun to kill the main process while it writes.
         barrier(self.dist_info)

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import RunDir
+from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import UsageError
 
@@ -191,6 +193,26 @@ def test_resuming_with_more_epochs_at_a_constant_rate_equals_one_run(photos: Pat
     assert_same_run(tmp_path / "four", tmp_path / "two")
 
 
+def test_epoch_that_has_begun_cannot_be_cut_off(photos: Path, tmp_path: Path) -> None:
+    def interrupt(record: dict, model: object) -> None:
+        signal.raise_signal(signal.SIGINT)  # takes effect after the next batch, in epoch 2
+
+    with pytest.raises(TrainingInterrupted):
+        train(make_config(photos, "pool-upsample"), tmp_path, callbacks=(interrupt,))
+    with pytest.raises(UsageError, match=r"--epochs is 1, but .* has started 2 epochs already"):
+        RunDir(tmp_path).resume_config(TrainConfig, RuntimeOptions(), epochs=1)
+
+
+def test_resumed_run_without_palette_file_uses_the_palette_of_its_checkpoint(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "palette.json").unlink()
+    palette = load_inputs(RunDir(run).load_config(TrainConfig), run).palette
+    np.testing.assert_array_equal(palette.colours, load_palette(finished_run / "palette.json").colours)
+
+
 def test_max_steps_replaces_epochs(photos: Path, tmp_path: Path) -> None:
     # 36 training images in batches of 8, in file order, are 5 steps per epoch.
     config = make_config(photos, recipe_name="course", epochs=1, max_steps=12)
@@ -349,9 +371,9 @@ def test_every_parameter_is_optimised_and_only_kernels_decay(model_name: Palette
     ("content", "error"),
     [
         (None, r"contains no config\.json"),
-        ("{", "not the configuration of a run of"),
-        ("{}", "not the configuration of a run of"),
-        ('{"versions": {}, "recipe": {"epochs": 1}, "execution": {}}', "not the configuration of a run of"),
+        ("{", r"config\.json: damaged"),
+        ("{}", "the setting .* is missing"),
+        ('{"versions": {}, "recipe": {"epochs": 1}, "execution": {}}', "the setting 'model' is missing"),
         ("[1]", "not the configuration of a run of"),
     ],
 )

@@ -59,7 +59,7 @@ def load_photos(folder: Path) -> PhotoDataset:
         splits = [[photo for path in part if (photo := _load_resized(path, tick)) is not None] for part in paths]
     num_omitted = sum(map(len, paths)) - sum(map(len, splits))
     if num_omitted:
-        log.info(f"{folder}: {num_omitted} images omitted (corrupt or without colours)")
+        log.warning(f"{folder}: {num_omitted} images omitted (corrupt or without colours)")
     if len(splits) == 1:
         splits = _train_val_split(splits[0])
     if not all(splits):

@@ -23,7 +23,7 @@ from chromabox.colour.palette.io import load_palette, save_palette
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.training.loss import compute_losses, loss_and_accuracy
 from chromabox.colour.training.recipes import PaletteModelName, TrainRecipe
-from chromabox.colour.weights.checkpoint import model_metadata
+from chromabox.colour.weights.checkpoint import load_palette_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.optim import build_muon, lr_schedule, split_kernels
@@ -60,11 +60,12 @@ class TrainInputs:
 
 def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainInputs:
     """Load the palette and the data of a configuration; a resumed run uses the palette saved in its folder."""
-    saved = None if resume_from is None else resume_from / "palette.json"
-    if saved and saved.is_file():
-        palette = load_palette(saved)
-    else:
+    if resume_from is None:
         palette = resolve_palette(config.palette, config.data, size=config.size)
+    elif (resume_from / "palette.json").is_file():
+        palette = load_palette(resume_from / "palette.json")
+    else:
+        palette = load_palette_model(resume_from / "last.safetensors").palette
     data = load_colour_dataset(
         config.data,
         palette,

@@ -164,8 +164,8 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                 if original.shape != coloured_image.shape:
                     sizes = [f"{width} × {height}" for height, width, _ in (coloured_image.shape, original.shape)]
                     raise ChromaboxError(
-                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their "
-                        "EXIF orientation applied: expected images of the same size"
+                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} is {sizes[1]} pixels "
+                        "after their EXIF orientation was applied: expected images of the same size"
                     )
                 height, width, _ = original.shape
                 scores = score_image(original, coloured_image)

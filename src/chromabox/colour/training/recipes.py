@@ -46,7 +46,7 @@ def course_recipe(model: PaletteModelName) -> TrainRecipe:
 
 
 def default_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the best recipe with 25 epochs. For colournet, it takes about 15 minutes on two cores."""
+    """Return the best recipe with 25 epochs. For colournet, return the best for about 15 minutes on two cores."""
     if model == "colournet":
         return TrainRecipe(
             epochs=24,

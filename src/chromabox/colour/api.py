@@ -38,7 +38,7 @@ def colourise(
     min_confidence: float = 0.0,
     model: Any = None,
 ) -> Any:
-    """Colourise an image and preserve its lightness; return a new image and leave the input unchanged.
+    """Colourise an image and preserve its lightness. Return a new image and leave the input unchanged.
 
     ::
 
@@ -54,12 +54,14 @@ def colourise(
         image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1), or a NumPy array [height, width],
             [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of uint8, uint16,
             or float in [0, 1]. The values are sRGB. Of a colour image, only the lightness is used. The EXIF orientation
-            is not applied; apply it first with ``PIL.ImageOps.exif_transpose``.
+            is not applied. If necessary, apply it first with ``PIL.ImageOps.exif_transpose``.
         style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
-        temperature: override the style's temperature, 0 to 1: 0 selects the most likely colour, 1 the mean.
-        palette: use only the colours of a palette: a ``Palette``, a sequence of 2 to 256 colours, the name of a bundled
+        temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
+            1 selects the mean.
+        palette: use only the colours of this palette. It is a ``Palette``, a sequence of 2 to 256 colours, the name of
+        a bundled
             palette, or the path of a palette file or of an image, to which a palette of up to 16 colours is fitted.
-        allow: a colour or a sequence of colours: use only these. With a palette, use its nearest colours.
+        allow: the only colour or sequence of colours to use. With a palette, the nearest palette colours are used.
         ban: a colour or a sequence of colours not to use. A single colour must be a string, here and in ``allow``.
         replace: a sequence of pairs (A, B) or strings ``"A=B"``, or one such string: colour A is replaced by B.
         hints: the path of a transparent image with painted dots or strokes and the same aspect ratio as the image, or a
@@ -72,8 +74,8 @@ def colourise(
     Returns:
         For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. It keeps the input's ``info``
         (resolution, EXIF, RGB colour profile). For an array, an array [height, width, 3], or [height, width, 4] with
-        unchanged alpha, of the same dtype in native byte order; for any float dtype, float32 in [0, 1], computed with
-        16-bit precision.
+        unchanged alpha. It has the same dtype in native byte order. For any float dtype, it is float32 in [0, 1],
+        computed with 16-bit precision.
 
     Raise UsageError for an unsupported image, an invalid option or constraints that contradict each other. Raise
     ChromaboxError, the base class of UsageError, for image data that cannot be decoded, and for a palette, hints or
@@ -124,7 +126,7 @@ def parse_options(
 ) -> ColouriseOptions:
     """Return the options that the arguments of :func:`chromabox.colourise` describe.
 
-    ``prefix`` precedes the names of the options in messages: ``--`` on the command line. Raise UsageError for an
+    ``prefix`` precedes the option names in messages. It is ``--`` on the command line. Raise UsageError for an
     invalid argument, and ChromaboxError for a palette that cannot be read.
     """
     if style not in STYLES:
@@ -165,7 +167,7 @@ def _parse_palette(spec: Any, name: str) -> Palette | None:
 
 
 def _parse_list(spec: Any, parse: Callable[[Any, str], Parsed], name: str) -> tuple[Parsed, ...]:
-    """Parse the items of a sequence, or a single string."""
+    """Parse the items of a sequence. A single string is one item."""
     try:
         return tuple(parse(item, name) for item in ([spec] if isinstance(spec, str) else spec))
     except (TypeError, ValueError):
@@ -176,7 +178,7 @@ def _parse_list(spec: Any, parse: Callable[[Any, str], Parsed], name: str) -> tu
 
 
 def _resolve_model(model: Any) -> ColourModel:
-    """Return a given model, or load the model at a given path, once per file version."""
+    """Return a given model, or load the model at a given path. Each version of a file is loaded only once."""
     if model is None or isinstance(model, ColourModel):
         return model or _load(None, 0)
     if not isinstance(model, str | PathLike):
@@ -189,5 +191,5 @@ def _resolve_model(model: Any) -> ColourModel:
 
 @cache_models(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
-    """Load a model; ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
+    """Load a model. ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
     return open_model(path)

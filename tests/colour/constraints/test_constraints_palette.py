@@ -99,12 +99,27 @@ def test_replacement_of_a_colour_that_is_not_allowed_has_no_effect() -> None:
             (),
             (),
             (((250, 0, 0), (255, 9, 9)),),
-            "^replace #fa0000=#ff0909: both are nearest to the palette colour #ff0000",
+            "^replace #fa0000=#ff0909: both colours are nearest to the palette colour #ff0000",
         ),
-        ((), (BLUE,), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
-        ((RED, GREEN), (), ((RED, BLUE),), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
-        ((), (), ((RED, BLUE), (BLUE, GREEN)), "^replace #ff0000=#0000ff: #0000ff is not allowed, banned or replaced"),
-        ((), (), ((RED, BLUE), (RED, GREEN)), "^replace #ff0000=#008000: #ff0000 is replaced twice"),
+        (
+            (),
+            (BLUE,),
+            ((RED, BLUE),),
+            "^replace #ff0000=#0000ff: #0000ff is banned, replaced or not among the allowed colours",
+        ),
+        (
+            (RED, GREEN),
+            (),
+            ((RED, BLUE),),
+            "^replace #ff0000=#0000ff: #0000ff is banned, replaced or not among the allowed colours",
+        ),
+        (
+            (),
+            (),
+            ((RED, BLUE), (BLUE, GREEN)),
+            "^replace #ff0000=#0000ff: #0000ff is banned, replaced or not among the allowed colours",
+        ),
+        ((), (), ((RED, BLUE), (RED, GREEN)), "^replace #ff0000=#008000: #ff0000 has two different replacements"),
     ],
 )
 def test_contradictory_constraints_are_rejected(allow: tuple, ban: tuple, replace: tuple, message: str) -> None:

@@ -127,7 +127,7 @@ def test_files_that_cannot_be_scored_are_listed_and_the_others_scored(tmp_path: 
     assert "missing.*" in errors["missing.png"]
     assert "unclear.bmp and " in errors["unclear.png"]
     assert "size.png is 130 × 50 pixels and its original" in errors["size.png"]
-    assert "130 × 100, with their EXIF orientation applied" in errors["size.png"]
+    assert "130 × 100 pixels after their EXIF orientation was applied" in errors["size.png"]
     assert "damaged.png is not an image" in errors["damaged.png"]
     assert "one of 2 originals" in errors["same.ppm"]
     assert "has no original" in errors["extra.png"]

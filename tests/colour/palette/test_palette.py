@@ -194,7 +194,7 @@ def test_masked_logits_decode_to_allowed_colours_only(allowed, temperature, dtyp
 
 
 @pytest.mark.parametrize(
-    ("allowed", "message"), [([], "none left"), ([0, 3], "index 3 is not in"), ([-1], "index -1 is not in")]
+    ("allowed", "message"), [([], "no colour is left"), ([0, 3], "index 3 is not in"), ([-1], "index -1 is not in")]
 )
 def test_mask_logits_with_invalid_colours_is_rejected(allowed, message):
     with pytest.raises(ChromaboxError, match=message):

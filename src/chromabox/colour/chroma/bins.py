@@ -1,9 +1,9 @@
-"""Chroma bins: the classes of the photo model, points of a square grid in the a*b* plane of CIELab.
+"""Chroma bins, the classes of the photo model. They are points of a square grid in the a*b* plane of CIELab.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
-under this target is exactly the chroma; the predictions therefore need no correction. Zhang et al. 2016, section 2.2,
-distribute the target over the five nearest bins with a Gaussian; its mean only approximates the chroma. Only bins that
-occur in photographs are used, to reduce the number of classes for a small model.
+under this target is exactly the chroma, so the predictions need no correction. Zhang et al. 2016, section 2.2,
+distribute the target over the five nearest bins with a Gaussian, whose mean only approximates the chroma. Only bins
+that occur in photographs are used, to reduce the number of classes for a small model.
 """
 
 import math
@@ -47,7 +47,10 @@ class ChromaBins:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ChromaBins":
-        """Invert :meth:`as_json`; raise KeyError, TypeError, ValueError or ChromaboxError for invalid values."""
+        """Return bins from the JSON values of :meth:`as_json`.
+
+        Raise KeyError, TypeError, ValueError or ChromaboxError for invalid values.
+        """
         centres, frequencies = (np.asarray(values[name], np.float32) for name in ("centres", "frequencies"))
         return cls(centres, frequencies, float(values["spacing"]))
 
@@ -61,7 +64,7 @@ class ChromaBins:
         return distance.argmin(-1), first
 
     def rebalancing_weights(self, strength: float) -> Float32[np.ndarray, " bins"]:
-        """Return the logarithms of class weights that up-weight rare colours; 0 for strength 0.
+        """Return the logarithms of class weights that up-weight rare colours. They are 0 for strength 0.
 
         Zhang et al. 2016, section 2.2: w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2 and p̃ the bins' frequencies smoothed by a
         Gaussian of σ = 5, scaled to E[w] = 1. A model trained with the weighted loss predicts p·w up to a factor.
@@ -84,7 +87,9 @@ def fit_bins(
     Args:
         chroma: a* and b* of pixels [pixels, 2], in chunks.
         spacing: spacing of the grid, in units of a* and b*.
-        min_fraction: rarer bins are omitted; their pixels belong to the nearest remaining bin.
+        min_fraction: minimum fraction of the total weight. Rarer bins are omitted, and their pixels belong to the
+        nearest
+            remaining bin.
 
     Raise ChromaboxError if fewer than two bins are used.
     """

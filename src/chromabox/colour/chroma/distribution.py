@@ -25,7 +25,7 @@ def softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndar
 
 
 def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
-    """Return the logarithms of the softmax; −∞ stays −∞."""
+    """Return the logarithms of the softmax. Scores of −∞ stay −∞."""
     relative = scores - scores.max(axis, keepdims=True)
     result: np.ndarray = relative - np.log(np.exp(relative).sum(axis, keepdims=True))
     return result
@@ -35,7 +35,7 @@ def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.
 class ChromaDistribution:
     """Log-probabilities of the classes on a small map, merged over all scales of test-time augmentation.
 
-    ``centres`` are the classes' a* and b*; ``lightness`` is the image's L*, 0 to 100, on the same small map.
+    ``centres`` are a* and b* of the classes. ``lightness`` is L* (0 to 100) of the image on the same small map.
     """
 
     log_probabilities: ClassMaps
@@ -56,13 +56,13 @@ class ChromaDistribution:
         if temperature == 0:
             best = self.log_probabilities.argmax(0)
             return (np.arange(len(self.centres))[:, None, None] == best).astype(np.float32)
-        # Subtract the maximum first: otherwise, a small temperature could cause overflow.
+        # Subtract the maximum first. Otherwise, a small temperature could cause overflow.
         relative = self.log_probabilities - self.log_probabilities.max(0)
         # Outside this range, float32 would compute 0/0 or ∞/∞, and the result no longer changes visibly.
         return softmax(relative / np.float32(min(max(temperature, 1e-6), 1e6)), 0)
 
     def chroma(self, temperature: float) -> Float32[np.ndarray, "height width 2"]:
-        """Return the annealed mean: a* and b* at every position."""
+        """Return a* and b* of the annealed mean at every position."""
         return np.tensordot(self.anneal(temperature), self.centres, axes=(0, 0))
 
     def confidence(self, chroma: Float[np.ndarray, "height width 2"]) -> ScalarMap:
@@ -82,8 +82,8 @@ class ChromaDistribution:
 def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
     """Merge predictions for one image, all of the same size, weighted by their certainty.
 
-    The weight of a prediction at a position is 1 minus its entropy, plus a small constant, which keeps the mean defined
-    where all predictions are uniform. The merged probabilities are the weighted geometric mean. It sharpens the
+    The weight of a prediction at a position is 1 minus its entropy, plus a small constant. The constant keeps the mean
+    defined where all predictions are uniform. The merged probabilities are the weighted geometric mean. It sharpens the
     distribution where the predictions agree and keeps it broad where they differ. Raise ChromaboxError for an empty
     list.
     """
@@ -93,6 +93,7 @@ def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistri
     weights /= weights.sum(0)
     merged = np.zeros_like(distributions[0].log_probabilities)
     for weight, distribution in zip(weights, distributions, strict=True):
-        # Keep all probabilities above 0: the result must be defined where one prediction excludes another's class.
+        # Keep all probabilities above 0, because the result must be defined where one prediction excludes another's
+        # class.
         merged += weight * np.maximum(distribution.log_probabilities, MIN_LOG_PROB)
     return replace(distributions[0], log_probabilities=log_softmax(merged, 0))

@@ -41,7 +41,7 @@ GAMUT_TOLERANCE = np.float32(1e-4)
 # Lower bound of slopes: with a smaller slope, the excess persists over the whole search interval.
 _MIN_SLOPE = np.float32(1e-6)
 
-# Maximum number of steps towards the gamut; nearly all colours need fewer than ten.
+# Maximum number of steps towards the gamut. Nearly all colours need fewer than ten steps.
 _MAX_STEPS = 40
 
 # Number of entries of the table from linear sRGB to 8 bits. Near black, where levels have the fewest entries, there are
@@ -62,7 +62,7 @@ def luminance_root(pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*
 
 
 def lab_to_linear_rgb(root: Values, a: Values, b: Values) -> LinearRgb:
-    """Return unclipped linear sRGB of colours given by root, a* and b*; exactly grey where a* and b* are zero."""
+    """Return unclipped linear sRGB of colours given by root, a* and b*. It is exactly grey where a* and b* are 0."""
     y = _root_to_tristimulus(root)
     x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
     z = _root_to_tristimulus(root - b * np.float32(1 / 200)) - y
@@ -102,10 +102,11 @@ def max_chroma_scale(root: Colours, a: Colours, b: Colours) -> Colours:
 
 
 def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step: Colours) -> Colours:
-    """Return the decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 for an in-gamut colour.
+    """Return a decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 if already in gamut.
 
     An out-of-gamut channel cannot return to its bound before its excess divided by its steepest slope in the
-    interval. X and Z are cubes of linear functions of the scale; their slopes are steepest at an end of the interval.
+    interval. X and Z are cubes of linear functions of the scale, so their slopes are steepest at an end of the
+    interval.
     """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
     linear = lab_to_linear_rgb(root, a * scale, b * scale)
@@ -126,7 +127,7 @@ def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step:
 
 
 def _root_to_tristimulus(root: Values) -> Values:
-    """Return the tristimulus value relative to white: the cube above the knee, its tangent below."""
+    """Return the tristimulus value relative to white: the cube of the root above the knee, its tangent below."""
     above = np.maximum(root, KNEE)
     cube = above * above
     cube *= above
@@ -188,7 +189,7 @@ _XYZ_KNEE = np.float32((6 / 29) ** 3)
 
 
 def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
-    """Convert 8-bit sRGB to L* (0 to 100), a* and b* (about −110 to 110); a* and b* of greys are exactly 0."""
+    """Convert 8-bit sRGB to L* (0 to 100), a* and b* (about −110 to 110). For greys, a* and b* are exactly 0."""
     linear = _srgb_to_linear_table(np.dtype(np.uint8))[rgb]
     xyz = linear @ _XYZ_FROM_RGB.T / _WHITE_POINT.astype(np.float32)
     f = np.where(xyz > _XYZ_KNEE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
@@ -207,6 +208,6 @@ def lightness_to_grey(lightness: Values) -> Values:
 
 
 def lab_to_rgb(lab: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """Convert CIELab to 8-bit sRGB; clip each channel of out-of-gamut colours."""
+    """Convert CIELab to 8-bit sRGB. Each channel of out-of-gamut colours is clipped."""
     root = (lab[..., 0] + np.float32(16)) * np.float32(1 / 116)
     return linear_to_srgb(lab_to_linear_rgb(root, lab[..., 1], lab[..., 2]), np.dtype(np.uint8))

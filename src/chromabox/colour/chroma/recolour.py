@@ -1,8 +1,8 @@
 """Application of a small chroma map to a full-size image, whose L* is preserved exactly.
 
 The map is upsampled to full size with the image's lightness as the guide. Where a colour is outside the sRGB gamut, its
-chroma is reduced as little as possible; lightness and hue are kept (lab.py). The image is processed in bands of rows
-that fit in a core's cache; apart from the input and the result, memory use does not grow with the image.
+chroma is reduced as little as possible, while lightness and hue are kept (lab.py). The image is processed in bands of
+rows that fit in a core's cache; apart from the input and the result, memory use does not grow with the image.
 
 The upsampling follows the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2). On the small map, chroma
 around every cell is fitted by a linear function of lightness. The coefficients, not the chroma, are interpolated to
@@ -34,7 +34,7 @@ RADIUS = 1
 #: Regularisation: variance of L* at which the slope is half the least-squares slope.
 EPSILON = 100.0
 
-# Number of sharpening passes; each one reduces the blur left by the previous one.
+# Number of sharpening passes. Each pass reduces the blur left by the previous pass.
 _SHARPEN_PASSES = 2
 
 
@@ -104,7 +104,7 @@ def box_filter(planes: Planes) -> Planes:
 
 
 def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
-    """Return the planes shifted to each cell of the window; beyond the border they are 0 or the border value."""
+    """Return the planes shifted to each cell of the window. Beyond the border, they are 0 or the border value."""
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
     shifts = range(2 * RADIUS + 1)
@@ -149,7 +149,7 @@ def interpolation_indices(
 def _lerp(
     first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], weight: Float32[np.ndarray, "*_"]
 ) -> Float32[np.ndarray, "*shape"]:
-    """Interpolate linearly; exact where both values are equal."""
+    """Interpolate linearly. The result is exact where both values are equal."""
     second = second - first
     second *= weight
     second += first
@@ -159,9 +159,10 @@ def _lerp(
 def resize_planes(
     planes: Float32[np.ndarray, "planes height width"], height: int, width: int, band: slice | None = None
 ) -> Float32[np.ndarray, "planes rows new_width"]:
-    """Resize planes with bilinear interpolation, without antialiasing; the edges of old and new pixels coincide.
+    """Resize planes with bilinear interpolation, without antialiasing.
 
-    Only the rows ``band`` of the result are computed; None: all.
+    The outer edges of the input pixels and of the output pixels coincide. Only the rows ``band`` of the result are
+    computed; None selects all rows.
     """
     upper, lower, down = interpolation_indices(planes.shape[1], height, band or slice(0, height))
     left, right, across = interpolation_indices(planes.shape[2], width, slice(0, width))
@@ -181,11 +182,11 @@ ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 
 ChromaBand = Float32[np.ndarray, "rows width 2"]
 
-#: Function that maps the full-size chroma of a band of rows to its replacement.
+#: Function that takes the full-size chroma of a band of rows and the band, and returns the new chroma.
 ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
 
-#: Pixels in a band of rows: enough to make the overhead of NumPy calls small, few enough to keep the planes (256 KB
-#: each) in a core's cache. Fastest of 2^13 to 2^17 in measurements.
+#: Number of pixels in a band of rows. It is large enough to make the overhead of NumPy calls small and small enough to
+#: keep the planes (256 KB each) in a core's cache. It was the fastest value from 2^13 to 2^17 in measurements.
 BAND_PIXELS = 1 << 16
 
 
@@ -206,11 +207,11 @@ def apply_chroma(
     """Return the image with its L* and the chroma of a map, as pixels of the same dtype.
 
     Args:
-        pixels: 8- or 16-bit sRGB; of a colour image, only the lightness is used.
-        chroma: a*, b* of CIELab (D65), of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
+        pixels: a grey or colour image in 8- or 16-bit sRGB, of which only the lightness is used.
+        chroma: a* and b* of CIELab (D65), on a map of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
         chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
             reduced. It is called concurrently from several threads, in any order.
-        band_pixels: approximate number of pixels that are processed at a time; the result does not depend on it.
+        band_pixels: approximate number of pixels that are processed at a time. It does not affect the result.
     """
     guided = _guided_upsampler(pixels, chroma, band_pixels)
     result = np.empty_like(pixels)
@@ -243,7 +244,7 @@ def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> Gu
 
 
 def _clip_to_gamut(root: Plane, chroma: Float32[np.ndarray, "2 rows width"]) -> Float32[np.ndarray, "3 rows width"]:
-    """Return linear sRGB of colours; the chroma of out-of-gamut colours is reduced."""
+    """Return the colours in linear sRGB. The chroma of out-of-gamut colours is reduced."""
     linear = lab.lab_to_linear_rgb(root, *chroma)
     outside = lab.out_of_gamut(linear)
     if outside.any():

@@ -1,8 +1,8 @@
 """Constraints on the colours of an image: a palette; allowed, banned and replaced colours; hints; minimum confidence.
 
 Constraints change the predicted distribution before it is decoded. Pixel rules (pixel_rules.py) enforce them at each
-pixel at full size; recolour applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB
-gamut at the lightness of the pixel, gamut mapping keeps hue and lightness and reduces chroma.
+pixel at full size. The module recolour applies the rules before gamut mapping. Where the resulting chroma is outside
+the sRGB gamut at the lightness of the pixel, gamut mapping keeps hue and lightness and reduces chroma.
 
 Precedence: hints override everything else. The minimum confidence overrides bans and the palette. Replacements override
 bans.
@@ -38,18 +38,20 @@ PALETTE_CHROMA_SIGMA = 10.0
 #: Width (σ, in L*) of the Gaussian that penalises palette colours whose lightness differs from that of the pixel.
 PALETTE_LIGHTNESS_SIGMA = 25.0
 
-#: Number of colours processed at a time, to bound memory use.
+#: Number of colours processed at a time, to limit memory use.
 _CHUNK_SIZE = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
 class PaletteProjection:
-    """Palette colours as classes.
+    """Colours of a palette, used as classes.
 
     Attributes:
         rgb: the colours, without duplicates, 8-bit sRGB.
-        allowed: mask of the classes that can be selected; at least one.
-        replaced_by: the class whose colour is shown where a class is selected: the class itself, unless replaced.
+        allowed: mask of the classes that can be selected, of which there is at least one.
+        replaced_by: for each class, the class whose colour is shown where it is selected. Unless a class is replaced,
+        this is
+            the class itself.
     """
 
     rgb: UInt8[np.ndarray, "colours 3"]
@@ -65,7 +67,7 @@ class PaletteProjection:
         return np.ascontiguousarray(self.lab[:, 1:])
 
     def project(self, distribution: ChromaDistribution) -> ChromaDistribution:
-        """Project a distribution over bins onto these classes; the log-probability of a disallowed class is −∞.
+        """Project a distribution over bins onto these classes. The log-probability of a disallowed class is −∞.
 
         Each bin distributes its probability over the allowed colours with a Gaussian of their distance in a*b*
         (σ ``PALETTE_CHROMA_SIGMA``), normalised over the colours. The score of a colour is the sum of two terms:
@@ -83,7 +85,8 @@ class PaletteProjection:
         lightness_term = (distribution.lightness - self.lab[:, 0, None, None]) ** 2 / np.float32(
             2 * PALETTE_LIGHTNESS_SIGMA**2
         )
-        # The lower bound keeps the scores of colours far from every likely bin finite: each position has a class.
+        # The lower bound keeps the scores of colours far from every likely bin finite, so that each position has a
+        # class.
         scores = np.log(np.maximum(probability, np.float32(1e-30))) - lightness_term
         scores += np.log(np.maximum(num_similar, np.float32(1e-30)))[:, None, None]
         scores[excluded] = -np.inf
@@ -104,11 +107,11 @@ def build_projection(
     banned_colours: Sequence[Colour],
     replacements: Sequence[tuple[Colour, Colour]],
 ) -> PaletteProjection:
-    """Return the palette's colours as classes; each constraint applies to the palette colour nearest to its colour.
+    """Return the palette colours as classes. A constraint on a colour applies to the nearest palette colour.
 
     Args:
-        palette: 8-bit sRGB.
-        allowed_colours: the only classes; an empty sequence allows all colours.
+        palette: the palette colours in 8-bit sRGB.
+        allowed_colours: colours that become the only classes. An empty sequence allows all palette colours.
         banned_colours: colours that are not allowed.
         replacements: pairs (A, B): colour A is replaced by B.
 
@@ -127,11 +130,15 @@ def build_projection(
         name = f"replace {to_hex(first)}={to_hex(second)}"
         if a == b >= 0:
             shared = to_hex(tuple(classes.rgb[b].tolist()))
-            raise UsageError(f"{name}: both are nearest to the palette colour {shared}; use colours that differ more")
+            raise UsageError(
+                f"{name}: both colours are nearest to the palette colour {shared}; use colours that differ more"
+            )
         if b < 0 or b in banned or b in old:
-            raise UsageError(f"{name}: {to_hex(second)} is not allowed, banned or replaced; use another colour")
+            raise UsageError(
+                f"{name}: {to_hex(second)} is banned, replaced or not among the allowed colours; use another colour"
+            )
         if a >= 0 and classes.replaced_by[a] not in (a, b):
-            raise UsageError(f"{name}: {to_hex(first)} is replaced twice; use one replacement")
+            raise UsageError(f"{name}: {to_hex(first)} has two different replacements; use only one")
         if a >= 0:
             classes.replaced_by[a] = b
     classes.allowed[banned[banned >= 0]] = False
@@ -145,7 +152,7 @@ def build_projection(
 def _nearest(
     palette: UInt8[np.ndarray, "colours 3"], colours: Sequence[Colour] | UInt8[np.ndarray, "others 3"]
 ) -> Int64[np.ndarray, " others"]:
-    """Return the index of the palette colour nearest to each colour, in CIELab; all are 8-bit sRGB."""
+    """Return the index of the palette colour nearest to each colour in CIELab. All colours are 8-bit sRGB."""
     palette_lab, lab = rgb_to_lab(palette), _to_lab(colours)
     result = np.empty(len(lab), np.int64)
     for start in range(0, len(lab), _CHUNK_SIZE):
@@ -170,18 +177,20 @@ IMAGE_PALETTE_SIZE = 16
 
 @dataclass(frozen=True)
 class ColourConstraints:
-    """Constraints on the colours of an image; none by default.
+    """Constraints on the colours of an image. By default, there are none.
 
     Attributes:
-        palette: use only its colours.
-        allowed: use only these colours. Without a palette, they form the palette; otherwise, the nearest palette
-            colours are used.
-        banned: colours not to use: with a palette, the nearest palette colours; without one, all chroma within
-            ``COLOUR_RADIUS``. A banned grey also bans pale colours: greys are moved to the nearest chroma at distance
-            ``COLOUR_RADIUS``.
+        palette: use only the colours of this palette.
+        allowed: use only these colours. Without a palette, they form the palette. With a palette, the palette colours
+            nearest to them are used.
+        banned: colours not to use. With a palette, this excludes the nearest palette colours; without a palette, it
+            excludes all chroma within ``COLOUR_RADIUS``. A banned grey also bans pale colours: greys are moved to the
+            nearest chroma at distance ``COLOUR_RADIUS``.
         replacements: pairs (A, B): colour A is replaced by B and not used.
-        hints: colours painted on the image. They override bans; with a palette, its nearest colours are used.
-        min_confidence: leave pixels grey where the model's confidence in the selected chroma, 0 to 1, is lower.
+        hints: colours painted on the image. They override bans. With a palette, the nearest palette colours are
+            used.
+        min_confidence: leave pixels grey where the model's confidence in the selected chroma is lower than this value
+            (0 to 1).
 
     Raise UsageError for a minimum confidence outside 0 to 1.
     """
@@ -205,11 +214,13 @@ class ColourPrediction:
     Attributes:
         chroma: a* and b* of a small map, which recolour upsamples. With hints it has a higher resolution than the
             distribution.
-        chroma_hook: pixel rules for recolour that enforce the constraints at full size; None if there are none.
-        distribution: after palette, replacements and bans, before hints; over the palette's classes if there is one.
-        confidence: the model's confidence in the selected chroma, before bans, at the map's size; 1 where hints
+        chroma_hook: pixel rules for recolour that enforce the constraints at full size; None if there are no rules.
+        distribution: the distribution after palette, replacements and bans have been applied, but before hints. With a
+            palette, its classes are the palette colours.
+        confidence: the model's confidence in the selected chroma, before bans, at the size of the map. It is 1 where
+        hints
             determine the colour.
-        palette: the palette colours that can occur, 8-bit sRGB; None without a palette.
+        palette: the palette colours that can occur, in 8-bit sRGB; None without a palette.
     """
 
     chroma: Float32[np.ndarray, "height width 2"]
@@ -232,11 +243,11 @@ def apply_constraints(
     Args:
         distribution: the model's prediction.
         constraints: the user's constraints.
-        temperature: temperature of the annealed mean (``ChromaDistribution.anneal``). With a palette it has no effect:
-            the most likely colour is selected.
+        temperature: temperature of the annealed mean (``ChromaDistribution.anneal``). It has no effect with a
+            palette, because the most likely colour is selected.
         image_size: height and width of the full-size image.
-        guide: L* (0 to 100) of the image, at any higher resolution than the distribution. Hints stop at its edges; by
-            default, at the edges of the distribution's lightness.
+        guide: L* (0 to 100) of the image, at any higher resolution than the distribution. Hints stop at the edges of
+            this guide. By default, the lightness of the distribution is the guide.
 
     Raise UsageError for contradictory constraints and for a negative temperature.
     """
@@ -273,7 +284,7 @@ def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return load_palette(path_or_name)
     pixels = read_image(path).pixels
-    # Subsample to about one megapixel: only the distribution of colours matters.
+    # Subsample to about one megapixel, because only the distribution of colours matters.
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
     rows = to_uint8(pixels[::step, ::step]).reshape(-1, 3)
     different = len(np.unique(rows.astype(np.int64) @ [1 << 16, 1 << 8, 1]))
@@ -288,7 +299,7 @@ def _spread_hints(
     image_size: tuple[int, int],
     guide: Float32[np.ndarray, "guide_height guide_width"] | None,
 ) -> HintWeights:
-    """Propagate hints on a map at least as fine as the distribution, with ``MIN_HINT_CELLS`` or more if possible."""
+    """Propagate hints on a map at least as fine as the distribution, with ``MIN_HINT_CELLS`` cells if possible."""
     scale = (MIN_HINT_CELLS / (image_size[0] * image_size[1])) ** 0.5
     small = distribution.lightness.shape
     height, width = (max(cells, min(full, round(scale * full))) for cells, full in zip(small, image_size, strict=True))
@@ -327,7 +338,7 @@ def _constrain_to_palette(
     image_size: tuple[int, int],
     hint_weights: HintWeights | None,
 ) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
-    """Assign one of the palette's colours to every position; return also the chroma of each hint label."""
+    """Assign a palette colour to every position. Return the prediction and the chroma of each hint label."""
     palette = np.array(constraints.allowed, np.uint8) if constraints.palette is None else constraints.palette.rgb
     classes = build_projection(palette, constraints.allowed, constraints.banned, constraints.replacements)
     projected = classes.project(distribution)
@@ -361,7 +372,7 @@ def _constrain_bins(
 ) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
     """Assign the annealed mean of the remaining bins to every position, moved out of the exclusion zones.
 
-    Return also the chroma of each hint label.
+    Return the prediction and the chroma of each hint label.
     """
     old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
     banned, replaced, replacements = (
@@ -392,7 +403,7 @@ def _edit_bins(
     replaced_chroma: Float64[np.ndarray, "replaced 2"],
     replacements: Float64[np.ndarray, "replaced 2"],
 ) -> tuple[ChromaDistribution, ChromaDistribution]:
-    """Return the distribution with replaced bins moved to their replacements, and the same without banned bins.
+    """Move the replaced bins to their replacements. Return the result with and without the banned bins.
 
     Raise UsageError if no bin is left.
     """
@@ -410,7 +421,7 @@ def _edit_bins(
     moved = replace(distribution, centres=centres.astype(np.float32))
     if not banned.any():
         return moved, moved
-    # Raise probabilities of 0 to a tiny value: each position keeps a colour even if all its likely bins are banned.
+    # Raise probabilities of 0 to a tiny value, so that each position keeps a colour even if all likely bins are banned.
     scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
     scores[banned] = -np.inf
     return moved, replace(moved, log_probabilities=log_softmax(scores, 0))

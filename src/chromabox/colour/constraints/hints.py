@@ -2,8 +2,8 @@
 
 Painted pixels keep the chroma of their hint whatever other constraints are set. From there, the colour is propagated to
 similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using optimization". The weights are the
-probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any position;
-where it ends, the model's prediction is used.
+probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any position.
+Where a walk ends in this way, the model's prediction is used.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from chromabox.io.images import read_image, to_uint8
 
 #: Alpha (0 to 255) above which a pixel counts as painted.
 ALPHA_THRESHOLD = 127
-#: Painted colours within this distance in a*b* are propagated as one group; maximum number of groups.
+#: Painted colours within this distance in a*b* are propagated as one group. The second value is the maximum number of
+#: groups.
 GROUP_RADIUS, MAX_GROUPS = 5.0, 32
 #: Differences of lightness (σ, in L*) and of the model's mean chroma (σ, in a* and b*) between neighbouring cells at
 #: which propagation begins to stop.
@@ -28,8 +29,8 @@ EDGE_LIGHTNESS_SIGMA, EDGE_CHROMA_SIGMA = 2.5, 8.0
 MIN_EDGE_WEIGHT = 1e-5
 #: Distance, as a fraction of the short side, over which the weight of a broad stroke decays to 1/e in a uniform region.
 DECAY_LENGTH = 0.25
-#: Total probability at which hints and model get equal weight. Small dots have low probabilities; without this
-#: saturation they would colour only themselves.
+#: Total probability at which hints and model get equal weight. Small dots have low probabilities. Without this
+#: saturation, they would colour only themselves.
 HALF_SATURATION = 0.1
 
 
@@ -38,8 +39,8 @@ class Hints:
     """Painted pixels at the full size of the photograph.
 
     Attributes:
-        labels: 0 where nothing is painted, else the number of the painted colour, from 1.
-        colours: 8-bit sRGB of label 1, 2, …
+        labels: the number of the painted colour, starting at 1; 0 where nothing is painted.
+        colours: the colours of the labels 1, 2, … in 8-bit sRGB.
     """
 
     labels: UInt[np.ndarray, "height width"]
@@ -51,8 +52,8 @@ class HintWeights:
     """Weight of each group of hints at each cell of a small map.
 
     Attributes:
-        weights: 0 to 1, with a sum of at most 1; the remainder is the weight of the model's prediction.
-        lightness: L* (0 to 100) of the map.
+        weights: weights from 0 to 1 with a sum of at most 1. The remainder is the weight of the model's prediction.
+        lightness: L* (0 to 100) of the cells of the map.
         colours: 8-bit sRGB of each group.
     """
 
@@ -62,10 +63,10 @@ class HintWeights:
 
 
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
-    """Read hints from an image with transparency; pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
+    """Read hints from an image with transparency. Pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    An image of another size is resized by nearest neighbour; downsizing keeps every painted colour, however small its
-    area.
+    An image of another size is resized by nearest neighbour. Downsizing keeps every painted colour, however small its
+    area is.
 
     Args:
         path: an image with the aspect ratio of the photograph, within rounding to whole pixels.
@@ -124,7 +125,7 @@ def propagate_hints(
     Args:
         hints: hints at full size.
         lightness: L* (0 to 100) of the map's cells.
-        chroma: the model's a* and b*: edges between cells with similar predictions have higher weights.
+        chroma: the model's a* and b*. Edges between cells with similar predictions have higher weights.
     """
     groups, colours = _group_colours(hints)
     rows, columns = np.nonzero(hints.labels)
@@ -174,7 +175,7 @@ def _random_walk_probabilities(
 
     ``vertical`` and ``horizontal`` are the weights of the edges between neighbours.
     """
-    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter one.
+    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side. A step costs the cube of the shorter one.
         transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T, decay_length)
         return transposed.swapaxes(1, 2)
     degree = np.full(seeds.shape, decay_length**-2)

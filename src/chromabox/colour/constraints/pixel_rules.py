@@ -1,8 +1,8 @@
-"""Pixel rules: constraints on the full-size chroma of every pixel, applied to bands of rows; exclusion zones.
+"""Pixel rules, which are constraints on the full-size chroma of every pixel, and exclusion zones.
 
-A rule is a function of the chroma [rows, width, 2] of a band of rows and the band; it returns the chroma after the
-rule. ``image_size`` is the height and width of the whole image. Bands can be processed in any order and by several
-threads.
+A rule is a function of the chroma [rows, width, 2] of a band of rows and of the band itself. It returns the chroma
+after the rule has been applied. ``image_size`` is the height and width of the whole image. Bands can be processed in
+any order and by several threads.
 
 Exclusion zones are discs in the a*b* plane in which no chroma may lie.
 """
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
 
 from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices, resize_planes
 
-#: Depth inside an edge at which a point still counts as on it, in units of a* and b*: far larger than rounding errors,
-#: far too small to see.
+#: Depth inside an edge, in units of a* and b*, at which a point still counts as on the edge. This is far larger than
+#: rounding errors and far too small to be visible.
 EDGE_TOLERANCE = 1e-4
 
 
@@ -36,7 +36,7 @@ class ExclusionZones:
         return inside
 
     def push_out(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
-        """Return the nearest chroma outside all discs; chroma outside is not changed.
+        """Return the nearest chroma outside all discs. Chroma that is already outside is not changed.
 
         The nearest point is on the edge of a disc in the direction away from its centre, or an intersection of two
         edges. At the exact centre of a disc, where all directions are equivalent, the direction is +a*.
@@ -86,9 +86,10 @@ def palette_only(
     labels: Integer[np.ndarray, "small_height small_width"],
     label_chroma: Float32[np.ndarray, "colours 2"],
 ) -> ChromaBand:
-    """Give every pixel exactly the chroma of one of the four labels around it: the one nearest to the pixel's chroma.
+    """Give every pixel exactly the chroma of the nearest in chroma of the four labels around it.
 
-    Only these four are candidates, because the chroma between two regions can be nearest to a third region's colour.
+    Only these four labels are candidates, because the chroma between two regions can be nearest to a third region's
+    colour.
     """
     upper, lower, _ = interpolation_indices(labels.shape[0], image_size[0], band)
     left, right, _ = interpolation_indices(labels.shape[1], image_size[1], slice(0, image_size[1]))
@@ -136,7 +137,7 @@ def hint_pixels(
     labels: UInt[np.ndarray, "height width"],
     label_chroma: Float32[np.ndarray, "labels 2"],
 ) -> ChromaBand:
-    """Give pixels with a label above 0 the chroma of their label; ``label_chroma`` begins with label 1."""
+    """Give pixels with a label above 0 the chroma of their label. ``label_chroma`` begins with label 1."""
     painted = labels[band] > 0
     if not painted.any():
         return chroma

@@ -1,4 +1,4 @@
-"""Datasets for the palette models: grey images as input, palette labels as targets.
+"""Datasets for the palette models, with grey images as inputs and palette labels as targets.
 
 The conventions are those of the assignment. RGB is divided by 256 (not 255), grey is the plain mean of R, G and B, and
 the target of a pixel is the palette colour nearest in RGB. Grey is stored as the exact integer sum R + G + B (0 to 765)
@@ -32,7 +32,7 @@ COURSE_PALETTE = PinnedFile(
     size=416,
 )
 
-#: Prefix of the names of palettes fitted to the training images; the number of colours follows.
+#: Prefix of the names of palettes fitted to the training images. The number of colours follows the prefix.
 FITTED_PREFIX = "fitted:"
 
 #: One in this many images in a user's folder belongs to the test split.
@@ -46,18 +46,18 @@ class LabelledImages:
     grey_sum: Int16[Tensor, "images height width"]
     labels: UInt8[Tensor, "images height width"]
     rgb: UInt8[np.ndarray, "rgb_images 3 height width"]
-    """As many images as labels, or none where colours are not used."""
+    """RGB images for all label maps, or no images where colours are not used."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def grey(self) -> Float[Tensor, "images 1 height width"]:
-        """Grey of all images, in [0, 1)."""
+        """Grey values of all images, in [0, 1)."""
         return to_grey(self.grey_sum)
 
     def select(self, rows: slice) -> "LabelledImages":
-        """Return a slice of the images, as views without copies."""
+        """Return a slice of the images as views, without copying them."""
         return LabelledImages(self.grey_sum[rows], self.labels[rows], self.rgb[rows])
 
     def drop_rgb(self) -> "LabelledImages":
@@ -74,7 +74,7 @@ class ColourDataset:
     val: LabelledImages | None = None
     """Training images held out for model selection; None without a validation set."""
     auxiliary: LabelledImages | None = None
-    """Training images of CIFAR-10's other classes; None if not requested or if there are none."""
+    """Training images of CIFAR-10's other classes; None if they are not requested or do not exist."""
 
 
 def to_grey(grey_sum: Int16[Tensor, "images height width"]) -> Float[Tensor, "images 1 height width"]:
@@ -95,7 +95,7 @@ def load_colour_dataset(
     """Load a dataset by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
 
     CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to
-    ``size`` × ``size``; a tenth of them, chosen by a fixed shuffle, belong to the test split.
+    ``size`` × ``size``. A tenth of them, chosen by a fixed shuffle, belongs to the test split.
 
     Args:
         spec: name of the dataset or path of the folder.
@@ -123,7 +123,7 @@ def load_colour_dataset(
 
 
 def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
-    """Return the palette with that name; ``auto`` selects one for the data.
+    """Return the palette with this name. ``auto`` selects a palette for the data.
 
     fitted:K: K colours fitted to the training images.
     auto: for CIFAR-10's horses, the assignment's palette (``course``) if a mirror provides it, else ``horse24``; for
@@ -159,16 +159,16 @@ def _fit_named_palette(name: str, spec: str, size: int) -> Palette:
 
 
 def course_palette() -> Palette:
-    """Return the assignment's palette, from the cache or a mirror; raise ChromaboxError if neither has it."""
+    """Return the assignment's palette from the cache or a mirror. Raise ChromaboxError if neither has it."""
     path = fetch([COURSE_PALETTE], [], cache_folder(), progress=quiet)[0]
     return Palette(load_palette(path).colours, "course")
 
 
 def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
-    """Fit one palette to images, folders and CIFAR-10 sets; return it and the mean distance from a pixel to it.
+    """Fit one palette to images, folders and CIFAR-10 sets. Return it and the mean distance from a pixel to it.
 
-    The distance, to the nearest colour, is Euclidean in RGB/256. Raise UsageError if the number of colours is not 2 to
-    256.
+    The distance is the Euclidean distance to the nearest colour in RGB/256. Raise UsageError if the number of colours
+    is not 2 to 256.
     """
     if not 2 <= num_colours <= 256:
         raise UsageError(f"--colours is {num_colours}: expected 2 to 256")
@@ -184,7 +184,7 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
 
 
 def _read_subsampled(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Read an 8-bit image, subsampled to about one megapixel: only the distribution of colours matters."""
+    """Read an 8-bit image, subsampled to about one megapixel. Only the distribution of colours matters."""
     pixels = read_image(path).pixels
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
     return to_uint8(pixels[::step, ::step])
@@ -204,7 +204,7 @@ def _load_rgb(spec: str, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], U
 
 
 def _remaining_classes(spec: str) -> tuple[str, ...]:
-    """Return the CIFAR-10 classes that ``spec`` does not contain; none for other data."""
+    """Return the CIFAR-10 classes that ``spec`` does not contain. For other data, there are none."""
     name, _, classes = spec.partition(":")
     if name != "cifar10" or classes == "all":
         return ()
@@ -258,10 +258,10 @@ def make_batches(
 ) -> Callable[[int, int], Iterator[PaletteBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
-    Order and horizontal flips depend only on ``(seed, epoch)``: an epoch can be resumed at any batch, and it does not
-    depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
-    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted (different
-    ones in each epoch). Auxiliary images, which require shuffling, replace some of the images of each batch.
+    Order and horizontal flips depend only on ``(seed, epoch)``. An epoch can therefore be resumed at any batch and
+    does not depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
+    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted. These
+    images differ between epochs. Auxiliary images, which require shuffling, replace some of the images of each batch.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
@@ -285,7 +285,7 @@ def make_batches(
 
 
 def _concat(images: LabelledImages, auxiliary: LabelledImages) -> LabelledImages:
-    """Concatenate images and auxiliary images, without RGB, which batches do not use."""
+    """Concatenate images and auxiliary images. Their RGB values are left out because batches do not use them."""
     grey_sum, labels = torch.cat([images.grey_sum, auxiliary.grey_sum]), torch.cat([images.labels, auxiliary.labels])
     return LabelledImages(grey_sum, labels, images.drop_rgb().rgb)
 
@@ -305,10 +305,10 @@ def _mix_in_auxiliary(
 
 
 def num_batches(num_images: int, batch_size: int, *, shuffle: bool, dist_info: DistInfo | None = None) -> int:
-    """Return the number of batches per epoch of :func:`make_batches`; raise UsageError if the images fill none."""
+    """Return the number of batches per epoch of :func:`make_batches`. Raise UsageError if the images fill no batch."""
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
-    # A last batch with fewer images than processes is omitted: the mean loss of an empty batch is undefined.
+    # A last batch with fewer images than processes is omitted, because the mean loss of an empty batch is undefined.
     steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= dist_info.world_size)
     if steps == 0:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Photographs for training the photo model: lightness as input, chroma as target.
+"""Photographs for training the photo model, with lightness as the input and chroma as the target.
 
 Images are kept in memory at reduced size (with a short side of ``STORED_SIDE``). Each time an image is used, a random
 square is cropped, randomly flipped horizontally and resized to the model's input size. Lightness is L*/100. Targets are
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: Short side, in pixels, to which images are resized when they are read.
 STORED_SIDE = 128
-#: Maximum long side, in pixels: a panorama is cropped to its centre.
+#: Maximum long side, in pixels. A panorama is cropped to its centre.
 MAX_SIDE = 256
 #: One in this many images of a folder without subfolders ``train`` and ``val`` is held out for validation.
 VAL_EVERY_NTH = 20
@@ -45,9 +45,11 @@ class PhotoDataset:
 
 
 def load_photos(folder: Path) -> PhotoDataset:
-    """Read all images in a folder; the splits are its subfolders ``train`` and ``val``, else 1 in 20 images is val.
+    """Read all images in a folder.
 
-    Images that cannot be read and images without colours in the centre crop are omitted; their number is logged.
+    The splits are the subfolders ``train`` and ``val``. Without them, 1 in 20 images is held out for validation.
+
+    Images that cannot be read and images without colours in the centre crop are omitted, and their number is logged.
     Raise UsageError if the path is not a folder with at least two colour images.
     """
     if not folder.is_dir():
@@ -68,14 +70,14 @@ def load_photos(folder: Path) -> PhotoDataset:
 
 
 def _train_val_split(photos: list[Photo]) -> list[list[Photo]]:
-    """Split photos at random with a fixed seed into training and validation images, at least one of the latter."""
+    """Split photos at random with a fixed seed into training images and at least one validation image."""
     order = np.random.default_rng(0).permutation(len(photos))
     num_val = max(1, len(photos) // VAL_EVERY_NTH)
     return [[photos[index] for index in np.sort(part)] for part in (order[num_val:], order[:num_val])]
 
 
 def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
-    """Read an image and resize it to its stored size; return None if it cannot be read or has no colours."""
+    """Read an image and resize it to its stored size. Return None if it cannot be read or has no colours."""
     tick()
     try:
         data = read_image(path)
@@ -86,18 +88,18 @@ def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
     scale = STORED_SIDE / min(image.size)
     if scale != 1:
         resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-        # Crop before upsampling: an upsampled strip one pixel high would take gigabytes.
+        # Crop before upsampling. An upsampled strip one pixel high would take gigabytes.
         image = _crop_long_side(image, max(1, round(MAX_SIDE / scale) + 2))
         width, height = (max(STORED_SIDE, round(side * scale)) for side in image.size)
         # Reducing by an integer factor first is fast; with this gap the difference is not visible.
         image = image.resize((width, height), resample, reducing_gap=3.0)
     small = np.ascontiguousarray(_crop_long_side(image, MAX_SIDE))
-    # Validation uses the centre crop: if it is grey, the PSNR of the greyscale baseline is infinite.
+    # Validation uses the centre crop. If it is grey, the PSNR of the greyscale baseline is infinite.
     return None if np.ptp(center_crop(small).astype(np.int16), axis=2).max() == 0 else small
 
 
 def _crop_long_side(image: Image.Image, max_side: int) -> Image.Image:
-    """Crop each side of the image to at most ``max_side``, centred."""
+    """Crop each side of the image to at most ``max_side`` pixels around the centre."""
     width, height = (min(side, max_side) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -115,7 +117,7 @@ def make_photo_batch(crops: Sequence[Photo], size: int, stride: int) -> PhotoBat
 
 
 def center_crop(photo: Photo) -> Photo:
-    """Return the central square of an image; its side length is the image's short side."""
+    """Return the central square of an image. Its side length is the short side of the image."""
     side = min(photo.shape[:2])
     top, left = ((length - side) // 2 for length in photo.shape[:2])
     return photo[top : top + side, left : left + side]
@@ -134,8 +136,8 @@ def make_photo_batches(
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
     Order, crops and horizontal flips depend only on ``(seed, epoch)``. The side length of two crops in five is the
-    image's short side; that of the others is 0.6 to 1 times the short side. The images that do not fill the last batch
-    are omitted.
+    image's short side. The side length of the other crops is 0.6 to 1 times the short side. The images that do not fill
+    the last batch are omitted.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
@@ -157,7 +159,7 @@ def make_photo_batches(
 
 
 def num_photo_batches(num_photos: int, batch_size: int, dist_info: DistInfo | None = None) -> int:
-    """Return the number of batches per epoch; raise UsageError if the images do not fill one."""
+    """Return the number of batches per epoch. Raise UsageError if the images do not fill one batch."""
     global_batch_size = batch_size * (dist_info or DistInfo()).world_size
     if num_photos < global_batch_size:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model with a palette: its metrics, baselines, and the upper bound set by the palette."""
+"""Evaluation of a trained palette model, compared with baselines and with the upper bound set by the palette."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -17,13 +17,13 @@ from chromabox.colour.weights.checkpoint import PaletteModel
 LabelMaps = UInt8[np.ndarray, "images height width"]
 RgbImages = UInt8[np.ndarray, "images height width 3"]
 
-#: Number of images per forward pass, which bounds memory use for a split of any size.
+#: Number of images per forward pass. It limits memory use for a split of any size.
 EVAL_BATCH_SIZE = 250
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One row of the table. A metric that does not apply to the row is None."""
+    """One row of the evaluation table. A metric that does not apply to the row is None."""
 
     name: str
     loss: float | None = None
@@ -33,16 +33,16 @@ class EvaluationRow:
     balanced_accuracy: float | None = None
     """Mean recall over the colours, in [0, 1]."""
     psnr: float
-    """PSNR in dB between the row and the ground-truth images, over all pixels."""
+    """PSNR in dB between the images of the row and the ground-truth images, over all pixels."""
     delta_e: float
     """Mean CIEDE2000 difference from the ground-truth images."""
     colourfulness: float
-    """Colourfulness (Hasler and Süsstrunk 2003), mean over the images; compare it with that of the row ``truth``."""
+    """Mean colourfulness of the images (Hasler and Süsstrunk 2003), to be compared with the row ``truth``."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and the confusion matrix of the model."""
+    """All rows of the evaluation table, and the confusion matrix of the model."""
 
     rows: list[EvaluationRow]
     confusion: Int64[np.ndarray, "truth prediction"]
@@ -52,7 +52,7 @@ class Evaluation:
         return next(row for row in self.rows if row.name == name)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the rows by name and the confusion matrix as JSON values; an infinite PSNR becomes None."""
+        """Return the rows by name and the confusion matrix as JSON values. An infinite PSNR becomes None."""
         rows = {
             row.name: {key: None if value in (math.inf, -math.inf) else value for key, value in asdict(row).items()}
             for row in self.rows
@@ -69,7 +69,7 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     * ``net, annealed mean``: the logits decoded with ``annealed_mean`` at ``temperature``;
     * ``majority colour`` and ``grey value's colour``: baselines, computed from the training split;
     * ``grey``: the greyscale input;
-    * ``palette oracle``: the true label of every pixel, the upper bound for this palette;
+    * ``palette oracle``: the true label of every pixel, which gives the upper bound for this palette;
     * ``truth``: the ground-truth images.
     """
     train, test, palette = data.train, data.test, model.palette
@@ -78,7 +78,7 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     def make_row(
         name: str, rgb: np.ndarray, loss: float | None = None, counts: np.ndarray | None = None
     ) -> EvaluationRow:
-        """Compute the metrics of one row; the accuracies require the confusion matrix."""
+        """Compute the metrics of one row. The accuracies require ``counts``, the confusion matrix."""
         return EvaluationRow(
             name=name,
             loss=loss,
@@ -145,7 +145,8 @@ def sample_grid(
 def predict_labels(model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]) -> LabelMaps:
     """Return the index of the most likely palette colour of every pixel.
 
-    ``grey`` is in [0, 1). The model predicts in evaluation mode on its device; its mode is restored afterwards.
+    ``grey`` is in [0, 1). The model predicts in evaluation mode on its own device. Its previous mode is restored
+    afterwards.
     """
     was_training = model.training
     device = next(model.parameters()).device

@@ -1,7 +1,7 @@
 """Comparison of colourised images with their originals, with the greyscale image as the baseline.
 
-All scores are computed at 8 bits with the EXIF orientation applied to both images. 16-bit values are rounded to 8 bits;
-alpha channels and colour profiles are ignored. Originals and colourised images are paired by their relative paths in
+All scores are computed at 8 bits with the EXIF orientation applied to both images. 16-bit values are rounded to 8 bits.
+Alpha channels and colour profiles are ignored. Originals and colourised images are paired by their relative paths in
 the two folders. The suffix may differ, because some formats are written as PNG.
 """
 
@@ -23,16 +23,16 @@ from chromabox.io.images import find_images, read_image, to_uint8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Scores of one colourised image; ``grey_…`` are those of the original without chroma (a* = b* = 0).
+    """Scores of one colourised image. The ``grey_…`` scores belong to the greyscale original (a* = b* = 0).
 
-    The colourfulness of the greyscale image is 0. Undefined scores are None: a PSNR gain if one of the two PSNR values
-    is infinite, and a ratio or a reduction whose denominator is 0.
+    The colourfulness of the greyscale image is 0. Undefined scores are None. A PSNR gain is undefined if one of the two
+    PSNR values is infinite. A ratio or a reduction is undefined if its denominator is 0.
     """
 
     psnr: float
-    """PSNR in dB over all values of red, green and blue, peak 255; infinite for equal images."""
+    """PSNR in dB over all values of red, green and blue, with the peak value 255; infinite for equal images."""
     ssim: float
-    """Structural similarity in [−1, 1], see ``metrics.ssim``."""
+    """Structural similarity in [−1, 1] (see ``metrics.ssim``)."""
     delta_e: float
     """Mean CIEDE2000."""
     delta_lightness: float
@@ -42,9 +42,9 @@ class ImageScores:
     original_colourfulness: float
     """Colourfulness of the original."""
     colourfulness_difference: float
-    """Colourised minus original."""
+    """Colourfulness of the colourised image minus that of the original."""
     colourfulness_ratio: float | None
-    """Colourised divided by original."""
+    """Colourfulness of the colourised image divided by that of the original."""
     grey_psnr: float
     """PSNR in dB; infinite if the original is grey."""
     grey_ssim: float
@@ -59,7 +59,10 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one pair of files, given by their paths relative to the input folders; width and height in pixels."""
+    """Scores of one pair of files.
+
+    The paths are relative to the input folders. ``width`` and ``height`` are in pixels.
+    """
 
     original: Path
     coloured: Path
@@ -90,7 +93,7 @@ class ScoreReport:
         return {name: _mean(getattr(file.scores, name) for file in self.files) for name in names}
 
     def as_json(self) -> dict[str, Any]:
-        """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision; an infinite PSNR becomes None."""
+        """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision. An infinite PSNR becomes None."""
         return {
             "mean": self.mean,
             "files": [to_row(file) for file in self.files],
@@ -99,7 +102,7 @@ class ScoreReport:
 
 
 def to_row(file: FileScores) -> dict[str, str | int | float | None]:
-    """Return one file's names, size and scores as a flat dictionary of JSON values; non-finite numbers become None."""
+    """Return the names, size and scores of one file as a flat dictionary. Non-finite numbers become None."""
     row: dict[str, str | int | float | None] = {
         "original": file.original.as_posix(),
         "coloured": file.coloured.as_posix(),
@@ -115,8 +118,8 @@ def score_image(
     """Score one colourised image in memory.
 
     Args:
-        original: 8-bit sRGB.
-        coloured: 8-bit sRGB of the same shape.
+        original: the original image in 8-bit sRGB.
+        coloured: the colourised image in 8-bit sRGB, with the same shape.
 
     Apart from the greyscale image, the working memory does not depend on the image size. Raise ChromaboxError if the
     shapes differ or the images have no pixels.
@@ -144,7 +147,7 @@ def score_image(
 
 
 def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
-    """Compare a colourised image, or a folder of them with its subfolders, with the original or a folder of originals.
+    """Compare colourised images with their originals. Both paths are images, or folders including their subfolders.
 
     A file that cannot be read, has no counterpart, or differs from it in size is listed in ``failed``; the other files
     are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does not exist or a
@@ -161,8 +164,8 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                 if original.shape != coloured_image.shape:
                     sizes = [f"{width} × {height}" for height, width, _ in (coloured_image.shape, original.shape)]
                     raise ChromaboxError(
-                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} {sizes[1]}, with their "
-                        "EXIF orientation applied: expected images of the same size"
+                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} is {sizes[1]} pixels "
+                        "after their EXIF orientation was applied: expected images of the same size"
                     )
                 height, width, _ = original.shape
                 scores = score_image(original, coloured_image)
@@ -189,10 +192,10 @@ class FilePair:
 def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[FailedFile]]:
     """Return pairs of files in the order of the originals, and the files without exactly one counterpart.
 
-    Two files form a pair whatever their names. In folders, the counterpart has the same relative path, or is the
-    only file whose relative path differs only in the suffix. If one of the two paths is a file, only its counterpart
-    is looked up. If one folder is inside the other, the inner folder's images do not belong to the outer one. Raise
-    UsageError if a path does not exist or a folder contains no images.
+    If both paths are files, they form a pair whatever their names. In folders, the counterpart has the same relative
+    path, or is the only file whose relative path differs only in the suffix. If one of the two paths is a file, only
+    the counterpart of this file is looked up. If one folder is inside the other, the inner folder's images do not
+    belong to the outer one. Raise UsageError if a path does not exist or a folder contains no images.
     """
     original_paths = _list_images(originals, exclude=coloured)
     coloured_paths = _list_images(coloured, exclude=originals)
@@ -201,7 +204,7 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[Fa
     by_stem: dict[Path, list[Path]] = {}
     for relative in coloured_paths:
         by_stem.setdefault(relative.with_suffix(""), []).append(relative)
-    # The same path if it exists, else all paths that differ only in the suffix and are not those of an original.
+    # The same path if it exists. Otherwise, all paths that differ only in the suffix and do not belong to an original.
     candidates: dict[Path, list[Path]] = {}
     for relative in original_paths:
         matches = by_stem.get(relative.with_suffix(""), [])

@@ -1,7 +1,7 @@
-"""Colourisation metrics, and baselines that need no model.
+"""Colourisation metrics, and baselines that do not need a model.
 
-The functions are pure and take NumPy arrays. Labels are palette indices; images are 8-bit RGB with the channels last.
-PSNR and accuracy favour desaturated colours: interpret them together with colourfulness, ΔE and balanced accuracy.
+The functions are pure and take NumPy arrays. Labels are palette indices. Images are 8-bit RGB with the channels last.
+PSNR and accuracy favour desaturated colours. Interpret them together with colourfulness, ΔE and balanced accuracy.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from chromabox.errors import ChromaboxError
 Labels = Integer[np.ndarray, "..."]
 Rgb = UInt8[np.ndarray, "... 3"]
 
-#: Number of pixels processed at a time. Intermediate results fit into the CPU cache: CIEDE2000 is twice as fast as with
-#: 2¹⁸ pixels.
+#: Number of pixels processed at a time. Intermediate results then fit into the CPU cache, which makes CIEDE2000 twice
+#: as fast as with 2¹⁸ pixels.
 CHUNK_PIXELS = 1 << 15
 #: Number of possible sums R + G + B of 8-bit values.
 NUM_GREY_SUMS = 3 * 255 + 1
 #: Radius of the structural similarity window in pixels, excluding the centre.
 SSIM_RADIUS = 5
-#: Weights of the window along one axis: Gaussian, standard deviation 1.5. The first one is the centre's.
+#: Gaussian weights of the window along one axis, with standard deviation 1.5. The first weight is that of the centre.
 SSIM_WEIGHTS = np.exp(-(np.arange(SSIM_RADIUS + 1) ** 2) / (2 * 1.5**2))
 SSIM_WEIGHTS /= SSIM_WEIGHTS[0] + 2 * SSIM_WEIGHTS[1:].sum()
 #: Weights of linear red, green and blue in the relative luminance of sRGB (IEC 61966-2-1).
@@ -63,10 +63,10 @@ def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float
 
 
 def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
-    """Compute the peak signal-to-noise ratio in dB over all values, peak 255: 10·log10(255² / mean squared error).
+    """Compute the peak signal-to-noise ratio in dB, 10·log10(255² / mean squared error).
 
-    The mean squared error is taken over all images; the result is not a mean of ratios. It is infinite for equal
-    images. Raise ChromaboxError if the shapes differ or there are no pixels.
+    The mean squared error is taken over all values of all images, so the result is not a mean of ratios. It is infinite
+    for equal images. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
     squared_error = 0
     for a, b in _chunks(rgb_a, rgb_b):
@@ -78,11 +78,11 @@ def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
 def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -> float:
     """Compute the mean structural similarity of two images, in [−1, 1]; 1 for equal images.
 
-    The result is the mean over red, green and blue. Parameters: Gaussian window of 11 × 11 with standard deviation 1.5,
-    K1 = 0.01, K2 = 0.03, data range 255, population covariance, mean over the windows that are completely inside the
-    image. If a side is shorter than 11 pixels, there is no such window: both images are padded symmetrically by 5
-    pixels, which gives one window per pixel. Images are processed in tiles: the working memory does not depend on their
-    size. Raise ChromaboxError if the shapes differ or there are no pixels.
+    The result is the mean over red, green and blue, and over the windows that are completely inside the image. The
+    windows are 11 × 11 Gaussians with standard deviation 1.5. The other parameters are K1 = 0.01, K2 = 0.03, data range
+    255 and population covariance. If a side is shorter than 11 pixels, there is no such window. Both images are then
+    padded symmetrically by 5 pixels, which gives one window per pixel. Images are processed in tiles, so the working
+    memory does not depend on the image size. Raise ChromaboxError if the shapes differ or there are no pixels.
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
     similarity", sections III.B and III.C.
@@ -110,7 +110,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
 
 
 def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:
-    """Return the weighted mean in every window that is completely inside the tile, one axis after the other."""
+    """Return the weighted mean of every window that is completely inside the tile. The axes are processed in turn."""
     for _ in range(2):
         rows = len(values) - 2 * SSIM_RADIUS
         means = SSIM_WEIGHTS[0] * values[SSIM_RADIUS : SSIM_RADIUS + rows]
@@ -124,7 +124,7 @@ def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np
 
 
 def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
-    """Compute the mean CIEDE2000 colour difference between corresponding pixels; about 1 is just noticeable.
+    """Compute the mean CIEDE2000 colour difference between corresponding pixels. About 1 is just noticeable.
 
     See :func:`lab_differences` and :func:`ciede2000`.
     """
@@ -134,8 +134,8 @@ def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
 def lab_differences(rgb: Rgb, *others: Rgb) -> list[tuple[float, float]]:
     """Compute the mean CIEDE2000 and the mean |ΔL*| (0 to 100) between the first image and each of the others.
 
-    The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks: the working memory
-    does not depend on their size. Raise ChromaboxError if the shapes differ or there are no pixels.
+    The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks, so the working
+    memory does not depend on the image size. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
     sums = np.zeros((len(others), 2))
     for chunks in _chunks(rgb, *others):
@@ -180,7 +180,9 @@ def _chroma_ratio(chroma: Float32[np.ndarray, " colours"]) -> Float32[np.ndarray
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Compute the colourfulness of an image: 0 grey, 15 slightly, 33 moderately, 59 quite, 109 extremely colourful.
+    """Compute the colourfulness of an image.
+
+    0 is grey, 15 slightly colourful, 33 moderately colourful, 59 quite colourful and 109 extremely colourful.
 
     The colourfulness is the standard deviation plus 0.3 times the mean of the opponent colours rg = R − G and
     yb = (R + G) / 2 − B, in 8-bit units. Pixels are processed in chunks and summed as integers. Raise ChromaboxError if
@@ -205,14 +207,14 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
 
 
 def to_greyscale(rgb: Rgb) -> Rgb:
-    """Return the greyscale image with the same lightness L*: a* = b* = 0, rounded to 8-bit sRGB.
+    """Return the greyscale image (a* = b* = 0) with the same lightness L*, rounded to 8-bit sRGB.
 
     At a* = b* = 0, linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
     Pixels are processed in chunks. Grey pixels are unchanged.
     """
     values = np.arange(256) / 255
     linear = _srgb_to_linear(values)
-    # Luminances halfway, in sRGB, between adjacent grey values: searching them rounds to the nearest grey value.
+    # Luminances of the sRGB values halfway between adjacent grey values. A search in this list rounds to the nearest.
     midpoints = _srgb_to_linear((values[1:] + values[:-1]) / 2)
     grey = np.empty((rgb.size // 3, 1), np.uint8)
     for start in range(0, len(grey), CHUNK_PIXELS):
@@ -235,11 +237,14 @@ class Baseline:
     accuracy: float
     """Fraction of pixels with the true label, in [0, 1]."""
     loss: float
-    """Mean cross-entropy per pixel, in nats, of the training split's class frequencies, with 1 added to every count."""
+    """Mean cross-entropy per pixel in nats.
+
+    The predicted probabilities are class frequencies in the training split, with 1 added to every count.
+    """
 
 
 def majority_baseline(train_labels: Labels, test_labels: Labels, num_classes: int) -> Baseline:
-    """Predict the most frequent colour of the training pixels for every pixel; ties go to the lowest index.
+    """Predict the most frequent colour of the training pixels for every pixel. Ties go to the lowest index.
 
     Raise ChromaboxError if a label is outside 0 … ``num_classes`` − 1 or there are no pixels.
     """
@@ -278,7 +283,7 @@ def grey_lookup_baseline(
 
 
 def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> Int64[np.ndarray, "{height} {width}"]:
-    """Count each pair of values, in chunks, to avoid a 64-bit copy of all pixels."""
+    """Count each pair of values. Pixels are processed in chunks to avoid a 64-bit copy of all of them."""
     counts = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
     for start in range(0, rows.size, CHUNK_PIXELS):

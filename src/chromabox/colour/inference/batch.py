@@ -1,7 +1,7 @@
-"""Batch colourisation of image files: parallel, and resumable after an interruption.
+"""Parallel batch colourisation of image files, which can be resumed after an interruption.
 
 :func:`colourise_batch` processes pairs of source and target files with any function; :func:`make_file_coloriser`
-returns one that reads, predicts, applies the chroma and writes.
+returns a function that reads an image, predicts its colours, applies them and writes the result.
 """
 
 import logging
@@ -23,14 +23,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ColouriseResult:
-    """Result for one file. ``error`` is the message if it failed; ``skipped``: the target was already up to date."""
+    """Result for one file.
+
+    ``error`` is the error message if the file failed. ``skipped`` is true if the target was already up to date.
+    """
 
     source: Path
     target: Path
     error: str | None = None
     skipped: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that ``process_file`` returned for the image; for a skipped image, those of the earlier run."""
+    """JSON values that ``process_file`` returned for the image. For a skipped image, they come from an earlier run."""
 
 
 def colourise_batch(
@@ -41,25 +44,25 @@ def colourise_batch(
     workers: int = 1,
     manifest_path: Path | None = None,
 ) -> Generator[ColouriseResult, None, None]:
-    """Process files in parallel and yield their results in order; a failure does not stop the batch.
+    """Process files in parallel and yield their results in order. A failure does not stop the batch.
 
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
         process_file: colourises one source into one target, which it writes atomically. It is called from several
             threads and returns metadata of the image as JSON values.
-        settings: JSON values that determine the result; an image made with other settings is processed again.
-        workers: number of threads, at least 1; at most twice as many images are running or queued at any time.
-        manifest_path: path of the manifest, which is used to skip finished images; None: process all images.
+        settings: JSON values that determine the result. An image made with other settings is processed again.
+        workers: number of threads, at least 1. At most twice as many images are running or queued at any time.
+        manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
 
-    If the batch is stopped (by Ctrl-C or by closing the generator: use ``contextlib.closing``), images in progress are
-    finished, no others are started, and the number of finished images is logged. Raise UsageError for fewer than one
-    worker. Raise ChromaboxError for a manifest that cannot be read or written.
+    The batch can be stopped by Ctrl-C or by closing the generator (use ``contextlib.closing``). Images in progress are
+    then finished, but no others are started. The number of finished images is logged. Raise UsageError for fewer than
+    one worker. Raise ChromaboxError for a manifest that cannot be read or written.
     """
     manifest = None if manifest_path is None else Manifest(manifest_path, settings)
     finished: list[Path] = []
 
     def process(pair: tuple[Path, Path]) -> ColouriseResult:
-        # File errors and out-of-memory errors are results; other exceptions are bugs and propagate.
+        # File errors and out-of-memory errors are returned as results. Other exceptions are bugs and propagate.
         source, target = pair
         try:
             if manifest is not None:
@@ -99,12 +102,13 @@ def colourise_batch(
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
 
-#: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at 95, by less than 0.3 at 98.
+#: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at quality 95, but by less than
+#: 0.3 at quality 98.
 JPEG_QUALITY = 98
 
 
 def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON values that determine the colours: an image is up to date if they have not changed.
+    """Return the JSON values that determine the colours. An image is up to date if these values have not changed.
 
     ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line.
     Files are identified by their SHA-256, not by their path.
@@ -134,8 +138,9 @@ def make_file_coloriser(
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
     """Return a function that colourises one file into another.
 
-    The function returns ``{"notes": [...]}``, lines of text about the file. ``on_result`` is called with the input, the
-    colourised image, the prediction and the output path; it returns a line that is appended to the notes.
+    The function returns ``{"notes": [...]}``, where the notes are lines of text about the file. ``on_result`` is called
+    with the input, the colourised image, the prediction and the output path; it returns a line that is appended to the
+    notes.
     """
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
-"""Opening models for inference; checkpoints are exported to ONNX on first use.
+"""Opening models for inference. Checkpoints are exported to ONNX on first use.
 
-The file exported from a run folder is its ``best.onnx``; those of other checkpoints are in the cache folder.
+The model exported from a run folder is saved there as ``best.onnx``. Other exported models are saved in the cache
+folder.
 """
 
 from importlib import resources
@@ -16,8 +17,8 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
     """Return a colourisation model for inference.
 
     Args:
-        path: an exported ONNX file, or a run folder with ``best.onnx``; if PyTorch is installed, also a run folder
-            without it, or a checkpoint, which is exported first. None opens the bundled model.
+        path: an exported ONNX file, or a run folder with ``best.onnx``. If PyTorch is installed, a checkpoint or a
+            run folder without ``best.onnx`` is also accepted and is exported first. None opens the bundled model.
         threads, device: see :func:`chromabox.runtime.session.open_session`.
 
     Raise UsageError if the path does not exist, a run folder has no checkpoint, or PyTorch is required but not
@@ -28,7 +29,7 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
 
 
 def resolve_onnx_model(path: Path) -> Path:
-    """Return the exported file of a model, as in :func:`open_model`; export a checkpoint that has none."""
+    """Return the exported ONNX file of a model; export the checkpoint first if necessary. See :func:`open_model`."""
     checkpoint = resolve_checkpoint(path)
     if checkpoint.suffix.lower() == ".onnx":
         return checkpoint
@@ -37,7 +38,7 @@ def resolve_onnx_model(path: Path) -> Path:
         is_current = exported.is_file() and exported.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
     else:
         exported = _cached_path(checkpoint)
-        is_current = exported.is_file()  # Its name contains the digest of the checkpoint.
+        is_current = exported.is_file()  # The file name contains the digest of the checkpoint.
     if is_current:
         return exported
     try:

@@ -1,9 +1,9 @@
 """Colourisation of one image of any size.
 
-The model predicts at a few fixed scales, whatever the size of the image; a photo model also predicts on the
-horizontal flip. The predictions are merged at every position, weighted by their certainty. The merged distribution and
-the user's constraints determine a small chroma map (constraints/constraints.py), which is applied to the image's
-lightness at full size (chroma/recolour.py).
+The model predicts at a few fixed scales, whatever the size of the image. A photo model also predicts on the
+horizontally flipped image. The predictions are merged at every position, weighted by their certainty. The merged
+distribution and the user's constraints determine a small chroma map (constraints/constraints.py), which is applied to
+the image's lightness at full size (chroma/recolour.py).
 """
 
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,11 @@ MAX_ASPECT_RATIO = 4
 
 @dataclass(frozen=True)
 class Style:
-    """Decoding of predictions: temperature of the annealed mean (0 to 1), and strength of the rare-colour weights."""
+    """How predictions are decoded to colours.
+
+    ``temperature`` is the temperature of the annealed mean (0 to 1). ``rebalancing_strength`` is the strength of the
+    weights that favour rare colours.
+    """
 
     temperature: float
     rebalancing_strength: float
@@ -48,24 +52,27 @@ class ColouriseOptions:
 
     style: StyleName = "natural"
     temperature: float | None = None
-    """Override the style's temperature, 0 to 1: 0 selects the most likely colour of each position, 1 the mean."""
+    """Temperature (0 to 1) that overrides the temperature of the style.
+
+    0 selects the most likely colour of each position; 1 selects the mean.
+    """
     constraints: ColourConstraints = field(default_factory=ColourConstraints)
     hints: Path | None = None
     """Path of a transparent image with painted hints, which is read at the size of the colourised image."""
 
     @property
     def effective_temperature(self) -> float:
-        """``temperature`` if it is set, otherwise the style's."""
+        """``temperature`` if it is set, otherwise the temperature of the style."""
         return STYLES[self.style].temperature if self.temperature is None else self.temperature
 
 
 def colourise_image(image: ImageData, model: ColourModel, options: ColouriseOptions | None = None) -> ImageData:
-    """Return the colourised image; bit depth, alpha, EXIF, colour profile and resolution are preserved.
+    """Return the colourised image. Bit depth, alpha, EXIF, colour profile and resolution are preserved.
 
     Args:
-        image: a grey or colour image; of a colour image, only the lightness is used.
+        image: a grey or colour image. Only its lightness is used.
         model: a trained model.
-        options: style, temperature, constraints and hints; None: the defaults, with the style ``natural``.
+        options: style, temperature, constraints and hints. None selects the defaults, with the style ``natural``.
     """
     return apply_prediction(image, predict_colours(image.pixels, model, options or ColouriseOptions()))
 
@@ -105,17 +112,17 @@ def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
     predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = _resize(plane, height, width).clip(0, 100)
-    # If the model is very certain, the other probabilities underflow to 0 in float32; keep their logarithms finite.
+    # If the model is very certain, the other probabilities underflow to 0 in float32. Keep their logarithms finite.
     smallest = np.finfo(np.float32).tiny
     resized = (np.log(np.maximum(resize_planes(probs, height, width), smallest)) for probs in predictions)
     return merge_distributions([ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized])
 
 
 def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
-    """Return L* (0 to 100) of the image, reduced to a short side of about ``side``; smaller images keep their size.
+    """Return the lightness L* (0 to 100) of the image, reduced to a short side of about ``side`` pixels.
 
-    Large images are averaged over whole blocks before the lightness is computed, which is fast and accurate enough for
-    the model.
+    Smaller images keep their size. Large images are averaged over whole blocks before the lightness is computed, which
+    is fast and accurate enough for the model.
     """
     pixels_8bit = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     factors = tuple(max(1, length // side) for length in (pixels_8bit.shape[1], pixels_8bit.shape[0]))
@@ -126,7 +133,7 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
 
 
 def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np.ndarray, "classes height width"]:
-    """Return the class probabilities at one scale; for a photo model, averaged with those of the horizontal flip."""
+    """Return the class probabilities at one scale. A photo model averages them with those of the flipped image."""
     model_input = _resize(plane, *_input_shape(plane.shape, side, model.size_divisor)).clip(0, 100)
     if model.is_photo:
         model_input /= 100

@@ -17,25 +17,28 @@ from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 from chromabox.io.video import DEFAULT_CRF, TranscodeResult, check_target, probe_video, transcode
 
-#: Weight of the past in the average in static regions: the contribution of a frame is halved after three frames.
+#: Weight of the previous frames in the running average in static regions. At the default, the contribution of a frame
+#: is halved after three frames.
 DEFAULT_SMOOTHING = 0.8
 
-#: A position is static below the first change in lightness L*, and fully moving above the second.
+#: A position is static if its lightness L* changes by less than the first value, and fully moving if L* changes by more
+#: than the second value.
 STATIC_BELOW, MOVING_ABOVE = 2.0, 8.0
 
-#: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this, which is
-#: more than noise causes, and if their correlation is at most ``MAX_CUT_CORRELATION``.
+#: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this value and
+#: the correlation of the two frames is at most ``MAX_CUT_CORRELATION``. Noise causes smaller differences.
 MIN_CUT_DIFFERENCE = 3.0
 
-#: Maximum correlation of L* across a scene cut; it is higher during flashes, fades and fast movement.
+#: Maximum correlation of L* across a scene cut. Flashes, fades and fast movement have a higher correlation.
 MAX_CUT_CORRELATION = 0.5
 
 
 @dataclass
 class TemporalSmoother:
-    """Running average of the chroma maps of a video's frames, to be called on the frames in order.
+    """Running average of the chroma maps of a video. Call it on the frames in order.
 
-    With cₜ the chroma and Lₜ the lightness of frame t at one position of the map, Cₜ and Rₜ their averages:
+    Let cₜ be the chroma and Lₜ the lightness of frame t at one position of the map, and let Cₜ and Rₜ be the running
+    averages of cₜ and Lₜ:
 
         eₜ = Lₜ − Rₜ₋₁, minus its median over the frame
         dₜ = | mean of eₜ over the 3 × 3 neighbourhood |
@@ -50,8 +53,8 @@ class TemporalSmoother:
     without a change in lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
 
     Attributes:
-        smoothing: at least 0 (independent frames) and less than 1; UsageError for other values.
-        num_cuts: number of scene cuts so far; the first frame is not counted.
+        smoothing: at least 0 (independent frames) and less than 1. Other values raise UsageError.
+        num_cuts: number of scene cuts so far. The first frame is not counted.
     """
 
     smoothing: float = DEFAULT_SMOOTHING
@@ -68,7 +71,7 @@ class TemporalSmoother:
     def __call__(
         self, chroma: Float32[np.ndarray, "height width 2"], lightness: Float32[np.ndarray, "height width"]
     ) -> Float32[np.ndarray, "height width 2"]:
-        """Return the smoothed a* and b* of the next frame; the maps of all frames have the same size.
+        """Return the smoothed a* and b* of the next frame. The maps of all frames must have the same size.
 
         Args:
             chroma: a* and b* predicted for this frame alone.
@@ -101,7 +104,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSummary(TranscodeResult):
-    """Summary of a written video: also its duration in seconds, the average frame rate and the number of scenes."""
+    """Summary of a written video, with its duration in seconds, average frame rate and number of scenes."""
 
     seconds: float
     fps: float
@@ -120,11 +123,11 @@ def colourise_video(
     """Colourise the video at `source` and write it to `target` as MP4, MOV or Matroska, according to the suffix.
 
     Args:
-        source: a grey or colour video; whether the colours of a colour video are used depends on `predict_chroma`.
-        target: path of the output, which is written atomically; missing folders are created.
+        source: a grey or colour video. Whether the colours of a colour video are used depends on `predict_chroma`.
+        target: path of the output, which is written atomically. Missing folders are created.
         predict_chroma: takes an upright frame (sRGB, 0 to 255) and returns its a* and b* [height, width, 2] on a small
             map, which has the same size for all frames.
-        smoothing: weight of the past in static regions, in [0, 1) (see :class:`TemporalSmoother`).
+        smoothing: weight of the previous frames in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
         show_progress: show a progress bar if standard error is a terminal.
 

@@ -21,7 +21,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, **model_args: Any) -> nn.Module:
-    """Return a new model; ``model_args`` are the arguments of its class.
+    """Return a new model. ``model_args`` are the arguments of the model class.
 
     Raise UsageError if the name is unknown, or if an argument is unknown or missing.
     """

@@ -35,7 +35,7 @@ def transposed_padding(kernel: int) -> tuple[int, int]:
     return (kernel - 1) // 2, kernel % 2
 
 
-# PyTorch warns that padding="same" with an even kernel copies the input; the copy is intended.
+# PyTorch warns that padding="same" with an even kernel copies the input. The copy is intended.
 warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
 
 

@@ -13,7 +13,7 @@ from chromabox.errors import UsageError
 def hat_encoding(
     grey: Float[Tensor, "batch 1 height width"], num_intervals: int
 ) -> Float[Tensor, "batch num_intervals_plus_1 height width"]:
-    """Encode grey values in [0, 1) by n + 1 hat functions (n is ``num_intervals``); compute in float32.
+    """Encode grey values in [0, 1) by n + 1 hat functions (n is ``num_intervals``), computed in float32.
 
     Hat function i is 1 at i/n and decreases linearly to 0 at (i − 1)/n and (i + 1)/n. The nearest palette colour
     changes abruptly with grey. A linear layer on this encoding represents every piecewise linear function of grey with
@@ -86,7 +86,7 @@ class ColourNet(nn.Module):
         self.table = nn.Conv2d(num_hats, num_colours, 1)
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Return the logits of every pixel; in evaluation mode, logarithms of the averaged probabilities."""
+        """Return the logits of every pixel. In evaluation mode, they are logarithms of the averaged probabilities."""
         if self.training:
             return self.logits(grey)
         original = self.logits(grey).float().log_softmax(1)

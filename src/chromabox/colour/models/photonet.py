@@ -12,8 +12,8 @@ from chromabox.colour.models.colournet import ResidualBlock
 class GlobalContext(nn.Module):
     """Global context: a linear map of ReLU(mean over height and width), added at every position.
 
-    Objects in one part of an image provide evidence for colours in other parts: a horse makes a green meadow likelier.
-    The linear map is initialised to zero, which makes the layer initially the identity.
+    Objects in one part of an image provide evidence for colours in other parts: for example, a horse makes a green
+    meadow more likely. The linear map is initialised to zero, which makes the layer initially the identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -28,7 +28,7 @@ class GlobalContext(nn.Module):
 
 
 class PhotoNet(nn.Module):
-    """Feature pyramid for photographs (our design): lightness in [0, 1] to logits of chroma bins at 1/8 resolution.
+    """Feature pyramid (our design) from lightness in [0, 1] to logits of chroma bins at 1/8 resolution.
 
     The encoder has the architecture of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018) and can therefore
     be initialised with their pretrained weights. The decoder is a feature pyramid of residual blocks at 1/32, 1/16 and
@@ -72,7 +72,7 @@ class PhotoNet(nn.Module):
         return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.1))
 
     def train(self, mode: bool = True) -> "PhotoNet":
-        """Set training or evaluation mode; frozen layers stay in evaluation mode, with fixed BatchNorm statistics."""
+        """Set training or evaluation mode. Frozen layers stay in evaluation mode with fixed BatchNorm statistics."""
         super().train(mode)
         for layer in self.encode[: self.frozen]:
             layer.eval()

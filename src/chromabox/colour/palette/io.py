@@ -1,9 +1,9 @@
 """Palette files (JSON, .npy, GIMP's .gpl), the bundled palettes, and parsing of colours from the command line.
 
-Palette files are not trusted: nothing is unpickled, sizes are bounded, and every error is one sentence that names the
+Palette files are not trusted. Nothing is unpickled, and sizes are limited. Every error is one sentence that names the
 file.
 
-Heavy modules are not imported here: the command line imports this module at every start.
+Heavy modules are not imported here, because the command line imports this module at every start.
 """
 
 import io
@@ -30,7 +30,8 @@ def load_palette(path_or_name: str | Path) -> Palette:
 
     `.npy`: shape [colours, 3], floats in RGB/256 or uint8, without pickled objects. `.json`: a file written by
     save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers (no decimal point), they are
-    8-bit values, otherwise RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is invalid.
+    8-bit values. Otherwise, they are RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is
+    invalid.
     """
     assets = resources.files("chromabox").joinpath("assets").iterdir()
     bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
@@ -55,9 +56,9 @@ def load_palette(path_or_name: str | Path) -> Palette:
 def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, object] | None = None) -> None:
     """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that load_palette reads.
 
-    provenance: how the palette was made, for documentation. Only .json stores it; .npy does not store the name either.
-    .gpl (GIMP) stores 8-bit values: the colours are rounded. Raise ChromaboxError for another suffix or if the file
-    cannot be written.
+    provenance: how the palette was made, for documentation. Only .json stores it; .npy also omits the name. The .gpl
+    format of GIMP stores 8-bit values, so the colours are rounded. Raise ChromaboxError for another suffix or if the
+    file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -85,7 +86,7 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
 
 
 def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse the colours of a .npy file; raise ValueError with the reason, which follows the file's name in messages."""
+    """Parse the colours of a .npy file. Raise ValueError with the reason, which follows the file name in messages."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:
@@ -104,7 +105,7 @@ def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
 
 
 def _parse_json(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a .json file; raise ValueError with the reason."""
+    """Parse the colours and the name of a .json file. Raise ValueError with the reason if it is invalid."""
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -139,7 +140,7 @@ def _parse_row(row: object, scale: int) -> list[float]:
 
 
 def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse colours and name of a GIMP palette; raise ValueError with the reason."""
+    """Parse the colours and the name of a GIMP palette. Raise ValueError with the reason if it is invalid."""
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].strip() != "GIMP Palette":
         raise ValueError('not a GIMP palette; expected "GIMP Palette" as the first line')
@@ -165,7 +166,7 @@ Colour = tuple[int, int, int]
 def parse_colour(value: Any, option: str = "colour") -> Colour:
     """Parse a colour: #rrggbb, #rgb or a CSS colour name as text, or three integers from 0 to 255.
 
-    The # is optional, because shells treat it as the start of a comment. `option` is the name of the option, for the
+    The # is optional, because shells treat it as the start of a comment. `option` is the option name in the
     error message. Raise UsageError for any other text or sequence, and TypeError for a value of another type.
     """
     from PIL import ImageColor
@@ -187,7 +188,7 @@ def parse_colour(value: Any, option: str = "colour") -> Colour:
 
 
 def parse_replacement(value: Any, option: str = "replace") -> tuple[Colour, Colour]:
-    """Parse a pair of colours, or two in the form A=B: colour A is replaced by B.
+    """Parse a pair of colours (A, B), or a string of the form "A=B", where colour A is replaced by B.
 
     Raise UsageError for any other text, and TypeError or ValueError for a value that is not a pair.
     """

@@ -49,7 +49,7 @@ class ColourLUT:
         self._fill_lock = Lock()
 
     def lookup(self, planes: UInt8[np.ndarray, "3 *shape"]) -> UInt8[np.ndarray, "*shape"]:
-        """Return the index of each pixel's nearest colour; the three planes may have any strides and are not copied."""
+        """Return the index of each pixel's nearest colour. The three planes may have any strides and are not copied."""
         labels = np.empty(planes.shape[1:], np.uint8)
         if labels.ndim > 2 and (len(labels) == 1 or labels[0].size > PIXELS_PER_BAND):
             for item, item_labels in enumerate(labels):
@@ -62,12 +62,12 @@ class ColourLUT:
         return labels
 
     def _lookup_rows(self, planes: UInt8[np.ndarray, "3 *shape"], labels: UInt8[np.ndarray, "*shape"]) -> None:
-        """Read the table at red << 16 | green << 8 | blue into `labels`; fill the cells that are not filled yet."""
+        """Read the table at red << 16 | green << 8 | blue into `labels`. Unfilled cells are filled first."""
         index = np.empty(labels.shape, "<i8")
         index[...] = planes[2]  # Write the lowest byte and clear the others.
         channel_bytes = index.view(np.uint8).reshape(*index.shape, 8)
         channel_bytes[..., 1], channel_bytes[..., 2] = planes[1], planes[0]
-        # With mode "raise", NumPy would buffer the output; no index is out of range.
+        # With mode "raise", NumPy would buffer the output. No index is out of range.
         np.take(self._table, index, out=labels, mode="clip")
         unfilled = labels == UNFILLED
         if not unfilled.any():

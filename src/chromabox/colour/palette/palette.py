@@ -30,10 +30,10 @@ REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to s
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """2 to 256 colours, in the unit RGB/256.
+    """Palette of 2 to 256 colours, in the unit RGB/256.
 
-    colours: finite, in [0, 1]; stored as a read-only copy. Raise ChromaboxError for other values.
-    name: name in tables, plots and file names.
+    colours: finite values in [0, 1], stored as a read-only copy. Raise ChromaboxError for other values.
+    name: name of the palette in tables, plots and file names.
     """
 
     colours: Float32[np.ndarray, "colours 3"]
@@ -51,17 +51,17 @@ class Palette:
         return len(self.colours)
 
     def __reduce__(self) -> tuple[type["Palette"], tuple[np.ndarray, str]]:
-        """Pickle and copy without the lookup table: each process fills its own table on demand."""
+        """Pickle and copy without the lookup table. Each process fills its own table on demand."""
         return Palette, (self.colours, self.name)
 
     @cached_property
     def lut(self) -> ColourLUT:
-        """Nearest-colour lookup table: 16 MB, filled on demand, kept as long as the palette."""
+        """Nearest-colour lookup table of 16 MB. It is filled on demand and kept as long as the palette."""
         return ColourLUT(self.colours)
 
     @property
     def rgb(self) -> UInt8[np.ndarray, "colours 3"]:
-        """The colours as 8-bit values: value · 256, rounded, at most 255."""
+        """The colours as 8-bit values: each value is multiplied by 256, rounded and limited to 255."""
         rgb: UInt8[np.ndarray, "colours 3"] = np.minimum(np.rint(self.colours * 256), 255).astype(np.uint8)
         return rgb
 
@@ -81,7 +81,7 @@ def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
 
 
 def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
-    """Return the index of every pixel's nearest colour (Euclidean in RGB/256); a tie goes to the lower index.
+    """Return the index of every pixel's nearest colour (Euclidean in RGB/256). A tie goes to the lower index.
 
     pixels: 8-bit RGB with the three channels along `axis`: -1 for [..., 3], 1 for CIFAR's [N, 3, H, W], which is not
     copied. The result has the shape of the pixels without that axis. It equals
@@ -92,7 +92,7 @@ def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int 
 
 
 def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
-    """Return the mean Euclidean distance from a pixel to its nearest colour, in RGB/256; `axis` as in assign_labels."""
+    """Return the mean Euclidean distance from a pixel to its nearest colour, in RGB/256 (`axis`: see assign_labels)."""
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     nearest = palette.colours[palette.lut.lookup(unique.T)]
     distance = np.sqrt(((unique / 256 - nearest) ** 2).sum(-1))
@@ -127,7 +127,7 @@ def annealed_mean(
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # Subtract the maximum first: otherwise, a small temperature could overflow. Below 1e-30 the result is constant.
+    # Subtract the maximum first. Otherwise, a small temperature could overflow. Below 1e-30 the result is constant.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -136,7 +136,7 @@ def annealed_mean(
 def mask_logits(
     logits: Float[Tensor, "batch colours height width"], allowed: Iterable[int]
 ) -> Float[Tensor, "batch colours height width"]:
-    """Set the logits of all disallowed colours to −inf; these colours are then never decoded.
+    """Set the logits of all disallowed colours to −inf, so that these colours are never decoded.
 
     Raise ChromaboxError for an index outside the palette and if no colour is allowed.
     """
@@ -144,7 +144,7 @@ def mask_logits(
 
     indices, colours = sorted(set(allowed)), logits.shape[1]
     if not indices:
-        raise ChromaboxError("allowed colours: none left; allow at least one")
+        raise ChromaboxError("allowed colours: no colour is left; allow at least one")
     invalid = [index for index in indices if not 0 <= index < colours]
     if invalid:
         raise ChromaboxError(f"allowed colours: index {invalid[0]} is not in the palette; expected 0 to {colours - 1}")
@@ -162,10 +162,10 @@ def fit_palette(
 ) -> Palette:
     """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
 
-    `axis` as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial colours by minimising
-    the mean squared distance. Iterations over all distinct colours, weighted by their counts, then reduce the mean
-    distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if `num_colours` is not 2
-    to 256 or exceeds the number of distinct colours.
+    `axis` has the same meaning as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial
+    colours by minimising the mean squared distance. Iterations over all distinct colours, weighted by their counts,
+    then reduce the mean distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if
+    `num_colours` is not 2 to 256 or exceeds the number of distinct colours.
     """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     if not 2 <= num_colours <= MAX_COLOURS:
@@ -308,7 +308,7 @@ def _cluster_means(
     labels: Integer[np.ndarray, " points"],
     centres: Float[np.ndarray, "clusters 3"],
 ) -> Float[np.ndarray, "clusters 3"]:
-    """Return the weighted mean of the points of each cluster, with the dtype of ``centres``; keep unused centres."""
+    """Return the weighted mean of the points of each cluster, with the dtype of ``centres``. Keep unused centres."""
     total = np.bincount(labels, weight, len(centres))
     sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
     used, moved = total > 0, centres.copy()

@@ -14,12 +14,12 @@ from chromabox.colour.data.datasets import PaletteBatch
 def pixel_cross_entropy(
     logits: Float[Tensor, "batch colours height width"], labels: UInt8[Tensor, "batch height width"]
 ) -> Float[Tensor, ""]:
-    """Return the cross-entropy in nats, averaged over all pixels; logits of any precision are converted to float32."""
+    """Return the mean cross-entropy in nats over all pixels. Logits of any precision are converted to float32."""
     return F.cross_entropy(logits.float(), labels.long())
 
 
 def compute_losses(forward: Callable[[Tensor], Tensor], batch: PaletteBatch) -> dict[str, Tensor]:
-    """Return the training losses of one batch: ``loss``, the pixel cross-entropy, is minimised."""
+    """Return the training losses of one batch. Training minimises ``loss``, the pixel cross-entropy."""
     grey, labels = batch
     return {"loss": pixel_cross_entropy(forward(grey), labels)}
 
@@ -72,7 +72,10 @@ def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
 
 
 def soft_cross_entropy(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins) -> Float[Tensor, ""]:
-    """Return the cross-entropy in nats with the soft targets, averaged over all positions, computed in float32."""
+    """Return the mean cross-entropy in nats between the scores and the soft-encoded chroma, computed in float32.
+
+    The mean is taken over all positions.
+    """
     indices, weights = soft_encode(chroma, bins)
     log_probabilities = scores.float().log_softmax(1).gather(1, indices)
     return -(log_probabilities * weights).sum(1).mean()

@@ -1,8 +1,8 @@
 """Training recipes: functions that return the hyperparameters of each model as a frozen dataclass.
 
 ``course`` has the exact settings of the assignment, ``default`` is the best recipe with 25 epochs and ``quick`` is the
-fastest recipe for a good model. ``docs/log.md`` describes the experiments behind them, with results. This module does
-not import torch.
+fastest recipe for a good model. ``docs/log.md`` describes the experiments behind the recipes and their results. This
+module does not import torch.
 """
 
 from dataclasses import dataclass, replace
@@ -26,9 +26,9 @@ class TrainRecipe(OptimConfig):
     hflip: bool = True
     """Flip each image horizontally with probability 1/2."""
     backbone_lr: float = 0.0
-    """Peak learning rate of AdamW for the pretrained layers; 0: they are optimised like all other layers."""
+    """Peak learning rate of AdamW for the pretrained layers. If it is 0, they are optimised like all other layers."""
     auxiliary_fraction: float = 0.0
-    """Fraction of auxiliary images in each batch: CIFAR-10's other classes, if the data is one of its classes."""
+    """Fraction of auxiliary images in each batch. If the data is one class of CIFAR-10, these are the other classes."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -46,7 +46,7 @@ def course_recipe(model: PaletteModelName) -> TrainRecipe:
 
 
 def default_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the best recipe with 25 epochs; for colournet, the best within about 15 minutes on two cores."""
+    """Return the best recipe with 25 epochs. For colournet, return the best for about 15 minutes on two cores."""
     if model == "colournet":
         return TrainRecipe(
             epochs=24,
@@ -83,7 +83,7 @@ PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": 
 
 
 def base_photo_recipe() -> TrainRecipe:
-    """Return the recipe of the photo model: hours of training on one core, with small batches, which suit Muon."""
+    """Return the recipe of the photo model: hours of training on one core. Small batches suit the optimizer Muon."""
     return TrainRecipe(
         epochs=12,
         batch_size=32,
@@ -130,7 +130,7 @@ def make_photo_recipe(
     """
     recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
     if finetune:
-        # A tenth of the learning rates, so that a few images do not overwrite what the model has learned.
+        # Use a tenth of the learning rates, so that a few images do not overwrite what the model has learned.
         recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)
     return _override(recipe, epochs, batch_size, learning_rate)
 

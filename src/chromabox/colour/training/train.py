@@ -38,7 +38,7 @@ TRAIN_EVAL_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """Complete configuration of a training run: the content of ``config.json``."""
+    """Complete configuration of a training run, which is saved as ``config.json``."""
 
     model: PaletteModelName
     recipe_name: str
@@ -52,14 +52,14 @@ class TrainConfig(RunConfig):
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Inputs of a run: the palette, and the images with their palette labels."""
+    """Inputs of a training run: the palette and the images with their palette labels."""
 
     palette: Palette
     data: ColourDataset
 
 
 def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainInputs:
-    """Load the palette and the data of a configuration; a resumed run uses the palette saved in its folder."""
+    """Load the palette and the data of a configuration. A resumed run uses the palette saved in its folder."""
     if resume_from is None:
         palette = resolve_palette(config.palette, config.data, size=config.size)
     elif (resume_from / "palette.json").is_file():
@@ -95,19 +95,19 @@ class PaletteJob:
         return f"{self.config.model}, {self.config.recipe_name} recipe: {num_parameters:,} parameters"
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return the loss of the first batch."""
+        """Return a function that computes the loss of the first batch."""
         train = self.inputs.data.train
         batch_size = min(self.config.recipe.batch_size, len(train))
         batch = gather_batch(train, torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.bool), device=device)
         return lambda forward: compute_losses(forward, batch)["loss"]
 
     def save_inputs(self, run: RunDir) -> None:
-        """Write the palette."""
+        """Write the palette to the run folder."""
         save_palette(run.path / "palette.json", self.inputs.palette)
 
     @contextmanager
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[Any], TrainSchedule]]:
-        """Yield the task and its schedule; validation loss selects the best epoch if there is held-out data."""
+        """Yield the task and its schedule. If there is held-out data, the validation loss selects the best epoch."""
         config, recipe, data = self.config, self.config.recipe, self.inputs.data
         self.schedule = make_schedule(
             config,
@@ -143,7 +143,7 @@ class PaletteJob:
         yield task, self.schedule
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Evaluate the model of the last epoch in float32."""
+        """Evaluate the model of the last epoch in float32 and return the summary of the run."""
         device, test = next(model.parameters()).device, self.inputs.data.test
         test_loss, test_accuracy = loss_and_accuracy(lambda grey: model(grey.to(device)).cpu(), test.grey, test.labels)
         records = run.metrics()
@@ -173,9 +173,10 @@ def train(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a palette model into ``folder`` and return the summary; see :func:`chromabox.engine.train.run_training`.
+    """Train a palette model into ``folder`` and return the summary of the run.
 
-    ``inputs`` can be shared by several runs; None loads those of ``config``.
+    ``inputs`` can be shared by several runs. None loads the inputs of ``config``. See
+    :func:`chromabox.engine.train.run_training` for the other arguments.
     """
     run, dist_info = RunDir(folder), dist_info or DistInfo()
     job = PaletteJob(config, inputs or load_inputs(config, folder if resume else None), dist_info)
@@ -186,7 +187,11 @@ def train(
 
 
 def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Return Adam for all parameters, or Muon with weight decay for kernels and AdamW without for the others."""
+    """Return the optimizers of a recipe.
+
+    With ``optimizer="adam"``, Adam updates all parameters. Otherwise, Muon with weight decay updates the kernels, and
+    AdamW without weight decay updates the other parameters.
+    """
     if recipe.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), lr=recipe.lr)]
     kernels, others = split_kernels(model.parameters())
@@ -210,5 +215,5 @@ def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[
         if images is not None:
             loss, accuracy = loss_and_accuracy(forward, images.grey, images.labels)
             metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss, accuracy
-    del metrics["train_loss"]  # the trainer records the mean loss of the epoch's batches under this name
+    del metrics["train_loss"]  # The trainer records the mean loss over the batches of the epoch.
     return metrics

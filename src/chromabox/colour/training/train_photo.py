@@ -43,28 +43,31 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
 #: Number of frozen layers with the weights of YOLOv3-tiny. They extract edges and textures at full, half and quarter
-#: resolution, which is most of the computation.
+#: resolution and account for most of the computation.
 NUM_FROZEN_LAYERS = 3
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
-#: PSNR in dB at which exact predictions are clipped; slightly above the PSNR of an image with a single wrong value.
+#: PSNR in dB that replaces the infinite PSNR of exact predictions. It is slightly above the PSNR of an image with a
+#: single wrong value.
 MAX_PSNR = 100.0
-#: Number of validation images that are decoded for PSNR, ΔE2000 and colourfulness; the loss uses all of them.
+#: Number of validation images that are decoded for PSNR, ΔE2000 and colourfulness. The loss uses all validation images.
 NUM_DECODED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoConfig(RunConfig):
-    """Complete configuration of a training run: the content of ``config.json``."""
+    """Complete configuration of a training run, which is saved as ``config.json``."""
 
     model: Literal["photo"] = "photo"
     recipe_name: str
     recipe: TrainRecipe
     init: InitName | str = "auto"
-    """Initial weights: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (encoder only) or ``none``;
-    ``auto``: ``yolov3-tiny`` if its weights are available, else ``none``."""
+    """Initial weights: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (encoder only) or ``none``.
+
+    ``auto`` stands for ``yolov3-tiny`` if its weights are available, and otherwise for ``none``.
+    """
     size: int = 192
-    """Side length of the model's square input in pixels; a multiple of 32."""
+    """Side length of the square model input in pixels, a multiple of 32."""
     bin_spacing: float = 10.0
     """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
@@ -73,7 +76,7 @@ class PhotoConfig(RunConfig):
 
 @dataclass(frozen=True)
 class InitialModel:
-    """Model before the first step, its chroma bins, and the source of its weights."""
+    """Model before the first training step, with its chroma bins and the source of its weights."""
 
     model: PhotoNet
     model_args: dict[str, Any]
@@ -82,7 +85,7 @@ class InitialModel:
 
 
 class PhotoJob:
-    """Training of a photo model; ``resume_from`` is the folder of an interrupted run."""
+    """Training of a photo model. ``resume_from`` is the folder of an interrupted run."""
 
     def __init__(
         self, config: PhotoConfig, photos: PhotoDataset, dist_info: DistInfo, resume_from: Path | None = None
@@ -104,7 +107,7 @@ class PhotoJob:
         )
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return the loss of the first batch."""
+        """Return a function that computes the loss of the first batch."""
         crops = [center_crop(image) for image in self.photos.train[: self.config.recipe.batch_size]]
         lightness, chroma = make_photo_batch(crops, self.config.size, PhotoNet.stride)
         batch = lightness.to(device), chroma.to(device)
@@ -115,12 +118,12 @@ class PhotoJob:
         return {"loss": soft_cross_entropy(forward(lightness), chroma, self.bins)}
 
     def save_inputs(self, run: RunDir) -> None:
-        """Write the chroma bins."""
+        """Write the chroma bins to the run folder."""
         write_json(run.path / "bins.json", self.bins.as_json())
 
     @contextmanager
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[PhotoBatch], TrainSchedule]]:
-        """Yield the task and its schedule; validation loss selects the best epoch."""
+        """Yield the task and its schedule. The validation loss selects the best epoch."""
         config, recipe = self.config, self.config.recipe
         schedule = make_schedule(config, self.batches_per_epoch, accumulate=config.accumulate, monitor="val_loss")
         optimizers = _build_optimizers(recipe, self.initial)
@@ -148,7 +151,7 @@ class PhotoJob:
         yield task, schedule
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Return the metrics of the best epoch."""
+        """Return the summary of the run, with the metrics of the best epoch."""
         records = run.metrics()
         best = min(records, key=lambda record: record["val_loss"])
         return {
@@ -176,9 +179,10 @@ def train_photo(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a photo model into ``folder`` and return the summary; see :func:`chromabox.engine.train.run_training`.
+    """Train a photo model into ``folder`` and return the summary of the run.
 
-    ``photos`` are the images of ``config.data``, if they have been read already. Raise UsageError if the size, the bin
+    ``photos`` are the images of ``config.data`` if they have already been read. See
+    :func:`chromabox.engine.train.run_training` for the other arguments. Raise UsageError if the size, the bin
     spacing, the data or the initial weights are invalid.
     """
     if config.size < 64 or config.size % PhotoNet.size_divisor:
@@ -194,7 +198,7 @@ def train_photo(
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
     """Return the model and its chroma bins before the first step.
 
-    A resumed run reads both from its folder; the original initial weights are not required. Raise UsageError if the
+    A resumed run reads both from its folder. The original initial weights are not required. Raise UsageError if the
     initial checkpoint is missing or is not a photo model, and ChromaboxError if YOLOv3-tiny is requested but not
     available.
     """
@@ -215,7 +219,7 @@ def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | No
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
-    """Load a photo model in training mode (None: the shipped model). Raise UsageError for any other model."""
+    """Load a photo model in training mode. None loads the shipped model. Raise UsageError for any other model."""
     model = load_model(path)
     if not isinstance(model, PhotoModel) or not isinstance(model.network, PhotoNet):
         name = model.metadata.get("net")
@@ -250,7 +254,7 @@ def _copy_encoder(model: PhotoNet, weights: Any) -> None:
 
 @torch.no_grad()
 def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
-    """Initialise the last layer to predict nearly the bins' frequencies; training does not have to learn them first."""
+    """Initialise the last layer so that it predicts approximately the bin frequencies, which saves training steps."""
     last = model.head[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
@@ -259,7 +263,7 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
 
 
 def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
-    """Fit chroma bins to every fourth pixel, in both directions, of fewer than 4000 of the training images."""
+    """Fit chroma bins to fewer than 4000 training images, using every fourth pixel in both directions."""
     if not spacing > 0:
         raise UsageError(f"bin_spacing is {spacing}: expected a distance above 0 between chroma bins, for example 10")
     step = max(1, len(photos.train) // 2000)
@@ -268,7 +272,7 @@ def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
 
 
 def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
-    """Return Muon for kernels and AdamW for other parameters.
+    """Return Muon for the kernels and AdamW for the other parameters.
 
     If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW with that learning rate updates the whole encoder.
     """
@@ -286,11 +290,12 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
 def validate_photo(
     model: nn.Module, bins: ChromaBins, crops: list[Photo], size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return validation metrics of square crops: the loss over all of them, the others over the first NUM_DECODED.
+    """Return validation metrics of square crops.
 
+    The loss is computed over all crops. The other metrics are computed over the first ``NUM_DECODED`` crops.
     ``val_loss`` is the mean cross-entropy in nats. ``val_psnr_gain`` is the mean PSNR gain in dB over greyscale.
     ``val_delta_e_cut`` is the relative reduction of the mean CIEDE2000 compared with greyscale.
-    ``val_colourfulness`` is the mean colourfulness divided by that of the originals.
+    ``val_colourfulness`` is the mean colourfulness divided by the mean colourfulness of the originals.
     """
     loss = torch.zeros((), dtype=torch.float64)
     psnr_gains, delta_es, colourfulnesses = [], [], []
@@ -330,12 +335,15 @@ def photo_sample_grid(
 
 
 def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) -> list[Photo]:
-    """Return the crops in the predicted colours: the annealed mean of the logits ``scores``, upsampled bilinearly."""
+    """Return the crops in the predicted colours.
+
+    The chroma is the annealed mean of the logits ``scores``, upsampled bilinearly.
+    """
     return decode_chroma(decode_mean((scores / VAL_TEMPERATURE).softmax(1), bins), crops)
 
 
 def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Photo]) -> list[Photo]:
-    """Return 8-bit images with the lightness of the crops and the given chroma, upsampled bilinearly."""
+    """Return 8-bit images with the lightness of the crops and the given chroma, which is upsampled bilinearly."""
     decoded = []
     for crop, crop_chroma in zip(crops, chroma, strict=True):
         lab = rgb_to_lab(crop)

@@ -1,4 +1,4 @@
-"""Trained colourisation models: loading from checkpoints and ONNX files, and their metadata."""
+"""Loading of trained colourisation models from checkpoints and ONNX files, and their metadata."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -35,7 +35,7 @@ class PaletteModel:
 
 @dataclass(frozen=True)
 class PhotoModel:
-    """A photo model in evaluation mode, with the chroma bins that are its classes and its checkpoint's metadata."""
+    """A photo model in evaluation mode, with its classes (chroma bins) and the metadata of its checkpoint."""
 
     network: nn.Module
     bins: ChromaBins
@@ -95,7 +95,7 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
 
 
 def _load_bundled() -> PhotoModel:
-    """Return the bundled photo model; its ONNX file contains all weights under their names, some of them in float16."""
+    """Return the bundled photo model. Its ONNX file contains all weights by name, some of them in float16."""
     import onnx
 
     with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as path:
@@ -112,7 +112,7 @@ def _load_bundled() -> PhotoModel:
 
 
 class OnnxNetwork(nn.Module):
-    """An exported model as a module in evaluation mode, without parameters; it computes on the CPU."""
+    """An exported model as a module in evaluation mode. It has no parameters and runs on the CPU."""
 
     def __init__(self, model: ColourModel) -> None:
         super().__init__()
@@ -135,5 +135,5 @@ class OnnxNetwork(nn.Module):
 #: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.
 PHOTO_SCALES = (192, 256)
 
-#: The same for a model trained on CIFAR-10, whose images are all of this size.
+#: Short sides for a model trained on CIFAR-10, in which all images have this size.
 CIFAR_SCALES = (32,)

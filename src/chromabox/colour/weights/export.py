@@ -1,8 +1,8 @@
-"""Export of colourisation models to ONNX; a file is saved only if its outputs match PyTorch's.
+"""Export of colourisation models to ONNX. A file is saved only if its outputs match those of PyTorch.
 
 The exported file takes batches of any size and images of any height and width that are multiples of the model's size
 divisor. Its metadata describes the input, the output and the colours of the classes. PyTorch's exporter chooses the
-operators; the outputs are compared with PyTorch's.
+operators.
 """
 
 import json
@@ -25,7 +25,8 @@ from chromabox.errors import UsageError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: Batch, height and width of the inputs that are compared; height and width in multiples of the model's size divisor.
+#: Batch size, height and width of the inputs on which the outputs are compared. Height and width are multiples of the
+#: size divisor of the model: (2, 3, 5) stands for two images of 3 by 5 size divisors.
 TEST_SHAPES = ((1, 1, 1), (2, 3, 5), (1, 8, 6), (3, 2, 9))
 
 
@@ -34,7 +35,7 @@ class ColourExportReport:
     """Maximum differences between the outputs of an exported file and of PyTorch, over all inputs of the comparison."""
 
     max_difference: float
-    """Of the probabilities, which determine the colours."""
+    """Maximum difference of the probabilities, which determine the colours."""
     max_logit_difference: float
     num_inputs: int
 
@@ -47,16 +48,16 @@ class ColourExportReport:
 
 
 def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: int = OPSET) -> ColourExportReport:
-    """Export a colourisation model to an ONNX file, after comparing its outputs with PyTorch's.
+    """Export a colourisation model to an ONNX file, after comparing the outputs with those of PyTorch.
 
     Args:
-        colour_model: in evaluation mode, on the CPU.
-        path: ends in ``.onnx``; missing folders are created.
+        colour_model: a model in evaluation mode on the CPU.
+        path: path of the output, which ends in ``.onnx``. Missing folders are created.
         opset: ONNX opset version.
 
     Raise UsageError if the suffix is not ``.onnx``, the model was itself loaded from an ONNX file, or a required
     library is not installed. Raise ChromaboxError if PyTorch cannot export the model, the outputs differ, or the file
-    cannot be written; in these cases, an existing file is left unchanged and no partial file is left behind.
+    cannot be written. In these cases, an existing file is left unchanged and no partial file is left behind.
     """
     require_onnx_suffix(path)
     if isinstance(colour_model.network, OnnxNetwork):
@@ -74,7 +75,7 @@ def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path, *, opset: i
 
 @torch.no_grad()
 def compare_outputs(network: nn.Module, exported: OnnxNetwork) -> ColourExportReport:
-    """Compare a model with its ONNX file on noise and on smooth images, in batches of several sizes, in float32."""
+    """Compare the outputs of a model and of its ONNX file in float32, on batches of noise and of smooth images."""
     differences = []
     for shape in TEST_SHAPES:
         for grey in _test_images(shape, exported.size_divisor):
@@ -86,7 +87,10 @@ def compare_outputs(network: nn.Module, exported: OnnxNetwork) -> ColourExportRe
 
 
 def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Float[Tensor, "batch 1 height width"]]:
-    """Yield noise, then smooth images with edges, in [0, 1), in which low frequencies dominate as in photographs."""
+    """Yield a batch of noise, then a batch of smooth images with edges, both in [0, 1).
+
+    Low frequencies dominate in the smooth images, as they do in photographs.
+    """
     generator = torch.Generator().manual_seed(sum(shape))
     batch, rows, columns = shape
     size = rows * size_divisor, columns * size_divisor
@@ -99,7 +103,7 @@ def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Flo
 
 
 def to_colour_onnx(network: nn.Module, opset: int = OPSET, *, optimize: bool = True) -> "ModelProto":
-    """Export a model for batches of any size and any height and width that are multiples of its size divisor."""
+    """Export a model to ONNX for batches of any size. Height and width may be any multiples of its size divisor."""
     divisor = network.size_divisor
     assert isinstance(divisor, int)
     height, width = (divisor * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
@@ -116,7 +120,7 @@ def to_colour_onnx(network: nn.Module, opset: int = OPSET, *, optimize: bool = T
 
 
 def onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
-    """Return the metadata needed to use the file without Chromabox, and the metadata of the checkpoint."""
+    """Return the metadata that other programs need to use the file, together with the metadata of the checkpoint."""
     is_photo = isinstance(model, PhotoModel)
     class_key = "bins" if is_photo else "palette"
     history = {key: value for key, value in model.metadata.items() if key not in ("net", "bins", "palette")}

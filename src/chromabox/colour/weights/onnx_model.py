@@ -25,7 +25,7 @@ ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
 DEFAULT_MODEL = "photo.onnx"
 #: Twelve times the size of the largest model.
 MAX_MODEL_BYTES = 256 << 20
-#: Maximum size divisor: height and width of the input must be multiples of the size divisor.
+#: Maximum size divisor. The height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
 #: Maximum number of scales of test-time augmentation, and the maximum short side at a scale in pixels.
 MAX_SCALES, MAX_SCALE = 8, 4096
@@ -37,10 +37,10 @@ class ColourModel:
 
     Attributes:
         session: the ONNX Runtime session.
-        path: the file.
-        output: the classes: the colours of a palette, or chroma bins (photo models).
-        size_divisor: height and width of the input must be multiples of it.
-        stride: ratio of the input's to the output's height and width.
+        path: path of the ONNX file.
+        output: the classes, which are the colours of a palette or, for photo models, chroma bins.
+        size_divisor: number of which the height and width of the input must be multiples.
+        stride: height of the input divided by the height of the output; the same for the width.
         scales: short sides, in pixels, to which images are resized for test-time augmentation.
         metadata: the metadata of the checkpoint.
     """
@@ -60,7 +60,7 @@ class ColourModel:
 
     @cached_property
     def centres(self) -> Float32[np.ndarray, "classes 2"]:
-        """a* and b* of the classes. The lightness of palette colours is not used: the image's lightness is kept."""
+        """a* and b* of the classes. The image keeps its lightness, so that of palette colours is not used."""
         if isinstance(self.output, ChromaBins):
             return self.output.centres
         return np.ascontiguousarray(rgb_to_lab(self.output.rgb)[:, 1:])
@@ -84,9 +84,9 @@ class ColourModel:
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """Return ``best.safetensors`` of a run folder, otherwise its ``best.onnx``, or the path of a file.
+    """Return the checkpoint of a run folder: ``best.safetensors`` or, if there is none, ``best.onnx``.
 
-    Raise UsageError if it does not exist.
+    The path of a file is returned unchanged. Raise UsageError if the path or the checkpoint does not exist.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such run folder or checkpoint; expected one written by chromabox train")
@@ -99,7 +99,10 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def read_classes(metadata: dict[str, Any]) -> Palette | ChromaBins:
-    """Return the classes in a model's metadata; raise KeyError, TypeError, ValueError or ChromaboxError if invalid."""
+    """Return the classes in the metadata of a model.
+
+    Raise KeyError, TypeError, ValueError or ChromaboxError if the metadata are invalid.
+    """
     if "bins" in metadata:
         return ChromaBins.from_json(metadata["bins"])
     stored = metadata["palette"]
@@ -109,7 +112,7 @@ def read_classes(metadata: dict[str, Any]) -> Palette | ChromaBins:
 def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "auto") -> ColourModel:
     """Load a file written by :func:`~chromabox.colour.weights.export.export_onnx`.
 
-    The metadata has the same keys as a checkpoint's. Raise ChromaboxError for any other file.
+    The metadata has the same keys as the metadata of a checkpoint. Raise ChromaboxError for any other file.
     """
     data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)

@@ -206,7 +206,7 @@ def test_resumed_run_keeps_its_config_except_for_given_options(monkeypatch: pyte
     [
         ("nonsense", "--device is 'nonsense': expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "--device is 'cuda:x'"),
-        ("cuda:99", "--device cuda:99: PyTorch finds no such device; use cpu or auto"),
+        ("cuda:99", "--device cuda:99: not available to PyTorch; use cpu or auto"),
     ],
 )
 def test_unknown_and_missing_devices_are_rejected(device: str, message: str) -> None:

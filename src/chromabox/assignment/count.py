@@ -130,7 +130,7 @@ COURSE_OPTIONS = CountOptions()
 
 
 class Counts(NamedTuple):
-    """Three formulas; integers once every symbol has a value."""
+    """Numbers of weights, outputs and connections as SymPy expressions; integers once every symbol is substituted."""
 
     weights: Expr
     outputs: Expr

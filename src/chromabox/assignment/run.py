@@ -111,7 +111,7 @@ def _train_detector(folder: Path, detection_data: str | None, options: RuntimeOp
 def _finetune_pending(
     folder: Path, config: FinetuneConfig, options: RuntimeOptions | None, *, export: bool = True
 ) -> Path:
-    """Fine-tune into ``folder`` and return it; skip a finished run and resume an interrupted one with its settings."""
+    """Fine-tune in ``folder`` and return it. Skip a finished run; resume an interrupted one with its saved settings."""
 
     def train(config: FinetuneConfig, run: RunDir) -> None:
         run_finetune(config, run, options=options, resume=run.is_started, export=export)

@@ -33,7 +33,7 @@ def report(
         output: Folder for report.html, report.pdf, report.json and the figures.
         run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
             on two cores; resumed if interrupted). If RUN is given, missing runs are only listed.
-        quick: With --all: train for a few minutes with shorter settings.
+        quick: With --all: use shortened training runs (a few minutes in total).
     """
     if not runs and not run_all:
         raise UsageError("no run given: expected run folders, or --all for the complete assignment")
@@ -126,7 +126,7 @@ def count(
     """Count weights, outputs and connections of a model.
 
     Prints formulas derived from the model, and their values for the given image size and for twice that size. A
-    connection is a product of an input and a weight; products with padding zeros are included.
+    connection is a product of an input and a weight; products with zero padding are included.
 
     Examples:
       chromabox count pool-upsample

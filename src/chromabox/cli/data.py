@@ -148,7 +148,7 @@ def weights(
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
-    classes: Annotated[tuple[str, ...], option("NAME ...", "COCO classes for 80 classes")] = (),
+    classes: Annotated[tuple[str, ...], option("NAME ...", "the COCO names if there are 80 classes")] = (),
     sanity_check: bool = True,
 ) -> int:
     """Download or convert detector weights.

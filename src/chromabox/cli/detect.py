@@ -25,7 +25,7 @@ class DetectionArgs:
 @dataclass(frozen=True)
 class MachineArgs:
     device: Annotated[str, option("NAME")] = "auto"
-    """cpu, cuda, coreml, directml, or auto (the best one that ONNX Runtime supports here)."""
+    """cpu, cuda, coreml, directml, or auto (the best device that ONNX Runtime supports on this machine)."""
     workers: Annotated[int | None, option("N", "one per core")] = None
     """Number of worker threads."""
 

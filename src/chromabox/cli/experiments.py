@@ -28,7 +28,7 @@ def sweep(
     seeds: Seeds = (0,),
     recipe: RecipeName = "default",
     epochs: OptionalEpochs = None,
-    steps: Annotated[int | None, option("N", "as many as the largest batch size takes")] = None,
+    steps: Annotated[int | None, option("N", "the number taken by the largest batch size")] = None,
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
     output: Annotated[Path | None, option("PATH", "runs/sweep-MODEL-RECIPE-PARAMETER", short="-o")] = None,
@@ -50,7 +50,7 @@ def sweep(
         seeds: Seeds; every value is trained once per seed.
         recipe: Training recipe, as for train.
         epochs: Number of epochs.
-        steps: Batch sizes only: number of optimizer steps in the second table.
+        steps: Only for batch-size: number of optimizer steps in the comparison at equal steps.
         data: Dataset, as for train.
         palette: Palette, as for train.
         output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png.

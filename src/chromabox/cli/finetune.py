@@ -81,7 +81,7 @@ def finetune(
         data: A labelled dataset: a folder, a .yaml or .json file, or a name (coco128, raccoon).
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
         freeze: Layers to freeze: the first N, backbone, none, or auto (chosen by short trials).
-        recipe: default: our recipe; course: settings of the assignment's tool.
+        recipe: default: the recommended recipe; course: settings of the assignment's fine-tuning script.
         seed: Random seed.
         output: Run folder.
         resume: Resume the run in this folder exactly where it stopped.

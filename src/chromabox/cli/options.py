@@ -34,7 +34,7 @@ Seeds = Annotated[tuple[int, ...], option("N ...")]
 
 
 def absolute_path(name: str) -> str:
-    """Return the absolute path of an existing file or folder, valid from any folder; other names as given."""
+    """Return the absolute path of an existing file or folder, and any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 

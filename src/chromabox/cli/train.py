@@ -306,14 +306,16 @@ def evaluate(
     run: Annotated[Positional[Path | None], option("RUN|PATH|NAME", "the bundled photo model")] = None,
     /,
     *,
-    data: Annotated[str | None, option("NAME|PATH", "the training data; a detector needs a dataset")] = None,
+    data: Annotated[
+        str | None, option("NAME|PATH", "the dataset the model was trained on; required for detectors")
+    ] = None,
     output: Annotated[Path | None, option("PATH", "the run folder, otherwise evaluation", short="-o")] = None,
     colour: OmitArgPrefixes[ColourEvaluationArgs] = ColourEvaluationArgs(),
     detector: OmitArgPrefixes[DetectorEvaluationArgs] = DetectorEvaluationArgs(),
 ) -> int:
     """Evaluate a colourisation model or a detector.
 
-    Colourisation models are compared with baselines and an upper bound; detectors are evaluated by COCO AP.
+    Colourisation models are compared with baselines and an upper bound; detectors are evaluated with COCO AP.
 
     Examples:
       chromabox evaluate runs/unet-default-seed0

@@ -81,7 +81,7 @@ def resolve_device(options: RuntimeOptions) -> str:
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise UsageError(f"--device is {options.device!r}: expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {options.device}: PyTorch finds no such device; use cpu or auto")
+        raise UsageError(f"--device {options.device}: not available to PyTorch; use cpu or auto")
     return options.device
 
 

@@ -102,7 +102,7 @@ def save_verified(
 
 
 def require_onnx_suffix(path: Path) -> None:
-    """Raise UsageError if the suffix is not ``.onnx``; call it before the export, which takes seconds."""
+    """Raise UsageError if the suffix is not ``.onnx``. Call this before a slow export, to fail early."""
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: expected the suffix .onnx; use, for example, {path.with_suffix('.onnx').name}")
 

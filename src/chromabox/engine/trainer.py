@@ -78,7 +78,7 @@ class TrainSchedule:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Return the number of batches in an epoch (from 0): fewer if ``max_steps`` shortens it, 0 after the last."""
+        """Return the number of batches in the epoch with this zero-based index; 0 for epochs after the last one."""
         remaining_steps = self.total_steps - epoch * self.steps_per_epoch
         return max(0, min(self.batches_per_epoch, remaining_steps * self.accumulate))
 
@@ -226,7 +226,7 @@ class _Trainer(Generic[BatchT]):
         return progress_bar("training", total, completed, show=self.dist_info.is_main)
 
     def is_step_due(self) -> bool:
-        """Return whether an optimizer step is due after the last batch."""
+        """Return whether an optimizer step is due after the most recent batch."""
         return self.state.batch % self.schedule.accumulate == 0 or self.state.batch == self.batches_this_epoch
 
     def training_step(self, batch: BatchT) -> None:

@@ -178,7 +178,7 @@ def PipWheel(package: str, version: str, sha256: str, size: int) -> Source:
 
 
 def Mirror(location: str, archives: tuple[Archive, ...] = ()) -> Source:
-    """Return a source for files, and archives of files, in a folder or below a URL."""
+    """Return a source that provides files and archives from a folder or a base URL."""
     return Source("mirror", location, archives)
 
 

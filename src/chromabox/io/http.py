@@ -34,7 +34,7 @@ class StderrProgress:
 
 
 def quiet(line: str) -> None:
-    """Discard a progress message, for optional files."""
+    """Discard a progress message. Use this as the progress callback for optional files."""
 
 
 class NotAvailableError(ChromaboxError):
@@ -139,7 +139,7 @@ def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress
                     break
                 received += len(chunk)
                 if received > max_bytes:
-                    raise ContentMismatchError(f"the server sends more than {max_bytes} bytes")
+                    raise ContentMismatchError(f"the server sent more than {max_bytes} bytes")
                 out.write(chunk)
                 advance(len(chunk))
     return None if total is None or received >= total else f"{lost} after {received} of {total} bytes"
@@ -153,7 +153,7 @@ def _open_response(request: urllib.request.Request, received: int) -> http.clien
         error.close()
         if error.code == 416:
             raise ContentMismatchError(
-                f"the remote file is not longer than the {received} bytes received before"
+                f"the remote file is not larger than the {received} bytes already downloaded"
             ) from error
         # Some servers return 403 for missing files.
         error_type = NotAvailableError if error.code in (403, 404, 410) else ChromaboxError

@@ -1,4 +1,4 @@
-"""Fine-tuning recipes, with the settings of the course's tool as expected values."""
+"""Fine-tuning recipes, with the settings of the assignment's fine-tuning script as expected values."""
 
 from dataclasses import replace
 

@@ -134,7 +134,7 @@ def plot_agreement(
 def agreement_map(
     first: Bool[np.ndarray, "*images height width"], second: Bool[np.ndarray, "*images height width"]
 ) -> UInt8[np.ndarray, "*images height width 3"]:
-    """Return maps of the pixels that two models predict correctly, in :data:`AGREEMENT_COLOURS`."""
+    """Return images that show where both, one or neither of two models is correct, in :data:`AGREEMENT_COLOURS`."""
     colours = np.rint(255 * to_rgba_array(AGREEMENT_COLOURS)[:, :3]).astype(np.uint8)
     return np.asarray(colours[np.where(first, 0, 2) + np.where(second, 0, 1)])
 

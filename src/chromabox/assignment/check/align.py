@@ -97,7 +97,10 @@ def block_name(op: Op) -> str:
 
 
 def describe(ops: Sequence[Op], index: int | None) -> str:
-    """Describe the output of an operation of a reference model by its position in figure 1; None is another one."""
+    """Describe the output of a reference model's operation by its position in figure 1.
+
+    An index of None stands for an operation that is not in the figure.
+    """
     if index is None:
         return "an operation that is not in figure 1"
     if index == INPUT:

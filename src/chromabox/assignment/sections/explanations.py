@@ -291,7 +291,7 @@ _OPTIMIZER_NOTES = {
 
 
 def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Block]:
-    """Compare the gradients of the last two models, without and with skip connections; the figure shows all."""
+    """Compare the gradients of the last two models, without and with skip connections; the figure shows all models."""
     *_, without_skips, with_skips = analyses
     initial, final = (
         {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}

@@ -71,7 +71,7 @@ class ChromaDistribution:
         return np.where(a * a + b * b <= SAME_COLOUR_RADIUS**2, np.exp(self.log_probabilities), np.float32(0)).sum(0)
 
     def entropy(self) -> ScalarMap:
-        """Return the entropy of the classes' probabilities as a fraction of the maximum: 0 if certain, 1 if uniform."""
+        """Return the entropy of the class probabilities as a fraction of the maximum: 0 if certain, 1 if uniform."""
         probabilities = np.exp(self.log_probabilities)
         # 0 · log 0 is 0: a banned class has log-probability −∞.
         finite = np.where(probabilities > 0, self.log_probabilities, np.float32(0))

@@ -32,7 +32,7 @@ CELLS_PER_CHUNK = 128
 class ColourLUT:
     """Labels of all 8-bit colours for one palette, computed on demand.
 
-    colours: at most 256, in the unit RGB/256. The table takes 16 MB. Threads can share an instance: only one thread
+    colours: at most 256, in units of RGB/256. The table takes 16 MB. Threads can share an instance: only one thread
     fills the table at a time, and a cell is marked as filled only after all its labels have been written.
     """
 

@@ -1,6 +1,6 @@
 """Palettes: fitting, nearest-colour labels, decoding of labels and logits, constraints on logits, drawing.
 
-Colours are in the unit RGB/256: an 8-bit value divided by 256, in [0, 1). Labels are indices into a palette. The label
+Colours are in units of RGB/256: an 8-bit value divided by 256, in [0, 1). Labels are indices into a palette. The label
 of a pixel is the index of its nearest colour (lookup.py explains the fast algorithm). The annealed mean converts a
 model's logits back to colours.
 
@@ -30,7 +30,7 @@ REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to s
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Palette of 2 to 256 colours, in the unit RGB/256.
+    """Palette of 2 to 256 colours, in units of RGB/256.
 
     colours: finite values in [0, 1], stored as a read-only copy. Raise ChromaboxError for other values.
     name: name of the palette in tables, plots and file names.

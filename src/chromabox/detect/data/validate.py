@@ -131,7 +131,7 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
     if output.exists():
         raise UsageError(f"--repair: {output} already exists; choose a new folder")
     if source.is_dir() and source.resolve() in output.resolve().parents:
-        raise UsageError(f"--repair: {output} is inside {source}, which is not modified; choose another folder")
+        raise UsageError(f"--repair: {output} is inside {source}, which must not be modified; choose another folder")
     samples, changes = _select_samples(dataset_report)
     num_boxes = 0
     folders: dict[str, list[str]] = {"train": [], "val": [], "test": []}

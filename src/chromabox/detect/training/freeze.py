@@ -2,7 +2,8 @@
 
 The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default, its BatchNorm
 statistics are frozen too: the layer stays in evaluation mode even if the model is put into training mode. With
-``update_bn_stats``, only the parameters are frozen and the statistics are still updated, as in the course's tool.
+``update_bn_stats``, only the parameters are frozen and the statistics are still updated, as in the
+assignment's fine-tuning script.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Fine-tuning recipes: functions that return a frozen dataclass. This module does not import torch.
 
-``course`` uses the exact settings of the course's tool. ``default`` freezes BatchNorm statistics too, has a short
-warm-up, and uses learning rates that are low enough to preserve a trained model.
+``course`` uses the exact settings of the assignment's fine-tuning script. ``default`` also freezes BatchNorm
+statistics, has a short warm-up, and uses learning rates that are low enough to preserve a trained model.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class FinetuneRecipe(OptimConfig):
     ema_warmup_steps: float = 0.0
     """Exponential moving average with a fixed decay instead of ``ema_fraction``; see ``TrainSchedule``."""
     update_bn_stats: bool
-    """Whether the BatchNorm statistics of frozen layers keep updating, as in the course's tool."""
+    """Whether the BatchNorm statistics of frozen layers keep updating, as in the assignment's fine-tuning script."""
     distill: bool = False
     """Whether to distil the initial model outside labelled boxes if new classes are added to the original ones; see
     ``transfer.py``."""
@@ -66,7 +66,10 @@ class FinetuneRecipe(OptimConfig):
 
 
 def course_finetune_recipe() -> FinetuneRecipe:
-    """Return the settings of the course's tool. A run as short as the course's example ends within the warm-up."""
+    """Return the settings of the assignment's fine-tuning script.
+
+    A run as short as the assignment's example ends within the warm-up.
+    """
     return FinetuneRecipe(
         name="course",
         epochs=5,

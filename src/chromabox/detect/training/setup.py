@@ -26,7 +26,7 @@ from chromabox.errors import UsageError
 
 @dataclass(frozen=True)
 class InitialState:
-    """The detector before the first step, with the classes of the data, and the data splits with the same classes."""
+    """The detector at the start of training, with heads for the dataset's classes, and the dataset splits."""
 
     detector: Detector
     splits: DataSplits

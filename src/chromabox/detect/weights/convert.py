@@ -157,7 +157,10 @@ def export_darknet(detector: Detector, path: Path) -> None:
     if exported.architecture.layers != detector.architecture.layers or not all(map(torch.equal, *tensors)):
         for file in files:
             file.unlink()
-        raise ChromaboxError(f"{path}: not written because Darknet's files would differ; use the .safetensors file")
+        raise ChromaboxError(
+            f"{path}: not written, because the detector cannot be stored exactly in Darknet format; use the "
+            ".safetensors file"
+        )
 
 
 #: Photographs from scikit-image on which exported files are compared with PyTorch.

@@ -100,7 +100,7 @@ def load_untrusted(path: Path) -> Any:
         for name in names:
             if name not in OPAQUE_NAMES and not name.startswith(OPAQUE_PACKAGES):
                 expected = "expected tensors, containers and modules"
-                raise ChromaboxError(f"{path}: unsafe file, it would execute {name}; {expected}")
+                raise ChromaboxError(f"{path}: unsafe file (loading it would execute {name}); {expected}")
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
         with torch.serialization.safe_globals(opaque):
             return torch.load(path, map_location="cpu", weights_only=True)

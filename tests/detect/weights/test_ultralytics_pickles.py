@@ -92,9 +92,8 @@ def test_file_that_would_execute_code_is_rejected(tmp_path: Path, name: str, pro
         "import": (importlib.import_module, "antigravity"),
     }
     torch.save({"model": Call(*calls[name])}, tmp_path / "a.pt", pickle_protocol=protocol)
-    message = (
-        "unsafe file .loading it would execute \\S+.; expected tensors" if protocol == 2 else "unsupported pickle protocol 4"
-    )
+    unsafe = r"unsafe file .loading it would execute \S+.; expected tensors"
+    message = unsafe if protocol == 2 else "unsupported pickle protocol 4"
     with pytest.raises(ChromaboxError, match=rf"a\.pt: {message}"):
         load_untrusted(tmp_path / "a.pt")
     assert not marker.exists()

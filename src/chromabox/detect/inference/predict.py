@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +151,7 @@ class InferenceOptions:
         Raise UsageError for an invalid value.
         """
         for name, value in (("confidence", confidence), ("iou", iou)):
-            if not isinstance(value, Real) or not 0 <= value <= 1:
+            if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: expected 0 to 1")
         size = detector.size if size is None else size
         detector.check_size(size)

@@ -113,8 +113,7 @@ class FinetuneJob:
 
     def save_inputs(self, run: RunDir) -> None:
         """Write the initial model and the data splits."""
-        if not run.is_started:
-            save_detector(run.path / "start.safetensors", self.initial.detector)
+        save_detector(run.path / "start.safetensors", self.initial.detector)
         self.initial.splits.save(run.path / "splits.json")
 
     @contextmanager

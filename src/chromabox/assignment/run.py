@@ -1,6 +1,7 @@
 """The runs of the complete assignment, the demonstration (``make demo``), and a small sample detector."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,11 +106,11 @@ def _train_detector(folder: Path, detection_data: str | None, options: RuntimeOp
     if detection_data is None or not _is_available(detection_data):
         return train_sample_detector(folder, options=options)
     config = FinetuneConfig(data=detection_data, recipe=make_finetune_recipe("default"), freeze=NUM_FROZEN)
-    return _finetune_pending(folder, config, options)
+    return _finetune_pending(folder, lambda: config, options)
 
 
 def _finetune_pending(
-    folder: Path, config: FinetuneConfig, options: RuntimeOptions | None, *, export: bool = True
+    folder: Path, make_config: Callable[[], FinetuneConfig], options: RuntimeOptions | None, *, export: bool = True
 ) -> Path:
     """Fine-tune in ``folder`` and return it. Skip a finished run; resume an interrupted one with its saved settings."""
 
@@ -117,7 +118,7 @@ def _finetune_pending(
         run_finetune(config, run, options=options, resume=run.is_started, export=export)
 
     run = RunDir(folder)
-    train_pending({folder: run.load_config(FinetuneConfig) if run.is_started else config}, train)
+    train_pending({folder: run.load_config(FinetuneConfig) if run.is_started else make_config()}, train)
     return folder
 
 
@@ -207,25 +208,25 @@ def train_sample_detector(folder: Path, *, options: RuntimeOptions | None = None
         boxes = make_synthetic_dataset(data, counts=SAMPLE_SPLITS, size=SAMPLE_IMAGE_SIZE)
         num_images, num_boxes = sum(SAMPLE_SPLITS.values()), sum(boxes.values())
         log.info(f"{data}: {num_images} images with {num_boxes} boxes, made from CIFAR-10 images")
-    run = RunDir(folder / "run")
-    if run.is_started:
-        return _finetune_pending(run.path, run.load_config(FinetuneConfig), options, export=False)
+    return _finetune_pending(folder / "run", lambda: _sample_config(folder, epochs), options, export=False)
+
+
+def _sample_config(folder: Path, epochs: int) -> FinetuneConfig:
+    """Return a configuration; the first layers are frozen for pretrained weights, but not for random ones."""
     weights, freeze = "yolov3-tiny", NUM_FROZEN
     try:
         download_pretrained(weights)
     except ChromaboxError as error:
         log.warning(f"pretrained weights are not available ({error}); using random weights, so expect low accuracy")
-        # The first layers are frozen for pretrained weights, but not for random ones.
         weights, freeze = str(_random_weights(folder / "untrained.safetensors").resolve()), 0
-    config = FinetuneConfig(
-        data=str(data.resolve()),
+    return FinetuneConfig(
+        data=str((folder / "set").resolve()),
         recipe=make_finetune_recipe("default", epochs=epochs),
         weights=weights,
         freeze=freeze,
         size=SAMPLE_IMAGE_SIZE,
         num_cached_views=NUM_CACHED_VIEWS,
     )
-    return _finetune_pending(run.path, config, options, export=False)
 
 
 def _random_weights(path: Path) -> Path:

@@ -3,12 +3,15 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import Float, Integer, OutputPath, option, print_line
 from chromabox.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromabox.colour.inference.predict import ColouriseOptions
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,19 @@ def colour(
     return _colour_video(inputs[0], output, colours, video.temporal_smoothing)
 
 
+def _parse_colour_args(colours: ColourArgs) -> "tuple[dict[str, Any], ColouriseOptions]":
+    """Return the arguments that determine the colours, apart from the model, and the options parsed from them."""
+    from chromabox.colour.api import parse_options
+
+    arguments = {name: value for name, value in vars(colours).items() if name != "model"}
+    return arguments, parse_options(**arguments, prefix="--")
+
+
 def _colour_images(
     inputs: tuple[Path, ...], output: Path, colours: ColourArgs, folder: FolderArgs, *, explain: bool
 ) -> int:
     from contextlib import closing
 
-    from chromabox.colour.api import parse_options
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
@@ -103,8 +113,7 @@ def _colour_images(
     from chromabox.io.paths import map_outputs
     from chromabox.report.contact_sheet import draw_contact_sheets
 
-    arguments = {name: value for name, value in vars(colours).items() if name != "model"}
-    options = parse_options(**arguments, prefix="--")
+    arguments, options = _parse_colour_args(colours)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     single = pairs[0][1] == output
     if options.hints is not None and len(pairs) > 1:
@@ -137,14 +146,12 @@ def _colour_images(
 
 
 def _colour_video(source: Path, target: Path, colours: ColourArgs, smoothing: float | None) -> int:
-    from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import DEFAULT_SMOOTHING, colourise_video
 
-    arguments = {name: value for name, value in vars(colours).items() if name != "model"}
-    options = parse_options(**arguments, prefix="--")
+    _, options = _parse_colour_args(colours)
     model = open_model(colours.model)
     if options.constraints != ColourConstraints() or options.hints is not None:
         raise UsageError(f"{source}: colour constraints and hints are not supported for videos")

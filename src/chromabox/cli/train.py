@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from chromabox.colour.training.train_photo import PhotoConfig
     from chromabox.colour.weights.checkpoint import PhotoModel
     from chromabox.engine.distributed import DistInfo
-    from chromabox.engine.runs import RunDir
+    from chromabox.engine.runs import ConfigT, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +153,7 @@ def _train_palette_model(args: TrainArgs, run: "RunDir", dist_info: "DistInfo") 
     from chromabox.colour.training.train import train as train_model
     from chromabox.report.training import log_metrics, sample_callback
 
-    if args.resume is not None:
-        config = run.resume_config(TrainConfig, args.runtime, args.training.epochs)
-        _check_resume_args(args, config.model)
-    else:
-        config = _new_config(args)
+    config = _new_config(args) if args.resume is None else _resumed_config(args, run, TrainConfig)
     inputs = load_inputs(config, args.resume)
     summary = train_model(
         config,
@@ -176,11 +172,7 @@ def _train_photo(args: TrainArgs, run: "RunDir", dist_info: "DistInfo") -> None:
     from chromabox.colour.training.train_photo import PhotoConfig, train_photo
     from chromabox.report.training import log_metrics, photo_sample_callback
 
-    if args.resume is not None:
-        config = run.resume_config(PhotoConfig, args.runtime, args.training.epochs)
-        _check_resume_args(args, config.model)
-    else:
-        config = _new_photo_config(args)
+    config = _new_photo_config(args) if args.resume is None else _resumed_config(args, run, PhotoConfig)
     photos = load_photos(Path(config.data))
     summary = train_photo(
         config,
@@ -278,14 +270,16 @@ def _shared_settings(args: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _check_resume_args(args: TrainArgs, model: str) -> None:
-    """Raise UsageError if options were given that a resumed run cannot change."""
+def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "ConfigT":
+    """Return the configuration of a run to resume; raise UsageError for options that a resumed run cannot change."""
+    config = run.resume_config(kind, args.runtime, args.training.epochs)
     training = replace(TrainingArgs(), epochs=args.training.epochs)
     allowed = TrainArgs(resume=args.resume, training=training, runtime=args.runtime)
-    if args.model not in (None, model) or replace(args, model=None) != allowed:
+    if args.model not in (None, config.model) or replace(args, model=None) != allowed:
         raise UsageError(
             f"--resume {args.resume}: the run keeps its settings; only --epochs and runtime options can be changed"
         )
+    return config
 
 
 @dataclass(frozen=True)

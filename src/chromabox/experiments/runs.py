@@ -37,9 +37,12 @@ def train_palette_models(configs: Mapping[Path, TrainConfig], *, options: Runtim
         nonlocal inputs_key, inputs
         # A resumed run uses the palette stored in its folder.
         key = (config.data, config.palette, config.size, config.val_fraction, config.recipe.auxiliary_fraction > 0)
-        if not run.is_started and (inputs is None or key != inputs_key):
-            inputs_key, inputs = key, load_inputs(config)
-        run_inputs = load_inputs(config, run.path) if run.is_started or inputs is None else inputs
+        if run.is_started:
+            run_inputs = load_inputs(config, run.path)
+        else:
+            if inputs is None or key != inputs_key:
+                inputs_key, inputs = key, load_inputs(config)
+            run_inputs = inputs
         callbacks = (log_metrics, sample_callback(run.path, run_inputs))
         train(config, run.path, options=options, inputs=run_inputs, resume=run.is_started, callbacks=callbacks)
         plot_run(run.path)

@@ -71,8 +71,8 @@ def run_finetune(
     try:
         result = finetune(config, folder, options=options, initial=initial, resume=resume, callbacks=(log_metrics,))
     finally:
-        if run.metrics():
-            plot_losses(run.metrics(), folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
+        if records := run.metrics():
+            plot_losses(records, folder / "curves.png", f"{Path(config.data).name}, {config.recipe.name}")
     title = f"{folder} on {Path(config.data).name}"
     print_evaluation(result.after, title)
     write_evaluation(result.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
@@ -244,8 +244,8 @@ def photo_sample_callback(folder: Path, photos: PhotoDataset) -> EpochCallback:
 def plot_run(folder: Path) -> Path:
     """Plot the metrics of a colourisation run into ``curves.png`` and return its path."""
     run, path = RunDir(folder), folder / "curves.png"
-    if run.metrics():
+    if records := run.metrics():
         config = run.config_values()
         title = f"{config['model']}, {config['recipe_name']} recipe, {Path(config['data']).name}, seed {config['seed']}"
-        plot_curves(run.metrics(), path, title)
+        plot_curves(records, path, title)
     return path

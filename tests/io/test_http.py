@@ -70,7 +70,7 @@ def test_rejected_file_is_deleted(server: Any, tmp_path: Path, progress: Any) ->
 @pytest.mark.parametrize("sends_length", [True, False])
 def test_oversized_response_is_stopped(server: Any, tmp_path: Path, sends_length: bool, progress: Any) -> None:
     server.bodies["data.bin"], server.sends_length = BODY * 20, sends_length
-    message = "offers 20480000 bytes; expected 1024000" if sends_length else "sends more than 1024000 bytes"
+    message = "offers 20480000 bytes; expected 1024000" if sends_length else "sent more than 1024000 bytes"
     with pytest.raises(ChromaboxError, match=message):
         fetch([PIN], [Url(f"{server.address}/data.bin")], tmp_path, progress)
     assert list_files(tmp_path) == []

@@ -116,10 +116,10 @@ def _gram_matrix(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows r
 def _ns_polynomial(gram: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
     """Return _NS_B times a symmetric matrix plus _NS_C times its square."""
 
-    def compute_block(rows: slice, columns: slice) -> Tensor:
-        return torch.addmm(gram[rows, columns], gram[rows], gram[:, columns], beta=_NS_B, alpha=_NS_C)
-
-    return _symmetric_blocks(compute_block, gram)
+    return _symmetric_blocks(
+        lambda rows, columns: torch.addmm(gram[rows, columns], gram[rows], gram[:, columns], beta=_NS_B, alpha=_NS_C),
+        gram,
+    )
 
 
 def _symmetric_blocks(compute_block: Callable[[slice, slice], Tensor], like: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_other_parameters_are_rejected(shape: tuple[int, ...]) -> None:
         Muon([nn.Parameter(random_tensor(2, 2, 3, 3)), nn.Parameter(random_tensor(*shape))], lr=LR)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (300, 40, 3, 3), (600, 80, 3, 3), (520, 40, 2, 2)])
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 40, 3, 3), (520, 58, 3, 3), (520, 40, 2, 2)])
 def test_steps_equal_torch_muon_on_matrices(shape: tuple[int, ...]) -> None:
     """Compare up to bfloat16 rounding, for wide and tall matrices and for several blocks."""
     kernel = nn.Parameter(random_tensor(*shape))

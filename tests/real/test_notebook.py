@@ -10,7 +10,10 @@ import pytest
 from nbclient import NotebookClient
 
 from chromabox.assignment.write_up import ReportFiles, write_report
+from chromabox.colour.data.datasets import load_colour_dataset
+from chromabox.colour.evaluation.evaluate import evaluate
 from chromabox.colour.training.recipes import PALETTE_MODELS
+from chromabox.colour.weights.checkpoint import load_model
 from chromabox.detect.weights.load import download_pretrained
 from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
@@ -37,6 +40,7 @@ def executed(runs: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHROMABOX_TIER", "instant")
+        patch.setenv("CHROMABOX_EPOCHS", "1")
         patch.setenv("CHROMABOX_RUNS", str(runs))
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(runs.parent)}}).execute()
     return notebook
@@ -68,8 +72,21 @@ def test_every_question_has_a_heading() -> None:
 def test_models_are_better_than_the_baseline(executed: nbformat.NotebookNode) -> None:
     accuracy = dict(re.findall(r"^([\w-]+): accuracy ([\d.]+) %, loss", printed_text(executed), re.MULTILINE))
     pool, conv, unet = (float(accuracy[f"{name}-quick"]) for name in ("pool-upsample", "conv-transpose", "unet"))
-    # The most frequent colour has an accuracy of 6.7 %; the order of the three models is the published one.
+    # The most frequent colour has an accuracy of 6.7 %; the order of the three models is the published one. Measured
+    # after one epoch: 38, 52 and 57 %.
     assert 20 < pool < conv < unet
+
+
+def test_unet_is_much_better_than_the_most_frequent_colour(executed: nbformat.NotebookNode, runs: Path) -> None:
+    model = load_model(runs / "unet-quick")
+    evaluation = evaluate(model, load_colour_dataset("cifar10:horse", model.palette))
+    unet, majority = evaluation.row("net"), evaluation.row("majority colour")
+    assert unet.accuracy == pytest.approx(RunDir(runs / "unet-quick").summary()["test_accuracy"])
+    # Measured after one epoch: 57 % and 1.13 nats.
+    assert unet.accuracy > 5 * majority.accuracy
+    assert unet.loss < 0.5 * majority.loss
+    assert unet.psnr > majority.psnr + 8
+    assert unet.colourfulness > 10
 
 
 def test_model_written_from_scratch_equals_the_model_of_the_package(executed: nbformat.NotebookNode) -> None:

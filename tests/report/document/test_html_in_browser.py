@@ -92,7 +92,7 @@ def test_page_has_no_horizontal_scrolling(
     )
     assert outside == []
     screenshot = tmp_path / "page.png"
-    page.screenshot(path=screenshot, full_page=True)
+    page.screenshot(path=screenshot)
     pixels = np.asarray(Image.open(screenshot).convert("L"))
     assert pixels.shape[1] == width
     assert (np.median(pixels) > 200) == (scheme == "light")

@@ -50,7 +50,12 @@ class Op:
     num_parameters: int = 0
     """Number of elements of the weights and biases that the operation uses."""
     sources: tuple[int, ...] = ()
-    """Indices of the operations whose outputs are inputs; :data:`INPUT` for the input of the model."""
+    """Indices of the operations whose outputs this operation reads. :data:`INPUT` stands for the input of the model."""
+
+    @property
+    def place(self) -> str:
+        """Where the operation runs: ``self.block1.0``, for example, or ``in forward`` for functional calls."""
+        return f"self.{self.module}" if self.module else "in forward"
 
 
 @dataclass

@@ -29,9 +29,9 @@ def check_in_process(path: Path) -> dict[str, NetReport]:
     """Check the classes of a file as a child process and its parent would."""
     output = io.StringIO()
     inspect_file({"file": str(path), "nets": list(CLASSES)}, output)
-    events = map(json.loads, output.getvalue().splitlines())
-    reports = [parse_report(event["report"]) for event in events if "report" in event]
-    return {report.model: report for report in reports}
+    state = json.loads(output.getvalue().splitlines()[-1])
+    assert state["done"]
+    return {report.model: report for report in map(parse_report, state["reports"])}
 
 
 def failed_checks(report: NetReport) -> dict[str, str]:
@@ -177,7 +177,7 @@ def test_unreadable_file_gives_one_message(tmp_path: Path, name: str, content: s
     (tmp_path / name).write_text(content)
     output = io.StringIO()
     inspect_file({"file": str(tmp_path / name), "nets": list(CLASSES)}, output)
-    assert json.loads(output.getvalue().splitlines()[-1]) == {"failed": message}
+    assert json.loads(output.getvalue().splitlines()[-1])["failed"] == message
 
 
 HEADER = "import torch\nfrom torch import nn\nfrom chromabox.colour.models import baselines\n"

@@ -5,13 +5,13 @@ limits, which writes its results to a file of JSON lines. The parent process rea
 writes them as JSON.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,11 @@ class CheckResult:
         return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
 
 
-def check_file(
-    path: Path, *, model_names: Sequence[str] = tuple(CLASSES), timeout: float = 60.0, memory_limit_gb: float = 4.0
-) -> CheckResult:
+def check_file(path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.0) -> CheckResult:
     """Compare the classes of a .py file or notebook with figure 1. The file is executed in a child process.
 
     Args:
         path: The .py or .ipynb file.
-        model_names: The models of figure 1 to check.
         timeout: Time limit of a child process in seconds, including the import of PyTorch. If a class ends its process,
             the remaining classes are checked in a new process.
         memory_limit_gb: Memory limit of a child process in GB, where the system supports it.
@@ -83,62 +80,53 @@ def check_file(
         raise UsageError(f"{path}: no such file; expected a .py or .ipynb file")
     if path.suffix.lower() not in (".py", ".ipynb"):
         raise UsageError(f"{path}: unsupported file type; expected a .py or .ipynb file")
-    if not 1 <= timeout <= 3600:
-        raise UsageError(f"--timeout: is {timeout:g}; expected 1 to 3600 seconds")
-    if not 1 <= memory_limit_gb <= 1024:
-        raise UsageError(
-            f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
-        )
+    for option, value, maximum, unit in (
+        ("--timeout", timeout, 3600, "seconds"),
+        ("--memory-limit", memory_limit_gb, 1024, "GB"),
+    ):
+        if not 1 <= value <= maximum:
+            raise UsageError(f"{option}: is {value:g}; expected 1 to {maximum} {unit}")
     result = CheckResult(str(path), [])
     try:
-        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
+        _inspect(path.resolve(), timeout, memory_limit_gb, result)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
             f"{path}: the classes corrupted the result file ({type(error).__name__}); expected classes that do not "
             "write to files opened by others"
         ) from error
     if result.error is None and not result.reports:
-        verb = "defines neither" if len(model_names) > 1 else "does not define"
         names = ", ".join(result.class_names[:10])
         defined = f"its classes are {names}" if names else "it defines no classes"
-        result.error = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
+        result.error = f"{path.name} defines neither {' nor '.join(CLASSES.values())}; {defined}"
     return result
 
 
-def _inspect(path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
+def _inspect(path: Path, timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
     """Run child processes until every model has been checked or has ended its process, and complete the result."""
     reports: dict[str, NetReport] = {}
+    remaining = list(CLASSES)
     while remaining and result.error is None:
-        event: dict[str, Any] = {}
+        state: dict[str, Any] = {"doing": "starting the child process"}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
-            folder, events_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
+            folder, state_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
             folder.mkdir()
-            events_file.touch()
-            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(events_file)}
+            state_file.touch()
+            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(state_file)}
             exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, timeout)
-            lines = events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+            lines = state_file.read_text(encoding="utf-8", errors="replace").split("\n")
         for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # a crash may truncate the last line
-                continue
-            if "nets" in event:
-                reports = {model: NetReport(model, name) for model, name in event["nets"].items()} | reports
-                result.class_names = event["others"]
-            elif "notes" in event:
-                result.notes = event["notes"]
-            elif "report" in event:
-                report = parse_report(event["report"])
-                reports[report.model] = report
-            elif "failed" in event:
-                result.error = str(event["failed"])
-        if "done" in event or result.error is not None:
+            with contextlib.suppress(json.JSONDecodeError):  # a crash may truncate the last line
+                state = json.loads(line)
+        reports |= {values["model"]: parse_report(values) for values in state.get("reports", [])}
+        result.class_names, result.notes = state.get("classes", []), state.get("notes", [])
+        result.error = state.get("failed")
+        if "done" in state or result.error is not None:
             break
-        # The child process ended early. Its last action has no result and is therefore the one that failed.
-        message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
-        if "net" in event:
-            reports[event["net"]].add(event["check"], False, message)
-            remaining = remaining[remaining.index(event["net"]) + 1 :]
+        # The child process ended early, because of the action that it was running.
+        message = f"{state['doing']}: {exit_reason}"
+        if "net" in state:
+            reports[state["net"]].add(state["check"], False, message)
+            remaining = remaining[remaining.index(state["net"]) + 1 :]
         else:
             result.error = message
     result.reports += [reports[model] for model in CLASSES if model in reports]

@@ -24,7 +24,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -58,45 +58,41 @@ def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> l
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     model = deepcopy(model, memo).train()
+    names = {layer: name for name, layer in model.named_modules() if not list(layer.children())}
+    runs: list[tuple[nn.Module, tuple[Tensor, ...], Any]] = []
+    for layer in names:
+        if not isinstance(layer, nn.Identity):
+            layer.register_forward_hook(lambda layer, inputs, output: runs.append((layer, inputs, output)))
+    with torch.no_grad():
+        # In training mode, BatchNorm requires more than one value per channel, and therefore two images.
+        model(torch.empty(2, channels, height, width, device="meta"))
+
     counted_ids: set[int] = set()
     calls: list[LayerCall] = []
-
-    def uncounted(parameter: Tensor | None) -> Dims:
-        if parameter is None or id(parameter) in counted_ids:
-            return ZERO_DIMS
-        counted_ids.add(id(parameter))
-        return tuple(parameter.shape)
-
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    for layer, (first, *_), output in runs:
+        kind, category = type(layer).__name__, cast(LayerCategory, "other")
+        name = names[layer] or kind
         if not isinstance(output, Tensor):
-            raise ChromaboxError(
-                f"{name}: returns a {type(output).__name__}; expected a layer that returns a single tensor"
-            )
-        category: LayerCategory = "other"
-        weights = biases = connections = ZERO_DIMS
+            raise ChromaboxError(f"{name}: returns a {type(output).__name__}; expected a layer that returns a tensor")
         outputs = tuple(output.shape[1:])
+        weights = biases = connections = ZERO_DIMS
         if isinstance(layer, _WEIGHTED + _BATCH_NORM):
-            weights, biases = uncounted(layer.weight), uncounted(layer.bias)
+            weights, biases = (
+                ZERO_DIMS if one is None or id(one) in counted_ids else tuple(one.shape)
+                for one in (layer.weight, layer.bias)
+            )
+            counted_ids |= {id(layer.weight), id(layer.bias)}
         if isinstance(layer, _BATCH_NORM):
             category, connections = "norm", outputs if layer.affine else ZERO_DIMS
         elif isinstance(layer, _WEIGHTED):
             # Every weight is used once per position of the output or, in transposed convolutions, of the input.
             positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
-            positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
+            positions = first.shape[2:] if isinstance(layer, _TRANSPOSED) else positions
             category, connections = "weighted", (*layer.weight.shape, *positions)
-        calls.append((name, type(layer).__name__, category, (weights, biases, outputs, connections)))
-
-    for name, layer in model.named_modules():
-        if not list(layer.children()) and not isinstance(layer, nn.Identity):
-            layer.register_forward_hook(partial(record, name or type(layer).__name__))
-    with torch.no_grad():
-        # In training mode, BatchNorm requires more than one value per channel, and therefore two images.
-        model(torch.empty(2, channels, height, width, device="meta"))
+        calls.append((name, kind, category, (weights, biases, outputs, connections)))
     for name, parameter in model.named_parameters():
         if id(parameter) not in counted_ids:
-            raise ChromaboxError(
-                f"{name}: not used by a convolution, linear layer or BatchNorm; other weights cannot be counted"
-            )
+            raise ChromaboxError(f"{name}: not used by a convolution, linear layer or BatchNorm; it cannot be counted")
     return calls
 
 
@@ -174,7 +170,7 @@ class ModelCounts:
     @property
     def doubled_size(self) -> Values:
         """Twice the requested height and width."""
-        return {symbol: 2 * value for symbol, value in self.size.items()}
+        return {H: 2 * self.values[H], W: 2 * self.values[W]}
 
     def counted_layers(self, options: CountOptions = COURSE_OPTIONS) -> list[tuple[LayerCounts, Counts]]:
         """Return the layers that are counted with these options, each with its contribution to the total."""

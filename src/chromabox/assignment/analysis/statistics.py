@@ -12,8 +12,6 @@ from jaxtyping import Bool, Float, Integer
 CONFIDENCE_LEVEL = 0.95
 #: Number of sets of images for the bootstrap.
 NUM_RESAMPLES = 2000
-#: A comparison with fewer seeds per model is described as one with few seeds.
-MIN_LARGE_SAMPLE = 10
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,13 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Co
     Source: Welch 1947, "The generalization of Student's problem when several different population variances are
     involved".
     """
-    value = float(np.mean(second) - np.mean(first))
-    method = f"Welch's t over {len(first)} and {len(second)} seeds"
-    is_small = min(len(first), len(second)) < MIN_LARGE_SAMPLE
-    caveat = "few seeds: the interval assumes a normal distribution" if is_small else "enough seeds"
-    if np.ptp(first) == 0 == np.ptp(second):
-        return ConfidenceInterval(value, value, value, method, caveat)
     from scipy.stats import ttest_ind
 
-    interval = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
-    return ConfidenceInterval(value, float(interval.low), float(interval.high), method, caveat)
+    value = low = high = float(np.mean(second) - np.mean(first))
+    if np.ptp(first) > 0 or np.ptp(second) > 0:
+        low, high = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
+    method = f"Welch's t over {len(first)} and {len(second)} seeds"
+    return ConfidenceInterval(value, float(low), float(high), method, "which assumes a normal distribution")
 
 
 def difference_over_images(

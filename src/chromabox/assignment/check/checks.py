@@ -336,16 +336,10 @@ def _layer_hints(lines: Sequence[DiffLine]) -> list[str]:
 
 def _usage_hints(trace: OpTrace) -> list[str]:
     """Return hints on unused and shared layers."""
-    hints, ops = list[str](), trace.ops
+    hints = []
     if trace.error is None:
-        hints += [f"self.{name} is created in __init__ but not used in forward." for name in trace.unused_modules]
-    if trace.last_op is not None:
-        used = {trace.last_op}
-        # Sources precede the operations that use them.
-        for index in range(len(ops) - 1, -1, -1):
-            used.update(ops[index].sources if index in used else ())
-        unused = ", ".join(f"{op.kind} ({op.place})" for index, op in enumerate(ops) if index not in used)
-        hints += [f"Computed but not used: {unused}."] if unused else []
-    counts = Counter(f"self.{op.module}" for op in ops if op.num_parameters and op.module)
-    shared = ", ".join(name for name, count in counts.items() if count > 1)
-    return hints + ([f"Used more than once: {shared}; figure 1 has a separate layer each time."] if shared else [])
+        hints = [f"self.{name} is created in __init__ but not used in forward." for name in trace.unused_modules]
+    counts = Counter(op.place for op in trace.ops if op.num_parameters and op.module)
+    if shared := ", ".join(place for place, count in counts.items() if count > 1):
+        hints.append(f"Used more than once: {shared}; figure 1 has a separate layer each time.")
+    return hints

@@ -39,7 +39,6 @@ EXIT_REASONS = {
     "SIGSEGV": "invalid memory access",
     "SIGKILL": "killed, usually for lack of memory",
     "SIGXCPU": "processor time limit exceeded",
-    "SIGABRT": "aborted",
 }
 
 

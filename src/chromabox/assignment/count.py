@@ -70,7 +70,8 @@ def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> l
     counted_ids: set[int] = set()
     calls: list[LayerCall] = []
     for layer, (first, *_), output in runs:
-        kind, category = type(layer).__name__, cast(LayerCategory, "other")
+        kind = type(layer).__name__
+        category: LayerCategory = "other"
         name = names[layer] or kind
         if not isinstance(output, Tensor):
             raise ChromaboxError(f"{name}: returns a {type(output).__name__}; expected a layer that returns a tensor")

@@ -29,7 +29,7 @@ from chromabox.errors import UsageError
 from chromabox.report.tables import print_grid
 
 QUANTITIES = ("weights", "outputs", "connections")
-#: Default image side length in pixels for colourisation models: that of CIFAR-10.
+#: Default image side length in pixels for colourisation models, which is the size of CIFAR-10 images.
 DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 

@@ -49,7 +49,7 @@ class LayerWeightChange:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """Configuration of a run, its initial detector and data, its fine-tuned detector, and its loss."""
+    """A run with its configuration, its initial state and data, its fine-tuned detector, and its loss function."""
 
     config: FinetuneConfig
     initial: InitialState

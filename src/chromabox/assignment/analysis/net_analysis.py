@@ -175,7 +175,7 @@ def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
     skips = gradients.ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
     height, width = test.labels.shape[1:]
     predicted_colours = pixels.label_colours(torch.from_numpy(predictions.labels), palette)
-    probe_images = [images.select(slice(0, NUM_PROBE_IMAGES)) for images in (train, test)]
+    probe_train, probe_test = (images.select(slice(0, NUM_PROBE_IMAGES)) for images in (train, test))
     return NetAnalysis(
         model=config.model,
         run=run,
@@ -187,7 +187,7 @@ def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
             predictions.is_correct, data.edge_distances, EDGE_DISTANCE_BINS
         ),
         calibration=pixels.calibrate(predictions.confidence, predictions.is_correct),
-        probe_scores=probe_layers(model, *probe_images, palette),
+        probe_scores=probe_layers(model, probe_train, probe_test, palette),
         bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
         initial_gradients=gradients.layer_gradients(start, batches),
         final_gradients=gradients.layer_gradients(model, batches),

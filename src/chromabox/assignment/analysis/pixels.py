@@ -20,7 +20,7 @@ from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError
 
-#: Number of images per forward pass, which limits memory.
+#: Number of images per forward pass. A larger number requires more memory.
 PREDICT_BATCH_SIZE = 250
 
 
@@ -202,7 +202,7 @@ def vivid_colour_stats(
 
     Return ``true_fraction`` and ``predicted_fraction``, the fractions of pixels with vivid colours;
     ``mean_probability``, the mean predicted probability of vivid colours; and ``vivid_accuracy`` and
-    ``dull_accuracy``, the accuracy on pixels whose true colour is vivid or dull. Without such pixels, it is NaN.
+    ``dull_accuracy``, the accuracy on pixels whose true colour is vivid or dull. An accuracy without pixels is NaN.
     """
     vivid_truth = is_vivid[truth]
     accuracies = {

@@ -195,7 +195,7 @@ def plot_weight_changes(changes: Sequence[LayerWeightChange], num_frozen: int, p
 
 
 def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequence[str], path: Path) -> None:
-    """Plot one row per image: ground truth, detections before and after fine-tuning. Each class has its own colour."""
+    """Plot one row per image, with the ground truth and with the detections before and after fine-tuning."""
     aspect_ratios = [sample.size[0] / sample.size[1] for sample, _, _ in samples]
     figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_WIDTH / 3 * sum(aspect_ratios) + 0.4), layout="constrained")
     rows = figure.subplots(len(samples), 3, squeeze=False, height_ratios=aspect_ratios)

@@ -52,7 +52,7 @@ def to_blocks(maps: Float[Tensor, "images channels height width"], block_size: i
 
 
 def from_blocks(rows: FeatureRows, num_images: int, height: int, width: int) -> ImageMaps:
-    """Return the maps from which :func:`to_blocks` has made rows of 4 × 4 blocks."""
+    """Return the maps whose 4 × 4 blocks are the rows, as the inverse of :func:`to_blocks`."""
     packed = rows.reshape(num_images, height // BLOCK, width // BLOCK, -1).permute(0, 3, 1, 2)
     return F.pixel_shuffle(packed, BLOCK)
 
@@ -72,7 +72,7 @@ def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"
 def probe_layers(
     model: nn.Module, train: LabelledImages, test: LabelledImages, palette: Palette
 ) -> dict[str, dict[str, float]]:
-    """Fit a linear probe on ``train`` for each layer of :func:`block_features`, and return its scores on ``test``.
+    """Fit a linear probe on ``train`` for each layer of :func:`block_features`, and return the scores on ``test``.
 
     The scores are the R² of ``grey``, the grey values; of ``grey_detail`` and ``colour_detail``, the differences
     between grey or true RGB values and the means of their 4 × 4 blocks; and of ``chroma``, the true RGB values minus

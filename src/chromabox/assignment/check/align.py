@@ -52,8 +52,8 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
     in the order of ``actual``, and a missing operation precedes the actual operation at its position.
     """
     # The score of the best alignment of expected[i:] and actual[j:], and the number of operations of each list in its
-    # first step. The third key states whether the previous step was a match. If it was, a convolution without a match
-    # has a bonus of 1, because a missing or additional block starts with a convolution.
+    # first step. The third key states whether the previous step was a match. After a match, an unmatched convolution
+    # has a bonus of 1, because missing and additional blocks start with a convolution.
     best: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
     for i, j in product(range(len(expected), -1, -1), range(len(actual), -1, -1)):
         for is_start in (True, False):

@@ -102,7 +102,7 @@ class ModelChecks:
         self.build: Callable[[Mapping[str, int]], nn.Module]
         """Function that builds the model, set by :meth:`check_constructor`."""
         self.can_continue = False
-        """Whether the remaining checks can run: the model can be built and, once traced, has the right output shape."""
+        """Whether the remaining checks can run. They require that the model has been built and has the right shapes."""
 
     def check_constructor(self) -> None:
         """Check that the class can be built and has all four sizes as parameters."""
@@ -314,7 +314,7 @@ def copy_weights(reference: OpTrace, candidate: OpTrace) -> tuple[int, int]:
 
 
 def _concatenated(trace: OpTrace, index: int) -> tuple[int, ...]:
-    """Return the inputs of the concatenation that an operation reads, or () if it reads something else."""
+    """Return the inputs of the concatenation that an operation reads, or () if it reads no concatenation."""
     sources = trace.ops[index].sources
     reads_cat = len(sources) == 1 and sources[0] != INPUT and trace.ops[sources[0]].kind == "cat"
     return trace.ops[sources[0]].sources if reads_cat else ()

@@ -51,13 +51,13 @@ class CheckResult:
     notes: list[str] = field(default_factory=list)
     """Descriptions of the parts of the file that were skipped."""
     error: str | None = None
-    """The reason if no model could be checked, in one sentence."""
+    """Sentence that states why no model could be checked, or None."""
     class_names: list[str] = field(default_factory=list)
-    """Names of all classes that the file defines."""
+    """Names of all classes in the file."""
 
     @property
     def matches(self) -> bool:
-        """Whether there is at least one model and all of them match figure 1."""
+        """Whether the file defines at least one model and all its models match figure 1."""
         return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
 
 
@@ -121,7 +121,7 @@ def _inspect(path: Path, timeout: float, memory_limit_gb: float, result: CheckRe
         result.error = state.get("failed")
         if "done" in state or result.error is not None:
             break
-        # The child process ended early, because of the action that it was running.
+        # The child process ended early, so the action in progress has failed.
         message = f"{state['doing']}: {exit_reason}"
         if "net" in state:
             reports[state["net"]].add(state["check"], False, message)

@@ -29,7 +29,7 @@ DEFINITION_STATEMENTS = (
     *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try),
 )
 
-#: Lines of IPython syntax: magics, shell commands, help.
+#: Lines of IPython syntax, which are magics, shell commands and requests for help.
 MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
 ASSIGNED_MAGIC = re.compile(r"^(\s*[\w, ]+=\s*)[%!].*$", re.MULTILINE)
 #: Start of a notebook cell in another language, for example ``%%bash``.
@@ -135,9 +135,10 @@ def required_statements(statements: Sequence[Statement], names: Iterable[str]) -
 def exec_required(
     statements: Sequence[Statement], names: Iterable[str], path: Path
 ) -> tuple[types.ModuleType, list[str]]:
-    """Execute the statements that define the names in a new module; return it and warnings about failed statements.
+    """Execute the statements that define the names in a new module.
 
-    The folder of the file is appended to the module search path, so that its modules do not shadow installed modules.
+    Return the module and warnings about failed statements. The folder of the file is appended to the module search
+    path, so that the modules in it do not shadow installed modules.
     """
     module = types.ModuleType("student")
     module.__file__ = str(path)

@@ -83,7 +83,7 @@ def inspect_model(checks: ModelChecks, write_state: Callable[..., None], filenam
 
 
 def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
-    """Limit memory, processor time and file sizes, and disable core dumps, where the system supports this."""
+    """Limit memory, processor time, file sizes and core dumps, as far as the operating system supports it."""
     if sys.platform == "win32":
         return
     import resource

@@ -1,21 +1,20 @@
 """Weights, outputs and connections of a model, as formulas and as numbers (part A.3 of the assignment).
 
 The model is run in several small configurations, and the dimensions of every kernel, output and feature map are
-recorded. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are solved for exactly and
-verified in two further configurations, including the requested one. The weights, outputs and connections of a layer
-are products of such dimensions; those of a model are sums over its layers.
+recorded. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are computed exactly and
+verified in two further configurations, one of which is the requested one. The weights, outputs and connections of a
+layer are products of such dimensions; those of a model are sums over its layers.
 
-Conventions (the defaults are those of the course):
+Definitions (the defaults are those of the course):
 
 * *Weights* are the elements of the kernels. Biases and BatchNorm's two parameters per channel are optional.
-* *Outputs* are the elements that convolutions and linear layers output for one image. Those of BatchNorm, and of
-  pooling, upsampling and activation layers, are optional.
-* A *connection* is a product of an input and a weight. A convolution has k²·C_in/groups connections for each output;
-  products with padding zeros count too. A transposed convolution multiplies every input by k²·C_out/groups
-  weights; products cropped by the padding count too. Counted per output, the total is the same: with stride 2, an
-  output receives contributions from k²/4 input positions on average, and there are four times as many outputs as
-  inputs. A bias is added, not multiplied, and is not a connection. BatchNorm has one connection for each output.
-  Pooling, upsampling and activations have no weights and therefore no connections.
+* *Outputs* are the elements that convolutions and linear layers output for one image. The outputs of BatchNorm and the
+  outputs of pooling, upsampling and activation layers are optional.
+* A *connection* is a product of an input and a weight, including products with padding zeros. A convolution has
+  k²·C_in/groups connections for each output. A transposed convolution multiplies every input by k²·C_out/groups
+  weights, including products that its padding crops; that is k²·C_in/(groups·stride²) connections per output on
+  average. Adding a bias is not a connection. BatchNorm has one connection for each output. Pooling, upsampling and
+  activations have no weights and therefore no connections.
 
 The model runs on PyTorch's "meta" tensors, which have shapes but no data, so that nothing is computed.
 """
@@ -25,7 +24,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -35,15 +34,13 @@ from torch import Tensor, nn
 from chromabox.colour.models import MODELS, build_model
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Factors of a quantity: dimensions of kernels and feature maps, numbers of channels.
+#: Dimensions whose product is a quantity.
 Dims: TypeAlias = tuple[int, ...]
 ZERO_DIMS: Dims = (0,)
 LayerCategory: TypeAlias = Literal["weighted", "norm", "other"]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 #: Name, class name and category of a called leaf module, and the dimensions whose products are its weights, biases,
 #: outputs for one image, and connections.
 LayerCall: TypeAlias = tuple[str, str, LayerCategory, tuple[Dims, Dims, Dims, Dims]]
@@ -53,74 +50,71 @@ def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> l
     """Return the calls of all leaf modules except identities, in execution order, for images [channels, height, width].
 
     A copy of the model runs in training mode, in which all models of this package run a single forward pass. Reused
-    weights are counted once. Raise ChromaboxError if the model has weights whose connections are unknown: weights of
-    other kinds of layers, weights outside layers, and unused weights.
+    weights are counted once. Raise ChromaboxError if the model has unused weights or weights that do not belong to a
+    convolution, a linear layer or BatchNorm.
     """
-    # The memo replaces all tensors by tensors without data.
+    # deepcopy takes the copies of all tensors from this dictionary.
     memo: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     model = deepcopy(model, memo).train()
+    names = {layer: name for name, layer in model.named_modules() if not list(layer.children())}
+    runs: list[tuple[nn.Module, tuple[Tensor, ...], Any]] = []
+    for layer in names:
+        if not isinstance(layer, nn.Identity):
+            layer.register_forward_hook(lambda layer, inputs, output: runs.append((layer, inputs, output)))
+    with torch.no_grad():
+        # In training mode, BatchNorm requires more than one value per channel, and therefore two images.
+        model(torch.empty(2, channels, height, width, device="meta"))
+
     counted_ids: set[int] = set()
     calls: list[LayerCall] = []
-
-    def uncounted(parameter: Tensor | None) -> Dims:
-        if parameter is None or id(parameter) in counted_ids:
-            return ZERO_DIMS
-        counted_ids.add(id(parameter))
-        return tuple(parameter.shape)
-
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise ChromaboxError(
-                f"{name}: returns a {type(output).__name__}; only layers that return a single tensor can be counted"
-            )
+    for layer, (first, *_), output in runs:
+        kind = type(layer).__name__
         category: LayerCategory = "other"
-        weights = biases = connections = ZERO_DIMS
+        name = names[layer] or kind
+        if not isinstance(output, Tensor):
+            raise ChromaboxError(f"{name}: returns a {type(output).__name__}; expected a layer that returns a tensor")
         outputs = tuple(output.shape[1:])
+        weights = biases = connections = ZERO_DIMS
         if isinstance(layer, _WEIGHTED + _BATCH_NORM):
-            weights, biases = uncounted(layer.weight), uncounted(layer.bias)
+            weights, biases = (
+                ZERO_DIMS if one is None or id(one) in counted_ids else tuple(one.shape)
+                for one in (layer.weight, layer.bias)
+            )
+            counted_ids |= {id(layer.weight), id(layer.bias)}
         if isinstance(layer, _BATCH_NORM):
             category, connections = "norm", outputs if layer.affine else ZERO_DIMS
         elif isinstance(layer, _WEIGHTED):
-            # Every weight is used at every position: of the input for transposed convolutions, else of the output.
+            # Every weight is used once per position of the output or, in transposed convolutions, of the input.
             positions = output.shape[1:-1] if isinstance(layer, nn.Linear) else output.shape[2:]
-            positions = inputs[0].shape[2:] if isinstance(layer, _TRANSPOSED) else positions
+            positions = first.shape[2:] if isinstance(layer, _TRANSPOSED) else positions
             category, connections = "weighted", (*layer.weight.shape, *positions)
-        calls.append((name, type(layer).__name__, category, (weights, biases, outputs, connections)))
-
-    for name, layer in model.named_modules():
-        if not list(layer.children()) and not isinstance(layer, nn.Identity):
-            layer.register_forward_hook(partial(record, name or type(layer).__name__))
-    with torch.no_grad():
-        # Two images, because BatchNorm cannot train on a single value per channel.
-        model(torch.empty(2, channels, height, width, device="meta"))
+        calls.append((name, kind, category, (weights, biases, outputs, connections)))
     for name, parameter in model.named_parameters():
         if id(parameter) not in counted_ids:
-            raise ChromaboxError(
-                f"{name}: not used by a convolution, linear layer or BatchNorm; only weights of these can be counted"
-            )
+            raise ChromaboxError(f"{name}: not used by a convolution, linear layer or BatchNorm; it cannot be counted")
     return calls
 
 
 NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
-#: Order of the factors in a product.
+#: All symbols, in the order in which they appear in a product.
 SYMBOLS: tuple[Symbol, ...] = (K, H, W, NIC, NF, NC)
 #: Model settings that appear in formulas.
 SETTING_SYMBOLS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
-#: Maximum value of a setting; the counts of larger models would overflow the integers used for tensor shapes.
+#: Maximum value of a setting. In larger models, the number of elements of a tensor could exceed 64 bits.
 MAX_VALUE = 100_000
 Values: TypeAlias = Mapping[Symbol, int]
 
 
 @dataclass(frozen=True)
 class CountOptions:
-    """Optional quantities, counted in addition to kernels and the outputs and connections of weighted layers."""
+    """Quantities to count in addition to those of the kernels of convolutions and linear layers."""
 
     biases: bool = False
     """Count biases as weights."""
     batch_norm: bool = False
-    """Count BatchNorm: two weights per channel, its outputs, and one connection for each output."""
+    """Count BatchNorm, which has two weights per channel and one connection for each output."""
     activations: bool = False
     """Count the outputs of pooling, upsampling and activation layers."""
 
@@ -130,7 +124,7 @@ COURSE_OPTIONS = CountOptions()
 
 
 class Counts(NamedTuple):
-    """Numbers of weights, outputs and connections as SymPy expressions; integers once every symbol is substituted."""
+    """Formulas of the numbers of weights, outputs and connections."""
 
     weights: Expr
     outputs: Expr
@@ -141,13 +135,13 @@ class Counts(NamedTuple):
         return Counts(*(simplify_counts(formula.subs(values)) for formula in self))
 
     def evaluate(self, values: Values) -> tuple[int, int, int]:
-        """Return weights, outputs and connections as numbers, given values for all symbols."""
+        """Return the numbers of weights, outputs and connections for given values of all symbols."""
         weights, outputs, connections = (int(formula.subs(values)) for formula in self)
         return weights, outputs, connections
 
 
 class LayerCounts(NamedTuple):
-    """Counts of one call of a leaf module; weights used by an earlier call are not counted again."""
+    """Counts of one call of a leaf module, without the weights that an earlier call has used."""
 
     name: str
     kind: str
@@ -161,7 +155,7 @@ class LayerCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """All layers of a model in execution order, and the requested configuration."""
+    """Counts of all layers of a model in execution order, with the requested configuration."""
 
     layers: tuple[LayerCounts, ...]
     values: Values
@@ -177,10 +171,10 @@ class ModelCounts:
     @property
     def doubled_size(self) -> Values:
         """Twice the requested height and width."""
-        return {symbol: 2 * value for symbol, value in self.size.items()}
+        return {H: 2 * self.values[H], W: 2 * self.values[W]}
 
     def counted_layers(self, options: CountOptions = COURSE_OPTIONS) -> list[tuple[LayerCounts, Counts]]:
-        """Return the layers that are counted, each with its contribution."""
+        """Return the layers that are counted with these options, each with its contribution to the total."""
         is_counted = {"weighted": True, "norm": options.batch_norm, "other": options.activations}
         layers = []
         for layer in self.layers:
@@ -190,20 +184,20 @@ class ModelCounts:
         return layers
 
     def total(self, options: CountOptions = COURSE_OPTIONS) -> Counts:
-        """Return the sums over all layers as formulas in all symbols."""
+        """Return the sums over all counted layers."""
         columns = zip([Integer(0)] * 3, *(counts for _, counts in self.counted_layers(options)), strict=True)
         return Counts(*(simplify_counts(sum(column)) for column in columns))
 
 
 def simplify_counts(expression: Expr) -> Expr:
-    """Factor out the common factors of a sum of products and collect the terms by powers of k."""
+    """Factor out the common factors of a sum of products, and group the remaining terms by powers of k."""
     powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
     factor = prod(symbol**power for symbol, power in zip(SYMBOLS, powers, strict=True))
     return factor * collect(rest.as_expr(), K)
 
 
 def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> ModelCounts:
-    """Count a model of :func:`chromabox.colour.models.build_model` in terms of its symbols among NIC, NF, NC and k.
+    """Count a colourisation model in terms of H, W and those of NIC, NF, NC and k that the model has as settings.
 
     Args:
         name: Name of the model on the command line.
@@ -225,7 +219,7 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     defaults = {key: parameter.default for key, parameter in inspect.signature(MODELS[name]).parameters.items()}
     values: dict[Symbol, int] = {}
     for key, symbol in SETTING_SYMBOLS.items():
-        # A setting is a symbol if the model can be built with both values from which a slope is computed.
+        # Coefficients are computed from the values 1 and 2. Settings that do not allow both remain constants.
         with contextlib.suppress(UsageError):
             if key in defaults:
                 build({symbol: 1})
@@ -240,21 +234,22 @@ def count_module(model: nn.Module, *, channels: int, multiple: int, height: int,
     Args:
         model: Module with inputs [batch, channels, height, width]; it is not modified.
         channels: Number of channels of the images.
-        multiple: Step in height and width for which the output size of every layer is an affine function.
+        multiple: Divisor of the heights and widths for which the output size of every layer is an affine function.
         height, width: Size of the images in pixels, multiples of ``multiple``.
 
-    Raise UsageError for an invalid size, and ChromaboxError for a model with weights outside convolutions, linear
-    layers and BatchNorm, with unused weights, or with dimensions that are not affine functions of the symbols.
+    Raise UsageError for an invalid size. Raise ChromaboxError for a model with weights outside convolutions, linear
+    layers and BatchNorm, with unused weights, or with dimensions that are not affine functions of H and W.
     """
     return _fit_counts(lambda _: model, {H: height, W: width}, channels=channels, multiple=multiple)
 
 
 def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channels: int, multiple: int) -> ModelCounts:
-    """Trace the model in several configurations and fit a formula to every quantity of every layer."""
+    """Trace the model in several configurations and compute a formula for every quantity of every layer."""
     if any(not 1 <= values[side] <= MAX_VALUE or values[side] % multiple for side in (H, W)):
         raise UsageError(f"size is {values[W]}×{values[H]}: expected multiples of {multiple} up to {MAX_VALUE:,}")
-    # The smallest configuration, one per symbol with that symbol doubled, and two for verification: one with all
-    # symbols changed (k is at most the requested value, as large kernels are invalid), and the requested one.
+    # Coefficients are computed from the smallest configuration and those in which one symbol is doubled. The formulas
+    # are verified in the last two: a configuration with all symbols changed (k is limited, because large kernels are
+    # invalid), and the requested one.
     smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
     mixed = {symbol: (index + 3) * value for index, (symbol, value) in enumerate(smallest.items())}
     mixed |= {K: max(2, values[K])} if K in values else {}
@@ -263,19 +258,19 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
     traces = [_trace_layers(build(point), point.get(NIC, channels), point[H], point[W]) for point in configurations]
     if len({tuple(call[:2] for call in calls) for calls in traces}) > 1:
         raise ChromaboxError(
-            "the model runs different layers in different configurations; expected the same layers in all"
+            "the model runs different layers in different configurations; expected the same layers in all of them"
         )
 
     @cache
     def fit(name: str, sides: Dims) -> Expr:
-        """Return the affine function that takes these values in the configurations."""
+        """Return the affine function whose values in the configurations are ``sides``."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])
         if any(formula.subs(point) != side for point, side in zip(configurations[-2:], sides[-2:], strict=True)):
             raise ChromaboxError(
-                f"{name}: a dimension is {', '.join(map(str, sides))} in the configurations tested; expected an "
-                "affine function of the symbols, without powers or rounding"
+                f"{name}: a dimension is {', '.join(map(str, sides))} in the tested configurations; expected an "
+                "affine function of the symbols"
             )
         return formula
 
@@ -283,9 +278,6 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
     for calls in zip(*traces, strict=True):
         name, kind, category, _ = calls[0]
         quantities = zip(*(dims for *_, dims in calls), strict=True)
-        formulas = [
-            prod((fit(name, sides) for sides in zip(*quantity, strict=True)), start=Integer(1))
-            for quantity in quantities
-        ]
-        layers.append(LayerCounts(name, kind, category, *formulas))
+        factors = ([fit(name, sides) for sides in zip(*quantity, strict=True)] for quantity in quantities)
+        layers.append(LayerCounts(name, kind, category, *(prod(group, start=Integer(1)) for group in factors)))
     return ModelCounts(tuple(layers), dict(values))

@@ -1,10 +1,9 @@
-"""Counts and paddings on the terminal: models given by name or path, formulas as plain text, and tables."""
+"""Tables of counts and paddings for the terminal, with formulas as plain text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from sympy import Expr, Integer, Poly, Rational
@@ -30,7 +29,7 @@ from chromabox.errors import UsageError
 from chromabox.report.tables import print_grid
 
 QUANTITIES = ("weights", "outputs", "connections")
-#: Default image side length in pixels for colourisation models: that of CIFAR-10.
+#: Default image side length in pixels for colourisation models, which is the size of CIFAR-10 images.
 DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 
@@ -39,20 +38,19 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
     """Count a model given by name, run folder or file.
 
     Args:
-        model: A colourisation model (``photo`` is the bundled one), ``yolov3``, ``yolov3-tiny``, a run folder or a
-            checkpoint.
-        size: Side length of the images in pixels; the default is 32, or a detector's input size.
-        settings: Arguments of the class of a colourisation model given by name; None selects the default.
+        model: Name of a colourisation model (``photo`` is the bundled one), ``yolov3``, ``yolov3-tiny``, a run folder
+            or a checkpoint.
+        size: Side length of the images in pixels. The default is 32, or the input size of a detector.
+        settings: Arguments of the class of a colourisation model given by name. None selects the default.
 
     Raise UsageError for an unknown model and for settings that the model does not accept, and ChromaboxError for a
     corrupt file.
     """
     given = {key: value for key, value in settings.items() if value is not None}
     title, name, path = model, model, Path(model)
-    stored: dict[str, Any] = {}
     detector: DarknetModel | None = None
     if model in MODELS:
-        stored = load_model().metadata["settings"] if model == "photo" else {}
+        given = {**(load_model().metadata["settings"] if model == "photo" else {}), **given}
     elif given:
         raise UsageError(
             f"{', '.join(given)}: only for colourisation models given by name ({', '.join(MODELS)}); {model} has fixed "
@@ -68,20 +66,21 @@ def count_by_name(model: str, *, size: int | None = None, **settings: int | None
         detector = load_detector(path).model
     else:
         metadata = load_model(path).metadata
-        title, name, stored = f"{metadata['net']} of {model}", metadata["net"], metadata["settings"]
+        title, name, given = f"{metadata['net']} of {model}", metadata["net"], metadata["settings"]
     if detector is None:
         side = DEFAULT_SIZE if size is None else size
-        return replace(count_model(name, height=side, width=side, **{**stored, **given}), title=title)
-    layout = detector.architecture
-    side = layout.size if size is None else size
-    counts = count_module(detector, channels=layout.channels, multiple=layout.max_stride, height=side, width=side)
+        counts = count_model(name, height=side, width=side, **given)
+    else:
+        layout = detector.architecture
+        side = layout.size if size is None else size
+        counts = count_module(detector, channels=layout.channels, multiple=layout.max_stride, height=side, width=side)
     return replace(counts, title=title)
 
 
 def format_formula(expression: Expr | Poly) -> str:
     """Return a formula as plain text, for example ``k²·(NIC·NF + 4·NF²) + 12·NF``."""
     common_powers, rest = Poly(expression, *SYMBOLS).terms_gcd()
-    # Terms with the same power of k, the first symbol, form a group.
+    # Terms are grouped by their power of k, the first symbol.
     groups = [dict(terms) for _, terms in groupby(rest.terms(), key=lambda term: term[0][0])]
     if len(groups) > 1:
         terms = [format_formula(Poly(group, *SYMBOLS)) for group in groups]
@@ -104,21 +103,19 @@ def _format_product(powers: Sequence[int], coefficient: Rational) -> str:
 
 
 def describe_options(options: CountOptions) -> str:
-    """Describe the counted quantities in words."""
-    optional = {"biases": options.biases, "BatchNorm": options.batch_norm}
-    counted = ", ".join(["kernels", *(name for name, is_counted in optional.items() if is_counted)])
-    omitted = ", ".join(name for name, is_counted in optional.items() if not is_counted)
+    """Return a sentence fragment that lists the counted quantities."""
+    names = [("biases", options.biases), ("BatchNorm", options.batch_norm)]
+    counted = ", ".join(["kernels", *(name for name, is_counted in names if is_counted)])
+    omitted = ", ".join(name for name, is_counted in names if not is_counted)
     outputs = "convolutions and linear layers" + (", BatchNorm" if options.batch_norm else "")
     outputs += ", pooling, upsampling and activations" if options.activations else ""
     return f"weights of {counted}" + (f" (not {omitted})" if omitted else "") + f"; outputs of {outputs}"
 
 
 def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) -> None:
-    """Print formulas, the numbers for two image sizes, and tables of the layers."""
-    total, settings = counts.total(options), format_settings(counts)
-    sizes = (counts.size, counts.doubled_size)
-    size_columns = ["", *map(format_size, sizes)]
-    layer_columns = ["layer", "", *QUANTITIES]
+    """Print tables of the formulas, of the numbers for two image sizes, and of the layers."""
+    total, settings, sizes = counts.total(options), format_settings(counts), (counts.size, counts.doubled_size)
+    size_columns, layer_columns = ["", *map(format_size, sizes)], ["layer", "", *QUANTITIES]
     print(f"{counts.title}: {describe_options(options)}")
     print_grid("for images of H × W", ["", "formula"], list(zip(QUANTITIES, map(format_formula, total), strict=True)))
     if settings:
@@ -135,12 +132,12 @@ def print_counts(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) ->
 
 
 def format_settings(counts: ModelCounts) -> str:
-    """Return the requested values except height and width, for example ``NF = 32, k = 3``; empty if there are none."""
+    """Return the requested values except height and width as text, for example ``NF = 32, k = 3``."""
     return ", ".join(f"{symbol} = {value}" for symbol, value in counts.values.items() if symbol not in (H, W))
 
 
 def format_size(size: Values) -> str:
-    """Return height and width, for example ``32 × 32``."""
+    """Return height and width as text, for example ``32 × 32``."""
     return f"{size[H]} × {size[W]}"
 
 
@@ -153,8 +150,8 @@ def layer_formulas(counts: ModelCounts, options: CountOptions = COURSE_OPTIONS) 
 
 
 def print_paddings(kernels: Iterable[int], stride: int, dilation: int) -> None:
-    """Print a table for every kernel: the paddings that preserve the shapes in figure 1b, if there are any."""
-    # Search all before printing the first, so that an invalid kernel produces only an error message.
+    """Print, for every kernel, a table of the paddings that preserve the shapes in figure 1b."""
+    # The search precedes printing, so that nothing is printed if a kernel is invalid.
     solutions = [(kernel, search_paddings(kernel, stride=stride, dilation=dilation)) for kernel in kernels]
     for kernel, groups in solutions:
         rows = []

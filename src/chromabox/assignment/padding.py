@@ -1,6 +1,6 @@
 """Paddings that preserve the shapes in figure 1b, for any kernel, stride and dilation (part B.4 of the assignment).
 
-They are found by running PyTorch's layers with every padding and output padding that could be a solution.
+The paddings are found by running PyTorch's layers with every padding and output padding that could be a solution.
 """
 
 from contextlib import suppress
@@ -14,7 +14,7 @@ from torch import nn
 from chromabox.colour.models.baselines import check_conv_args
 from chromabox.errors import UsageError
 
-#: Padding and output padding; the latter is 0 for convolutions, which have none.
+#: Padding and output padding. Convolutions have no output padding, which is represented by 0.
 Padding: TypeAlias = tuple[int, int]
 
 
@@ -25,7 +25,7 @@ class LayerGroup(NamedTuple):
     widths: tuple[tuple[int, int], ...]
     transposed: bool = False
     resizes: bool = True
-    """Whether the layers have the requested stride; otherwise their stride is 1."""
+    """Whether the layers have the requested stride instead of stride 1."""
 
 
 LAYER_GROUPS = (
@@ -36,11 +36,14 @@ LAYER_GROUPS = (
 
 
 def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple[tuple[Padding, ...], ...]:
-    """Return, for each of :data:`LAYER_GROUPS`, all pairs for which PyTorch's layers preserve the shapes in figure 1b.
+    """Return the paddings that preserve the shapes in figure 1b, for each of :data:`LAYER_GROUPS`.
 
-    ``dilation`` applies to all layers, including the transposed ones (which the assignment and ConvTransposeNet leave
-    at 1); ``stride`` to all but the last. Raise UsageError for values below 1, for kernels that extend beyond the
-    image, and for strides over 32.
+    Args:
+        kernel: Kernel size.
+        stride: Stride of all layers except the last convolution.
+        dilation: Dilation of all layers. In the assignment, transposed convolutions always have dilation 1.
+
+    Raise UsageError for values below 1, for kernels that extend beyond the image, and for strides over 32.
     """
     check_conv_args(kernel, 1, 1, 1, dilation)
     if not 1 <= stride <= 32:
@@ -49,11 +52,11 @@ def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple
     for group in LAYER_GROUPS:
         layer_stride = stride if group.resizes else 1
         num_output_paddings = max(layer_stride, dilation) if group.transposed else 1
-        # With 2p above this limit, a convolution outputs too many pixels and a transposed convolution none.
+        # If 2p exceeds this limit, convolutions output too many pixels and transposed convolutions output none.
         limit = 16 * layer_stride + dilation * (kernel - 1) + num_output_paddings
         pairs = []
         for padding, output_padding in product(range(limit // 2 + 1), range(num_output_paddings)):
-            # Height and width are treated alike, and one-dimensional layers are faster.
+            # One-dimensional layers suffice, because height and width are treated alike.
             kind = partial(nn.ConvTranspose1d, output_padding=output_padding) if group.transposed else nn.Conv1d
             layer = kind(1, 1, kernel, stride=layer_stride, padding=padding, dilation=dilation)
             # PyTorch rejects some paddings.
@@ -65,5 +68,5 @@ def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple
 
 
 def assignment_rule(kernel: int) -> Padding:
-    """Return the assignment's general solution: padding (k − 1)//2, output padding 1 for odd kernels, 0 for even."""
+    """Return the assignment's general solution: padding (k − 1)//2, and output padding 1 for odd k, else 0."""
     return (kernel - 1) // 2, int(kernel % 2 == 1)

@@ -37,9 +37,9 @@ class Abbreviations(Recording):
 
 @pytest.mark.parametrize("model_class", [CourseNames, OtherNames, Abbreviations])
 def test_recognised_parameter_names_are_used(model_class: type[Recording]) -> None:
-    constructor = bind_constructor(model_class, "UNet")
-    assert constructor.build(SIZES).sizes == SIZES
-    assert constructor.missing_roles == ()
+    build, _, missing_roles = bind_constructor(model_class, "UNet")
+    assert build(SIZES).sizes == SIZES
+    assert missing_roles == ()
 
 
 class UnknownNames(Recording):
@@ -66,10 +66,10 @@ class VarPositional(Recording):
     ],
 )
 def test_order_of_the_notebook_is_used_for_unknown_names(model_class: type[Recording], arguments: str) -> None:
-    constructor = bind_constructor(model_class, "Net")
-    assert constructor.build(SIZES).sizes == SIZES
-    assert constructor.missing_roles == ()
-    assert constructor.signature == f"Net({arguments})"
+    build, call, missing_roles = bind_constructor(model_class, "Net")
+    assert build(SIZES).sizes == SIZES
+    assert missing_roles == ()
+    assert call == f"Net({arguments})"
 
 
 class TwoInputNames(Recording):
@@ -103,9 +103,10 @@ def test_sizes_that_cannot_be_set_are_missing() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    assert bind_constructor(Fixed, "UNet").missing_roles == ROLES[1:]
-    assert bind_constructor(NoConstructor, "UNet").missing_roles == ROLES
-    assert isinstance(bind_constructor(NoConstructor, "UNet").build(DEFAULT_SIZES), NoConstructor)
+    assert bind_constructor(Fixed, "UNet")[2] == ROLES[1:]
+    build, _, missing_roles = bind_constructor(NoConstructor, "UNet")
+    assert missing_roles == ROLES
+    assert isinstance(build(DEFAULT_SIZES), NoConstructor)
 
 
 def test_failing_constructor_raises_its_error() -> None:
@@ -114,7 +115,7 @@ def test_failing_constructor_raises_its_error() -> None:
             raise ValueError(f"no such {args[0]}")
 
     with pytest.raises(ValueError, match="no such 3"):
-        bind_constructor(Broken, "UNet").build(DEFAULT_SIZES)
+        bind_constructor(Broken, "UNet")[0](DEFAULT_SIZES)
 
 
 @pytest.mark.parametrize(

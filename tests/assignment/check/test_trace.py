@@ -40,7 +40,6 @@ def test_operations_of_reference_models_are_their_modules_in_order(name: str) ->
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             assert (op.settings["inputs"], op.settings["outputs"]) == (module.in_channels, module.out_channels)
             assert op.settings["stride"] == module.stride[0]
-    assert trace.last_op == len(trace.ops) - 1
     assert trace.unused_modules == []
 
 
@@ -82,7 +81,6 @@ def test_functional_calls_are_operations(kind: str, function) -> None:
     assert [op.kind for op in trace.ops] == [kind]
     assert trace.error is None
     assert set(trace.ops[0].sources) == {INPUT}
-    assert trace.last_op == 0
 
 
 def test_views_and_copies_are_not_operations() -> None:
@@ -90,7 +88,6 @@ def test_views_and_copies_are_not_operations() -> None:
         lambda _, x: F.relu(x.clone().contiguous()[:, :, 1:-1].reshape(2, 1, 6, 8).float()).view(2, -1)
     )
     assert [op.kind for op in trace.ops] == ["ReLU"]
-    assert trace.last_op == 0
 
 
 def test_sources_follow_the_tensors_instead_of_the_order() -> None:
@@ -125,7 +122,6 @@ def test_operations_before_an_error_are_recorded(error: BaseException) -> None:
     assert trace.error is error
     assert [op.kind for op in trace.ops] == ["ReLU"]
     assert trace.output is None
-    assert trace.last_op is None
 
 
 def test_hooks_are_removed() -> None:

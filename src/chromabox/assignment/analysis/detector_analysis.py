@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,13 +29,13 @@ NUM_VERIFIED_IMAGES, NUM_SAMPLE_IMAGES = 8, 2
 #: Confidence threshold for drawn boxes.
 MIN_DRAWN_CONFIDENCE = 0.25
 
-#: A held-out image with its ground truth, and its detections before and after fine-tuning.
+#: A held-out image with its ground truth, the detections before fine-tuning, and the detections after fine-tuning.
 SampleDetections: TypeAlias = tuple[Sample, Detections, Detections]
 
 
 @dataclass(frozen=True)
 class LayerWeightChange:
-    """Change of one convolution and its BatchNorm from the first to the best checkpoint."""
+    """Change of one convolution and its BatchNorm from the initial to the best checkpoint."""
 
     layer: int
     num_parameters: int
@@ -43,12 +44,12 @@ class LayerWeightChange:
     relative_change: float
     """Euclidean norm of the change of all parameters, divided by the norm of the initial parameters."""
     max_stats_change: float
-    """Largest absolute change of a BatchNorm mean or variance; 0 for layers without BatchNorm."""
+    """Largest absolute change of a running mean or variance, 0 for layers without BatchNorm."""
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run with its configuration, data, initial state and result."""
+    """A run with its configuration, its initial state and data, its fine-tuned detector, and its loss function."""
 
     config: FinetuneConfig
     initial: InitialState
@@ -57,14 +58,14 @@ class OpenedRun:
 
 
 def open_run(run: Path) -> OpenedRun:
-    """Open a run. Raise UsageError or ChromaboxError if its configuration cannot be read or its data are missing."""
+    """Open a run. Raise UsageError or ChromaboxError if the configuration cannot be read or images are missing."""
     config = RunDir(run).load_config(FinetuneConfig)
     initial, detector = initialise_run(config, run), load_detector(run)
     return OpenedRun(config, initial, detector, build_loss(detector.model, config))
 
 
 def weight_changes(run: Path) -> list[LayerWeightChange]:
-    """Return the changes of all convolutions of a run between ``start.safetensors`` and ``best.safetensors``."""
+    """Return the changes of all convolutions of a run from ``start.safetensors`` to ``best.safetensors``."""
     start, best = load_detector(run / "start.safetensors"), load_detector(run / "best.safetensors")
     before, after = start.model.state_dict(), best.model.state_dict()
     changes = []
@@ -87,17 +88,19 @@ def weight_changes(run: Path) -> list[LayerWeightChange]:
 
 
 def verify_class_loss(run: OpenedRun, positive_weight: float) -> dict[str, float]:
-    """Compute the class loss of the first held-out images with the training code and from its definition.
+    """Compare the class loss of the training code with its definition, on the first held-out images.
 
-    The definition is evaluated in float64 with logarithms of σ; boxes are assigned to positions as in the loss.
+    The definition is evaluated in float64 with the fine-tuned detector. Boxes are assigned to positions by the training
+    code.
 
     Args:
-        run: the run, whose fine-tuned detector is used.
-        positive_weight: weight of positive examples, ``cls_pw``.
+        run: The run.
+        positive_weight: Weight ``cls_pw`` of positive examples.
 
-    Return ``positive_weight``; ``num_positions`` that contribute to the loss; the ``actual`` loss of the code and the
-    ``expected`` one; and ``max_gradient`` and ``max_gradient_difference``, the largest absolute gradient with respect
-    to a logit and its largest difference between autograd and definition.
+    Return ``positive_weight``; ``num_positions``, the number of positions that contribute to the loss; ``actual`` and
+    ``expected``, the losses of the code and of the definition; ``max_gradient``, the largest absolute gradient with
+    respect to a logit; and ``max_gradient_difference``, the largest difference between the gradients of autograd and of
+    the definition.
     """
     loss = replace(run.loss, cls_pw=positive_weight)
     samples = run.initial.splits.val.samples[:NUM_VERIFIED_IMAGES]
@@ -127,8 +130,8 @@ def _class_loss_from_definition(
 ) -> tuple[float, list[Float64[np.ndarray, "..."]], int]:
     """Return the class loss, its gradients with respect to the head outputs, and the number of positions.
 
-    The loss is −(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))), summed over positions and classes for variants with
-    decoding "exp" and averaged for the others.
+    The loss is −(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))). It is summed over positions and classes for variants with
+    decoding "exp" and averaged for other variants.
     """
     is_exp, loss_weight = loss.variant.decode == "exp", loss.loss_weights(len(heads[0]))["class"]
     has_class_loss = is_exp or loss.num_classes > 1 or loss.recipe == "default"
@@ -146,22 +149,18 @@ def _class_loss_from_definition(
         logit_gradients = (1 - truth) * probability - loss.cls_pw * truth * (1 - probability)
         divisor = 1 if is_exp else losses.size
         total, count = total + loss_weight * float(losses.sum() / divisor), count + len(losses)
-        # A position can be assigned several boxes.
+        # Several boxes can be assigned to one position.
         channels_last = np.moveaxis(gradients[-1], 2, -1)[..., 5:]
         np.add.at(channels_last, (image, anchor, row, column), loss_weight * (logit_gradients / divisor))
     return total, gradients, count
 
 
 def sample_detections(run: OpenedRun) -> list[SampleDetections]:
-    """Return the first held-out images with objects, each with the detections before and after fine-tuning."""
+    """Return the first held-out images with objects and their detections before and after fine-tuning."""
     samples = [sample for sample in run.initial.splits.val.samples if len(sample.boxes)][:NUM_SAMPLE_IMAGES]
-    detectors = [run.initial.detector.fused(), run.detector.fused()]
-    results = []
-    for sample in samples:
-        pixels = read_image(sample.path).pixels
-        before, after = (
-            detect_image(pixels, detector, confidence=MIN_DRAWN_CONFIDENCE, size=run.config.size)
-            for detector in detectors
-        )
-        results.append((sample, before, after))
-    return results
+    detect = partial(detect_image, confidence=MIN_DRAWN_CONFIDENCE, size=run.config.size)
+    before, after = (
+        [detect(read_image(sample.path).pixels, detector) for sample in samples]
+        for detector in (run.initial.detector.fused(), run.detector.fused())
+    )
+    return list(zip(samples, before, after, strict=True))

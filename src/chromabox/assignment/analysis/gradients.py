@@ -1,11 +1,10 @@
 """Gradients of layers before and after training, and ablation of skip connections.
 
 Gradients *vanish* if they are orders of magnitude smaller in the layers near the input than in the layers near the
-loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). Each layer is represented by its
-kernel; biases and BatchNorm parameters are excluded.
+loss (Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010, section 4). Only the gradients of kernels are measured.
 
-The ablation evaluates a trained UNet with the values of its skip connections set to 0 or taken from other images. It
-measures how much the trained model depends on a skip connection, not the performance of a model trained without it.
+The ablation evaluates a trained UNet whose skip connections are set to 0 or taken from other images. It measures how
+much the trained model depends on a skip connection. A model trained without the skip connection may perform better.
 """
 
 import copy
@@ -28,24 +27,22 @@ from chromabox.colour.training.train import TrainConfig
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Gradient norm and weight norm of the kernel of one layer."""
+    """Euclidean norms of the gradient and of the weights of the kernel of one layer."""
 
     gradient_norm: float
-    """Euclidean norm of the gradient of the loss with respect to the kernel: root mean square over the batches."""
+    """Root mean square over the batches."""
     weight_norm: float
-    """Euclidean norm of the kernel."""
 
     @property
     def relative_norm(self) -> float:
-        """Gradient norm divided by weight norm: relative change of the kernel per unit learning rate of SGD."""
+        """Gradient norm divided by weight norm. SGD changes the kernel by this fraction times the learning rate."""
         return self.gradient_norm / self.weight_norm
 
 
 def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[str, LayerGradient]:
-    """Return the gradients of the training loss for every kernel, by layer name, from input to output.
+    """Return the norms of the gradients of the training loss for every kernel, by layer name, from input to output.
 
-    They are computed in training mode (BatchNorm uses the statistics of the batch) on a copy; the model is not
-    modified. At least one batch is required.
+    The gradients are computed on a copy of the model in training mode. At least one batch is required.
     """
     model = copy.deepcopy(model).train()
     kernels = _kernels_by_layer(model)
@@ -54,7 +51,7 @@ def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[s
         model.zero_grad()
         compute_losses(model, batch)["loss"].backward()
         for name, kernel in kernels.items():
-            assert kernel.grad is not None, f"{name} does not affect the loss"
+            assert kernel.grad is not None
             squares[name].append(kernel.grad.square().sum().item())
     return {
         name: LayerGradient(float(np.mean(squares[name]) ** 0.5), kernel.detach().norm().item())
@@ -63,21 +60,21 @@ def layer_gradients(model: nn.Module, batches: Iterable[PaletteBatch]) -> dict[s
 
 
 def relative_weight_change(start: nn.Module, end: nn.Module) -> dict[str, float]:
-    """Return the norm of the change of each kernel between two states of a model, divided by its initial norm."""
+    """Return the norm of the change of each kernel from ``start`` to ``end``, divided by the norm at ``start``."""
     before, after = _kernels_by_layer(start), _kernels_by_layer(end)
     with torch.no_grad():
         return {name: ((after[name] - kernel).norm() / kernel.norm()).item() for name, kernel in before.items()}
 
 
 def initial_model(config: TrainConfig, palette: Palette) -> nn.Module:
-    """Return the model with its initial weights, determined by the run's seed. The global RNG state is preserved."""
+    """Return the model of a run with its initial weights. The global state of the random generator is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_model(config.model, **{"num_colours": len(palette.colours), **config.model_args})
 
 
 def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return kernels by layer name: ``block1.0.weight``, the first layer of a sequence, is named ``block1``."""
+    """Return kernels by layer name. The kernel of ``block1.0``, the first layer of a block, is named ``block1``."""
     return {
         name.removesuffix(".weight").removesuffix(".0"): parameter
         for name, parameter in model.named_parameters()
@@ -85,8 +82,8 @@ def _kernels_by_layer(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-#: Changes to the values of a skip connection. "shuffled": each image of a batch receives the values of the previous
-#: image, which have the same distribution but are unrelated to the image (except in a batch of one image).
+#: Changes to the features of a skip connection. With "shuffled", each image receives the features of the previous image
+#: of the batch, which have the same distribution but are unrelated to the image.
 ABLATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "zeroed": torch.zeros_like,
     "shuffled": lambda features: features.roll(1, 0),
@@ -94,10 +91,11 @@ ABLATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def ablate_skips(model: UNet, images: LabelledImages) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return loss (nats per pixel) and accuracy (0 to 1) by (skip, ablation); ("none", "intact") is the full model.
+    """Return loss (nats per pixel) and accuracy (0 to 1) by ablated skip connection and ablation.
 
-    Skips are "half" (from block 1 to block 4, at half the resolution), "input" (from the input to the last layer) and
-    "both". The model should be in evaluation mode.
+    The skip connections are "half" (from block 1 to block 4, at half the resolution), "input" (from the input to the
+    last layer) and "both". The key of the unchanged model is ("none", "intact"). The model should be in evaluation
+    mode.
     """
     scores = {("none", "intact"): loss_and_accuracy(model, images.grey, images.labels)}
     for skip, (name, ablation) in product(("half", "input", "both"), ABLATIONS.items()):

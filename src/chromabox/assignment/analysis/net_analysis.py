@@ -1,7 +1,7 @@
-"""Analysis of trained models: the numbers that explain their results.
+"""Analysis of trained models for the report, with the numbers that explain their results.
 
-Everything is computed from the model of a run and a few hundred images of its dataset, so that a report takes seconds.
-The latest results are cached in memory, because several sections of the report use them.
+A few hundred images of the dataset are analysed, so that a report takes seconds. The latest results are cached in
+memory, because several sections of the report use them.
 """
 
 import math
@@ -27,12 +27,10 @@ from chromabox.report.document.model import Source
 
 #: Name of the file with all numbers of the analyses, next to the figures of a report.
 RESULTS_FILE = "results.json"
-#: Number of test images for the analysis of predictions.
-NUM_TEST_IMAGES = 500
-#: Numbers of training and test images for probes.
-NUM_PROBE_TRAIN_IMAGES, NUM_PROBE_TEST_IMAGES = 200, 200
-#: Number of test images for the ablation of skip connections.
-NUM_ABLATION_IMAGES = 150
+#: Numbers of test images for the analysis of predictions and for the ablation of skip connections.
+NUM_TEST_IMAGES, NUM_ABLATION_IMAGES = 500, 150
+#: Number of training images to which probes are fitted, and number of test images on which they are evaluated.
+NUM_PROBE_IMAGES = 200
 #: Number of training batches for gradients.
 NUM_GRADIENT_BATCHES = 2
 #: Bounds, in pixels, of the bins for distance from the nearest edge.
@@ -40,8 +38,8 @@ EDGE_DISTANCE_BINS = (0, 1, 2, 3, 4, 6, math.inf)
 #: All of the above, by their keys in ``results.json``.
 SAMPLE_SIZES = {
     "test pictures": NUM_TEST_IMAGES,
-    "probe: fitted on training pictures": NUM_PROBE_TRAIN_IMAGES,
-    "probe: judged on test pictures": NUM_PROBE_TEST_IMAGES,
+    "probe: fitted on training pictures": NUM_PROBE_IMAGES,
+    "probe: judged on test pictures": NUM_PROBE_IMAGES,
     "skips changed on test pictures": NUM_ABLATION_IMAGES,
     "gradients of batches": NUM_GRADIENT_BATCHES,
     "bounds of the bands of distance": EDGE_DISTANCE_BINS,
@@ -50,7 +48,7 @@ SAMPLE_SIZES = {
 
 @dataclass(frozen=True, eq=False)
 class AnalysisData:
-    """Data that all models of a comparison share."""
+    """The test images that all models of a comparison share, and numbers that do not depend on a model."""
 
     inputs: TrainInputs
     test: LabelledImages
@@ -58,10 +56,11 @@ class AnalysisData:
     edge_distances: Float64[np.ndarray, "images height width"]
     """Distance in pixels from each pixel to the nearest edge of the greyscale image."""
     grey_stats: dict[str, float]
-    """Quality of the greyscale images."""
+    """Result of :func:`image_stats` for the greyscale images."""
     true_colourfulness: float
+    """Mean colourfulness of the original images."""
     lookup_table_accuracy: float
-    """Accuracy of a lookup table from grey value to its most frequent colour, on the whole test split: a baseline."""
+    """Accuracy of a lookup table from grey values to their most frequent colours, on the whole test split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +76,18 @@ class NetAnalysis:
     accuracy_by_edge_distance: pixels.AccuracyByEdgeDistance
     calibration: pixels.Calibration
     probe_scores: dict[str, dict[str, float]]
-    """By layer: "quarter" (the bottleneck), "half" and "input"."""
+    """Result of :func:`~chromabox.assignment.analysis.probing.probe_layers`."""
     bottleneck_shape: tuple[int, int, int]
     """Channels, height and width of the layer "quarter" of the probes."""
     initial_gradients: dict[str, gradients.LayerGradient]
     final_gradients: dict[str, gradients.LayerGradient]
     weight_change: dict[str, float]
     skip_ablations: dict[str, dict[str, float]]
-    """Loss and accuracy with ablated skips, by "skip ablation"; empty for models without skip connections."""
+    """Loss and accuracy by ablated skip connection and ablation, for example by "half zeroed"."""
 
     @cached_property
     def to_json(self) -> dict[str, Any]:
-        """All numbers as JSON values, without the per-pixel predictions; non-finite numbers are None."""
+        """All numbers except the per-pixel predictions as JSON values. Non-finite numbers become None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
             when: {layer: gradient.relative_norm for layer, gradient in layers.items()}
@@ -100,12 +99,12 @@ class NetAnalysis:
 
     @property
     def source(self) -> Source:
-        """The values as recorded in ``results.json``, plus ``model``, for texts and tables."""
+        """The numbers as in ``results.json``, with the name of the model, for use in texts and tables."""
         return Source({"model": self.model, **self.to_json}, f"{RESULTS_FILE}: nets > {self.model} > ")
 
 
 def to_json_value(value: Any) -> Any:
-    """Convert dataclasses, arrays and numbers to JSON values; non-finite numbers become None."""
+    """Convert dataclasses, arrays and numbers to JSON values. Non-finite numbers become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_json_value(asdict(value))
     if isinstance(value, dict):
@@ -117,12 +116,12 @@ def to_json_value(value: Any) -> Any:
     return value
 
 
-#: The latest data, by the settings that determine it.
+#: The latest data, by the settings on which they depend.
 _data_cache: dict[tuple[str, int, float, str], AnalysisData] = {}
 
 
 def load_analysis_data(run: Path) -> AnalysisData:
-    """Return the data of a run and everything that does not depend on the model."""
+    """Return the data of a run. Runs with the same dataset and palette share one result."""
     config = RunDir(run).load_config(TrainConfig)
     key = (config.data, config.size, config.val_fraction, (run / "palette.json").read_text(encoding="utf-8"))
     if key in _data_cache:
@@ -146,7 +145,7 @@ def load_analysis_data(run: Path) -> AnalysisData:
 
 
 def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> dict[str, float]:
-    """Return ``psnr`` in dB and mean CIEDE2000 (``delta_e``) from the ground truth, and mean ``colourfulness``."""
+    """Return the ``psnr`` in dB, the mean CIEDE2000 colour difference ``delta_e``, and the mean ``colourfulness``."""
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
     scores = {"psnr": metrics.psnr(rgb, truth), "delta_e": metrics.delta_e(rgb, truth)}
     return {**scores, "colourfulness": _mean_colourfulness(rgb)}
@@ -157,25 +156,26 @@ def _mean_colourfulness(rgb: UInt8[np.ndarray, "images height width 3"]) -> floa
 
 
 def analyse(run: Path) -> NetAnalysis:
-    """Analyse the model of a finished run, one of the three models of the assignment."""
+    """Analyse the model of a finished run of one of the three models of the assignment."""
     return _analyse(run, (run / "summary.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=3)
 def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
-    """Analyse a model; ``finished_ns`` is part of the cache key, so that a new run in the same folder is analysed."""
+    """Analyse a model. The parameter ``finished_ns`` only distinguishes different runs in the same folder."""
     config, palette_model, data = RunDir(run).load_config(TrainConfig), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
     train, size = data.inputs.data.train, config.recipe.batch_size
     start = gradients.initial_model(config, palette)
-    # Batches in file order; the first batch again if there are not enough images.
-    selected = [train.select(slice(number * size, (number + 1) * size)) for number in range(NUM_GRADIENT_BATCHES)]
-    batches = [(batch.grey, batch.labels) for batch in (batch if len(batch) else selected[0] for batch in selected)]
+    # The first batches in file order. If there are not enough images, the first batch is used again.
+    starts = [start if start < len(train) else 0 for start in range(0, NUM_GRADIENT_BATCHES * size, size)]
+    selected = [train.select(slice(start, start + size)) for start in starts]
+    batches = [(images.grey, images.labels) for images in selected]
     predictions = pixels.predict(model, test)
     skips = gradients.ablate_skips(model, test.select(slice(0, NUM_ABLATION_IMAGES))) if isinstance(model, UNet) else {}
     height, width = test.labels.shape[1:]
     predicted_colours = pixels.label_colours(torch.from_numpy(predictions.labels), palette)
-    probe_images = train.select(slice(0, NUM_PROBE_TRAIN_IMAGES)), test.select(slice(0, NUM_PROBE_TEST_IMAGES))
+    probe_train, probe_test = (images.select(slice(0, NUM_PROBE_IMAGES)) for images in (train, test))
     return NetAnalysis(
         model=config.model,
         run=run,
@@ -187,7 +187,7 @@ def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
             predictions.is_correct, data.edge_distances, EDGE_DISTANCE_BINS
         ),
         calibration=pixels.calibrate(predictions.confidence, predictions.is_correct),
-        probe_scores=probe_layers(model, *probe_images, palette),
+        probe_scores=probe_layers(model, probe_train, probe_test, palette),
         bottleneck_shape=(model.get_submodule("block2.0").out_channels, height // 4, width // 4),  # type: ignore[arg-type]
         initial_gradients=gradients.layer_gradients(start, batches),
         final_gradients=gradients.layer_gradients(model, batches),

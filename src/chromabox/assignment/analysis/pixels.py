@@ -1,7 +1,7 @@
 """Analysis of per-pixel predictions.
 
 * Predicted labels, confidence, calibration, and agreement between two models.
-* Fine detail: the differences between the pixels of a 4 × 4 block, and how much of them a colourised image preserves.
+* Fine detail, which is the deviation of pixels from the mean of their 4 × 4 block, in colourised and true images.
 * Edges of images, distances of pixels from edges, and accuracy by distance.
 * Accuracy for vivid and for dull colours.
 """
@@ -20,7 +20,7 @@ from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError
 
-#: Number of images per forward pass, which limits memory.
+#: Number of images per forward pass. A larger number requires more memory.
 PREDICT_BATCH_SIZE = 250
 
 
@@ -29,7 +29,7 @@ class Predictions:
     """Per-pixel predictions of a model."""
 
     labels: UInt8[np.ndarray, "images height width"]
-    """Palette index with the highest probability."""
+    """Index of the palette colour with the highest probability."""
     confidence: Float32[np.ndarray, "images height width"]
     """Probability of the predicted label."""
     loss: Float32[np.ndarray, "images height width"]
@@ -41,7 +41,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: nn.Module, images: LabelledImages) -> Predictions:
-    """Return a model's predictions for some images; the model should be in evaluation mode."""
+    """Return the predictions of a model in evaluation mode."""
     batches, mean_probabilities = [], torch.zeros(())
     for grey, truth in zip(images.grey.split(PREDICT_BATCH_SIZE), images.labels.split(PREDICT_BATCH_SIZE), strict=True):
         log_probabilities = F.log_softmax(model(grey).float(), dim=1)
@@ -57,9 +57,9 @@ def predict(model: nn.Module, images: LabelledImages) -> Predictions:
 def measure_agreement(first: Predictions, second: Predictions) -> dict[str, float]:
     """Return the agreement between two models as fractions of all pixels.
 
-    The first four add up to one; ``both_wrong`` contains equal and different predictions. ``different`` is the fraction
-    of pixels with two different predictions, correct or not. Raise ChromaboxError if the shapes of the predictions
-    differ.
+    ``both_correct``, ``both_wrong``, ``only_first`` and ``only_second`` add up to 1. ``different`` is the fraction of
+    pixels for which the predictions of the models differ. Raise ChromaboxError if the predictions have different
+    shapes.
     """
     if first.labels.shape != second.labels.shape:
         shapes = f"{list(first.labels.shape)} and {list(second.labels.shape)}"
@@ -76,31 +76,32 @@ def measure_agreement(first: Predictions, second: Predictions) -> dict[str, floa
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Accuracy by confidence, in bins of equal width."""
+    """Mean confidence, accuracy and fraction of all pixels, in bins of confidence of equal width.
+
+    Bins without pixels have a confidence and accuracy of NaN.
+    """
 
     confidence: Float[np.ndarray, " bins"]
-    """Mean confidence; NaN in bins without pixels, as in ``accuracy``."""
     accuracy: Float[np.ndarray, " bins"]
     fraction: Float[np.ndarray, " bins"]
-    """Fraction of all pixels."""
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean over pixels of |accuracy − confidence| of their bin, 0 to 1."""
+        """Expected calibration error: weighted mean of |accuracy − confidence| over the bins, 0 to 1."""
         return float(np.nansum(self.fraction * np.abs(self.accuracy - self.confidence)))
 
     @property
     def overconfidence(self) -> float:
-        """Mean confidence minus accuracy; positive for an overconfident model."""
+        """Mean confidence minus accuracy, which is positive for an overconfident model."""
         return float(np.nansum(self.fraction * (self.confidence - self.accuracy)))
 
 
 def calibrate(
     confidence: Float[np.ndarray, "..."], is_correct: Bool[np.ndarray, "..."], num_bins: int = 15
 ) -> Calibration:
-    """Return accuracy by confidence (0 to 1).
+    """Return the accuracy in bins of confidence (0 to 1).
 
-    Source: Guo, Pleiss, Sun and Weinberger 2017, section 2; the default of 15 bins is theirs.
+    Source: Guo, Pleiss, Sun and Weinberger 2017, section 2. The default number of bins is from the same paper.
     """
     bins = np.minimum((confidence.ravel() * num_bins).astype(int), num_bins - 1)
     count = np.bincount(bins, minlength=num_bins)
@@ -109,13 +110,13 @@ def calibrate(
     return Calibration(mean, accuracy, count / max(bins.size, 1))
 
 
-#: Side length in pixels of the block covered by one bottleneck position: the assignment's models halve images twice.
+#: Side length in pixels of the block that corresponds to one position of the bottleneck of the assignment's models.
 BLOCK = 4
 ImageMaps = Float[Tensor, "images channels height width"]
 
 
 def high_pass(maps: ImageMaps) -> ImageMaps:
-    """Subtract the mean of its 4 × 4 block from each pixel. Height and width must be multiples of 4."""
+    """Subtract from each pixel the mean of its 4 × 4 block. Height and width must be multiples of 4."""
     return maps - F.interpolate(F.avg_pool2d(maps, BLOCK), scale_factor=BLOCK)
 
 
@@ -125,16 +126,16 @@ def remove_grey(colours: ImageMaps) -> ImageMaps:
 
 
 def label_colours(labels: UInt8[Tensor, "images height width"], palette: Palette) -> ImageMaps:
-    """Return the palette colours of labels as RGB/256, channels first."""
+    """Return the palette colours of labels as RGB values divided by 256."""
     colours = torch.tensor(palette.colours)
     return colours[labels.long()].permute(0, 3, 1, 2)
 
 
 def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> dict[str, float]:
-    """Compare the fine detail of images with that of reference images; NaN if either has none.
+    """Compare the fine detail of images with the fine detail of reference images.
 
-    Return ``energy``, the sum of squares divided by that of the reference (below 1 if the detail is weaker), and
-    ``correlation`` with the detail of the reference (1 if equal up to a factor, 0 if unrelated).
+    Return ``energy``, the ratio of the sums of squares, which is below 1 if the images have weaker detail, and
+    ``correlation``, which is 1 if the details are equal up to a positive factor. Without any detail, values are NaN.
     """
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
@@ -147,7 +148,7 @@ DistanceMap = Float64[np.ndarray, "images height width"]
 
 
 def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = 0.1) -> EdgeMask:
-    """Return the mask of the ``edge_fraction`` of pixels with the largest Sobel gradient; uniform images have none."""
+    """Return a mask of the fraction ``edge_fraction`` of all pixels that has the largest Sobel gradients."""
     from scipy.ndimage import sobel
 
     gradient = np.hypot(sobel(grey, axis=1, mode="nearest"), sobel(grey, axis=2, mode="nearest"))
@@ -155,24 +156,22 @@ def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: fl
 
 
 def edge_distances(edges: EdgeMask) -> DistanceMap:
-    """Return the distance in pixels from every pixel to the nearest edge pixel of its image; 0 on edges.
+    """Return the distance in pixels from every pixel to the nearest edge pixel of its image.
 
-    Infinite in images without edges.
+    The distance is 0 on edges and infinite in images without edges.
     """
     from scipy.ndimage import distance_transform_edt
 
-    # One transform for all images, spaced so far apart that the nearest edge is always in the same image.
-    spacing = float(2 * sum(edges.shape[1:]))
-    if not edges.any():
-        return np.full(edges.shape, np.inf)
-    distances = np.asarray(distance_transform_edt(~edges, sampling=(spacing, 1.0, 1.0)))
-    distances[~edges.any((1, 2))] = np.inf
+    distances = np.full(edges.shape, np.inf)
+    for image, distance in zip(edges, distances, strict=True):
+        if image.any():
+            distance[:] = distance_transform_edt(~image)
     return distances
 
 
 @dataclass(frozen=True, eq=False)
 class AccuracyByEdgeDistance:
-    """Accuracy (NaN without pixels) and fraction of all pixels, in bins of distance from the nearest edge."""
+    """Accuracy and fraction of all pixels, in bins of distance from the nearest edge. Empty bins have accuracy NaN."""
 
     accuracy: Float64[np.ndarray, " bins"]
     fraction: Float64[np.ndarray, " bins"]
@@ -181,10 +180,7 @@ class AccuracyByEdgeDistance:
 def accuracy_by_edge_distance(
     is_correct: Bool[np.ndarray, "images height width"], distances: DistanceMap, bounds: Sequence[int | float]
 ) -> AccuracyByEdgeDistance:
-    """Return the accuracy in the bins between neighbouring ``bounds``, at least two increasing numbers.
-
-    Lower bounds are inclusive, upper bounds exclusive.
-    """
+    """Return the accuracy in bins of distance. Each bin includes its lower bound and excludes its upper bound."""
     bins = np.searchsorted(np.asarray(bounds), distances.ravel(), side="right") - 1
     inside = (bins >= 0) & (bins < len(bounds) - 1)
     count = np.bincount(bins[inside], minlength=len(bounds) - 1)
@@ -194,7 +190,7 @@ def accuracy_by_edge_distance(
 
 
 def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
-    """Return the mask of the half of a palette with the larger chroma √(a*² + b*²) in CIELab; the rest are dull."""
+    """Return a mask of the colours whose chroma √(a*² + b*²) in CIELab exceeds the median. The others are dull."""
     chroma = np.hypot(*rgb_to_lab(palette.rgb)[:, 1:].T)
     return np.asarray(chroma > np.median(chroma))
 
@@ -204,17 +200,18 @@ def vivid_colour_stats(
 ) -> dict[str, float]:
     """Compare predictions with the ground truth, separately for vivid and for dull colours.
 
-    Return fractions of the pixels, 0 to 1: ``true_fraction`` and ``predicted_fraction`` of vivid colours, their
-    ``mean_probability``, and the accuracy on pixels of each kind of true colour, ``vivid_accuracy`` and
-    ``dull_accuracy`` (NaN without such pixels).
+    Return ``true_fraction`` and ``predicted_fraction``, the fractions of pixels with vivid colours;
+    ``mean_probability``, the mean predicted probability of vivid colours; and ``vivid_accuracy`` and
+    ``dull_accuracy``, the accuracy on pixels whose true colour is vivid or dull. An accuracy without pixels is NaN.
     """
-    is_correct, vivid_truth = predictions.is_correct, is_vivid[truth]
-    vivid_correct, vivid_count = int(is_correct[vivid_truth].sum()), int(vivid_truth.sum())
-    dull_correct, dull_count = int(is_correct.sum()) - vivid_correct, vivid_truth.size - vivid_count
+    vivid_truth = is_vivid[truth]
+    accuracies = {
+        f"{name}_accuracy": float(predictions.is_correct[mask].mean()) if mask.any() else float("nan")
+        for name, mask in (("vivid", vivid_truth), ("dull", ~vivid_truth))
+    }
     return {
-        "true_fraction": vivid_count / vivid_truth.size,
+        "true_fraction": float(vivid_truth.mean()),
         "predicted_fraction": float(is_vivid[predictions.labels].mean()),
         "mean_probability": float(predictions.mean_probabilities[is_vivid].sum()),
-        "vivid_accuracy": vivid_correct / vivid_count if vivid_count else float("nan"),
-        "dull_accuracy": dull_correct / dull_count if dull_count else float("nan"),
+        **accuracies,
     }

@@ -1,8 +1,8 @@
-"""Linear probes: how much of an image's detail can be reconstructed from the features of a layer.
+"""Linear probes, which measure how much of an image can be reconstructed from the features of a layer.
 
 A probe is a ridge regression from the features of a layer to the pixels, fitted on training images and evaluated on
-test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). Its R² is a
-lower bound on the information in a layer, because the information may be encoded non-linearly.
+test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). The R² of a
+probe is a lower bound, because features can also encode information non-linearly.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from chromabox.colour.data.datasets import LabelledImages
 from chromabox.colour.evaluation.metrics import NUM_GREY_SUMS, grey_lookup_baseline
 from chromabox.colour.palette.palette import Palette
 
-#: Ridge penalty relative to the variance of each feature, which is 1; on photographs it changes R² by less than 0.001.
+#: Ridge penalty for features of variance 1. On photographs, the penalty changes R² by less than 0.001.
 RIDGE_PENALTY = 1e-4
 
 FeatureRows = Float64[Tensor, "_ _"]
@@ -25,10 +25,10 @@ FeatureRows = Float64[Tensor, "_ _"]
 def predict_ridge(
     train_inputs: FeatureRows, train_outputs: FeatureRows, test_inputs: FeatureRows, penalty: float = RIDGE_PENALTY
 ) -> FeatureRows:
-    """Predict outputs by ridge regression: a linear map with an intercept, fitted on the training rows.
+    """Predict outputs by ridge regression with an intercept, fitted on the training rows.
 
-    It minimises squared error + ``penalty`` · rows · squared weights, on standardised features. Source: Hastie,
-    Tibshirani and Friedman 2009, equation 3.44. Constant features have weight 0.
+    The regression minimises the sum of squared errors plus ``penalty`` · rows · squared weights, on standardised
+    features. Constant features have weight 0. Source: Hastie, Tibshirani and Friedman 2009, equation 3.44.
     """
     inputs_mean, outputs_mean = train_inputs.mean(0), train_outputs.mean(0)
     deviation = train_inputs.std(0, correction=0)
@@ -40,32 +40,29 @@ def predict_ridge(
 
 
 def r_squared(y_pred: FeatureRows, y_true: FeatureRows) -> float:
-    """Return the explained fraction of the total variance of all columns: 1 without error, 0 for the column means.
-
-    NaN if ``y_true`` is constant.
-    """
+    """Return the explained fraction of the total variance of all columns, or NaN if ``y_true`` is constant."""
     variance = (y_true - y_true.mean(0)).square().sum().item()
     return 1 - (y_pred - y_true).square().sum().item() / variance if variance else float("nan")
 
 
 def to_blocks(maps: Float[Tensor, "images channels height width"], block_size: int) -> FeatureRows:
-    """Return a row for each ``block_size`` × ``block_size`` block of the maps: its values, channel by channel."""
+    """Return one row per block of ``block_size`` × ``block_size`` positions, with its values channel by channel."""
     packed = F.pixel_unshuffle(maps, block_size)
     return packed.permute(0, 2, 3, 1).reshape(-1, packed.shape[1]).double()
 
 
 def from_blocks(rows: FeatureRows, num_images: int, height: int, width: int) -> ImageMaps:
-    """Invert :func:`to_blocks` for blocks of 4 × 4 pixels."""
+    """Return the maps whose 4 × 4 blocks are the rows, as the inverse of :func:`to_blocks`."""
     packed = rows.reshape(num_images, height // BLOCK, width // BLOCK, -1).permute(0, 3, 1, 2)
     return F.pixel_shuffle(packed, BLOCK)
 
 
 @torch.no_grad()
 def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"]) -> dict[str, FeatureRows]:
-    """Return the features of one of the assignment's models by layer, one row for each 4 × 4 block of pixels.
+    """Return the features of one of the assignment's models by layer, with one row per 4 × 4 block of pixels.
 
-    "quarter" is the bottleneck with one position per block, "half" the output of block 1 with four positions, and
-    "input" the sixteen pixels.
+    "quarter" is the output of block 2 (one position per block of pixels), "half" is the output of block 1 (four
+    positions), and "input" is the greyscale image (sixteen pixels).
     """
     half = model.get_submodule("block1")(grey)
     quarter = model.get_submodule("block2")(half)
@@ -75,18 +72,18 @@ def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"
 def probe_layers(
     model: nn.Module, train: LabelledImages, test: LabelledImages, palette: Palette
 ) -> dict[str, dict[str, float]]:
-    """Probe the layers of :func:`block_features` and return the scores of each.
+    """Fit a linear probe on ``train`` for each layer of :func:`block_features`, and return the scores on ``test``.
 
-    The linear maps and the lookup table are fitted on ``train``; all scores are computed on ``test``: R² of ``grey``
-    values; R² of ``grey_detail`` and ``colour_detail``, the differences between grey or target RGB values and their
-    4 × 4 block mean; R² of ``chroma``, the target RGB values minus their mean over the channels; and
-    ``lookup_table_accuracy`` of a table from grey value to its most frequent colour, for the predicted grey values.
+    The scores are the R² of ``grey``, the grey values; of ``grey_detail`` and ``colour_detail``, the differences
+    between grey or true RGB values and the means of their 4 × 4 blocks; and of ``chroma``, the true RGB values minus
+    their mean over the channels. ``lookup_table_accuracy`` is the accuracy of a lookup table, fitted on ``train``, from
+    grey values to their most frequent colours, applied to the predicted grey values.
     """
     train_features, test_features = (block_features(model, images.grey) for images in (train, test))
     train_targets, true = (
         torch.cat([images.grey, label_colours(images.labels, palette)], 1) for images in (train, test)
     )
-    scores = {}
+    true_parts, scores = _scored_parts(true.double()), {}
     for name, train_rows in train_features.items():
         rows = predict_ridge(train_rows, to_blocks(train_targets, BLOCK), test_features[name])
         predicted = from_blocks(rows, *test.labels.shape)
@@ -94,15 +91,13 @@ def probe_layers(
         table = grey_lookup_baseline(
             train.grey_sum.numpy(), train.labels.numpy(), sums, test.labels.numpy(), len(palette)
         )
-        true_parts = _scored_parts(true.double())
         r2 = {part: r_squared(rows, true_parts[part]) for part, rows in _scored_parts(predicted).items()}
         scores[name] = {**r2, "lookup_table_accuracy": table.accuracy}
     return scores
 
 
 def _scored_parts(maps: ImageMaps) -> dict[str, FeatureRows]:
-    """Return grey values, detail and chroma, which are linear in the pixels, so that one probe serves all."""
+    """Return the parts whose R² is computed. All parts are linear in the pixels, so that one probe is sufficient."""
     grey, colour = maps[:, :1], maps[:, 1:]
     parts = {"grey": grey, "grey_detail": high_pass(grey), "colour_detail": high_pass(colour)}
-    parts["chroma"] = remove_grey(colour)
-    return {name: to_blocks(part, BLOCK) for name, part in parts.items()}
+    return {name: to_blocks(part, BLOCK) for name, part in {**parts, "chroma": remove_grey(colour)}.items()}

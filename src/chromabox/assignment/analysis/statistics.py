@@ -1,6 +1,6 @@
 """Confidence intervals for differences between two models, and rank correlations over the values of a sweep.
 
-Intervals are computed over seeds, or over the test images if there is a single seed.
+Intervals describe the variation between seeds or, if there is a single seed, the variation between test images.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,19 @@ from jaxtyping import Bool, Float, Integer
 CONFIDENCE_LEVEL = 0.95
 #: Number of sets of images for the bootstrap.
 NUM_RESAMPLES = 2000
-#: Minimum number of seeds per model for a sample not to be called small.
-MIN_LARGE_SAMPLE = 10
 
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """Second value minus the first, with the 95 % confidence interval of the true difference."""
+    """Difference of two values, the second minus the first, with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
     method: str
+    """Statistical method and sample size, as a phrase for reports."""
     caveat: str
-    """Method with its sample, and its limitation, as phrases for reports."""
+    """Limitation of the method, as a phrase for reports."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -34,22 +33,21 @@ class ConfidenceInterval:
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> ConfidenceInterval:
-    """Return the difference of the means with Welch's t interval; requires at least two seeds per model.
+    """Return the difference of the means with Welch's t interval. At least two seeds per model are required.
+
+    The variances of the two models may differ. The results of two models with the same seed are treated as independent.
+    Without variance between seeds, the interval has width 0.
 
     Source: Welch 1947, "The generalization of Student's problem when several different population variances are
-    involved". The variances of the two models may differ, and equal seeds of two models are treated as independent.
-    Without variance between seeds, the interval is the difference itself.
+    involved".
     """
-    value = float(np.mean(second) - np.mean(first))
-    method = f"Welch's t over {len(first)} and {len(second)} seeds"
-    is_small = min(len(first), len(second)) < MIN_LARGE_SAMPLE
-    caveat = "few seeds: the interval assumes a normal distribution" if is_small else "enough seeds"
-    if np.ptp(first) == 0 == np.ptp(second):
-        return ConfidenceInterval(value, value, value, method, caveat)
     from scipy.stats import ttest_ind
 
-    interval = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
-    return ConfidenceInterval(value, float(interval.low), float(interval.high), method, caveat)
+    value = low = high = float(np.mean(second) - np.mean(first))
+    if np.ptp(first) > 0 or np.ptp(second) > 0:
+        low, high = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
+    method = f"Welch's t over {len(first)} and {len(second)} seeds"
+    return ConfidenceInterval(value, float(low), float(high), method, "which assumes a normal distribution")
 
 
 def difference_over_images(
@@ -57,9 +55,9 @@ def difference_over_images(
 ) -> ConfidenceInterval:
     """Return the mean difference of two models' scores on the same images, with a paired bootstrap interval.
 
-    Source: Efron 1979. The limits are percentiles of the means over resampled sets of the same number of images, drawn
-    with replacement. The differences are paired, so that images that are difficult for both models do not widen the
-    interval. It does not include the variation between seeds.
+    The limits are percentiles of the means over sets of images drawn with replacement. The scores are paired, so that
+    images that are difficult for both models do not widen the interval. The interval does not include the variation
+    between seeds. Source: Efron 1979.
     """
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     count = len(differences)
@@ -72,9 +70,9 @@ def difference_between_regions(
     first_region: Bool[np.ndarray, "images height width"],
     second_region: Bool[np.ndarray, "images height width"],
 ) -> ConfidenceInterval:
-    """Return the mean of ``change`` in the second region minus that in the first, with a bootstrap interval.
+    """Return the mean of ``change`` in the second region minus its mean in the first, with a bootstrap interval.
 
-    Images are resampled. The result is NaN if one of the regions has no pixels.
+    The bootstrap draws images with replacement. The result is NaN if one of the regions has no pixels.
     """
     weights = np.concatenate([np.ones((1, len(change)), np.int64), _resample_counts(len(change))])
     with np.errstate(invalid="ignore"):  # A region without pixels has no mean.
@@ -87,7 +85,7 @@ def difference_between_regions(
 
 
 def _resample_counts(count: int) -> Integer[np.ndarray, "resamples count"]:
-    """Return how often each of ``count`` images occurs in each of the resampled sets, which are always the same."""
+    """Return how often each of ``count`` images occurs in each resampled set. The random seed is fixed."""
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
 
 
@@ -100,10 +98,9 @@ def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"
 
 
 def mean_rank_correlation(numbers: Float[np.ndarray, "seeds values"]) -> float:
-    """Return Spearman's rank correlation between numbers and their positions along an ascending parameter, −1 to 1.
+    """Return Spearman's rank correlation (−1 to 1) between the numbers and their column index, averaged over seeds.
 
-    It is computed for each seed and averaged: 1 if the numbers of every seed increase strictly. Equal numbers have no
-    order, so the correlation for a seed whose numbers are all equal is 0.
+    The result is 1 if the numbers of every seed increase strictly. A seed whose numbers are all equal contributes 0.
     """
     from scipy.stats import spearmanr
 

@@ -1,1 +1,1 @@
-"""Comparison of students' models with figure 1 of the assignment: run in a child process, trace, compare, report."""
+"""Comparison of students' models with figure 1 of the assignment, in a child process."""

@@ -1,4 +1,4 @@
-"""Alignment of the operations of two models: equal, different, missing, extra and moved operations."""
+"""Alignment of the operations of two models, which finds different, missing, extra and moved operations."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,20 +8,19 @@ from typing import Literal, TypeAlias
 
 from chromabox.assignment.check.trace import INPUT, Op
 
-#: Largest distance between two operations that are matched as moved: about one block of figure 1.
+#: Largest distance by which an operation counts as moved, which is about one block of figure 1.
 MAX_MOVE = 4
-
 Status: TypeAlias = Literal["equal", "different", "moved", "missing", "extra"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """Indices of an expected operation and the actual operation that matches it; None where there is none."""
+    """Indices of an expected operation and of the matching actual operation, or None if one of them is missing."""
 
     expected: int | None
     actual: int | None
     is_moved: bool = False
-    """Whether both exist, but in a different order."""
+    """Whether the operations of the two models are in a different order."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,9 @@ class DiffLine:
     location: str
     """Position in figure 1, for example ``block 2``."""
     message: str = ""
-    """Description of the difference; empty if there is none."""
+    """Description of the difference, or "" if there is none."""
     is_consequence: bool = False
-    """Whether only the shape differs, as a consequence of an earlier difference."""
+    """Whether only the output shape differs, as a consequence of an earlier difference."""
 
     @property
     def op(self) -> Op:
@@ -47,13 +46,14 @@ class DiffLine:
 
 
 def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
-    """Match operations of the same kind, preferably of the same shape and settings: in order, then out of order.
+    """Match operations of the same kind, preferably with the same shape and settings.
 
-    Matches are in the order of ``actual``; a missing operation precedes the actual operation at its position.
+    The best alignment in order is determined first. Then, remaining operations are matched out of order. Matches are
+    in the order of ``actual``, and a missing operation precedes the actual operation at its position.
     """
-    # Score of the best alignment of expected[i:] and actual[j:], and the numbers of operations that it consumes next.
-    # The third key is whether the previous operations match: a bonus of 1 makes unmatched runs start with a
-    # convolution, as blocks do.
+    # The score of the best alignment of expected[i:] and actual[j:], and the number of operations of each list in its
+    # first step. The third key states whether the previous step was a match. After a match, an unmatched convolution
+    # has a bonus of 1, because missing and additional blocks start with a convolution.
     best: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
     for i, j in product(range(len(expected), -1, -1), range(len(actual), -1, -1)):
         for is_start in (True, False):
@@ -91,16 +91,13 @@ def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
 
 
 def block_name(op: Op) -> str:
-    """Return ``block 2`` for module ``block2.0``, ``last layer`` for the last one, and "" for functional calls."""
+    """Return ``block 2`` for module ``block2.0``, ``last layer`` for module ``last``, and "" for functional calls."""
     name = op.module.split(".")[0]
     return name.replace("block", "block ") if name.startswith("block") else "last layer" if name else ""
 
 
 def describe(ops: Sequence[Op], index: int | None) -> str:
-    """Describe the output of a reference model's operation by its position in figure 1.
-
-    An index of None stands for an operation that is not in the figure.
-    """
+    """Describe the output of an operation of a reference model, or of an unknown operation if ``index`` is None."""
     if index is None:
         return "an operation that is not in figure 1"
     if index == INPUT:
@@ -114,7 +111,7 @@ def describe(ops: Sequence[Op], index: int | None) -> str:
 
 
 def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
-    """Compare all operations of two models line by line; ``expected`` belongs to a reference model."""
+    """Compare all operations of a reference model (``expected``) with those of another model (``actual``)."""
     matches = align(expected, actual)
     matched: dict[int | None, int | None] = {INPUT: INPUT}
     matched |= {match_.actual: match_.expected for match_ in matches if match_.actual is not None}
@@ -132,8 +129,8 @@ def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
             continue
         messages = setting_differences(first, second)
         sources = [matched.get(source) for source in second.sources]
-        # Missing, extra and moved neighbours have their own lines. Inputs are therefore checked only if all of them are
-        # matched; the inputs of concatenations are always checked.
+        # Missing, extra and moved operations have their own lines. The inputs of an operation are therefore compared
+        # only if they come from matched operations. The inputs of concatenations are always compared.
         are_inputs_checked = first.kind == "cat" or settled.issuperset([*sources, *first.sources])
         if match_.is_moved:
             place = f"directly follows the {expected[index - 1].kind} of {_location(expected, index - 1)}"
@@ -151,7 +148,7 @@ def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
 
 
 def _location(ops: Sequence[Op], index: int) -> str:
-    """Return the block of an operation; for a concatenation, which is in no block, the block that receives it."""
+    """Return the block of an operation. A concatenation is an input of the block of the next operation."""
     return block_name(ops[index]) or f"input of {block_name(ops[index + 1])}"
 
 

@@ -1,18 +1,17 @@
-"""Checks of students' models against figure 1 for ``chromabox check``: child processes with limits, and the results.
+"""Checks of students' models against figure 1 for ``chromabox check``.
 
-Students' code may raise errors, exit, crash, loop, print or allocate memory. The parent process therefore only reads a
-file of JSON lines that the child process has written, limits its run time, and describes in one sentence how it ended.
-
-Results are printed on the terminal and written as JSON.
+Students' code may raise errors, exit, crash, loop, print or allocate memory. It therefore runs in a child process with
+limits, which writes its results to a file of JSON lines. The parent process reads this file, prints the results and
+writes them as JSON.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from chromabox.assignment.check.worker import CLASSES
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.tables import make_console, print_grid, printable, save_results
 
-#: Environment of the child: no windows, no compilation, no bytecode files next to the student's file, no GPU.
+#: Environment of the child process: no GPU, no windows, no compilation, and no bytecode files.
 CHILD_ENV = {
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg",
@@ -40,7 +39,6 @@ EXIT_REASONS = {
     "SIGSEGV": "invalid memory access",
     "SIGKILL": "killed, usually for lack of memory",
     "SIGXCPU": "processor time limit exceeded",
-    "SIGABRT": "aborted",
 }
 
 
@@ -51,105 +49,90 @@ class CheckResult:
     file: str
     reports: list[NetReport]
     notes: list[str] = field(default_factory=list)
-    """Parts of the file that were skipped, and why."""
+    """Descriptions of the parts of the file that were skipped."""
     error: str | None = None
-    """Why no model could be checked, in one sentence; None otherwise."""
+    """Sentence that states why no model could be checked, or None."""
     class_names: list[str] = field(default_factory=list)
-    """Names of all classes of the file."""
+    """Names of all classes in the file."""
 
     @property
     def matches(self) -> bool:
-        """Whether there is at least one model and all of them match figure 1."""
+        """Whether the file defines at least one model and all its models match figure 1."""
         return self.error is None and bool(self.reports) and all(report.matches for report in self.reports)
 
 
-def check_file(
-    path: Path, *, model_names: Sequence[str] = tuple(CLASSES), timeout: float = 60.0, memory_limit_gb: float = 4.0
-) -> CheckResult:
+def check_file(path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.0) -> CheckResult:
     """Compare the classes of a .py file or notebook with figure 1. The file is executed in a child process.
 
     Args:
         path: The .py or .ipynb file.
-        model_names: The models of figure 1 to check.
         timeout: Time limit of a child process in seconds, including the import of PyTorch. If a class ends its process,
-            the remaining classes are checked in a new one.
+            the remaining classes are checked in a new process.
         memory_limit_gb: Memory limit of a child process in GB, where the system supports it.
 
     Raise UsageError for a missing file, for a file that is neither Python nor a notebook, and for invalid limits. Raise
-    ChromaboxError if the child process cannot be started or its result file is invalid.
+    ChromaboxError if the result file of the child process is invalid.
     """
     if path.is_dir():
-        raise UsageError(
-            f"{path}: is a folder; expected a .py or .ipynb file with the classes (to validate a detection dataset, "
-            f"use chromabox data check {path})"
-        )
+        raise UsageError(f"{path}: is a folder; expected a .py or .ipynb file (for datasets, use chromabox data check)")
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected a .py or .ipynb file")
     if path.suffix.lower() not in (".py", ".ipynb"):
-        raise UsageError(f"{path}: unsupported file type; expected a .py file or a notebook (.ipynb)")
-    if not 1 <= timeout <= 3600:
-        raise UsageError(f"--timeout: is {timeout:g}; expected 1 to 3600 seconds")
-    if not 1 <= memory_limit_gb <= 1024:
-        raise UsageError(
-            f"--memory-limit: is {memory_limit_gb:g}; expected 1 to 1024 GB (PyTorch alone uses several hundred MB)"
-        )
+        raise UsageError(f"{path}: unsupported file type; expected a .py or .ipynb file")
+    for option, value, maximum, unit in (
+        ("--timeout", timeout, 3600, "seconds"),
+        ("--memory-limit", memory_limit_gb, 1024, "GB"),
+    ):
+        if not 1 <= value <= maximum:
+            raise UsageError(f"{option}: is {value:g}; expected 1 to {maximum} {unit}")
     result = CheckResult(str(path), [])
     try:
-        _inspect(path.resolve(), list(model_names), timeout, memory_limit_gb, result)
+        _inspect(path.resolve(), timeout, memory_limit_gb, result)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
-            f"{path}: its classes corrupted the result file ({type(error).__name__}); they must not write to files "
-            "that are already open"
+            f"{path}: the classes corrupted the result file ({type(error).__name__}); expected classes that do not "
+            "write to files opened by others"
         ) from error
     if result.error is None and not result.reports:
-        verb = "defines neither" if len(model_names) > 1 else "does not define"
         names = ", ".join(result.class_names[:10])
         defined = f"its classes are {names}" if names else "it defines no classes"
-        result.error = f"{path.name} {verb} {' nor '.join(CLASSES[model] for model in model_names)}; {defined}"
+        result.error = f"{path.name} defines neither {' nor '.join(CLASSES.values())}; {defined}"
     return result
 
 
-def _inspect(path: Path, remaining: list[str], timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
-    """Start child processes until every model has been inspected or has ended its process; complete the result."""
+def _inspect(path: Path, timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
+    """Run child processes until every model has been checked or has ended its process, and complete the result."""
     reports: dict[str, NetReport] = {}
+    remaining = list(CLASSES)
     while remaining and result.error is None:
-        event: dict[str, Any] = {}
+        state: dict[str, Any] = {"doing": "starting the child process"}
         with tempfile.TemporaryDirectory(prefix="chromabox-check-", ignore_cleanup_errors=True) as temporary:
-            folder, events_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
+            folder, state_file = Path(temporary) / "work", Path(temporary) / "result.jsonl"
             folder.mkdir()
-            events_file.touch()
-            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(events_file)}
-            exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, folder, timeout)
-            lines = events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+            state_file.touch()
+            request = {"file": str(path), "nets": remaining, "folder": str(folder), "result": str(state_file)}
+            exit_reason = _run_child({**request, "seconds": timeout, "gigabytes": memory_limit_gb}, timeout)
+            lines = state_file.read_text(encoding="utf-8", errors="replace").split("\n")
         for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # a crash may truncate the last line
-                continue
-            if "nets" in event:
-                reports = {model: NetReport(model, name) for model, name in event["nets"].items()} | reports
-                result.class_names = event["others"]
-            elif "notes" in event:
-                result.notes = event["notes"]
-            elif "report" in event:
-                report = parse_report(event["report"])
-                reports[report.model] = report
-            elif "failed" in event:
-                result.error = str(event["failed"])
-        if "done" in event or result.error is not None:
+            with contextlib.suppress(json.JSONDecodeError):  # a crash may truncate the last line
+                state = json.loads(line)
+        reports |= {values["model"]: parse_report(values) for values in state.get("reports", [])}
+        result.class_names, result.notes = state.get("classes", []), state.get("notes", [])
+        result.error = state.get("failed")
+        if "done" in state or result.error is not None:
             break
-        # The child ended early: its last action, which has no result, is the one that failed.
-        message = f"{event.get('doing', 'starting the child process')}: {exit_reason}"
-        if "net" in event:
-            reports[event["net"]].add(event["check"], False, message)
-            remaining = remaining[remaining.index(event["net"]) + 1 :]
+        # The child process ended early, so the action in progress has failed.
+        message = f"{state['doing']}: {exit_reason}"
+        if "net" in state:
+            reports[state["net"]].add(state["check"], False, message)
+            remaining = remaining[remaining.index(state["net"]) + 1 :]
         else:
             result.error = message
     result.reports += [reports[model] for model in CLASSES if model in reports]
 
 
 def parse_report(values: dict[str, Any]) -> NetReport:
-    """Return a report written by the child process; raise KeyError or TypeError if it is invalid."""
+    """Return a report written by the child process. Raise KeyError or TypeError if it is invalid."""
 
     def parse_op(op: dict[str, Any] | None) -> Op | None:
         return None if op is None else Op(**{**op, "shape": tuple(op["shape"]), "sources": tuple(op["sources"])})
@@ -161,23 +144,18 @@ def parse_report(values: dict[str, Any]) -> NetReport:
     return NetReport(**{**values, "checks": [CheckItem(**check) for check in values["checks"]], "diff": diff})
 
 
-def _run_child(request: dict[str, Any], folder: Path, timeout: float) -> str:
-    """Run one child process until it ends or the time limit is reached; describe how it ended."""
+def _run_child(request: dict[str, Any], timeout: float) -> str:
+    """Run one child process until it ends or exceeds the time limit, and describe how it ended."""
     command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", json.dumps(request)]
+    environment = {**os.environ, **CHILD_ENV, "TMPDIR": request["folder"], "TEMP": request["folder"]}
     null = subprocess.DEVNULL
-    environment = {**os.environ, **CHILD_ENV, "TMPDIR": str(folder), "TEMP": str(folder)}
-    try:
-        child = subprocess.Popen(command, env=environment, start_new_session=True, stdin=null, stdout=null, stderr=null)
-    except OSError as error:
-        raise ChromaboxError(
-            f"{sys.executable}: cannot be started ({error.strerror}); reinstall this Python environment"
-        ) from error
+    child = subprocess.Popen(command, env=environment, start_new_session=True, stdin=null, stdout=null, stderr=null)
     try:
         code = child.wait(timeout)
     except subprocess.TimeoutExpired:
         return f"did not finish within {timeout:g} s"
     finally:
-        # The child is in a process group of its own, which is killed with it.
+        # The child process may have started others, which are in the same process group.
         if child.poll() is None:
             child.kill() if sys.platform == "win32" else os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -188,15 +166,14 @@ def _run_child(request: dict[str, Any], folder: Path, timeout: float) -> str:
 
 
 STATUS_MARKS = {True: "✓", False: "✗", None: "·"}
-STATUS_STYLES = {True: "green", False: "red", None: "yellow"}
 
 
 def report_check(
     path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.0, output: Path | None = None
 ) -> CheckResult:
-    """Check the classes of a file, print the result, and write it as JSON to the file ``output``.
+    """Check the classes of a file and print the result. Write it as JSON if ``output`` is given.
 
-    Raise the errors of :func:`check_file`, and ChromaboxError if the output file cannot be written.
+    Raise the errors of :func:`check_file`, and ChromaboxError if the file ``output`` cannot be written.
     """
     with Console(stderr=True).status(printable(f"running the classes of {path.name} (at most {timeout:g} s)")):
         result = check_file(path, timeout=timeout, memory_limit_gb=memory_limit_gb)
@@ -209,7 +186,7 @@ def report_check(
 
 
 def print_check(result: CheckResult) -> None:
-    """Print the checks, layers and hints of every model, then a one-line summary."""
+    """Print the checks, operations and hints of every model, then a one-line summary."""
     console = make_console()
     for note in result.notes:
         console.print(printable(f"note: {note}"))
@@ -220,26 +197,23 @@ def print_check(result: CheckResult) -> None:
             table.add_row(_status_text(check.passed), printable(check.name), printable(check.message))
         console.print(table)
         if report.diff:
-            print_layers(report)
+            sizes = ("output", "parameters")
+            columns = ["", "location", "figure 1", *sizes, "your layer", "module", *sizes, "difference"]
+            rows: list[list[str | Text]] = []
+            for line in report.diff:
+                passed = None if line.message == NOT_REACHED else line.status == "equal"
+                layer, _, shape, count = _op_cells(line.expected)
+                cells = [layer, shape, count, *_op_cells(line.actual)]
+                message = "consequence of the above" if line.is_consequence else line.message
+                rows.append([_status_text(passed), line.location, *cells, message])
+            print_grid(f"{report.class_name}, layer by layer", columns, rows)
         for hint in report.hints:
             console.print(printable(f"→ {hint}"))
     console.print(printable(summary_line(result)))
 
 
-def print_layers(report: NetReport) -> None:
-    """Print a table of the operations of figure 1 and of the class."""
-    columns = ("", "location", "figure 1", "output", "parameters", "your layer", "module", "output", "parameters")
-    rows: list[list[str | Text]] = []
-    for line in report.diff:
-        passed = None if line.message == NOT_REACHED else line.status == "equal"
-        layer, _, shape, count = _op_cells(line.expected)
-        message = "consequence of the above" if line.is_consequence else line.message
-        rows.append([_status_text(passed), line.location, layer, shape, count, *_op_cells(line.actual), message])
-    print_grid(f"{report.class_name}, layer by layer", [*columns, "difference"], rows)
-
-
 def _status_text(passed: bool | None) -> Text:
-    return Text(STATUS_MARKS[passed], style=STATUS_STYLES[passed])
+    return Text(STATUS_MARKS[passed], style={True: "green", False: "red", None: "yellow"}[passed])
 
 
 def _op_cells(op: Op | None) -> tuple[str, str, str, str]:
@@ -247,21 +221,18 @@ def _op_cells(op: Op | None) -> tuple[str, str, str, str]:
     if op is None:
         return "", "", "", ""
     channels = f"({op.settings['inputs']}→{op.settings['outputs']})" if "outputs" in op.settings else ""
-    module = f"self.{op.module}" if op.module else "in forward"
-    shape = " × ".join(str(side) for side in op.shape[1:])
-    return layer_name(op) + channels, module, shape, f"{op.num_parameters:,}" if op.num_parameters else ""
+    shape = " × ".join(map(str, op.shape[1:]))
+    return layer_name(op) + channels, op.place, shape, f"{op.num_parameters:,}" if op.num_parameters else ""
 
 
 def summary_line(result: CheckResult) -> str:
     """Summarise the result in one line."""
     if result.error is not None:
         return f"✗ {result.error}"
-    failed = [report for report in result.reports if not report.matches]
     passed = [report.class_name for report in result.reports if report.matches]
     parts = [f"{', '.join(passed)}: as in figure 1"] if passed else []
-    parts += [
-        f"{report.class_name}: {sum(check.passed is False for check in report.checks)} of {len(report.checks)} checks "
-        "fail"
-        for report in failed
-    ]
+    for report in result.reports:
+        if not report.matches:
+            count = sum(check.passed is False for check in report.checks)
+            parts.append(f"{report.class_name}: {count} of {len(report.checks)} checks fail")
     return "; ".join(parts)

@@ -1,10 +1,8 @@
 """Execution of the parts of a student's file or notebook that a class requires, and calls to its constructor.
 
-A top-level statement is executed if it binds a name that a requested class requires, directly or indirectly: imports,
-constants, functions and classes. Loops and bare calls are skipped, so that the training, plotting and installation code
-of a notebook never runs.
-
-Constructor arguments are assigned by parameter name, or else by position, in the assignment's order.
+A top-level import, assignment, function or class is executed if it binds a name that a requested class requires,
+directly or indirectly. Loops and bare calls are skipped, so that the training, plotting and installation code of a
+notebook never runs.
 """
 
 import __future__
@@ -17,43 +15,43 @@ import re
 import symtable
 import sys
 import tokenize
+import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from torch import nn
 
-#: Statements that define something and may be executed.
+#: Kinds of statements that may be executed.
 DEFINITION_STATEMENTS = (
     *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
     *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try),
 )
 
-#: Lines of IPython syntax: magics, shell commands, help.
+#: Lines of IPython syntax, which are magics, shell commands and requests for help.
 MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
 ASSIGNED_MAGIC = re.compile(r"^(\s*[\w, ]+=\s*)[%!].*$", re.MULTILINE)
-#: Start of a cell in another language, for example ``%%bash``.
+#: Start of a notebook cell in another language, for example ``%%bash``.
 OTHER_LANGUAGE = re.compile(r"\s*%%(?!time|capture|prun|python)")
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A top-level statement, the names that it binds and needs, and its origin."""
+    """A top-level statement with the names that it binds and the names that it needs."""
 
     node: ast.stmt
     binds: set[str]
     needs: set[str]
     filename: str
-    """Name for compilation, shown in error messages: the file name, or ``code cell 3 of`` the file name."""
+    """Origin for error messages: ``mine.py`` or, for a notebook, ``code cell 3 of mine.ipynb``."""
 
 
 def read_source(path: Path) -> tuple[list[Statement], list[str]]:
     """Return the statements of a .py file or notebook (.ipynb, format 4), and warnings about skipped cells.
 
-    A notebook cell that is not valid Python is skipped with a warning. Raise ValueError, SyntaxError or OSError with
-    the reason if the file cannot be read.
+    A notebook cell that is not valid Python is skipped with a warning. Raise ValueError, SyntaxError or OSError if the
+    file cannot be read.
     """
     if path.suffix.lower() != ".ipynb":
         with tokenize.open(path) as file:
@@ -76,21 +74,19 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """Parse a text; if necessary, replace magics by ``pass`` or ``None``, which preserves line numbers.
+    """Parse a text. An import of several names becomes one statement per name, so that each can fail on its own.
 
-    An import of several names becomes one statement for each, so that a missing module does not affect the others.
+    If the text is not valid Python, IPython magics are replaced by ``pass`` or ``None``, which preserves line numbers.
     """
     try:
         tree = ast.parse(text, filename)
     except SyntaxError:
         text = MAGIC.sub(lambda match: f"{match[1] or match[2] or ''}pass", ASSIGNED_MAGIC.sub(r"\1None", text))
         tree = ast.parse(text, filename)
-    nodes: list[ast.stmt] = []
+    nodes = list[ast.stmt]()
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            nodes += [ast.copy_location(ast.Import([name]), node) for name in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            nodes += [ast.copy_location(ast.ImportFrom(node.module, [one], node.level), node) for one in node.names]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            nodes += [type(node)(**{**vars(node), "names": [name]}) for name in node.names]
         else:
             nodes.append(node)
     return [_analyse_statement(node, filename) for node in nodes]
@@ -108,7 +104,7 @@ def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
         nested = tables.pop().get_children()
         needs |= {symbol.get_name() for child in nested for symbol in child.get_symbols() if symbol.is_global()}
         tables += nested
-    # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify the object bound to a name.
+    # ``UNet.forward = forward`` and ``settings["kernel"] = 3`` modify an object that a name refers to.
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
     for target in targets:
         while isinstance(target, (ast.Attribute, ast.Subscript)):
@@ -118,9 +114,9 @@ def _analyse_statement(node: ast.stmt, filename: str) -> Statement:
 
 
 def required_statements(statements: Sequence[Statement], names: Iterable[str]) -> list[Statement]:
-    """Return the statements that define the names and everything that they need, in file order.
+    """Return the statements that define the names and everything that these definitions need, in file order.
 
-    ``from x import *`` is included only if a required name is not defined by any other statement.
+    ``from x import *`` is included only if no other statement defines one of the required names.
     """
     required, visited = set(names), set[str]()
     definitions = [statement for statement in statements if isinstance(statement.node, DEFINITION_STATEMENTS)]
@@ -139,10 +135,10 @@ def required_statements(statements: Sequence[Statement], names: Iterable[str]) -
 def exec_required(
     statements: Sequence[Statement], names: Iterable[str], path: Path
 ) -> tuple[types.ModuleType, list[str]]:
-    """Execute the statements that the names require in a new module; return it and warnings about failed statements.
+    """Execute the statements that define the names in a new module.
 
-    The folder of the file is the last entry of the module search path, so that its modules do not shadow installed
-    ones.
+    Return the module and warnings about failed statements. The folder of the file is appended to the module search
+    path, so that the modules in it do not shadow installed modules.
     """
     module = types.ModuleType("student")
     module.__file__ = str(path)
@@ -150,7 +146,7 @@ def exec_required(
     sys.path.append(str(path.parent))
     warnings = []
     for statement in required_statements(statements, names):
-        # Annotations are not evaluated, as with ``from __future__ import annotations``: the file may contain this line.
+        # Annotations are not evaluated, because the file may contain ``from __future__ import annotations``.
         tree, flags = ast.Module([statement.node], []), __future__.annotations.compiler_flag
         code = compile(tree, statement.filename, "exec", flags, dont_inherit=True)
         try:
@@ -164,7 +160,7 @@ def exec_required(
 
 
 def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
-    """Describe an error on one line, with the innermost line in one of the files ``filenames``."""
+    """Describe an error on one line. If a line in one of the files ``filenames`` was running, name the innermost."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "exceeded the memory limit"
     if isinstance(error, SystemExit):
@@ -172,21 +168,16 @@ def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
     else:
         message = " ".join(str(error).split())
         description = f"raised {type(error).__name__}{f': {message[:300]}' if message else ''}"
-    filenames, line, trace = set(filenames), "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename in filenames:
-            line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})"
-        trace = trace.tb_next
-    return description + line
+    frames = [(line, frame.f_code.co_filename) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [f" (line {line} of {filename})" for line, filename in frames if filename in filenames]
+    return description + "".join(lines[-1:])
 
 
 #: Parameters of the models of figure 1, in the order of the assignment's notebook.
 ROLES = ("kernel", "num_filters", "num_colours", "num_in_channels")
-Sizes: TypeAlias = Mapping[str, int]
-Builder: TypeAlias = Callable[[Sizes], nn.Module]
-DEFAULT_SIZES: Sizes = {"kernel": 3, "num_filters": 32, "num_colours": 24, "num_in_channels": 1}
+DEFAULT_SIZES: Mapping[str, int] = dict(zip(ROLES, (3, 32, 24, 1), strict=True))
 
-#: Patterns of parameter names and the sizes to which they refer; the first match counts.
+#: Patterns of parameter names and the sizes to which they refer. The first match counts.
 NAME_PATTERNS = {
     ".*(dilation|padding)": None,
     "ks?$|.*kernel": "kernel",
@@ -196,27 +187,23 @@ NAME_PATTERNS = {
 }
 
 
-@dataclass(frozen=True)
-class Constructor:
-    """A function that builds a model for given sizes."""
-
-    build: Builder
-    signature: str
-    """The call as text, for example ``UNet(kernel, num_filters, num_colours, num_in_channels)``."""
-    missing_roles: tuple[str, ...] = ()
-    """Sizes that cannot be set."""
-
-
 def guess_role(name: str) -> str | None:
-    """Return which of the four sizes a parameter name refers to, or None if it is not recognised."""
+    """Return the size in :data:`ROLES` to which a parameter name refers, or None if the name is not recognised."""
     normalised = name.casefold().replace("_", "")
     return next((role for pattern, role in NAME_PATTERNS.items() if re.match(pattern, normalised)), None)
 
 
-def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constructor:
-    """Assign sizes to constructor parameters: by name, or else by position, in the order of the assignment.
+def bind_constructor(
+    model_class: Callable[..., nn.Module], name: str
+) -> tuple[Callable[[Mapping[str, int]], nn.Module], str, tuple[str, ...]]:
+    """Assign the sizes in :data:`ROLES` to constructor parameters.
 
-    Raise TypeError if some names are recognised, but neither name all sizes nor agree with the assignment's order.
+    Parameters are recognised by their names. If some names are unknown, the order of the assignment is used instead.
+
+    Return a function that builds the model for given sizes, the constructor call as text, for example
+    ``UNet(kernel, num_filters, num_colours, num_in_channels)``, and the sizes that cannot be set.
+
+    Raise TypeError if the names do not identify all sizes and contradict the order of the assignment.
     """
     # A class without __init__ takes no sizes, although the signature of nn.Module.__init__ has *args.
     has_init = getattr(model_class, "__init__", None) is not nn.Module.__init__
@@ -229,7 +216,7 @@ def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constr
     except TypeError:
         by_position = {}
     if len(set(roles.values())) == len(roles) and (len(roles) == len(ROLES) or not by_position):
-        return Constructor(
+        return (
             lambda sizes: model_class(**{parameter: sizes[role] for parameter, role in roles.items()}),
             f"{name}({', '.join(roles)})",
             tuple(role for role in ROLES if role not in roles.values()),
@@ -240,4 +227,4 @@ def bind_constructor(model_class: Callable[..., nn.Module], name: str) -> Constr
             "these names, or this order"
         )
     arguments = [f"{key}={role}" if isinstance(role, str) else ", ".join(role) for key, role in by_position.items()]
-    return Constructor(lambda sizes: model_class(*map(sizes.get, ROLES)), f"{name}({', '.join(arguments)})")
+    return lambda sizes: model_class(*map(sizes.get, ROLES)), f"{name}({', '.join(arguments)})", ()

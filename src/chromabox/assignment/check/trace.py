@@ -1,7 +1,7 @@
-"""Traces of the operations of a model: layers and functional calls, with shapes, settings and sources.
+"""Traces of the operations of a model, which are layers and functional calls.
 
 Operations are recorded where PyTorch dispatches them to its kernels (``TorchDispatchMode``), so that ``nn.ReLU``,
-``F.relu`` and ``x.clamp_min(0)`` are the same operation. Module hooks record the module in which each one runs.
+``F.relu`` and ``x.clamp_min(0)`` are recorded as the same operation. Module hooks record the module of each operation.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: Source index of the input of the model.
+#: Index that stands for the input of the model in :attr:`Op.sources`.
 INPUT = -1
-#: Layer names of operators; all other operators keep their names.
+#: Kinds of operations that differ from the names of their operators.
 OP_NAMES = {
     "native_batch_norm": "BatchNorm2d",
     "relu": "ReLU",
@@ -29,9 +29,9 @@ OP_NAMES = {
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
 }
-#: Operators that, like views, return the values of their input unchanged.
+#: Operators that return a copy of their input. Like views, they are not recorded.
 COPY_OPS = {"clone", "contiguous", "_to_copy", "detach", "alias", "_unsafe_view", "_reshape_copy", "copy"}
-#: Operators that use only the shape of their input.
+#: Prefixes of operators that use only the shape of their input. They are not recorded.
 FACTORY_PREFIXES = ("empty", "zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_")
 
 
@@ -42,58 +42,55 @@ class Op:
     kind: str
     """``Conv2d``, ``ConvTranspose2d``, ``BatchNorm2d``, ``ReLU``, ``MaxPool2d``, ``Upsample``, ``cat``, … ."""
     module: str
-    """Dotted name of the leaf module that runs the operation; empty for calls in the ``forward`` of a container."""
+    """Dotted name of the leaf module that runs the operation, or "" for calls in the ``forward`` of a container."""
     shape: tuple[int, ...]
     """Shape of the output."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Kernel, stride, channels and other settings by printable names; JSON values."""
+    """Kernel, stride, channels and other settings as JSON values, by printable names."""
     num_parameters: int = 0
     """Number of elements of the weights and biases that the operation uses."""
     sources: tuple[int, ...] = ()
-    """Indices of the operations whose outputs are inputs; :data:`INPUT` for the input of the model."""
+    """Indices of the operations whose outputs this operation reads. :data:`INPUT` stands for the input of the model."""
+
+    @property
+    def place(self) -> str:
+        """Where the operation runs: ``self.block1.0``, for example, or ``in forward`` for functional calls."""
+        return f"self.{self.module}" if self.module else "in forward"
 
 
 @dataclass
 class OpTrace:
-    """Operations of one forward pass, with their tensors; up to the error if the pass failed."""
+    """Operations of one forward pass. If the forward pass raised an error, only the operations before the error."""
 
     ops: list[Op] = field(default_factory=list)
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
-    """``weight``, ``bias``, ``running_mean`` and ``running_var`` of each operation, as far as present."""
+    """``weight``, ``bias``, ``running_mean`` and ``running_var`` of each operation, as far as they exist."""
     output: Any = None
-    """Return value of ``forward``; None if it raised an error."""
-    last_op: int | None = None
-    """Index of the operation that computed the output; None if unknown."""
+    """Return value of ``forward``, or None if it raised an error."""
     unused_modules: list[str] = field(default_factory=list)
-    """Names of the leaf modules that were created but not used."""
+    """Names of the leaf modules that the forward pass did not use."""
     error: BaseException | None = None
 
 
 def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -> OpTrace:
     """Run the model in its current mode, without gradients, and return its trace.
 
-    An error that the model raises is stored in the trace, with the operations before it.
+    An error that the model raises is stored in the trace.
     """
     names = {module: name for name, module in model.named_modules()}
-    called: set[nn.Module] = set()
     mode = _TraceMode(batch, names)
     trace = mode.trace
-
-    def enter(module: nn.Module, _: Any) -> None:
-        called.add(module)
-        mode.running.append(module)
-
+    called: list[nn.Module] = []
     with torch.no_grad(), contextlib.ExitStack() as hooks:
         for module in names:
-            hooks.enter_context(module.register_forward_pre_hook(enter))
+            hooks.enter_context(module.register_forward_pre_hook(lambda module, _: called.append(module)))
+            hooks.enter_context(module.register_forward_pre_hook(lambda module, _: mode.running.append(module)))
             hooks.enter_context(module.register_forward_hook(lambda *_: mode.running.pop() and None))
         try:
             with mode:
                 trace.output = model(batch)
         except (Exception, SystemExit) as error:  # code under test may raise any error
             trace.error = error
-    if isinstance(trace.output, Tensor):
-        trace.last_op = mode.producers.get(id(trace.output))
     used = {id(tensor) for tensors in trace.tensors for tensor in tensors.values()}
     trace.unused_modules = [
         name
@@ -106,23 +103,25 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
 class _TraceMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False: nothing is compiled here, and importing the compiler would double the start-up time."""
+        """Return False, because importing the compiler would double the start-up time."""
         return False
 
     def __init__(self, batch: Tensor, names: dict[nn.Module, str]) -> None:
         super().__init__()
         self.trace, self.names = OpTrace(), names
         self.running: list[nn.Module] = []
-        """Modules whose forward is running, innermost last."""
+        """Modules whose forward is running, from the outermost to the innermost."""
         self.producers = {id(batch): INPUT}
+        """Indices of the operations that computed tensors, by the ids of the tensors."""
         self.noise_ids: set[int] = set()
-        # ids are unique only while the objects exist.
+        """Ids of the random masks of dropout."""
+        # All tensors are kept, because ids are unique only while the objects exist.
         self.kept_alive: list[Any] = [batch]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operator; record it if it computes something from data that depends on the model's input."""
+        """Run an operator, and record the operation if its result depends on the model's input."""
         result = func(*args, **(kwargs or {}))
         self.kept_alive += [args, result]
         inputs, outputs = ([leaf for leaf in tree_leaves(one) if isinstance(leaf, Tensor)] for one in (args, result))
@@ -158,7 +157,7 @@ OpDetails: TypeAlias = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _scalar_if_equal(sizes: Sequence[int]) -> int | list[int]:
-    """Return a single number if all sizes are equal (3 for [3, 3]), else a list."""
+    """Return a single number if all sizes are equal, for example 3 for [3, 3], or else a list."""
     return int(sizes[0]) if len(set(sizes)) == 1 else [int(size) for size in sizes]
 
 
@@ -177,11 +176,10 @@ def _convolution_details(args: Sequence[Any]) -> OpDetails:
 
 def _batch_norm_details(args: Sequence[Any]) -> OpDetails:
     features, weight, bias, mean, variance = args[:5]
-    # A class may set momentum to infinity, which JSON cannot represent.
-    numbers = [value for value in args[5:] if isinstance(value, float)]
-    momentum_and_eps = [value if math.isfinite(value) else str(value) for value in numbers]
     settings = {"channels": features.shape[1], "affine": weight is not None, "running statistics": mean is not None}
-    settings |= dict(zip(("momentum", "eps"), momentum_and_eps, strict=False))
+    numbers = [value for value in args[5:] if isinstance(value, float)]
+    for name, value in zip(("momentum", "eps"), numbers, strict=False):
+        settings[name] = value if math.isfinite(value) else str(value)  # JSON cannot represent infinity.
     tensors = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
     return settings, {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -197,7 +195,7 @@ def _upsample_details(mode: str, args: Sequence[Any]) -> OpDetails:
     return {"kind": "Upsample", "mode": mode, "scale": args[1][-1] / args[0].shape[-1]}, {}
 
 
-#: Functions that read the settings and tensors from the arguments of an operator.
+#: Functions that return the settings and tensors of an operation, given the arguments of its operator.
 OP_DETAILS: dict[str, Callable[[Sequence[Any]], OpDetails]] = {
     "convolution": _convolution_details,
     "native_batch_norm": _batch_norm_details,

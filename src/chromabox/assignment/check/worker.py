@@ -1,8 +1,8 @@
-"""Child process of ``chromabox check``: run a student's classes and write the results as JSON lines.
+"""Child process of ``chromabox check``, which runs a student's classes.
 
-``python -m chromabox.assignment.check.worker REQUEST`` appends JSON lines to a file: first the action, then its result,
-so that after a crash the last line identifies the action that failed. The request is a JSON object ``{file, nets,
-folder, result, gigabytes, seconds}``.
+``python -m chromabox.assignment.check.worker REQUEST`` writes its complete state as a JSON line to a file before and
+after every action, so that after a crash the last line identifies the action that failed. The request is a JSON object
+``{file, nets, folder, result, gigabytes, seconds}``.
 """
 
 import ast
@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,44 +25,44 @@ from chromabox.assignment.check.source import describe_error, exec_required, rea
 CLASSES = {"pool-upsample": "PoolUpsampleNet", "conv-transpose": "ConvTransposeNet", "unet": "UNet"}
 
 
-def write_event(file: io.TextIOBase, **event: Any) -> None:
-    """Write a JSON line and flush it."""
-    file.write(json.dumps(event, ensure_ascii=False) + "\n")
-    file.flush()
-
-
 def inspect_file(request: dict[str, Any], file: io.TextIOBase) -> None:
     """Load the file and inspect each of its requested models."""
-    path = Path(request["file"])
-    write_event(file, doing=f"reading {path.name}")
+    path, state = Path(request["file"]), dict[str, Any]()
+
+    def write_state(**changes: Any) -> None:
+        state.update(changes)
+        print(json.dumps(state, default=asdict, ensure_ascii=False), file=file, flush=True)
+
+    write_state(doing=f"reading {path.name}")
     try:
         statements, notes = read_source(path)
     except BaseException as error:  # the parser raises RecursionError and MemoryError at its limits
         reason = str(error) if isinstance(error, (SyntaxError, ValueError)) else describe_error(error)
-        write_event(file, failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
+        write_state(failed=f"{path.name} cannot be read as Python: {' '.join(reason.split())}")
         return
-    # A class may have the exact name or, failing that, one that differs in case and underscores.
+    # A class with the exact name is preferred to one whose name differs in case or underscores.
     bound = set().union(*(statement.binds for statement in statements))
     candidates = [*sorted(bound), *bound.intersection(CLASSES.values())]
     normalised = {name.replace("_", "").casefold(): name for name in candidates}
-    names = {
-        model: normalised[name.casefold()]
+    reports = [
+        NetReport(model, normalised[name.casefold()])
         for model, name in CLASSES.items()
         if model in request["nets"] and name.casefold() in normalised
-    }
+    ]
     classes = [statement.node.name for statement in statements if isinstance(statement.node, ast.ClassDef)]
-    write_event(file, nets=names, others=classes)
+    write_state(doing=f"loading the classes of {path.name}", reports=reports, classes=classes)
+    module, warnings = exec_required(statements, [report.class_name for report in reports], path)
+    write_state(notes=notes + warnings)
     filenames = sorted({statement.filename for statement in statements})
-    write_event(file, doing=f"loading the classes of {path.name}")
-    module, warnings = exec_required(statements, names.values(), path)
-    write_event(file, notes=notes + warnings)
-    for model_name, name in names.items():
-        inspect_model(NetReport(model_name, name), getattr(module, name, None), file, filenames)
+    for report in reports:
+        checks = ModelChecks(report, getattr(module, report.class_name, None), filenames)
+        inspect_model(checks, write_state, filenames)
+    write_state(done=True)
 
 
-def inspect_model(report: NetReport, model_class: Any, file: io.TextIOBase, filenames: Sequence[str]) -> None:
-    """Run all checks of one class; those that depend on a failed one are omitted."""
-    checks, name = ModelChecks(report, model_class, filenames), report.class_name
+def inspect_model(checks: ModelChecks, write_state: Callable[..., None], filenames: Sequence[str]) -> None:
+    """Run all checks of one class, or stop after a failed check on which the others depend."""
+    report, name = checks.report, checks.report.class_name
     actions = (
         ("constructor", f"constructing {name}", checks.check_constructor),
         ("parameters", f"counting the parameters of {name}", checks.check_parameters),
@@ -73,18 +73,17 @@ def inspect_model(report: NetReport, model_class: Any, file: io.TextIOBase, file
         ("gradient", f"training step of {name}", checks.check_training),
     )
     for check, action, function in actions:
-        write_event(file, net=report.model, check=check, doing=action)
+        write_state(net=report.model, check=check, doing=action)
         try:
             function()
         except BaseException as error:  # code under test may raise any error, including SystemExit
             report.add(check, False, f"{action}: {describe_error(error, filenames)}")
-        write_event(file, report=asdict(report))
         if not checks.can_continue:
             return
 
 
 def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
-    """Limit memory, processor time and file sizes and disable core dumps, where the system supports it."""
+    """Limit memory, processor time, file sizes and core dumps, as far as the operating system supports it."""
     if sys.platform == "win32":
         return
     import resource
@@ -103,14 +102,13 @@ def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
 
 
 def main() -> None:
-    """Process one request, then exit immediately, even if the student's file has started threads."""
+    """Process one request, then exit even if the student's file has started threads."""
     request = json.loads(sys.argv[1])
     os.chdir(request["folder"])
     set_resource_limits(request["gigabytes"], request["seconds"])
     torch.set_num_threads(1)
     with open(request["result"], "a", encoding="utf-8", errors="replace") as file:
         inspect_file(request, file)
-        write_event(file, done=True)
     os._exit(0)
 
 

@@ -1,8 +1,8 @@
 """Cache for the features of a detector's frozen layers, in memory or in a memory-mapped file.
 
-Frozen layers return the same outputs for the same image in every epoch. The cache stores the outputs that later
-layers read, for a few fixed augmented views of each image, by default in half precision. Training then computes only
-the remaining layers.
+Frozen layers return the same outputs for the same image in every epoch. For a few fixed augmented views of each image,
+the cache stores those outputs that later layers read, by default in half precision. Training then computes only the
+remaining layers.
 """
 
 import logging
@@ -24,16 +24,13 @@ from chromabox.errors import ChromaboxError
 
 log = logging.getLogger(__name__)
 
-_BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 #: Disk space in bytes that must remain free.
 _MIN_FREE_DISK_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Contents of a cache: number of views, precision, and output shape (without batch) of each cached layer.
+    """Contents of a cache: output shape (without batch) of each cached layer, number of views, and precision.
 
     Layer −1 is the image itself.
     """
@@ -43,9 +40,13 @@ class CacheSpec:
     precision: CachePrecision
 
     @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the cache in bytes."""
-        return self.num_views * sum(prod(shape) for shape in self.shapes.values()) * _BYTES_PER_VALUE[self.precision]
+        return self.num_views * sum(map(prod, self.shapes.values())) * self.dtype.itemsize
 
     def __str__(self) -> str:
         view_megabytes = self.num_bytes / max(self.num_views, 1) / 1e6
@@ -57,8 +58,8 @@ def plan_cache(
 ) -> CacheSpec:
     """Return the specification of a cache for the features of the first ``num_frozen`` layers.
 
-    ``size`` is the side length of the square network input in pixels. Nothing is computed: shapes are inferred
-    on the meta device.
+    ``size`` is the side length of the square network input in pixels. The shapes are inferred on the meta device,
+    without computing features.
     """
     with torch.device("meta"):
         meta_model = DarknetModel(model.architecture, model.variant).eval()
@@ -70,26 +71,20 @@ class FeatureCache:
     """Features of the frozen layers for all views. Open it with :func:`open_cache`; fill it with :func:`fill_cache`."""
 
     def __init__(self, spec: CacheSpec, file: Path | None) -> None:
-        self.spec = spec
-        num_values = spec.num_bytes // _BYTES_PER_VALUE[spec.precision]
-        dtype = _DTYPES[spec.precision]
+        sizes = [spec.num_views * prod(shape) for shape in spec.shapes.values()]
         if file is None:
-            values = torch.empty(num_values, dtype=dtype)
+            values = torch.empty(sum(sizes), dtype=spec.dtype)
         else:
-            values = torch.from_file(str(file), shared=True, size=num_values, dtype=dtype)
-        self._outputs: dict[int, Tensor] = {}
-        start = 0
-        for layer, shape in spec.shapes.items():
-            length = spec.num_views * prod(shape)
-            self._outputs[layer] = values[start : start + length].view(spec.num_views, *shape)
-            start += length
+            values = torch.from_file(str(file), shared=True, size=sum(sizes), dtype=spec.dtype)
+        self._outputs = {
+            layer: part.view(spec.num_views, *shape)
+            for (layer, shape), part in zip(spec.shapes.items(), values.split(sizes), strict=True)
+        }
 
     def write(self, start: int, features: Mapping[int, Tensor]) -> None:
-        """Store the features of the views from index ``start`` on. Values outside the float16 range are clipped."""
+        """Store the features of consecutive views, the first with index ``start``, clipped to the range of float16."""
         for layer, stored in self._outputs.items():
-            output = features[layer]
-            if self.spec.precision == "float16":
-                output = output.clamp(-65504, 65504)
+            output = features[layer].clamp(-65504, 65504) if stored.dtype == torch.float16 else features[layer]
             stored[start : start + len(output)].copy_(output)
 
     def read(self, indices: Sequence[int]) -> dict[int, Tensor]:
@@ -116,8 +111,8 @@ def open_cache(spec: CacheSpec, folder: Path, max_memory: int) -> Iterator[Featu
         )
     file = folder / "prefix-cache.bin"
     log.info(
-        f"feature cache: {spec}, in the temporary file {file} (exceeds the remaining {max_memory / 1e9:.2f} GB of "
-        "--cache-memory)"
+        f"the feature cache ({spec}) exceeds the remaining {max_memory / 1e9:.2f} GB of --cache-memory and is stored "
+        f"in the temporary file {file}"
     )
     try:
         yield FeatureCache(spec, file)
@@ -138,13 +133,11 @@ def fill_cache(
     """Compute the first ``num_frozen`` layers in evaluation mode for all views and store their features.
 
     ``images`` yields the views in order: RGB, uint8 or float in [0, 1]. ``on_progress`` is called with the number of
-    views of each batch. The model's training mode is restored.
+    views of each batch. Afterwards, the model is returned to its previous mode.
     """
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    device = next(model.parameters()).device
-    remaining = iter(images)
-    start = 0
+    remaining, start = iter(images), 0
     while batch := list(islice(remaining, batch_size)):
         cache.write(start, model.forward_features(to_image_batch(batch).to(device), num_frozen))
         start += len(batch)

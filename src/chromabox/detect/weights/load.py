@@ -73,7 +73,7 @@ class Detector:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
         multiple = self.architecture.max_stride
         if size < multiple or size % multiple:
-            raise UsageError(f"size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
+            raise UsageError(f"--size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
 
     @torch.inference_mode()
     def predict(

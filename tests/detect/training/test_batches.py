@@ -23,7 +23,7 @@ from chromabox.detect.training.batches import (
     stack_targets,
     stream_batches,
 )
-from chromabox.detect.training.feature_cache import open_cache, plan_cache
+from chromabox.detect.training.feature_cache import FeatureCache
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import compute_losses
 from chromabox.detect.training.validator import Validator
@@ -123,8 +123,8 @@ def test_streamed_batches_can_be_skipped_and_differ_between_epochs(samples: Augm
 def test_cached_batches_equal_the_features_of_the_views(samples: AugmentedSamples, tmp_path: Path) -> None:
     model = copy.deepcopy(make_small_detector().model)
     views = [(view, index) for view in range(2) for index in range(len(samples))]
-    with open_cache(plan_cache(model, 3, 64, len(views), "float32"), tmp_path, 10**9) as cache:
-        boxes = fill_feature_cache(cache, model, 3, views, lambda view: samples.sample(*view))
+    with FeatureCache(model, 3, 64, len(views), "float32").open(tmp_path, 10**9) as cache:
+        boxes = fill_feature_cache(cache, model, views, lambda view: samples.sample(*view))
         batches = cached_batches(cache, boxes, len(samples), 4, samples.seed)
         for epoch in (0, 1, 2):
             batch_indices = epoch_batch_indices(7, 4, 0, epoch)
@@ -159,11 +159,11 @@ def test_validator_equals_evaluation_of_the_files(folder: Path, num_frozen: int,
     detector = make_small_detector()
     data = load_detection_dataset(folder).split("val")
     expected = evaluate_detector(detector, data, size=64, num_resamples=2)
-    with open_cache(plan_cache(detector.model, num_frozen, 64, 3, "float32"), tmp_path, 10**9) as cache:
+    with FeatureCache(detector.model, num_frozen, 64, 3, "float32").open(tmp_path, 10**9) as cache:
         boxes = fill_feature_cache(
-            cache, detector.model, num_frozen, data.samples, lambda sample: letterbox_sample(sample, 64, DARKNET)
+            cache, detector.model, data.samples, lambda sample: letterbox_sample(sample, 64, DARKNET)
         )
-        validator = Validator(data, 64, num_frozen, cache, boxes)
+        validator = Validator(data, 64, cache, boxes)
         predictions, _ = validator.predict(detector.model)
         loss = DetectionLoss(detector.architecture, detector.variant, 3, size=64)
         metrics = validator.evaluate(detector.model, loss)

@@ -178,7 +178,7 @@ class DarknetModel(nn.Module):
             for layer in self.architecture.layers
         )
         model = DarknetModel.uninitialised(replace(self.architecture, layers=layers), self.variant)
-        state = {}
+        state: dict[str, Tensor | None] = {}
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, ConvolutionLayer):
                 continue

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -65,15 +65,16 @@ class DataSplits:
 
         Raise ChromaboxError if the file is damaged or lists images that are missing from ``data``.
         """
-        by_path = {str(sample.path): sample for sample in data.samples}
-
-        def select(images: Sequence[str]) -> DetectionDataset:
-            return replace(data, samples=tuple(by_path[image] for image in images))
-
+        samples = {str(sample.path): sample for sample in data.samples}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            early_stopping = None if values["early_stopping"] is None else select(values["early_stopping"])
-            return cls(select(values["train"]), early_stopping, select(values["val"]), tuple(values["warnings"]))
+            parts: dict[str, Any] = {}
+            for name in ("train", "early_stopping", "val"):
+                images = values[name]
+                parts[name] = (
+                    None if images is None else replace(data, samples=tuple(samples[image] for image in images))
+                )
+            return cls(**parts, warnings=tuple(values["warnings"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ChromaboxError(
                 f"{path}: the file is damaged or lists images that are missing from the dataset ({error}); restore the "
@@ -218,13 +219,7 @@ def cached_batches(
 
 
 def fill_feature_cache(
-    cache: FeatureCache,
-    model: DarknetModel,
-    num_frozen: int,
-    items: Sequence[Item],
-    load: ViewLoader[Item],
-    *,
-    workers: int = 1,
+    cache: FeatureCache, model: DarknetModel, items: Sequence[Item], load: ViewLoader[Item], *, workers: int = 1
 ) -> list[SampleBoxes]:
     """Fill a cache with one view per item and return the boxes of each view. ``load`` runs in ``workers`` threads."""
     boxes: list[SampleBoxes] = []
@@ -236,7 +231,7 @@ def fill_feature_cache(
                 yield torch.from_numpy(pixels)
 
     with progress_bar("computing frozen layers", len(items), unit="views") as tick:
-        fill_cache(cache, model, num_frozen, images(), on_progress=tick)
+        fill_cache(cache, model, images(), on_progress=tick)
     return boxes
 
 

@@ -38,7 +38,7 @@ from chromabox.detect.training.batches import (
     stream_batches,
 )
 from chromabox.detect.training.config import CachePrecision, FinetuneConfig
-from chromabox.detect.training.feature_cache import FeatureCache, open_cache, plan_cache, to_image_batch
+from chromabox.detect.training.feature_cache import FeatureCache, to_image_batch
 from chromabox.detect.training.freeze import freeze
 from chromabox.detect.training.recipes import scale_lr
 from chromabox.detect.training.setup import (
@@ -161,8 +161,8 @@ class FinetuneJob:
         """Return a validator with cached features of the images without augmentation, in float32."""
         size, variant, read_image = self.config.size, self.model.variant, self.initial.read_image
         load = partial(letterbox_sample, size=size, variant=variant, read_image=read_image)
-        cache, boxes = self._fill_cache(folder, self.num_frozen, data.samples, load, "float32", workers)
-        return Validator(data, size, self.num_frozen, cache, boxes)
+        cache, boxes = self._fill_cache(folder, data.samples, load, "float32", workers)
+        return Validator(data, size, cache, boxes)
 
     def _train_batches(self, folder: Path, device: str, workers: int) -> Callable[[int, int], Iterator[DetectionBatch]]:
         """Return the training batches, read from a cache if there are features that can be cached."""
@@ -172,25 +172,19 @@ class FinetuneJob:
         num_views = min(config.num_cached_views, config.recipe.epochs)
         views = [(view, index) for view in range(num_views) for index in range(len(samples))]
         cache, boxes = self._fill_cache(
-            folder, self.num_cached, views, lambda view: samples.sample(*view), config.cache_precision, workers
+            folder, views, lambda view: samples.sample(*view), config.cache_precision, workers
         )
         return cached_batches(cache, boxes, len(samples), batch_size, config.seed, device=device)
 
     def _fill_cache(
-        self,
-        folder: Path,
-        num_frozen: int,
-        items: Sequence[Item],
-        load: ViewLoader[Item],
-        precision: CachePrecision,
-        workers: int,
+        self, folder: Path, items: Sequence[Item], load: ViewLoader[Item], precision: CachePrecision, workers: int
     ) -> tuple[FeatureCache, list[SampleBoxes]]:
         """Fill a cache in memory if it fits into the remaining memory, otherwise in a file in ``folder``."""
         start_time = time.perf_counter()
-        spec = plan_cache(self.model, num_frozen, self.config.size, len(items), precision)
-        cache = self.caches.enter_context(open_cache(spec, folder, self.memory_left))
-        self.memory_left -= spec.num_bytes if spec.num_bytes <= self.memory_left else 0
-        boxes = fill_feature_cache(cache, self.model, num_frozen, items, load, workers=workers)
+        cache = FeatureCache(self.model, self.num_frozen, self.config.size, len(items), precision)
+        self.caches.enter_context(cache.open(folder, self.memory_left))
+        self.memory_left -= cache.num_bytes if cache.num_bytes <= self.memory_left else 0
+        boxes = fill_feature_cache(cache, self.model, items, load, workers=workers)
         self.fill_seconds += time.perf_counter() - start_time
         return cache, boxes
 

@@ -15,15 +15,13 @@ from chromabox.detect.models.architecture import Architecture, Convolution
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.errors import UsageError
 
-#: Names that ``num_layers_to_freeze`` accepts instead of a number of layers.
-FREEZE_NAMES = ("none", "backbone")
-
 
 @dataclass(frozen=True)
 class FreezeReport:
     """Numbers of frozen layers and parameters.
 
-    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1].
+    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1]. With cached
+    features, it is also the saved fraction of the computation in a training step.
     """
 
     num_layers: int
@@ -36,20 +34,12 @@ class FreezeReport:
 
     @property
     def step_savings(self) -> float:
-        """Fraction of the computation in a training step saved by freezing, in [0, 2/3].
+        """Saved fraction of the computation in a training step without cached features, in [0, 2/3].
 
         A backward pass costs about twice as much as a forward pass: one half for the gradients of the weights, the
-        other for the gradients of the layer inputs. Frozen layers need no backward pass.
+        other half for the gradients of the layer inputs. Frozen layers need no backward pass.
         """
         return 2 * self.flops_fraction / 3
-
-    @property
-    def step_savings_with_cache(self) -> float:
-        """Fraction of the computation in a training step saved by freezing and caching, in [0, 1].
-
-        If the features of the frozen layers are cached, their forward pass is also skipped.
-        """
-        return self.flops_fraction
 
     def __str__(self) -> str:
         if not self.num_layers:
@@ -59,7 +49,7 @@ class FreezeReport:
         return (
             f"frozen: the first {self.num_layers} layers with {self.frozen_parameters:,} of {self.total_parameters:,} "
             f"parameters and {100 * self.flops_fraction:.0f} % of the forward pass; expected time saved per step: "
-            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.step_savings_with_cache:.0f} %; "
+            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.flops_fraction:.0f} %; "
             f"the BatchNorm statistics of these layers {statistics}"
         )
 
@@ -84,17 +74,17 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def num_layers_to_freeze(architecture: Architecture, num_frozen: int | str) -> int:
-    """Return the number of layers to freeze. ``num_frozen`` is a number or one of ``FREEZE_NAMES``.
+    """Return the number of layers to freeze. ``num_frozen`` is a number, ``none`` or ``backbone``.
 
     ``backbone`` ends before the 1×1 convolution that starts the first detection head.
 
     Raise UsageError for an unknown name, and for a number that leaves no layer to train.
     """
-    if isinstance(num_frozen, str) and not num_frozen.isdecimal():
-        if num_frozen not in FREEZE_NAMES:
-            raise UsageError(f"--freeze is {num_frozen}: expected a number of layers, auto, none or backbone")
-        return num_backbone_layers(architecture) if num_frozen == "backbone" else 0
-    depth = int(num_frozen)
+    if num_frozen == "backbone":
+        return num_backbone_layers(architecture)
+    if isinstance(num_frozen, str) and not (num_frozen == "none" or num_frozen.isdecimal()):
+        raise UsageError(f"--freeze is {num_frozen}: expected a number of layers, auto, none or backbone")
+    depth = 0 if num_frozen == "none" else int(num_frozen)
     last = max(index for index, layer in enumerate(architecture.layers) if isinstance(layer, Convolution))
     if not 0 <= depth <= last:
         raise UsageError(

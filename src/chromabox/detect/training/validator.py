@@ -24,14 +24,13 @@ _NMS_IOU = 0.45
 
 @dataclass(frozen=True)
 class Validator:
-    """Validation images of side ``size``, letterboxed as for inference.
+    """Validation images, letterboxed to side ``size`` as for inference.
 
-    ``cache`` contains the features of their first ``num_frozen`` layers, and ``boxes`` their ground truth.
+    ``cache`` contains the features of the images, and ``boxes`` contains their ground truth.
     """
 
     data: DetectionDataset
     size: int
-    num_frozen: int
     cache: FeatureCache
     boxes: Sequence[SampleBoxes]
 
@@ -60,7 +59,7 @@ class Validator:
         for start in range(0, len(self.boxes), _BATCH_SIZE):
             indices = range(start, min(start + _BATCH_SIZE, len(self.boxes)))
             features = {layer: output.to(device) for layer, output in self.cache.read(indices).items()}
-            heads = [head.float() for head in model.forward_from(features, self.num_frozen)]
+            heads = [head.float() for head in model.forward_from(features, self.cache.num_frozen)]
             if loss is not None:
                 terms = loss(heads, stack_targets([self.boxes[index] for index in indices]).to(device))
                 for name, value in terms.items():

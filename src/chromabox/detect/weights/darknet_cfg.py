@@ -114,17 +114,11 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
             activation = section.pop("activation", "logistic", str)
             if activation not in get_args(Activation):
                 raise section.error(f"unknown activation {activation!r}; expected {', '.join(get_args(Activation))}")
-            padding = section.pop("padding", 0)
-            return Convolution(
-                section.pop("filters", 1),
-                section.pop("size", 1),
-                section.pop("stride", 1),
-                section.pop("groups", 1),
-                bool(section.pop("batch_normalize", 0)),
-                activation,
-                # In Darknet, pad=1 means padding by half the kernel size and overrides padding=N.
-                None if section.pop("pad", 0) else padding,
-            )
+            sizes: dict[str, Any] = {key: section.pop(key, 1) for key in ("filters", "size", "stride", "groups")}
+            padding, normalise = section.pop("padding", 0), bool(section.pop("batch_normalize", 0))
+            # In Darknet, pad=1 means padding by half the kernel size and overrides padding=N.
+            pad = None if section.pop("pad", 0) else padding
+            return Convolution(**sizes, batch_normalise=normalise, activation=activation, pad=pad)
         case "maxpool":
             stride = section.pop("stride", 1)
             size = section.pop("size", stride)

@@ -247,7 +247,7 @@ def _load_file(path: Path, architecture: Architecture | str | Path | None, varia
     if suffix in (".pt", ".pth"):
         file = read_ultralytics(path, variant)
         model = DarknetModel.uninitialised(file.architecture, file.variant)
-        _load_flat_weights(model, pack_layers(file.layers, 0.0), str(path))
+        _load_layers(model, file.layers, 0.0, path)
         return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": source})
 
     def build(num_weights: int) -> DarknetModel:
@@ -300,13 +300,22 @@ def _load_onnx(path: Path, build: Callable[[int], DarknetModel]) -> DarknetModel
     """Load the convolutions of an ONNX file into the model that ``build`` returns for their number of weights."""
     convolutions = read_onnx_convolutions(path)
     model = build(sum(values.size for layer in convolutions for values in layer.values()))
-    layers = [layer for layer in model.layers if isinstance(layer, ConvolutionLayer)]
+    return _load_layers(model, convolutions, model.variant.epsilon, path)
+
+
+def _load_layers(
+    model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], epsilon: float, path: Path
+) -> DarknetModel:
+    """Load convolutions, whose variances include ``epsilon``. Raise ChromaboxError if their shapes differ."""
+    layers = [layer.convolution for layer in model.layers if isinstance(layer, ConvolutionLayer)]
     # The total number of weights can be equal even if the layers differ.
-    for index, (stored, layer) in enumerate(zip(convolutions, layers, strict=False)):
-        if stored["kernel"].shape != layer.convolution.weight.shape:
-            expected = f"expected {tuple(layer.convolution.weight.shape)} for {model.architecture.name}"
-            raise ChromaboxError(f"{path}: the shape of kernel {index} is {stored['kernel'].shape}; {expected}")
-    return _load_flat_weights(model, pack_layers(convolutions, model.variant.epsilon), str(path))
+    for index, (convolution, layer) in enumerate(zip(convolutions, layers, strict=False)):
+        for name, values in convolution.items():
+            shape = tuple(layer.weight.shape) if name == "kernel" else (layer.out_channels,)
+            if values.shape != shape:
+                found = f"the shape of {name} in convolution {index} is {values.shape}"
+                raise ChromaboxError(f"{path}: {found}; expected {shape} for {model.architecture.name}")
+    return _load_flat_weights(model, pack_layers(convolutions, epsilon), str(path))
 
 
 def _resolve_architecture(

@@ -6,8 +6,9 @@ with a plain dictionary of tensors contain no such modules; for these files, the
 
 No code in a file is executed. A ``.pt`` file is a zip archive with one pickle and the raw data of its tensors. A pickle
 is a program that names functions and calls them. PyTorch's restricted unpickler calls only functions on its own list,
-for tensors and containers. In addition, module classes are allowed; they are read as :class:`OpaqueObject`, which
-contains only their attributes. Any other name raises an error before anything is called.
+for tensors and containers. In addition, the names in ``OPAQUE_NAMES`` are allowed. They are not imported: their objects
+are read as :class:`OpaqueObject`, which contains only attributes. Any other name raises an error before anything is
+called.
 """
 
 import zipfile
@@ -33,21 +34,11 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Packages and classes that are allowed. Their objects are read as :class:`OpaqueObject`.
-OPAQUE_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
-OPAQUE_NAMES = {
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "datetime.datetime",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "argparse.Namespace",
-}
-
+#: Prefixes of the names of classes and functions that are read as :class:`OpaqueObject`.
+OPAQUE_NAMES = (
+    *("models.", "ultralytics.nn.", "torch.nn.modules.", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray."),
+    *("numpy._core.multiarray.", "datetime.datetime", "pathlib.", "argparse.Namespace"),
+)
 #: Maximum uncompressed size of an archive member in bytes, about a hundred times the largest YOLOv3 tensor in float64.
 MAX_MEMBER_BYTES = 1 << 32
 
@@ -74,7 +65,7 @@ class OpaqueObject:
 
 
 def load_untrusted(path: Path) -> Any:
-    """Read a ``.pt`` file. The content consists of tensors, containers, numbers, strings and :class:`OpaqueObject`.
+    """Return the content of a ``.pt`` file: tensors, containers, numbers, strings and :class:`OpaqueObject` objects.
 
     Raise ChromaboxError if the file cannot be read, is not a PyTorch file, or would execute code.
     """
@@ -93,7 +84,7 @@ def load_untrusted(path: Path) -> Any:
                 raise ChromaboxError(f"{path}: unsupported pickle protocol {protocol[0]}; {expected}")
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         for name in names:
-            if name not in OPAQUE_NAMES and not name.startswith(OPAQUE_PACKAGES):
+            if not name.startswith(OPAQUE_NAMES):
                 expected = "expected tensors, containers and modules"
                 raise ChromaboxError(f"{path}: unsafe file (loading it would execute {name}); {expected}")
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
@@ -170,7 +161,11 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
             names = default_class_names(architecture.num_classes)
         if len(names) != architecture.num_classes:
             raise ValueError(f"the file has {len(names)} class names; expected {architecture.num_classes}")
-        return UltralyticsFile(architecture, variant, tuple(names), _darknet_order(architecture, blocks, heads))
+        # Darknet's order: the heads are between the other convolutions and are ordered from coarse to fine.
+        remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
+        convolutions = [layer for layer in architecture.layers if isinstance(layer, Convolution)]
+        layers = [next(remaining_blocks if layer.batch_normalise else remaining_heads) for layer in convolutions]
+        return UltralyticsFile(architecture, variant, tuple(names), layers)
     except ValueError as error:
         raise ChromaboxError(f"{path}: {error}") from error
 
@@ -244,21 +239,3 @@ def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, v
     if build is yolov3_tiny:
         options["mask"] = variant.tiny_mask
     return build(filters // 3 - 5, **options)
-
-
-def _darknet_order(architecture: Architecture, blocks: Layers, heads: Layers) -> Layers:
-    """Return all convolutions in Darknet's order, in which the heads come from coarse to fine, not fine to coarse."""
-    remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
-    layers = []
-    for index, layer in enumerate(architecture.layers):
-        if not isinstance(layer, Convolution):
-            continue
-        state = next(remaining_blocks if layer.batch_normalise else remaining_heads)
-        shape = (layer.filters, architecture.input_shape(index).channels, layer.size, layer.size)
-        if state["kernel"].shape != shape:
-            found = f"the shape of layer {index} is {state['kernel'].shape}"
-            raise ValueError(f"{found}; expected {shape} for {architecture.name}")
-        if any(values.shape != shape[:1] for name, values in state.items() if name != "kernel"):
-            raise ValueError(f"layer {index} has vectors of the wrong length; expected {layer.filters} values")
-        layers.append(state)
-    return layers

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from chromabox.errors import ChromaboxError, UsageError
 
 Activation = Literal["leaky", "linear", "relu", "mish"]
-#: Widths and heights in pixels.
+#: Width and height of each anchor in pixels.
 Anchors = tuple[tuple[float, float], ...]
 
 
@@ -69,9 +69,10 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Yolo:
-    """Detection head. ``mask`` contains the head's anchors, as indices into ``anchors``, all anchors of the model.
+    """Detection head. ``anchors`` contains all anchors of the model.
 
-    For each anchor of the head, the previous layer outputs a box, the objectness, and ``classes`` class scores.
+    ``mask`` contains the indices of the anchors of this head. For each of these anchors, the previous layer outputs a
+    box, the objectness, and ``classes`` class scores.
     """
 
     mask: tuple[int, ...]
@@ -92,7 +93,7 @@ LAYER_TYPES: dict[str, type[Layer]] = {layer_type.__name__: layer_type for layer
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Output shape of a layer: number of channels, and stride in input pixels."""
+    """Shape of a feature map: number of channels, and stride in input pixels."""
 
     channels: int
     stride: int

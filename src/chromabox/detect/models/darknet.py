@@ -107,8 +107,8 @@ class MaxPoolLayer(nn.Module):
 class DarknetModel(nn.Module):
     """PyTorch model of an ``architecture`` with weights of a ``variant``.
 
-    ``layers`` contains one module per Darknet layer. Those of routes, shortcuts and yolo layers have no effect, because
-    this class computes their outputs.
+    ``layers`` contains one module per Darknet layer. The modules of routes, shortcuts and yolo layers have no effect,
+    because this class computes the outputs of these layers.
     """
 
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
@@ -166,7 +166,7 @@ class DarknetModel(nn.Module):
         return self._run_layers({-1: images}, 0, upto)
 
     def forward_from(self, features: Mapping[int, Tensor], start: int) -> list[HeadOutput]:
-        """Run the layers from ``start`` on ``forward_features(images, start)``, and return the head outputs."""
+        """Run the layers from ``start`` on, given the result of ``forward_features``, and return the head outputs."""
         features = self._run_layers(dict(features), start, len(self.layers))
         return [features[index] for index in self.architecture.head_indices]
 
@@ -184,7 +184,7 @@ class DarknetModel(nn.Module):
                 continue
             kernel, bias, norm = layer.convolution.weight, layer.convolution.bias, layer.norm
             if norm is not None:
-                # γ(w·x − μ)/√(σ² + ε) + β; in float64, to avoid additional rounding errors.
+                # γ(w·x − μ)/√(σ² + ε) + β is folded in float64 to avoid additional rounding errors.
                 mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
                 scale = norm.weight.double() / (variance + norm.eps).sqrt()
                 kernel = kernel.double() * scale[:, None, None, None]

@@ -18,7 +18,7 @@ MAX_ANCHOR_RATIO = 4.0
 
 @dataclass(frozen=True)
 class Assignments:
-    """Positive positions of one head: image, anchor, row and column of each, and the index of its target."""
+    """Positions of a head to which ground-truth boxes are assigned, and the index of each position's target."""
 
     image: Int64[Tensor, " positions"]
     anchor: Int64[Tensor, " positions"]

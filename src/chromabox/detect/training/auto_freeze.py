@@ -56,8 +56,8 @@ def choose_num_frozen(config: FinetuneConfig, initial: InitialState, options: Ru
 def candidate_depths(architecture: Architecture) -> list[int]:
     """Return the numbers of frozen layers to try, in ascending order.
 
-    The candidates are no layers, layers with about one third and two thirds of the backbone's FLOPs, and the whole
-    backbone.
+    The candidates are 0, the numbers of layers with about one third and two thirds of the backbone's FLOPs, and the
+    number of layers of the backbone.
     """
     flops = layer_flops(architecture)[: num_backbone_layers(architecture)]
     depths = {0, len(flops)}

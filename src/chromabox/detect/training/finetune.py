@@ -189,7 +189,7 @@ class FinetuneJob:
         return cache, boxes
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Evaluate the initial and the best model on the validation images; keep the evaluations and the best model."""
+        """Evaluate the initial and the best model on the validation images; store them and the best model."""
         config, records, device = self.config, run.metrics(), next(model.parameters()).device
         self.best = load_detector(run.path)
         initial_model = copy.deepcopy(self.initial.detector.model).eval()

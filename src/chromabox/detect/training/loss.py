@@ -20,7 +20,7 @@ ObjectnessMap = Float[Tensor, "batch _ _ _"]
 
 #: Weights of the terms for decode "sigmoid2", for three heads, 80 classes and images of 640 pixels.
 BOX_WEIGHT, OBJECTNESS_WEIGHT, CLASS_WEIGHT = 0.05, 1.0, 0.5
-#: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, nearly all background.
+#: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, mostly background.
 HEAD_BALANCE = (4.0, 1.0, 0.4)
 #: IoU with a ground-truth box above which decode "exp" ignores a background prediction in the objectness term.
 IGNORE_IOU = 0.7

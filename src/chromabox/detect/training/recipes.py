@@ -22,8 +22,7 @@ class FinetuneRecipe(OptimConfig):
     final_lr_fraction: float = 0.0
     """Learning rate at the end of a cosine schedule, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
-    """Factor for both learning rates if the dataset has no new class, because the weights are already trained on all
-    its classes."""
+    """Factor for both learning rates if the original model already has all classes of the dataset."""
     freeze_all_bn: bool = False
     """Whether to freeze BatchNorm in all layers if the dataset has no new class."""
     lr_scale_added_classes: float = 1.0

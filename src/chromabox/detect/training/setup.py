@@ -81,7 +81,7 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
 def build_teacher(config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: str) -> Teacher | None:
     """Return the initial model as the teacher.
 
-    Return None if the recipe does not use distillation, or unless original and new classes are trained together.
+    Return None if the recipe does not use distillation or if original and new classes are not trained together.
     """
     if not (config.recipe.distill and config.keep_old_classes and initial.num_new_classes):
         return None
@@ -96,7 +96,7 @@ def compute_losses(
     num_frozen: int = 0,
     teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
-    """Return the loss terms of a batch, which contains the features of the first ``num_frozen`` layers.
+    """Return the loss terms of a batch. The batch contains the features of the first ``num_frozen`` layers.
 
     ``forward`` is the model itself, because fine-tuning does not use compilation.
     """

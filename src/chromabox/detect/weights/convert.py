@@ -3,7 +3,7 @@
 Each exported file is read back and compared with the detector.
 
 In ONNX files, BatchNorm is fused into the convolutions. Decoding is part of the graph: the outputs are boxes and
-scores. Letterboxing and non-maximum suppression are not part of it.
+scores. Letterboxing and non-maximum suppression are not part of the graph.
 """
 
 import copy
@@ -139,7 +139,7 @@ def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
 
 
 def export_darknet(detector: Detector, path: Path) -> None:
-    """Write the weights to ``path``, the architecture as .cfg, and the class names, one per line, as .names.
+    """Write the weights to ``path``, and the architecture (.cfg) and class names (.names, one per line) next to it.
 
     Raise ChromaboxError and delete the files if the detector that is read back differs.
     """
@@ -162,9 +162,9 @@ TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 @dataclass(frozen=True)
 class DetectorExportReport:
-    """Largest differences between the outputs of an exported file and PyTorch's.
+    """Largest differences between the outputs of an exported file and the outputs of PyTorch.
 
-    Box differences are fractions of the side length of the input, or of the coordinate if it is larger.
+    Box differences are relative to the side length of the input, or to the coordinate if that is larger.
     """
 
     score_difference: float
@@ -173,7 +173,7 @@ class DetectorExportReport:
 
     @property
     def max_difference(self) -> float:
-        """The larger of the two differences."""
+        """Larger of the two differences."""
         return float(np.max([self.score_difference, self.box_difference]))
 
     def __str__(self) -> str:
@@ -222,7 +222,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)
-    # The metadata describe the use of the file and contain the metadata of the checkpoint.
+    # Instructions for using the file without Chromabox, and the metadata of the checkpoint.
     grey = fused.variant.letterbox_grey
     metadata = {
         "format": EXPORT_FORMAT,

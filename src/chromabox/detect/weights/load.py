@@ -29,7 +29,14 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel, decode_all
 from chromabox.detect.weights.darknet_cfg import read_cfg
-from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, PRETRAINED, resolve_weights
+from chromabox.detect.weights.onnx_model import (
+    EXPORT_FORMAT,
+    PRETRAINED,
+    BoxArray,
+    ImageArray,
+    ScoreArray,
+    resolve_weights,
+)
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
@@ -77,10 +84,8 @@ class Detector:
             raise UsageError(f"--size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
 
     @torch.inference_mode()
-    def predict(
-        self, images: Float32[np.ndarray, "batch 3 size size"]
-    ) -> tuple[Float32[np.ndarray, "batch boxes 4"], Float32[np.ndarray, "batch boxes classes"]]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], before NMS."""
+    def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
         outputs = self.model(torch.from_numpy(images).to(next(self.model.parameters()).device))
         boxes, scores = decode_all(outputs, self.architecture, self.variant, images.shape[-1])
         return boxes.cpu().numpy(), scores.cpu().numpy()

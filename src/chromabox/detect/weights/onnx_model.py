@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Value of ``format`` in the metadata of exported files.
 EXPORT_FORMAT = "chromabox-detector-1"
-#: Pretrained weights that can be given by name and are downloaded.
+#: Names of pretrained weights, which are downloaded on first use.
 PRETRAINED = ("yolov3-tiny",)
 INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores")
 

@@ -9,7 +9,7 @@ from chromabox.detect.data.dataset import DetectionDataset
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.training.batches import AugmentedSamples, cached_reader, stack_targets
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.feature_cache import fill_cache, open_cache, plan_cache, to_image_batch
+from chromabox.detect.training.feature_cache import FeatureCache, fill_cache, to_image_batch
 from chromabox.detect.training.freeze import freeze
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.training.setup import build_loss, compute_losses
@@ -44,8 +44,8 @@ def test_gradients_are_equal_with_and_without_the_cache(
     targets = stack_targets([boxes for _, boxes in samples])
     images = to_image_batch([torch.from_numpy(pixels) for pixels, _ in samples])
     loss = build_loss(model, FinetuneConfig(data="raccoon", recipe=make_finetune_recipe("default")))
-    with open_cache(plan_cache(model, depth, size, num_views, "float32"), tmp_path, 10**9) as cache:
-        fill_cache(cache, model, depth, iter(images))
+    with FeatureCache(model, depth, size, num_views, "float32").open(tmp_path, 10**9) as cache:
+        fill_cache(cache, model, iter(images))
         features = cache.read(range(num_views))
     gradients = []
     for inputs, first_layer in (({-1: images}, 0), (features, depth)):

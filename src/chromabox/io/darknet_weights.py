@@ -172,8 +172,8 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
     Raise ChromaboxError if the file cannot be read or is not an ONNX file with convolutions and float32 weights.
     """
-    expected = "an ONNX file of plain convolutions"
-    model = _read_onnx(path, expected)
+    expected = "an ONNX model of plain convolutions"
+    model = _read_onnx(path)
     from onnx import TensorProto, external_data_helper, numpy_helper
 
     try:
@@ -200,7 +200,7 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
             layers[node.input[1]] = layer
         ordered = sorted(layers, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ChromaboxError(f"{path}: not {expected}, or truncated ({error!r})") from error
+        raise ChromaboxError(f"{path}: the file is not {expected} or is damaged ({error})") from error
     if not layers:
         raise ChromaboxError(f"{path}: contains no convolution; expected the ONNX file of a detector")
     return [layers[name] for name in ordered]
@@ -208,10 +208,10 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
     """Read the metadata entries of the file. Raise ChromaboxError if it cannot be read or is not an ONNX file."""
-    return {entry.key: entry.value for entry in _read_onnx(path, "an ONNX file").metadata_props}
+    return {entry.key: entry.value for entry in _read_onnx(path).metadata_props}
 
 
-def _read_onnx(path: Path, expected: str) -> "ModelProto":
+def _read_onnx(path: Path) -> "ModelProto":
     """Parse the file without loading external data. Raise ChromaboxError if this fails."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import load_model_from_string
@@ -219,4 +219,4 @@ def _read_onnx(path: Path, expected: str) -> "ModelProto":
     try:
         return load_model_from_string(read_bytes(path, "an ONNX file", MAX_ONNX_BYTES))
     except (DecodeError, ValueError) as error:
-        raise ChromaboxError(f"{path}: not {expected}, or truncated ({error!r})") from error
+        raise ChromaboxError(f"{path}: the file is not an ONNX model or is damaged; use another file") from error

@@ -81,23 +81,28 @@ def test_zero_classes_are_rejected() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ((Convolution(3, 1),), "no yolo layer; expected at least one"),
-        (with_head(channels=13), r"layer 1 \(yolo\) is invalid: 1 classes and mask \(0, 1\) of 2 anchors need 12"),
-        (with_head(Route((5,))), r"layer 0 \(route\) is invalid: it reads layers \(5,\)"),
-        (with_head(Convolution(4, 3), Shortcut(-2)), "layer 1 .shortcut. is invalid: it reads layers"),
-        (with_head(Convolution(4, 3), Convolution(5, 3), Shortcut(0)), "adds 4 channels to 5"),
+        ((Convolution(3, 1),), "has no yolo layer; expected at least one"),
+        (with_head(channels=13), r"layer 1 \(yolo\) is invalid: its input has 13 channels; expected 12 for 2 anch"),
+        (with_head(Route((5,))), r"layer 0 \(route\) is invalid: its inputs are layers \(5,\)"),
+        (with_head(Convolution(4, 3), Shortcut(-2)), "layer 1 .shortcut. is invalid: its inputs are layers"),
+        (with_head(Convolution(4, 3), Convolution(5, 3), Shortcut(0)), "its inputs have 5 and 4 channels"),
         (with_head(Convolution(4, 3), MaxPool(2, 2), Route((0, 1))), "different sizes"),
         (with_head(Upsample(2)), "its output is larger than the image"),
-        (with_head(Convolution(4, 3, groups=2)), "4 filters, 2 groups, 3 channels"),
-        (with_head(Convolution(5, 3), Route((0,), 2, 1)), "it reads group 1 of 2"),
-        (with_head(Convolution(4, 3), Route((0,), 2, 2)), "it reads group 2 of 2"),
-        ((*with_head(), Convolution(3, 1)), "it reads a yolo layer"),
+        (
+            with_head(Convolution(4, 3, groups=2)),
+            "groups is 2; expected a common divisor of 3 input channels and 4",
+        ),
+        (with_head(Convolution(5, 3), Route((0,), 2, 1)), "groups is 2 and group_id is 1; expected a divisor"),
+        (with_head(Convolution(4, 3), Route((0,), 2, 2)), "groups is 2 and group_id is 2; expected a divisor"),
+        ((*with_head(), Convolution(3, 1)), "expected earlier layers, but not yolo layers"),
         ((*with_head(), Route((0,)), Yolo((0,), ANCHORS, 7)), "different numbers of classes"),
-        ((*with_head()[:1], Yolo((0, 2), ANCHORS, 1)), "mask"),
+        ((*with_head()[:1], Yolo((0, 2), ANCHORS, 1)), r"mask is \(0, 2\); expected indices of the 2 anchors"),
+        (with_head(Convolution(4, 3, groups=0)), "groups is 0; expected at least 1"),
+        (with_head(MaxPool(2, 0)), "stride is 0; expected at least 1"),
     ],
 )
 def test_inconsistent_layers_are_rejected(layers: tuple[Layer, ...], message: str) -> None:
-    with pytest.raises(ChromaboxError, match=f"^net: .*{message}"):
+    with pytest.raises(ChromaboxError, match=f"^net(: .*| ){message}"):
         Architecture("net", layers, size=64)
 
 

@@ -1,5 +1,6 @@
 """Automatic choice of the number of frozen layers by trials."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,12 @@ import pytest
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.models.architecture import yolov3, yolov3_tiny
 from chromabox.detect.training.auto_freeze import (
-    FreezeTrial,
     candidate_depths,
     choose_num_frozen,
-    select_best_trial,
+    select_num_frozen,
     trial_split,
 )
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.freeze import FreezeReport
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.training.setup import initialise_run
 from chromabox.detect.weights.load import save_detector
@@ -25,15 +24,9 @@ from detector_fixtures import make_small_detector
 BOX = "0 0.5 0.5 0.4 0.6\n"
 
 
-def _trial(layers: int, ap50: float) -> FreezeTrial:
-    return FreezeTrial(FreezeReport(layers, 0, 1, layers / 100, False), ap50, 1.0)
-
-
 def test_most_frozen_layers_within_the_margin_are_selected() -> None:
-    trials = [_trial(0, 0.705), _trial(10, 0.71), _trial(13, 0.695)]
-    assert select_best_trial(trials).freeze_report.num_layers == 13
-    assert select_best_trial([*trials[:2], _trial(13, 0.685)]).freeze_report.num_layers == 10
-    assert str(trials[1]) == "    10           10 %               1.0    71.0 %"
+    assert select_num_frozen({0: 0.705, 10: 0.71, 13: 0.695}) == 13
+    assert select_num_frozen({0: 0.705, 10: 0.71, 13: 0.685}) == 10
 
 
 def test_candidate_depths_range_from_none_to_the_backbone() -> None:
@@ -69,6 +62,7 @@ def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path:
     chosen = choose_num_frozen(config, initialise_run(config, None), RuntimeOptions(threads=1))
     candidates = candidate_depths(make_small_detector().architecture)[::-1]
     tried = [int(line.split()[0]) for line in messages[1:-1]]
+    assert all(re.fullmatch(r" {5}\d {9,11}\d+ % {14,}\d+\.\d {2,6}\d+\.\d %", line) for line in messages[1:-1])
     # In decreasing order, until fewer layers do not improve AP50 sufficiently.
     assert len(tried) >= 2
     assert tried == candidates[: len(tried)]

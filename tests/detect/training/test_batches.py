@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from chromabox.detect.data.augment import letterbox_sample
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.evaluation.evaluate import evaluate_detector, evaluate_predictions
+from chromabox.detect.models.architecture import DARKNET
 from chromabox.detect.training.batches import (
     AugmentedSamples,
     DataSplits,
@@ -21,10 +23,10 @@ from chromabox.detect.training.batches import (
     stack_targets,
     stream_batches,
 )
-from chromabox.detect.training.feature_cache import open_cache, plan_cache
+from chromabox.detect.training.feature_cache import FeatureCache
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import compute_losses
-from chromabox.detect.training.validator import make_validator
+from chromabox.detect.training.validator import Validator
 from chromabox.errors import ChromaboxError, UsageError
 from detection_fixtures import make_image, make_yolo_dataset
 from detector_fixtures import CLASS_NAMES, make_small_detector
@@ -120,8 +122,9 @@ def test_streamed_batches_can_be_skipped_and_differ_between_epochs(samples: Augm
 
 def test_cached_batches_equal_the_features_of_the_views(samples: AugmentedSamples, tmp_path: Path) -> None:
     model = copy.deepcopy(make_small_detector().model)
-    with open_cache(plan_cache(model, 3, 64, 2 * len(samples), "float32"), tmp_path, 10**9) as cache:
-        boxes = fill_feature_cache(cache, model, 3, samples, 2)
+    views = [(view, index) for view in range(2) for index in range(len(samples))]
+    with FeatureCache(model, 3, 64, len(views), "float32").open(tmp_path, 10**9) as cache:
+        boxes = fill_feature_cache(cache, model, views, lambda view: samples.sample(*view))
         batches = cached_batches(cache, boxes, len(samples), 4, samples.seed)
         for epoch in (0, 1, 2):
             batch_indices = epoch_batch_indices(7, 4, 0, epoch)
@@ -156,9 +159,12 @@ def test_validator_equals_evaluation_of_the_files(folder: Path, num_frozen: int,
     detector = make_small_detector()
     data = load_detection_dataset(folder).split("val")
     expected = evaluate_detector(detector, data, size=64, num_resamples=2)
-    with open_cache(plan_cache(detector.model, num_frozen, 64, 3, "float32"), tmp_path, 10**9) as cache:
-        validator = make_validator(cache, detector.model, num_frozen, data, 64, cached_reader())
-        predictions = validator.predict(detector.model)
+    with FeatureCache(detector.model, num_frozen, 64, 3, "float32").open(tmp_path, 10**9) as cache:
+        boxes = fill_feature_cache(
+            cache, detector.model, data.samples, lambda sample: letterbox_sample(sample, 64, DARKNET)
+        )
+        validator = Validator(data, 64, cache, boxes)
+        predictions, _ = validator.predict(detector.model)
         loss = DetectionLoss(detector.architecture, detector.variant, 3, size=64)
         metrics = validator.evaluate(detector.model, loss)
     assert evaluate_predictions(predictions, data, num_resamples=2).coco.ap == pytest.approx(expected.coco.ap)
@@ -180,11 +186,13 @@ def test_stored_splits_are_read_without_decoding_images(folder: Path, tmp_path: 
         assert paths[0] == paths[1]
     missing = splits.train.samples[0].path
     smaller = replace(data, samples=tuple(sample for sample in data.samples if sample.path != missing))
-    with pytest.raises(ChromaboxError, match=rf"splits\.json: damaged, or lists images that are missing .*{missing}"):
+    with pytest.raises(
+        ChromaboxError, match=rf"splits\.json: the file is damaged or lists images that are missing .*{missing}"
+    ):
         DataSplits.load(tmp_path / "splits.json", smaller)
     for content in ("{", "{}", "[]", '{"train": 3, "early_stopping": null, "val": [], "warnings": []}'):
         (tmp_path / "splits.json").write_text(content)
-        with pytest.raises(ChromaboxError, match=r"splits\.json: damaged"):
+        with pytest.raises(ChromaboxError, match=r"splits\.json: the file is damaged"):
             DataSplits.load(tmp_path / "splits.json", data)
 
 

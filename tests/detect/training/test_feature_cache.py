@@ -10,7 +10,7 @@ from torch import Tensor
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, yolov3_tiny
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import CachePrecision
-from chromabox.detect.training.feature_cache import fill_cache, open_cache, plan_cache, to_image_batch
+from chromabox.detect.training.feature_cache import FeatureCache, fill_cache, to_image_batch
 from chromabox.detect.training.freeze import freeze
 from chromabox.errors import ChromaboxError
 from detector_fixtures import make_small_detector
@@ -57,8 +57,8 @@ def test_gradients_equal_those_without_a_cache(
     if precision == "float32":
         without_cache = _gradients(model, model(to_image_batch(list(images[order]))))
         assert _max_relative_difference(expected, without_cache) < tolerance
-    with open_cache(plan_cache(model, num_frozen, 64, VIEWS, precision), tmp_path, 10**9) as cache:
-        fill_cache(cache, model, num_frozen, images, batch_size=2)
+    with FeatureCache(model, num_frozen, 64, VIEWS, precision).open(tmp_path, 10**9) as cache:
+        fill_cache(cache, model, images, batch_size=2)
         assert model.training
         gradients = _gradients(model, model.forward_from(cache.read(order), num_frozen))
         assert _max_relative_difference(gradients, expected) < tolerance
@@ -68,21 +68,20 @@ def test_gradients_equal_those_without_a_cache(
 def test_cache_size_is_planned_without_computing() -> None:
     """At 416 pixels, layer 8 has 256 maps of 26 × 26, which the second head reads, and layer 9 has 256 of 13 × 13."""
     model = DarknetModel.uninitialised(yolov3_tiny(), DARKNET)
-    spec = plan_cache(model, 10, 416, 128)
+    spec = FeatureCache(model, 10, 416, 128)
     assert spec.shapes == {8: (256, 26, 26), 9: (256, 13, 13)}
     assert spec.num_bytes == 128 * 2 * 256 * (26 * 26 + 13 * 13)
-    assert plan_cache(model, 10, 416, 128, "float32").num_bytes == 2 * spec.num_bytes
-    assert str(spec) == "128 views of 0.43 MB in float16, 0.06 GB"
+    assert FeatureCache(model, 10, 416, 128, "float32").num_bytes == 2 * spec.num_bytes
 
 
 def test_cache_above_the_memory_limit_is_a_temporary_file(images: Tensor, tmp_path: Path, messages: list[str]) -> None:
     model = copy.deepcopy(make_small_detector().model)
-    spec = plan_cache(model, 3, 64, VIEWS, "float32")
+    spec = FeatureCache(model, 3, 64, VIEWS, "float32")
     messages.clear()
-    with open_cache(spec, tmp_path / "run", spec.num_bytes - 1) as cache:
+    with spec.open(tmp_path / "run", spec.num_bytes - 1) as cache:
         file = tmp_path / "run" / "prefix-cache.bin"
         assert file.stat().st_size == spec.num_bytes
-        fill_cache(cache, model, 3, images)
+        fill_cache(cache, model, images)
         features = cache.read([4, 1])
     assert str(file) in messages[0]
     assert not file.exists()
@@ -92,16 +91,16 @@ def test_cache_above_the_memory_limit_is_a_temporary_file(images: Tensor, tmp_pa
 
 def test_full_disk_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     model = make_small_detector().model
-    spec = plan_cache(model, 1, 2048, 10**8)
+    spec = FeatureCache(model, 1, 2048, 10**8)
     message = r"the disk has only .* use fewer --cached-views"
-    with pytest.raises(ChromaboxError, match=message), open_cache(spec, tmp_path, 0):
+    with pytest.raises(ChromaboxError, match=message), spec.open(tmp_path, 0):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_values_outside_the_range_of_float16_are_clipped(tmp_path: Path) -> None:
     model = make_small_detector().model
-    spec = plan_cache(model, 1, 64, 1)
-    with open_cache(spec, tmp_path, 10**9) as cache:
+    spec = FeatureCache(model, 1, 64, 1)
+    with spec.open(tmp_path, 10**9) as cache:
         cache.write(0, {0: torch.full((1, *spec.shapes[0]), 1e9)})
         assert cache.read([0])[0].max() == 65504

@@ -153,6 +153,14 @@ def test_run_folder_is_a_detector_with_the_classes_of_the_data(
     assert not list(tmp_path.rglob("*.bin"))
 
 
+def test_new_run_replaces_the_initial_model_of_an_older_run(folder: Path, weights: Path, tmp_path: Path) -> None:
+    save_detector(tmp_path / "start.safetensors", make_small_detector(seed=1))
+    finetune(_config(folder, weights, epochs=1), tmp_path)
+    start, expected = (load_detector(path).model.state_dict() for path in (tmp_path / "start.safetensors", weights))
+    torch.testing.assert_close(start["layers.0.convolution.weight"], expected["layers.0.convolution.weight"])
+    assert load_detector(tmp_path / "start.safetensors").classes == ("dog", "hedgehog")
+
+
 @pytest.mark.parametrize(("recipe", "frozen_stats"), [("default", True), ("course", False)])
 def test_only_the_course_recipe_updates_statistics_of_frozen_layers(
     recipe: str, frozen_stats: bool, folder: Path, weights: Path, tmp_path: Path

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from chromabox.detect.training.recipes import (
-    course_finetune_recipe,
-    default_finetune_recipe,
+    FINETUNE_RECIPES,
     make_finetune_recipe,
     scale_lr,
 )
@@ -15,13 +14,13 @@ from chromabox.errors import UsageError
 
 def test_course_example_ends_within_the_warmup() -> None:
     """128 images and 5 epochs are 40 batches; the warm-up has 1000."""
-    assert replace(course_finetune_recipe(), epochs=5).num_warmup_batches(8) == 1000
-    assert replace(course_finetune_recipe(), epochs=5).num_warmup_batches(500) == 1500
+    assert replace(FINETUNE_RECIPES["course"], epochs=5).num_warmup_batches(8) == 1000
+    assert replace(FINETUNE_RECIPES["course"], epochs=5).num_warmup_batches(500) == 1500
 
 
 def test_default_warmup_is_at_most_a_tenth_of_the_run() -> None:
-    assert replace(default_finetune_recipe(), epochs=5).num_warmup_batches(8) == 4
-    assert replace(default_finetune_recipe(), epochs=100).num_warmup_batches(8) == 8
+    assert replace(FINETUNE_RECIPES["default"], epochs=5).num_warmup_batches(8) == 4
+    assert replace(FINETUNE_RECIPES["default"], epochs=100).num_warmup_batches(8) == 8
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(16, 4), (64, 1), (128, 1), (24, 3), (1, 64)])
@@ -42,9 +41,11 @@ def test_invalid_values_are_rejected() -> None:
 
 
 def test_only_the_default_recipe_reduces_learning_rates_without_new_classes() -> None:
-    scaled = scale_lr(default_finetune_recipe(), default_finetune_recipe().lr_scale_same_classes)
-    assert scaled.lr == pytest.approx(default_finetune_recipe().lr * default_finetune_recipe().lr_scale_same_classes)
-    assert scaled.adamw_lr == pytest.approx(
-        default_finetune_recipe().adamw_lr * default_finetune_recipe().lr_scale_same_classes
+    scaled = scale_lr(FINETUNE_RECIPES["default"], FINETUNE_RECIPES["default"].lr_scale_same_classes)
+    assert scaled.lr == pytest.approx(
+        FINETUNE_RECIPES["default"].lr * FINETUNE_RECIPES["default"].lr_scale_same_classes
     )
-    assert course_finetune_recipe().lr_scale_same_classes == course_finetune_recipe().lr_scale_added_classes == 1
+    assert scaled.adamw_lr == pytest.approx(
+        FINETUNE_RECIPES["default"].adamw_lr * FINETUNE_RECIPES["default"].lr_scale_same_classes
+    )
+    assert FINETUNE_RECIPES["course"].lr_scale_same_classes == FINETUNE_RECIPES["course"].lr_scale_added_classes == 1

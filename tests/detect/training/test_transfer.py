@@ -79,7 +79,9 @@ def test_result_can_be_saved_and_loaded(tmp_path) -> None:
     assert torch.equal(head_output(loaded), head_output(new))
 
 
-@pytest.mark.parametrize(("names", "message"), [([], "empty list"), (["a b", "A_b"], "occurs more than once")])
+@pytest.mark.parametrize(
+    ("names", "message"), [([], "classes is an empty list"), (["a b", "A_b"], "contains 'a b' more than once")]
+)
 def test_empty_or_repeated_names_are_rejected(names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         replace_heads(make_small_detector(), names)

@@ -38,7 +38,10 @@ def test_files_with_different_weights_are_deleted(tmp_path: Path, monkeypatch: p
 
     original = convert.write_darknet
     monkeypatch.setattr(convert, "write_darknet", write_modified)
-    with pytest.raises(ChromaboxError, match=r"a\.weights: not written, because the detector cannot be stored exactly in Darknet format"):
+    with pytest.raises(
+        ChromaboxError,
+        match=r"a\.weights: not written, because the detector cannot be stored exactly in Darknet format",
+    ):
         export_darknet(make_small_detector(), tmp_path / "a.weights")
     assert not list(tmp_path.iterdir())
 

@@ -232,9 +232,18 @@ def test_conversion_round_trip(weights: Path, tmp_path: Path, messages: list[str
     assert replace(load_detector(restored).architecture, name="net") == ARCHITECTURE
 
 
+def test_conversion_of_a_file_that_is_not_an_onnx_model_is_rejected_in_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    path = tmp_path / "junk.onnx"
+    path.write_bytes(b"not an ONNX model")
+    with pytest.raises(ChromaboxError) as caught:
+        convert_weights(str(path))
+    assert str(caught.value) == f"{path}: the file is not an ONNX model or is damaged; use another file"
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("net.weights", "output is the input file"), ("net.onnx", "unsupported suffix; expected .safetensors")],
+    [("net.weights", "the output is the input file"), ("net.onnx", "unsupported suffix; expected .safetensors")],
 )
 def test_conversion_to_invalid_output_is_rejected(weights: Path, tmp_path: Path, output: str, message: str) -> None:
     before = weights.read_bytes()

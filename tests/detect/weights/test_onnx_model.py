@@ -79,11 +79,11 @@ def test_damaged_file_is_rejected(exported: Path, tmp_path: Path, cache: Path) -
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", None, "the format is None, expected 'chromabox-detector-1'"),
+        ("format", None, "the format is None, not 'chromabox-detector-1'"),
         ("format", "chromabox-palette", "the format is 'chromabox-palette'"),
         ("classes", None, "classes"),
         ("classes", "[", "not a detector exported by Chromabox"),
-        ("classes", '["cat", "dog"]', "3 scores for 2 classes"),
+        ("classes", '["cat", "dog"]', "the number of scores is 3, not 2"),
         ("size", "large", "invalid literal"),
         ("detector", "{}", "kind"),
         ("detector", "[]", "not a detector exported by Chromabox"),

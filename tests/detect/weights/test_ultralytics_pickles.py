@@ -132,10 +132,10 @@ def test_file_that_is_not_a_zip_archive_is_rejected(tmp_path: Path, content: byt
     [
         ({"a/other": b""}, r"0 data\.pkl"),
         ({"a/data.pkl": b"", "b/data.pkl": b""}, r"2 data\.pkl"),
-        ({"a/data.pkl": b""}, "corrupt PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02}q\x00(X\x01"}, "corrupt PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02."}, "corrupt PyTorch file"),
-        ({"a/data.pkl": b"\x80\x02(X\x01\x00\x00\x00atQ."}, "corrupt PyTorch file"),  # a storage id with one element
+        ({"a/data.pkl": b""}, "damaged PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02}q\x00(X\x01"}, "damaged PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02."}, "damaged PyTorch file"),
+        ({"a/data.pkl": b"\x80\x02(X\x01\x00\x00\x00atQ."}, "damaged PyTorch file"),  # a storage id with one element
     ],
 )
 def test_invalid_archive_is_rejected(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
@@ -150,10 +150,10 @@ def test_missing_file_and_missing_storage_are_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     short = {name: content[:4] if "/data/" in name else content for name, content in members.items()}
-    with pytest.raises(ChromaboxError, match=r"corrupt PyTorch file .*does not match expected size"):
+    with pytest.raises(ChromaboxError, match=r"damaged PyTorch file .*does not match expected size"):
         load_untrusted(write_archive(tmp_path / "short.pt", short))
     without = {name: content for name, content in members.items() if "/data/" not in name}
-    with pytest.raises(ChromaboxError, match="corrupt PyTorch file"):
+    with pytest.raises(ChromaboxError, match="damaged PyTorch file"):
         load_untrusted(write_archive(tmp_path / "without.pt", without))
 
 

@@ -135,7 +135,7 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
         text += (
             "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
             "fixed augmented views of each image and cached. This also saves their forward pass, in total "
-            "{report.step_savings_with_cache:.0%} of a step."
+            "{report.flops_fraction:.0%} of a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
     if report.num_layers:

@@ -1,11 +1,11 @@
 """Detector architectures as lists of layers in Darknet's numbering, YOLOv3 and YOLOv3-tiny, and weight variants.
 
-The input of a layer is the previous layer unless stated otherwise; the input of the first layer is the image.
+The input of a layer is the previous layer unless stated otherwise. The input of the first layer is the image.
 References to other layers are absolute indices. The number of frozen layers refers to these indices.
 
 The three weight variants have the same shapes but different interpretations. Weights of the wrong variant load without
-an error but give worse detections. The variant is therefore specified with the weights, stored with them, and never
-inferred from shapes.
+an error but give worse detections. The variant is therefore specified with the weights and stored with them. It is
+never inferred from shapes.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from chromabox.errors import ChromaboxError, UsageError
 
 Activation = Literal["leaky", "linear", "relu", "mish"]
-#: Widths and heights in pixels.
+#: Width and height of each anchor in pixels.
 Anchors = tuple[tuple[float, float], ...]
 
 
@@ -35,14 +35,10 @@ class Convolution:
     activation: Activation = "leaky"
     pad: int | None = None
 
-    @property
-    def padding(self) -> int:
-        return self.size // 2 if self.pad is None else self.pad
-
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Max-pooling over ``size`` × ``size`` pixels with total padding size − 1; an odd pixel goes right and below."""
+    """Max-pooling over ``size`` × ``size`` pixels; see ``MaxPoolLayer`` for the padding."""
 
     size: int
     stride: int
@@ -57,7 +53,7 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Route:
-    """Concatenation of the channels of ``layers``, using only part ``group_id`` of ``groups`` equal parts of each."""
+    """Concatenation of the channels of ``layers``: of each layer, part ``group_id`` of ``groups`` equal parts."""
 
     layers: tuple[int, ...]
     groups: int = 1
@@ -66,16 +62,17 @@ class Route:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Sum of the previous layer and layer ``source``."""
+    """Sum of the outputs of the previous layer and of layer ``source``."""
 
     source: int
 
 
 @dataclass(frozen=True)
 class Yolo:
-    """Detection head; the previous layer outputs box, objectness and ``classes`` class scores per anchor in ``mask``.
+    """Detection head. ``anchors`` contains all anchors of the model.
 
-    ``anchors`` are all anchors of the model, (width, height) in pixels. ``mask`` contains indices into them.
+    ``mask`` contains the indices of the anchors of this head. For each of these anchors, the previous layer outputs a
+    box, the objectness, and ``classes`` class scores.
     """
 
     mask: tuple[int, ...]
@@ -96,7 +93,7 @@ LAYER_TYPES: dict[str, type[Layer]] = {layer_type.__name__: layer_type for layer
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """Output shape of a layer: number of channels, and stride in input pixels."""
+    """Shape of a feature map: number of channels, and stride in input pixels."""
 
     channels: int
     stride: int
@@ -112,7 +109,7 @@ class Architecture:
         channels: number of channels of the image.
         size: default side length of the square input in pixels, a multiple of ``max_stride``.
 
-    Raise ChromaboxError, naming the architecture and the layer, if layers are inconsistent.
+    Raise ChromaboxError with the names of the architecture and the layer if layers are inconsistent.
     """
 
     name: str
@@ -122,9 +119,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if not self.head_indices:
-            raise ChromaboxError(f"{self.name}: no yolo layer; expected at least one")
+            raise ChromaboxError(f"{self.name} has no yolo layer; expected at least one")
         if len({yolo.classes for yolo in self.yolo_layers}) > 1:
-            raise ChromaboxError(f"{self.name}: yolo layers with different numbers of classes; expected equal numbers")
+            raise ChromaboxError(f"{self.name}: the yolo layers have different numbers of classes; expected equal ones")
         if self.size < 1 or self.size % self.max_stride:
             raise ChromaboxError(f"{self.name}: size is {self.size}; expected a multiple of {self.max_stride}")
 
@@ -135,7 +132,7 @@ class Architecture:
 
     @property
     def yolo_layers(self) -> tuple[Yolo, ...]:
-        """The yolo layers, in the order of ``head_indices``."""
+        """Yolo layers, in the order of ``head_indices``."""
         return tuple(layer for layer in self.layers if isinstance(layer, Yolo))
 
     @property
@@ -150,20 +147,23 @@ class Architecture:
 
     @property
     def max_stride(self) -> int:
-        """Largest stride of a layer; the input's height and width must be multiples of it."""
-        return max(shape.stride for shape in self.shapes)
+        """Largest stride of a layer. Height and width of the input must be multiples of it."""
+        return max(shape.stride for shape in self.shapes.values())
 
     @cached_property
-    def shapes(self) -> tuple[FeatureShape, ...]:
-        """Channels and stride of each layer's output."""
-        shapes: list[FeatureShape] = []
+    def shapes(self) -> dict[int, FeatureShape]:
+        """Output shape of each layer (−1: the image)."""
+        shapes = {-1: FeatureShape(self.channels, 1)}
         for index, layer in enumerate(self.layers):
+            sources, valid = self.sources(index), set(range(-1, index)) - set(self.head_indices)
             try:
-                shapes.append(self._output_shape(index, shapes))
+                if not sources or not valid.issuperset(sources):
+                    raise ValueError(f"its inputs are layers {sources}; expected earlier layers, but not yolo layers")
+                shapes[index] = _output_shape(layer, [shapes[source] for source in sources])
             except ValueError as error:
                 name = type(layer).__name__.lower()
                 raise ChromaboxError(f"{self.name}: layer {index} ({name}) is invalid: {error}") from None
-        return tuple(shapes)
+        return shapes
 
     @property
     def num_weights(self) -> int:
@@ -183,49 +183,46 @@ class Architecture:
         return (index - 1, layer.source) if isinstance(layer, Shortcut) else (index - 1,)
 
     def input_shape(self, index: int) -> FeatureShape:
-        """Return the channels and stride of the first input of layer ``index``."""
-        first = self.sources(index)[0]
-        return FeatureShape(self.channels, 1) if first < 0 else self.shapes[first]
+        """Return the shape of the first input of layer ``index``."""
+        return self.shapes[self.sources(index)[0]]
 
-    def _output_shape(self, index: int, shapes: list[FeatureShape]) -> FeatureShape:
-        """Return the output shape of layer ``index``, given the shapes of the layers before it.
 
-        Raise ValueError if the layer does not fit its inputs.
-        """
-        layer, sources = self.layers[index], self.sources(index)
-        if not all(-1 <= source < index for source in sources) or not sources:
-            raise ValueError(f"it reads layers {sources}; expected earlier layers")
-        if any(isinstance(self.layers[source], Yolo) for source in sources if source >= 0):
-            raise ValueError("it reads a yolo layer; expected a layer with feature maps")
-        inputs = [shapes[source] if source >= 0 else FeatureShape(self.channels, 1) for source in sources]
-        channels, stride = inputs[0].channels, inputs[0].stride
-        if any(shape.stride != stride for shape in inputs):
-            raise ValueError("it combines layers of different sizes; expected equal sizes")
-        match layer:
-            case Convolution(filters=filters, groups=groups):
-                if channels % groups or filters % groups or filters < 1 or layer.size < 1:
-                    raise ValueError(f"{filters} filters, {groups} groups, {channels} channels")
-                return FeatureShape(filters, stride * layer.stride)
-            case MaxPool():
-                return FeatureShape(channels, stride * layer.stride)
-            case Upsample():
-                if stride % layer.stride:
-                    raise ValueError(f"its output is larger than the image (stride {layer.stride})")
-                return FeatureShape(channels, stride // layer.stride)
-            case Route(groups=groups, group_id=group_id):
-                if any(shape.channels % groups for shape in inputs) or not 0 <= group_id < groups:
-                    raise ValueError(f"it reads group {group_id} of {groups}")
-                return FeatureShape(sum(shape.channels // groups for shape in inputs), stride)
-            case Shortcut():
-                if inputs[1].channels != channels:
-                    raise ValueError(f"it adds {inputs[1].channels} channels to {channels}")
-                return inputs[0]
-            case Yolo(mask=mask, anchors=anchors, classes=classes):
-                num_outputs = len(mask) * (5 + classes)
-                if channels != num_outputs or not all(0 <= anchor < len(anchors) for anchor in mask):
-                    needed = f"{num_outputs} input channels, found {channels}"
-                    raise ValueError(f"{classes} classes and mask {mask} of {len(anchors)} anchors need {needed}")
-                return inputs[0]
+def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
+    """Return the output shape of a layer. Raise ValueError if the layer does not fit its inputs."""
+    for option in ("filters", "size", "stride", "groups"):
+        if (value := getattr(layer, option, 1)) < 1:
+            raise ValueError(f"{option} is {value}; expected at least 1")
+    channels, stride = inputs[0].channels, inputs[0].stride
+    if any(shape.stride != stride for shape in inputs):
+        raise ValueError("its inputs have different sizes; expected equal sizes")
+    match layer:
+        case Convolution(filters=filters, groups=groups):
+            if channels % groups or filters % groups:
+                expected = f"expected a common divisor of {channels} input channels and {filters} filters"
+                raise ValueError(f"groups is {groups}; {expected}")
+            return FeatureShape(filters, stride * layer.stride)
+        case MaxPool():
+            return FeatureShape(channels, stride * layer.stride)
+        case Upsample():
+            if stride % layer.stride:
+                raise ValueError(f"its output is larger than the image; expected a factor of at most {stride}")
+            return FeatureShape(channels, stride // layer.stride)
+        case Route(groups=groups, group_id=group_id):
+            if any(shape.channels % groups for shape in inputs) or not 0 <= group_id < groups:
+                expected = "expected a divisor of the input channels, and an index below groups"
+                raise ValueError(f"groups is {groups} and group_id is {group_id}; {expected}")
+            return FeatureShape(sum(shape.channels // groups for shape in inputs), stride)
+        case Shortcut():
+            if inputs[1].channels != channels:
+                raise ValueError(f"its inputs have {channels} and {inputs[1].channels} channels; expected equal ones")
+            return inputs[0]
+        case Yolo(mask=mask, anchors=anchors, classes=classes):
+            if channels != len(mask) * (5 + classes):
+                expected = f"expected {len(mask) * (5 + classes)} for {len(mask)} anchors and {classes} classes"
+                raise ValueError(f"its input has {channels} channels; {expected}")
+            if not all(0 <= anchor < len(anchors) for anchor in mask):
+                raise ValueError(f"mask is {mask}; expected indices of the {len(anchors)} anchors")
+            return inputs[0]
 
 
 #: Widths and heights in pixels, from clustering the boxes of COCO (Redmon and Farhadi 2018, section 2.3).
@@ -247,7 +244,7 @@ def yolov3(num_classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture
         for _ in range(blocks):
             start = len(layers) - 1
             layers += [Convolution(filters // 2, 1), Convolution(filters, 3), Shortcut(start)]
-    # The last backbone layers with strides 16 and 8, which the later heads concatenate with the upsampled features.
+    # The last backbone layers with strides 16 and 8. The later heads concatenate them with the upsampled features.
     skips = {1: 61, 2: 36}
     for head, (filters, mask) in enumerate(((512, (6, 7, 8)), (256, (3, 4, 5)), (128, (0, 1, 2)))):
         if head:
@@ -264,8 +261,9 @@ def yolov3_tiny(
 ) -> Architecture:
     """Return YOLOv3-tiny: a backbone of seven convolutions and six max-pooling layers, and heads at strides 32 and 16.
 
-    ``mask`` contains the anchor indices of the second head. The published weights were trained with 1, 2, 3. With
-    0, 1, 2, as in later configuration files, they load without an error but detect a third fewer objects.
+    ``mask`` contains the anchor indices of the second head. The published weights were trained with 1, 2, 3. Later
+    configuration files contain 0, 1, 2. With these, the published weights load without an error but detect a third
+    fewer objects.
 
     Raise UsageError if ``num_classes`` is less than 1.
     """
@@ -292,12 +290,12 @@ class Variant:
 
     Args:
         name: name in ``--variant`` and in checkpoints.
-        activation: meaning of the architecture's ``leaky``: leaky ReLU with slope 0.1, or SiLU.
+        activation: function used where the architecture contains ``leaky``: leaky ReLU with slope 0.1, or SiLU.
         decode: decoding of the raw outputs t for a cell (column, row), its stride and an anchor of (width, height)
             pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``:
             centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
         epsilon: value added to the variance in BatchNorm.
-        momentum: momentum of the BatchNorm statistics in PyTorch's convention: the weight of the new batch.
+        momentum: weight of a new batch in the running statistics of BatchNorm (PyTorch's ``momentum``).
         letterbox_grey: grey value of the letterbox padding, in [0, 1].
         tiny_pool_padding: padding value at the right and bottom of the 2×2 max-pooling with stride 1.
         tiny_mask: anchor indices of YOLOv3-tiny's second head.
@@ -313,7 +311,7 @@ class Variant:
     tiny_mask: tuple[int, int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the variant as JSON values for a checkpoint. The padding is a string, since JSON has no infinity."""
+        """Return the variant as JSON values for a checkpoint. The padding value is a string: JSON has no infinity."""
         return {**asdict(self), "tiny_pool_padding": str(self.tiny_pool_padding), "tiny_mask": list(self.tiny_mask)}
 
 

@@ -1,6 +1,6 @@
-"""The PyTorch model of a detector architecture, and decoding of the model's outputs.
+"""The PyTorch model of a detector architecture, and decoding of its outputs to boxes and class scores.
 
-Outputs are decoded to boxes in the square input and a score for each class (Redmon and Farhadi 2018).
+Source: Redmon and Farhadi 2018.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import UsageError
 
-#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model differ in the numbers of rows
-#: and columns, and may differ in the number of anchors.
+#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model have different numbers of rows
+#: and columns. They may have different numbers of anchors.
 HeadOutput = Float[Tensor, "batch _ outputs _ _"]
 
 
@@ -34,8 +34,8 @@ def decode_all(
 ) -> tuple[Float[Tensor, "batch boxes 4"], Float[Tensor, "batch boxes classes"]]:
     """Decode all boxes (left, top, right, bottom, in pixels of the square input) and scores σ(objectness)·σ(class).
 
-    Boxes are ordered by head, then anchor, then row, then column. ``size`` is the input height in pixels. Scores
-    are in [0, 1]. Decoding is done in float32.
+    Boxes are ordered by head, anchor, row and column. ``size`` is the input height in pixels. Scores are in [0, 1].
+    Decoding is done in float32.
     """
     boxes, scores = [], []
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
@@ -64,7 +64,8 @@ class ConvolutionLayer(nn.Module):
 
     def __init__(self, layer: Convolution, in_channels: int, variant: Variant) -> None:
         super().__init__()
-        sizes, bias = (layer.size, layer.stride, layer.padding), not layer.batch_normalise
+        sizes = layer.size, layer.stride, layer.size // 2 if layer.pad is None else layer.pad
+        bias = not layer.batch_normalise
         self.convolution = nn.Conv2d(in_channels, layer.filters, *sizes, groups=layer.groups, bias=bias)
         self.norm = nn.BatchNorm2d(layer.filters, variant.epsilon, variant.momentum) if layer.batch_normalise else None
         if layer.activation == "leaky":
@@ -77,26 +78,12 @@ class ConvolutionLayer(nn.Module):
         images = self.convolution(images)
         return self.activation(images if self.norm is None else self.norm(images))
 
-    @torch.no_grad()
-    def copy_fused(self, target: nn.Conv2d) -> None:
-        """Copy convolution and BatchNorm, w·x then γ(y − μ)/√(σ² + ε) + β, to one kernel and bias."""
-        kernel, norm, bias = self.convolution.weight, self.norm, cast(nn.Parameter, target.bias)
-        if norm is None:
-            target.weight.copy_(kernel)
-            bias.copy_(cast(Tensor, self.convolution.bias))
-            return
-        # In float64, to avoid additional rounding errors from fusing.
-        mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
-        scale = norm.weight.double() / (variance + norm.eps).sqrt()
-        target.weight.copy_(kernel.double() * scale[:, None, None, None])
-        bias.copy_(norm.bias.double() - mean * scale)
-
 
 class MaxPoolLayer(nn.Module):
     """Max-pooling with Darknet's padding: size − 1 pixels in total, half of them (rounded down) at the left and top.
 
-    Darknet pads with −∞. Other variants use a different value, but only for even sizes with stride 1, as in the sixth
-    pooling layer of YOLOv3-tiny.
+    The padding value is −∞. For even sizes with stride 1, as in the sixth pooling layer of YOLOv3-tiny, it is the
+    variant's ``tiny_pool_padding``.
     """
 
     def __init__(self, layer: MaxPool, variant: Variant) -> None:
@@ -118,9 +105,10 @@ class MaxPoolLayer(nn.Module):
 
 
 class DarknetModel(nn.Module):
-    """PyTorch model of an ``architecture`` with weights of a ``variant``; ``layers`` has one module per Darknet layer.
+    """PyTorch model of an ``architecture`` with weights of a ``variant``.
 
-    Routes, shortcuts and yolo layers are computed by this class; their modules are empty.
+    ``layers`` contains one module per Darknet layer. The modules of routes, shortcuts and yolo layers have no effect,
+    because this class computes the outputs of these layers.
     """
 
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
@@ -136,14 +124,14 @@ class DarknetModel(nn.Module):
             elif isinstance(layer, Upsample):
                 module = nn.Upsample(scale_factor=layer.stride, mode="nearest")
             self.layers.append(module)
-        #: Index of the last layer that reads each layer (−1: the image).
+        #: For each layer (−1: the image), the index of the last layer whose input it is.
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
         }
 
     @classmethod
     def uninitialised(cls, architecture: Architecture, variant: Variant) -> "DarknetModel":
-        """Return a model with uninitialised weights: random initialisation would take longer than loading weights."""
+        """Return a model with uninitialised weights. Random initialisation would take longer than loading weights."""
         with torch.device("meta"):
             model = cls(architecture, variant)
         model.to_empty(device="cpu")
@@ -160,45 +148,53 @@ class DarknetModel(nn.Module):
                 width are multiples of ``architecture.max_stride``.
 
         Returns:
-            For each yolo layer, a tensor [batch, anchors, 5 + classes, rows, columns]: x, y, width, height, objectness,
-            classes. ``variant.decode`` defines their meaning.
+            For each yolo layer, a tensor [batch, anchors, 5 + classes, rows, columns]. The outputs are x, y, width,
+            height, objectness and classes. ``variant.decode`` defines their meaning.
 
         Raise UsageError if height or width is not such a multiple.
         """
         return self.forward_from(self.forward_features(images, 0), 0)
 
     def forward_features(self, images: ImageBatch, upto: int) -> dict[int, Tensor]:
-        """Run the layers before ``upto``; return the outputs read by later layers (−1: the image) and the head outputs.
+        """Run the layers before ``upto``; return the inputs of later layers (−1: the image) and the outputs of heads.
 
         Raise UsageError if height or width is not a multiple of ``architecture.max_stride``.
         """
-        multiple = self.architecture.max_stride
-        if images.shape[-1] % multiple or images.shape[-2] % multiple:
-            height, width = images.shape[-2:]
+        multiple, (height, width) = self.architecture.max_stride, images.shape[-2:]
+        if height % multiple or width % multiple:
             raise UsageError(f"size is {width}×{height}: expected multiples of {multiple} for {self.architecture.name}")
         return self._run_layers({-1: images}, 0, upto)
 
     def forward_from(self, features: Mapping[int, Tensor], start: int) -> list[HeadOutput]:
-        """Run the layers from ``start`` on, given ``forward_features(images, start)``; return the head outputs."""
+        """Run the layers from ``start`` on, given the result of ``forward_features``, and return the head outputs."""
         features = self._run_layers(dict(features), start, len(self.layers))
         return [features[index] for index in self.architecture.head_indices]
 
+    @torch.no_grad()
     def fuse(self) -> "DarknetModel":
         """Return a copy in evaluation mode with each BatchNorm fused into its convolution."""
         layers = tuple(
             replace(layer, batch_normalise=False) if isinstance(layer, Convolution) else layer
             for layer in self.architecture.layers
         )
-        model = DarknetModel.uninitialised(replace(self.architecture, layers=layers), self.variant).to(
-            next(self.parameters())
-        )
-        for layer, fused in zip(self.layers, model.layers, strict=True):
-            if isinstance(layer, ConvolutionLayer) and isinstance(fused, ConvolutionLayer):
-                layer.copy_fused(fused.convolution)
+        model = DarknetModel.uninitialised(replace(self.architecture, layers=layers), self.variant)
+        state: dict[str, Tensor | None] = {}
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, ConvolutionLayer):
+                continue
+            kernel, bias, norm = layer.convolution.weight, layer.convolution.bias, layer.norm
+            if norm is not None:
+                # γ(w·x − μ)/√(σ² + ε) + β is folded in float64 to avoid additional rounding errors.
+                mean, variance = (cast(Tensor, values).double() for values in (norm.running_mean, norm.running_var))
+                scale = norm.weight.double() / (variance + norm.eps).sqrt()
+                kernel = kernel.double() * scale[:, None, None, None]
+                bias = norm.bias.double() - mean * scale
+            state |= {f"layers.{index}.convolution.weight": kernel, f"layers.{index}.convolution.bias": bias}
+        model.to(next(self.parameters())).load_state_dict(state)
         return model.eval()
 
     def _run_layers(self, outputs: dict[int, Tensor], start: int, stop: int) -> dict[int, Tensor]:
-        """Run layers, given the outputs that they read; return the outputs that later layers read."""
+        """Run layers, given the outputs of earlier layers, and return the outputs that are still needed."""
         for index in range(start, stop):
             sources = self.architecture.sources(index)
             inputs = [outputs[source] for source in sources]

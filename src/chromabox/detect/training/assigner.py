@@ -1,15 +1,15 @@
-"""Assignment of ground-truth boxes to anchors and cells of the detection heads, by the weight variant's rule."""
+"""Assignment of ground-truth boxes to anchors and cells of the detection heads. The rule depends on the variant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from chromabox.detect.models.architecture import Architecture, Yolo
+from chromabox.detect.models.architecture import Architecture
 
-#: Rows of image index, class, and centre, width and height as fractions of the input size.
+#: Each row: image index, class, and centre, width and height as fractions of the input size.
 Targets = Float[Tensor, "boxes 6"]
 
 #: An anchor matches boxes whose width and height differ from its own by less than this factor.
@@ -18,13 +18,18 @@ MAX_ANCHOR_RATIO = 4.0
 
 @dataclass(frozen=True)
 class Assignments:
-    """Positive positions of one head: image, anchor, row and column of each, and the index of its target."""
+    """Positions of a head to which ground-truth boxes are assigned, and the index of each position's target."""
 
     image: Int64[Tensor, " positions"]
     anchor: Int64[Tensor, " positions"]
     row: Int64[Tensor, " positions"]
     column: Int64[Tensor, " positions"]
     target: Int64[Tensor, " positions"]
+
+    @property
+    def position(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Index of the positions in a tensor [batch, anchors, rows, columns]."""
+        return self.image, self.anchor, self.row, self.column
 
 
 def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], rows: int, columns: int) -> Assignments:
@@ -40,15 +45,9 @@ def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], row
     fraction = centre % 1
     before = (fraction < 0.5) & (centre > 1)
     after = (fraction > 0.5) & (centre < grid_size - 1)
-    steps: tuple[tuple[Bool[Tensor, " positions"], int, int], ...] = (
-        (torch.ones_like(target, dtype=torch.bool), 0, 0),
-        (before[:, 0], -1, 0),
-        (after[:, 0], 1, 0),
-        (before[:, 1], 0, -1),
-        (after[:, 1], 0, 1),
-    )
-    index = torch.cat([mask.nonzero()[:, 0] for mask, _, _ in steps])
-    offset = torch.cat([targets.new_tensor([[x, y]]).expand(int(mask.sum()), 2) for mask, x, y in steps])
+    masks = torch.stack([torch.ones_like(before[:, 0]), before[:, 0], after[:, 0], before[:, 1], after[:, 1]])
+    step, index = masks.nonzero(as_tuple=True)
+    offset = targets.new_tensor([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])[step]
     column, row = _clamp_to_cells(centre[index] + offset, rows, columns)
     target = target[index]
     return Assignments(targets[target, 0].long(), anchor[index], row, column, target)
@@ -59,39 +58,29 @@ def assign_best_anchor(
 ) -> list[Assignments]:
     """Assign boxes by the rule of decode "exp": to the anchor with the highest shape IoU across all heads, in one cell.
 
-    The cell is the one that contains the centre of the box. An anchor shared by two heads is assigned in both. Anchors
-    that no head uses (YOLOv3-tiny has one) are excluded, so that every box is assigned. ``sizes`` contains the numbers
-    of rows and columns of each head.
+    The shape IoU is the IoU of boxes with a common centre. The cell is the one that contains the centre of the box. An
+    anchor shared by two heads is assigned in both heads. Anchors that no head uses (YOLOv3-tiny has one) are excluded,
+    so that every box is assigned. ``sizes`` contains the numbers of rows and columns of each head.
     """
     used = sorted({index for yolo in architecture.yolo_layers for index in yolo.mask})
     (rows, columns), stride = sizes[0], architecture.strides[0]
     shapes = targets.new_tensor([architecture.yolo_layers[0].anchors[index] for index in used])
-    overlaps = shape_iou(targets[:, 4:] * targets.new_tensor([columns * stride, rows * stride]), shapes)
+    boxes = targets[:, 4:] * targets.new_tensor([columns * stride, rows * stride])
+    intersection = torch.minimum(boxes[:, None], shapes).prod(-1)
+    overlaps = intersection / (boxes.prod(1)[:, None] + shapes.prod(1) - intersection)
     best = torch.tensor(used, device=targets.device)[overlaps.argmax(1)]
-    return [
-        _assignments_for_head(targets, yolo, best, *size)
-        for yolo, size in zip(architecture.yolo_layers, sizes, strict=True)
-    ]
-
-
-def _assignments_for_head(
-    targets: Targets, yolo: Yolo, best: Int64[Tensor, " boxes"], rows: int, columns: int
-) -> Assignments:
-    mask = torch.tensor(yolo.mask, device=targets.device)
-    target, anchor = (best[:, None] == mask).nonzero(as_tuple=True)
-    column, row = _clamp_to_cells(targets[target, 2:4] * targets.new_tensor([columns, rows]), rows, columns)
-    return Assignments(targets[target, 0].long(), anchor, row, column, target)
+    heads = []
+    for yolo, (rows, columns) in zip(architecture.yolo_layers, sizes, strict=True):
+        mask = torch.tensor(yolo.mask, device=targets.device)
+        target, anchor = (best[:, None] == mask).nonzero(as_tuple=True)
+        column, row = _clamp_to_cells(targets[target, 2:4] * targets.new_tensor([columns, rows]), rows, columns)
+        heads.append(Assignments(targets[target, 0].long(), anchor, row, column, target))
+    return heads
 
 
 def _clamp_to_cells(
     centre: Float[Tensor, "positions 2"], rows: int, columns: int
 ) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " positions"]]:
-    """Return column and row; a centre on the right or lower edge of the image belongs to the last cell."""
+    """Return column and row. A centre on the right or lower edge of the image belongs to the last cell."""
     cell = centre.floor().long()
     return cell[:, 0].clamp(0, columns - 1), cell[:, 1].clamp(0, rows - 1)
-
-
-def shape_iou(sizes1: Float[Tensor, "boxes1 2"], sizes2: Float[Tensor, "boxes2 2"]) -> Float[Tensor, "boxes1 boxes2"]:
-    """Compute the pairwise IoU of boxes (width, height) with a common centre."""
-    intersection = torch.minimum(sizes1[:, None], sizes2).prod(-1)
-    return intersection / (sizes1.prod(1)[:, None] + sizes2.prod(1) - intersection)

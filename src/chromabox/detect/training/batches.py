@@ -1,8 +1,8 @@
 """Data splits and batches for fine-tuning, freshly augmented or read from a feature cache.
 
-A batch consists of the features that ``DarknetModel.forward_from`` takes (the cached outputs of frozen layers, or the
-images as the output of layer −1) and the ground-truth boxes [boxes, 6]: index of the image in the batch, class, and
-centre, width and height as fractions of the input size.
+A batch consists of features and ground-truth boxes. The features are the input of ``DarknetModel.forward_from``: the
+cached outputs of frozen layers, or the images as the output of layer −1. The boxes [boxes, 6] contain the index of the
+image in the batch, the class, and the centre, width and height as fractions of the input size.
 """
 
 import json
@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Real
 from torch import Tensor
 
 from chromabox.detect.data.augment import RgbImage, TrainBoxes, TrainImage, augment_sample, read_pixels
@@ -29,10 +30,13 @@ from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime.parallel import map_ordered
 
+Item = TypeVar("Item")
 DetectionBatch = tuple[dict[int, Tensor], Tensor]
 ImageReader = Callable[[Path], RgbImage]
 #: Class, centre, width and height of each box; the number of boxes differs between samples.
 SampleBoxes = Float32[np.ndarray, "_ 5"]
+#: Function that returns the pixels and boxes of an item.
+ViewLoader = Callable[[Item], tuple[Real[np.ndarray, "3 side side"], SampleBoxes]]
 
 #: Maximum total size in bytes of the decoded images that are kept in memory.
 IMAGE_CACHE_BYTES = 400_000_000
@@ -42,7 +46,7 @@ EARLY_STOPPING_FRACTION = 0.15
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images for training, for early stopping (None: disabled) and for validation, and warnings about the data."""
+    """Images for training, for early stopping (None: disabled) and for validation, with warnings about the dataset."""
 
     train: DetectionDataset
     early_stopping: DetectionDataset | None
@@ -50,56 +54,56 @@ class DataSplits:
     warnings: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write the paths of the images of each split, and the warnings, as JSON."""
+        """Write the warnings and the image paths of each split as JSON."""
         parts = {"train": self.train, "early_stopping": self.early_stopping, "val": self.val}
         images = {name: part and [str(sample.path) for sample in part.samples] for name, part in parts.items()}
         write_json(path, {**images, "warnings": list(self.warnings)})
 
     @classmethod
     def load(cls, path: Path, data: DetectionDataset) -> "DataSplits":
-        """Read the splits of ``data`` that :meth:`save` wrote.
+        """Read the splits of ``data`` from a file written by :meth:`save`.
 
-        Raise ChromaboxError if the file is damaged or lists images that are missing in ``data``.
+        Raise ChromaboxError if the file is damaged or lists images that are missing from ``data``.
         """
-        by_path = {str(sample.path): sample for sample in data.samples}
-
-        def select(images: Sequence[str]) -> DetectionDataset:
-            return replace(data, samples=tuple(by_path[image] for image in images))
-
+        samples = {str(sample.path): sample for sample in data.samples}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            early_stopping = None if values["early_stopping"] is None else select(values["early_stopping"])
-            return cls(select(values["train"]), early_stopping, select(values["val"]), tuple(values["warnings"]))
+            parts: dict[str, Any] = {}
+            for name in ("train", "early_stopping", "val"):
+                images = values[name]
+                parts[name] = (
+                    None if images is None else replace(data, samples=tuple(samples[image] for image in images))
+                )
+            return cls(**parts, warnings=tuple(values["warnings"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ChromaboxError(
-                f"{path}: damaged, or lists images that are missing in the dataset ({error}); restore the dataset "
-                "with which the run was started"
+                f"{path}: the file is damaged or lists images that are missing from the dataset ({error}); restore the "
+                "dataset with which the run was started"
             ) from error
 
 
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:
     """Split a dataset into its training and validation images.
 
-    The validation images are the dataset's validation split, else its test split, else a random fifth of all images.
-    With ``early_stopping``, some of the training images are held out as well: stopping on the validation images would
-    make their results optimistic. Images that cannot be decoded are left out. The warnings list these images,
-    duplicates that occur in both training and validation, and classes with too few training boxes. Raise UsageError for
-    a dataset without labelled training images.
+    The validation images are the dataset's validation split, otherwise its test split, otherwise a random fifth of all
+    images. With ``early_stopping``, some of the training images are also held out: stopping on the validation images
+    would make their results optimistic. Images that cannot be decoded are excluded. The warnings list these images,
+    duplicates that occur in both training and validation, and classes with too few training boxes.
+
+    Raise UsageError for a dataset without labelled training images.
     """
     prints, corrupt = fingerprints([sample.path for sample in data.samples])
-    warnings = [f"{reason}; left out" for reason in corrupt.values()]
+    warnings = [f"{reason}; excluded" for reason in corrupt.values()]
     data = replace(data, samples=tuple(sample for sample in data.samples if sample.path not in corrupt))
     split = default_split(data)
     if split is None:
-        data = train_val_split(data, seed=seed)
-        split = "val"
+        data, split = train_val_split(data, seed=seed), "val"
         num_held_out = len(data.split(split).samples)
         warnings.append(f"no validation split: {num_held_out} of {len(data.samples)} images are held out")
     val = data.split(split)
-    names = [name for name in data.splits if not name.startswith(("val", "test"))]
-    train_samples = tuple(sample for sample in data.samples if sample.split in names)
-    train = replace(data, samples=train_samples, splits=tuple(names))
-    if not train.samples or not any(len(sample.boxes) for sample in train.samples):
+    names = tuple(name for name in data.splits if not name.startswith(("val", "test")))
+    train = replace(data, samples=tuple(sample for sample in data.samples if sample.split in names), splits=names)
+    if not any(len(sample.boxes) for sample in train.samples):
         raise UsageError(
             f"no labelled training images in the splits {', '.join(data.splits)}: "
             "expected images with boxes outside of val and test"
@@ -112,7 +116,7 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
 
 
 def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Sequence[DuplicatePair]) -> list[str]:
-    """Warn if validation images are also training images, or near-duplicates of them."""
+    """Return a warning if validation images, or near-duplicates of them, are also training images."""
     train_paths, val_paths = ({sample.path for sample in part.samples} for part in (train, val))
     pairs = [pair for each in duplicates for pair in ((each.first, each.second), (each.second, each.first))]
     leaks = {second: first for first, second in pairs if first in train_paths and second in val_paths}
@@ -120,31 +124,26 @@ def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Se
     if not leaks:
         return []
     val_path, train_path = min(leaks.items())
-    return [
-        f"{len(leaks)} of {len(val_paths)} validation images also occur in the training set ({val_path} as "
-        f"{train_path}): validation results are optimistic"
-    ]
+    count = f"{len(leaks)} of {len(val_paths)} validation images also occur in the training set"
+    return [f"{count} ({val_path} as {train_path}): validation results are optimistic"]
 
 
 def _warn_few_training_boxes(train: DetectionDataset) -> list[str]:
-    """Warn about classes with fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
+    """Return a warning if classes have fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
     class_ids = [sample.class_ids[~sample.is_crowd] for sample in train.samples]
-    boxes = np.bincount(np.concatenate(class_ids), minlength=len(train.classes))
+    boxes = np.bincount(np.concatenate(class_ids))
     num_classes, num_rare = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < MIN_BOXES_PER_CLASS)).sum())
-    if not num_rare:
-        return []
-    return [f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} training boxes"]
+    warning = f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} training boxes"
+    return [warning] if num_rare else []
 
 
 def cached_reader(max_bytes: int = IMAGE_CACHE_BYTES) -> ImageReader:
-    """Return a function that reads images and keeps up to ``max_bytes`` of decoded pixels in memory."""
+    """Return a function that reads images and caches up to ``max_bytes`` of decoded pixels in memory."""
     cache: dict[Path, RgbImage] = {}
 
     def read(path: Path) -> RgbImage:
-        if path in cache:
-            return cache[path]
-        pixels = read_pixels(path)
-        if pixels.nbytes + sum(image.nbytes for image in cache.values()) <= max_bytes:
+        pixels = cache[path] if path in cache else read_pixels(path)
+        if path not in cache and pixels.nbytes + sum(image.nbytes for image in cache.values()) <= max_bytes:
             cache[path] = pixels
         return pixels
 
@@ -153,7 +152,7 @@ def cached_reader(max_bytes: int = IMAGE_CACHE_BYTES) -> ImageReader:
 
 @dataclass(frozen=True)
 class AugmentedSamples:
-    """Augmented views of a training set; a view depends only on ``seed``, its number and the image index."""
+    """Augmented views of a training set. A view depends only on ``seed``, the view number and the image index."""
 
     data: DetectionDataset
     recipe: str
@@ -178,12 +177,12 @@ def epoch_batch_indices(num_images: int, batch_size: int, seed: int, epoch: int)
 def stream_batches(
     samples: AugmentedSamples, batch_size: int, *, device: str = "cpu", workers: int = 1
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """Return a function (epoch, number of batches to skip) → batches, with a new augmentation in every epoch."""
+    """Return a function (epoch, number of batches to skip) → batches; the augmentation differs between epochs."""
 
     def batches(epoch: int, skip: int) -> Iterator[DetectionBatch]:
         batch_indices = epoch_batch_indices(len(samples), batch_size, samples.seed, epoch)[skip:]
         order = [index for indices in batch_indices for index in indices]
-        # Worker threads augment while the model computes.
+        # Worker threads augment the next images while the model is trained.
         augmented = map_ordered(order, lambda index: samples.sample(epoch, index), workers=workers)
         with closing(augmented):
             for indices in batch_indices:
@@ -203,10 +202,10 @@ def cached_batches(
     *,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """Return a function (epoch, number of batches to skip) → batches read from a feature cache.
+    """Return a function (epoch, number of batches to skip) → batches that are read from a feature cache.
 
     The cache contains the first views of all ``num_images`` images, then the second views, and so on. ``boxes``
-    contains the boxes of each view in the same order. Each epoch uses the next view.
+    contains the boxes of the views in the same order. Each epoch uses the next view of every image.
     """
     views_per_image = len(boxes) // num_images
 
@@ -220,33 +219,23 @@ def cached_batches(
 
 
 def fill_feature_cache(
-    cache: FeatureCache,
-    model: DarknetModel,
-    num_frozen: int,
-    samples: AugmentedSamples,
-    views_per_image: int,
-    *,
-    workers: int = 1,
+    cache: FeatureCache, model: DarknetModel, items: Sequence[Item], load: ViewLoader[Item], *, workers: int = 1
 ) -> list[SampleBoxes]:
-    """Fill a cache with views of each image, in the order of :func:`cached_batches`; return the boxes of each view."""
-    order = [(view, index) for view in range(views_per_image) for index in range(len(samples))]
+    """Fill a cache with one view per item and return the boxes of each view. ``load`` runs in ``workers`` threads."""
     boxes: list[SampleBoxes] = []
 
     def images() -> Iterator[Tensor]:
-        with closing(map_ordered(order, lambda item: samples.sample(*item), workers=workers)) as augmented:
-            for pixels, image_boxes in augmented:
+        with closing(map_ordered(items, load, workers=workers)) as views:
+            for pixels, image_boxes in views:
                 boxes.append(image_boxes)
                 yield torch.from_numpy(pixels)
 
-    with progress_bar("computing frozen layers", len(order), unit="views") as tick:
-        fill_cache(cache, model, num_frozen, images(), on_progress=tick)
+    with progress_bar("computing frozen layers", len(items), unit="views") as tick:
+        fill_cache(cache, model, images(), on_progress=tick)
     return boxes
 
 
 def stack_targets(boxes: Sequence[SampleBoxes]) -> Float32[Tensor, "all_boxes 6"]:
     """Concatenate the boxes of all images in a batch, with the image index as the first column."""
-    indexed = [
-        np.concatenate([np.full((len(image_boxes), 1), index, np.float32), image_boxes], 1)
-        for index, image_boxes in enumerate(boxes)
-    ]
-    return torch.from_numpy(np.concatenate([np.zeros((0, 6), np.float32), *indexed]))
+    indices = np.repeat(np.arange(len(boxes), dtype=np.float32), [len(image_boxes) for image_boxes in boxes])
+    return torch.from_numpy(np.column_stack([indices, np.concatenate(boxes)]))

@@ -11,7 +11,7 @@ CachePrecision = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig):
-    """All settings of one run; the contents of ``config.json``."""
+    """Settings of a fine-tuning run: the contents of ``config.json``."""
 
     model: Literal["detector"] = "detector"
     recipe: FinetuneRecipe
@@ -20,10 +20,10 @@ class FinetuneConfig(RunConfig):
     """Number of layers to freeze, or a name accepted by ``chromabox.detect.training.freeze``."""
     size: int = 416
     num_cached_views: int = 4
-    """Augmented views per image whose frozen-layer features are cached; 0: no cache, new augmentation every epoch."""
+    """Number of augmented views per image whose features are cached. 0: no cache, and new views in every epoch."""
     cache_memory_gb: float = 1.0
-    """Maximum memory in GB for all caches together; larger caches are memory-mapped files in the run folder."""
+    """Maximum memory in GB for all feature caches. Caches that exceed it are memory-mapped files in the run folder."""
     cache_precision: CachePrecision = "float16"
     keep_old_classes: bool = False
     retention_data: str | None = None
-    """Labelled dataset used to measure how well the original classes are retained."""
+    """Labelled dataset with which AP50 of the original classes is measured before and after fine-tuning."""

@@ -1,15 +1,14 @@
 """Cache for the features of a detector's frozen layers, in memory or in a memory-mapped file.
 
-Frozen layers return the same outputs for the same image in every epoch. The cache stores the outputs that later
-layers read, for a few fixed augmented views of each image, by default in half precision. Training then computes only
-the remaining layers.
+Frozen layers return the same outputs for the same image in every epoch. For a few fixed augmented views of each image,
+the cache stores those outputs that later layers read, by default in half precision. Training then computes only the
+remaining layers.
 """
 
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -24,72 +23,58 @@ from chromabox.errors import ChromaboxError
 
 log = logging.getLogger(__name__)
 
-_BYTES_PER_VALUE = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 #: Disk space in bytes that must remain free.
 _MIN_FREE_DISK_BYTES = 500_000_000
 
 
-@dataclass(frozen=True)
-class CacheSpec:
-    """Contents of a cache: number of views, precision, and output shape (without batch) of each cached layer.
-
-    Layer −1 is the image itself.
-    """
-
-    shapes: dict[int, tuple[int, ...]]
-    num_views: int
-    precision: CachePrecision
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the cache in bytes."""
-        return self.num_views * sum(prod(shape) for shape in self.shapes.values()) * _BYTES_PER_VALUE[self.precision]
-
-    def __str__(self) -> str:
-        view_megabytes = self.num_bytes / max(self.num_views, 1) / 1e6
-        return f"{self.num_views:,} views of {view_megabytes:.2f} MB in {self.precision}, {self.num_bytes / 1e9:.2f} GB"
-
-
-def plan_cache(
-    model: DarknetModel, num_frozen: int, size: int, num_views: int, precision: CachePrecision = "float16"
-) -> CacheSpec:
-    """Return the specification of a cache for the features of the first ``num_frozen`` layers.
-
-    ``size`` is the side length of the square network input in pixels. Nothing is computed: shapes are inferred
-    on the meta device.
-    """
-    with torch.device("meta"):
-        meta_model = DarknetModel(model.architecture, model.variant).eval()
-        features = meta_model.forward_features(torch.empty(1, model.architecture.channels, size, size), num_frozen)
-    return CacheSpec({layer: tuple(output.shape[1:]) for layer, output in features.items()}, num_views, precision)
-
-
 class FeatureCache:
-    """Features of the frozen layers for all views. Open it with :func:`open_cache`; fill it with :func:`fill_cache`."""
+    """Cached features of the first ``num_frozen`` layers of a model for ``num_views`` views.
 
-    def __init__(self, spec: CacheSpec, file: Path | None) -> None:
-        self.spec = spec
-        num_values = spec.num_bytes // _BYTES_PER_VALUE[spec.precision]
-        dtype = _DTYPES[spec.precision]
-        if file is None:
-            values = torch.empty(num_values, dtype=dtype)
+    ``size`` is the side length of the square network input in pixels. Call :meth:`open` to allocate the cache and
+    :func:`fill_cache` to fill it.
+    """
+
+    def __init__(
+        self, model: DarknetModel, num_frozen: int, size: int, num_views: int, precision: CachePrecision = "float16"
+    ) -> None:
+        with torch.device("meta"):  # The shapes are inferred without computing features.
+            meta_model = DarknetModel(model.architecture, model.variant).eval()
+            features = meta_model.forward_features(torch.empty(1, model.architecture.channels, size, size), num_frozen)
+        self.num_frozen, self.num_views, self.dtype = num_frozen, num_views, getattr(torch, precision)
+        #: Output shape (without batch) of each cached layer; layer −1 is the image.
+        self.shapes = {layer: tuple(output.shape[1:]) for layer, output in features.items()}
+        self.num_bytes = num_views * sum(map(prod, self.shapes.values())) * self.dtype.itemsize
+
+    @contextmanager
+    def open(self, folder: Path, max_memory: int) -> Iterator["FeatureCache"]:
+        """Allocate the cache in memory if it takes at most ``max_memory`` bytes, otherwise in a file in ``folder``.
+
+        The file is deleted at the end of the context. Raise ChromaboxError if the disk does not have enough free space.
+        """
+        sizes = [self.num_views * prod(shape) for shape in self.shapes.values()]
+        file = folder / "prefix-cache.bin"
+        if self.num_bytes <= max_memory:
+            values = torch.empty(sum(sizes), dtype=self.dtype)
         else:
-            values = torch.from_file(str(file), shared=True, size=num_values, dtype=dtype)
-        self._outputs: dict[int, Tensor] = {}
-        start = 0
-        for layer, shape in spec.shapes.items():
-            length = spec.num_views * prod(shape)
-            self._outputs[layer] = values[start : start + length].view(spec.num_views, *shape)
-            start += length
+            folder.mkdir(parents=True, exist_ok=True)
+            free = max(shutil.disk_usage(folder).free - _MIN_FREE_DISK_BYTES, 0)
+            needed = f"the feature cache takes {self.num_bytes / 1e9:.2f} GB"
+            if self.num_bytes > free:
+                remedy = "use fewer --cached-views (0 disables the cache) or a smaller --size"
+                raise ChromaboxError(f"{folder}: {needed}, but the disk has only {free / 1e9:.2f} GB free; {remedy}")
+            log.info(f"{needed}, but only {max_memory / 1e9:.2f} GB of --cache-memory are left; it is stored in {file}")
+            values = torch.from_file(str(file), shared=True, size=sum(sizes), dtype=self.dtype)
+        parts = zip(self.shapes.items(), values.split(sizes), strict=True)
+        self._outputs = {layer: part.view(self.num_views, *shape) for (layer, shape), part in parts}
+        try:
+            yield self
+        finally:
+            file.unlink(missing_ok=True)
 
     def write(self, start: int, features: Mapping[int, Tensor]) -> None:
-        """Store the features of the views from index ``start`` on. Values outside the float16 range are clipped."""
+        """Store the features of consecutive views, the first with index ``start``, clipped to the range of float16."""
         for layer, stored in self._outputs.items():
-            output = features[layer]
-            if self.spec.precision == "float16":
-                output = output.clamp(-65504, 65504)
+            output = features[layer].clamp(-65504, 65504) if stored.dtype == torch.float16 else features[layer]
             stored[start : start + len(output)].copy_(output)
 
     def read(self, indices: Sequence[int]) -> dict[int, Tensor]:
@@ -98,55 +83,25 @@ class FeatureCache:
         return {layer: stored.index_select(0, index).float() for layer, stored in self._outputs.items()}
 
 
-@contextmanager
-def open_cache(spec: CacheSpec, folder: Path, max_memory: int) -> Iterator[FeatureCache]:
-    """Open an empty cache in memory if it takes at most ``max_memory`` bytes, else in a file in ``folder``.
-
-    The file is deleted at the end of the context. Raise ChromaboxError if the disk does not have enough free space.
-    """
-    if spec.num_bytes <= max_memory:
-        yield FeatureCache(spec, None)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free - _MIN_FREE_DISK_BYTES
-    if spec.num_bytes > free:
-        raise ChromaboxError(
-            f"{folder}: the feature cache takes {spec.num_bytes / 1e9:.2f} GB, but the disk has only "
-            f"{max(free, 0) / 1e9:.2f} GB free; use fewer --cached-views (0 disables the cache) or a smaller --size"
-        )
-    file = folder / "prefix-cache.bin"
-    log.info(
-        f"feature cache: {spec}, in the temporary file {file} (exceeds the remaining {max_memory / 1e9:.2f} GB of "
-        "--cache-memory)"
-    )
-    try:
-        yield FeatureCache(spec, file)
-    finally:
-        file.unlink(missing_ok=True)
-
-
 @torch.no_grad()
 def fill_cache(
     cache: FeatureCache,
     model: DarknetModel,
-    num_frozen: int,
     images: Iterable[UInt8[Tensor, "3 side side"] | Float[Tensor, "3 side side"]],
     *,
     batch_size: int = 8,
     on_progress: Callable[[int], object] = lambda views: None,
 ) -> None:
-    """Compute the first ``num_frozen`` layers in evaluation mode for all views and store their features.
+    """Compute the frozen layers in evaluation mode for all views and store their features.
 
     ``images`` yields the views in order: RGB, uint8 or float in [0, 1]. ``on_progress`` is called with the number of
-    views of each batch. The model's training mode is restored.
+    views of each batch. Afterwards, the model is returned to its previous mode.
     """
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    device = next(model.parameters()).device
-    remaining = iter(images)
-    start = 0
+    remaining, start = iter(images), 0
     while batch := list(islice(remaining, batch_size)):
-        cache.write(start, model.forward_features(to_image_batch(batch).to(device), num_frozen))
+        cache.write(start, model.forward_features(to_image_batch(batch).to(device), cache.num_frozen))
         start += len(batch)
         on_progress(len(batch))
     model.train(was_training)

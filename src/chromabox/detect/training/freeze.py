@@ -1,13 +1,12 @@
 """Freezing of the first layers of a detector for fine-tuning.
 
-The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default, its BatchNorm
-statistics are frozen too: the layer stays in evaluation mode even if the model is put into training mode. With
-``update_bn_stats``, only the parameters are frozen and the statistics are still updated, as in the
-assignment's fine-tuning script.
+The parameters of a frozen layer have ``requires_grad=False`` and belong to no optimizer. By default, the BatchNorm
+statistics of the layer are also frozen: its BatchNorm stays in evaluation mode even if the model is put into training
+mode. With ``update_bn_stats``, the statistics are still updated, as in the assignment's fine-tuning script.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,15 +15,13 @@ from chromabox.detect.models.architecture import Architecture, Convolution
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.errors import UsageError
 
-#: Names that ``num_layers_to_freeze`` accepts instead of a number of layers.
-FREEZE_NAMES = ("none", "backbone")
-
 
 @dataclass(frozen=True)
 class FreezeReport:
     """Numbers of frozen layers and parameters.
 
-    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1].
+    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1]. With cached
+    features, it is also the saved fraction of the computation in a training step.
     """
 
     num_layers: int
@@ -37,31 +34,23 @@ class FreezeReport:
 
     @property
     def step_savings(self) -> float:
-        """Fraction of the computation in a training step saved by freezing, in [0, 2/3].
+        """Saved fraction of the computation in a training step without cached features, in [0, 2/3].
 
         A backward pass costs about twice as much as a forward pass: one half for the gradients of the weights, the
-        other for the gradients of the layer inputs. Frozen layers need no backward pass.
+        other half for the gradients of the layer inputs. Frozen layers need no backward pass.
         """
         return 2 * self.flops_fraction / 3
-
-    @property
-    def step_savings_with_cache(self) -> float:
-        """Fraction saved, in [0, 1], if the features of the frozen layers are also cached.
-
-        Their forward pass is then skipped.
-        """
-        return self.flops_fraction
 
     def __str__(self) -> str:
         if not self.num_layers:
             return f"nothing frozen: all {self.total_parameters:,} parameters are trained"
-        statistics = "keep updating" if self.update_bn_stats else "are frozen"
+        statistics = "are still updated" if self.update_bn_stats else "are frozen"
         statistics += ", like those of all other layers" if self.freeze_all_bn else ""
         return (
             f"frozen: the first {self.num_layers} layers with {self.frozen_parameters:,} of {self.total_parameters:,} "
             f"parameters and {100 * self.flops_fraction:.0f} % of the forward pass; expected time saved per step: "
-            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.step_savings_with_cache:.0f} %; "
-            f"their BatchNorm statistics {statistics}"
+            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.flops_fraction:.0f} %; "
+            f"the BatchNorm statistics of these layers {statistics}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -85,20 +74,21 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def num_layers_to_freeze(architecture: Architecture, num_frozen: int | str) -> int:
-    """Return the number of layers to freeze, given as a number or as one of ``FREEZE_NAMES``.
+    """Return the number of layers to freeze. ``num_frozen`` is a number, ``none`` or ``backbone``.
 
-    ``backbone`` ends before the 1×1 convolution that starts the first detection head. Raise UsageError for an unknown
-    name, and for a number that leaves no layer to train.
+    ``backbone`` ends before the 1×1 convolution that starts the first detection head.
+
+    Raise UsageError for an unknown name, and for a number that leaves no layer to train.
     """
-    if isinstance(num_frozen, str) and not num_frozen.isdecimal():
-        if num_frozen not in FREEZE_NAMES:
-            raise UsageError(f"--freeze is {num_frozen}: expected a number of layers, auto, none or backbone")
-        return num_backbone_layers(architecture) if num_frozen == "backbone" else 0
-    depth = int(num_frozen)
-    trainable = [index for index, layer in enumerate(architecture.layers) if isinstance(layer, Convolution)]
-    if not 0 <= depth <= trainable[-1]:
+    if num_frozen == "backbone":
+        return num_backbone_layers(architecture)
+    if isinstance(num_frozen, str) and not (num_frozen == "none" or num_frozen.isdecimal()):
+        raise UsageError(f"--freeze is {num_frozen}: expected a number of layers, auto, none or backbone")
+    depth = 0 if num_frozen == "none" else int(num_frozen)
+    last = max(index for index, layer in enumerate(architecture.layers) if isinstance(layer, Convolution))
+    if not 0 <= depth <= last:
         raise UsageError(
-            f"--freeze is {depth}: expected 0 to {trainable[-1]} of the {len(architecture.layers)} layers of "
+            f"--freeze is {depth}: expected 0 to {last} of the {len(architecture.layers)} layers of "
             f"{architecture.name}, so that at least one convolution is trained"
         )
     return depth
@@ -106,14 +96,12 @@ def num_layers_to_freeze(architecture: Architecture, num_frozen: int | str) -> i
 
 def num_backbone_layers(architecture: Architecture) -> int:
     """Return the number of layers before the first detection head: 75 for YOLOv3 (Darknet-53), 13 for YOLOv3-tiny."""
-    head = architecture.head_indices[0]
-    start = head
+    start = head = architecture.head_indices[0]
     while start and isinstance(architecture.layers[start - 1], Convolution):
         start -= 1
     # The head starts at the first 1×1 convolution in the sequence of convolutions before its yolo layer.
-    convolutions = enumerate(architecture.layers[start:head], start)
-    pointwise = (index for index, layer in convolutions if isinstance(layer, Convolution) and layer.size == 1)
-    return next(pointwise, start)
+    sizes = [cast(Convolution, layer).size for layer in architecture.layers[start:head]]
+    return start + (sizes.index(1) if 1 in sizes else 0)
 
 
 def freeze(
@@ -121,14 +109,15 @@ def freeze(
 ) -> FreezeReport:
     """Freeze the first layers of a model in place.
 
-    Parameters of frozen layers get ``requires_grad=False``, all others ``requires_grad=True``. BatchNorm modules whose
-    statistics are to be frozen are replaced by :class:`FrozenBatchNorm2d`; the names in ``state_dict`` stay the same.
+    Parameters of frozen layers get ``requires_grad=False``, and all other parameters ``requires_grad=True``. BatchNorm
+    modules whose statistics are to be frozen are replaced by :class:`FrozenBatchNorm2d`. The names in ``state_dict``
+    stay the same.
 
     Args:
         model: the detector to modify.
         num_frozen: number of layers, or a name accepted by :func:`num_layers_to_freeze`.
-        update_bn_stats: keep updating the BatchNorm statistics of frozen layers.
-        freeze_all_bn: also freeze the BatchNorm statistics and weights of the layers that are trained.
+        update_bn_stats: whether the BatchNorm statistics of frozen layers are still updated.
+        freeze_all_bn: whether to also freeze the BatchNorm statistics and weights of the layers that are trained.
 
     Raise UsageError for an invalid ``num_frozen``.
     """
@@ -148,7 +137,7 @@ def freeze(
 
 def _freeze_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
     """Return a frozen module that shares the tensors of ``norm``."""
-    with torch.device("meta"):  # Allocates no memory: the tensors are assigned below.
+    with torch.device("meta"):  # No memory is allocated, because the tensors are assigned below.
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     frozen.load_state_dict(norm.state_dict(), assign=True)
     frozen.requires_grad_(False)
@@ -157,19 +146,9 @@ def _freeze_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
 
 def layer_flops(architecture: Architecture) -> list[float]:
     """Return the number of convolution multiplications of each layer in a forward pass, per input pixel."""
-    flops = []
+    flops = [0.0] * len(architecture.layers)
     for index, layer in enumerate(architecture.layers):
-        if not isinstance(layer, Convolution):
-            flops.append(0.0)
-            continue
-        kernel_size = architecture.input_shape(index).channels // layer.groups * layer.size**2
-        flops.append(kernel_size * layer.filters / architecture.shapes[index].stride ** 2)
+        if isinstance(layer, Convolution):
+            kernel_size = architecture.input_shape(index).channels // layer.groups * layer.size**2
+            flops[index] = kernel_size * layer.filters / architecture.shapes[index].stride ** 2
     return flops
-
-
-def trainable_head_parameters(model: DarknetModel) -> list[nn.Parameter]:
-    """Return the trainable parameters of the last convolution of each head, whose outputs are the raw predictions."""
-    layers = [
-        model.layers[source] for head in model.architecture.head_indices for source in model.architecture.sources(head)
-    ]
-    return [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]

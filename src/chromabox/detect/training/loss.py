@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ ObjectnessMap = Float[Tensor, "batch _ _ _"]
 
 #: Weights of the terms for decode "sigmoid2", for three heads, 80 classes and images of 640 pixels.
 BOX_WEIGHT, OBJECTNESS_WEIGHT, CLASS_WEIGHT = 0.05, 1.0, 0.5
-#: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, nearly all background.
+#: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, mostly background.
 HEAD_BALANCE = (4.0, 1.0, 0.4)
 #: IoU with a ground-truth box above which decode "exp" ignores a background prediction in the objectness term.
 IGNORE_IOU = 0.7
@@ -30,11 +30,13 @@ IGNORE_IOU = 0.7
 class DetectionLoss:
     """Loss of a detector's raw outputs with respect to the ground truth.
 
-    Call it with the raw outputs of all heads in the order of the architecture, each [batch, anchors, 5 + classes, rows,
-    columns], and with targets [boxes, 6] (image index, class, and centre, width and height as fractions of the input
-    size). It returns the weighted terms ``box``, ``objectness`` and ``class``, and their sum ``loss``, computed in
-    float32, or in the precision of the outputs if that is higher. ``teacher_objectness`` optionally contains the
-    objectness targets of the background, in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
+    The loss is called with the raw outputs of all heads in the order of the architecture, each [batch, anchors,
+    5 + classes, rows, columns], and with targets [boxes, 6] (image index, class, and centre, width and height as
+    fractions of the input size). The optional ``teacher_objectness`` contains the objectness targets of the background,
+    in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
+
+    The result contains the weighted terms ``box``, ``objectness`` and ``class``, and their sum ``loss``. They are
+    computed in float32, or in the precision of the outputs if that is higher.
 
     Args:
         architecture: architecture of the model.
@@ -59,26 +61,23 @@ class DetectionLoss:
     recipe: Literal["course", "default"] = field(default="course", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.num_classes != self.architecture.num_classes:
-            raise UsageError(
-                f"num_classes is {self.num_classes}: expected the model's number, {self.architecture.num_classes}"
-            )
+        expected, heads = self.architecture.num_classes, len(self.architecture.yolo_layers)
+        if self.num_classes != expected:
+            raise UsageError(f"num_classes is {self.num_classes}: expected the model's number, {expected}")
         if not (self.cls_pw > 0 and self.obj_pw > 0):
             raise UsageError(f"cls_pw is {self.cls_pw} and obj_pw is {self.obj_pw}: expected weights above 0")
-        if self.variant.decode == "sigmoid2" and len(self.architecture.yolo_layers) > len(HEAD_BALANCE):
-            heads = len(self.architecture.yolo_layers)
-            raise UsageError(f"{self.architecture.name}: {heads} heads; expected at most {len(HEAD_BALANCE)}")
+        if self.variant.decode == "sigmoid2" and heads > len(HEAD_BALANCE):
+            raise UsageError(f"{self.architecture.name} has {heads} heads: expected at most {len(HEAD_BALANCE)}")
 
     def __call__(
         self, outputs: Sequence[HeadOutput], targets: Targets, teacher_objectness: Sequence[ObjectnessMap] | None = None
     ) -> dict[str, Tensor]:
         outputs = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
         targets = targets.to(outputs[0])
-        objectness_targets = [torch.zeros_like(output[:, :, 4]) for output in outputs]
-        if teacher_objectness is not None:
-            objectness_targets = [
-                target + teacher for target, teacher in zip(objectness_targets, teacher_objectness, strict=True)
-            ]
+        if teacher_objectness is None:
+            objectness_targets = [torch.zeros_like(output[:, :, 4]) for output in outputs]
+        else:
+            objectness_targets = [teacher.to(targets, copy=True) for teacher in teacher_objectness]
         compute = self._darknet_loss if self.variant.decode == "exp" else self._ultralytics_loss
         terms = compute(outputs, targets, objectness_targets)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
@@ -88,17 +87,16 @@ class DetectionLoss:
         sizes = [(output.shape[-2], output.shape[-1]) for output in outputs]
         if self.variant.decode == "exp":
             return assign_best_anchor(targets, self.architecture, sizes)
-        heads = zip(self.architecture.yolo_layers, self.architecture.strides, sizes, strict=True)
         return [
             assign_neighbours(targets, targets.new_tensor(yolo.head_anchors) / stride, *size)
-            for yolo, stride, size in heads
+            for yolo, stride, size in zip(self.architecture.yolo_layers, self.architecture.strides, sizes, strict=True)
         ]
 
     def loss_weights(self, batch_size: int) -> dict[str, float]:
         """Return the weight of each term.
 
-        The terms of decode "exp" are sums over positions and are divided by the batch size. Those of decode "sigmoid2"
-        are means.
+        The terms of decode "exp" are sums over positions, which are divided by the batch size. The terms of decode
+        "sigmoid2" are means.
         """
         if self.variant.decode == "exp":
             return dict.fromkeys(("box", "objectness", "class"), 1 / batch_size)
@@ -115,41 +113,24 @@ class DetectionLoss:
         """Compute 1 − CIoU, objectness with the CIoU as target, and independent class terms; all terms are means."""
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         strides = self.architecture.strides
-        for index, assignments in enumerate(self.assign(outputs, targets)):
-            anchors = targets.new_tensor(self.architecture.yolo_layers[index].head_anchors) / strides[index]
-            head_terms = self._ultralytics_head_loss(
-                outputs[index], anchors, assignments, targets, objectness_targets[index]
-            )
-            box = box + head_terms[0]
-            objectness = objectness + HEAD_BALANCE[sorted(strides).index(strides[index])] * head_terms[1]
-            category = category + head_terms[2]
+        for index, (output, assignments) in enumerate(zip(outputs, self.assign(outputs, targets), strict=True)):
+            target, stride = objectness_targets[index], strides[index]
+            if len(assignments.target):
+                anchors = targets.new_tensor(self.architecture.yolo_layers[index].head_anchors) / stride
+                predicted, matched_targets = _gather(output, assignments), targets[assignments.target]
+                sizes = (2 * predicted[:, 2:4].sigmoid()).square() * anchors[assignments.anchor]
+                boxes = torch.cat([2 * predicted[:, :2].sigmoid() - 0.5, sizes], 1)
+                overlaps = ciou(boxes, _to_cell_units(matched_targets, assignments, *output.shape[-2:]))
+                box = box + (1 - overlaps).mean()
+                # If several boxes share a position, the highest CIoU is the target, regardless of their order.
+                positions = torch.arange(target.numel(), device=target.device).view_as(target)[assignments.position]
+                target.view(-1).scatter_reduce_(0, positions, overlaps.detach().clamp(0), "amax")
+                if self.num_classes > 1 or self.recipe == "default":
+                    category = category + self.class_loss(predicted, matched_targets).mean()
+            balance = HEAD_BALANCE[sorted(strides).index(stride)]
+            objectness = objectness + balance * self.objectness_loss(output, target).mean()
         terms = {"box": box, "objectness": objectness, "class": category}
         return {name: weight * terms[name] for name, weight in self.loss_weights(len(outputs[0])).items()}
-
-    def _ultralytics_head_loss(
-        self,
-        output: HeadOutput,
-        anchors: Float[Tensor, "anchors 2"],
-        assignments: Assignments,
-        targets: Targets,
-        objectness_target: ObjectnessMap,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the unweighted box, objectness and class terms; write the CIoU into ``objectness_target``."""
-        rows, columns = output.shape[-2:]
-        box = category = output.new_zeros(())
-        if len(assignments.target):
-            predicted, matched_targets = _gather(output, assignments), targets[assignments.target]
-            sizes = (2 * predicted[:, 2:4].sigmoid()).square() * anchors[assignments.anchor]
-            boxes = torch.cat([2 * predicted[:, :2].sigmoid() - 0.5, sizes], 1)
-            overlaps = ciou(boxes, _to_cell_units(matched_targets, assignments, rows, columns))
-            box = (1 - overlaps).mean()
-            # If several boxes share a position, the highest CIoU is the target, regardless of their order.
-            objectness_target.view(-1).scatter_reduce_(
-                0, _flat_indices(assignments, objectness_target), overlaps.detach().clamp(0), "amax"
-            )
-            if self.num_classes > 1 or self.recipe == "default":
-                category = self.class_loss(predicted, matched_targets).mean()
-        return box, self.objectness_loss(output, objectness_target).mean(), category
 
     def _darknet_loss(
         self, outputs: Sequence[HeadOutput], targets: Targets, objectness_targets: Sequence[ObjectnessMap]
@@ -163,19 +144,18 @@ class DetectionLoss:
         ignored = ignore_mask(outputs, targets, self.architecture, self.variant, IGNORE_IOU)
         for index, (output, assignments) in enumerate(zip(outputs, self.assign(outputs, targets), strict=True)):
             predicted, matched_targets = _gather(output, assignments), targets[assignments.target]
-            boxes = _to_cell_units(matched_targets, assignments, output.shape[-2], output.shape[-1])
+            boxes = _to_cell_units(matched_targets, assignments, *output.shape[-2:])
             stride, anchors = self.architecture.strides[index], self.architecture.yolo_layers[index].head_anchors
             log_sizes = (boxes[:, 2:] * stride / boxes.new_tensor(anchors)[assignments.anchor]).log()
             errors = F.binary_cross_entropy_with_logits(predicted[:, :2], boxes[:, :2].clamp(0, 1), reduction="none")
             errors = errors + (predicted[:, 2:4] - log_sizes).square() / 2
-            # Small boxes count up to twice as much as large ones.
+            # Small boxes are weighted up to twice as much as large ones.
             box = box + (errors * (2 - matched_targets[:, 4:5] * matched_targets[:, 5:6])).sum()
             category = category + self.class_loss(predicted, matched_targets).sum()
-            positive = (assignments.image, assignments.anchor, assignments.row, assignments.column)
-            objectness_targets[index][positive], ignored[index][positive] = 1, False
+            objectness_targets[index][assignments.position], ignored[index][assignments.position] = 1, False
             objectness = objectness + self.objectness_loss(output, objectness_targets[index])[~ignored[index]].sum()
-        batch_size = len(outputs[0])
-        return {"box": box / batch_size, "objectness": objectness / batch_size, "class": category / batch_size}
+        terms = {"box": box, "objectness": objectness, "class": category}
+        return {name: term / len(outputs[0]) for name, term in terms.items()}
 
     def class_loss(
         self, predicted: Float[Tensor, "positions outputs"], matched_targets: Targets
@@ -193,27 +173,23 @@ class DetectionLoss:
         pos_weight = predicted.new_tensor(self.cls_pw)
         return F.binary_cross_entropy_with_logits(predicted[:, 5:], one_hot, reduction="none", pos_weight=pos_weight)
 
-    def objectness_loss(
-        self, output: HeadOutput, objectness_target: Float[Tensor, "batch anchors rows columns"]
-    ) -> Tensor:
+    def objectness_loss(self, output: HeadOutput, objectness_target: ObjectnessMap) -> Tensor:
         """Compute the unreduced binary cross-entropy of objectness at every position of a head.
 
         The targets are in [0, 1]; positives are weighted by ``obj_pw``.
         """
-        pos_weight = output.new_tensor(self.obj_pw)
-        return F.binary_cross_entropy_with_logits(
-            output[:, :, 4], objectness_target, reduction="none", pos_weight=pos_weight
-        )
+        logits, pos_weight = output[:, :, 4], output.new_tensor(self.obj_pw)
+        return F.binary_cross_entropy_with_logits(logits, objectness_target, reduction="none", pos_weight=pos_weight)
 
 
 def ciou(boxes1: Float[Tensor, "boxes 4"], boxes2: Float[Tensor, "boxes 4"]) -> Float[Tensor, " boxes"]:
     """Compute the complete IoU of pairs of boxes (centre, width, height), in (−1.5, 1].
 
-    CIoU is the IoU, minus the squared distance of the centres divided by the squared diagonal of the enclosing box,
-    minus a penalty for different aspect ratios. Source: Zheng et al. 2020, equations 8 to 11.
+    CIoU is the IoU minus two penalties: the squared distance of the centres divided by the squared diagonal of the
+    enclosing box, and a penalty for different aspect ratios. Source: Zheng et al. 2020, equations 8 to 11.
     """
-    low1, high1 = (boxes1[:, :2] - boxes1[:, 2:] / 2, boxes1[:, :2] + boxes1[:, 2:] / 2)
-    low2, high2 = (boxes2[:, :2] - boxes2[:, 2:] / 2, boxes2[:, :2] + boxes2[:, 2:] / 2)
+    low1, high1 = boxes1[:, :2] - boxes1[:, 2:] / 2, boxes1[:, :2] + boxes1[:, 2:] / 2
+    low2, high2 = boxes2[:, :2] - boxes2[:, 2:] / 2, boxes2[:, :2] + boxes2[:, 2:] / 2
     intersection = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(0).prod(1)
     eps = 1e-9
     iou = intersection / (boxes1[:, 2:].prod(1) + boxes2[:, 2:].prod(1) - intersection + eps)
@@ -230,49 +206,34 @@ def ciou(boxes1: Float[Tensor, "boxes 4"], boxes2: Float[Tensor, "boxes 4"]) -> 
 def ignore_mask(
     outputs: Sequence[HeadOutput], targets: Targets, architecture: Architecture, variant: Variant, min_iou: float
 ) -> list[Bool[Tensor, "batch anchors _ _"]]:
-    """Return for each head which predicted boxes overlap a ground-truth box of their image by more than ``min_iou``."""
+    """Return for each head which predicted boxes overlap a ground-truth box of their image by more than ``min_iou``.
+
+    The IoU s / (a + b − s) exceeds t if and only if s exceeds t (a + b) / (1 + t), which needs no division.
+    """
     height, width = (outputs[0].shape[side] * architecture.strides[0] for side in (-2, -1))
     boxes, _ = decode_all([output[:, :, :5] for output in outputs], architecture, variant, height)
     ground_truth = torch.cat([targets[:, 2:4] - targets[:, 4:] / 2, targets[:, 2:4] + targets[:, 4:] / 2], 1)
     ground_truth = ground_truth.to(boxes) * boxes.new_tensor([width, height, width, height])
     mask = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
     for image in targets[:, 0].long().unique().tolist():
-        mask[image] = _overlaps_any(boxes[image], ground_truth[targets[:, 0] == image], min_iou)
+        left, top, right, bottom = boxes[image].T[..., None]
+        x0, y0, x1, y1 = ground_truth[targets[:, 0] == image].T
+        widths = torch.minimum(right, x1).sub_(torch.maximum(left, x0)).clamp_(0)
+        heights = torch.minimum(bottom, y1).sub_(torch.maximum(top, y0)).clamp_(0)
+        areas = ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0)).mul_(min_iou / (1 + min_iou))
+        mask[image] = (widths.mul_(heights) > areas).any(1)
     shapes = [output[:, :, 4].shape for output in outputs]
-    parts = mask.split([math.prod(shape[1:]) for shape in shapes], 1)
+    parts = mask.split([shape[1:].numel() for shape in shapes], 1)
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _overlaps_any(
-    boxes: Float[Tensor, "boxes 4"], ground_truth: Float[Tensor, "truths 4"], min_iou: float
-) -> Bool[Tensor, " boxes"]:
-    """Return whether each box (left, top, right, bottom) overlaps any ground-truth box by more than ``min_iou``.
-
-    The IoU s / (a + b − s) exceeds t if and only if s exceeds t (a + b) / (1 + t), which needs no division.
-    """
-    left, top, right, bottom = boxes.T[..., None]
-    x0, y0, x1, y1 = ground_truth.T
-    widths = torch.minimum(right, x1).sub_(torch.maximum(left, x0)).clamp_(0)
-    heights = torch.minimum(bottom, y1).sub_(torch.maximum(top, y0)).clamp_(0)
-    areas = ((right - left) * (bottom - top) + (x1 - x0) * (y1 - y0)).mul_(min_iou / (1 + min_iou))
-    return (widths.mul_(heights) > areas).any(1)
 
 
 def _gather(output: HeadOutput, assignments: Assignments) -> Float[Tensor, "positions outputs"]:
     """Return the raw outputs at the assigned positions [positions, 5 + classes].
 
-    Indexing the strided tensor directly halves the time of the backward pass compared with moving the outputs to the
-    last dimension first.
+    The strided tensor is indexed directly: compared with moving the outputs to the last dimension first, this halves
+    the time of the backward pass.
     """
     return output[assignments.image, assignments.anchor, :, assignments.row, assignments.column]
-
-
-def _flat_indices(
-    assignments: Assignments, objectness_target: Float[Tensor, "batch anchors rows columns"]
-) -> Int64[Tensor, " positions"]:
-    """Return the assigned positions as indices into the flattened ``objectness_target``."""
-    _, anchors, rows, columns = objectness_target.shape
-    return ((assignments.image * anchors + assignments.anchor) * rows + assignments.row) * columns + assignments.column
 
 
 def _to_cell_units(
@@ -280,4 +241,4 @@ def _to_cell_units(
 ) -> Float[Tensor, "positions 4"]:
     """Return ground-truth boxes in units of cells, with centres relative to the upper left corner of the cell."""
     boxes = matched_targets[:, 2:] * matched_targets.new_tensor([columns, rows, columns, rows])
-    return boxes - torch.stack([assignments.column, assignments.row, *[torch.zeros_like(assignments.row)] * 2], 1)
+    return boxes - F.pad(torch.stack([assignments.column, assignments.row], 1), (0, 2))

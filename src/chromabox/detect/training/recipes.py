@@ -1,7 +1,7 @@
-"""Fine-tuning recipes: functions that return a frozen dataclass. This module does not import torch.
+"""Fine-tuning recipes. This module does not import torch.
 
-``course`` uses the exact settings of the assignment's fine-tuning script. ``default`` also freezes BatchNorm
-statistics, has a short warm-up, and uses learning rates that are low enough to preserve a trained model.
+``course`` has the exact settings of the assignment's fine-tuning script. ``default`` has a short warm-up and low
+learning rates, which preserve a trained model, and also freezes BatchNorm statistics.
 """
 
 from dataclasses import dataclass, replace
@@ -18,18 +18,18 @@ class FinetuneRecipe(OptimConfig):
     """Hyperparameters of fine-tuning, excluding the data, the number of frozen layers and the seed."""
 
     name: FinetuneRecipeName
-    """Also selects the augmentation and the reduction of the loss."""
+    """The name also selects the augmentation and the reduction of the loss."""
     final_lr_fraction: float = 0.0
     """Learning rate at the end of a cosine schedule, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
-    """Factor for both learning rates if the data has no new class: the weights are already trained on all classes."""
+    """Factor for both learning rates if the original model already has all classes of the dataset."""
     freeze_all_bn: bool = False
-    """Whether to freeze BatchNorm in all layers if the data has no new class."""
+    """Whether to freeze BatchNorm in all layers if the dataset has no new class."""
     lr_scale_added_classes: float = 1.0
-    """Factor for both learning rates if new classes are added to the original ones."""
+    """Factor for both learning rates if new classes are added to the original classes."""
     warmup_epochs: float = 0.0
     warmup_batches: int = 0
-    """Length of the warm-up: the longer of the two, limited by ``max_warmup_fraction``."""
+    """The warm-up has the longer of these two lengths, limited by ``max_warmup_fraction``."""
     max_warmup_fraction: float | None = None
     """Maximum length of the warm-up as a fraction of the run; None: no limit."""
     warmup_bias_lr: float = 0.0
@@ -37,24 +37,24 @@ class FinetuneRecipe(OptimConfig):
     warmup_momentum: float | None = None
     """Momentum at the start of the warm-up; None: constant momentum."""
     nominal_batch_size: int | None = None
-    """Gradients are accumulated to about this batch size, to which the weight decay refers; None: no accumulation."""
+    """Gradients are accumulated to about this batch size. The weight decay refers to it. None: no accumulation."""
     ema_decay: float = 0.0
     ema_warmup_steps: float = 0.0
     """Exponential moving average with a fixed decay instead of ``ema_fraction``; see ``TrainSchedule``."""
     update_bn_stats: bool
-    """Whether the BatchNorm statistics of frozen layers keep updating, as in the assignment's fine-tuning script."""
+    """Whether the BatchNorm statistics of frozen layers are updated, as in the assignment's fine-tuning script."""
     distill: bool = False
-    """Whether to distil the initial model outside labelled boxes if new classes are added to the original ones; see
+    """Whether to distil the initial model outside labelled boxes if new classes are added to the original classes; see
     ``transfer.py``."""
     new_class_prior: float = 0.99
     """Maximum initial score of a new class; see ``transfer.replace_heads``."""
     class_pos_weight: float = 1.0
     objectness_pos_weight: float = 1.0
-    """``pos_weight`` of the two cross-entropy terms."""
+    """``pos_weight`` of the class term and of the objectness term."""
 
     @property
     def accumulate(self) -> int:
-        """Batches per optimizer step."""
+        """Number of batches per optimizer step."""
         return 1 if self.nominal_batch_size is None else max(round(self.nominal_batch_size / self.batch_size), 1)
 
     def num_warmup_batches(self, batches_per_epoch: int) -> float:
@@ -65,12 +65,9 @@ class FinetuneRecipe(OptimConfig):
         return min(num_batches, self.max_warmup_fraction * self.epochs * batches_per_epoch)
 
 
-def course_finetune_recipe() -> FinetuneRecipe:
-    """Return the settings of the assignment's fine-tuning script.
-
-    A run as short as the assignment's example ends within the warm-up.
-    """
-    return FinetuneRecipe(
+FINETUNE_RECIPES = {
+    # A run as short as the assignment's example ends within the warm-up.
+    "course": FinetuneRecipe(
         name="course",
         epochs=5,
         batch_size=16,
@@ -89,13 +86,8 @@ def course_finetune_recipe() -> FinetuneRecipe:
         ema_decay=0.9999,
         ema_warmup_steps=2000.0,
         update_bn_stats=True,
-        new_class_prior=0.99,
-    )
-
-
-def default_finetune_recipe() -> FinetuneRecipe:
-    """Return the default settings."""
-    return FinetuneRecipe(
+    ),
+    "default": FinetuneRecipe(
         name="default",
         epochs=10,
         batch_size=16,
@@ -116,10 +108,8 @@ def default_finetune_recipe() -> FinetuneRecipe:
         # With a high initial score, a single new class would not learn: only objectness could separate it from
         # objects of the original classes.
         new_class_prior=0.1,
-    )
-
-
-FINETUNE_RECIPES = {"course": course_finetune_recipe, "default": default_finetune_recipe}
+    ),
+}
 
 
 def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
@@ -128,11 +118,14 @@ def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
 
 
 def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
-    """Return the recipe ``name``, with ``epochs`` and ``batch_size`` if set. Raise UsageError for an invalid value."""
+    """Return the recipe ``name``. ``epochs`` and ``batch_size`` replace its values unless they are None.
+
+    Raise UsageError for an invalid value.
+    """
     if name not in FINETUNE_RECIPES:
         raise UsageError(f"--recipe is {name}: expected {' or '.join(get_args(FinetuneRecipeName))}")
     for option, value in (("--epochs", epochs), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{option} is {value}: expected at least 1")
-    recipe = FINETUNE_RECIPES[name]()
+    recipe = FINETUNE_RECIPES[name]
     return replace(recipe, epochs=epochs or recipe.epochs, batch_size=batch_size or recipe.batch_size)

@@ -15,7 +15,7 @@ from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.batches import DataSplits, DetectionBatch, ImageReader, cached_reader, split_dataset
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.freeze import num_layers_to_freeze, trainable_head_parameters
+from chromabox.detect.training.freeze import num_layers_to_freeze
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.recipes import FinetuneRecipe
 from chromabox.detect.training.transfer import Teacher, replace_heads
@@ -26,44 +26,40 @@ from chromabox.errors import UsageError
 
 @dataclass(frozen=True)
 class InitialState:
-    """The detector at the start of training, with heads for the dataset's classes, and the dataset splits."""
+    """State at the start of training: the detector, whose heads have the dataset's classes, and the dataset splits."""
 
     detector: Detector
     splits: DataSplits
     read_image: ImageReader = field(default_factory=cached_reader)
-    """Reader that keeps decoded images in memory."""
+    """Image reader with a cache for decoded images."""
 
     @property
     def num_new_classes(self) -> int:
-        """Number of classes that the initial weights were not trained on."""
+        """Number of classes on which the initial weights were not trained."""
         return len(self.detector.metadata.get("surgery", {}).get("new", ()))
 
 
 def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> InitialState:
-    """Load weights and data, and adapt the heads of the model to the classes of the data.
+    """Load the weights and the data, and replace the heads of the detector by heads for the dataset's classes.
 
-    A resumed run reads its initial model from ``start.safetensors`` in ``resume_folder``. Raise UsageError for invalid
-    settings, and ChromaboxError for weights or data that cannot be read.
+    A resumed run reads its initial model from ``start.safetensors`` in ``resume_folder``.
+
+    Raise UsageError for invalid settings, and ChromaboxError for weights or data that cannot be read.
     """
     detector = load_detector(config.weights if resume_folder is None else resume_folder / "start.safetensors")
-    multiple = detector.architecture.max_stride
-    if config.size < multiple or config.size % multiple:
-        raise UsageError(f"--size is {config.size}: expected a multiple of {multiple} for {detector.architecture.name}")
-    if config.num_cached_views < 0:
-        raise UsageError(f"--cached-views is {config.num_cached_views}: expected at least 0")
-    if not config.cache_memory_gb >= 0:
-        raise UsageError(f"--cache-memory is {config.cache_memory_gb}: expected at least 0")
+    detector.check_size(config.size)
+    for option, value in (("--cached-views", config.num_cached_views), ("--cache-memory", config.cache_memory_gb)):
+        if not value >= 0:
+            raise UsageError(f"{option} is {value}: expected at least 0")
     data = load_detection_dataset(config.data)
     if data.has_class_names and resume_folder is None:
-        detector = replace_heads(
-            detector, data.classes, config.keep_old_classes, max_prior=config.recipe.new_class_prior
-        )
+        prior = config.recipe.new_class_prior
+        detector = replace_heads(detector, data.classes, config.keep_old_classes, max_prior=prior)
     data, _ = remap_classes(data, detector.classes)
     if config.freeze != "auto":
         num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.
-    saved = None if resume_folder is None else resume_folder / "splits.json"
-    if saved is not None and saved.is_file():
-        splits = DataSplits.load(saved, data)
+    if resume_folder is not None and (resume_folder / "splits.json").is_file():
+        splits = DataSplits.load(resume_folder / "splits.json", data)
     else:
         splits = split_dataset(data, config.seed, early_stopping=config.patience is not None)
     return InitialState(replace(detector, size=config.size), splits)
@@ -83,7 +79,10 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
 
 
 def build_teacher(config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: str) -> Teacher | None:
-    """Return the initial model as the teacher if old and new classes are trained together and the recipe distils."""
+    """Return the initial model as the teacher.
+
+    Return None if the recipe does not use distillation or if original and new classes are not trained together.
+    """
     if not (config.recipe.distill and config.keep_old_classes and initial.num_new_classes):
         return None
     model = copy.deepcopy(initial.detector.model).to(device).eval()
@@ -97,9 +96,9 @@ def compute_losses(
     num_frozen: int = 0,
     teacher: Teacher | None = None,
 ) -> dict[str, Tensor]:
-    """Return the loss terms of a batch, which contains the features of the first ``num_frozen`` layers.
+    """Return the loss terms of a batch. The batch contains the features of the first ``num_frozen`` layers.
 
-    ``forward`` is the model itself: fine-tuning disables compilation.
+    ``forward`` is the model itself, because fine-tuning does not use compilation.
     """
     features, targets = batch
     outputs = cast(DarknetModel, forward).forward_from(features, num_frozen)
@@ -114,9 +113,10 @@ def compute_losses(
 def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> list[torch.optim.Optimizer]:
     """Return the optimizers of all trainable parameters, with their peak learning rates.
 
-    ``sgd``: SGD with Nesterov momentum and three parameter groups: kernels with weight decay, BatchNorm weights, and
-    biases. ``muon``: Muon with weight decay for kernels, and AdamW without weight decay for all other parameters. The
-    last kernel of a head also uses AdamW, since its rows have different meanings. Empty groups are omitted.
+    ``sgd`` is SGD with Nesterov momentum and three parameter groups: kernels with weight decay, BatchNorm weights, and
+    biases. ``muon`` is Muon with weight decay for kernels, and AdamW without weight decay for all other parameters. The
+    last kernel of each head is also trained with AdamW, because its rows have different meanings. Empty groups are
+    omitted.
     """
     kernels, norm_weights, biases = parameter_groups(model)
     if recipe.optimizer == "sgd":
@@ -128,17 +128,16 @@ def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> li
         ]
         groups = [group for group in groups if group["params"]]
         return [torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)]
-    head_ids = {id(parameter) for parameter in trainable_head_parameters(model)}
+    last_layers = [model.layers[head - 1] for head in model.architecture.head_indices]
+    head_ids = {id(parameter) for layer in last_layers for parameter in layer.parameters()}
     hidden_kernels = [kernel for kernel in kernels if id(kernel) not in head_ids]
-    head_kernels = [kernel for kernel in kernels if id(kernel) in head_ids]
-    adamw = torch.optim.AdamW(
-        [*head_kernels, *norm_weights, *biases], lr=recipe.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0
-    )
+    others = [*(kernel for kernel in kernels if id(kernel) in head_ids), *norm_weights, *biases]
+    adamw = torch.optim.AdamW(others, lr=recipe.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0)
     return build_muon(recipe, hidden_kernels, adamw)
 
 
 def parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trainable convolution kernels, BatchNorm weights and biases; frozen parameters are left out."""
+    """Return the trainable convolution kernels, BatchNorm weights and biases, without frozen parameters."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kernels = [parameter for _, parameter in trainable if parameter.ndim == 4]
     norm_weights = [parameter for name, parameter in trainable if parameter.ndim == 1 and name.endswith("weight")]
@@ -151,7 +150,7 @@ def finetune_lr_schedule(
 ) -> LrSchedule:
     """Return the learning rate and momentum of every parameter group as a function of the optimizer step.
 
-    The course's ``cosine`` schedule decreases the learning rate once per epoch, with a warm-up in every step.
+    The course's ``cosine`` schedule changes the learning rate once per epoch, but the warm-up changes it in every step.
     """
     warmup_batches = recipe.num_warmup_batches(batches_per_epoch)
     if recipe.schedule != "cosine":

@@ -9,20 +9,21 @@ to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the cached 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from chromabox.detect.data.dataset import normalise_name
-from chromabox.detect.models.architecture import Architecture, Convolution, Yolo
+from chromabox.detect.models.architecture import Convolution, Yolo
 from chromabox.detect.models.darknet import DarknetModel, HeadOutput
 from chromabox.detect.training.assigner import Targets
 from chromabox.detect.training.loss import DetectionLoss, ObjectnessMap, ignore_mask
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError, UsageError
 
-#: IoU with a ground-truth box above which a prediction of the teacher is ignored: that object has a label.
+#: IoU with a ground-truth box above which a prediction of the teacher is ignored, because its object has a label.
 LABELLED_IOU = 0.5
 
 #: Teacher objectness below which the predicted boxes and classes are ignored; their weight would be negligible.
@@ -42,7 +43,7 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The initial model in evaluation mode. Only its first ``num_old_classes`` classes are trained."""
+    """The initial model in evaluation mode. Only its first ``num_old_classes`` classes have been trained."""
 
     model: DarknetModel
     num_old_classes: int
@@ -56,17 +57,17 @@ class Teacher:
         labelled = ignore_mask(heads, targets, self.loss.architecture, self.loss.variant, LABELLED_IOU)
         objectness = []
         for head, mask, assignments in zip(heads, labelled, self.loss.assign(heads, targets), strict=True):
-            mask[assignments.image, assignments.anchor, assignments.row, assignments.column] = True
+            mask[assignments.position] = True
             objectness.append(head[:, :, 4].sigmoid().masked_fill(mask, 0))
         return TeacherOutput(heads, objectness)
 
     def distillation_loss(self, outputs: Sequence[HeadOutput], teacher_output: TeacherOutput) -> dict[str, Tensor]:
         """Compute the distillation terms, in which each position is weighted by the teacher's objectness.
 
-        ``old_box`` is half the sum of the squared differences of the four raw box outputs. ``old_class`` is the
-        Kullback-Leibler divergence of each class from the teacher's prediction. For new classes, it is the divergence
-        from probability 0, since the teacher has detected an object of an original class. The terms have the weights of
-        the box and class terms of :class:`DetectionLoss`, and are 0 if no position has teacher objectness.
+        ``old_box`` is half the sum of the squared differences of the four raw box outputs. ``old_class`` is the sum of
+        the Kullback-Leibler divergences of all classes from the teacher's prediction. For new classes, the prediction
+        is replaced by probability 0, because the teacher has detected an object of an original class. The terms have
+        the weights of the box and class terms of :class:`DetectionLoss`. They are 0 if the teacher detects no object.
         """
         box, category = (outputs[0].new_zeros((), dtype=torch.float32) for _ in range(2))
         for output, head, objectness in zip(outputs, teacher_output.heads, teacher_output.objectness, strict=True):
@@ -75,36 +76,29 @@ class Teacher:
             student, teacher = (raw[image, anchor, :, row, column].float() for raw in (output, head))
             weights = objectness[positions]
             box_errors = (student[:, :4] - teacher[:, :4]).square().sum(1) / 2
-            divergence = self._class_divergence(student[:, 5:], teacher[:, 5:].sigmoid()).sum(1)
+            # Kullback-Leibler divergence of Bernoulli variables: cross-entropy minus the entropy of the target.
+            target = teacher[:, 5:].sigmoid()
+            target[:, self.num_old_classes :] = 0
+            entropy = F.binary_cross_entropy(target, target, reduction="none")
+            cross_entropy = F.binary_cross_entropy_with_logits(student[:, 5:], target, reduction="none")
+            divergence = (cross_entropy - entropy).sum(1)
             if self.loss.variant.decode == "sigmoid2":
-                # The terms of this loss are means over positions, and the class term also over classes.
+                # The terms of this loss are means over positions. The class term is also a mean over classes.
                 weights = weights / weights.sum().clamp(min=MIN_OBJECTNESS)
                 divergence = divergence / self.loss.num_classes
             box, category = box + (weights * box_errors).sum(), category + (weights * divergence).sum()
         loss_weights = self.loss.loss_weights(len(outputs[0]))
         return {"old_box": loss_weights["box"] * box, "old_class": loss_weights["class"] * category}
 
-    def _class_divergence(self, logits: Tensor, teacher_probs: Tensor) -> Tensor:
-        """Compute the divergence of independent Bernoulli variables: cross-entropy minus the target's entropy."""
-        target = torch.cat(
-            [teacher_probs[:, : self.num_old_classes], torch.zeros_like(teacher_probs[:, self.num_old_classes :])], 1
-        )
-        entropy = F.binary_cross_entropy(target, target, reduction="none")
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
-
-
-#: Maximum initial score of an untrained class. It applies to a single class, to which every object belongs.
-MAX_PRIOR = 0.99
-
 
 def replace_heads(
-    detector: Detector, class_names: Sequence[str], keep_old_classes: bool = False, *, max_prior: float = MAX_PRIOR
+    detector: Detector, class_names: Sequence[str], keep_old_classes: bool = False, *, max_prior: float = 0.99
 ) -> Detector:
-    """Return the detector with heads for the given classes, matched by name. All other weights are copied.
+    """Return the detector with heads for the given classes. All weights outside the class outputs are copied.
 
-    Names are compared case-insensitively, and "_" and "-" are treated as spaces. The weights of classes that the
-    detector already has are copied. The weights of a new class are 0, so that its initial score is the same at every
-    position of every image; its bias sets this score to 1 / (number of classes), at most ``max_prior``.
+    Classes are matched by name; case is ignored, and "_" and "-" are treated as spaces. The weights of classes that
+    the detector already has are copied. The weights of a new class are 0, so that its initial score is the same at
+    every position of every image. Its bias sets this score to 1 / (number of classes), at most ``max_prior``.
 
     Args:
         detector: a trained detector; it is not modified.
@@ -118,19 +112,29 @@ def replace_heads(
     Raise UsageError for an empty list or a repeated name, and ChromaboxError for a model whose heads do not end in a
     plain convolution with a bias.
     """
-    _check_class_names(class_names)
+    normalised = [normalise_name(name) for name in class_names]
+    repeated = next((name for name in normalised if normalised.count(name) > 1), None)
+    if not class_names:
+        raise UsageError("classes is an empty list: expected at least one name")
+    if repeated is not None:
+        raise UsageError(f"classes contains {repeated!r} more than once: expected unique names")
     old_indices = {normalise_name(name): index for index, name in enumerate(detector.classes)}
     classes = [name for name in class_names if not (keep_old_classes and normalise_name(name) in old_indices)]
     classes = [*detector.classes, *classes] if keep_old_classes else classes
     rows = [old_indices.get(normalise_name(name), -1) for name in classes]
-    model = DarknetModel.uninitialised(_with_num_classes(detector.architecture, len(classes)), detector.variant)
-    state = detector.model.state_dict()
-    for head in model.architecture.head_indices:
-        yolo = model.architecture.layers[head]
-        assert isinstance(yolo, Yolo)
-        for part in ("weight", "bias"):
-            name = f"layers.{head - 1}.convolution.{part}"
+    layers, state = list(detector.architecture.layers), detector.model.state_dict()
+    for head in detector.architecture.head_indices:
+        last, yolo = layers[head - 1], cast(Yolo, layers[head])
+        if not isinstance(last, Convolution) or last.batch_normalise or last.groups > 1:
+            raise ChromaboxError(
+                f"{detector.architecture.name}: cannot change the classes of head {head}; expected a plain convolution "
+                "with a bias before it"
+            )
+        layers[head] = replace(yolo, classes=len(classes))
+        layers[head - 1] = replace(last, filters=len(yolo.mask) * (5 + len(classes)))
+        for name in (f"layers.{head - 1}.convolution.weight", f"layers.{head - 1}.convolution.bias"):
             state[name] = _replace_class_rows(state[name], len(yolo.mask), rows, max_prior)
+    model = DarknetModel.uninitialised(replace(detector.architecture, layers=tuple(layers)), detector.variant)
     model.load_state_dict(state)
     kept = [name for name, row in zip(classes, rows, strict=True) if row >= 0]
     new = [name for name, row in zip(classes, rows, strict=True) if row < 0]
@@ -138,35 +142,11 @@ def replace_heads(
     return Detector(model.eval(), tuple(classes), detector.size, metadata)
 
 
-def _check_class_names(class_names: Sequence[str]) -> None:
-    normalised = [normalise_name(name) for name in class_names]
-    repeated = next((name for name in normalised if normalised.count(name) > 1), None)
-    if not class_names:
-        raise UsageError("classes: empty list; expected at least one name")
-    if repeated is not None:
-        raise UsageError(f"classes: {repeated!r} occurs more than once; expected unique names")
-
-
-def _with_num_classes(architecture: Architecture, num_classes: int) -> Architecture:
-    layers = list(architecture.layers)
-    for head in architecture.head_indices:
-        yolo, last = layers[head], layers[head - 1]
-        assert isinstance(yolo, Yolo)
-        if not isinstance(last, Convolution) or last.batch_normalise or last.groups > 1:
-            raise ChromaboxError(
-                f"{architecture.name}: cannot change the classes of head {head}; expected a plain convolution with a "
-                "bias before it"
-            )
-        layers[head] = replace(yolo, classes=num_classes)
-        layers[head - 1] = replace(last, filters=len(yolo.mask) * (5 + num_classes))
-    return replace(architecture, layers=tuple(layers))
-
-
 def _replace_class_rows(values: Tensor, anchors: int, rows: Sequence[int], max_prior: float) -> Tensor:
     """Replace the class rows of a head's kernel or bias.
 
-    Each anchor has five rows for box and objectness, followed by one row per class. ``rows`` contains the old class
-    index of each new class, or −1 for a new class.
+    Each anchor has five rows for box and objectness, followed by one row per class. ``rows`` contains the index of each
+    class in the original detector; −1 marks a class that the original detector does not have.
     """
     by_anchor = values.unflatten(0, (anchors, -1))
     prior = min(1 / len(rows), max_prior)

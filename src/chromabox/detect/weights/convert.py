@@ -1,9 +1,9 @@
 """Conversion of weights (``chromabox weights``) and export of detectors to Darknet and ONNX files.
 
-Each exported file is read back and compared with the detector before it is reported.
+Each exported file is read back and compared with the detector.
 
-In ONNX files, BatchNorm is fused into the convolutions, and decoding is part of the graph: the outputs are boxes and
-scores. Letterboxing before inference and non-maximum suppression after it are not included.
+In ONNX files, BatchNorm is fused into the convolutions. Decoding is part of the graph: the outputs are boxes and
+scores. Letterboxing and non-maximum suppression are not part of the graph.
 """
 
 import copy
@@ -66,7 +66,8 @@ def convert_weights(
             :func:`~chromabox.detect.weights.load.load_detector`.
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
         classes: class names.
-        run_sanity_check: whether to run the detector on a reference image before writing, if it has the classes shown.
+        run_sanity_check: whether to run the detector on a reference image before the file is written. The check is
+            skipped if the detector does not have the classes of the image.
         progress: callback for the progress of a download.
 
     Returns:
@@ -80,7 +81,7 @@ def convert_weights(
     if output is not None and output.suffix not in (".safetensors", ".weights"):
         raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
     if output is not None and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: output is the input file; choose another with -o")
+        raise UsageError(f"{output}: the output is the input file; choose another output with -o")
     stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(
         weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress
@@ -93,41 +94,35 @@ def convert_weights(
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
         detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
-        log.info(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask scores higher)")
+        log.info(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask has a clearly higher score)")
     elif run_sanity_check:
-        log.info("sanity check skipped: the reference image shows person and cat, which are not both among the classes")
-    if output is None:
-        output = download_pretrained(weights, progress)
-    else:
-        _write_weights(output, detector)
+        log.info("sanity check skipped: the detector does not have the classes of the reference image, person and cat")
+    try:
+        if output is None:
+            output = download_pretrained(weights, progress)
+        elif output.suffix == ".safetensors":
+            save_detector(output, detector)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_darknet(output, detector.model, _num_images_seen(detector))
+            write_cfg(detector.architecture, output.with_suffix(".cfg"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ChromaboxError(f"{output}: cannot be written ({reason}); use a writable folder") from error
     log.info(f"weights written to {output}")
     return output
 
 
-def _write_weights(path: Path, detector: Detector) -> None:
-    """Write a .safetensors file, or a Darknet .weights file with its .cfg file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_detector(path, detector)
-        else:
-            write_darknet(path, detector.model, _num_images_seen(detector))
-            write_cfg(detector.architecture, path.with_suffix(".cfg"))
-    except OSError as error:
-        message = f"{path}: cannot be written ({error.strerror or error}); use a writable folder"
-        raise ChromaboxError(message) from error
-
-
 def _num_images_seen(detector: Detector) -> int:
-    """Return the number of images seen in training, which Darknet files contain; 0 if it is unknown."""
+    """Return the number of images seen in training; 0 if it is unknown."""
     return int(detector.metadata.get("source", {}).get("seen", 0))
 
 
 def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
     """Write ``best.onnx`` and, for Darknet's variant, ``best.weights``, ``best.cfg`` and ``best.names``.
 
-    Yield one line for each export. If an export fails, because a library is missing or the outputs would differ, the
-    line contains the reason. No error is raised, since the detector itself has already been saved.
+    Yield one line for each export. If an export fails because a library is missing or the outputs would differ, the
+    line contains the reason. No error is raised, because the detector itself has already been saved.
     """
     detector = replace(detector, model=copy.deepcopy(detector.model).cpu().eval())
     try:
@@ -144,9 +139,9 @@ def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
 
 
 def export_darknet(detector: Detector, path: Path) -> None:
-    """Write three Darknet files: ``path``, the architecture as .cfg, and the class names, one per line, as .names.
+    """Write the weights to ``path``, and the architecture (.cfg) and class names (.names, one per line) next to it.
 
-    Raise ChromaboxError and delete the files if the detector read back differs.
+    Raise ChromaboxError and delete the files if the detector that is read back differs.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
@@ -157,10 +152,8 @@ def export_darknet(detector: Detector, path: Path) -> None:
     if exported.architecture.layers != detector.architecture.layers or not all(map(torch.equal, *tensors)):
         for file in files:
             file.unlink()
-        raise ChromaboxError(
-            f"{path}: not written, because the detector cannot be stored exactly in Darknet format; use the "
-            ".safetensors file"
-        )
+        problem = "not written, because the detector cannot be stored exactly in Darknet format"
+        raise ChromaboxError(f"{path}: {problem}; use the .safetensors file")
 
 
 #: Photographs from scikit-image on which exported files are compared with PyTorch.
@@ -169,9 +162,9 @@ TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 @dataclass(frozen=True)
 class DetectorExportReport:
-    """Largest differences between an exported file and PyTorch.
+    """Largest differences between the outputs of an exported file and the outputs of PyTorch.
 
-    Box differences are fractions of the side length of the input, or of the coordinate if it is larger.
+    Box differences are relative to the side length of the input, or to the coordinate if that is larger.
     """
 
     score_difference: float
@@ -180,7 +173,7 @@ class DetectorExportReport:
 
     @property
     def max_difference(self) -> float:
-        """The larger of the two differences."""
+        """Larger of the two differences."""
         return float(np.max([self.score_difference, self.box_difference]))
 
     def __str__(self) -> str:
@@ -192,9 +185,9 @@ class DetectorExportReport:
 
 
 class ExportWrapper(nn.Module):
-    """Model with decoding: images [batch, 3, size, size] to boxes [batch, boxes, 4] and scores [batch, boxes, classes].
+    """Model with decoding. The input is images [batch, 3, size, size].
 
-    Boxes are in pixels.
+    The outputs are boxes [batch, boxes, 4] in pixels and scores [batch, boxes, classes].
     """
 
     def __init__(self, model: DarknetModel, size: int) -> None:
@@ -209,7 +202,7 @@ class ExportWrapper(nn.Module):
 
 
 def export_detector(detector: Detector, path: Path, *, size: int | None = None) -> DetectorExportReport:
-    """Write a detector to an ONNX file after comparing its outputs with PyTorch's.
+    """Write a detector to an ONNX file after comparing the file's outputs with PyTorch's.
 
     :func:`~chromabox.detect.weights.load.load_detector` can read the file.
 
@@ -221,15 +214,15 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     Returns:
         The differences between the exported file and PyTorch.
 
-    Raise UsageError if the suffix or size is invalid or a library is missing, and ChromaboxError if PyTorch cannot
-    export the model, if the outputs differ, or if the file cannot be written. No file is left behind in these cases.
+    Raise UsageError if the suffix or size is invalid or a library is missing. Raise ChromaboxError if PyTorch cannot
+    export the model, if the outputs differ, or if the file cannot be written. In all these cases, no file is written.
     """
     require_onnx_suffix(path)
     side = size or detector.size
     detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)
-    # How to use the file, and the metadata of the checkpoint.
+    # Instructions for using the file without Chromabox, and the metadata of the checkpoint.
     grey = fused.variant.letterbox_grey
     metadata = {
         "format": EXPORT_FORMAT,
@@ -251,7 +244,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
 def compare_exported_detector(detector: Detector, path: Path, size: int) -> DetectorExportReport:
     """Compare an exported file with PyTorch on photographs.
 
-    The file is run by ONNX Runtime, with one image and with a batch, and it is also loaded as a detector.
+    ONNX Runtime runs the file with one image and with a batch. The file is also loaded as a PyTorch detector.
     """
     photos = [getattr(skimage_data, name)() for name in TEST_PHOTOS]
     letterboxes = [letterbox_for(pixels.shape[:2], size, detector.variant) for pixels in photos]
@@ -261,12 +254,12 @@ def compare_exported_detector(detector: Detector, path: Path, size: int) -> Dete
     expected_boxes, expected_scores = detector.predict(images)
     # Coordinates far outside the input result from exponentials; their rounding errors are proportional to their size.
     scales = np.maximum(np.abs(expected_boxes), size)
-    box_differences, score_differences = [], []
+    differences = []
     for boxes, scores in outputs:
-        count = len(boxes)
-        box_differences.append((np.abs(boxes - expected_boxes[:count]) / scales[:count]).max())
-        score_differences.append(np.abs(scores - expected_scores[:count]).max())
-    return DetectorExportReport(float(np.max(score_differences)), float(np.max(box_differences)), len(images))
+        box_errors = np.abs(boxes - expected_boxes[: len(boxes)]) / scales[: len(boxes)]
+        differences.append((np.abs(scores - expected_scores[: len(scores)]).max(), box_errors.max()))
+    score_difference, box_difference = np.max(differences, axis=0).tolist()
+    return DetectorExportReport(score_difference, box_difference, len(images))
 
 
 def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":

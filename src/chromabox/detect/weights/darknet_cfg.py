@@ -1,13 +1,13 @@
 """Reading and writing Darknet's ``.cfg`` files: sections of ``key=value`` lines, one section per layer.
 
-Options that define the model are read. Known options used only in training or by other programs are ignored. Any other
-option raises an error with its line number, since ignoring it could silently change the model.
+Options that define the model are read. Known options that are used only in training or by other programs are ignored.
+Any other option raises an error with its line number, because it could change the model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from chromabox.detect.models.architecture import (
     Activation,
@@ -23,24 +23,21 @@ from chromabox.detect.models.architecture import (
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 
-T = TypeVar("T")
-D = TypeVar("D")
-
 #: Options of a [yolo] section that are used only in training or by other programs.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
 
 
 @dataclass(frozen=True)
 class CfgSection:
-    """Section and its options, each with its value and line number."""
+    """Section of a file, with the value and line number of each option."""
 
     path: Path
     name: str
     line: int
     options: dict[str, tuple[str, int]]
 
-    def pop(self, key: str, convert: Callable[[str], T], default: D) -> T | D:
-        """Remove an option and return its value."""
+    def pop(self, key: str, default: Any, convert: Callable[[str], Any] = int) -> Any:
+        """Remove an option and return its value, or ``default`` if it is missing."""
         if key not in self.options:
             return default
         text, line = self.options.pop(key)
@@ -49,25 +46,25 @@ class CfgSection:
         except ValueError:
             raise self.error(f"{key}={text}: expected a number or comma-separated numbers", line) from None
 
-    def pop_numbers(self, key: str, convert: Callable[[str], T]) -> tuple[T, ...]:
-        """Remove an option with comma-separated numbers and return them; an empty tuple if it is missing."""
-        return self.pop(key, lambda text: tuple(convert(part) for part in text.split(",") if part.strip()), ())
+    def pop_numbers(self, key: str, convert: Callable[[str], Any] = int) -> tuple[Any, ...]:
+        """Remove an option with comma-separated numbers and return them. Return an empty tuple if it is missing."""
+        return self.pop(key, (), lambda text: tuple(convert(part) for part in text.split(",") if part.strip()))
 
     def error(self, reason: str, line: int | None = None) -> ChromaboxError:
         return ChromaboxError(f"{self.path}: line {line or self.line}: [{self.name}] {reason}")
 
 
 def read_cfg(path: Path) -> Architecture:
-    """Read the architecture from a Darknet configuration file; its name is the file name without the suffix.
+    """Read the architecture from a Darknet configuration file. Its name is the file name without the suffix.
 
-    The larger of ``width`` and ``height`` becomes its input size.
+    The input size is the larger of ``width`` and ``height``.
 
     Raise ChromaboxError, with file and line, if a section or option is unknown or invalid, or if the layers are
     inconsistent.
     """
     sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
-        raise ChromaboxError(f"{path}: line 1: expected [net], with which a Darknet configuration starts")
+        raise ChromaboxError(f"{path}: line 1: the file does not start with a [net] section")
     head, *rest = sections
     layers: list[Layer] = []
     for section in rest:
@@ -75,12 +72,12 @@ def read_cfg(path: Path) -> Architecture:
         for key, (_, line) in section.options.items():
             if section.name != "yolo" or key not in YOLO_TRAINING_KEYS:
                 raise section.error(f"unknown option {key!r}; remove it if it does not change the model", line)
-    size = max(head.pop("width", int, 416), head.pop("height", int, 416))
-    return Architecture(path.stem, tuple(layers), head.pop("channels", int, 3), size)
+    size = max(head.pop("width", 416), head.pop("height", 416))
+    return Architecture(path.stem, tuple(layers), head.pop("channels", 3), size)
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
-    """Write a Darknet configuration file, which :func:`read_cfg` and Darknet can read; the folder must exist."""
+    """Write a Darknet configuration file for :func:`read_cfg` and Darknet. The folder must exist."""
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
     sections = [("net", net), *(_layer_options(layer, index) for index, layer in enumerate(architecture.layers))]
     parts = [
@@ -99,71 +96,62 @@ def _parse_sections(path: Path) -> list[CfgSection]:
     sections: list[CfgSection] = []
     for number, line in enumerate(lines, 1):
         text = line.split("#")[0].split(";")[0].strip()
-        if not text:
-            continue
-        if text.startswith("["):
-            if not text.endswith("]"):
-                raise ChromaboxError(f"{path}: line {number}: {text!r} is not a section; expected [name]")
-            sections.append(CfgSection(path, text[1:-1].strip(), number, {}))
-            continue
         key, equals, value = text.partition("=")
-        if not equals or not sections:
-            raise ChromaboxError(f"{path}: line {number}: {text!r} is not an option of a section; expected key=value")
-        sections[-1].options[key.strip()] = (value.strip(), number)
+        if text.startswith("[") and text.endswith("]"):
+            sections.append(CfgSection(path, text[1:-1].strip(), number, {}))
+        elif sections and equals:
+            sections[-1].options[key.strip()] = (value.strip(), number)
+        elif text:
+            expected = "expected [name], or key=value within a section"
+            raise ChromaboxError(f"{path}: line {number}: {text!r} is not valid; {expected}")
     return sections
 
 
 def _parse_layer(section: CfgSection, index: int) -> Layer:
-    """Return the layer with this index; options that are not read remain in the section."""
+    """Return the layer with this index. Options that are not read remain in the section."""
     match section.name:
         case "convolutional":
-            activation = section.pop("activation", str, "logistic")
+            activation = section.pop("activation", "logistic", str)
             if activation not in get_args(Activation):
                 raise section.error(f"unknown activation {activation!r}; expected {', '.join(get_args(Activation))}")
-            padding = section.pop("padding", int, 0)
-            return Convolution(
-                section.pop("filters", int, 1),
-                section.pop("size", int, 1),
-                section.pop("stride", int, 1),
-                section.pop("groups", int, 1),
-                bool(section.pop("batch_normalize", int, 0)),
-                activation,  # type: ignore[arg-type]
-                # In Darknet, pad=1 means padding by half the kernel size and overrides padding=N.
-                None if section.pop("pad", int, 0) else padding,
-            )
+            sizes: dict[str, Any] = {key: section.pop(key, 1) for key in ("filters", "size", "stride", "groups")}
+            padding, normalise = section.pop("padding", 0), bool(section.pop("batch_normalize", 0))
+            # In Darknet, pad=1 means padding by half the kernel size and overrides padding=N.
+            pad = None if section.pop("pad", 0) else padding
+            return Convolution(**sizes, batch_normalise=normalise, activation=activation, pad=pad)
         case "maxpool":
-            stride = section.pop("stride", int, 1)
-            size = section.pop("size", int, stride)
-            if section.pop("padding", int, size - 1) != size - 1:
+            stride = section.pop("stride", 1)
+            size = section.pop("size", stride)
+            if section.pop("padding", size - 1) != size - 1:
                 raise section.error(f"unsupported padding; expected {size - 1} (size − 1)")
             return MaxPool(size, stride)
         case "upsample":
-            return Upsample(section.pop("stride", int, 2))
+            return Upsample(section.pop("stride", 2))
         case "route":
-            layers = tuple(_absolute_index(layer, index) for layer in section.pop_numbers("layers", int))
-            return Route(layers, section.pop("groups", int, 1), section.pop("group_id", int, 0))
+            layers = tuple(layer if layer >= 0 else index + layer for layer in section.pop_numbers("layers"))
+            return Route(layers, section.pop("groups", 1), section.pop("group_id", 0))
         case "shortcut":
-            activation = section.pop("activation", str, "linear")
+            activation = section.pop("activation", "linear", str)
             if activation != "linear":
                 raise section.error(f"unsupported activation {activation!r}; expected linear")
-            sources = section.pop_numbers("from", int)
+            sources = section.pop_numbers("from")
             if len(sources) != 1:
-                raise section.error("expected one layer in from=")
-            return Shortcut(_absolute_index(sources[0], index))
+                raise section.error(f"from contains {len(sources)} layers; expected one")
+            return Shortcut(sources[0] if sources[0] >= 0 else index + sources[0])
         case "yolo":
             values = section.pop_numbers("anchors", float)
             if not values or len(values) % 2:
-                raise section.error("expected pairs of numbers in anchors=")
+                raise section.error(f"anchors contains {len(values)} numbers; expected pairs of numbers")
             anchors = tuple(zip(values[::2], values[1::2], strict=True))
-            mask = section.pop_numbers("mask", int) or tuple(range(len(anchors)))
-            return Yolo(mask, anchors, section.pop("classes", int, 20))
+            mask = section.pop_numbers("mask") or tuple(range(len(anchors)))
+            return Yolo(mask, anchors, section.pop("classes", 20))
         case _:
             expected = "[convolutional], [maxpool], [upsample], [route], [shortcut] or [yolo]"
-            raise section.error(f"is unknown; expected {expected}")
+            raise section.error(f"is an unknown section; expected {expected}")
 
 
 def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
-    """Return the section and options of a layer; defaults are written only where readers expect them."""
+    """Return the section name and options of a layer. Options with default values are mostly omitted."""
     match layer:
         case Convolution():
             options: dict[str, Any] = {"batch_normalize": int(layer.batch_normalise), "filters": layer.filters}
@@ -177,20 +165,12 @@ def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
             return "upsample", {"stride": layer.stride}
         case Route():
             groups = {"groups": layer.groups, "group_id": layer.group_id} if layer.groups > 1 else {}
-            return "route", {"layers": _join(layer.layers), **groups}
+            return "route", {"layers": ",".join(map(str, layer.layers)), **groups}
         case Shortcut():
             # A relative index, which all versions of Darknet accept.
             return "shortcut", {"from": layer.source - index, "activation": "linear"}
         case Yolo():
-            # As usual for anchors, integers are written without a decimal point.
-            numbers = (int(side) if side == int(side) else side for anchor in layer.anchors for side in anchor)
-            anchors = {"mask": _join(layer.mask), "anchors": _join(numbers)}
-            return "yolo", {**anchors, "classes": layer.classes, "num": len(layer.anchors)}
-
-
-def _join(values: Iterable[object]) -> str:
-    return ",".join(str(value) for value in values)
-
-
-def _absolute_index(layer: int, index: int) -> int:
-    return layer if layer >= 0 else index + layer
+            # Integers are written without a decimal point, as in Darknet's files.
+            anchors = ",".join(str(int(side) if side == int(side) else side) for pair in layer.anchors for side in pair)
+            options = {"mask": ",".join(map(str, layer.mask)), "anchors": anchors, "classes": layer.classes}
+            return "yolo", options | {"num": len(layer.anchors)}

@@ -1,8 +1,9 @@
 """Loading and saving of detectors: model, class names and metadata.
 
-Formats: Darknet's ``.weights`` (with a ``.cfg`` file, or for an architecture recognised by its number of values), the
-ONNX copy of YOLOv3-tiny, Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``, which contain the
-architecture, variant and class names.
+The formats are Darknet's ``.weights``, ONNX files of plain convolutions such as the ONNX copy of YOLOv3-tiny,
+Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``. Only Chromabox's files contain the architecture,
+variant and class names. For ``.weights``, the architecture is read from a ``.cfg`` file or recognised by the number of
+values.
 """
 
 import json
@@ -28,7 +29,14 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel, decode_all
 from chromabox.detect.weights.darknet_cfg import read_cfg
-from chromabox.detect.weights.onnx_model import EXPORT_FORMAT, PRETRAINED, resolve_weights
+from chromabox.detect.weights.onnx_model import (
+    EXPORT_FORMAT,
+    PRETRAINED,
+    BoxArray,
+    ImageArray,
+    ScoreArray,
+    resolve_weights,
+)
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
@@ -48,13 +56,13 @@ ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
     "yolov3": lambda num_classes, variant: yolov3(num_classes),
     "yolov3-tiny": lambda num_classes, variant: yolov3_tiny(num_classes, mask=variant.tiny_mask),
 }
-#: Maximum number of classes inferred from the number of values in a file.
+#: Maximum number of classes that is inferred from the number of values in a file.
 MAX_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Model in evaluation mode with its class names, default input size in pixels, and metadata."""
+    """Model in evaluation mode, class names, default input size in pixels, and metadata."""
 
     model: DarknetModel
     classes: tuple[str, ...]
@@ -73,13 +81,11 @@ class Detector:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
         multiple = self.architecture.max_stride
         if size < multiple or size % multiple:
-            raise UsageError(f"size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
+            raise UsageError(f"--size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
 
     @torch.inference_mode()
-    def predict(
-        self, images: Float32[np.ndarray, "batch 3 size size"]
-    ) -> tuple[Float32[np.ndarray, "batch boxes 4"], Float32[np.ndarray, "batch boxes classes"]]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], before NMS."""
+    def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
+        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
         outputs = self.model(torch.from_numpy(images).to(next(self.model.parameters()).device))
         boxes, scores = decode_all(outputs, self.architecture, self.variant, images.shape[-1])
         return boxes.cpu().numpy(), scores.cpu().numpy()
@@ -90,7 +96,7 @@ class Detector:
 
 
 def is_detector(weights: str | Path) -> bool:
-    """Return whether a name, file or run folder is a detector, without reading the whole file."""
+    """Return whether a name, file or run folder is a detector. Large files are not read completely."""
     path = Path(weights)
     if path.is_dir():
         path = path / "best.safetensors"
@@ -117,15 +123,15 @@ def load_detector(
     Args:
         weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or a run folder.
         architecture: for .weights, and for .onnx files not exported by Chromabox: an `Architecture`, ``yolov3``,
-            ``yolov3-tiny`` or a .cfg file; None: a .cfg file with the same name next to the weights, or otherwise
+            ``yolov3-tiny`` or a .cfg file. None: a .cfg file with the same name next to the weights, or otherwise
             the architecture with the same number of values.
-        variant: variant of the weights; None: the one in the file, or Darknet's for .weights and for other .onnx files,
-            which do not contain it.
-        classes: class names; None: those in the file, or COCO's for 80 classes.
+        variant: variant of the weights. None: the variant stored in the file, or Darknet's for .weights and for
+            .onnx files not exported by Chromabox, which do not contain a variant.
+        classes: class names. None: those in the file, or COCO's for 80 classes.
         progress: callback for the progress of a download.
 
-    Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code, and UsageError if
-    an option does not fit the file.
+    Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code. Raise UsageError
+    if an option does not fit the file.
     """
     if str(weights) in PRETRAINED and not Path(weights).exists():
         path = download_pretrained(str(weights), progress)
@@ -138,11 +144,14 @@ def load_detector(
             detector = _load_file(download_pretrained(str(weights), progress), None, variant)
     else:
         detector = _load_file(resolve_weights(weights), architecture, variant)
-    return detector if classes is None else _with_class_names(detector, classes)
+    if classes is None:
+        return detector
+    _check_classes(classes, detector.architecture)
+    return replace(detector, classes=tuple(classes))
 
 
 def save_detector(path: Path, detector: Detector) -> None:
-    """Write a .safetensors file with all metadata, and the metadata as .json next to it.
+    """Write a .safetensors file with all metadata, and a copy of the metadata as .json next to it.
 
     Raise UsageError if the path has another suffix.
     """
@@ -152,7 +161,7 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def detector_metadata(detector: Detector) -> dict[str, Any]:
-    """Return the JSON-serialisable checkpoint metadata from which :func:`load_detector` rebuilds the model."""
+    """Return the JSON-serialisable metadata of a checkpoint, which :func:`load_detector` requires."""
     return {
         **detector.metadata,
         "net": "detector",
@@ -164,7 +173,9 @@ def detector_metadata(detector: Detector) -> dict[str, Any]:
 
 
 def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
-    """Write a Darknet weight file, bit-identical to the one read; ``seen`` is the number of images seen in training.
+    """Write a Darknet weight file. ``seen`` is the number of images seen in training.
+
+    Weights that were read from a Darknet file are written bit for bit.
 
     Raise UsageError if the variant is not Darknet's: Darknet would load the weights without an error but interpret them
     differently.
@@ -176,7 +187,7 @@ def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
 
 
 def download_pretrained(name: str, progress: Progress | None = None) -> Path:
-    """Return the path of pretrained weights in the cache; download, verify and convert them if they are missing.
+    """Return the path of pretrained weights in the cache. Download, verify and convert them if they are missing.
 
     Raise UsageError if the name is unknown, and ChromaboxError if no source provides the weights or the cache cannot
     be written.
@@ -193,8 +204,8 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
     try:
         save_detector(path, detector)
     except OSError as error:
-        remedy = "use a writable folder, for instance with CHROMABOX_CACHE"
-        raise ChromaboxError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
+        reason = error.strerror or error
+        raise ChromaboxError(f"{path}: cannot be written ({reason}); set CHROMABOX_CACHE to another folder") from error
     return path
 
 
@@ -209,103 +220,117 @@ def architecture_from_json(stored: dict[str, Any]) -> Architecture:
 
     Raise KeyError, TypeError, ValueError or ChromaboxError if the values do not describe an architecture.
     """
+
+    def as_tuple(value: Any) -> Any:
+        """Convert lists to tuples recursively, since JSON has no tuples."""
+        return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
     layers = tuple(
-        LAYER_TYPES[layer["layer"]](**{name: _as_tuple(value) for name, value in layer.items() if name != "layer"})
+        LAYER_TYPES[layer["layer"]](**{name: as_tuple(value) for name, value in layer.items() if name != "layer"})
         for layer in stored["layers"]
     )
     return Architecture(stored["name"], layers, stored["channels"], stored["size"])
 
 
-def _as_tuple(value: Any) -> Any:
-    """Convert lists to tuples recursively, since JSON has no tuples."""
-    return tuple(_as_tuple(part) for part in value) if isinstance(value, list) else value
-
-
 def _load_file(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
     """Load a detector from a file; see :func:`load_detector`."""
     suffix = path.suffix.lower()
-    exported: dict[str, str] = {}
-    if suffix == ".onnx":
-        metadata, convolutions = read_onnx_metadata(path), read_onnx_convolutions(path)
-        exported = metadata if metadata.get("format") == EXPORT_FORMAT else {}
-    if architecture is not None and (exported or suffix not in (".weights", ".onnx")):
+    metadata = read_onnx_metadata(path) if suffix == ".onnx" else {}
+    is_exported = metadata.get("format") == EXPORT_FORMAT
+    if architecture is not None and (is_exported or suffix not in (".weights", ".onnx")):
         raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
-    if exported:
+    if is_exported:
         try:
-            stored = json.loads(exported["detector"])
+            stored = json.loads(metadata["detector"])
         except (KeyError, ValueError) as error:
             raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
-        return _from_metadata(path, stored, variant, lambda model: _fill_convolutions(model, convolutions, path))
+        return _from_metadata(path, stored, variant, lambda model: _load_onnx(path, lambda _: model))
     if suffix == ".safetensors":
         state, stored = load_checkpoint(path)
         return _from_metadata(path, stored, variant, lambda model: model.load_state_dict(state["net"]))
+    source: dict[str, str | int] = {"file": path.name}
     if suffix in (".pt", ".pth"):
         file = read_ultralytics(path, variant)
         model = DarknetModel.uninitialised(file.architecture, file.variant)
-        _load_flat_weights(model, pack_layers(file.layers, 0.0), str(path))
-        return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": {"file": path.name}})
-    variant = variant or DARKNET
-    source: dict[str, str | int] = {"file": path.name}
+        _load_layers(model, file.layers, 0.0, path)
+        return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": source})
+
+    def build(num_weights: int) -> DarknetModel:
+        resolved = _resolve_architecture(path, architecture, num_weights, variant or DARKNET)
+        return DarknetModel.uninitialised(resolved, variant or DARKNET)
+
     if suffix == ".onnx":
-        num_weights = sum(values.size for layer in convolutions for values in layer.values())
-        resolved = _resolve_architecture(path, architecture, num_weights, variant)
-        model = DarknetModel.uninitialised(resolved, variant)
-        _fill_convolutions(model, convolutions, path)
+        model = _load_onnx(path, build)
     elif suffix == ".weights":
         weights = read_darknet_weights(path)
-        resolved = _resolve_architecture(path, architecture, len(weights.values), variant)
-        model = _load_flat_weights(DarknetModel.uninitialised(resolved, variant), weights.values, str(path))
+        model = _load_flat_weights(build(len(weights.values)), weights.values, str(path))
         source["seen"] = weights.images_seen
     else:
-        raise UsageError(
-            f"{path}: unsupported suffix {suffix or '(none)'}; expected .safetensors, .weights, .onnx or .pt"
-        )
-    classes = default_class_names(resolved.num_classes)
-    return Detector(model, classes, resolved.size, {"name": resolved.name, "source": source})
+        found = f"unsupported suffix {suffix or '(none)'}"
+        raise UsageError(f"{path}: {found}; expected .safetensors, .weights, .onnx or .pt")
+    classes, size = default_class_names(model.architecture.num_classes), model.architecture.size
+    return Detector(model, classes, size, {"name": model.architecture.name, "source": source})
 
 
 def _from_metadata(
     path: Path, metadata: dict[str, Any], variant: Variant | None, load_weights: Callable[[DarknetModel], object]
 ) -> Detector:
-    """Return the detector described by the metadata of a file; ``load_weights`` copies the weights to the model."""
+    """Return the detector described by the metadata of a file. ``load_weights`` loads the weights into the model."""
     try:
         if metadata.get("net") != "detector":
-            raise ValueError(f"it contains {metadata.get('net', 'something else')}")
+            raise ValueError(f"it contains {metadata.get('net', 'another kind of model')}")
         stored = variant_from_json(metadata["kind"])
         if variant is not None and variant != stored:
             raise UsageError(f"{path}: the variant of the weights is {stored.name}, not {variant.name}; omit --variant")
         model = DarknetModel.uninitialised(architecture_from_json(metadata["architecture"]), stored)
         load_weights(model)
-        classes = tuple(str(name) for name in metadata["classes"])
-        detector = Detector(model.eval(), classes, int(metadata["size"]), metadata)
+        classes, size = tuple(str(name) for name in metadata["classes"]), int(metadata["size"])
+        _check_classes(classes, model.architecture)
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
-        reason = " ".join(str(error).split())  # PyTorch lists mismatches on many lines.
+        reason = " ".join(str(error).split())  # PyTorch reports mismatches on many lines.
         raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); use another file") from error
-    return _with_class_names(detector, detector.classes)
+    return Detector(model.eval(), classes, size, metadata)
 
 
-def _fill_convolutions(model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], path: Path) -> None:
-    """Copy the convolutions of an ONNX file to a model. Raise ChromaboxError if their shapes differ."""
-    # The total number of values can be equal even if the layers differ.
-    convolution_layers = [layer for layer in model.layers if isinstance(layer, ConvolutionLayer)]
-    shapes = [tuple(layer.convolution.weight.shape) for layer in convolution_layers]
-    for index, (layer, shape) in enumerate(zip(convolutions, shapes, strict=False)):
-        if layer["kernel"].shape != shape:
-            name = model.architecture.name
-            raise ChromaboxError(f"{path}: convolution {index} is {layer['kernel'].shape}; expected {shape} for {name}")
-    _load_flat_weights(model, pack_layers(convolutions, model.variant.epsilon), str(path))
+def _check_classes(classes: Sequence[str], architecture: Architecture) -> None:
+    """Raise UsageError if the number of class names is wrong or names are repeated."""
+    num_names, expected = len(set(classes)), architecture.num_classes
+    if num_names != expected or len(classes) != expected:
+        raise UsageError(f"--classes has {num_names} different names; expected {expected}")
+
+
+def _load_onnx(path: Path, build: Callable[[int], DarknetModel]) -> DarknetModel:
+    """Load the convolutions of an ONNX file into the model that ``build`` returns for their number of weights."""
+    convolutions = read_onnx_convolutions(path)
+    model = build(sum(values.size for layer in convolutions for values in layer.values()))
+    return _load_layers(model, convolutions, model.variant.epsilon, path)
+
+
+def _load_layers(
+    model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], epsilon: float, path: Path
+) -> DarknetModel:
+    """Load convolutions, whose variances include ``epsilon``. Raise ChromaboxError if their shapes differ."""
+    layers = [layer.convolution for layer in model.layers if isinstance(layer, ConvolutionLayer)]
+    # The total number of weights can be equal even if the layers differ.
+    for index, (convolution, layer) in enumerate(zip(convolutions, layers, strict=False)):
+        for name, values in convolution.items():
+            shape = tuple(layer.weight.shape) if name == "kernel" else (layer.out_channels,)
+            if values.shape != shape:
+                found = f"the shape of {name} in convolution {index} is {values.shape}"
+                raise ChromaboxError(f"{path}: {found}; expected {shape} for {model.architecture.name}")
+    return _load_flat_weights(model, pack_layers(convolutions, epsilon), str(path))
 
 
 def _resolve_architecture(
     path: Path, architecture: Architecture | str | Path | None, num_weights: int, variant: Variant
 ) -> Architecture:
-    """Return the given architecture, the one in the .cfg next to the weights, or the one with this many weights."""
+    """Return the given architecture, or the one in the .cfg next to the weights, or the one with this many weights."""
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is None and path.with_suffix(".cfg").is_file():
-        return read_cfg(path.with_suffix(".cfg"))
+        architecture = path.with_suffix(".cfg")
     if architecture is not None and str(architecture) not in ARCHITECTURES:
         if Path(architecture).suffix != ".cfg":
             raise UsageError(f"--architecture is {architecture}: expected {', '.join(ARCHITECTURES)} or a .cfg file")
@@ -319,14 +344,12 @@ def _resolve_architecture(
         if remainder == 0 and 0 <= more_classes < MAX_CLASSES:
             return build(more_classes + 1, variant)
         expected.append(f"{name} with 80 classes has {build(80, variant).num_weights:,}")
-    raise ChromaboxError(
-        f"{path}: {num_weights:,} values match no known architecture ({'; '.join(expected)}); use --architecture with "
-        "the .cfg file of the weights"
-    )
+    problem = f"{num_weights:,} values match no known architecture ({'; '.join(expected)})"
+    raise ChromaboxError(f"{path}: {problem}; set --architecture to the .cfg file of the weights")
 
 
 def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weights"], origin: str) -> DarknetModel:
-    """Copy Darknet's flat weights to the model; return it in evaluation mode."""
+    """Copy weights in the order of a Darknet file to the model, and return the model in evaluation mode."""
     expected = model.architecture.num_weights
     if len(weights) != expected:
         problem = "truncated" if len(weights) < expected else "too long"
@@ -336,12 +359,11 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
         )
     if not np.isfinite(weights).all():
         raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
-    start = 0
+    tensors = tensors_in_file_order(model)
+    parts = torch.from_numpy(weights.copy()).split([tensor.numel() for tensor in tensors])
     with torch.no_grad():
-        for tensor in tensors_in_file_order(model):
-            values = weights[start : start + tensor.numel()]
-            tensor.copy_(torch.from_numpy(values.copy()).view_as(tensor))
-            start += tensor.numel()
+        for tensor, values in zip(tensors, parts, strict=True):
+            tensor.copy_(values.view_as(tensor))
     return model.eval()
 
 
@@ -354,12 +376,3 @@ def tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
             tensors += [kernel.bias] if norm is None else [norm.bias, norm.weight, norm.running_mean, norm.running_var]
             tensors.append(kernel.weight)
     return cast(list[Tensor], tensors)
-
-
-def _with_class_names(detector: Detector, classes: Sequence[str]) -> Detector:
-    """Return the detector with other class names. Raise UsageError if the number is wrong or names are repeated."""
-    if len(classes) != detector.architecture.num_classes or len(set(classes)) != len(classes):
-        raise UsageError(
-            f"--classes: {len(set(classes))} different names; expected {detector.architecture.num_classes}"
-        )
-    return replace(detector, classes=tuple(classes))

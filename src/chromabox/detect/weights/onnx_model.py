@@ -1,6 +1,6 @@
 """Detectors as exported ONNX files, run by ONNX Runtime.
 
-BatchNorm is folded into the convolutions of an exported file, and the decoding of boxes is part of the graph.
+In an exported file, BatchNorm is folded into the convolutions, and the decoding of boxes is part of the graph.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Value of ``format`` in the metadata of exported files.
 EXPORT_FORMAT = "chromabox-detector-1"
-#: Pretrained weights that can be given by name and are downloaded.
+#: Names of pretrained weights, which are downloaded on first use.
 PRETRAINED = ("yolov3-tiny",)
 INPUT_NAME, OUTPUT_NAMES = "images", ("boxes", "scores")
 
@@ -32,19 +32,19 @@ ScoreArray = Float32[np.ndarray, "batch boxes classes"]
 
 @runtime_checkable
 class DetectorModel(Protocol):
-    """Detector interface required for inference: an :class:`OnnxDetector` or, during training, a PyTorch model."""
+    """Interface of detectors for inference. It is implemented by :class:`OnnxDetector` and by PyTorch detectors."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names."""
+        """Class names."""
 
     @property
     def size(self) -> int:
-        """The default side length of the square input in pixels."""
+        """Default side length of the square input in pixels."""
 
     @property
     def variant(self) -> Variant:
-        """The variant of the weights, which defines the letterbox."""
+        """Variant of the weights, which defines the letterbox."""
 
     def check_size(self, size: int) -> None:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
@@ -64,12 +64,10 @@ class OnnxDetector:
     variant: Variant
 
     def check_size(self, size: int) -> None:
-        """Raise UsageError if the size differs from the file's."""
+        """Raise UsageError if the size differs from the size for which the file was exported."""
         if size != self.size:
-            raise UsageError(
-                f"--size is {size}: {self.path} was exported for {self.size} pixels; use {self.size}, or export the "
-                f"weights with --size {size}"
-            )
+            found = f"--size is {size}: {self.path} was exported for {self.size} pixels"
+            raise UsageError(f"{found}; use {self.size}, or export the weights with --size {size}")
 
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
         """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
@@ -78,7 +76,10 @@ class OnnxDetector:
 
 
 def read_onnx_file(path: Path) -> bytes:
-    """Return the content of a file. Raise UsageError if it does not exist, and ChromaboxError if it is not ONNX."""
+    """Return the content of an ONNX file.
+
+    Raise UsageError if the file does not exist, and ChromaboxError if it is not an ONNX file.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected an exported .onnx file")
     content = path.read_bytes()
@@ -93,33 +94,32 @@ def load_onnx_detector(
 ) -> OnnxDetector:
     """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
 
-    ``content`` is the content of the file; None: read it. ``threads`` and ``device`` are passed to
-    :func:`chromabox.runtime.session.open_session`. Raise UsageError if the file does not exist, and ChromaboxError if
-    it was not exported by Chromabox or is damaged.
+    If ``content``, the content of the file, is None, the file is read. ``threads`` and ``device`` are passed to
+    :func:`chromabox.runtime.session.open_session`.
+
+    Raise UsageError if the file does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
     """
-    if content is None:
-        content = read_onnx_file(path)
+    content = read_onnx_file(path) if content is None else content
     session = open_session(path, content, [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
     metadata = session.get_modelmeta().custom_metadata_map
     try:
         if metadata.get("format") != EXPORT_FORMAT:
-            raise ValueError(f"the format is {metadata.get('format')!r}, expected {EXPORT_FORMAT!r}")
+            raise ValueError(f"the format is {metadata.get('format')!r}, not {EXPORT_FORMAT!r}")
         classes, size = tuple(json.loads(metadata["classes"])), int(metadata["size"])
         variant = variant_from_json(json.loads(metadata["detector"])["kind"])
         num_scores = session.get_outputs()[1].shape[-1]
         if num_scores != len(classes):
-            raise ValueError(f"{num_scores} scores for {len(classes)} classes")
+            raise ValueError(f"the number of scores is {num_scores}, not {len(classes)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ChromaboxError(
-            f"{path}: not a detector exported by Chromabox ({one_line(error)}); use chromabox export"
-        ) from error
+        problem = f"not a detector exported by Chromabox ({one_line(error)})"
+        raise ChromaboxError(f"{path}: {problem}; use chromabox export") from error
     return OnnxDetector(session, path, classes, size, variant)
 
 
 def resolve_weights(weights: str | Path) -> Path:
     """Return the path of weights given by name, by path or as a run folder (``best.safetensors``).
 
-    Weights given by name are in the cache folder and are missing before the first download. Raise UsageError if any
+    Weights given by name are in the cache folder; they may not exist before the first download. Raise UsageError if any
     other file does not exist.
     """
     path = Path(weights)
@@ -128,7 +128,6 @@ def resolve_weights(weights: str | Path) -> Path:
     if path.is_dir():
         path = path / "best.safetensors"
     if not path.is_file():
-        raise UsageError(
-            f"{path}: weights do not exist; expected a file or the name of pretrained weights: {', '.join(PRETRAINED)}"
-        )
+        expected = f"expected a file or the name of pretrained weights: {', '.join(PRETRAINED)}"
+        raise UsageError(f"{path}: weights do not exist; {expected}")
     return path

@@ -1,8 +1,8 @@
-"""Sanity check of how weights are interpreted, on a reference image with known objects.
+"""Sanity check of the variant and anchors of weights, on a reference image with known objects.
 
-Weights of the wrong variant, or with the wrong anchors, load without an error but give worse detections. The reference
-image contains two photographs from scikit-image at several sizes: large copies for the coarse heads and small copies
-for the fine heads. The detector is run with the given interpretation of the weights and with the alternatives.
+Weights with the wrong variant or the wrong anchors load without an error but give worse detections. The reference image
+contains two photographs from scikit-image at several sizes: large copies for the coarse heads and small copies for the
+fine heads. The detector is run with the given variant and anchors and with all alternatives.
 """
 
 from collections.abc import Iterator
@@ -15,77 +15,70 @@ from PIL import Image
 from skimage import data
 
 from chromabox.detect.boxes import iou, nms
-from chromabox.detect.models.architecture import VARIANTS, Architecture, Variant
+from chromabox.detect.models.architecture import VARIANTS
 from chromabox.detect.models.darknet import DarknetModel, decode_all
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import ChromaboxError
 
 TEST_IMAGE_SIZE = 416
-#: Photographs from scikit-image in the reference image: name, class, left, top, right and bottom of the object as
-#: fractions of the photograph (annotated by hand), and left, top and width in pixels of each copy.
+#: Photographs from scikit-image in the reference image: name; class of the object; left, top, right and bottom of the
+#: object as fractions of the photograph (annotated by hand); and left, top and width in pixels of each copy.
 TEST_PHOTOS = (
     ("astronaut", "person", (0.04, 0.03, 0.71, 1.0), ((14, 20, 160), (210, 40, 96), (330, 30, 64), (150, 310, 96))),
     ("chelsea", "cat", (0.0, 0.0, 0.89, 1.0), ((20, 210, 160), (230, 190, 128), (290, 310, 96))),
 )
 #: Confidence threshold for detections on the reference image.
 TEST_CONFIDENCE = 0.3
-#: Minimum quality to pass, and maximum margin by which an alternative may be better. The published YOLOv3-tiny reaches
-#: 0.71; it reaches 0.66 with the other size decoding, 0.38 with the mask (0, 1, 2), and 0 with SiLU.
+#: Minimum quality to pass, and maximum margin by which an alternative may be better. The quality of the published
+#: YOLOv3-tiny is 0.71. With the other decoding it is 0.66, with the mask (0, 1, 2) it is 0.38, and with SiLU it is 0.
 MIN_QUALITY, MARGIN = 0.3, 0.03
 
 
 def sanity_check(detector: Detector) -> float | None:
-    """Return the quality on the reference image, 0 to 1; None if the detector lacks the class person or cat.
+    """Return the quality on the reference image, 0 to 1, or None if the detector does not have the class person or cat.
 
-    Raise ChromaboxError if the quality is too low, or if another variant or mask has a clearly higher quality.
+    Raise ChromaboxError if the quality is too low, or if the quality with another variant or mask is clearly higher.
     """
     if not {name for _, name, *_ in TEST_PHOTOS} <= set(detector.classes):
         return None
     quality = match_quality(detector.model, detector.classes)
     others = {name: match_quality(model, detector.classes) for name, model in alternatives(detector.model)}
     best = max(others, key=lambda name: others[name])
-    name = detector.architecture.name
+    failure = f"{detector.architecture.name}, variant {detector.variant.name}: sanity check failed (score {quality:.2f}"
     if others[best] > max(quality + MARGIN, MIN_QUALITY):
-        raise ChromaboxError(
-            f"{name}, variant {detector.variant.name}: sanity check failed (score {quality:.2f}, but "
-            f"{others[best]:.2f} with {best}); use {best} if the weights were trained with it"
-        )
+        advice = f"use {best} if the weights were trained with it"
+        raise ChromaboxError(f"{failure}, but {others[best]:.2f} with {best}); {advice}")
     if quality < MIN_QUALITY:
-        raise ChromaboxError(
-            f"{name}, variant {detector.variant.name}: sanity check failed (score {quality:.2f}, expected at least "
-            f"{MIN_QUALITY}); the weights are untrained or belong to another architecture"
-        )
+        reason = "the weights are untrained or belong to another architecture"
+        raise ChromaboxError(f"{failure}, expected at least {MIN_QUALITY}); {reason}")
     return quality
 
 
 def alternatives(model: DarknetModel) -> Iterator[tuple[str, DarknetModel]]:
-    """Yield the models with other variants and, for YOLOv3-tiny, with the other mask of the second head, with names."""
-    architecture = model.architecture
-    for variant in VARIANTS.values():
-        if variant != model.variant:
-            yield f"variant {variant.name}", _with_weights(model, architecture, variant)
-    heads = architecture.head_indices
-    yolo = architecture.yolo_layers[-1]
+    """Yield pairs of a description and a model in evaluation mode with the same weights.
+
+    The models have the other variants or, for YOLOv3-tiny, the other mask of the second head.
+    """
+    architecture, heads, yolo = model.architecture, model.architecture.head_indices, model.architecture.yolo_layers[-1]
+    others = [(f"variant {name}", architecture, variant) for name, variant in VARIANTS.items()]
+    others = [other for other in others if other[2] != model.variant]
     if len(heads) == 2 and len(yolo.mask) == 3:
         for mask in ((0, 1, 2), (1, 2, 3)):
             if yolo.mask != mask and max(mask) < len(yolo.anchors):
                 before, after = architecture.layers[: heads[1]], architecture.layers[heads[1] + 1 :]
                 changed = replace(architecture, layers=(*before, replace(yolo, mask=mask), *after))
-                yield f"mask {','.join(map(str, mask))}", _with_weights(model, changed, model.variant)
-
-
-def _with_weights(model: DarknetModel, architecture: Architecture, variant: Variant) -> DarknetModel:
-    """Return a model in evaluation mode that interprets the weights of another one differently."""
-    result = DarknetModel.uninitialised(architecture, variant)
-    result.load_state_dict(model.state_dict())
-    return result.eval()
+                others.append((f"mask {','.join(map(str, mask))}", changed, model.variant))
+    for name, changed, variant in others:
+        other = DarknetModel.uninitialised(changed, variant)
+        other.load_state_dict(model.state_dict())
+        yield name, other.eval()
 
 
 @torch.no_grad()
 def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
     """Return the quality of the detections on the reference image, 0 to 1.
 
-    It is the sum of the best IoU of each object, divided by the number of objects and unmatched boxes.
+    The quality is the sum of the best IoU of each object, divided by the total number of objects and unmatched boxes.
     """
     pixels, names, truth = make_test_image()
     heads = model(torch.from_numpy(pixels)[None])

@@ -1,19 +1,21 @@
 """Safe reading of the ``.pt`` files of Ultralytics' YOLOv3, versions 9.0 and later.
 
-The files contain pickled modules, in Darknet's order except that the convolutions of the heads come last, from fine to
-coarse. Anchors are in units of grid cells. The variant of the weights is inferred from the activation modules. A plain
-dictionary of tensors does not contain them; in that case, the variant must be given.
+The files contain pickled modules in Darknet's order, except that the convolutions of the heads come last, from fine to
+coarse. Anchors are in units of grid cells. The variant of the weights is inferred from the activation modules. Files
+with a plain dictionary of tensors contain no such modules; for these files, the variant must be given.
 
 No code in a file is executed. A ``.pt`` file is a zip archive with one pickle and the raw data of its tensors. A pickle
 is a program that names functions and calls them. PyTorch's restricted unpickler calls only functions on its own list,
-for tensors and containers. In addition, module classes are allowed; they are read as :class:`OpaqueObject`, which
-contains only their attributes. Any other name raises an error before anything is called.
+for tensors and containers. In addition, the names in ``OPAQUE_NAMES`` are allowed. They are not imported: their objects
+are read as :class:`OpaqueObject`, which contains only attributes. Any other name raises an error before anything is
+called.
 """
 
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,21 +34,11 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Classes, and packages of classes, that are allowed; their objects are read as :class:`OpaqueObject`.
-OPAQUE_PACKAGES = ("models.", "ultralytics.nn.", "torch.nn.modules.")
-OPAQUE_NAMES = {
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "datetime.datetime",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "argparse.Namespace",
-}
-
+#: Prefixes of the names of classes and functions that are read as :class:`OpaqueObject`.
+OPAQUE_NAMES = (
+    *("models.", "ultralytics.nn.", "torch.nn.modules.", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray."),
+    *("numpy._core.multiarray.", "datetime.datetime", "pathlib.", "argparse.Namespace"),
+)
 #: Maximum uncompressed size of an archive member in bytes, about a hundred times the largest YOLOv3 tensor in float64.
 MAX_MEMBER_BYTES = 1 << 32
 
@@ -55,50 +47,44 @@ class OpaqueObject:
     """Object of a class that is not imported: the class name, and the attributes stored in the file."""
 
     class_name = ""
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    """The ``__dict__`` of the pickled object; empty if the file does not contain it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Ignore the arguments in the file."""
 
     def __setstate__(self, state: Any) -> None:
-        self.__dict__["state"] = state
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The ``__dict__`` of the pickled object; empty if the file does not contain it."""
-        state = self.__dict__.get("state")
-        return state if isinstance(state, dict) else {}
+        self.attributes = state if isinstance(state, dict) else {}
 
     @property
     def children(self) -> dict[str, Any]:
         """Parameters, buffers and submodules of a module, in that order."""
-        children: dict[str, Any] = {}
-        for key in ("_parameters", "_buffers", "_modules"):
-            values = self.attributes.get(key)
-            children |= values if isinstance(values, dict) else {}
-        return {name: child for name, child in children.items() if child is not None}
+        parts = [self.attributes.get(key) for key in ("_parameters", "_buffers", "_modules")]
+        children = [item for part in parts if isinstance(part, dict) for item in part.items()]
+        return {name: child for name, child in children if child is not None}
 
 
 def load_untrusted(path: Path) -> Any:
-    """Read a ``.pt`` file as tensors, containers, numbers, strings and :class:`OpaqueObject` objects.
+    """Return the content of a ``.pt`` file: tensors, containers, numbers, strings and :class:`OpaqueObject` objects.
 
     Raise ChromaboxError if the file cannot be read, is not a PyTorch file, or would execute code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
-            too_large = [info.filename for info in archive.infolist() if info.file_size > MAX_MEMBER_BYTES]
             if len(names) != 1:
                 found = f"{len(names)} data.pkl, expected 1"
                 raise ChromaboxError(f"{path}: not a PyTorch file ({found}); save it with torch.save")
-            if too_large:
-                raise ValueError(f"{too_large[0]} is larger than {MAX_MEMBER_BYTES} bytes")
+            for member in archive.infolist():
+                if member.file_size > MAX_MEMBER_BYTES:
+                    raise ChromaboxError(f"{path}: {member.filename} is larger than {MAX_MEMBER_BYTES} bytes")
             protocol = archive.read(names[0])[1:2]
             if protocol > b"\x02":
                 expected = "expected 2, the default of torch.save"
                 raise ChromaboxError(f"{path}: unsupported pickle protocol {protocol[0]}; {expected}")
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         for name in names:
-            if name not in OPAQUE_NAMES and not name.startswith(OPAQUE_PACKAGES):
+            if not name.startswith(OPAQUE_NAMES):
                 expected = "expected tensors, containers and modules"
                 raise ChromaboxError(f"{path}: unsafe file (loading it would execute {name}); {expected}")
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
@@ -112,12 +98,13 @@ def load_untrusted(path: Path) -> Any:
         problem = f"not a .pt file of PyTorch 1.6 or later, or truncated ({error})"
         raise ChromaboxError(f"{path}: {problem}; save it again with torch.save") from error
     except Exception as error:  # A broken pickle can raise any exception.
-        # PyTorch adds two paragraphs of advice that would be dangerous to follow for a file of unknown origin.
+        # PyTorch's message ends with advice that would be dangerous to follow for a file of unknown origin.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
-        raise ChromaboxError(f"{path}: corrupt PyTorch file ({reason or type(error).__name__})") from error
+        problem = f"damaged PyTorch file ({reason or type(error).__name__})"
+        raise ChromaboxError(f"{path}: {problem}; use another copy") from error
 
 
-#: State-dict keys of a convolution, with Darknet's names.
+#: State-dict keys of a convolution with BatchNorm, and Darknet's names of these tensors.
 STATE_KEYS = {
     "bn.bias": "bias",
     "bn.weight": "weight",
@@ -131,14 +118,13 @@ ACTIVATION_VARIANTS = {
     "torch.nn.modules.activation.LeakyReLU": ULTRALYTICS_9_0,
 }
 
-
-#: Convolutions in file order, each as arrays by name.
+#: Convolutions in file order. Each is a dictionary of arrays by name.
 Layers = list[dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class UltralyticsFile:
-    """Architecture, variant, class names, and the convolutions in Darknet's order."""
+    """Architecture, variant, class names, and convolutions in Darknet's order."""
 
     architecture: Architecture
     variant: Variant
@@ -147,26 +133,26 @@ class UltralyticsFile:
 
 
 def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsFile:
-    """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny. ``variant`` is required only if the file does not contain it.
+    """Read a ``.pt`` file of YOLOv3 or YOLOv3-tiny. ``variant`` is required only if the file contains no modules.
 
-    Raise ChromaboxError if the file is not a YOLOv3 detector or would execute code, and UsageError if the variant is
-    missing or differs from the file's.
+    Raise ChromaboxError if the file is not a YOLOv3 detector or would execute code. Raise UsageError if the variant is
+    missing or differs from the variant of the modules.
     """
     model = load_untrusted(path)
     if isinstance(model, Mapping):
-        # Use the moving average of the weights if there is one, otherwise the trained weights.
+        # Prefer the moving average of the weights to the trained weights.
         entries = (model.get(name) for name in ("ema", "model", "state_dict"))
         model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
     try:
         blocks, heads, anchors = _collect_layers(dict(_iter_tensors(model)))
         inferred = _infer_variant(model)
         if inferred is not None and variant is not None and inferred != variant:
-            stated = f"the variant of the modules is {inferred.name}, not {variant.name}"
-            raise UsageError(f"{path}: {stated}; omit --variant")
+            problem = f"the variant of the modules is {inferred.name}, not {variant.name}"
+            raise UsageError(f"{path}: {problem}; omit --variant")
         variant = inferred or variant
         if variant is None:
             options = "--variant ultralytics-9.0 (leaky ReLU) or --variant ultralytics-9.6 (SiLU)"
-            raise UsageError(f"{path}: unknown variant; use {options}")
+            raise UsageError(f"{path}: the file does not contain the variant of the weights; use {options}")
         architecture = _build_architecture(blocks, heads, anchors, variant)
         names = model.attributes.get("names") if isinstance(model, OpaqueObject) else None
         if isinstance(names, dict):
@@ -174,8 +160,12 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             names = default_class_names(architecture.num_classes)
         if len(names) != architecture.num_classes:
-            raise ValueError(f"{len(names)} class names for {architecture.num_classes} classes; expected equal numbers")
-        return UltralyticsFile(architecture, variant, tuple(names), _darknet_order(architecture, blocks, heads))
+            raise ValueError(f"the file has {len(names)} class names; expected {architecture.num_classes}")
+        # Darknet's order: the heads are between the other convolutions and are ordered from coarse to fine.
+        remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
+        convolutions = [layer for layer in architecture.layers if isinstance(layer, Convolution)]
+        layers = [next(remaining_blocks if layer.batch_normalise else remaining_heads) for layer in convolutions]
+        return UltralyticsFile(architecture, variant, tuple(names), layers)
     except ValueError as error:
         raise ChromaboxError(f"{path}: {error}") from error
 
@@ -192,9 +182,9 @@ def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | None]:
-    """Return the convolutions with BatchNorm and the head convolutions, in file order, and any anchors, in cells.
+    """Return the convolutions with BatchNorm, the convolutions of the heads, and the anchors in grid cells, if any.
 
-    Raise ValueError if they are not those of YOLOv3.
+    The convolutions are in file order. Raise ValueError if a tensor does not belong to YOLOv3 or is missing.
     """
     blocks: dict[str, dict[str, np.ndarray]] = {}
     heads: dict[str, dict[str, np.ndarray]] = {}
@@ -213,18 +203,16 @@ def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | 
         elif parts[-1] == "anchors":
             anchors = tensor.detach().float()
         elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):
-            raise ValueError(f"contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
+            raise ValueError(f"the file contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
     for name, block in (blocks | heads).items():
         missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
         if missing:
-            raise ValueError(f"{name} has no {', '.join(sorted(missing))}; the file is incomplete")
-    if not blocks or not heads:
-        raise ValueError(f"contains no detector ({len(blocks)} convolutions, {len(heads)} heads)")
+            raise ValueError(f"{name} has no {', '.join(sorted(missing))}; use another copy of the file")
     return list(blocks.values()), list(heads.values()), anchors
 
 
 def _infer_variant(module: Any) -> Variant | None:
-    """Infer the variant from the first known activation in a module; None if there is none."""
+    """Return the variant of the first known activation in a module, or None if there is no activation."""
     if not isinstance(module, OpaqueObject):
         return None
     if module.class_name in ACTIVATION_VARIANTS:
@@ -236,8 +224,8 @@ def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, v
     """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions, with the file's classes and anchors."""
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
-        found = f"{len(blocks)} convolutions and {len(heads)} heads"
-        raise ValueError(f"{found}; expected YOLOv3 (72, 3) or YOLOv3-tiny (11, 2)")
+        found = f"the file has {len(blocks)} convolutions and {len(heads)} heads"
+        raise ValueError(f"{found}; expected 72 and 3 (YOLOv3) or 11 and 2 (YOLOv3-tiny)")
     strides, build = known[len(blocks), len(heads)]
     filters = len(heads[0]["bias"])
     if filters % 3 or filters < 18:
@@ -245,26 +233,9 @@ def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, v
     options: dict[str, Any] = {}
     if anchors is not None:
         if anchors.shape != (len(heads), 3, 2):
-            raise ValueError(f"anchors of shape {tuple(anchors.shape)}; expected ({len(heads)}, 3, 2)")
+            raise ValueError(f"the shape of the anchors is {tuple(anchors.shape)}; expected ({len(heads)}, 3, 2)")
         pixels = anchors * anchors.new_tensor(strides)[:, None, None]
         options["anchors"] = tuple((width, height) for width, height in pixels.double().flatten(0, 1).tolist())
     if build is yolov3_tiny:
         options["mask"] = variant.tiny_mask
     return build(filters // 3 - 5, **options)
-
-
-def _darknet_order(architecture: Architecture, blocks: Layers, heads: Layers) -> Layers:
-    """Return all convolutions in Darknet's order, with the heads from coarse to fine; ``heads`` are fine to coarse."""
-    remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
-    layers = []
-    for index, layer in enumerate(architecture.layers):
-        if not isinstance(layer, Convolution):
-            continue
-        state = next(remaining_blocks if layer.batch_normalise else remaining_heads)
-        shape = (layer.filters, architecture.input_shape(index).channels, layer.size, layer.size)
-        if state["kernel"].shape != shape:
-            raise ValueError(f"layer {index} is {state['kernel'].shape}; expected {shape} for {architecture.name}")
-        if any(values.shape != shape[:1] for name, values in state.items() if name != "kernel"):
-            raise ValueError(f"layer {index} has vectors of the wrong length; expected {layer.filters} values")
-        layers.append(state)
-    return layers

@@ -110,7 +110,10 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
 def _same_settings(
     model: str, runs: Sequence[Path], summaries: Mapping[Path, Mapping[str, Any]], index: RunIndex
 ) -> list[Path]:
-    """Return a model's largest group of runs that differ only in the seed; of equal groups, the one trained longest."""
+    """Return a model's largest group of runs that differ only in the seed.
+
+    Of groups of the same size, return the group with the most epochs.
+    """
     groups: dict[str, list[Path]] = {}
     names = ("recipe", "model_args", "max_steps", "size", "val_fraction", "accumulate")
     for run in runs:
@@ -119,7 +122,7 @@ def _same_settings(
     best = max(groups.values(), key=lambda group: (len(group), max(summaries[run]["epochs"] for run in group)))
     if others := [run for run in runs if run not in best]:
         index.ignored.append(
-            f"{len(others)} runs of {model} have other settings than the rest, starting with {others[0]}: not "
-            "comparable with the other runs; use a separate report"
+            f"{len(others)} runs of {model} have other settings (the first is {others[0]}): not comparable with the "
+            "other runs; use a separate report"
         )
     return sorted(best, key=lambda run: int(summaries[run]["seed"]))

@@ -251,13 +251,13 @@ def test_other_parameters(photos: str, tmp_path: Path, parameter: str, values: t
             {"parameter": "colours", "values": (1, 4), "palette": "auto"},
             "--over colours=1,4: expected two or more different integers from 2 to 256",
         ),
-        ({"parameter": "colours"}, "--palette horse24: a sweep over colours fits its palettes"),
+        ({"parameter": "colours"}, "--palette horse24: a sweep over colours fits a palette for each value"),
         ({"parameter": "size"}, "--over: unknown parameter 'size'"),
         ({"parameter": "kernel", "values": (3, 40)}, "kernel 40"),
         ({"seeds": ()}, "--seeds: .* is empty"),
         ({"seeds": (1, 1)}, "--seeds: .* has duplicate values"),
         ({"steps": 0}, "--steps 0: expected at least 1"),
-        ({"parameter": "kernel", "steps": 5}, "--steps 5: omit it"),
+        ({"parameter": "kernel", "steps": 5}, "--steps 5: all values of kernel take the same number"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_training(

@@ -93,7 +93,7 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
         (None, {}, "no dataset given"),
         ("coco128", {"patience": 0}, "--patience is 0"),
         ("coco128", {"epochs": 0}, "epochs is 0"),
-        ("coco128", {"resume": Path("run")}, "--resume run: the run keeps its settings"),
+        ("coco128", {"resume": Path("run")}, "--resume run: expected only runtime options"),
         (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
     ],
 )

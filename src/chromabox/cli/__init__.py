@@ -120,7 +120,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
         return 0
     name = _OLD_COMMANDS.get(args[0], args[0])
     if name not in COMMANDS:
-        raise UsageError(f"{args[0]}: unknown command, expected one of {', '.join(COMMANDS)}")
+        raise UsageError(f"{args[0]}: unknown command; expected one of {', '.join(COMMANDS)}")
     import tyro
 
     logger = logging.getLogger("chromabox")

@@ -31,15 +31,14 @@ def report(
     Args:
         runs: Run folders of train, compare, sweep and finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
-        run_all: Answer every question of the assignment. Missing runs are trained first, in the folder runs inside the
-            output folder (about an hour on two cores). Interrupted runs are resumed. If RUN is given, missing runs are
-            only listed.
+        run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
+            on two cores). Interrupted runs are resumed. If RUN is given, missing runs are only listed.
         quick: With --all: shorten the training runs to a few minutes in total.
     """
     if not runs and not run_all:
         raise UsageError("no run given: expected run folders, or --all for the complete assignment")
     if quick and (runs or not run_all):
-        raise UsageError("--quick: only with --all and without runs")
+        raise UsageError("--quick: expected --all and no runs")
     from chromabox.assignment.run import COURSE, QUICK, run_assignment
     from chromabox.assignment.write_up import write_report
     from chromabox.experiments.compare import print_comparison
@@ -66,7 +65,7 @@ def check(
 
     PoolUpsampleNet, ConvTransposeNet and UNet are compared layer by layer.
 
-    FILE IS EXECUTED in a child process with limits of time and memory.
+    FILE IS EXECUTED in child processes with limits of time and memory.
     (This is not a sandbox. Check only code that you would run yourself.)
 
     Only imports, constants, functions and classes at the top level are executed.
@@ -80,8 +79,8 @@ def check(
 
     Args:
         file: A .py or .ipynb file with one or more of the three classes.
-        timeout: Time limit.
-        memory_limit: Memory limit. Not every operating system supports it.
+        timeout: Maximum time of each child process.
+        memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
     """
     from chromabox.assignment.check.runner import report_check

@@ -134,7 +134,7 @@ def palette(
         name = args.output.stem
         fitted, distance = fit_palette_to_images(args.images, args.colours, seed=args.seed, name=name)
         save_palette(args.output, fitted)
-        log.info(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
+        log.info(f"{len(fitted)} colours; mean distance from a pixel to its palette colour: {distance:.4f} (RGB/256)")
     log.info(args.output)
     return 0
 
@@ -145,7 +145,7 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "the cache folder, or the input file's name with .safetensors", short="-o"),
+        option("PATH", "in the cache, or the input path with .safetensors", short="-o"),
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
@@ -156,15 +156,15 @@ def weights(
 
     Examples:
       chromabox weights yolov3-tiny
-      chromabox weights custom.weights --architecture custom.cfg -o custom.safetensors
+      chromabox weights custom.weights --architecture custom.cfg -o my.safetensors
 
     Args:
-        weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
+        weights: yolov3-tiny, which is downloaded, or a .weights, .onnx, .pt or .safetensors file.
         output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
-        classes: Class names in order.
-        sanity_check: Run a sanity check on a reference image before writing.
+        classes: Class names, in the order of their indices.
+        sanity_check: Before the file is written, check the detections in a reference image.
     """
     from chromabox.detect.weights.convert import convert_weights
 
@@ -196,8 +196,8 @@ def export(
 
     Args:
         checkpoint: A run folder, a checkpoint, or the weights of a detector.
-        onnx: Output file, usable by chromabox colour, chromabox detect and any ONNX runtime.
-        size: Detectors: input size in pixels (square).
+        onnx: Output file, for chromabox colour, chromabox detect or any other program that runs ONNX models.
+        size: Detectors: side length of the square network input in pixels.
     """
     from chromabox.detect.weights.load import is_detector
 

@@ -64,14 +64,14 @@ def finetune(args: FinetuneArgs) -> int:
 
     if args.resume is not None:
         if args != FinetuneArgs(resume=args.resume, runtime=args.runtime):
-            raise UsageError(f"--resume {args.resume}: the run keeps its settings; only runtime options can be changed")
+            raise UsageError(f"--resume {args.resume}: expected only runtime options, because other settings are fixed")
         run = RunDir(args.resume)
         config = run.resume_config(FinetuneConfig, args.runtime)
     else:
         if args.data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
         if args.patience is not None and args.patience < 1:
-            raise UsageError(f"--patience is {args.patience}, expected at least 1")
+            raise UsageError(f"--patience is {args.patience}: expected at least 1")
         config = FinetuneConfig(
             data=absolute_path(args.data),
             recipe=make_finetune_recipe(args.recipe, epochs=args.epochs, batch_size=args.batch_size),

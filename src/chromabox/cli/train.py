@@ -90,7 +90,7 @@ def train(args: TrainArgs) -> int:
     if args.model is None and args.resume is None:
         raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
     if args.accumulate < 1:
-        raise UsageError(f"--accumulate is {args.accumulate}, expected at least 1")
+        raise UsageError(f"--accumulate is {args.accumulate}: expected at least 1")
     from chromabox.colour.inference.load import resolve_onnx_model
     from chromabox.engine.distributed import init_distributed
     from chromabox.engine.runs import RunDir
@@ -187,7 +187,7 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
         if getattr(args, name) != getattr(TrainArgs, name):
             raise UsageError(f"--{name.replace('_', '-')}: not supported for photo")
     if args.recipe == "course":
-        raise UsageError("--recipe course: not supported for photo, expected default or quick")
+        raise UsageError("--recipe course: not supported for photo; expected default or quick")
     finetune = args.init not in ("auto", "none", "yolov3-tiny")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
     size = args.size or 192
@@ -206,7 +206,7 @@ def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "C
     allowed = TrainArgs(resume=args.resume, epochs=args.epochs, runtime=args.runtime)
     if args.model not in (None, config.model) or replace(args, model=None) != allowed:
         raise UsageError(
-            f"--resume {args.resume}: the run keeps its settings; only --epochs and runtime options can be changed"
+            f"--resume {args.resume}: expected only --epochs and runtime options, because other settings are fixed"
         )
     return config
 

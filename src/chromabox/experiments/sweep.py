@@ -116,11 +116,11 @@ def sweep(
     check_values(parameter, values)
     require_distinct("--seeds", seeds)
     if steps is not None and parameter != "batch-size":
-        raise UsageError(f"--steps {steps}: omit it, since all values of {parameter} take the same number of steps")
+        raise UsageError(f"--steps {steps}: all values of {parameter} take the same number of steps; omit --steps")
     if steps is not None and steps < 1:
         raise UsageError(f"--steps {steps}: expected at least 1")
     if parameter == "colours" and palette != "auto":
-        raise UsageError(f"--palette {palette}: a sweep over colours fits its palettes; omit --palette")
+        raise UsageError(f"--palette {palette}: a sweep over colours fits a palette for each value; omit --palette")
     base_config = TrainConfig(
         model=model, recipe_name=recipe, recipe=make_recipe(recipe, model, epochs=epochs), data=data, palette=palette
     )

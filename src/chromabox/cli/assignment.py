@@ -57,7 +57,7 @@ def check(
     file: Annotated[Positional[Path], option("FILE")],
     /,
     *,
-    timeout: Annotated[float, option("SECONDS")] = 60.0,
+    timeout: Annotated[float, option("S")] = 60.0,
     memory_limit: Annotated[float, option("GB")] = 4.0,
     json: Annotated[Path | None, option("PATH", "not written")] = None,
 ) -> int:
@@ -79,7 +79,7 @@ def check(
 
     Args:
         file: A .py or .ipynb file with one or more of the three classes.
-        timeout: Maximum time of each child process.
+        timeout: Maximum time of each child process in seconds.
         memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
     """

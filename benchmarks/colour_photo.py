@@ -1,14 +1,16 @@
-"""Colourisation of one photograph of 12 megapixels, end to end: time, its parts, memory, and scaling with the size.
+"""Time and memory for colourising a photograph of 12 megapixels, and how both depend on size and number of files.
 
     python benchmarks/colour_photo.py [--model RUN] [-o benchmarks/results/colour_photo.json]
 
 The photograph is a JPEG file composed of enlarged photographs of scikit-image, with noise like that of a camera.
 
-* the whole process of ``chromabox colour photo.jpg -o coloured.jpg``, and its peak memory according to the operating
-  system;
-* the same work in a warm process, and its parts: decode, network, recolour, encode;
-* the same for 0.3 to 48 megapixels, with a linear fit of the times (plotted next to the results);
-* peak memory of processes that colourise folders of 1 to 50 such files of 3 megapixels.
+The script measures:
+
+* the time of the whole process ``chromabox colour photo.jpg -o coloured.jpg``, and its peak memory as reported by the
+  operating system;
+* the time of the same work in a warm process, and of its parts: decoding, network, recolouring, encoding;
+* the times of these parts for 0.3 to 48 megapixels, with a linear fit (plotted next to the results);
+* the peak memory of processes that colourise folders of 1 to 50 files of 3 megapixels.
 """
 
 import argparse
@@ -34,7 +36,7 @@ MEGAPIXELS = (0.3, 1, 3, 6, 12, 24, 48)
 NUM_FILES = (1, 5, 20, 50)
 TILES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png")
 NOISE_STD = 3.0  # of 255
-#: A small intermediate process: a forked process initially counts with the memory of its parent.
+#: A small intermediate process, because the peak memory of a forked process includes the memory of its parent.
 METER_SCRIPT = """
 import os, subprocess, sys, time
 start_time = time.perf_counter()
@@ -58,7 +60,7 @@ def make_photo(path: Path, megapixels: float) -> Path:
         canvas.paste(tile.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box)
     generator = np.random.default_rng(0)
     pixels = np.asarray(canvas)
-    # Row by row: noise for a whole image of 48 megapixels would take a gigabyte.
+    # The noise is added row by row, because noise for an image of 48 megapixels would need a gigabyte.
     rows = (row + generator.normal(0, NOISE_STD, row.shape).astype(np.float32) for row in pixels)
     noisy = np.stack([np.clip(np.rint(row), 0, 255).astype(np.uint8) for row in rows])
     Image.fromarray(noisy).save(path, quality=92)
@@ -109,7 +111,7 @@ def time_by_size(folder: Path, model: ColourModel, repeats: int) -> dict[float, 
 
 
 def fit_line(times_by_size: dict[float, dict[str, float]]) -> dict[str, float]:
-    """Fit seconds = fixed + slope · megapixels by least squares; return the coefficients and R²."""
+    """Fit seconds = fixed + slope · megapixels by least squares. Return the coefficients and R²."""
     sizes, seconds = np.array(list(times_by_size)), np.array([row["all"] for row in times_by_size.values()])
     slope, fixed = np.polyfit(sizes, seconds, 1)
     residuals = seconds - (fixed + slope * sizes)
@@ -118,7 +120,7 @@ def fit_line(times_by_size: dict[float, dict[str, float]]) -> dict[str, float]:
 
 
 def plot(times_by_size: dict[float, dict[str, float]], line: dict[str, float], path: Path) -> None:
-    """Plot seconds against megapixels: stacked parts and the linear fit."""
+    """Plot the seconds of the parts (stacked) and the linear fit against megapixels."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     sizes = np.array(list(times_by_size))

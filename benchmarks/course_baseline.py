@@ -1,9 +1,9 @@
-"""Training of the assignment's UNet with the assignment's settings: the baseline of ``time_to_accuracy.py``.
+"""Train the assignment's UNet with the assignment's settings, as the baseline of ``time_to_accuracy.py``.
 
 The script is independent of chromabox: the images are read with NumPy, the palette labels are assigned by computing
-every distance in NumPy, batches are NumPy slices in file order, the model is eager float32, the optimizer is Adam with
-a learning rate of 1e-3, and the batch size is 100. After each of 25 epochs the test split is evaluated and a grid of
-ten images (greyscale, ground truth, prediction) is plotted with matplotlib.
+every distance in NumPy, and batches are NumPy slices in file order. The model runs eagerly in float32. The optimizer is
+Adam with a learning rate of 1e-3, and the batch size is 100. After each of 25 epochs, the test split is evaluated and a
+grid of ten images (greyscale, ground truth, prediction) is plotted with matplotlib.
 
     python benchmarks/course_baseline.py CIFAR_FOLDER PALETTE.npy OUTPUT_FOLDER [EPOCHS [SEED]]
 """

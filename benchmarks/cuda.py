@@ -1,11 +1,12 @@
-"""Training on CUDA: losses equal to those on the CPU, images per second, and fraction of the GPU's peak performance.
+"""Training on CUDA: agreement with the CPU, images per second, and fraction of the GPU's peak performance.
 
     python benchmarks/cuda.py --peak-tflops 989 [--seconds 60] [-o benchmarks/results/cuda.json]
 
-UNet, the photo model and a fine-tuned detector are trained on generated images. First, one epoch in float32 on both
-devices: the training losses must agree within ``TOLERANCE``. Then training on the GPU with measured settings for about
-``--seconds`` each. ``--peak-tflops`` is the data sheet's value for dense bfloat16. A forward and backward pass counts
-as three forward passes. Without a GPU, the script says so and exits with code 1; ``--device cpu`` tests the script.
+UNet, the photo model and a fine-tuned detector are trained on generated images. First, each model is trained for one
+epoch in float32 on both devices. The training losses must agree within ``TOLERANCE``. Then each model is trained on the
+GPU for about ``--seconds``, with settings selected by a benchmark. ``--peak-tflops`` is the peak performance for dense
+bfloat16 in the data sheet of the GPU. A forward and backward pass counts as three forward passes. Without a GPU, the
+script prints a message and exits with code 1. Use ``--device cpu`` to test the script.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def flops_per_image() -> dict[str, int]:
-    """Return the floating-point operations of a forward pass of one image."""
+    """Return the number of floating-point operations of a forward pass for one image."""
     cases = {
         "unet": (build_model("unet"), (1, 1, 32, 32)),
         "photo": (build_model("photo", num_colours=239), (1, 1, PHOTO_SIZE, PHOTO_SIZE)),

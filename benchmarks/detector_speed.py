@@ -1,20 +1,20 @@
-"""YOLOv3-tiny at 416 pixels: forward pass compared with Ultralytics and Darknet, and a folder with bare forward passes.
+"""Speed of YOLOv3-tiny at 416 pixels, compared with Ultralytics and Darknet, and overhead of detection in a folder.
 
     python benchmarks/detector_speed.py --images FOLDER [--ultralytics VENV] [-o RESULTS.json]
 
-* Ours: ONNX Runtime with all threads and with one; for comparison PyTorch in float32, with batch normalisation as it is
-  and folded into the convolutions.
-* Ultralytics: the backbone and neck of its yolov3-tiny.yaml, built by its code from its modules (convolution, batch
-  normalisation, SiLU, in sequence), with the two 1×1 convolutions of YOLOv3's heads in place of its current head, which
-  is a different one; eager float32, batch size 1, the same number of threads. It is AGPL software and runs in a
-  separate virtual environment, created at VENV if it does not exist (several gigabytes), never in this process. It is
-  skipped with a message if it cannot be installed.
-* Darknet: Debian's program (apt-get install darknet); the time of the forward pass that it reports.
-* The folder: reading, letterboxing, forward pass and boxes, compared with the same number of forward passes; both with
-  one worker per core, of one thread each.
+* Chromabox: ONNX Runtime with all threads and with one thread. For comparison, PyTorch in float32, both with separate
+  batch normalisation and with batch normalisation folded into the convolutions.
+* Ultralytics: the backbone and neck of yolov3-tiny.yaml, built by Ultralytics from its modules (convolution, batch
+  normalisation, SiLU). The current head of Ultralytics is a different one and is replaced by the two 1×1 convolutions
+  of YOLOv3's heads. The model runs eagerly in float32 with batch size 1 and the same number of threads. Ultralytics is
+  AGPL software. It therefore runs in a separate virtual environment, which is created at VENV if it does not exist
+  (several gigabytes). If it cannot be installed, it is skipped with a message.
+* Darknet: the program of Debian (apt-get install darknet), which reports the time of its forward pass.
+* The folder: reading, letterboxing, forward passes and boxes, compared with the same number of forward passes. Both use
+  one worker per core, with one thread each.
 
-The implementations alternate, which means that a slowdown of the machine affects all of them; a ratio is the median
-over the turns. Above 1, ONNX Runtime with all threads is faster.
+The implementations alternate, so that a slowdown of the machine affects all of them. A ratio is the median over the
+turns. A ratio above 1 means that ONNX Runtime with all threads is faster.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from environment import describe_machine, time_call, write_results
 
 WEIGHTS, SIZE, NUM_TURNS = "yolov3-tiny", 416, 9
 
-#: Runs in the environment of Ultralytics: for each input line it runs one forward pass and prints its seconds.
+#: Program for the environment of Ultralytics. For each input line, it runs one forward pass and prints the seconds.
 ULTRALYTICS_SCRIPT = f"""
 import sys, time, torch
 from torch import nn
@@ -72,7 +72,7 @@ with torch.inference_mode():
 
 @contextmanager
 def ultralytics_pass(venv: Path | None, threads: int) -> Iterator[Callable[[], float] | None]:
-    """Yield a function that returns the seconds of one forward pass; None if Ultralytics is not available."""
+    """Yield a function that returns the seconds of one forward pass, or None if Ultralytics is not available."""
     python = ultralytics_python(venv)
     if python is None:
         yield None
@@ -113,8 +113,8 @@ def ultralytics_python(venv: Path | None) -> Path | None:
 
 @contextmanager
 def darknet_pass(detector: Detector, image: Path) -> Iterator[Callable[[], float] | None]:
-    """Yield a function that returns the reported seconds of one forward pass; None if Darknet is not installed."""
-    data = Path("/usr/share/darknet")  # The label images, without which it does not start.
+    """Yield a function that returns the reported seconds of one forward pass, or None if Darknet is not installed."""
+    data = Path("/usr/share/darknet")  # Darknet does not start without the label images.
     if shutil.which("darknet") is None or not data.is_dir():
         print("darknet: skipped; apt-get install darknet")
         yield None

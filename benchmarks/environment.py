@@ -21,7 +21,7 @@ def describe_machine() -> dict[str, object]:
         "cpu": _read_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": _memory_gb(),
-        # Load of the last minute before the benchmark: well below the number of cores on an idle machine.
+        # Load in the last minute before the benchmark. On an idle machine, it is far below the number of cores.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, object]:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """Timings of two alternating functions. Seconds are medians; a ratio above 1 means that `a` is faster."""
+    """Timings of two alternating functions. Seconds are medians. A ratio above 1 means that `a` is faster."""
 
     a_seconds: float
     b_seconds: float
@@ -41,7 +41,7 @@ class PairedTiming:
 
 
 def time_paired(a: Callable[[], object], b: Callable[[], object], pairs: int = 5, warm_up: int = 1) -> PairedTiming:
-    """Time `a` and `b` in `pairs` pairs after `warm_up` untimed pairs; the order alternates."""
+    """Time `a` and `b` in `pairs` pairs after `warm_up` untimed pairs. The order within the pairs alternates."""
     for _ in range(warm_up):
         a()
         b()

@@ -1,15 +1,16 @@
-"""Quality of fine-tuning on real data: accuracy on new classes and retention of old ones. Speed: finetuning_speed.py.
+"""Quality of fine-tuning on real data: accuracy on new classes and retention of the original classes.
 
     python benchmarks/finetuning.py raccoon coco128 keep [--threads N] [-o RESULTS.json]
 
 * raccoon: AP50 on the dataset's test split (44 boxes) with the default settings of ``chromabox finetune raccoon``, and
   with the same recipe from random weights without frozen layers.
-* coco128: the training images of COCO128, evaluated on 128 images of val2017, with the default recipe, and with the
-  course recipe and its ten frozen layers.
-* keep: raccoon as the 81st class: its AP50, and the mean AP50 of the 80 classes on the 128 images before and after.
+* coco128: AP50 on 128 images of val2017 after fine-tuning on the training images of COCO128, with the default recipe,
+  and with the course recipe and its ten frozen layers.
+* keep: AP50 of raccoon as the 81st class, and the mean AP50 of the 80 original classes on the 128 images of val2017
+  before and after fine-tuning.
 
-Other parts in RESULTS.json are not changed. The datasets are located as by ``chromabox data check NAME``; the weights
-are YOLOv3-tiny's.
+Other parts in RESULTS.json are not changed. The datasets are found in the same way as by ``chromabox data check NAME``.
+The initial weights are those of YOLOv3-tiny. ``finetuning_speed.py`` measures the speed.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from environment import describe_machine, write_results
 
 
 def run(folder: Path, **settings: Any) -> dict[str, Any]:
-    """Run fine-tuning; return the machine and the summary, without per-class results and local file names."""
+    """Run fine-tuning. Return the machine and the summary, without per-class results and local file names."""
     machine, start_time = describe_machine(), time.perf_counter()
     summary = finetune(FinetuneConfig(**settings), folder).summary
     for part in ("before", "after"):

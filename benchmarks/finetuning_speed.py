@@ -2,30 +2,31 @@
 
     python benchmarks/finetuning_speed.py --ultralytics VENV [--threads N] [--turns N] [-o RESULTS.json]
 
-The data is COCO128, located as by ``chromabox data check coco128``: 128 training images, and 128 images of val2017 for
-validation after every epoch; 416 pixels, batch size 16. Every variant is a process (``finetuning_variants.py``) that
-trains one epoch per request. The processes alternate in forward and reverse order, which means that a slowdown of the
-machine affects all of them; the first turn is a warm-up. With one thread each and no data loading processes, every
-variant has one core.
+The dataset is COCO128, found in the same way as by ``chromabox data check coco128``. It has 128 training images, and
+128 images of val2017 for validation after every epoch. The input size is 416 pixels and the batch size is 16. Every
+variant is a process (``finetuning_variants.py``) that trains one epoch per request. The processes alternate in forward
+and reverse order, so that a slowdown of the machine affects all of them. The first turn is a warm-up. There are no
+processes for data loading, so that with one thread, every variant uses one core.
 
 * cached: ``finetune`` with the first ten layers frozen and their features cached for four views of each image.
-* frozen: the same without that cache (``--cached-views 0``): the frozen layers are computed in every epoch on new
+* frozen: the same without that cache (``--cached-views 0``). The frozen layers are computed in every epoch on new
   views. The features of the validation images are cached.
-* unfrozen: no frozen layers and no cache; as in all variants, decoded images stay in memory. In addition to validation,
-  ``evaluation`` is timed: the same images and weights with ``chromabox evaluate``, without confidence intervals.
-* ultralytics: its trainer with its yolov3-tiny.yaml, random weights and freeze=10; otherwise with its default settings,
-  which are float32 and no data loading processes on a CPU. The head of that file, and therefore the loss, differs from
-  YOLOv3's.
-* ultralytics-layers: its code of the same layers with YOLOv3's heads in place of that head: only forward passes,
-  backward passes and SGD steps. This is a lower bound for training YOLOv3-tiny with its layers.
+* unfrozen: no frozen layers and no feature cache. As in all variants, decoded images stay in memory. In addition to the
+  validation, ``chromabox evaluate`` (without confidence intervals) is timed with the same images and weights, as
+  ``evaluation``.
+* ultralytics: the trainer of Ultralytics with its yolov3-tiny.yaml, random weights, freeze=10, and otherwise default
+  settings (on a CPU: float32 and no processes for data loading). The head in yolov3-tiny.yaml, and therefore the loss,
+  differs from YOLOv3.
+* ultralytics-layers: the layers of Ultralytics with the heads of YOLOv3. Only forward passes, backward passes and SGD
+  steps are timed. This is a lower bound for training YOLOv3-tiny with the layers of Ultralytics.
 
 The chromabox variants use automatically selected runtime settings. A ratio is the median over turns of a variant's
 seconds divided by those of the cached variant in the same turn. Training and validation are timed separately, without
 saving. Processor seconds are reported in addition to wall-clock seconds, because other programs hardly affect them.
 
-Ultralytics is AGPL software: it runs in a separate environment, created at VENV if it does not exist (several
-gigabytes), on a copy of the data, because it writes next to the images, and without network access. It is skipped if it
-is not available.
+Ultralytics is AGPL software. It therefore runs in a separate virtual environment, which is created at VENV if it does
+not exist (several gigabytes). It runs without network access and on a copy of the data, because it writes files next to
+the images. It is skipped if it is not available.
 """
 
 import argparse
@@ -54,7 +55,7 @@ OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 
 class WorkerExited(Exception):
-    """A worker process exited early; its log contains the reason."""
+    """A worker process exited early. Its log contains the reason."""
 
 
 class Worker:
@@ -82,7 +83,7 @@ class Worker:
 
 @contextmanager
 def start_worker(name: str, python: str | Path, arguments: list[str], log: TextIO) -> Iterator[Worker]:
-    """Start a worker that is ready for its first epoch; the third argument is its folder."""
+    """Start a worker that is ready for its first epoch. The third argument is the worker's folder."""
     command = [str(python), str(Path(__file__).with_name("finetuning_variants.py")), name, *arguments]
     settings = {**os.environ, **OFFLINE, "YOLO_CONFIG_DIR": arguments[2]}
     with subprocess.Popen(
@@ -103,7 +104,7 @@ def copy_dataset(folder: Path) -> None:
 
 
 def run_variants(names: list[str], python: Path, threads: int, turns: int, folder: Path, log: TextIO) -> Measurements:
-    """Run all variants alternately; return their descriptions and epochs. Only the cached run is completed."""
+    """Run all variants alternately, and return their descriptions and epochs. Only the cached run is completed."""
     workers: list[Worker] = []
     with ExitStack() as stack:
         for name in names:
@@ -142,7 +143,7 @@ def summarise(variants: Measurements) -> Measurements:
 
 
 def break_even_epochs(summary: Measurements, fill_seconds: float) -> dict[str, float]:
-    """Return after how many epochs, including validation, the time saved equals the time to fill the caches."""
+    """Return the number of epochs, including validation, after which the caches have saved the time of filling them."""
     epoch_seconds = {
         name: measured["train_seconds"] + measured["val_seconds"]
         for name, measured in summary.items()

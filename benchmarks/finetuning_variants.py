@@ -1,10 +1,10 @@
-"""Worker processes of ``finetuning_speed.py``: each trains one epoch per input line.
+"""Worker process of ``finetuning_speed.py``, which trains one epoch for every line of standard input.
 
     python benchmarks/finetuning_variants.py NAME THREADS EPOCHS FOLDER
 
-Each process is limited to as many cores as it has threads, which prevents work on other cores. Results (description,
-seconds of each epoch, final values) are written as lines of JSON; all other output goes to standard error. Variants
-named ``ultralytics…`` run in the environment of Ultralytics and do not use chromabox.
+Each process is limited to as many cores as it has threads. Results (description, seconds of each epoch, final values)
+are written to standard output as lines of JSON. All other output is written to standard error. Variants whose names
+start with ``ultralytics`` run in the environment of Ultralytics and do not use chromabox.
 """
 
 import json
@@ -44,7 +44,7 @@ class WorkerIO:
         self.times: dict[str, tuple[float, float]] = {}
 
     def wait(self) -> None:
-        """Wait for the next command; exit if standard input is closed."""
+        """Wait for the next command. Exit if standard input is closed."""
         if not sys.stdin.readline():
             os._exit(0)
 
@@ -169,7 +169,7 @@ class Heads(nn.Module):
 
 
 def run_ultralytics_layers(worker: WorkerIO, threads: int) -> None:
-    """Run forward passes, backward passes and optimizer steps of its layers with YOLOv3's heads on random images."""
+    """Train Ultralytics' layers with YOLOv3's heads on random images (only forward passes, backward passes, steps)."""
     from ultralytics.nn.tasks import DetectionModel
 
     torch.set_num_threads(threads)

@@ -1,11 +1,11 @@
-"""Whole processes of this version compared with another checkout: colourisation, detection, ``--help``.
+"""Time and memory of processes (colourisation, detection, ``--help``), compared with another version of chromabox.
 
     git worktree add ../baseline COMMIT
     python benchmarks/inference_processes.py --baseline ../baseline [-o benchmarks/results/inference_processes.json]
 
-Both sides run with the interpreter of this script, in alternating order; the first pair is not counted. Time and peak
-memory are measured. Ratios are the median of the pairs' ratios, baseline / this version; above 1, this version is
-faster or needs less memory.
+Both versions run with the interpreter of this script, in alternating order. The first pair is not counted. A ratio is
+the median over the pairs of the baseline's value divided by this version's value. A ratio above 1 means that this
+version is faster or needs less memory.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class Process:
     peak_bytes: int
 
 
-#: Started first, so that the memory of this script, from which a child inherits its peak, is not counted.
+#: A small process that is started first, because the peak memory of a child process includes that of its parent.
 _MEASURE = """
 import resource, subprocess, sys, time
 start_time = time.perf_counter()
@@ -55,7 +55,7 @@ def run(source: Path, folder: Path, arguments: list[str]) -> Process:
 
 
 def write_image(path: Path, width: int, height: int, seed: int = 0) -> None:
-    """Write a photograph-like JPEG: smooth structures with edges and noise."""
+    """Write a JPEG file that resembles a photograph: smooth structures with edges and noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 64 + 2, width // 64 + 2), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)

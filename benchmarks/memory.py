@@ -1,6 +1,6 @@
-"""Peak memory: encoding and training on all 60,000 CIFAR-10 images, and colourising folders of 5 and of 50 files.
+"""Peak memory of training on all 60,000 CIFAR-10 images, and of colourising folders of 5 and of 50 files.
 
-Each job is a separate process; its peak memory is measured by the operating system.
+Each job is a separate process. The operating system measures its peak memory.
 
     python benchmarks/memory.py [-o benchmarks/results/memory.json]
 """
@@ -41,7 +41,7 @@ def peak_megabytes(arguments: list[str]) -> float:
 
 
 def write_images(folder: Path, count: int) -> Path:
-    """Write images of noise with 1600×1200 pixels; the content does not affect the memory."""
+    """Write images of noise with 1600 × 1200 pixels. The content does not affect the memory."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for index in range(count):

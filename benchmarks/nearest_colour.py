@@ -1,12 +1,18 @@
-"""Nearest palette colour of 6,000 CIFAR-10 images (6.1 million pixels): the lookup table and alternative methods.
+"""Time to find the nearest palette colours of 6.1 million pixels, with the lookup table and with other methods.
 
     python benchmarks/nearest_colour.py [-o benchmarks/results/nearest_colour.json]
 
-Every alternative gets its pixels in its preferred layout, prepared outside of the measured time: the plain NumPy
-formula, vectorised, in chunks of its fastest size; SciPy's k-d tree with all cores; Pillow's quantize without
-dithering, which is approximate (one decision per 4×4×4 colours), with and without conversion of its labels to an array.
-The table reads CIFAR's planes directly. "Warm" is a palette whose table is already filled; "cold" includes building and
-filling the table. The ratios are medians of paired ratios; above 1 the table is faster. Losses are printed too.
+The pixels are those of 6,000 CIFAR-10 images. The alternatives receive the pixels in their preferred layouts, which are
+prepared before the measurement:
+
+* the formula in vectorised NumPy, in chunks of the fastest size;
+* SciPy's k-d tree with all cores;
+* Pillow's quantize without dithering, which is approximate (one decision per 4×4×4 colours), with and without the
+  conversion of the labels to an array.
+
+The lookup table reads the planes of CIFAR-10 directly. "Warm" means that the table of the palette is already filled.
+"Cold" includes building and filling the table. A ratio is the median over pairs. A ratio above 1 means that the table
+is faster. Ratios below 1 are printed, too.
 """
 
 import argparse
@@ -28,7 +34,7 @@ from environment import describe_machine, median_seconds, time_paired, write_res
 
 NUM_IMAGES = 6000
 PALETTE_SIZES = (8, 16, 24, 32, 64, 128, 256)
-CHUNK_SIZE = 2048  # In pixels; of 512 to 65,536 the plain formula is fastest at 1,024 to 4,096.
+CHUNK_SIZE = 2048  # In pixels. Of the sizes from 512 to 65,536, the plain formula is fastest with 1,024 to 4,096.
 
 ENCODE_SCRIPT = """
 import resource
@@ -98,7 +104,7 @@ def compare(planes: np.ndarray, pixels: np.ndarray, palette: Palette, pairs: int
 
 
 def cost_by_size(planes: np.ndarray, pixels: np.ndarray) -> list[dict[str, object]]:
-    """Return nanoseconds per pixel for palettes of random colours; the plain formula labels every 20th pixel."""
+    """Return nanoseconds per pixel for palettes of random colours. The plain formula labels only every 20th pixel."""
     rng = np.random.default_rng(0)
     subset = np.ascontiguousarray(pixels[::20])
     rows: list[dict[str, object]] = []
@@ -116,7 +122,7 @@ def cost_by_size(planes: np.ndarray, pixels: np.ndarray) -> list[dict[str, objec
 
 
 def small_inputs(planes: np.ndarray, pixels: np.ndarray, palette: Palette) -> list[dict[str, object]]:
-    """Compare small inputs, for which building a table hardly pays off: the first images of a new palette."""
+    """Compare small inputs: the first images of a new palette, for which building a table saves little time."""
     rows: list[dict[str, object]] = []
     for count in (1, 10, 100):
         images, flat = planes[:count], pixels[: count * 1024]

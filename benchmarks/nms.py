@@ -1,11 +1,12 @@
-"""Non-maximum suppression of 10,000 boxes: chromabox compared with supervision, OpenCV and kornia.
+"""Time of non-maximum suppression of 10,000 boxes, compared with supervision, OpenCV and kornia.
 
     python benchmarks/nms.py [-o benchmarks/results/nms.json]
 
-There are two sets of boxes with random positions and sizes in a square of 640 pixels: one with 80 classes, like
-detector outputs, and one with a single class. A library that is not installed is skipped with a message (pip install
-opencv-python-headless kornia). Times are medians; the libraries alternate, and calls of more than a second are timed
-once. All must keep the same boxes except for rounding differences in the overlap; the number of differences is printed.
+There are two sets of boxes with random positions and sizes in a square of 640 pixels: one with 80 classes, like the
+outputs of a detector, and one with a single class. A library that is not installed is skipped with a message (pip
+install opencv-python-headless kornia). The libraries alternate. Times are medians, but calls that take more than a
+second are timed once. All libraries must keep the same boxes, except for rounding differences in the overlap. The
+number of different boxes is printed.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def nms_functions(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) ->
         return np.flatnonzero(supervision.box_non_max_suppression(rows, IOU_THRESHOLD))
 
     functions = {"chromabox": lambda: nms(boxes, scores, classes, IOU_THRESHOLD), "supervision": supervision_nms}
-    # OpenCV and kornia ignore classes; boxes of different classes are shifted apart, which is the usual method.
+    # OpenCV and kornia ignore classes. As usual, boxes of different classes are therefore shifted apart.
     shifted = boxes + (classes * 4.0 * SIDE)[:, None].astype(np.float32)
     try:
         import cv2

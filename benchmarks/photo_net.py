@@ -1,9 +1,10 @@
-"""Model inference for one photograph, compared with a forward pass of two published networks.
+"""Time of model inference for one photograph, compared with a forward pass of two published networks.
 
     python benchmarks/photo_net.py [--model RUN] [-o benchmarks/results/photo_net.json]
 
-Ours is ``predict_distribution``: from the pixels in memory to merged probabilities, including downsampling, lightness
-and test-time augmentation. For the others, only the forward pass of a prepared input of their native size is timed:
+For chromabox, ``predict_distribution`` is timed. It computes the merged probabilities from pixels in memory, including
+downsampling, lightness and test-time augmentation. For the other networks, only the forward pass for a prepared input
+of the native size is timed:
 
 * SIGGRAPH17: Zhang, Zhu, Isola, Geng, Lin, Yu and Efros 2017, "Real-Time User-Guided Image Colorization with Learned
   Deep Priors", figure 3, the main branch; 256 × 256.
@@ -11,8 +12,8 @@ and test-time augmentation. For the others, only the forward pass of a prepared 
   Decoders", section 3: ConvNeXt-T (Liu et al. 2022, "A ConvNet for the 2020s"), pixel decoder and colour decoder;
   512 × 512, and 256 × 256 as it was trained.
 
-Both are implemented from these descriptions with random weights, for timing only. Each uses its faster memory format. A
-ratio above 1 means that ours is faster.
+Both networks are implemented from these descriptions, with random weights, only to measure their time. Each uses the
+memory format with which it is faster. A ratio above 1 means that chromabox is faster.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from environment import describe_machine, median_seconds, time_paired, write_res
 
 
 def conv_block(in_channels: int, out_channels: int, count: int, *, dilation: int = 1) -> nn.Sequential:
-    """Return ``count`` 3×3 convolutions with ReLU and batch normalisation after the last."""
+    """Return ``count`` 3×3 convolutions with ReLU, with batch normalisation after the last convolution."""
     layers: list[nn.Module] = []
     for index in range(count):
         channels = in_channels if index == 0 else out_channels
@@ -201,7 +202,7 @@ PHOTO_SIZES = {"0.3 megapixels": (512, 512), "12 megapixels": (4000, 3000)}
 def forward_pass(
     build: Callable[[], nn.Module], channels: int, size: tuple[int, ...]
 ) -> tuple[Callable[[], Tensor], int]:
-    """Return a forward pass in the faster memory format, and the number of parameters."""
+    """Return a function that runs a forward pass in the faster memory format, and the number of parameters."""
     model = build().eval()
     image = torch.rand(1, channels, *size)
 

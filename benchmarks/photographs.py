@@ -1,14 +1,14 @@
-"""Quality on photographs outside of the training data: difference from the original, colourfulness, size independence.
+"""Quality on photographs that are not in the training data: colour difference, colourfulness, size dependence.
 
     python benchmarks/photographs.py [--model RUN] [--images FOLDER] [-o benchmarks/results/photographs.json]
 
 The photographs of scikit-image and those of a folder are colourised from their lightness in the styles natural and
-vivid. "Cut" is the reduction of the mean CIEDE2000 compared with greyscale, "share" the colourfulness (Hasler and
-Süsstrunk 2003) as a fraction of the original's.
+vivid. "Cut" is the reduction of the mean CIEDE2000 compared with greyscale. "Share" is the colourfulness (Hasler and
+Süsstrunk 2003) as a fraction of the colourfulness of the original.
 
-Size independence: the same photograph is resized to a long side of 200 and of 6000 pixels (Lanczos), both versions are
-colourised, the large one is resized to the size of the small one (Lanczos), and the mean CIEDE2000 between them is
-computed. The limit is 3.
+To measure the size dependence, each photograph is resized (Lanczos) to a long side of 200 and of 6000 pixels. Both
+versions are colourised, and the large result is resized (Lanczos) to the size of the small result. The size dependence
+is the mean CIEDE2000 between the two results. The limit is 3.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def size_delta_e(pixels: np.ndarray, model: ColourModel, style: StyleName) -> float:
-    """Return the mean CIEDE2000 between the colourised small and large versions, at the small size."""
+    """Return the mean CIEDE2000 between the results for the small and the large version, at the small size."""
     small, large = (colourise(resize_long_side(pixels, side), model, style) for side in SIDES)
     return delta_e(small, resize(large, *small.shape[:2]))
 
@@ -93,7 +93,7 @@ def print_row(name: str, row: dict[str, float | None]) -> None:
 
 
 def evaluate(images: dict[str, np.ndarray], model: ColourModel, style: StyleName) -> dict[str, object]:
-    """Evaluate all images in one style; print a row per image and the mean."""
+    """Evaluate all images in one style. Print a row per image and a row of means."""
     print(f"\n{style:<18}" + "".join(f"{heading:>9}" for heading in (*COLUMNS, "sizes ΔE")))
     rows = {}
     for name, pixels in images.items():

@@ -1,12 +1,12 @@
-"""Application of chroma at full size: seconds by megapixels, compared with scikit-image, and working memory.
+"""Time and memory of the application of chroma at full size, compared with scikit-image.
 
     python benchmarks/recolour.py [-o benchmarks/results/recolour.json]
 
-The image is a tiled greyscale photograph; its chroma map has 96 cells along the short side and random colours, moderate
-(a*, b* up to ±20) or far outside of sRGB (up to ±100). The baseline is rgb2lab, bilinear interpolation of the map and
-lab2rgb, in float64 with clipping; it does not preserve lightness and does not follow edges. Wall-clock and processor
-seconds are both reported, because other programs on the machine affect only the former. Working memory is measured in a
-separate process, without the input and the output.
+The image is a tiled greyscale photograph. The chroma map has 96 cells along the short side. Its random colours are
+either moderate (a*, b* up to ±20) or far outside of sRGB (up to ±100). The baseline uses rgb2lab, bilinear
+interpolation of the map, and lab2rgb, in float64 with clipping. It neither preserves the lightness nor follows edges.
+Both wall-clock and processor seconds are reported, because other programs on the machine affect only the wall-clock
+seconds. Working memory is measured in a separate process and excludes the input and the output.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from skimage.transform import resize
 from chromabox.colour.chroma.recolour import apply_chroma, lightness
 from environment import describe_machine, median_seconds, time_paired, write_results
 
-SIZES = {1: (866, 1154), 3: (1500, 2000), 12: (3000, 4000), 24: (4000, 6000)}  # megapixels: height, width
+SIZES = {1: (866, 1154), 3: (1500, 2000), 12: (3000, 4000), 24: (4000, 6000)}  # megapixels: (height, width)
 SHORT_SIDE = 96
-MAX_BASELINE_MEGAPIXELS = 3  # The baseline takes gigabytes for larger images.
+MAX_BASELINE_MEGAPIXELS = 3  # The baseline needs gigabytes of memory for larger images.
 
 # Peak memory from /proc (Linux): getrusage would include the parent process.
 MEMORY_SCRIPT = """

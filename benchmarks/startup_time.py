@@ -1,4 +1,4 @@
-"""Time of ``chromabox --help`` compared with an empty Python program; medians of whole processes.
+"""Median time of the process ``chromabox --help``, compared with an empty Python program.
 
 python benchmarks/startup_time.py [-o benchmarks/results/startup_time.json]
 """

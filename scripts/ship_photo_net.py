@@ -1,8 +1,7 @@
 """Copy the best photo model of a run into the package as the default model of ``chromabox colour``.
 
-Weights are stored in half precision (inference uses float32). The metadata contains
-the training settings, and metrics of the half-precision weights on the validation images of the run, which are computed
-by this script.
+The weights are stored in half precision, while inference uses float32. The script evaluates the half-precision weights
+on the validation images of the run. The metadata contains the training settings and these metrics.
 
     chromabox train photo --data photos/ -o runs/bundled
     python scripts/ship_photo_net.py runs/bundled [NOTE ...]
@@ -36,8 +35,8 @@ def to_half(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def export_half(model: PhotoModel, path: Path) -> None:
-    """Export a model as ONNX; weights that are exact in float16 are stored so and converted when the file is opened."""
-    # BatchNorm is not folded in the file, since folded weights are not exact in float16. ONNX Runtime folds it.
+    """Export a model as ONNX. Weights that are exact in float16 are stored as float16 and converted on loading."""
+    # BatchNorm is not folded in the file, because folded weights are not exact in float16. ONNX Runtime folds it.
     graph = onnx_ir.serde.deserialize_model(to_colour_onnx(model.network, optimize=False))
     optimizer.inline(graph)
     optimizer.fold_constants(graph)

@@ -31,7 +31,7 @@ MAX_BYTES = 300e6
 
 
 def run(*command: str | Path, cwd: Path | None = None, expected: int = 0) -> str:
-    """Run a command and return its output. Exit with the output if its exit code is not the expected one."""
+    """Run a command and return its output. If the exit code is not the expected one, exit with the output."""
     result = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=600)
     if result.returncode != expected:
         sys.exit(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout}{result.stderr}")
@@ -75,7 +75,7 @@ def main() -> None:
             run(chromabox, command, "--help")
         message = run(chromabox, "train", "unet", "-o", "run", cwd=folder, expected=2)
         if "pip install 'chromabox[train]'" not in message or message.count("\n") != 1:
-            sys.exit(f"expected one sentence that names the extra, got: {message}")
+            sys.exit(f"train printed {message!r}; expected one line that names the extra")
         print(f"colour, score, detect and {len(COMMANDS)} help texts work without {', '.join(EXCLUDED)}")
 
 

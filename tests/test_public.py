@@ -124,7 +124,7 @@ INVALID = [
 # (arguments, beginning of the message): what a command rejects, in exactly one line.
 REJECTED = [
     ("", "no command given; see chromabox --help"),
-    ("frobnicate", "frobnicate: unknown command, expected one of colour, detect, score, train,"),
+    ("frobnicate", "frobnicate: unknown command; expected one of colour, detect, score, train,"),
     ("train", "no model given: expected one of pool-upsample, "),
     ("train unet --patience 2", "--patience: early stopping needs a validation set"),
     ("train --resume /nowhere", "/nowhere: contains no config.json; use a run folder"),
@@ -255,7 +255,7 @@ def test_program_prints_one_line_on_error() -> None:
     command = [sys.executable, "-m", "chromabox", "train", "unet", "--accumulate", "0"]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (completed.returncode, completed.stdout) == (2, "")
-    assert re.fullmatch(r"chromabox: --accumulate is 0, expected at least 1\n", completed.stderr)
+    assert re.fullmatch(r"chromabox: --accumulate is 0: expected at least 1\n", completed.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("train", "finetune", "colour"))])

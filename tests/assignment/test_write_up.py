@@ -7,7 +7,7 @@ import pypdfium2
 import pytest
 
 from chromabox.assignment.write_up import build_document, write_report
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import MissingRun
 from chromabox.report.document.write import write_document
@@ -43,6 +43,6 @@ def test_report_without_runs_has_no_sections(tmp_path: Path) -> None:
 
 def test_folder_without_runs_is_rejected_before_files_are_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty: contains no finished run"):
+    with pytest.raises(ChromaboxError, match="empty: contains no finished run"):
         write_report([tmp_path / "empty"], tmp_path / "report")
     assert not (tmp_path / "report").exists()

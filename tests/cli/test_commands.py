@@ -87,7 +87,6 @@ BAD_USAGE = [
     ("train pool-upsample --dilation 2 --data PHOTOS", "dilation"),
     ("train unet --data nowhere", "'nowhere'"),
     ("train unet --data cifar10:unicorn --palette horse24", "'unicorn'"),
-    ("train unet --data EMPTY", "empty"),
     ("train unet --batch-size 100 --data PHOTOS --size 16", "--batch-size: 100"),
     ("train unet --colour blue", "--colour"),
     ("train unet -o RUN", "already contains a run"),
@@ -125,7 +124,6 @@ BAD_USAGE = [
     ("score nowhere PHOTOS", "nowhere"),
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
-    ("colour EMPTY -o out", "empty"),
     ("colour GREY -o GREY", "is the input"),
     ("colour GREY GREY -o out", "have the same output"),
     ("colour GREY -o out.gif", "out.gif"),
@@ -133,6 +131,8 @@ BAD_USAGE = [
     ("palette fit nowhere -o out.json", "nowhere"),
     ("palette show horse24 -o out.xyz", "out.xyz"),
     ("data imagenet", "imagenet"),
+    ("data synth -o out", "'folder'"),
+    ("count code.py", "code.py: is code; expected a model, a run folder or a checkpoint"),
 ]
 
 
@@ -168,6 +168,15 @@ def test_invalid_usage_gives_one_line_and_exit_code_2(
         ("train unet --data PHOTOS --palette BROKEN", "broken.png"),
         ("palette show BROKEN -o out.png", "broken.png"),
         ("palette fit BROKEN -o out.json", "broken.png"),
+        # Folders in which nothing usable is found.
+        ("colour EMPTY -o out", "empty"),
+        ("detect EMPTY -o out", "empty"),
+        ("score EMPTY EMPTY -o out", "empty"),
+        ("train unet --data EMPTY -o out", "empty"),
+        ("finetune EMPTY -o out", "empty"),
+        ("palette fit EMPTY -o out.json", "empty"),
+        ("data check EMPTY", "empty"),
+        ("report EMPTY -o out", "empty"),
     ],
 )
 def test_failed_work_gives_one_line_and_exit_code_1(
@@ -179,7 +188,7 @@ def test_failed_work_gives_one_line_and_exit_code_1(
     names: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = {"PHOTOS": "photos", "GREY": "grey.png", "BROKEN": "broken.png"}
+    paths = {"PHOTOS": "photos", "GREY": "grey.png", "BROKEN": "broken.png", "EMPTY": "empty"}
     arguments = [str(workspace / paths[word]) if word in paths else word for word in line.split()]
     if arguments[0] == "colour" and "--model" not in arguments:
         arguments += ["--model", str(workspace / "net.onnx")]

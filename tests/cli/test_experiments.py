@@ -57,8 +57,8 @@ def test_sweep_from_the_command_line(
     ("args", "error"),
     [
         (["--over", "batch=1,2"], "unknown parameter 'batch'"),
-        (["--over", "kernel=1,2,1"], "duplicate value 1"),
-        (["--over", "kernel=1,2", "--steps", "9"], "--steps 9: omit it"),
+        (["--over", "kernel=1,2,1"], "kernel=1,2,1: expected two or more different integers"),
+        (["--over", "kernel=1,2", "--steps", "9"], "--steps 9: all values of kernel take the same number"),
         (["--over", "batch-size=1,2", "--epochs", "0"], "epochs is 0"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from chromabox.engine.checkpoint import write_json
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.experiments.runs import find_runs
 
 
@@ -81,5 +81,6 @@ def test_photo_run_is_ignored_with_a_message(tmp_path: Path) -> None:
 def test_path_without_runs_is_rejected_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=name):
+    with pytest.raises(ChromaboxError, match=name) as caught:
         find_runs([tmp_path / name])
+    assert isinstance(caught.value, UsageError) is (name != "empty")

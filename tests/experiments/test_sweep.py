@@ -121,7 +121,7 @@ def test_sweep_json_round_trip(result: SweepResult) -> None:
 
 
 def test_csv_holds_the_same_values(result: SweepResult) -> None:
-    with result.csv_path.open(newline="", encoding="utf-8") as file:
+    with (result.folder / "sweep.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["comparison"], row["batch-size"]) for row in rows] == [
         ("equal epochs", "4"),
@@ -239,19 +239,25 @@ def test_other_parameters(photos: str, tmp_path: Path, parameter: str, values: t
     [
         ({"epochs": 3}, "contains a run with other settings"),
         ({"recipe": "default"}, "contains a run with other settings"),
-        ({"values": (4, 4)}, "--over batch-size: duplicate value 4"),
-        ({"values": (4,)}, "--over batch-size: got 1 value; expected at least two"),
-        ({"values": (0, 4)}, "--over batch-size: invalid value 0; expected integers above 0"),
-        ({"values": (4, 8.5)}, "--over batch-size: invalid value 8.5"),
-        ({"parameter": "learning-rate", "values": (0.1, float("inf"))}, "--over learning-rate: invalid value inf"),
-        ({"parameter": "colours", "values": (1, 4), "palette": "auto"}, "expected 2 to 256 colours"),
-        ({"parameter": "colours"}, "--palette horse24: a sweep over colours fits its palettes"),
+        ({"values": (4, 4)}, "--over batch-size=4,4: expected two or more different integers above 0"),
+        ({"values": (4,)}, "--over batch-size=4: expected two or more different integers above 0"),
+        ({"values": (0, 4)}, "--over batch-size=0,4: expected two or more different integers above 0"),
+        ({"values": (4, 8.5)}, "--over batch-size=4,8.5: expected two or more different integers"),
+        (
+            {"parameter": "learning-rate", "values": (0.1, float("inf"))},
+            "--over learning-rate=0.1,inf: expected two or more different numbers",
+        ),
+        (
+            {"parameter": "colours", "values": (1, 4), "palette": "auto"},
+            "--over colours=1,4: expected two or more different integers from 2 to 256",
+        ),
+        ({"parameter": "colours"}, "--palette horse24: a sweep over colours fits a palette for each value"),
         ({"parameter": "size"}, "--over: unknown parameter 'size'"),
         ({"parameter": "kernel", "values": (3, 40)}, "kernel 40"),
         ({"seeds": ()}, "--seeds: .* is empty"),
         ({"seeds": (1, 1)}, "--seeds: .* has duplicate values"),
         ({"steps": 0}, "--steps 0: expected at least 1"),
-        ({"parameter": "kernel", "steps": 5}, "--steps 5: omit it"),
+        ({"parameter": "kernel", "steps": 5}, "--steps 5: all values of kernel take the same number"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_training(
@@ -291,13 +297,13 @@ def test_parse_sweep_option(text: str, parsed: tuple) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("batch-size", "'' is not an integer; use, for example, batch-size=1,2,3"),
-        ("batch-size=32,x", "'x' is not an integer"),
-        ("kernel=3.0,5", "'3.0' is not an integer"),
-        ("learning-rate=fast,1", "'fast' is not a number"),
-        ("learning-rate=nan,1", "invalid value nan; expected numbers above 0"),
-        ("learning-rate=1e-3,0.001", "duplicate value 0.001"),
-        ("filters=-1,2", "invalid value -1"),
+        ("batch-size", "--over batch-size: expected two or more different integers above 0, such as batch-size=2,4"),
+        ("batch-size=32,x", "--over batch-size=32,x: expected two or more different integers"),
+        ("kernel=3.0,5", "--over kernel=3.0,5: expected two or more different integers"),
+        ("learning-rate=fast,1", "--over learning-rate=fast,1: expected two or more different numbers above 0"),
+        ("learning-rate=nan,1", "--over learning-rate=nan,1: expected two or more different numbers above 0"),
+        ("learning-rate=1e-3,0.001", "--over learning-rate=1e-3,0.001: expected two or more different numbers"),
+        ("filters=-1,2", "--over filters=-1,2: expected two or more different integers above 0"),
         ("", f"--over: unknown parameter ''; expected PARAMETER=V1,V2,... with one of {', '.join(SWEEP_PARAMETERS)}"),
     ],
 )

@@ -323,5 +323,5 @@ def test_output_that_is_the_input_is_rejected(tmp_path: Path, name: str) -> None
 
 def test_folder_without_images_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(UsageError, match="contains no images"):
+    with pytest.raises(ChromaboxError, match="contains no images"):
         find_images([tmp_path])

@@ -335,8 +335,9 @@ def test_find_images_returns_sorted_relative_paths(tmp_path: Path) -> None:
 
 
 def test_find_images_rejects_empty_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="contains no images"):
+    with pytest.raises(ChromaboxError, match="contains no images") as caught:
         find_images([tmp_path])
+    assert caught.value.exit_code == 1
     with pytest.raises(UsageError, match="does not exist"):
         find_images([tmp_path / "nowhere"])
 

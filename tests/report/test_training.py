@@ -9,7 +9,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from chromabox.cli.finetune import FinetuneTrainingArgs, finetune
+from chromabox.cli.finetune import FinetuneArgs, finetune
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
@@ -34,11 +34,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     options = {
         "weights": str(base / "small.safetensors"),
         "freeze": "3",
-        "training": FinetuneTrainingArgs(epochs=1, size=64, batch_size=2, cached_views=1),
+        "epochs": 1,
+        "size": 64,
+        "batch_size": 2,
+        "cached_views": 1,
         "output": base / "out",
         "runtime": FAST,
     }
-    assert finetune(str(data), **options) == 0
+    assert finetune(FinetuneArgs(str(data), **options)) == 0
     return base / "out", options
 
 
@@ -56,13 +59,13 @@ def test_run_folder_is_complete(run: tuple[Path, dict[str, Any]]) -> None:
 def test_folder_with_a_run_is_rejected(run: tuple[Path, dict[str, Any]]) -> None:
     folder, options = run
     with pytest.raises(UsageError, match=f"already contains a run: use --resume {folder}"):
-        finetune("coco128", **options)
+        finetune(FinetuneArgs("coco128", **options))
 
 
 def test_finished_run_is_reported_again(run: tuple[Path, dict[str, Any]], messages: list[str]) -> None:
     folder, _ = run
     before = (folder / "metrics.jsonl").read_text()
-    finetune(resume=folder, runtime=FAST)
+    finetune(FinetuneArgs(resume=folder, runtime=FAST))
     assert any(message.startswith("AP50 on 2 validation images: ") for message in messages)
     assert messages[-1] == f"next: chromabox detect IMAGE --weights {folder} -o detections/"
     exported = "\n".join(messages)
@@ -88,15 +91,15 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
     ("data", "options", "message"),
     [
         (None, {}, "no dataset given"),
-        ("coco128", {"training": FinetuneTrainingArgs(patience=0)}, "--patience is 0"),
-        ("coco128", {"training": FinetuneTrainingArgs(epochs=0)}, "epochs is 0"),
-        ("coco128", {"resume": Path("run")}, "--resume run: the run keeps its settings"),
+        ("coco128", {"patience": 0}, "--patience is 0"),
+        ("coco128", {"epochs": 0}, "epochs is 0"),
+        ("coco128", {"resume": Path("run")}, "--resume run: expected only runtime options"),
         (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
     ],
 )
 def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        finetune(data, **options)
+        finetune(FinetuneArgs(data, **options))
 
 
 def test_worst_errors_come_first() -> None:

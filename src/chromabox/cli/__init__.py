@@ -1,104 +1,73 @@
 """The command line: find the command, parse its arguments, run it.
 
-A command is the function of the same name in a module of this package. Only the module of the command that runs is
-imported, and PyTorch only when its work begins, which keeps the help fast.
+A command is the function of the same name in a module of this package. Only the module of the given command is
+imported, and PyTorch is imported only when the command starts its work. This keeps the help fast.
 """
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from inspect import cleandoc
+from typing import NamedTuple
 
 from chromabox.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command: the module of its function and its line in the help, which is also the docstring's first line."""
+class Command(NamedTuple):
+    """A command: the module of its function, and its line in the help, which is the docstring's first line."""
 
     module: str
     summary: str
-    old_options: Mapping[str, str] = field(default_factory=dict)
-    """Earlier names of options: accepted, not shown."""
 
-
-_OLD_RUNTIME = {"--compiled": "--compile"}
 
 #: The commands in the groups of the help.
 GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Use": {
-        "colour": Command(
-            "colour",
-            "Colourise images, folders of images and videos.",
-            {
-                "--net": "--model",
-                "--lock": "--allow",
-                "--leave-grey-below": "--min-confidence",
-                "--again": "--overwrite",
-                "--no-again": "--no-overwrite",
-                "--smoothing": "--temporal-smoothing",
-            },
-        ),
+        "colour": Command("colour", "Colourise images, folders of images and videos."),
         "detect": Command("detect", "Detect objects in images, folders and videos."),
         "score": Command("colour", "Compare colourised images with their originals."),
     },
     "Train": {
-        "train": Command(
-            "train",
-            "Train a colourisation model.",
-            {"--hold-out": "--val-fraction", "--start": "--init", "--filters": "--num-filters"} | _OLD_RUNTIME,
-        ),
-        "finetune": Command(
-            "finetune",
-            "Fine-tune a detector on a labelled dataset.",
-            {"--batch": "--batch-size", "--views": "--cached-views", "--retain": "--retention-data"} | _OLD_RUNTIME,
-        ),
+        "train": Command("train", "Train a colourisation model."),
+        "finetune": Command("finetune", "Fine-tune a detector on a labelled dataset."),
         "evaluate": Command("train", "Evaluate a colourisation model or a detector."),
-        "compare": Command(
-            "experiments",
-            "Train several models with several seeds and compare them.",
-            {"--nets": "--models"} | _OLD_RUNTIME,
-        ),
-        "sweep": Command("experiments", "Train one model with several values of one parameter.", _OLD_RUNTIME),
+        "compare": Command("experiments", "Train several models with several seeds and compare them."),
+        "sweep": Command("experiments", "Train one model with several values of one parameter."),
     },
     "Data and models": {
         "data": Command("data", "Download, validate or create a dataset."),
         "palette": Command("data", "Fit a palette to images, or draw a palette."),
-        "weights": Command(
-            "data",
-            "Download or convert detector weights.",
-            {"--kind": "--variant", "--test": "--sanity-check", "--no-test": "--no-sanity-check"},
-        ),
+        "weights": Command("data", "Download or convert detector weights."),
         "export": Command("data", "Export a model as ONNX."),
     },
     "Assignment": {
-        "report": Command("assignment", "Write a report on runs, or run the complete assignment.", _OLD_RUNTIME),
-        "check": Command(
-            "assignment",
-            "Check your own networks against figure 1 of the assignment.",
-            {"--time": "--timeout", "--memory": "--memory-limit"},
-        ),
-        "count": Command(
-            "assignment",
-            "Count weights, outputs and connections of a model.",
-            {"--filters": "--num-filters", "--others": "--count-activations", "--no-others": "--no-count-activations"},
-        ),
+        "report": Command("assignment", "Write a report on runs, or run the complete assignment."),
+        "check": Command("assignment", "Check your own networks against figure 1 of the assignment."),
+        "count": Command("assignment", "Count weights, outputs and connections of a model."),
         "padding": Command("assignment", "Find the paddings that preserve the shapes in figure 1b."),
         "demo": Command("assignment", "Demonstrate the main features on real data in a few minutes."),
     },
 }
 COMMANDS: Mapping[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
 
+# Earlier names, which are accepted but not shown in the help.
 _OLD_COMMANDS = {"geometry": "padding"}
-_OLD_SUBCOMMANDS = {("data", "collage"): "synth"}
-_OLD_VALUES = {
-    "--compile": {"yes": "on", "no": "off"},
-    "--channels-last": {"yes": "on", "no": "off"},
-    "--format": {"pictures": "images"},
+# fmt: off
+_OLD_OPTIONS = {
+    "--net": "--model", "--nets": "--models", "--filters": "--num-filters", "--compiled": "--compile",
+    "--lock": "--allow", "--leave-grey-below": "--min-confidence", "--smoothing": "--temporal-smoothing",
+    "--again": "--overwrite", "--no-again": "--no-overwrite", "--hold-out": "--val-fraction", "--start": "--init",
+    "--batch": "--batch-size", "--views": "--cached-views", "--retain": "--retention-data", "--kind": "--variant",
+    "--test": "--sanity-check", "--no-test": "--no-sanity-check", "--time": "--timeout", "--memory": "--memory-limit",
+    "--others": "--count-activations", "--no-others": "--no-count-activations",
 }
+# The keys are pairs of an option, or a command with subcommands, and an earlier value.
+_OLD_VALUES = {
+    ("--compile", "yes"): "on", ("--compile", "no"): "off", ("--format", "pictures"): "images",
+    ("--channels-last", "yes"): "on", ("--channels-last", "no"): "off", ("data", "collage"): "synth",
+}
+# fmt: on
 
 _HELP = """\
 usage: chromabox COMMAND [OPTIONS]
@@ -118,8 +87,19 @@ Examples:
 For the options of a command, run: chromabox COMMAND --help"""
 
 
+class _PrintHandler(logging.Handler):
+    """Print information to standard output, and warnings to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, and flush the stream so that a pipe or a log file receives the line at once."""
+        if record.levelno >= logging.WARNING:
+            print(f"chromabox: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
 def run_cli(args: Sequence[str] | None = None) -> int:
-    """Parse ``args`` (default: those of the process), run the command and return its exit code.
+    """Parse ``args``, by default the arguments of the process, run the command and return its exit code.
 
     Raise UsageError for an unknown command. Invalid options end the process with exit code 2.
     """
@@ -127,7 +107,11 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     if not args:
         raise UsageError("no command given; see chromabox --help")
     if args[0] in ("-h", "--help"):
-        print(main_help())
+        groups = (
+            f"{title}:\n" + "".join(f"  {name:8}  {command.summary}\n" for name, command in commands.items())
+            for title, commands in GROUPS.items()
+        )
+        print(_HELP.format(commands="\n".join(groups)))
         return 0
     if args[0] == "--version":
         from chromabox import __version__
@@ -136,44 +120,24 @@ def run_cli(args: Sequence[str] | None = None) -> int:
         return 0
     name = _OLD_COMMANDS.get(args[0], args[0])
     if name not in COMMANDS:
-        raise UsageError(f"{args[0]}: unknown command, expected one of {', '.join(COMMANDS)}")
+        raise UsageError(f"{args[0]}: unknown command; expected one of {', '.join(COMMANDS)}")
     import tyro
 
-    configure_logging()
-    function = getattr(import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
-    description, examples = _split_docstring(function.__doc__)
-    with _examples_after_help(examples):
-        return tyro.cli(
-            function, prog=f"chromabox {name}", description=description, args=with_current_names(name, args[1:])
-        )
-
-
-class _PrintHandler(logging.Handler):
-    """Print information to standard output, and warnings to standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print at once, also into a pipe or a log file."""
-        if record.levelno >= logging.WARNING:
-            print(f"chromabox: {record.getMessage()}", file=sys.stderr, flush=True)
-        else:
-            print(record.getMessage(), flush=True)
-
-
-def configure_logging() -> None:
-    """Print the messages of the package."""
     logger = logging.getLogger("chromabox")
     logger.handlers = [_PrintHandler()]
     logger.setLevel(logging.INFO)
-
-
-def main_help() -> str:
-    """Return the text of ``chromabox --help``: one line per command."""
-    width = max(map(len, COMMANDS))
-    groups = (
-        f"{title}:\n" + "".join(f"  {name:{width}}  {command.summary}\n" for name, command in commands.items())
-        for title, commands in GROUPS.items()
-    )
-    return _HELP.format(commands="\n".join(groups))
+    function = getattr(import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
+    description, _, rest = cleandoc(function.__doc__).partition("\nExamples:\n")
+    # A command has several parameters, or one named "args" whose type defines the options.
+    parsed_type = function.__annotations__.get("args", function)
+    arguments = with_current_names(name, args[1:])
+    try:
+        result = tyro.cli(parsed_type, prog=f"chromabox {name}", description=description.strip(), args=arguments)
+    except SystemExit as end:
+        if end.code in (0, None):  # The help was printed.
+            print("\nExamples:\n" + rest.partition("\n\n")[0])
+        raise
+    return result if parsed_type is function else function(result)
 
 
 def with_current_names(command: str, args: Sequence[str]) -> list[str]:
@@ -183,28 +147,9 @@ def with_current_names(command: str, args: Sequence[str]) -> list[str]:
     for position, argument in enumerate(args):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            option = COMMANDS[command].old_options.get(name, name)
-            current.append(option + equals + _OLD_VALUES.get(option, {}).get(value, value))
-        elif position == 0:
-            current.append(_OLD_SUBCOMMANDS.get((command, argument), argument))
+            option = _OLD_OPTIONS.get(name, name)
+            current.append(option + equals + _OLD_VALUES.get((option, value), value))
         else:
-            current.append(_OLD_VALUES.get(option, {}).get(argument, argument))
+            key = command if position == 0 else option
+            current.append(_OLD_VALUES.get((key, argument), argument))
     return current
-
-
-def _split_docstring(docstring: str | None) -> tuple[str, str]:
-    """Return the description and the examples of a command."""
-    description, _, rest = cleandoc(docstring or "").partition("\nExamples:\n")
-    examples, _, _ = rest.partition("\n\n")
-    return description.partition("\nArgs:\n")[0].strip(), examples
-
-
-@contextmanager
-def _examples_after_help(examples: str) -> Iterator[None]:
-    """Print examples after the help, which ends the process with exit code 0."""
-    try:
-        yield
-    except SystemExit as end:
-        if end.code in (0, None):
-            print(f"\nExamples:\n{examples}")
-        raise

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, option, print_line
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log, option
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 
@@ -32,13 +32,13 @@ def report(
         runs: Run folders of train, compare, sweep and finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
         run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
-            on two cores; resumed if interrupted). If RUN is given, missing runs are only listed.
-        quick: With --all: use shortened training runs (a few minutes in total).
+            on two cores). Interrupted runs are resumed. If RUN is given, missing runs are only listed.
+        quick: With --all: shorten the training runs to a few minutes in total.
     """
     if not runs and not run_all:
         raise UsageError("no run given: expected run folders, or --all for the complete assignment")
     if quick and (runs or not run_all):
-        raise UsageError("--quick: only with --all and without runs")
+        raise UsageError("--quick: expected --all and no runs")
     from chromabox.assignment.run import COURSE, QUICK, run_assignment
     from chromabox.assignment.write_up import write_report
     from chromabox.experiments.compare import print_comparison
@@ -49,8 +49,7 @@ def report(
         print_comparison(result.comparison)
         print_sweep(result.batch_size_sweep)
         runs = result.folders
-    for line in write_report(runs, output, include_missing=run_all).lines():
-        print_line(line)
+    log.info("\n".join(write_report(runs, output, include_missing=run_all).lines()))
     return 0
 
 
@@ -58,18 +57,21 @@ def check(
     file: Annotated[Positional[Path], option("FILE")],
     /,
     *,
-    timeout: Annotated[float, option("SECONDS")] = 60.0,
+    timeout: Annotated[float, option("S")] = 60.0,
     memory_limit: Annotated[float, option("GB")] = 4.0,
     json: Annotated[Path | None, option("PATH", "not written")] = None,
 ) -> int:
     """Check your own networks against figure 1 of the assignment.
 
-    PoolUpsampleNet, ConvTransposeNet and UNet are compared with the reference layer by layer. FILE IS EXECUTED in a
-    child process with time and memory limits. This is not a sandbox: check only code that you would run yourself.
-    Only top-level imports, constants, functions and classes are executed; training code is not. To check a dataset,
-    use chromabox data check.
+    PoolUpsampleNet, ConvTransposeNet and UNet are compared layer by layer.
 
-    The exit code is 0 if everything matches, 1 if something differs or fails, 2 if the file cannot be checked.
+    FILE IS EXECUTED in child processes with limits of time and memory.
+    (This is not a sandbox. Check only code that you would run yourself.)
+
+    Only imports, constants, functions and classes at the top level are executed.
+
+    The exit code is 0 if all layers match, 1 if something differs or fails,
+    2 if the file cannot be checked. For a dataset, use chromabox data check.
 
     Examples:
       chromabox check a2-code.ipynb
@@ -77,8 +79,8 @@ def check(
 
     Args:
         file: A .py or .ipynb file with one or more of the three classes.
-        timeout: Time limit.
-        memory_limit: Memory limit, where the system supports it.
+        timeout: Maximum time of each child process in seconds.
+        memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
     """
     from chromabox.assignment.check.runner import report_check
@@ -89,7 +91,7 @@ def check(
 def demo(*, output: OutputPath = Path("demo")) -> int:
     """Demonstrate the main features on real data in a few minutes.
 
-    Colourises sample photographs and runs a short version of the assignment with its report.
+    Colourises sample photographs, and runs a short version of the assignment.
 
     Examples:
       chromabox demo -o demo
@@ -104,9 +106,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     result = run_demo(output)
     print_comparison(result.assignment.comparison)
     print_sweep(result.assignment.batch_size_sweep)
-    print_line(f"photographs: {result.photos}")
-    for line in result.report.lines():
-        print_line(line)
+    log.info("\n".join([f"photographs: {result.photos}", *result.report.lines()]))
     return 0
 
 
@@ -125,8 +125,9 @@ def count(
 ) -> int:
     """Count weights, outputs and connections of a model.
 
-    Prints formulas derived from the model, and their values for the given image size and for twice that size. A
-    connection is a product of an input and a weight; products with zero padding are included.
+    Prints formulas, and their values for the image size and for twice that size.
+
+    A connection is a product of an input (or zero padding) and a weight.
 
     Examples:
       chromabox count pool-upsample
@@ -135,8 +136,8 @@ def count(
       chromabox count runs/first
 
     Args:
-        model: pool-upsample, conv-transpose, unet, colournet, photo (bundled), yolov3, yolov3-tiny, a run folder or a
-            checkpoint.
+        model: pool-upsample, conv-transpose, unet, colournet, photo (the bundled model), yolov3, yolov3-tiny, a run
+            folder or a checkpoint.
         biases: Count biases as weights.
         batch_norm: Count the weights, outputs and connections of BatchNorm.
         count_activations: Count the outputs of pooling, upsampling and activation layers.
@@ -146,6 +147,8 @@ def count(
         num_colours: NC, the number of colours.
         num_in_channels: NIC, the number of input channels.
     """
+    if Path(model).suffix in (".py", ".ipynb"):
+        raise UsageError(f"{model}: is code; expected a model, a run folder or a checkpoint, or use chromabox check")
     from chromabox.assignment.count import CountOptions
     from chromabox.assignment.count_tables import count_by_name, print_counts
 

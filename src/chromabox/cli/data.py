@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
-from chromabox.cli.options import Integer, OutputPath, option, print_line
+from chromabox.cli.options import Integer, OutputPath, log, option
 from chromabox.errors import UsageError
 
 
@@ -14,18 +14,24 @@ from chromabox.errors import UsageError
 class DownloadCifar10:
     """Download CIFAR-10, verify it, and print its folder.
 
-    Sources are tried in order, starting with CHROMABOX_MIRROR (a folder or a URL) if it is set. Files are stored in
-    CHROMABOX_CACHE, or in the platform's cache folder by default, and verified by SHA-256 on every use.
+    If CHROMABOX_MIRROR (a folder or a URL) is set, it is tried first.
+
+    The files are stored in CHROMABOX_CACHE (default: the user's cache folder).
+
+    They are verified by SHA-256 on every use.
     """
 
 
 @dataclass(frozen=True)
 class ValidateDataset:
-    """Validate a detection dataset (YOLO, COCO or Pascal VOC; format detected automatically).
+    """Validate a detection dataset in YOLO, COCO or Pascal VOC format.
 
-    Reports class counts, images without labels, duplicate labels, boxes that lie outside the image or have zero area,
-    damaged images, and images that appear in more than one split. The dataset is never modified. The exit code is 1 if
-    there are problems.
+    Reports
+    - the number of boxes per class,
+    - images without labels, damaged images, and images in more than one split,
+    - duplicate labels, and boxes that lie outside the image or have zero area.
+
+    The dataset is never modified. The exit code is 1 if there are problems.
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
@@ -38,12 +44,14 @@ class ValidateDataset:
 
 @dataclass(frozen=True)
 class MakeSynthetic:
-    """Create a small detection dataset: CIFAR-10 images pasted onto photographs and plain backgrounds.
+    """Paste CIFAR-10 images onto backgrounds to create a small detection dataset.
+
+    The backgrounds are photographs and plain colours.
 
     The train, val and test splits share neither objects nor backgrounds.
     """
 
-    output: Annotated[Positional[Path], option("FOLDER")]
+    folder: Annotated[Positional[Path], option("FOLDER")]
     """New folder for data.yaml, images/ and labels/ (YOLO)."""
     size: Integer = 320
     """Side length of the images in pixels, at least 64."""
@@ -51,16 +59,13 @@ class MakeSynthetic:
     """Random seed."""
 
 
-DataAction = OmitSubcommandPrefixes[
-    OmitArgPrefixes[
+def data(
+    args: OmitSubcommandPrefixes[
         Annotated[DownloadCifar10, subcommand("cifar10")]
         | Annotated[ValidateDataset, subcommand("check")]
         | Annotated[MakeSynthetic, subcommand("synth")]
-    ]
-]
-
-
-def data(*, action: DataAction) -> int:
+    ],
+) -> int:
     """Download, validate or create a dataset.
 
     Examples:
@@ -68,20 +73,19 @@ def data(*, action: DataAction) -> int:
       chromabox data check my-dataset/ --repair my-dataset-clean/
       chromabox data synth synthetic/
     """
-    if isinstance(action, ValidateDataset):
+    if isinstance(args, ValidateDataset):
         from chromabox.report.dataset import report_validation
 
-        return 0 if report_validation(action.path, clean_copy=action.repair, output=action.output).is_valid else 1
-    if isinstance(action, MakeSynthetic):
+        return 0 if report_validation(args.path, clean_copy=args.repair, output=args.output).is_valid else 1
+    if isinstance(args, MakeSynthetic):
         from chromabox.detect.data.synthetic import make_synthetic_dataset
 
-        boxes = make_synthetic_dataset(action.output, size=action.size, seed=action.seed, show_progress=True)
-        print_line(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()))
-        print_line(str(action.output))
+        boxes = make_synthetic_dataset(args.folder, size=args.size, seed=args.seed, show_progress=True)
+        log.info(f"{', '.join(f'{split}: {count} boxes' for split, count in boxes.items())}\n{args.folder}")
         return 0
     from chromabox.io.cifar10 import download_cifar10
 
-    print_line(str(download_cifar10()))
+    log.info(download_cifar10())
     return 0
 
 
@@ -109,12 +113,9 @@ class ShowPalette:
     """Image file."""
 
 
-PaletteAction = OmitSubcommandPrefixes[
-    OmitArgPrefixes[Annotated[FitPalette, subcommand("fit")] | Annotated[ShowPalette, subcommand("show")]]
-]
-
-
-def palette(*, action: PaletteAction) -> int:
+def palette(
+    args: OmitSubcommandPrefixes[Annotated[FitPalette, subcommand("fit")] | Annotated[ShowPalette, subcommand("show")]],
+) -> int:
     """Fit a palette to images, or draw a palette.
 
     Examples:
@@ -125,16 +126,16 @@ def palette(*, action: PaletteAction) -> int:
     from chromabox.colour.palette.palette import draw_palette
     from chromabox.io.images import write_image
 
-    if isinstance(action, ShowPalette):
-        write_image(action.output, draw_palette(load_palette(action.palette)))
+    if isinstance(args, ShowPalette):
+        write_image(args.output, draw_palette(load_palette(args.palette)))
     else:
         from chromabox.colour.data.datasets import fit_palette_to_images
 
-        name = action.output.stem
-        fitted, distance = fit_palette_to_images(action.images, action.colours, seed=action.seed, name=name)
-        save_palette(action.output, fitted)
-        print_line(f"{len(fitted)} colours, mean distance of a pixel to its colour {distance:.4f} (RGB/256)")
-    print_line(str(action.output))
+        name = args.output.stem
+        fitted, distance = fit_palette_to_images(args.images, args.colours, seed=args.seed, name=name)
+        save_palette(args.output, fitted)
+        log.info(f"{len(fitted)} colours; mean distance from a pixel to its palette colour: {distance:.4f} (RGB/256)")
+    log.info(args.output)
     return 0
 
 
@@ -144,7 +145,7 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "the cache folder, or the input file's name with .safetensors", short="-o"),
+        option("PATH", "in the cache, or the input path with .safetensors", short="-o"),
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
@@ -155,15 +156,15 @@ def weights(
 
     Examples:
       chromabox weights yolov3-tiny
-      chromabox weights custom.weights --architecture custom.cfg -o custom.safetensors
+      chromabox weights custom.weights --architecture custom.cfg -o my.safetensors
 
     Args:
-        weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
+        weights: yolov3-tiny, which is downloaded, or a .weights, .onnx, .pt or .safetensors file.
         output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
-        classes: Class names in order.
-        sanity_check: Run a sanity check on a reference image before writing.
+        classes: Class names, in the order of their indices.
+        sanity_check: Before the file is written, check the detections in a reference image.
     """
     from chromabox.detect.weights.convert import convert_weights
 
@@ -195,8 +196,8 @@ def export(
 
     Args:
         checkpoint: A run folder, a checkpoint, or the weights of a detector.
-        onnx: Output file, usable by chromabox colour, chromabox detect and any ONNX runtime.
-        size: Detectors: input size in pixels (square).
+        onnx: Output file, for chromabox colour, chromabox detect or any other program that runs ONNX models.
+        size: Detectors: side length of the square network input in pixels.
     """
     from chromabox.detect.weights.load import is_detector
 
@@ -204,12 +205,12 @@ def export(
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
 
-        print_line(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
+        log.info(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
         return 0
     if size is not None:
         raise UsageError(f"--size: only for detectors; {checkpoint or 'the bundled model'} is a colourisation model")
     from chromabox.colour.weights.checkpoint import load_model
     from chromabox.colour.weights.export import export_onnx
 
-    print_line(f"{export_onnx(load_model(checkpoint), onnx)}\n{onnx}")
+    log.info(f"{export_onnx(load_model(checkpoint), onnx)}\n{onnx}")
     return 0

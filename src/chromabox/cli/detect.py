@@ -1,33 +1,11 @@
 """The command ``detect``."""
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import Positional
 
-from chromabox.cli.options import Float, OutputPath, option, print_line
-
-
-@dataclass(frozen=True)
-class DetectionArgs:
-    confidence: Float = 0.5
-    """Confidence threshold (0 to 1)."""
-    iou: Float = 0.45
-    """IoU threshold for non-maximum suppression (0 to 1)."""
-    classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
-    """Detect only these classes, by name or index."""
-    size: Annotated[int | None, option("N", "stored with the weights")] = None
-    """Input size in pixels (square, letterboxed), a multiple of 32."""
-
-
-@dataclass(frozen=True)
-class MachineArgs:
-    device: Annotated[str, option("NAME")] = "auto"
-    """cpu, cuda, coreml, directml, or auto (the best device that ONNX Runtime supports on this machine)."""
-    workers: Annotated[int | None, option("N", "one per core")] = None
-    """Number of worker threads."""
+from chromabox.cli.options import Float, OutputPath, log, option
 
 
 def detect(
@@ -37,8 +15,12 @@ def detect(
     output: OutputPath = Path("detections"),
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny",
     format: Annotated[tuple[Literal["images", "json", "csv", "yolo"], ...], option("FORMAT ...", "images")] = (),
-    detection: OmitArgPrefixes[DetectionArgs] = DetectionArgs(),
-    runtime: OmitArgPrefixes[MachineArgs] = MachineArgs(),
+    confidence: Float = 0.5,
+    iou: Float = 0.45,
+    classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = (),
+    size: Annotated[int | None, option("N", "stored with the weights")] = None,
+    device: Annotated[str, option("NAME")] = "auto",
+    workers: Annotated[int | None, option("N", "one per core")] = None,
 ) -> int:
     """Detect objects in images, folders and videos.
 
@@ -55,6 +37,12 @@ def detect(
         output: A folder, an annotated file for a single image or video, or a .json or .csv file for the boxes.
         weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
+        confidence: Minimum confidence of the detections (0 to 1).
+        iou: IoU threshold for non-maximum suppression (0 to 1).
+        classes: Detect only these classes, given by name or index.
+        size: Side length of the square network input in pixels, a multiple of 32. Images are letterboxed.
+        device: cpu, cuda, coreml, directml, or auto (the best device that ONNX Runtime supports on this machine).
+        workers: Number of images that are processed in parallel.
     """
     from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 
@@ -62,15 +50,13 @@ def detect(
     from chromabox.detect.inference.load import open_detector
     from chromabox.detect.inference.predict import InferenceOptions
 
-    # Several images are processed in parallel by one thread each, a single image or a video frame by all threads.
+    # Several images are processed in parallel by one thread each. A single image or a video frame uses all threads.
     threads = 1 if len(plan.images) > 1 and not plan.videos else None
-    detector = open_detector(weights, size=detection.size, threads=threads, device=runtime.device)
-    options = InferenceOptions.for_detector(
-        detector, detection.confidence, detection.iou, detection.classes or None, detection.size
-    )
-    print_line(f"{weights} at {options.size} pixels")
-    summary = run_detection(plan, detector, options, workers=runtime.workers)
-    print_line(f"{summary}\n{output}")
+    detector = open_detector(weights, size=size, threads=threads, device=device)
+    options = InferenceOptions.for_detector(detector, confidence, iou, classes or None, size)
+    log.info(f"{weights} at {options.size} pixels")
+    summary = run_detection(plan, detector, options, workers=workers)
+    log.info(f"{summary}\n{output}")
     for reason in summary.errors:
-        print(f"chromabox: skipped: {reason}", file=sys.stderr)
+        log.warning(f"skipped: {reason}")
     return 1 if summary.errors else 0

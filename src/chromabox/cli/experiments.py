@@ -5,15 +5,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from chromabox.cli.options import (
-    DEFAULT_RUNTIME,
-    DataName,
-    OutputPath,
-    PaletteName,
-    Seeds,
-    absolute_path,
-    option,
-)
+from chromabox.cli.options import DEFAULT_RUNTIME, DataName, OutputPath, PaletteName, Seeds, absolute_path, option
 from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
 from chromabox.engine.runtime_options import RuntimeOptions
 
@@ -28,7 +20,7 @@ def sweep(
     seeds: Seeds = (0,),
     recipe: RecipeName = "default",
     epochs: OptionalEpochs = None,
-    steps: Annotated[int | None, option("N", "the number taken by the largest batch size")] = None,
+    steps: Annotated[int | None, option("N", "that of the largest batch size")] = None,
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
     output: Annotated[Path | None, option("PATH", "runs/sweep-MODEL-RECIPE-PARAMETER", short="-o")] = None,
@@ -36,8 +28,9 @@ def sweep(
 ) -> int:
     """Train one model with several values of one parameter.
 
-    A sweep over batch sizes is reported for equal numbers of epochs and of optimizer steps. Finished runs in the
-    output folder are reused and interrupted ones resumed.
+    A sweep over batch sizes has a second comparison, with equal numbers of steps.
+
+    Finished runs in the output folder are reused. Interrupted runs are resumed.
 
     Examples:
       chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1
@@ -47,12 +40,12 @@ def sweep(
     Args:
         model: pool-upsample, conv-transpose, unet or colournet.
         over: The parameter and its values: batch-size, kernel, filters, learning-rate or colours (palette size).
-        seeds: Seeds; every value is trained once per seed.
-        recipe: Training recipe, as for train.
+        seeds: Random seeds. Every value is trained once with each seed.
+        recipe: Training recipe, as in chromabox train.
         epochs: Number of epochs.
-        steps: Only for batch-size: number of optimizer steps in the comparison at equal steps.
-        data: Dataset, as for train.
-        palette: Palette, as for train.
+        steps: Only for batch-size: number of optimizer steps of every run in the second comparison.
+        data: Dataset, as in chromabox train.
+        palette: Palette, as in chromabox train.
         output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png.
     """
     from chromabox.experiments.sweep import parse_sweep
@@ -86,26 +79,26 @@ def compare(
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
     epochs: OptionalEpochs = None,
-    runs: Annotated[tuple[Path, ...], option("PATH ...", "train new runs")] = (),
+    runs: Annotated[tuple[Path, ...], option("PATH ...", "none")] = (),
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
     """Train several models with several seeds and compare them.
 
-    Finished runs in the output folder are reused and interrupted ones resumed.
+    Finished runs in the output folder are reused. Interrupted runs are resumed.
 
     Examples:
       chromabox compare --recipe course --seeds 0 1 2 -o runs/course
-      chromabox compare --runs runs/unet-course-seed0 runs/colournet-default-seed0 -o comparison/
+      chromabox compare --runs runs/first runs/second -o comparison/
 
     Args:
         output: Folder for the runs, comparison.csv and comparison.png.
         models: Models to train.
-        recipe: Training recipe, as for train.
-        seeds: Seeds; every model is trained once per seed.
-        data: Dataset, as for train.
-        palette: Palette, as for train.
+        recipe: Training recipe, as in chromabox train.
+        seeds: Random seeds. Every model is trained once with each seed.
+        data: Dataset, as in chromabox train.
+        palette: Palette, as in chromabox train.
         epochs: Number of epochs.
-        runs: Finished run folders to compare; nothing is trained.
+        runs: Folders of finished runs to compare, instead of training new runs.
     """
     from chromabox.experiments.compare import compare as run_comparison
     from chromabox.experiments.compare import group_runs, print_comparison, tabulate

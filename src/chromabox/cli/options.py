@@ -1,11 +1,14 @@
 """Options that several commands share, and how options appear in the help."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from chromabox.engine.runtime_options import RuntimeOptions
+
+log = logging.getLogger(__name__)
 
 DEFAULT_RUNTIME = RuntimeOptions()
 
@@ -14,10 +17,10 @@ def option(metavar: str, default: str | None = None, *, short: str | None = None
     """Return the annotation of an option.
 
     Args:
-        metavar: placeholder of its value in the help, as ``PATH``.
-        default: the default in words, or ``required`` with a condition; None: the help shows the default value.
-        short: a second name, as ``-o``.
-        name: its name, if not that of the field.
+        metavar: the placeholder of the value in the help, such as ``PATH``.
+        default: the default in words, or ``required`` with a condition. None shows the default value itself.
+        short: a second name, such as ``-o``.
+        name: the name of the option, if it differs from the name of the field.
     """
     hint = None
     if default is not None:
@@ -36,8 +39,3 @@ Seeds = Annotated[tuple[int, ...], option("N ...")]
 def absolute_path(name: str) -> str:
     """Return the absolute path of an existing file or folder, and any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def print_line(line: str) -> None:
-    """Print a line at once, also into a pipe or a log file."""
-    print(line, flush=True)

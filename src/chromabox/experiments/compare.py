@@ -1,10 +1,10 @@
-"""Comparison of models: each trained with several seeds, tabulated with published results, and plotted."""
+"""Comparison of models that are trained with several seeds: a table with published results, and a figure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
@@ -14,13 +14,13 @@ from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.runs import require_distinct, train_palette_models
-from chromabox.experiments.sweep_results import SeedStats, print_table, write_table
+from chromabox.experiments.sweep_results import SeedStats, format_mean, write_table
 from chromabox.report.plots import plot_image_rows
+from chromabox.report.tables import format_number, print_grid
 
 
-@dataclass(frozen=True)
-class PublishedResult:
-    """Accuracy range in percent and lowest loss of six public solutions, with the assignment's data and palette."""
+class PublishedResult(NamedTuple):
+    """Accuracy range in percent and lowest loss of six public solutions with the assignment's data and palette."""
 
     accuracy: tuple[float, float]
     loss: float
@@ -35,11 +35,11 @@ PUBLISHED_RESULTS: Mapping[str, PublishedResult] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Table rows, the runs behind each row, and the paths of the table and the figure."""
+    """Table rows, the runs of each row, and the paths of the table and the figure."""
 
     rows: list[dict[str, Any]]
-    """Cells of ``comparison.csv``, one row per model. Accuracies are in percent; columns whose names end in ``_std``
-    contain sample standard deviations over the seeds, None for a single seed."""
+    """Cells of ``comparison.csv``, one row per model. Accuracies are in percent. Columns whose names end in ``_std``
+    contain sample standard deviations over the seeds, or None for a single seed."""
     runs: dict[str, list[Path]]
     csv_path: Path
     figure_path: Path
@@ -58,67 +58,55 @@ def compare(
 ) -> Comparison:
     """Train every model with every seed into ``folder/MODEL-RECIPE-seedN`` and tabulate the results.
 
-    Finished runs are reused and interrupted ones are resumed. Raise UsageError if a list is empty or has duplicates, or
+    Finished runs are reused and interrupted runs are resumed. Raise UsageError if a list is empty or has duplicates, or
     if a run folder contains a run with different settings.
     """
     require_distinct("--models", models)
     require_distinct("--seeds", seeds)
-    configs = {
-        model: {
-            folder / f"{model}-{recipe}-seed{seed}": TrainConfig(
-                model=model,
-                recipe_name=recipe,
-                recipe=make_recipe(recipe, model, epochs=epochs),
-                data=data,
-                palette=palette,
-                seed=seed,
-            )
-            for seed in seeds
-        }
-        for model in models
-    }
-    all_configs = {run: config for group in configs.values() for run, config in group.items()}
-    train_palette_models(all_configs, options=options)
-    return tabulate(folder, {model: list(group) for model, group in configs.items()})
+    runs: dict[str, list[Path]] = {}
+    configs: dict[Path, TrainConfig] = {}
+    for model in models:
+        runs[model] = [folder / f"{model}-{recipe}-seed{seed}" for seed in seeds]
+        settings = make_recipe(recipe, model, epochs=epochs)
+        config = TrainConfig(model=model, recipe_name=recipe, recipe=settings, data=data, palette=palette)
+        configs |= {run: replace(config, seed=seed) for run, seed in zip(runs[model], seeds, strict=True)}
+    train_palette_models(configs, options=options)
+    return tabulate(folder, runs)
 
 
 def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group finished runs by model (and by recipe, if the runs use several).
+    """Group finished runs by model, and also by recipe if the runs use several recipes.
 
     Raise UsageError if a folder contains no summary or if the runs of a group cannot be averaged.
     """
-    groups: dict[str, list[Path]] = {}
     for run in runs:
         if not (run / "summary.json").is_file():
             raise UsageError(f"{run}: contains no summary.json; use the folder of a finished run")
-        config = RunDir(run).load_config(TrainConfig)
-        has_first_recipe = config.recipe_name == RunDir(runs[0]).load_config(TrainConfig).recipe_name
-        groups.setdefault(config.model if has_first_recipe else f"{config.model} {config.recipe_name}", []).append(run)
+    configs = [RunDir(run).load_config(TrainConfig) for run in runs]
+    groups: dict[str, list[tuple[Path, TrainConfig]]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        name = config.model if config.recipe_name == configs[0].recipe_name else f"{config.model} {config.recipe_name}"
+        groups.setdefault(name, []).append((run, config))
     for name, group in groups.items():
-        configs = [RunDir(run).load_config(TrainConfig) for run in group]
-        # Averaging is over seeds, and runtime options do not change the trained model.
-        comparable = [replace(config, seed=0, runtime=None) for config in configs]
-        # With the palette "auto", only the summary contains the palette that was used.
-        palettes = {RunDir(run).summary()["palette"] for run in group}
-        if any(config != comparable[0] for config in comparable) or len(palettes) > 1:
+        # The results are averaged over seeds. Runtime options do not change the trained model.
+        settings = [replace(config, seed=0, runtime=None) for _, config in group]
+        # If the configuration has the palette "auto", only the summary contains the name of the palette.
+        palettes = {RunDir(run).summary()["palette"] for run, _ in group}
+        if any(config != settings[0] for config in settings) or len(palettes) > 1:
             raise UsageError(
                 f"runs of {name} differ in recipe, data, palette or settings and cannot be averaged; "
                 "compare them separately"
             )
-        if len({config.seed for config in configs}) < len(configs):
+        if len({config.seed for _, config in group}) < len(group):
             raise UsageError(f"runs of {name} have duplicate seeds; use each seed once")
-    return groups
+    return {name: [run for run, _ in group] for name, group in groups.items()}
 
 
 def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
     """Write ``comparison.csv`` and ``comparison.png`` for finished runs, given as one list of runs (seeds) per name."""
     rows = [_make_row([RunDir(run).summary() for run in group]) for group in runs.values()]
-    result = Comparison(
-        rows,
-        {name: list(group) for name, group in runs.items()},
-        csv_path=folder / "comparison.csv",
-        figure_path=folder / "comparison.png",
-    )
+    groups = {name: list(group) for name, group in runs.items()}
+    result = Comparison(rows, groups, folder / "comparison.csv", folder / "comparison.png")
     folder.mkdir(parents=True, exist_ok=True)
     write_table(result.csv_path, rows)
     images: dict[str, Any] = {}
@@ -155,15 +143,19 @@ def _describe(row: Mapping[str, Any]) -> str:
 
 def print_comparison(result: Comparison) -> None:
     """Print one row per model with the published results, and the paths of the table and the figure."""
-    columns = {
-        "model": ("model", "", 1.0),
-        "parameters": ("parameters", ",", 1.0),
-        "seeds": ("seeds", "", 1.0),
-        "accuracy": ("accuracy %", ".2f", 1.0),
-        "loss": ("loss", ".4f", 1.0),
-        "seconds": ("seconds", ".0f", 1.0),
-        "published_accuracy": ("published %", "", 1.0),
-        "published_loss": ("published loss", "", 1.0),
-    }
-    print_table(_describe(result.rows[0]), result.rows, columns)
+    columns = ["model", "parameters", "seeds", "accuracy %", "loss", "seconds", "published %", "published loss"]
+    rows = [
+        [
+            row["model"],
+            f"{row['parameters']:,}",
+            row["seeds"],
+            format_mean(row["accuracy"], row["accuracy_std"], 2),
+            format_mean(row["loss"], row["loss_std"], 4),
+            format_number(row["seconds"], 0),
+            row["published_accuracy"],
+            row["published_loss"],
+        ]
+        for row in result.rows
+    ]
+    print_grid(_describe(result.rows[0]), columns, rows)
     print(f"table: {result.csv_path}\nfigure: {result.figure_path}")

@@ -1,4 +1,4 @@
-"""Results over seeds: means, standard deviations and tables; ``sweep.json`` and the figures of a sweep."""
+"""Results of several seeds (means, standard deviations, tables), and the files and figures of a sweep."""
 
 import csv
 import json
@@ -26,29 +26,23 @@ from chromabox.engine.runs import rename_keys
 from chromabox.errors import UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.report.plots import plot_image_rows, save_figure
-from chromabox.report.tables import print_grid
+from chromabox.report.tables import format_number, print_grid
 
 SweepValue = int | float
 
-#: Format of ``sweep.json``. Format 1 had no version number and used different names; it can still be read.
+#: Format of ``sweep.json``. Format 1, which had no version number and used different names, can still be read.
 SWEEP_FORMAT = 2
-_FORMAT_1_NAMES = {
-    "net": "model",
-    "over": "parameter",
-    "updates": "steps",
-    "updates_per_epoch": "steps_per_epoch",
-    "measured": "metrics",
-}
+_FORMAT_1_NAMES = {"net": "model", "over": "parameter", "updates": "steps", "measured": "metrics"}
+_FORMAT_1_NAMES |= {"updates_per_epoch": "steps_per_epoch"}
 #: Metrics of every run, with their meaning and unit.
 METRICS: Mapping[str, str] = {
-    "train_loss": "cross-entropy of the final model in nats per pixel, on as many training images as there are test "
-    "images",
+    "train_loss": "cross-entropy of the final model in nats per pixel, on as many training images as test images",
     "train_accuracy": "fraction of correct pixels on the same training images",
     "test_loss": "cross-entropy in nats per pixel on the test images",
     "test_accuracy": "fraction of correct pixels on the test images",
-    "psnr": "dB, colourised test images (most likely colour of every pixel) against the ground truth",
+    "psnr": "PSNR in dB of the colourised test images (most likely colour of every pixel)",
     "delta_e": "mean CIEDE2000 of the same images",
-    "colourfulness": "of the colourised test images (Hasler and Süsstrunk 2003), mean over images",
+    "colourfulness": "mean colourfulness (Hasler and Süsstrunk 2003) of the same images",
     "seconds": "training time, including the evaluation after every epoch",
     "seconds_per_epoch": "training time per epoch, including the evaluation",
 }
@@ -67,7 +61,7 @@ class SeedStats:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single seed or an infinite PSNR."""
+        """Sample standard deviation over the seeds, or None for a single seed or an infinite PSNR."""
         return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else None
 
 
@@ -80,7 +74,7 @@ class SweepRow:
     """Run folder of each seed, relative to the sweep folder."""
     parameters: int
     epochs: int
-    """Number of epochs; if the number of steps is fixed, the last epoch can be incomplete."""
+    """Number of epochs. If the number of steps is fixed, the last epoch can be incomplete."""
     steps: int
     steps_per_epoch: int
     metrics: Mapping[str, SeedStats]
@@ -99,18 +93,13 @@ class SweepResult:
     parameter: str
     seeds: tuple[int, ...]
     grey_psnr: float
-    """PSNR of the greyscale test images in dB, the baseline without any colour."""
+    """PSNR of the greyscale test images in dB, as a baseline."""
     truth_colourfulness: float
     """Mean colourfulness of the ground-truth test images."""
     equal_epochs: tuple[SweepRow, ...]
     """Results with the same number of epochs, in the order of the values."""
     equal_steps: tuple[SweepRow, ...] = ()
-    """Results of the same values with the same number of optimizer steps; empty if both comparisons are identical."""
-
-    @property
-    def csv_path(self) -> Path:
-        """Path of the table of means and standard deviations."""
-        return self.folder / "sweep.csv"
+    """Results with the same number of optimizer steps. Empty if every value takes the same number of steps anyway."""
 
     @property
     def curves_path(self) -> Path:
@@ -122,53 +111,32 @@ class SweepResult:
         """Path of the figure of sample images."""
         return self.folder / "sheet.png"
 
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """Rows of ``sweep.csv``, first for equal epochs, then for equal steps."""
-        rows = [("equal epochs", row) for row in self.equal_epochs] + [("equal steps", row) for row in self.equal_steps]
-        table = []
-        for comparison, row in rows:
-            cells: dict[str, Any] = {"comparison": comparison, self.parameter: row.value}
-            cells |= {"seeds": " ".join(map(str, self.seeds)), "parameters": row.parameters}
-            cells |= {"epochs": row.epochs, "updates": row.steps}
-            for name in METRICS:
-                cells |= {name: row.metrics[name].mean, f"{name}_spread": row.metrics[name].std}
-            table.append(cells)
-        return table
-
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the same keys as CSV; None becomes an empty cell."""
+    """Write a CSV file. All rows have the same keys. None becomes an empty cell."""
     with atomic_write(path) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str, float]]) -> None:
-    """Print rows of a CSV table.
-
-    Args:
-        columns: the heading, number format and factor of every printed column. A standard deviation, in a column whose
-            name ends in ``_std`` or ``_spread``, is printed after the mean.
-    """
-
-    def format_value(value: Any, spec: str, factor: float) -> str:
-        if not isinstance(value, float):
-            return format(value, spec)
-        return format(value * factor, spec) if math.isfinite(value) else "∞"
-
-    def format_cell(row: Mapping[str, Any], name: str) -> str:
-        std = row.get(f"{name}_std", row.get(f"{name}_spread"))
-        parts = [value for value in (row[name], std) if value is not None]
-        return " ± ".join(format_value(value, *columns[name][1:]) for value in parts)
-
-    headings = [heading for heading, *_ in columns.values()]
-    print_grid(title, headings, [[format_cell(row, name) for name in columns] for row in rows])
+def format_mean(mean: float, std: float | None, digits: int, factor: float = 1.0) -> str:
+    """Format ``mean ± std``, both multiplied by ``factor``. If ``std`` is None, format only the mean."""
+    return " ± ".join(format_number(value, digits, factor) for value in (mean, std) if value is not None)
 
 
 def write_sweep(sweep: SweepResult) -> None:
     """Write ``sweep.csv`` and then ``sweep.json``, which marks the sweep as finished."""
+    table = []
+    for comparison, rows in (("equal epochs", sweep.equal_epochs), ("equal steps", sweep.equal_steps)):
+        for row in rows:
+            cells: dict[str, Any] = {"comparison": comparison, sweep.parameter: row.value}
+            cells |= {"seeds": " ".join(map(str, sweep.seeds)), "parameters": row.parameters}
+            cells |= {"epochs": row.epochs, "updates": row.steps}
+            for name in METRICS:
+                cells |= {name: row.metrics[name].mean, f"{name}_spread": row.metrics[name].std}
+            table.append(cells)
+    write_table(sweep.folder / "sweep.csv", table)
 
     def to_json(row: SweepRow) -> dict[str, Any]:
         metrics = {}
@@ -177,11 +145,10 @@ def write_sweep(sweep: SweepResult) -> None:
             metrics[name] = {"mean": _finite_or_none(stats.mean), "spread": stats.std, "each": each}
         return {**vars(row), "runs": [run.as_posix() for run in row.runs], "metrics": metrics}
 
-    write_table(sweep.csv_path, sweep.table)
-    rows = {name: [to_json(row) for row in getattr(sweep, name)] for name in ("equal_epochs", "equal_steps")}
-    values = {name: value for name, value in vars(sweep).items() if name != "folder"}
-    values["grey_psnr"] = _finite_or_none(sweep.grey_psnr)
-    write_json(sweep.folder / "sweep.json", {"format": SWEEP_FORMAT, **values, **rows, "metrics": dict(METRICS)})
+    values = {"format": SWEEP_FORMAT, **vars(sweep), "grey_psnr": _finite_or_none(sweep.grey_psnr)}
+    del values["folder"]
+    values |= {name: [to_json(row) for row in values[name]] for name in ("equal_epochs", "equal_steps")}
+    write_json(sweep.folder / "sweep.json", {**values, "metrics": dict(METRICS)})
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -190,7 +157,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def read_sweep(folder: Path) -> SweepResult:
-    """Read the ``sweep.json`` written by :func:`write_sweep`; raise UsageError if it is missing or invalid."""
+    """Read the ``sweep.json`` written by :func:`write_sweep`. Raise UsageError if it is missing or invalid."""
     path = folder / "sweep.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -218,14 +185,14 @@ def read_sweep(folder: Path) -> SweepResult:
 def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     """Plot the loss against epochs (left) and against optimizer steps (right), with one colour per value.
 
-    Solid lines are test losses: the mean over the seeds, with a band from minimum to maximum. Dashed lines are losses
-    on the training batches. Diamonds on the right mark the final losses of the runs with equal steps. If all values
-    take the same number of steps per epoch, the right panel shows the test accuracy instead.
+    Solid lines are mean test losses over the seeds, with a band from minimum to maximum. Dashed lines are losses on the
+    training batches. Diamonds in the right panel mark the final losses of the runs with equal steps. If all values take
+    the same number of steps per epoch, the right panel shows the test accuracy against epochs instead.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts_differ = len({row.steps_per_epoch for row in sweep.equal_epochs}) > 1
-    # From dark to light; the lightest yellows, hard to see on white, are excluded.
+    # The colours run from dark to light, without the lightest yellows, which are hard to see on white.
     num_values = len(sweep.equal_epochs)
     colours = [colormaps["viridis"](0.9 * index / max(1, num_values - 1)) for index in range(num_values)]
     for row, colour in zip(sweep.equal_epochs, colours, strict=True):
@@ -274,7 +241,7 @@ def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epoc
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
-    """Plot the first test images: rows of greyscale inputs and ground truth, then a row per value (first seed)."""
+    """Plot the first test images in rows: greyscale inputs, ground truth, and a row per value (first seed)."""
     rows: dict[str, Sequence[Any]] = {}
     for row in sweep.equal_epochs:
         model = load_palette_model(sweep.folder / row.runs[0])
@@ -284,23 +251,27 @@ def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> 
 
 
 def print_sweep(result: SweepResult) -> None:
-    """Print one row per value for equal epochs and, if present, for equal steps, and the paths of all files."""
+    """Print a table for equal epochs, a table for equal steps if there are such runs, and the paths of all files."""
+    # Heading, number of digits and factor of every printed metric.
     columns = {
-        result.parameter: (result.parameter.replace("-", " "), "", 1.0),
-        "epochs": ("epochs", "", 1.0),
-        "updates": ("steps", ",", 1.0),
-        "train_loss": ("train loss", ".4f", 1.0),
-        "test_loss": ("test loss", ".4f", 1.0),
-        "test_accuracy": ("accuracy %", ".2f", 100.0),
-        "psnr": ("PSNR dB", ".2f", 1.0),
-        "delta_e": ("ΔE2000", ".2f", 1.0),
-        "colourfulness": ("colourfulness", ".1f", 1.0),
-        "seconds": ("seconds", ".1f", 1.0),
+        "train_loss": ("train loss", 4, 1.0),
+        "test_loss": ("test loss", 4, 1.0),
+        "test_accuracy": ("accuracy %", 2, 100.0),
+        "psnr": ("PSNR dB", 2, 1.0),
+        "delta_e": ("ΔE2000", 2, 1.0),
+        "colourfulness": ("colourfulness", 1, 1.0),
+        "seconds": ("seconds", 1, 1.0),
     }
-    for name in ("equal epochs", "equal steps"):
-        rows = [row for row in result.table if row["comparison"] == name]
-        if rows:
-            title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}: {name}"
-            print_table(title, rows, columns)
-    print(f"numbers: {result.folder / 'sweep.json'}\ntable: {result.csv_path}")
-    print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {result.folder}")
+    headings = [result.parameter.replace("-", " "), "epochs", "steps", *(heading for heading, *_ in columns.values())]
+    for comparison, rows in (("equal epochs", result.equal_epochs), ("equal steps", result.equal_steps)):
+        title = f"{result.model} on {result.data}, {result.recipe} recipe, palette {result.palette}: {comparison}"
+        cells = []
+        for row in rows:
+            metrics = ((row.metrics[name], digits, factor) for name, (_, digits, factor) in columns.items())
+            means = [format_mean(stats.mean, stats.std, digits, factor) for stats, digits, factor in metrics]
+            cells.append([str(row.value), str(row.epochs), f"{row.steps:,}", *means])
+        if cells:
+            print_grid(title, headings, cells)
+    folder = result.folder
+    print(f"numbers: {folder / 'sweep.json'}\ntable: {folder / 'sweep.csv'}")
+    print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {folder}")

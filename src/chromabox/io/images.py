@@ -209,7 +209,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
 
     Files in `paths` are included whatever their suffix. In folders, files with a suffix in `IMAGE_SUFFIXES` are
     returned in sorted order; hidden files and folders are skipped and links to folders are not followed. Raise
-    UsageError for a path that does not exist and for a folder without images.
+    UsageError for a path that does not exist, and ChromaboxError for a folder without images.
     """
     images: list[tuple[Path, Path]] = []
     for path in paths:
@@ -220,7 +220,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
                 visible = (Path(parent, name) for name in names if not name.startswith("."))
                 found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
             if not found:
-                raise UsageError(f"{path} contains no images: expected files with {', '.join(sorted(IMAGE_SUFFIXES))}")
+                raise ChromaboxError(f"{path} contains no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
             images += sorted((file, file.relative_to(path)) for file in found)
         elif path.exists():
             images.append((path, Path(path.name)))

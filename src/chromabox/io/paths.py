@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
 
 #: Suffixes that are kept in outputs; other inputs are written as PNG.
@@ -24,7 +24,8 @@ def expand_inputs(
             folder, where ``*`` also matches slashes. Case is ignored.
         recursive: whether subfolders are searched.
 
-    Raise UsageError for inputs that do not exist, folders without images, and patterns that match no image.
+    Raise UsageError for inputs that do not exist and patterns that match no image, and ChromaboxError for folders
+    without images.
     """
     selected: list[tuple[Path, Path]] = []
     for path in inputs:
@@ -38,7 +39,7 @@ def expand_inputs(
         folders = ", ".join(str(path) for path in inputs)
         if match:
             raise UsageError(f"--match: no image in {folders} matches {' or '.join(match)}; use another pattern")
-        raise UsageError(f"{folders}: contains no images except those in {output}; use a folder with other images")
+        raise ChromaboxError(f"{folders}: contains no images except those in {output}; use a folder with other images")
     return selected
 
 
@@ -52,7 +53,7 @@ def map_outputs(
 ) -> list[tuple[Path, Path]]:
     """Return (input, output) for each image: a single image to a file, or any number to a folder with subfolders.
 
-    ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise UsageError in the same cases, and for an output
+    ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise the same errors, and UsageError for an output
     that is an input, a suffix that cannot be written, and two inputs with the same output.
     """
     selected = expand_inputs(inputs, output, match=match, recursive=recursive)

@@ -31,7 +31,7 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
     """Score the images, print the table, and write both files into ``folder`` if given.
 
     Files that cannot be scored are printed to standard error, one per line, and listed in the report's ``failed``.
-    Raise UsageError for missing paths and folders without images, ChromaboxError if the files cannot be written.
+    Raise UsageError for missing paths, and ChromaboxError for folders without images and files that cannot be written.
     """
     report = score_folders(originals, coloured, show_progress=True)
     print_scores(report, f"{coloured} compared with {originals}")

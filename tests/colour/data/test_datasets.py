@@ -247,8 +247,9 @@ def test_last_training_images_are_the_validation_split(tmp_path: Path, fraction:
 def test_invalid_dataset_is_rejected(tmp_path: Path, spec: str, options: dict, error: str) -> None:
     counts = {"FOLDER": 4, "ONE": 1, "NONE": 0, "TWO": 2}
     folder = str(write_images(tmp_path / spec, counts[spec])) if spec in counts else spec
-    with pytest.raises(UsageError, match=error):
+    with pytest.raises(ChromaboxError, match=error) as caught:
         load_colour_dataset(folder, HORSE24, **options)
+    assert isinstance(caught.value, UsageError) is (error != "contains no images")
 
 
 def test_corrupt_image_is_named_in_the_error(tmp_path: Path) -> None:

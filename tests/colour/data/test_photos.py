@@ -23,7 +23,7 @@ from chromabox.colour.data.photos import (
     num_photo_batches,
 )
 from chromabox.engine.distributed import DistInfo
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 
 COFFEE = coffee()
 
@@ -120,8 +120,9 @@ def test_folder_without_enough_colour_images_is_rejected(
     for name in names or ():
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(camera() if "grey" in name else COFFEE).save(folder / f"{name}.png")
-    with pytest.raises(UsageError, match=error):
+    with pytest.raises(ChromaboxError, match=error) as caught:
         load_photos(folder)
+    assert isinstance(caught.value, UsageError) is (error != "contains no images")
 
 
 def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:

@@ -197,5 +197,5 @@ def test_missing_path_and_empty_folder_are_rejected(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", CAT)
     with pytest.raises(UsageError, match="does not exist"):
         score_folders(path, tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="contains no images"):
+    with pytest.raises(ChromaboxError, match="contains no images"):
         score_folders(tmp_path / "empty", path)

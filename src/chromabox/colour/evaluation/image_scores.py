@@ -150,8 +150,8 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
     """Compare colourised images with their originals. Both paths are images, or folders including their subfolders.
 
     A file that cannot be read, has no counterpart, or differs from it in size is listed in ``failed``; the other files
-    are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does not exist or a
-    folder contains no images.
+    are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does not exist, and
+    ChromaboxError if a folder contains no images.
     """
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
@@ -195,7 +195,8 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[Fa
     If both paths are files, they form a pair whatever their names. In folders, the counterpart has the same relative
     path, or is the only file whose relative path differs only in the suffix. If one of the two paths is a file, only
     the counterpart of this file is looked up. If one folder is inside the other, the inner folder's images do not
-    belong to the outer one. Raise UsageError if a path does not exist or a folder contains no images.
+    belong to the outer one. Raise UsageError if a path does not exist, and ChromaboxError if a folder contains no
+    images.
     """
     original_paths = _list_images(originals, exclude=coloured)
     coloured_paths = _list_images(coloured, exclude=originals)

@@ -4,12 +4,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import DEFAULT_RUNTIME, Integer, absolute_path, option
 from chromabox.detect.training.recipes import FinetuneRecipeName, make_finetune_recipe
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainingArgs:
+    epochs: Annotated[int | None, option("N", "10; course: 5")] = None
+    """Number of epochs."""
+    batch_size: Annotated[int | None, option("N", "16")] = None
+    """Number of images per batch."""
+    size: Integer = 416
+    """Side length of the square network input in pixels, a multiple of 32. Images are letterboxed."""
+    patience: Annotated[int | None, option("N", "no early stopping")] = None
+    """Stop after N epochs without an improvement in AP50 on a held-out part of the training images."""
+    cached_views: Integer = 4
+    """Number of augmented views per image whose frozen-layer features are cached. 0 disables the cache, so that the
+    images are augmented again in every epoch."""
+    cache_memory: Annotated[float, option("GB")] = 1.0
+    """Maximum memory for cached features. Larger caches are memory-mapped files in the run folder."""
+
+
+@dataclass(frozen=True)
+class ClassArgs:
+    keep_old_classes: bool = False
+    """Keep the classes of the initial weights, and append the new classes of the dataset."""
+    retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
+    """Dataset on which the AP50 of the original classes is measured before and after fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +53,8 @@ class FinetuneArgs:
     """Run folder."""
     resume: Annotated[Path | None, option("PATH", "start a new run")] = None
     """Resume the run in this folder exactly where it stopped."""
-    epochs: Annotated[int | None, option("N", "10; course: 5")] = None
-    """Number of epochs."""
-    batch_size: Annotated[int | None, option("N", "16")] = None
-    """Number of images per batch."""
-    size: Integer = 416
-    """Side length of the square network input in pixels, a multiple of 32. Images are letterboxed."""
-    patience: Annotated[int | None, option("N", "no early stopping")] = None
-    """Stop after N epochs without an improvement in AP50 on a held-out part of the training images."""
-    cached_views: Integer = 4
-    """Number of augmented views per image whose frozen-layer features are cached. 0 disables the cache, so that the
-    images are augmented again in every epoch."""
-    cache_memory: Annotated[float, option("GB")] = 1.0
-    """Maximum memory for cached features. Larger caches are memory-mapped files in the run folder."""
-    keep_old_classes: bool = False
-    """Keep the classes of the initial weights, and append the new classes of the dataset."""
-    retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
-    """Dataset on which the AP50 of the original classes is measured before and after fine-tuning."""
+    training: OmitArgPrefixes[TrainingArgs] = TrainingArgs()
+    classes: Annotated[OmitArgPrefixes[ClassArgs], arg(name="class")] = ClassArgs()
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME
 
 
@@ -70,19 +80,19 @@ def finetune(args: FinetuneArgs) -> int:
     else:
         if args.data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
-        if args.patience is not None and args.patience < 1:
-            raise UsageError(f"--patience is {args.patience}: expected at least 1")
+        if args.training.patience is not None and args.training.patience < 1:
+            raise UsageError(f"--patience is {args.training.patience}: expected at least 1")
         config = FinetuneConfig(
             data=absolute_path(args.data),
-            recipe=make_finetune_recipe(args.recipe, epochs=args.epochs, batch_size=args.batch_size),
+            recipe=make_finetune_recipe(args.recipe, epochs=args.training.epochs, batch_size=args.training.batch_size),
             weights=absolute_path(args.weights),
             freeze=args.freeze,
-            size=args.size,
-            num_cached_views=args.cached_views,
-            cache_memory_gb=args.cache_memory,
-            keep_old_classes=args.keep_old_classes,
-            retention_data=args.retention_data and absolute_path(args.retention_data),
-            patience=args.patience,
+            size=args.training.size,
+            num_cached_views=args.training.cached_views,
+            cache_memory_gb=args.training.cache_memory,
+            keep_old_classes=args.classes.keep_old_classes,
+            retention_data=args.classes.retention_data and absolute_path(args.classes.retention_data),
+            patience=args.training.patience,
             seed=args.seed,
         )
         run = RunDir(args.output or Path("runs") / f"finetune-{Path(args.data).stem}-seed{args.seed}")

@@ -28,6 +28,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TrainingArgs:
+    epochs: Annotated[int | None, option("N", "set by the recipe")] = None
+    """Number of epochs."""
+    batch_size: Annotated[int | None, option("N", "set by the recipe")] = None
+    """Number of images per batch (per process under torchrun)."""
+    accumulate: Integer = 1
+    """Number of batches whose gradients are accumulated before each optimizer step."""
+    learning_rate: Annotated[float | None, option("X", "set by the recipe")] = None
+    """Peak learning rate."""
+    val_fraction: Float = 0.0
+    """Fraction of the training images that is held out to select the best epoch. 0 selects the last epoch."""
+    patience: Annotated[int | None, option("N", "no early stopping")] = None
+    """Stop after N epochs without an improvement in validation loss (requires --val-fraction)."""
+
+
+@dataclass(frozen=True)
+class NetworkArgs:
+    size: Annotated[int | None, option("N", "32; photo: 192")] = None
+    """Side length in pixels of training images from a folder, a multiple of 8 (photo: a multiple of 32)."""
+    kernel: Annotated[int | None, option("N", "3")] = None
+    """Kernel size of the convolutions."""
+    num_filters: Annotated[int | None, option("N", "32")] = None
+    """NF, the number of filters."""
+    dilation: Annotated[int | None, option("N", "1")] = None
+    """Dilation of the convolutions (not available for pool-upsample)."""
+    init: Annotated[str, option("NAME|PATH")] = "auto"
+    """Initial weights of photo: shipped (the bundled model) or a checkpoint, both to be fine-tuned; yolov3-tiny
+    (only for the encoder); none; or auto, which is yolov3-tiny if it can be downloaded and none otherwise."""
+
+
+@dataclass(frozen=True)
 class TrainArgs:
     model: Annotated[Positional[ModelName | None], option("MODEL", "required unless --resume is given")] = None
     """pool-upsample, conv-transpose, unet, colournet, or photo (photographs of any size)."""
@@ -45,34 +76,13 @@ class TrainArgs:
     """Run folder."""
     resume: Annotated[Path | None, option("PATH", "start a new run")] = None
     """Resume the run in this folder exactly where it stopped."""
-    epochs: Annotated[int | None, option("N", "set by the recipe")] = None
-    """Number of epochs."""
-    batch_size: Annotated[int | None, option("N", "set by the recipe")] = None
-    """Number of images per batch (per process under torchrun)."""
-    accumulate: Integer = 1
-    """Number of batches whose gradients are accumulated before each optimizer step."""
-    learning_rate: Annotated[float | None, option("X", "set by the recipe")] = None
-    """Peak learning rate."""
-    val_fraction: Float = 0.0
-    """Fraction of the training images that is held out to select the best epoch. 0 selects the last epoch."""
-    patience: Annotated[int | None, option("N", "no early stopping")] = None
-    """Stop after N epochs without an improvement in validation loss (requires --val-fraction)."""
-    size: Annotated[int | None, option("N", "32; photo: 192")] = None
-    """Side length in pixels of training images from a folder, a multiple of 8 (photo: a multiple of 32)."""
-    kernel: Annotated[int | None, option("N", "3")] = None
-    """Kernel size of the convolutions."""
-    num_filters: Annotated[int | None, option("N", "32")] = None
-    """NF, the number of filters."""
-    dilation: Annotated[int | None, option("N", "1")] = None
-    """Dilation of the convolutions (not available for pool-upsample)."""
-    init: Annotated[str, option("NAME|PATH")] = "auto"
-    """Initial weights of photo: shipped (the bundled model) or a checkpoint, both to be fine-tuned; yolov3-tiny
-    (only for the encoder); none; or auto, which is yolov3-tiny if it can be downloaded and none otherwise."""
+    training: OmitArgPrefixes[TrainingArgs] = TrainingArgs()
+    network: OmitArgPrefixes[NetworkArgs] = NetworkArgs()
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME
 
     def recipe_overrides(self) -> dict[str, Any]:
         """Return the arguments that override settings of the recipe."""
-        return {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
+        return {name: getattr(self.training, name) for name in ("epochs", "batch_size", "learning_rate")}
 
 
 def train(args: TrainArgs) -> int:
@@ -89,8 +99,8 @@ def train(args: TrainArgs) -> int:
     """
     if args.model is None and args.resume is None:
         raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
-    if args.accumulate < 1:
-        raise UsageError(f"--accumulate is {args.accumulate}: expected at least 1")
+    if args.training.accumulate < 1:
+        raise UsageError(f"--accumulate is {args.training.accumulate}: expected at least 1")
     from chromabox.colour.inference.load import resolve_onnx_model
     from chromabox.engine.distributed import init_distributed
     from chromabox.engine.runs import RunDir
@@ -163,17 +173,17 @@ def _new_config(args: TrainArgs) -> "TrainConfig":
     """Return the configuration of a new run of a palette model."""
     from chromabox.colour.training.train import TrainConfig
 
-    if args.patience is not None and not args.val_fraction:
+    if args.training.patience is not None and not args.training.val_fraction:
         raise UsageError("--patience: early stopping needs a validation set; use --val-fraction 0.1")
     assert args.model is not None
     assert args.model != "photo"
-    model_args = {"kernel": args.kernel, "num_filters": args.num_filters, "dilation": args.dilation}
+    model_args = {name: getattr(args.network, name) for name in ("kernel", "num_filters", "dilation")}
     return TrainConfig(
         model=args.model,
         recipe=make_recipe(args.recipe, args.model, **args.recipe_overrides()),
         palette=absolute_path(args.palette),
-        size=args.size or 32,
-        val_fraction=args.val_fraction,
+        size=args.network.size or 32,
+        val_fraction=args.training.val_fraction,
         model_args={name: value for name, value in model_args.items() if value is not None},
         **_shared_settings(args),
     )
@@ -183,27 +193,29 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
     """Return the configuration of a new photo run. Raise UsageError for options that do not apply to photo."""
     from chromabox.colour.training.train_photo import PhotoConfig
 
+    given = {"palette": args.palette, "val_fraction": args.training.val_fraction, **vars(args.network)}
+    default = {"palette": TrainArgs.palette, "val_fraction": TrainingArgs.val_fraction, **vars(NetworkArgs())}
     for name in ("palette", "val_fraction", "kernel", "num_filters", "dilation"):
-        if getattr(args, name) != getattr(TrainArgs, name):
+        if given[name] != default[name]:
             raise UsageError(f"--{name.replace('_', '-')}: not supported for photo")
     if args.recipe == "course":
         raise UsageError("--recipe course: not supported for photo; expected default or quick")
-    finetune = args.init not in ("auto", "none", "yolov3-tiny")
+    finetune = args.network.init not in ("auto", "none", "yolov3-tiny")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
-    size = args.size or 192
-    return PhotoConfig(recipe=recipe, init=absolute_path(args.init), size=size, **_shared_settings(args))
+    size = args.network.size or 192
+    return PhotoConfig(recipe=recipe, init=absolute_path(args.network.init), size=size, **_shared_settings(args))
 
 
 def _shared_settings(args: TrainArgs) -> dict[str, Any]:
     """Return the settings that the configurations of all models share."""
-    settings = {"seed": args.seed, "accumulate": args.accumulate, "patience": args.patience}
+    settings = {"seed": args.seed, "accumulate": args.training.accumulate, "patience": args.training.patience}
     return {"recipe_name": args.recipe, "data": absolute_path(args.data), **settings}
 
 
 def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "ConfigT":
     """Return the configuration of a run to resume. Raise UsageError for options that a resumed run cannot change."""
-    config = run.resume_config(kind, args.runtime, args.epochs)
-    allowed = TrainArgs(resume=args.resume, epochs=args.epochs, runtime=args.runtime)
+    config = run.resume_config(kind, args.runtime, args.training.epochs)
+    allowed = TrainArgs(resume=args.resume, training=TrainingArgs(epochs=args.training.epochs), runtime=args.runtime)
     if args.model not in (None, config.model) or replace(args, model=None) != allowed:
         raise UsageError(
             f"--resume {args.resume}: expected only --epochs and runtime options, because other settings are fixed"

@@ -135,15 +135,23 @@ def _concat_matches(
     parts: Sequence[tuple[np.ndarray, ...]], ground_truth: Sequence[Sample], num_classes: int
 ) -> Matches:
     """Sort the detections of all images by decreasing score. As in COCO, equal scores keep the order of the images."""
-    counts = [np.bincount(sample.without_crowds.class_ids, minlength=num_classes) for sample in ground_truth]
-    num_truths = np.array(counts, np.int64).reshape(len(ground_truth), num_classes)
     no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
     columns = zip((no_ids, no_ids, np.zeros(0), no_matches, no_matches), *parts, strict=True)
     image_ids, class_ids, scores, is_match, is_counted = (np.concatenate(column, axis=-1) for column in columns)
     order = np.argsort(-scores, kind="stable")
     return Matches(
-        image_ids[order], class_ids[order], scores[order], is_match[:, order], is_counted[:, order], num_truths
+        image_ids=image_ids[order],
+        class_ids=class_ids[order],
+        scores=scores[order],
+        is_match=is_match[:, order],
+        is_counted=is_counted[:, order],
+        num_truths=_count_truths(ground_truth, num_classes),
     )
+
+
+def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "images classes"]:
+    counts = [np.bincount(sample.without_crowds.class_ids, minlength=num_classes) for sample in ground_truth]
+    return np.array(counts, np.int64).reshape(len(ground_truth), num_classes)
 
 
 @dataclass(frozen=True)
@@ -191,8 +199,7 @@ def coco_average_precision(
         parts.append(np.column_stack(columns))
     results = np.concatenate(parts)
     if not len(results) or not annotations:  # Old versions of the library cannot load an empty list.
-        counts = [np.bincount(sample.without_crowds.class_ids, minlength=num_classes) for sample in ground_truth]
-        has_truth = np.sum(counts, axis=0) > 0
+        has_truth = _count_truths(ground_truth, num_classes).any(axis=0)
         return AveragePrecision(np.where(has_truth, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan))
     coco = COCO(
         {

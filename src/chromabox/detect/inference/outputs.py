@@ -1,8 +1,8 @@
 """Output of detections: annotated images, COCO results, CSV and YOLO labels.
 
-* COCO results: a JSON list of image_id, category_id, bbox (left, top, width, height in pixels) and score. If the classes
-  are the 80 COCO classes, the category ids are COCO's, 1 to 90. Otherwise, the classes are numbered from 1. The id of an
-  image is its path without suffix, or an integer if its name consists of digits (as in COCO).
+* COCO results: a JSON list of image_id, category_id, bbox (left, top, width, height in pixels) and score. For the 80
+  COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an image is its path
+  without suffix, or an integer if its name consists of digits (as in COCO).
 * CSV: one line per box, with the left, top, right and bottom of the box in pixels.
 * YOLO: one text file per image with class, centre, width and height as fractions of the image size, and score.
 """
@@ -20,7 +20,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
-from chromabox.detect.data.dataset import COCO_CLASSES
+from chromabox.detect.data.dataset import COCO_CLASSES, format_labels
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
@@ -165,13 +165,9 @@ def write_yolo_labels(path: Path, result: ImageDetections) -> None:
     Raise ChromaboxError if the file cannot be written.
     """
     height, width = result.size
-    detections = result.detections
-    boxes = xyxy_to_cxcywh(detections.xyxy.astype(np.float64)) / [width, height, width, height]
-    lines = [
-        f"{class_id} " + " ".join(f"{value:.6f}" for value in (*box, score)) + "\n"
-        for box, class_id, score in zip(boxes, detections.class_id, detections.confidence, strict=True)
-    ]
-    write_text(path, "".join(lines))
+    boxes = xyxy_to_cxcywh(result.detections.xyxy.astype(np.float64)) / [width, height, width, height]
+    values = np.column_stack([boxes, result.detections.confidence])
+    write_text(path, format_labels(result.detections.class_id, values, ".6f"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -98,12 +98,15 @@ def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool
     keep = np.ones(len(boxes), bool)
     for start in range(0, len(boxes), _BLOCK_SIZE):
         block = start + np.flatnonzero(keep[start : start + _BLOCK_SIZE])
-        overlaps = _exceeds_iou(boxes[block], boxes[block], threshold)
-        keep[block] = _suppress_within_block(overlaps)
-        block = block[keep[block]]
+        overlaps = np.triu(_exceeds_iou(boxes[block], boxes[block], threshold), 1)
+        # A box is kept if no earlier kept box overlaps it. The iteration converges to this solution, which is unique.
+        is_kept, previous = ~overlaps.any(axis=0), np.ones(len(block), bool)
+        while (is_kept != previous).any():
+            is_kept, previous = ~overlaps[is_kept].any(axis=0), is_kept
+        keep[block] = is_kept
         later = start + _BLOCK_SIZE + np.flatnonzero(keep[start + _BLOCK_SIZE :])
         for chunk in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):
-            keep[chunk] = ~_exceeds_iou(boxes[block], boxes[chunk], threshold).any(axis=0)
+            keep[chunk] = ~_exceeds_iou(boxes[block[is_kept]], boxes[chunk], threshold).any(axis=0)
     return keep
 
 
@@ -116,21 +119,6 @@ def _exceeds_iou(
     """
     factor = np.float32(threshold / (1 + threshold))
     return intersection_area(boxes1, boxes2) > np.add.outer(box_area(boxes1) * factor, box_area(boxes2) * factor)
-
-
-def _suppress_within_block(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
-    """Return which boxes of a block, given in decreasing order of score, are kept."""
-    # Each row is packed into one integer with a bit per box. The kept boxes are combined with a bitwise OR.
-    packed = np.packbits(overlaps, axis=1, bitorder="little")
-    suppressed = 0
-    keep = np.ones(len(overlaps), bool)
-    # A box that overlaps only itself is kept and suppresses no other box.
-    for index in np.flatnonzero(overlaps.sum(axis=1) > 1).tolist():
-        if suppressed >> index & 1:
-            keep[index] = False
-        else:
-            suppressed |= int.from_bytes(packed[index].tobytes(), "little")
-    return keep
 
 
 @dataclass(frozen=True)

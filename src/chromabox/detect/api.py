@@ -68,25 +68,21 @@ def detect(
         pixels = read_image(Path(image)).pixels
     else:
         pixels, _ = to_pixels(image)
-    names = [classes] if isinstance(classes, str) else classes
-    detector = _resolve_detector(weights, size)
-    return detect_image(pixels, detector, confidence=confidence, iou=iou, classes=names, size=size)
-
-
-def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
-    """Return the given detector, or load the detector with the given name or path."""
-    if isinstance(weights, OnnxDetector):
-        return weights
-    if not isinstance(weights, str | PathLike):
+    if not isinstance(weights, OnnxDetector | str | PathLike):
         raise UsageError(
             f"weights has type {type(weights).__name__}: expected a name, a path or a detector from open_detector"
         )
-    path = Path(weights)
-    mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
-    return _load(weights if isinstance(weights, str) else path, size, mtime_ns)
+    if isinstance(weights, OnnxDetector):
+        detector = weights
+    else:
+        path = Path(weights)
+        mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
+        detector = _load(weights if isinstance(weights, str) else path, mtime_ns, size)
+    names = [classes] if isinstance(classes, str) else classes
+    return detect_image(pixels, detector, confidence=confidence, iou=iou, classes=names, size=size)
 
 
 @cache_models(maxsize=2)
-def _load(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
+def _load(weights: str | Path, mtime_ns: int, size: int | None) -> OnnxDetector:
     """Load a detector. ``mtime_ns`` is part of the cache key, so that a file is loaded again after a change."""
     return open_detector(weights, size=size)

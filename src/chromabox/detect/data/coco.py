@@ -7,7 +7,6 @@ including categories without boxes, such as the supercategory that Roboflow writ
 import contextlib
 import itertools
 import json
-import mmap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +23,9 @@ def coco_files(folder: Path) -> list[Path]:
     files = list(iter_files(folder, {".json"}))
     found = []
     for path in [path for path in files if path.name.startswith("instances")] or files:
-        # Files can be 500 MB in size and are therefore searched without being parsed. An empty file cannot be mapped.
-        with (
-            contextlib.suppress(OSError, ValueError),
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            if all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS):
+        with contextlib.suppress(OSError):
+            content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
+            if all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS):
                 found.append(path)
     return found
 

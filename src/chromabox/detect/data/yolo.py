@@ -50,20 +50,19 @@ def read_yolo(source: Path) -> DetectionDataset:
     images, class_names = _find_images(source) if source.is_dir() else _read_yaml(source)
     builder = DatasetBuilder()
     for split, path in images:
-        labels = _read_labels(label_path(path), len(class_names or ()) or sys.maxsize, builder)
+        labels = _read_labels(label_path(path), len(class_names) or sys.maxsize, builder)
         builder.add_image(path, split, label_path(path), labels)
-    if source.is_dir():
-        known = {label_path(path) for _, path in images}
-        for path in iter_files(source, {".txt"}):
-            if path in known or path.name.lower() in _NON_LABEL_FILES:
-                continue
-            with path.open(encoding="utf-8", errors="replace") as file:
-                if _FIRST_LABEL.fullmatch(file.readline()):
-                    builder.drop("label without picture", path, None, "no image has this name")
+    known = {label_path(path) for _, path in images}
+    for path in iter_files(source, {".txt"}):  # There are none if the source is a file.
+        if path in known or path.name.lower() in _NON_LABEL_FILES:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if _FIRST_LABEL.fullmatch(file.readline()):
+                builder.drop("label without picture", path, None, "no image has this name")
     num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
-    classes = class_names or map(str, range(num_classes))
+    classes = class_names or [str(index) for index in range(num_classes)]
     splits = dict.fromkeys(split for split, _ in images)
-    return builder.build("yolo", classes, splits, has_names=class_names is not None)
+    return builder.build("yolo", classes, splits, has_names=bool(class_names))
 
 
 def label_path(image_path: Path) -> Path:
@@ -119,18 +118,16 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
             yield RawLabel(number, int(class_id), box, as_fractions=True)
 
 
-def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
-    """Return the images in a folder with their splits, and the class names. Without a file of names, they are None."""
+def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return the images in a folder with their splits, and the class names, which are empty without a file of names."""
     images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
             f"{folder}: contains no labels in a known format; expected YOLO .txt files next to the images or in "
             "labels/, COCO .json files, or Pascal VOC .xml files"
         )
-    for path in (parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")):
-        if path.is_file() and (names := _read_lines(path)):
-            return images, tuple(names)
-    return images, None
+    paths = [parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")]
+    return images, next((names for path in paths if path.is_file() and (names := _read_lines(path))), [])
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -139,8 +136,8 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
-    """Return the images that a .yaml file describes, with their splits, and the class names (None: not in the file)."""
+def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return the images that a .yaml file describes, with their splits, and the class names, which can be missing."""
     content = _load_yaml(yaml_path)
     base = Path(str(content.get("path") or "."))
     # Paths may be relative to `path`, to the folder of the .yaml file, or to a sibling folder. The first match is used.
@@ -155,7 +152,7 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...]
         names = [names[index] for index in range(len(names))]
     if names is not None and (not isinstance(names, list) or not names or len(set(map(str, names))) < len(names)):
         raise ChromaboxError(f"{yaml_path}: names: expected a list of different names, or a name for each class index")
-    return list(dict.fromkeys(images)), None if names is None else tuple(map(str, names))
+    return list(dict.fromkeys(images)), [str(name) for name in names or ()]
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class InferenceOptions:
         classes: Sequence[str | int] | None,
         size: int | None,
     ) -> "InferenceOptions":
-        """Check the options of :func:`detect_image`. Raise UsageError for an invalid value."""
+        """Return checked options for a detector; see :func:`detect_image`. Raise UsageError for an invalid value."""
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: expected a number from 0 to 1")
@@ -42,8 +42,8 @@ class InferenceOptions:
         detector.check_size(size)
         if classes is None:
             return cls(confidence, iou, None, size)
-        indices = {name.lower(): index for index, name in reversed(list(enumerate(detector.classes)))}
-        indices = {str(index): index for index in range(len(detector.classes))} | indices
+        indices = {str(index): index for index in range(len(detector.classes))}
+        indices |= {name.lower(): index for index, name in enumerate(detector.classes)}
         for name_or_id in classes:
             if str(name_or_id).lower() not in indices:
                 examples = ", ".join(detector.classes[:5]) + (", …" if len(detector.classes) > 5 else "")

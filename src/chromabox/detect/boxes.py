@@ -100,9 +100,10 @@ def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool
         block = start + np.flatnonzero(keep[start : start + _BLOCK_SIZE])
         overlaps = np.triu(_exceeds_iou(boxes[block], boxes[block], threshold), 1)
         # A box is kept if no earlier kept box overlaps it. The iteration converges to this solution, which is unique.
-        is_kept, previous = ~overlaps.any(axis=0), np.ones(len(block), bool)
+        is_kept, previous = np.ones(len(block), bool), np.zeros(len(block), bool)
         while (is_kept != previous).any():
-            is_kept, previous = ~overlaps[is_kept].any(axis=0), is_kept
+            previous = is_kept.copy()
+            is_kept[:] = ~overlaps[previous].any(axis=0)
         keep[block] = is_kept
         later = start + _BLOCK_SIZE + np.flatnonzero(keep[start + _BLOCK_SIZE :])
         for chunk in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):

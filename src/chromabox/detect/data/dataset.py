@@ -24,7 +24,6 @@ from chromabox.io.images import IMAGE_SUFFIXES, image_size
 RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
 """Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
-BoxTuple = tuple[float, float, float, float]
 DatasetFormat = Literal["yolo", "coco", "voc"]
 IssueType = Literal[
     "unreadable label",
@@ -83,7 +82,7 @@ class Sample:
 
     @property
     def is_crowd(self) -> Bool[np.ndarray, " boxes"]:
-        """`crowd_mask`; all False if the files define none."""
+        """Whether each box is a crowd. All values are False without a `crowd_mask`."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
     @property
@@ -171,14 +170,14 @@ def _preview(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RawLabel:
-    """Label as read from a file, before validation: line, class index, and left, top, right, bottom of the box.
+    """Label as read from a file, before validation.
 
-    The box is in pixels, or in fractions of the image width and height if `as_fractions` is True.
+    `box` is left, top, right and bottom in pixels, or in fractions of the image size if `as_fractions` is True.
     """
 
     line: int
     class_id: int
-    box: BoxTuple
+    box: tuple[float, float, float, float]
     is_crowd: bool = False
     as_fractions: bool = False
 
@@ -218,7 +217,7 @@ def validate_labels(
             if action == "dropped":
                 continue
         if key in valid:
-            message = f"same as {valid[key].line}; dropped"
+            message = f"same class and box as label {valid[key].line}; dropped"
             issues.append(LabelIssue("duplicate label", source, label.line, message, True))
         else:
             valid[key] = replace(label, box=box)
@@ -229,7 +228,7 @@ def validate_labels(
 
 
 class DatasetBuilder:
-    """Samples and issues collected while the files of a dataset are read."""
+    """Samples and issues that are collected while the files of a dataset are read."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -275,8 +274,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         temporary.replace(folder)
     except OSError as error:
-        message = f"{folder}: cannot be written ({error.strerror or error}); use another folder"
-        raise ChromaboxError(message) from error
+        reason = error.strerror or error
+        raise ChromaboxError(f"{folder}: cannot be written ({reason}); use another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

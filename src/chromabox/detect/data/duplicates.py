@@ -39,7 +39,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that are duplicates or near-duplicates."""
+    """Two images that are duplicates or near-duplicates. ``exact`` is True for identical files."""
 
     first: Path
     second: Path

@@ -23,9 +23,6 @@ from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.http import Progress
 from chromabox.io.images import write_image
 
-#: Left, top, right, bottom in integer pixels.
-IntBoxes = Int64[np.ndarray, "boxes 4"]
-
 #: Default number of images per split.
 DEFAULT_COUNTS = {"train": 120, "val": 40, "test": 40}
 #: Default classes: two that are also COCO classes, and two that are not.
@@ -133,8 +130,8 @@ def load_cifar_objects(classes: Sequence[str], download_progress: Progress | Non
 
 def paste_objects(
     background: RgbImage, objects: Objects, rng: np.random.Generator
-) -> tuple[RgbImage, IntBoxes, Int64[np.ndarray, " boxes"]]:
-    """Paste objects at random sizes and positions; return the image, the boxes and the classes.
+) -> tuple[RgbImage, Int64[np.ndarray, "boxes 4"], Int64[np.ndarray, " boxes"]]:
+    """Paste objects at random sizes and positions; return the image, the boxes (xyxy, in pixels) and the classes.
 
     Objects do not touch each other. An object other than the first is omitted if no free position is found for it.
     """

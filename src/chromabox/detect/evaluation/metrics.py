@@ -102,8 +102,9 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
     """Match detections by the course's rule: one matching for all thresholds, in decreasing order of IoU.
 
     In each image, pairs of a detection and a ground-truth box of the same class with an IoU of at least 0.5 are visited
-    in decreasing order of IoU, regardless of scores. If neither has been matched, the detection is matched to the box
-    and is a true positive at every threshold up to their IoU. Crowds are ignored, since the course's labels have none.
+    in decreasing order of IoU, regardless of scores. If neither has been matched, the detection is matched to the box.
+    The detection is a true positive at every threshold up to this IoU. Crowds are ignored, since the course's labels
+    contain no crowds.
     """
     parts = []
     for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
@@ -134,7 +135,7 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
 def _concat_matches(
     parts: Sequence[tuple[np.ndarray, ...]], ground_truth: Sequence[Sample], num_classes: int
 ) -> Matches:
-    """Sort the detections of all images by decreasing score. As in COCO, equal scores keep the order of the images."""
+    """Return the detections of all images in decreasing order of score. Equal scores keep the order of the images."""
     no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
     columns = zip((no_ids, no_ids, np.zeros(0), no_matches, no_matches), *parts, strict=True)
     image_ids, class_ids, scores, is_match, is_counted = (np.concatenate(column, axis=-1) for column in columns)
@@ -242,7 +243,7 @@ def course_average_precision(matches: Matches) -> AveragePrecision:
 
 @dataclass(frozen=True)
 class PrecisionRecallCurves:
-    """Precision, recall and F1 at the IoU threshold 0.5 as functions of the confidence threshold."""
+    """Precision, recall and F1 at the IoU threshold 0.5, as functions of the confidence threshold."""
 
     confidence: Float64[np.ndarray, " thresholds"]
     precision: Float64[np.ndarray, "classes thresholds"]
@@ -288,10 +289,12 @@ def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> 
 def detection_confusion_matrix(
     predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int
 ) -> Int64[np.ndarray, "truth prediction"]:
-    """Compute the confusion matrix. Rows are ground truth, columns are predictions. The last of each is background.
+    """Compute the confusion matrix.
 
-    In each image, detections with a score of at least 0.25 and ground-truth boxes with an IoU of at least 0.5 are
-    matched in decreasing order of IoU, regardless of their classes. Unmatched ground-truth boxes are counted as missed
+    Rows are ground truth, and columns are predictions. The last row and the last column are the background.
+
+    In each image, detections with a score of at least 0.25 are matched to ground-truth boxes with an IoU of at least
+    0.5, in decreasing order of IoU and regardless of their classes. Unmatched ground-truth boxes are counted as missed
     (last column). Unmatched detections are false positives (last row).
     """
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)
@@ -301,7 +304,6 @@ def detection_confusion_matrix(
         pairs = greedy_pairs(iou(detections.boxes, truth.boxes), CONFUSION_IOU)
         matched, matched_truth = np.array(pairs, np.int64).reshape(-1, 2).T
         np.add.at(table, (truth.class_ids[matched_truth], detections.class_ids[matched]), 1)
-        missed, unmatched = np.delete(truth.class_ids, matched_truth), np.delete(detections.class_ids, matched)
-        table[:num_classes, num_classes] += np.bincount(missed, minlength=num_classes)
-        table[num_classes, :num_classes] += np.bincount(unmatched, minlength=num_classes)
+        table[:-1, -1] += np.bincount(np.delete(truth.class_ids, matched_truth), minlength=num_classes)
+        table[-1, :-1] += np.bincount(np.delete(detections.class_ids, matched), minlength=num_classes)
     return table

@@ -16,19 +16,8 @@ from jaxtyping import Int64
 from chromabox.detect.data.dataset import DetectionDataset, remap_classes, utf8_safe
 from chromabox.detect.data.duplicates import find_duplicates, fingerprints
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS
+from chromabox.detect.evaluation import metrics
 from chromabox.detect.evaluation.bootstrap import bias_corrected_interval, bootstrap_ap
-from chromabox.detect.evaluation.metrics import (
-    AveragePrecision,
-    ImagePredictions,
-    Matches,
-    PrecisionRecallCurves,
-    coco_average_precision,
-    course_average_precision,
-    detection_confusion_matrix,
-    match_coco,
-    match_course,
-    precision_recall_curves,
-)
 from chromabox.detect.inference.predict import InferenceOptions, detect_files
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
@@ -46,16 +35,16 @@ class DetectionEvaluation:
     num_images: int
     box_counts: Int64[np.ndarray, " classes"]
     """Number of ground-truth boxes of each class."""
-    coco: AveragePrecision
+    coco: metrics.AveragePrecision
     ap_interval: tuple[float, float]
     """95 % confidence interval of ``coco.ap`` over images."""
     ap50_interval: tuple[float, float]
-    course: AveragePrecision
+    course: metrics.AveragePrecision
     """AP as defined in the course."""
-    pr_curves: PrecisionRecallCurves
+    pr_curves: metrics.PrecisionRecallCurves
     confusion_matrix: Int64[np.ndarray, "truth prediction"]
     """Rows are ground truth and columns are predictions. The last row and the last column are the background."""
-    matches: Matches
+    matches: metrics.Matches
     """Input of ``paired_difference``, which compares two detectors on the same images."""
     warnings: tuple[str, ...]
 
@@ -124,7 +113,7 @@ def evaluate_detector(
         num_boxes, num_known = (sum(len(sample.boxes) for sample in each.samples) for each in (data, remapped))
         names = ", ".join(unknown)
         warnings.append(f"classes missing from the model: {names}; {num_boxes - num_known} boxes are ignored")
-    predictions: list[ImagePredictions] = []
+    predictions: list[metrics.ImagePredictions] = []
     options = InferenceOptions.for_detector(detector, confidence, iou, None, size)
     results = detect_files([sample.path for sample in remapped.samples], detector, options)
     with progress_bar("detecting", len(remapped.samples), unit="images", show=show_progress) as tick:
@@ -132,29 +121,29 @@ def evaluate_detector(
             tick()
             if isinstance(result, str):
                 warnings.append(f"{result}; evaluated as an image without detections")
-                predictions.append(ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
+                predictions.append(metrics.ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)))
             else:
                 boxes, scores = result.xyxy.astype(np.float64), result.confidence.astype(np.float64)
-                predictions.append(ImagePredictions(boxes, scores, result.class_id))
+                predictions.append(metrics.ImagePredictions(boxes, scores, result.class_id))
     evaluation = evaluate_predictions(predictions, remapped, num_resamples=num_resamples)
     return replace(evaluation, warnings=(*warnings, *evaluation.warnings))
 
 
 def evaluate_predictions(
-    predictions: Sequence[ImagePredictions], data: DetectionDataset, *, num_resamples: int = 1000
+    predictions: Sequence[metrics.ImagePredictions], data: DetectionDataset, *, num_resamples: int = 1000
 ) -> DetectionEvaluation:
     """Evaluate predictions, which are in the order of the dataset's images and have the dataset's class indices.
 
     Raise ChromaboxError if there is no ground-truth box.
     """
     truth, num_classes = data.samples, len(data.classes)
-    matches = match_coco(predictions, truth, num_classes)
+    matches = metrics.match_coco(predictions, truth, num_classes)
     box_counts = matches.num_truths.sum(axis=0)
     num_occurring, num_rare = int((box_counts > 0).sum()), int((box_counts[box_counts > 0] < MIN_BOXES_PER_CLASS).sum())
     if not num_occurring:
         raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
     fewer = f"have fewer than {MIN_BOXES_PER_CLASS} boxes: their AP is not reliable"
-    coco = coco_average_precision(predictions, truth, num_classes)
+    coco = metrics.coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples)
     return DetectionEvaluation(
         classes=data.classes,
@@ -163,9 +152,9 @@ def evaluate_predictions(
         coco=coco,
         ap_interval=bias_corrected_interval(bootstrap["ap"], coco.ap),
         ap50_interval=bias_corrected_interval(bootstrap["ap50"], coco.ap50),
-        course=course_average_precision(match_course(predictions, truth, num_classes)),
-        pr_curves=precision_recall_curves(matches),
-        confusion_matrix=detection_confusion_matrix(predictions, truth, num_classes),
+        course=metrics.course_average_precision(metrics.match_course(predictions, truth, num_classes)),
+        pr_curves=metrics.precision_recall_curves(matches),
+        confusion_matrix=metrics.detection_confusion_matrix(predictions, truth, num_classes),
         matches=matches,
         warnings=(f"{num_rare} of {num_occurring} classes {fewer}",) if num_rare else (),
     )

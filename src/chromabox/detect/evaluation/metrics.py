@@ -140,14 +140,9 @@ def _concat_matches(
     columns = zip((no_ids, no_ids, np.zeros(0), no_matches, no_matches), *parts, strict=True)
     image_ids, class_ids, scores, is_match, is_counted = (np.concatenate(column, axis=-1) for column in columns)
     order = np.argsort(-scores, kind="stable")
-    return Matches(
-        image_ids=image_ids[order],
-        class_ids=class_ids[order],
-        scores=scores[order],
-        is_match=is_match[:, order],
-        is_counted=is_counted[:, order],
-        num_truths=_count_truths(ground_truth, num_classes),
-    )
+    num_truths = _count_truths(ground_truth, num_classes)
+    is_match, is_counted = is_match[:, order], is_counted[:, order]
+    return Matches(image_ids[order], class_ids[order], scores[order], is_match, is_counted, num_truths)
 
 
 def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "images classes"]:

@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from chromabox.detect.boxes import Pixels
-from chromabox.detect.inference.outputs import (
-    ImageDetections,
-    annotate,
-    write_coco_results,
-    write_csv,
-    write_text,
-    write_yolo_labels,
-)
+from chromabox.detect.inference import outputs
+from chromabox.detect.inference.outputs import ImageDetections
 from chromabox.detect.inference.predict import InferenceOptions, check_not_url, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
@@ -148,7 +142,7 @@ def run_detection(
         height, width, _ = pixels.shape
         result = ImageDetections(planned.name, (height, width), run_detector(pixels, detector, options), frame)
         if plan.label_folder is not None:
-            write_yolo_labels(plan.label_folder / f"{result.stem}.txt", result)
+            outputs.write_yolo_labels(plan.label_folder / f"{result.stem}.txt", result)
         return result
 
     def add_result(result: ImageDetections) -> None:
@@ -162,7 +156,7 @@ def run_detection(
             pixels = read_image(planned.source).pixels
             result = detect(planned, pixels)
             if planned.target is not None:
-                write_image(planned.target, annotate(pixels, result.detections))
+                write_image(planned.target, outputs.annotate(pixels, result.detections))
         except ChromaboxError as error:
             return str(error)
         return result
@@ -175,7 +169,7 @@ def run_detection(
             result = detect(planned, pixels, next(indices))
             add_result(result)
             tick()
-            return pixels if planned.target is None else annotate(pixels, result.detections)
+            return pixels if planned.target is None else outputs.annotate(pixels, result.detections)
 
         with progress_bar(planned.name, video.num_frames, unit="frames") as tick:
             if planned.target is not None:
@@ -205,9 +199,9 @@ def run_detection(
             log.info(f"{planned.name}: {num_frames} frames")
     summary.seconds = time.perf_counter() - start_time
     if plan.json is not None:
-        write_coco_results(plan.json, all_results, detector.classes)
+        outputs.write_coco_results(plan.json, all_results, detector.classes)
     if plan.csv is not None:
-        write_csv(plan.csv, all_results)
+        outputs.write_csv(plan.csv, all_results)
     if plan.label_folder is not None:
-        write_text(plan.label_folder / "classes.txt", "".join(f"{name}\n" for name in detector.classes))
+        outputs.write_text(plan.label_folder / "classes.txt", "".join(f"{name}\n" for name in detector.classes))
     return summary

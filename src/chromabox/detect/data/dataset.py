@@ -325,5 +325,5 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXE
 
 
 def split_from_path(path: Path, root: Path) -> str:
-    """Return the outermost folder name between `root` and `path` that denotes a split; "" if there is none."""
+    """Return the outermost folder name between `root` and `path` that denotes a split, or "" if there is none."""
     return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")

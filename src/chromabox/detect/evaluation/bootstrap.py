@@ -80,9 +80,10 @@ def paired_difference(
 def weighted_average_precision(
     matches: Matches, weights: Int64[np.ndarray, "samples images"]
 ) -> Float64[np.ndarray, "samples thresholds classes"]:
-    """Compute COCO's AP of sets in which each image occurs ``weights`` times; NaN for a class without ground truth.
+    """Compute COCO's AP of sets in which each image occurs ``weights`` times.
 
-    AP is the mean, over 101 recall thresholds, of the maximum precision at recalls not below the threshold.
+    The AP of a class without ground truth is NaN. Otherwise, AP is the mean, over 101 recall thresholds, of the maximum
+    precision at recalls not below the threshold.
     Source: COCO's evaluation code.
     """
     table = np.full((len(weights), len(matches.is_match), matches.num_truths.shape[1]), np.nan)

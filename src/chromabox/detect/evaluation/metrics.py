@@ -152,7 +152,7 @@ def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP of each class at each IoU threshold, in [0, 1]; NaN for a class without ground truth."""
+    """AP of each class at each IoU threshold, in [0, 1]. The AP of a class without ground truth is NaN."""
 
     table: Float64[np.ndarray, "thresholds classes"]
 

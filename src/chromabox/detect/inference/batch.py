@@ -129,10 +129,11 @@ class BatchSummary:
 def run_detection(
     plan: OutputPlan, detector: DetectorModel, options: InferenceOptions, *, workers: int | None = None
 ) -> BatchSummary:
-    """Process all planned inputs and write the outputs. An error in a file is recorded; other files are processed.
+    """Process all planned inputs and write the outputs.
 
-    Every image and video is logged. Images are processed by ``workers`` threads (None: one per core). Raise
-    ChromaboxError only if a JSON, CSV or class list file cannot be written.
+    An error in a file is recorded in the summary, and the other files are processed. Every image and video is logged.
+    Images are processed by ``workers`` threads (None: one per core). Raise ChromaboxError only if a JSON, CSV or class
+    list file cannot be written.
     """
     summary = BatchSummary()
     all_results: list[ImageDetections] = []

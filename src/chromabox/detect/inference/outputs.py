@@ -45,7 +45,7 @@ _LabelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections in one image, or in one frame (counted from 0) of a video; ``size`` is (height, width)."""
+    """Detections in an image, or in a frame (counted from 0) of a video. ``size`` is the height and width."""
 
     file: str
     size: tuple[int, int]

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from chromabox.detect.inference.load import open_detector
-from chromabox.detect.inference.predict import detect_files
+from chromabox.detect.inference.predict import InferenceOptions, detect_files
 from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, load_detector, write_darknet
 from chromabox.detect.weights.onnx_model import DetectorModel
@@ -198,8 +198,10 @@ def time_folder(images: list[Path], turns: int = 3) -> dict[str, object]:
     def forward_all() -> None:
         list(map_ordered(images, lambda _: detector.predict(batch)))
 
+    options = InferenceOptions.for_detector(detector, 0.5, 0.45, None, SIZE)
+
     def detect_all() -> None:
-        assert all(result.error is None for result in detect_files(images, detector, size=SIZE))
+        assert not any(isinstance(result, str) for result in detect_files(images, detector, options))
 
     forward_all()
     pairs = [(time_call(detect_all), time_call(forward_all)) for _ in range(turns)]

@@ -12,14 +12,14 @@ from scipy.ndimage import map_coordinates
 
 from chromabox.detect.boxes import (
     Letterbox,
-    darknet_letterbox,
     iou,
+    letterbox_for,
     nms,
     resize_bilinear,
-    ultralytics_letterbox,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
+from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, Variant
 from chromabox.errors import UsageError
 
 supervision = pytest.importorskip("supervision", reason="the train extra installs supervision")
@@ -84,13 +84,13 @@ def test_nms_with_invalid_threshold_is_rejected(threshold: float) -> None:
 
 
 sides = st.integers(1, 5000)
-MAKERS = st.sampled_from([darknet_letterbox, ultralytics_letterbox])
+VARIANTS = st.sampled_from([DARKNET, ULTRALYTICS_9_0])
 
 
-@given(sides, sides, st.integers(1, 20).map(lambda count: 32 * count), MAKERS, st.integers(0, 2**32 - 1))
+@given(sides, sides, st.integers(1, 20).map(lambda count: 32 * count), VARIANTS, st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
-def test_letterbox_boxes_round_trip(height: int, width: int, side: int, make: object, seed: int) -> None:
-    letterbox: Letterbox = make((height, width), side)  # type: ignore[operator]
+def test_letterbox_boxes_round_trip(height: int, width: int, side: int, variant: Variant, seed: int) -> None:
+    letterbox = letterbox_for((height, width), side, variant)
     corners = np.random.default_rng(seed).random((5, 4)) * [width, height, width, height]
     applied = letterbox.apply_boxes(corners)
     np.testing.assert_allclose(letterbox.invert_boxes(applied), corners, atol=1e-9 * max(height, width))
@@ -124,14 +124,14 @@ def test_letterbox_boxes_round_trip(height: int, width: int, side: int, make: ob
 def test_darknet_letterbox_rounds_down(
     image_size: tuple[int, int], side: int, inner_size: tuple[int, int], top: int, left: int
 ) -> None:
-    letterbox = darknet_letterbox(image_size, side)
+    letterbox = letterbox_for(image_size, side, DARKNET)
     assert (letterbox.inner_size, letterbox.top, letterbox.left, letterbox.fill) == (inner_size, top, left, 0.5)
 
 
 def test_ultralytics_letterbox_rounds_to_nearest() -> None:
     # 333 · 416 / 500 = 277.06 and 427 · 640 / 640: 418 · 416 / 640 = 271.7 rounds up.
-    assert ultralytics_letterbox((333, 500), 416).inner_size == (277, 416)
-    assert ultralytics_letterbox((418, 640), 416).inner_size == (272, 416)
+    assert letterbox_for((333, 500), 416, ULTRALYTICS_9_0).inner_size == (277, 416)
+    assert letterbox_for((418, 640), 416, ULTRALYTICS_9_0).inner_size == (272, 416)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -153,13 +153,13 @@ def test_resizing_matches_scipy(dtype: type, size: tuple[int, int], sampling: st
 
 def test_image_of_canvas_size_is_unchanged() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    for make in (darknet_letterbox, ultralytics_letterbox):
-        letterboxed = make((64, 64), 64).apply_image(pixels)
+    for variant in (DARKNET, ULTRALYTICS_9_0):
+        letterboxed = letterbox_for((64, 64), 64, variant).apply_image(pixels)
         np.testing.assert_allclose(letterboxed, pixels.transpose(2, 0, 1) / 255, atol=1e-7)
 
 
 def test_padding_has_the_fill_value() -> None:
-    letterboxed = ultralytics_letterbox((10, 64), 64, fill=0.25).apply_image(np.zeros((10, 64, 3), np.uint8))
+    letterboxed = Letterbox((10, 64), 64, (10, 64), 0.25, "edges").apply_image(np.zeros((10, 64, 3), np.uint8))
     assert (letterboxed[:, :27] == 0.25).all()
     assert (letterboxed[:, 27:37] == 0).all()
     assert (letterboxed[:, 37:] == 0.25).all()

@@ -7,14 +7,14 @@ from typing import Any
 
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.load import open_detector
-from chromabox.detect.inference.predict import detect_image
+from chromabox.detect.inference.predict import check_not_url, detect_image
 from chromabox.detect.weights.onnx_model import OnnxDetector
 from chromabox.errors import UsageError
 from chromabox.io.arrays import to_pixels
 from chromabox.io.images import read_image
 from chromabox.runtime.session import cache_models
 
-#: Default weights; downloaded on first use.
+#: Default weights. They are downloaded on first use.
 DEFAULT_WEIGHTS = "yolov3-tiny"
 
 
@@ -41,48 +41,48 @@ def detect(
     Args:
         image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1); a NumPy array [height, width] or
             [height, width, 1] (grey), [height, width, 3] (RGB) or [height, width, 4] (RGB and alpha, which is ignored)
-            of uint8, uint16, or float in [0, 1]; or the path of an image file. The EXIF orientation is applied to files
-            only; apply it to a Pillow image with ``PIL.ImageOps.exif_transpose``.
+            of uint8, uint16, or float in [0, 1]; or the path of an image file. The EXIF orientation of a file is
+            applied. Apply the orientation of a Pillow image with ``PIL.ImageOps.exif_transpose``.
         weights: the path of an exported .onnx file or of a run folder; a detector returned by ``open_detector``; or,
             if PyTorch is installed, the name ``"yolov3-tiny"`` or the path of a .safetensors, .weights, .onnx or .pt
             file, which is exported to the cache folder on first use. A detector given by name or path is cached until
             the file changes. Calls from several threads are safe.
-        confidence: score threshold in [0, 1]. Each class of a box with a higher score is a separate detection; one box
+        confidence: score threshold in [0, 1]. Each class of a box with a higher score is a separate detection. One box
             can therefore be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is applied to each class separately.
-        classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all.
+        classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all classes.
         size: side length of the square network input in pixels; None for the detector's default. The size of an
-            exported file is fixed; for other weights, it must be a multiple of the model's largest stride.
+            exported file is fixed. For other weights, the size must be a multiple of the model's largest stride.
 
     Returns:
         :class:`~chromabox.detect.detections.Detections` in decreasing order of score: ``xyxy``, float32 [detections,
-        4], corners (left, top, right, bottom) of the boxes in pixels of the image, clipped to it; ``confidence``,
+        4], the left, top, right and bottom of the boxes in pixels of the image, clipped to the image; ``confidence``,
         float32 [detections], the scores in [0, 1]; ``class_id``, int64 [detections]; and ``class_names``, strings
         [detections].
 
     Raise UsageError for an unsupported image or an invalid option. Raise ChromaboxError, the base class of UsageError,
     if the image data cannot be decoded, the weights cannot be read, or a download fails.
     """
-    pixels = read_image(Path(image)).pixels if isinstance(image, str | PathLike) else to_pixels(image)[0]
+    if isinstance(image, str | PathLike):
+        check_not_url(str(image))
+        pixels = read_image(Path(image)).pixels
+    else:
+        pixels, _ = to_pixels(image)
+    if not isinstance(weights, OnnxDetector | str | PathLike):
+        raise UsageError(
+            f"weights has type {type(weights).__name__}: expected a name, a path or a detector from open_detector"
+        )
+    if isinstance(weights, OnnxDetector):
+        detector = weights
+    else:
+        path = Path(weights)
+        mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
+        detector = _load(weights if isinstance(weights, str) else path, mtime_ns, size)
     names = [classes] if isinstance(classes, str) else classes
-    detector = _resolve_detector(weights, size)
     return detect_image(pixels, detector, confidence=confidence, iou=iou, classes=names, size=size)
 
 
-def _resolve_detector(weights: Any, size: int | None) -> OnnxDetector:
-    """Return the given detector, or the one with the given name or path, which is loaded once per file version."""
-    if isinstance(weights, OnnxDetector):
-        return weights
-    if not isinstance(weights, str | PathLike):
-        raise UsageError(
-            f"weights has type {type(weights).__name__}: expected a name, a file or a detector from open_detector"
-        )
-    path = Path(weights)
-    mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
-    return _load(weights if isinstance(weights, str) else path, size, mtime_ns)
-
-
 @cache_models(maxsize=2)
-def _load(weights: str | Path, size: int | None, mtime_ns: int) -> OnnxDetector:
-    """Load a detector; ``mtime_ns`` is part of the cache key: a changed file is loaded again."""
+def _load(weights: str | Path, mtime_ns: int, size: int | None) -> OnnxDetector:
+    """Load a detector. ``mtime_ns`` is part of the cache key, so that a file is loaded again after a change."""
     return open_detector(weights, size=size)

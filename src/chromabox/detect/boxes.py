@@ -21,8 +21,7 @@ from chromabox.io.images import Pixels as Pixels
 Boxes = Float[np.ndarray, "boxes 4"]
 
 #: Numbers of boxes compared at a time: with each other, and with later boxes. The matrices fit in the CPU cache.
-_BLOCK_SIZE = 256
-_CHUNK_SIZE = 512
+_BLOCK_SIZE, _CHUNK_SIZE = 256, 512
 
 
 def xyxy_to_xywh(boxes: Boxes) -> Boxes:
@@ -36,7 +35,7 @@ def xyxy_to_cxcywh(boxes: Boxes) -> Boxes:
 
 
 def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
-    """Return the area of each box; 0 if its right side is left of its left side, or its bottom above its top."""
+    """Return the area of each box. The area is 0 if right is less than left or bottom is less than top."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
@@ -44,7 +43,7 @@ def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
 def iou(
     boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"]
 ) -> Float[np.ndarray, "boxes1 boxes2"]:
-    """Return the intersection over union of all pairs of boxes, 0 to 1; 0 if both boxes are empty."""
+    """Return the intersection over union of all pairs of boxes, in [0, 1]. It is 0 if both boxes have no area."""
     intersection = intersection_area(boxes1, boxes2)
     union = np.add.outer(box_area(boxes1), box_area(boxes2)) - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
@@ -73,15 +72,14 @@ def nms(
 ) -> Int64[np.ndarray, " kept"]:
     """Apply non-maximum suppression per class; return the indices of the kept boxes in decreasing order of score.
 
-    A box is removed if its IoU with a kept box of the same class and a higher score exceeds ``iou_threshold``, 0 to 1.
-    Among equal scores, the box with the lower index is kept. IoUs are computed in float32.
+    A box is removed if its IoU with a kept box of the same class and a higher score exceeds ``iou_threshold``, which is
+    in [0, 1]. Among boxes with equal scores, the box with the lower index is kept. IoUs are computed in float32.
 
     Raise UsageError if the threshold is out of range.
     """
     if not 0 <= iou_threshold <= 1:
         raise UsageError(f"iou is {iou_threshold}: expected a number from 0 to 1")
-    by_score = np.argsort(-scores, kind="stable")
-    order = by_score[np.argsort(class_ids[by_score], kind="stable")]
+    order = np.lexsort((-scores, class_ids))
     sorted_boxes = boxes[order].astype(np.float32)
     ends = np.flatnonzero(np.diff(class_ids[order], append=-1)) + 1
     keep = np.zeros(len(order), bool)
@@ -94,59 +92,48 @@ def nms(
 def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
     """Return which boxes of one class, given in decreasing order of score, are kept.
 
-    The boxes are processed in blocks. The remaining boxes of a block are compared with each other; those that are kept
-    are then compared with all later boxes.
+    The boxes are processed in blocks. The remaining boxes of a block are compared with each other. The boxes that are
+    kept are then compared with all later boxes.
     """
     keep = np.ones(len(boxes), bool)
     for start in range(0, len(boxes), _BLOCK_SIZE):
         block = start + np.flatnonzero(keep[start : start + _BLOCK_SIZE])
-        overlaps = _exceeds_iou(boxes[block], boxes[block], threshold)
-        keep[block] = _suppress_within_block(overlaps)
-        block = block[keep[block]]
+        overlaps = np.triu(_exceeds_iou(boxes[block], boxes[block], threshold), 1)
+        # A box is kept if no earlier kept box overlaps it. The iteration converges to this solution, which is unique.
+        is_kept, previous = np.ones(len(block), bool), np.zeros(len(block), bool)
+        while (is_kept != previous).any():
+            previous = is_kept.copy()
+            is_kept[:] = ~overlaps[previous].any(axis=0)
+        keep[block] = is_kept
         later = start + _BLOCK_SIZE + np.flatnonzero(keep[start + _BLOCK_SIZE :])
         for chunk in np.split(later, range(_CHUNK_SIZE, len(later), _CHUNK_SIZE)):
-            keep[chunk] = ~_exceeds_iou(boxes[block], boxes[chunk], threshold).any(axis=0)
+            keep[chunk] = ~_exceeds_iou(boxes[block[is_kept]], boxes[chunk], threshold).any(axis=0)
     return keep
 
 
 def _exceeds_iou(
     boxes1: Float32[np.ndarray, "boxes1 4"], boxes2: Float32[np.ndarray, "boxes2 4"], threshold: float
 ) -> Bool[np.ndarray, "boxes1 boxes2"]:
-    """Return whether the IoU of each pair exceeds ``threshold``: s / (a + b − s) > t iff s > t (a + b) / (1 + t)."""
+    """Return whether the IoU of each pair of boxes exceeds ``threshold``.
+
+    For areas a and b and an intersection s, s / (a + b − s) > t is equivalent to s > t (a + b) / (1 + t).
+    """
     factor = np.float32(threshold / (1 + threshold))
     return intersection_area(boxes1, boxes2) > np.add.outer(box_area(boxes1) * factor, box_area(boxes2) * factor)
 
 
-def _suppress_within_block(overlaps: Bool[np.ndarray, "boxes boxes"]) -> Bool[np.ndarray, " boxes"]:
-    """Return which boxes, given in decreasing order of score, are kept: each kept box suppresses those it overlaps.
-
-    Each row of the matrix is packed into one integer with a bit per column, which makes suppression a bitwise OR.
-    """
-    rows = np.packbits(overlaps, axis=1, bitorder="little")
-    width = rows.shape[1]
-    data = rows.tobytes()
-    suppressed = 0
-    keep = np.ones(len(overlaps), bool)
-    # A box that overlaps only itself is kept and suppresses no other box.
-    for index in np.flatnonzero(overlaps.sum(axis=1) > 1).tolist():
-        if suppressed >> index & 1:
-            keep[index] = False
-        else:
-            suppressed |= int.from_bytes(data[index * width : (index + 1) * width], "little")
-    return keep
-
-
 @dataclass(frozen=True)
 class Letterbox:
-    """Placement of an image in the square input of a model: resized to whole pixels, centred, padded with grey.
+    """Placement of an image in the square input of a model: resized, centred and padded with grey.
 
     Args:
         image_size: height and width of the image in pixels.
         canvas_size: side length of the square in pixels.
-        inner_size: height and width of the resized image inside the square.
+        inner_size: height and width of the resized image inside the square, in pixels.
         fill: grey value of the padding, in [0, 1].
-        sampling: ``corners``: the centres of the outermost pixels coincide, as in Darknet's resizing; ``edges``: the
-            edges of the images coincide, as in OpenCV and most other libraries. Both are bilinear without antialiasing.
+        sampling: alignment of the image with the resized image. With ``corners``, the centres of the corner pixels are
+            aligned, as in Darknet. With ``edges``, the edges of the images are aligned, as in OpenCV and most other
+            libraries. The interpolation is bilinear without antialiasing in both cases.
     """
 
     image_size: tuple[int, int]
@@ -157,12 +144,12 @@ class Letterbox:
 
     @property
     def top(self) -> int:
-        """First row of the resized image in the square; odd padding has its extra pixel at the bottom."""
+        """First row of the resized image in the square. If the padding is odd, the extra row is at the bottom."""
         return (self.canvas_size - self.inner_size[0]) // 2
 
     @property
     def left(self) -> int:
-        """First column of the resized image in the square; odd padding has its extra pixel on the right."""
+        """First column of the resized image in the square. If the padding is odd, the extra column is on the right."""
         return (self.canvas_size - self.inner_size[1]) // 2
 
     def apply_boxes(self, boxes: Boxes) -> Boxes:
@@ -171,10 +158,7 @@ class Letterbox:
         return boxes * scale + offset
 
     def invert_boxes(self, boxes: Boxes) -> Boxes:
-        """Convert boxes from coordinates in the square to image coordinates: the inverse of :meth:`apply_boxes`.
-
-        Boxes are not clipped.
-        """
+        """Convert boxes from coordinates in the square to image coordinates. The boxes are not clipped to the image."""
         scale, offset = self._scale_and_offset
         return (boxes - offset) / scale
 
@@ -192,22 +176,20 @@ class Letterbox:
         return np.array([x, y, x, y]), np.tile([float(self.left), float(self.top)], 2)
 
 
-def darknet_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 0.5) -> Letterbox:
-    """Return Darknet's letterbox: the longer side fills the square; the shorter side is rounded down.
+def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
+    """Return the letterbox with which weights of a variant were trained. ``image_size`` is height and width.
 
-    ``image_size`` is height and width. ``fill`` is the grey value of the padding, in [0, 1].
+    The longer side fills the square. The shorter side is rounded down as in Darknet, or to the nearest integer as in
+    Ultralytics.
     """
-    height, width = (max(side * canvas_size // max(image_size), 1) for side in image_size)
-    return Letterbox(image_size, canvas_size, (height, width), fill, "corners")
-
-
-def ultralytics_letterbox(image_size: tuple[int, int], canvas_size: int, *, fill: float = 114 / 255) -> Letterbox:
-    """Return Ultralytics' letterbox: the longer side fills the square; the shorter side is rounded to whole pixels.
-
-    ``image_size`` is height and width. ``fill`` is the grey value of the padding, in [0, 1].
-    """
-    height, width = (max(round(side * canvas_size / max(image_size)), 1) for side in image_size)
-    return Letterbox(image_size, canvas_size, (height, width), fill, "edges")
+    longer_side = max(image_size)
+    if variant.decode == "exp":
+        height, width = (max(side * canvas_size // longer_side, 1) for side in image_size)
+    else:
+        height, width = (max(round(side * canvas_size / longer_side), 1) for side in image_size)
+    sampling: Literal["corners", "edges"] = "corners" if variant.decode == "exp" else "edges"
+    fill = variant.letterbox_grey
+    return Letterbox((image_size[0], image_size[1]), canvas_size, (height, width), fill, sampling)
 
 
 def resize_bilinear(
@@ -215,12 +197,13 @@ def resize_bilinear(
 ) -> Float32[np.ndarray, "3 new_height new_width"]:
     """Resize an image to ``size`` (height, width) without antialiasing; return RGB in [0, 1].
 
-    Each new pixel is interpolated from the four nearest old pixels. ``sampling`` is explained in :class:`Letterbox`.
+    Each output pixel is interpolated from the four nearest input pixels. ``sampling`` is described in
+    :class:`Letterbox`.
     """
     (top, bottom, row_weights), (left, right, column_weights) = (
         _bilinear_weights(old, new, sampling) for old, new in zip(pixels.shape[:2], size, strict=True)
     )
-    # Interpolate whole rows vertically first, then horizontally, channel by channel: long contiguous runs are fast.
+    # Rows are interpolated before columns, and each channel separately, because NumPy is fast on long contiguous rows.
     # The vertical weights include the scaling to [0, 1].
     unit = np.float32(1 / np.iinfo(pixels.dtype).max)
     bottom_weights = (row_weights * unit)[:, None]
@@ -236,19 +219,11 @@ def resize_bilinear(
 def _bilinear_weights(
     old_size: int, new_size: int, sampling: Literal["corners", "edges"]
 ) -> tuple[Int64[np.ndarray, " new"], Int64[np.ndarray, " new"], Float32[np.ndarray, " new"]]:
-    """Return, for each new pixel along one axis, the old pixels before and after it, and the weight of the latter."""
-    if sampling == "corners":
-        # As in Darknet, a single new pixel takes the value of the last old pixel.
-        position = (
-            np.full(1, old_size - 1.0) if new_size == 1 else np.arange(new_size) * ((old_size - 1) / (new_size - 1))
-        )
-    else:
-        position = np.clip((np.arange(new_size) + 0.5) * (old_size / new_size) - 0.5, 0, old_size - 1)
-    before = np.minimum(np.floor(position).astype(np.int64), old_size - 1)
-    return before, np.minimum(before + 1, old_size - 1), (position - before).astype(np.float32)
-
-
-def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
-    """Return the letterbox used to train weights of a variant. ``image_size`` is height and width."""
-    make_letterbox = darknet_letterbox if variant.decode == "exp" else ultralytics_letterbox
-    return make_letterbox((image_size[0], image_size[1]), canvas_size, fill=variant.letterbox_grey)
+    """Return the two nearest input pixels of each output pixel along one axis, and the weight of the second."""
+    position = np.clip((np.arange(new_size) + 0.5) * (old_size / new_size) - 0.5, 0, old_size - 1)
+    if sampling == "corners" and new_size > 1:
+        position = np.arange(new_size) * ((old_size - 1) / (new_size - 1))
+    elif sampling == "corners":  # As in Darknet, a single output pixel has the value of the last input pixel.
+        position = np.full(1, old_size - 1.0)
+    first = np.minimum(np.floor(position).astype(np.int64), old_size - 1)
+    return first, np.minimum(first + 1, old_size - 1), (position - first).astype(np.float32)

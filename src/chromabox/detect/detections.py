@@ -14,13 +14,13 @@ from chromabox.errors import missing_package
 class Detections:
     """Detections in one image, in decreasing order of confidence.
 
-    Indexing with a slice, a boolean mask or an array of indices selects detections; indexing with an integer returns a
-    single detection, also as ``Detections``. Iteration yields single detections::
+    Indexing with a slice, a boolean mask or an array of indices selects detections. Indexing with an integer returns a
+    single detection, which is also a ``Detections`` object. Iteration yields single detections::
 
         people = detections[(detections.class_names == "person") & (detections.confidence > 0.6)]
 
     Args:
-        xyxy: left, top, right, bottom of the boxes in pixels of the image.
+        xyxy: left, top, right and bottom of the boxes in pixels of the image.
         confidence: scores in [0, 1].
         class_id: indices of the classes.
         class_names: names of the classes, as strings.

@@ -24,8 +24,8 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
         save_results(output, report.as_json())
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
-        counts = f"{copy.num_images} images, {copy.num_boxes} boxes, {len(copy.changes)} changes"
-        print(f"{copy.folder}: {counts} (repair.json)")
+        counts = f"{copy['pictures']} images, {copy['boxes']} boxes, {len(copy['changes'])} changes"
+        print(f"{clean_copy}: {counts} (repair.json)")
     return report
 
 

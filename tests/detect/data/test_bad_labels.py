@@ -46,7 +46,7 @@ YOLO = {
     "pixels for fractions": BadLine("0 50 25 20 10", "out of range"),
     "beyond the right edge": BadLine("0 0.9 0.5 0.4 0.2", "out of range", (70, 20, 100, 30), "10.0 pixels beyond"),
     "beyond the upper left": BadLine("0 0 0 0.2 0.2", "out of range", (0, 0, 10, 5), "10.0 pixels beyond"),
-    "duplicate": BadLine(GOOD, "duplicate label", message="same as 1"),
+    "duplicate": BadLine(GOOD, "duplicate label", message="same class and box as label 1"),
     "the whole image": BadLine("0 0.5 0.5 1 1", "huge box", (0, 0, 100, 50), "covers the whole image"),
 }
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage import data as skimage_data
 
-from chromabox.detect.data.duplicates import dhash, find_duplicates, fingerprint, fingerprints
+from chromabox.detect.data.duplicates import dhash, find_duplicates, fingerprints
 from detection_fixtures import make_image
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
@@ -50,13 +50,13 @@ def test_changed_copy_is_a_duplicate_of_its_original_only(
 def test_identical_files_are_exact_duplicates(photographs: dict[str, Path], tmp_path: Path) -> None:
     copy = tmp_path / "copy.png"
     copy.write_bytes(photographs["coffee"].read_bytes())
-    pairs = find_duplicates([fingerprint(photographs["coffee"]), fingerprint(copy)])
+    pairs = find_duplicates(fingerprints([photographs["coffee"], copy])[0])
     assert [(pair.exact, pair.hash_distance) for pair in pairs] == [(True, 0)]
 
 
 def test_horizontally_flipped_image_is_not_a_duplicate(photographs: dict[str, Path], tmp_path: Path) -> None:
     Image.open(photographs["coffee"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "a.png")
-    assert find_duplicates([fingerprint(photographs["coffee"]), fingerprint(tmp_path / "a.png")]) == []
+    assert find_duplicates(fingerprints([photographs["coffee"], tmp_path / "a.png"])[0]) == []
 
 
 def test_images_of_one_grey_value_are_duplicates_only_if_identical(tmp_path: Path) -> None:

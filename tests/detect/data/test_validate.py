@@ -49,7 +49,7 @@ def test_all_issues_are_found(report: DatasetReport) -> None:
 
 def test_boxes_and_unlabelled_images_are_counted(report: DatasetReport) -> None:
     assert report.box_counts == {"train": {"cat": 1, "dog": 3}, "val": {"cat": 0, "dog": 3}}
-    assert [path.name for path in report.unlabelled] == ["c.png"]
+    assert [Path(path).name for path in report.as_json()["empty"]] == ["c.png"]
 
 
 def test_duplicates_across_splits_are_found(report: DatasetReport) -> None:

@@ -31,9 +31,10 @@ def make_invalid_dataset(folder: Path) -> Path:
 def test_copy_of_an_invalid_dataset_is_valid(tmp_path: Path) -> None:
     source = make_invalid_dataset(tmp_path / "data")
     before = read_all_files(source)
-    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "new" / "copy")
+    copy = tmp_path / "new" / "copy"
+    result = write_clean_copy(validate_dataset(source), source, copy)
     assert read_all_files(source) == before
-    validated = validate_dataset(copy.folder)
+    validated = validate_dataset(copy)
     assert validated.is_valid
     assert validated.data.classes == ("cat", "dog")
     assert [(sample.split, sample.path.name) for sample in validated.data.samples] == [
@@ -42,17 +43,17 @@ def test_copy_of_an_invalid_dataset_is_valid(tmp_path: Path) -> None:
         ("val", "e.png"),
     ]
     np.testing.assert_allclose(validated.data.samples[0].boxes, [(25, 15, 75, 35), (70, 20, 100, 30)], atol=1e-5)
-    assert (copy.num_images, copy.num_boxes) == (3, 3)
-    report = json.loads((copy.folder / "repair.json").read_text())
-    assert report["changes"] == list(copy.changes)
-    locations = [line.split(": ")[0].removeprefix(str(source)) for line in copy.changes]
+    assert (result["pictures"], result["boxes"]) == (3, 3)
+    assert json.loads((copy / "repair.json").read_text()) == result
+    locations = [line.split(": ")[0].removeprefix(str(source)) for line in result["changes"]]
     assert locations == ["/labels/train/a.txt:2", "/labels/train/a.txt:3", "/images/train/b.png", "/images/train/c.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["copy"]
 
 
 def test_copy_shares_no_file_with_the_original(tmp_path: Path) -> None:
     source = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
-    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
+    copy = tmp_path / "copy"
+    write_clean_copy(validate_dataset(source), source, copy)
     names = ("images/train/a.png", "labels/train/a.txt")
     assert not [name for name in names if os.path.samefile(source / name, copy / name)]
 
@@ -73,7 +74,8 @@ def test_output_that_exists_or_is_inside_the_source_is_rejected(tmp_path: Path) 
 
 def test_images_with_the_same_name_are_both_kept(tmp_path: Path) -> None:
     source = make_yolo_dataset(tmp_path / "data", {"train/one/a": DOG, "train/two/a": "", "val/b": DOG})
-    copy = write_clean_copy(validate_dataset(source), source, tmp_path / "copy").folder
+    copy = tmp_path / "copy"
+    write_clean_copy(validate_dataset(source), source, copy)
     data = load_detection_dataset(copy, "train")
     assert [(sample.path.name, len(sample.boxes)) for sample in data.samples] == [("a-2.png", 0), ("a.png", 1)]
 
@@ -92,6 +94,6 @@ def test_valid_boxes_are_unchanged(
     lines = "".join(f"1 {x!r} {y!r} {width!r} {height!r}\n" for x, y, width, height in labels)
     source = make_yolo_dataset(folder / "data", {"train/a": lines, "val/b": DOG})
     report = validate_dataset(source)
-    copy = write_clean_copy(report, source, folder / "copy").folder
-    original, copied = report.data.samples[0], load_detection_dataset(copy, "train").samples[0]
+    write_clean_copy(report, source, folder / "copy")
+    original, copied = report.data.samples[0], load_detection_dataset(folder / "copy", "train").samples[0]
     np.testing.assert_allclose(copied.boxes, original.boxes, atol=1e-5)

@@ -18,7 +18,7 @@ from chromabox.detect.evaluation.evaluate import (
     find_leaks,
 )
 from chromabox.detect.evaluation.metrics import ImagePredictions
-from chromabox.detect.inference.predict import FileResult
+from chromabox.detect.inference.predict import InferenceOptions
 from chromabox.detect.models.architecture import DARKNET, yolov3_tiny
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights.load import Detector
@@ -43,15 +43,13 @@ def detector() -> Detector:
 
 def replace_predictions(
     monkeypatch: pytest.MonkeyPatch, results: dict[str, Detections | str]
-) -> list[dict[str, object]]:
+) -> list[InferenceOptions]:
     """Replace the detector by fixed results for each file name (a string is an error); return the options of calls."""
-    calls: list[dict[str, object]] = []
+    calls: list[InferenceOptions] = []
 
-    def detect_files(paths: Sequence[Path], detector: object, **options: object) -> Iterator[FileResult]:
+    def detect_files(paths: Sequence[Path], detector: object, options: InferenceOptions) -> Iterator[Detections | str]:
         calls.append(options)
-        for path in paths:
-            result = results[path.stem]
-            yield FileResult(path, error=result) if isinstance(result, str) else FileResult(path, detections=result)
+        yield from (results[path.stem] for path in paths)
 
     monkeypatch.setattr(evaluate, "detect_files", detect_files)
     return calls
@@ -69,7 +67,7 @@ def test_perfect_predictions_give_full_metrics(
     perfect = make_detections([DOG_BOX, CAT_BOX], [0.9, 0.8], [1, 2])
     calls = replace_predictions(monkeypatch, {"b": perfect, "c": make_detections([], [], [])})
     result = evaluate_detector(detector, data.split("val"), size=416, num_resamples=50)
-    assert calls == [{"confidence": 0.005, "iou": 0.45, "classes": None, "size": 416}]
+    assert calls == [InferenceOptions(confidence=0.005, iou=0.45, class_ids=None, size=416)]
     summary = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert (summary["ap"], summary["ap50"], summary["ap_interval"]) == (1, 1, [1, 1])
     assert summary["course"]["ap50"] == pytest.approx(0.995)

@@ -8,7 +8,6 @@ from chromabox.detect.data.dataset import Sample
 from chromabox.detect.evaluation.metrics import (
     IOU_THRESHOLDS,
     ImagePredictions,
-    crowd_overlap,
     greedy_pairs,
     match_coco,
 )
@@ -63,9 +62,10 @@ def test_images_without_detections_give_empty_matches() -> None:
     assert matches.num_truths.tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
-def test_crowd_overlap_equals_hand_calculation() -> None:
-    overlaps = crowd_overlap(np.array([BOX, (3.0, 3.0, 3.0, 3.0)]), np.array([(5.0, 0.0, 20.0, 20.0)]))
-    np.testing.assert_allclose(overlaps, [[0.5], [0.0]])
+def test_detection_without_area_is_counted_on_a_crowd() -> None:
+    crowd = make_truth([(0, 0, 100, 100)], [True])
+    matches = match_coco([make_prediction([(3, 3, 3, 3)], [0.9])], [crowd], 1)
+    assert matches.is_counted.all()
 
 
 def test_greedy_pairs_start_with_the_highest_overlap() -> None:

@@ -54,6 +54,7 @@ def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detecto
     boxes = [row["bbox"] for row in rows if row["file_name"] == "a.png"]
     np.testing.assert_allclose(np.array(boxes)[:, :2], expected.xyxy[:, :2], atol=0.01)
     assert len((out / "labels" / "a.txt").read_text().splitlines()) == len(expected)
+    assert (out / "labels" / "classes.txt").read_text().splitlines() == list(detector.classes)
     assert (read_image(out / "a.png").pixels != read_image(folder / "a.png").pixels).any()
 
 
@@ -106,6 +107,7 @@ def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, 
         ([], "out", (), "no input given: expected at least one"),
         (["nowhere.png"], "out", (), "nowhere.png does not exist"),
         (["nowhere.mp4"], "out", (), "nowhere.mp4 does not exist"),
+        (["https://example.org/a.jpg"], "out", (), "^https://example.org/a.jpg is an address, and addresses are not"),
         (["a.png"], "a.png", (), "is the input"),
         (["video.mp4"], "video.mp4", (), "is the input"),
         (["a.png"], "b.json", ("csv",), "a single file cannot contain csv"),

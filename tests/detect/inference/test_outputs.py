@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import (
     ImageDetections,
     annotate,
-    coco_results,
-    write_class_names,
     write_coco_results,
     write_csv,
     write_yolo_labels,
@@ -38,30 +37,34 @@ NO_DETECTIONS = Detections(
 )
 
 
+def write_and_read_coco(
+    folder: Path, name: str, detections: Detections, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Write the COCO results of an image and return the rows of the file."""
+    path = folder / "new" / "found.json"
+    write_coco_results(path, [ImageDetections(name, (120, 200), detections)], classes)
+    assert [path.name for path in path.parent.iterdir()] == ["found.json"]
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
+
+
 def test_coco_results_have_category_ids_of_coco_and_xywh_boxes(tmp_path: Path) -> None:
-    rows = coco_results([ImageDetections("val/000000000139.jpg", (120, 200), DETECTIONS)], COCO_CLASSES)
+    rows = write_and_read_coco(tmp_path, "val/000000000139.jpg", DETECTIONS, COCO_CLASSES)
     # instances_val2017.json: dog is 18, toothbrush is 90.
     assert [(row["image_id"], row["category_id"], row["bbox"]) for row in rows] == [
         (139, 18, [10, 20, 40, 80]),
         (139, 90, [100, 40, 80, 50]),
     ]
-    path = tmp_path / "new" / "found.json"
-    write_coco_results(path, rows)
-    assert json.loads(path.read_text(encoding="utf-8")) == rows
-    assert [path.name for path in path.parent.iterdir()] == ["found.json"]
 
 
-def test_other_classes_are_numbered_from_one_and_image_ids_are_names() -> None:
+def test_other_classes_are_numbered_from_one_and_image_ids_are_names(tmp_path: Path) -> None:
     names = tuple(f"class {index}" for index in range(80))
-    (first, _) = coco_results([ImageDetections("in/dog.jpg", (120, 200), DETECTIONS)], names)
+    (first, _) = write_and_read_coco(tmp_path, "in/dog.jpg", DETECTIONS, names)
     assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
 
 
 def test_coco_results_without_detections_are_an_empty_list(tmp_path: Path) -> None:
-    write_coco_results(
-        tmp_path / "none.json", coco_results([ImageDetections("a.jpg", (1, 1), NO_DETECTIONS)], COCO_CLASSES)
-    )
-    assert json.loads((tmp_path / "none.json").read_text()) == []
+    assert write_and_read_coco(tmp_path, "a.jpg", NO_DETECTIONS, COCO_CLASSES) == []
 
 
 def test_csv_has_frames_and_corners(tmp_path: Path) -> None:
@@ -84,8 +87,6 @@ def test_yolo_labels_equal_hand_calculation(tmp_path: Path) -> None:
     assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
     write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NO_DETECTIONS))
     assert (tmp_path / "b.txt").read_text() == ""
-    write_class_names(tmp_path / "classes.txt", COCO_CLASSES)
-    assert (tmp_path / "classes.txt").read_text().splitlines()[16] == "dog"
 
 
 def test_unwritable_path_is_rejected(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.boxes import darknet_letterbox, iou, letterbox_for
-from chromabox.detect.inference.predict import detect_files, detect_image, postprocess
+from chromabox.detect.boxes import iou, letterbox_for
+from chromabox.detect.inference.predict import InferenceOptions, detect_files, detect_image, postprocess
 from chromabox.detect.models.architecture import DARKNET, ULTRALYTICS_9_0, VARIANTS
 from chromabox.detect.models.darknet import decode_all
 from chromabox.errors import UsageError
@@ -23,7 +23,7 @@ def make_pixels(height: int = 120, width: int = 200, seed: int = 0) -> np.ndarra
 
 def test_boxes_are_decoded_and_mapped_to_the_image() -> None:
     detector, pixels = make_small_detector(), make_pixels()
-    letterbox = darknet_letterbox((120, 200), 96)
+    letterbox = letterbox_for((120, 200), 96, DARKNET)
     with torch.inference_mode():
         outputs = detector.model(torch.from_numpy(letterbox.apply_image(pixels))[None])
     boxes, scores = (part[0].numpy() for part in decode_all(outputs, detector.architecture, detector.variant, 96))
@@ -114,25 +114,25 @@ def test_files_are_processed_in_order_and_a_corrupt_file_gives_an_error(tmp_path
         write_image(path, make_pixels(40 + index, 60, seed=index))
     paths[3].write_bytes(b"not an image")
     detector = make_small_detector()
-    results = list(detect_files(paths, detector, **EXACT, workers=3))
-    assert [result.path for result in results] == paths
-    assert [result.error is None for result in results] == [True] * 3 + [False] + [True] * 3
-    for index in (0, 6):
+    options = InferenceOptions.for_detector(detector, 0.3, 1.0, None, 96)
+    results = list(detect_files(paths, detector, options, workers=3))
+    assert str(results.pop(3)).startswith(f"{paths.pop(3)} is not an image")
+    for path, result in zip(paths, results, strict=True):
+        index = int(path.stem)
         expected = detect_image(make_pixels(40 + index, 60, seed=index), detector, **EXACT)
-        np.testing.assert_allclose(results[index].detections.xyxy, expected.xyxy, atol=1e-3)
+        np.testing.assert_allclose(result.xyxy, expected.xyxy, atol=1e-3)
 
 
 def test_detect_files_rejects_invalid_options_before_the_first_file() -> None:
+    detector = make_small_detector()
     with pytest.raises(UsageError, match="workers is 0"):
-        detect_files([], make_small_detector(), workers=0)
-    with pytest.raises(UsageError, match="iou is 2"):
-        detect_files([], make_small_detector(), iou=2.0)
+        detect_files([], detector, InferenceOptions.for_detector(detector, 0.3, 1.0, None, None), workers=0)
 
 
 #: Two boxes of IoU 0.6 and a distant one, in an input of 64 pixels.
 BOXES = np.array([[0, 0, 40, 40], [10, 0, 50, 40], [44, 44, 64, 64]], np.float32)
 #: A square image of twice the size of the input.
-SQUARE = darknet_letterbox((128, 128), 64)
+SQUARE = letterbox_for((128, 128), 64, DARKNET)
 
 
 def test_every_class_above_the_threshold_is_a_detection() -> None:
@@ -172,7 +172,9 @@ def test_boxes_are_clipped_to_the_image_and_those_in_the_padding_are_removed() -
     # 96 pixels of the input show 200 columns of the image; 57 rows from row 19 on show its 120 rows.
     boxes = np.array([[-9, 10, 48, 47.5], [0, 0, 96, 18], [10, 77, 20, 90], [90, 70, 99, 99]], np.float32)
     scores = np.array([[0.9], [0.8], [0.7], [0.6]], np.float32)
-    clipped, kept_scores, _ = postprocess(boxes, scores, darknet_letterbox((120, 200), 96), confidence=0.1, iou=0.5)
+    clipped, kept_scores, _ = postprocess(
+        boxes, scores, letterbox_for((120, 200), 96, DARKNET), confidence=0.1, iou=0.5
+    )
     np.testing.assert_allclose(kept_scores, [0.9, 0.6], rtol=1e-6)
     np.testing.assert_allclose(clipped, [[0, 0, 100, 60], [187.5, 51 * 120 / 57, 200, 120]], rtol=1e-6)
 

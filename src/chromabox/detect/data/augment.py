@@ -1,7 +1,7 @@
 """Model inputs from a dataset: augmented training samples, determined by a seed, and letterboxed validation samples.
 
-An augmented sample is computed in one step from the decoded images: the position of each image is computed first, then
-each pixel is sampled once, bilinearly and without antialiasing, as in detection.
+An augmented sample is computed in one step from the decoded images. The position of each image is computed first. Each
+pixel is then sampled once, bilinearly and without antialiasing, as in detection.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,13 @@ TrainImage = UInt8[np.ndarray, "3 side side"]
 #: Class index, and centre x, centre y, width and height as fractions of the side length of the training image.
 TrainBoxes = Float32[np.ndarray, "boxes 5"]
 
-#: A box is used for training if at least this fraction of its area and this many pixels of each side are visible.
+#: Minimum visible fraction of the area, and minimum visible width and height in pixels, of a box used for training.
 MIN_VISIBLE_FRACTION, MIN_BOX_SIDE = 0.1, 2.0
 
-#: Fractions of the width and height of each image that lie to the left of and above the point where the images meet.
-_MOSAIC_OFFSETS: tuple[tuple[float, float], ...] = ((1, 1), (0, 1), (1, 0), (0, 0))
-_CENTRED_OFFSET: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
+#: Position of the point where the images of a mosaic meet, as fractions of the width and height of each image.
+_MOSAIC_OFFSETS = ((1, 1), (0, 1), (1, 0), (0, 0))
+#: Grey value, 0 to 255, of areas that no image covers.
+_FILL = 114
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,13 @@ class Augmentation:
     """Parameters of data augmentation.
 
     Args:
-        mosaic: fraction of the training samples that are mosaics of four images. The images meet at a random point in
-            the middle half of a canvas with twice the side length (Bochkovskiy et al. 2020, section 3.3).
-        scale: minimum and maximum scale factor, applied after fitting the longer side to the training image.
+        mosaic: fraction of the training samples that are mosaics of four images. The images meet at a random point of a
+            canvas with twice the side length, 1/4 to 3/4 of the canvas from its left and top (Bochkovskiy et al. 2020,
+            section 3.3).
+        scale: minimum and maximum scale factor. A factor of 1 fits the longer side of an image to the training image.
         translate: maximum shift of the centre along each axis, as a fraction of the side length.
-        hue, saturation, value: maximum relative change; each is multiplied by a random factor between 1 − x and 1 + x.
+        hue, saturation, value: maximum relative change x. Each is multiplied by a random factor in [1 − x, 1 + x].
         hflip: fraction of the training samples that are flipped horizontally.
-        fill: grey value, 0 to 255, of areas that no image covers.
     """
 
     mosaic: float = 1.0
@@ -52,20 +53,10 @@ class Augmentation:
     saturation: float = 0.7
     value: float = 0.4
     hflip: float = 0.5
-    fill: int = 114
 
 
-#: Augmentations by recipe name: the course's, and one that also shows whole images at about their size in detection.
+#: Augmentations by recipe name. Half of the samples of ``default`` are single images at about their size in detection.
 AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, scale=(0.6, 1.4))}
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """One image in the training image: its scale, and the position of its upper left corner in pixels."""
-
-    sample: Sample
-    scale: float
-    corner: Float64[np.ndarray, "2"]
 
 
 def read_pixels(path: Path) -> RgbImage:
@@ -86,7 +77,8 @@ def augment_sample(
 
     Args:
         data: the dataset. A mosaic contains three more of its images, chosen at random.
-        seed: one or more non-negative integers (run, epoch, …). With ``index``, they determine all random choices.
+        index: index of the image in the dataset.
+        seed: one or more non-negative integers (run, epoch, …). ``seed`` and ``index`` determine all random choices.
         size: side length of the training image in pixels.
         recipe: ``course``, ``default`` or an `Augmentation`.
         read_image: function that returns the pixels of a file. A caching reader avoids repeated decoding.
@@ -97,17 +89,28 @@ def augment_sample(
         raise UsageError(f"recipe is {recipe!r}: expected {' or '.join(AUGMENTATIONS)}")
     augmentation = AUGMENTATIONS[recipe] if isinstance(recipe, str) else recipe
     rng = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), index])
-    tiles, window = _sample_tiles(data, index, size, augmentation, rng)
-    canvas = Image.new("RGB", (size, size), (augmentation.fill,) * 3)
-    for tile in tiles:
-        _paste(canvas, tile, window, read_image(tile.sample.path))
-    canvas = _jitter_hsv(canvas, augmentation, rng)
-    boxes = np.concatenate([_visible_boxes(tile, window, size) for tile in tiles])
-    pixels = np.asarray(canvas)
+    # The images are laid out on a canvas, which is then scaled and translated.
+    indices, offsets = np.array([index]), np.array([(0.5, 0.5)])
+    canvas_size, meeting_point = float(size), np.full(2, size / 2)
+    if rng.random() < augmentation.mosaic:
+        indices, offsets = rng.permutation([index, *rng.integers(0, len(data.samples), 3)]), np.array(_MOSAIC_OFFSETS)
+        canvas_size, meeting_point = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2)
+    scale = rng.uniform(*augmentation.scale)
+    centre = rng.uniform(0.5 - augmentation.translate, 0.5 + augmentation.translate, 2) * size
+    shift = centre - scale * canvas_size / 2
+    window = np.clip([shift, shift + scale * canvas_size], 0, size)
+    image = Image.new("RGB", (size, size), (_FILL,) * 3)
+    boxes = []
+    for sample, offset in zip((data.samples[number] for number in indices), offsets, strict=True):
+        fit = size / max(sample.size)
+        corner = scale * (meeting_point - fit * np.array(sample.size[::-1]) * offset) + shift
+        _paste(image, read_image(sample.path), scale * fit, corner, window)
+        boxes.append(_visible_boxes(sample.without_crowds, scale * fit, corner, window, size))
+    pixels, targets = np.asarray(_jitter_hsv(image, augmentation, rng)), np.concatenate(boxes)
     if rng.random() < augmentation.hflip:
         pixels = pixels[:, ::-1]
-        boxes[:, 1] = 1 - boxes[:, 1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), boxes
+        targets[:, 1] = 1 - targets[:, 1]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), targets
 
 
 def letterbox_sample(
@@ -123,47 +126,34 @@ def letterbox_sample(
     return letterbox.apply_image(pixels), boxes
 
 
-def _sample_tiles(
-    data: DetectionDataset, index: int, size: int, augmentation: Augmentation, rng: np.random.Generator
-) -> tuple[list[_Tile], Float64[np.ndarray, "2 2"]]:
-    """Choose the images of a training sample and their positions: laid out on a canvas, then scaled and translated.
+def _paste(
+    image: Image.Image,
+    pixels: RgbImage,
+    scale: float,
+    corner: Float64[np.ndarray, "2"],
+    window: Float64[np.ndarray, "2 2"],
+) -> None:
+    """Draw the part of the pixels that is visible in a window (upper left and lower right corners), scaled.
 
-    Also return the upper left and lower right corners of the visible part of the canvas, in pixels.
+    ``corner`` is the position of the upper left corner of the pixels in the image.
     """
-    if rng.random() < augmentation.mosaic:
-        chosen = rng.permutation([index, *rng.integers(0, len(data.samples), 3)])
-        canvas_size, centre, offsets = 2.0 * size, rng.uniform(0.5 * size, 1.5 * size, 2), _MOSAIC_OFFSETS
-    else:
-        chosen, canvas_size, centre, offsets = np.array([index]), float(size), np.full(2, size / 2), _CENTRED_OFFSET
-    scale = rng.uniform(*augmentation.scale)
-    middle = rng.uniform(0.5 - augmentation.translate, 0.5 + augmentation.translate, 2) * size
-    shift = middle - scale * canvas_size / 2
-    tiles = []
-    for sample, offset in zip((data.samples[number] for number in chosen), offsets, strict=True):
-        fit = size / max(sample.size)
-        corner = centre - fit * np.array(sample.size[::-1]) * offset
-        tiles.append(_Tile(sample, scale * fit, scale * corner + shift))
-    return tiles, np.clip([shift, shift + scale * canvas_size], 0, size)
-
-
-def _paste(canvas: Image.Image, tile: _Tile, window: Float64[np.ndarray, "2 2"], pixels: RgbImage) -> None:
-    """Draw the visible part of an image onto all pixels of the canvas whose centres it covers."""
-    sides = np.array(pixels.shape[1::-1]) * tile.scale
-    visible = np.maximum(tile.corner, window[0]), np.minimum(tile.corner + sides, window[1])
+    sides = np.array(pixels.shape[1::-1]) * scale
+    visible = np.maximum(corner, window[0]), np.minimum(corner + sides, window[1])
+    # Pixels of the image are drawn if their centres are in the visible part.
     (left, top), (right, bottom) = np.ceil(np.array(visible) - 0.5).astype(int).tolist()
     if right <= left or bottom <= top:
         return
-    step = 1 / tile.scale
-    x, y = ((left, top) - tile.corner) * step
+    step = 1 / scale
+    x, y = ((left, top) - corner) * step
     coefficients = (step, 0, x, 0, step, y)
     part = Image.fromarray(pixels).transform(
         (right - left, bottom - top), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
-    canvas.paste(part, (left, top))
+    image.paste(part, (left, top))
 
 
 def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Multiply hue, saturation and value by random factors. The hue wraps around; the others are clipped at 255."""
+    """Multiply hue, saturation and value by random factors. The hue wraps around. The other values are clipped."""
     gains = np.array([augmentation.hue, augmentation.saturation, augmentation.value])
     if not gains.any():
         return image
@@ -172,10 +162,11 @@ def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.G
     return image.convert("HSV").point(np.concatenate(tables).astype(np.uint8).tolist()).convert("RGB")
 
 
-def _visible_boxes(tile: _Tile, window: Float64[np.ndarray, "2 2"], size: int) -> TrainBoxes:
-    """Return the sufficiently visible boxes of one image, clipped to their visible parts."""
-    truth = tile.sample.without_crowds
-    boxes = truth.boxes * tile.scale + np.tile(tile.corner, 2)
+def _visible_boxes(
+    truth: Sample, scale: float, corner: Float64[np.ndarray, "2"], window: Float64[np.ndarray, "2 2"], size: int
+) -> TrainBoxes:
+    """Return the sufficiently visible boxes of an image that is pasted as in :func:`_paste`, clipped to the window."""
+    boxes = truth.boxes * scale + np.tile(corner, 2)
     clipped = np.concatenate([np.maximum(boxes[:, :2], window[0]), np.minimum(boxes[:, 2:], window[1])], 1)
     sides = np.maximum(clipped[:, 2:] - clipped[:, :2], 0)
     fraction = sides.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)

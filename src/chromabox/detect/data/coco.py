@@ -1,13 +1,12 @@
 """COCO annotations: one JSON file with `images`, `annotations` (x, y, width, height in pixels) and `categories`.
 
 Category ids may have gaps (COCO's 80 classes have ids up to 90). The classes are the categories in order of their ids,
-including those without boxes, such as the supercategory that Roboflow writes first.
+including categories without boxes, such as the supercategory that Roboflow writes first.
 """
 
 import contextlib
 import itertools
 import json
-import mmap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +19,13 @@ _REQUIRED_KEYS = ("images", "annotations", "categories")
 
 
 def coco_files(folder: Path) -> list[Path]:
-    """Return the .json files in a folder that are COCO box annotations; only those named instances_* if any exist."""
+    """Return the .json files in a folder with COCO annotations. If any are named instances*, return only those."""
     files = list(iter_files(folder, {".json"}))
-    instances = [path for path in files if path.name.startswith("instances")]
     found = []
-    for path in instances or files:
-        # Files can be 500 MB in size; they are searched without being parsed. An empty file cannot be mapped.
-        with (
-            contextlib.suppress(OSError, ValueError),
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            if all(content.find(f'"{key}"'.encode()) >= 0 for key in _REQUIRED_KEYS):
+    for path in [path for path in files if path.name.startswith("instances")] or files:
+        with contextlib.suppress(OSError):
+            content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
+            if all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS):
                 found.append(path)
     return found
 
@@ -46,19 +40,18 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     builder = DatasetBuilder()
     splits: dict[str, None] = {}
     categories: dict[int, str] = {}
-    by_name: dict[str, Path] = {}
+    by_name = {path.name: path for path in iter_files(root)}
     for file in files:
         content = _load_json(file)
         try:
             file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each") from error
+            raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each category") from error
         if categories and file_categories != categories:
             raise ChromaboxError(
-                f"{file}: the categories differ from those of {files[0]}; expected the same categories in all files"
+                f"{file}: the categories differ from the categories in {files[0]}; expected the same in all files"
             )
         categories = file_categories
-        by_name = by_name or {path.name: path for path in iter_files(root)}
         names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
         split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
         splits[split] = None
@@ -78,7 +71,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
 def _parse_annotations(
     annotations: list[Any], file: Path, category_ids: list[int], builder: DatasetBuilder
 ) -> dict[Any, list[RawLabel]]:
-    """Return the labels by image id; record an issue for each annotation that is not a valid box."""
+    """Return the labels by image id. Record an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
     class_ids: dict[Any, int] = {category_id: index for index, category_id in enumerate(category_ids)}
     for index, entry in enumerate(annotations):
@@ -86,11 +79,10 @@ def _parse_annotations(
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            # A list or an object is not an id and raises TypeError.
+            # A list or an object is not a valid id and raises TypeError.
             image_labels, class_id = labels[entry["image_id"]], class_ids.get(entry["category_id"])
         except (KeyError, TypeError, ValueError):
-            reason = "expected bbox with four numbers, image_id and category_id"
-            builder.drop("unreadable label", file, number, reason)
+            builder.drop("unreadable label", file, number, "expected bbox with four numbers, image_id and category_id")
             continue
         if class_id is None:
             builder.drop("unknown class", file, number, f"category_id {entry['category_id']} is not in categories")
@@ -101,7 +93,7 @@ def _parse_annotations(
 
 
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
-    """Find an image next to the file, in the usual folders, or, by its file name, anywhere below the root."""
+    """Return the path of an image: next to the file, in a usual folder, or anywhere in ``root`` by its file name."""
     parent = file.parent.parent
     folders = [file.parent, root, root / "images", root / split, root / "images" / split]
     candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]

@@ -1,7 +1,7 @@
-"""Detection datasets: samples, label validation, COCO class names, and helpers that list images and infer splits.
+"""Detection datasets: samples, label validation, COCO class names, and functions that list images and infer splits.
 
-An invalid label is fixed or dropped individually; the image and its other labels are kept. Every such case is recorded
-as a `LabelIssue` with its file and line.
+An invalid label is fixed or dropped individually. The image and its other labels are kept. Each invalid label is
+recorded as a `LabelIssue` with its file and line.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from chromabox.io.images import IMAGE_SUFFIXES, image_size
 RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
 """Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
-BoxTuple = tuple[float, float, float, float]
 DatasetFormat = Literal["yolo", "coco", "voc"]
 IssueType = Literal[
     "unreadable label",
@@ -38,12 +37,11 @@ IssueType = Literal[
     "label without picture",
 ]
 
-#: Number of pixels by which a box may extend beyond the image without being reported, to allow for rounding and for
+#: Number of pixels by which a box may extend beyond the image without an issue. This allows for rounding and for
 #: formats that count pixels from 1.
 BOX_EDGE_TOLERANCE = 1.0
 
-#: Boxes that cover at least this fraction of the image are reported as huge: they probably mark the image, not an
-#: object.
+#: Boxes that cover at least this fraction of the image are reported as huge. They probably do not mark an object.
 HUGE_BOX_FRACTION = 0.995
 
 
@@ -51,8 +49,8 @@ HUGE_BOX_FRACTION = 0.995
 class LabelIssue:
     """Issue with one label or image.
 
-    `line` is counted from 1 in text files and XML; for COCO JSON, it is the id of the annotation. If `dropped` is True,
-    the label or image is dropped; otherwise, it is used as described in `message`.
+    `line` is counted from 1 in text files and XML. In COCO JSON, `line` is the id of the annotation. If `dropped` is
+    True, the label or image is dropped. Otherwise, the label or image is used as described in `message`.
     """
 
     issue_type: IssueType
@@ -71,8 +69,8 @@ class Sample:
     """Image with its ground-truth boxes.
 
     `class_ids` are indices into the class names of the dataset. `size` is the height and width of the upright image.
-    `split` is "" if the files define no splits. `crowd_mask` (COCO's iscrowd) marks boxes around groups, which are
-    ignored in training and not counted as missed in evaluation.
+    `split` is "" if the files define no splits. `crowd_mask` (COCO's iscrowd) marks boxes around groups of objects.
+    Training ignores these boxes, and evaluation does not count them as missed.
     """
 
     path: Path
@@ -84,22 +82,24 @@ class Sample:
 
     @property
     def is_crowd(self) -> Bool[np.ndarray, " boxes"]:
-        """`crowd_mask`; all False if the files define none."""
+        """Whether each box is a crowd. All values are False without a `crowd_mask`."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
     @property
     def without_crowds(self) -> "Sample":
         """The sample without the boxes of crowds."""
-        kept = ~self.is_crowd
-        return replace(self, boxes=self.boxes[kept], class_ids=self.class_ids[kept], crowd_mask=None)
+        return self.select(~self.is_crowd)
+
+    def select(self, mask: Bool[np.ndarray, " boxes"]) -> "Sample":
+        """Return the sample with the boxes selected by a mask."""
+        return replace(self, boxes=self.boxes[mask], class_ids=self.class_ids[mask], crowd_mask=self.is_crowd[mask])
 
 
 @dataclass(frozen=True)
 class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
-    If `has_class_names` is True, the names come from the files; otherwise, they are the class numbers as text, since
-    YOLO folders need not contain class names.
+    If `has_class_names` is False, `classes` are the class numbers as text. YOLO folders need not contain class names.
     """
 
     samples: tuple[Sample, ...]
@@ -112,25 +112,31 @@ class DetectionDataset:
     def split(self, name: str) -> "DetectionDataset":
         """Return the images of one split. Raise UsageError if the name is not in `splits`."""
         if name not in self.splits:
-            known = ", ".join(self.splits) if any(self.splits) else "no split: the dataset has none"
-            raise UsageError(f"split {name} is not in the dataset: expected {known}")
+            known = f"expected {', '.join(self.splits)}" if any(self.splits) else "the dataset has no splits"
+            raise UsageError(f"split {name} is not in the dataset: {known}")
         return replace(self, samples=tuple(sample for sample in self.samples if sample.split == name), splits=(name,))
 
 
 def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
-    """Return the dataset with its labels as indices into a model's class names, and its class names not among them.
+    """Replace the class indices of a dataset with the indices of a model's classes, which are matched by name.
 
-    `classes` are the model's class names. Names are compared ignoring case, with "_" and "-" treated as spaces. Class
-    numbers of a dataset without class names are interpreted as the model's. Labels of classes that the model lacks are
-    dropped.
+    Names are compared ignoring case, with "_" and "-" treated as spaces. If the dataset has no class names, its class
+    numbers are used as the model's class indices. Labels of classes that the model lacks are dropped.
+
+    Args:
+        data: the dataset.
+        classes: the model's class names.
+
+    Returns:
+        The dataset with the model's class names, and the names of the dataset's classes that the model lacks.
 
     Raise ChromaboxError if there is no common class, or if a class number is too high.
     """
     if not data.has_class_names:
         if len(data.classes) > len(classes):
             raise ChromaboxError(
-                f"the dataset has no class names and class numbers up to {len(data.classes) - 1}, but the model has "
-                f"{len(classes)} classes; add the names in a data.yaml or classes.txt"
+                f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}, but the model "
+                f"has {len(classes)} classes; add the class names in a data.yaml or classes.txt"
             )
         return replace(data, classes=tuple(classes), has_class_names=True), ()
     indices = {normalise_name(name): index for index, name in enumerate(classes)}
@@ -143,10 +149,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
     samples = []
     for sample in data.samples:
         new_ids = table[sample.class_ids]
-        known = new_ids >= 0
-        samples.append(
-            replace(sample, boxes=sample.boxes[known], class_ids=new_ids[known], crowd_mask=sample.is_crowd[known])
-        )
+        samples.append(replace(sample, class_ids=new_ids).select(new_ids >= 0))
     unknown = tuple(name for name, index in zip(data.classes, table, strict=True) if index < 0)
     return replace(data, samples=tuple(samples), classes=tuple(classes)), unknown
 
@@ -157,7 +160,7 @@ def normalise_name(name: str) -> str:
 
 
 def utf8_safe(text: object) -> str:
-    """Return text that can be encoded as UTF-8. Bytes in file names that are not valid UTF-8 are escaped."""
+    """Return text that can be encoded as UTF-8. Bytes of file names that are not valid UTF-8 are escaped."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
@@ -167,12 +170,16 @@ def _preview(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class RawLabel:
-    """Label as read from a file, before validation: line, class index, and corners of the box in pixels."""
+    """Label as read from a file, before validation.
+
+    `box` is left, top, right and bottom in pixels, or in fractions of the image size if `as_fractions` is True.
+    """
 
     line: int
     class_id: int
-    box: BoxTuple
+    box: tuple[float, float, float, float]
     is_crowd: bool = False
+    as_fractions: bool = False
 
 
 def validate_labels(
@@ -187,12 +194,14 @@ def validate_labels(
     valid: dict[tuple[float, ...], RawLabel] = {}
     issues: list[LabelIssue] = []
     for label in labels:
-        left, top, right, bottom = label.box
+        x_unit, y_unit = (width, height) if label.as_fractions else (1, 1)
+        left, right = label.box[0] * x_unit, label.box[2] * x_unit
+        top, bottom = label.box[1] * y_unit, label.box[3] * y_unit
         box = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-        excess = max(abs(original - inside) for original, inside in zip(label.box, box, strict=True))
+        excess = max(box[0] - left, box[1] - top, right - box[2], bottom - box[3])
         key = (label.class_id, *(round(value, 2) for value in box))
         problem: tuple[IssueType, str, str] | None = None
-        if not all(map(math.isfinite, label.box)):
+        if not all(map(math.isfinite, (left, top, right, bottom))):
             problem = "unreadable label", "a number is not finite", "dropped"
         elif right <= left or bottom <= top:
             problem = "zero size", f"the box is {right - left:.6g} × {bottom - top:.6g} pixels", "dropped"
@@ -208,7 +217,7 @@ def validate_labels(
             if action == "dropped":
                 continue
         if key in valid:
-            message = f"same as {valid[key].line}; dropped"
+            message = f"same class and box as label {valid[key].line}; dropped"
             issues.append(LabelIssue("duplicate label", source, label.line, message, True))
         else:
             valid[key] = replace(label, box=box)
@@ -219,7 +228,7 @@ def validate_labels(
 
 
 class DatasetBuilder:
-    """Samples and issues collected while the files of a dataset are read."""
+    """Samples and issues that are collected while the files of a dataset are read."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -229,26 +238,17 @@ class DatasetBuilder:
         """Record a label or image that is dropped."""
         self.issues.append(LabelIssue(issue_type, path, line, f"{reason}; dropped", True))
 
-    def add_image(
-        self, path: Path, split: str, source: Path, labels: Iterable[RawLabel], *, as_fractions: bool = False
-    ) -> None:
-        """Add an image with its labels from the file `source`, or an issue if the image is missing or damaged.
+    def add_image(self, path: Path, split: str, source: Path, labels: Iterable[RawLabel]) -> None:
+        """Add an image with its labels from the file `source`. Record an issue if the image is missing or damaged.
 
-        Only the header of the image is read. With `as_fractions`, the boxes are in units of the image width and height.
+        Only the header of the image is read.
         """
         try:
-            height, width = image_size(path)
+            size = image_size(path)
         except ChromaboxError as error:
             self.drop("damaged picture" if path.is_file() else "missing picture", path, None, error)
             return
-        labels = list(labels)
-        if as_fractions:
-            labels = [
-                replace(label, box=(left * width, top * height, right * width, bottom * height))
-                for label in labels
-                for left, top, right, bottom in [label.box]
-            ]
-        sample, issues = validate_labels(labels, path, (height, width), split, source)
+        sample, issues = validate_labels(labels, path, size, split, source)
         self.samples.append(sample)
         self.issues += issues
 
@@ -262,9 +262,9 @@ class DatasetBuilder:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes `folder` if the block succeeds and is removed if it fails.
+    """Yield a temporary folder that is renamed to `folder` if the block succeeds and is removed if it fails.
 
-    `folder` must not exist or must be empty. Raise ChromaboxError if it cannot be written.
+    `folder` must be empty or must not exist. Raise ChromaboxError if `folder` cannot be written.
     """
     temporary = folder.with_name(f".{folder.name[:50]}.{uuid.uuid4().hex[:12]}")
     try:
@@ -274,10 +274,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         temporary.replace(folder)
     except OSError as error:
-        message = f"{folder}: cannot be written ({error.strerror or error}); use another folder"
-        raise ChromaboxError(message) from error
+        reason = error.strerror or error
+        raise ChromaboxError(f"{folder}: cannot be written ({reason}); use another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def format_labels(
+    class_ids: Int64[np.ndarray, " boxes"], values: Float64[np.ndarray, "boxes values"], number_format: str
+) -> str:
+    """Return YOLO labels: a line for each box with its class index and its values in the given format."""
+    rows = zip(class_ids.tolist(), values.tolist(), strict=True)
+    lines = [[str(class_id), *(format(value, number_format) for value in row)] for class_id, row in rows]
+    return "".join(f"{' '.join(words)}\n" for words in lines)
 
 
 #: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on it.
@@ -295,7 +304,7 @@ COCO_CLASSES = (
 
 
 def default_class_names(num_classes: int) -> tuple[str, ...]:
-    """Return the class names to use if none are given: COCO's for 80 classes, otherwise ``class 0``, ``class 1``, …"""
+    """Return the class names of a model without names: COCO's for 80 classes, otherwise ``class 0``, ``class 1``, …"""
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
@@ -316,5 +325,5 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXE
 
 
 def split_from_path(path: Path, root: Path) -> str:
-    """Return the outermost folder name between `root` and `path` that denotes a split; "" if there is none."""
+    """Return the outermost folder name between `root` and `path` that denotes a split, or "" if there is none."""
     return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")

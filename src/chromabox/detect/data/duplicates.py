@@ -1,8 +1,8 @@
 """Duplicate and near-duplicate images, the usual cause of leakage between training and validation sets.
 
-Near-duplicates are found with a 64-bit difference hash. Each bit is set if, in the image resized to 9 × 8 grey pixels,
-a pixel is darker than its right neighbour. Similar images differ in few bits, but the bits of an image with little
-contrast are random. Therefore, the images resized to 16 × 16 pixels must also be correlated.
+Near-duplicates are found with a 64-bit difference hash. The image is resized to 9 × 8 grey pixels, and each bit is set
+if a pixel is darker than its right neighbour. Similar images differ in few bits, but the bits of an image with little
+contrast are random. Near-duplicates must therefore also be correlated when they are resized to 16 × 16 pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8, UInt16
+from jaxtyping import Bool, Float32
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import read_image, to_uint8
+from chromabox.io.images import Pixels, read_image, to_uint8
 from chromabox.io.manifest import sha256_file
 
-#: Maximum number of differing bits out of 64, and minimum correlation. Among the 103,740 pairs of 256 COCO images and
-#: 200 raccoon images, these thresholds find nine: six copies, one copy of a different size, one with text added, and
-#: two photographs of the same scene. One false pair differs in 7 bits but has a correlation of -0.35. Copies at JPEG
-#: quality 50 differ in at most 6 bits.
+#: Maximum number of differing bits out of 64, and minimum correlation. Of the 103,740 pairs of 256 COCO images and 200
+#: raccoon images, nine pass these thresholds: six copies, one copy of a different size, one copy with text added, and
+#: two photographs of the same scene. One pair of different images differs in 7 bits but has a correlation of -0.35.
+#: Copies at JPEG quality 50 differ in at most 6 bits.
 MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.7
-#: Number of fingerprints compared at a time, to limit memory use.
+#: Number of fingerprints compared with all others at a time. It limits memory use.
 _BLOCK_SIZE = 2048
 
 
@@ -34,12 +34,12 @@ class Fingerprint:
     sha256: str
     hash_bits: Bool[np.ndarray, "64"]
     thumbnail: Float32[np.ndarray, "256"]
-    """The grey image at 16 × 16 pixels with mean 0 and norm 1; all zeros if the image has a single grey value."""
+    """The grey image at 16 × 16 pixels with mean 0 and norm 1, or zeros for an image with a single grey value."""
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two images that are duplicates or near-duplicates."""
+    """Two images that are duplicates or near-duplicates. ``exact`` is True for identical files."""
 
     first: Path
     second: Path
@@ -48,18 +48,7 @@ class DuplicatePair:
     """Number of bits in which the difference hashes differ."""
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Compute the fingerprint of an image. Raise ChromaboxError if it cannot be decoded completely."""
-    pixels = read_image(path).pixels
-    digest = sha256_file(path)
-    grey = Image.fromarray(to_uint8(pixels)).convert("L")
-    thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
-    thumbnail = thumbnail - thumbnail.mean()
-    norm = float(np.linalg.norm(thumbnail))
-    return Fingerprint(path, digest, dhash(pixels), thumbnail / norm if norm > 1 else np.zeros_like(thumbnail))
-
-
-def dhash(pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]) -> Bool[np.ndarray, "64"]:
+def dhash(pixels: Pixels) -> Bool[np.ndarray, "64"]:
     """Compute the difference hash: whether each of 8 × 8 pixels is darker than its right neighbour.
 
     Source: Krawetz 2013, “Kind of like that”.
@@ -72,7 +61,7 @@ def dhash(pixels: UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "heig
 def fingerprints(
     paths: Sequence[Path], on_progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Fingerprint], dict[Path, str]]:
-    """Return the fingerprints of all images that can be decoded, and an error message for each of the others.
+    """Return the fingerprints of all images that can be decoded, and an error message for each other image.
 
     ``on_progress`` is called after each image.
     """
@@ -80,7 +69,13 @@ def fingerprints(
     errors: dict[Path, str] = {}
     for path in paths:
         try:
-            image_prints.append(fingerprint(path))
+            pixels = read_image(path).pixels
+            grey = Image.fromarray(to_uint8(pixels)).convert("L").resize((16, 16), Image.Resampling.BOX)
+            thumbnail = np.asarray(grey, np.float32).ravel()
+            thumbnail = thumbnail - thumbnail.mean()
+            norm = float(np.linalg.norm(thumbnail))
+            thumbnail = thumbnail / norm if norm > 1 else np.zeros_like(thumbnail)
+            image_prints.append(Fingerprint(path, sha256_file(path), dhash(pixels), thumbnail))
         except ChromaboxError as error:
             errors[path] = str(error)
         on_progress()
@@ -99,7 +94,7 @@ def find_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
         block = slice(top, top + _BLOCK_SIZE)
         distances = (64 - signs[block] @ signs.T) / 2
         is_similar = (distances <= MAX_HASH_DISTANCE) & (thumbnails[block] @ thumbnails.T >= MIN_CORRELATION)
-        # The correlation is undefined for images with a single grey value; only identical files are duplicates.
+        # For images with a single grey value, the correlation is undefined, and only identical files are duplicates.
         is_identical = digests[block, None] == digests
         for row, column in np.argwhere(is_similar | is_identical).tolist():
             if top + row < column:

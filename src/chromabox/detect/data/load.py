@@ -1,12 +1,12 @@
 """Loading of detection datasets in three formats, which are detected automatically.
 
-* YOLO: `images/…` and `labels/…`, or a `.txt` file next to each image; class names and splits from a `.yaml` file if
-  present.
+* YOLO: `images/…` and `labels/…`, or a `.txt` file next to each image. Class names and splits are read from a `.yaml`
+  file if there is one.
 * COCO: a `.json` file with images, annotations and categories.
-* Pascal VOC: an `.xml` file for each image; splits from lists (`ImageSets/Main/train.txt`), tables
-  (`train_labels.csv`) or folders.
+* Pascal VOC: an `.xml` file for each image. Splits are read from lists (`ImageSets/Main/train.txt`), tables
+  (`train_labels.csv`) or folder names.
 
-`coco128` and `raccoon` can be loaded by name if the mirror or the cache contains a folder of that name.
+`coco128` and `raccoon` can be loaded by name if the mirror or the cache folder contains a folder of that name.
 """
 
 import os
@@ -31,33 +31,47 @@ KNOWN_DATASETS = {
 def load_detection_dataset(path: Path | str, split: str | None = None) -> DetectionDataset:
     """Load the dataset at `path`: a folder, a YOLO `.yaml`, a COCO `.json`, or the name of a known dataset.
 
-    Invalid labels are fixed or dropped individually and recorded in `issues`; see `detect/data/dataset.py`. Only the
-    headers of the images are read.
+    In a folder, a YOLO `.yaml` takes precedence over COCO files, and COCO files over other labels. Invalid labels are
+    fixed or dropped individually and recorded in `issues`. Only the headers of the images are read.
 
     Raise UsageError if the path or the split does not exist, and ChromaboxError if the path contains no labelled images
     in a known format.
     """
     source = resolve_dataset(path)
-    data = _detect_format(source)
+    suffix = source.suffix.lower() if source.is_file() else ""
+    descriptions = [] if suffix else find_yolo_yamls(source)
+    if len(descriptions) > 1:
+        names = ", ".join(path.name for path in descriptions)
+        raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
+    if source.is_file() and suffix not in (".yaml", ".yml", ".json"):
+        raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
+    if suffix == ".json":
+        data = read_coco(source.parent, [source])
+    elif suffix or descriptions:
+        data = read_yolo(source if suffix else descriptions[0])
+    elif files := coco_files(source):
+        data = read_coco(source, files)
+    elif files := voc_files(source):
+        data = read_voc(source, files)
+    else:
+        data = read_yolo(source)
     if not data.samples:
-        first_issue = f"; the first issue: {data.issues[0]}" if data.issues else ""
+        first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
         raise ChromaboxError(f"{source}: contains no readable labelled image{first_issue}")
     return data if split is None else data.split(split)
 
 
 def resolve_dataset(path: Path | str) -> Path:
-    """Return the path of a dataset: an existing file or folder, or a known dataset's folder in the mirror or the cache.
+    """Return the path of a dataset: an existing path, or the folder of a known dataset in the mirror or the cache.
 
-    Raise UsageError if there is none.
+    Raise UsageError if there is no such path or folder.
     """
-    source = Path(path).expanduser()
+    source, name = Path(path).expanduser(), str(path)
     if source.exists():
         return source
-    name = str(path)
     if name not in KNOWN_DATASETS:
-        raise UsageError(
-            f"{path} does not exist: expected a folder, .yaml or .json of a dataset, or {', '.join(KNOWN_DATASETS)}"
-        )
+        known = ", ".join(KNOWN_DATASETS)
+        raise UsageError(f"{path} does not exist: expected a folder, .yaml or .json of a dataset, or {known}")
     mirror = os.environ.get("CHROMABOX_MIRROR", "")
     if mirror.startswith("file://"):
         mirror = urllib.request.url2pathname(urlsplit(mirror).path)
@@ -69,24 +83,3 @@ def resolve_dataset(path: Path | str) -> Path:
         f"{name} is neither in CHROMABOX_MIRROR nor in {cache_folder()}: download it from {KNOWN_DATASETS[name]} and "
         f"unpack it there as the folder {name}, or use the path of its folder"
     )
-
-
-def _detect_format(source: Path) -> DetectionDataset:
-    """Detect the format and read the dataset. YOLO descriptions and COCO files take precedence over other labels."""
-    if source.is_file():
-        if source.suffix.lower() in (".yaml", ".yml"):
-            return read_yolo(source)
-        if source.suffix.lower() == ".json":
-            return read_coco(source.parent, [source])
-        raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
-    descriptions = find_yolo_yamls(source)
-    if len(descriptions) > 1:
-        names = ", ".join(path.name for path in descriptions)
-        raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
-    if descriptions:
-        return read_yolo(descriptions[0])
-    if files := coco_files(source):
-        return read_coco(source, files)
-    if files := voc_files(source):
-        return read_voc(source, files)
-    return read_yolo(source)

@@ -1,6 +1,6 @@
-"""Stratified train/validation split for datasets without splits; near-duplicates stay on the same side."""
+"""Stratified train/validation split for datasets without splits. Near-duplicates are assigned to the same split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,22 +18,14 @@ def train_val_split(
     val_fraction: float = 0.2,
     seed: int = 0,
     duplicates: Sequence[DuplicatePair] | None = None,
-    on_progress: Callable[[], object] = lambda: None,
 ) -> DetectionDataset:
-    """Assign each image to the split ``train`` or ``val``; existing splits are replaced.
+    """Assign each image to the split ``train`` or ``val``. Existing splits are replaced.
 
     About ``val_fraction`` of the boxes of each class, and of the images without boxes, are held out. Duplicates and
     near-duplicates are assigned to the same split. The result depends only on the images and ``seed``.
 
-    Args:
-        val_fraction: fraction to hold out, between 0 and 1.
-        seed: determines all random choices.
-        duplicates: result of ``find_duplicates``, which may include pairs of other images; None: decode all images to
-            find the duplicates.
-        on_progress: function called after each image is decoded.
-
-    Returns:
-        The dataset in its original order. Images that cannot be decoded are dropped and recorded in ``issues``.
+    ``duplicates`` is the result of ``find_duplicates``, which may include pairs of other images. If it is None, all
+    images are decoded to find the duplicates. Images that cannot be decoded are dropped and recorded in ``issues``.
 
     Raise UsageError if the fraction is out of range, and ChromaboxError if there are fewer than two distinct images.
     """
@@ -41,7 +33,7 @@ def train_val_split(
         raise UsageError(f"val_fraction is {val_fraction}: expected a number between 0 and 1")
     errors: dict[Path, str] = {}
     if duplicates is None:
-        image_prints, errors = fingerprints([sample.path for sample in data.samples], on_progress)
+        image_prints, errors = fingerprints([sample.path for sample in data.samples])
         duplicates = find_duplicates(image_prints)
     samples = [sample for sample in data.samples if sample.path not in errors]
     groups = _duplicate_groups([sample.path for sample in samples], duplicates)
@@ -63,7 +55,7 @@ def train_val_split(
 
 
 def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]) -> list[list[int]]:
-    """Group the indices of images that are duplicates, directly or transitively; most groups contain a single image."""
+    """Group the indices of images that are connected by duplicates. Other images are groups of a single image."""
     group: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         group.setdefault(path, []).append(index)
@@ -80,8 +72,8 @@ def _iterative_stratification(
 ) -> Bool[np.ndarray, " groups"]:
     """Return which groups are held out, by iterative stratification into two subsets.
 
-    The rarest category is distributed first; each of its groups goes to the subset with the greatest remaining demand
-    for that category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
+    The rarest category is distributed first. Each of its groups is assigned to the subset with the greatest remaining
+    demand for this category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
     """
     demand = np.array([1 - val_fraction, val_fraction])[:, None] * counts.sum(0)
     order = rng.permutation(len(counts))
@@ -91,7 +83,7 @@ def _iterative_stratification(
         category = int(np.where(remaining > 0, remaining, np.inf).argmin())
         groups = [int(group) for group in order if assignment[group] < 0 and counts[group, category] > 0]
         for group in sorted(groups, key=lambda group: -counts[group, category]):
-            # Ties are broken by the demand for images.
+            # If the demand is equal, the subset with the greater demand for images is chosen.
             subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
             assignment[group] = subset
             demand[subset] -= counts[group]

@@ -1,7 +1,7 @@
 """Synthetic detection datasets: enlarged CIFAR-10 images on photographs and plain backgrounds.
 
-The training, validation and test splits do not overlap: they use different CIFAR-10 images (the test split uses
-CIFAR-10's test images), and their backgrounds come from different strips of the photographs.
+The training, validation and test splits contain different CIFAR-10 images (the test split contains CIFAR-10's test
+images), and their backgrounds are cut from different strips of the photographs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,26 +16,23 @@ from PIL import Image
 from skimage import data as skimage_data
 
 from chromabox.detect.boxes import xyxy_to_cxcywh
-from chromabox.detect.data.dataset import RgbImage, atomic_folder
+from chromabox.detect.data.dataset import RgbImage, atomic_folder, format_labels
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.http import Progress
 from chromabox.io.images import write_image
 
-#: Left, top, right, bottom in integer pixels.
-IntBoxes = Int64[np.ndarray, "boxes 4"]
-
 #: Default number of images per split.
 DEFAULT_COUNTS = {"train": 120, "val": 40, "test": 40}
 #: Default classes: two that are also COCO classes, and two that are not.
 DEFAULT_CLASSES = ("airplane", "horse", "frog", "ship")
-#: Strip of the photographs that each split's backgrounds are cut from: start and end as fractions of the width.
+#: Strip of the photographs from which the backgrounds of each split are cut: start and end as fractions of the width.
 SPLIT_STRIPS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
 #: Photographs from scikit-image that contain no objects of the CIFAR-10 classes.
 BACKGROUND_PHOTOS = ("coffee", "rocket", "brick", "grass", "gravel", "immunohistochemistry", "hubble_deep_field")
-#: Fraction of plain backgrounds; maximum number of objects per image; range of object side lengths as fractions of the
-#: shorter side of the image.
+#: Fraction of plain backgrounds, maximum number of objects per image, and range of the side lengths of objects as
+#: fractions of the shorter side of the image.
 PLAIN_FRACTION, MAX_OBJECTS, OBJECT_SIZES = 0.3, 4, (0.15, 0.45)
 #: Number of attempts to find a free position before an object is omitted.
 _MAX_TRIES = 20
@@ -65,13 +62,13 @@ def make_synthetic_dataset(
     """Write a YOLO dataset (data.yaml, images/ and labels/) to a new folder; return the number of boxes in each split.
 
     Args:
-        folder: output folder; must not exist or must be empty. It is created once all files are complete.
+        folder: output folder, which must be empty or must not exist. It is created once all files are complete.
         classes: CIFAR-10 classes, in the order of the class indices.
         counts: number of images in ``train``, ``val`` and ``test``.
         size: side length of the images in pixels, at least 64.
-        seed: determines all random choices.
-        objects: objects to paste onto the images of each split; None: CIFAR-10 images, downloaded if they are not
-            cached.
+        seed: random seed.
+        objects: objects to paste onto the images of each split; None for CIFAR-10 images, which are downloaded unless
+            they are in the cache folder.
         download_progress: callback for the progress of the download.
         show_progress: whether to show a progress bar.
 
@@ -94,7 +91,7 @@ def make_synthetic_dataset(
             rng, pool = np.random.default_rng((seed, index)), objects[split]
             for name in ("images", "labels"):
                 (temporary / name / split).mkdir(parents=True)
-            # Objects are reused only after all of them have been used.
+            # An object is used again only after all objects have been used.
             num_rounds = 1 + counts[split] * MAX_OBJECTS // len(pool.class_ids)
             order = np.concatenate([rng.permutation(len(pool.class_ids)) for _ in range(num_rounds)])
             num_boxes[split] = used = 0
@@ -104,9 +101,7 @@ def make_synthetic_dataset(
                 selected = Objects(pool.images[chosen], pool.class_ids[chosen])
                 pixels, boxes, class_ids = paste_objects(sample_background(split, size, rng), selected, rng)
                 write_image(temporary / "images" / split / f"{number:04}.jpg", pixels, quality=90)
-                rows = zip(class_ids, xyxy_to_cxcywh(boxes / size), strict=True)
-                lines = [" ".join([str(class_id), *(f"{value:.6f}" for value in box)]) for class_id, box in rows]
-                labels = "".join(f"{line}\n" for line in lines)
+                labels = format_labels(class_ids, xyxy_to_cxcywh(boxes / size), ".6f")
                 (temporary / "labels" / split / f"{number:04}.txt").write_text(labels, encoding="utf-8")
                 num_boxes[split] += len(boxes)
                 on_progress()
@@ -135,11 +130,10 @@ def load_cifar_objects(classes: Sequence[str], download_progress: Progress | Non
 
 def paste_objects(
     background: RgbImage, objects: Objects, rng: np.random.Generator
-) -> tuple[RgbImage, IntBoxes, Int64[np.ndarray, " boxes"]]:
-    """Paste objects at random sizes and positions; return the image, the boxes and the classes.
+) -> tuple[RgbImage, Int64[np.ndarray, "boxes 4"], Int64[np.ndarray, " boxes"]]:
+    """Paste objects at random sizes and positions; return the image, the boxes (xyxy, in pixels) and the classes.
 
-    Objects do not touch each other. An object is omitted if no free position is found for it; the first object is never
-    omitted.
+    Objects do not touch each other. An object other than the first is omitted if no free position is found for it.
     """
     image = Image.fromarray(background)
     height, width = background.shape[:2]

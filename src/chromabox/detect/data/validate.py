@@ -1,8 +1,8 @@
 """Validation of detection datasets (counts, label issues, damaged images and duplicates), and cleaned copies.
 
-A cleaned copy is written in YOLO format; the original is not modified. The copy omits invalid labels, damaged images,
-and exact duplicates. If the duplicates are in different splits, the training image is omitted, which keeps the
-validation set unchanged. Near-duplicates are only reported.
+A cleaned copy is written in YOLO format. The original is not modified. The copy omits invalid labels, damaged images
+and exact duplicates. Of duplicates in different splits, the training image is omitted, so that the validation set
+remains unchanged. Near-duplicates are only reported.
 """
 
 import shutil
@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from chromabox.detect.boxes import xyxy_to_cxcywh
-from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, Sample, atomic_folder, utf8_safe
+from chromabox.detect.data.dataset import (
+    DetectionDataset,
+    LabelIssue,
+    Sample,
+    atomic_folder,
+    format_labels,
+    utf8_safe,
+)
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.yolo import label_path
@@ -23,7 +29,7 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 
-#: Number of boxes below which a class is reported as rare: results on so few boxes are not significant.
+#: Number of boxes below which a class is reported as rare. Results on so few boxes are not significant.
 MIN_BOXES_PER_CLASS = 5
 
 
@@ -37,25 +43,18 @@ class DatasetReport:
     duplicates: tuple[DuplicatePair, ...]
 
     @property
-    def unlabelled(self) -> tuple[Path, ...]:
-        """Images without boxes. They are background samples, which are often included on purpose."""
-        return tuple(sample.path for sample in self.data.samples if len(sample.boxes) == 0)
-
-    @property
     def leaks(self) -> tuple[DuplicatePair, ...]:
-        """Duplicates in different splits, which make validation results optimistic."""
+        """Duplicates in different splits. They make validation results optimistic."""
         splits = {sample.path: sample.split for sample in self.data.samples}
         return tuple(pair for pair in self.duplicates if splits[pair.first] != splits[pair.second])
 
     @property
     def box_counts(self) -> dict[str, dict[str, int]]:
         """Number of boxes of each class, by split."""
-        counts = {}
-        for split in self.data.splits:
-            class_ids = [sample.class_ids for sample in self.data.samples if sample.split == split]
-            class_ids.append(np.arange(0))
-            per_class = np.bincount(np.concatenate(class_ids), minlength=len(self.data.classes))
-            counts[split] = dict(zip(self.data.classes, per_class.tolist(), strict=True))
+        counts = {split: dict.fromkeys(self.data.classes, 0) for split in self.data.splits}
+        for sample in self.data.samples:
+            for class_id in sample.class_ids.tolist():
+                counts[sample.split][self.data.classes[class_id]] += 1
         return counts
 
     @property
@@ -65,36 +64,28 @@ class DatasetReport:
 
     @property
     def is_valid(self) -> bool:
-        """Whether there are no issues except huge boxes, which can be correct, and no duplicates across splits."""
+        """Whether there are no leaks and no issues except huge boxes, which can be correct."""
         return not (self.issue_counts.keys() - {"huge box"}) and not self.leaks
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON-serialisable dictionary."""
+        # Images without boxes are background samples, which are often included on purpose.
+        empty = [utf8_safe(sample.path) for sample in self.data.samples if len(sample.boxes) == 0]
+        faults = [
+            (issue.issue_type, utf8_safe(issue.path), issue.line, utf8_safe(issue.message), issue.dropped)
+            for issue in self.issues
+        ]
+        twins = [
+            (utf8_safe(pair.first), utf8_safe(pair.second), pair.exact, pair.hash_distance) for pair in self.duplicates
+        ]
         return {
             "format": self.data.format,
             "classes": list(self.data.classes) if self.data.has_class_names else None,
             "pictures": dict(Counter(sample.split for sample in self.data.samples)),
             "boxes": self.box_counts,
-            "empty": [utf8_safe(path) for path in self.unlabelled],
-            "faults": [
-                {
-                    "kind": issue.issue_type,
-                    "file": utf8_safe(issue.path),
-                    "line": issue.line,
-                    "text": utf8_safe(issue.message),
-                    "dropped": issue.dropped,
-                }
-                for issue in self.issues
-            ],
-            "twins": [
-                {
-                    "first": utf8_safe(pair.first),
-                    "second": utf8_safe(pair.second),
-                    "exact": pair.exact,
-                    "bits": pair.hash_distance,
-                }
-                for pair in self.duplicates
-            ],
+            "empty": empty,
+            "faults": [dict(zip(("kind", "file", "line", "text", "dropped"), row, strict=True)) for row in faults],
+            "twins": [dict(zip(("first", "second", "exact", "bits"), row, strict=True)) for row in twins],
             "twins_across_splits": len(self.leaks),
         }
 
@@ -111,79 +102,67 @@ def validate_dataset(path: Path | str, *, show_progress: bool = False) -> Datase
     return DatasetReport(data, (*data.issues, *damaged), tuple(find_duplicates(image_prints)))
 
 
-@dataclass(frozen=True)
-class CleanCopy:
-    """Folder and size of a cleaned copy, and its changes from the original, one line per change."""
+def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) -> dict[str, Any]:
+    """Write the valid part of a dataset to the new folder `output`: images/, labels/, data.yaml and repair.json.
 
-    folder: Path
-    num_images: int
-    num_boxes: int
-    changes: tuple[str, ...]
+    `source` is the path from which the dataset was loaded. The copy is written atomically.
 
-
-def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) -> CleanCopy:
-    """Write the valid part of a dataset to the new folder `output`: images/, labels/, data.yaml, repair.json.
-
-    `source` is the path that the dataset was loaded from. The copy is written atomically.
-
-    Raise UsageError if `output` exists or is inside the source, and ChromaboxError if it cannot be written.
+    Return the contents of repair.json: the numbers of images ("pictures") and boxes, and the changes from the original,
+    one line per change. Raise UsageError if `output` exists or is inside the source, and ChromaboxError if `output`
+    cannot be written.
     """
     if output.exists():
         raise UsageError(f"--repair: {output} already exists; choose a new folder")
     if source.is_dir() and source.resolve() in output.resolve().parents:
         raise UsageError(f"--repair: {output} is inside {source}, which must not be modified; choose another folder")
+    data = dataset_report.data
     samples, changes = _select_samples(dataset_report)
-    num_boxes = 0
-    folders: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     with atomic_folder(output) as folder:
         for sample in samples:
-            split = sample.split or "train"
-            image_path, number = folder / "images" / split / sample.path.name, 1
+            image_path, number = folder / "images" / (sample.split or "train") / sample.path.name, 1
             while label_path(image_path).exists():  # Names can be repeated in the folders of a split.
                 number += 1
                 image_path = image_path.with_stem(f"{sample.path.stem}-{number}")
             for path in (image_path, label_path(image_path)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            # A link is not enough: changes to the copy would also change the original.
+            # The image is not linked, because changes to a linked copy would also change the original.
             shutil.copyfile(sample.path, image_path)
             height, width = sample.size
-            truth = sample.without_crowds
-            rows = zip(truth.class_ids, xyxy_to_cxcywh(truth.boxes) / [width, height, width, height], strict=True)
-            lines = [" ".join([str(class_id), *(f"{value:.9g}" for value in box)]) + "\n" for class_id, box in rows]
-            label_path(image_path).write_text("".join(lines), encoding="utf-8")
-            num_boxes += len(lines)
-            for key, names in folders.items():
-                if split.startswith(key) and f"images/{split}" not in names:
-                    names.append(f"images/{split}")
-        description: dict[str, object] = {
-            key: names[0] if len(names) == 1 else names for key, names in folders.items() if names
-        }
-        if dataset_report.data.has_class_names:
-            description["names"] = dict(enumerate(dataset_report.data.classes))
+            boxes = xyxy_to_cxcywh(sample.boxes) / [width, height, width, height]
+            label_path(image_path).write_text(format_labels(sample.class_ids, boxes, ".9g"), encoding="utf-8")
+        splits = dict.fromkeys(sample.split or "train" for sample in samples)
+        description: dict[str, object] = {}
+        for key in ("train", "val", "test"):
+            folders = [f"images/{split}" for split in splits if split.startswith(key)]
+            if folders:
+                description[key] = folders[0] if len(folders) == 1 else folders
+        if data.has_class_names:
+            description["names"] = dict(enumerate(data.classes))
         yaml_text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(yaml_text, encoding="utf-8")
-        write_json(folder / "repair.json", {"pictures": len(samples), "boxes": num_boxes, "changes": changes})
-    return CleanCopy(output, len(samples), num_boxes, tuple(changes))
+        num_boxes = sum(len(sample.boxes) for sample in samples)
+        result = {"pictures": len(samples), "boxes": num_boxes, "changes": changes}
+        write_json(folder / "repair.json", result)
+    return result
 
 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
-    """Return the images to copy, and a line for each change."""
-    data = dataset_report.data
-    in_train = {sample.path: sample.split.startswith("train") for sample in data.samples}
+    """Return the images to copy, without the boxes of crowds, and a line for each change."""
+    samples = dataset_report.data.samples
+    in_train = {sample.path: sample.split.startswith("train") for sample in samples}
     dropped: dict[Path, str] = {}
     for pair in dataset_report.duplicates:
-        if not pair.exact or pair.first in dropped or pair.second in dropped:
-            continue
-        drop, keep = pair.second, pair.first
-        if in_train[pair.first] and not in_train[pair.second]:
-            drop, keep = keep, drop
-        dropped[drop] = f"{drop}: exact duplicate of {keep}; dropped"
+        if pair.exact and pair.first not in dropped and pair.second not in dropped:
+            drop, keep = pair.second, pair.first
+            if in_train[pair.first] and not in_train[pair.second]:
+                drop, keep = keep, drop
+            dropped[drop] = f"{drop}: exact duplicate of {keep}; dropped"
     changes = [str(issue) for issue in dataset_report.issues if issue.issue_type != "huge box"]
     damaged = {issue.path for issue in dataset_report.issues if issue.issue_type == "damaged picture"}
     crowds = [
         f"{sample.path}: {int(sample.is_crowd.sum())} crowd boxes, which the YOLO format does not support; dropped"
-        for sample in data.samples
+        for sample in samples
         if sample.is_crowd.any()
     ]
-    samples = [sample for sample in data.samples if sample.path not in dropped and sample.path not in damaged]
-    return samples, [utf8_safe(line) for line in (*changes, *dropped.values(), *crowds)]
+    kept = [sample.without_crowds for sample in samples if sample.path not in dropped and sample.path not in damaged]
+    return kept, [utf8_safe(line) for line in (*changes, *dropped.values(), *crowds)]

@@ -1,7 +1,7 @@
 """Pascal VOC annotations: an XML file for each image with the class name and corners of each object.
 
 VOC counts pixels from 1, and the corner pixels belong to the box: xmin = 1 is the left edge of the image, and xmax is
-the right edge of the pixel with that number. Objects marked as difficult are kept.
+the right edge of the pixel with this number. Objects marked as difficult are kept.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ def voc_files(folder: Path) -> list[Path]:
 
 
 def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
-    """Read all annotated images; the classes are the object names in alphabetical order.
+    """Read all annotated images. The classes are the object names in alphabetical order.
 
-    Splits come from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names, or
-    otherwise from the folder names. Images without an annotation are ignored.
+    Splits are read from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names. The
+    split of an image that no list contains is inferred from the folder names. Images without an annotation are ignored.
     """
     by_stem = {path.stem: path for path in iter_files(root)}
     split_lists = _read_split_lists(root)
-    annotations: list[tuple[Path, Path, str, list[tuple[int, Element]]]] = []
+    annotations: list[tuple[Path, Path, str, list[tuple[int, str, Element]]]] = []
     builder = DatasetBuilder()
     for file in files:
         try:
@@ -52,24 +52,22 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
         image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)
         split = split_lists.get(file.stem, "") or split_from_path(file, root)
         annotations.append((file, image_path or file.with_suffix(".jpg"), split, objects))
-    classes = sorted({_object_name(element) for *_, objects in annotations for _, element in objects} - {""})
+    classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
     for file, path, split, objects in annotations:
         builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder))
     # Training comes first, then validation, then test.
-    prefixes = ("train", "val", "test")
     splits = sorted({split for _, _, split, _ in annotations})
-    splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in prefixes])
+    splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in ("train", "val", "test")])
     return builder.build("voc", classes, splits)
 
 
 def _iter_labels(
-    objects: Sequence[tuple[int, Element]], classes: Sequence[str], file: Path, builder: DatasetBuilder
+    objects: Sequence[tuple[int, str, Element]], classes: Sequence[str], file: Path, builder: DatasetBuilder
 ) -> Iterator[RawLabel]:
-    """Yield the labels of the objects; record an issue for each invalid object."""
-    for line, element in objects:
-        name = _object_name(element)
+    """Yield the labels of the objects. Record an issue for each invalid object."""
+    for line, name, element in objects:
         if not name:
-            builder.drop("unknown class", file, line, "an object without a name")
+            builder.drop("unknown class", file, line, "the object has no name")
             continue
         try:
             left, top, right, bottom = (
@@ -79,30 +77,27 @@ def _iter_labels(
             reason = "bndbox: expected numbers for xmin, ymin, xmax and ymax"
             builder.drop("unreadable label", file, line, reason)
             continue
-        # A box with zero width in the file (xmax = xmin) must not become one pixel wide.
+        # The width of a box with xmax = xmin must remain zero, although the box includes both corner pixels.
         shift = 1.0 if right > left and bottom > top else 0.0
         yield RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom))
 
 
-def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, Element]]]:
-    """Return the root element, and the object elements with their line numbers."""
+def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
+    """Return the root element, and the line number, name and element of each object."""
     content = file.read_bytes()
     root = fromstring(content, forbid_dtd=True)
     lines = [number for number, line in enumerate(content.split(b"\n"), 1) for _ in range(line.count(b"<object>"))]
     objects = root.findall("object")
-    if len(lines) != len(objects):  # Objects with attributes or inside comments: the line numbers are unknown.
+    if len(lines) != len(objects):  # The line numbers are unknown if objects have attributes or are in comments.
         lines = [1] * len(objects)
-    return root, list(zip(lines, objects, strict=True))
-
-
-def _object_name(element: Element) -> str:
-    return element.findtext("name", "").strip()
+    names = [element.findtext("name", "").strip() for element in objects]
+    return root, list(zip(lines, names, objects, strict=True))
 
 
 def _read_split_lists(root: Path) -> dict[str, str]:
     """Return the split of each image, by file name without suffix, from the first list or table that contains it.
 
-    The image names are in the column `filename` of a table, or the first word of each line of a list.
+    The image names are in the column `filename` of a table, or are the first word of each line of a list.
     """
     splits: dict[str, str] = {}
     for path in iter_files(root, {".csv", ".txt"}):
@@ -114,7 +109,7 @@ def _read_split_lists(root: Path) -> dict[str, str]:
             if path.suffix.lower() == ".csv":
                 names = [row.get("filename") for row in csv.DictReader(file)]
             else:
-                names = [next(iter(line.split()), None) for line in file]
+                names = [line.split()[0] for line in file if line.strip()]
         for name in filter(None, names):
             splits.setdefault(Path(name).stem, split)
     return splits

@@ -1,7 +1,7 @@
 """YOLO labels: a text file for each image, with a line "class centre-x centre-y width height" for each box.
 
-The last four numbers are fractions of the image width and height. A line with more numbers is a polygon, as in
-segmentation datasets; its bounding box is used. An image without a text file has no boxes.
+The last four numbers are fractions of the image width and height. A line with more numbers describes a polygon, as in
+segmentation datasets. The bounding box of the polygon is used. An image without a text file has no boxes.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _FIRST_LABEL = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
-    """Return the .yaml files in a folder that describe a dataset: those with the key `train` or `val`."""
+    """Return the .yaml files in a folder that describe a dataset. They have the key `train` or `val`."""
     found = []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         with contextlib.suppress(ChromaboxError):
@@ -43,24 +43,26 @@ def find_yolo_yamls(folder: Path) -> list[Path]:
 
 
 def read_yolo(source: Path) -> DetectionDataset:
-    """Read the dataset in a folder or described by a .yaml file. Raise ChromaboxError if the file describes none."""
+    """Read the dataset in a folder or described by a .yaml file.
+
+    Raise ChromaboxError if the folder contains no labels, or if the file does not describe a dataset.
+    """
     images, class_names = _find_images(source) if source.is_dir() else _read_yaml(source)
     builder = DatasetBuilder()
     for split, path in images:
-        labels = _read_labels(label_path(path), len(class_names or ()) or sys.maxsize, builder)
-        builder.add_image(path, split, label_path(path), labels, as_fractions=True)
-    if source.is_dir():
-        known = {label_path(path) for _, path in images}
-        for path in iter_files(source, {".txt"}):
-            if path in known or path.name.lower() in _NON_LABEL_FILES:
-                continue
-            with path.open(encoding="utf-8", errors="replace") as file:
-                if _FIRST_LABEL.fullmatch(file.readline()):
-                    builder.drop("label without picture", path, None, "no image has this name")
-    max_class_id = max((int(sample.class_ids.max()) for sample in builder.samples if len(sample.class_ids)), default=-1)
-    classes = class_names or map(str, range(max_class_id + 1))
+        labels = _read_labels(label_path(path), len(class_names) or sys.maxsize, builder)
+        builder.add_image(path, split, label_path(path), labels)
+    known = {label_path(path) for _, path in images}
+    for path in iter_files(source, {".txt"}):  # There are none if the source is a file.
+        if path in known or path.name.lower() in _NON_LABEL_FILES:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if _FIRST_LABEL.fullmatch(file.readline()):
+                builder.drop("label without picture", path, None, "no image has this name")
+    num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
+    classes = class_names or [str(index) for index in range(num_classes)]
     splits = dict.fromkeys(split for split, _ in images)
-    return builder.build("yolo", classes, splits, has_names=class_names is not None)
+    return builder.build("yolo", classes, splits, has_names=bool(class_names))
 
 
 def label_path(image_path: Path) -> Path:
@@ -80,7 +82,7 @@ def label_path(image_path: Path) -> Path:
 
 
 def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Iterator[RawLabel]:
-    """Yield the labels in a file (boxes or polygons), in fractions of the image; none if the file does not exist."""
+    """Yield the labels (boxes or polygons) in a file. Yield none if the file does not exist."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -107,26 +109,25 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
         elif class_id >= num_classes:
             reason = f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}"
             builder.drop("unknown class", source, number, reason)
-        elif len(coordinates) == 4:
-            x, y, w, h = coordinates
-            yield RawLabel(number, int(class_id), (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
         else:
             xs, ys = coordinates[::2], coordinates[1::2]
-            yield RawLabel(number, int(class_id), (min(xs), min(ys), max(xs), max(ys)))
+            box = (min(xs), min(ys), max(xs), max(ys))
+            if len(coordinates) == 4:
+                x, y, width, height = coordinates
+                box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            yield RawLabel(number, int(class_id), box, as_fractions=True)
 
 
-def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
-    """Return the images in a folder with their splits, and the class names; None if no file contains them."""
+def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return the images in a folder with their splits, and the class names, which are empty without a file of names."""
     images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
-            f"{folder}: contains no labels in a known format; expected YOLO .txt next to the images or in labels/, "
-            "COCO .json, or Pascal VOC .xml"
+            f"{folder}: contains no labels in a known format; expected YOLO .txt files next to the images or in "
+            "labels/, COCO .json files, or Pascal VOC .xml files"
         )
-    for path in (parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")):
-        if path.is_file() and (names := _read_lines(path)):
-            return images, tuple(names)
-    return images, None
+    paths = [parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")]
+    return images, next((names for path in paths if path.is_file() and (names := _read_lines(path))), [])
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -135,11 +136,11 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...] | None]:
-    """Return the images that a file describes with their splits, and the class names; None if it has none."""
+def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return the images that a .yaml file describes, with their splits, and the class names, which can be missing."""
     content = _load_yaml(yaml_path)
     base = Path(str(content.get("path") or "."))
-    # Paths may be relative to `path`, to the .yaml file's folder, or to a sibling folder. The first one found is used.
+    # Paths may be relative to `path`, to the folder of the .yaml file, or to a sibling folder. The first match is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
     images: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
@@ -150,10 +151,8 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], tuple[str, ...]
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if names is not None and (not isinstance(names, list) or not names or len(set(map(str, names))) < len(names)):
-        raise ChromaboxError(
-            f"{yaml_path}: names: expected a list of different names, or a name for each number from 0"
-        )
-    return list(dict.fromkeys(images)), None if names is None else tuple(map(str, names))
+        raise ChromaboxError(f"{yaml_path}: names: expected a list of different names, or a name for each class index")
+    return list(dict.fromkeys(images)), [str(name) for name in names or ()]
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
@@ -168,10 +167,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
-    """Return the images in a folder or a list (.txt, one path per line), or the single image."""
-    # Some exporters write ../train/images for a folder next to the file.
-    stripped = entry.removeprefix("../")
-    candidates = [root / name for name in dict.fromkeys((entry, stripped)) for root in roots]
+    """Return the images of an entry: a folder, a list of paths (.txt, one per line) or a single image."""
+    # Some programs write ../train/images for a folder next to the file.
+    candidates = [root / name for name in dict.fromkeys((entry, entry.removeprefix("../"))) for root in roots]
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:
         raise ChromaboxError(f"{source}: {split}: {entry} does not exist; expected {candidates[0]}")

@@ -1,10 +1,9 @@
 """Bootstrap confidence intervals of AP: detections are matched once, and images are resampled.
 
-The AP of a weighted set of images equals that of faster-coco-eval for the same set (this is tested), so the intervals
-apply to the reported values.
+For a weighted set of images, the AP equals the AP that faster-coco-eval computes for the same set, which is tested. The
+intervals therefore apply to the reported values.
 """
 
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -12,16 +11,8 @@ from jaxtyping import Float64, Int64
 
 from chromabox.detect.evaluation.metrics import RECALL_THRESHOLDS, Matches
 
-#: Number of resampled sets evaluated together; limits memory use.
+#: Number of resampled sets that are evaluated together. It limits memory use.
 _RESAMPLES_PER_CHUNK = 100
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Difference between two detectors, and its 95 % confidence interval over images."""
-
-    value: float
-    interval: tuple[float, float]
 
 
 def bootstrap_ap(
@@ -29,9 +20,8 @@ def bootstrap_ap(
 ) -> dict[str, Float64[np.ndarray, " samples"]]:
     """Compute ``ap`` and ``ap50`` of ``num_resamples`` sets of images, drawn with replacement (Efron 1979).
 
-    The sets have the original size. The result is NaN for a set without boxes.
-
-    The same seed draws the same sets. Two detectors on the same images can therefore be compared sample by sample.
+    The sets have the original size. The result is NaN for a set without boxes. The same seed gives the same sets. Two
+    detectors on the same images can therefore be compared sample by sample.
     """
     num_images = len(matches.num_truths)
     rng = np.random.default_rng(seed)
@@ -44,7 +34,7 @@ def bootstrap_ap(
 
 
 def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> dict[str, Float64[np.ndarray, " samples"]]:
-    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample; NaN if it has none."""
+    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample, or NaN if there are none."""
     has_truth = np.isfinite(tables[:, 0])
     num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)
     per_class = {"ap": tables.mean(axis=1), "ap50": tables[:, 0]}
@@ -54,8 +44,8 @@ def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> dict[
 def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: float) -> tuple[float, float]:
     """Compute the bias-corrected 95 % confidence interval of an estimate from its bootstrap samples.
 
-    The correction matters because the AP of resampled sets is biased upwards: they have fewer distinct images and fewer
-    of the rare classes. NaN samples are ignored; if all samples are NaN, so is the interval.
+    The correction is necessary because the AP of resampled sets is biased upwards: they contain fewer distinct images
+    and fewer of the rare classes. NaN samples are ignored. The interval is NaN if all samples are NaN.
     Source: Efron 1987, Better bootstrap confidence intervals (bias-corrected, without acceleration).
     """
     samples = samples[np.isfinite(samples)]
@@ -70,31 +60,31 @@ def bias_corrected_interval(samples: Float64[np.ndarray, " samples"], estimate: 
 
 
 def paired_difference(
-    before: Matches, after: Matches, *, num_resamples: int = 1000, seed: int = 0
-) -> dict[str, PairedDifference]:
-    """Compute the differences ``after`` − ``before`` in ``ap`` and ``ap50``, on the same images in the same order.
+    before: Matches, after: Matches, *, num_resamples: int = 1000
+) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Compute the differences ``after`` − ``before`` in ``ap`` and ``ap50``, with their 95 % confidence intervals.
 
-    Both detectors are evaluated on the same resampled sets. Effects common to both (easy and hard images) therefore do
-    not widen the interval.
+    Both detectors must be evaluated on the same images in the same order. The samples of both detectors are the same
+    resampled sets. Easy and hard images, which affect both detectors, therefore do not widen the intervals.
     """
     all_images = np.ones((1, len(before.num_truths)), np.int64)
     estimates = [_mean_ap(weighted_average_precision(matches, all_images)) for matches in (before, after)]
-    samples = [bootstrap_ap(matches, num_resamples=num_resamples, seed=seed) for matches in (before, after)]
+    samples = [bootstrap_ap(matches, num_resamples=num_resamples) for matches in (before, after)]
     differences = {}
     for name in ("ap", "ap50"):
         value = float((estimates[1][name] - estimates[0][name])[0])
-        interval = bias_corrected_interval(samples[1][name] - samples[0][name], value)
-        differences[name] = PairedDifference(value, interval)
+        differences[name] = value, bias_corrected_interval(samples[1][name] - samples[0][name], value)
     return differences
 
 
 def weighted_average_precision(
     matches: Matches, weights: Int64[np.ndarray, "samples images"]
 ) -> Float64[np.ndarray, "samples thresholds classes"]:
-    """Compute COCO's AP of sets that contain each image ``weights`` times; NaN for a class without ground truth.
+    """Compute COCO's AP of sets in which each image occurs ``weights`` times.
 
-    Source: COCO's evaluation code. AP is the mean, over 101 recalls, of the maximum precision at that or a higher
-    recall.
+    The AP of a class without ground truth is NaN. Otherwise, AP is the mean, over 101 recall thresholds, of the maximum
+    precision at recalls not below the threshold.
+    Source: COCO's evaluation code.
     """
     table = np.full((len(weights), len(matches.is_match), matches.num_truths.shape[1]), np.nan)
     for class_id in np.flatnonzero(matches.num_truths.sum(axis=0)).tolist():
@@ -111,7 +101,7 @@ def weighted_average_precision(
             np.divide(true_positives, num_counted, out=precision, where=num_counted > 0)
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             recall = true_positives / np.maximum(num_truths, 1.0)[:, None]
-            # The number of the 101 recalls that each matched detection is the first to reach.
+            # For each matched detection, the number of recall thresholds that this detection is the first to reach.
             num_new = np.diff(np.searchsorted(RECALL_THRESHOLDS, recall, side="right"), axis=1, prepend=0)
             ap = (envelope * num_new).sum(axis=1) / len(RECALL_THRESHOLDS)
             table[:, level, class_id] = np.where(num_truths > 0, ap, np.nan)

@@ -1,6 +1,6 @@
 """Detection metrics: matching, average precision (COCO's and the course's), precision-recall curves, confusion matrix.
 
-Detections are matched to ground-truth boxes once, for every IoU threshold, by COCO's rule or by the course's. Bootstrap
+Detections are matched to ground-truth boxes at every IoU threshold, by COCO's rule or by the course's rule. Bootstrap
 AP, the course's AP and the precision-recall curves are computed from these matches. The reported COCO AP is computed by
 faster-coco-eval.
 """
@@ -18,8 +18,14 @@ from chromabox.detect.data.dataset import Float64Boxes, Sample
 #: COCO's IoU thresholds: 0.5, 0.55, …, 0.95.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
-#: Maximum number of detections per class and image; the highest-scoring ones are used.
+#: Recall thresholds at which COCO samples the precision: 0, 0.01, …, 1.
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+
+#: Maximum number of detections per class and image. The detections with the highest scores are used.
 MAX_DETECTIONS = 100
+
+#: Confidence threshold and IoU threshold of the confusion matrix.
+CONFUSION_CONFIDENCE, CONFUSION_IOU = 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -31,42 +37,32 @@ class ImagePredictions:
     class_ids: Int64[np.ndarray, " boxes"]
 
     def select(self, index: np.ndarray) -> "ImagePredictions":
-        """Return the selected detections, by index or mask."""
+        """Return the detections selected by an array of indices or a mask."""
         return ImagePredictions(self.boxes[index], self.scores[index], self.class_ids[index])
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of all images in decreasing order of score, matched to ground truth, and the ground-truth counts.
-
-    Crowds are not included in ``num_truths``.
-    """
+    """Detections of all images in decreasing order of score, and whether they match a ground-truth box."""
 
     image_ids: Int64[np.ndarray, " detections"]
     """Index of the image of each detection."""
     class_ids: Int64[np.ndarray, " detections"]
     scores: Float64[np.ndarray, " detections"]
     is_match: Bool[np.ndarray, "thresholds detections"]
-    """Whether a detection is a true positive at an IoU threshold."""
+    """Whether the detection is a true positive at the IoU threshold."""
     is_counted: Bool[np.ndarray, "thresholds detections"]
-    """False if a detection lies on a crowd: it is neither a true nor a false positive."""
+    """False for a detection on a crowd, which is neither a true positive nor a false positive."""
     num_truths: Int64[np.ndarray, "images classes"]
-
-
-def crowd_overlap(
-    boxes: Float64[np.ndarray, "boxes 4"], crowds: Float64[np.ndarray, "crowds 4"]
-) -> Float64[np.ndarray, "boxes crowds"]:
-    """Compute COCO's overlap with crowds: the fraction of each box's area that lies in each crowd."""
-    intersection, area = intersection_area(boxes, crowds), box_area(boxes)[:, None]
-    return np.divide(intersection, area, out=np.zeros_like(intersection), where=area > 0)
+    """Number of ground-truth boxes, without crowds."""
 
 
 def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
     """Match detections by COCO's rule, separately for each image, class and IoU threshold.
 
     In decreasing order of score, each detection is matched to the unmatched ground-truth box with the highest IoU, if
-    this IoU reaches the threshold. Otherwise, a detection whose overlap with a crowd reaches the threshold is not
-    counted.
+    this IoU reaches the threshold. A detection without a match is not counted if the fraction of its area that lies in
+    a crowd reaches the threshold.
     Source: COCO's evaluation code, as in pycocotools.
     """
     parts = []
@@ -75,42 +71,40 @@ def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[S
             detections = prediction.select(prediction.class_ids == class_id)
             detections = detections.select(np.argsort(-detections.scores, kind="stable")[:MAX_DETECTIONS])
             of_class = sample.class_ids == class_id
-            is_match, is_counted = _match_boxes(
-                detections.boxes, sample.boxes[of_class & ~sample.is_crowd], sample.boxes[of_class & sample.is_crowd]
-            )
+            is_match = _match_boxes(iou(detections.boxes, sample.boxes[of_class & ~sample.is_crowd]))
+            in_crowd = intersection_area(detections.boxes, sample.boxes[of_class & sample.is_crowd])
+            area = box_area(detections.boxes)[:, None]
+            in_crowd = np.divide(in_crowd, area, out=np.zeros_like(in_crowd), where=area > 0)
+            is_counted = is_match | (in_crowd.max(axis=1, initial=0.0) < IOU_THRESHOLDS[:, None])
             image_ids = np.full(len(detections.scores), index)
             parts.append((image_ids, detections.class_ids, detections.scores, is_match, is_counted))
-    return _concat_matches(parts, _count_truths(ground_truth, num_classes))
+    return _concat_matches(parts, ground_truth, num_classes)
 
 
-def _match_boxes(
-    predicted_boxes: Float64[np.ndarray, "detections 4"],
-    truth_boxes: Float64[np.ndarray, "truths 4"],
-    crowd_boxes: Float64[np.ndarray, "crowds 4"],
-) -> tuple[Bool[np.ndarray, "10 detections"], Bool[np.ndarray, "10 detections"]]:
-    """Return whether detections in decreasing order of score are matched, and counted, at each IoU threshold."""
-    is_match = np.zeros((len(IOU_THRESHOLDS), len(predicted_boxes)), bool)
-    overlaps = iou(predicted_boxes, truth_boxes)
-    is_free = np.ones((len(IOU_THRESHOLDS), len(truth_boxes)), bool)
+def _match_boxes(overlaps: Float64[np.ndarray, "detections truths"]) -> Bool[np.ndarray, "10 detections"]:
+    """Return whether detections, given in decreasing order of score, are matched at each IoU threshold."""
+    num_detections, num_truths = overlaps.shape
+    is_match = np.zeros((len(IOU_THRESHOLDS), num_detections), bool)
+    is_free = np.ones((len(IOU_THRESHOLDS), num_truths), bool)
     levels = np.arange(len(IOU_THRESHOLDS))
-    # Most detections do not reach the lowest threshold and can be skipped.
-    for index in np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]) if len(truth_boxes) else []:
+    # Most detections do not reach the lowest threshold and are skipped.
+    for index in np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
         free_overlaps = np.where(is_free, overlaps[index], -1.0)
         # Among equal overlaps, COCO's code selects the last one.
-        best = len(truth_boxes) - 1 - free_overlaps[:, ::-1].argmax(axis=1)
+        best = num_truths - 1 - free_overlaps[:, ::-1].argmax(axis=1)
         matched = free_overlaps[levels, best] >= IOU_THRESHOLDS
         is_match[matched, index] = True
         is_free[levels[matched], best[matched]] = False
-    on_crowd = crowd_overlap(predicted_boxes, crowd_boxes).max(axis=1, initial=0.0)
-    return is_match, is_match | (on_crowd[None, :] < IOU_THRESHOLDS[:, None])
+    return is_match
 
 
 def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
     """Match detections by the course's rule: one matching for all thresholds, in decreasing order of IoU.
 
     In each image, pairs of a detection and a ground-truth box of the same class with an IoU of at least 0.5 are visited
-    in decreasing order of IoU, regardless of scores. A pair whose members are both unmatched becomes a match, which is
-    a true positive at every threshold up to its IoU. Crowds are ignored, since the course's labels have none.
+    in decreasing order of IoU, regardless of scores. If neither has been matched, the detection is matched to the box.
+    The detection is a true positive at every threshold up to this IoU. Crowds are ignored, since the course's labels
+    contain no crowds.
     """
     parts = []
     for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
@@ -122,7 +116,7 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
             is_match[:, detection] = overlaps[detection, index_of_truth] >= IOU_THRESHOLDS
         image_ids = np.full(len(prediction.scores), index)
         parts.append((image_ids, prediction.class_ids, prediction.scores, is_match, np.ones_like(is_match)))
-    return _concat_matches(parts, _count_truths(ground_truth, num_classes))
+    return _concat_matches(parts, ground_truth, num_classes)
 
 
 def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: float) -> list[tuple[int, int]]:
@@ -130,8 +124,7 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
 
     Each row and each column is used at most once.
     """
-    pairs: list[tuple[int, int]] = []
-    free = overlaps.copy()
+    pairs, free = [], overlaps.copy()
     while free.max(initial=-1.0) >= min_overlap:
         row, column = divmod(int(free.argmax()), free.shape[1])
         pairs.append((row, column))
@@ -139,37 +132,27 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
     return pairs
 
 
+def _concat_matches(
+    parts: Sequence[tuple[np.ndarray, ...]], ground_truth: Sequence[Sample], num_classes: int
+) -> Matches:
+    """Return the detections of all images in decreasing order of score. Equal scores keep the order of the images."""
+    no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    columns = zip((no_ids, no_ids, np.zeros(0), no_matches, no_matches), *parts, strict=True)
+    image_ids, class_ids, scores, is_match, is_counted = (np.concatenate(column, axis=-1) for column in columns)
+    order = np.argsort(-scores, kind="stable")
+    num_truths = _count_truths(ground_truth, num_classes)
+    is_match, is_counted = is_match[:, order], is_counted[:, order]
+    return Matches(image_ids[order], class_ids[order], scores[order], is_match, is_counted, num_truths)
+
+
 def _count_truths(ground_truth: Sequence[Sample], num_classes: int) -> Int64[np.ndarray, "images classes"]:
     counts = [np.bincount(sample.without_crowds.class_ids, minlength=num_classes) for sample in ground_truth]
     return np.array(counts, np.int64).reshape(len(ground_truth), num_classes)
 
 
-def _concat_matches(
-    parts: Sequence[tuple[np.ndarray, ...]], num_truths: Int64[np.ndarray, "images classes"]
-) -> Matches:
-    """Concatenate all parts and sort them by decreasing score.
-
-    Equal scores keep the order of the images, as in COCO.
-    """
-    if not parts:
-        no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
-        return Matches(no_ids, no_ids, np.zeros(0), no_matches, no_matches, num_truths)
-    image_ids, class_ids, scores, is_match, is_counted = (
-        np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)
-    )
-    order = np.argsort(-scores, kind="stable")
-    return Matches(
-        image_ids[order], class_ids[order], scores[order], is_match[:, order], is_counted[:, order], num_truths
-    )
-
-
-#: Recalls at which COCO samples the precision: 0, 0.01, …, 1.
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-
-
 @dataclass(frozen=True)
 class AveragePrecision:
-    """AP of each class at each IoU threshold, in [0, 1]; NaN for a class without ground truth."""
+    """AP of each class at each IoU threshold, in [0, 1]. The AP of a class without ground truth is NaN."""
 
     table: Float64[np.ndarray, "thresholds classes"]
 
@@ -198,43 +181,43 @@ def coco_average_precision(
     predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int
 ) -> AveragePrecision:
     """Compute COCO's AP with faster-coco-eval: all box areas, at most 100 detections per class and image."""
-    annotations: list[dict[str, object]] = []
-    for image_id, sample in enumerate(ground_truth, 1):
-        rows = zip(
+    annotations = [
+        {"image_id": image_id, "category_id": class_id, "bbox": box, "area": box[2] * box[3], "iscrowd": int(is_crowd)}
+        for image_id, sample in enumerate(ground_truth, 1)
+        for box, class_id, is_crowd in zip(
             xyxy_to_xywh(sample.boxes).tolist(), sample.class_ids.tolist(), sample.is_crowd.tolist(), strict=True
         )
-        for box, class_id, is_crowd in rows:
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": class_id, "bbox": box}
-            annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": int(is_crowd)})
-    dataset = {
-        "info": {},
-        "images": [{"id": image_id} for image_id in range(1, len(ground_truth) + 1)],
-        "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
-        "annotations": annotations,
-    }
-    results: list[dict[str, object]] = []
+    ]
+    parts = [np.zeros((0, 7))]
     for image_id, prediction in enumerate(predictions, 1):
-        boxes = xyxy_to_xywh(prediction.boxes).tolist()
-        for box, class_id, score in zip(boxes, prediction.class_ids.tolist(), prediction.scores.tolist(), strict=True):
-            results.append({"image_id": image_id, "category_id": class_id, "bbox": box, "score": score})
-    # The library cannot load an empty list of results.
-    has_truth = _count_truths(ground_truth, num_classes).any(axis=0)
-    table = np.where(has_truth, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan)
-    if results and annotations:
-        coco = COCO(dataset)
-        evaluator = COCOeval_faster(coco, coco.loadRes(results), iouType="bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
-        table = np.where(precision.max(axis=1) > -1, precision.mean(axis=1), np.nan)
-    return AveragePrecision(table)
+        image_ids = np.full(len(prediction.scores), image_id)
+        columns = (image_ids, xyxy_to_xywh(prediction.boxes), prediction.scores, prediction.class_ids)
+        parts.append(np.column_stack(columns))
+    results = np.concatenate(parts)
+    if not len(results) or not annotations:  # Old versions of the library cannot load an empty list.
+        has_truth = _count_truths(ground_truth, num_classes).any(axis=0)
+        return AveragePrecision(np.where(has_truth, np.zeros((len(IOU_THRESHOLDS), 1)), np.nan))
+    coco = COCO(
+        {
+            "info": {},
+            "images": [{"id": image_id} for image_id in range(1, len(ground_truth) + 1)],
+            "categories": [{"id": index, "name": str(index)} for index in range(num_classes)],
+            "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+        }
+    )
+    evaluator = COCOeval_faster(coco, coco.loadRes(results), iouType="bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # all areas, 100 detections
+    return AveragePrecision(np.where(precision.max(axis=1) > -1, precision.mean(axis=1), np.nan))
 
 
 def course_average_precision(matches: Matches) -> AveragePrecision:
     """Compute the course's AP from the matches of :func:`match_course`.
 
-    The precision is made monotone and interpolated linearly between detections, from 1 at recall 0 to 0 at recall 1. AP
-    is the area under this curve by the trapezoidal rule at the recalls 0, 0.01, …, 1.
+    The precision at each recall is replaced with the maximum precision at this or any higher recall, and interpolated
+    linearly between detections. The curve begins with precision 1 at recall 0 and ends with precision 0 at recall 1. AP
+    is the area under the curve by the trapezoidal rule at the recalls 0, 0.01, …, 1.
     """
     table = np.full((len(matches.is_match), matches.num_truths.shape[1]), np.nan)
     num_truths = matches.num_truths.sum(axis=0)
@@ -255,20 +238,20 @@ def course_average_precision(matches: Matches) -> AveragePrecision:
 
 @dataclass(frozen=True)
 class PrecisionRecallCurves:
-    """Precision, recall and F1 at the IoU threshold 0.5 as functions of the confidence threshold."""
+    """Precision, recall and F1 at the IoU threshold 0.5, as functions of the confidence threshold."""
 
     confidence: Float64[np.ndarray, " thresholds"]
     precision: Float64[np.ndarray, "classes thresholds"]
     recall: Float64[np.ndarray, "classes thresholds"]
     f1: Float64[np.ndarray, "classes thresholds"]
     precision_envelope: Float64[np.ndarray, "classes 101"]
-    """Maximum precision at each recall 0, 0.01, …, 1 or any higher recall."""
+    """Maximum precision at recalls of at least 0, 0.01, …, 1."""
     class_ids: Int64[np.ndarray, " classes"]
-    """Classes with ground truth, one for each row."""
+    """Index of the class of each row. Only classes with ground truth have a row."""
 
     @property
     def best_f1(self) -> tuple[float, float, float, float]:
-        """Confidence with the highest F1 (mean over classes), and mean precision, recall and F1 at this confidence."""
+        """Confidence with the highest mean F1, and mean precision, recall and F1 over classes at this confidence."""
         f1 = self.f1.mean(axis=0)
         best = int(f1.argmax())
         precision, recall = self.precision[:, best].mean(), self.recall[:, best].mean()
@@ -276,7 +259,7 @@ class PrecisionRecallCurves:
 
 
 def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> PrecisionRecallCurves:
-    """Compute the curves of each class with ground truth. The precision without any detection is 1."""
+    """Compute the curves of each class with ground truth. The precision is 1 where there are no detections."""
     confidence = np.linspace(0.0, 1.0, num_thresholds)
     num_truths = matches.num_truths.sum(axis=0)
     class_ids = np.flatnonzero(num_truths)
@@ -299,27 +282,23 @@ def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> 
 
 
 def detection_confusion_matrix(
-    predictions: Sequence[ImagePredictions],
-    ground_truth: Sequence[Sample],
-    num_classes: int,
-    *,
-    confidence: float = 0.25,
-    iou_threshold: float = 0.5,
+    predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int
 ) -> Int64[np.ndarray, "truth prediction"]:
-    """Compute the confusion matrix: rows are ground truth, columns are predictions, and the last of each is background.
+    """Compute the confusion matrix.
 
-    In each image, detections with a score of at least ``confidence`` and ground-truth boxes with an IoU of at least
-    ``iou_threshold`` are matched in decreasing order of IoU, regardless of their classes. Unmatched ground truth is
-    counted as missed (last column); unmatched detections are false positives (last row).
+    Rows are ground truth, and columns are predictions. The last row and the last column are the background.
+
+    In each image, detections with a score of at least 0.25 are matched to ground-truth boxes with an IoU of at least
+    0.5, in decreasing order of IoU and regardless of their classes. Unmatched ground-truth boxes are counted as missed
+    (last column). Unmatched detections are false positives (last row).
     """
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for prediction, sample in zip(predictions, ground_truth, strict=True):
-        detections = prediction.select(prediction.scores >= confidence)
+        detections = prediction.select(prediction.scores >= CONFUSION_CONFIDENCE)
         truth = sample.without_crowds
-        pairs = greedy_pairs(iou(detections.boxes, truth.boxes), iou_threshold)
+        pairs = greedy_pairs(iou(detections.boxes, truth.boxes), CONFUSION_IOU)
         matched, matched_truth = np.array(pairs, np.int64).reshape(-1, 2).T
         np.add.at(table, (truth.class_ids[matched_truth], detections.class_ids[matched]), 1)
-        missed, unmatched = np.delete(truth.class_ids, matched_truth), np.delete(detections.class_ids, matched)
-        table[:num_classes, num_classes] += np.bincount(missed, minlength=num_classes)
-        table[num_classes, :num_classes] += np.bincount(unmatched, minlength=num_classes)
+        table[:-1, -1] += np.bincount(np.delete(truth.class_ids, matched_truth), minlength=num_classes)
+        table[-1, :-1] += np.bincount(np.delete(detections.class_ids, matched), minlength=num_classes)
     return table

@@ -3,25 +3,19 @@
 :func:`plan_detection_outputs` determines all inputs and output files before :func:`run_detection` starts.
 """
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from chromabox.detect.boxes import Pixels
-from chromabox.detect.inference.outputs import (
-    ImageDetections,
-    annotate,
-    coco_results,
-    write_class_names,
-    write_coco_results,
-    write_csv,
-    write_yolo_labels,
-)
-from chromabox.detect.inference.predict import InferenceOptions, run_detector
+from chromabox.detect.inference import outputs
+from chromabox.detect.inference.outputs import ImageDetections
+from chromabox.detect.inference.predict import InferenceOptions, check_not_url, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
@@ -38,7 +32,7 @@ TABLE_FORMATS = {".json": "json", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One image or video: its file, its name in the results, and the path of the annotated copy (None: not written)."""
+    """An image or video: its path, its name in the results, and the path of the annotated copy (None: not written)."""
 
     source: Path
     name: str
@@ -47,13 +41,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """All inputs, and the output files (None: not written). ``label_folder`` is the folder for YOLO labels."""
+    """All inputs, the paths of the JSON and CSV files, and the folder for YOLO labels (None: not written)."""
 
     images: tuple[PlannedFile, ...]
     videos: tuple[PlannedFile, ...]
-    json: Path | None = None
-    csv: Path | None = None
-    label_folder: Path | None = None
+    json: Path | None
+    csv: Path | None
+    label_folder: Path | None
 
 
 def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequence[OutputFormat] = ()) -> OutputPlan:
@@ -61,26 +55,28 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
 
     Args:
         inputs: image and video files, and folders, which are searched for images.
-        output: a folder; alternatively, the path of the annotated copy of a single image or video, or, for boxes only,
-            a .json or .csv file.
-        formats: formats to write; if empty, the format given by the suffix of ``output``, or annotated copies for a
-            folder.
+        output: a folder, the path of the annotated copy of a single image or video, or a .json or .csv file for the
+            boxes.
+        formats: formats to write. If empty, the suffix of ``output`` determines the format. Annotated copies are
+            written to a folder.
 
     Raise UsageError for missing inputs, an output that is an input, two inputs with the same output file, and formats
     that cannot be written to ``output``.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
-    suffix = "" if output.is_dir() else output.suffix.lower()
-    selected: set[str] = set(formats) or {TABLE_FORMATS.get(suffix, "images")}
-    is_annotated = "images" in selected and suffix not in TABLE_FORMATS
-    video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    image_inputs = [path for path in inputs if path not in video_inputs]
-    for path in video_inputs:
+    for path in inputs:
+        check_not_url(path)
         if not path.exists():
             raise UsageError(f"{path} does not exist: expected an image, a folder of images or a video")
+    suffix = "" if output.is_dir() else output.suffix.lower()
+    single_format = TABLE_FORMATS.get(suffix)
+    selected: set[str] = set(formats) or {single_format or "images"}
+    is_annotated = "images" in selected and single_format is None
+    video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    image_inputs = [path for path in inputs if path not in video_inputs]
     # Only an output folder inside an input folder contains earlier results.
-    files = expand_inputs(image_inputs, None if suffix in TABLE_FORMATS else output) if image_inputs else []
+    files = expand_inputs(image_inputs, None if single_format else output) if image_inputs else []
     targets: list[Path | None] = [None] * len(files)
     if is_annotated and image_inputs:
         targets = [target for _, target in map_outputs(image_inputs, output)]
@@ -92,7 +88,6 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
             target = output if len(inputs) == 1 and suffix in VIDEO_SUFFIXES else output / path.name
             check_target(path, target)
         videos.append(PlannedFile(path, path.name, target))
-    single_format = TABLE_FORMATS.get(suffix)
     if single_format is not None:
         check_not_input([planned.source for planned in (*images, *videos)], output)
     elif any(planned.target == output for planned in (*images, *videos)):
@@ -100,28 +95,23 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
     if single_format is not None and selected != {single_format}:
         unsupported = ", ".join(sorted(selected - {single_format}))
         raise UsageError(f"{output}: a single file cannot contain {unsupported}; use a folder (-o FOLDER)")
-    if "yolo" in selected:
-        sources: dict[Path, Path] = {}
-        for image in images:
-            name = Path(image.name).with_suffix("")
-            if name in sources:
-                raise UsageError(
-                    f"{image.source} and {sources[name]} have the same label file {name}.txt; process them separately "
-                    "and use two folders"
-                )
-            sources[name] = image.source
-    paths = {
-        name: output if suffix in TABLE_FORMATS else output / f"detections.{name}"
-        for name in TABLE_FORMATS.values()
-        if name in selected
-    }
+    sources: dict[Path, Path] = {}
+    for image in images if "yolo" in selected else ():
+        label = Path(image.name).with_suffix(".txt")
+        if label in sources:
+            raise UsageError(
+                f"{image.source} and {sources[label]} have the same label file {label}; process them separately "
+                "and use two folders"
+            )
+        sources[label] = image.source
+    tables = {name: output if single_format else output / f"detections.{name}" for name in selected}
     label_folder = output / "labels" if "yolo" in selected else None
-    return OutputPlan(tuple(images), tuple(videos), paths.get("json"), paths.get("csv"), label_folder)
+    return OutputPlan(tuple(images), tuple(videos), tables.get("json"), tables.get("csv"), label_folder)
 
 
 @dataclass
 class BatchSummary:
-    """Number of processed images, video frames and detected boxes, time in seconds, and errors."""
+    """Numbers of processed images, video frames and detected boxes, time in seconds, and errors."""
 
     num_images: int = 0
     num_frames: int = 0
@@ -130,23 +120,20 @@ class BatchSummary:
     errors: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = [f"{self.num_frames} frames"] if self.num_frames else []
-        parts = [f"{self.num_images} images", *parts] if self.num_images or not parts else parts
+        counts = ((self.num_images, "images"), (self.num_frames, "frames"))
+        processed = " and ".join(f"{count} {name}" for count, name in counts if count) or "0 images"
         rate = (self.num_images + self.num_frames) / max(self.seconds, 1e-9)
-        return f"{' and '.join(parts)}, {self.num_boxes} boxes, {self.seconds:.1f} s ({rate:.1f} images/s)"
+        return f"{processed}, {self.num_boxes} boxes, {self.seconds:.1f} s ({rate:.1f} images/s)"
 
 
 def run_detection(
-    plan: OutputPlan,
-    detector: DetectorModel,
-    options: InferenceOptions,
-    *,
-    workers: int | None = None,
+    plan: OutputPlan, detector: DetectorModel, options: InferenceOptions, *, workers: int | None = None
 ) -> BatchSummary:
-    """Process all planned inputs and write the outputs. A failed file is recorded, and the others are processed.
+    """Process all planned inputs and write the outputs.
 
-    Every image and video is logged. Images are processed by ``workers`` threads (None: one per core). Raise
-    ChromaboxError only if a JSON, CSV or class list file cannot be written.
+    An error in a file is recorded in the summary, and the other files are processed. Every image and video is logged.
+    Images are processed by ``workers`` threads (None: one per core). Raise ChromaboxError only if a JSON, CSV or class
+    list file cannot be written.
     """
     summary = BatchSummary()
     all_results: list[ImageDetections] = []
@@ -156,8 +143,13 @@ def run_detection(
         height, width, _ = pixels.shape
         result = ImageDetections(planned.name, (height, width), run_detector(pixels, detector, options), frame)
         if plan.label_folder is not None:
-            write_yolo_labels(plan.label_folder / f"{result.stem}.txt", result)
+            outputs.write_yolo_labels(plan.label_folder / f"{result.stem}.txt", result)
         return result
+
+    def add_result(result: ImageDetections) -> None:
+        summary.num_boxes += len(result.detections)
+        if plan.json is not None or plan.csv is not None:
+            all_results.append(result)
 
     def process_image(planned: PlannedFile) -> ImageDetections | str:
         """Detect objects in an image and write its files; return the detections, or an error message."""
@@ -165,15 +157,28 @@ def run_detection(
             pixels = read_image(planned.source).pixels
             result = detect(planned, pixels)
             if planned.target is not None:
-                write_image(planned.target, annotate(pixels, result.detections))
+                write_image(planned.target, outputs.annotate(pixels, result.detections))
         except ChromaboxError as error:
             return str(error)
         return result
 
-    def add_result(result: ImageDetections) -> None:
-        summary.num_boxes += len(result.detections)
-        if plan.json is not None or plan.csv is not None:
-            all_results.append(result)
+    def process_video(planned: PlannedFile) -> int:
+        """Detect objects in each frame of a video and write its files; return the number of frames."""
+        video, indices = probe_video(planned.source), itertools.count()
+
+        def process_frame(pixels: Pixels) -> Pixels:
+            result = detect(planned, pixels, next(indices))
+            add_result(result)
+            tick()
+            return pixels if planned.target is None else outputs.annotate(pixels, result.detections)
+
+        with progress_bar(planned.name, video.num_frames, unit="frames") as tick:
+            if planned.target is not None:
+                transcode(video, planned.target, process_frame)
+            else:
+                for frame in iter_frames(planned.source):
+                    process_frame(frame)
+        return next(indices)
 
     results = map_ordered(plan.images, process_image, workers=workers)
     with progress_bar("detecting", len(plan.images), unit="images") as tick, closing(results):
@@ -187,42 +192,17 @@ def run_detection(
             log.info(f"{result.file}: {result.summary()}")
     for planned in plan.videos:
         try:
-            num_frames = _process_video(planned, detect, add_result)
-            summary.num_frames += num_frames
-            log.info(f"{planned.name}: {num_frames} frames")
+            num_frames = process_video(planned)
         except ChromaboxError as error:
             summary.errors.append(str(error))
+        else:
+            summary.num_frames += num_frames
+            log.info(f"{planned.name}: {num_frames} frames")
     summary.seconds = time.perf_counter() - start_time
     if plan.json is not None:
-        write_coco_results(plan.json, coco_results(all_results, detector.classes))
+        outputs.write_coco_results(plan.json, all_results, detector.classes)
     if plan.csv is not None:
-        write_csv(plan.csv, all_results)
+        outputs.write_csv(plan.csv, all_results)
     if plan.label_folder is not None:
-        write_class_names(plan.label_folder / "classes.txt", detector.classes)
+        outputs.write_text(plan.label_folder / "classes.txt", "".join(f"{name}\n" for name in detector.classes))
     return summary
-
-
-def _process_video(
-    planned: PlannedFile,
-    detect: Callable[[PlannedFile, Pixels, int], ImageDetections],
-    on_result: Callable[[ImageDetections], None],
-) -> int:
-    """Detect objects in a video, frame by frame, and write the annotated video; return the number of frames."""
-    video = probe_video(planned.source)
-    num_done = 0
-    with progress_bar(planned.name, video.num_frames, unit="frames") as tick:
-
-        def process_frame(pixels: Pixels) -> Pixels:
-            nonlocal num_done
-            result = detect(planned, pixels, num_done)
-            on_result(result)
-            tick()
-            num_done += 1
-            return pixels if planned.target is None else annotate(pixels, result.detections)
-
-        if planned.target is None:
-            for frame in iter_frames(planned.source):
-                process_frame(frame)
-        else:
-            transcode(video, planned.target, process_frame)
-    return num_done

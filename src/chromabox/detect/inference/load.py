@@ -1,4 +1,4 @@
-"""Opening of detectors for inference; other weight formats are exported to ONNX in the cache on first use."""
+"""Opening of detectors for inference. Other weight formats are exported to ONNX in the cache folder on first use."""
 
 from pathlib import Path
 
@@ -20,20 +20,20 @@ def open_detector(
     """Return a detector for inference.
 
     Args:
-        weights: an exported .onnx file or a run folder with ``best.onnx``, which need no PyTorch; or a name or file
-            accepted by :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache folder on
-            first use.
-        size: side length of the square input in pixels; None: the default of the weights.
+        weights: an exported .onnx file or a run folder with ``best.onnx``, which can be opened without PyTorch; or a
+            name or file accepted by :func:`chromabox.detect.weights.load.load_detector`, which is exported to the cache
+            folder on first use.
+        size: side length of the square input in pixels; None for the default of the weights.
         threads, device: see :func:`chromabox.runtime.session.open_session`.
 
     Raise UsageError if the weights do not exist, if the size is not supported, or if PyTorch is required but not
-    installed; ChromaboxError if a file is damaged.
+    installed. Raise ChromaboxError if a file is damaged.
     """
     path = Path(weights)
     if path.is_dir() and size is None and (path / "best.onnx").is_file():
         path = path / "best.onnx"
     content = read_onnx_file(path) if path.suffix.lower() == ".onnx" else b""
-    if EXPORT_FORMAT.encode() not in content:  # Other weights, or an ONNX file of another program.
+    if EXPORT_FORMAT.encode() not in content:  # Other weights, or an ONNX file that another program exported.
         path = _export_to_cache(weights, size)
         content = read_onnx_file(path)
     detector = load_onnx_detector(path, content=content, threads=threads, device=device)
@@ -43,7 +43,7 @@ def open_detector(
 
 
 def _export_to_cache(weights: str | Path, size: int | None) -> Path:
-    """Return the path of the exported ONNX weights in the cache folder; export them if the file is missing."""
+    """Return the path of the exported weights in the cache folder. Export the weights if this file is missing."""
     source = resolve_weights(weights)
     if source.is_file() and (target := _cached_path(source, size)).is_file():
         return target
@@ -59,7 +59,7 @@ def _export_to_cache(weights: str | Path, size: int | None) -> Path:
 
 
 def _cached_path(source: Path, size: int | None) -> Path:
-    """Return the cache path of an exported file, which depends on the contents of its source."""
+    """Return the path of the exported weights in the cache folder, which contains a hash of the source file."""
     architecture = source.with_suffix(".cfg")
     digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
     return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

@@ -1,9 +1,9 @@
 """Output of detections: annotated images, COCO results, CSV and YOLO labels.
 
-* COCO results: a JSON list of image_id, category_id, bbox (left, top, width, height in pixels) and score. The 80 COCO
-  classes have COCO's ids, 1 to 90; other classes are numbered from 1. The id of an image is its name without suffix,
-  as an integer if it consists of digits (as in COCO).
-* CSV: one line per box, with corners in pixels.
+* COCO results: a JSON list of image_id, category_id, bbox (left, top, width, height in pixels) and score. For the 80
+  COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an image is its path
+  without suffix, or an integer if its name consists of digits (as in COCO).
+* CSV: one line per box, with the left, top, right and bottom of the box in pixels.
 * YOLO: one text file per image with class, centre, width and height as fractions of the image size, and score.
 """
 
@@ -14,14 +14,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
-from chromabox.detect.data.dataset import COCO_CLASSES
+from chromabox.detect.data.dataset import COCO_CLASSES, format_labels
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
@@ -33,7 +32,7 @@ COCO_CATEGORIES = tuple(category_id for category_id in range(1, 91) if category_
 
 CSV_COLUMNS = ("file", "frame", "class", "class_id", "score", "left", "top", "right", "bottom", "width", "height")
 
-#: Colours that are easy to distinguish from each other and from photographs; they are assigned to classes cyclically.
+#: Colours of the classes, assigned cyclically. They are easy to distinguish from each other and from photographs.
 _COLOURS = (
     *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231"),
     *("#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe"),
@@ -46,7 +45,7 @@ _LabelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ImageDetections:
-    """Detections in one image, or in one frame (counted from 0) of a video; ``size`` is (height, width)."""
+    """Detections in an image, or in a frame (counted from 0) of a video. ``size`` is the height and width."""
 
     file: str
     size: tuple[int, int]
@@ -55,7 +54,7 @@ class ImageDetections:
 
     @property
     def stem(self) -> str:
-        """The file's relative path without suffix; for a video frame, followed by the frame index."""
+        """The path of the file without suffix, followed by the frame index for a video frame."""
         name = str(Path(self.file).with_suffix(""))
         return name if self.frame is None else f"{name}_{self.frame:06d}"
 
@@ -66,14 +65,14 @@ class ImageDetections:
         return int(stem) if stem.isascii() and stem.isdecimal() else Path(self.stem).as_posix()
 
     def summary(self) -> str:
-        """Return the number of detections of each class, most frequent first: ``dog 2, car 1``."""
+        """Return the number of detections of each class, in decreasing order: ``dog 2, car 1``."""
         names, counts = np.unique(self.detections.class_names, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return ", ".join(f"{names[index]} {counts[index]}" for index in order) or "nothing"
 
 
 def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a copy of the image with boxes and labels, drawn in proportion to its size."""
+    """Return a copy of the image with boxes and labels. The text and line sizes are proportional to the image size."""
     image = Image.fromarray(to_uint8(pixels))
     draw, side = ImageDraw.Draw(image), min(image.size)
     font = load_font(max(round(side * _TEXT_HEIGHT), 11))
@@ -92,7 +91,7 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
         x, y = _place_label(box, size, image.size, label_boxes)
         label_boxes.append((x, y, x + size[0], y + size[1]))
         draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), fill=colour)
-        # Black or white, whichever has more contrast with the colour by its BT.601 luma.
+        # The luma of the background (BT.601) determines whether the text is black or white.
         red, green, blue = ImageColor.getrgb(colour)[:3]
         text_colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
         draw.text((x + padding - left, y + padding - top), text, fill=text_colour, font=font)
@@ -102,9 +101,9 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
 def _place_label(
     box: Float32[np.ndarray, "4"], size: tuple[int, int], image_size: tuple[int, int], others: Sequence[_LabelBox]
 ) -> tuple[int, int]:
-    """Return the upper left corner of a label: above, in or below the box, and inside the image.
+    """Return the upper left corner of a label. Labels are placed above, in or below the box, and inside the image.
 
-    The first position that does not overlap another label is used; if there is none, the first position.
+    The first position without overlap with another label is used. If all positions overlap, the first one is used.
     """
     left, top, right, bottom = (round(float(value)) for value in box)
     width, height = size
@@ -117,8 +116,11 @@ def _place_label(
     return inside[0]
 
 
-def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per box in the format of COCO's evaluation, with the file and class names added."""
+def write_coco_results(path: Path, results: Iterable[ImageDetections], classes: Sequence[str]) -> None:
+    """Write one row per box in the format of COCO's evaluation, with the file and class names added.
+
+    Raise ChromaboxError if the file cannot be written.
+    """
     ids = COCO_CATEGORIES if tuple(classes) == COCO_CLASSES else range(1, len(classes) + 1)
     rows = []
     for result in results:
@@ -134,17 +136,13 @@ def coco_results(results: Iterable[ImageDetections], classes: Sequence[str]) -> 
                 "file_name": result.file,
                 "category": str(name),
             }
-            rows.append(row if result.frame is None else {**row, "frame": result.frame})
-    return rows
-
-
-def write_coco_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as a JSON list, one row per line. Raise ChromaboxError if the file cannot be written."""
-    _write_text(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
+            row |= {} if result.frame is None else {"frame": result.frame}
+            rows.append(json.dumps(row, ensure_ascii=False))
+    write_text(path, "[" + ",\n ".join(rows) + "]\n")
 
 
 def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
-    """Write one line per box below the header ``CSV_COLUMNS``; width and height are those of the image.
+    """Write the header ``CSV_COLUMNS`` and one line per box. ``width`` and ``height`` are the size of the image.
 
     Raise ChromaboxError if the file cannot be written.
     """
@@ -158,30 +156,22 @@ def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
             corners = [f"{value:.3f}" for value in box]
             frame = "" if result.frame is None else result.frame
             writer.writerow([result.file, frame, name, class_id, f"{score:.5f}", *corners, width, height])
-    _write_text(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def write_yolo_labels(path: Path, result: ImageDetections) -> None:
-    """Write one line per box. An image without detections gets an empty file, which shows that it was processed.
+    """Write one line per box. The file is empty for an image without detections.
 
     Raise ChromaboxError if the file cannot be written.
     """
     height, width = result.size
-    detections = result.detections
-    boxes = xyxy_to_cxcywh(detections.xyxy.astype(np.float64)) / [width, height, width, height]
-    lines = [
-        f"{class_id} " + " ".join(f"{value:.6f}" for value in (*box, score)) + "\n"
-        for box, class_id, score in zip(boxes, detections.class_id, detections.confidence, strict=True)
-    ]
-    _write_text(path, "".join(lines))
+    boxes = xyxy_to_cxcywh(result.detections.xyxy.astype(np.float64)) / [width, height, width, height]
+    values = np.column_stack([boxes, result.detections.confidence])
+    write_text(path, format_labels(result.detections.class_id, values, ".6f"))
 
 
-def write_class_names(path: Path, classes: Sequence[str]) -> None:
-    """Write the class names, one per line, in the order of the class indices in YOLO labels."""
-    _write_text(path, "".join(f"{name}\n" for name in classes))
-
-
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically and create its folder if necessary. Raise ChromaboxError on failure."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:

@@ -219,8 +219,8 @@ class FinetuneJob:
             "before": before,
             "after": after,
             "difference": {
-                name: {"value": difference.value, "interval": list(difference.interval)}
-                for name, difference in paired_difference(self.before.matches, self.after.matches).items()
+                name: {"value": value, "interval": list(interval)}
+                for name, (value, interval) in paired_difference(self.before.matches, self.after.matches).items()
             },
             "warnings": [*self.initial.splits.warnings, *self.after.warnings],
         }

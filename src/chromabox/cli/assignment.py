@@ -101,11 +101,11 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
-    result = run_demo(output)
-    print_comparison(result.assignment.comparison)
-    print_sweep(result.assignment.batch_size_sweep)
-    print_line(f"photographs: {result.photos}")
-    for line in result.report.lines():
+    photographs, runs, report = run_demo(output)
+    print_comparison(runs.comparison)
+    print_sweep(runs.batch_size_sweep)
+    print_line(f"photographs: {photographs}")
+    for line in report.lines():
         print_line(line)
     return 0
 

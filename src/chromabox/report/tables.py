@@ -21,7 +21,9 @@ DISPLAY_NAMES = {
     "net": "model",
     "net, annealed mean": "model, annealed mean",
     "grey value's colour": "grey lookup table",
+    "grey": "greyscale",
     "palette oracle": "palette upper bound",
+    "truth": "ground truth",
 }
 #: Cells that contain only numbers, ranges and sizes.
 NUMERIC = re.compile(r"[\d.,±–×→∞+\- ]*")

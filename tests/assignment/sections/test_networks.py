@@ -73,7 +73,7 @@ def test_layer_table_matches_figure_1a() -> None:
 
 def test_unet_text_gives_the_cost_of_the_skip_connections() -> None:
     parts = build(unet_section)
-    assert "with 2 concatenations" in parts.texts[0]
+    assert "with two concatenations" in parts.texts[0]
     assert "Block 4 therefore has 64 input channels instead of 32, and the last convolution has 25:" in parts.texts[0]
     assert "25: the 24 channels of block 4 and the greyscale channel." in parts.texts[0]
     # 32 more input channels for block 4 and one more for the last convolution, each with 24 output channels.
@@ -88,8 +88,6 @@ def test_self_check_passes(builder: Callable[[RunIndex, Path], Section], num_che
     parts = build(builder)
     assert f"{num_checks} of {num_checks} checks" in " ".join(parts.texts)
     assert [row[0][0] for row in parts.tables[1].rows] == ["✓"] * num_checks
-    assert "5 of the 5 blocks, including the last convolution, have the output shape of the figure." in parts.texts
-    assert "Tested with kernel sizes 1 to 9: 9 of 9 give logits for every pixel." in parts.texts
 
 
 def test_numbers_have_a_source() -> None:

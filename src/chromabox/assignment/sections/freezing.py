@@ -21,41 +21,38 @@ from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRu
 def frozen_part_blocks(run: Path) -> list[Block]:
     """Describe the detector, its dataset and its frozen layers."""
     summary, architecture = summary_source(run), load_detector(run).architecture
-    setting = Text(
-        "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the {recipe} "
-        "recipe.",
-        name=architecture.name,
-        weights=Path(summary.get("weights")).name,
-        data=Path(summary.get("data")).name,
-        recipe=summary.get("recipe"),
-    )
     frozen, end = summary.get("frozen"), num_backbone_layers(architecture)
     depth = frozen["layers"]
-    if not depth:
-        text = "No layer is frozen: all {run.frozen.all_parameters:,.0f} parameters are trained."
-        return [setting, Text(text, run=summary)]
-    relation, numbers = "as many as its backbone has", {}
-    if depth != end:
-        relation = f"{'fewer' if depth < end else 'more'} than the {{end}} of its backbone"
-        numbers["end"] = int_number(end, "detect/training/freeze.py: num_backbone_layers")
-    fraction = 100 * frozen["parameters"] / frozen["all_parameters"]
+    relation = "as many as" if depth == end else f"{'fewer' if depth < end else 'more'} than"
     return [
-        setting,
         Text(
-            f"Its first {{run.frozen.layers:,.0f}} of {{layers}} layers are frozen, {relation}. These layers have "
-            "{run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} %) and take "
-            "{run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted as in "
-            "Darknet, including pooling layers and concatenations.",
-            numbers,
+            "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the "
+            "{recipe} recipe.",
+            name=architecture.name,
+            weights=Path(summary.get("weights")).name,
+            data=Path(summary.get("data")).name,
+            recipe=summary.get("recipe"),
+        ),
+        Text(
+            "Its first {run.frozen.layers:,.0f} of {layers} layers are frozen, {relation} the {end} of its backbone. "
+            "These layers have {run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} "
+            "%) and take {run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted "
+            "as in Darknet, including pooling layers and concatenations.",
             run=summary,
+            relation=relation,
             layers=int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
-            fraction=Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
+            end=int_number(end, "detect/training/freeze.py: num_backbone_layers"),
+            fraction=Number(
+                100 * frozen["parameters"] / frozen["all_parameters"],
+                f"{run}/summary.json: frozen > parameters / all_parameters",
+                ".1f",
+            ),
         ),
     ]
 
 
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
-    """Compare the initial and the best checkpoint of the run, value by value."""
+    """Compare the parameters and statistics of the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
     frozen = RunDir(run).summary()["frozen"]
     depth = frozen["layers"]
@@ -90,7 +87,7 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, update_bn_stats: bool) -> str:
-    """Return a sentence stating whether the frozen layers are unchanged, based on the measured changes."""
+    """Return whether the frozen layers have changed, as a sentence."""
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"
@@ -110,21 +107,15 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
 
 
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
-    """Report the time per epoch, the time saved by freezing, and a table of all runs if there are several."""
+    """Report the time per epoch and the time saved by freezing, with a table if there are several runs."""
     run = runs[0]
     values, num_cached_views = RunDir(run).summary()["frozen"], RunDir(run).load_config(FinetuneConfig).num_cached_views
     keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
     report = FreezeReport(*(values[key] for key in keys))
-    blocks: list[Block] = [
-        Text(
-            "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache "
-            "took {run.seconds_filling:.1f} s once.",
-            run=summary_source(run),
-        )
-    ]
     text = (
-        "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
-        "layers, which is {report.step_savings:.0%} of a step. "
+        "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). A backward pass takes about twice "
+        "as long as a forward pass. Freezing saves the backward pass of the frozen layers, which is "
+        "{report.step_savings:.0%} of a step. "
     )
     numbers = {}
     if report.update_bn_stats:
@@ -134,12 +125,12 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     else:
         text += (
             "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
-            "fixed augmented views of each image and cached. This also saves their forward pass, in total "
-            "{report.step_savings_with_cache:.0%} of a step."
+            "fixed augmented views of each image and cached, which took {run.seconds_filling:.1f} s. This also saves "
+            "their forward pass, in total {report.step_savings_with_cache:.0%} of a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
-    if report.num_layers:
-        blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
+    source = Source(report, "detect/training/freeze.py: FreezeReport.")
+    blocks: list[Block] = [Text(text, numbers, run=summary_source(run), report=source)]
     if len(runs) == 1:
         return blocks
     rows: list[list[Cell]] = []
@@ -166,7 +157,7 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
 )
 def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer D.1: which layers were frozen, how, whether they changed, and the time saved."""
+    """Answer D.1: how layers are frozen, whether the frozen layers changed, and how much time freezing saved."""
     if not run_index.detectors:
         return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]

@@ -1,7 +1,6 @@
 """Question D.2: the classification loss of the detector, its verification, and the results of fine-tuning."""
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 
 from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
@@ -15,10 +14,10 @@ from chromabox.assignment.analysis.detector_analysis import (
 from chromabox.assignment.analysis.plots import plot_sample_detections
 from chromabox.assignment.sections.numbers import answers, record_results, summary_source
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
+from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
-from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.runs import RunIndex
@@ -30,26 +29,6 @@ TEST_POSITIVE_WEIGHT = 3.0
 #: Maximum number of classes in the table of AP50.
 MAX_TABLE_CLASSES = 10
 FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
-#: Descriptions of the loss terms before weighting, by box decoding, and of the distillation terms (``old``).
-TERM_DESCRIPTIONS = {
-    "exp": {
-        "box": "(2 − width·height) times the sum of the cross-entropy of the centre within its cell and half the "
-        "squared error of the logarithms of the sides, over the assigned positions",
-        "objectness": "cross-entropy of whether a box is assigned to the position, over all positions except those "
-        "that overlap a ground-truth box without being assigned to it",
-        "class": "cross-entropy of every class, over the assigned positions",
-    },
-    "sigmoid2": {
-        "box": "mean of 1 − CIoU, over the assigned positions",
-        "objectness": "mean cross-entropy with the CIoU of the predicted box as target, over all positions; weights of "
-        "the heads from the finest: " + ", ".join(f"{weight:g}" for weight in HEAD_BALANCE),
-        "class": "mean cross-entropy of every class, over the assigned positions",
-    },
-    "old": {
-        "old_box": "half the squared distance from the boxes of the teacher, where the teacher is confident",
-        "old_class": "divergence from the class probabilities of the teacher, where the teacher is confident",
-    },
-}
 
 
 def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
@@ -90,33 +69,18 @@ def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
     box, objectness, class_term = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
     if loss.variant.decode == "exp":
         total = (box + objectness + class_term) / Symbol("n")
+        over_heads = ""
     else:
         weights = loss.loss_weights(1)
         parts = [Float(weights[name]) * part for name, part in zip(weights, (box, objectness, class_term), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
-    over_heads = "" if loss.variant.decode == "exp" else ", summed over the heads"
-    text = f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss is"
+        over_heads = ", summed over the heads"
+    text = (
+        "The class term is one of three terms. The box term compares the predicted boxes with the ground-truth boxes. "
+        "The objectness term is the cross-entropy of the predicted objectness. With S for each of the three terms"
+        f"{over_heads}, the loss is"
+    )
     return [Text(text), Formula("L", total)]
-
-
-def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
-    """Return a table of the loss terms, with descriptions and with values in the first and the last epoch."""
-    descriptions = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
-    names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
-    epochs = [
-        Source(record, f"{run}/metrics.jsonl: {epoch} epoch > ")
-        for record, epoch in ((records[0], "first"), (records[-1], "last"))
-    ]
-    rows: list[list[Cell]] = [
-        [
-            name.replace("_", " "),
-            descriptions.get(name, "sum of the terms"),
-            *(epoch.number(f"{split}_{name}", spec=".4g") for split in ("train", "val") for epoch in epochs),
-        ]
-        for name in [*(term for term in names if term != "loss"), "loss"]
-    ]
-    columns = ["term", "description", "training, first", "last", "validation, first", "last "]
-    return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
 @answers(
@@ -129,14 +93,13 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> list[Block]:
     if not run_index.detectors:
         return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
-    loss, records = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig)), read_metrics(run)
+    loss = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig))
     path = folder / f"terms-{run.name}.png"
-    plot_losses(records, path, "")
+    plot_losses(read_metrics(run), path, "")
     return [
         *class_loss_blocks(loss),
         Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
         *total_loss_blocks(loss),
-        loss_terms_table(run, records, loss),
         Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
         *verification_blocks(run, folder),
         *result_blocks(run),

@@ -179,7 +179,7 @@ def explain_skips(
         ),
         _probe_table(without_skips, with_skips),
         *edge_blocks,
-        *_ablation_blocks(with_skips),
+        _ablation_text(with_skips),
         Text(
             "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that "
             "require a large receptive field, such as the hue. It should then contain less detail and more hue. "
@@ -202,20 +202,8 @@ def explain_skips(
     ]
 
 
-_ABLATION_NAMES = {
-    "none intact": "none",
-    "half zeroed": "half resolution: zeros",
-    "half shuffled": "half resolution: features of another image",
-    "input zeroed": "input: zeros",
-    "input shuffled": "input: another image",
-    "both zeroed": "both: zeros",
-    "both shuffled": "both: another image",
-}
-
-
-def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
-    """Show the accuracy with replaced skip connections, and name the skip connections that the model relies on."""
-    source = with_skips.source
+def _ablation_text(with_skips: NetAnalysis) -> Text:
+    """Describe the accuracy with replaced skip connections, and which skip connections the model relies on."""
     intact = with_skips.skip_ablations["none intact"]["accuracy"]
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]
@@ -225,32 +213,16 @@ def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
         conclusion = f"The model relies on both skip connections, mainly on {names[max(costs, key=costs.__getitem__)]}"
     elif used:
         conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
-    return [
-        Table(
-            f"The trained `{with_skips.model}` on at most {NUM_ABLATION_IMAGES} test images, with the data of a skip "
-            "connection replaced",
-            ["skip connection: replacement", "loss", "accuracy (%)"],
-            [
-                [
-                    name,
-                    source.number("skip_ablations", key, "loss", spec=".3f"),
-                    source.number("skip_ablations", key, "accuracy", spec=".1%"),
-                ]
-                for key, name in _ABLATION_NAMES.items()
-            ],
-        ),
-        Text(
-            "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} "
-            "percentage points of accuracy, and the input skip connection costs {input} percentage points. This shows "
-            "what the trained model relies on, not the accuracy of a model that is trained without the skip "
-            "connection.",
-            {
-                skip: Number(100 * cost, f"{source.name}skip_ablations, none intact minus {skip} shuffled", ".1f")
-                for skip, cost in costs.items()
-            },
-            conclusion=conclusion,
-        ),
-    ]
+    source = f"{with_skips.source.name}skip_ablations, none intact minus"
+    return Text(
+        "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} percentage "
+        "points of accuracy, and the input skip connection costs {input} percentage points (at most {count} test "
+        "images). This shows what the trained model relies on, not the accuracy of a model that is trained without the "
+        "skip connection.",
+        {skip: Number(100 * cost, f"{source} {skip} shuffled", ".1f") for skip, cost in costs.items()},
+        conclusion=conclusion,
+        count=int_number(NUM_ABLATION_IMAGES, "number of images for the ablation of skip connections"),
+    )
 
 
 def _gradient_ratios(analysis: NetAnalysis) -> dict[str, float]:

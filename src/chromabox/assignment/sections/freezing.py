@@ -113,9 +113,8 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
     report = FreezeReport(*(values[key] for key in keys))
     text = (
-        "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). A backward pass takes about twice "
-        "as long as a forward pass. Freezing saves the backward pass of the frozen layers, which is "
-        "{report.step_savings:.0%} of a step. "
+        "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
+        "layers, which is {report.step_savings:.0%} of a step. "
     )
     numbers = {}
     if report.update_bn_stats:
@@ -125,12 +124,19 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     else:
         text += (
             "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
-            "fixed augmented views of each image and cached, which took {run.seconds_filling:.1f} s. This also saves "
-            "their forward pass, in total {report.step_savings_with_cache:.0%} of a step."
+            "fixed augmented views of each image and cached, which saves their forward pass, too. In "
+            "total, freezing then saves {report.step_savings_with_cache:.0%} of a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
-    source = Source(report, "detect/training/freeze.py: FreezeReport.")
-    blocks: list[Block] = [Text(text, numbers, run=summary_source(run), report=source)]
+    blocks: list[Block] = [
+        Text(
+            "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache "
+            "took {run.seconds_filling:.1f} s once.",
+            run=summary_source(run),
+        )
+    ]
+    if report.num_layers:
+        blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
     if len(runs) == 1:
         return blocks
     rows: list[list[Cell]] = []

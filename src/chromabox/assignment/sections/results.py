@@ -1,11 +1,7 @@
 """Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, their comparison and its explanation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Int64
 
 from chromabox.assignment.analysis.net_analysis import (
     SAMPLE_SIZES,
@@ -31,7 +27,6 @@ from chromabox.assignment.sections.numbers import (
     summary_source,
 )
 from chromabox.colour.data.datasets import ColourDataset
-from chromabox.colour.evaluation import metrics
 from chromabox.colour.evaluation.evaluate import evaluate, sample_grid
 from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import TrainConfig
@@ -70,7 +65,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
         ),
         *published_blocks(POOL_UPSAMPLE, runs),
         Figure(path, f"The first test images: greyscale, ground truth, and the output of `{POOL_UPSAMPLE}`."),
-        *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
+        *_baseline_blocks(runs[0], data, folder),
         blur_text(analysis),
         dullness_text(analysis),
     ]
@@ -142,12 +137,9 @@ def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> li
     strided, with_skips, data, is_better, blocks = _compare(folder, *runs)
     pool_runs = run_index.colour.get(POOL_UPSAMPLE)
     others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
-    truth = data.test.labels.numpy()
-    confusion = metrics.confusion_matrix(with_skips.predictions.labels, truth, len(data.inputs.palette))
     return [
         *blocks,
         _image_quality_change_text(strided, with_skips),
-        _confusion_figure(UNET, confusion, data, folder),
         *explain_skips(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
         *_calibration_blocks((*others, strided, with_skips), folder),
         Text(
@@ -204,19 +196,15 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     path = folder / "calibration.png"
     plot_calibration({analysis.model: analysis.calibration for analysis in analyses}, path)
     after = analyses[-1]
-    surplus = after.source.number("calibration error", "surplus", spec=".1%")
     return [
         Text(
-            "The trained `{after.model}` is {verdict}: on average, its confidence is {surplus} percentage points "
-            "{relation} its accuracy (expected calibration error {after.calibration error.error:.1%}).",
+            "The trained `{after.model}` is {verdict}: its mean confidence minus its accuracy is "
+            "{after.calibration error.surplus:+.1%} (expected calibration error {after.calibration error.error:.1%}).",
             after=after.source,
-            verdict="underconfident" if surplus.value < 0 else "overconfident",
-            surplus=replace(surplus, value=abs(surplus.value)),
-            relation="below" if surplus.value < 0 else "above",
+            verdict="underconfident" if after.calibration.overconfidence < 0 else "overconfident",
         ),
         Figure(
-            path,
-            "Reliability diagram: accuracy against predicted probability. On the dotted line, they are equal.",
+            path, "Reliability diagram: accuracy against predicted probability. On the dotted line, they are equal."
         ),
     ]
 
@@ -280,9 +268,9 @@ def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
     )
 
 
-def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
-    """Compare the model with baselines and the upper bound, and show its confusion matrix."""
-    data = analysis_data.inputs.data
+def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
+    """Compare PoolUpsampleNet with baselines and the upper bound, and show its confusion matrix."""
+    model, data = POOL_UPSAMPLE, analysis_data.inputs.data
     evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
     recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
     # An infinite PSNR is null in the file but infinite in these rows, so that it is printed as infinite.
@@ -299,7 +287,9 @@ def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder:
     assert ours.accuracy is not None
     assert table.accuracy is not None
     closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
-    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
+    verdict = ("No.", "Only partly.", "Yes, by both measures.")[closer + more_accurate]
+    path = folder / f"confusion-{model}.png"
+    plot_confusion_matrix(evaluation.confusion, analysis_data.inputs.palette.colours, path, "")
     return [
         Table(
             f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper "
@@ -315,23 +305,14 @@ def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder:
             "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
             "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has "
             "a ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
-            answer=answers[int(closer) + int(more_accurate)],
+            answer=verdict,
             nearness="closer to" if closer else "further from",
             relation="more" if more_accurate else "less",
             scores=scores,
         ),
-        _confusion_figure(model, evaluation.confusion, analysis_data, folder),
+        Figure(
+            path,
+            f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
+            "adds up to one; correct predictions are on the diagonal.",
+        ),
     ]
-
-
-def _confusion_figure(
-    model: str, confusion: Int64[np.ndarray, "truth prediction"], data: AnalysisData, folder: Path
-) -> Figure:
-    """Plot the confusion matrix with a colour swatch for every row and column."""
-    path = folder / f"confusion-{model}.png"
-    plot_confusion_matrix(confusion, data.inputs.palette.colours, path, "")
-    return Figure(
-        path,
-        f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
-        "adds up to one; correct predictions are on the diagonal.",
-    )

@@ -1,21 +1,19 @@
-"""Questions A.1, B.1 and C.1, which need no runs: source code, layers and self-check of the three models."""
+"""Questions A.1, B.1 and C.1, which need no runs: source code and layers of the three models."""
 
 import inspect
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from torch import nn
 
 from chromabox.assignment.check.align import block_name
 from chromabox.assignment.check.checks import IMAGE_SIZE, reference_ops
-from chromabox.assignment.check.runner import STATUS_MARKS, CheckResult, check_file
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.sections.numbers import int_number
 from chromabox.colour.models import MODELS, baselines, num_trainable_parameters
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Block, Cell, Code, Section, Source, Table, Text
+from chromabox.report.document.model import Cell, Code, Section, Source, Table, Text
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
@@ -105,7 +103,7 @@ def _settings(model: str) -> dict[str, Source]:
 def _make_section(
     key: str, figure: str, model: str, names: Sequence[str], architecture: Text, *remarks: Text
 ) -> Section:
-    """Build a section from the texts, the source code of ``names``, a table of the layers and the self-check."""
+    """Build a section from texts, the source code of ``names`` and a table of the layers."""
     name, ops, module = MODELS[model].__name__, reference_ops(model), MODELS[model](**DEFAULT_SIZES)
     question = (
         f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
@@ -129,7 +127,7 @@ def _make_section(
                 f"{model}: parameters by type: ",
             ),
         ),
-        *_self_check_blocks(model),
+        Text(f"`chromabox check FILE` compares your own {name} with this model, layer by layer."),
     ]
     return Section(key, f"Implementation of {name}", question, blocks)
 
@@ -157,28 +155,3 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
         f"Operations of one forward pass, recorded for an image of {IMAGE_SIZE} × {IMAGE_SIZE} pixels ({sizes_text})."
     )
     return Table(caption, ["operation", "settings", "channels", "height", "width", "parameters"], rows)
-
-
-def _self_check_blocks(model: str) -> list[Block]:
-    """Report the results of ``chromabox check`` for the reference models."""
-    result = _check_reference_models()
-    checks = [check for report in result.reports if report.model == model for check in report.checks]
-    if not checks:
-        return [Text("The self-check did not run: {error}.", error=result.error or "the class was not found")]
-    source = f"chromabox check {Path(baselines.__file__).name}"
-    summary = Text(
-        "`chromabox check` tests a model in a separate process: {passed} of {all} checks of the code above passed. The "
-        "checks of layers, parameters and function compare a model with this same reference, so here they only test "
-        "the check itself. The checks of shapes, gradients, independence of the batch and the training step are "
-        "independent of the reference.",
-        passed=int_number(sum(check.passed is True for check in checks), source),
-        all=int_number(len(checks), source),
-    )
-    rows = [[f"{STATUS_MARKS[check.passed]} {check.name}", check.message] for check in checks]
-    return [summary, Table(f"The self-check of {MODELS[model].__name__}.", ["check", "result"], rows)]
-
-
-@cache
-def _check_reference_models() -> CheckResult:
-    """Check the reference models once for all three sections. The long timeout allows for busy machines."""
-    return check_file(Path(baselines.__file__), timeout=600.0)

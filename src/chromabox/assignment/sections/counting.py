@@ -46,7 +46,7 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
             "outputs of pooling, upsampling and ReLU are not counted."
         ),
         *(Formula(name, formula) for name, formula in zip(QUANTITIES, total, strict=True)),
-        Text("For the images of the assignment, and for images of twice their height and width, these are:"),
+        Text("For the images of the assignment, and for images of twice their height and width, the numbers are:"),
         *(
             Formula(f"{name} at {format_size(size)}", formula)
             for size in sizes

@@ -1,7 +1,7 @@
-"""Explanations of the results of the three models, each tested on the trained models.
+"""Explanations of the results of the three models. Each explanation is tested on the trained models.
 
-They cover the image quality of PoolUpsampleNet, the effect of strided and transposed convolutions, and the effect of
-skip connections.
+The explanations cover the image quality of PoolUpsampleNet, the effect of strided and transposed convolutions, and the
+effect of skip connections.
 """
 
 import math
@@ -89,7 +89,7 @@ def dullness_text(analysis: NetAnalysis) -> Text:
 def explain_strides(
     pool: NetAnalysis, strided: NetAnalysis, data: AnalysisData, folder: Path, *, is_better: bool
 ) -> list[Block]:
-    """Test the reasons for the effect of strides; ``is_better`` is whether there is a gain to explain."""
+    """Test reasons for the effect of strides; ``is_better`` states whether the second model is better."""
     gains_near_edges, edge_blocks = _edge_blocks((pool, strided), data, folder)
     before, after = (analysis.probe_scores["quarter"]["grey_detail"] for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE
@@ -140,11 +140,10 @@ def explain_skips(
     is_better: bool,
     other_analyses: tuple[NetAnalysis, ...],
 ) -> list[Block]:
-    """Test the usual reasons for the effect of skip connections; figures also show ``other_analyses``."""
+    """Test the usual reasons for the effect of skip connections. The figures also show ``other_analyses``."""
     scores = without_skips.probe_scores
     before, after = scores["quarter"], with_skips.probe_scores["quarter"]
     restores_detail = scores["half"]["lookup_table_accuracy"] > before["lookup_table_accuracy"] + MIN_DIFFERENCE
-    # A bottleneck that need not carry fine detail has capacity for other properties.
     less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
     more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
     bottleneck_verdict = {
@@ -239,7 +238,7 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
 
 
 def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Block]:
-    """Compare the gradients of the last two models, without and with skip connections; the figure shows all models."""
+    """Compare the gradients of the last two models, without and with skip connections. The figure shows all models."""
     *_, without_skips, with_skips = analyses
     gradients = (
         {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}

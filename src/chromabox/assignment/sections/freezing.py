@@ -1,4 +1,4 @@
-"""Question D.1: the frozen layers of a fine-tuning run, the check that they did not change, and the time saved."""
+"""Question D.1: the frozen layers of a fine-tuning run, whether they have changed, and the time saved."""
 
 import inspect
 from collections.abc import Sequence
@@ -91,10 +91,7 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"
-    method = (
-        "To verify the freezing, the run saves the model before the first step, and its result is compared with it "
-        "value by value. "
-    )
+    method = "To verify the freezing, the trained model is compared with the initial model value by value. "
     if any(change.max_change for change in frozen):
         return method + "Parameters of frozen layers have changed, which is an error in the program:"
     if any(change.max_stats_change for change in frozen):
@@ -107,7 +104,7 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
 
 
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
-    """Report the time per epoch and the time saved by freezing, with a table if there are several runs."""
+    """Report the time per epoch and the time saved by freezing. If there are several runs, add a table."""
     run = runs[0]
     values, num_cached_views = RunDir(run).summary()["frozen"], RunDir(run).load_config(FinetuneConfig).num_cached_views
     keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
@@ -124,8 +121,8 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     else:
         text += (
             "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
-            "fixed augmented views of each image and cached, which saves their forward pass, too. In "
-            "total, freezing then saves {report.step_savings_with_cache:.0%} of a step."
+            "fixed augmented views of each image and cached. This also saves their forward pass, in total "
+            "{report.step_savings_with_cache:.0%} of a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
     blocks: list[Block] = [
@@ -139,20 +136,18 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
         blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
     if len(runs) == 1:
         return blocks
-    rows: list[list[Cell]] = []
-    for run in runs:
-        summary = summary_source(run)
-        rows.append(
-            [
-                run.name,
-                Path(summary.get("data")).name,
-                summary.get("recipe"),
-                summary.number("frozen", "layers", spec=",.0f"),
-                summary.number("epochs", spec=",.0f"),
-                *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
-                *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
-            ]
-        )
+    rows: list[list[Cell]] = [
+        [
+            run.name,
+            Path(summary.get("data")).name,
+            summary.get("recipe"),
+            summary.number("frozen", "layers", spec=",.0f"),
+            summary.number("epochs", spec=",.0f"),
+            *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
+            *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
+        ]
+        for run, summary in zip(runs, map(summary_source, runs), strict=True)
+    ]
     columns = ["run", "data", "recipe", "frozen", "epochs", "s per epoch", "s for cache"]
     return [*blocks, Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)]
 
@@ -175,11 +170,11 @@ def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
         *frozen_part_blocks(run),
         Text(
             "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of "
-            "the layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before "
-            "them, and the optimizers do not contain them. This alone does not freeze a layer. The means and variances "
-            "of batch normalisation are buffers, not parameters, and every forward pass in training mode updates them. "
-            "The frozen kernels would then receive inputs with other statistics than those they were trained with. "
-            f"{remark}"
+            "the layer. For the parameters of the first layers, `requires_grad` is set to False: the backward pass "
+            "stops before these layers, and the optimizers do not contain their parameters. This alone does not freeze "
+            "a layer. The means and variances of batch normalisation are buffers, not parameters, and every forward "
+            "pass in training mode updates them. The frozen kernels would then receive inputs with other statistics "
+            f"than those they were trained with. {remark}"
         ),
         Code("\n\n".join(code)),
         Text("The optimizers get only the remaining parameters:"),

@@ -14,7 +14,7 @@ from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import RunDir, package_versions
 from chromabox.experiments.runs import RunIndex, find_runs
 from chromabox.report.document.model import Block, Document, MissingRun, Text
-from chromabox.report.document.write import WrittenDocument, write_document
+from chromabox.report.document.write import write_document
 
 #: The sections of the report in the order of the assignment, and whether each section can be built without runs.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
@@ -50,13 +50,15 @@ REFERENCES = (
 class ReportFiles:
     """The files of a report, and the keys of the questions without an answer."""
 
-    document: WrittenDocument
+    html: Path
+    pdf: Path
+    json: Path
     unanswered: list[str]
 
     def lines(self) -> list[str]:
         """Return lines to print: the unanswered questions and the paths of the files."""
         missing = [f"not answered (no finished runs): {', '.join(self.unanswered)}"] if self.unanswered else []
-        return [*missing, f"HTML: {self.document.html}\nPDF: {self.document.pdf}\nJSON: {self.document.json}"]
+        return [*missing, f"HTML: {self.html}\nPDF: {self.pdf}\nJSON: {self.json}"]
 
 
 def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool = False) -> ReportFiles:
@@ -71,7 +73,7 @@ def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool =
     # A second thread hardly speeds up such small computations, and slows them down on a busy machine.
     with num_threads(1):
         document, missing = build_document(run_index, folder / "figures", include_missing=include_missing)
-    return ReportFiles(write_document(document, folder), missing)
+    return ReportFiles(*write_document(document, folder), missing)
 
 
 def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool = False) -> tuple[Document, list[str]]:

@@ -18,7 +18,8 @@ from chromabox.assignment.analysis.net_analysis import (
 )
 from chromabox.assignment.analysis.plots import plot_accuracy_by_edge_distance, plot_gradients
 from chromabox.assignment.analysis.statistics import difference_between_regions
-from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
+from chromabox.assignment.sections.numbers import int_number, record_results
+from chromabox.engine.runs import RunDir
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
 
 #: Smaller differences between values of R², correlations and fractions are not reported as differences.
@@ -93,8 +94,10 @@ def explain_strides(
     gains_near_edges, edge_blocks = _edge_blocks((pool, strided), data, folder)
     before, after = (analysis.probe_scores["quarter"]["grey_detail"] for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE
-    counts = [summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided)]
-    is_same_size = counts[0].value == counts[1].value
+    sizes = {RunDir(analysis.run).summary()["parameters"] for analysis in (pool, strided)}
+    size_remark = "The models differ in size, which may be an additional reason."
+    if len(sizes) == 1:
+        size_remark = "The size is not a reason, because both models have the same number of parameters."
     support = ("Neither test supports", "One of the two tests supports", "Both tests support")
     conclusion = (
         f"{support[keeps_more + gains_near_edges]} the reason “strided convolutions preserve fine detail that pooling "
@@ -103,14 +106,7 @@ def explain_strides(
     if not is_better:
         conclusion = "The second model is not better in these runs, so there is no gain to explain."
     return [
-        Text(
-            "The models have {before} and {after} parameters. {remark}",
-            before=counts[0],
-            after=counts[1],
-            remark="Their size is therefore not a reason."
-            if is_same_size
-            else "The difference in size may be an additional reason.",
-        ),
+        Text(size_remark),
         Text(
             "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
             "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
@@ -192,11 +188,8 @@ def explain_skips(
         ),
         *_gradient_blocks(analyses, folder),
         Text(
-            "{conclusion} The skip connections also increase the number of parameters, from {before.parameters:,.0f} "
-            "to {after.parameters:,.0f}. The effect of the size was not separated from the other effects.",
-            conclusion=conclusion,
-            before=summary_source(without_skips.run),
-            after=summary_source(with_skips.run),
+            f"{conclusion} The skip connections also increase the number of parameters. The effect of the size was not "
+            "separated from the other effects."
         ),
     ]
 
@@ -240,12 +233,12 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
 def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Block]:
     """Compare the gradients of the last two models, without and with skip connections. The figure shows all models."""
     *_, without_skips, with_skips = analyses
-    gradients = (
+    initial, final = (
         {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}
         for when in ("start", "end")
     )
     path = folder / "gradients.png"
-    plot_gradients(*gradients, path)
+    plot_gradients(initial, final, path)
     text = Text(
         "A third reason is often given: skip connections prevent vanishing gradients in the first layers. {verdict} "
         "observed: in `{plain.model}`, which has no skip connections, the largest relative gradient of a layer (the "

@@ -13,7 +13,7 @@ from chromabox.assignment.check.trace import Op
 from chromabox.assignment.sections.numbers import int_number
 from chromabox.colour.models import MODELS, baselines, num_trainable_parameters
 from chromabox.experiments.runs import RunIndex
-from chromabox.report.document.model import Cell, Code, Section, Source, Table, Text
+from chromabox.report.document.model import Block, Cell, Code, Section, Source, Table, Text
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
@@ -112,7 +112,7 @@ def _make_section(
     norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
     weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
     total = num_trainable_parameters(module)
-    blocks = [
+    blocks: list[Block] = [
         architecture,
         Code("\n\n".join(inspect.getsource(getattr(baselines, name)).rstrip() + "\n" for name in names)),
         *remarks,

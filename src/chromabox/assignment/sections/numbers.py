@@ -53,7 +53,7 @@ def summary_source(run: Path) -> Source:
 def mean_over_runs(runs: Sequence[Path], key: str) -> Number:
     """Return the mean of a summary value over runs, with the sample standard deviation if there are several runs.
 
-    Losses are in nats, accuracies in percent.
+    Losses are in nats per pixel, and accuracies are in percent.
     """
     scale, spec = (100.0, ".2f") if key.endswith("accuracy") else (1.0, ".4f")
     values = [scale * float(RunDir(run).summary()[key]) for run in runs]

@@ -43,7 +43,8 @@ OVERFITTING_GAP = 2.0
 #: Number of test images in a row of a figure.
 NUM_SAMPLES = 8
 
-MODELS = POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
+POOL_UPSAMPLE = "pool-upsample"
+MODELS = (POOL_UPSAMPLE, "conv-transpose", "unet")
 
 
 @answers(

@@ -9,7 +9,6 @@ import json
 import math
 import tempfile
 import warnings
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,27 +24,18 @@ from chromabox.report.document.layout import Inline, layout_document, strip_cont
 from chromabox.report.document.model import Document, Figure, MissingRun
 
 
-@dataclass(frozen=True)
-class WrittenDocument:
-    """Paths of the three files."""
-
-    html: Path
-    pdf: Path
-    json: Path
-
-
-def write_document(document: Document, folder: Path) -> WrittenDocument:
-    """Write ``report.html``, ``report.pdf`` and ``report.json``; create the folder if necessary.
+def write_document(document: Document, folder: Path) -> tuple[Path, Path, Path]:
+    """Write ``report.html``, ``report.pdf`` and ``report.json`` and return their paths; create the folder if necessary.
 
     Each file is written atomically. Raise ChromaboxError if a figure is not a PNG file, or if the files cannot be
     written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return WrittenDocument(
-            html=write_html(document, folder / "report.html"),
-            pdf=write_pdf(document, folder / "report.pdf"),
-            json=write_numbers_json(document, folder / "report.json"),
+        return (
+            write_html(document, folder / "report.html"),
+            write_pdf(document, folder / "report.pdf"),
+            write_numbers_json(document, folder / "report.json"),
         )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

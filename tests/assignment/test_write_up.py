@@ -26,14 +26,14 @@ def test_without_runs_every_question_has_a_section_and_names_missing_runs(tmp_pa
         missing_runs = [block for block in section.blocks if isinstance(block, MissingRun)]
         assert bool(missing_runs) == (section.key not in NEED_NO_RUN)
         assert all(block.command.startswith("chromabox ") for block in missing_runs)
-    written = write_document(document, tmp_path)
-    html = written.html.read_text(encoding="utf-8")
-    with pypdfium2.PdfDocument(written.pdf) as pdf:
+    html_path, pdf_path, json_path = write_document(document, tmp_path)
+    html = html_path.read_text(encoding="utf-8")
+    with pypdfium2.PdfDocument(pdf_path) as pdf:
         pdf_text = "\n".join(pdf_page.get_textpage().get_text_range() for pdf_page in pdf)
     for section in document.sections:
         assert section.title in html
         assert f"{section.key} " in pdf_text
-    assert {item["section"] for item in json.loads(written.json.read_text())["missing"]} == set(missing)
+    assert {item["section"] for item in json.loads(json_path.read_text())["missing"]} == set(missing)
 
 
 def test_report_without_runs_has_no_sections(tmp_path: Path) -> None:

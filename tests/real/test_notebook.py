@@ -108,11 +108,11 @@ def test_report_answers_every_question(report: ReportFiles) -> None:
 
 
 def test_html_file_of_the_report_is_small(report: ReportFiles) -> None:
-    assert report.document.html.stat().st_size <= 5_000_000
+    assert report.html.stat().st_size <= 5_000_000
 
 
 def test_numbers_of_the_report_are_those_of_the_runs(report: ReportFiles, runs: Path) -> None:
-    numbers = json.loads(report.document.json.read_text(encoding="utf-8"))["numbers"]
+    numbers = json.loads(report.json.read_text(encoding="utf-8"))["numbers"]
     for model in PALETTE_MODELS[:3]:
         run = runs / f"{model}-quick"
         accuracy = 100 * RunDir(run).summary()["test_accuracy"]

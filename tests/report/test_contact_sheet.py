@@ -122,11 +122,6 @@ def test_invalid_arguments_are_rejected(tmp_path: Path) -> None:
     pairs = make_pairs(tmp_path, 1)
     with pytest.raises(UsageError, match=r"unsupported contact sheet format; expected .jpg, .jpeg, .png"):
         draw_contact_sheets(pairs, tmp_path / "sheet.gif")
-    for numbers in ({"tile_size": 8}, {"tile_size": 5000}, {"pairs_per_sheet": 0}):
-        with pytest.raises(UsageError, match="expected 32 to 1024 pixels and at least 1 pair"):
-            draw_contact_sheets(pairs, tmp_path / "sheet.png", **numbers)
-    with pytest.raises(UsageError, match="no images to draw"):
-        draw_contact_sheets([], tmp_path / "sheet.png")
     for path in pairs[0]:
         before = path.read_bytes()
         with pytest.raises(UsageError, match="is the input"):

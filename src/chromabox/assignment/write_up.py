@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from chromabox.assignment.sections import batch_sizes, class_loss, counting, freezing, networks, results
-from chromabox.assignment.sections.numbers import SectionBuilder, int_number, mean_over_runs
+from chromabox.assignment.sections.numbers import SectionBuilder, int_number, mean_over_runs, summary_source
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.runs import RunDir, package_versions
 from chromabox.experiments.runs import RunIndex, find_runs
-from chromabox.report.document.model import Block, Document, MissingRun, Number, Text
-from chromabox.report.document.write import WrittenDocument, write_document
+from chromabox.report.document.model import Block, Document, MissingRun, Text
+from chromabox.report.document.write import write_document
 
-#: The questions of the assignment, in order; the second item is whether the answer needs no runs.
+#: The sections of the report in the order of the assignment, and whether each section can be built without runs.
 SECTIONS: tuple[tuple[SectionBuilder, bool], ...] = (
     (networks.pool_upsample_section, True),
     (results.pool_upsample_results, False),
@@ -48,37 +48,36 @@ REFERENCES = (
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The written files, and the keys of the questions without an answer."""
+    """The files of a report, and the keys of the questions without an answer."""
 
-    document: WrittenDocument
+    html: Path
+    pdf: Path
+    json: Path
     unanswered: list[str]
 
     def lines(self) -> list[str]:
-        """Return lines for the log: unanswered questions and the paths of the files."""
+        """Return lines to print: the unanswered questions and the paths of the files."""
         missing = [f"not answered (no finished runs): {', '.join(self.unanswered)}"] if self.unanswered else []
-        return [*missing, f"HTML: {self.document.html}\nPDF: {self.document.pdf}\nJSON: {self.document.json}"]
+        return [*missing, f"HTML: {self.html}\nPDF: {self.pdf}\nJSON: {self.json}"]
 
 
 def write_report(paths: Sequence[Path], folder: Path, *, include_missing: bool = False) -> ReportFiles:
     """Write ``report.html``, ``report.pdf`` and ``report.json`` about the runs below ``paths`` into ``folder``.
 
-    With ``include_missing`` every question has a section; a question without runs names the command that trains them.
-    Without it, only the questions answered by the runs have a section.
+    If ``include_missing`` is True, every question has a section; the section of a question without runs names the
+    command that trains them. Otherwise, only questions that the runs answer have a section.
 
-    Raise UsageError if a path contains no finished run, and ChromaboxError if the folder cannot be written.
+    Raise UsageError if a path contains no finished run, and ChromaboxError if the files cannot be written.
     """
     run_index = find_runs(paths)
-    # The computations are small: a second thread gains little and costs much on a busy machine.
+    # A second thread hardly speeds up such small computations, and slows them down on a busy machine.
     with num_threads(1):
         document, missing = build_document(run_index, folder / "figures", include_missing=include_missing)
-    return ReportFiles(write_document(document, folder), missing)
+    return ReportFiles(*write_document(document, folder), missing)
 
 
 def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool = False) -> tuple[Document, list[str]]:
-    """Return the report as data and the keys of the unanswered questions.
-
-    The figures are written to the folder ``figures``.
-    """
+    """Write the figures to the folder ``figures``. Return the report and the keys of the unanswered questions."""
     figures.mkdir(parents=True, exist_ok=True)
     builders = [
         builder for builder, needs_no_run in SECTIONS if include_missing or not needs_no_run or run_index.colour
@@ -109,7 +108,7 @@ def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool 
 
 
 def _colour_summary(run_index: RunIndex) -> Text:
-    """Return one sentence about the task and one about each model."""
+    """Return a text with the common settings of the models and the results of each model."""
     first = RunDir(next(iter(run_index.colour.values()))[0]).summary()
     sentences = [
         "Greyscale images ({data}) are colourised by classifying every pixel as one colour of a palette ({palette}). "
@@ -117,23 +116,22 @@ def _colour_summary(run_index: RunIndex) -> Text:
     ]
     values: dict[str, Any] = {key: first[key] for key in ("data", "palette", "recipe")}
     for index, (model, runs) in enumerate(run_index.colour.items()):
-        values[f"right{index}"] = mean_over_runs(runs, "test_accuracy")
-        values[f"loss{index}"] = mean_over_runs(runs, "test_loss")
-        values[f"runs{index}"] = int_number(len(runs), "number of runs found")
+        values[f"model{index}"] = {
+            "accuracy": mean_over_runs(runs, "test_accuracy"),
+            "loss": mean_over_runs(runs, "test_loss"),
+            "runs": int_number(len(runs), "number of runs found"),
+        }
         sentences.append(
-            f"`{model}` classifies {{right{index}}} % of the test pixels correctly, with a cross-entropy of "
-            f"{{loss{index}}} nats per pixel ({{runs{index}}} {'seed' if len(runs) == 1 else 'seeds'})."
+            f"`{model}` classifies {{model{index}.accuracy}} % of the test pixels correctly, with a cross-entropy of "
+            f"{{model{index}.loss}} nats per pixel ({{model{index}.runs}} {'seed' if len(runs) == 1 else 'seeds'})."
         )
     return Text(" ".join(sentences), values)
 
 
 def _detector_summary(run: Path) -> Text:
-    summary = RunDir(run).summary()
     return Text(
-        "Fine-tuning a detector on `{data}` changed its AP50 on held-out images from {before} % to {after} %.",
-        {
-            name: Number(100 * summary[name]["ap50"], f"{run}/summary.json: {name}.ap50", ".1f")
-            for name in ("before", "after")
-        },
-        data=Path(str(summary["data"])).name,
+        "Fine-tuning a detector on `{data}` changed its AP50 on held-out images from {run.before.ap50:.1%} to "
+        "{run.after.ap50:.1%}.",
+        run=summary_source(run),
+        data=Path(str(RunDir(run).summary()["data"])).name,
     )

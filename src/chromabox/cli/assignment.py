@@ -103,10 +103,10 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     from chromabox.experiments.compare import print_comparison
     from chromabox.experiments.sweep_results import print_sweep
 
-    result = run_demo(output)
-    print_comparison(result.assignment.comparison)
-    print_sweep(result.assignment.batch_size_sweep)
-    log.info("\n".join([f"photographs: {result.photos}", *result.report.lines()]))
+    photographs, runs, report = run_demo(output)
+    print_comparison(runs.comparison)
+    print_sweep(runs.batch_size_sweep)
+    log.info("\n".join([f"photographs: {photographs}", *report.lines()]))
     return 0
 
 

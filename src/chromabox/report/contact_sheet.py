@@ -24,26 +24,21 @@ def draw_contact_sheets(
     tile_size: int = 160,
     pairs_per_sheet: int = MAX_PAIRS_PER_SHEET,
 ) -> list[Path]:
-    """Draw before-and-after pairs of files and return the paths of the sheets.
+    """Draw pairs of image files side by side and return the paths of the sheets.
 
     Args:
-        pairs: files, read one at a time; a file that cannot be read is shown as a labelled placeholder.
-        output: path of a .jpg or .png file; if there are several sheets, they are named ``NAME-1.jpg`` and so on.
-        tile_size: side length in pixels, 32 to 1024, of the square tile into which each image is fitted.
-        pairs_per_sheet: at least 1; further pairs are drawn on further sheets.
+        pairs: files before and after colourisation, at least one pair. They are read one at a time. A file that cannot
+            be read is shown as a labelled placeholder.
+        output: path of a .jpg or .png file; several sheets are named ``NAME-1.jpg`` and so on.
+        tile_size: side length in pixels of the square tile into which each image is fitted.
+        pairs_per_sheet: maximum number of pairs on a sheet; further pairs are drawn on further sheets.
 
-    One sheet and one image are held in memory at a time. Names are the sources' paths relative to their common folder.
-    Raise UsageError for any other suffix, numbers out of range, no pairs, and a sheet that would replace one of the
-    images; raise ChromaboxError if a sheet cannot be written.
+    The name below a pair is the path of its first file relative to the common folder of all first files. Raise
+    UsageError for an unsupported suffix or a sheet that would replace one of the images, and ChromaboxError if a sheet
+    cannot be written.
     """
     if output.suffix.lower() not in SHEET_SUFFIXES:
         raise UsageError(f"{output}: unsupported contact sheet format; expected {', '.join(SHEET_SUFFIXES)}")
-    if not 32 <= tile_size <= 1024 or pairs_per_sheet < 1:
-        raise UsageError(
-            f"tile size {tile_size}, {pairs_per_sheet} pairs per sheet: expected 32 to 1024 pixels and at least 1 pair"
-        )
-    if not pairs:
-        raise UsageError(f"{output}: no images to draw; expected at least one pair")
     names = _relative_names([source for source, _ in pairs])
     starts = range(0, len(pairs), pairs_per_sheet)
     sheets = [output] if len(starts) == 1 else [output.with_stem(f"{output.stem}-{n + 1}") for n in range(len(starts))]
@@ -59,10 +54,10 @@ def _relative_names(sources: Sequence[Path]) -> list[str]:
     """Return the paths relative to the common folder, with "?" for unprintable characters."""
     paths = [Path(os.path.abspath(source)) for source in sources]
     try:
-        common = Path(os.path.commonpath([path.parent for path in paths]))
+        common = os.path.commonpath([path.parent for path in paths])
+        names = [path.relative_to(common).as_posix() for path in paths]
     except ValueError:  # Paths on different drives have no common folder.
-        common = Path()
-    names = [(path.relative_to(common) if common.parts else path).as_posix() for path in paths]
+        names = [path.as_posix() for path in paths]
     return ["".join(char if char.isprintable() else "?" for char in name) for name in names]
 
 
@@ -85,13 +80,13 @@ def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_s
 
 
 def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return the image, resized to a long side of ``tile_size``; a placeholder if it cannot be read."""
+    """Return the image, resized to a long side of ``tile_size``, or a placeholder if it cannot be read."""
     try:
         image = read_image(path)
     except (ChromaboxError, OSError, MemoryError):
         placeholder = Image.new("RGB", (tile_size, tile_size), PLACEHOLDER_COLOUR)
-        text, middle = _ellipsize("cannot be read", font, tile_size), (tile_size / 2, tile_size / 2)
-        ImageDraw.Draw(placeholder).text(middle, text, TEXT_COLOUR, font, anchor="mm")
+        middle = (tile_size / 2, tile_size / 2)
+        ImageDraw.Draw(placeholder).text(middle, "cannot be read", TEXT_COLOUR, font, anchor="mm")
         return placeholder
     tile = Image.fromarray(to_uint8(image.pixels))
     if image.alpha is not None:
@@ -101,11 +96,9 @@ def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Imag
 
 
 def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text, with as much of its middle replaced by "…" as necessary to fit into ``width`` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    for length in range(len(text) - 1, 1, -1):
+    """Return the text, with "…" for as much of its middle as necessary to fit into ``width`` pixels."""
+    shortened, length = text, len(text)
+    while font.getlength(shortened) > width and length > 0:
+        length -= 1
         shortened = text[: length // 2] + "…" + text[len(text) - (length - length // 2) :]
-        if font.getlength(shortened) <= width:
-            return shortened
-    return "…"
+    return shortened

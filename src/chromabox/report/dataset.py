@@ -1,4 +1,4 @@
-"""Printed and JSON reports of dataset validation, for ``chromabox data check``."""
+"""Printed and JSON reports on the validation of datasets, for ``chromabox data check``."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,15 +7,16 @@ from chromabox.detect.data.load import resolve_dataset
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
 from chromabox.report.tables import print_grid, printable, save_results
 
-#: Maximum number of printed lines per type of issue; the JSON file contains all of them.
+#: Maximum number of printed lines per type of issue; the JSON file contains all issues.
 MAX_LINES_PER_ISSUE = 20
 
 
 def report_validation(path: Path | str, *, clean_copy: Path | None = None, output: Path | None = None) -> DatasetReport:
-    """Validate the dataset, print the report, write it as JSON to `output`, and write a clean copy to `clean_copy`.
+    """Validate a dataset and print the report.
 
-    Pass on loading errors. Raise UsageError if `clean_copy` exists or lies inside the dataset, and ChromaboxError if a
-    file cannot be written.
+    If `output` is not None, write the report to it as JSON. If `clean_copy` is not None, write a corrected copy of the
+    dataset to that folder. Raise the errors of loading, UsageError if `clean_copy` exists or lies inside the dataset,
+    and ChromaboxError if a file cannot be written.
     """
     dataset_path = resolve_dataset(path)
     report = validate_dataset(dataset_path, show_progress=True)
@@ -30,7 +31,10 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
 
 
 def print_report(report: DatasetReport, title: str) -> None:
-    """Print the counts per split and class as a table, then the issues, with a limited number of lines per type."""
+    """Print a table of the numbers of images and boxes, then the issues, the duplicates and the rare classes.
+
+    At most ``MAX_LINES_PER_ISSUE`` lines are printed for each type of issue.
+    """
     data, boxes = report.data, report.box_counts
     image_counts = Counter(sample.split for sample in data.samples)
     empty_counts = Counter(sample.split for sample in data.samples if len(sample.boxes) == 0)
@@ -45,12 +49,6 @@ def print_report(report: DatasetReport, title: str) -> None:
             label = name if data.has_class_names else f"class {name}"
             rows.append([label, *(str(boxes[split][name]) for split in data.splits)])
     print_grid(f"{title} ({data.format.upper()})", ["", *(split or "all" for split in data.splits)], rows)
-    for line in issue_lines(report):
-        print(printable(line))
-
-
-def issue_lines(report: DatasetReport) -> list[str]:
-    """Return one line per issue, duplicate or rare class; long lists are truncated, to show every type of issue."""
     lines: list[str] = []
     for issue_type, count in report.issue_counts.items():
         issues = [issue for issue in report.issues if issue.issue_type == issue_type]
@@ -70,4 +68,5 @@ def issue_lines(report: DatasetReport) -> list[str]:
     ]
     lines += [f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}"] if rare else []
     problems = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
-    return [*lines, "No problems found." if report.is_valid else problems]
+    for line in (*lines, "No problems found." if report.is_valid else problems):
+        print(printable(line))

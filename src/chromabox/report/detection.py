@@ -2,14 +2,13 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from chromabox.detect.data.dataset import utf8_safe
 from chromabox.detect.data.load import load_detection_dataset
@@ -20,9 +19,9 @@ from chromabox.engine.autotune import num_threads
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
-from chromabox.report.tables import printable
+from chromabox.report.tables import print_grid
 
-#: Maximum number of classes with named curves in legends.
+#: Maximum number of classes whose curves are named in legends.
 MAX_NAMED_CURVES = 10
 
 
@@ -36,11 +35,11 @@ def evaluate_detector_file(
     variant: str | None = None,
     architecture: Path | str | None = None,
 ) -> DetectionEvaluation:
-    """Evaluate a detector on a split of the dataset, print the table, and write evaluation.json and both figures.
+    """Evaluate a detector on a split of a dataset. Print a table, and write ``evaluation.json`` and two figures.
 
-    Without a split, use the validation images, else the test images, else all. `size` defaults to the detector's input
-    size; `variant` and `architecture` are passed to `load_detector`. Pass on loading and evaluation errors; raise
-    ChromaboxError if `folder` cannot be written.
+    If `split` is None, the validation images are used, or the test images, or all images. `size` defaults to the input
+    size of the detector. `variant` and `architecture` are passed to `load_detector`. Raise the errors of loading and of
+    evaluation, and ChromaboxError if `folder` cannot be written.
     """
     stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(weights, variant=stored_variant, architecture=architecture)
@@ -68,7 +67,7 @@ def evaluate_detector_file(
 def write_evaluation(
     result: DetectionEvaluation, folder: Path, metadata: dict[str, Any], title: str
 ) -> tuple[Path, Path, Path]:
-    """Write ``evaluation.json`` (`metadata` first), ``curves.png`` and ``confusion.png``; create `folder` if needed."""
+    """Write ``evaluation.json``, which begins with `metadata`, ``curves.png`` and ``confusion.png`` into `folder`."""
     paths = folder / "evaluation.json", folder / "curves.png", folder / "confusion.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,36 +80,29 @@ def write_evaluation(
 
 
 def print_evaluation(result: DetectionEvaluation, title: str) -> None:
-    """Print one row for all classes and one per class with ground-truth boxes, in percent."""
-    table = Table(title=printable(title))
-    table.add_column("", overflow="fold")
-    for heading in ("boxes", "AP %", "95 %", "AP50 %", "95 %", "course AP %", "course AP50 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    """Print AP and AP50 in percent, for all classes together and for each class with ground-truth boxes."""
 
-    def add_row(name: str, num_boxes: int, intervals: list[str], *values: float) -> None:
-        ap, ap50, course_ap, course_ap50 = (f"{100 * value:.1f}" if math.isfinite(value) else "" for value in values)
-        cells = (str(num_boxes), ap, intervals[0], ap50, intervals[1], course_ap, course_ap50)
-        table.add_row(printable(name), *cells)
+    def make_row(name: str, num_boxes: int, intervals: Sequence[str], *values: float) -> list[str]:
+        ap, ap50, *course_values = (f"{100 * value:.1f}" if math.isfinite(value) else "" for value in values)
+        return [name, str(num_boxes), ap, intervals[0], ap50, intervals[1], *course_values]
 
     coco, course = result.coco, result.course
     intervals = [f"{100 * low:.1f}–{100 * high:.1f}" for low, high in (result.ap_interval, result.ap50_interval)]
-    add_row("all", int(result.box_counts.sum()), intervals, coco.ap, coco.ap50, course.ap, course.ap50)
-    table.add_section()
+    num_boxes = result.box_counts.tolist()
+    rows = [make_row("all", sum(num_boxes), intervals, coco.ap, coco.ap50, course.ap, course.ap50), []]
     for index in np.flatnonzero(result.box_counts).tolist():
         values = (coco.per_class[index], coco.table[0, index], course.per_class[index], course.table[0, index])
-        add_row(result.classes[index], int(result.box_counts[index]), ["", ""], *map(float, values))
+        rows.append(make_row(result.classes[index], num_boxes[index], ("", ""), *values))
+    print_grid(title, ["", "boxes", "AP %", "95 %", "AP50 %", "95 %", "course AP %", "course AP50 %"], rows)
     confidence, precision, recall, f1 = result.pr_curves.best_f1
-    table.caption = (
+    print(
         f"{result.num_images} images; best F1 {f1:.3f} at confidence {confidence:.2f} "
         f"(precision {precision:.3f}, recall {recall:.3f})"
     )
-    # A pipe has no width; rich would wrap the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
 
 
 def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
-    """Plot precision, recall and F1 against confidence, and precision against recall, per class and as the mean."""
+    """Plot precision, recall and F1 against confidence, and precision against recall, for each class and their mean."""
     curves = result.pr_curves
     recalls = np.linspace(0, 1, curves.precision_envelope.shape[1])
     figure = Figure(figsize=(10, 7.4), layout="constrained")

@@ -1,8 +1,4 @@
-"""Explanation of a colourised image as one figure: input, confidence, entropy and alternative colours.
-
-The module also finds the most likely colours at a position and the colours used in an image, and selects informative
-points.
-"""
+"""Explanation of a colourised image in one figure: input, result, confidence, entropy and most likely colours."""
 
 import math
 from collections.abc import Sequence
@@ -27,35 +23,36 @@ from chromabox.report.plots import save_figure
 
 #: Maximum number of distinct swatches.
 MAX_SWATCHES = 12
-#: Radii in chroma space for merging decoded colours into swatches: the first that gives at most ``MAX_SWATCHES`` is
-#: used.
+#: Radii in chroma space within which colours are merged; the first that gives at most ``MAX_SWATCHES`` colours is used.
 MERGE_RADII = (5.0, 7.0, 10.0, 14.0, 20.0)
 #: Chroma distance below which two palette colours look alike at the same lightness.
 SIMILAR_CHROMA_RADIUS = 5.0
 #: Minimum distance between two points, as a fraction of the image's long side.
 MIN_POINT_DISTANCE = 0.14
-#: Width of the border in which no point is selected, as a fraction of the side length.
+#: Width of the border in which no point is selected, as a fraction of the side length of the image.
 BORDER_FRACTION = 0.05
 ChromaArray = Float[np.ndarray, "colours 2"]
 
 
 @dataclass(frozen=True, eq=False)
 class Swatch:
-    """An 8-bit sRGB colour and its fraction of the total, 0 to 1."""
+    """An 8-bit sRGB colour and its probability or fraction of the pixels (0 to 1)."""
 
     rgb: UInt8[np.ndarray, "3"]
     fraction: float
 
 
 def top_colours(prediction: ColourPrediction, position: tuple[float, float], max_colours: int = 3) -> list[Swatch]:
-    """Return the most likely colours at a position, at its lightness, with their probabilities in descending order.
+    """Return the most likely colours at a position with their probabilities, most likely first.
 
-    Chroma bins within ``SAME_COLOUR_RADIUS`` of a more likely bin are merged with it: their probabilities are added,
-    and the colour is their mean. Palette colours are merged only if they look alike at the same lightness.
+    All colours have the lightness of that position. Chroma bins within ``SAME_COLOUR_RADIUS`` of a more likely bin are
+    merged with it: their probabilities are added, and the colour is their mean. Palette colours are merged only within
+    ``SIMILAR_CHROMA_RADIUS``.
 
     Args:
-        position: row and column as fractions of height and width, in [0, 1).
-        max_colours: maximum number of colours; the result can have fewer.
+        prediction: predicted distributions of the chroma.
+        position: row and column as fractions of the height and the width, in [0, 1).
+        max_colours: maximum number of colours; fewer are returned if all probability is in fewer colours.
     """
     distribution = prediction.distribution
     row, column = (int(part * side) for part, side in zip(position, distribution.lightness.shape, strict=True))
@@ -70,11 +67,11 @@ def top_colours(prediction: ColourPrediction, position: tuple[float, float], max
 def cluster_colours(
     chroma: Float[np.ndarray, "points 2"], weights: Float[np.ndarray, " points"], radius: float, max_clusters: int
 ) -> tuple[ChromaArray, Float[np.ndarray, " colours"]]:
-    """Cluster weighted points; return the weighted mean and the total weight of each cluster, heaviest first.
+    """Cluster weighted points. Return the weighted mean and the total weight of each cluster, heaviest first.
 
-    The clustering is greedy, like non-maximum suppression: the heaviest point absorbs all points within ``radius``,
-    then the heaviest remaining point does. At most ``max_clusters`` clusters are returned; points of weight 0 are
-    ignored.
+    The clustering is greedy, like non-maximum suppression: the heaviest point and all points within ``radius`` of it
+    form a cluster, then the heaviest remaining point forms the next cluster. Points of weight 0 are ignored. At most
+    ``max_clusters`` clusters are formed.
     """
     remaining = np.asarray(weights, np.float64).copy()
     means: list[np.ndarray] = []
@@ -90,7 +87,7 @@ def cluster_colours(
 
 
 def lab_to_rgb_uint8(lightness: Float[np.ndarray, " colours"], chroma: ChromaArray) -> UInt8[np.ndarray, "colours 3"]:
-    """Convert L* (0 to 100) and a*, b* to 8-bit sRGB; chroma is reduced for colours outside the sRGB gamut."""
+    """Convert L* (0 to 100), a* and b* to 8-bit sRGB. The chroma of colours outside the sRGB gamut is reduced."""
     root = ((np.asarray(lightness) + 16) / 116).astype(np.float32)
     a, b = np.asarray(chroma, np.float32).reshape(-1, 2).T
     scale = max_chroma_scale(root, np.ascontiguousarray(a), np.ascontiguousarray(b))
@@ -100,13 +97,15 @@ def lab_to_rgb_uint8(lightness: Float[np.ndarray, " colours"], chroma: ChromaArr
 def used_colours(
     prediction: ColourPrediction, coloured: UInt8[np.ndarray, "map_height map_width 3"]
 ) -> tuple[list[Swatch], Int64[np.ndarray, "map_height map_width"]]:
-    """Return the colours used with their fractions of the pixels, largest first, and the colour label of every cell.
+    """Return the colours of an image with their fractions of the pixels, largest first, and the label of every cell.
 
-    With a palette, these are the palette colours that occur; otherwise at most ``MAX_SWATCHES`` clusters of decoded
-    chroma, at their mean lightness. Cells that were kept grey although a colour was predicted form a separate swatch.
+    If the prediction has a palette, these are the palette colours that occur. Otherwise, they are at most
+    ``MAX_SWATCHES`` clusters of the predicted chroma, at their mean lightness. Cells that were kept grey although a
+    colour was predicted form a separate swatch.
 
     Args:
-        coloured: the colourised image, at the size of the prediction's map.
+        prediction: prediction from which the image was colourised.
+        coloured: the colourised image, resized to the size of the map of predicted chroma.
     """
     cells, palette = prediction.chroma.reshape(-1, 2).astype(np.float64), prediction.palette
     lab = rgb_to_lab(coloured.reshape(-1, 3))
@@ -143,16 +142,16 @@ def select_points(
     size: tuple[int, int],
     max_points: int = 6,
 ) -> list[tuple[int, int]]:
-    """Select points: highest and lowest confidence, centres of large regions, then positions far from all others.
+    """Select points of interest and return their columns and rows (x, y) in image pixels.
+
+    The points are those of highest and lowest confidence, the centres of large regions, and then the points farthest
+    from all selected points. No two points are closer to each other than ``MIN_POINT_DISTANCE``.
 
     Args:
-        labels: colour label of each cell of a small map; a region is a connected component with one label.
+        labels: colour label of each cell of a small map; a region is a connected component of cells with one label.
         confidence: confidence of each cell.
         size: height and width of the image in pixels.
-        max_points: maximum number of points; fewer if they would be closer to each other than ``MIN_POINT_DISTANCE``.
-
-    Returns:
-        Columns and rows (x, y) in image pixels.
+        max_points: maximum number of points.
     """
     from scipy.ndimage import distance_transform_edt, uniform_filter
     from skimage.measure import label
@@ -190,7 +189,7 @@ OUTLINE_COLOUR = "#333333"
 
 
 def write_explanation(image: ImageData, coloured: ImageData, prediction: ColourPrediction, target: Path) -> str:
-    """Draw ``NAME.explained.png`` next to the colourised image NAME at `target`; return the figure's path as text."""
+    """Write the figure ``NAME.explained.png`` next to the colourised image `target` and return its path as text."""
     figure = target.with_name(f"{target.stem}.explained.png")
     draw_explanation(image, coloured, prediction, figure, target.name)
     return str(figure)
@@ -204,10 +203,12 @@ def draw_explanation(
     title: str,
     points: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Draw a PNG of input, result, confidence, entropy, the three most likely colours per point, and the colours used.
+    """Write a PNG figure that explains the colours of a colourised image.
 
-    Confidence is the predicted probability of the selected colour and similar ones. Entropy is normalised (0: certain,
-    1: uniform).
+    It shows the input, the result, maps of confidence and entropy, the three most likely colours at each point, and the
+    colours used. Confidence is the predicted probability of the selected colour and similar colours. Entropy is
+    normalised: 0 is certain, and 1 is uniform. Raise UsageError for a point outside the image, and ChromaboxError if
+    the file cannot be written.
 
     Args:
         image: the input image.
@@ -215,9 +216,7 @@ def draw_explanation(
         prediction: the prediction from which the image was colourised.
         path: the PNG file to write.
         title: title of the figure, for example the file name.
-        points: columns and rows (x, y) in image pixels; None selects up to six points.
-
-    Raise UsageError for a point outside the image, ChromaboxError if the file cannot be written.
+        points: columns and rows (x, y) in image pixels. If None, up to six points are selected.
     """
     height, width = coloured.pixels.shape[:2]
     for x, y in points or ():
@@ -271,7 +270,7 @@ def draw_explanation(
 
 
 def make_thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Return 8-bit pixels, resized to a long side of at most ``THUMBNAIL_SIZE``, without a full-size copy."""
+    """Return 8-bit pixels, resized to a long side of at most ``THUMBNAIL_SIZE``. No full-size copy is made."""
     height, width = pixels.shape[:2]
     step = max(1, max(height, width) // (2 * THUMBNAIL_SIZE))
     subsampled = to_uint8(np.ascontiguousarray(pixels[::step, ::step]))
@@ -281,7 +280,7 @@ def make_thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Return a figure, four panels for images of the given aspect ratio (height / width), and strips for swatches."""
+    """Return a figure, its four panels for images of an aspect ratio (height / width), and its strips for swatches."""
     columns = 2 if aspect_ratio < 0.5 else 4
     panel_height = min(max(EXPLANATION_WIDTH / columns * aspect_ratio, 0.8), 5.5)
     heights = [panel_height + 0.3] * (4 // columns) + [STRIP_HEIGHT] * (num_point_rows + 1)
@@ -297,7 +296,7 @@ def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[A
 
 
 def _draw_swatches(axes: Axes, left: float, step: float, width: float, swatches: Sequence[Swatch]) -> None:
-    """Draw a row of rectangles in the swatches' colours with their fractions below."""
+    """Draw a row of coloured rectangles with their fractions below them."""
     for index, swatch in enumerate(swatches):
         x, colour = left + step * index, swatch.rgb / 255
         axes.add_patch(Rectangle((x, 0.55), width, 0.85, facecolor=colour, edgecolor=OUTLINE_COLOUR, linewidth=0.4))

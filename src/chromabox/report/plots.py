@@ -1,4 +1,4 @@
-"""Figures written as PNG. Only matplotlib's object-oriented interface is used, which keeps no global state."""
+"""Figures as PNG files. Only the object-oriented interface of matplotlib is used, because pyplot has global state."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,10 @@ def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 def plot_curves(records: Sequence[EpochRecord], path: Path, title: str) -> None:
-    """Plot loss and accuracy (photo models: PSNR gain over greyscale) against epochs, for every evaluated split."""
+    """Plot loss and accuracy against epochs for every evaluated split.
+
+    For photo models, the PSNR gain over greyscale is plotted instead of the accuracy.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
@@ -35,7 +38,7 @@ def plot_curves(records: Sequence[EpochRecord], path: Path, title: str) -> None:
                 axes.plot(epochs, [record[name] * scale for record in records], color=colour, label=split, marker=".")
     left.set(xlabel="epoch", ylabel="cross-entropy (nats per pixel)")
     right.set(xlabel="epoch", ylabel="accuracy (%)")
-    if "val_psnr_gain" in records[0]:  # Photo models are evaluated by the PSNR of their images.
+    if "val_psnr_gain" in records[0]:
         right.plot(epochs, [record["val_psnr_gain"] for record in records], color=VAL_COLOUR, label="val", marker=".")
         right.set(ylabel="PSNR gain over greyscale (dB)")
     for axes in (left, right):
@@ -47,7 +50,7 @@ def plot_curves(records: Sequence[EpochRecord], path: Path, title: str) -> None:
 
 
 def plot_image_rows(rows: Mapping[str, Sequence[RGBTile]], path: Path, title: str, *, tile_size: float = 1.0) -> None:
-    """Plot labelled rows of images as one figure; each image is ``tile_size`` inches wide."""
+    """Plot labelled rows of images in one figure; each image is ``tile_size`` inches wide."""
     columns = max(len(tiles) for tiles in rows.values())
     figure = Figure(figsize=(tile_size * columns + 1.6, 1.02 * tile_size * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -66,7 +69,7 @@ def plot_confusion_matrix(
 ) -> None:
     """Plot the confusion matrix of palette colours, with swatches as labels.
 
-    Rows are true colours, columns predictions; each row is normalised to a sum of 1.
+    Rows are true colours, and columns are predicted colours. Each row is normalised to a sum of 1.
     """
     count = len(colours)
     fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

@@ -14,7 +14,7 @@ from chromabox.report.tables import format_number, print_grid
 
 #: Maximum number of files in the printed table; ``scores.csv`` contains all of them.
 MAX_ROWS = 40
-#: Column headings, score names and numbers of digits. Units are dB and percent where stated.
+#: Heading, name and number of decimals of each printed score.
 SCORE_COLUMNS = (
     ("PSNR dB", "psnr", 2),
     ("gain over grey dB", "psnr_gain", 2),
@@ -28,9 +28,9 @@ SCORE_COLUMNS = (
 
 
 def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> ScoreReport:
-    """Score the images, print the table, and write both files into ``folder`` if given.
+    """Score colourised images and print a table. If ``folder`` is not None, write both files into it.
 
-    Files that cannot be scored are printed to standard error, one per line, and listed in the report's ``failed``.
+    Files that cannot be scored are listed in ``failed`` of the report and printed to standard error, one per line.
     Raise UsageError for missing paths, and ChromaboxError for folders without images and files that cannot be written.
     """
     report = score_folders(originals, coloured, show_progress=True)
@@ -44,14 +44,14 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
 
 
 def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
-    """Write ``scores.csv``, one row per scored file, and ``scores.json``; create the folder if necessary.
+    """Write ``scores.csv``, with a row for each scored file, and ``scores.json``; create the folder if necessary.
 
-    The JSON file has ``mean`` (the mean of every score over the files for which it is not null), ``files`` and
-    ``failed`` (``file`` and ``error``). A file has ``original`` and ``coloured`` (paths relative to their folders),
-    ``width`` and ``height`` in pixels and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` in dB,
-    ``delta_e_reduction`` in percent, the others dimensionless. Numbers are at full precision. null (an empty cell in
-    the table) stands for undefined values and for the infinite PSNR of identical images. Raise ChromaboxError if the
-    files cannot be written.
+    The JSON file has the keys ``mean`` (the mean of every score over the files for which it is not null), ``files`` and
+    ``failed`` (objects with ``file`` and ``error``). A file has ``original`` and ``coloured`` (paths relative to their
+    folders), ``width`` and ``height`` in pixels, and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` are in
+    dB, ``delta_e_reduction`` is in percent, and the other scores are dimensionless. Numbers are not rounded. Undefined
+    values and the infinite PSNR of identical images are null in the JSON file and empty in the table. Raise
+    ChromaboxError if the files cannot be written.
     """
     csv_text = io.StringIO(newline="")
     writer = csv.DictWriter(csv_text, ["original", "coloured", "width", "height", *ImageScores.__dataclass_fields__])
@@ -71,7 +71,7 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
 
 
 def print_scores(report: ScoreReport, title: str) -> None:
-    """Print a table of the first files, the mean over all files, and the mean of the greyscale baseline."""
+    """Print the scores of the first files, and the mean scores of all files and of their greyscale versions."""
 
     def make_row(name: str, scores: Mapping[str, float | None]) -> list[str]:
         return [name, *(format_number(scores[score], digits) for _, score, digits in SCORE_COLUMNS)]

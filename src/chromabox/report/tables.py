@@ -21,24 +21,26 @@ DISPLAY_NAMES = {
     "net": "model",
     "net, annealed mean": "model, annealed mean",
     "grey value's colour": "grey lookup table",
+    "grey": "greyscale",
     "palette oracle": "palette upper bound",
+    "truth": "ground truth",
 }
 #: Cells that contain only numbers, ranges and sizes.
 NUMERIC = re.compile(r"[\d.,±–×→∞+\- ]*")
 
 
 def printable(text: str) -> Text:
-    """Return text without markup, with "?" for unprintable characters, which file names can contain."""
+    """Return text without markup, with "?" for unprintable characters. File names can contain such characters."""
     return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def make_console() -> Console:
-    """Return a console for standard output; without a terminal, Rich would wrap tables at 80 columns."""
+    """Return a console for standard output that does not wrap tables at 80 columns if there is no terminal."""
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table. Numeric columns are right-aligned and not wrapped; an empty row draws a line."""
+    """Print a table. Numeric columns are right-aligned and not wrapped. An empty row is printed as a line."""
     table = Table(title=printable(title))
     for index, column in enumerate(columns):
         is_numeric = all(NUMERIC.fullmatch(str(row[index])) for row in rows if row)
@@ -53,7 +55,10 @@ def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str |
 
 
 def save_results(path: Path, results: object) -> None:
-    """Write results as JSON and print the path; create the folder if necessary. Raise ChromaboxError on failure."""
+    """Write results as JSON and print the path; create the folder if necessary.
+
+    Raise ChromaboxError if the file cannot be written.
+    """
     from chromabox.engine.checkpoint import write_json
 
     try:
@@ -66,23 +71,21 @@ def save_results(path: Path, results: object) -> None:
 
 
 def format_number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    """Format ``value * factor``; None becomes an empty string, a non-finite value becomes "∞"."""
+    """Format ``value * factor``. Return an empty string for None and "∞" for a value that is not finite."""
     if value is None:
         return ""
     return f"{value * factor:.{digits}f}" if math.isfinite(value) else "∞"
 
 
 def print_colour_evaluation(result: "Evaluation", title: str) -> None:
-    """Print the rows of an evaluation: model, baselines and upper bound."""
+    """Print the scores of the model, the baselines and the upper bound."""
     columns = ["", "loss", "accuracy %", "balanced %", "PSNR dB", "ΔE2000", "colourfulness"]
     rows = [
         [
             DISPLAY_NAMES.get(row.name, row.name),
             format_number(row.loss, 4),
-            format_number(row.accuracy, 2, 100.0),
-            format_number(row.balanced_accuracy, 2, 100.0),
-            format_number(row.psnr, 2),
-            format_number(row.delta_e, 2),
+            *(format_number(value, 2, 100.0) for value in (row.accuracy, row.balanced_accuracy)),
+            *(format_number(value, 2) for value in (row.psnr, row.delta_e)),
             format_number(row.colourfulness, 1),
         ]
         for row in result.rows

@@ -1,18 +1,16 @@
-"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks for colourisation runs."""
+"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks of colourisation runs."""
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from chromabox.colour.chroma.bins import ChromaBins
@@ -42,7 +40,7 @@ log = logging.getLogger(__name__)
 
 SquareTile = UInt8[np.ndarray, "side side 3"]
 
-#: Maximum numbers of sample images and errors, and the side length of each tile in pixels.
+#: Maximum numbers of images in ``sheet.png`` and ``mistakes.png``, and the side length of each tile in pixels.
 MAX_SAMPLES, MAX_ERRORS, TILE_SIZE = 12, 10, 320
 
 #: Minimum confidence at which a false positive counts as an error.
@@ -57,12 +55,12 @@ def run_finetune(
     resume: bool = False,
     export: bool = True,
 ) -> dict[str, Any]:
-    """Fine-tune into a run folder, write figures, log the results, and return the summary.
+    """Fine-tune a detector in a run folder, write figures, log the results and return the summary.
 
-    In addition to the files of the run, write ``curves.png`` (losses, AP), ``evaluation/`` (metrics, curves and
-    confusion matrix of the result on the validation images), ``sheet.png`` (ground truth | prediction) and
-    ``mistakes.png``, and, with ``export``, the model in other formats. The curves are also drawn for an interrupted
-    run. With ``freeze`` set to ``auto``, the number of frozen layers is selected first.
+    In addition to the files of the run, write ``curves.png`` (loss terms and AP), ``evaluation/`` (metrics, curves and
+    confusion matrix on the validation images), ``sheet.png`` (ground truth and predictions) and ``mistakes.png`` (the
+    worst errors). If ``export`` is True, also write the model in other formats. The curves are also drawn if the run is
+    interrupted. If ``freeze`` is ``auto``, the number of frozen layers is selected first.
     """
     folder, options = run.path, options or RuntimeOptions()
     initial = initialise_run(config, folder if resume else None)
@@ -91,29 +89,30 @@ def log_metrics(record: EpochRecord, model: nn.Module) -> None:
 
 
 def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str]) -> list[str]:
-    """Return lines with AP before and after, time and memory, file paths and a usage example."""
+    """Return lines with AP before and after fine-tuning, time and memory, the written files and a usage example."""
     summary = result.summary
     lines = []
     for name, heading in (("ap50", "AP50"), ("ap", "AP")):
-        before, after, difference = summary["before"][name], summary["after"][name], summary["difference"][name]
+        before, after, difference = (summary[key][name] for key in ("before", "after", "difference"))
         low, high = difference["interval"]
         lines.append(
             f"{heading} on {len(result.val_data.samples)} validation images: {100 * before:.1f} % before, "
             f"{100 * after:.1f} % after; difference {100 * difference['value']:+.1f} "
             f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})"
         )
-    if "retained" in summary:
-        retained = summary["retained"]
+    if retained := summary.get("retained"):
         lines.append(
             f"AP50 of the original classes on {retained['data']}: {100 * retained['ap50_before']:.1f} % before, "
             f"{100 * retained['ap50_after']:.1f} % after"
         )
-    lines.append(
+    return [
+        *lines,
         f"{summary['epochs']} epochs of {summary['seconds_per_epoch']:.1f} s, {summary['seconds_filling']:.1f} s for "
-        f"the feature caches, peak memory {summary['peak_memory'] / 1e9:.2f} GB"
-    )
-    lines.append(f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)")
-    return [*lines, *exported, f"next: chromabox detect IMAGE --weights {folder} -o detections/"]
+        f"the feature caches, peak memory {summary['peak_memory'] / 1e9:.2f} GB",
+        f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)",
+        *exported,
+        f"next: chromabox detect IMAGE --weights {folder} -o detections/",
+    ]
 
 
 def plot_losses(records: Sequence[EpochRecord], path: Path, title: str) -> None:
@@ -122,39 +121,24 @@ def plot_losses(records: Sequence[EpochRecord], path: Path, title: str) -> None:
     rows = -(-(len(terms) + 2) // 3)
     figure = Figure(figsize=(6.3, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, 3).ravel()
-    for panel, name in zip(axes, terms, strict=False):
-        _plot_series(panel, records, {"training": f"train_{name}", "validation": f"val_{name}"})
-        panel.set_title(name.replace("_", " "), fontsize=8)
-    for panel, name in zip(axes[len(terms) :], ("ap50", "ap"), strict=False):
-        _plot_series(panel, records, {"validation": f"val_{name}"})
-        panel.set_title(name.upper(), fontsize=8)
-        panel.set_ylim(0, 1)
+    epochs = [record["epoch"] for record in records]
+    for panel, term in zip(axes, (*terms, "ap50", "ap"), strict=False):
+        for split, label, colour in (("train", "training", TRAIN_COLOUR), ("val", "validation", VAL_COLOUR)):
+            name = f"{split}_{term}"
+            if name in records[0]:  # Distillation terms have no validation loss, and AP has no training value.
+                panel.plot(epochs, [record[name] for record in records], color=colour, marker=".", label=label)
+        panel.set_title(term.replace("_", " ") if term in terms else term.upper(), fontsize=8)
+        panel.grid(alpha=0.3)
+        panel.tick_params(labelsize=7)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if term not in terms:
+            panel.set_ylim(0, 1)
     for panel in axes[len(terms) + 2 :]:
         panel.set_axis_off()
     axes[0].legend(fontsize=7)
     figure.supxlabel("epoch", fontsize=8)
     figure.suptitle(title, parse_math=False, fontsize=9)
     save_figure(figure, path, dpi=200)
-
-
-def _plot_series(axes: Axes, records: Sequence[EpochRecord], names: Mapping[str, str]) -> None:
-    """Plot metrics by label against epochs; skip missing ones (there is no distillation loss on validation images)."""
-    for (label, name), colour in zip(names.items(), (TRAIN_COLOUR, VAL_COLOUR)[-len(names) :], strict=True):
-        if name in records[0]:
-            values = [record[name] for record in records]
-            axes.plot([record["epoch"] for record in records], values, color=colour, marker=".", label=label)
-    axes.grid(alpha=0.3)
-    axes.tick_params(labelsize=7)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-@dataclass(frozen=True)
-class ErrorCase:
-    """A false positive or a missed ground-truth box; ``severity`` is between 0 and 1."""
-
-    image_index: int
-    severity: float
-    kind: str
 
 
 def write_samples(result: FinetuneResult, folder: Path) -> None:
@@ -165,43 +149,39 @@ def write_samples(result: FinetuneResult, folder: Path) -> None:
         detect_image(read_image(sample.path).pixels, detector, confidence=MIN_ERROR_CONFIDENCE, size=size)
         for sample in samples
     ]
-    rows = [
-        _make_row(sample, image_detections, result.val_data)
-        for sample, image_detections in zip(samples[:MAX_SAMPLES], detections, strict=False)
-    ]
-    write_image(folder / "sheet.png", make_grid(rows, scale=1))
-    errors = worst_errors(samples, detections)
-    rows = [_make_row(samples[error.image_index], detections[error.image_index], result.val_data) for error in errors]
-    if rows:
-        write_image(folder / "mistakes.png", make_grid(rows, scale=1))
+    for name, indices in (
+        ("sheet.png", range(min(MAX_SAMPLES, len(samples)))),
+        ("mistakes.png", [index for index, _ in worst_errors(samples, detections)]),
+    ):
+        rows = [_make_row(samples[index], detections[index], result.val_data) for index in indices]
+        if rows:
+            write_image(folder / name, make_grid(rows, scale=1))
 
 
 def worst_errors(
     samples: Sequence[Sample], detections: Sequence[Detections], max_errors: int = MAX_ERRORS
-) -> list[ErrorCase]:
-    """Return the most severe error of each image, most severe first.
+) -> list[tuple[int, float]]:
+    """Return the images with the most severe errors: index and severity (0 to 1), most severe first.
 
-    A detection is wrong if its IoU with every ground-truth box of its class is below 0.5; its severity is its
-    confidence. A ground-truth box is missed if its IoU with every detection of its class is below 0.5; its severity is
-    the square root of its fraction of the image area.
+    A detection is wrong if its IoU with every ground-truth box of its class is below 0.5. Its severity is its
+    confidence. A ground-truth box is missed if its IoU with every detection of its class is below 0.5. Its severity is
+    the square root of its fraction of the image area. The severity of an image is that of its most severe error.
     """
-    worst = []
+    worst: dict[int, float] = {}
     for index, (sample, image_detections) in enumerate(zip(samples, detections, strict=True)):
         boxes = image_detections.xyxy.astype(np.float64)
         overlaps = iou(boxes, sample.boxes) * (np.asarray(image_detections.class_id)[:, None] == sample.class_ids)
         is_wrong = (overlaps < 0.5).all(axis=1)
         is_missed = (overlaps < 0.5).all(axis=0) & ~sample.is_crowd
-        height, width = sample.size
-        relative_sizes = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1) / (height * width))
-        wrong_scores = np.asarray(image_detections.confidence)[is_wrong]
-        errors = [ErrorCase(index, float(score), "wrong") for score in wrong_scores]
-        errors += [ErrorCase(index, float(size), "missed") for size in relative_sizes[is_missed]]
-        worst += [max(errors, key=lambda error: error.severity)] if errors else []
-    return sorted(worst, key=lambda error: -error.severity)[:max_errors]
+        relative_sizes = np.sqrt((sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1) / np.prod(sample.size))
+        errors = [*np.asarray(image_detections.confidence)[is_wrong], *relative_sizes[is_missed]]
+        if errors:
+            worst[index] = float(max(errors))
+    return sorted(worst.items(), key=lambda error: -error[1])[:max_errors]
 
 
 def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset) -> list[SquareTile]:
-    """Draw ground truth and prediction into tiles of the same size."""
+    """Draw the ground truth and the prediction into tiles of the same size."""
     pixels = to_uint8(read_image(sample.path).pixels)
     truth = Detections(
         xyxy=sample.boxes.astype(np.float32),
@@ -209,19 +189,13 @@ def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset)
         class_id=sample.class_ids,
         class_names=np.array(dataset.classes, dtype=str)[sample.class_ids],
     )
-    return [_fit_tile(annotate(pixels, boxes)) for boxes in (truth, detections)]
-
-
-def _fit_tile(pixels: UInt8[np.ndarray, "height width 3"]) -> SquareTile:
-    image = Image.fromarray(pixels)
-    image.thumbnail((TILE_SIZE, TILE_SIZE), Image.Resampling.BOX)
-    tile = Image.new("RGB", (TILE_SIZE, TILE_SIZE), (114, 114, 114))
-    tile.paste(image, ((TILE_SIZE - image.width) // 2, (TILE_SIZE - image.height) // 2))
-    return np.asarray(tile)
+    images = (Image.fromarray(annotate(pixels, boxes)) for boxes in (truth, detections))
+    size = (TILE_SIZE, TILE_SIZE)
+    return [np.asarray(ImageOps.pad(image, size, Image.Resampling.BOX, (114, 114, 114))) for image in images]
 
 
 def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
-    """Return a callback that draws greyscale | truth | prediction of test images into ``sheets/``."""
+    """Return a callback that writes greyscale, true and predicted test images to ``sheets/`` after every epoch."""
 
     def draw(record: EpochRecord, model: nn.Module) -> None:
         rows = sample_grid(model, inputs.data.test, inputs.palette)
@@ -231,7 +205,7 @@ def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
 
 
 def photo_sample_callback(folder: Path, photos: PhotoDataset) -> EpochCallback:
-    """Return a callback like :func:`sample_callback` for photo models, which draws validation photographs."""
+    """Return a callback that writes sample validation photographs of a photo model to ``sheets/`` after every epoch."""
 
     def draw(record: EpochRecord, model: nn.Module) -> None:
         bins = ChromaBins.from_json(json.loads((folder / "bins.json").read_text(encoding="utf-8")))

@@ -309,7 +309,7 @@ def test_used_skip_connections_are_named(analyses: list[NetAnalysis], data: Anal
         )
 
 
-def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: AnalysisData) -> None:
+def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis]) -> None:
     pool = analyses[0]
     for energy, correlation, verdict in (
         (0.5, 0.99, "The images are blurred"),
@@ -334,7 +334,7 @@ def test_verdicts_on_blur_and_dullness(analyses: list[NetAnalysis], data: Analys
             "predicted_fraction": predicted,
             "mean_probability": expected,
         }
-        text = str(dullness_text(replace(pool, vivid_stats=vivid_stats), data))
+        text = str(dullness_text(replace(pool, vivid_stats=vivid_stats)))
         assert all(phrase in text for phrase in phrases)
         assert ("seldom confident enough" in text) == ("seldom confident enough" in phrases)
 

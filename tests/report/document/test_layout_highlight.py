@@ -6,7 +6,7 @@ import tokenize
 from html.parser import HTMLParser
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chromabox.colour.chroma import lab
@@ -62,6 +62,7 @@ def test_lines_match_the_source() -> None:
     assert plain_text(Code(source)) == source.strip("\n")
 
 
+@settings(deadline=None)
 @given(
     st.text(st.characters(exclude_characters="\t")), st.sampled_from(["python", "sql", "unknown", "", "bash", "json"])
 )

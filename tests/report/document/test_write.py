@@ -10,15 +10,15 @@ from chromabox.report.document.write import write_document
 
 
 def test_all_three_files_are_written(tmp_path: Path) -> None:
-    written = write_document(Document("Title", [Text("Words.")], [], [], {}), tmp_path / "new" / "folder")
+    html, pdf, json = write_document(Document("Title", [Text("Words.")], [], [], {}), tmp_path / "new" / "folder")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
         "report.html",
         "report.json",
         "report.pdf",
     ]
-    assert written.html.read_bytes().startswith(b"<!doctype html>")
-    assert written.pdf.read_bytes().startswith(b"%PDF-")
-    assert written.json.read_bytes().startswith(b"{")
+    assert html.read_bytes().startswith(b"<!doctype html>")
+    assert pdf.read_bytes().startswith(b"%PDF-")
+    assert json.read_bytes().startswith(b"{")
 
 
 def test_folder_that_is_a_file_raises(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Question B.5: the effect of the batch size on losses and images, with equal epochs and with equal optimizer steps."""
 
-import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -8,20 +7,14 @@ import numpy as np
 
 from chromabox.assignment.analysis.statistics import mean_rank_correlation
 from chromabox.assignment.sections.numbers import answers, int_number
-from chromabox.colour.training.train import TrainConfig
-from chromabox.engine.logger import read_metrics
-from chromabox.engine.runs import RunDir
 from chromabox.experiments.runs import RunIndex
 from chromabox.experiments.sweep_results import SweepResult, read_sweep
-from chromabox.io.atomic import atomic_write
 from chromabox.report.document.model import Block, Figure, MissingRun, Number, Source, Table, Text
 
 #: The batch sizes of the assignment.
 SWEEP_COMMAND = "chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course"
 
-#: The last fifth of the epochs is used to test whether the loss is still decreasing.
-LATE_FRACTION = 5
-#: A rank correlation below this is not called a trend.
+#: Minimum absolute rank correlation that is called a trend.
 MIN_CORRELATION = 0.7
 
 #: Columns of a table: heading, format specification and scale of every metric.
@@ -37,10 +30,11 @@ METRIC_COLUMNS = {
 
 
 class SweepComparison:
-    """The rows of a sweep with equal epochs or equal optimizer steps, as numbers with their sources.
+    """The results of a sweep with equal epochs or equal optimizer steps, as numbers with their sources.
 
-    ``rows`` has value, steps and metrics of each row: means over the seeds, with standard deviations for several seeds.
-    ``ends`` has the rows of the smallest and the largest value, for templates.
+    ``rows`` contains the value, the number of steps and the metrics of each row. Metrics are means over the seeds, with
+    standard deviations if there are several seeds. ``ends`` contains the rows of the smallest value (``first``) and of
+    the largest value (``last``).
     """
 
     def __init__(self, sweep: SweepResult, name: Literal["equal_epochs", "equal_steps"]) -> None:
@@ -60,44 +54,39 @@ class SweepComparison:
         self.ends = {"first": self.rows[0], "last": self.rows[-1]}
 
     def correlation(self, metric: str) -> Number:
-        """Return the rank correlation between the values and a metric."""
+        """Return Spearman's rank correlation of the parameter and a metric, averaged over the seeds."""
         values = np.array([row.metrics[metric].values for row in self.results]).T
         source = f"Spearman's rank correlation of {metric} in {self.sweep.folder}/sweep.json: {self.name}"
         return Number(mean_rank_correlation(values), source, ".2f")
 
     def direction(self, metric: str) -> str:
-        """Describe how a metric changes with increasing values: "increases", "decreases" or no clear trend."""
+        """Return how a metric changes with increasing values: "increases", "decreases" or "shows no clear trend"."""
         correlation = self.correlation(metric).value
         if abs(correlation) < MIN_CORRELATION:
             return "shows no clear trend"
         return "increases" if correlation > 0 else "decreases"
 
     def table(self, caption: str) -> Table:
-        """Return a table with a row for each value; the time is included only for equal epochs."""
+        """Return a table with a row for each value; only the table for equal epochs contains the time per epoch."""
         columns = [name for name in METRIC_COLUMNS if self.name == "equal_epochs" or name != "seconds_per_epoch"]
         spread = " (± is the sample standard deviation over the seeds)" if len(self.sweep.seeds) > 1 else ""
         headings = [self.sweep.parameter.replace("-", " "), "steps", *(METRIC_COLUMNS[name][0] for name in columns)]
         rows = [[row[name] for name in ("value", "steps", *columns)] for row in self.rows]
         return Table(f"{caption}{spread}", headings, rows)
 
-    def claim_text(self, subject: str) -> Text:
-        """Report whether the test loss increases with the values; ``subject`` is the claim, as a noun phrase."""
+    def claim_text(self, claim: str) -> Text:
+        """Report whether larger batches "have a higher loss"; ``claim`` is this predicate."""
         correlation = self.correlation("test_loss")
-        caveat = ""
-        if len(self.rows) < 3:
-            caveat += "; of two values it is always 1 or −1"
-        if len(self.sweep.seeds) == 1:
-            caveat += "; a single seed does not show whether the differences exceed random variation"
+        caveat = " A single seed does not show whether the differences exceed random variation."
         return Text(
-            "{subject} {verdict}. From {parameter} {first.value} to {last.value}, the test loss changes from "
-            "{first.test_loss} to {last.test_loss}. The rank correlation of {parameter} and loss is {correlation} "
-            "(Spearman, mean over the seeds; 1 means a strictly increasing loss){caveat}. The training loss "
-            "{direction}; it changes from {first.train_loss} to {last.train_loss}.",
-            subject=subject,
+            "The claim that larger batches {claim} {verdict}. From batch size {first.value} to {last.value}, the test "
+            "loss changes from {first.test_loss} to {last.test_loss}. The rank correlation of batch size and loss is "
+            "{correlation} (Spearman, mean over the seeds; 1 means a strictly increasing loss).{caveat} The training "
+            "loss {direction}; it changes from {first.train_loss} to {last.train_loss}.",
+            claim=claim,
             verdict="holds" if correlation.value >= MIN_CORRELATION else "does not hold",
-            parameter=self.sweep.parameter.replace("-", " "),
             correlation=correlation,
-            caveat=caveat,
+            caveat=caveat if len(self.sweep.seeds) == 1 else "",
             direction=self.direction("train_loss"),
             **self.ends,
         )
@@ -110,37 +99,26 @@ class SweepComparison:
     "trained for the same number of epochs?",
 )
 def batch_size_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer B.5 from all sweeps over batch sizes, followed by other sweeps; figures go to ``folder``."""
+    """Answer B.5 from all sweeps over batch sizes, followed by the results of other sweeps."""
     answer: list[Block] = []
     others: list[Block] = []
-    for index, sweep in enumerate(read_sweep(path) for path in run_index.sweeps):
+    for sweep in map(read_sweep, run_index.sweeps):
         if sweep.parameter == "batch-size" and sweep.equal_steps:
-            answer += _batch_size_blocks(sweep, folder, f"batch-sizes-{index}")
+            answer += _batch_size_blocks(sweep)
         else:
-            others += _other_sweep_blocks(sweep, folder, f"sweep-{index}")
+            others += _other_sweep_blocks(sweep)
     return [*(answer or [MissingRun("a finished sweep over batch sizes", SWEEP_COMMAND)]), *others]
 
 
-def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """Return the answer based on one sweep."""
-    curves = (
-        "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid: test images, with a "
-        "band over the seeds; dashed: training batches. Diamonds mark the ends of the runs with equal numbers of steps"
-    )
-    samples = (
-        "The first test images: greyscale, ground truth, and the output of the model of each batch size (first seed)"
-    )
+def _batch_size_blocks(sweep: SweepResult) -> list[Block]:
     epochs, steps = SweepComparison(sweep, "equal_epochs"), SweepComparison(sweep, "equal_steps")
     source = Source(sweep, f"{sweep.folder}/sweep.json: ")
-    small, large = (end["seconds_per_epoch"] for end in epochs.ends.values())
-    # A single seed gives no estimate of the variance.
-    second = _sweep_command(sweep, (sweep.seeds[0], sweep.seeds[0] + 1))
     verdicts = {"increases": "become worse", "decreases": "become better"}
     return [
         Text(
             "`{sweep.model}` was trained with the `{sweep.recipe}` recipe on `{sweep.data}` (palette "
             "`{sweep.palette}`) for {sweep.equal_epochs.0.epochs:,.0f} epochs, with {count} batch sizes from "
-            "{first.value} to {last.value} and {seeds} {noun} per batch size; all other settings were equal. The "
+            "{first.value} to {last.value} and {seeds} {noun} per batch size. All other settings were equal. The "
             "validation images are the test images of the dataset. All losses are those of the trained model; the "
             "training loss is measured on as many training images as there are test images.",
             sweep=source,
@@ -150,14 +128,16 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
             **epochs.ends,
         ),
         epochs.table(f"`{sweep.model}` with equal numbers of epochs"),
-        epochs.claim_text(
-            "The claim that larger batches have a higher validation loss after the same number of epochs"
+        epochs.claim_text("have a higher validation loss after the same number of epochs"),
+        Figure(
+            sweep.curves_path,
+            "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid lines: test images, "
+            "with a band over the seeds. Dashed lines: training batches. Diamonds mark the ends of the runs with equal "
+            "numbers of steps",
         ),
-        _copy_figure(sweep.curves_path, folder / f"{name}-curves.png", curves, _sweep_command(sweep)),
         steps.table(f"`{sweep.model}` with equal numbers of optimizer steps"),
-        steps.claim_text("The claim that they also have a higher loss after the same number of optimizer steps"),
+        steps.claim_text("also have a higher loss after the same number of optimizer steps"),
         _explanation_text(epochs, steps),
-        *_late_decrease_blocks(epochs),
         Text(
             "With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference "
             "ΔE2000 to the ground truth is {first.delta_e} with the smallest and {last.delta_e} with the largest batch "
@@ -170,36 +150,19 @@ def _batch_size_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Bloc
             sweep=source,
             **epochs.ends,
         ),
-        _copy_figure(sweep.samples_path, folder / f"{name}-sheet.png", samples, _sweep_command(sweep)),
-        Text(
-            "An epoch, including the evaluation after it, took {small} s with the smallest and {large} s with the "
-            "largest batch size, a ratio of {ratio}. Large batches were therefore {relation} than small batches on "
-            "this machine.",
-            small=small,
-            large=large,
-            ratio=Number(small.value / large.value, f"{small.source} over {large.source}", ".2f"),
-            relation="faster" if small.value > large.value else "slower",
+        Figure(
+            sweep.samples_path,
+            "The first test images: greyscale, ground truth, and the output of the model of each batch size (first "
+            "seed)",
         ),
-        *([MissingRun("a second seed", second)] if len(sweep.seeds) == 1 else []),
     ]
-
-
-def _sweep_command(sweep: SweepResult, seeds: tuple[int, ...] = ()) -> str:
-    """Return the command that runs this sweep, optionally with other seeds."""
-    values = ",".join(str(row.value) for row in sweep.equal_epochs)
-    args = ["chromabox", "sweep", sweep.model, "--over", f"{sweep.parameter}={values}", "--seeds"]
-    args += [*map(str, seeds or sweep.seeds), "--recipe", sweep.recipe]
-    args += ["--epochs", str(sweep.equal_epochs[0].epochs), "--data", sweep.data]
-    if sweep.equal_steps:
-        args += ["--steps", str(sweep.equal_steps[0].steps)]
-    return shlex.join([*args, "-o", str(sweep.folder)])
 
 
 def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
     """Explain the results of both comparisons."""
     direction = steps.direction("test_loss")
     if epochs.direction("test_loss") != "increases":
-        reason = "These runs show no increase of the loss with the batch size, so there is none to explain."
+        reason = "In these runs, the loss does not increase with the batch size, so there is nothing to explain."
     elif direction == "increases":
         reason = (
             "The smaller number of optimizer steps is not the only reason: with equal numbers of steps, the loss still "
@@ -219,8 +182,8 @@ def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
     return Text(
         "{reason} An epoch is a fixed number of images, so larger batches mean fewer steps: {first.steps} in total "
         "with batch size {first.value}, and {last.steps} with batch size {last.value}. From the smallest to the "
-        "largest batch size, the loss changes by {gap.equal_epochs} with equal epochs and by {gap.equal_steps} with "
-        "{equal.steps} steps each.",
+        "largest batch size, the loss changes by {gap.equal_epochs} with equal numbers of epochs and by "
+        "{gap.equal_steps} with {equal.steps} steps each.",
         reason=reason,
         gap=gaps,
         equal=steps.rows[0],
@@ -228,38 +191,10 @@ def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
     )
 
 
-def _late_decrease_blocks(epochs: SweepComparison) -> list[Block]:
-    """State whether large batches were still improving at the end, if the learning rate is constant until then."""
-    rows, folder = epochs.results, epochs.sweep.folder
-    late = rows[0].epochs // LATE_FRACTION
-    if late == 0 or RunDir(folder / rows[0].runs[0]).load_config(TrainConfig).recipe.schedule != "constant":
-        return []
-    decreases = {}
-    for name, row in (("small", rows[0]), ("large", rows[-1])):
-        losses = [[record["test_loss"] for record in read_metrics(folder / run)] for run in row.runs]
-        decrease = float(np.mean([values[-1 - late] - values[-1] for values in losses]))
-        source = f"test_loss of the last {late} epochs in metrics.jsonl of {folder}/{row.runs[0]} and its other seeds"
-        decreases[name] = Number(decrease, source, "+.4f")
-    if decreases["large"].value > max(decreases["small"].value, 0):
-        conclusion = "The training with large batches had therefore not converged at the last epoch."
-    else:
-        conclusion = "The ends of the curves therefore do not show that large batches needed more training."
-    return [
-        Text(
-            "Over the last {late} epochs, with the same constant learning rate, the decrease of the test loss was "
-            "{small} with batch size {first.value} and {large} with batch size {last.value}. {conclusion}",
-            decreases,
-            late=int_number(late, f"{folder}/sweep.json: equal_epochs > epochs, 1/{LATE_FRACTION} of them"),
-            conclusion=conclusion,
-            **epochs.ends,
-        )
-    ]
+def _other_sweep_blocks(sweep: SweepResult) -> list[Block]:
+    """Report a sweep over another parameter, with the value that has the lowest test loss.
 
-
-def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Block]:
-    """Report a sweep over another parameter: its table, its curves, and the best value.
-
-    The best value has the lowest test loss, or the lowest ΔE2000 if the losses are not comparable.
+    Palettes of different sizes are compared by ΔE2000, because their losses are not comparable.
     """
     epochs, parameter = SweepComparison(sweep, "equal_epochs"), sweep.parameter.replace("-", " ")
     metric, label, remark = "test_loss", "test loss", ""
@@ -267,25 +202,14 @@ def _other_sweep_blocks(sweep: SweepResult, folder: Path, name: str) -> list[Blo
         metric, label = "delta_e", "ΔE2000"
         remark = (
             "Losses and accuracies are not comparable between palettes of different sizes, because classification with "
-            "more colours is harder; the images are comparable. "
+            "more colours is harder. The images are comparable. "
         )
-    curves = f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}"
     return [
         epochs.table(f"`{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"),
         Text(
-            f"{remark}The lowest {label}, {{best.{metric}}}, is obtained with {parameter} {{best.value}}; with "
+            f"{remark}The lowest {label}, {{best.{metric}}}, is obtained with {parameter} {{best.value}}. With "
             f"increasing values, the {label} {epochs.direction(metric)}.",
             best=min(epochs.rows, key=lambda row: row[metric].value),
         ),
-        _copy_figure(sweep.curves_path, folder / f"{name}-curves.png", curves, _sweep_command(sweep)),
+        Figure(sweep.curves_path, f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}"),
     ]
-
-
-def _copy_figure(source: Path, target: Path, caption: str, command: str) -> Block:
-    """Copy a figure of the sweep to the figures of the report; return a :class:`MissingRun` if it does not exist."""
-    if not source.is_file():
-        return MissingRun(f"the figure `{source}`", command)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
-    return Figure(target, caption)

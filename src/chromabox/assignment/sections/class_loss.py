@@ -1,7 +1,6 @@
 """Question D.2: the classification loss of the detector, its verification, and the results of fine-tuning."""
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 
 from sympy import Float, Function, IndexedBase, Mul, Sum, Symbol, log, symbols
@@ -15,45 +14,25 @@ from chromabox.assignment.analysis.detector_analysis import (
 from chromabox.assignment.analysis.plots import plot_sample_detections
 from chromabox.assignment.sections.numbers import answers, record_results, summary_source
 from chromabox.detect.training.config import FinetuneConfig
-from chromabox.detect.training.loss import HEAD_BALANCE, DetectionLoss
+from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import build_loss
 from chromabox.detect.weights.load import load_detector
-from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import RunDir
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Code, Figure, Formula, MissingRun, Number, Source, Table, Text
 from chromabox.report.training import plot_losses
 
-#: A second weight of positive targets for the verification, so that the weight has an effect.
+#: The verification also uses this weight of positive targets, because a weight of 1 has no effect.
 TEST_POSITIVE_WEIGHT = 3.0
-#: Maximum number of classes in a table.
+#: Maximum number of classes in the table of AP50.
 MAX_TABLE_CLASSES = 10
 FINETUNE_COMMAND = "chromabox finetune coco128 --freeze 10 -o runs/detector"
-#: Descriptions of the loss terms by decoding (before weighting), and of the distillation terms.
-TERM_DESCRIPTIONS = {
-    "exp": {
-        "box": "(2 − width·height) times the sum of the cross-entropy of the centre within its cell and half the "
-        "squared error of the logarithms of the sides, over the assigned positions",
-        "objectness": "cross-entropy of whether a box is assigned to the position, over all positions except those "
-        "that overlap a ground-truth box without being assigned to it",
-        "class": "cross-entropy of every class, over the assigned positions",
-    },
-    "sigmoid2": {
-        "box": "mean of 1 − CIoU, over the assigned positions",
-        "objectness": "mean cross-entropy with the CIoU of the predicted box as target, over all positions; weights of "
-        "the heads from the finest: " + ", ".join(f"{weight:g}" for weight in HEAD_BALANCE),
-        "class": "mean cross-entropy of every class, over the assigned positions",
-    },
-    "old": {
-        "old_box": "half the squared distance from the boxes of the teacher, where the teacher is confident",
-        "old_class": "divergence from the class probabilities of the teacher, where the teacher is confident",
-    },
-}
 
 
 def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
-    """Explain the binary cross-entropy with logits of one class at one position, and the class term of the loss."""
+    """Explain the binary cross-entropy of one class at one position, and how the class term is computed from it."""
     x, y, weight = symbols("x y cls_pw")
     sigmoid, j, c = Function("σ"), Symbol("j"), Symbol("c")
     num_positions, num_classes = symbols("m C")
@@ -73,7 +52,7 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
         ),
         Formula("bce", error),
         Text(
-            "`cls_pw` is the weight of positive targets: of C classes all but one are negative, and a weight above 1 "
+            "`cls_pw` is the weight of positive targets. Of C classes all but one are negative, and a weight above 1 "
             f"increases the cost of a missed class. The class term is {term}:"
         ),
         Formula("L_class", total / divisor),
@@ -86,37 +65,22 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
 
 
 def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
-    """Show how the total loss is composed of its terms."""
+    """Show how the total loss is computed from its terms."""
     box, objectness, class_term = (Symbol(f"S_{name}") for name in ("box", "object", "class"))
     if loss.variant.decode == "exp":
         total = (box + objectness + class_term) / Symbol("n")
+        over_heads = ""
     else:
         weights = loss.loss_weights(1)
         parts = [Float(weights[name]) * part for name, part in zip(weights, (box, objectness, class_term), strict=True)]
         total = sum(parts[1:], parts[0]) * (Symbol("n") if loss.recipe == "course" else 1)
-    over_heads = "" if loss.variant.decode == "exp" else ", summed over the heads"
-    text = f"The class term is one of three. With S for the terms described in the table below{over_heads}, the loss is"
+        over_heads = ", summed over the heads"
+    text = (
+        "The class term is one of three terms. The box term compares the predicted boxes with the ground-truth boxes. "
+        "The objectness term is the cross-entropy of the predicted objectness. With S for each of the three terms"
+        f"{over_heads}, the loss is"
+    )
     return [Text(text), Formula("L", total)]
-
-
-def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionLoss) -> Table:
-    """Return a table of the loss terms: description and values in the first and last epoch."""
-    descriptions = TERM_DESCRIPTIONS[loss.variant.decode] | TERM_DESCRIPTIONS["old"]
-    names = [name.removeprefix("train_") for name in records[0] if name.startswith("train_")]
-    epochs = [
-        Source(record, f"{run}/metrics.jsonl: {epoch} epoch > ")
-        for record, epoch in ((records[0], "first"), (records[-1], "last"))
-    ]
-    rows: list[list[Cell]] = [
-        [
-            name.replace("_", " "),
-            descriptions.get(name, "sum of the terms"),
-            *(epoch.number(f"{split}_{name}", spec=".4g") for split in ("train", "val") for epoch in epochs),
-        ]
-        for name in [*(term for term in names if term != "loss"), "loss"]
-    ]
-    columns = ["term", "description", "training, first", "last", "validation, first", "last "]
-    return Table("The weighted loss terms in the first and the last epoch", columns, rows)
 
 
 @answers(
@@ -125,18 +89,17 @@ def loss_terms_table(run: Path, records: Sequence[EpochRecord], loss: DetectionL
     "Add the class term of the loss, a binary cross-entropy with logits, and show predictions on two images.",
 )
 def class_loss_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer D.2: the class term as a formula, as code and as a number, and results with two examples."""
+    """Answer D.2: the class term as a formula, its code and its verification, and the results of fine-tuning."""
     if not run_index.detectors:
         return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
-    loss, records = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig)), read_metrics(run)
+    loss = build_loss(load_detector(run).model, RunDir(run).load_config(FinetuneConfig))
     path = folder / f"terms-{run.name}.png"
-    plot_losses(records, path, "")
+    plot_losses(read_metrics(run), path, "")
     return [
         *class_loss_blocks(loss),
         Code(inspect.cleandoc("\n" + inspect.getsource(DetectionLoss.class_loss))),
         *total_loss_blocks(loss),
-        loss_terms_table(run, records, loss),
         Figure(path, "The weighted loss terms and the AP on held-out images against epochs"),
         *verification_blocks(run, folder),
         *result_blocks(run),
@@ -146,7 +109,7 @@ def class_loss_section(run_index: RunIndex, folder: Path) -> list[Block]:
 def verification_blocks(run: Path, folder: Path) -> list[Block]:
     """Verify the class term and its gradients, and show detections on held-out images.
 
-    Return a :class:`MissingRun` block instead if the images of the run are not available.
+    Return only a :class:`MissingRun` block if the images of the run are not available.
     """
     try:
         opened_run = open_run(run)
@@ -158,24 +121,24 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
     recorded = record_results(folder, values, "class term", run.name)
     loss_error = max(abs(one["actual"] - one["expected"]) / max(abs(one["expected"]), 1e-12) for one in checks.values())
     gradient_error = max(one["max_gradient_difference"] / max(one["max_gradient"], 1e-12) for one in checks.values())
-    agrees = loss_error < 1e-9 and gradient_error < 1e-9
+    conclusion = "This is more than rounding error, so the code does not implement the formula."
+    if loss_error < 1e-9 and gradient_error < 1e-9:
+        conclusion = "Both differences are float64 rounding errors, so the code implements the formula."
     text = Text(
         "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
         "positions). The code gives {first.actual:.6g} with `cls_pw` = {first.positive_weight:g} and "
-        "{second.actual:.6g} with {second.positive_weight:g}; the formula, written out with logarithms, gives "
+        "{second.actual:.6g} with {second.positive_weight:g}. The formula, written out with logarithms, gives "
         "{first.expected:.6g} and {second.expected:.6g}. The relative difference is at most {error}. The gradients of "
         "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
         "{gradient} of the largest gradient. {conclusion}",
         {name: Source(check, f"{recorded.name}{weights[name]:g} > ") for name, check in checks.items()},
         error=Number(loss_error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
         gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),
-        conclusion="Both differences are float64 rounding errors, so the code implements the formula."
-        if agrees
-        else "This is more than rounding error, so the code does not implement the formula.",
+        conclusion=conclusion,
     )
     samples = sample_detections(opened_run)
     if not samples:
-        return [text, Text("No held-out image contains a labelled object, so no example is shown.")]
+        return [text]
     path = folder / f"pictures-{run.name}.png"
     plot_sample_detections(samples, opened_run.detector.classes, path)
     caption = (
@@ -186,19 +149,19 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def result_blocks(run: Path) -> list[Block]:
-    """Report AP before and after fine-tuning with confidence intervals, the conclusions, and AP per class."""
+    """Report AP before and after fine-tuning with confidence intervals, conclusions and the AP50 of each class."""
     summary = summary_source(run)
     rows: list[list[Cell]] = []
     conclusions = []
     for key, name in (("ap50", "AP50"), ("ap", "AP")):
         cells: list[Cell] = [f"{name} (%)"]
-        for keys, interval, spec in (
+        for value, interval, spec in (
             (("before", key), ("before", f"{key}_interval"), ".1%"),
             (("after", key), ("after", f"{key}_interval"), ".1%"),
             (("difference", key, "value"), ("difference", key, "interval"), "+.1%"),
         ):
             low, high = (summary.number(*interval, end, spec=spec) for end in (0, 1))
-            cells += [summary.number(*keys, spec=spec), f"{low} to {high}"]
+            cells += [summary.number(*value, spec=spec), f"{low} to {high}"]
         rows.append(cells)
         if low.value > 0 or high.value < 0:
             conclusions.append(f"{name} has {'increased' if low.value > 0 else 'decreased'} significantly")
@@ -209,18 +172,22 @@ def result_blocks(run: Path) -> list[Block]:
         "difference)"
     )
     columns = ["", "before", "95 % CI", "after", "95 % CI ", "difference", "95 % CI  "]
-    text = Text(f"According to these intervals, {' and '.join(conclusions)}.")
+    blocks: list[Block] = [
+        Table(caption, columns, rows),
+        Text(f"According to these intervals, {' and '.join(conclusions)}."),
+    ]
     if "retained" in summary.values:
-        text = Text(
-            f"{text} On `{{data}}`, the AP50 of the original classes changes from {{run.retained.ap50_before:.1%}} to "
-            "{run.retained.ap50_after:.1%}.",
-            data=Path(summary.get("retained", "data")).name,
-            run=summary,
+        blocks.append(
+            Text(
+                "On `{data}`, the AP50 of the original classes changes from {run.retained.ap50_before:.1%} to "
+                "{run.retained.ap50_after:.1%}.",
+                data=Path(summary.get("retained", "data")).name,
+                run=summary,
+            )
         )
-    blocks: list[Block] = [Table(caption, columns, rows), text]
     per_class = summary.get("after", "per_class")
     names = sorted((name for name in per_class if per_class[name]["boxes"]), key=lambda name: -per_class[name]["boxes"])
-    if len(names) > 1:  # A single class is covered by the table above.
+    if len(names) > 1:  # The table above covers a single class.
         class_rows: list[list[Cell]] = [
             [
                 name,
@@ -229,7 +196,7 @@ def result_blocks(run: Path) -> list[Block]:
             ]
             for name in names[:MAX_TABLE_CLASSES]
         ]
-        caption = "AP50 of each class" if len(names) <= MAX_TABLE_CLASSES else "AP50 of the classes with the most boxes"
+        caption = f"AP50 of the classes with the most boxes (at most {MAX_TABLE_CLASSES} classes)"
         blocks.append(Table(caption, ["class", "boxes", "before (%)", "after (%)"], class_rows))
     warnings = "; ".join(summary.get("warnings"))
     return [*blocks, Text("Warnings of the run: {warnings}.", warnings=warnings)] if warnings else blocks

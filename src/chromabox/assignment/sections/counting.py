@@ -1,21 +1,20 @@
 """Questions A.3 and B.4, which need no runs: the size of the first model, and paddings that preserve the shapes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from sympy import Mod, Mul, Rational, floor, symbols
 
 from chromabox.assignment.count import Counts, K, ModelCounts, Values, count_model
 from chromabox.assignment.count_tables import QUANTITIES, format_settings, format_size, layer_formulas
-from chromabox.assignment.padding import Padding, assignment_rule, search_paddings
-from chromabox.assignment.sections.numbers import answers
+from chromabox.assignment.padding import assignment_rule, search_paddings
+from chromabox.assignment.sections.numbers import answers, int_number
 from chromabox.engine.autotune import num_threads
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Formula, Number, Table, Text
 
 MODEL = "pool-upsample"
-#: Kernel sizes of the question, and those for which the general rule is tested.
-QUESTION_KERNELS = (4, 5)
+#: Kernel sizes in the question, and the kernel sizes for which the general rule is tested.
+QUESTION_KERNELS = ("4", "5")
 TESTED_KERNELS = range(1, 10)
 
 
@@ -38,8 +37,7 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
         Text(
             f"`chromabox count {MODEL}` builds the model at several small sizes, runs it on meta tensors, and solves "
             "for the shape of every kernel and output in terms of NIC, NF, NC, the kernel size k, the image height H "
-            "and the image width W. Two additional sizes verify the solution. The formulas are therefore derived from "
-            "the model itself."
+            "and the image width W. Two additional sizes verify the solution."
         ),
         Text(
             "Weights are the elements of the kernels. Outputs are the elements that the convolutions output for one "
@@ -48,7 +46,7 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
             "outputs of pooling, upsampling and ReLU are not counted."
         ),
         *(Formula(name, formula) for name, formula in zip(QUANTITIES, total, strict=True)),
-        Text("For the images of the assignment, and for images of twice their height and width, these are:"),
+        Text("For the images of the assignment, and for images of twice their height and width, the numbers are:"),
         *(
             Formula(f"{name} at {format_size(size)}", formula)
             for size in sizes
@@ -62,9 +60,8 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
         Text(
             "Doubling the height and width multiplies the weights by {weights}, the outputs by {outputs} and the "
             "connections by {connections}. A convolution uses the same kernel at every position, so the number of "
-            "weights does not depend on the image size. The number of positions in every layer, however, is "
-            "proportional to the image area. Each position has its outputs, and each output has k² connections for "
-            "every input channel.",
+            "weights does not depend on the image size. The number of positions in every layer is proportional to the "
+            "image area, and so are the numbers of outputs and connections.",
             dict(zip(QUANTITIES, ratios, strict=True)),
         ),
         Table(
@@ -84,10 +81,10 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
 
 
 def _count_numbers(name: str, model_counts: ModelCounts, formulas: Counts, size: Values) -> list[Number]:
-    """Return the three numbers of a count for an image size."""
+    """Return the numbers of weights, outputs and connections for an image size."""
     source = f"chromabox.assignment.count: {name} at {format_size(size)} with {format_settings(model_counts)}"
     numbers = zip(QUANTITIES, formulas.evaluate({**model_counts.values, **size}), strict=True)
-    return [Number(float(value), f"{source}: {quantity}", ",.0f") for quantity, value in numbers]
+    return [int_number(value, f"{source}: {quantity}") for quantity, value in numbers]
 
 
 @answers(
@@ -97,16 +94,17 @@ def _count_numbers(name: str, model_counts: ModelCounts, formulas: Counts, size:
     "convolutions need, so that kernel sizes 4 and 5 preserve the shapes in figure 1b?",
 )
 def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer B.4: paddings and output paddings for kernel sizes 4, 5 and others, found by running the layers."""
-    with num_threads(1):  # More threads slow such small layers down.
-        paddings = {kernel: search_paddings(kernel)[:2] for kernel in TESTED_KERNELS}
+    """Answer B.4: paddings and output paddings for kernel sizes 1 to 9, found by running the layers."""
     columns = ["kernel size", "convolutions 1 and 2: padding", "transposed: padding", "transposed: output padding"]
     rows: list[list[Cell]] = []
-    for kernel in TESTED_KERNELS:
-        rule, source = assignment_rule(kernel), f"chromabox.assignment.padding.assignment_rule({kernel})"
-        numbers = [Number(float(value), source, ".0f") for value in rule]
-        is_correct = paddings[kernel] == (((rule[0], 0),), (rule,))
-        rows.append([f"{kernel}", *numbers, *_padding_cells(kernel, *paddings[kernel]), "yes" if is_correct else "no"])
+    with num_threads(1):  # More threads slow such small layers down.
+        for kernel in TESTED_KERNELS:
+            [(padding, _)], [(transposed, output_padding)], *_ = search_paddings(kernel)
+            needed, rule = (padding, transposed, output_padding), assignment_rule(kernel)
+            module = "chromabox.assignment.padding"
+            numbers = [int_number(value, f"{module}.assignment_rule({kernel})") for value in rule]
+            numbers += [int_number(value, f"{module}.search_paddings({kernel})") for value in needed]
+            rows.append([f"{kernel}", *numbers, "yes" if needed == (rule[0], *rule) else "no"])
     wrong = ", ".join(str(row[0]) for row in rows if row[-1] == "no")
     n, p, s, d, o = symbols("n p s d o")
     return [
@@ -117,7 +115,7 @@ def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
         Table(
             "Paddings that preserve the shapes, with stride 2 and without dilation.",
             columns,
-            [[f"{kernel}", *_padding_cells(kernel, *paddings[kernel])] for kernel in QUESTION_KERNELS],
+            [[row[0], *row[3:6]] for row in rows if row[0] in QUESTION_KERNELS],
         ),
         Text(
             "According to the PyTorch documentation, a layer with kernel size k, padding p, stride s, dilation d and "
@@ -147,24 +145,10 @@ def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
         ),
         Text(
             "Limits of the rule: the last convolution has stride 1 and keeps the shape only if 2p = k − 1, which no p "
-            "satisfies for an even kernel size, because the padding is equal on both sides. An additional "
-            'pixel on one side solves this; PyTorch\'s `padding="same"`, which our models use, adds it. The rule '
-            "does not include a dilation. Strides other than 2 cannot produce the shapes, because layers with the same "
-            "padding map 32 pixels to 16 and 16 pixels to 8, and back. The width must be even: an odd width is rounded "
-            "when it is halved, so the doubled width differs from the original width by one pixel."
+            "satisfies for an even kernel size, because the padding is equal on both sides. PyTorch's "
+            '`padding="same"`, which our models use, adds a pixel on one side. The rule does not include a dilation. '
+            "Strides other than 2 cannot produce the shapes, because layers with the same padding map 32 pixels to 16 "
+            "and 16 pixels to 8, and back. The height and width must be even: an odd size is rounded when it is "
+            "halved, so the doubled size differs from it by one pixel."
         ),
-    ]
-
-
-def _padding_cells(kernel: int, strided: Sequence[Padding], transposed: Sequence[Padding]) -> list[Cell]:
-    """Return the padding of the strided convolutions and both paddings of the transposed ones."""
-    columns = (
-        [padding for padding, _ in strided],
-        [padding for padding, _ in transposed],
-        [output_padding for _, output_padding in transposed],
-    )
-    source = f"chromabox.assignment.padding.search_paddings({kernel})"
-    return [
-        Number(float(values[0]), source, ".0f") if len(values) == 1 else ", ".join(map(str, values)) or "none"
-        for values in columns
     ]

@@ -1,7 +1,7 @@
-"""Explanations of the results of the three models, each tested on the trained models.
+"""Explanations of the results of the three models. Each explanation is tested on the trained models.
 
-They cover the image quality of PoolUpsampleNet, the effect of strided and transposed convolutions, and the effect of
-skip connections.
+The explanations cover the image quality of PoolUpsampleNet, the effect of strided and transposed convolutions, and the
+effect of skip connections.
 """
 
 import math
@@ -18,12 +18,11 @@ from chromabox.assignment.analysis.net_analysis import (
 )
 from chromabox.assignment.analysis.plots import plot_accuracy_by_edge_distance, plot_gradients
 from chromabox.assignment.analysis.statistics import difference_between_regions
-from chromabox.assignment.sections.numbers import int_number, record_results, summary_source
-from chromabox.colour.training.train import TrainConfig
+from chromabox.assignment.sections.numbers import int_number, record_results
 from chromabox.engine.runs import RunDir
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
 
-#: Smaller differences in R², correlations and fractions are not reported as differences.
+#: Smaller differences between values of R², correlations and fractions are not reported as differences.
 MIN_DIFFERENCE = 0.01
 #: Gradients count as vanishing if the largest relative gradient of a layer exceeds the smallest by this factor.
 VANISHING_RATIO = 100.0
@@ -49,22 +48,22 @@ def blur_text(analysis: NetAnalysis) -> Text:
     return Text(
         "{verdict}: the deviations of the pixels of a 4 × 4 block from their mean have "
         "{net.high_frequencies.energy:.1%} of the energy of those in the true colours, and a correlation of "
-        "{net.high_frequencies.correlation:.2f} with them. After its resolution is halved twice, an image is "
-        "represented by {net.bottleneck_shape.0:.0f} channels of {net.bottleneck_shape.1:.0f} × "
+        "{net.high_frequencies.correlation:.2f} with them. In the bottleneck, after two halvings of the resolution, an "
+        "image has {net.bottleneck_shape.0:.0f} channels of {net.bottleneck_shape.1:.0f} × "
         "{net.bottleneck_shape.2:.0f} positions. A linear probe on one position, fitted on training images, explains "
-        "{net.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey input, compared "
-        "with {net.probe_scores.half.grey_detail:.1%} before the second halving: {loss}. On the edges of the greyscale "
+        "{net.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey input. Before the "
+        "second halving, it explains {net.probe_scores.half.grey_detail:.1%}. {loss} On the edges of the greyscale "
         "image, {net.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels are correct; at a distance of {away} or "
-        "more pixels, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}",
+        "more pixels, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}.",
         net=analysis.source,
         verdict=verdict,
-        loss="downsampling loses detail, and no later layer can restore it" if is_lost else "little detail is lost",
+        loss="Downsampling loses detail, and no later layer can restore it." if is_lost else "Little detail is lost.",
         away=int_number(int(EDGE_DISTANCE_BINS[-2]), "lower bound of the last distance bin"),
-        remark=", as expected for images without fine detail." if near < far else ".",
+        remark=", as expected for images without fine detail" if near < far else "",
     )
 
 
-def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
+def dullness_text(analysis: NetAnalysis) -> Text:
     """Describe whether vivid colours are predicted as often as they occur, and whether their probability is correct."""
     is_dull = analysis.vivid_stats["predicted_fraction"] < MIN_VIVID_FRACTION * analysis.vivid_stats["true_fraction"]
     is_close = abs(analysis.vivid_stats["mean_probability"] - analysis.vivid_stats["true_fraction"]) < MAX_VIVID_GAP
@@ -78,15 +77,11 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
         "The colours {verdict} too dull: the vivid half of the palette (the half with the higher chroma in CIELab) "
         "contains the true colour of {net.vivid_stats.true_fraction:.1%} of the pixels and the predicted colour of "
         "{net.vivid_stats.predicted_fraction:.1%}. The accuracy is {net.vivid_stats.vivid_accuracy:.1%} on vivid "
-        "pixels and {net.vivid_stats.dull_accuracy:.1%} on dull pixels. The colourfulness is "
-        "{net.image_stats.colourfulness:.1f}, compared with {truth} for the ground truth. On average, the model gives "
-        "vivid colours a probability of {net.vivid_stats.mean_probability:.1%}, which is {closeness} their true "
-        "frequency.{explanation} A greyscale image contains little information about the hue: a linear probe on one "
-        "position of the bottleneck explains {net.probe_scores.quarter.chroma:.1%} of the variance of the chroma of "
-        "the target colours.",
+        "pixels and {net.vivid_stats.dull_accuracy:.1%} on dull pixels. On average, the model gives vivid colours a "
+        "probability of {net.vivid_stats.mean_probability:.1%}, which is {closeness} their true frequency."
+        "{explanation}",
         net=analysis.source,
         verdict="are" if is_dull else "are not",
-        truth=Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f"),
         closeness="close to" if is_close else "not close to",
         explanation=explanation,
     )
@@ -95,40 +90,35 @@ def dullness_text(analysis: NetAnalysis, data: AnalysisData) -> Text:
 def explain_strides(
     pool: NetAnalysis, strided: NetAnalysis, data: AnalysisData, folder: Path, *, is_better: bool
 ) -> list[Block]:
-    """Test the reasons for the effect of strides; ``is_better`` is whether there is a gain to explain."""
-    near, gain = _gain_near_edges(pool, strided, data, folder)
+    """Test reasons for the effect of strides; ``is_better`` states whether the second model is better."""
+    gains_near_edges, edge_blocks = _edge_blocks((pool, strided), data, folder)
     before, after = (analysis.probe_scores["quarter"]["grey_detail"] for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE
-    counts = [summary_source(analysis.run).number("parameters", spec=",.0f") for analysis in (pool, strided)]
-    size = Text(
-        "The models differ in size ({before} and {after} parameters), which may be an additional reason.",
-        dict(zip(("before", "after"), counts, strict=True)),
+    sizes = {RunDir(analysis.run).summary()["parameters"] for analysis in (pool, strided)}
+    size_remark = "The models differ in size, which may be an additional reason."
+    if len(sizes) == 1:
+        size_remark = "The size is not a reason, because both models have the same number of parameters."
+    support = ("Neither test supports", "One of the two tests supports", "Both tests support")
+    conclusion = (
+        f"{support[keeps_more + gains_near_edges]} the reason “strided convolutions preserve fine detail that pooling "
+        "discards”."
     )
-    if counts[0].value == counts[1].value:
-        size = Text("The size is not a reason: both models have {count} parameters.", count=counts[1])
-    support = {0: "Neither test supports", 1: "One of the two tests supports", 2: "Both tests support"}
-    reason = "“strided convolutions preserve fine detail that pooling discards”"
-    conclusion = f"{support[int(keeps_more) + int(near)]} the reason {reason}."
     if not is_better:
         conclusion = "The second model is not better in these runs, so there is no gain to explain."
     return [
-        size,
+        Text(size_remark),
         Text(
             "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
             "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
             "This is {not_}confirmed: a linear probe on the bottleneck of `{pool.model}` explains "
             "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, a "
-            "probe on that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}. From the "
-            "reconstructed grey values, a lookup table finds the true colour of "
-            "{pool.probe_scores.quarter.lookup_table_accuracy:.1%} and "
-            "{strided.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels.",
+            "probe on that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}.",
             pool=pool.source,
             strided=strided.source,
             not_="" if keeps_more else "not ",
         ),
         _probe_table(pool, strided),
-        gain,
-        _edge_distance_figure((pool, strided), folder),
+        *edge_blocks,
         Text(
             f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling "
             "by strides and also upsampling by transposed convolutions. Only a model with one of the two changes would "
@@ -146,25 +136,20 @@ def explain_skips(
     is_better: bool,
     other_analyses: tuple[NetAnalysis, ...],
 ) -> list[Block]:
-    """Test the usual reasons for the effect of skip connections; figures also show ``other_analyses``."""
+    """Test the usual reasons for the effect of skip connections. The figures also show ``other_analyses``."""
     scores = without_skips.probe_scores
     before, after = scores["quarter"], with_skips.probe_scores["quarter"]
     restores_detail = scores["half"]["lookup_table_accuracy"] > before["lookup_table_accuracy"] + MIN_DIFFERENCE
-    dull, vivid = (
-        with_skips.vivid_stats[name] - without_skips.vivid_stats[name] for name in ("dull_accuracy", "vivid_accuracy")
-    )
-    # A bottleneck that need not carry fine detail has capacity for other properties.
     less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
     more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
     bottleneck_verdict = {
         (True, True): "Both hold",
-        (True, False): "Only the first holds; the freed capacity is not used for hues",
+        (True, False): "Only the first holds",
         (False, True): "Only the second holds",
         (False, False): "Neither holds",
     }[less_detail, more_hue]
-    gains_near_edges, gain = _gain_near_edges(without_skips, with_skips, data, folder)
     analyses = (*other_analyses, without_skips, with_skips)
-    sources = {"plain": without_skips.source, "skip": with_skips.source}
+    gains_near_edges, edge_blocks = _edge_blocks(analyses, data, folder)
     if not is_better:
         conclusion = "The skip connections did not improve the model in these runs, so there is no gain to explain."
     elif restores_detail:
@@ -180,63 +165,37 @@ def explain_skips(
             "linear probe on the bottleneck of `{plain.model}` explains {plain.probe_scores.quarter.grey_detail:.1%} "
             "of the variance of the fine detail of the grey values, and a probe on the half-resolution features, which "
             "the first skip connection carries, explains {plain.probe_scores.half.grey_detail:.1%}. This detail "
-            "matters because each palette colour covers a narrow range of grey values: a lookup table from grey values "
+            "matters because each palette colour covers a narrow range of grey values. A lookup table from grey values "
             "to colours finds the true colour of {plain.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels "
-            "from the grey values reconstructed from the bottleneck, "
-            "{plain.probe_scores.half.lookup_table_accuracy:.1%} from those reconstructed from half resolution, and "
-            "{plain.probe_scores.input.lookup_table_accuracy:.1%} from those of the input.",
-            plain=sources["plain"],
+            "from the grey values reconstructed from the bottleneck, and of "
+            "{plain.probe_scores.half.lookup_table_accuracy:.1%} from those reconstructed from half resolution.",
+            plain=without_skips.source,
             not_="" if restores_detail else "not ",
         ),
         _probe_table(without_skips, with_skips),
-        Text(
-            "If the skip connections restore only grey values, they should improve dull colours, which differ in "
-            "lightness, but not hues. The accuracy on pixels of dull colours is {plain.vivid_stats.dull_accuracy:.1%} "
-            "for `{plain.model}` and {skip.vivid_stats.dull_accuracy:.1%} for `{skip.model}`; on pixels of vivid "
-            "colours it is {plain.vivid_stats.vivid_accuracy:.1%} and {skip.vivid_stats.vivid_accuracy:.1%}. {verdict}",
-            sources,
-            verdict="This is confirmed."
-            if dull > vivid + MIN_DIFFERENCE and dull > MIN_DIFFERENCE
-            else "Dull colours do not gain more, which contradicts this explanation.",
-        ),
-        gain,
-        _edge_distance_figure(analyses, folder),
-        *_ablation_blocks(with_skips),
+        *edge_blocks,
+        _ablation_text(with_skips),
         Text(
             "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that "
             "require a large receptive field, such as the hue. It should then contain less detail and more hue. "
             "{verdict}: linear probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the fine "
             "grey detail from the bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from "
-            "that of `{skip.model}`; for the chroma of the target colours the values are "
+            "that of `{skip.model}`. For the chroma of the target colours, they explain "
             "{plain.probe_scores.quarter.chroma:.1%} and {skip.probe_scores.quarter.chroma:.1%}.",
-            sources,
+            plain=without_skips.source,
+            skip=with_skips.source,
             verdict=bottleneck_verdict,
         ),
         *_gradient_blocks(analyses, folder),
         Text(
-            "{conclusion} One effect was not separated: the skip connections also increase the number of parameters, "
-            "from {before.parameters:,.0f} to {after.parameters:,.0f}.",
-            conclusion=conclusion,
-            before=summary_source(without_skips.run),
-            after=summary_source(with_skips.run),
+            f"{conclusion} The skip connections also increase the number of parameters. The effect of the size was not "
+            "separated from the other effects."
         ),
     ]
 
 
-_ABLATION_NAMES = {
-    "none intact": "none",
-    "half zeroed": "half resolution: zeros",
-    "half shuffled": "half resolution: features of another image",
-    "input zeroed": "input: zeros",
-    "input shuffled": "input: another image",
-    "both zeroed": "both: zeros",
-    "both shuffled": "both: another image",
-}
-
-
-def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
-    """Show the accuracy with replaced skip connections, and name the skip connections that the model relies on."""
-    source, columns = with_skips.source, {"loss": ".3f", "accuracy": ".1%"}
+def _ablation_text(with_skips: NetAnalysis) -> Text:
+    """Describe the accuracy with replaced skip connections, and which skip connections the model relies on."""
     intact = with_skips.skip_ablations["none intact"]["accuracy"]
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]
@@ -246,32 +205,20 @@ def _ablation_blocks(with_skips: NetAnalysis) -> list[Block]:
         conclusion = f"The model relies on both skip connections, mainly on {names[max(costs, key=costs.__getitem__)]}"
     elif used:
         conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
-    return [
-        Table(
-            f"The trained `{with_skips.model}` on at most {NUM_ABLATION_IMAGES} test images, with the data of a skip "
-            "connection replaced",
-            ["skip connection: replacement", "loss", "accuracy (%)"],
-            [
-                [name, *(source.number("skip_ablations", key, column, spec=spec) for column, spec in columns.items())]
-                for key, name in _ABLATION_NAMES.items()
-            ],
-        ),
-        Text(
-            "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} "
-            "percentage points of accuracy, and the input skip connection costs {input} percentage points. This shows "
-            "what the trained model relies on, not the accuracy of a model that is trained without the skip "
-            "connection.",
-            {
-                skip: Number(100 * cost, f"{source.name}skip_ablations, none intact minus {skip} shuffled", ".1f")
-                for skip, cost in costs.items()
-            },
-            conclusion=conclusion,
-        ),
-    ]
+    source = f"{with_skips.source.name}skip_ablations, none intact minus"
+    return Text(
+        "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} percentage "
+        "points of accuracy, and the input skip connection costs {input} percentage points (at most {count} test "
+        "images). This shows what the trained model relies on, not the accuracy of a model that is trained without the "
+        "skip connection.",
+        {skip: Number(100 * cost, f"{source} {skip} shuffled", ".1f") for skip, cost in costs.items()},
+        conclusion=conclusion,
+        count=int_number(NUM_ABLATION_IMAGES, "number of images for the ablation of skip connections"),
+    )
 
 
 def _gradient_ratios(analysis: NetAnalysis) -> dict[str, float]:
-    """Return the ratio of the largest to the smallest relative gradient of a layer, at "start" and "end"."""
+    """Return the largest relative gradient of a layer divided by the smallest, at "start" and "end" of training."""
     return {
         when: max(norms.values()) / min(norms.values()) if min(norms.values()) > 0 else math.inf
         for when, norms in analysis.to_json["relative gradient"].items()
@@ -279,19 +226,12 @@ def _gradient_ratios(analysis: NetAnalysis) -> dict[str, float]:
 
 
 def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
-    """Return whether relative gradients of layers differ by orders of magnitude, before or after training."""
+    """Return whether the relative gradients of the layers differ by orders of magnitude before or after training."""
     return max(_gradient_ratios(analysis).values()) > VANISHING_RATIO
 
 
-_OPTIMIZER_NOTES = {
-    "adam": "Adam divides the step of each weight by the magnitude of its recent gradients",
-    "adamw": "Adam divides the step of each weight by the magnitude of its recent gradients",
-    "muon": "Muon gives all steps of a kernel the same magnitude",
-}
-
-
 def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Block]:
-    """Compare the gradients of the last two models, without and with skip connections; the figure shows all models."""
+    """Compare the gradients of the last two models, without and with skip connections. The figure shows all models."""
     *_, without_skips, with_skips = analyses
     initial, final = (
         {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}
@@ -299,24 +239,15 @@ def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Bloc
     )
     path = folder / "gradients.png"
     plot_gradients(initial, final, path)
-    raised = [
-        when
-        for when, norms in (("at the start", initial), ("after training", final))
-        if norms[with_skips.model]["block1"] > norms[without_skips.model]["block1"]
-    ]
-    changes = {0: "at neither time", 1: f"only {raised[0]}" if raised else "", 2: "at both times"}
     text = Text(
         "A third reason is often given: skip connections prevent vanishing gradients in the first layers. {verdict} "
         "observed: in `{plain.model}`, which has no skip connections, the largest relative gradient of a layer (the "
         "norm of its gradient divided by the norm of its weights) is {start} times the smallest at the start of "
-        "training and {end} times the smallest after training; vanishing gradients would differ by orders of "
+        "training and {end} times the smallest after training. Vanishing gradients would differ by orders of "
         "magnitude. With {layers} layers, most of them followed by batch normalisation, gradients have little "
         "opportunity to vanish. The relative gradient of the first layer is {plain.relative gradient.start.block1:.3f} "
         "in `{plain.model}` and {skip.relative gradient.start.block1:.3f} in `{skip.model}` at the start, and "
-        "{plain.relative gradient.end.block1:.3f} and {skip.relative gradient.end.block1:.3f} after training: the skip "
-        "connections increase it {change}. In addition, {note}, so a small gradient alone would not slow a layer down: "
-        "during training, the weights of the first layer changed by {plain.weight_change.block1:.0%} of their norm in "
-        "`{plain.model}` and by {skip.weight_change.block1:.0%} in `{skip.model}`.",
+        "{plain.relative gradient.end.block1:.3f} and {skip.relative gradient.end.block1:.3f} after training.",
         {
             when: Number(ratio, f"{without_skips.source.name}relative gradient > {when}, largest over smallest", ",.0f")
             for when, ratio in _gradient_ratios(without_skips).items()
@@ -325,8 +256,6 @@ def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Bloc
         skip=with_skips.source,
         verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
         layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
-        change=changes[len(raised)],
-        note=_OPTIMIZER_NOTES[RunDir(without_skips.run).load_config(TrainConfig).recipe.optimizer],
     )
     caption = (
         "Norm of the gradient of the loss with respect to the kernel of each layer, divided by the norm of the kernel, "
@@ -337,15 +266,12 @@ def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Bloc
 
 
 def _probe_table(*analyses: NetAnalysis) -> Table:
-    """Return a table of linear-probe scores for inner layers of the models and for the input."""
+    """Return a table of the linear-probe scores of inner layers of the models and of the input."""
     layers = {"quarter": "bottleneck", "half": "half resolution"}
     probes = [(f"{analysis.model}, {name}", analysis, layer) for analysis in analyses for layer, name in layers.items()]
     columns = ("grey_detail", "colour_detail", "chroma", "lookup_table_accuracy")
     rows: list[list[Cell]] = [
-        [
-            name,
-            *(analysis.source.number("probe_scores", layer, column, spec=".1%") for column in columns),
-        ]
+        [name, *(analysis.source.number("probe_scores", layer, column, spec=".1%") for column in columns)]
         for name, analysis, layer in [*probes, ("input", analyses[0], "input")]
     ]
     return Table(
@@ -358,26 +284,15 @@ def _probe_table(*analyses: NetAnalysis) -> Table:
     )
 
 
-def _edge_distance_figure(analyses: Sequence[NetAnalysis], folder: Path) -> Figure:
-    """Plot the accuracy of the models against the distance from the nearest edge."""
-    path = folder / f"edges-{'-'.join(analysis.model for analysis in analyses)}.png"
-    results = {analysis.model: analysis.accuracy_by_edge_distance for analysis in analyses}
-    plot_accuracy_by_edge_distance(results, EDGE_DISTANCE_BINS, path)
-    num_images = len(analyses[0].predictions.labels)
-    return Figure(
-        path,
-        "Accuracy against the distance from the nearest edge of the greyscale image. Edges are the 10 % of the pixels "
-        f"with the steepest gradient (Sobel operator). First {num_images} test images, one seed.",
-    )
+def _edge_blocks(analyses: Sequence[NetAnalysis], data: AnalysisData, folder: Path) -> tuple[bool, list[Block]]:
+    """Compare the gain of the last model over the one before it on edges with its gain far from edges.
 
-
-def _gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> tuple[bool, Text]:
-    """Return whether the second model gains more accuracy on edges than far from them, and a text about it."""
+    Return whether the gain is larger on edges, and a text and a figure about it. The figure shows all models.
+    """
+    *_, first, second = analyses
     change = 100 * (second.predictions.is_correct.astype(np.float64) - first.predictions.is_correct)
-    near, far = (
-        data.edge_distances < EDGE_DISTANCE_BINS[1],
-        np.isfinite(data.edge_distances) & (data.edge_distances >= EDGE_DISTANCE_BINS[-2]),
-    )
+    near = data.edge_distances < EDGE_DISTANCE_BINS[1]
+    far = np.isfinite(data.edge_distances) & (data.edge_distances >= EDGE_DISTANCE_BINS[-2])
     interval = difference_between_regions(change, far, near)
     gains_near_edges = interval.excludes_zero and interval.value > 0
     if gains_near_edges:
@@ -400,4 +315,11 @@ def _gain_near_edges(first: NetAnalysis, second: NetAnalysis, data: AnalysisData
         change=record_results(folder, interval, "gain on edges less gain far from them", name),
         conclusion=conclusion,
     )
-    return gains_near_edges, text
+    path = folder / f"edges-{'-'.join(analysis.model for analysis in analyses)}.png"
+    results = {analysis.model: analysis.accuracy_by_edge_distance for analysis in analyses}
+    plot_accuracy_by_edge_distance(results, EDGE_DISTANCE_BINS, path)
+    caption = (
+        "Accuracy against the distance from the nearest edge of the greyscale image. Edges are the 10 % of the pixels "
+        f"with the steepest gradient (Sobel operator). First {len(change)} test images, one seed."
+    )
+    return gains_near_edges, [text, Figure(path, caption)]

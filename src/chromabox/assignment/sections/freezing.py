@@ -1,4 +1,4 @@
-"""Question D.1: the frozen layers of a fine-tuning run, the check that they did not change, and the time saved."""
+"""Question D.1: the frozen layers of a fine-tuning run, whether they have changed, and the time saved."""
 
 import inspect
 from collections.abc import Sequence
@@ -21,41 +21,38 @@ from chromabox.report.document.model import Block, Cell, Code, Figure, MissingRu
 def frozen_part_blocks(run: Path) -> list[Block]:
     """Describe the detector, its dataset and its frozen layers."""
     summary, architecture = summary_source(run), load_detector(run).architecture
-    setting = Text(
-        "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the {recipe} "
-        "recipe.",
-        name=architecture.name,
-        weights=Path(summary.get("weights")).name,
-        data=Path(summary.get("data")).name,
-        recipe=summary.get("recipe"),
-    )
     frozen, end = summary.get("frozen"), num_backbone_layers(architecture)
     depth = frozen["layers"]
-    if not depth:
-        text = "No layer is frozen: all {run.frozen.all_parameters:,.0f} parameters are trained."
-        return [setting, Text(text, run=summary)]
-    relation, numbers = "as many as its backbone has", {}
-    if depth != end:
-        relation = f"{'fewer' if depth < end else 'more'} than the {{end}} of its backbone"
-        numbers["end"] = int_number(end, "detect/training/freeze.py: num_backbone_layers")
-    fraction = 100 * frozen["parameters"] / frozen["all_parameters"]
+    relation = "as many as" if depth == end else f"{'fewer' if depth < end else 'more'} than"
     return [
-        setting,
         Text(
-            f"Its first {{run.frozen.layers:,.0f}} of {{layers}} layers are frozen, {relation}. These layers have "
-            "{run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} %) and take "
-            "{run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted as in "
-            "Darknet, including pooling layers and concatenations.",
-            numbers,
+            "The detector is `{name}`. It was initialised from `{weights}` and fine-tuned on `{data}` with the "
+            "{recipe} recipe.",
+            name=architecture.name,
+            weights=Path(summary.get("weights")).name,
+            data=Path(summary.get("data")).name,
+            recipe=summary.get("recipe"),
+        ),
+        Text(
+            "Its first {run.frozen.layers:,.0f} of {layers} layers are frozen, {relation} the {end} of its backbone. "
+            "These layers have {run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} "
+            "%) and take {run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted "
+            "as in Darknet, including pooling layers and concatenations.",
             run=summary,
+            relation=relation,
             layers=int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
-            fraction=Number(fraction, f"{run}/summary.json: frozen > parameters / all_parameters", ".1f"),
+            end=int_number(end, "detect/training/freeze.py: num_backbone_layers"),
+            fraction=Number(
+                100 * frozen["parameters"] / frozen["all_parameters"],
+                f"{run}/summary.json: frozen > parameters / all_parameters",
+                ".1f",
+            ),
         ),
     ]
 
 
 def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
-    """Compare the initial and the best checkpoint of the run, value by value."""
+    """Compare the parameters and statistics of the initial and the best checkpoint of the run, value by value."""
     changes = weight_changes(run)
     frozen = RunDir(run).summary()["frozen"]
     depth = frozen["layers"]
@@ -90,14 +87,11 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, update_bn_stats: bool) -> str:
-    """Return a sentence stating whether the frozen layers are unchanged, based on the measured changes."""
+    """Return whether the frozen layers have changed, as a sentence."""
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"
-    method = (
-        "To verify the freezing, the run saves the model before the first step, and its result is compared with it "
-        "value by value. "
-    )
+    method = "To verify the freezing, the trained model is compared with the initial model value by value. "
     if any(change.max_change for change in frozen):
         return method + "Parameters of frozen layers have changed, which is an error in the program:"
     if any(change.max_stats_change for change in frozen):
@@ -110,18 +104,11 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
 
 
 def cost_blocks(runs: Sequence[Path]) -> list[Block]:
-    """Report the time per epoch, the time saved by freezing, and a table of all runs if there are several."""
+    """Report the time per epoch and the time saved by freezing. If there are several runs, add a table."""
     run = runs[0]
     values, num_cached_views = RunDir(run).summary()["frozen"], RunDir(run).load_config(FinetuneConfig).num_cached_views
     keys = ("layers", "parameters", "all_parameters", "share_of_work", "moving_statistics")
     report = FreezeReport(*(values[key] for key in keys))
-    blocks: list[Block] = [
-        Text(
-            "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache "
-            "took {run.seconds_filling:.1f} s once.",
-            run=summary_source(run),
-        )
-    ]
     text = (
         "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
         "layers, which is {report.step_savings:.0%} of a step. "
@@ -138,24 +125,29 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
             "{report.flops_fraction:.0%} of a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
+    blocks: list[Block] = [
+        Text(
+            "An epoch took {run.seconds_per_epoch:.1f} s (median, including validation). Filling the feature cache "
+            "took {run.seconds_filling:.1f} s once.",
+            run=summary_source(run),
+        )
+    ]
     if report.num_layers:
         blocks.append(Text(text, numbers, report=Source(report, "detect/training/freeze.py: FreezeReport.")))
     if len(runs) == 1:
         return blocks
-    rows: list[list[Cell]] = []
-    for run in runs:
-        summary = summary_source(run)
-        rows.append(
-            [
-                run.name,
-                Path(summary.get("data")).name,
-                summary.get("recipe"),
-                summary.number("frozen", "layers", spec=",.0f"),
-                summary.number("epochs", spec=",.0f"),
-                *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
-                *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
-            ]
-        )
+    rows: list[list[Cell]] = [
+        [
+            run.name,
+            Path(summary.get("data")).name,
+            summary.get("recipe"),
+            summary.number("frozen", "layers", spec=",.0f"),
+            summary.number("epochs", spec=",.0f"),
+            *(summary.number(key, spec=".1f") for key in ("seconds_per_epoch", "seconds_filling")),
+            *(summary.number(when, "ap50", spec=".1%") for when in ("before", "after")),
+        ]
+        for run, summary in zip(runs, map(summary_source, runs), strict=True)
+    ]
     columns = ["run", "data", "recipe", "frozen", "epochs", "s per epoch", "s for cache"]
     return [*blocks, Table("All fine-tuning runs", [*columns, "AP50 before (%)", "after (%)"], rows)]
 
@@ -166,7 +158,7 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     "Freeze the first layers of a pretrained detector using `named_parameters()`, and train the remaining layers.",
 )
 def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer D.1: which layers were frozen, how, whether they changed, and the time saved."""
+    """Answer D.1: how layers are frozen, whether the frozen layers changed, and how much time freezing saved."""
     if not run_index.detectors:
         return [MissingRun("a finished fine-tuning run", FINETUNE_COMMAND)]
     run = run_index.detectors[0]
@@ -178,11 +170,11 @@ def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
         *frozen_part_blocks(run),
         Text(
             "`named_parameters()` yields every parameter with its name, which begins with `layers.` and the number of "
-            "the layer. The parameters of the first layers get `requires_grad = False`: the backward pass stops before "
-            "them, and the optimizers do not contain them. This alone does not freeze a layer. The means and variances "
-            "of batch normalisation are buffers, not parameters, and every forward pass in training mode updates them. "
-            "The frozen kernels would then receive inputs with other statistics than those they were trained with. "
-            f"{remark}"
+            "the layer. For the parameters of the first layers, `requires_grad` is set to False: the backward pass "
+            "stops before these layers, and the optimizers do not contain their parameters. This alone does not freeze "
+            "a layer. The means and variances of batch normalisation are buffers, not parameters, and every forward "
+            "pass in training mode updates them. The frozen kernels would then receive inputs with other statistics "
+            f"than those they were trained with. {remark}"
         ),
         Code("\n\n".join(code)),
         Text("The optimizers get only the remaining parameters:"),

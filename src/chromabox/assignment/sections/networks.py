@@ -1,31 +1,19 @@
-"""Questions A.1, B.1 and C.1, which need no runs: source code, layers and self-check of the three models."""
+"""Questions A.1, B.1 and C.1, which need no runs: source code and layers of the three models."""
 
 import inspect
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from chromabox.assignment.check.align import block_name
 from chromabox.assignment.check.checks import IMAGE_SIZE, reference_ops
-from chromabox.assignment.check.runner import STATUS_MARKS, CheckResult, check_file
 from chromabox.assignment.check.source import DEFAULT_SIZES
 from chromabox.assignment.check.trace import Op
 from chromabox.assignment.sections.numbers import int_number
 from chromabox.colour.models import MODELS, baselines, num_trainable_parameters
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Code, Section, Source, Table, Text
-
-KERNEL_SIZES = range(1, 10)
-#: Output channels of the blocks of figure 1, and the factor by which height and width are reduced.
-BLOCK_SHAPES = {
-    "block 1": (DEFAULT_SIZES["num_filters"], 2),
-    "block 2": (2 * DEFAULT_SIZES["num_filters"], 4),
-    "block 3": (DEFAULT_SIZES["num_filters"], 2),
-    "block 4": (DEFAULT_SIZES["num_colours"], 1),
-    "last layer": (DEFAULT_SIZES["num_colours"], 1),
-}
 
 
 def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
@@ -47,12 +35,12 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
         "padding of {conv.padding} pixel on each side for k = {conv.kernel}, and of (k − 1)/2 pixels for every odd k.",
         conv=settings["Conv2d"],
     )
-    source = _source_code("same_conv", "PoolUpsampleNet")
+    names = ("same_conv", "PoolUpsampleNet")
     omitted = Text(
         "`check_conv_args`, which is not shown, raises an error for sizes below 1 and for kernels larger than the "
         "image."
     )
-    return _make_section("A.1", "a", "pool-upsample", architecture, source, padding, omitted)
+    return _make_section("A.1", "a", "pool-upsample", names, architecture, padding, omitted)
 
 
 def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
@@ -75,29 +63,28 @@ def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
         up=settings["ConvTranspose2d"],
     )
     names = ("strided_padding", "transposed_padding", "upsample_conv", "down_block", "up_block", "ConvTransposeNet")
-    return _make_section("B.1", "b", "conv-transpose", architecture, _source_code(*names), padding)
+    return _make_section("B.1", "b", "conv-transpose", names, architecture, padding)
 
 
 def unet_section(run_index: RunIndex, folder: Path) -> Section:
     """Build section C.1: UNet."""
     ops = reference_ops("unet")
-    # The layers whose inputs are concatenated.
-    joined = [ops[index + 1] for index, op in enumerate(ops) if op.kind == "cat"]
-    plain = [op for op in reference_ops("conv-transpose") if op.kind == joined[0].kind][-1]
+    # The layers that follow the concatenations: the transposed convolution of block 4 and the last convolution.
+    block4, last = (ops[index + 1] for index, op in enumerate(ops) if op.kind == "cat")
+    plain = [op for op in reference_ops("conv-transpose") if op.kind == block4.kind][-1]
     unet, conv_transpose = (
         num_trainable_parameters(MODELS[model](**DEFAULT_SIZES)) for model in ("unet", "conv-transpose")
     )
     architecture = Text(
-        "The model is ConvTransposeNet with {joins} concatenations along the channel dimension (dimension 1): the "
+        "The model is ConvTransposeNet with two concatenations along the channel dimension (dimension 1): the "
         "output of block 1, `half`, is concatenated with the output of block 3, and the greyscale image is "
         "concatenated with the output of block 4. Block 4 therefore has {block4.inputs} input channels instead of "
         "{plain.inputs}, and the last convolution has {last.inputs}: the {last.outputs} channels of block 4 and the "
         "greyscale channel. `forward` must keep the output of block 1 until block 3 has been computed. Everything else "
         "is as in part B; the additional input channels add {more} parameters.",
-        joins=int_number(len(joined), "torch.cat calls recorded in one forward pass of unet"),
-        block4=_op_source("unet", joined[0]),
-        plain=_op_source("conv-transpose", plain),
-        last=_op_source("unet", joined[1]),
+        block4=Source(block4.settings, f"unet, recorded: {block4.module}."),
+        plain=Source(plain.settings, f"conv-transpose, recorded: {plain.module}."),
+        last=Source(last.settings, f"unet, recorded: {last.module}."),
         more=int_number(unet - conv_transpose, "parameters of unet minus those of conv-transpose"),
     )
     padding = Text(
@@ -105,62 +92,31 @@ def unet_section(run_index: RunIndex, folder: Path) -> Section:
         "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
         "concatenated with the 16 pixels of block 1."
     )
-    return _make_section("C.1", "c", "unet", architecture, _source_code("UNet"), padding)
-
-
-def _source_code(*names: str) -> Code:
-    """Return the source code of functions and classes of ``colour/models/baselines.py``."""
-    return Code("\n\n".join(inspect.getsource(getattr(baselines, name)).rstrip() + "\n" for name in names))
-
-
-def _op_source(model: str, op: Op) -> Source:
-    return Source(op.settings, f"{model}, recorded: {op.module}.")
+    return _make_section("C.1", "c", "unet", ("UNet",), architecture, padding)
 
 
 def _settings(model: str) -> dict[str, Source]:
     """Return the settings of the first operation of each kind."""
-    return {op.kind: _op_source(model, op) for op in reversed(reference_ops(model))}
+    return {op.kind: Source(op.settings, f"{model}, recorded: {op.module}.") for op in reversed(reference_ops(model))}
 
 
-def _make_section(key: str, figure: str, model: str, *blocks: Block) -> Section:
-    """Build a section from its blocks and the common ones: layers, output shapes, parameters and self-check."""
+def _make_section(
+    key: str, figure: str, model: str, names: Sequence[str], architecture: Text, *remarks: Text
+) -> Section:
+    """Build a section from texts, the source code of ``names`` and a table of the layers."""
     name, ops, module = MODELS[model].__name__, reference_ops(model), MODELS[model](**DEFAULT_SIZES)
     question = (
         f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
         "(filters) and NC (colours)."
     )
-    logits_shape = (2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE)
-    with torch.no_grad():
-        shapes = [
-            MODELS[model](**{**DEFAULT_SIZES, "kernel": kernel})(torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).shape
-            for kernel in KERNEL_SIZES
-        ]
-    block_shapes = {block_name(op): op.shape[1:] for op in ops}
-    wrong = [
-        block
-        for block, (channels, reduction) in BLOCK_SHAPES.items()
-        if block_shapes.get(block) != (channels, IMAGE_SIZE // reduction, IMAGE_SIZE // reduction)
-    ]
     norms = sum(num_trainable_parameters(layer) for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
     weights = sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
     total = num_trainable_parameters(module)
-    kernels_source = f"{model} built and run with every kernel size"
-    shapes_source = f"{model}, recorded: output shapes of the blocks, compared with those of figure 1"
-    common_blocks = [
-        Text(
-            f"Tested with kernel sizes {KERNEL_SIZES[0]} to {KERNEL_SIZES[-1]}: {{preserved}} of {{tested}} give "
-            "logits for every pixel.",
-            preserved=int_number(shapes.count(logits_shape), kernels_source),
-            tested=int_number(len(KERNEL_SIZES), kernels_source),
-        ),
+    blocks: list[Block] = [
+        architecture,
+        Code("\n\n".join(inspect.getsource(getattr(baselines, name)).rstrip() + "\n" for name in names)),
+        *remarks,
         _layer_table(model, ops),
-        Text(
-            "{correct} of the {all} blocks, including the last convolution, have the output shape of the "
-            "figure{remark}.",
-            correct=int_number(len(BLOCK_SHAPES) - len(wrong), shapes_source),
-            all=int_number(len(BLOCK_SHAPES), shapes_source),
-            remark=f"; the output shapes differ for {', '.join(wrong)}" if wrong else "",
-        ),
         Text(
             "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases "
             "of convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in "
@@ -171,21 +127,21 @@ def _make_section(key: str, figure: str, model: str, *blocks: Block) -> Section:
                 f"{model}: parameters by type: ",
             ),
         ),
-        *_self_check_blocks(model),
+        Text(f"`chromabox check FILE` compares your own {name} with this model, layer by layer."),
     ]
-    return Section(key, f"Implementation of {name}", question, [*blocks, *common_blocks])
+    return Section(key, f"Implementation of {name}", question, blocks)
 
 
 def _layer_table(model: str, ops: list[Op]) -> Table:
     rows: list[list[Cell]] = []
     for index, op in enumerate(ops):
         source = f"{model}, recorded: operation {index + 1} at {IMAGE_SIZE} × {IMAGE_SIZE}"
-        # A concatenation is labelled by the block that it feeds; settings that are 0 are left out, except the kernel.
+        # A concatenation is labelled by the block that uses its output. Settings that are 0 are not shown.
         location = block_name(op) or f"input of {block_name(ops[index + 1])}"
         settings = ", ".join(
             f"{name} {op.settings[name]:g}"
             for name in ("kernel", "stride", "padding", "output padding", "scale")
-            if name in op.settings and (name == "kernel" or op.settings[name])
+            if op.settings.get(name)
         )
         numbers = [int_number(number, source) for number in (*op.shape[1:], op.num_parameters)]
         rows.append([f"{location}: {'concatenation' if op.kind == 'cat' else op.kind}", settings, *numbers])
@@ -199,28 +155,3 @@ def _layer_table(model: str, ops: list[Op]) -> Table:
         f"Operations of one forward pass, recorded for an image of {IMAGE_SIZE} × {IMAGE_SIZE} pixels ({sizes_text})."
     )
     return Table(caption, ["operation", "settings", "channels", "height", "width", "parameters"], rows)
-
-
-def _self_check_blocks(model: str) -> list[Block]:
-    """Report the results of ``chromabox check`` for the reference models."""
-    result = _check_reference_models()
-    checks = [check for report in result.reports if report.model == model for check in report.checks]
-    if not checks:
-        return [Text("The self-check did not run: {error}.", error=result.error or "the class was not found")]
-    source = f"chromabox check {Path(baselines.__file__).name}"
-    summary = Text(
-        "`chromabox check` tests a model in a separate process: {passed} of {all} checks of the code above passed. The "
-        "checks of layers, parameters and function compare a model with this same reference, so here they only test "
-        "the check itself. The checks of shapes, gradients, independence of the batch and the training step are "
-        "independent of the reference.",
-        passed=int_number(sum(check.passed is True for check in checks), source),
-        all=int_number(len(checks), source),
-    )
-    rows = [[f"{STATUS_MARKS[check.passed]} {check.name}", check.message] for check in checks]
-    return [summary, Table(f"The self-check of {MODELS[model].__name__}.", ["check", "result"], rows)]
-
-
-@cache
-def _check_reference_models() -> CheckResult:
-    """Check the reference models once for all three sections; the long timeout is for busy machines."""
-    return check_file(Path(baselines.__file__), timeout=600.0)

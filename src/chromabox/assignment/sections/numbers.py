@@ -22,11 +22,11 @@ SectionBuilder: TypeAlias = Callable[[RunIndex, Path], Section]
 def answers(
     key: str, title: str, question: str, models: Sequence[str] = ()
 ) -> Callable[[Callable[..., list[Block]]], SectionBuilder]:
-    """Decorate a function that returns the blocks of a section, so that it returns the section.
+    """Return a decorator for a function that returns the blocks of a section; the decorated function returns a section.
 
-    The function receives the run index, the folder for figures, and the finished runs of each of ``models``. If a model
-    has no runs, the section names the command that trains it. The section raises UsageError if the runs of a model
-    differ in more than the seed and cannot be averaged.
+    The function is called with the run index, the folder for figures, and the finished runs of each of ``models``. If a
+    model has no runs, it is not called, and the section names the command that trains the models. The decorated
+    function raises UsageError if the runs of a model differ in more than the seed and cannot be averaged.
     """
 
     def decorate(answer: Callable[..., list[Block]]) -> SectionBuilder:
@@ -46,14 +46,14 @@ def answers(
 
 
 def summary_source(run: Path) -> Source:
-    """Return the values of a run's summary."""
+    """Return the summary of a run, for texts and tables."""
     return Source(RunDir(run).summary(), f"{run}/summary.json: ")
 
 
 def mean_over_runs(runs: Sequence[Path], key: str) -> Number:
     """Return the mean of a summary value over runs, with the sample standard deviation if there are several runs.
 
-    Losses are in nats, accuracies in percent.
+    Losses are in nats per pixel, and accuracies are in percent.
     """
     scale, spec = (100.0, ".2f") if key.endswith("accuracy") else (1.0, ".4f")
     values = [scale * float(RunDir(run).summary()[key]) for run in runs]
@@ -62,14 +62,14 @@ def mean_over_runs(runs: Sequence[Path], key: str) -> Number:
 
 
 def int_number(value: int, source: str) -> Number:
-    """Return an integer as a number with thousands separators."""
+    """Return an integer that is printed with thousands separators."""
     return Number(float(value), source, ",.0f")
 
 
 def record_results(folder: Path, values: Any, section: str, name: str = "") -> Source:
-    """Record values in the folder's ``results.json``, under a section and, if given, a name; other entries are kept.
+    """Record values in ``folder/results.json`` and return the recorded values; other entries of the file are kept.
 
-    Return the recorded values.
+    The keys of the values are ``section`` and, if it is not empty, ``name``.
     """
     path = folder / RESULTS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -83,9 +83,10 @@ def record_results(folder: Path, values: Any, section: str, name: str = "") -> S
 def compute_differences(
     runs: Sequence[Sequence[Path]], first: NetAnalysis, second: NetAnalysis
 ) -> dict[str, ConfidenceInterval]:
-    """Return the differences "second minus first" of test accuracy (in percentage points) and test loss.
+    """Return the difference "second minus first" of the test accuracy (in percentage points) and of the test loss.
 
-    Intervals are computed over seeds if both models have several runs, otherwise over the test images of one seed.
+    The intervals are computed over the seeds if both models have several runs, otherwise over the test images of one
+    seed.
     """
     if all(len(group) > 1 for group in runs):
         return {
@@ -102,11 +103,11 @@ def compute_differences(
 
 
 def difference_text(folder: Path, first: str, second: str, intervals: Mapping[str, ConfidenceInterval]) -> Text:
-    """Describe the differences: which model is better, by how much, and with what confidence."""
+    """Describe which model is better, by how much, and with what confidence."""
     accuracy, loss = intervals["accuracy"], intervals["loss"]
     changes = [
-        f"{name} is {'better' if better else 'worse'}"
-        for name, better in (("accuracy", accuracy.value > 0), ("loss", loss.value < 0))
+        f"{name} is {'better' if is_better else 'worse'}"
+        for name, is_better in (("accuracy", accuracy.value > 0), ("loss", loss.value < 0))
         if intervals[name].excludes_zero
     ]
     unclear = "; ".join(
@@ -128,12 +129,12 @@ def difference_text(folder: Path, first: str, second: str, intervals: Mapping[st
 
 
 def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
-    """Return whether the second model has a significantly lower test loss (the confidence interval is below 0)."""
+    """Return whether the confidence interval of the difference of the test loss is below 0."""
     return intervals["loss"].excludes_zero and intervals["loss"].value < 0
 
 
 def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
-    """Return a table with a row for each model; published values are included if the settings are the same."""
+    """Return a table with the results of each model and, for the settings of the assignment, with published results."""
     rows: list[list[Cell]] = []
     for model, runs in runs_by_model.items():
         published = _published_numbers(model, runs[0])
@@ -151,7 +152,10 @@ def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
 
 
 def _published_numbers(model: str, run: Path) -> list[Number]:
-    """Return the published accuracies (low and high, in percent) and loss; empty for other settings."""
+    """Return the lowest and highest published accuracy in percent, and the lowest published loss.
+
+    The list is empty if the settings of the run are not those of the assignment.
+    """
     summary, published = RunDir(run).summary(), PUBLISHED_RESULTS.get(model)
     settings = (summary["recipe"], summary["data"], summary["palette"])
     if published is None or settings != ("course", "cifar10:horse", "course"):
@@ -161,7 +165,7 @@ def _published_numbers(model: str, run: Path) -> list[Number]:
 
 
 def published_blocks(model: str, runs: Sequence[Path]) -> list[Block]:
-    """Compare the accuracy with the published range; return no block if the settings differ."""
+    """Compare the accuracy with the published range; return no block for settings without published results."""
     published = _published_numbers(model, runs[0])
     if not published:
         return []

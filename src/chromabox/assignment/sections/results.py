@@ -1,11 +1,7 @@
 """Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, their comparison and its explanation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Int64
 
 from chromabox.assignment.analysis.net_analysis import (
     SAMPLE_SIZES,
@@ -31,7 +27,6 @@ from chromabox.assignment.sections.numbers import (
     summary_source,
 )
 from chromabox.colour.data.datasets import ColourDataset
-from chromabox.colour.evaluation import metrics
 from chromabox.colour.evaluation.evaluate import evaluate, sample_grid
 from chromabox.colour.palette.palette import decode_labels
 from chromabox.colour.training.train import TrainConfig
@@ -41,20 +36,22 @@ from chromabox.engine.runs import RunDir
 from chromabox.experiments.runs import RunIndex
 from chromabox.report.document.model import Block, Cell, Figure, Number, Source, Table, Text
 from chromabox.report.plots import RGBTile, plot_confusion_matrix
+from chromabox.report.tables import DISPLAY_NAMES
 
-#: A smaller gap between training and test accuracy, in percentage points, is not called overfitting.
+#: Minimum gap between training and test accuracy, in percentage points, that is called overfitting.
 OVERFITTING_GAP = 2.0
-#: Test images in a row of a figure.
+#: Number of test images in a row of a figure.
 NUM_SAMPLES = 8
 
-MODELS = POOL_UPSAMPLE, CONV_TRANSPOSE, UNET = "pool-upsample", "conv-transpose", "unet"
+POOL_UPSAMPLE = "pool-upsample"
+MODELS = (POOL_UPSAMPLE, "conv-transpose", "unet")
 
 
 @answers(
     "A.2", "Results with pooling and upsampling", "Do the colourised images look good, and why or why not?", MODELS[:1]
 )
 def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
-    """Answer A.2: the images of PoolUpsampleNet, whether they look good, and why not."""
+    """Answer A.2: whether the images of PoolUpsampleNet look good, and for what reasons."""
     analysis, data = _analyse_and_record(folder, runs)
     path = folder / f"sheet-{POOL_UPSAMPLE}.png"
     plot_samples(_sample_rows(data, analysis), path)
@@ -69,17 +66,14 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
         ),
         *published_blocks(POOL_UPSAMPLE, runs),
         Figure(path, f"The first test images: greyscale, ground truth, and the output of `{POOL_UPSAMPLE}`."),
-        *_baseline_blocks(POOL_UPSAMPLE, runs[0], data, folder),
+        *_baseline_blocks(runs[0], data, folder),
         blur_text(analysis),
-        dullness_text(analysis, data),
+        dullness_text(analysis),
     ]
 
 
 def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuilder:
-    """Return a section with the training curves of the last model, plotted together with those of the others.
-
-    The text describes whether the training of the first run had converged and whether the model overfits.
-    """
+    """Return a section on the training of the last model; the figure also shows the curves of the other models."""
     model = models[-1]
 
     @answers(key, title, f"How do the loss and accuracy of `{model}` change during training?", [model])
@@ -94,29 +88,23 @@ def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuild
         run, records = runs[0], read_metrics(runs[0])
         last, best = records[-1], min(records, key=lambda record: record["test_loss"])
         gap = 100 * (last["train_accuracy"] - last["test_accuracy"])
+        batch_size = RunDir(run).load_config(TrainConfig).recipe.batch_size
         source = f"{run}/metrics.jsonl"
-        lowest = "after the last epoch, so overfitting has not begun. "
-        numbers = {}
-        if best["epoch"] != last["epoch"]:
-            lowest = "after epoch {when} ({best}). "
-            numbers["best"] = Number(best["test_loss"], f"{source}: lowest test_loss", ".4f")
-            numbers["when"] = int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss")
         text = Text(
             "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
-            "{accuracy} % on the test images (the assignment calls them validation images). The first run has its "
-            f"lowest test loss {lowest}At the end, the accuracy on training images is {{gap}} percentage points "
-            "{relation} the accuracy on test images{remark}",
-            numbers,
+            "{accuracy} % on the test images (the assignment calls them validation images). In the first run, the test "
+            "loss is lowest after epoch {when} ({best}). At the end, the accuracy on training images is {gap} "
+            "percentage points {relation} the accuracy on test images{remark}.",
             epochs=int_number(int(last["epoch"]), source),
-            batch=int_number(
-                RunDir(run).load_config(TrainConfig).recipe.batch_size, f"{run}/config.json: recipe > batch_size"
-            ),
+            batch=int_number(batch_size, f"{run}/config.json: recipe > batch_size"),
             model=model,
             loss=mean_over_runs(runs, "test_loss"),
             accuracy=mean_over_runs(runs, "test_accuracy"),
+            when=int_number(int(best["epoch"]), f"{source}: epoch of the lowest test_loss"),
+            best=Number(best["test_loss"], f"{source}: lowest test_loss", ".4f"),
             gap=Number(abs(gap), f"{source}: last train_accuracy minus test_accuracy", ".1f"),
             relation="above" if gap >= 0 else "below",
-            remark=", so the model does not overfit noticeably." if gap < OVERFITTING_GAP else ".",
+            remark=", so the model does not overfit noticeably" if gap < OVERFITTING_GAP else "",
         )
         return [Figure(path, caption), text]
 
@@ -134,7 +122,7 @@ unet_curves = _curves_section("C.2", "Training with skip connections", MODELS)
     MODELS[:2],
 )
 def conv_transpose_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
-    """Answer B.3: ConvTransposeNet compared with PoolUpsampleNet, and why they differ."""
+    """Answer B.3: compare ConvTransposeNet with PoolUpsampleNet and explain the difference."""
     pool, strided, data, is_better, blocks = _compare(folder, *runs)
     return [*blocks, *explain_strides(pool, strided, data, folder, is_better=is_better)]
 
@@ -146,32 +134,26 @@ def conv_transpose_results(run_index: RunIndex, folder: Path, *runs: Sequence[Pa
     MODELS[1:],
 )
 def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> list[Block]:
-    """Answer C.3: UNet compared with ConvTransposeNet, and why they differ."""
+    """Answer C.3: compare UNet with ConvTransposeNet and explain the difference."""
     strided, with_skips, data, is_better, blocks = _compare(folder, *runs)
     pool_runs = run_index.colour.get(POOL_UPSAMPLE)
     others = (_analyse_and_record(folder, pool_runs)[0],) if pool_runs else ()
-    truth = data.test.labels.numpy()
-    confusion = metrics.confusion_matrix(with_skips.predictions.labels, truth, len(data.inputs.palette))
-    ours = mean_over_runs(runs[1], "test_accuracy")
-    table = Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f")
     return [
         *blocks,
         _image_quality_change_text(strided, with_skips),
-        _confusion_figure(UNET, confusion, data, folder),
         *explain_skips(strided, with_skips, data, folder, is_better=is_better, other_analyses=others),
         *_calibration_blocks((*others, strided, with_skips), folder),
         Text(
-            "For comparison, the accuracy of the model with skip connections, {ours} %, is {relation} the {table} % of "
-            "a lookup table from grey values to colours, which uses single pixels without their neighbours.",
-            ours=ours,
-            relation="above" if ours.value > table.value else "still below",
-            table=table,
+            "The accuracy of the model with skip connections is {ours} %. A lookup table from grey values to colours, "
+            "which uses single pixels without their neighbours, has an accuracy of {table} %.",
+            ours=mean_over_runs(runs[1], "test_accuracy"),
+            table=Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f"),
         ),
     ]
 
 
 def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, bool, list[Block]]:
-    """Analyse two models; return both, their data, whether the second is better, and blocks that compare them."""
+    """Return analyses of two models, their data, whether the second model is better, and blocks that compare them."""
     (first, data), (second, _) = (_analyse_and_record(folder, group) for group in runs)
     runs_by_model = {first.model: runs[0], second.model: runs[1]}
     changes = compute_differences(runs, first, second)
@@ -186,7 +168,7 @@ def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnaly
 
 
 def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis, AnalysisData]:
-    """Analyse the first run of a group, record the results, and return them with the data of the run."""
+    """Analyse the first run of a group and record the results. Return them with the data of the run."""
     analysis = analyse(runs[0])
     record_results(folder, SAMPLE_SIZES, "examined")
     record_results(folder, analysis.to_json, "nets", analysis.model)
@@ -194,22 +176,19 @@ def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis
 
 
 def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
-    """Describe how sharpness, colour difference and colourfulness of the images changed."""
+    """Describe how the sharpness, the colour difference and the colourfulness of the images changed."""
     improvements = {
         "sharper": after.high_frequencies["correlation"] > before.high_frequencies["correlation"],
         "nearer": after.image_stats["delta_e"] < before.image_stats["delta_e"],
         "livelier": after.image_stats["colourfulness"] > before.image_stats["colourfulness"],
     }
     return Text(
-        "Compared with the images of `{before.model}`, the fine detail of the images of `{after.model}` is "
-        "{sharper}closer to the ground truth (correlation {before.high_frequencies.correlation:.3f} before, "
-        "{after.high_frequencies.correlation:.3f} after), their colours are {nearer}closer to the true colours (ΔE2000 "
-        "{before.image_stats.delta_e:.2f} before, {after.image_stats.delta_e:.2f} after), and they are {livelier}more "
-        "colourful (colourfulness {before.image_stats.colourfulness:.1f} before, {after.image_stats.colourfulness:.1f} "
-        "after).",
+        "Compared with the images of `{before}`, the fine detail of the images of `{after}` is {sharper}closer to the "
+        "ground truth, their colours are {nearer}closer to the true colours, and they are {livelier}more colourful. "
+        "The table above has the measurements.",
         {name: "" if improved else "not " for name, improved in improvements.items()},
-        before=before.source,
-        after=after.source,
+        before=before.model,
+        after=after.model,
     )
 
 
@@ -218,20 +197,15 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
     path = folder / "calibration.png"
     plot_calibration({analysis.model: analysis.calibration for analysis in analyses}, path)
     after = analyses[-1]
-    surplus = after.source.number("calibration error", "surplus", spec=".1%")
     return [
         Text(
-            "Confidence is a separate question: `{after.model}` is {verdict}. On average, its confidence is {surplus} "
-            "percentage points {relation} its accuracy (expected calibration error "
-            "{after.calibration error.error:.1%}).",
+            "The trained `{after.model}` is {verdict}: its mean confidence minus its accuracy is "
+            "{after.calibration error.surplus:+.1%} (expected calibration error {after.calibration error.error:.1%}).",
             after=after.source,
-            verdict="underconfident" if surplus.value < 0 else "overconfident",
-            surplus=replace(surplus, value=abs(surplus.value)),
-            relation="below" if surplus.value < 0 else "above",
+            verdict="underconfident" if after.calibration.overconfidence < 0 else "overconfident",
         ),
         Figure(
-            path,
-            "Reliability diagram: accuracy against predicted probability. On the dotted line the two are equal.",
+            path, "Reliability diagram: accuracy against predicted probability. On the dotted line, they are equal."
         ),
     ]
 
@@ -271,7 +245,7 @@ def _side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, f
 
 
 def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
-    """Return a table of image quality against the ground truth, with the greyscale images as a baseline."""
+    """Return a table of image quality relative to the ground truth, with the greyscale images as a baseline."""
     columns = {
         ("image_stats", "psnr"): ".2f",
         ("image_stats", "delta_e"): ".2f",
@@ -295,29 +269,17 @@ def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
     )
 
 
-#: Labels of the rows of an evaluation in the report.
-ROW_LABELS = {
-    "net": "model",
-    "net, annealed mean": "model, annealed mean",
-    "majority colour": "most frequent colour",
-    "grey value's colour": "lookup table from grey value",
-    "grey": "greyscale",
-    "palette oracle": "true palette colour (upper bound)",
-    "truth": "ground truth",
-}
-
-
-def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
-    """Compare the model with baselines and the upper bound, and describe its image quality and confusions."""
-    data = analysis_data.inputs.data
+def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
+    """Compare PoolUpsampleNet with baselines and the upper bound, and show its confusion matrix."""
+    model, data = POOL_UPSAMPLE, analysis_data.inputs.data
     evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
     recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
-    # An infinite PSNR is null in the file, but is printed.
+    # An infinite PSNR is null in the file but infinite in these rows, so that it is printed as infinite.
     scores = Source({row.name: row for row in evaluation.rows}, recorded.name)
     columns = {"loss": ".4f", "accuracy": ".2%", "psnr": ".2f", "delta_e": ".2f", "colourfulness": ".1f"}
     rows: list[list[Cell]] = [
         [
-            ROW_LABELS.get(row.name, row.name),
+            DISPLAY_NAMES.get(row.name, row.name),
             *("–" if getattr(row, key) is None else scores.number(row.name, key, spec=columns[key]) for key in columns),
         ]
         for row in evaluation.rows
@@ -326,7 +288,9 @@ def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder:
     assert ours.accuracy is not None
     assert table.accuracy is not None
     closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
-    answers = {0: "No.", 1: "Only partly.", 2: "Yes, by both measures."}
+    verdict = ("No.", "Only partly.", "Yes, by both measures.")[closer + more_accurate]
+    path = folder / f"confusion-{model}.png"
+    plot_confusion_matrix(evaluation.confusion, analysis_data.inputs.palette.colours, path, "")
     return [
         Table(
             f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper "
@@ -342,23 +306,14 @@ def _baseline_blocks(model: str, run: Path, analysis_data: AnalysisData, folder:
             "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
             "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has "
             "a ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
-            answer=answers[int(closer) + int(more_accurate)],
+            answer=verdict,
             nearness="closer to" if closer else "further from",
             relation="more" if more_accurate else "less",
             scores=scores,
         ),
-        _confusion_figure(model, evaluation.confusion, analysis_data, folder),
+        Figure(
+            path,
+            f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
+            "adds up to one; correct predictions are on the diagonal.",
+        ),
     ]
-
-
-def _confusion_figure(
-    model: str, confusion: Int64[np.ndarray, "truth prediction"], data: AnalysisData, folder: Path
-) -> Figure:
-    """Plot the confusion matrix with a colour swatch for every row and column."""
-    path = folder / f"confusion-{model}.png"
-    plot_confusion_matrix(confusion, data.inputs.palette.colours, path, "")
-    return Figure(
-        path,
-        f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
-        "adds up to one; correct predictions are on the diagonal.",
-    )

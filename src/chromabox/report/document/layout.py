@@ -25,14 +25,14 @@ from chromabox.report.document.model import Block, Code, Document, Figure, Formu
 UNPRINTABLE_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]|[\U0001fffe-\U0001ffff]"
 )
-#: The space between a number and its unit, where a line must not break.
+#: The space between a number and its unit. No line break is allowed there.
 UNIT_SPACE = re.compile(r"^ (?=[%×°])")
 URL = re.compile(r"(https?://[^\s<>\"]*[^\s<>\".,;:!?)\]])")
 
 
 @dataclass(frozen=True)
 class Inline:
-    """A piece of text with one format."""
+    """A piece of text: plain text, code, a number or a link."""
 
     text: str
     code: bool = False
@@ -41,12 +41,15 @@ class Inline:
 
 
 def strip_control_chars(text: str) -> str:
-    """Return the text with "\\n" as line endings and "�" for every unsupported character."""
+    """Return the text with "\\n" as line endings and with "�" for every unsupported character."""
     return UNPRINTABLE_CHARS.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def parse_inline(text: Text | str) -> list[Inline]:
-    """Parse a paragraph: backticks delimit code (an unpaired backtick is plain text), line breaks become spaces."""
+    """Parse a paragraph. Backticks delimit code, URLs become links, and line breaks become spaces.
+
+    An unpaired backtick is plain text.
+    """
     pieces = text.pieces if isinstance(text, Text) else [(text, None)]
     num_backticks = sum(literal.count("`") for literal, _ in pieces)
     unpaired = num_backticks if num_backticks % 2 else 0
@@ -62,27 +65,15 @@ def parse_inline(text: Text | str) -> list[Inline]:
                 part = f"`{part}"
             elif index:
                 code = not code
-            if part:
-                inlines.append(Inline(part, code))
+            parts = [part] if code else URL.split(part)  # Every second part is a URL.
+            inlines += [Inline(part, code, link=part if index % 2 else "") for index, part in enumerate(parts) if part]
         if number is not None:
             inlines.append(Inline(str(number), code, number))
     return inlines
 
 
-def parse_links(text: str) -> list[Inline]:
-    """Parse a reference like a paragraph, with URLs as links."""
-    inlines = []
-    for inline in parse_inline(text):
-        if inline.code:
-            inlines.append(inline)
-        else:  # Every second part is a URL.
-            parts = enumerate(URL.split(inline.text))
-            inlines += [Inline(part, link=part if index % 2 else "") for index, part in parts if part]
-    return inlines
-
-
 def to_text(inlines: list[Inline]) -> str:
-    """Return the plain text."""
+    """Return the text without its formatting."""
     return "".join(inline.text for inline in inlines)
 
 
@@ -91,7 +82,10 @@ LaidOut = dict[str, Any]
 
 
 def layout_document(document: Document) -> LaidOut:
-    """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures`` (all, in order)."""
+    """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures``.
+
+    ``figures`` is a list of all figures in their order in the document.
+    """
     counters = {Table: itertools.count(1), Figure: itertools.count(1)}
     figures = [block for _, block in document.blocks() if isinstance(block, Figure)]
 
@@ -99,20 +93,22 @@ def layout_document(document: Document) -> LaidOut:
         laid_out = _layout_block(block)
         return laid_out | {"number": next(counters[type(block)])} if type(block) in counters else laid_out
 
+    cleaned = [re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)).strip("-") for section in document.sections]
     return {
         "title": strip_control_chars(document.title),
         "abstract": [layout_block(block) for block in document.abstract],
         "sections": [
             {
-                "anchor": anchor,
+                # A unique URL fragment.
+                "anchor": key if key and cleaned.count(key) == 1 else f"{key}--{index}",
                 "key": strip_control_chars(section.key),
                 "title": strip_control_chars(section.title),
                 "question": parse_inline(section.question),
                 "blocks": [layout_block(block) for block in section.blocks],
             }
-            for section, anchor in zip(document.sections, _section_anchors(document), strict=True)
+            for index, (section, key) in enumerate(zip(document.sections, cleaned, strict=True))
         ],
-        "references": [parse_links(reference) for reference in document.references],
+        "references": [parse_inline(reference) for reference in document.references],
         "metadata": [(parse_inline(name), parse_inline(value)) for name, value in document.metadata.items()],
         "figures": figures,
     }
@@ -124,46 +120,40 @@ def _layout_block(block: Block) -> LaidOut:
             return {"kind": "text", "inlines": parse_inline(block)}
         case Formula():
             return {"kind": "formula", "name": parse_inline(block.name), **render_formula(block.expression)}
-        case Table():
-            return {"kind": "table", **_layout_table(block)}
+        case Table():  # Raises ValueError if the rows have different lengths.
+            columns = zip(block.columns, *block.rows, strict=True)
+            return {
+                "kind": "table",
+                "caption": parse_inline(block.caption),
+                "columns": [parse_inline(column) for column in block.columns],
+                "numeric": [any(isinstance(cell, Number) for cell in column) for column in columns],
+                "rows": [[_layout_cell(cell) for cell in row] for row in block.rows],
+            }
         case Figure():
             caption = parse_inline(block.caption)
             return {"kind": "figure", "caption": caption, "alt": to_text(caption)}
         case Code():
             source = strip_control_chars(block.source).strip("\n").expandtabs(4)
-            language = strip_control_chars(block.language)
-            return {"kind": "code", "source": source, "language": language, "html": highlight(source, language)}
+            language, options = strip_control_chars(block.language), {"stripnl": False, "ensurenl": False}
+            try:
+                lexer = get_lexer_by_name(language, **options)
+            except ClassNotFound:  # The code is not highlighted.
+                lexer = TextLexer(**options)
+            html_code = pygments.highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip("\n")
+            return {"kind": "code", "source": source, "language": language, "html": html_code}
         case MissingRun():
             command = strip_control_chars(block.command)
             return {"kind": "missing", "description": parse_inline(block.description), "command": command}
 
 
-def _layout_table(table: Table) -> LaidOut:
-    """Lay out a table; ``numeric`` states for each column whether it contains numbers. Raise ValueError if ragged."""
-    columns = list(zip(table.columns, zip(*table.rows, strict=True), strict=True)) if table.rows else []
-    return {
-        "caption": parse_inline(table.caption),
-        "columns": [parse_inline(column) for column in table.columns],
-        "numeric": [any(isinstance(cell, Number) for cell in cells) for _, cells in columns]
-        or [False] * len(table.columns),
-        "rows": [
-            [[Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell) for cell in row]
-            for row in table.rows
-        ],
-    }
-
-
-def _section_anchors(document: Document) -> list[str]:
-    """Return unique URL fragments: the section's key, with its index appended if the key is not unique."""
-    cleaned = [re.sub(r"[^\w.]+", "-", strip_control_chars(section.key)) for section in document.sections]
-    keys = [key.strip("-") or "section" for key in cleaned]
-    return [key if keys.count(key) == 1 else f"{key}--{index}" for index, key in enumerate(keys)]
+def _layout_cell(cell: str | Number) -> list[Inline]:
+    return [Inline(str(cell), number=cell)] if isinstance(cell, Number) else parse_inline(cell)
 
 
 class _LatexPrinter(LatexPrinter):  # type: ignore[misc]  # SymPy is not typed.
     """Printer for the subset of LaTeX that mathtext supports.
 
-    Names are upright, since NIC is one variable and not the product of three; text after an underscore is a subscript.
+    Names are upright, because NIC is one variable and not a product of three. Text after an underscore is a subscript.
     """
 
     def _print_Symbol(self, expr: Symbol) -> str:
@@ -183,25 +173,26 @@ def _latex_text(text: str) -> str:
 
 
 def to_latex(expression: Expr) -> str:
-    """Return LaTeX without dollar signs; fractions and sums are set at full size."""
+    """Return LaTeX without dollar signs, with fractions and sums at full size."""
     return str(_LatexPrinter({"mul_symbol": "dot"}).doprint(expression)).replace(r"\frac{", r"\dfrac{")
 
 
 def render_formula(expression: Expr) -> LaidOut:
     """Typeset "= ``expression``" with matplotlib's mathtext.
 
-    The result has ``svg`` in the colour of the surrounding text, with a plain-text label for screen readers; that text
-    as ``alt``; and ``width`` and ``depth`` (below the baseline) in em. An expression that mathtext does not support
-    (piecewise functions) is shown in SymPy's notation.
+    The result has the keys ``svg``, ``alt``, ``width`` and ``depth``. ``svg`` is an image in the colour of the
+    surrounding text. ``alt`` is the formula as plain text, which is also the label of the image for screen readers.
+    The width and the depth below the baseline are in em. An expression that mathtext does not support (piecewise
+    functions) is shown in SymPy's notation.
     """
     alt = strip_control_chars(str(expression)).replace("\n", " ").replace("**", "^")
     font = FontProperties(math_fontfamily="stix", size=100)
     try:
         latex = f"$= {to_latex(expression)}$"
-        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+        text_to_path.get_text_width_height_descent(latex, font, ismath=True)
     except (ValueError, RecursionError):  # SymPy 1.14 cannot print an unevaluated (-1)**-2.
         latex = f"$= {_latex_text(alt)}$"
-        width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
+    width, height, depth = text_to_path.get_text_width_height_descent(latex, font, ismath=True)
     width += 10  # Slanted letters extend beyond their advance widths.
     letters = {TextPath.MOVETO: "M", TextPath.LINETO: "L", TextPath.CURVE3: "Q", TextPath.CURVE4: "C"}
     outline = ""
@@ -214,13 +205,3 @@ def render_formula(expression: Expr) -> LaidOut:
         f'viewBox="0 {depth - height:.0f} {width:.0f} {height:.0f}"><path fill="currentColor" d="{outline}"/></svg>'
     )
     return {"svg": svg, "alt": alt, "width": width / 100, "depth": depth / 100}
-
-
-def highlight(source: str, language: str) -> str:
-    """Return HTML with Pygments' classes; code in an unknown language is not highlighted."""
-    options = {"stripnl": False, "ensurenl": False}
-    try:
-        lexer = get_lexer_by_name(language, **options)
-    except ClassNotFound:
-        lexer = TextLexer(**options)
-    return pygments.highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip("\n")

@@ -1,4 +1,4 @@
-"""Report documents as data: sections of blocks, converted to HTML, PDF and JSON.
+"""Report documents as data: sections that consist of blocks. They are converted to HTML, PDF and JSON.
 
 Numbers are :class:`Number` objects, which record the file or the computation that they come from.
 """
@@ -37,12 +37,12 @@ Cell: TypeAlias = str | Number
 
 @dataclass(frozen=True)
 class Source:
-    """Values that templates address by dotted paths, and where they come from."""
+    """Values that templates address by dotted paths, with the file or the computation that they come from."""
 
     values: Any
-    """Mappings, sequences and objects, nested as in the file; leaves are numbers, strings or None (a missing value)."""
+    """Nested mappings, sequences and objects with numbers, strings and None (a missing value)."""
     name: str
-    """Text before the keys in the source of a number, for example ``runs/unet/summary.json: ``."""
+    """The source of a number is this text, followed by its keys; for example ``runs/unet/summary.json: ``."""
 
     def get(self, *keys: str | int) -> Any:
         """Return the value at ``keys``."""
@@ -55,7 +55,7 @@ class Source:
         return value
 
     def number(self, *keys: str | int, spec: str = ",.4g") -> Number:
-        """Return the number at ``keys``; a spec that ends in "%" converts it to percent. None becomes NaN."""
+        """Return the number at ``keys``, in percent if ``spec`` ends in "%"; return NaN for None."""
         value = self.get(*keys)
         scale, spec = (100.0, f"{spec[:-1]}f") if spec.endswith("%") else (1.0, spec)
         value = math.nan if value is None else scale * float(value)
@@ -65,15 +65,15 @@ class Source:
 class Text:
     """A paragraph; text between backticks is code.
 
-    ``{name}`` is replaced by a :class:`Number` or a string, ``{name.key.key:spec}`` by a value from a :class:`Source`
-    or from nested mappings of numbers and strings. The specification is as for :func:`format`; if it ends in "%", the
-    unit follows, separated by a space.
+    ``{name}`` in the template is replaced by a :class:`Number` or a string. ``{name.key.key:spec}`` is replaced by a
+    value from a :class:`Source` or from nested mappings of numbers and strings. The specification is as for
+    :func:`format`. If it ends in "%", the number is printed in percent, with a space before the unit.
     """
 
     pieces: list[tuple[str, Number | None]]
-    """Strings, each with the number that follows it; None after the last one."""
+    """Strings, each with the number that follows it; the last string is followed by None."""
     numbers: dict[str, Number]
-    """Numbers by their fields in the template."""
+    """Numbers, keyed by their fields in the template."""
 
     def __init__(self, template: str, values: Mapping[str, Any] | None = None, /, **named_values: Any) -> None:
         values = {**(values or {}), **named_values}
@@ -87,19 +87,15 @@ class Text:
             if path is None:
                 continue
             name, *keys = path.split(".")
-            value = values[name]
-            if isinstance(value, Source):
-                text = value.get(*keys)
-                value = text if isinstance(text, str) else value.number(*keys, spec=spec or Number.spec)
-            else:
-                for key in keys:
-                    value = value[key]
+            source = values[name] if isinstance(values[name], Source) else Source(values[name], "")
+            value = source.get(*keys)
             if isinstance(value, str):
                 words += value
                 continue
-            if self.numbers.setdefault(path, value).spec != value.spec:
+            number = value if isinstance(value, Number) else source.number(*keys, spec=spec or Number.spec)
+            if self.numbers.setdefault(path, number).spec != number.spec:
                 raise ValueError(f"{path} has two formats")
-            self.pieces.append((words, value))
+            self.pieces.append((words, number))
             words = " %" if spec and spec.endswith("%") else ""
         self.pieces.append((words, None))
 
@@ -117,7 +113,7 @@ class Formula:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption above; text is left-aligned, columns with numbers are right-aligned."""
+    """A table with a caption above it. Columns with numbers are right-aligned; other columns are left-aligned."""
 
     caption: str
     columns: Sequence[str]
@@ -126,7 +122,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG file with a caption below."""
+    """A PNG file with a caption below it."""
 
     path: Path
     caption: str
@@ -142,7 +138,7 @@ class Code:
 
 @dataclass(frozen=True)
 class MissingRun:
-    """A missing result and the command that creates it."""
+    """A result that does not exist, and the command that creates it."""
 
     description: str
     command: str
@@ -156,10 +152,10 @@ class Section:
     """The answer to one question."""
 
     key: str
-    """The question's number in the assignment, for example ``A.3``."""
+    """Number of the question in the assignment, for example ``A.3``."""
     title: str
     question: str
-    """The question in our own words; empty if there is none."""
+    """Paraphrase of the question; empty if there is no question."""
     blocks: Sequence[Block]
 
 
@@ -175,12 +171,12 @@ class Document:
     """Provenance: versions, machine, date."""
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
-        """Yield every block with its section's key (empty in the abstract)."""
+        """Yield the key of the section (empty in the abstract) and the block, for every block."""
         yield from (("", block) for block in self.abstract)
         yield from ((section.key, block) for section in self.sections for block in section.blocks)
 
     def numbers(self) -> Iterator[tuple[str, str, Number]]:
-        """Yield every number with its section's key (empty in the abstract) and its name."""
+        """Yield the key of the section (empty in the abstract), the name and the number, for every number."""
         for key, block in self.blocks():
             if isinstance(block, Text):
                 yield from ((key, name, number) for name, number in block.numbers.items())

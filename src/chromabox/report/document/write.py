@@ -1,6 +1,6 @@
 """Reports written to disk: a self-contained HTML page, a PDF, and a JSON file of all numbers with their sources.
 
-The PDF is typeset by Typst, using only the fonts in Typst and matplotlib, which makes it identical on every machine.
+Typst typesets the PDF with the fonts included in Typst and matplotlib only, so that it is identical on every machine.
 """
 
 import base64
@@ -9,7 +9,6 @@ import json
 import math
 import tempfile
 import warnings
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,27 +24,18 @@ from chromabox.report.document.layout import Inline, layout_document, strip_cont
 from chromabox.report.document.model import Document, Figure, MissingRun
 
 
-@dataclass(frozen=True)
-class WrittenDocument:
-    """Paths of the three files."""
+def write_document(document: Document, folder: Path) -> tuple[Path, Path, Path]:
+    """Write ``report.html``, ``report.pdf`` and ``report.json`` and return their paths; create the folder if necessary.
 
-    html: Path
-    pdf: Path
-    json: Path
-
-
-def write_document(document: Document, folder: Path) -> WrittenDocument:
-    """Write ``report.html``, ``report.pdf`` and ``report.json`` into the folder, which is created if necessary.
-
-    Each file is written atomically. Raise ChromaboxError for a figure that is not a PNG file, and for a folder that
-    cannot be written to.
+    Each file is written atomically. Raise ChromaboxError if a figure is not a PNG file, or if the files cannot be
+    written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return WrittenDocument(
-            html=write_html(document, folder / "report.html"),
-            pdf=write_pdf(document, folder / "report.pdf"),
-            json=write_numbers_json(document, folder / "report.json"),
+        return (
+            write_html(document, folder / "report.html"),
+            write_pdf(document, folder / "report.pdf"),
+            write_numbers_json(document, folder / "report.json"),
         )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -57,10 +47,10 @@ MAX_PAGE_BYTES = 5_000_000
 
 
 def write_html(document: Document, path: Path) -> Path:
-    """Write the page, which contains all images, atomically and return the path.
+    """Write the page, which contains all images, and return the path.
 
-    Warn if the page has more than :data:`MAX_PAGE_BYTES` bytes. Raise ChromaboxError for a figure that is not a PNG
-    file, and OSError if the file cannot be written.
+    Issue a warning if the page has more than :data:`MAX_PAGE_BYTES` bytes. Raise ChromaboxError if a figure is not a
+    PNG file, and OSError if the page cannot be written.
     """
     layout = layout_document(document)
     images = []
@@ -82,12 +72,12 @@ def write_html(document: Document, path: Path) -> Path:
     with atomic_write(path) as temp_path:
         temp_path.write_text(page, encoding="utf-8")
     if (size := path.stat().st_size) > MAX_PAGE_BYTES:
-        warnings.warn(f"{path}: the page has {size / 1e6:.1f} MB; save its figures with fewer pixels", stacklevel=2)
+        warnings.warn(f"{path}: the page has {size / 1e6:.1f} MB; use figures with fewer pixels", stacklevel=2)
     return path
 
 
 def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
-    """Return the file's content, and the width and height in pixels. Raise ChromaboxError unless it is a PNG file."""
+    """Return the content of the file, and the width and height in pixels. Raise ChromaboxError if it is not PNG."""
     try:
         content = figure.path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -101,7 +91,7 @@ def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
 
 
 def _cell_width_class(cell: list[Inline]) -> str:
-    """Return the CSS class of a table cell: ``short`` is not wrapped, ``long`` breaks within words (file names)."""
+    """Return the CSS class of a table cell: ``short`` cells are not wrapped, and ``long`` words can be broken."""
     text = to_text(cell)
     if len(text) <= 24:
         return "short"
@@ -109,11 +99,11 @@ def _cell_width_class(cell: list[Inline]) -> str:
 
 
 def write_numbers_json(document: Document, path: Path) -> Path:
-    """Write ``title``, ``about``, ``numbers`` and ``missing`` as JSON, atomically, and return the path.
+    """Write a JSON file with the keys ``title``, ``about``, ``numbers`` and ``missing``, and return the path.
 
-    A number has ``section`` (its key, empty in the abstract), ``name``, ``value``, ``printed``, ``source`` and
-    ``spread``. Non-finite values, which JSON cannot represent, are null; ``printed`` shows them. Raise OSError if the
-    file cannot be written.
+    A number has ``section`` (the key of the section, empty in the abstract), ``name``, ``value``, ``printed``,
+    ``source`` and ``spread`` (the standard deviation). A value that is not finite is null, because JSON cannot
+    represent it; ``printed`` shows it. Raise OSError if the file cannot be written.
     """
     numbers = [
         {"section": key, "name": name, "value": number.value, "printed": str(number)}
@@ -133,7 +123,7 @@ def write_numbers_json(document: Document, path: Path) -> Path:
 
 
 def _to_json(value: Any) -> Any:
-    """Return the value with supported characters only, and with None for non-finite numbers."""
+    """Return the value with "�" for every unsupported character and with None for every non-finite number."""
     if isinstance(value, dict):
         return {_to_json(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -144,10 +134,10 @@ def _to_json(value: Any) -> Any:
 
 
 def write_pdf(document: Document, path: Path) -> Path:
-    """Write the PDF atomically and return the path; the same document always produces the same bytes.
+    """Write the PDF and return the path. The same document always produces the same bytes.
 
-    All text is passed to Typst as data and never as markup, which allows any characters. Raise ChromaboxError for a
-    figure that is not a PNG file, and OSError if the file cannot be written.
+    All text is passed to Typst as data and never as markup, so that it can contain any characters. Raise ChromaboxError
+    if a figure is not a PNG file, and OSError if the PDF cannot be written.
     """
     layout = layout_document(document)
     assets = resources.files("chromabox").joinpath("assets", "report")
@@ -157,7 +147,11 @@ def write_pdf(document: Document, path: Path) -> Path:
             content, (width, height) = _read_png(figure)
             Path(name, f"figure-{index}.png").write_bytes(content)
             images.append({"file": f"figure-{index}.png", "width": width, "height": height})
-        data = json.dumps({**layout, "images": images}, default=_inline_to_json, ensure_ascii=False)
+
+        def inline_to_json(inline: Inline) -> dict[str, Any]:
+            return {**vars(inline), "number": inline.number is not None}
+
+        data = json.dumps({**layout, "images": images}, default=inline_to_json, ensure_ascii=False)
         Path(name, "document.json").write_text(data, encoding="utf-8")
         Path(name, "paper.typ").write_bytes(assets.joinpath("paper.typ").read_bytes())
         try:
@@ -173,7 +167,3 @@ def write_pdf(document: Document, path: Path) -> Path:
     with atomic_write(path) as temp_path:
         temp_path.write_bytes(pdf)
     return path
-
-
-def _inline_to_json(inline: Inline) -> dict[str, Any]:
-    return {**vars(inline), "number": inline.number is not None}

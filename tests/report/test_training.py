@@ -90,13 +90,19 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
         (None, {}, "no dataset given"),
         ("coco128", {"training": FinetuneTrainingArgs(patience=0)}, "--patience is 0"),
         ("coco128", {"training": FinetuneTrainingArgs(epochs=0)}, "epochs is 0"),
-        ("coco128", {"resume": Path("run")}, "--resume run: the run keeps its settings"),
         (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
     ],
 )
 def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         finetune(data, **options)
+
+
+def test_changed_options_of_a_resumed_run_are_rejected(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    message = r"cannot change data from .* to coco128, --seed from 0 to 5, --epochs from \d+ to 9; only runtime options"
+    with pytest.raises(UsageError, match=message):
+        finetune("coco128", seed=5, resume=folder, training=FinetuneTrainingArgs(epochs=9), runtime=FAST)
 
 
 def test_worst_errors_come_first() -> None:

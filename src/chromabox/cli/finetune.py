@@ -91,10 +91,9 @@ def finetune(
 
     if resume is not None:
         args = FinetuneArgs(data, weights, freeze, recipe, seed, output, resume, training, classes, runtime)
-        if args != FinetuneArgs(resume=resume, runtime=runtime):
-            raise UsageError(f"--resume {resume}: the run keeps its settings; only runtime options can be changed")
         run = RunDir(resume)
         config = run.resume_config(FinetuneConfig, runtime)
+        run.reject_changes(config, args, FinetuneArgs(resume=resume, runtime=runtime), "runtime options")
     else:
         if data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")

@@ -275,10 +275,7 @@ def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "C
     config = run.resume_config(kind, args.runtime, args.training.epochs)
     training = replace(TrainingArgs(), epochs=args.training.epochs)
     allowed = TrainArgs(resume=args.resume, training=training, runtime=args.runtime)
-    if args.model not in (None, config.model) or replace(args, model=None) != allowed:
-        raise UsageError(
-            f"--resume {args.resume}: the run keeps its settings; only --epochs and runtime options can be changed"
-        )
+    run.reject_changes(config, args, allowed, "--epochs and runtime options")
     return config
 
 

@@ -136,15 +136,14 @@ def _time_step(
     runtime: RuntimeConfig,
     model: nn.Module,
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
-    repeats: int = 3,
 ) -> float:
-    """Return the shortest time in seconds of ``repeats`` forward and backward passes after a warm-up pass."""
+    """Return the shortest time in seconds of three forward and backward passes after a warm-up pass."""
     model_copy = copy.deepcopy(model).train()
     forward = runtime.prepare(model_copy)
     durations = []
     # Dropout must not advance the global random state, because the benchmark must not change the results of the run.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if runtime.device.startswith("cuda") else []):
-        for _ in range(repeats + 1):
+        for _ in range(4):
             start_time = time.perf_counter()
             with runtime.autocast():
                 loss = compute_loss(forward)

@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temp_path:
         save_file(tensors, temp_path, metadata=header)
-        temp_path.chmod(0o644)  # safetensors creates files that only the owner can read
+        temp_path.chmod(0o644)  # The safetensors package creates files that only the owner can read.
     write_json(path.with_suffix(".json"), metadata)
 
 
@@ -59,7 +59,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load a checkpoint; return its state and metadata.
+    """Return the state and the metadata of a checkpoint.
 
     Raise ChromaboxError if the file is missing, corrupt, or not a Chromabox checkpoint.
     """
@@ -99,7 +99,7 @@ def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten_state(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Invert :func:`_flatten_state`; tuples become lists."""
+    """Return the original value for a result of :func:`_flatten_state`. Tuples are returned as lists."""
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]

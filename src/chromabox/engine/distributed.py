@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistInfo:
-    """Rank of this process, 0 … ``world_size`` − 1, and number of processes."""
+    """Rank of this process (0 to ``world_size`` − 1), and number of processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -39,7 +39,7 @@ class DistInfo:
 
 @contextmanager
 def init_distributed() -> Iterator[DistInfo]:
-    """Join torchrun's process group within the context; without torchrun, yield a group of one process.
+    """Join torchrun's process group within the context. Without torchrun, yield a group of one process.
 
     Each process uses the GPU of its local rank. With fewer GPUs than processes, the backend is gloo, because nccl
     requires one GPU per process.

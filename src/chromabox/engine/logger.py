@@ -13,7 +13,7 @@ from chromabox.io.atomic import atomic_write
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: Metrics of one epoch; ``epoch`` is an integer.
+#: Metrics of one epoch. ``epoch`` is an integer.
 EpochRecord = dict[str, int | float]
 
 
@@ -33,10 +33,9 @@ class MetricsLogger:
             temp_path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         self._write_csv()
         self._writer: SummaryWriter | None = None
-        self._purge_step = epochs_done + 1
 
     def log(self, record: EpochRecord) -> None:
-        """Log one epoch. All values must be finite; ``epoch`` starts at 1."""
+        """Log one epoch. All values must be finite, and the first epoch is 1."""
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -45,7 +44,7 @@ class MetricsLogger:
             # This slow import is postponed, because a run can end before its first epoch.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=int(record["epoch"]))
         for name, value in record.items():
             if name != "epoch":
                 self._writer.add_scalar(name, value, int(record["epoch"]))

@@ -80,22 +80,19 @@ class Muon(torch.optim.Optimizer):
         """Update every kernel that has a gradient."""
         for group in self.param_groups:
             for kernel in group["params"]:
-                if kernel.grad is not None:
-                    update = newton_schulz(self._nesterov_direction(kernel, kernel.grad, group["momentum"]).flatten(1))
-                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                    scale = math.sqrt(max(1, update.shape[0] / update.shape[1]))
-                    kernel.add_(update.view(kernel.shape), alpha=-group["lr"] * scale)
-
-    def _nesterov_direction(
-        self, kernel: nn.Parameter, gradient: Tensor, momentum: float
-    ) -> Float[Tensor, "out in height width"]:
-        state = self.state[kernel]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        # Checkpoints of earlier versions store the buffer as a matrix.
-        mean = state["momentum_buffer"].view(kernel.shape)
-        mean.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(mean, momentum).to(torch.bfloat16 if has_fast_bfloat16(gradient.device) else torch.float32)
+                if kernel.grad is None:
+                    continue
+                state = self.state[kernel]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(kernel.grad)
+                # In checkpoints of earlier versions, the buffer is a matrix.
+                mean = state["momentum_buffer"].view(kernel.shape)
+                mean.lerp_(kernel.grad, 1 - group["momentum"])
+                dtype = torch.bfloat16 if has_fast_bfloat16(kernel.device) else torch.float32
+                update = newton_schulz(kernel.grad.lerp(mean, group["momentum"]).to(dtype).flatten(1))
+                kernel.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = math.sqrt(max(1, update.shape[0] / update.shape[1]))
+                kernel.add_(update.view(kernel.shape), alpha=-group["lr"] * scale)
 
 
 def newton_schulz(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
@@ -111,9 +108,9 @@ def newton_schulz(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 
 
 
 def _symmetric_product(left: Tensor, right: Tensor, *, is_polynomial: bool = False) -> Float[Tensor, "rows rows"]:
-    """Return ``left @ right``, or ``_NS_B * left + _NS_C * left @ right``; the result must be symmetric.
+    """Return the symmetric matrix ``left @ right``, or ``_NS_B * left + _NS_C * left @ right`` if it is a polynomial.
 
-    Blocks of rows are computed from the diagonal to the last column and mirrored below the diagonal.
+    Blocks of rows are computed from the diagonal to the last column. The part below the diagonal is then copied.
     """
     size = len(left)
     result = left.new_empty(size, size)

@@ -21,7 +21,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 log = logging.getLogger(__name__)
 
-#: Format of ``config.json``. Format 1 had no format number and other field names; it can still be read.
+#: Format of ``config.json``. Format 1 had no format number and other field names. It can still be read.
 CONFIG_FORMAT = 2
 
 #: The fields of format 1 that have been renamed, with their current names.
@@ -94,7 +94,8 @@ class RunDir:
     def config_values(self) -> dict[str, Any]:
         """Return the fields of the configuration by their current names.
 
-        Raise OSError if there is no ``config.json``, and ValueError, KeyError or TypeError if it is not valid.
+        Raise OSError if ``config.json`` cannot be read, and ValueError, KeyError, TypeError or AttributeError if its
+        content is not valid.
         """
         values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         values.pop("versions", None)
@@ -133,13 +134,13 @@ class RunDir:
             ) from error
 
     def read_checkpoint_metadata(self) -> dict[str, Any]:
-        """Return the metadata of the checkpoint to resume from. Raise ChromaboxError if it is truncated or corrupt."""
+        """Return the metadata of ``last.safetensors``. Raise ChromaboxError if this file is truncated or corrupt."""
         path = self.path / "last.safetensors"
         metadata = read_metadata(path)
         if metadata is None:
             raise ChromaboxError(
-                f"{path}: truncated or corrupt checkpoint, from which the run cannot be resumed; restore the file from "
-                f"a copy, or delete {self.path} and start the run again"
+                f"{path}: truncated or corrupt checkpoint; "
+                f"restore the file from a copy, or delete {self.path} and start the run again"
             )
         return metadata
 
@@ -157,18 +158,20 @@ class RunDir:
             # The checkpoint of a run that was interrupted within an epoch contains the number of batches.
             started = len(self.metrics()) + bool(metadata.get("batch"))
             if epochs < max(started, 1):
-                raise UsageError(f"--epochs is {epochs}, but {self.path} has started {started} epochs already")
+                raise UsageError(
+                    f"--epochs is {epochs}, but {self.path} has started {started} epochs already; use a larger number"
+                )
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
         assert config.runtime is not None
         return replace(config, runtime=config.runtime.with_overrides(options))
 
     def reject_changes(self, config: RunConfig, given: Any, allowed: Any, changeable: str) -> None:
-        """Raise UsageError if an option given on resuming differs from the configuration of the run.
+        """Raise UsageError if an option that was given on resuming differs from the configuration of the run.
 
         Args:
             config: the configuration of the run.
-            given: all options as a dataclass. Its first field is the positional argument; nested dataclasses are groups
-                of options.
+            given: dataclass of all options. The first field is the positional argument, and nested dataclasses are
+                groups of options.
             allowed: the same dataclass with default values, except for options that can be changed on resuming.
             changeable: the names of those options, for the message.
         """
@@ -233,14 +236,14 @@ def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries that affect a run's results."""
+    """Return the versions of Python, of this package, and of the libraries that affect the results of a run."""
     packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process in bytes."""
-    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork; VmHWM does not.
+    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork. VmHWM does not include it.
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM:"):

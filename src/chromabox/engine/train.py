@@ -53,7 +53,7 @@ class TrainingJob(Protocol):
         """Return a context that yields the task and its schedule, and releases their resources at the end."""
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Return the contents of ``summary.json``. ``model`` is the result of training; the task is still open."""
+        """Return the contents of ``summary.json`` for the trained model. The task is still open during this call."""
 
     def __str__(self) -> str:
         """Return a description of the run for the log."""

@@ -78,7 +78,7 @@ class TrainSchedule:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Return the number of batches in the epoch with this zero-based index; 0 for epochs after the last one."""
+        """Return the number of batches in the epoch with this zero-based index. Return 0 after the last epoch."""
         remaining_steps = self.total_steps - epoch * self.steps_per_epoch
         return max(0, min(self.batches_per_epoch, remaining_steps * self.accumulate))
 
@@ -163,7 +163,7 @@ def fit(
 
 @dataclass
 class _Trainer(Generic[BatchT]):
-    """State of one training run."""
+    """Training run in progress."""
 
     task: TrainTask[BatchT]
     schedule: TrainSchedule
@@ -180,7 +180,7 @@ class _Trainer(Generic[BatchT]):
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated, saved as best, and returned."""
+        """The model that is validated, saved as ``best.safetensors``, and returned: the averaged model if any."""
         return self.ema_model.module if self.ema_model is not None else self.task.model
 
     @property
@@ -219,7 +219,7 @@ class _Trainer(Generic[BatchT]):
                 self.end_epoch(logger, start_time)
 
     def training_step(self, batch: BatchT) -> None:
-        """Run a forward and backward pass; take a step after ``accumulate`` batches and at the end of the epoch."""
+        """Run a forward and a backward pass, and an optimizer step if one is due."""
         schedule, state, optimizers = self.schedule, self.state, self.task.optimizers
         first_batch = state.batch - state.batch % schedule.accumulate
         if state.batch == first_batch:
@@ -230,7 +230,7 @@ class _Trainer(Generic[BatchT]):
             losses = self.task.compute_loss(self.prepared_model, batch)
         (losses["loss"] / min(schedule.accumulate, self.batches_this_epoch - first_batch)).backward()
         for name, value in losses.items():
-            # Sum in float64: a resumed epoch must have the same mean to the last digit.
+            # Sums are float64, because the mean of a resumed epoch must be the same to the last digit.
             previous = self.metric_sums.get(name, torch.zeros((), dtype=torch.float64))
             self.metric_sums[name] = previous + value.detach().double()
         state.batch += 1
@@ -293,7 +293,7 @@ class _Trainer(Generic[BatchT]):
                 )
 
     def save_and_interrupt(self) -> None:
-        """Save the state, with metric sums averaged over processes; raise TrainingInterrupted in every process."""
+        """Save the state in the main process, and raise TrainingInterrupted in every process."""
         state = self.state
         self.average_metric_sums()
         if self.dist_info.is_main:
@@ -359,7 +359,7 @@ def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
 
 @contextmanager
 def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one of them was received.
+    """Catch SIGINT (Ctrl-C) and SIGTERM. Yield a function that returns whether a signal was received.
 
     A second signal raises KeyboardInterrupt immediately.
     """

@@ -129,8 +129,8 @@ class RunDir:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"the setting {error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"{self.path / 'config.json'}: not the configuration of a run of {', '.join(models)} ({reason}); "
-                "restore the file or start a new run"
+                f"{self.path / 'config.json'}: damaged, or not the configuration of a run of {', '.join(models)} "
+                f"({reason}); restore the file or start a new run"
             ) from error
 
     def read_checkpoint_metadata(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return colourise
     if name == "detect":
-        # The callable package; it replaces this attribute once it is imported.
+        # This package is callable. After the import, it replaces this attribute.
         return import_module("chromabox.detect")
     raise AttributeError(f"module 'chromabox' has no attribute {name!r}")
 

@@ -1,10 +1,10 @@
-"""``chromabox`` and ``python -m chromabox``: run the command line; turn errors into a message and an exit code."""
+"""Entry point of ``chromabox`` and ``python -m chromabox``. Errors are printed as a message with an exit code."""
 
 import sys
 
 from chromabox.errors import ChromaboxError, missing_package
 
-#: The modules that each optional extra installs.
+#: The optional modules that each extra installs.
 EXTRAS = {
     "train": {"faster_coco_eval", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy", "skimage", "sklearn"}
     | {"supervision", "tensorboard", "torch"},
@@ -31,7 +31,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_fail("Interrupted. Finished files are intact; no partial files were left behind.", 130))
     except BrokenPipeError:
-        sys.stderr.close()  # The reader of the output has exited; there is nobody to report to.
+        sys.stderr.close()  # The reader of the output has exited, and no message is necessary.
         sys.exit(0)
     except OSError as error:
         sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1))

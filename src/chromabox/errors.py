@@ -1,20 +1,21 @@
-"""Errors that end a command; the command line prints the message on one line and returns the exit code."""
+"""Errors that end a command. The command line prints the message as one line and exits with the exit code."""
 
 
 class ChromaboxError(Exception):
-    """A command failed. The message is one line that names the file, what is wrong and what was expected."""
+    """Error during a command. The message is one line that names the file, the problem and what was expected."""
 
     exit_code = 1
 
 
 class UsageError(ChromaboxError):
-    """Invalid option or argument. The message names it and states what is wrong and what was expected."""
+    """Invalid option or argument. The message names the option, the problem and what was expected."""
 
     exit_code = 2
 
 
 def missing_package(purpose: str, error: ImportError, extra: str = "train") -> UsageError:
-    """Return the error for a package that ``purpose`` requires and that an optional extra of chromabox installs."""
+    """Return the error for a package that ``purpose`` requires. ``extra`` is the optional extra that contains it."""
     package = (error.name or "").partition(".")[0]
-    install = f"pip install 'chromabox[{extra}]'"
-    return UsageError(f"{purpose} requires {package}, which is not installed; install it with {install}")
+    return UsageError(
+        f"{purpose} requires {package}, which is not installed; install it with pip install 'chromabox[{extra}]'"
+    )

@@ -93,9 +93,13 @@ BAD_USAGE = [
     ("train --resume EMPTY", "contains no config.json"),
     ("train --resume nowhere", "nowhere"),
     ("train --resume PHOTO", "contains no config.json"),
-    ("train --resume RUN --recipe quick", "only --epochs and runtime options"),
-    ("train conv-transpose --resume RUN", "only --epochs and runtime options"),
-    ("train --resume RUN --seed 1", "only --epochs and runtime options"),
+    ("train --resume RUN --recipe quick", "cannot change --recipe from course to quick; only --epochs and runtime"),
+    ("train conv-transpose --resume RUN", "cannot change model from unet to conv-transpose; only --epochs and runtime"),
+    (
+        "train unet --resume RUN --seed 1 --batch-size 8 --kernel 5",
+        "cannot change --seed from 0 to 1, --batch-size "
+        "from 4 to 8, --kernel from the default to 5; only --epochs and runtime options",
+    ),
     ("train --resume RUN --epochs 0", "epochs"),
     ("colour GREY -o out --model nowhere.safetensors", "nowhere.safetensors"),
     ("colour -o out", "no input given"),
@@ -224,6 +228,19 @@ def test_run_without_checkpoint_cannot_be_resumed(
     code, _, err = chromabox("train", "--resume", tmp_path)
     assert code == 2
     assert "stopped before its first checkpoint" in err
+
+
+@pytest.mark.parametrize("options", [(), ("--epochs", 2)])
+def test_run_with_truncated_checkpoint_cannot_be_resumed(
+    chromabox: Callable[..., Result], finished_run: Path, tmp_path: Path, options: tuple[str | int, ...]
+) -> None:
+    (tmp_path / "config.json").write_bytes((finished_run / "config.json").read_bytes())
+    checkpoint = tmp_path / "last.safetensors"
+    checkpoint.write_bytes((finished_run / "last.safetensors").read_bytes()[:-100])
+    code, _, err = chromabox("train", "--resume", tmp_path, *options)
+    assert code == 1
+    assert f"{checkpoint}: truncated or corrupt checkpoint" in err
+    assert f"restore the file from a copy, or delete {tmp_path} and start the run again" in err
 
 
 def test_evaluate_prints_table_and_output_paths(

@@ -143,7 +143,7 @@ def write_invalid(path: Path, case: str) -> None:
     [
         ("missing", "checkpoint does not exist; expected a .safetensors file"),
         ("folder", "checkpoint does not exist"),
-        ("truncated", "corrupt or truncated checkpoint .*; use another copy"),
+        ("truncated", "corrupt or truncated checkpoint .*; restore the file from a copy"),
         ("truncated in the header", "corrupt or truncated checkpoint"),
         ("empty", "corrupt or truncated checkpoint"),
         ("text", "corrupt or truncated checkpoint"),

@@ -3,19 +3,21 @@
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.checkpoint import save_checkpoint
 from chromabox.engine.optim_config import OptimConfig
 from chromabox.engine.runs import RunConfig, RunDir, package_versions, train_pending
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 
 
 def test_versions_equal_the_installed_packages() -> None:
@@ -60,7 +62,7 @@ def start_run(folder: Path, config: Config, epochs_done: int = 1) -> RunDir:
     """Write the files of a run that was interrupted after some epochs."""
     run = RunDir(folder)
     run.save_config(config)
-    (folder / "last.safetensors").touch()
+    save_checkpoint(folder / "last.safetensors", {}, {"epoch": epochs_done})
     (folder / "metrics.jsonl").write_text("".join(f'{{"epoch": {epoch + 1}}}\n' for epoch in range(epochs_done)))
     return run
 
@@ -96,6 +98,56 @@ def test_run_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
     run.save_config(make_config())
     with pytest.raises(UsageError, match="stopped before its first checkpoint"):
         run.resume_config(Config, RuntimeOptions())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Group of options that only these tests use."""
+
+    batch_size: int | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a command that only these tests use."""
+
+    data: str | None = None
+    seed: int = 0
+    output: Path | None = None
+    group: Group = field(default_factory=Group)
+
+
+def test_every_changed_option_is_named_with_its_old_and_new_value(tmp_path: Path) -> None:
+    run, config = RunDir(tmp_path), make_config(seed=2)
+    given = Options("other", 3, Path("out"), Group(batch_size=8, epochs=9))
+    with pytest.raises(UsageError) as caught:
+        run.reject_changes(config, given, Options(group=Group(epochs=9)), "--epochs")
+    changes = (
+        f"data from photos to other, --seed from 2 to 3, --output from {tmp_path} to out, --batch-size from 4 to 8"
+    )
+    assert str(caught.value) == f"--resume {tmp_path}: cannot change {changes}; only --epochs can be changed"
+
+
+def test_options_with_the_values_of_the_run_are_accepted(tmp_path: Path) -> None:
+    given = Options(str(tmp_path / "photos"), 2, tmp_path, Group(batch_size=4))
+    RunDir(tmp_path).reject_changes(make_config(data=str(tmp_path / "photos"), seed=2), given, Options(), "nothing")
+
+
+@pytest.mark.parametrize("size", [0, 5, -1])
+def test_truncated_checkpoint_is_rejected_before_any_training(tmp_path: Path, size: int) -> None:
+    configs = {tmp_path / "first": make_config(), tmp_path / "run": make_config(seed=1)}
+    run = start_run(tmp_path / "run", configs[tmp_path / "run"])
+    path = run.path / "last.safetensors"
+    save_checkpoint(path, {"weight": torch.zeros(9)}, {})
+    path.write_bytes(path.read_bytes()[:size])
+    trained: list[Config] = []
+    message = f"{path}: truncated or corrupt checkpoint.* delete {run.path} and start the run again"
+    with pytest.raises(ChromaboxError, match=message):
+        train_pending(configs, lambda config, run: trained.append(config))
+    with pytest.raises(ChromaboxError, match=message):
+        run.resume_config(Config, RuntimeOptions())
+    assert trained == []
 
 
 def test_only_pending_runs_are_trained(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from chromabox.cli.finetune import FinetuneArgs, finetune
+from chromabox.cli.finetune import FinetuneArgs, TrainingArgs, finetune
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
@@ -34,10 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     options = {
         "weights": str(base / "small.safetensors"),
         "freeze": "3",
-        "epochs": 1,
-        "size": 64,
-        "batch_size": 2,
-        "cached_views": 1,
+        "training": TrainingArgs(epochs=1, size=64, batch_size=2, cached_views=1),
         "output": base / "out",
         "runtime": FAST,
     }
@@ -91,15 +88,22 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
     ("data", "options", "message"),
     [
         (None, {}, "no dataset given"),
-        ("coco128", {"patience": 0}, "--patience is 0"),
-        ("coco128", {"epochs": 0}, "epochs is 0"),
-        ("coco128", {"resume": Path("run")}, "--resume run: expected only runtime options"),
+        ("coco128", {"training": TrainingArgs(patience=0)}, "--patience is 0"),
+        ("coco128", {"training": TrainingArgs(epochs=0)}, "epochs is 0"),
         (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
     ],
 )
 def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         finetune(FinetuneArgs(data, **options))
+
+
+def test_changed_options_of_a_resumed_run_are_rejected(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = run
+    message = r"cannot change data from .* to coco128, --seed from 0 to 5, --epochs from \d+ to 9; only runtime options"
+    args = FinetuneArgs("coco128", seed=5, resume=folder, training=TrainingArgs(epochs=9), runtime=FAST)
+    with pytest.raises(UsageError, match=message):
+        finetune(args)
 
 
 def test_worst_errors_come_first() -> None:

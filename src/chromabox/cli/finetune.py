@@ -73,10 +73,10 @@ def finetune(args: FinetuneArgs) -> int:
     from chromabox.engine.runs import RunDir
 
     if args.resume is not None:
-        if args != FinetuneArgs(resume=args.resume, runtime=args.runtime):
-            raise UsageError(f"--resume {args.resume}: expected only runtime options, because other settings are fixed")
         run = RunDir(args.resume)
         config = run.resume_config(FinetuneConfig, args.runtime)
+        allowed = FinetuneArgs(resume=args.resume, runtime=args.runtime)
+        run.reject_changes(config, args, allowed, "runtime options")
     else:
         if args.data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")

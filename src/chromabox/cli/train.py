@@ -1,6 +1,6 @@
 """The commands ``train`` and ``evaluate``."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,10 +216,7 @@ def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "C
     """Return the configuration of a run to resume. Raise UsageError for options that a resumed run cannot change."""
     config = run.resume_config(kind, args.runtime, args.training.epochs)
     allowed = TrainArgs(resume=args.resume, training=TrainingArgs(epochs=args.training.epochs), runtime=args.runtime)
-    if args.model not in (None, config.model) or replace(args, model=None) != allowed:
-        raise UsageError(
-            f"--resume {args.resume}: expected only --epochs and runtime options, because other settings are fixed"
-        )
+    run.reject_changes(config, args, allowed, "--epochs and runtime options")
     return config
 
 

@@ -1,17 +1,17 @@
 """Selection of precision, compilation, memory layout and number of threads by benchmarking.
 
 The fastest configuration depends on the processor (bfloat16 is fast only with hardware support), on the model and on
-the length of the run (compilation takes seconds before it saves any). It is selected by a benchmark of one or two
-seconds on a copy of the model; any setting can also be fixed. The result is printed and stored in the run's
-configuration, which a resumed run reuses.
+the length of the run (compilation is too slow for short runs). The configuration is selected by a benchmark of one or
+two seconds on a copy of the model. Any setting can also be fixed. The result is printed and stored in the run's
+configuration, which is reused when the run is resumed.
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from chromabox.errors import ChromaboxError, UsageError
 
 Precision = Literal["float32", "bfloat16"]
 
-#: Minimum predicted duration of the run, in seconds, for which compilation is tried: on two cores the compiler takes
+#: Minimum predicted duration of the run, in seconds, for which compilation is tried. On two cores, the compiler takes
 #: 10 to 30 s and saves about a quarter of the time.
 MIN_SECONDS_TO_COMPILE = 180.0
+#: A setting is changed only if the time of a step falls below this fraction, because measurements vary by about 5 %.
+MIN_SPEEDUP = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class RuntimeConfig:
     threads: int = 1
 
     def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
-        """Return a copy with the settings that are fixed by the options."""
+        """Return a copy with the values of all options that are not auto."""
         return RuntimeConfig(
             device=self.device if options.device == "auto" else resolve_device(options),
             precision=self.precision if options.precision == "auto" else options.precision,
@@ -51,7 +53,10 @@ class RuntimeConfig:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Move ``model`` to the device and layout in place, set the threads, and return the callable for batches."""
+        """Move ``model`` to the device and memory layout in place, and set PyTorch's number of threads.
+
+        Return the model, or the compiled model if ``compile`` is set.
+        """
         torch.set_num_threads(self.threads)
         model.to(self.device)
         if self.channels_last:
@@ -59,19 +64,19 @@ class RuntimeConfig:
         return torch.compile(model) if self.compile else model
 
     def __str__(self) -> str:
-        parts = [self.device, self.precision, "compiled" if self.compile else "eager"]
-        parts += ["channels-last" if self.channels_last else "channels-first"]
-        parts += [f"{self.threads} thread" + ("s" if self.threads != 1 else "")]
-        return ", ".join(parts)
+        mode = "compiled" if self.compile else "eager"
+        layout = "channels-last" if self.channels_last else "channels-first"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.device}, {self.precision}, {mode}, {layout}, {threads}"
 
 
 def has_fast_bfloat16(device: str | torch.device) -> bool:
-    """Return whether PyTorch's bfloat16 matmul is fast on the device: on any GPU, and on a CPU with AVX-512."""
+    """Return whether PyTorch's bfloat16 matmul is fast on the device: a GPU, or a CPU with AVX-512."""
     return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def resolve_device(options: RuntimeOptions) -> str:
-    """Return the given device; for ``auto``, ``cuda`` if available and ``cpu`` otherwise.
+    """Return the given device. For ``auto``, return ``cuda`` if it is available and ``cpu`` otherwise.
 
     Raise UsageError for an unknown device, and for a CUDA device that PyTorch does not find.
     """
@@ -94,83 +99,51 @@ def autotune(
     """Select the fastest configuration by timing training steps on copies of ``model``.
 
     Args:
-        options: settings that are fixed.
-        model: the model to be trained; it is not modified.
-        compute_loss: runs a forward pass of a callable model on one real batch and returns the scalar loss.
+        options: options that are not auto are kept.
+        model: the model to be trained. It is not modified.
+        compute_loss: function that runs a forward pass of a model on one batch of the data and returns the scalar loss.
         total_steps: number of steps of the run, which determines whether compilation can save time.
     """
-    fixed = RuntimeConfig(
-        device=resolve_device(options),
-        precision="bfloat16" if options.precision == "bfloat16" else "float32",
-        compile=options.compile == "on",
-        channels_last=options.channels_last == "on",
-        threads=options.threads or torch.get_num_threads(),
-    )
-    trials: list[dict[str, object]] = []
+    fixed = RuntimeConfig(device=resolve_device(options), threads=torch.get_num_threads()).with_overrides(options)
+    changes: list[dict[str, Any]] = []
     if options.channels_last == "auto":
-        trials.append({"channels_last": True})
+        changes.append({"channels_last": True})
     if options.precision == "auto" and has_fast_bfloat16(fixed.device):
-        trials.append({"precision": "bfloat16"})
+        changes.append({"precision": "bfloat16"})
     if options.threads == 0 and fixed.threads > 1:
-        trials.append({"threads": 1})
+        changes.append({"threads": 1})
     best = replace(fixed, compile=False)
-    if trials or options.compile == "auto":
-        best, seconds = _pick_fastest_config(best, trials, model, compute_loss)
-        if options.compile == "auto" and seconds * total_steps > MIN_SECONDS_TO_COMPILE:
-            best = _try_compile(best, seconds, model, compute_loss)
-    if options.compile == "on":
-        best = replace(best, compile=True)
+    if changes or options.compile == "auto":
+        seconds = {best: _time_step(best, model, compute_loss)}
+        # Rejected changes are tried again after the others: channels-last, for example, may be faster only in bfloat16.
+        for change in (*changes, *changes):
+            candidate = replace(best, **change)
+            if candidate not in seconds:
+                seconds[candidate] = _time_step(candidate, model, compute_loss)
+                if seconds[candidate] < MIN_SPEEDUP * seconds[best]:
+                    best = candidate
+        if options.compile == "auto" and seconds[best] * total_steps > MIN_SECONDS_TO_COMPILE:
+            candidate = replace(best, compile=True)
+            # If the compiler fails (no C++ compiler, unsupported processor), eager mode is used.
+            with suppress(Exception):
+                if _time_step(candidate, model, compute_loss) < MIN_SPEEDUP * seconds[best]:
+                    best = candidate
     torch.set_num_threads(best.threads)
-    return best
-
-
-def _pick_fastest_config(
-    initial: RuntimeConfig,
-    changes: list[dict[str, object]],
-    model: nn.Module,
-    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
-) -> tuple[RuntimeConfig, float]:
-    """Change one setting at a time; keep a change if it is faster by more than the measurement noise (5 %).
-
-    Rejected changes are retried after the others: channels-last, for example, may be faster only in bfloat16.
-    """
-    best, seconds = initial, {initial: _time_step(initial, model, compute_loss)}
-    for change in (*changes, *changes):
-        candidate = replace(best, **change)  # type: ignore[arg-type]
-        if candidate not in seconds:
-            seconds[candidate] = _time_step(candidate, model, compute_loss)
-            if seconds[candidate] < 0.95 * seconds[best]:
-                best = candidate
-    return best, seconds[best]
-
-
-def _try_compile(
-    eager: RuntimeConfig,
-    eager_seconds: float,
-    model: nn.Module,
-    compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
-) -> RuntimeConfig:
-    candidate = replace(eager, compile=True)
-    try:
-        seconds = _time_step(candidate, model, compute_loss)
-    except Exception:  # If the compiler fails (no C++ compiler, unsupported processor), eager mode is used.
-        return eager
-    return candidate if seconds < 0.95 * eager_seconds else eager
+    return replace(best, compile=best.compile or fixed.compile)
 
 
 def _time_step(
     runtime: RuntimeConfig,
     model: nn.Module,
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
-    repeats: int = 3,
 ) -> float:
-    """Return the shortest time in seconds of a few forward and backward passes after a warm-up."""
+    """Return the shortest time in seconds of three forward and backward passes after a warm-up pass."""
     model_copy = copy.deepcopy(model).train()
     forward = runtime.prepare(model_copy)
     durations = []
-    # Dropout must not advance the random state: a run must be the same with and without the benchmark.
+    # Dropout must not advance the global random state, because the benchmark must not change the results of the run.
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if runtime.device.startswith("cuda") else []):
-        for _ in range(repeats + 1):
+        for _ in range(4):
             start_time = time.perf_counter()
             with runtime.autocast():
                 loss = compute_loss(forward)

@@ -1,8 +1,8 @@
 """Checkpoints as single safetensors files, written atomically.
 
-A checkpoint stores the tensors of a nested state, and everything else as JSON in its header. With a single file, a
-crash cannot leave two inconsistent files. The ``.json`` file next to it is a readable copy of the metadata. Nothing is
-pickled, and loading an untrusted checkpoint does not run code.
+A checkpoint contains the tensors of a nested state, and all other values as JSON in the header. It is a single file,
+because a crash could leave two files inconsistent. A ``.json`` file in the same folder is a readable copy of the
+metadata. Checkpoints contain no pickled objects, and loading an untrusted checkpoint does not run code.
 """
 
 import json
@@ -41,12 +41,15 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temp_path:
         save_file(tensors, temp_path, metadata=header)
-        temp_path.chmod(0o644)  # safetensors creates files that only the owner can read
+        temp_path.chmod(0o644)  # The safetensors package creates files that only the owner can read.
     write_json(path.with_suffix(".json"), metadata)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """Return the metadata of a Chromabox checkpoint without reading its tensors; None for any other file."""
+    """Return the metadata of a checkpoint without reading its tensors.
+
+    Return None if the file is missing, truncated, corrupt, or not a Chromabox checkpoint.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -56,12 +59,12 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Load a checkpoint; return its state and metadata.
+    """Return the state and the metadata of a checkpoint.
 
     Raise ChromaboxError if the file is missing, corrupt, or not a Chromabox checkpoint.
     """
     if not path.is_file():
-        raise ChromaboxError(f"{path}: checkpoint does not exist; expected a .safetensors file from training")
+        raise ChromaboxError(f"{path}: the checkpoint does not exist; expected a .safetensors file written by training")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -72,11 +75,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return _unflatten_state(json.loads(header["state"]), tensors), json.loads(header["description"])
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ChromaboxError(f"{path}: corrupt or truncated checkpoint ({error}); use another copy") from error
+        raise ChromaboxError(
+            f"{path}: corrupt or truncated checkpoint ({error}); restore the file from a copy"
+        ) from error
 
 
 def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """Move every tensor in ``value`` to ``tensors`` under a dotted name; return ``value`` with names in their place."""
+    """Add every tensor in ``value`` to ``tensors`` under a dotted name; return ``value`` with names for tensors."""
     if isinstance(value, Tensor):
         # Duplicate names are possible (``{"a.b": …, "a": {"b": …}}``), and ``__metadata__`` is reserved by the format.
         while prefix in tensors or prefix == "__metadata__":
@@ -85,19 +90,16 @@ def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
         tensors[prefix] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": prefix}
     if isinstance(value, Mapping):
-        # Pairs instead of a JSON object, which would turn the optimizers' integer keys into strings.
-        items = [
-            [key, _flatten_state(item, f"{prefix}.{key}" if prefix else str(key), tensors)]
-            for key, item in value.items()
-        ]
-        return {"items": items}
+        # Key-value pairs are stored, because a JSON object would convert the optimizers' integer keys to strings.
+        start = f"{prefix}." if prefix else ""
+        return {"items": [[key, _flatten_state(item, f"{start}{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_flatten_state(item, f"{prefix}.{index}", tensors) for index, item in enumerate(value)]
     return value
 
 
 def _unflatten_state(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Invert :func:`_flatten_state`; tuples become lists."""
+    """Return the original value for a result of :func:`_flatten_state`. Tuples are returned as lists."""
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]

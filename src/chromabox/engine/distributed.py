@@ -3,9 +3,9 @@
 The process group is configured by the environment variables of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
 MASTER_ADDR, MASTER_PORT). All functions return immediately for a single process.
 
-Gradients are averaged by a single all-reduce of one flat tensor after the backward pass. The models are small, and
-overlapping communication with computation, as ``DistributedDataParallel`` does, would save little time. Without a
-wrapper, the model keeps its parameter names in checkpoints.
+Gradients are averaged by a single all-reduce of one flat tensor after the backward pass. ``DistributedDataParallel``,
+which overlaps communication and computation, would save little time, because the models are small. It would also change
+the parameter names in checkpoints.
 """
 
 import logging
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistInfo:
-    """Rank of this process, 0 … ``world_size`` − 1, and number of processes."""
+    """Rank of this process (0 to ``world_size`` − 1), and number of processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -39,7 +39,7 @@ class DistInfo:
 
 @contextmanager
 def init_distributed() -> Iterator[DistInfo]:
-    """Join torchrun's process group within the context; without torchrun, yield a group of one process.
+    """Join torchrun's process group within the context. Without torchrun, yield a group of one process.
 
     Each process uses the GPU of its local rank. With fewer GPUs than processes, the backend is gloo, because nccl
     requires one GPU per process.
@@ -52,7 +52,7 @@ def init_distributed() -> Iterator[DistInfo]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
-    # Flags and saved sums are on the CPU, which nccl does not support.
+    # Flags and restored metric sums are on the CPU, for which nccl has no operations.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= max(local_size, 1) else "gloo")
     if dist.get_rank():
         logging.getLogger("chromabox").setLevel(logging.ERROR)  # Only the main process prints.
@@ -64,14 +64,10 @@ def init_distributed() -> Iterator[DistInfo]:
 
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], dist_info: DistInfo) -> None:
     """Replace every gradient by its mean over the processes, with one all-reduce."""
-    if dist_info.world_size == 1:
-        return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    if dist_info.world_size == 1 or not gradients:
         return
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist_info.world_size
+    flat = all_reduce_mean(torch.cat([gradient.reshape(-1) for gradient in gradients]), dist_info)
     for gradient, piece in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(piece.view(gradient.shape))
 
@@ -86,12 +82,8 @@ def all_reduce_mean(values: Float[Tensor, " values"], dist_info: DistInfo) -> Fl
 
 
 def all_reduce_any(flag: bool, dist_info: DistInfo) -> bool:
-    """Return whether the flag is set in any process; the result is the same in every process."""
-    if dist_info.world_size == 1:
-        return flag
-    any_flag = torch.tensor(int(flag))
-    dist.all_reduce(any_flag, op=dist.ReduceOp.MAX)
-    return bool(any_flag.item())
+    """Return, in every process, whether the flag is true in at least one process."""
+    return all_reduce_mean(torch.tensor([float(flag)]), dist_info).item() > 0
 
 
 def broadcast_object(value: T, dist_info: DistInfo) -> T:
@@ -104,46 +96,40 @@ def broadcast_object(value: T, dist_info: DistInfo) -> T:
 
 
 def barrier(dist_info: DistInfo) -> None:
-    """Wait for the main process; files that it wrote before this call then exist."""
+    """Wait for the main process. Afterwards, all files exist that the main process wrote before this call."""
     broadcast_object(None, dist_info)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes (Ioffe & Szegedy 2015).
 
-    PyTorch's ``SyncBatchNorm`` requires a GPU; this class uses differentiable all-reduce operations and runs with gloo.
-    In evaluation mode it is equal to ``nn.BatchNorm2d``.
+    PyTorch's ``SyncBatchNorm`` requires a GPU. This class uses differentiable all-reduce operations and also supports
+    the gloo backend. In evaluation mode, its output is equal to that of ``nn.BatchNorm2d``.
     """
 
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Normalise by the mean and variance over the pixels of all processes and update the running statistics."""
+        """Normalise by the mean and variance over the batches of all processes, and update the running statistics."""
         if not self.training:
             return super().forward(input)
         values = input.float()
         count = torch.tensor([values.numel() / values.shape[1]], device=values.device)
-        # Reduce the mean first: computing the variance as mean square minus squared mean would lose precision.
+        # The mean is reduced first, because a variance computed as mean square minus squared mean would be imprecise.
         dist.all_reduce(count)
         mean = differentiable.all_reduce(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
         variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
-        self._update_running_stats(mean, variance, count)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            # As in nn.BatchNorm2d: the variance is unbiased, and without momentum the average is cumulative.
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
-            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-        return (centred * scale[:, None, None]).to(input.dtype)
-
-    @torch.no_grad()
-    def _update_running_stats(
-        self, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"], count: Float[Tensor, "1"]
-    ) -> None:
-        """Update as ``nn.BatchNorm2d`` does: unbiased variance; cumulative average if momentum is None."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+        output = centred * scale[:, None, None]
+        return (output + self.bias[:, None, None] if self.affine else output).to(input.dtype)
 
 
 def convert_sync_batchnorm(model: nn.Module, dist_info: DistInfo) -> None:

@@ -1,9 +1,8 @@
-"""ONNX export with PyTorch's exporter; a file is saved only if its outputs match PyTorch's."""
+"""ONNX export with PyTorch's exporter. A file is saved only if its outputs match those of the PyTorch model."""
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -16,19 +15,19 @@ from chromabox.io.atomic import atomic_write
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: The oldest opset that PyTorch's exporter writes without conversion; all runtimes since 2023 support it.
+#: The oldest opset that PyTorch's exporter writes without conversion. All runtimes since 2023 support this opset.
 OPSET = 18
-#: Maximum difference between the outputs of the exported file and PyTorch's, both in float32.
+#: Maximum difference between the outputs of the exported file and the PyTorch model, both in float32.
 MAX_DIFFERENCE = 1e-4
 
 
 @runtime_checkable
 class ExportReport(Protocol):
-    """Result of comparing an exported file with PyTorch; ``str`` returns it as one sentence."""
+    """Comparison of the outputs of an exported file and the PyTorch model. ``str`` returns the result as a sentence."""
 
     @property
     def max_difference(self) -> float:
-        """The maximum difference of the compared outputs."""
+        """The maximum absolute difference between the outputs."""
 
 
 ReportT = TypeVar("ReportT", bound=ExportReport)
@@ -47,17 +46,20 @@ def to_onnx(
     """Export a model with one input, using PyTorch's exporter.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        example_input: an input; its dimensions of size 1 are treated as fixed.
-        dynamic_dims: the input's dynamic dimensions, as ``torch.export.Dim``.
-        input_names, output_names: names in the file.
+        model: the model, in evaluation mode and on the CPU.
+        example_input: an input of the model. Its dimensions of size 1 are treated as fixed.
+        dynamic_dims: the dynamic dimensions of the input, as ``torch.export.Dim``.
+        input_names, output_names: names of the input and the outputs in the file.
         opset: ONNX opset version.
         optimize: whether the exporter simplifies the graph, for example by folding BatchNorm into convolutions.
 
     Raise UsageError if a library is missing, and ChromaboxError if PyTorch cannot export the model.
     """
+    # PyTorch logs that torchvision is missing, which is not required, and warns about its own deprecations.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with _suppress_export_warnings():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
                 (example_input,),
@@ -75,16 +77,23 @@ def to_onnx(
         reason = " ".join(str(error).split())[:300]
         raise ChromaboxError(f"the model cannot be exported to ONNX with opset {opset} ({reason})") from error
     assert program is not None
-    return _strip_metadata(program.model_proto)
+    proto: ModelProto = program.model_proto
+    # Remove the exporter's source locations, which contain local paths.
+    graph = proto.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    proto.ClearField("metadata_props")
+    return proto
 
 
 def save_verified(
     path: Path, model: "ModelProto", metadata: Mapping[str, str], compare: Callable[[Path], ReportT]
 ) -> ReportT:
-    """Write a model with its metadata to ``path`` if, according to ``compare``, its outputs match PyTorch's.
+    """Write a model with its metadata to ``path``, and return the result of ``compare``, which runs the written file.
 
     Missing folders are created. Raise ChromaboxError if the outputs differ by more than ``MAX_DIFFERENCE`` or the file
-    cannot be written; in that case, an existing file is left unchanged.
+    cannot be written. In that case, an existing file is left unchanged.
     """
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
@@ -102,29 +111,6 @@ def save_verified(
 
 
 def require_onnx_suffix(path: Path) -> None:
-    """Raise UsageError if the suffix is not ``.onnx``. Call this before a slow export, to fail early."""
+    """Raise UsageError if the suffix is not ``.onnx``. Call this function before a slow export."""
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"{path}: expected the suffix .onnx; use, for example, {path.with_suffix('.onnx').name}")
-
-
-def _strip_metadata(model: "ModelProto") -> "ModelProto":
-    """Remove the exporter's source locations, which contain local paths, from the model and return it."""
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    model.ClearField("metadata_props")
-    return model
-
-
-@contextmanager
-def _suppress_export_warnings() -> Iterator[None]:
-    """Suppress the exporter's warnings about its deprecations and about torchvision, which is not required."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    previous_level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(previous_level)

@@ -2,9 +2,9 @@
 
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") approximately orthogonalises the
 momentum update by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. Here, a convolution
-kernel is flattened to a matrix [out, in·height·width]; the steps are equal to those of ``torch.optim.Muon`` on such
+kernel is flattened to a matrix [out, in·height·width]. The steps are equal to those of ``torch.optim.Muon`` for such
 matrices. On a CPU without hardware support for bfloat16, the iteration is computed in float32, because PyTorch's
-bfloat16 matmul is 25 to 60 times slower there.
+bfloat16 matmul is 25 to 60 times slower on these CPUs.
 """
 
 import math
@@ -24,14 +24,14 @@ LrSchedule = Callable[[int], Sequence[Sequence[Mapping[str, float]]]]
 #: Coefficients of the quintic polynomial, as published.
 _NS_A, _NS_B, _NS_C = 3.4445, -4.775, 2.0315
 _NS_STEPS = 5
-#: Number of rows of a symmetric product computed at a time.
+#: Number of rows of a symmetric product that are computed at a time.
 _BLOCK_ROWS = 256
 
 
 def split_kernels(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split trainable parameters into the convolution kernels, which Muon updates, and all others.
+    """Split the trainable parameters into convolution kernels, which Muon updates, and all other parameters.
 
-    A kernel with a single input channel is in effect a vector and belongs to the others.
+    A kernel with a single input channel is in effect a vector and is returned with the other parameters.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     kernels = [parameter for parameter in trainable if parameter.ndim == 4 and parameter.shape[1] > 1]
@@ -41,7 +41,7 @@ def split_kernels(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter
 def build_muon(
     config: OptimConfig, kernels: Sequence[nn.Parameter], adamw: torch.optim.AdamW
 ) -> list[torch.optim.Optimizer]:
-    """Return Muon for ``kernels``, if there are any, and ``adamw``."""
+    """Return the optimizers of a recipe: Muon for ``kernels`` (if there are any) and ``adamw``."""
     return [*([Muon(kernels, config.lr, config.weight_decay, config.momentum)] if kernels else []), adamw]
 
 
@@ -63,9 +63,9 @@ def lr_schedule(config: OptimConfig, optimizers: Sequence[torch.optim.Optimizer]
 class Muon(torch.optim.Optimizer):
     """Muon for convolution kernels [out, in, height, width], each flattened to [out, in·height·width].
 
-    The result does not depend on a kernel's memory layout. The model may be moved to a device before the first step.
-    It uses Nesterov momentum and decoupled weight decay. For matrices with more rows than columns, the step is scaled
-    by sqrt(rows / columns). Raise ValueError for a parameter without four dimensions.
+    The optimizer uses Nesterov momentum and decoupled weight decay. For matrices with more rows than columns, the step
+    is scaled by sqrt(rows / columns). The result does not depend on the memory layout of a kernel. The model may be
+    moved to a device before the first step. Raise ValueError for a parameter that does not have four dimensions.
     """
 
     def __init__(
@@ -80,54 +80,45 @@ class Muon(torch.optim.Optimizer):
         """Update every kernel that has a gradient."""
         for group in self.param_groups:
             for kernel in group["params"]:
-                if kernel.grad is not None:
-                    update = newton_schulz(self._nesterov_direction(kernel, kernel.grad, group["momentum"]).flatten(1))
-                    kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                    scale = math.sqrt(max(1, update.shape[0] / update.shape[1]))
-                    kernel.add_(update.view(kernel.shape), alpha=-group["lr"] * scale)
-
-    def _nesterov_direction(
-        self, kernel: nn.Parameter, gradient: Tensor, momentum: float
-    ) -> Float[Tensor, "out in height width"]:
-        state = self.state[kernel]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        # Checkpoints of earlier versions store the buffer as a matrix.
-        mean = state["momentum_buffer"].view(kernel.shape)
-        mean.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(mean, momentum).to(torch.bfloat16 if has_fast_bfloat16(gradient.device) else torch.float32)
+                if kernel.grad is None:
+                    continue
+                state = self.state[kernel]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(kernel.grad)
+                # In checkpoints of earlier versions, the buffer is a matrix.
+                mean = state["momentum_buffer"].view(kernel.shape)
+                mean.lerp_(kernel.grad, 1 - group["momentum"])
+                dtype = torch.bfloat16 if has_fast_bfloat16(kernel.device) else torch.float32
+                update = newton_schulz(kernel.grad.lerp(mean, group["momentum"]).to(dtype).flatten(1))
+                kernel.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = math.sqrt(max(1, update.shape[0] / update.shape[1]))
+                kernel.add_(update.view(kernel.shape), alpha=-group["lr"] * scale)
 
 
 def newton_schulz(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return the matrix after five Newton–Schulz steps, with singular values between about 0.7 and 1.2."""
+    """Return the matrix after five Newton–Schulz steps. Its singular values are then between about 0.7 and 1.2."""
     if matrix.shape[0] > matrix.shape[1]:
         return newton_schulz(matrix.T).T
     matrix = matrix / matrix.norm().clamp(min=1e-7)
     for _ in range(_NS_STEPS):
-        matrix = torch.addmm(matrix, _ns_polynomial(_gram_matrix(matrix)), matrix, beta=_NS_A)
+        gram = _symmetric_product(matrix, matrix.T)
+        polynomial = _symmetric_product(gram, gram, is_polynomial=True)
+        matrix = torch.addmm(matrix, polynomial, matrix, beta=_NS_A)
     return matrix
 
 
-def _gram_matrix(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:
-    """Return the matrix times its transpose."""
-    return _symmetric_blocks(lambda rows, columns: matrix[rows] @ matrix[columns].T, matrix)
+def _symmetric_product(left: Tensor, right: Tensor, *, is_polynomial: bool = False) -> Float[Tensor, "rows rows"]:
+    """Return the symmetric matrix ``left @ right``, or ``_NS_B * left + _NS_C * left @ right`` if it is a polynomial.
 
-
-def _ns_polynomial(gram: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
-    """Return _NS_B times a symmetric matrix plus _NS_C times its square."""
-
-    return _symmetric_blocks(
-        lambda rows, columns: torch.addmm(gram[rows, columns], gram[rows], gram[:, columns], beta=_NS_B, alpha=_NS_C),
-        gram,
-    )
-
-
-def _symmetric_blocks(compute_block: Callable[[slice, slice], Tensor], like: Tensor) -> Tensor:
-    """Build a symmetric matrix from blocks of rows, computed from the diagonal to the last column and mirrored."""
-    size = len(like)
-    result = like.new_empty(size, size)
+    Blocks of rows are computed from the diagonal to the last column. The part below the diagonal is then copied.
+    """
+    size = len(left)
+    result = left.new_empty(size, size)
     for start in range(0, size, _BLOCK_ROWS):
         rows, rows_below = slice(start, start + _BLOCK_ROWS), slice(start + _BLOCK_ROWS, size)
-        result[rows, start:] = compute_block(rows, slice(start, size))
+        factors = left[rows], right[:, start:]
+        result[rows, start:] = (
+            torch.addmm(left[rows, start:], *factors, beta=_NS_B, alpha=_NS_C) if is_polynomial else torch.mm(*factors)
+        )
         result[rows_below, rows] = result[rows, rows_below].T
     return result

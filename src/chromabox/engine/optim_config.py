@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and length of a training run. The module does not import torch."""
+"""Optimizer, learning-rate schedule and length of a training run. This module does not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,24 +11,24 @@ class OptimConfig:
     epochs: int
     batch_size: int
     optimizer: Literal["adam", "sgd", "muon"]
-    """sgd: with Nesterov momentum; muon: Muon for convolution kernels, AdamW for all other parameters."""
+    """sgd: SGD with Nesterov momentum; muon: Muon for convolution kernels and AdamW for all other parameters."""
     lr: float
-    """Peak learning rate of all parameters; under sgd and muon, of the convolution kernels."""
+    """Peak learning rate of the convolution kernels, and with adam also of all other parameters."""
     adamw_lr: float = 0.0
-    """Peak learning rate of the other parameters under sgd and muon."""
+    """Peak learning rate of all other parameters with sgd and muon."""
     weight_decay: float = 0.0
-    """Weight decay of convolution kernels; decoupled under muon."""
+    """Weight decay of the convolution kernels. With muon, the weight decay is decoupled."""
     momentum: float = 0.95
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """linear: up to the peak in the warm-up and down to 0 at the end; cosine: the schedule of the course's detector."""
+    """linear: linear increase to the peak, then linear decrease to 0; cosine: the schedule of the course's detector."""
     warmup_fraction: float = 0.0
-    """Fraction of the run in which a linear schedule increases the learning rate."""
+    """Fraction of the run in which the linear schedule increases the learning rate."""
     ema_fraction: float = 0.0
-    """Time constant of the exponential moving average of the weights, as a fraction of the run; 0: no average."""
+    """Time constant of the exponential moving average of the weights, as a fraction of the run. 0 disables it."""
 
 
 def lr_factor(config: OptimConfig, progress: float) -> float:
-    """Return the factor of the peak learning rate at ``progress``, the completed fraction of the run in [0, 1)."""
+    """Return the factor for the peak learning rate. ``progress`` in [0, 1) is the completed fraction of the run."""
     if config.schedule == "constant":
         return 1.0
     warmup = config.warmup_fraction

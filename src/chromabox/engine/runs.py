@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import resource
 import sys
@@ -16,61 +17,34 @@ from chromabox.engine.checkpoint import read_metadata, write_json
 from chromabox.engine.logger import EpochRecord, read_metrics
 from chromabox.engine.optim_config import OptimConfig
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 
 log = logging.getLogger(__name__)
 
-#: Format of ``config.json``. Format 1 had no format number and other field names; it can still be read.
+#: Format of ``config.json``. Format 1 had no format number and other field names. It can still be read.
 CONFIG_FORMAT = 2
 
-_FORMAT_1_NAMES = {
-    "net": "model",
-    "settings": "model_args",
-    "hold_out": "val_fraction",
-    "steps": "max_steps",
-    "start": "init",
-    "spacing": "bin_spacing",
-    "execution": "runtime",
-    "views": "num_cached_views",
-    "cache_memory": "cache_memory_gb",
-    "keep_old": "keep_old_classes",
-    "retain": "retention_data",
-}
-_FORMAT_1_RECIPE_NAMES = {
-    "optimiser": "optimizer",
-    "learning_rate": "lr",
-    "other_learning_rate": "adamw_lr",
-    "gentle_learning_rate": "backbone_lr",
-    "warm_up": "warmup_fraction",
-    "mirror": "hflip",
-    "average": "ema_fraction",
-    "companions": "auxiliary_fraction",
-    "final_share": "final_lr_fraction",
-    "gentle": "lr_scale_same_classes",
-    "gentle_beside": "lr_scale_added_classes",
-    "still_normalisation": "freeze_all_bn",
-    "moving_statistics": "update_bn_stats",
-    "warm_up_epochs": "warmup_epochs",
-    "warm_up_batches": "warmup_batches",
-    "warm_up_most": "max_warmup_fraction",
-    "warm_up_bias_rate": "warmup_bias_lr",
-    "warm_up_momentum": "warmup_momentum",
-    "nominal_batch": "nominal_batch_size",
-    "average_decay": "ema_decay",
-    "average_ramp": "ema_warmup_steps",
-    "old_net": "distill",
-    "surest_new": "new_class_prior",
-    "class_weight": "class_pos_weight",
-    "objectness_weight": "objectness_pos_weight",
-}
-
-#: Process information on Linux.
-PROC_STATUS = Path("/proc/self/status")
+#: The fields of format 1 that have been renamed, with their current names.
+_FORMAT_1_RENAMED = """
+net:model settings:model_args hold_out:val_fraction steps:max_steps start:init spacing:bin_spacing execution:runtime
+views:num_cached_views cache_memory:cache_memory_gb keep_old:keep_old_classes retain:retention_data
+optimiser:optimizer learning_rate:lr other_learning_rate:adamw_lr gentle_learning_rate:backbone_lr
+warm_up:warmup_fraction mirror:hflip average:ema_fraction companions:auxiliary_fraction final_share:final_lr_fraction
+gentle:lr_scale_same_classes gentle_beside:lr_scale_added_classes still_normalisation:freeze_all_bn
+moving_statistics:update_bn_stats warm_up_epochs:warmup_epochs warm_up_batches:warmup_batches
+warm_up_most:max_warmup_fraction warm_up_bias_rate:warmup_bias_lr warm_up_momentum:warmup_momentum
+nominal_batch:nominal_batch_size average_decay:ema_decay average_ramp:ema_warmup_steps old_net:distill
+surest_new:new_class_prior class_weight:class_pos_weight objectness_weight:objectness_pos_weight compiled:compile
+"""
+_FORMAT_1_NAMES = dict(pair.split(":") for pair in _FORMAT_1_RENAMED.split())
+#: Command-line options whose fields in the configuration have other names.
+_OPTION_FIELDS = {"recipe": "recipe_name", "learning_rate": "lr", "cached_views": "num_cached_views"}
+_OPTION_FIELDS |= {"cache_memory": "cache_memory_gb"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings that all training runs share; each kind of run adds its own."""
+    """Settings that all training runs share. The configuration of each kind of run has further settings."""
 
     model: str
     recipe: OptimConfig
@@ -80,9 +54,9 @@ class RunConfig:
     patience: int | None = None
     """Epochs without improvement after which training stops."""
     max_steps: int | None = None
-    """Optimizer steps of the whole run, instead of the recipe's epochs; the last epoch can be shortened."""
+    """Optimizer steps of the whole run, instead of the recipe's epochs. The last epoch can be shortened."""
     runtime: RuntimeConfig | None = None
-    """Device, precision and threads; None until training has chosen them."""
+    """Device, precision, compilation, memory layout and threads. None until training has chosen them."""
 
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -120,14 +94,14 @@ class RunDir:
     def config_values(self) -> dict[str, Any]:
         """Return the fields of the configuration by their current names.
 
-        Raise OSError if there is no ``config.json``, and ValueError, KeyError or TypeError if it is not valid.
+        Raise OSError if ``config.json`` cannot be read, and ValueError, KeyError, TypeError or AttributeError if its
+        content is not valid.
         """
         values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         values.pop("versions", None)
         if values.pop("format", 1) == 1:
             values = rename_keys(values, _FORMAT_1_NAMES)
-            values["recipe"] = rename_keys(values["recipe"], _FORMAT_1_RECIPE_NAMES)
-            values["runtime"] = rename_keys(values["runtime"], {"compiled": "compile"})
+            values |= {name: rename_keys(values[name], _FORMAT_1_NAMES) for name in ("recipe", "runtime")}
         return dict(values)
 
     def model_name(self) -> str | None:
@@ -144,7 +118,7 @@ class RunDir:
         try:
             values = self.config_values()
             if values["model"] not in models:
-                raise ValueError(f"its model is {values['model']}")
+                raise ValueError(f"the model is {values['model']}")
             values["recipe"] = hints["recipe"](**values["recipe"])
             values["runtime"] = RuntimeConfig(**values["runtime"])
             return kind(**values)
@@ -152,36 +126,67 @@ class RunDir:
             raise UsageError(
                 f"{self.path}: contains no config.json; use a run folder written by chromabox train or finetune"
             ) from error
-        except (OSError, json.JSONDecodeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"the setting {error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"{self.path / 'config.json'}: damaged ({error}); restore the file or start a new run"
+                f"{self.path / 'config.json'}: damaged, or not the configuration of a run of {', '.join(models)} "
+                f"({reason}); restore the file or start a new run"
             ) from error
-        except KeyError as error:
-            raise UsageError(
-                f"{self.path / 'config.json'}: the setting {error} is missing; restore the file or start a new run"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{self.path / 'config.json'}: not the configuration of a run of {', '.join(models)} ({error})"
-            ) from error
+
+    def read_checkpoint_metadata(self) -> dict[str, Any]:
+        """Return the metadata of ``last.safetensors``. Raise ChromaboxError if this file is truncated or corrupt."""
+        path = self.path / "last.safetensors"
+        metadata = read_metadata(path)
+        if metadata is None:
+            raise ChromaboxError(
+                f"{path}: truncated or corrupt checkpoint; "
+                f"restore the file from a copy, or delete {self.path} and start the run again"
+            )
+        return metadata
 
     def resume_config(self, kind: type[ConfigT], options: RuntimeOptions, epochs: int | None = None) -> ConfigT:
         """Return the configuration for resuming the run, with the given runtime options and number of epochs.
 
-        Raise UsageError if the run cannot be resumed or has started more epochs already.
+        Raise UsageError if the run has no checkpoint or has started more epochs already, and ChromaboxError if the
+        checkpoint is truncated or corrupt.
         """
         config = self.load_config(kind)
         if not self.is_started:
-            raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start it again")
+            raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start the run again")
+        metadata = self.read_checkpoint_metadata()
         if epochs is not None:
-            # The checkpoint of a run that was interrupted within an epoch records the batch.
-            is_within_epoch = bool((read_metadata(self.path / "last.safetensors") or {}).get("batch"))
-            started = len(self.metrics()) + is_within_epoch
+            # The checkpoint of a run that was interrupted within an epoch contains the number of batches.
+            started = len(self.metrics()) + bool(metadata.get("batch"))
             if epochs < max(started, 1):
-                raise UsageError(f"--epochs is {epochs}, but {self.path} has started {started} epochs already")
+                raise UsageError(
+                    f"--epochs is {epochs}, but {self.path} has started {started} epochs already; use a larger number"
+                )
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
         assert config.runtime is not None
         return replace(config, runtime=config.runtime.with_overrides(options))
+
+    def reject_changes(self, config: RunConfig, given: Any, allowed: Any, changeable: str) -> None:
+        """Raise UsageError if an option that was given on resuming differs from the configuration of the run.
+
+        Args:
+            config: the configuration of the run.
+            given: dataclass of all options. The first field is the positional argument, and nested dataclasses are
+                groups of options.
+            allowed: the same dataclass with default values, except for options that can be changed on resuming.
+            changeable: the names of those options, for the message.
+        """
+        stored = {**_flatten(asdict(config)), "output": self.path}
+        defaults = _flatten(asdict(allowed))
+        positional, changes = next(iter(defaults)), []
+        for name, value in _flatten(asdict(given)).items():
+            old = stored.get(_OPTION_FIELDS.get(name, name))
+            if value != defaults[name] and str(old) not in (str(value), os.path.abspath(str(value))):
+                option = name if name == positional else f"--{name.replace('_', '-')}"
+                changes.append(f"{option} from {'the default' if old is None else old} to {value}")
+        if changes:
+            raise UsageError(
+                f"--resume {self.path}: cannot change {', '.join(changes)}; only {changeable} can be changed"
+            )
 
     def metrics(self) -> list[EpochRecord]:
         """Return the records of the finished epochs."""
@@ -197,15 +202,18 @@ class RunDir:
 
 
 def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, RunDir], None]) -> None:
-    """Call ``train`` for every run that is not finished: with its stored configuration if it was interrupted.
+    """Call ``train`` for every run that is not finished. An interrupted run keeps its stored configuration.
 
-    Raise UsageError, before any training, if a folder contains a run with different settings.
+    Raise UsageError, before any training, if a folder contains a run with different settings, and ChromaboxError if
+    the checkpoint of an interrupted run is truncated or corrupt.
     """
     runs = {path: RunDir(path) for path in configs}
     stored = {path: run.load_config(type(configs[path])) for path, run in runs.items() if run.is_started}
     for path, config in stored.items():
         if replace(config, runtime=None) != replace(configs[path], runtime=None):
-            raise UsageError(f"{path}: contains a run with other settings; use another folder with -o or remove it")
+            raise UsageError(f"{path}: contains a run with other settings; use another folder with -o or delete {path}")
+        if not runs[path].is_finished:
+            runs[path].read_checkpoint_metadata()
     for path, config in configs.items():
         if path in stored and runs[path].is_finished:
             log.info(f"{path}: already finished, skipping")
@@ -214,22 +222,30 @@ def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, Run
         train(stored.get(path, config), runs[path])
 
 
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the items of a nested dictionary, without the dictionaries."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def rename_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return a copy of ``values`` with the keys in ``names`` renamed."""
     return {names.get(key, key): value for key, value in values.items()}
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries that affect a run's results."""
+    """Return the versions of Python, of this package, and of the libraries that affect the results of a run."""
     packages = ("chromabox", "torch", "numpy", "scikit-image", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process in bytes."""
-    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork; VmHWM does not.
-    status = PROC_STATUS.read_text().splitlines() if PROC_STATUS.is_file() else []
-    for line in status:
+    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork. VmHWM does not include it.
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

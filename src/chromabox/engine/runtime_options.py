@@ -1,4 +1,4 @@
-"""Runtime options of training. The module does not import torch, to keep the command line fast."""
+"""Runtime options of training. This module does not import torch, because the command line must start quickly."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,10 +8,10 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Runtime options of training; those set to auto are chosen by a short benchmark."""
+    """Runtime options of training. Options set to auto are chosen by a short benchmark."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward pass (parameters and losses are float32)."""
+    """Precision of the forward pass (parameters and losses are always float32)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Use torch.compile (requires a C++ compiler; faster on long runs)."""
     channels_last: Literal["auto", "on", "off"] = "auto"

@@ -1,4 +1,4 @@
-"""The driver of all training runs: choose the runtime settings, write the run folder, train, summarise.
+"""Execution of all training runs: selection of the runtime settings, training, and the files of the run folder.
 
 Each kind of run is a :class:`TrainingJob`, which provides the model, the task and the summary.
 """
@@ -27,7 +27,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class TrainingJob(Protocol):
-    """A run before its first step. Its constructor raises UsageError for invalid settings."""
+    """A training run before its first step. The constructor raises UsageError for invalid settings."""
 
     @property
     def config(self) -> RunConfig:
@@ -42,18 +42,18 @@ class TrainingJob(Protocol):
         """Number of batches of the whole run."""
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return the loss of one batch as a function of the model, for measuring the time of a step."""
+        """Return a function that computes the loss of a model for one batch, for measuring the time of a step."""
 
     def save_inputs(self, run: RunDir) -> None:
-        """Write the files that a resumed run reads, apart from the configuration."""
+        """Write the files that are read when the run is resumed, apart from the configuration."""
 
     def open_task(
         self, run: RunDir, runtime: RuntimeConfig
     ) -> AbstractContextManager[tuple[TrainTask[Any], TrainSchedule]]:
-        """Return the task and its schedule, with resources that are released at the end of the context."""
+        """Return a context that yields the task and its schedule, and releases their resources at the end."""
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Return the contents of ``summary.json``, given the model of the last epoch; called within the context."""
+        """Return the contents of ``summary.json`` for the trained model. The task is still open during this call."""
 
     def __str__(self) -> str:
         """Return a description of the run for the log."""
@@ -68,18 +68,18 @@ def run_training(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a job into its run folder and return its summary, the contents of ``summary.json``.
+    """Train a job, write its files to the run folder, and return the contents of ``summary.json``.
 
     Args:
-        job: the run.
-        run: the run folder; created if it does not exist.
-        options: runtime options, used if the job's configuration has no runtime settings: those that are not fixed
+        job: the job.
+        run: the run folder, which is created if it does not exist.
+        options: runtime options, which are used if the job's configuration has no runtime settings. Those set to auto
             are chosen by measuring training steps.
         dist_info: rank and number of processes; None for a single process.
         resume: whether to continue from the last checkpoint.
         callbacks: functions called in the main process after each epoch.
 
-    Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state, and ChromaboxError if the loss or a metric
+    Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state. Raise ChromaboxError if the loss or a metric
     is not finite.
     """
     dist_info, options = dist_info or DistInfo(), options or RuntimeOptions()

@@ -2,8 +2,8 @@
 
 A :class:`TrainTask` defines the model, its optimizers, the batches, the loss and the validation. A
 :class:`TrainSchedule` defines the length of training. The loop takes optimizer steps, averages weights, validates,
-logs, saves checkpoints and stops; it does not depend on the contents of a batch. The task derives all randomness in a
-batch from ``(seed, epoch)``. A run that was stopped at any point, even by ``kill -9``, therefore resumes with the same
+logs and saves checkpoints. It does not depend on the contents of a batch. The task derives all randomness in a batch
+from ``(seed, epoch)``. A run that was stopped at any point, even by ``kill -9``, therefore resumes with the same
 results as an uninterrupted run.
 """
 
@@ -11,10 +11,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -32,7 +33,7 @@ from chromabox.engine.distributed import (
     barrier,
     broadcast_object,
 )
-from chromabox.engine.logger import EpochRecord, MetricsLogger, ProgressCallback, progress_bar
+from chromabox.engine.logger import EpochRecord, MetricsLogger, progress_bar
 from chromabox.engine.optim import LrSchedule
 from chromabox.engine.runs import RunConfig, rename_keys
 from chromabox.errors import ChromaboxError
@@ -41,7 +42,7 @@ BatchT = TypeVar("BatchT")
 
 
 class TrainingInterrupted(ChromaboxError):
-    """Interruption by Ctrl-C or SIGTERM. The state has been saved; the message explains how to resume."""
+    """Raised on Ctrl-C or SIGTERM after the training state has been saved. The message states how to resume."""
 
     exit_code = 130
 
@@ -52,19 +53,18 @@ class TrainSchedule:
 
     epochs: int
     batches_per_epoch: int
-    """Batches per epoch."""
     accumulate: int = 1
     """Batches per optimizer step (gradient accumulation)."""
     ema_decay: float = 0.0
-    """Decay of the exponential moving average (EMA) of weights and BatchNorm statistics; 0 disables it."""
+    """Decay of the exponential moving average (EMA) of weights and BatchNorm statistics. 0 disables the EMA."""
     ema_warmup_steps: float = 0.0
-    """The decay is multiplied by 1 − e^(−step/warmup), which reduces the weight of early steps; 0: no warm-up."""
+    """The decay is multiplied by 1 − e^(−step/warmup), which reduces the weight of early steps. 0 disables warm-up."""
     monitor: str | None = None
-    """Metric (lower is better) that selects the best epoch; None (no held-out data): the last epoch is best."""
+    """Metric (lower is better) that selects the best epoch. If None (no held-out data), the last epoch is the best."""
     patience: int | None = None
     """Number of epochs without improvement in ``monitor`` after which training stops."""
     max_steps: int | None = None
-    """Maximum number of optimizer steps; the last epoch can be shortened."""
+    """Maximum number of optimizer steps. The last epoch can be shortened."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +78,7 @@ class TrainSchedule:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def batches_in_epoch(self, epoch: int) -> int:
-        """Return the number of batches in the epoch with this zero-based index; 0 for epochs after the last one."""
+        """Return the number of batches in the epoch with this zero-based index. Return 0 after the last epoch."""
         remaining_steps = self.total_steps - epoch * self.steps_per_epoch
         return max(0, min(self.batches_per_epoch, remaining_steps * self.accumulate))
 
@@ -91,31 +91,21 @@ def make_schedule(
     monitor: str | None = None,
     ema_warmup: bool = True,
 ) -> TrainSchedule:
-    """Return the schedule of a run.
-
-    Args:
-        config: the run's configuration.
-        batches_per_epoch: batches per epoch.
-        accumulate: batches per optimizer step.
-        monitor: metric that selects the best epoch; None: the last epoch is best.
-        ema_warmup: warm up the moving average in the first 2 % of the run.
-    """
+    """Return the schedule of a run. ``ema_warmup`` warms up the moving average in the first 2 % of the run."""
     schedule = TrainSchedule(
         epochs=config.recipe.epochs,
         batches_per_epoch=batches_per_epoch,
         accumulate=accumulate,
         monitor=monitor,
         patience=config.patience,
+        max_steps=config.max_steps,
     )
     if config.max_steps is not None:
-        epochs = math.ceil(config.max_steps / schedule.steps_per_epoch)
-        schedule = replace(schedule, epochs=epochs, max_steps=config.max_steps)
+        schedule = replace(schedule, epochs=math.ceil(config.max_steps / schedule.steps_per_epoch))
     if config.recipe.ema_fraction:
-        schedule = replace(
-            schedule,
-            ema_decay=max(0.0, 1 - 1 / (config.recipe.ema_fraction * schedule.total_steps)),
-            ema_warmup_steps=schedule.total_steps / 50 if ema_warmup else 0.0,
-        )
+        decay = max(0.0, 1 - 1 / (config.recipe.ema_fraction * schedule.total_steps))
+        warmup_steps = schedule.total_steps / 50 if ema_warmup else 0.0
+        schedule = replace(schedule, ema_decay=decay, ema_warmup_steps=warmup_steps)
     return schedule
 
 
@@ -126,11 +116,11 @@ class TrainTask(Generic[BatchT]):
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     batches: Callable[[int, int], Iterable[BatchT]]
-    """(epoch, number of batches to skip) → the remaining batches of the epoch; deterministic."""
+    """(epoch, number of batches to skip) → the remaining batches of the epoch. The batches are deterministic."""
     compute_loss: Callable[[Callable[[Tensor], Tensor], BatchT], dict[str, Tensor]]
     """Scalars of one batch: ``loss``, which is minimised, and other values to log."""
     validate: Callable[[nn.Module], dict[str, float]]
-    """Metrics of a model in evaluation mode; called in the main process only."""
+    """Metrics of a model in evaluation mode. The function is called in the main process only."""
     lr_schedule: LrSchedule
     """Step → the settings (``lr`` …) of each parameter group of each optimizer."""
     checkpoint_metadata: Callable[[], dict[str, Any]]
@@ -157,135 +147,140 @@ def fit(
     resume: bool = False,
     on_epoch_end: Callable[[EpochRecord, nn.Module], None] = lambda record, model: None,
 ) -> nn.Module:
-    """Train the model and return it for evaluation (with averaged weights if there is an EMA).
+    """Train the model and return the model to evaluate: the averaged model if there is an EMA.
 
     Write ``metrics.jsonl``, ``metrics.csv``, TensorBoard events, ``last.safetensors`` (the complete state for resuming)
     and ``best.safetensors`` (the model only) to ``folder``. ``on_epoch_end`` is called in the main process with the
-    epoch's record and the model. Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state, and
+    epoch's record and the model. Raise TrainingInterrupted on Ctrl-C or SIGTERM, after saving the state. Raise
     ChromaboxError if the loss or a metric is not finite.
     """
-    return _Trainer(task, schedule, folder, runtime, dist_info or DistInfo(), on_epoch_end).run(resume)
+    trainer = _Trainer(task, schedule, folder, runtime, dist_info or DistInfo(), on_epoch_end)
+    if resume:
+        trainer.load_state()
+    trainer.run()
+    return trainer.eval_model
 
 
+@dataclass
 class _Trainer(Generic[BatchT]):
-    """State of one training run."""
+    """Training run in progress."""
 
-    def __init__(
-        self,
-        task: TrainTask[BatchT],
-        schedule: TrainSchedule,
-        folder: Path,
-        runtime: RuntimeConfig,
-        dist_info: DistInfo,
-        on_epoch_end: Callable[[EpochRecord, nn.Module], None],
-    ) -> None:
-        self.task, self.schedule, self.folder, self.runtime, self.dist_info = task, schedule, folder, runtime, dist_info
-        self.on_epoch_end = on_epoch_end
+    task: TrainTask[BatchT]
+    schedule: TrainSchedule
+    folder: Path
+    runtime: RuntimeConfig
+    dist_info: DistInfo
+    on_epoch_end: Callable[[EpochRecord, nn.Module], None]
+
+    def __post_init__(self) -> None:
         self.state = _TrainState()
-        self.prepared_model = runtime.prepare(task.model)
-        self.ema_model = _make_ema(task.model, schedule) if schedule.ema_decay else None
+        self.prepared_model = self.runtime.prepare(self.task.model)
+        self.ema_model = _make_ema(self.task.model, self.schedule) if self.schedule.ema_decay else None
         self.metric_sums: dict[str, Tensor] = {}
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated, saved as best, and returned."""
+        """The model that is validated, saved as ``best.safetensors``, and returned: the averaged model if any."""
         return self.ema_model.module if self.ema_model is not None else self.task.model
-
-    def run(self, resume: bool) -> nn.Module:
-        if resume:
-            self.load_state()
-        logger = MetricsLogger(self.folder, self.state.epoch) if self.dist_info.is_main else None
-        try:
-            with _catch_signals() as stop_requested, self.make_progress_bar() as advance:
-                while self.batches_this_epoch and not self.should_stop_early():
-                    start_time = time.perf_counter()
-                    remaining = self.batches_this_epoch - self.state.batch
-                    for batch in islice(self.task.batches(self.state.epoch, self.state.batch), remaining):
-                        with wrap_compile_errors(self.runtime):
-                            self.training_step(batch)
-                        advance(epoch=self.state.epoch + 1)
-                        # The run stops only after an optimizer step, because gradients are not saved.
-                        if self.is_step_due() and all_reduce_any(stop_requested(), self.dist_info):
-                            self.state.seconds += time.perf_counter() - start_time
-                            self.save_and_interrupt()
-                    self.end_epoch(logger, start_time)
-        finally:
-            if logger is not None:
-                logger.close()
-        return self.eval_model
 
     @property
     def batches_this_epoch(self) -> int:
         """Batches in the current epoch; 0 after the last epoch."""
         return self.schedule.batches_in_epoch(self.state.epoch)
 
-    def make_progress_bar(self) -> AbstractContextManager[ProgressCallback]:
-        """Return a progress bar over all batches of the run, shown by the main process."""
-        total = sum(self.schedule.batches_in_epoch(epoch) for epoch in range(self.schedule.epochs))
-        completed = self.state.epoch * self.schedule.batches_per_epoch + self.state.batch
-        return progress_bar("training", total, completed, show=self.dist_info.is_main)
-
+    @property
     def is_step_due(self) -> bool:
-        """Return whether an optimizer step is due after the most recent batch."""
+        """Whether an optimizer step is due after the most recent batch."""
         return self.state.batch % self.schedule.accumulate == 0 or self.state.batch == self.batches_this_epoch
 
+    def run(self) -> None:
+        """Train until the end of the schedule, or until ``patience`` epochs have passed without improvement."""
+        schedule, state, is_main = self.schedule, self.state, self.dist_info.is_main
+        total = sum(schedule.batches_in_epoch(epoch) for epoch in range(schedule.epochs))
+        completed = state.epoch * schedule.batches_per_epoch + state.batch
+        with (
+            closing(MetricsLogger(self.folder, state.epoch)) if is_main else nullcontext() as logger,
+            _catch_signals() as stop_requested,
+            progress_bar("training", total, completed, show=is_main) as advance,
+        ):
+            while self.batches_this_epoch:
+                if schedule.patience is not None and state.epoch - state.best_epoch >= schedule.patience:
+                    break
+                start_time = time.perf_counter()
+                remaining = self.batches_this_epoch - state.batch
+                for batch in islice(self.task.batches(state.epoch, state.batch), remaining):
+                    with wrap_compile_errors(self.runtime):
+                        self.training_step(batch)
+                    advance(epoch=state.epoch + 1)
+                    # The run stops only after an optimizer step, because gradients are not saved.
+                    if self.is_step_due and all_reduce_any(stop_requested(), self.dist_info):
+                        state.seconds += time.perf_counter() - start_time
+                        self.save_and_interrupt()
+                self.end_epoch(logger, start_time)
+
     def training_step(self, batch: BatchT) -> None:
-        """Run a forward and backward pass; take a step after ``accumulate`` batches and at the end of the epoch."""
-        schedule, state = self.schedule, self.state
-        if state.batch % schedule.accumulate == 0:
-            for optimizer in self.task.optimizers:
+        """Run a forward and a backward pass, and an optimizer step if one is due."""
+        schedule, state, optimizers = self.schedule, self.state, self.task.optimizers
+        first_batch = state.batch - state.batch % schedule.accumulate
+        if state.batch == first_batch:
+            for optimizer in optimizers:
                 optimizer.zero_grad()
         self.task.model.train()
         with self.runtime.autocast():
             losses = self.task.compute_loss(self.prepared_model, batch)
-        first_batch = state.batch - state.batch % schedule.accumulate
         (losses["loss"] / min(schedule.accumulate, self.batches_this_epoch - first_batch)).backward()
         for name, value in losses.items():
-            # Sum in float64: a resumed epoch must have the same mean to the last digit.
-            self.metric_sums[name] = (
-                self.metric_sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double()
-            )
+            # Sums are float64, because the mean of a resumed epoch must be the same to the last digit.
+            previous = self.metric_sums.get(name, torch.zeros((), dtype=torch.float64))
+            self.metric_sums[name] = previous + value.detach().double()
         state.batch += 1
-        if self.is_step_due():
-            self.optimizer_step()
-
-    def optimizer_step(self) -> None:
+        if not self.is_step_due:
+            return
         all_reduce_gradients(list(self.task.model.parameters()), self.dist_info)
-        for optimizer, groups in zip(self.task.optimizers, self.task.lr_schedule(self.state.step), strict=True):
+        for optimizer, groups in zip(optimizers, self.task.lr_schedule(state.step), strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
             optimizer.step()
-        self.state.step += 1
+        state.step += 1
         if self.ema_model is not None:
             self.ema_model.update_parameters(self.task.model)
 
+    def average_metric_sums(self) -> None:
+        """Replace the metric sums by their means over the processes."""
+        means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
+        self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
+
     def end_epoch(self, logger: MetricsLogger | None, start_time: float) -> None:
         """Validate, log, and save the checkpoints of the finished epoch."""
-        state = self.state
-        means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info) / self.batches_this_epoch
+        state, monitor, model = self.state, self.schedule.monitor, self.eval_model
+        self.average_metric_sums()
         record: EpochRecord = {"epoch": state.epoch + 1}
-        record |= {f"train_{name}": value for name, value in zip(self.metric_sums, means.tolist(), strict=True)}
+        num_batches = self.batches_this_epoch
+        record |= {f"train_{name}": (total / num_batches).item() for name, total in self.metric_sums.items()}
         self.check_finite(record)
-        eval_model = self.eval_model
-        metrics = _validate(self.task, eval_model, self.runtime) if self.dist_info.is_main else {}
+        metrics: dict[str, float] = {}
+        if logger is not None:
+            was_training = model.training
+            model.eval()
+            with torch.no_grad(), self.runtime.autocast():
+                metrics = self.task.validate(model)
+            model.train(was_training)
         record |= broadcast_object(metrics, self.dist_info)
         self.check_finite(record)
-        state.seconds += time.perf_counter() - start_time
-        record["seconds"] = round(state.seconds, 3)
-        score = record[self.schedule.monitor] if self.schedule.monitor else -math.inf
-        improved = score < state.best or self.schedule.monitor is None
+        record["seconds"] = round(state.seconds + time.perf_counter() - start_time, 3)
         self.metric_sums = {}
         state.epoch, state.batch, state.seconds = state.epoch + 1, 0, 0.0
+        improved = monitor is None or record[monitor] < state.best
         if improved:
             state.best_epoch = state.epoch
-            state.best = score if self.schedule.monitor else math.inf
+            state.best = math.inf if monitor is None else record[monitor]
         if logger is not None:
             logger.log(record)
-            self.on_epoch_end(record, eval_model)
+            self.on_epoch_end(record, model)
+            metadata = {**self.task.checkpoint_metadata(), **record}
             if improved:
-                best_path = self.folder / "best.safetensors"
-                save_checkpoint(best_path, {"net": eval_model.state_dict()}, self.metadata(record))
-            self.save_state(self.metadata(record))
+                save_checkpoint(self.folder / "best.safetensors", {"net": model.state_dict()}, metadata)
+            self.save_state(metadata)
         barrier(self.dist_info)
 
     def check_finite(self, record: EpochRecord) -> None:
@@ -297,30 +292,19 @@ class _Trainer(Generic[BatchT]):
                     "try a lower learning rate or --precision float32"
                 )
 
-    def should_stop_early(self) -> bool:
-        patience = self.schedule.patience
-        return patience is not None and self.state.epoch - self.state.best_epoch >= patience
-
     def save_and_interrupt(self) -> None:
-        """Save the state, with metric sums averaged over processes; raise TrainingInterrupted in every process."""
-        means = all_reduce_mean(torch.stack(list(self.metric_sums.values())), self.dist_info)
-        self.metric_sums = dict(zip(self.metric_sums, means, strict=True))
+        """Save the state in the main process, and raise TrainingInterrupted in every process."""
+        state = self.state
+        self.average_metric_sums()
         if self.dist_info.is_main:
-            self.save_state(self.metadata({"batch": self.state.batch}))
+            self.save_state({**self.task.checkpoint_metadata(), "epoch": state.epoch, "batch": state.batch})
         # Every process waits for the file. A process that exits early could resume from an older file, or cause
         # torchrun to kill the main process while it writes.
         barrier(self.dist_info)
         raise TrainingInterrupted(
-            f"stopped in epoch {self.state.epoch + 1} after batch {self.state.batch}; "
+            f"stopped in epoch {state.epoch + 1} after batch {state.batch}; "
             f"the state is saved in {self.folder}: continue with --resume {self.folder}"
         )
-
-    def metadata(self, record: EpochRecord) -> dict[str, Any]:
-        return {
-            **self.task.checkpoint_metadata(),
-            "epoch": self.state.epoch,
-            **{name: value for name, value in record.items() if name != "epoch"},
-        }
 
     def save_state(self, metadata: dict[str, Any]) -> None:
         """Save the complete state for resuming to ``last.safetensors``."""
@@ -333,17 +317,17 @@ class _Trainer(Generic[BatchT]):
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if self.runtime.device.startswith("cuda") else None,
         }
-        save_checkpoint(
-            self.folder / "last.safetensors", {"net": self.eval_model.state_dict(), "resume": resume}, metadata
-        )
+        state = {"net": self.eval_model.state_dict(), "resume": resume}
+        save_checkpoint(self.folder / "last.safetensors", state, metadata)
 
     def load_state(self) -> None:
-        state, _ = load_checkpoint(self.folder / "last.safetensors")
-        if "resume" not in state:
+        """Load the complete state from ``last.safetensors``."""
+        path = self.folder / "last.safetensors"
+        resume = load_checkpoint(path)[0].get("resume")
+        if resume is None:
             raise ChromaboxError(
-                f"{self.folder / 'last.safetensors'}: contains a model but no training state for resuming"
+                f"{path}: contains a model but no training state; expected the last.safetensors of a training run"
             )
-        resume = state["resume"]
         # Checkpoints of version 0.1.0 and earlier use "update" for "step".
         loop = rename_keys(resume["loop"], {"update": "step"})
         self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
@@ -358,27 +342,15 @@ class _Trainer(Generic[BatchT]):
             torch.cuda.set_rng_state(resume["cuda_random"])
 
 
-@torch.no_grad()
-def _validate(task: TrainTask[BatchT], model: nn.Module, runtime: RuntimeConfig) -> dict[str, float]:
-    """Return the validation metrics of the model in evaluation mode; restore its mode afterwards."""
-    was_training = model.training
-    model.eval()
-    with runtime.autocast():
-        metrics = task.validate(model)
-    model.train(was_training)
-    return metrics
-
-
 def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
     """Create an exponential moving average of parameters and buffers with the schedule's decay."""
 
     @torch.no_grad()
     def update_averages(averages: Any, currents: Any, count: Any) -> None:
         warmup = 1 - math.exp(-float(count) / schedule.ema_warmup_steps) if schedule.ema_warmup_steps else 1.0
-        decay = schedule.ema_decay * warmup
         for average, current in zip(averages, currents, strict=True):
             if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
+                average.lerp_(current, 1 - schedule.ema_decay * warmup)
             else:
                 average.copy_(current)
 
@@ -387,24 +359,22 @@ def _make_ema(model: nn.Module, schedule: TrainSchedule) -> AveragedModel:
 
 @contextmanager
 def _catch_signals() -> Iterator[Callable[[], bool]]:
-    """Catch Ctrl-C and SIGTERM; yield a function that returns whether one arrived.
+    """Catch SIGINT (Ctrl-C) and SIGTERM. Yield a function that returns whether a signal was received.
 
     A second signal raises KeyboardInterrupt immediately.
     """
-    requested = False
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested:
+        if received:
             raise KeyboardInterrupt
-        requested = True
+        received.append(number)
 
+    # Python allows only the main thread to handle signals.
+    numbers = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # Only the main thread can handle signals.
-        previous = {}
-    try:
-        yield lambda: requested
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

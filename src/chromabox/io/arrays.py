@@ -10,27 +10,22 @@ from chromabox.io.images import Pixels, from_float
 
 
 def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None]:
-    """Return the RGB pixels of an image, and its alpha [height, width] or None.
+    """Return the RGB pixels of an image and its alpha [height, width], or None for an image without alpha.
 
     Args:
-        image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1), or a NumPy array [height, width],
-            [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of uint8, uint16,
-            or float in [0, 1].
+        image: a Pillow image of any mode (mode I with values 0 to 65535, mode F with 0 to 1), or a NumPy array of
+            uint8, uint16, or float in [0, 1] with the shape [height, width], [height, width, 1], [height, width, 3] or
+            [height, width, 4]. The last of four channels is alpha.
 
-    Floating-point pixels are returned as uint16. Alpha has the dtype of the image; floating-point alpha is float32.
-    Raise UsageError for any other image, and ChromaboxError for image data that cannot be decoded.
+    Floating-point pixels are returned as uint16. Alpha has the dtype of the image, or float32 for a floating-point
+    image. Raise UsageError for any other image, and ChromaboxError for image data that cannot be decoded.
     """
-    if isinstance(image, Image.Image):
-        return _split(_decode(image))
-    if isinstance(image, np.ndarray):
-        return _split(image)
-    raise UsageError(
-        f"image has type {type(image).__name__}: expected a PIL.Image or a NumPy array; "
-        "open a file with PIL.Image.open(path)"
-    )
-
-
-def _split(array: np.ndarray) -> tuple[Pixels, np.ndarray | None]:
+    if not isinstance(image, Image.Image | np.ndarray):
+        raise UsageError(
+            f"image has type {type(image).__name__}: expected a PIL.Image or a NumPy array; "
+            "open a file with PIL.Image.open(path)"
+        )
+    array = _decode(image) if isinstance(image, Image.Image) else image
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
         shape = " × ".join(map(str, array.shape)) or "()"
         raise UsageError(f"image has shape {shape}: expected height × width, or height × width × 1, 3 or 4 channels")
@@ -39,7 +34,7 @@ def _split(array: np.ndarray) -> tuple[Pixels, np.ndarray | None]:
         _check_range(array, 1)
     elif array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise UsageError(f"image has dtype {array.dtype}: expected uint8, uint16, or float in [0, 1]")
-    # Convert to native byte order: an array read from a file may have the other one.
+    # Convert to native byte order, because an array that was read from a file can have the opposite byte order.
     values = np.asarray(array, np.float32 if is_float else array.dtype.newbyteorder("="))
     values = values[..., None] if values.ndim == 2 else values
     pixels = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
@@ -48,7 +43,7 @@ def _split(array: np.ndarray) -> tuple[Pixels, np.ndarray | None]:
 
 
 def _decode(image: Image.Image) -> np.ndarray:
-    """Return RGB or RGBA as uint8, or the grey values of the modes I (as uint16) and F (as float)."""
+    """Return RGB or RGBA values as uint8, or the grey values of modes I (as uint16) and F (as float)."""
     if not (image.width and image.height):
         raise UsageError(f"image has no pixels ({image.width} × {image.height}): expected at least 1 × 1")
     try:
@@ -65,11 +60,11 @@ def _decode(image: Image.Image) -> np.ndarray:
             image = image.convert("LA")
         return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     except (OSError, SyntaxError) as error:
-        raise ChromaboxError(f"image cannot be decoded: the data is truncated or corrupt ({error})") from error
+        raise ChromaboxError(f"image cannot be decoded: the data are truncated or corrupt ({error})") from error
 
 
 def _check_range(values: np.ndarray, upper: int) -> None:
-    """Raise UsageError unless all values are from 0 to ``upper``; NaN is invalid."""
+    """Raise UsageError if a value is NaN, below 0 or above ``upper``."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= upper):
         value_range = "NaN" if np.isnan(low) else f"{low:g} to {high:g}"

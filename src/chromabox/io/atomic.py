@@ -1,4 +1,4 @@
-"""Reading of files of bounded size, and atomic writes: to a temporary file in the same folder, which is renamed."""
+"""Reading of files of limited size, and atomic writing of files."""
 
 import contextlib
 import os
@@ -11,11 +11,12 @@ from chromabox.errors import ChromaboxError
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` when the block succeeds and is removed when it fails.
+    """Yield a temporary path. The file at this path replaces `path` if the block succeeds, and is deleted otherwise.
 
-    The temporary file is hidden and in the same folder, because a rename is atomic only within a file system. It has
-    the same suffix, because some libraries infer the format from it. Until the rename, an existing file at `path` is
-    unchanged; a symbolic link is replaced, not followed. The folder must exist. OSErrors are passed on to the caller.
+    The temporary file is hidden. It is in the same folder as `path`, because a rename is atomic only within a file
+    system. It has the same suffix, from which some libraries infer the format. An existing file at `path` is unchanged
+    until it is replaced. A symbolic link is replaced, not followed. The folder must exist. OSErrors are passed on to
+    the caller.
     """
     temp_path = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
@@ -26,9 +27,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_bytes(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
-    """Return the content of a file. Raise ChromaboxError if it cannot be read or has more than ``max_bytes`` bytes.
+    """Return the content of a file. ``expected`` describes the expected file in error messages.
 
-    ``expected`` names the content in the message.
+    Raise ChromaboxError if the file cannot be read or has more than ``max_bytes`` bytes.
     """
     try:
         if max_bytes is not None and (size := path.stat().st_size) > max_bytes:

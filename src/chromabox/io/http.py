@@ -1,8 +1,6 @@
 """Resumable HTTP downloads with progress, and verification of pinned files.
 
-A download takes a partial file, its maximum size, and a function that verifies and commits the result. A pinned file
-has a name, a SHA-256 and a size. A file gets its final name only after verification; until then, its name ends
-in `.part`.
+A pinned file has a name, a SHA-256 and a size. The name of a file ends in `.part` until the file has been verified.
 """
 
 import contextlib
@@ -27,18 +25,18 @@ Progress = Callable[[str], None]
 
 
 class StderrProgress:
-    """Progress on stderr, one line per event. On a terminal, `fetch` also shows a bar with rate and remaining time."""
+    """Print each event as a line on stderr. On a terminal, `fetch` also shows a bar with rate and remaining time."""
 
     def __call__(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
 def quiet(line: str) -> None:
-    """Discard a progress message. Use this as the progress callback for optional files."""
+    """Discard a progress message. This is the progress callback for optional files."""
 
 
 class NotAvailableError(ChromaboxError):
-    """Raised if a source is reachable but does not have the file."""
+    """Raised if a source is available but does not have the file."""
 
 
 class ContentMismatchError(NotAvailableError):
@@ -47,7 +45,7 @@ class ContentMismatchError(NotAvailableError):
 
 @dataclass(frozen=True)
 class PinnedFile:
-    """A file's name (without folder), SHA-256 (64 hexadecimal digits) and size in bytes."""
+    """Name (without folder), SHA-256 (64 hexadecimal digits) and size in bytes of a file."""
 
     name: str
     sha256: str
@@ -58,12 +56,15 @@ class PinnedFile:
 def transfer_bar(
     progress: Progress, description: str, total: int | None, completed: int
 ) -> Iterator[Callable[[int], None]]:
-    """Report a transfer of `total` bytes (None: unknown), `completed` of which have arrived; yield advance(bytes)."""
+    """Report a transfer, and yield a function that is called with the number of bytes of each new chunk.
+
+    `total` is the number of bytes (None if unknown), of which `completed` bytes have already been received.
+    """
     if not (isinstance(progress, StderrProgress) and sys.stderr.isatty()):
         progress(f"{description} …")
         yield lambda count: None
         return
-    # rich.progress takes 60 ms to import and is used only on a terminal.
+    # This import takes 60 ms and is needed only on a terminal.
     from rich import progress as bars
     from rich.console import Console
 
@@ -77,12 +78,13 @@ def transfer_bar(
 def download(
     url: str, part_path: Path, commit: Callable[[], None], max_bytes: int, *, is_exact: bool, progress: Progress
 ) -> None:
-    """Download `url` into `part_path`, resuming from its current size, then call `commit`, which verifies the content.
+    """Download `url` to `part_path`, and then call `commit`, which verifies the content.
 
-    `is_exact`: the file must have exactly `max_bytes` bytes. A lost connection is resumed as long as every attempt
-    receives bytes. If the parts from several requests do not match the pinned file, the remote file has changed: the
-    parts are deleted and it is downloaded once more from the start. Raise ChromaboxError if the download fails, and
-    ContentMismatchError if the content is not as expected.
+    An existing partial file is continued. If `is_exact` is true, the file must have exactly `max_bytes` bytes. After a
+    lost connection, the download is resumed if the previous attempt received bytes. If the parts from several requests
+    do not match the pinned file, the remote file has changed. The parts are then deleted, and the file is downloaded
+    once more from the start. Raise ChromaboxError if the download fails, and ContentMismatchError if the content is not
+    as expected.
     """
     resumed = _file_size(part_path) > 0
     for _ in range(MAX_ATTEMPTS):
@@ -107,9 +109,9 @@ def download(
 
 
 def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress: Progress) -> str | None:
-    """Send one request; append to `part_path` if the server returns the requested range, else overwrite it.
+    """Send one request. Append to `part_path` if the server returns the requested range, otherwise replace the file.
 
-    Return a message if the connection was lost; the bytes received so far stay in the file.
+    Return a message if the connection was lost. The bytes received so far remain in the file.
     """
     received = _file_size(part_path)
     headers = {"User-Agent": "chromabox", **({"Range": f"bytes={received}-"} if received else {})}
@@ -118,13 +120,13 @@ def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress
         content_range = response.headers.get("Content-Range", "")
         is_partial = response.status == 206 and content_range.startswith(f"bytes {received}-")
         if response.status != 200 and not is_partial:
-            raise ContentMismatchError(f"HTTP {response.status} without the requested range")
+            raise ContentMismatchError(f"the server sent HTTP {response.status} without the requested range")
         received = received if is_partial else 0
         length = response.headers.get("Content-Length", "")
         total = received + int(length) if length.isdecimal() else max_bytes if is_exact else None
         if total is not None and (total > max_bytes or (is_exact and total < max_bytes)):
             expected = f"{'' if is_exact else 'at most '}{max_bytes}"
-            raise ContentMismatchError(f"the server offers {total} bytes; expected {expected}")
+            raise ContentMismatchError(f"the server offers {total} bytes; expected {expected} bytes")
         description = f"downloading {part_path.name.removesuffix('.part')} from {urlsplit(url).hostname}"
         with (
             part_path.open("ab" if is_partial else "wb") as out,
@@ -175,7 +177,7 @@ def redact_url(url: str) -> str:
 
 
 def verification_error(path: Path, pin: PinnedFile) -> str | None:
-    """Return why the file at `path` is not the pinned one (with both SHA-256 values), or None if it is."""
+    """Return why the file at `path` is not the pinned file, with both SHA-256 values. Return None if it is."""
     if not path.is_file():
         return "the file does not exist"
     digest = sha256_file(path)
@@ -184,8 +186,14 @@ def verification_error(path: Path, pin: PinnedFile) -> str | None:
     return f"expected SHA-256 {pin.sha256} and {pin.size} bytes, found {digest} and {path.stat().st_size} bytes"
 
 
+def verify(path: Path, pin: PinnedFile) -> None:
+    """Raise ContentMismatchError if the file at `path` is not the pinned file."""
+    if problem := verification_error(path, pin):
+        raise ContentMismatchError(f"{pin.name} failed verification: {problem}")
+
+
 def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy the data from `read` to a temporary file, verify it and rename it; read at most one byte too many."""
+    """Copy the data from `read` to a temporary file, verify and rename it. Read at most one byte more than expected."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:
@@ -199,7 +207,6 @@ def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -
 
 
 def commit(part_path: Path, pin: PinnedFile, folder: Path) -> None:
-    """Rename a partial file to its final name. Raise ContentMismatchError if it is not the pinned file."""
-    if problem := verification_error(part_path, pin):
-        raise ContentMismatchError(f"{pin.name} failed verification: {problem}")
+    """Verify a partial file and rename it to its final name. Raise ContentMismatchError if verification fails."""
+    verify(part_path, pin)
     os.replace(part_path, folder / pin.name)

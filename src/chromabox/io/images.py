@@ -1,10 +1,11 @@
 """Safe reading and writing of image files.
 
-* Reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM; the first of several frames; 8 and 16 bits, palettes, transparency,
-  CMYK. The size in the header is checked before pixels are decoded. The EXIF orientation is applied exactly once.
-* Writing: atomic, in the format given by the suffix. Alpha, EXIF, colour profile and resolution are kept where the
-  format supports them; 16-bit values are kept in PNG and TIFF.
-* Values are the integers in the file. No colour profile is applied; the profile is returned with the pixels.
+* Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
+  CMYK. Of several frames, the first is read. The size in the header is checked before the pixels are decoded. The EXIF
+  orientation is applied exactly once.
+* Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
+  format supports them. 16-bit values are kept in PNG and TIFF.
+* Values are the integers in the file. No colour profile is applied. The profile is returned with the pixels.
 """
 
 import contextlib
@@ -30,10 +31,10 @@ from chromabox.io.atomic import atomic_write
 from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
 from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
 
-# Pillow logs warnings about unusual headers, which would appear on the terminal; errors are raised.
+# Pillow logs warnings about unusual headers, which would appear on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Only these decoders are used, because some of Pillow's others run external programs (EPS).
+# Only these decoders are used, because some of Pillow's other decoders run external programs (EPS).
 _READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 _WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
@@ -43,11 +44,10 @@ _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
-# JPEG without chroma subsampling, to keep the colours. PNG at this level takes half the time of Pillow's default level,
-# and files are an eighth larger. TIFF is uncompressed: Pillow's compressed writer fails if there is an EXIF block.
+# JPEG is written without chroma subsampling, which would reduce the resolution of the colours. PNG compression at this
+# level takes half the time of Pillow's default level, and the files are an eighth larger. TIFF is not compressed,
+# because Pillow's writer for compressed TIFF fails if there is an EXIF block.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
-_QUALITY_FORMATS = ("JPEG", "WEBP")
-_ALPHA_FORMATS = ("PNG", "TIFF", "WEBP")
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB: 0 to 255 for 8 bits per channel, 0 to 65535 for 16 bits."""
@@ -61,10 +61,10 @@ _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 class ImageData:
     """An upright image, as read from a file.
 
-    `pixels` are the RGB values in the file at its bit depth, sRGB unless `icc` is another profile. `alpha` has the same
-    bit depth; its maximum value is opaque. `is_grey`: the file stores a greyscale image. `format`: Pillow's name for
-    the file format. `exif` has no orientation. `dpi`: pixels per inch (horizontal, vertical). `num_frames`: number of
-    images in the file, of which this is the first.
+    `pixels` are the RGB values with the bit depth of the file. They are sRGB unless `icc` is another profile. `alpha`
+    has the same bit depth, and its maximum value is opaque. `is_grey` is true if the file contains a greyscale image.
+    `format` is Pillow's name of the file format. `exif` contains no orientation. `dpi` is the resolution in pixels per
+    inch (horizontal, vertical). `num_frames` is the number of images in the file, of which this is the first.
     """
 
     pixels: Pixels
@@ -87,42 +87,45 @@ class ImageData:
 
 
 def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Round 16-bit values to the nearest 8-bit values; return 8-bit values unchanged, without a copy."""
+    """Return 16-bit values rounded to the nearest 8-bit values. 8-bit values are returned unchanged, without a copy."""
     return pixels if pixels.dtype == np.uint8 else _UINT16_TO_UINT8[pixels]
 
 
 def from_float(
     values: Float[np.ndarray, "*shape"], bit_depth: Literal[8, 16]
 ) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
-    """Clip values to [0, 1] and round them to integers of that bit depth. The values must not contain NaN."""
+    """Clip values to [0, 1], scale and round them to integers of the given bit depth. NaN is not allowed."""
     dtype = np.uint8 if bit_depth == 8 else np.uint16
     return np.rint(np.clip(values, 0, 1) * np.iinfo(dtype).max).astype(dtype)
 
 
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
-    """Read the image in the file at `path`, upright.
+    """Read the image in the file at `path` and return it upright.
 
-    Raise ChromaboxError for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or
-    corrupt image, an image without pixels or with more than `max_pixels` (or Pillow's limit of 179 million), and pixel
-    modes without a defined range. Invalid metadata is omitted. 16-bit PNG and TIFF are read at 16 bits, as is
-    floating-point greyscale in [0, 1]; 16-bit CMYK and colour PPM are read at 8 bits.
+    16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
+    at 8 bits. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or device,
+    an unknown format, a truncated or corrupt image, an image without pixels or with more than `max_pixels` pixels (or
+    Pillow's limit of 179 million), and pixel modes without a defined range.
     """
-    with _open_image(path, max_pixels) as image:
+    with _open_image(path) as image:
         width, height = image.size
         if width < 1 or height < 1:
             raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
         if width * height > max_pixels:
-            raise _too_large(path, f"{width} × {height} pixels", max_pixels)
+            raise ChromaboxError(
+                f"{path} is too large: its header states {width} × {height} pixels; "
+                f"expected at most {max_pixels:,} pixels"
+            )
         if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
             raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
         return _decode(path, image)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width in pixels of the upright image, as `read_image` returns it, from the header only.
+    """Return the height and width in pixels of the image that `read_image` returns. Only the header is read.
 
-    Raise ChromaboxError if the file does not exist or has no image header. An image with a valid header can still be
-    truncated, which only decoding detects.
+    Raise ChromaboxError if the file does not exist or has no image header. A truncated image with a valid header is not
+    detected.
     """
     with _open_image(path) as image:
         width, height = image.size
@@ -131,8 +134,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
-    """Open an image without decoding it; convert all errors, including decoding errors, to ChromaboxError."""
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image without decoding the pixels. Convert errors in the context, such as decoding errors."""
     check_file(path, "an image file")
     try:
         # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
@@ -143,8 +146,8 @@ def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
     except ChromaboxError:
         raise
     except Image.DecompressionBombError as error:
-        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise _too_large(path, "far more pixels", allowed) from error
+        message = f"{path} is too large: its header states far more pixels than allowed ({error}); use a smaller image"
+        raise ChromaboxError(message) from error
     except UnidentifiedImageError as error:
         formats = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM with 8 or 16 bits"
         raise ChromaboxError(f"{path} is not an image or its header is corrupt: expected {formats}") from error
@@ -152,11 +155,16 @@ def _open_image(path: Path, max_pixels: int = 1 << 62) -> Iterator[Image.Image]:
         raise ChromaboxError(f"{path}: permission denied; change the permissions of the file") from error
     except Exception as error:
         # Pillow's decoders raise many types of exceptions for corrupt files.
-        raise ChromaboxError(f"{path} cannot be decoded: the file is truncated or corrupt ({error})") from error
+        raise ChromaboxError(
+            f"{path} cannot be decoded: the file is truncated or corrupt ({error}); use another copy"
+        ) from error
 
 
 def check_file(path: Path, expected: str) -> None:
-    """Raise ChromaboxError unless the path is a regular file that is not empty; ``expected`` names its content."""
+    """Raise ChromaboxError unless the path is a regular file that is not empty.
+
+    ``expected`` describes the expected file in the message.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -173,19 +181,13 @@ def check_file(path: Path, expected: str) -> None:
         raise ChromaboxError(f"{path} {problem}: expected {expected}")
 
 
-def _too_large(path: Path, stated: str, max_pixels: int) -> ChromaboxError:
-    return ChromaboxError(
-        f"{path} is too large: its header states {stated}, the limit is {max_pixels:,}; use a smaller image"
-    )
-
-
 def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
-    """Write an image (or an array of pixels) in the suffix's format: 16 bits as PNG or TIFF, otherwise 8 bits.
+    """Write an image or an array of pixels in the format that the suffix determines.
 
-    JPEG, WebP, BMP and PPM have 8 bits per channel: 16-bit values are rounded. JPEG, BMP and PPM have
-    no alpha: the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. A missing parent folder
-    is created. Raise UsageError for an unknown suffix or an invalid quality, and ChromaboxError if the file cannot be
-    written or the image is larger than the format allows; in these cases, no file is written.
+    16-bit values are kept in PNG and TIFF, and rounded to 8 bits in JPEG, WebP, BMP and PPM. For JPEG, BMP and PPM,
+    which have no alpha, the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. A missing
+    parent folder is created. Raise UsageError for an unknown suffix or an invalid quality. Raise ChromaboxError if the
+    file cannot be written or the image is larger than the format allows. In these cases, no file is written.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"invalid quality {quality}: expected 1 to 100")
@@ -205,10 +207,10 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
 
 
 def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
-    """Return (path, path relative to the given folder, or name) of the images in `paths`, for copying a folder tree.
+    """Return the paths of all images in `paths`, each with its path relative to the folder in `paths` or its name.
 
     Files in `paths` are included whatever their suffix. In folders, files with a suffix in `IMAGE_SUFFIXES` are
-    returned in sorted order; hidden files and folders are skipped and links to folders are not followed. Raise
+    returned in sorted order. Hidden files and folders are skipped, and links to folders are not followed. Raise
     UsageError for a path that does not exist, and ChromaboxError for a folder without images.
     """
     images: list[tuple[Path, Path]] = []
@@ -231,32 +233,32 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
 
 def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:
     """Raise UsageError if an output is an input, including under another name or through a link."""
-    by_name = {path.resolve(): path for path in inputs}
-    by_file = {_file_id(path): path for path in inputs if path.exists()}
+
+    def file_id(path: Path) -> tuple[int, int] | Path:
+        resolved = path.resolve()
+        status = resolved.stat() if resolved.exists() else None
+        return resolved if status is None else (status.st_dev, status.st_ino)
+
+    input_ids = {file_id(path): path for path in inputs}
     for output in outputs:
-        same = by_name.get(output.resolve()) or (by_file.get(_file_id(output)) if output.exists() else None)
-        if same is not None:
+        if (same := input_ids.get(file_id(output))) is not None:
             raise UsageError(f"{output} is the input {same}: use another output")
-
-
-def _file_id(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def make_grid(
     rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], *, gap: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a grid of tiles of equal size on white, enlarged `scale` times (nearest neighbour), `gap` pixels apart.
+    """Return an image of a grid of tiles on white, enlarged `scale` times (nearest neighbour) and `gap` pixels apart.
 
-    The gap also surrounds the grid. Shorter rows are padded with white. Raise ChromaboxError for no tiles,
-    tiles of different sizes, a negative gap and a scale below 1.
+    The gap also surrounds the grid. Shorter rows are padded with white. Raise ChromaboxError if there are no tiles, if
+    the tiles differ in size, if the gap is negative, and if the scale is below 1.
     """
     shapes = {tile.shape for row in rows for tile in row}
     if len(shapes) != 1 or gap < 0 or scale < 1:
         sizes = ", ".join(f"{width} × {height}" for height, width, _ in sorted(shapes)) or "no tiles"
-        problem = f"{sizes}, gap {gap}, scale {scale}"
-        raise ChromaboxError(f"invalid grid ({problem}): expected tiles of one size, gap ≥ 0 and scale ≥ 1")
+        raise ChromaboxError(
+            f"invalid grid ({sizes}, gap {gap}, scale {scale}): expected tiles of one size, gap ≥ 0 and scale ≥ 1"
+        )
     height, width, _ = (side * scale for side in next(iter(shapes)))
     columns = max(len(row) for row in rows)
     size = (len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3)
@@ -269,7 +271,7 @@ def make_grid(
 
 
 def _decode(path: Path, image: Image.Image) -> ImageData:
-    """Decode the open image and apply its orientation."""
+    """Return the pixels and metadata of the open image, after applying the orientation."""
     orientation = 1
     values: np.ndarray | None = read_16bit(path, image)
     if values is None or image.format == "PNG":
@@ -279,7 +281,14 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         orientation = read_orientation(image)
     if values is None:
         if image.mode in _HIGH_BIT_GREY_MODES:
-            values = _load_high_bit_grey(path, image)
+            values = np.asarray(image)
+            max_value = 1 if image.mode == "F" else 65535
+            # The negation also rejects NaN.
+            if not (values.min() >= 0 and values.max() <= max_value):
+                raise ChromaboxError(
+                    f"{path}: unsupported grey values from {values.min()} to {values.max()}; expected 0 to {max_value}"
+                )
+            values = from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
         else:
             mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
             values = np.asarray(image if image.mode == mode else image.convert(mode))
@@ -295,7 +304,7 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
-    # The other images in a JPEG (MPO) are previews, depth maps and gain maps, not frames.
+    # The other images in a multi-picture JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
@@ -309,34 +318,23 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     )
 
 
-def _load_high_bit_grey(path: Path, image: Image.Image) -> UInt16[np.ndarray, "height width"]:
-    """Return the values of greyscale images with integers in 0 to 65535 or floating-point values in [0, 1]."""
-    values = np.asarray(image)
-    max_value = 1 if image.mode == "F" else 65535
-    # The negation also rejects NaN.
-    if not (values.min() >= 0 and values.max() <= max_value):
-        value_range = f"{values.min()} to {values.max()}"
-        raise ChromaboxError(f"{path}: unsupported grey values from {value_range}; expected 0 to {max_value}")
-    return from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
-
-
 def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
     pixels, alpha = image_data.pixels, image_data.alpha
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
     if max_side is not None and side > max_side:
-        raise ValueError(f"the image has a side of {side:,} pixels, the limit is {max_side:,}; use PNG or TIFF")
+        raise ValueError(f"the image has a side of {side:,} pixels; expected at most {max_side:,}, or use PNG or TIFF")
     options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
     if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
         write = write_16bit_png if image_format == "PNG" else write_16bit_tiff
         write(path, pixels if alpha is None else np.dstack([pixels, alpha]), options)
         return
     options |= _SAVE_OPTIONS.get(image_format, {})
-    if image_format in _QUALITY_FORMATS:
+    if image_format in ("JPEG", "WEBP"):
         options["quality"] = quality
     image = Image.fromarray(to_uint8(pixels))
     if alpha is not None:
         opacity = Image.fromarray(to_uint8(alpha))
-        if image_format in _ALPHA_FORMATS:
+        if image_format in ("PNG", "TIFF", "WEBP"):
             image.putalpha(opacity)
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
@@ -345,6 +343,6 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
 
 @lru_cache(maxsize=8)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the bundled font, DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters), at the given size in pixels."""
+    """Return the bundled font DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters). ``size`` is in pixels."""
     font = resources.files("chromabox.assets") / "fonts" / "DejaVuSans.ttf"
     return ImageFont.truetype(BytesIO(font.read_bytes()), size)

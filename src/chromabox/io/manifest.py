@@ -1,9 +1,9 @@
 """Manifest of an output folder, which allows a command to skip finished images.
 
-The manifest has one line of JSON per finished image: its path in the folder (``target``), the SHA-256 of the source
-file (``source``) and of the written file (``written``), a digest of the settings that determine the result
-(``settings``), and metadata of the image (``facts``). A later line replaces an earlier one with the same target.
-Invalid lines are skipped: a crash can truncate the last line, in which case only one image is processed again.
+The manifest has one line of JSON per finished image: the path of the written file in the folder (``target``), the
+SHA-256 of the source file (``source``) and of the written file (``written``), a digest of the settings that determine
+the result (``settings``), and metadata of the image (``facts``). A later line replaces an earlier line with the same
+target. Invalid lines are skipped. If a crash truncates the last line, only one image is processed again.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from chromabox.errors import ChromaboxError
 
@@ -21,22 +21,14 @@ from chromabox.errors import ChromaboxError
 MANIFEST_NAME = ".chromabox.jsonl"
 
 
-class _Entry(NamedTuple):
-    source: str
-    settings: str
-    written: str
-    facts: dict[str, Any]
-
-
 class Manifest:
-    """The manifest of one output folder and one set of settings. It is safe to use from several threads.
+    """Manifest of an output folder for one set of settings. Several threads can use it at the same time.
 
     Args:
         path: path of the manifest, which is created when the first image is added.
-        settings: JSON values that determine the result (the model's hash, palette, options).
+        settings: JSON values that determine the result (hash of the model, palette, options).
 
-    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that JSON cannot
-    represent.
+    Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that are not JSON values.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -50,30 +42,33 @@ class Manifest:
                 f"{path}: cannot read the manifest ({error.strerror}); delete it to process all images again"
             ) from error
         self._ends_mid_line = not content.endswith(b"\n") and content != b""
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
         for line in content.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                value = json.loads(line)
-                entry = _Entry(*(value[name] for name in _Entry._fields))
-                strings = (value["target"], entry.source, entry.settings, entry.written)
-                if all(isinstance(string, str) for string in strings) and isinstance(entry.facts, dict):
-                    self._entries[value["target"]] = entry
+                entry = json.loads(line)
+                strings = (entry[name] for name in ("target", "source", "settings", "written"))
+                if all(isinstance(string, str) for string in strings) and isinstance(entry["facts"], dict):
+                    self._entries[entry["target"]] = entry
 
     def lookup(self, target: Path, source_digest: str) -> dict[str, Any] | None:
-        """Return the metadata of an unchanged target with this source and these settings; None otherwise."""
+        """Return the metadata of a target that was written from this source with these settings and has not changed.
+
+        Return None if there is no such entry.
+        """
         entry = self._entries.get(self._relative_target(target))
-        if entry is None or (entry.source, entry.settings) != (source_digest, self._settings_digest):
+        if entry is None or (entry["source"], entry["settings"]) != (source_digest, self._settings_digest):
             return None
-        try:
-            return entry.facts if sha256_file(target) == entry.written else None
-        except OSError:
-            return None  # The file is missing or unreadable and must be written again.
+        with contextlib.suppress(OSError):  # A file that is missing or unreadable must be written again.
+            if sha256_file(target) == entry["written"]:
+                return dict(entry["facts"])
+        return None
 
     def add(self, target: Path, source_digest: str, metadata: Mapping[str, Any]) -> None:
-        """Append one line for a target that has just been written."""
+        """Append the entry of a target that has just been written."""
         try:
-            entry = _Entry(source_digest, self._settings_digest, sha256_file(target), dict(metadata))
-            line = json.dumps({"target": self._relative_target(target), **entry._asdict()}) + "\n"
+            entry = {"target": self._relative_target(target), "source": source_digest}
+            entry |= {"settings": self._settings_digest, "written": sha256_file(target)}
+            line = json.dumps({**entry, "facts": dict(metadata)}) + "\n"
             with self._lock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("ab", buffering=0) as file:
@@ -85,7 +80,7 @@ class Manifest:
             ) from error
 
     def _relative_target(self, target: Path) -> str:
-        """Return the path of the target relative to the manifest, to allow moving the whole folder."""
+        """Return the path of the target relative to the manifest, which remains valid if the folder is moved."""
         return Path(os.path.relpath(target, self._path.parent)).as_posix()
 
 

@@ -1,4 +1,4 @@
-"""Input files of a command and the paths of their outputs."""
+"""Input images of a command and the paths of the corresponding outputs."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -7,21 +7,21 @@ from pathlib import Path
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
 
-#: Suffixes that are kept in outputs; other inputs are written as PNG.
+#: Suffixes that outputs keep. The outputs of other inputs are PNG files.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 def expand_inputs(
     inputs: Sequence[Path], output: Path | None = None, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Return the images in the inputs, each with its path relative to the input folder (for a file: its name).
+    """Return the images in the inputs, each with its path relative to the input folder or, for a file, with its name.
 
     Args:
-        inputs: files, which are included whatever their suffix, and folders.
-        output: if it is inside an input folder, images in it are results and are excluded.
-        match: patterns such as ``*.jpg`` or ``scans/*``; images in folders are included if any pattern matches. A
-            pattern without a slash is matched against the name, one with a slash against the path relative to the
-            folder, where ``*`` also matches slashes. Case is ignored.
+        inputs: folders, and files, which are included whatever their suffix.
+        output: output folder. If it is inside an input folder, its images are results and are excluded.
+        match: patterns such as ``*.jpg`` or ``scans/*``. Images in folders are included if any pattern matches. A
+            pattern without a slash is matched against the name. A pattern with a slash is matched against the path
+            relative to the folder, and ``*`` also matches slashes. Case is ignored.
         recursive: whether subfolders are searched.
 
     Raise UsageError for inputs that do not exist and patterns that match no image, and ChromaboxError for folders
@@ -31,7 +31,12 @@ def expand_inputs(
     for path in inputs:
         images = find_images([path], recursive=recursive)
         if path.is_dir():
-            images = [(file, relative_path) for file, relative_path in images if _matches(relative_path, match)]
+            patterns = [pattern.lower() for pattern in match] or ["*"]
+            images = [
+                (file, relative)
+                for file, relative in images
+                if any(fnmatchcase((relative.as_posix() if "/" in p else relative.name).lower(), p) for p in patterns)
+            ]
             if output is not None and path.resolve() in output.resolve().parents:
                 images = [entry for entry in images if output.resolve() not in entry[0].resolve().parents]
         selected += images
@@ -43,16 +48,12 @@ def expand_inputs(
     return selected
 
 
-def _matches(relative_path: Path, patterns: Sequence[str]) -> bool:
-    path, name = relative_path.as_posix().lower(), relative_path.name.lower()
-    return not patterns or any(fnmatchcase(path if "/" in pattern else name, pattern.lower()) for pattern in patterns)
-
-
 def map_outputs(
     inputs: Sequence[Path], output: Path, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Return (input, output) for each image: a single image to a file, or any number to a folder with subfolders.
+    """Return the path of each input image and of its output.
 
+    The output of a single image can be a file. Otherwise, ``output`` is a folder, in which subfolders are kept.
     ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise the same errors, and UsageError for an output
     that is an input, a suffix that cannot be written, and two inputs with the same output.
     """

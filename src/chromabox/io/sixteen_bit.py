@@ -1,7 +1,8 @@
 """PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits.
 
-Pillow opens the file and reads its size and metadata; tifffile and imagecodecs decode the pixels. Both are imported
-where they are used, because importing them takes a third of a second and most images do not need them.
+Pillow opens the file and reads the size and the metadata; tifffile and imagecodecs decode the pixels. These two
+packages are imported where they are used, because their import takes a third of a second and most images do not
+require them.
 """
 
 import logging
@@ -17,10 +18,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
 
-# tifffile logs warnings about unusual tags, which would appear on the terminal; errors are raised.
+# tifffile logs warnings about unusual tags, which would appear on the terminal. Errors are raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-# The fastest zlib level: the lower 8 of 16 bits are mostly noise, which no level compresses.
+# This is the fastest zlib level. The lower 8 of 16 bits are mostly noise, which no level can compress.
 _PNG_LEVEL = 1
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
@@ -30,10 +31,11 @@ PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
 def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
-    """Return the values of a 16-bit PNG or TIFF in the stored orientation, or None for any other format or bit depth.
+    """Return the values of a 16-bit PNG or TIFF in the stored orientation.
 
-    `image` is the open file. The shape is [height, width] (grey) or [height, width, channels]: 1 grey, 2 grey and
-    alpha, 3 RGB, 4 RGBA. Decoder exceptions for corrupt files are passed on.
+    Return None for any other format or bit depth. `image` is the open file. The shape is [height, width] or [height,
+    width, channels]. The channels are grey (1), grey and alpha (2), RGB (3) or RGBA (4). Exceptions of the decoders for
+    corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         encoded = path.read_bytes()
@@ -46,7 +48,7 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16 | None:
-    """Return the values of a TIFF with unsigned 16-bit integers, greyscale or RGB; None for any other TIFF."""
+    """Return the values of a greyscale or RGB TIFF with unsigned 16-bit integers, or None for any other TIFF."""
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -64,7 +66,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
     has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
     values = values[..., : colours + has_alpha]
     if has_alpha and extra and extra[0] == _EXTRA_ASSOCIATED_ALPHA:
-        # The colours are premultiplied: divide them by alpha, except where alpha is 0.
+        # The colours are premultiplied. They are divided by alpha, except where alpha is 0.
         for row in values:
             alpha = row[:, -1:].astype(np.uint32)
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
@@ -73,7 +75,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
 
 
 def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
-    """Write RGB or RGBA, with the metadata from `save_options` in chunks before the pixels (PNG, 3rd edition, 11.3)."""
+    """Write RGB or RGBA values, and metadata from `save_options` before the pixels (PNG, 3rd edition, 11.3)."""
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)
@@ -95,7 +97,7 @@ def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, An
 
 
 def write_16bit_tiff(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
-    """Write RGB or RGBA in one uncompressed strip, with the metadata from `save_options` (TIFF 6.0, section 6)."""
+    """Write RGB or RGBA values in one uncompressed strip, and metadata from `save_options` (TIFF 6.0, section 6)."""
     height, width, channels = values.shape
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     if "exif" in metadata:

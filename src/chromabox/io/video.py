@@ -1,10 +1,10 @@
-"""Reading and transcoding of videos with PyAV: frames are transformed as upright RGB, other streams are copied.
+"""Reading and transcoding of videos with PyAV. Frames are transformed as upright RGB, and other streams are copied.
 
-* Reading: MP4, MOV and Matroska, recognised by content. No other demuxer is used and no URL in a file is opened.
+* Reading: MP4, MOV and Matroska, recognised by content. No other demuxer is used, and no URL in a file is opened.
 * Writing: H.264 (libx264), 8 bits, 4:2:0, with the timestamps of the source frames. Audio, subtitles, chapters, title
   and date are copied. The video is written to a temporary file in the same folder and then renamed.
-* Decoding uses the colour matrix and range in the file. If it specifies no matrix, BT.709 is used for 720 lines or
-  more and BT.601 for fewer, as players do. Encoding follows the same rule, in limited range.
+* Decoding uses the colour matrix and range in the file. If the file specifies no matrix, BT.709 is used for 720 lines
+  or more and BT.601 for fewer lines, as in video players. Encoding uses the same matrices, in limited range.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# FFmpeg's numbers (ITU-T H.273) for matrix coefficients, primaries and transfer functions, and for the range.
+# ITU-T H.273 numbers for matrix coefficients, primaries and transfer functions, and FFmpeg's numbers for the range.
 BT709, UNSPECIFIED, SMPTE170M = 1, 2, 6
 LIMITED, FULL = 1, 2
 
-# H.273 numbers to swscale's numbers for the same matrices: BT.601 variants are 5, SMPTE 240M is 7, BT.2020 is 9.
+# swscale's number for each H.273 number of a matrix: BT.601 variants are 5, SMPTE 240M is 7, BT.2020 is 9.
 _SWSCALE_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 FramePixels = UInt8[np.ndarray, "height width 3"]
 
 
 def default_colour_matrix(height: int) -> int:
-    """Return the colour matrix to assume for a video of this height that specifies none."""
+    """Return the colour matrix for a video of this height whose file specifies no matrix."""
     return BT709 if height >= 720 else SMPTE170M
 
 
 def decode_frame(frame: "VideoFrame") -> FramePixels:
-    """Convert a frame to RGB with its colour matrix and range, and apply its display matrix."""
+    """Return the pixels of a frame as upright RGB, using the colour matrix, range and display matrix of the frame."""
     format_name = frame.format.name
     matrix = _SWSCALE_MATRIX.get(frame.colorspace, _SWSCALE_MATRIX[default_colour_matrix(frame.height)])
     is_full_range = frame.color_range == FULL or format_name.startswith("yuvj")
@@ -60,7 +60,7 @@ def decode_frame(frame: "VideoFrame") -> FramePixels:
 
 
 def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "VideoFrame":
-    """Convert pixels of even height and width to 4:2:0 in limited range, with the timestamps of the original frame."""
+    """Return pixels of even height and width as a 4:2:0 frame in limited range, with the timestamps of ``original``."""
     from av.video.frame import VideoFrame
 
     frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -76,9 +76,10 @@ def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "V
 
 
 def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
-    """Return the displayed directions of the frame's right and bottom, as two (right, down) rows of −1, 0 or 1.
+    """Return the directions in which the rows and the columns of the stored frame are displayed.
 
-    A rotation is rounded to the nearest multiple of 90°.
+    The first row is the direction of a stored row, the second that of a stored column; both are (right, down) with
+    values −1, 0 or 1. A rotation is rounded to the nearest multiple of 90°.
     """
     side_data: Any = frame.side_data  # PyAV's stubs cover only one type of side data.
     data = side_data.get("DISPLAYMATRIX")
@@ -91,7 +92,7 @@ def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
 
 
 def _swscale_flags() -> int:
-    """Return swscale flags for exact conversion; the faster default has errors of up to 2 (of 255)."""
+    """Return swscale flags for accurate conversion. The faster default has errors of up to 2 (of 255)."""
     from av.video.reformatter import Interpolation
 
     accurate = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -102,23 +103,23 @@ VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".mov", ".mkv"})
 """Suffixes of supported videos, in lower case."""
 _SUPPORTED_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
 
-#: Constant rate factor, 0 (lossless) to 51 (worst). The FFmpeg H.264 guide calls 17 to 18 visually (nearly) lossless.
+#: Constant rate factor, 0 (lossless) to 51 (worst). According to the FFmpeg H.264 guide, 17 or 18 is visually lossless
+#: or nearly so.
 DEFAULT_CRF = 18.0
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG, by their numbers in ITU-T H.273
 _EXPECTED_VIDEO = "expected an intact video"
-_EXPECTED_FOLDER = "use a writable folder with enough free disk space"
 
-# The muxer writes these entries itself; copied values would be wrong.
+# The muxer writes these metadata entries. Copied values would be wrong.
 _MUXER_METADATA = {"encoder", "vendor_id", "major_brand", "minor_version", "compatible_brands", "duration"}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Properties of a video from one pass over its packets.
+    """Properties of a video.
 
-    `width` and `height` are those of an upright frame in pixels, `pixel_aspect_ratio` is the width of its pixels
-    divided by their height, `fps` is the average frame rate and `seconds` the duration. `primaries` and `transfer` are
-    the colour primaries and transfer function (ITU-T H.273 numbers).
+    `width` and `height` are the size of an upright frame in pixels. `pixel_aspect_ratio` is the width of a pixel
+    divided by its height, `fps` the average frame rate and `seconds` the duration. `primaries` and `transfer` are
+    the colour primaries and the transfer function (ITU-T H.273 numbers).
     """
 
     path: Path
@@ -134,10 +135,10 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class TranscodeResult:
-    """Number of frames written, frame width and height (both even), and numbers of streams copied.
+    """Result of a transcoding: numbers of frames and copied streams, and frame size in pixels (even numbers).
 
-    `skipped_streams` names the streams that were not copied: data, cover images, further videos, and attachments where
-    the output format does not support them.
+    `skipped_streams` names the streams that were not copied: data, cover images, further videos, and attachments if
+    the output format does not support attachments.
     """
 
     num_frames: int
@@ -149,12 +150,11 @@ class TranscodeResult:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Read all packets of the video at `path` and decode only its first frame.
+    """Return the properties of the video at `path`. Read all packets and decode only the first frame.
 
     Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without a video stream, and HDR (PQ or
-    HLG), because 8-bit video cannot store its luminance. Raise UsageError for an unknown suffix.
+    HLG), because 8-bit video cannot represent its luminance. Raise UsageError for an unknown suffix.
     """
-    _check_video_file(path)
     truncated = ChromaboxError(f"{path} is truncated or corrupt: {_EXPECTED_VIDEO}")
     first_frame = None
     end_seconds = video_end_seconds = 0.0
@@ -191,15 +191,14 @@ def probe_video(path: Path) -> VideoInfo:
             pixel_aspect_ratio=aspect_ratio if display_matrix(first_frame)[0, 0] else 1 / aspect_ratio,
             fps=float(video.average_rate or 0),
             seconds=video_end_seconds - float((video.start_time or 0) * (video.time_base or 0)),
-            # Frames are not converted to another RGB space; the primaries and the transfer function stay valid.
+            # Frames are not converted to another RGB space: the primaries and the transfer function remain valid.
             primaries=BT709 if first_frame.color_primaries == UNSPECIFIED else first_frame.color_primaries,
             transfer=BT709 if first_frame.color_trc == UNSPECIFIED else first_frame.color_trc,
         )
 
 
 def iter_frames(path: Path) -> Iterator[FramePixels]:
-    """Yield the frames of the video, upright, in order."""
-    _check_video_file(path)
+    """Yield the pixels of all frames of the video, upright and in order."""
     with _open_input(path) as source, _wrap_av_errors(path, "is corrupt and cannot be decoded"):
         for frame in source.decode(_find_video_stream(path, source)):
             yield decode_frame(frame)
@@ -208,26 +207,25 @@ def iter_frames(path: Path) -> Iterator[FramePixels]:
 def transcode(
     info: VideoInfo, target: Path, transform: Callable[[FramePixels], FramePixels], *, crf: float = DEFAULT_CRF
 ) -> TranscodeResult:
-    """Write the probed video to `target`, applying `transform`, which must keep the size, to every frame.
+    """Apply `transform` to every frame of a video and write the result to `target`.
 
-    One frame at a time is held in memory, plus the look-ahead of the encoder (about 40 frames). A display rotation in
-    the file is applied to the pixels. An odd width or height is padded by repeating the last column or row, because
-    4:2:0 requires even dimensions. Interlaced frames are processed and written as progressive.
+    `transform` must return a frame of the same size. One frame at a time is held in memory, plus the look-ahead of the
+    encoder (about 40 frames). A display rotation in the file is applied to the pixels. An odd width or height is padded
+    by repeating the last column or row, because 4:2:0 requires even dimensions. Interlaced frames are processed and
+    written as progressive frames.
 
-    Raise UsageError for an unknown suffix, a `crf` out of range, a target that is the source, and a stream that the
-    target's format does not support. Raise ChromaboxError for frames that cannot be decoded or differ in size, and if
-    the target cannot be written. In these cases, and on Ctrl-C, `target` is unchanged.
+    Raise UsageError for an unknown suffix, a `crf` outside 0 to 51, a target that is the source, and a stream that the
+    format of the target does not support. Raise ChromaboxError for frames that cannot be decoded or differ in size, and
+    if the target cannot be written. In these cases, and on Ctrl-C, `target` is unchanged.
     """
     check_target(info.path, target)
     if not 0 <= crf <= 51:
-        raise UsageError(
-            f"invalid crf {crf:g}: expected 0 (lossless, large file) to 51 (worst, small file), for example 18"
-        )
+        raise UsageError(f"invalid crf {crf:g}: expected 0 (lossless, large file) to 51 (worst, small file)")
     path = info.path
     with _open_input(path) as source, _open_output(target) as sink:
         video = _find_video_stream(path, source)
         video.thread_type = "AUTO"
-        encoder = _add_encoder(info, target, sink, video, crf)
+        encoder = _add_encoder(info, sink, video, crf)
         # Attachments are fonts, which only Matroska can contain.
         types = {"audio", "subtitle"} | ({"attachment"} if target.suffix.lower() == ".mkv" else set())
         copies = {
@@ -250,7 +248,7 @@ def transcode(
                 height, width, _ = pixels.shape
                 if height % 2 or width % 2:
                     pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                    height, width, _ = pixels.shape
+                height, width, _ = pixels.shape
                 if (width, height) != (encoder.width, encoder.height):
                     raise ChromaboxError(
                         f"{path}: the frame size changes to {width} × {height} after {num_frames} frames; "
@@ -276,13 +274,17 @@ def transcode(
 
 def check_target(path: Path, target: Path) -> None:
     """Raise UsageError if `target` has an unknown suffix or is the file at `path`."""
-    if target.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{target}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
+    _check_suffix(target)
     check_not_input([path], target)
 
 
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UsageError(f"{path}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
+
+
 def _iter_wrapped(path: Path, problem: str, read: Callable[[Any], Iterable[Any]], argument: Any) -> Iterator[Any]:
-    """Yield from ``read(argument)``; convert its errors, but not those of the loop's body."""
+    """Yield from ``read(argument)`` and convert its errors. Errors in the caller's loop are not converted."""
     with _wrap_av_errors(path, problem):
         yield from read(argument)
 
@@ -302,19 +304,11 @@ def _add_copy(path: Path, target: Path, sink: "OutputContainer", stream: "Stream
     return copy
 
 
-def _add_encoder(
-    info: VideoInfo, target: Path, sink: "OutputContainer", video_stream: "VideoStream", crf: float
-) -> "VideoStream":
+def _add_encoder(info: VideoInfo, sink: "OutputContainer", video_stream: "VideoStream", crf: float) -> "VideoStream":
     """Add an H.264 stream with the size, the colour properties and the time base of the source video."""
     from av.codec.context import Flags
-    from av.error import FFmpegError
 
-    try:
-        encoder = sink.add_stream("libx264", rate=video_stream.average_rate or 25, options={"crf": str(crf)})
-    except (FFmpegError, ValueError) as error:
-        raise ChromaboxError(
-            f"{target}: this build of PyAV cannot write H.264 (it has no libx264); install the wheel of av from PyPI"
-        ) from error
+    encoder = sink.add_stream("libx264", rate=video_stream.average_rate or 25, options={"crf": str(crf)})
     encoder.pix_fmt = "yuv420p"
     encoder.width, encoder.height = info.width + info.width % 2, info.height + info.height % 2
     context = encoder.codec_context
@@ -344,15 +338,11 @@ def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.lower() not in _MUXER_METADATA}
 
 
-def _check_video_file(path: Path) -> None:
-    check_file(path, "a video")
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UsageError(f"{path}: unsupported video suffix; expected {_SUPPORTED_SUFFIXES}")
-
-
 @contextlib.contextmanager
 def _open_input(path: Path) -> "Iterator[InputContainer]":
-    """Open a video in a supported format, whatever the suffix. Raise UsageError if PyAV is not installed."""
+    """Open a video. Its format is recognised by content, but the suffix must be supported."""
+    check_file(path, "a video")
+    _check_suffix(path)
     try:
         import av
     except ImportError as error:
@@ -369,8 +359,8 @@ def _open_output(target: Path) -> "Iterator[OutputContainer]":
     """Open a temporary video file that replaces `target` if the block succeeds."""
     import av
 
-    # Errors in the source have already been converted to ChromaboxError; other errors concern the target.
-    with _wrap_av_errors(target, "cannot be written", _EXPECTED_FOLDER):
+    # Errors in the source have already been converted to ChromaboxError. All other errors concern the target.
+    with _wrap_av_errors(target, "cannot be written", "use a writable folder with enough free disk space"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as temp_path:
             sink = av.open(str(temp_path.resolve()), "w")

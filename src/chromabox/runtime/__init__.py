@@ -2,6 +2,6 @@
 
 import os
 
-# ONNX Runtime's telemetry starts when it is imported, and only this variable prevents it. Its thread would also make
-# forked processes hang when they exit.
+# ONNX Runtime starts its telemetry when it is imported, unless this variable is set. The telemetry thread would also
+# make forked processes hang when they exit.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: threads, execution providers, and loading of untrusted files."""
+"""ONNX Runtime sessions: number of threads, execution providers, and loading of untrusted files."""
 
 import ctypes
 import os
@@ -15,15 +15,15 @@ import onnxruntime
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime.parallel import num_cores
 
-#: Execution providers for each device, best first. ``auto`` uses the first available one.
+#: Execution provider for each device. ``auto`` selects the first available provider.
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-#: Key of a reference to a tensor in another file, preceded by its length; the last byte of a padded length is 0. In a
-#: crafted file, the key can follow its value.
+#: Key of a reference to a tensor in another file. The preceding byte is the last byte of the length of the key: 8, or 0
+#: if the length is padded. In a crafted file, the key can follow its value.
 _EXTERNAL_DATA_KEY = re.compile(rb"location(?<=[\x00\x08]location)")
 
 
@@ -31,7 +31,7 @@ def resolve_provider(device: str = "auto") -> str:
     """Return the execution provider for a device: auto, cpu, cuda, coreml or directml.
 
     ``auto`` selects the first of cuda, coreml and directml that this build of ONNX Runtime supports, otherwise cpu.
-    Raise UsageError for an unknown device and for one that this build does not support.
+    Raise UsageError for an unknown device and for a device that this build does not support.
     """
     available = onnxruntime.get_available_providers()
     if device == "auto":
@@ -53,36 +53,38 @@ def open_session(
     threads: int | None = None,
     device: str = "auto",
 ) -> onnxruntime.InferenceSession:
-    """Create a session for the model in ``model_bytes``, read from ``path``.
+    """Create a session for the ONNX model in ``model_bytes``.
 
     Libraries with custom operators are not loaded, and tensors in other files are rejected.
 
     Args:
-        path: the file, for error messages.
-        model_bytes: contents of an ONNX file.
+        path: the file that contains the model, for error messages.
+        model_bytes: content of the file.
         input_names, output_names: expected names of the inputs and outputs, in order.
-        threads: number of threads per operator; None: one per available core.
+        threads: number of threads per operator; None for one per available core.
         device: see :func:`resolve_provider`.
 
-    Raise ChromaboxError if ONNX Runtime cannot open the model or its inputs or outputs have other names, and UsageError
-    if the device is not available.
+    Raise ChromaboxError if ONNX Runtime cannot open the model or if its inputs or outputs have other names. Raise
+    UsageError if the device is not available.
     """
     provider = resolve_provider(device)
     if _EXTERNAL_DATA_KEY.search(model_bytes):
         raise ChromaboxError(f"{path}: the model refers to tensors in other files; expected a model in one file")
-    onnxruntime.disable_telemetry_events()  # On Windows, the environment variable may not suffice.
+    onnxruntime.disable_telemetry_events()  # On Windows, the environment variable may be insufficient.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
     # Spinning threads would occupy cores that other work could use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # Errors only; they are also raised.
+    options.log_severity_level = 3  # Log errors only.
     try:
         session = onnxruntime.InferenceSession(
             model_bytes, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         )
     except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
-        raise ChromaboxError(f"{path}: ONNX Runtime cannot open the model ({one_line(error)})") from error
+        raise ChromaboxError(
+            f"{path}: ONNX Runtime cannot open the model ({one_line(error)}); expected an ONNX model"
+        ) from error
     _sessions.add(session)
     names = [[value.name for value in values] for values in (session.get_inputs(), session.get_outputs())]
     if names != [list(input_names), list(output_names)]:
@@ -97,21 +99,21 @@ def one_line(error: Exception) -> str:
 
 
 _sessions: WeakSet[onnxruntime.InferenceSession] = WeakSet()
+# Windows has no fork.
+_register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", lambda **_: None)
 
 
 def _keep_sessions_after_fork() -> None:
-    """Make the parent's sessions immortal in a forked process.
+    """Prevent the destruction of the parent's sessions in a forked process.
 
-    A session's threads exist only in the parent; in the child, its destructor would wait for them forever. A list of
-    the sessions does not suffice: it is destroyed when the process exits.
+    The threads of a session exist only in the parent. In the child, the destructor of the session would wait for them
+    forever. A list of the sessions would be insufficient, because it is destroyed when the process exits.
     """
     for session in list(_sessions):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_keep_sessions_after_fork)
-
+_register_at_fork(after_in_child=_keep_sessions_after_fork)
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
 
@@ -119,8 +121,8 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 def cache_models(maxsize: int) -> Callable[[Loader], Loader]:
     """Return a decorator that caches the last ``maxsize`` results of a function that loads a model.
 
-    Simultaneous calls load a model only once. The cache is empty after a fork: the threads of a model's session exist
-    only in the parent process.
+    Simultaneous calls load a model only once. After a fork, the cache of the child is empty, because the threads of the
+    cached sessions exist only in the parent.
     """
 
     def decorate(load: Loader) -> Loader:
@@ -131,8 +133,7 @@ def cache_models(maxsize: int) -> Callable[[Loader], Loader]:
             lock = Lock()
             cached.cache_clear()
 
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=reset)
+        _register_at_fork(after_in_child=reset)
 
         @wraps(load)
         def call(*arguments: Any) -> Any:

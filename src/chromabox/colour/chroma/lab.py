@@ -2,7 +2,7 @@
 
 Formulas and constants: IEC 61966-2-1 (sRGB and its transfer function) and CIE 15:2004, section 8.2.1.1 (CIELab). The
 functions for whole images represent lightness by the root f = (L* + 16) / 116, which is CIE's f(Y / Yn). The other two
-coordinates of a colour follow from it: f(X / Xn) = f + a* / 500 and f(Z / Zn) = f - b* / 200.
+coordinates of a colour follow from the root: f(X / Xn) = f + a* / 500 and f(Z / Zn) = f - b* / 200.
 """
 
 from functools import cache
@@ -37,15 +37,8 @@ _KNEE_CUBE = np.float32((6 / 29) ** 3)
 
 #: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
-
-# Lower bound of slopes: with a smaller slope, the excess persists over the whole search interval.
-_MIN_SLOPE = np.float32(1e-6)
-
-# Maximum number of steps towards the gamut. Nearly all colours need fewer than ten steps.
-_MAX_STEPS = 40
-
-# Number of entries of the table from linear sRGB to 8 bits. Near black, where levels have the fewest entries, there are
-# 20 per level.
+# Number of entries of the table from linear sRGB to 8 bits. A level has at least 20 entries; levels near black have the
+# fewest.
 _TABLE_SIZE = 1 << 16
 
 
@@ -83,12 +76,12 @@ def max_chroma_scale(root: Colours, a: Colours, b: Colours) -> Colours:
     """Return the largest scale in [0, 1] for a* and b* at which the colour is in the sRGB gamut.
 
     The in-gamut colours of one lightness and hue do not always form a single interval from grey outwards: bright
-    yellows have a gap. The search therefore starts from outside, with steps too short to skip an in-gamut colour
-    (`_gamut_step`), and ends at the first one.
+    yellows have a gap. The search therefore starts at scale 1, decreases the scale in steps too short to skip an
+    in-gamut colour (`_gamut_step`), and ends at the first in-gamut colour.
     """
     result = np.ones_like(root)
     index, scale, max_step = np.arange(len(root)), result.copy(), result.copy()
-    for _ in range(_MAX_STEPS):
+    for _ in range(40):  # Nearly all colours need fewer than ten steps.
         step = _gamut_step(root, a, b, scale, max_step)
         outside = np.flatnonzero(step)
         if not outside.size:
@@ -104,9 +97,9 @@ def max_chroma_scale(root: Colours, a: Colours, b: Colours) -> Colours:
 def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step: Colours) -> Colours:
     """Return a decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 if already in gamut.
 
-    An out-of-gamut channel cannot return to its bound before its excess divided by its steepest slope in the
-    interval. X and Z are cubes of linear functions of the scale, so their slopes are steepest at an end of the
-    interval.
+    To bring an out-of-gamut channel back to its bound, the scale must decrease by at least the excess of the channel
+    divided by its steepest slope in the interval. X and Z are cubes of linear functions of the scale. Their slopes are
+    therefore steepest at an end of the interval.
     """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
     linear = lab_to_linear_rgb(root, a * scale, b * scale)
@@ -121,24 +114,21 @@ def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step:
                 steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
                 steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
                 # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives max_step.
-                needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, _MIN_SLOPE)
+                needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, np.float32(1e-6))
                 step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step
 
 
 def _root_to_tristimulus(root: Values) -> Values:
-    """Return the tristimulus value relative to white: the cube of the root above the knee, its tangent below."""
+    """Return the tristimulus value relative to white: the cube of the root above ``KNEE``, and its tangent below."""
     above = np.maximum(root, KNEE)
     cube = above * above
     cube *= above
-    below = np.subtract(root, above, out=above)
-    below *= KNEE_SLOPE
-    cube += below
+    cube += (root - above) * KNEE_SLOPE
     return cube
 
 
 def _cube_derivative(root: Values) -> Values:
-    """Return the derivative of `_root_to_tristimulus`."""
     above = np.maximum(root, KNEE)
     return 3 * above * above
 
@@ -185,14 +175,13 @@ _XYZ_FROM_RGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
     np.float32,
 )
-_XYZ_KNEE = np.float32((6 / 29) ** 3)
 
 
 def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
     """Convert 8-bit sRGB to L* (0 to 100), a* and b* (about −110 to 110). For greys, a* and b* are exactly 0."""
     linear = _srgb_to_linear_table(np.dtype(np.uint8))[rgb]
     xyz = linear @ _XYZ_FROM_RGB.T / _WHITE_POINT.astype(np.float32)
-    f = np.where(xyz > _XYZ_KNEE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
+    f = np.where(xyz > _KNEE_CUBE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
     lab = np.empty_like(f)
     lab[..., 0] = 116 * f[..., 1] - 16
     lab[..., 1] = 500 * (f[..., 0] - f[..., 1])
@@ -208,6 +197,6 @@ def lightness_to_grey(lightness: Values) -> Values:
 
 
 def lab_to_rgb(lab: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """Convert CIELab to 8-bit sRGB. Each channel of out-of-gamut colours is clipped."""
+    """Convert CIELab to 8-bit sRGB. Channels of out-of-gamut colours are clipped."""
     root = (lab[..., 0] + np.float32(16)) * np.float32(1 / 116)
     return linear_to_srgb(lab_to_linear_rgb(root, lab[..., 1], lab[..., 2]), np.dtype(np.uint8))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from chromabox.colour.chroma.recolour import ChromaHook, resize_planes
-from chromabox.colour.constraints.pixel_rules import ExclusionZones, exclude_zones, palette_only
+from chromabox.colour.constraints.pixel_rules import palette_only
 
 sides = st.integers(1, 9)
 full_sides = st.integers(1, 40)
@@ -69,11 +69,3 @@ def test_palette_only_adds_no_third_colour_between_two_regions() -> None:
     result = apply_in_bands(rule, np.concatenate([chroma, chroma], 1), 4)[:, :40]
     assert not (result == table[2]).all(-1).any()
     assert {tuple(pair) for pair in result.reshape(-1, 2).tolist()} == {tuple(pair) for pair in table[:2].tolist()}
-
-
-def test_zones_are_excluded_except_where_exempt() -> None:
-    zones = ExclusionZones(np.array([[10.0, 0.0]]), 20.0)
-    exempt = np.array([[0.0, 1.0]], np.float32)
-    rule = partial(exclude_zones, image_size=(1, 8), zones=zones, exempt=exempt)
-    result = apply_in_bands(rule, np.tile(np.float32([12, 0]), (1, 8, 1)), 1)
-    np.testing.assert_allclose(result[0, :, 0], [30] * 4 + [12] * 4, atol=1e-5)

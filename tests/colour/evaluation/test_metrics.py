@@ -241,7 +241,7 @@ ONE_LABEL, TWO_LABELS, NO_LABELS = np.zeros(1, np.uint8), np.zeros(2, np.uint8),
     [
         (lambda: metrics.accuracy(ONE_LABEL, TWO_LABELS), r"shapes \[1\] and \[2\]"),
         (lambda: metrics.accuracy(NO_LABELS, NO_LABELS), "no pixels"),
-        (lambda: metrics.confusion_matrix(TWO_LABELS, TWO_LABELS + 3, 3), "labels range from 3 to 3: expected 0 to 2"),
+        (lambda: metrics.confusion_matrix(TWO_LABELS, TWO_LABELS + 3, 3), "values range from 3 to 3: expected 0 to 2"),
         (lambda: metrics.psnr(A, A[:1]), "expected equal shapes"),
         (lambda: metrics.delta_e(A[:0], A[:0]), "no pixels"),
         (lambda: metrics.lab_differences(A, A, A[:1]), "expected equal shapes"),
@@ -251,7 +251,7 @@ ONE_LABEL, TWO_LABELS, NO_LABELS = np.zeros(1, np.uint8), np.zeros(2, np.uint8),
         (lambda: metrics.grey_lookup_baseline(NO_LABELS, NO_LABELS, TWO_LABELS, TWO_LABELS, 3), "no pixels"),
         (
             lambda: metrics.grey_lookup_baseline(np.array([766]), ONE_LABEL, TWO_LABELS, TWO_LABELS, 3),
-            "grey values range from 766 to 766",
+            "values range from 766 to 766: expected 0 to 765",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 #: Maximum distance in the a*b* plane at which two colours count as the same colour for confidence.
 SAME_COLOUR_RADIUS = 20.0
-#: Lower bound of log-probabilities when predictions are merged: about the log of float32's smallest normal number.
+#: Lower bound of log-probabilities when predictions are merged, about the log of the smallest normal float32 number.
 MIN_LOG_PROB = np.float32(-87.0)
 
 ScalarMap = Float32[np.ndarray, "height width"]
@@ -27,8 +27,7 @@ def softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndar
 def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
     """Return the logarithm of the softmax. Scores of −∞ stay −∞."""
     relative = scores - scores.max(axis, keepdims=True)
-    result: np.ndarray = relative - np.log(np.exp(relative).sum(axis, keepdims=True))
-    return result
+    return relative - np.log(np.exp(relative).sum(axis, keepdims=True))
 
 
 @dataclass(frozen=True)

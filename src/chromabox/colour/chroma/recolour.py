@@ -94,8 +94,7 @@ def fit_local_linear(
 def box_filter(planes: Planes) -> Planes:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
     total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
-    result: np.ndarray = total / count
-    return result
+    return total / count
 
 
 def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:

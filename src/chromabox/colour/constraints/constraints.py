@@ -1,9 +1,10 @@
 """Constraints on the colours of an image: a palette; allowed, banned and replaced colours; hints; minimum confidence.
 
-Constraints change the predicted distribution before it is decoded. Pixel rules (pixel_rules.py) then enforce the
-constraints at every pixel of the full-size image. The module recolour applies the rules before gamut mapping. Where the
-resulting chroma is outside the sRGB gamut at the lightness of the pixel, gamut mapping reduces the chroma and keeps hue
-and lightness.
+Constraints change the predicted distribution before it is decoded. Pixel rules then enforce the constraints at every
+pixel of the full-size image. A rule is a function that takes the full-size chroma of a band of rows and the band, and
+returns the chroma that satisfies the constraint. Bands can be processed in any order and by several threads. The module
+recolour applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB gamut at the lightness
+of the pixel, gamut mapping reduces the chroma and keeps hue and lightness.
 
 Precedence: hints override all other constraints. The minimum confidence overrides bans and the palette. Replacements
 override bans.
@@ -21,7 +22,7 @@ from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistr
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.chroma.recolour import ChromaBand, ChromaHook, downsample, fit_local_linear, resize_planes
 from chromabox.colour.constraints.hints import Hints, propagate_hints
-from chromabox.colour.constraints.pixel_rules import ExclusionZones, exclude_zones, palette_only
+from chromabox.colour.constraints.pixel_rules import ExclusionZones, palette_only
 from chromabox.colour.palette.io import Colour, load_palette, to_hex
 from chromabox.colour.palette.palette import Palette, fit_palette
 from chromabox.errors import ChromaboxError, UsageError
@@ -38,13 +39,9 @@ MIN_HINT_CELLS = 40_000
 #: Number of colours of a palette that is fitted to an image.
 IMAGE_PALETTE_SIZE = 16
 
-#: L* (0 to 100) of the cells on which hints are propagated, the weight of each group of hints at each cell, and the
-#: colour of each group in 8-bit sRGB.
-SpreadHints = tuple[
-    Float32[np.ndarray, "height width"],
-    Float32[np.ndarray, "groups height width"],
-    UInt8[np.ndarray, "groups 3"],
-]
+#: Lightness [height, width] of the map on which hints are propagated, weights [groups, height, width] of the groups of
+#: hints, and 8-bit colours [groups, 3] of the groups.
+SpreadHints = tuple[np.ndarray, np.ndarray, np.ndarray]
 RgbColours = Sequence[Colour] | UInt8[np.ndarray, "others 3"]
 
 
@@ -82,10 +79,13 @@ class PaletteProjection:
         * −(L* − L*_colour)² / (2 · PALETTE_LIGHTNESS_SIGMA²).
         """
         chroma, excluded = self.chroma, ~self.allowed
-        log_kernel = _log_gaussian(distribution.centres, chroma)
+        log_kernel, log_similarity = (
+            -((points[:, None] - chroma) ** 2).sum(-1) / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
+            for points in (distribution.centres, chroma)
+        )
         log_kernel[:, excluded] = -np.inf
         probability = np.tensordot(softmax(log_kernel, 1), np.exp(distribution.log_probabilities), axes=(0, 0))
-        num_similar = np.exp(_log_gaussian(chroma, chroma)) @ self.allowed.astype(np.float32)
+        num_similar = np.exp(log_similarity) @ self.allowed.astype(np.float32)
         squared_difference = (distribution.lightness - self.lab[:, 0, None, None]) ** 2
         # The lower bound keeps the scores finite for colours far from every likely bin. Each position then has a class.
         scores = np.log(np.maximum(probability, np.float32(1e-30)))
@@ -93,14 +93,6 @@ class PaletteProjection:
         scores += np.log(np.maximum(num_similar, np.float32(1e-30)))[:, None, None]
         scores[excluded] = -np.inf
         return ChromaDistribution(log_softmax(scores, 0), chroma, distribution.lightness)
-
-
-def _log_gaussian(
-    points: Float32[np.ndarray, "points 2"], references: Float32[np.ndarray, "others 2"]
-) -> Float32[np.ndarray, "points others"]:
-    """Return the log of an unnormalised Gaussian of all pairwise distances, with σ = ``PALETTE_CHROMA_SIGMA``."""
-    squared_distances: np.ndarray = ((points[:, None] - references) ** 2).sum(-1)
-    return -squared_distances / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
 
 
 def build_projection(
@@ -111,33 +103,27 @@ def build_projection(
 ) -> PaletteProjection:
     """Return the palette colours as classes. A constraint on a colour applies to the nearest palette colour.
 
-    Args:
-        palette: the palette colours in 8-bit sRGB.
-        allowed_colours: colours that become the only classes. An empty sequence allows all palette colours.
-        banned_colours: colours that are not allowed.
-        replacements: pairs (A, B): colour A is replaced by B.
-
-    Raise UsageError if no colour is left, or if the replacement of a colour is not available.
+    All colours are 8-bit sRGB. The allowed colours become the only classes. If there are none, all palette colours are
+    allowed. A pair (A, B) means that colour A is replaced by B. Raise UsageError if no colour is left, or if the
+    replacement of a colour is not available.
     """
     every = np.unique(palette, axis=0)
+    old_colours, new_colours = ([pair[index] for pair in replacements] for index in (0, 1))
     allowed, banned, old, new = (
-        _nearest(every, colours) for colours in (allowed_colours, banned_colours, *_split_pairs(replacements))
+        _nearest(every, colours) for colours in (allowed_colours, banned_colours, old_colours, new_colours)
     )
     kept = np.unique(allowed) if len(allowed) else np.arange(len(every))
     replaced_by = np.arange(len(every))
     for (first, second), a, b in zip(replacements, old, new, strict=True):
-        name = f"replace {to_hex(first)}={to_hex(second)}"
+        issue = None
         if a == b:
-            shared = to_hex(tuple(every[a].tolist()))
-            raise UsageError(
-                f"{name}: both colours are nearest to the palette colour {shared}; use colours that differ more"
-            )
-        if b not in kept or b in banned or b in old:
-            raise UsageError(
-                f"{name}: {to_hex(second)} is banned, replaced or not among the allowed colours; use another colour"
-            )
-        if replaced_by[a] not in (a, b):
-            raise UsageError(f"{name}: {to_hex(first)} has two different replacements; use only one")
+            issue = f"both colours are nearest to the palette colour {to_hex(tuple(every[a].tolist()))}"
+        elif b not in kept or b in banned or b in old:
+            issue = f"{to_hex(second)} is banned, replaced or not among the allowed colours"
+        elif replaced_by[a] not in (a, b):
+            issue = f"{to_hex(first)} has two different replacements"
+        if issue:
+            raise UsageError(f"replace {to_hex(first)}={to_hex(second)}: {issue}; use other colours")
         replaced_by[a] = b
     is_allowed = ~np.isin(np.arange(len(every)), banned)
     if not is_allowed[kept].any():
@@ -146,10 +132,6 @@ def build_projection(
     # A replaced colour can be selected. Its replacement is then used.
     is_allowed[old] = True
     return PaletteProjection(every[kept], is_allowed[kept], np.searchsorted(kept, replaced_by[kept]))
-
-
-def _split_pairs(replacements: Sequence[tuple[Colour, Colour]]) -> tuple[list[Colour], list[Colour]]:
-    return [first for first, _ in replacements], [second for _, second in replacements]
 
 
 def _nearest(palette: UInt8[np.ndarray, "colours 3"], colours: RgbColours) -> Int64[np.ndarray, " others"]:
@@ -206,9 +188,8 @@ class ColourConstraints:
     @cached_property
     def chroma_points(self) -> list[Float64[np.ndarray, "colours 2"]]:
         """The chroma of the banned colours, the replaced colours and their replacements."""
-        return [
-            _to_lab(colours)[:, 1:].astype(np.float64) for colours in (self.banned, *_split_pairs(self.replacements))
-        ]
+        old, new = ([pair[index] for pair in self.replacements] for index in (0, 1))
+        return [_to_lab(colours)[:, 1:].astype(np.float64) for colours in (self.banned, old, new)]
 
     @cached_property
     def zones(self) -> ExclusionZones:
@@ -380,7 +361,14 @@ def _constrain_bins(
         chroma = _guided_upsample(chroma, distribution.lightness, lightness) * (1 - weights.sum(0))[..., None]
         chroma += np.einsum("nhw,nc->hwc", weights, group_chroma)
         exempt = weights[zones.contains(group_chroma)].sum(0)
-    rule = partial(exclude_zones, image_size=image_size, zones=zones, exempt=exempt) if len(zones.centres) else None
+
+    def exclude_zones(full_chroma: ChromaBand, band: slice) -> ChromaBand:
+        pushed = zones.push_out(full_chroma)
+        if exempt is None:
+            return pushed
+        return np.where(resize_planes(exempt[None], *image_size, band)[0, ..., None] > 0.5, full_chroma, pushed)
+
+    rule = exclude_zones if len(zones.centres) else None
     return ColourPrediction(chroma, rule, remaining, confidence, None), hint_chroma
 
 

@@ -52,14 +52,11 @@ class Hints:
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """Read hints from an image with transparency. Pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    An image of another size is resized by nearest neighbour. Downsizing keeps every painted dot, however small it is.
-
-    Args:
-        path: an image with the aspect ratio of the photograph, within rounding to whole pixels.
-        image_size: height and width of the upright photograph.
-
-    Raise UsageError, naming the file, for an image without transparency, without painted pixels or with another aspect
-    ratio. Raise ChromaboxError for a file that cannot be read as an image.
+    The image must have the aspect ratio of the upright photograph, within rounding to whole pixels. ``image_size`` is
+    the height and width of the photograph. An image of another size is resized by nearest neighbour. Downsizing keeps
+    every painted dot, however small it is. Raise UsageError, naming the file, for an image without transparency,
+    without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be read as an
+    image.
     """
     image = read_image(path)
     if image.alpha is None:
@@ -137,9 +134,8 @@ def propagate_hints(
         ).clip(MIN_EDGE_WEIGHT)
         for axis in (0, 1)
     )
-    decay_length = DECAY_LENGTH * min(lightness.shape)
     with threadpool_limits(1, user_api="blas"):  # With matrices this small, more threads are slower on a busy machine.
-        probabilities = _random_walk_probabilities(seeds, len(representatives), vertical, horizontal, decay_length)
+        probabilities = _random_walk_probabilities(seeds, len(representatives), vertical, horizontal)
     total = probabilities.sum(0)
     weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
     return weights.astype(np.float32), hints.colours[representatives]
@@ -150,16 +146,15 @@ def _random_walk_probabilities(
     num_groups: int,
     vertical: Float64[np.ndarray, "rows width"],
     horizontal: Float64[np.ndarray, "height columns"],
-    decay_length: float,
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
     """Return the probability that a walk from each cell first reaches a cell of each group, before it ends at random.
 
     ``vertical`` and ``horizontal`` are the weights of the edges between neighbours.
     """
     if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter side.
-        transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T, decay_length)
+        transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T)
         return transposed.swapaxes(1, 2)
-    degree = np.full(seeds.shape, decay_length**-2)
+    degree = np.full(seeds.shape, (DECAY_LENGTH * min(seeds.shape)) ** -2)
     degree[:-1] += vertical
     degree[1:] += vertical
     degree[:, :-1] += horizontal

@@ -1,11 +1,4 @@
-"""Pixel rules, which are constraints on the full-size chroma of every pixel, and exclusion zones.
-
-A rule is a function of the chroma [rows, width, 2] of a band of rows and of the band itself. It returns the chroma
-after the rule has been applied. ``image_size`` is the height and width of the whole image. Bands can be processed in
-any order and by several threads.
-
-Exclusion zones are discs in the a*b* plane in which no chroma may lie.
-"""
+"""Constraints on the full-size chroma of every pixel: exclusion zones and restriction to the colours of a palette."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Integer
 
-from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices, resize_planes
+from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices
 
 #: Depth inside a disc, in units of a* and b*, up to which a point counts as on the edge. This depth is far larger than
 #: rounding errors and far too small to be visible.
@@ -22,7 +15,7 @@ EDGE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class ExclusionZones:
-    """Open discs of the same radius around points (a*, b*). The discs may overlap."""
+    """Open discs of the same radius in the a*b* plane, in which no chroma may lie. The discs may overlap."""
 
     centres: Float64[np.ndarray, "discs 2"]
     radius: float
@@ -79,10 +72,11 @@ def palette_only(
     labels: Integer[np.ndarray, "small_height small_width"],
     label_chroma: Float32[np.ndarray, "colours 2"],
 ) -> ChromaBand:
-    """Give every pixel exactly the chroma of one of the labels of the four cells around the pixel.
+    """Give every pixel of a band of rows exactly the chroma of one of the labels of the four cells around the pixel.
 
     The label whose chroma is nearest to that of the pixel is selected. Other labels are not candidates, because the
-    chroma between two regions can be nearest to the colour of a third region.
+    chroma between two regions can be nearest to the colour of a third region. ``image_size`` is the height and width
+    of the whole image.
     """
     upper, lower, _ = interpolation_indices(labels.shape[0], image_size[0], band)
     left, right, _ = interpolation_indices(labels.shape[1], image_size[1], slice(0, image_size[1]))
@@ -93,18 +87,3 @@ def palette_only(
     nearest = ((candidates - chroma[mixed]) ** 2).sum(-1).argmin(0)
     result[mixed] = candidates[nearest, np.arange(len(nearest))]
     return result
-
-
-def exclude_zones(
-    chroma: ChromaBand,
-    band: slice,
-    *,
-    image_size: tuple[int, int],
-    zones: ExclusionZones,
-    exempt: Float32[np.ndarray, "small_height small_width"] | None = None,
-) -> ChromaBand:
-    """Move chroma out of the zones, except where ``exempt``, interpolated to full size, is above 0.5."""
-    pushed = zones.push_out(chroma)
-    if exempt is None:
-        return pushed
-    return np.where(resize_planes(exempt[None], *image_size, band)[0, ..., None] > 0.5, chroma, pushed)

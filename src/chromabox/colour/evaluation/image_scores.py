@@ -26,8 +26,8 @@ FoundImage = tuple[Path, Path]
 class ImageScores:
     """Scores of one colourised image. The ``grey_…`` scores are those of the greyscale original (a* = b* = 0).
 
-    Undefined scores are None. A PSNR gain is undefined if one of the two PSNR values is infinite. A ratio or a
-    reduction is undefined if its denominator is 0.
+    The colourfulness of the greyscale image is 0. Undefined scores are None. A PSNR gain is undefined if one of the two
+    PSNR values is infinite. A ratio or a reduction is undefined if its denominator is 0.
     """
 
     psnr: float
@@ -60,10 +60,7 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one pair of files.
-
-    The paths are relative to the input folders. ``width`` and ``height`` are in pixels.
-    """
+    """Scores of one pair of files, whose paths are relative to the input folders, and their size in pixels."""
 
     original: Path
     coloured: Path
@@ -108,11 +105,7 @@ def to_row(file: FileScores) -> dict[str, str | int | float | None]:
 def score_image(
     original: UInt8[np.ndarray, "height width 3"], coloured: UInt8[np.ndarray, "height width 3"]
 ) -> ImageScores:
-    """Score one colourised image in memory.
-
-    Args:
-        original: the original image in 8-bit sRGB.
-        coloured: the colourised image in 8-bit sRGB, with the same shape.
+    """Score one colourised image in memory. Both images are 8-bit sRGB.
 
     Apart from the greyscale image, the working memory does not depend on the image size. Raise ChromaboxError if the
     shapes differ or the images have no pixels.
@@ -161,10 +154,9 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                     )
                 scores = score_image(original_rgb, result_rgb)
                 files.append(FileScores(original_name, result_name, width, height, scores))
-            except ChromaboxError as error:
-                failed[original_name] = str(error)
-            except MemoryError:
-                failed[original_name] = f"{original}: not enough memory to score the image"
+            except (ChromaboxError, MemoryError) as error:
+                is_memory_error = isinstance(error, MemoryError)
+                failed[original_name] = f"{original}: not enough memory" if is_memory_error else str(error)
             tick()
     return ScoreReport(files, failed)
 

@@ -30,7 +30,10 @@ SSIM_WEIGHTS /= SSIM_WEIGHTS[0] + 2 * SSIM_WEIGHTS[1:].sum()
 
 
 def accuracy(labels: Labels, truth: Labels) -> float:
-    """Return the fraction of pixels with the true label. Raise ChromaboxError for no pixels or different shapes."""
+    """Return the fraction of pixels with the true label, in [0, 1].
+
+    Raise ChromaboxError if the shapes differ or there are no pixels.
+    """
     _check_pair(labels, truth)
     return np.count_nonzero(labels == truth) / labels.size
 
@@ -40,9 +43,6 @@ def confusion_matrix(labels: Labels, truth: Labels, num_classes: int) -> Int64[n
 
     Raise ChromaboxError if the shapes differ, there are no pixels, or a label is outside 0 … ``num_classes`` − 1.
     """
-    _check_pair(labels, truth)
-    _check_range("label", labels, num_classes)
-    _check_range("label", truth, num_classes)
     return _joint_histogram(truth, labels, num_classes, num_classes)
 
 
@@ -60,8 +60,8 @@ def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float
 def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
     """Compute the peak signal-to-noise ratio in dB, 10·log10(255² / mean squared error).
 
-    The mean squared error is taken over all values of all images. The result is therefore not a mean over images. It is
-    infinite for equal images. Raise ChromaboxError if the shapes differ or there are no pixels.
+    The mean squared error is taken over all values of all images. The result is therefore not a mean over images. The
+    PSNR of equal images is infinite. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
     squared_error = 0
     for a, b in _chunks(rgb_a, rgb_b):
@@ -86,7 +86,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
     if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
         padding = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
-    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # of window centres
+    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # Of window centres.
     side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     total = 0.0
@@ -119,7 +119,7 @@ def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np
 
 
 def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
-    """Compute the mean CIEDE2000 colour difference (:func:`ciede2000`). A difference of 1 is just noticeable."""
+    """Compute the mean CIEDE2000 difference of corresponding pixels. A difference of about 1 is just noticeable."""
     return lab_differences(rgb_a, rgb_b)[0][0]
 
 
@@ -172,7 +172,7 @@ def _chroma_ratio(chroma: Float32[np.ndarray, " colours"]) -> Float32[np.ndarray
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Compute the colourfulness of an image: 0 for greyscale, 33 moderately and 109 extremely colourful.
+    """Compute the colourfulness: 0 is grey, 15 slightly, 33 moderately, 59 quite and 109 extremely colourful.
 
     The colourfulness is the standard deviation plus 0.3 times the mean of the opponent colours rg = R − G and
     yb = (R + G) / 2 − B, in 8-bit units. Pixels are processed in chunks and summed as integers. Raise ChromaboxError if
@@ -229,21 +229,11 @@ def grey_lookup_baseline(
 ) -> Baseline:
     """Predict, for every pixel, the most frequent colour of the training pixels with the same grey value.
 
-    Args:
-        train_grey: sums R + G + B of the training pixels, integers in [0, 765].
-        train_labels: palette indices of the training pixels.
-        test_grey: sums R + G + B of the test pixels.
-        test_labels: palette indices of the test pixels.
-        num_classes: number of palette colours.
-
-    The prediction for a grey value without training pixels is the most frequent colour of all training pixels. If all
-    grey values are equal, this is the prediction for every pixel. Ties go to the lowest index. Raise ChromaboxError if
-    shapes differ, a label is outside 0 … ``num_classes`` − 1, a grey value is outside 0 … 765, or there are no pixels.
+    ``train_grey`` and ``test_grey`` are sums R + G + B in [0, 765]. ``train_labels`` and ``test_labels`` are palette
+    indices below ``num_classes``. The prediction for a grey value without training pixels is the most frequent colour
+    of all training pixels. If all grey values are equal, this colour is the prediction for every pixel. Ties go to the
+    lowest index. Raise ChromaboxError if shapes differ, a value is outside its range, or there are no pixels.
     """
-    for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
-        _check_pair(grey, labels)
-        _check_range("grey value", grey, NUM_GREY_SUMS)
-        _check_range("label", labels, num_classes)
     train_counts = _joint_histogram(train_grey, train_labels, NUM_GREY_SUMS, num_classes)
     grey_counts = train_counts.sum(1)
     lookup = np.where(grey_counts > 0, train_counts.argmax(1), train_counts.sum(0).argmax()).astype(np.uint8)
@@ -255,6 +245,10 @@ def grey_lookup_baseline(
 
 def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> Int64[np.ndarray, "{height} {width}"]:
     """Count each pair of values. Process the pixels in chunks, which avoids a 64-bit copy of all pixels."""
+    _check_pair(rows, columns)
+    for values, upper in ((rows, height), (columns, width)):
+        if values.min() < 0 or values.max() >= upper:
+            raise ChromaboxError(f"values range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")
     counts = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
     for start in range(0, rows.size, CHUNK_PIXELS):
@@ -278,9 +272,3 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
         raise ChromaboxError(f"arrays of shapes {list(a.shape)} and {list(b.shape)}: expected equal shapes")
     if not a.size:
         raise ChromaboxError("no pixels: expected at least one")
-
-
-def _check_range(name: str, values: Labels, upper: int) -> None:
-    """Raise ChromaboxError if a value is outside 0 … ``upper`` − 1."""
-    if values.min() < 0 or values.max() >= upper:
-        raise ChromaboxError(f"{name}s range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")

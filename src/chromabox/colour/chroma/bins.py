@@ -72,8 +72,7 @@ class ChromaBins:
         predictions of a model trained without weights instead.
         """
         centres = self.centres.astype(np.float64)
-        distance = ((centres[:, None] - centres) ** 2).sum(-1)
-        kernel = np.exp(-distance / (2 * 5**2))
+        kernel = np.exp(-((centres[:, None] - centres) ** 2).sum(-1) / (2 * 5**2))
         smooth = (kernel / kernel.sum(0)) @ (self.frequencies / self.frequencies.sum())
         weights = 1 / (0.5 * smooth + 0.5 / len(self))
         weights /= weights @ smooth

@@ -20,8 +20,7 @@ ClassMaps = Float32[np.ndarray, "classes height width"]
 def softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
     """Return exp(scores), normalised to a sum of 1 along an axis."""
     result = np.exp(scores - scores.max(axis, keepdims=True))
-    result /= result.sum(axis, keepdims=True)
-    return result
+    return result / result.sum(axis, keepdims=True)
 
 
 def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:

@@ -36,8 +36,7 @@ KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
 #: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
-# Number of entries of the table from linear sRGB to 8 bits. A level has at least 20 entries. Levels near black have the
-# fewest entries.
+# Number of entries of the table from linear sRGB to 8 bits. Each level has at least 20 entries.
 _TABLE_SIZE = 1 << 16
 
 
@@ -56,7 +55,12 @@ def lab_to_linear_rgb(root: Values, a: Values, b: Values) -> LinearRgb:
     y = _root_to_tristimulus(root)
     x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
     z = _root_to_tristimulus(root - b * np.float32(1 / 200)) - y
-    return np.stack([x_weight * x + z_weight * z + y for x_weight, z_weight in zip(X_WEIGHT, Z_WEIGHT, strict=True)])
+    linear = np.empty((3, *root.shape), np.float32)
+    for plane, x_weight, z_weight in zip(linear, X_WEIGHT, Z_WEIGHT, strict=True):
+        np.multiply(x, x_weight, out=plane)
+        plane += z_weight * z
+        plane += y
+    return linear
 
 
 def out_of_gamut(linear: LinearRgb) -> Bool[np.ndarray, "*shape"]:
@@ -96,15 +100,17 @@ def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step:
     linear = lab_to_linear_rgb(root, a * scale, b * scale)
     ends = np.stack([scale, scale - max_step])
     above_x, above_z = (np.maximum(root + slope * ends, KNEE) for slope in (x, z))
-    x_slopes, z_slopes = x * (3 * above_x * above_x), z * (3 * above_z * above_z)
+    (x_near, x_far), (z_near, z_far) = x * (3 * above_x * above_x), z * (3 * above_z * above_z)
     step = np.zeros_like(root)
     for channel, (x_weight, z_weight) in enumerate(zip(X_WEIGHT, Z_WEIGHT, strict=True)):
         for sign, excess in ((1, linear[channel] - 1), (-1, -linear[channel])):
             beyond = np.flatnonzero(excess > GAMUT_TOLERANCE)
-            steepest = (sign * x_weight * x_slopes[:, beyond]).max(0) + (sign * z_weight * z_slopes[:, beyond]).max(0)
-            # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives max_step.
-            needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, np.float32(1e-6))
-            step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
+            if beyond.size:
+                steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
+                steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
+                # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives max_step.
+                needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, np.float32(1e-6))
+                step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step
 
 
@@ -113,7 +119,9 @@ def _root_to_tristimulus(root: Values) -> Values:
     above = np.maximum(root, KNEE)
     cube = above * above
     cube *= above
-    cube += (root - above) * KNEE_SLOPE
+    below = np.subtract(root, above, out=above)
+    below *= KNEE_SLOPE
+    cube += below
     return cube
 
 
@@ -121,12 +129,16 @@ def linear_to_srgb(
     linear: LinearRgb, dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
 ) -> Shaped[np.ndarray, "*shape 3"]:
     """Convert linear sRGB to 8- or 16-bit sRGB pixels, with clipping."""
-    linear = linear.clip(0, 1)
-    if dtype == np.uint8:
-        pixels = _linear_to_uint8_table()[(linear * (_TABLE_SIZE - 1) + np.float32(0.5)).astype(np.intp)]
-    else:
-        pixels = (_srgb_transfer(linear) * np.float32(65535) + np.float32(0.5)).astype(np.uint16)
-    return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    pixels = np.empty((*linear.shape[1:], 3), dtype)
+    for channel, plane in enumerate(linear):
+        plane = plane.clip(0, 1)
+        if dtype == np.uint8:
+            plane *= _TABLE_SIZE - 1
+            plane += 0.5
+            pixels[..., channel] = _linear_to_uint8_table()[plane.astype(np.intp)]
+        else:
+            pixels[..., channel] = _srgb_transfer(plane) * np.float32(65535) + np.float32(0.5)
+    return pixels
 
 
 def _srgb_transfer(linear: Values) -> Values:
@@ -153,8 +165,10 @@ def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shap
     linear = _srgb_to_linear_table(np.dtype(np.uint8))[rgb]
     xyz = linear @ _XYZ_FROM_RGB.T / _WHITE_POINT.astype(np.float32)
     f = np.where(xyz > _KNEE_CUBE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
-    x, y, z = np.moveaxis(f, -1, 0)
-    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+    lab = np.empty_like(f)
+    lab[..., 0] = 116 * f[..., 1] - 16
+    lab[..., 1] = 500 * (f[..., 0] - f[..., 1])
+    lab[..., 2] = 200 * (f[..., 1] - f[..., 2])
     lab[(rgb == rgb[..., :1]).all(-1), 1:] = 0
     return lab
 

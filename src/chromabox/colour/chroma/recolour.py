@@ -65,7 +65,8 @@ class GuidedUpsampler:
             )
             np.multiply(slope, lightness, out=value)
             value += offset
-            np.clip(value, lowest, highest, out=value)
+            np.maximum(value, lowest, out=value)
+            np.minimum(value, highest, out=value)
         return result
 
 
@@ -129,8 +130,7 @@ def interpolation_indices(
     small: int, full: int, band: slice
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
     """Return the two cells around each position of the band, and the weight (0 to 1) of the second cell."""
-    positions = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
-    positions = positions.clip(0, small - 1)
+    positions = ((np.arange(band.start, band.stop) + 0.5) * small / full - 0.5).clip(0, small - 1)
     first = positions.astype(np.intp)
     return first, np.minimum(first + 1, small - 1), (positions - first).astype(np.float32)
 

@@ -156,8 +156,7 @@ class ColourConstraints:
             chroma within ``COLOUR_RADIUS`` is excluded. A banned grey also bans pale colours: greys are moved to the
             nearest chroma at distance ``COLOUR_RADIUS``.
         replacements: pairs (A, B): colour A is replaced by B and not used.
-        hints: colours painted on the image. They override bans. With a palette, the nearest palette colours are
-            used.
+        hints: colours painted on the image, which override bans. With a palette, the nearest palette colours are used.
         min_confidence: leave pixels grey where the model's confidence in the selected chroma is lower than this value
             (0 to 1).
 
@@ -257,16 +256,18 @@ def apply_constraints(
         upsampled = _guided_upsample(distribution.chroma(1.0), small, lightness)
         spread = (lightness, *propagate_hints(hints, lightness, upsampled))
     if constraints.classes is not None:
-        prediction, hint_chroma = _select_classes(distribution, constraints.classes, image_size, hints, spread)
+        prediction = _select_classes(distribution, constraints.classes, image_size, hints, spread)
     else:
-        prediction, hint_chroma = _constrain_bins(distribution, constraints, temperature, image_size, spread)
+        prediction = _constrain_bins(distribution, constraints, temperature, image_size, spread)
     first_rule, confidence, min_confidence = prediction.chroma_hook, prediction.confidence, constraints.min_confidence
-    if spread is not None:
+    label_chroma = np.zeros((1, 2), np.float32)  # Label 0 is not painted.
+    if hints is not None and spread is not None:
         # Blend the confidence of the model with that of the hints, which is 1.
         weight = spread[1].sum(0)
         confidence = (1 - weight) * resize_planes(confidence[None], *weight.shape)[0] + weight
-    # Label 0 is not painted.
-    label_chroma = np.concatenate([np.zeros((1, 2), np.float32), hint_chroma])
+        classes, colours = constraints.classes, hints.colours
+        painted = _to_lab(colours)[:, 1:] if classes is None else classes.chroma[_nearest(classes.rgb, colours)]
+        label_chroma = np.concatenate([label_chroma, painted])
 
     def apply_rules(chroma: ChromaBand, band: slice) -> ChromaBand:
         if first_rule is not None:
@@ -300,13 +301,12 @@ def _select_classes(
     image_size: tuple[int, int],
     hints: Hints | None,
     spread: SpreadHints | None,
-) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
-    """Select a palette colour at every position. Return the prediction and the chroma of each hint label."""
+) -> ColourPrediction:
+    """Select a palette colour at every position."""
     projected = classes.project(distribution)
     selected = projected.log_probabilities.argmax(0)
     confidence = distribution.confidence(classes.chroma[selected])
     labels, used = classes.replaced_by[selected], np.unique(classes.replaced_by[classes.allowed])
-    hint_classes = np.zeros(0, np.int64)
     if spread is not None and hints is not None:
         _, group_weights, group_colours = spread
         map_size = group_weights.shape[1:]
@@ -316,13 +316,11 @@ def _select_classes(
         # The model's weight is the remainder.
         is_hint = weights.max(0) > 1 - group_weights.sum(0)
         labels = np.where(is_hint, weights.argmax(0), classes.replaced_by[most_likely])
-        hint_classes = _nearest(classes.rgb, hints.colours)
-        used = np.union1d(used, hint_classes)
+        used = np.union1d(used, _nearest(classes.rgb, hints.colours))
     compact_labels = labels.astype(np.min_scalar_type(len(classes.rgb)))
     rule = partial(palette_only, image_size=image_size, labels=compact_labels, label_chroma=classes.chroma)
     shown = replace(projected, centres=classes.chroma[classes.replaced_by])
-    prediction = ColourPrediction(classes.chroma[labels], rule, shown, confidence, classes.rgb[used])
-    return prediction, classes.chroma[hint_classes]
+    return ColourPrediction(classes.chroma[labels], rule, shown, confidence, classes.rgb[used])
 
 
 def _constrain_bins(
@@ -331,11 +329,8 @@ def _constrain_bins(
     temperature: float,
     image_size: tuple[int, int],
     spread: SpreadHints | None,
-) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
-    """Assign the annealed mean of the bins that are not banned to every position, moved out of the exclusion zones.
-
-    Return the prediction and the chroma of each hint label.
-    """
+) -> ColourPrediction:
+    """Assign the annealed mean of the bins that are not banned to every position, moved out of the exclusion zones."""
     zones, (banned, old, new) = constraints.zones, constraints.chroma_points
     centres = distribution.centres.astype(np.float64)
     to_banned, to_old = (np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned, old))
@@ -354,10 +349,10 @@ def _constrain_bins(
         remaining = replace(replaced, log_probabilities=log_softmax(scores, 0))
     chroma = zones.push_out(remaining.chroma(temperature))
     confidence = replaced.confidence(chroma)
-    hint_chroma, exempt = np.zeros((0, 2), np.float32), None
-    if spread is not None and constraints.hints is not None:
+    exempt = None
+    if spread is not None:
         lightness, weights, group_colours = spread
-        hint_chroma, group_chroma = (_to_lab(colours)[:, 1:] for colours in (constraints.hints.colours, group_colours))
+        group_chroma = _to_lab(group_colours)[:, 1:]
         chroma = _guided_upsample(chroma, distribution.lightness, lightness) * (1 - weights.sum(0))[..., None]
         chroma += np.einsum("nhw,nc->hwc", weights, group_chroma)
         exempt = weights[zones.contains(group_chroma)].sum(0)
@@ -369,7 +364,7 @@ def _constrain_bins(
         return np.where(resize_planes(exempt[None], *image_size, band)[0, ..., None] > 0.5, full_chroma, pushed)
 
     rule = exclude_zones if len(zones.centres) else None
-    return ColourPrediction(chroma, rule, remaining, confidence, None), hint_chroma
+    return ColourPrediction(chroma, rule, remaining, confidence, None)
 
 
 def palette_from_image_or_file(path_or_name: str | Path) -> Palette:

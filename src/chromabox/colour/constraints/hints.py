@@ -40,9 +40,8 @@ HALF_SATURATION = 0.1
 class Hints:
     """Painted pixels at the full size of the photograph.
 
-    Attributes:
-        labels: the number of the painted colour, starting at 1; 0 where nothing is painted.
-        colours: the colours of the labels 1, 2, … in 8-bit sRGB.
+    ``labels`` are the numbers of the painted colours, starting at 1; 0 where nothing is painted. ``colours`` are the
+    colours of the labels 1, 2, … in 8-bit sRGB.
     """
 
     labels: UInt[np.ndarray, "height width"]
@@ -105,12 +104,10 @@ def propagate_hints(
     Therefore, the sum s of the probabilities is increased to s (1 + HALF_SATURATION) / (s + HALF_SATURATION). The
     proportions of the groups are unchanged.
 
-    Args:
-        hints: hints at full size.
-        lightness: L* (0 to 100) of the cells of the map.
-        chroma: the model's a* and b*. Edges between cells with similar predictions have higher weights.
+    ``lightness`` is L* (0 to 100) of the cells of the map. ``chroma`` is the model's a* and b*. Edges between cells
+    with similar predictions have higher weights.
     """
-    # Greedy grouping: the most frequent colour that has no group yet absorbs the colours within GROUP_RADIUS.
+    # Group greedily: the most frequent colour that has no group yet absorbs the colours within GROUP_RADIUS.
     frequency = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
     label_chroma = rgb_to_lab(hints.colours)[:, 1:]
     ungrouped = frequency > 0
@@ -136,8 +133,7 @@ def propagate_hints(
     )
     with threadpool_limits(1, user_api="blas"):  # With matrices this small, more threads are slower on a busy machine.
         probabilities = _random_walk_probabilities(seeds, len(representatives), vertical, horizontal)
-    total = probabilities.sum(0)
-    weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
+    weights = probabilities * ((1 + HALF_SATURATION) / (probabilities.sum(0) + HALF_SATURATION))
     return weights.astype(np.float32), hints.colours[representatives]
 
 
@@ -159,20 +155,19 @@ def _random_walk_probabilities(
     degree[1:] += vertical
     degree[:, :-1] += horizontal
     degree[:, 1:] += horizontal
-    unknown = seeds < 0
     values = (seeds[..., None] == np.arange(num_groups)).astype(np.float64)
     # The equation of an unpainted cell is: degree · p − Σ weight · p of the neighbours = 0. In a painted cell, p is 1
     # or 0. The matrix is block tridiagonal, with one block per row of the map. Solve the system by block elimination.
     forward: list[Float64[np.ndarray, "width width"]] = []
-    coupling = np.zeros((seeds.shape[1], seeds.shape[1]))
-    for row, is_unknown in enumerate(unknown):
+    for row, is_unknown in enumerate(seeds < 0):
         block = np.diag(np.where(is_unknown, degree[row], 1.0))
         block -= np.diag(horizontal[row] * is_unknown[:-1], 1) + np.diag(horizontal[row] * is_unknown[1:], -1)
         if row:
             to_previous = vertical[row - 1] * is_unknown
             block -= to_previous[:, None] * forward[-1]
             values[row] += to_previous[:, None] * values[row - 1]
-        coupling = np.diag(vertical[row] * is_unknown) if row + 1 < len(seeds) else coupling[:, :0]
+        is_last = row + 1 == len(seeds)
+        coupling = np.zeros((len(block), 0)) if is_last else np.diag(vertical[row] * is_unknown)
         solved = np.linalg.solve(block, np.concatenate([coupling, values[row]], axis=1))
         forward.append(solved[:, : coupling.shape[1]])
         values[row] = solved[:, coupling.shape[1] :]

@@ -41,7 +41,6 @@ class ImageScores:
     colourfulness: float
     """Colourfulness of the colourised image (Hasler and Süsstrunk 2003)."""
     original_colourfulness: float
-    """Colourfulness of the original."""
     colourfulness_difference: float
     """Colourfulness of the colourised image minus that of the original."""
     colourfulness_ratio: float | None

@@ -111,9 +111,7 @@ def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np
         means = SSIM_WEIGHTS[0] * values[SSIM_RADIUS : SSIM_RADIUS + rows]
         for distance, weight in enumerate(SSIM_WEIGHTS[1:], start=1):
             before, after = SSIM_RADIUS - distance, SSIM_RADIUS + distance
-            pair = values[before : before + rows] + values[after : after + rows]
-            pair *= weight
-            means += pair
+            means += weight * (values[before : before + rows] + values[after : after + rows])
         values = means.transpose(1, 0, 2)
     return values
 
@@ -267,7 +265,6 @@ def _chunks(first: Rgb, *others: Rgb) -> Iterator[tuple[UInt8[np.ndarray, "pixel
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    """Raise ChromaboxError if the shapes differ or there are no pixels."""
     if a.shape != b.shape:
         raise ChromaboxError(f"arrays of shapes {list(a.shape)} and {list(b.shape)}: expected equal shapes")
     if not a.size:

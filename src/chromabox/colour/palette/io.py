@@ -72,8 +72,8 @@ def save_palette(path: str | Path, palette: Palette) -> None:
         # Write one colour per line, and every float32 value with the fewest digits that restore it.
         head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": {}}
         rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
-        text = json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
-        content = text.encode()
+        start = json.dumps(head, indent=2, ensure_ascii=False)[:-2]
+        content = f'{start},\n  "colours": [\n{rows}\n  ]\n}}\n'.encode()
     elif suffix == ".gpl":
         lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # A line break would begin a new entry.

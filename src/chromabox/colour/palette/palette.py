@@ -122,8 +122,7 @@ def annealed_mean(
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # Subtract the maximum first. Otherwise, a small temperature could cause overflow. Below 1e-30, the result is
-    # constant.
+    # Subtract the maximum to avoid overflow at small temperatures. Below 1e-30, the result is constant.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -197,10 +196,9 @@ def draw_palette(palette: Palette, tile_size: int = 96) -> UInt8[np.ndarray, "he
         # A thin outline separates near-white tiles from the background.
         draw.rounded_rectangle(box, radius=tile_size // 12, fill=tuple(rgb), outline=(200, 200, 200))
         text_colour = "white" if rgb @ REC601_WEIGHTS < 140 else "black"
-        lines = ((0.42, str(index), large), (0.76, "#{:02x}{:02x}{:02x}".format(*rgb), small))
-        for height, text, font in lines:
-            position = (left + tile_size / 2, top + tile_size * height)
-            draw.text(position, text, fill=text_colour, font=font, anchor="mm")
+        for height, text, font in ((0.42, str(index), large), (0.76, "#{:02x}{:02x}{:02x}".format(*rgb), small)):
+            centre = (left + tile_size / 2, top + tile_size * height)
+            draw.text(centre, text, fill=text_colour, font=font, anchor="mm")
     return np.array(image)
 
 

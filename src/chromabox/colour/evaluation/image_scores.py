@@ -59,7 +59,7 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one pair of files, whose paths are relative to the input folders, and their size in pixels."""
+    """Scores of one pair of files. The paths are relative to the input folders. The size of the images is in pixels."""
 
     original: Path
     coloured: Path

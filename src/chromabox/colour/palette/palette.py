@@ -227,7 +227,7 @@ def _initial_centres(
     Lloyd's algorithm is initialised by k-means++ (Arthur and Vassilvitskii 2007). The best of eight runs is returned.
     """
     cell = (unique >> 3).astype(np.int64) @ [1024, 32, 1]
-    weight = np.bincount(cell, counts)
+    weight: np.ndarray = np.bincount(cell, counts)
     points = np.stack([np.bincount(cell, counts * channel) for channel in unique.T.astype(np.float64)], -1)
     points, weight = points[weight > 0] / weight[weight > 0, None], weight[weight > 0]
     # With too few cells for the number of colours (small or nearly uniform images), use the colours themselves.

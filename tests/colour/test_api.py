@@ -239,21 +239,28 @@ def test_arguments_become_options(model: ColourModel, monkeypatch: pytest.Monkey
         GREY,
         style="vivid",
         temperature=0.0,
-        allow="navy",
-        ban=["beige", NAVY, np.array(BEIGE)],
-        replace=["red=navy", ((1, 2, 3), "#fff")],
+        ban=["beige", np.array(BEIGE)],
+        replace=["red=navy", ((1, 2, 3), "#00f")],
         min_confidence=0.25,
         model=model,
     )
     [options] = calls
     assert (options.style, options.effective_temperature) == ("vivid", 0.0)
-    assert options.constraints.allowed == (NAVY,)
-    assert options.constraints.banned == (BEIGE, NAVY, BEIGE)
-    assert options.constraints.replacements == (((255, 0, 0), NAVY), ((1, 2, 3), (255, 255, 255)))
+    assert options.constraints.banned == (BEIGE, BEIGE)
+    assert options.constraints.replacements == (((255, 0, 0), NAVY), ((1, 2, 3), (0, 0, 255)))
     assert options.constraints.min_confidence == 0.25
     assert options.constraints.palette is None
     colourise(GREY, model=model)
     assert calls[1] == ColouriseOptions()
+    for allowed, colours in (("navy", (NAVY,)), (["beige", NAVY, np.array(BEIGE)], (BEIGE, NAVY, BEIGE))):
+        colourise(GREY, allow=allowed, model=model)
+        assert calls[-1].constraints.allowed == colours
+
+
+def test_single_banned_colour_can_be_a_string(model: ColourModel) -> None:
+    result = colourise(GREY, ban="purple", model=model)
+    np.testing.assert_array_equal(result, colourise(GREY, ban=["purple"], model=model))
+    assert (result != colourise(GREY, model=model)).any()
 
 
 def test_palette_from_name_path_image_and_list(
@@ -319,6 +326,8 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
         ({"replace": [("red",)]}, "expected a list of pairs"),
         ({"replace": [5]}, "expected a list of pairs"),
         ({"replace": "red"}, "replace .red.: expected two colours A=B"),
+        ({"allow": "red", "ban": ["red"]}, "^ban: all allowed colours are banned"),
+        ({"ban": "red, blue"}, "^ban 'red, blue': invalid colour"),
         ({"hints": 5}, "hints has type int"),
         ({"model": 5}, "model has type int"),
         ({"model": "no/such/run"}, "no such run folder or checkpoint"),

@@ -50,7 +50,7 @@ def test_report_scores_prints_and_writes_everything(
     assert f"{expected.grey_psnr:.2f}" in next(line for line in printed.splitlines() if "greyscale baseline" in line)
     assert "scores.csv" in printed
     assert [line for line in errors.splitlines() if "corrupt.png" in line and "not scored" in line]
-    assert [failure.file.name for failure in report.failed] == ["corrupt.png"]
+    assert [file.name for file in report.failed] == ["corrupt.png"]
 
     def forbid(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -65,7 +65,7 @@ def test_report_scores_prints_and_writes_everything(
     assert same["psnr"] is None
     assert written["mean"]["psnr"] == expected.psnr
     assert written["mean"]["delta_e"] == pytest.approx(expected.delta_e / 2)
-    assert written["failed"] == [{"file": "corrupt.png", "error": report.failed[0].error}]
+    assert written["failed"] == [{"file": "corrupt.png", "error": report.failed[Path("corrupt.png")]}]
 
     with (tmp_path / "new" / "scores" / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -84,12 +84,12 @@ def test_nothing_is_written_without_a_folder(tmp_path: Path, folders: tuple[Path
 
 def test_long_tables_are_cut_and_empty_reports_allowed(capsys: pytest.CaptureFixture[str]) -> None:
     file_scores = FileScores(Path("a.png"), Path("a.png"), 80, 60, score_image(CAT, PALE))
-    print_scores(ScoreReport([file_scores] * 45, []), "many")
+    print_scores(ScoreReport([file_scores] * 45, {}), "many")
     printed = capsys.readouterr().out
     assert printed.count("a.png") == 40
     assert "and 5 more files" in printed
     assert "mean of 45" in printed
-    print_scores(ScoreReport([], []), "none")
+    print_scores(ScoreReport([], {}), "none")
     assert "mean" not in capsys.readouterr().out
 
 
@@ -97,7 +97,7 @@ def test_long_tables_are_cut_and_empty_reports_allowed(capsys: pytest.CaptureFix
 def test_unusual_file_names_are_preserved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets are not markup, and the bytes of a name that is not UTF-8 are preserved in both files."""
     name = os.fsdecode(b"[bold]\xff.png")
-    report = ScoreReport([FileScores(Path(name), Path(name), 80, 60, score_image(CAT, PALE))], [])
+    report = ScoreReport([FileScores(Path(name), Path(name), 80, 60, score_image(CAT, PALE))], {})
     print_scores(report, "[red] compared with [b]")
     printed = capsys.readouterr().out
     assert "[bold]?.png" in printed

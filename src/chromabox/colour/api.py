@@ -133,14 +133,18 @@ def parse_options(
         raise UsageError(f"{prefix}style is {style!r}: expected one of {', '.join(STYLES)}")
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
         raise UsageError(f"hints has type {type(hints).__name__}: expected the path of a transparent image, or Hints")
-    constraints = ColourConstraints(
-        palette=_parse_palette(palette, f"{prefix}palette"),
-        allowed=_parse_list(allow, parse_colour, f"{prefix}allow"),
-        banned=_parse_list(ban, parse_colour, f"{prefix}ban"),
-        replacements=_parse_list(replace, parse_replacement, f"{prefix}replace"),
-        hints=hints if isinstance(hints, Hints) else None,
-        min_confidence=_parse_fraction(min_confidence, f"{prefix}min-confidence" if prefix else "min_confidence"),
-    )
+    parsed: dict[str, Any] = {
+        "palette": _parse_palette(palette, f"{prefix}palette"),
+        "allowed": _parse_list(allow, parse_colour, f"{prefix}allow"),
+        "banned": _parse_list(ban, parse_colour, f"{prefix}ban"),
+        "replacements": _parse_list(replace, parse_replacement, f"{prefix}replace"),
+        "hints": hints if isinstance(hints, Hints) else None,
+        "min_confidence": _parse_fraction(min_confidence, f"{prefix}min-confidence" if prefix else "min_confidence"),
+    }
+    try:
+        constraints = ColourConstraints(**parsed)
+    except UsageError as error:  # Contradictory constraints. The message begins with the name of an option.
+        raise UsageError(f"{prefix}{error}") from None
     return ColouriseOptions(
         style=style,
         temperature=None if temperature is None else _parse_fraction(temperature, f"{prefix}temperature"),

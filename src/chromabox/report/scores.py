@@ -38,8 +38,8 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
     if folder is not None:
         for path in write_scores(report, folder):
             print(path)
-    for failure in report.failed:
-        print(f"chromabox: not scored: {failure.error}", file=sys.stderr)
+    for error in report.failed.values():
+        print(f"chromabox: not scored: {error}", file=sys.stderr)
     return report
 
 

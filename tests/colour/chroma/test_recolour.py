@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 from skimage import data
 from skimage.color import rgb2lab
 
+from chromabox.colour.chroma import recolour
 from chromabox.colour.chroma.recolour import apply_chroma, lightness
 
 RNG = np.random.default_rng(5)
@@ -148,14 +149,15 @@ def test_input_is_not_modified() -> None:
 def test_result_is_independent_of_bands_and_threads(dtype: type, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chromabox.runtime.parallel.num_cores", lambda: threads)
     pixels, chroma = random_pixels((20, 33), dtype), random_chroma((7, 6), 100)
-    expected = apply_chroma(pixels, chroma, band_pixels=10**6)
-    light = lightness(pixels, band_pixels=10**6)
+    expected, light = apply_chroma(pixels, chroma), lightness(pixels)
     for band_pixels in (1, 100, 33 * 19):
-        np.testing.assert_array_equal(apply_chroma(pixels, chroma, band_pixels=band_pixels), expected)
-        np.testing.assert_array_equal(lightness(pixels, band_pixels=band_pixels), light)
+        monkeypatch.setattr(recolour, "BAND_PIXELS", band_pixels)
+        np.testing.assert_array_equal(apply_chroma(pixels, chroma), expected)
+        np.testing.assert_array_equal(lightness(pixels), light)
 
 
-def test_chroma_hook_changes_the_rows_of_its_band() -> None:
+def test_chroma_hook_changes_the_rows_of_its_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recolour, "BAND_PIXELS", 1)
     grey = RNG.integers(90, 160, (12, 20, 1), dtype=np.uint8).repeat(3, -1)
     bands = []
 
@@ -167,7 +169,7 @@ def test_chroma_hook_changes_the_rows_of_its_band() -> None:
         chroma[:, 10:] = np.array([band.start, -10], np.float32)
         return chroma
 
-    result = apply_chroma(grey, np.zeros((3, 4, 2), np.float32), chroma_hook=hook, band_pixels=1)
+    result = apply_chroma(grey, np.zeros((3, 4, 2), np.float32), chroma_hook=hook)
     assert sorted(row for band in bands for row in range(band.start, band.stop)) == list(range(12))
     np.testing.assert_array_equal(result[:, :10], grey[:, :10])
     result_lab = to_lab(result)[:, 10:]

@@ -122,7 +122,7 @@ def test_with_a_palette_only_its_colours_occur(
     has_banned: bool,
 ) -> None:
     palette = Palette(np.random.default_rng(seed).integers(0, 256, (count, 3)).astype(np.float32) / 256, "p")
-    constraints = ColourConstraints(palette, tuple(allowed) if has_allowed else (), tuple(banned) if has_banned else ())
+    arguments = palette, tuple(allowed) if has_allowed else (), tuple(banned) if has_banned else ()
     lab = rgb2lab(palette.rgb[None])[0]
     allowed_indices, banned_indices = (
         {
@@ -133,11 +133,11 @@ def test_with_a_palette_only_its_colours_occur(
     )
     remaining = (allowed_indices if has_allowed else set(range(count))) - (banned_indices if has_banned else set())
     if not remaining:
-        with pytest.raises(UsageError, match="no colour of the palette is left"):
-            apply_constraints(random_distribution(seed, height, width), constraints, 0.4, (full_height, full_width))
+        with pytest.raises(UsageError, match=f"^ban: all {'allowed' if has_allowed else 'palette'} colours are banned"):
+            ColourConstraints(*arguments)
         return
     prediction = apply_constraints(
-        random_distribution(seed, height, width), constraints, 0.4, (full_height, full_width)
+        random_distribution(seed, height, width), ColourConstraints(*arguments), 0.4, (full_height, full_width)
     )
     assert prediction.palette is not None
     assert {tuple(colour) for colour in prediction.palette.tolist()} == {
@@ -205,11 +205,11 @@ def test_replaced_colour_becomes_its_replacement(
     assume(abs(np.linalg.norm(old - new) - COLOUR_RADIUS) > 0.05)
     allowed = (first, second, GREEN, GREY) if palette else ()
     distribution = random_distribution(seed, 5, 5)
-    constraints = ColourConstraints(allowed=allowed, replacements=((first, second),))
     if not palette and np.linalg.norm(old - new) < COLOUR_RADIUS:
         with pytest.raises(UsageError, match="is within"):
-            apply_constraints(distribution, constraints, 0.0, (10, 10))
+            ColourConstraints(replacements=((first, second),))
         return
+    constraints = ColourConstraints(allowed=allowed, replacements=((first, second),))
     prediction = apply_constraints(distribution, constraints, 0.0, (10, 10))
     plain = apply_constraints(distribution, ColourConstraints(allowed=allowed), 0.0, (10, 10)).chroma
     if palette:
@@ -232,25 +232,25 @@ def test_replacement_overrides_a_ban_of_the_same_colour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("constraints", "message"),
+    ("arguments", "message"),
     [
-        (ColourConstraints(replacements=((RED, (250, 5, 5)),)), "^replace #ff0000=#fa0505: #fa0505 is within 20"),
-        (ColourConstraints(replacements=((RED, RED),)), "^replace #ff0000=#ff0000: "),
+        ({"replacements": ((RED, (250, 5, 5)),)}, "^replace #ff0000=#fa0505: #fa0505 is within 20"),
+        ({"replacements": ((RED, RED),)}, "^replace #ff0000=#ff0000: "),
         (
-            ColourConstraints(replacements=((RED, BLUE),), banned=(BLUE,)),
+            {"replacements": ((RED, BLUE),), "banned": (BLUE,)},
             "^replace #ff0000=#0000ff: .*replaced or banned",
         ),
-        (ColourConstraints(allowed=(RED,), banned=(RED,)), "^ban: no colour of the palette is left"),
+        ({"allowed": (RED,), "banned": (RED,)}, "^ban: all allowed colours are banned"),
     ],
 )
-def test_contradictory_constraints_are_rejected(constraints: ColourConstraints, message: str) -> None:
+def test_contradictory_constraints_are_rejected(arguments: dict[str, tuple], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        apply_constraints(random_distribution(0, 3, 3), constraints, 0.4, (6, 6))
+        ColourConstraints(**arguments)
 
 
 def test_banning_all_bins_is_rejected() -> None:
     distribution = make_distribution(np.zeros((2, 2, 2)), np.array([[80, 67], [75, 60]], np.float32), 1)
-    with pytest.raises(UsageError, match=r"^ban: no colour of the model is left"):
+    with pytest.raises(UsageError, match=r"^ban: all colours of the model are banned"):
         apply_constraints(distribution, ColourConstraints(banned=(RED,)), 0.4, (4, 4))
 
 

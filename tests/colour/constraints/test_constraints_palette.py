@@ -93,8 +93,8 @@ def test_replacement_of_a_colour_that_is_not_allowed_has_no_effect() -> None:
 @pytest.mark.parametrize(
     ("allow", "ban", "replace", "message"),
     [
-        ((RED, BLUE), (RED, BLUE), (), "^ban: no colour of the palette is left"),
-        ((), (RED, GREEN, BLUE, BLACK, WHITE), (), "^ban: no colour of the palette is left"),
+        ((RED, BLUE), (RED, BLUE), (), "^ban: all allowed colours are banned"),
+        ((), (RED, GREEN, BLUE, BLACK, WHITE), (), "^ban: all palette colours are banned"),
         (
             (),
             (),

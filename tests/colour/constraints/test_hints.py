@@ -109,12 +109,12 @@ def test_weight_in_a_uniform_region_decays_like_the_analytic_solution() -> None:
     # α(j) = cosh(θ(n − 1/2 − j)) / cosh(θ(n − 1/2)) solves α(j−1) − (2 + λ)α(j) + α(j+1) = 0 with 2 cosh θ = 2 + λ and
     # no flow out of the last cell, n − 1. Here the short side is one cell, and λ = 1/DECAY_LENGTH².
     length = 12
-    hint_weights = propagate_hints(
+    weights, _ = propagate_hints(
         hints_at((1, length), {(0, 0): RED}), np.zeros((1, length), np.float32), np.zeros((1, length, 2), np.float32)
     )
     theta = np.arccosh(1 + 0.5 / DECAY_LENGTH**2)
     alpha = np.cosh(theta * (length - 0.5 - np.arange(length))) / np.cosh(theta * (length - 0.5))
-    np.testing.assert_allclose(hint_weights.weights[0, 0], saturated(alpha[None])[0], atol=1e-6)
+    np.testing.assert_allclose(weights[0, 0], saturated(alpha[None])[0], atol=1e-6)
 
 
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 2**32 - 1))
@@ -123,7 +123,9 @@ def test_weights_solve_the_documented_system(height: int, width: int, seed: int)
     random = np.random.default_rng(seed)
     light = random.uniform(0, 10, (height, width)).astype(np.float32)
     chroma = random.uniform(-10, 10, (height, width, 2)).astype(np.float32)
-    result = propagate_hints(hints_at((height, width), {(0, 0): RED, (height - 1, width - 1): BLUE}), light, chroma)
+    weights, colours = propagate_hints(
+        hints_at((height, width), {(0, 0): RED, (height - 1, width - 1): BLUE}), light, chroma
+    )
     cells = [(y, x) for y in range(height) for x in range(width)]
     matrix, right = np.zeros((len(cells), len(cells))), np.zeros((len(cells), 2))
     for i, (y, x) in enumerate(cells):
@@ -132,17 +134,17 @@ def test_weights_solve_the_documented_system(height: int, width: int, seed: int)
             if abs(y - v) + abs(x - u) == 1:
                 exponent = (light[y, x] - light[v, u]) ** 2 / (2 * EDGE_LIGHTNESS_SIGMA**2)
                 exponent += ((chroma[y, x] - chroma[v, u]) ** 2).sum() / (2 * EDGE_CHROMA_SIGMA**2)
-                weight = max(np.exp(-float(exponent)), MIN_EDGE_WEIGHT)
-                matrix[i, i] += weight
-                matrix[i, j] -= weight
-    order = [RED, BLUE] if tuple(result.colours[0].tolist()) == RED else [BLUE, RED]
+                edge = max(np.exp(-float(exponent)), MIN_EDGE_WEIGHT)
+                matrix[i, i] += edge
+                matrix[i, j] -= edge
+    order = [RED, BLUE] if tuple(colours[0].tolist()) == RED else [BLUE, RED]
     for i, colour in ((0, RED), (len(cells) - 1, BLUE)):
         matrix[i] = np.eye(len(cells))[i]
         right[i, order.index(colour)] = 1
     probabilities = solve(matrix, right).T.reshape(2, height, width)
-    np.testing.assert_allclose(result.weights, saturated(probabilities), atol=1e-5)
-    assert result.weights.min() >= 0
-    assert result.weights.sum(0).max() <= 1 + 1e-6
+    np.testing.assert_allclose(weights, saturated(probabilities), atol=1e-5)
+    assert weights.min() >= 0
+    assert weights.sum(0).max() <= 1 + 1e-6
 
 
 def test_propagation_stops_at_edges_of_lightness_and_predicted_chroma() -> None:
@@ -150,7 +152,7 @@ def test_propagation_stops_at_edges_of_lightness_and_predicted_chroma() -> None:
     for edge in ("lightness", "chroma"):
         light, chroma = np.full(shape, 50, np.float32), np.zeros((*shape, 2), np.float32)
         (light if edge == "lightness" else chroma)[:, 20:] += 40
-        weights = propagate_hints(hints_at(shape, {(20, 10): RED}), light, chroma).weights[0]
+        weights = propagate_hints(hints_at(shape, {(20, 10): RED}), light, chroma)[0][0]
         assert weights[20, 10] == 1
         assert weights[:, :20].min() > 0.4, edge
         assert weights[:, 20:].max() < 0.01, edge
@@ -161,15 +163,15 @@ def test_many_colours_are_propagated_as_groups() -> None:
     pixels = random.integers(0, 256, (30, 30, 3), np.uint8)
     hints = hints_from_pixels(pixels, np.ones((30, 30), bool), (30, 30))
     np.testing.assert_array_equal(hints.colours[hints.labels.astype(int) - 1], pixels)
-    hint_weights = propagate_hints(hints, np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32))
-    assert len(hint_weights.colours) == MAX_GROUPS
+    weights, colours = propagate_hints(hints, np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32))
+    assert len(colours) == MAX_GROUPS
     # Every cell is painted: one group has the full weight.
-    np.testing.assert_array_equal(np.sort(hint_weights.weights, 0)[-1], 1)
+    np.testing.assert_array_equal(np.sort(weights, 0)[-1], 1)
 
 
 def test_similar_colours_are_propagated_as_the_most_frequent_one() -> None:
     dots = {(0, x): (200, 30, 30) for x in range(5)} | {(1, 1): (202, 32, 31), (9, 9): BLUE}
-    hint_weights = propagate_hints(
+    _, colours = propagate_hints(
         hints_at((10, 10), dots), np.zeros((10, 10), np.float32), np.zeros((10, 10, 2), np.float32)
     )
-    assert {tuple(colour) for colour in hint_weights.colours.tolist()} == {(200, 30, 30), BLUE}
+    assert {tuple(colour) for colour in colours.tolist()} == {(200, 30, 30), BLUE}

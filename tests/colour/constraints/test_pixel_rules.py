@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from chromabox.colour.chroma.recolour import ChromaHook, resize_planes
-from chromabox.colour.constraints.pixel_rules import (
-    ExclusionZones,
-    exclude_zones,
-    grey_below_confidence,
-    hint_pixels,
-    palette_only,
-)
+from chromabox.colour.constraints.pixel_rules import palette_only
 
 sides = st.integers(1, 9)
 full_sides = st.integers(1, 40)
@@ -75,20 +69,3 @@ def test_palette_only_adds_no_third_colour_between_two_regions() -> None:
     result = apply_in_bands(rule, np.concatenate([chroma, chroma], 1), 4)[:, :40]
     assert not (result == table[2]).all(-1).any()
     assert {tuple(pair) for pair in result.reshape(-1, 2).tolist()} == {tuple(pair) for pair in table[:2].tolist()}
-
-
-def test_zones_are_excluded_except_where_exempt() -> None:
-    zones = ExclusionZones(np.array([[10.0, 0.0]]), 20.0)
-    exempt = np.array([[0.0, 1.0]], np.float32)
-    rule = partial(exclude_zones, image_size=(1, 8), zones=zones, exempt=exempt)
-    result = apply_in_bands(rule, np.tile(np.float32([12, 0]), (1, 8, 1)), 1)
-    np.testing.assert_allclose(result[0, :, 0], [30] * 4 + [12] * 4, atol=1e-5)
-
-
-def test_grey_below_min_confidence_and_hint_pixels_override() -> None:
-    confidence = np.array([[0.2, 0.5]], np.float32)
-    grey_rule = partial(grey_below_confidence, image_size=(2, 2), confidence=confidence, min_confidence=0.5)
-    labels = np.array([[0, 0], [2, 0]], np.uint8)
-    hint_rule = partial(hint_pixels, labels=labels, label_chroma=np.array([[1, 1], [7, -7]], np.float32))
-    result = apply_in_bands(hint_rule, apply_in_bands(grey_rule, np.full((2, 2, 2), 3, np.float32), 1), 1)
-    np.testing.assert_array_equal(result, [[[0, 0], [3, 3]], [[7, -7], [3, 3]]])

@@ -204,9 +204,9 @@ def test_to_greyscale_equals_scikit_image_with_zero_a_and_b(monkeypatch):
     np.testing.assert_array_equal(metrics.to_greyscale(greys), greys)
 
 
-def test_majority_baseline_equals_hand_calculation():
+def test_baseline_with_equal_grey_values_is_the_most_frequent_colour():
     train, test = np.array([2, 2, 2, 0]), np.array([[2, 0], [1, 2]])
-    baseline = metrics.majority_baseline(train, test, 3)
+    baseline = metrics.grey_lookup_baseline(0 * train, train, 0 * test, test, 3)
     assert baseline.labels.tolist() == [[2, 2], [2, 2]]
     assert baseline.accuracy == 0.5
     assert baseline.loss == pytest.approx(-np.mean(np.log([4 / 7, 2 / 7, 1 / 7, 4 / 7])))
@@ -241,17 +241,17 @@ ONE_LABEL, TWO_LABELS, NO_LABELS = np.zeros(1, np.uint8), np.zeros(2, np.uint8),
     [
         (lambda: metrics.accuracy(ONE_LABEL, TWO_LABELS), r"shapes \[1\] and \[2\]"),
         (lambda: metrics.accuracy(NO_LABELS, NO_LABELS), "no pixels"),
-        (lambda: metrics.confusion_matrix(TWO_LABELS, TWO_LABELS + 3, 3), "labels range from 3 to 3: expected 0 to 2"),
+        (lambda: metrics.confusion_matrix(TWO_LABELS, TWO_LABELS + 3, 3), "values range from 3 to 3: expected 0 to 2"),
         (lambda: metrics.psnr(A, A[:1]), "expected equal shapes"),
         (lambda: metrics.delta_e(A[:0], A[:0]), "no pixels"),
         (lambda: metrics.lab_differences(A, A, A[:1]), "expected equal shapes"),
         (lambda: metrics.ssim(A[0], A[0, 1:]), "expected equal shapes"),
         (lambda: metrics.ssim(A[0, :0], A[0, :0]), "no pixels"),
-        (lambda: metrics.colourfulness(A[0, :0]), "the image has no pixels"),
-        (lambda: metrics.majority_baseline(NO_LABELS, TWO_LABELS, 3), "no pixels"),
+        (lambda: metrics.colourfulness(A[0, :0]), "no pixels"),
+        (lambda: metrics.grey_lookup_baseline(NO_LABELS, NO_LABELS, TWO_LABELS, TWO_LABELS, 3), "no pixels"),
         (
             lambda: metrics.grey_lookup_baseline(np.array([766]), ONE_LABEL, TWO_LABELS, TWO_LABELS, 3),
-            "grey values range from 766 to 766",
+            "values range from 766 to 766: expected 0 to 765",
         ),
     ],
 )

@@ -45,10 +45,10 @@ def test_round_trip(palette, tmp_path_factory):
     assert sorted(os.listdir(folder)) == ["p.gpl", "p.json", "p.npy"]
 
 
-def test_json_contains_provenance(tmp_path):
-    save_palette(tmp_path / "p.json", Palette(THREE, "three"), provenance={"seed": 0})
+def test_json_contains_name_and_unit(tmp_path):
+    save_palette(tmp_path / "p.json", Palette(THREE, "three"))
     stored = json.loads((tmp_path / "p.json").read_text())
-    assert stored == {"name": "three", "k": 3, "unit": "RGB/256", "made": {"seed": 0}, "colours": THREE.tolist()}
+    assert stored == {"name": "three", "k": 3, "unit": "RGB/256", "made": {}, "colours": THREE.tolist()}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ BAD_FILES = [
     ("pickled.npy", npy(np.array([THREE, "x"], object)), "pickled object array.*np.save"),
     ("shape.npy", npy(np.zeros((24, 4))), r"has shape \[24, 4\]; expected \[colours, 3\]"),
     ("flat.npy", npy(np.zeros(3)), r"has shape \[3\]"),
-    ("nan.npy", npy(THREE * np.nan), "non-finite"),
+    ("nan.npy", npy(THREE * np.nan), "values from nan to nan"),
     ("large.npy", npy(THREE * 255), r"from 0 to 255; expected values in \[0, 1\].*divided by 256"),
     ("whole.npy", npy(np.zeros((3, 3), np.int64)), "unsupported dtype int64; expected floats in RGB/256, or uint8"),
     ("many.npy", npy(np.zeros((257, 3))), "has 257 colours; expected 2 to 256"),
@@ -101,14 +101,14 @@ BAD_FILES = [
     ("short.gpl", b"GIMP Palette\n0 0\n", "line 2 is"),
     ("hex.json", b'["#00000", "#ffffff"]', 'invalid colour "#00000"; expected "#rrggbb"'),
     ("hex2.json", b'["#00000g", "#ffffff"]', '"#00000g"'),
-    ("pair.json", b"[[0, 0], [1, 1]]", r"invalid colour \[0, 0\]; expected \[r, g, b\]"),
-    ("word.json", b'[[0, 0, "x"], [1, 1, 1]]', "expected .r, g, b."),
-    ("truth.json", b"[[true, 0, 0], [1, 1, 1]]", "expected .r, g, b."),
-    ("number.json", b"[1, 2]", "invalid colour 1; expected .r, g, b."),
-    ("above.json", b"[[0, 0, 0.5], [0, 0, 1.5]]", r"\[0, 0, 1.5\]; expected RGB/256 values in \[0, 1\]"),
-    ("above8.json", b"[[0, 0, 0], [0, 0, 256]]", "expected 8-bit values from 0 to 255"),
-    ("nan.json", b"[[0, 0, NaN], [0, 0, 0.5]]", "expected RGB/256 values in"),
-    ("digits.json", b"[[0, 0, 1" + b"0" * 400 + b"], [0, 0, 0]]", "expected 8-bit values from 0 to 255"),
+    ("pair.json", b"[[0, 0], [1, 1]]", r"invalid colour \[0, 0\]; expected .*\[r, g, b\]"),
+    ("word.json", b'[[0, 0, "x"], [1, 1, 1]]', "expected .* or .r, g, b."),
+    ("truth.json", b"[[true, 0, 0], [1, 1, 1]]", "expected .* or .r, g, b."),
+    ("number.json", b"[1, 2]", "invalid colour 1; expected .* or .r, g, b."),
+    ("above.json", b"[[0, 0, 0.5], [0, 0, 1.5]]", r"\[0, 0, 1.5\]; expected .* with RGB/256 values in \[0, 1\]"),
+    ("above8.json", b"[[0, 0, 0], [0, 0, 256]]", "expected .* with 8-bit values from 0 to 255"),
+    ("nan.json", b"[[0, 0, NaN], [0, 0, 0.5]]", "expected .* with RGB/256 values in"),
+    ("digits.json", b"[[0, 0, 1" + b"0" * 400 + b"], [0, 0, 0]]", "expected .* with 8-bit values from 0 to 255"),
     ("unit.json", b'{"unit": "RGB/255", "colours": []}', '"unit": "RGB/256"'),
     ("list.json", b"7", "no list of colours"),
     ("few.json", b"[]", "has 0 colours"),

@@ -52,7 +52,7 @@ def test_import_loads_no_heavy_modules():
     [
         (THREE[:1], "has 1 colour; expected 2 to 256"),
         (np.zeros((257, 3), np.float32), "has 257 colours"),
-        (THREE * np.nan, "non-finite"),
+        (THREE * np.nan, "values from nan to nan"),
         (THREE * 2, "from 0 to 2; expected values in .0, 1."),
         (THREE - 1, "from -1 to 0"),
     ],
@@ -110,7 +110,11 @@ def test_fit_to_few_colours_returns_these_colours():
 @pytest.mark.parametrize(
     ("pixels", "k", "message"),
     [
-        (np.zeros((10, 3), np.uint8), 2, "cannot fit 2 colours; the images have only 1"),
+        (
+            np.zeros((10, 3), np.uint8),
+            2,
+            "cannot fit 2 colours; expected .* at most the 1 different",
+        ),
         (gradient_images(), 1, "cannot fit 1 colours; expected 2 to 256"),
         (gradient_images(), 257, "cannot fit 257 colours"),
         (np.zeros((0, 3, 4, 4), np.uint8), 2, "no pixels"),
@@ -194,7 +198,8 @@ def test_masked_logits_decode_to_allowed_colours_only(allowed, temperature, dtyp
 
 
 @pytest.mark.parametrize(
-    ("allowed", "message"), [([], "no colour is left"), ([0, 3], "index 3 is not in"), ([-1], "index -1 is not in")]
+    ("allowed", "message"),
+    [([], r"colours \[\]: expected"), ([0, 3], r"\[0, 3\]: expected"), ([-1], r"\[-1\]: expected")],
 )
 def test_mask_logits_with_invalid_colours_is_rejected(allowed, message):
     with pytest.raises(ChromaboxError, match=message):
@@ -204,9 +209,9 @@ def test_mask_logits_with_invalid_colours_is_rejected(allowed, message):
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tile", "columns"), [(96, None), (40, 2), (8, 100)])
-def test_drawing_contains_every_colour(tile, columns):
+@pytest.mark.parametrize("tile", [96, 40, 8])
+def test_drawing_contains_every_colour(tile):
     palette = load_palette("horse24")
-    image = draw_palette(palette, tile, columns)
+    image = draw_palette(palette, tile)
     drawn = {tuple(pixel) for pixel in image.reshape(-1, 3).tolist()}
     assert {tuple(rgb) for rgb in palette.rgb.tolist()} <= drawn

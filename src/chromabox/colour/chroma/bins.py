@@ -1,9 +1,9 @@
 """Chroma bins, the classes of the photo model. They are points of a square grid in the a*b* plane of CIELab.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
-under this target is exactly the chroma, so the predictions need no correction. Zhang et al. 2016, section 2.2,
+under this target is exactly the chroma. The predictions therefore need no correction. Zhang et al. 2016, section 2.2,
 distribute the target over the five nearest bins with a Gaussian, whose mean only approximates the chroma. Only bins
-that occur in photographs are used, to reduce the number of classes for a small model.
+that occur in photographs are used, which reduces the number of classes for a small model.
 """
 
 import math
@@ -56,7 +56,7 @@ class ChromaBins:
 
     @cached_property
     def nearest_bin_grid(self) -> tuple[Int64[np.ndarray, "rows columns"], Int64[np.ndarray, "2"]]:
-        """The bin nearest to every point of the grid's bounding box, and the first point of the box."""
+        """The nearest bin of every grid point in the bounding box of the bins, and the first grid point of the box."""
         cells = np.rint(self.centres / self.spacing).astype(np.int64)
         first, last = cells.min(0), cells.max(0)
         box = np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True)), indexing="ij"), -1)
@@ -66,13 +66,13 @@ class ChromaBins:
     def rebalancing_weights(self, strength: float) -> Float32[np.ndarray, " bins"]:
         """Return the logarithms of class weights that up-weight rare colours. They are 0 for strength 0.
 
-        Zhang et al. 2016, section 2.2: w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2 and p̃ the bins' frequencies smoothed by a
-        Gaussian of σ = 5, scaled to E[w] = 1. A model trained with the weighted loss predicts p·w up to a factor.
-        The weights, raised to the power of ``strength``, can therefore be applied to the predictions instead.
+        The weights of Zhang et al. 2016, section 2.2, are w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2. Here, p̃ are the
+        frequencies of the bins, smoothed by a Gaussian of σ = 5, and w is scaled to E[w] = 1. A model trained with the
+        weighted loss predicts p·w up to a factor. Therefore, w to the power of ``strength`` can be applied to the
+        predictions of a model trained without weights instead.
         """
         centres = self.centres.astype(np.float64)
-        distance = ((centres[:, None] - centres) ** 2).sum(-1)
-        kernel = np.exp(-distance / (2 * 5**2))
+        kernel = np.exp(-((centres[:, None] - centres) ** 2).sum(-1) / (2 * 5**2))
         smooth = (kernel / kernel.sum(0)) @ (self.frequencies / self.frequencies.sum())
         weights = 1 / (0.5 * smooth + 0.5 / len(self))
         weights /= weights @ smooth
@@ -82,16 +82,10 @@ class ChromaBins:
 def fit_bins(
     chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6
 ) -> ChromaBins:
-    """Return the grid points that have at least the fraction ``min_fraction`` of the total bilinear weight.
+    """Return the grid points whose bilinear weight is at least the fraction ``min_fraction`` of the total weight.
 
-    Args:
-        chroma: a* and b* of pixels [pixels, 2], in chunks.
-        spacing: spacing of the grid, in units of a* and b*.
-        min_fraction: minimum fraction of the total weight. Rarer bins are omitted, and their pixels belong to the
-        nearest
-            remaining bin.
-
-    Raise ChromaboxError if fewer than two bins are used.
+    ``chroma``: a* and b* of pixels, in chunks. ``spacing``: distance of the grid points, in units of a* and b*. Pixels
+    of the omitted bins belong to the nearest remaining bin. Raise ChromaboxError if fewer than two bins are used.
     """
     radius = math.ceil(128 / spacing) + 1
     size = 2 * radius + 1
@@ -100,10 +94,10 @@ def fit_bins(
         position = chunk.T.astype(np.float64) / spacing + radius
         corner = np.floor(position)
         offset = position - corner
-        for down in (0, 1):
-            for right in (0, 1):
-                weight = (offset[0] if down else 1 - offset[0]) * (offset[1] if right else 1 - offset[1])
-                np.add.at(counts, ((corner[0] + down) * size + corner[1] + right).astype(np.int64), weight)
+        for down, vertical in enumerate((1 - offset[0], offset[0])):
+            for right, horizontal in enumerate((1 - offset[1], offset[1])):
+                index = ((corner[0] + down) * size + corner[1] + right).astype(np.int64)
+                np.add.at(counts, index, vertical * horizontal)
     fractions = counts / max(counts.sum(), 1e-12)
     used = np.flatnonzero(fractions >= min_fraction)
     if len(used) < 2:

@@ -10,7 +10,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 #: Maximum distance in the a*b* plane at which two colours count as the same colour for confidence.
 SAME_COLOUR_RADIUS = 20.0
-#: Lower bound of log-probabilities when predictions are merged: about the log of float32's smallest normal number.
+#: Lower bound of log-probabilities when predictions are merged, about the log of the smallest normal float32 number.
 MIN_LOG_PROB = np.float32(-87.0)
 
 ScalarMap = Float32[np.ndarray, "height width"]
@@ -20,15 +20,13 @@ ClassMaps = Float32[np.ndarray, "classes height width"]
 def softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
     """Return exp(scores), normalised to a sum of 1 along an axis."""
     result = np.exp(scores - scores.max(axis, keepdims=True))
-    result /= result.sum(axis, keepdims=True)
-    return result
+    return result / result.sum(axis, keepdims=True)
 
 
 def log_softmax(scores: Float32[np.ndarray, "*shape"], axis: int) -> Float32[np.ndarray, "*shape"]:
-    """Return the logarithms of the softmax. Scores of −∞ stay −∞."""
+    """Return the logarithm of the softmax. Scores of −∞ stay −∞."""
     relative = scores - scores.max(axis, keepdims=True)
-    result: np.ndarray = relative - np.log(np.exp(relative).sum(axis, keepdims=True))
-    return result
+    return relative - np.log(np.exp(relative).sum(axis, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class ChromaDistribution:
             return (np.arange(len(self.centres))[:, None, None] == best).astype(np.float32)
         # Subtract the maximum first. Otherwise, a small temperature could cause overflow.
         relative = self.log_probabilities - self.log_probabilities.max(0)
-        # Outside this range, float32 would compute 0/0 or ∞/∞, and the result no longer changes visibly.
+        # Outside this range of temperatures, float32 would compute 0/0 or ∞/∞. The result no longer changes visibly.
         return softmax(relative / np.float32(min(max(temperature, 1e-6), 1e6)), 0)
 
     def chroma(self, temperature: float) -> Float32[np.ndarray, "height width 2"]:
@@ -66,26 +64,25 @@ class ChromaDistribution:
         return np.tensordot(self.anneal(temperature), self.centres, axes=(0, 0))
 
     def confidence(self, chroma: Float[np.ndarray, "height width 2"]) -> ScalarMap:
-        """Return the probability, 0 to 1, that the true chroma is within ``SAME_COLOUR_RADIUS`` of the given one."""
+        """Return the probability (0 to 1) that the true chroma is within ``SAME_COLOUR_RADIUS`` of ``chroma``."""
         a, b = (self.centres[:, axis, None, None] - chroma[..., axis] for axis in (0, 1))
         return np.where(a * a + b * b <= SAME_COLOUR_RADIUS**2, np.exp(self.log_probabilities), np.float32(0)).sum(0)
 
     def entropy(self) -> ScalarMap:
-        """Return the entropy of the class probabilities as a fraction of the maximum: 0 if certain, 1 if uniform."""
+        """Return the entropy divided by its maximum: 0 if one class is certain, 1 if all are equally likely."""
         probabilities = np.exp(self.log_probabilities)
         # 0 · log 0 is 0: a banned class has log-probability −∞.
         finite = np.where(probabilities > 0, self.log_probabilities, np.float32(0))
-        # log 1 would give 0/0 for a single class.
+        # For a single class, log 1 would give 0/0.
         return (probabilities * finite).sum(0) / np.float32(-math.log(max(2, len(self.centres))))
 
 
 def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
-    """Merge predictions for one image, all of the same size, weighted by their certainty.
+    """Return the weighted geometric mean of predictions for one image, all of the same size.
 
     The weight of a prediction at a position is 1 minus its entropy, plus a small constant. The constant keeps the mean
-    defined where all predictions are uniform. The merged probabilities are the weighted geometric mean. It sharpens the
-    distribution where the predictions agree and keeps it broad where they differ. Raise ChromaboxError for an empty
-    list.
+    defined where all predictions are uniform. The merged distribution is sharper where the predictions agree, and stays
+    broad where they differ. Raise ChromaboxError for an empty list.
     """
     if not distributions:
         raise ChromaboxError("cannot merge predictions: expected at least one")
@@ -93,7 +90,6 @@ def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistri
     weights /= weights.sum(0)
     merged = np.zeros_like(distributions[0].log_probabilities)
     for weight, distribution in zip(weights, distributions, strict=True):
-        # Keep all probabilities above 0, because the result must be defined where one prediction excludes another's
-        # class.
+        # With probabilities of 0, the result would be undefined where the predictions have no class in common.
         merged += weight * np.maximum(distribution.log_probabilities, MIN_LOG_PROB)
     return replace(distributions[0], log_probabilities=log_softmax(merged, 0))

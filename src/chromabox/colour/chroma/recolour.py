@@ -1,15 +1,15 @@
 """Application of a small chroma map to a full-size image, whose L* is preserved exactly.
 
-The map is upsampled to full size with the image's lightness as the guide. Where a colour is outside the sRGB gamut, its
-chroma is reduced as little as possible, while lightness and hue are kept (lab.py). The image is processed in bands of
-rows that fit in a core's cache; apart from the input and the result, memory use does not grow with the image.
+The map is upsampled to full size with the lightness of the image as the guide. Where a colour is outside the sRGB
+gamut, its chroma is reduced as little as possible (lab.py). Its lightness and hue are kept. The image is processed in
+bands of rows that fit in a core's cache. Apart from the input and the result, memory use does not grow with the image.
 
 The upsampling follows the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2). On the small map, chroma
 around every cell is fitted by a linear function of lightness. The coefficients, not the chroma, are interpolated to
-full size and applied to the full-size lightness, which makes colours end at edges in the image. There are two
-differences from the filter, whose averaged offsets blur the map (on photographs, the results were worse than with
-bilinear interpolation). The function of each cell passes through the cell's chroma. The map is first sharpened to
-compensate for interpolation and averaging, which makes the average of the result over a cell equal to the map's value.
+full size and applied to the full-size lightness, which makes colours end at edges in the image. The averaged offsets of
+the filter blur the map. On photographs, its results were worse than with bilinear interpolation. Therefore, this module
+differs from the filter in two ways. The function of each cell passes through the chroma of the cell. The map is first
+sharpened to compensate for interpolation and averaging: the average of the result over a cell equals the map's value.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,27 @@ from chromabox.runtime.parallel import map_row_bands
 
 Plane = Float32[np.ndarray, "rows width"]
 Planes = Float[np.ndarray, "planes height width"]
+ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
+ChromaBand = Float32[np.ndarray, "rows width 2"]
+#: Function that takes the full-size chroma of a band of rows and the band, and returns the new chroma.
+ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
 
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
-
 #: Regularisation: variance of L* at which the slope is half the least-squares slope.
 EPSILON = 100.0
-
-# Number of sharpening passes. Each pass reduces the blur left by the previous pass.
-_SHARPEN_PASSES = 2
+#: Approximate number of pixels in a band of rows. It does not affect the result. In measurements, this was the fastest
+#: value from 2^13 to 2^17.
+BAND_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True)
 class GuidedUpsampler:
     """Coefficients of a small chroma map, from which any rows of the full-size chroma can be computed.
 
-    planes: slope, offset, minimum and maximum, each for a* and b*, already at full width (32 bytes per row of the small
-        map and column of the image). The limits are those of the map around every cell: the linear function may
-        sharpen the map but not exceed its range.
+    planes: slope, offset, minimum and maximum, each for a* and b*. They are already at full width (32 bytes per row of
+        the small map and column of the image). The minimum and maximum are those of the map around every cell: the
+        linear function may sharpen the map but not exceed its range.
     height: height of the full-size image.
     """
 
@@ -55,11 +58,10 @@ class GuidedUpsampler:
         """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
         upper, lower, down = interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
-        for channel, value in enumerate(result):
-            # Processing one channel at a time keeps the planes in the cache.
+        # Processing one channel at a time keeps the planes in the cache.
+        for planes, value in zip(self.planes.swapaxes(0, 1), result, strict=True):
             slope, offset, lowest, highest = (
-                _lerp(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None])
-                for plane in self.planes[:, channel]
+                _lerp(plane.take(upper, axis=0), plane.take(lower, axis=0), down[:, None]) for plane in planes
             )
             np.multiply(slope, lightness, out=value)
             value += offset
@@ -69,18 +71,12 @@ class GuidedUpsampler:
 
 
 def fit_local_linear(
-    chroma: Float32[np.ndarray, "small_height small_width 2"],
-    guide: Float32[np.ndarray, "small_height small_width"],
-    height: int,
-    width: int,
+    chroma: ChromaMap, guide: Float32[np.ndarray, "small_height small_width"], height: int, width: int
 ) -> GuidedUpsampler:
-    """Fit chroma as a linear function of lightness around every cell of the small map.
+    """Fit chroma (a*, b*) as a linear function of lightness around every cell of the small map.
 
-    Args:
-        chroma: a*, b*.
-        guide: L* (0 to 100) of the image, averaged over each cell.
-        height: height of the full-size image.
-        width: width of the full-size image.
+    ``guide`` is L* (0 to 100) of the image, averaged over each cell. ``height`` and ``width`` are those of the
+    full-size image.
     """
     colour = np.moveaxis(chroma, -1, 0).astype(np.float64, order="C")
     light = guide.astype(np.float64)[None]
@@ -99,8 +95,7 @@ def fit_local_linear(
 def box_filter(planes: Planes) -> Planes:
     """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
     total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
-    result: np.ndarray = total / count
-    return result
+    return total / count
 
 
 def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
@@ -114,34 +109,28 @@ def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes
 def _sharpen(
     planes: Float64[np.ndarray, "planes small_height small_width"], height: int, width: int
 ) -> Float64[np.ndarray, "planes small_height small_width"]:
-    """Sharpen planes: the cell averages of their bilinear interpolation to height × width become the input values."""
+    """Sharpen planes: the cell averages of their bilinear interpolation to height × width become the input values.
+
+    Along one axis, the weight of a neighbouring cell in a cell average is the mean of max(0, x) over the positions of a
+    cell, with x from -1/2 to 1/2. It is (1 - 1/n²) / 8 for an odd number n of positions. This value is used for any n.
+    """
     sharp = planes
-    for _ in range(_SHARPEN_PASSES):
-        rows = _upsample_blur(sharp, height)
-        blurred = _upsample_blur(rows.swapaxes(1, 2), width).swapaxes(1, 2)
+    for _ in range(2):  # The second pass reduces the blur left by the first pass.
+        blurred = sharp
+        for full in (height, width):
+            weight = (1 - (blurred.shape[1] / full) ** 2) / 8
+            padded = np.pad(blurred, ((0, 0), (1, 1), (0, 0)), mode="edge")
+            blurred = (1 - 2 * weight) * blurred + weight * (padded[:, :-2] + padded[:, 2:])
+            blurred = blurred.swapaxes(1, 2)
         sharp = sharp + planes - blurred
     return sharp
-
-
-def _upsample_blur(
-    planes: Float64[np.ndarray, "planes cells any"], full: int
-) -> Float64[np.ndarray, "planes cells any"]:
-    """Return the cell averages of the planes interpolated to `full` positions along the columns.
-
-    The weight of a neighbour is the mean of max(0, x) over the positions of a cell, x from -1/2 to 1/2. It is
-    (1 - 1/n²) / 8 for an odd number n of positions, and this value is used for any n.
-    """
-    weight = (1 - (planes.shape[1] / full) ** 2) / 8
-    padded = np.pad(planes, ((0, 0), (1, 1), (0, 0)), mode="edge")
-    return (1 - 2 * weight) * planes + weight * (padded[:, :-2] + padded[:, 2:])
 
 
 def interpolation_indices(
     small: int, full: int, band: slice
 ) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " positions"]]:
-    """Return the two cells around each position and the fraction (0 to 1) of the way from the first to the second."""
-    positions = (np.arange(band.start, band.stop) + 0.5) * small / full - 0.5
-    positions = positions.clip(0, small - 1)
+    """Return the two cells around each position of the band, and the weight (0 to 1) of the second cell."""
+    positions = ((np.arange(band.start, band.stop) + 0.5) * small / full - 0.5).clip(0, small - 1)
     first = positions.astype(np.intp)
     return first, np.minimum(first + 1, small - 1), (positions - first).astype(np.float32)
 
@@ -149,7 +138,7 @@ def interpolation_indices(
 def _lerp(
     first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], weight: Float32[np.ndarray, "*_"]
 ) -> Float32[np.ndarray, "*shape"]:
-    """Interpolate linearly. The result is exact where both values are equal."""
+    """Interpolate linearly. Where both values are equal, the result is exactly this value."""
     second = second - first
     second *= weight
     second += first
@@ -178,31 +167,19 @@ def downsample(
     return np.array(small, np.float32)
 
 
-ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
-
-ChromaBand = Float32[np.ndarray, "rows width 2"]
-
-#: Function that takes the full-size chroma of a band of rows and the band, and returns the new chroma.
-ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
-
-#: Number of pixels in a band of rows. It is large enough to make the overhead of NumPy calls small and small enough to
-#: keep the planes (256 KB each) in a core's cache. It was the fastest value from 2^13 to 2^17 in measurements.
-BAND_PIXELS = 1 << 16
-
-
-def lightness(pixels: Pixels, *, band_pixels: int = BAND_PIXELS) -> Float32[np.ndarray, "height width"]:
+def lightness(pixels: Pixels) -> Float32[np.ndarray, "height width"]:
     """Return L* (0 to 100) of 8- or 16-bit sRGB pixels."""
     result = np.empty(pixels.shape[:2], np.float32)
 
     def fill(band: slice) -> None:
         result[band] = _root_to_lightness(lab.luminance_root(pixels[band]))
 
-    map_row_bands(fill, pixels.shape, band_pixels)
+    map_row_bands(fill, pixels.shape, BAND_PIXELS)
     return result
 
 
 def apply_chroma(
-    pixels: Pixels, chroma: ChromaMap, *, chroma_hook: ChromaHook | None = None, band_pixels: int = BAND_PIXELS
+    pixels: Pixels, chroma: ChromaMap, *, chroma_hook: ChromaHook | None = None
 ) -> Shaped[np.ndarray, "height width 3"]:
     """Return the image with its L* and the chroma of a map, as pixels of the same dtype.
 
@@ -211,47 +188,36 @@ def apply_chroma(
         chroma: a* and b* of CIELab (D65), on a map of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
         chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
             reduced. It is called concurrently from several threads, in any order.
-        band_pixels: approximate number of pixels that are processed at a time. It does not affect the result.
     """
-    guided = _guided_upsampler(pixels, chroma, band_pixels)
-    result = np.empty_like(pixels)
-
-    def fill(band: slice) -> None:
-        root = lab.luminance_root(pixels[band])
-        full = guided.rows(band, _root_to_lightness(root))
-        if chroma_hook is not None:
-            full = np.moveaxis(chroma_hook(np.stack([*full], axis=-1), band), -1, 0)
-        result[band] = lab.linear_to_srgb(_clip_to_gamut(root, full), pixels.dtype)
-
-    map_row_bands(fill, pixels.shape, band_pixels)
-    return result
-
-
-def _guided_upsampler(pixels: Pixels, chroma: ChromaMap, band_pixels: int) -> GuidedUpsampler:
-    """Fit the chroma map, which is first downsampled if it is larger than the image."""
     height, width = min(pixels.shape[0], chroma.shape[0]), min(pixels.shape[1], chroma.shape[1])
     if chroma.shape[:2] != (height, width):
         chroma = np.stack([downsample(chroma[..., index], height, width) for index in range(2)], axis=-1)
     # Average the guide along the rows band by band, then along the columns.
     narrow = np.empty((pixels.shape[0], width), np.float32)
 
-    def fill(band: slice) -> None:
+    def average_rows(band: slice) -> None:
         light = _root_to_lightness(lab.luminance_root(pixels[band]))
         narrow[band] = downsample(light, len(light), width)
 
-    map_row_bands(fill, pixels.shape, band_pixels)
-    return fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
+    map_row_bands(average_rows, pixels.shape, BAND_PIXELS)
+    guided = fit_local_linear(chroma, downsample(narrow, height, width), *pixels.shape[:2])
+    result = np.empty_like(pixels)
 
+    def recolour(band: slice) -> None:
+        root = lab.luminance_root(pixels[band])
+        full = guided.rows(band, _root_to_lightness(root))
+        if chroma_hook is not None:
+            full = np.moveaxis(chroma_hook(np.stack([*full], axis=-1), band), -1, 0)
+        linear = lab.lab_to_linear_rgb(root, *full)
+        outside = lab.out_of_gamut(linear)
+        if outside.any():
+            a, b = full[:, outside]
+            scale = lab.max_chroma_scale(root[outside], a, b)
+            linear[:, outside] = lab.lab_to_linear_rgb(root[outside], a * scale, b * scale)
+        result[band] = lab.linear_to_srgb(linear, pixels.dtype)
 
-def _clip_to_gamut(root: Plane, chroma: Float32[np.ndarray, "2 rows width"]) -> Float32[np.ndarray, "3 rows width"]:
-    """Return the colours in linear sRGB. The chroma of out-of-gamut colours is reduced."""
-    linear = lab.lab_to_linear_rgb(root, *chroma)
-    outside = lab.out_of_gamut(linear)
-    if outside.any():
-        root, a, b = root[outside], chroma[0][outside], chroma[1][outside]
-        scale = lab.max_chroma_scale(root, a, b)
-        linear[:, outside] = lab.lab_to_linear_rgb(root, a * scale, b * scale)
-    return linear
+    map_row_bands(recolour, pixels.shape, BAND_PIXELS)
+    return result
 
 
 def _root_to_lightness(root: Plane) -> Plane:

@@ -1,11 +1,13 @@
 """Constraints on the colours of an image: a palette; allowed, banned and replaced colours; hints; minimum confidence.
 
-Constraints change the predicted distribution before it is decoded. Pixel rules (pixel_rules.py) enforce them at each
-pixel at full size. The module recolour applies the rules before gamut mapping. Where the resulting chroma is outside
-the sRGB gamut at the lightness of the pixel, gamut mapping keeps hue and lightness and reduces chroma.
+Constraints change the predicted distribution before it is decoded. Pixel rules then enforce the constraints at every
+pixel of the full-size image. A rule is a function that takes the full-size chroma of a band of rows and the band, and
+returns the chroma that satisfies the constraint. Bands can be processed in any order and by several threads. The module
+recolour applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB gamut at the lightness
+of the pixel, gamut mapping reduces the chroma and keeps hue and lightness.
 
-Precedence: hints override everything else. The minimum confidence overrides bans and the palette. Replacements override
-bans.
+Precedence: hints override all other constraints. The minimum confidence overrides bans and the palette. Replacements
+override bans.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from chromabox.colour.chroma.distribution import SAME_COLOUR_RADIUS, ChromaDistribution, log_softmax, softmax
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.chroma.recolour import ChromaBand, ChromaHook, downsample, fit_local_linear, resize_planes
-from chromabox.colour.constraints.hints import Hints, HintWeights, propagate_hints
-from chromabox.colour.constraints.pixel_rules import (
-    ExclusionZones,
-    exclude_zones,
-    grey_below_confidence,
-    hint_pixels,
-    palette_only,
-)
+from chromabox.colour.constraints.hints import Hints, propagate_hints
+from chromabox.colour.constraints.pixel_rules import ExclusionZones, palette_only
 from chromabox.colour.palette.io import Colour, load_palette, to_hex
 from chromabox.colour.palette.palette import Palette, fit_palette
 from chromabox.errors import ChromaboxError, UsageError
@@ -34,24 +30,30 @@ from chromabox.io.images import IMAGE_SUFFIXES, read_image, to_uint8
 
 #: Width (σ, in a* and b*) of the Gaussian that distributes a bin's probability over the palette colours near it.
 PALETTE_CHROMA_SIGMA = 10.0
-
 #: Width (σ, in L*) of the Gaussian that penalises palette colours whose lightness differs from that of the pixel.
 PALETTE_LIGHTNESS_SIGMA = 25.0
+#: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, at any lightness.
+COLOUR_RADIUS = SAME_COLOUR_RADIUS
+#: Minimum number of cells of the map on which hints are propagated, unless the image has fewer pixels.
+MIN_HINT_CELLS = 40_000
+#: Number of colours of a palette that is fitted to an image.
+IMAGE_PALETTE_SIZE = 16
 
-#: Number of colours processed at a time, to limit memory use.
-_CHUNK_SIZE = 1 << 14
+#: Lightness [height, width] of the map on which hints are propagated, weights [groups, height, width] of the groups of
+#: hints, and 8-bit colours [groups, 3] of the groups.
+SpreadHints = tuple[np.ndarray, np.ndarray, np.ndarray]
+RgbColours = Sequence[Colour] | UInt8[np.ndarray, "others 3"]
 
 
 @dataclass(frozen=True, eq=False)
 class PaletteProjection:
-    """Colours of a palette, used as classes.
+    """Palette colours as classes, onto which a distribution over chroma bins can be projected.
 
     Attributes:
-        rgb: the colours, without duplicates, 8-bit sRGB.
-        allowed: mask of the classes that can be selected, of which there is at least one.
-        replaced_by: for each class, the class whose colour is shown where it is selected. Unless a class is replaced,
-        this is
-            the class itself.
+        rgb: the colours in 8-bit sRGB, without duplicates.
+        allowed: mask of the classes that can be selected. At least one class is allowed.
+        replaced_by: for each class, the class whose colour is used where the class is selected. A class that is not
+            replaced has its own index.
     """
 
     rgb: UInt8[np.ndarray, "colours 3"]
@@ -69,36 +71,28 @@ class PaletteProjection:
     def project(self, distribution: ChromaDistribution) -> ChromaDistribution:
         """Project a distribution over bins onto these classes. The log-probability of a disallowed class is −∞.
 
-        Each bin distributes its probability over the allowed colours with a Gaussian of their distance in a*b*
-        (σ ``PALETTE_CHROMA_SIGMA``), normalised over the colours. The score of a colour is the sum of two terms:
+        The probability of each bin is distributed over the allowed colours in proportion to a Gaussian of their
+        distance from the bin in a*b* (σ = ``PALETTE_CHROMA_SIGMA``). The score of a colour is the sum of two terms:
 
-        * the logarithm of its probability times the number of allowed colours with similar chroma. The factor
-          compensates for similar colours sharing their probability: otherwise, three browns could lose to one red;
+        * the logarithm of its probability multiplied by the number of allowed colours with similar chroma. Similar
+          colours share their probability. Without this factor, three browns could lose to one red;
         * −(L* − L*_colour)² / (2 · PALETTE_LIGHTNESS_SIGMA²).
         """
         chroma, excluded = self.chroma, ~self.allowed
-        log_kernel = _log_gaussian(distribution.centres, chroma)
-        log_kernel[:, excluded] = -np.inf
-        fractions = softmax(log_kernel, 1)
-        probability = np.tensordot(fractions, np.exp(distribution.log_probabilities), axes=(0, 0))
-        num_similar = np.exp(_log_gaussian(chroma, chroma)) @ self.allowed.astype(np.float32)
-        lightness_term = (distribution.lightness - self.lab[:, 0, None, None]) ** 2 / np.float32(
-            2 * PALETTE_LIGHTNESS_SIGMA**2
+        log_kernel, log_similarity = (
+            -((points[:, None] - chroma) ** 2).sum(-1) / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
+            for points in (distribution.centres, chroma)
         )
-        # The lower bound keeps the scores of colours far from every likely bin finite, so that each position has a
-        # class.
-        scores = np.log(np.maximum(probability, np.float32(1e-30))) - lightness_term
+        log_kernel[:, excluded] = -np.inf
+        probability = np.tensordot(softmax(log_kernel, 1), np.exp(distribution.log_probabilities), axes=(0, 0))
+        num_similar = np.exp(log_similarity) @ self.allowed.astype(np.float32)
+        squared_difference = (distribution.lightness - self.lab[:, 0, None, None]) ** 2
+        # The lower bound keeps the scores finite for colours far from every likely bin. Each position then has a class.
+        scores = np.log(np.maximum(probability, np.float32(1e-30)))
+        scores -= squared_difference / np.float32(2 * PALETTE_LIGHTNESS_SIGMA**2)
         scores += np.log(np.maximum(num_similar, np.float32(1e-30)))[:, None, None]
         scores[excluded] = -np.inf
         return ChromaDistribution(log_softmax(scores, 0), chroma, distribution.lightness)
-
-
-def _log_gaussian(
-    points: Float32[np.ndarray, "points 2"], references: Float32[np.ndarray, "others 2"]
-) -> Float32[np.ndarray, "points others"]:
-    """Return the log of an unnormalised Gaussian of all pairwise distances, with σ = ``PALETTE_CHROMA_SIGMA``."""
-    squared_distances: np.ndarray = ((points[:, None] - references) ** 2).sum(-1)
-    return -squared_distances / np.float32(2 * PALETTE_CHROMA_SIGMA**2)
 
 
 def build_projection(
@@ -109,70 +103,45 @@ def build_projection(
 ) -> PaletteProjection:
     """Return the palette colours as classes. A constraint on a colour applies to the nearest palette colour.
 
-    Args:
-        palette: the palette colours in 8-bit sRGB.
-        allowed_colours: colours that become the only classes. An empty sequence allows all palette colours.
-        banned_colours: colours that are not allowed.
-        replacements: pairs (A, B): colour A is replaced by B.
-
-    Raise UsageError if no colour is left, or if the replacement of a colour is not available.
+    All colours are 8-bit sRGB. The allowed colours become the only classes. If there are none, all palette colours are
+    allowed. A pair (A, B) means that colour A is replaced by B. Raise UsageError if no colour is left, or if the
+    replacement of a colour is not available.
     """
     every = np.unique(palette, axis=0)
-    remaining = np.unique(_nearest(every, allowed_colours)) if len(allowed_colours) else np.arange(len(every))
-    class_index = np.full(len(every), -1)
-    class_index[remaining] = np.arange(len(remaining))
-    classes = PaletteProjection(every[remaining], np.ones(len(remaining), bool), np.arange(len(remaining)))
-    banned, old, new = (
-        class_index[_nearest(every, colours)]
-        for colours in (banned_colours, [pair[0] for pair in replacements], [pair[1] for pair in replacements])
+    old_colours, new_colours = ([pair[index] for pair in replacements] for index in (0, 1))
+    allowed, banned, old, new = (
+        _nearest(every, colours) for colours in (allowed_colours, banned_colours, old_colours, new_colours)
     )
+    kept = np.unique(allowed) if len(allowed) else np.arange(len(every))
+    replaced_by = np.arange(len(every))
     for (first, second), a, b in zip(replacements, old, new, strict=True):
-        name = f"replace {to_hex(first)}={to_hex(second)}"
-        if a == b >= 0:
-            shared = to_hex(tuple(classes.rgb[b].tolist()))
-            raise UsageError(
-                f"{name}: both colours are nearest to the palette colour {shared}; use colours that differ more"
-            )
-        if b < 0 or b in banned or b in old:
-            raise UsageError(
-                f"{name}: {to_hex(second)} is banned, replaced or not among the allowed colours; use another colour"
-            )
-        if a >= 0 and classes.replaced_by[a] not in (a, b):
-            raise UsageError(f"{name}: {to_hex(first)} has two different replacements; use only one")
-        if a >= 0:
-            classes.replaced_by[a] = b
-    classes.allowed[banned[banned >= 0]] = False
-    if not classes.allowed.any():
-        raise UsageError("ban: no colour of the palette is left; ban fewer colours or allow others")
-    # A replaced colour can still be selected; it is then shown as its replacement.
-    classes.allowed[old[old >= 0]] = True
-    return classes
+        issue = None
+        if a == b:
+            issue = f"both colours are nearest to the palette colour {to_hex(tuple(every[a].tolist()))}"
+        elif b not in kept or b in banned or b in old:
+            issue = f"{to_hex(second)} is banned, replaced or not among the allowed colours"
+        elif replaced_by[a] not in (a, b):
+            issue = f"{to_hex(first)} has two different replacements"
+        if issue:
+            raise UsageError(f"replace {to_hex(first)}={to_hex(second)}: {issue}; use other colours")
+        replaced_by[a] = b
+    is_allowed = ~np.isin(np.arange(len(every)), banned)
+    if not is_allowed[kept].any():
+        kind = "allowed" if len(allowed) else "palette"
+        raise UsageError(f"ban: all {kind} colours are banned; ban fewer colours or allow others")
+    # A replaced colour can be selected. Its replacement is then used.
+    is_allowed[old] = True
+    return PaletteProjection(every[kept], is_allowed[kept], np.searchsorted(kept, replaced_by[kept]))
 
 
-def _nearest(
-    palette: UInt8[np.ndarray, "colours 3"], colours: Sequence[Colour] | UInt8[np.ndarray, "others 3"]
-) -> Int64[np.ndarray, " others"]:
+def _nearest(palette: UInt8[np.ndarray, "colours 3"], colours: RgbColours) -> Int64[np.ndarray, " others"]:
     """Return the index of the palette colour nearest to each colour in CIELab. All colours are 8-bit sRGB."""
-    palette_lab, lab = rgb_to_lab(palette), _to_lab(colours)
-    result = np.empty(len(lab), np.int64)
-    for start in range(0, len(lab), _CHUNK_SIZE):
-        chunk = lab[start : start + _CHUNK_SIZE]
-        result[start : start + _CHUNK_SIZE] = ((chunk[:, None] - palette_lab) ** 2).sum(-1).argmin(1)
-    return result
+    lab = _to_lab(colours)
+    return np.stack([((lab - reference) ** 2).sum(-1) for reference in rgb_to_lab(palette)]).argmin(0)
 
 
-def _to_lab(colours: Sequence[Colour] | UInt8[np.ndarray, "others 3"]) -> Float32[np.ndarray, "others 3"]:
+def _to_lab(colours: RgbColours) -> Float32[np.ndarray, "others 3"]:
     return rgb_to_lab(np.asarray(colours, np.uint8).reshape(-1, 3))
-
-
-#: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, at any lightness.
-COLOUR_RADIUS = SAME_COLOUR_RADIUS
-
-#: Minimum number of cells of the map on which hints are propagated, unless the image has fewer pixels.
-MIN_HINT_CELLS = 40_000
-
-#: Number of colours of a palette that is fitted to an image.
-IMAGE_PALETTE_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -183,16 +152,15 @@ class ColourConstraints:
         palette: use only the colours of this palette.
         allowed: use only these colours. Without a palette, they form the palette. With a palette, the palette colours
             nearest to them are used.
-        banned: colours not to use. With a palette, this excludes the nearest palette colours; without a palette, it
-            excludes all chroma within ``COLOUR_RADIUS``. A banned grey also bans pale colours: greys are moved to the
+        banned: colours not to use. With a palette, the nearest palette colours are excluded. Without a palette, all
+            chroma within ``COLOUR_RADIUS`` is excluded. A banned grey also bans pale colours: greys are moved to the
             nearest chroma at distance ``COLOUR_RADIUS``.
         replacements: pairs (A, B): colour A is replaced by B and not used.
-        hints: colours painted on the image. They override bans. With a palette, the nearest palette colours are
-            used.
+        hints: colours painted on the image, which override bans. With a palette, the nearest palette colours are used.
         min_confidence: leave pixels grey where the model's confidence in the selected chroma is lower than this value
             (0 to 1).
 
-    Raise UsageError for a minimum confidence outside 0 to 1.
+    Raise UsageError for contradictory constraints, and for a minimum confidence outside 0 to 1.
     """
 
     palette: Palette | None = None
@@ -205,6 +173,33 @@ class ColourConstraints:
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence <= 1:
             raise UsageError(f"min_confidence is {self.min_confidence}: expected a number from 0 to 1")
+        # Contradictory constraints raise an error here, before an image is processed.
+        _ = self.classes or self.zones
+
+    @cached_property
+    def classes(self) -> PaletteProjection | None:
+        """The colours of the palette as classes; None without a palette and without allowed colours."""
+        if self.palette is None and not self.allowed:
+            return None
+        palette = np.array(self.allowed, np.uint8) if self.palette is None else self.palette.rgb
+        return build_projection(palette, self.allowed, self.banned, self.replacements)
+
+    @cached_property
+    def chroma_points(self) -> list[Float64[np.ndarray, "colours 2"]]:
+        """The chroma of the banned colours, the replaced colours and their replacements."""
+        old, new = ([pair[index] for pair in self.replacements] for index in (0, 1))
+        return [_to_lab(colours)[:, 1:].astype(np.float64) for colours in (self.banned, old, new)]
+
+    @cached_property
+    def zones(self) -> ExclusionZones:
+        """Without a palette: the chroma around banned and replaced colours, which may not be used."""
+        banned, old, new = self.chroma_points
+        zones = ExclusionZones(np.unique(np.concatenate([banned, old]), axis=0), COLOUR_RADIUS)
+        for (a, b), is_excluded in zip(self.replacements, zones.contains(new), strict=True):
+            if is_excluded:
+                reason = f"within {COLOUR_RADIUS:g} in a*b* of a replaced or banned colour"
+                raise UsageError(f"replace {to_hex(a)}={to_hex(b)}: {to_hex(b)} is {reason}; use another colour")
+        return zones
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,21 +207,20 @@ class ColourPrediction:
     """Result of applying constraints to a predicted distribution.
 
     Attributes:
-        chroma: a* and b* of a small map, which recolour upsamples. With hints it has a higher resolution than the
-            distribution.
-        chroma_hook: pixel rules for recolour that enforce the constraints at full size; None if there are no rules.
+        chroma: a* and b* of a small map, which the module recolour upsamples. With hints, the resolution of the map is
+            higher than that of the distribution.
+        chroma_hook: pixel rules that enforce the constraints at full size; None if there are no rules.
         distribution: the distribution after palette, replacements and bans have been applied, but before hints. With a
             palette, its classes are the palette colours.
-        confidence: the model's confidence in the selected chroma, before bans, at the size of the map. It is 1 where
-        hints
-            determine the colour.
+        confidence: the model's confidence in the selected chroma, before bans, at the size of the map. The confidence
+            is 1 where hints determine the colour.
         palette: the palette colours that can occur, in 8-bit sRGB; None without a palette.
     """
 
     chroma: Float32[np.ndarray, "height width 2"]
     chroma_hook: ChromaHook | None
     distribution: ChromaDistribution
-    confidence: Float32[np.ndarray, "height width"]
+    confidence: Float32[np.ndarray, "map_height map_width"]
     palette: UInt8[np.ndarray, "colours 3"] | None
 
 
@@ -249,64 +243,45 @@ def apply_constraints(
         guide: L* (0 to 100) of the image, at any higher resolution than the distribution. Hints stop at the edges of
             this guide. By default, the lightness of the distribution is the guide.
 
-    Raise UsageError for contradictory constraints and for a negative temperature.
+    Raise UsageError if all colours of the model are banned, and for a negative temperature.
     """
-    hints, hint_weights = constraints.hints, None
+    hints, spread = constraints.hints, None
     if hints is not None:
-        hint_weights = _spread_hints(distribution, hints, image_size, guide)
-    if constraints.palette is not None or constraints.allowed:
-        prediction, hint_chroma = _constrain_to_palette(distribution, constraints, image_size, hint_weights)
+        # Propagate hints on a map at least as fine as the distribution, with MIN_HINT_CELLS cells if possible.
+        scale = (MIN_HINT_CELLS / (image_size[0] * image_size[1])) ** 0.5
+        small = distribution.lightness
+        sides = zip(small.shape, image_size, strict=True)
+        map_size = [max(cells, min(full, round(scale * full))) for cells, full in sides]
+        lightness = downsample(small if guide is None else guide, *map_size)
+        upsampled = _guided_upsample(distribution.chroma(1.0), small, lightness)
+        spread = (lightness, *propagate_hints(hints, lightness, upsampled))
+    if constraints.classes is not None:
+        prediction = _select_classes(distribution, constraints.classes, image_size, hints, spread)
     else:
-        prediction, hint_chroma = _constrain_bins(distribution, constraints, temperature, image_size, hint_weights)
-    rules = [] if prediction.chroma_hook is None else [prediction.chroma_hook]
-    if constraints.min_confidence > 0:
-        confidence, limit = prediction.confidence, constraints.min_confidence
-        rules.append(partial(grey_below_confidence, image_size=image_size, confidence=confidence, min_confidence=limit))
-    if hints is not None:
-        rules.append(partial(hint_pixels, labels=hints.labels, label_chroma=hint_chroma))
+        prediction = _constrain_bins(distribution, constraints, temperature, image_size, spread)
+    first_rule, confidence, min_confidence = prediction.chroma_hook, prediction.confidence, constraints.min_confidence
+    label_chroma = np.zeros((1, 2), np.float32)  # Label 0 is not painted.
+    if hints is not None and spread is not None:
+        # Blend the confidence of the model with that of the hints, which is 1.
+        weight = spread[1].sum(0)
+        confidence = (1 - weight) * resize_planes(confidence[None], *weight.shape)[0] + weight
+        classes, colours = constraints.classes, hints.colours
+        painted = _to_lab(colours)[:, 1:] if classes is None else classes.chroma[_nearest(classes.rgb, colours)]
+        label_chroma = np.concatenate([label_chroma, painted])
 
     def apply_rules(chroma: ChromaBand, band: slice) -> ChromaBand:
-        for rule in rules:
-            chroma = rule(chroma, band)
+        if first_rule is not None:
+            chroma = first_rule(chroma, band)
+        if min_confidence > 0:
+            is_confident = resize_planes(confidence[None], *image_size, band)[0] >= min_confidence
+            chroma = np.where(is_confident[..., None], chroma, np.float32(0))
+        if hints is not None:
+            labels = hints.labels[band]
+            chroma = np.where(labels[..., None] > 0, label_chroma[labels], chroma)
         return chroma
 
-    return replace(prediction, chroma_hook=apply_rules if rules else None)
-
-
-def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
-    """Load a palette by name or from a palette file (``load_palette``), or fit one to an image file.
-
-    The suffix determines the kind of file. An image with fewer than ``IMAGE_PALETTE_SIZE`` different colours gives a
-    palette of these colours. Raise ChromaboxError for an invalid palette, an invalid image and an image with fewer than
-    two colours.
-    """
-    path = Path(path_or_name)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return load_palette(path_or_name)
-    pixels = read_image(path).pixels
-    # Subsample to about one megapixel, because only the distribution of colours matters.
-    step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
-    rows = to_uint8(pixels[::step, ::step]).reshape(-1, 3)
-    different = len(np.unique(rows.astype(np.int64) @ [1 << 16, 1 << 8, 1]))
-    if different < 2:
-        raise ChromaboxError(f"{path}: has only one colour; use an image with two or more")
-    return fit_palette(rows, min(IMAGE_PALETTE_SIZE, different), name=path.stem)
-
-
-def _spread_hints(
-    distribution: ChromaDistribution,
-    hints: Hints,
-    image_size: tuple[int, int],
-    guide: Float32[np.ndarray, "guide_height guide_width"] | None,
-) -> HintWeights:
-    """Propagate hints on a map at least as fine as the distribution, with ``MIN_HINT_CELLS`` cells if possible."""
-    scale = (MIN_HINT_CELLS / (image_size[0] * image_size[1])) ** 0.5
-    small = distribution.lightness.shape
-    height, width = (max(cells, min(full, round(scale * full))) for cells, full in zip(small, image_size, strict=True))
-    small_lightness = distribution.lightness
-    lightness = downsample(small_lightness if guide is None else guide, height, width)
-    chroma = distribution.chroma(1.0)
-    return propagate_hints(hints, lightness, _guided_upsample(chroma, small_lightness, lightness))
+    has_rules = first_rule is not None or min_confidence > 0 or hints is not None
+    return replace(prediction, confidence=confidence, chroma_hook=apply_rules if has_rules else None)
 
 
 def _guided_upsample(
@@ -315,52 +290,37 @@ def _guided_upsample(
     target_lightness: Float32[np.ndarray, "finer_height finer_width"],
 ) -> Float32[np.ndarray, "finer_height finer_width 2"]:
     """Upsample a small chroma map to the size of a larger lightness map, as recolour does."""
-    planes = fit_local_linear(chroma, lightness, *target_lightness.shape).rows(
-        slice(0, len(target_lightness)), target_lightness
-    )
+    upsampler = fit_local_linear(chroma, lightness, *target_lightness.shape)
+    planes = upsampler.rows(slice(0, len(target_lightness)), target_lightness)
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
 
-def _confidence(
-    distribution: ChromaDistribution, chroma: Float32[np.ndarray, "height width 2"], hint_weights: HintWeights | None
-) -> Float32[np.ndarray, "map_height map_width"]:
-    """Return the model's confidence in its chroma map, blended with the hints' confidence, which is 1."""
-    confidence = distribution.confidence(chroma)
-    if hint_weights is None:
-        return confidence
-    weight = hint_weights.weights.sum(0)
-    return (1 - weight) * resize_planes(confidence[None], *weight.shape)[0] + weight
-
-
-def _constrain_to_palette(
+def _select_classes(
     distribution: ChromaDistribution,
-    constraints: ColourConstraints,
+    classes: PaletteProjection,
     image_size: tuple[int, int],
-    hint_weights: HintWeights | None,
-) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
-    """Assign a palette colour to every position. Return the prediction and the chroma of each hint label."""
-    palette = np.array(constraints.allowed, np.uint8) if constraints.palette is None else constraints.palette.rgb
-    classes = build_projection(palette, constraints.allowed, constraints.banned, constraints.replacements)
+    hints: Hints | None,
+    spread: SpreadHints | None,
+) -> ColourPrediction:
+    """Select a palette colour at every position."""
     projected = classes.project(distribution)
     selected = projected.log_probabilities.argmax(0)
-    confidence = _confidence(distribution, classes.chroma[selected], hint_weights)
-    used = np.unique(classes.replaced_by[classes.allowed])
-    hint_chroma = np.zeros((0, 2), np.float32)
-    labels = classes.replaced_by[selected]
-    if hint_weights is not None and constraints.hints is not None:
-        map_size = hint_weights.lightness.shape
+    confidence = distribution.confidence(classes.chroma[selected])
+    labels, used = classes.replaced_by[selected], np.unique(classes.replaced_by[classes.allowed])
+    if spread is not None and hints is not None:
+        _, group_weights, group_colours = spread
+        map_size = group_weights.shape[1:]
         most_likely = resize_planes(np.exp(projected.log_probabilities), *map_size).argmax(0)
         weights = np.zeros((len(classes.rgb), *map_size), np.float32)
-        np.add.at(weights, _nearest(classes.rgb, hint_weights.colours), hint_weights.weights)
+        np.add.at(weights, _nearest(classes.rgb, group_colours), group_weights)
         # The model's weight is the remainder.
-        is_hint = weights.max(0) > 1 - hint_weights.weights.sum(0)
+        is_hint = weights.max(0) > 1 - group_weights.sum(0)
         labels = np.where(is_hint, weights.argmax(0), classes.replaced_by[most_likely])
-        hints = _nearest(classes.rgb, constraints.hints.colours)
-        hint_chroma, used = classes.chroma[hints], np.union1d(used, hints)
+        used = np.union1d(used, _nearest(classes.rgb, hints.colours))
     compact_labels = labels.astype(np.min_scalar_type(len(classes.rgb)))
     rule = partial(palette_only, image_size=image_size, labels=compact_labels, label_chroma=classes.chroma)
     shown = replace(projected, centres=classes.chroma[classes.replaced_by])
-    return ColourPrediction(classes.chroma[labels], rule, shown, confidence, classes.rgb[used]), hint_chroma
+    return ColourPrediction(classes.chroma[labels], rule, shown, confidence, classes.rgb[used])
 
 
 def _constrain_bins(
@@ -368,60 +328,60 @@ def _constrain_bins(
     constraints: ColourConstraints,
     temperature: float,
     image_size: tuple[int, int],
-    hint_weights: HintWeights | None,
-) -> tuple[ColourPrediction, Float32[np.ndarray, "labels 2"]]:
-    """Assign the annealed mean of the remaining bins to every position, moved out of the exclusion zones.
-
-    Return the prediction and the chroma of each hint label.
-    """
-    old, new = ([pair[index] for pair in constraints.replacements] for index in (0, 1))
-    banned, replaced, replacements = (
-        _to_lab(colours)[:, 1:].astype(np.float64) for colours in (constraints.banned, old, new)
-    )
-    zones = ExclusionZones(np.unique(np.concatenate([banned, replaced]), axis=0), COLOUR_RADIUS)
-    for a, b, is_excluded in zip(old, new, zones.contains(replacements), strict=True):
-        if is_excluded:
-            reason = f"within {COLOUR_RADIUS:g} in a*b* of a replaced or banned colour"
-            raise UsageError(f"replace {to_hex(a)}={to_hex(b)}: {to_hex(b)} is {reason}; use another colour")
-    moved, remaining = _edit_bins(distribution, banned, replaced, replacements)
-    chroma = zones.push_out(remaining.chroma(temperature))
-    confidence = _confidence(moved, chroma, hint_weights)
-    hint_chroma, exempt = np.zeros((0, 2), np.float32), None
-    if hint_weights is not None and constraints.hints is not None:
-        hint_chroma, group_chroma = (_to_lab(hints.colours)[:, 1:] for hints in (constraints.hints, hint_weights))
-        model_weight = 1 - hint_weights.weights.sum(0)
-        chroma = _guided_upsample(chroma, distribution.lightness, hint_weights.lightness) * model_weight[..., None]
-        chroma += np.einsum("nhw,nc->hwc", hint_weights.weights, group_chroma)
-        exempt = hint_weights.weights[zones.contains(group_chroma)].sum(0)
-    rule = partial(exclude_zones, image_size=image_size, zones=zones, exempt=exempt) if len(zones.centres) else None
-    return ColourPrediction(chroma, rule, remaining, confidence, None), hint_chroma
-
-
-def _edit_bins(
-    distribution: ChromaDistribution,
-    banned_chroma: Float64[np.ndarray, "banned 2"],
-    replaced_chroma: Float64[np.ndarray, "replaced 2"],
-    replacements: Float64[np.ndarray, "replaced 2"],
-) -> tuple[ChromaDistribution, ChromaDistribution]:
-    """Move the replaced bins to their replacements. Return the result with and without the banned bins.
-
-    Raise UsageError if no bin is left.
-    """
+    spread: SpreadHints | None,
+) -> ColourPrediction:
+    """Assign the annealed mean of the bins that are not banned to every position, moved out of the exclusion zones."""
+    zones, (banned, old, new) = constraints.zones, constraints.chroma_points
     centres = distribution.centres.astype(np.float64)
-    to_banned, to_replaced = (
-        np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned_chroma, replaced_chroma)
-    )
-    banned = to_banned.min(1, initial=np.inf) < COLOUR_RADIUS
-    if len(replaced_chroma):
-        replaced = to_replaced.min(1) < COLOUR_RADIUS
-        centres = np.where(replaced[:, None], replacements[to_replaced.argmin(1)], centres)
-        banned &= ~replaced
-    if banned.all():
-        raise UsageError("ban: no colour of the model is left; ban fewer colours")
-    moved = replace(distribution, centres=centres.astype(np.float32))
-    if not banned.any():
-        return moved, moved
-    # Raise probabilities of 0 to a tiny value, so that each position keeps a colour even if all likely bins are banned.
-    scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
-    scores[banned] = -np.inf
-    return moved, replace(moved, log_probabilities=log_softmax(scores, 0))
+    to_banned, to_old = (np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned, old))
+    is_banned = to_banned.min(1, initial=np.inf) < COLOUR_RADIUS
+    if len(old):
+        is_replaced = to_old.min(1) < COLOUR_RADIUS
+        centres = np.where(is_replaced[:, None], new[to_old.argmin(1)], centres)
+        is_banned &= ~is_replaced
+    if is_banned.all():
+        raise UsageError("ban: all colours of the model are banned; ban fewer colours")
+    replaced = remaining = replace(distribution, centres=centres.astype(np.float32))
+    if is_banned.any():
+        # Raise probabilities of 0 to a tiny value, so that each position keeps a colour if all likely bins are banned.
+        scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
+        scores[is_banned] = -np.inf
+        remaining = replace(replaced, log_probabilities=log_softmax(scores, 0))
+    chroma = zones.push_out(remaining.chroma(temperature))
+    confidence = replaced.confidence(chroma)
+    exempt = None
+    if spread is not None:
+        lightness, weights, group_colours = spread
+        group_chroma = _to_lab(group_colours)[:, 1:]
+        chroma = _guided_upsample(chroma, distribution.lightness, lightness) * (1 - weights.sum(0))[..., None]
+        chroma += np.einsum("nhw,nc->hwc", weights, group_chroma)
+        exempt = weights[zones.contains(group_chroma)].sum(0)
+
+    def exclude_zones(full_chroma: ChromaBand, band: slice) -> ChromaBand:
+        pushed = zones.push_out(full_chroma)
+        if exempt is None:
+            return pushed
+        return np.where(resize_planes(exempt[None], *image_size, band)[0, ..., None] > 0.5, full_chroma, pushed)
+
+    rule = exclude_zones if len(zones.centres) else None
+    return ColourPrediction(chroma, rule, remaining, confidence, None)
+
+
+def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
+    """Load a palette by name or from a palette file (``load_palette``), or fit a palette to an image file.
+
+    The suffix determines the kind of file. The palette of an image with fewer than ``IMAGE_PALETTE_SIZE`` different
+    colours consists of these colours. Raise ChromaboxError for an invalid palette, an invalid image and an image with
+    fewer than two colours.
+    """
+    path = Path(path_or_name)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return load_palette(path_or_name)
+    pixels = read_image(path).pixels
+    # Subsample to about one megapixel, because only the distribution of colours matters.
+    step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
+    rows = to_uint8(pixels[::step, ::step]).reshape(-1, 3)
+    num_different = len(np.unique(rows.astype(np.int64) @ [1 << 16, 1 << 8, 1]))
+    if num_different < 2:
+        raise ChromaboxError(f"{path}: has only one colour; use an image with two or more")
+    return fit_palette(rows, min(IMAGE_PALETTE_SIZE, num_different), name=path.stem)

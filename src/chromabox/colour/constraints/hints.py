@@ -1,9 +1,9 @@
 """Hints: dots and strokes of colour that a user paints on an image, and their propagation to similar regions.
 
-Painted pixels keep the chroma of their hint whatever other constraints are set. From there, the colour is propagated to
-similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using optimization". The weights are the
-probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any position.
-Where a walk ends in this way, the model's prediction is used.
+Painted pixels keep the chroma of their hint, whatever other constraints are set. From the painted pixels, the colour is
+propagated to similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using optimization". The weights are
+the probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any
+position. The probability of ending in this way is the weight of the model's prediction.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,20 @@ from chromabox.io.images import read_image, to_uint8
 
 #: Alpha (0 to 255) above which a pixel counts as painted.
 ALPHA_THRESHOLD = 127
-#: Painted colours within this distance in a*b* are propagated as one group. The second value is the maximum number of
-#: groups.
-GROUP_RADIUS, MAX_GROUPS = 5.0, 32
-#: Differences of lightness (σ, in L*) and of the model's mean chroma (σ, in a* and b*) between neighbouring cells at
-#: which propagation begins to stop.
-EDGE_LIGHTNESS_SIGMA, EDGE_CHROMA_SIGMA = 2.5, 8.0
+#: Painted colours within this distance in a*b* are propagated as one group.
+GROUP_RADIUS = 5.0
+#: Maximum number of groups.
+MAX_GROUPS = 32
+#: Difference of lightness (σ, in L*) between neighbouring cells at which propagation begins to stop.
+EDGE_LIGHTNESS_SIGMA = 2.5
+#: Difference of the model's mean chroma (σ, in a* and b*) between neighbouring cells with the same effect.
+EDGE_CHROMA_SIGMA = 8.0
 #: Minimum weight of a graph edge, reached across the sharpest image edges.
 MIN_EDGE_WEIGHT = 1e-5
 #: Distance, as a fraction of the short side, over which the weight of a broad stroke decays to 1/e in a uniform region.
 DECAY_LENGTH = 0.25
 #: Total probability at which hints and model get equal weight. Small dots have low probabilities. Without this
-#: saturation, they would colour only themselves.
+#: saturation, they would colour only their own pixels.
 HALF_SATURATION = 0.1
 
 
@@ -38,42 +40,22 @@ HALF_SATURATION = 0.1
 class Hints:
     """Painted pixels at the full size of the photograph.
 
-    Attributes:
-        labels: the number of the painted colour, starting at 1; 0 where nothing is painted.
-        colours: the colours of the labels 1, 2, … in 8-bit sRGB.
+    ``labels`` are the numbers of the painted colours, starting at 1; 0 where nothing is painted. ``colours`` are the
+    colours of the labels 1, 2, … in 8-bit sRGB.
     """
 
     labels: UInt[np.ndarray, "height width"]
     colours: UInt8[np.ndarray, "colours 3"]
 
 
-@dataclass(frozen=True, eq=False)
-class HintWeights:
-    """Weight of each group of hints at each cell of a small map.
-
-    Attributes:
-        weights: weights from 0 to 1 with a sum of at most 1. The remainder is the weight of the model's prediction.
-        lightness: L* (0 to 100) of the cells of the map.
-        colours: 8-bit sRGB of each group.
-    """
-
-    weights: Float32[np.ndarray, "hints height width"]
-    lightness: Float32[np.ndarray, "height width"]
-    colours: UInt8[np.ndarray, "hints 3"]
-
-
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """Read hints from an image with transparency. Pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    An image of another size is resized by nearest neighbour. Downsizing keeps every painted colour, however small its
-    area is.
-
-    Args:
-        path: an image with the aspect ratio of the photograph, within rounding to whole pixels.
-        image_size: height and width of the upright photograph.
-
-    Raise UsageError, naming the file, for an image without transparency, without painted pixels or with another aspect
-    ratio. Raise ChromaboxError for a file that cannot be read as an image.
+    The image must have the aspect ratio of the upright photograph, within rounding to whole pixels. ``image_size`` is
+    the height and width of the photograph. An image of another size is resized by nearest neighbour. Downsizing keeps
+    every painted dot, however small it is. Raise UsageError, naming the file, for an image without transparency,
+    without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be read as an
+    image.
     """
     image = read_image(path)
     if image.alpha is None:
@@ -91,49 +73,55 @@ def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
 def hints_from_pixels(
     pixels: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], image_size: tuple[int, int]
 ) -> Hints:
-    """Return hints of the given full size from painted pixels of any size."""
+    """Return hints at the full size ``image_size`` from painted pixels of any size."""
     colours, index = np.unique(pixels[mask], axis=0, return_inverse=True)
     labels = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
     labels[mask] = index.ravel() + 1
-    for length in image_size:
-        labels = _resize_rows(labels, length).T
+    for length in image_size:  # Resize the rows, then the columns.
+        count = len(labels)
+        if count <= length:
+            resized = labels[np.arange(length) * count // length]
+        else:
+            resized = np.zeros((length, labels.shape[1]), labels.dtype)
+            for line, position in zip(labels, np.arange(count) * length // count, strict=True):
+                np.copyto(resized[position], line, where=line > 0)
+        labels = resized.T
     return Hints(np.ascontiguousarray(labels), colours)
-
-
-def _resize_rows(labels: UInt[np.ndarray, "_ _"], length: int) -> UInt[np.ndarray, "_ _"]:
-    """Resize the first axis: upsample by nearest neighbour, or downsample and keep every painted pixel."""
-    if len(labels) <= length:
-        return labels[np.arange(length) * len(labels) // length]
-    result = np.zeros((length, labels.shape[1]), labels.dtype)
-    for line, position in zip(labels, np.arange(len(labels)) * length // len(labels), strict=True):
-        np.copyto(result[position], line, where=line > 0)
-    return result
 
 
 def propagate_hints(
     hints: Hints, lightness: Float32[np.ndarray, "height width"], chroma: Float32[np.ndarray, "height width 2"]
-) -> HintWeights:
-    """Propagate the painted colours on a small map.
+) -> tuple[Float32[np.ndarray, "groups height width"], UInt8[np.ndarray, "groups 3"]]:
+    """Propagate the painted colours, in groups of similar colours, on a small map.
+
+    Return the weight of each group at each cell, and the colour of each group in 8-bit sRGB. The weights are in [0, 1],
+    and their sum is at most 1. The remainder is the weight of the model's prediction.
 
     The probability of a group at a cell is the probability that a random walk from the cell reaches a cell of this
-    group before one of any other group. The walk steps to neighbours with weights
-    exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)) and ends at each step with a small
-    probability (a screened Poisson equation), which makes the weight decay with distance. Because a walk rarely reaches
-    a one-cell dot, the sum s of the probabilities is increased to s (1 + HALF_SATURATION) / (s + HALF_SATURATION); the
+    group before a cell of any other group. The walk steps to neighbours with weights
+    exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)). It ends at each step with a small
+    probability (a screened Poisson equation), so the weight decays with distance. A walk rarely reaches a one-cell dot.
+    Therefore, the sum s of the probabilities is increased to s (1 + HALF_SATURATION) / (s + HALF_SATURATION). The
     proportions of the groups are unchanged.
 
-    Args:
-        hints: hints at full size.
-        lightness: L* (0 to 100) of the map's cells.
-        chroma: the model's a* and b*. Edges between cells with similar predictions have higher weights.
+    ``lightness`` is L* (0 to 100) of the cells of the map. ``chroma`` is the model's a* and b*. Edges between cells
+    with similar predictions have higher weights.
     """
-    groups, colours = _group_colours(hints)
+    # Group greedily: the most frequent colour that has no group yet absorbs the colours within GROUP_RADIUS.
+    frequency = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
+    label_chroma = rgb_to_lab(hints.colours)[:, 1:]
+    ungrouped = frequency > 0
+    distances: list[Float32[np.ndarray, " labels"]] = []
+    representatives: list[int] = []
+    while ungrouped.any() and len(representatives) < MAX_GROUPS:
+        representatives.append(int(np.where(ungrouped, frequency, -1).argmax()))
+        distances.append(((label_chroma - label_chroma[representatives[-1]]) ** 2).sum(-1))
+        ungrouped &= distances[-1] > GROUP_RADIUS**2
     rows, columns = np.nonzero(hints.labels)
-    group = groups[hints.labels[rows, columns].astype(np.int64) - 1]
+    group = np.stack(distances).argmin(0)[hints.labels[rows, columns].astype(np.int64) - 1]
     (map_height, map_width), (height, width) = lightness.shape, hints.labels.shape
-    cell = rows * map_height // height * map_width + columns * map_width // width
-    counts = np.bincount(group * lightness.size + cell, minlength=len(colours) * lightness.size)
-    counts = counts.reshape(len(colours), *lightness.shape)
+    counts = np.zeros((len(representatives), *lightness.shape), np.int64)
+    np.add.at(counts, (group, rows * map_height // height, columns * map_width // width), 1)
     # The group with the most painted pixels in each cell; −1 for a cell without painted pixels.
     seeds = np.where(counts.any(0), counts.argmax(0), -1)
     vertical, horizontal = (
@@ -143,25 +131,10 @@ def propagate_hints(
         ).clip(MIN_EDGE_WEIGHT)
         for axis in (0, 1)
     )
-    decay_length = DECAY_LENGTH * min(lightness.shape)
     with threadpool_limits(1, user_api="blas"):  # With matrices this small, more threads are slower on a busy machine.
-        probabilities = _random_walk_probabilities(seeds, len(colours), vertical, horizontal, decay_length)
-    total = probabilities.sum(0)
-    weights = probabilities * ((1 + HALF_SATURATION) / (total + HALF_SATURATION))
-    return HintWeights(weights.astype(np.float32), lightness, colours)
-
-
-def _group_colours(hints: Hints) -> tuple[Int64[np.ndarray, " labels"], UInt8[np.ndarray, "groups 3"]]:
-    """Return the group of every painted colour, in label order, and the most frequent colour of each group."""
-    count = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
-    chroma = rgb_to_lab(hints.colours)[:, 1:]
-    ungrouped = count > 0
-    representatives: list[int] = []
-    while ungrouped.any() and len(representatives) < MAX_GROUPS:
-        representatives.append(int(np.where(ungrouped, count, -1).argmax()))
-        ungrouped &= ((chroma - chroma[representatives[-1]]) ** 2).sum(-1) > GROUP_RADIUS**2
-    distance = np.stack([((chroma - chroma[index]) ** 2).sum(-1) for index in representatives])
-    return distance.argmin(0), hints.colours[representatives]
+        probabilities = _random_walk_probabilities(seeds, len(representatives), vertical, horizontal)
+    weights = probabilities * ((1 + HALF_SATURATION) / (probabilities.sum(0) + HALF_SATURATION))
+    return weights.astype(np.float32), hints.colours[representatives]
 
 
 def _random_walk_probabilities(
@@ -169,34 +142,32 @@ def _random_walk_probabilities(
     num_groups: int,
     vertical: Float64[np.ndarray, "rows width"],
     horizontal: Float64[np.ndarray, "height columns"],
-    decay_length: float,
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
-    """Return the probabilities that a walk from each cell meets each group's cells first, before it ends at random.
+    """Return the probability that a walk from each cell first reaches a cell of each group, before it ends at random.
 
     ``vertical`` and ``horizontal`` are the weights of the edges between neighbours.
     """
-    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side. A step costs the cube of the shorter one.
-        transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T, decay_length)
+    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter side.
+        transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T)
         return transposed.swapaxes(1, 2)
-    degree = np.full(seeds.shape, decay_length**-2)
+    degree = np.full(seeds.shape, (DECAY_LENGTH * min(seeds.shape)) ** -2)
     degree[:-1] += vertical
     degree[1:] += vertical
     degree[:, :-1] += horizontal
     degree[:, 1:] += horizontal
-    unknown = seeds < 0
     values = (seeds[..., None] == np.arange(num_groups)).astype(np.float64)
-    # Each cell has the equation: degree · p − Σ weight · p of its neighbours = 0, or p = 1 or 0 for a painted cell. The
-    # system's matrix is block tridiagonal, with one block per row of the map; it is solved by block elimination.
+    # The equation of an unpainted cell is: degree · p − Σ weight · p of the neighbours = 0. In a painted cell, p is 1
+    # or 0. The matrix is block tridiagonal, with one block per row of the map. Solve the system by block elimination.
     forward: list[Float64[np.ndarray, "width width"]] = []
-    coupling = np.zeros((seeds.shape[1], seeds.shape[1]))
-    for row, is_unknown in enumerate(unknown):
+    for row, is_unknown in enumerate(seeds < 0):
         block = np.diag(np.where(is_unknown, degree[row], 1.0))
         block -= np.diag(horizontal[row] * is_unknown[:-1], 1) + np.diag(horizontal[row] * is_unknown[1:], -1)
         if row:
             to_previous = vertical[row - 1] * is_unknown
             block -= to_previous[:, None] * forward[-1]
             values[row] += to_previous[:, None] * values[row - 1]
-        coupling = np.diag(vertical[row] * is_unknown) if row + 1 < len(seeds) else coupling[:, :0]
+        is_last = row + 1 == len(seeds)
+        coupling = np.zeros((len(block), 0)) if is_last else np.diag(vertical[row] * is_unknown)
         solved = np.linalg.solve(block, np.concatenate([coupling, values[row]], axis=1))
         forward.append(solved[:, : coupling.shape[1]])
         values[row] = solved[:, coupling.shape[1] :]

@@ -1,29 +1,21 @@
-"""Pixel rules, which are constraints on the full-size chroma of every pixel, and exclusion zones.
-
-A rule is a function of the chroma [rows, width, 2] of a band of rows and of the band itself. It returns the chroma
-after the rule has been applied. ``image_size`` is the height and width of the whole image. Bands can be processed in
-any order and by several threads.
-
-Exclusion zones are discs in the a*b* plane in which no chroma may lie.
-"""
+"""Constraints on the full-size chroma of every pixel: exclusion zones and restriction to the colours of a palette."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Integer, UInt
+from jaxtyping import Bool, Float, Float32, Float64, Integer
 
-from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices, resize_planes
+from chromabox.colour.chroma.recolour import ChromaBand, interpolation_indices
 
-#: Depth inside an edge, in units of a* and b*, at which a point still counts as on the edge. This is far larger than
+#: Depth inside a disc, in units of a* and b*, up to which a point counts as on the edge. This depth is far larger than
 #: rounding errors and far too small to be visible.
 EDGE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class ExclusionZones:
-    """Open discs of one radius around points (a*, b*), which may overlap."""
+    """Open discs of the same radius in the a*b* plane, in which no chroma may lie. The discs may overlap."""
 
     centres: Float64[np.ndarray, "discs 2"]
     radius: float
@@ -38,7 +30,7 @@ class ExclusionZones:
     def push_out(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
         """Return the nearest chroma outside all discs. Chroma that is already outside is not changed.
 
-        The nearest point is on the edge of a disc in the direction away from its centre, or an intersection of two
+        The nearest chroma is on the edge of a disc in the direction away from the centre, or at an intersection of two
         edges. At the exact centre of a disc, where all directions are equivalent, the direction is +a*.
         """
         all_points = chroma.reshape(-1, 2)
@@ -62,20 +54,14 @@ class ExclusionZones:
             length = np.hypot(*away.T)[:, None]
             away = np.where(length > EDGE_TOLERANCE, away / np.maximum(length, EDGE_TOLERANCE), [1.0, 0.0])
             yield centre + self.radius * away
-        for corner in self._intersections:
-            yield np.broadcast_to(corner, points.shape)
-
-    @cached_property
-    def _intersections(self) -> Float64[np.ndarray, "corners 2"]:
-        """The intersections of two edges that are outside all other discs."""
         first, second = np.triu_indices(len(self.centres), 1)
         half = (self.centres[second] - self.centres[first]) / 2
         length = np.hypot(*half.T)
         meet = (length > EDGE_TOLERANCE) & (length <= self.radius)
         half, length, middle = half[meet], length[meet, None], self.centres[first[meet]] + half[meet]
         across = half[:, ::-1] * [-1.0, 1.0] / length * np.sqrt(self.radius**2 - length**2)
-        corners = np.concatenate([middle + across, middle - across])
-        return corners[~self.contains(corners)]
+        for corner in (*(middle + across), *(middle - across)):
+            yield np.broadcast_to(corner, points.shape)
 
 
 def palette_only(
@@ -86,10 +72,11 @@ def palette_only(
     labels: Integer[np.ndarray, "small_height small_width"],
     label_chroma: Float32[np.ndarray, "colours 2"],
 ) -> ChromaBand:
-    """Give every pixel exactly the chroma of the nearest in chroma of the four labels around it.
+    """Give every pixel of a band of rows exactly the chroma of one of the labels of the four cells around the pixel.
 
-    Only these four labels are candidates, because the chroma between two regions can be nearest to a third region's
-    colour.
+    The label whose chroma is nearest to that of the pixel is selected. Other labels are not candidates, because the
+    chroma between two regions can be nearest to the colour of a third region. ``image_size`` is the height and width
+    of the whole image.
     """
     upper, lower, _ = interpolation_indices(labels.shape[0], image_size[0], band)
     left, right, _ = interpolation_indices(labels.shape[1], image_size[1], slice(0, image_size[1]))
@@ -99,48 +86,4 @@ def palette_only(
     candidates = label_chroma[np.stack([other[mixed] for other in around])]
     nearest = ((candidates - chroma[mixed]) ** 2).sum(-1).argmin(0)
     result[mixed] = candidates[nearest, np.arange(len(nearest))]
-    return result
-
-
-def exclude_zones(
-    chroma: ChromaBand,
-    band: slice,
-    *,
-    image_size: tuple[int, int],
-    zones: ExclusionZones,
-    exempt: Float32[np.ndarray, "small_height small_width"] | None = None,
-) -> ChromaBand:
-    """Move chroma out of the zones, except where ``exempt``, interpolated to full size, is above 0.5."""
-    pushed = zones.push_out(chroma)
-    if exempt is None:
-        return pushed
-    return np.where(resize_planes(exempt[None], *image_size, band)[0, ..., None] > 0.5, chroma, pushed)
-
-
-def grey_below_confidence(
-    chroma: ChromaBand,
-    band: slice,
-    *,
-    image_size: tuple[int, int],
-    confidence: Float32[np.ndarray, "small_height small_width"],
-    min_confidence: float,
-) -> ChromaBand:
-    """Set chroma to 0 where the confidence, interpolated to full size, is below ``min_confidence``."""
-    is_confident = resize_planes(confidence[None], *image_size, band)[0] >= min_confidence
-    return np.where(is_confident[..., None], chroma, np.float32(0))
-
-
-def hint_pixels(
-    chroma: ChromaBand,
-    band: slice,
-    *,
-    labels: UInt[np.ndarray, "height width"],
-    label_chroma: Float32[np.ndarray, "labels 2"],
-) -> ChromaBand:
-    """Give pixels with a label above 0 the chroma of their label. ``label_chroma`` begins with label 1."""
-    painted = labels[band] > 0
-    if not painted.any():
-        return chroma
-    result = chroma.copy()
-    result[painted] = label_chroma[labels[band][painted].astype(np.int64) - 1]
     return result

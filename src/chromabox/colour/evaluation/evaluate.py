@@ -37,7 +37,7 @@ class EvaluationRow:
     delta_e: float
     """Mean CIEDE2000 difference from the ground-truth images."""
     colourfulness: float
-    """Mean colourfulness of the images (Hasler and Süsstrunk 2003), to be compared with the row ``truth``."""
+    """Mean colourfulness of the images (Hasler and Süsstrunk 2003), to be compared with that of the row ``truth``."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Evaluation:
     def as_json(self) -> dict[str, Any]:
         """Return the rows by name and the confusion matrix as JSON values. An infinite PSNR becomes None."""
         rows = {
-            row.name: {key: None if value in (math.inf, -math.inf) else value for key, value in asdict(row).items()}
+            row.name: {key: None if value == math.inf else value for key, value in asdict(row).items()}
             for row in self.rows
         }
         return {"rows": rows, "confusion": self.confusion.tolist()}
@@ -75,36 +75,33 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     train, test, palette = data.train, data.test, model.palette
     truth, train_labels, true_labels = _channels_last(test.rgb), train.labels.numpy(), test.labels.numpy()
 
-    def make_row(
-        name: str, rgb: np.ndarray, loss: float | None = None, counts: np.ndarray | None = None
-    ) -> EvaluationRow:
-        """Compute the metrics of one row. The accuracies require ``counts``, the confusion matrix."""
+    def make_row(name: str, images: np.ndarray, loss: float | None = None) -> EvaluationRow:
+        """Compute the metrics of images, which are given as labels if the row has a loss."""
+        counts = None if loss is None else metrics.confusion_matrix(images, true_labels, len(palette))
+        rgb = images if loss is None else decode_labels(images, palette)
         return EvaluationRow(
             name=name,
             loss=loss,
-            accuracy=None if counts is None else int(counts.trace()) / true_labels.size,
+            accuracy=None if loss is None else metrics.accuracy(images, true_labels),
             balanced_accuracy=None if counts is None else metrics.balanced_accuracy(counts),
             psnr=metrics.psnr(rgb, truth),
             delta_e=metrics.delta_e(rgb, truth),
             colourfulness=float(np.mean([metrics.colourfulness(image) for image in rgb])),
         )
 
-    def make_label_row(name: str, labels: np.ndarray, loss: float) -> EvaluationRow:
-        counts = metrics.confusion_matrix(labels, true_labels, len(palette))
-        return make_row(name, decode_labels(labels, palette), loss, counts)
-
     loss, labels, annealed = _predict(model, test, temperature)
-    majority = metrics.majority_baseline(train_labels, true_labels, len(palette))
-    by_grey = metrics.grey_lookup_baseline(
-        train.grey_sum.numpy(), train_labels, test.grey_sum.numpy(), true_labels, len(palette)
+    train_grey, test_grey = train.grey_sum.numpy(), test.grey_sum.numpy()
+    majority, by_grey = (
+        metrics.grey_lookup_baseline(factor * train_grey, train_labels, factor * test_grey, true_labels, len(palette))
+        for factor in (0, 1)  # With equal grey values, the most frequent colour of all pixels is predicted.
     )
     rows = [
-        make_label_row("net", labels, loss),
+        make_row("net", labels, loss),
         make_row("net, annealed mean", annealed),
-        make_label_row("majority colour", majority.labels, majority.loss),
-        make_label_row("grey value's colour", by_grey.labels, by_grey.loss),
+        make_row("majority colour", majority.labels, majority.loss),
+        make_row("grey value's colour", by_grey.labels, by_grey.loss),
         make_row("grey", _grey_images(test)),
-        make_label_row("palette oracle", true_labels, 0.0),
+        make_row("palette oracle", true_labels, 0.0),
         make_row("truth", truth),
     ]
     return Evaluation(rows, metrics.confusion_matrix(labels, true_labels, len(palette)))
@@ -120,7 +117,7 @@ def _predict(model: PaletteModel, test: LabelledImages, temperature: float) -> t
         total_loss += F.cross_entropy(logits, batch.labels.long(), reduction="sum").item()
         labels.append(logits.argmax(1).to(torch.uint8).numpy())
         colours = annealed_mean(logits, model.palette, temperature)
-        annealed.append((colours * 256).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        annealed.append(_channels_last((colours * 256).round().clamp(0, 255).to(torch.uint8).numpy()))
     return total_loss / test.labels.numel(), np.concatenate(labels), np.concatenate(annealed)
 
 
@@ -145,7 +142,7 @@ def sample_grid(
 def predict_labels(model: torch.nn.Module, grey: Float32[torch.Tensor, "images 1 height width"]) -> LabelMaps:
     """Return the index of the most likely palette colour of every pixel.
 
-    ``grey`` is in [0, 1). The model predicts in evaluation mode on its own device. Its previous mode is restored
+    ``grey`` is in [0, 1). The model predicts in evaluation mode on its own device. The previous mode is restored
     afterwards.
     """
     was_training = model.training

@@ -6,8 +6,6 @@ the two folders. The suffix may differ, because some formats are written as PNG.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,13 @@ from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import find_images, read_image, to_uint8
 
+#: Path of an image, and its path relative to the input folder.
+FoundImage = tuple[Path, Path]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Scores of one colourised image. The ``grey_…`` scores belong to the greyscale original (a* = b* = 0).
+    """Scores of one colourised image. The ``grey_…`` scores are those of the greyscale original (a* = b* = 0).
 
     The colourfulness of the greyscale image is 0. Undefined scores are None. A PSNR gain is undefined if one of the two
     PSNR values is infinite. A ratio or a reduction is undefined if its denominator is 0.
@@ -40,7 +41,6 @@ class ImageScores:
     colourfulness: float
     """Colourfulness of the colourised image (Hasler and Süsstrunk 2003)."""
     original_colourfulness: float
-    """Colourfulness of the original."""
     colourfulness_difference: float
     """Colourfulness of the colourised image minus that of the original."""
     colourfulness_ratio: float | None
@@ -59,10 +59,7 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class FileScores:
-    """Scores of one pair of files.
-
-    The paths are relative to the input folders. ``width`` and ``height`` are in pixels.
-    """
+    """Scores of one pair of files. The paths are relative to the input folders. The size of the images is in pixels."""
 
     original: Path
     coloured: Path
@@ -72,54 +69,42 @@ class FileScores:
 
 
 @dataclass(frozen=True)
-class FailedFile:
-    """A file that could not be scored, and a one-line error message."""
-
-    file: Path
-    error: str
-
-
-@dataclass(frozen=True)
 class ScoreReport:
-    """All scored files in the order of the originals, and the files that could not be scored."""
+    """All scored files in the order of the originals, and the error messages of the files that could not be scored.
+
+    The keys of ``failed`` are paths relative to the input folders. Each message is one line.
+    """
 
     files: list[FileScores]
-    failed: list[FailedFile]
+    failed: dict[Path, str]
 
     @property
     def mean(self) -> dict[str, float | None]:
         """Mean of every score over the files for which it is finite; None if there are no such files."""
-        names = [field.name for field in fields(ImageScores)]
-        return {name: _mean(getattr(file.scores, name) for file in self.files) for name in names}
+        result = {}
+        for field in fields(ImageScores):
+            values = (getattr(file.scores, field.name) for file in self.files)
+            finite = [value for value in values if value is not None and math.isfinite(value)]
+            result[field.name] = math.fsum(finite) / len(finite) if finite else None
+        return result
 
     def as_json(self) -> dict[str, Any]:
         """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision. An infinite PSNR becomes None."""
-        return {
-            "mean": self.mean,
-            "files": [to_row(file) for file in self.files],
-            "failed": [{"file": failure.file.as_posix(), "error": failure.error} for failure in self.failed],
-        }
+        failed = [{"file": file.as_posix(), "error": error} for file, error in self.failed.items()]
+        return {"mean": self.mean, "files": [to_row(file) for file in self.files], "failed": failed}
 
 
 def to_row(file: FileScores) -> dict[str, str | int | float | None]:
-    """Return the names, size and scores of one file as a flat dictionary. Non-finite numbers become None."""
-    row: dict[str, str | int | float | None] = {
-        "original": file.original.as_posix(),
-        "coloured": file.coloured.as_posix(),
-        "width": file.width,
-        "height": file.height,
-    }
-    return row | {name: _finite_or_none(value) for name, value in asdict(file.scores).items()}
+    """Return the names, size and scores of one file as a flat dictionary. An infinite PSNR becomes None."""
+    scores = {name: None if value == math.inf else value for name, value in asdict(file.scores).items()}
+    names = {"original": file.original.as_posix(), "coloured": file.coloured.as_posix()}
+    return {**names, "width": file.width, "height": file.height, **scores}
 
 
 def score_image(
     original: UInt8[np.ndarray, "height width 3"], coloured: UInt8[np.ndarray, "height width 3"]
 ) -> ImageScores:
-    """Score one colourised image in memory.
-
-    Args:
-        original: the original image in 8-bit sRGB.
-        coloured: the colourised image in 8-bit sRGB, with the same shape.
+    """Score one colourised image in memory. Both images are 8-bit sRGB.
 
     Apart from the greyscale image, the working memory does not depend on the image size. Raise ChromaboxError if the
     shapes differ or the images have no pixels.
@@ -141,7 +126,7 @@ def score_image(
         grey_ssim=metrics.ssim(grey, original),
         grey_delta_e=grey_delta_e,
         grey_delta_lightness=grey_delta_lightness,
-        psnr_gain=_finite_or_none(psnr - grey_psnr),
+        psnr_gain=psnr - grey_psnr if math.isfinite(psnr - grey_psnr) else None,
         delta_e_reduction=_ratio(100 * (grey_delta_e - delta_e), grey_delta_e),
     )
 
@@ -149,109 +134,78 @@ def score_image(
 def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
     """Compare colourised images with their originals. Both paths are images, or folders including their subfolders.
 
-    A file that cannot be read, has no counterpart, or differs from it in size is listed in ``failed``; the other files
-    are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does not exist, and
-    ChromaboxError if a folder contains no images.
+    A file that cannot be read, that has no counterpart or whose counterpart has another size is listed in ``failed``.
+    The other files are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does
+    not exist, and ChromaboxError if a folder contains no images.
     """
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
-        for pair in pairs:
+        for (original, original_name), (result, result_name) in pairs:
             try:
-                original, coloured_image = (
-                    to_uint8(read_image(path).pixels) for path in (pair.original, pair.coloured)
-                )
-                if original.shape != coloured_image.shape:
-                    sizes = [f"{width} × {height}" for height, width, _ in (coloured_image.shape, original.shape)]
+                original_rgb, result_rgb = (to_uint8(read_image(path).pixels) for path in (original, result))
+                height, width, _ = original_rgb.shape
+                if original_rgb.shape != result_rgb.shape:
+                    result_size = f"{result_rgb.shape[1]} × {result_rgb.shape[0]}"
                     raise ChromaboxError(
-                        f"{pair.coloured} is {sizes[0]} pixels and its original {pair.original} is {sizes[1]} pixels "
+                        f"{result} is {result_size} pixels and its original {original} is {width} × {height} pixels "
                         "after their EXIF orientation was applied: expected images of the same size"
                     )
-                height, width, _ = original.shape
-                scores = score_image(original, coloured_image)
-                files.append(FileScores(pair.original_relative, pair.coloured_relative, width, height, scores))
-            except ChromaboxError as error:
-                failed.append(FailedFile(pair.original_relative, str(error)))
-            except MemoryError:
-                message = f"{pair.original}: not enough memory to score the image"
-                failed.append(FailedFile(pair.original_relative, message))
+                scores = score_image(original_rgb, result_rgb)
+                files.append(FileScores(original_name, result_name, width, height, scores))
+            except (ChromaboxError, MemoryError) as error:
+                is_memory_error = isinstance(error, MemoryError)
+                failed[original_name] = f"{original}: not enough memory" if is_memory_error else str(error)
             tick()
     return ScoreReport(files, failed)
 
 
-@dataclass(frozen=True)
-class FilePair:
-    """An original and its colourised image, each with its path relative to the input folder."""
-
-    original: Path
-    original_relative: Path
-    coloured: Path
-    coloured_relative: Path
-
-
-def pair_files(originals: Path, coloured: Path) -> tuple[list[FilePair], list[FailedFile]]:
-    """Return pairs of files in the order of the originals, and the files without exactly one counterpart.
+def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, FoundImage]], dict[Path, str]]:
+    """Return pairs of files in the order of the originals, and error messages of the files without one counterpart.
 
     If both paths are files, they form a pair whatever their names. In folders, the counterpart has the same relative
     path, or is the only file whose relative path differs only in the suffix. If one of the two paths is a file, only
-    the counterpart of this file is looked up. If one folder is inside the other, the inner folder's images do not
-    belong to the outer one. Raise UsageError if a path does not exist, and ChromaboxError if a folder contains no
-    images.
+    the counterpart of this file is looked up. If one folder is inside the other, the images of the inner folder do not
+    belong to the outer folder. Raise UsageError if a path does not exist, and ChromaboxError if a folder
+    contains no images.
     """
-    original_paths = _list_images(originals, exclude=coloured)
-    coloured_paths = _list_images(coloured, exclude=originals)
+    sources, results = _list_images(originals, exclude=coloured), _list_images(coloured, exclude=originals)
     if originals.is_file() and coloured.is_file():
-        return [FilePair(originals, next(iter(original_paths)), coloured, next(iter(coloured_paths)))], []
-    by_stem: dict[Path, list[Path]] = {}
-    for relative in coloured_paths:
-        by_stem.setdefault(relative.with_suffix(""), []).append(relative)
-    # The same path if it exists. Otherwise, all paths that differ only in the suffix and do not belong to an original.
-    candidates: dict[Path, list[Path]] = {}
-    for relative in original_paths:
-        matches = by_stem.get(relative.with_suffix(""), [])
-        exact = relative in matches
-        candidates[relative] = [relative] if exact else [path for path in matches if path not in original_paths]
-    num_originals = Counter(matches[0] for matches in candidates.values() if len(matches) == 1)
-    pairs: list[FilePair] = []
-    errors: dict[Path, str] = {}
-    for relative, matches in candidates.items():
-        path = original_paths[relative]
-        names = " and ".join(str(coloured_paths[match]) for match in matches)
-        if len(matches) > 1:
-            errors[relative] = f"{path} matches {names}: expected one colourised image; remove the others"
-        elif matches and num_originals[matches[0]] > 1:
-            count = num_originals[matches[0]]
-            errors[relative] = f"{path} is one of {count} originals of {names}: expected only one; remove the others"
+        return list(zip(sources.values(), results.values(), strict=True)), {}
+    # Group the files that have no counterpart with the same suffix by their names without suffix.
+    sources_by_stem: dict[Path, list[FoundImage]] = {}
+    results_by_stem: dict[Path, list[FoundImage]] = {}
+    for images, others, by_stem in ((sources, results, sources_by_stem), (results, sources, results_by_stem)):
+        for name in images:
+            if name not in others:
+                by_stem.setdefault(name.with_suffix(""), []).append(images[name])
+    pairs: list[tuple[FoundImage, FoundImage]] = []
+    failed: dict[Path, str] = {}
+    for name, source in sources.items():
+        stem = name.with_suffix("")
+        matches = [results[name]] if name in results else results_by_stem.get(stem, [])
+        if name in results or len(matches) == len(sources_by_stem[stem]) == 1:
+            pairs.append((source, matches[0]))
         elif matches:
-            pairs.append(FilePair(path, relative, coloured_paths[matches[0]], matches[0]))
+            found = " and ".join(str(path) for path, _ in matches)
+            expected = f"expected one original and one colourised image named {stem}.*"
+            failed[name] = f"{source[0]} cannot be paired with {found}: {expected}"
         elif not coloured.is_file():
-            errors[relative] = f"{path} has no colourised image: expected {relative.with_suffix('.*')} in {coloured}"
+            failed[name] = f"{source[0]} has no colourised image: expected {stem}.* in {coloured}"
     if not originals.is_file():
-        unmatched = coloured_paths.keys() - {match for matches in candidates.values() for match in matches}
-        for relative in sorted(unmatched):
-            errors[relative] = f"{coloured_paths[relative]} has no original: expected one in {originals}"
-    return pairs, [FailedFile(relative, error) for relative, error in errors.items()]
+        for name, (path, _) in results.items():
+            if name not in sources and name.with_suffix("") not in sources_by_stem:
+                failed[name] = f"{path} has no original: expected one in {originals}"
+    return pairs, failed
 
 
-def _list_images(root: Path, exclude: Path) -> dict[Path, Path]:
+def _list_images(root: Path, exclude: Path) -> dict[Path, FoundImage]:
     """Return images by their relative paths in ``root``, except those in ``exclude`` if it is inside ``root``."""
     excluded = exclude.resolve()
     is_nested = exclude.is_dir() and root.resolve() in excluded.parents
-    return {
-        relative: path
-        for path, relative in find_images([root])
-        if not is_nested or excluded not in path.resolve().parents
-    }
+    found = find_images([root])
+    return {name: (path, name) for path, name in found if not (is_nested and excluded in path.resolve().parents)}
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    finite = [number for value in values if (number := _finite_or_none(value)) is not None]
-    return math.fsum(finite) / len(finite) if finite else None

@@ -1,12 +1,12 @@
 """Colourisation metrics, and baselines that do not need a model.
 
-The functions are pure and take NumPy arrays. Labels are palette indices. Images are 8-bit RGB with the channels last.
-PSNR and accuracy favour desaturated colours. Interpret them together with colourfulness, ΔE and balanced accuracy.
+Labels are palette indices. Images are NumPy arrays of 8-bit RGB with the channels last. PSNR and accuracy favour
+desaturated colours. Interpret them together with colourfulness, ΔE and balanced accuracy.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64, Integer, UInt8
@@ -17,8 +17,8 @@ from chromabox.errors import ChromaboxError
 Labels = Integer[np.ndarray, "..."]
 Rgb = UInt8[np.ndarray, "... 3"]
 
-#: Number of pixels processed at a time. Intermediate results then fit into the CPU cache, which makes CIEDE2000 twice
-#: as fast as with 2¹⁸ pixels.
+#: Number of pixels processed at a time. Intermediate results of this size fit into the CPU cache. CIEDE2000 is twice as
+#: fast as with 2¹⁸ pixels.
 CHUNK_PIXELS = 1 << 15
 #: Number of possible sums R + G + B of 8-bit values.
 NUM_GREY_SUMS = 3 * 255 + 1
@@ -27,8 +27,6 @@ SSIM_RADIUS = 5
 #: Gaussian weights of the window along one axis, with standard deviation 1.5. The first weight is that of the centre.
 SSIM_WEIGHTS = np.exp(-(np.arange(SSIM_RADIUS + 1) ** 2) / (2 * 1.5**2))
 SSIM_WEIGHTS /= SSIM_WEIGHTS[0] + 2 * SSIM_WEIGHTS[1:].sum()
-#: Weights of linear red, green and blue in the relative luminance of sRGB (IEC 61966-2-1).
-REC709_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
 
 
 def accuracy(labels: Labels, truth: Labels) -> float:
@@ -45,14 +43,11 @@ def confusion_matrix(labels: Labels, truth: Labels, num_classes: int) -> Int64[n
 
     Raise ChromaboxError if the shapes differ, there are no pixels, or a label is outside 0 … ``num_classes`` − 1.
     """
-    _check_pair(labels, truth)
-    _check_range("label", labels, num_classes)
-    _check_range("label", truth, num_classes)
     return _joint_histogram(truth, labels, num_classes, num_classes)
 
 
 def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
-    """Return the mean recall over the colours that occur, in [0, 1]; NaN if none occurs.
+    """Return the mean recall over the colours that occur, in [0, 1]. It is NaN for a matrix of zeros.
 
     All colours have the same weight, regardless of their frequency. Source: Brodersen et al. 2010, "The balanced
     accuracy and its posterior distribution", section 2, extended to more than two classes.
@@ -65,8 +60,8 @@ def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float
 def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
     """Compute the peak signal-to-noise ratio in dB, 10·log10(255² / mean squared error).
 
-    The mean squared error is taken over all values of all images, so the result is not a mean of ratios. It is infinite
-    for equal images. Raise ChromaboxError if the shapes differ or there are no pixels.
+    The mean squared error is taken over all values of all images. The result is therefore not a mean over images. The
+    PSNR of equal images is infinite. Raise ChromaboxError if the shapes differ or there are no pixels.
     """
     squared_error = 0
     for a, b in _chunks(rgb_a, rgb_b):
@@ -80,9 +75,9 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
 
     The result is the mean over red, green and blue, and over the windows that are completely inside the image. The
     windows are 11 × 11 Gaussians with standard deviation 1.5. The other parameters are K1 = 0.01, K2 = 0.03, data range
-    255 and population covariance. If a side is shorter than 11 pixels, there is no such window. Both images are then
-    padded symmetrically by 5 pixels, which gives one window per pixel. Images are processed in tiles, so the working
-    memory does not depend on the image size. Raise ChromaboxError if the shapes differ or there are no pixels.
+    255 and population covariance. If a side is shorter than 11 pixels, both images are first padded symmetrically by 5
+    pixels, which gives one window per pixel. Images are processed in tiles, so the working memory does not depend on
+    the image size. Raise ChromaboxError if the shapes differ or there are no pixels.
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to structural
     similarity", sections III.B and III.C.
@@ -91,7 +86,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
     if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
         padding = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
-    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # of window centres
+    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # Of window centres.
     side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     total = 0.0
@@ -110,24 +105,19 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
 
 
 def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:
-    """Return the weighted mean of every window that is completely inside the tile. The axes are processed in turn."""
+    """Return the Gaussian mean of every window that is completely inside the tile. Average along one axis at a time."""
     for _ in range(2):
         rows = len(values) - 2 * SSIM_RADIUS
         means = SSIM_WEIGHTS[0] * values[SSIM_RADIUS : SSIM_RADIUS + rows]
         for distance, weight in enumerate(SSIM_WEIGHTS[1:], start=1):
             before, after = SSIM_RADIUS - distance, SSIM_RADIUS + distance
-            pair = values[before : before + rows] + values[after : after + rows]
-            pair *= weight
-            means += pair
+            means += weight * (values[before : before + rows] + values[after : after + rows])
         values = means.transpose(1, 0, 2)
     return values
 
 
 def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
-    """Compute the mean CIEDE2000 colour difference between corresponding pixels. About 1 is just noticeable.
-
-    See :func:`lab_differences` and :func:`ciede2000`.
-    """
+    """Compute the mean CIEDE2000 difference of corresponding pixels. A difference of about 1 is just noticeable."""
     return lab_differences(rgb_a, rgb_b)[0][0]
 
 
@@ -180,9 +170,7 @@ def _chroma_ratio(chroma: Float32[np.ndarray, " colours"]) -> Float32[np.ndarray
 
 
 def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
-    """Compute the colourfulness of an image.
-
-    0 is grey, 15 slightly colourful, 33 moderately colourful, 59 quite colourful and 109 extremely colourful.
+    """Compute the colourfulness: 0 is grey, 15 slightly, 33 moderately, 59 quite and 109 extremely colourful.
 
     The colourfulness is the standard deviation plus 0.3 times the mean of the opponent colours rg = R − G and
     yb = (R + G) / 2 − B, in 8-bit units. Pixels are processed in chunks and summed as integers. Raise ChromaboxError if
@@ -190,19 +178,17 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
 
     Source: Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 5.
     """
-    if not rgb.size:
-        raise ChromaboxError("colourfulness: the image has no pixels: expected at least one")
     sums, squares = np.zeros(2, np.int64), np.zeros(2, np.int64)
     for (chunk,) in _chunks(rgb):
         red, green, blue = chunk.T.astype(np.int64)
-        for index, opponent in enumerate((red - green, red + green - 2 * blue)):  # the second is twice yb
-            sums[index] += opponent.sum()
-            squares[index] += np.dot(opponent, opponent)
+        opponents = np.stack([red - green, red + green - 2 * blue])  # The second is twice yb.
+        sums += opponents.sum(1)
+        squares += (opponents**2).sum(1)
     pixels = rgb.size // 3
     mean = sums / pixels / (1, 2)
-    variance = [
-        (pixels * int(square) - int(total) ** 2) / pixels**2 for square, total in zip(squares, sums, strict=True)
-    ]
+    # Python integers cannot overflow.
+    totals = zip(squares.tolist(), sums.tolist(), strict=True)
+    variance = [(pixels * square - total**2) / pixels**2 for square, total in totals]
     return float(np.sqrt(variance[0] + variance[1] / 4) + 0.3 * np.hypot(*mean))
 
 
@@ -210,46 +196,30 @@ def to_greyscale(rgb: Rgb) -> Rgb:
     """Return the greyscale image (a* = b* = 0) with the same lightness L*, rounded to 8-bit sRGB.
 
     At a* = b* = 0, linear red, green and blue all equal the relative luminance Y (IEC 61966-2-1, equations for D65).
-    Pixels are processed in chunks. Grey pixels are unchanged.
+    Pixels are processed in chunks. Grey pixels are unchanged. Raise ChromaboxError if the image has no pixels.
     """
     values = np.arange(256) / 255
-    linear = _srgb_to_linear(values)
-    # Luminances of the sRGB values halfway between adjacent grey values. A search in this list rounds to the nearest.
-    midpoints = _srgb_to_linear((values[1:] + values[:-1]) / 2)
-    grey = np.empty((rgb.size // 3, 1), np.uint8)
-    for start in range(0, len(grey), CHUNK_PIXELS):
-        chunk = slice(start, start + CHUNK_PIXELS)
-        grey[chunk, 0] = np.searchsorted(midpoints, linear[rgb.reshape(-1, 3)[chunk]] @ REC709_WEIGHTS)
-    return np.repeat(grey, 3, axis=1).reshape(rgb.shape)
+    # Linear values of the 8-bit levels, and of the values halfway between two levels. A search in the latter rounds to
+    # the nearest level.
+    linear, midpoints = (
+        np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+        for value in (values, (values[1:] + values[:-1]) / 2)
+    )
+    luminance_weights = np.array([0.2126, 0.7152, 0.0722])
+    grey = [np.searchsorted(midpoints, linear[chunk] @ luminance_weights).astype(np.uint8) for (chunk,) in _chunks(rgb)]
+    return np.repeat(np.concatenate(grey)[:, None], 3, axis=1).reshape(rgb.shape)
 
 
-def _srgb_to_linear(value: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-    """Convert sRGB values in [0, 1] to linear light (IEC 61966-2-1)."""
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+class Baseline(NamedTuple):
+    """Labels that a baseline predicts for the test pixels, their accuracy in [0, 1], and the loss.
 
-
-@dataclass(frozen=True, eq=False)
-class Baseline:
-    """Predictions of a baseline for the test pixels, and their metrics."""
+    The loss is the mean cross-entropy per pixel in nats. The predicted probabilities are class frequencies in the
+    training split, with 1 added to every count.
+    """
 
     labels: UInt8[np.ndarray, "..."]
-    """Predicted palette indices, in the shape of the test labels."""
     accuracy: float
-    """Fraction of pixels with the true label, in [0, 1]."""
     loss: float
-    """Mean cross-entropy per pixel in nats.
-
-    The predicted probabilities are class frequencies in the training split, with 1 added to every count.
-    """
-
-
-def majority_baseline(train_labels: Labels, test_labels: Labels, num_classes: int) -> Baseline:
-    """Predict the most frequent colour of the training pixels for every pixel. Ties go to the lowest index.
-
-    Raise ChromaboxError if a label is outside 0 … ``num_classes`` − 1 or there are no pixels.
-    """
-    train_grey, test_grey = np.zeros_like(train_labels), np.zeros_like(test_labels)
-    return grey_lookup_baseline(train_grey, train_labels, test_grey, test_labels, num_classes)
 
 
 def grey_lookup_baseline(
@@ -257,33 +227,26 @@ def grey_lookup_baseline(
 ) -> Baseline:
     """Predict, for every pixel, the most frequent colour of the training pixels with the same grey value.
 
-    Args:
-        train_grey: sums R + G + B of the training pixels, integers in [0, 765].
-        train_labels: palette indices of the training pixels.
-        test_grey: sums R + G + B of the test pixels.
-        test_labels: palette indices of the test pixels.
-        num_classes: number of palette colours.
-
-    The prediction for a grey value without training pixels is the most frequent colour of all training pixels. Ties go
-    to the lowest index. Raise ChromaboxError if shapes differ, a label is outside 0 … ``num_classes`` − 1, a grey value
-    is outside 0 … 765, or there are no pixels.
+    ``train_grey`` and ``test_grey`` are sums R + G + B in [0, 765]. ``train_labels`` and ``test_labels`` are palette
+    indices below ``num_classes``. The prediction for a grey value without training pixels is the most frequent colour
+    of all training pixels. If all grey values are equal, this colour is the prediction for every pixel. Ties go to the
+    lowest index. Raise ChromaboxError if shapes differ, a value is outside its range, or there are no pixels.
     """
-    for grey, labels in ((train_grey, train_labels), (test_grey, test_labels)):
-        _check_pair(grey, labels)
-        _check_range("grey value", grey, NUM_GREY_SUMS)
-        _check_range("label", labels, num_classes)
     train_counts = _joint_histogram(train_grey, train_labels, NUM_GREY_SUMS, num_classes)
     grey_counts = train_counts.sum(1)
     lookup = np.where(grey_counts > 0, train_counts.argmax(1), train_counts.sum(0).argmax()).astype(np.uint8)
     nats: Float64[np.ndarray, "greys colours"] = -np.log((train_counts + 1) / (grey_counts[:, None] + num_classes))
     test_counts = _joint_histogram(test_grey, test_labels, NUM_GREY_SUMS, num_classes)
-    num_correct = int(test_counts[np.arange(NUM_GREY_SUMS), lookup].sum())
-    loss = float((nats * test_counts).sum() / test_labels.size)
-    return Baseline(lookup[test_grey], num_correct / test_labels.size, loss)
+    labels = lookup[test_grey]
+    return Baseline(labels, accuracy(labels, test_labels), float((nats * test_counts).sum() / test_labels.size))
 
 
 def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> Int64[np.ndarray, "{height} {width}"]:
-    """Count each pair of values. Pixels are processed in chunks to avoid a 64-bit copy of all of them."""
+    """Count each pair of values. Process the pixels in chunks, which avoids a 64-bit copy of all pixels."""
+    _check_pair(rows, columns)
+    for values, upper in ((rows, height), (columns, width)):
+        if values.min() < 0 or values.max() >= upper:
+            raise ChromaboxError(f"values range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")
     counts = np.zeros(height * width, np.int64)
     rows, columns = rows.reshape(-1), columns.reshape(-1)
     for start in range(0, rows.size, CHUNK_PIXELS):
@@ -294,22 +257,15 @@ def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> 
 
 def _chunks(first: Rgb, *others: Rgb) -> Iterator[tuple[UInt8[np.ndarray, "pixels 3"], ...]]:
     """Yield corresponding chunks of pixels of all images."""
-    for other in others:
-        _check_pair(first, other)
+    for rgb in (first, *others):
+        _check_pair(first, rgb)
     flat = [rgb.reshape(-1, 3) for rgb in (first, *others)]
     for start in range(0, len(flat[0]), CHUNK_PIXELS):
         yield tuple(rgb[start : start + CHUNK_PIXELS] for rgb in flat)
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    """Raise ChromaboxError if the shapes differ or there are no pixels."""
     if a.shape != b.shape:
         raise ChromaboxError(f"arrays of shapes {list(a.shape)} and {list(b.shape)}: expected equal shapes")
     if not a.size:
         raise ChromaboxError("no pixels: expected at least one")
-
-
-def _check_range(name: str, values: Labels, upper: int) -> None:
-    """Raise ChromaboxError if a value is outside 0 … ``upper`` − 1."""
-    if values.min() < 0 or values.max() >= upper:
-        raise ChromaboxError(f"{name}s range from {values.min()} to {values.max()}: expected 0 to {upper - 1}")

@@ -1,15 +1,12 @@
 """Palette files (JSON, .npy, GIMP's .gpl), the bundled palettes, and parsing of colours from the command line.
 
 Palette files are not trusted. Nothing is unpickled, and sizes are limited. Every error is one sentence that names the
-file.
-
-Heavy modules are not imported here, because the command line imports this module at every start.
+file. Heavy modules are not imported here, because the command line imports this module at every start.
 """
 
 import io
 import json
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,17 +18,23 @@ from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write, read_bytes
 
-MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes
+MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes.
 COLOUR_UNIT = "RGB/256"
+#: Red, green and blue of sRGB, 0 to 255 each.
+Colour = tuple[int, int, int]
+#: The colours in a palette file, and the name in the file if there is one.
+ParsedPalette = tuple[Float64[np.ndarray, "..."], str | None]
 
 
 def load_palette(path_or_name: str | Path) -> Palette:
     """Load a bundled palette by its name ("horse24", "cifar24") or a palette from a file.
 
-    `.npy`: shape [colours, 3], floats in RGB/256 or uint8, without pickled objects. `.json`: a file written by
-    save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers (no decimal point), they are
-    8-bit values. Otherwise, they are RGB/256. `.gpl`: GIMP's format. Raise ChromaboxError, naming the file, if it is
-    invalid.
+    * `.npy`: shape [colours, 3], floats in RGB/256 or uint8, without pickled objects.
+    * `.json`: a file written by save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers
+      (no decimal point), they are 8-bit values. Otherwise, they are RGB/256.
+    * `.gpl`: GIMP's format.
+
+    Raise ChromaboxError, naming the file, if the file is invalid.
     """
     assets = resources.files("chromabox").joinpath("assets").iterdir()
     bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
@@ -53,12 +56,11 @@ def load_palette(path_or_name: str | Path) -> Palette:
     return Palette(colours.astype(np.float32), name or path.stem)
 
 
-def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, object] | None = None) -> None:
+def save_palette(path: str | Path, palette: Palette) -> None:
     """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that load_palette reads.
 
-    provenance: how the palette was made, for documentation. Only .json stores it; .npy also omits the name. The .gpl
-    format of GIMP stores 8-bit values, so the colours are rounded. Raise ChromaboxError for another suffix or if the
-    file cannot be written.
+    A `.npy` file does not contain the name. A `.gpl` file contains 8-bit values, to which the colours are rounded.
+    Raise ChromaboxError for another suffix or if the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -67,14 +69,14 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
         np.save(stream, palette.colours)
         content = stream.getvalue()
     elif suffix == ".json":
-        # One colour per line, and every float32 with the fewest digits that round-trip.
-        head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": dict(provenance or {})}
+        # Write one colour per line, and every float32 value with the fewest digits that restore it.
+        head = {"name": palette.name, "k": len(palette), "unit": COLOUR_UNIT, "made": {}}
         rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
-        text = json.dumps(head, indent=2, ensure_ascii=False)[:-2] + f',\n  "colours": [\n{rows}\n  ]\n}}\n'
-        content = text.encode()
+        start = json.dumps(head, indent=2, ensure_ascii=False)[:-2]
+        content = f'{start},\n  "colours": [\n{rows}\n  ]\n}}\n'.encode()
     elif suffix == ".gpl":
         lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
-        name = " ".join(palette.name.split())  # a line break would begin a new entry
+        name = " ".join(palette.name.split())  # A line break would begin a new entry.
         content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *lines, ""]).encode()
     else:
         raise ChromaboxError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
@@ -85,16 +87,15 @@ def save_palette(path: str | Path, palette: Palette, provenance: Mapping[str, ob
         raise ChromaboxError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
 
 
-def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse the colours of a .npy file. Raise ValueError with the reason, which follows the file name in messages."""
+def _parse_npy(content: bytes) -> ParsedPalette:
+    """Parse a .npy file. The messages of the ValueErrors of all parsers are shown after the file name."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:
         if "allow_pickle" in str(error):
             raise ValueError(
-                "contains a pickled object array, which can run code when loaded; if you trust the source, "
-                "convert it to floats: np.save('plain.npy', np.load(file, allow_pickle=True, "
-                "encoding='bytes')[0].astype('float32'))"
+                "contains a pickled object array, which can run code when it is loaded; if you trust the source, use "
+                "np.save('plain.npy', np.load(file, allow_pickle=True, encoding='bytes')[0].astype('float32'))"
             ) from error
         raise ValueError("not a complete .npy file; expected a file written by np.save") from error
     if array.dtype == np.uint8:
@@ -104,8 +105,7 @@ def _parse_npy(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
     return array.astype(np.float64), None
 
 
-def _parse_json(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse the colours and the name of a .json file. Raise ValueError with the reason if it is invalid."""
+def _parse_json(content: bytes) -> ParsedPalette:
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -124,23 +124,19 @@ def _parse_json(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]
     return np.array([_parse_row(row, scale) for row in parsed], np.float64).reshape(-1, 3), name
 
 
-def _parse_row(row: object, scale: int) -> list[float]:
-    """Return RGB/256 of "#rrggbb" or of three numbers, which are divided by `scale`."""
-    shown = json.dumps(row)[:40]
-    if isinstance(row, str):
-        if not re.fullmatch("#[0-9a-fA-F]{6}", row):
-            raise ValueError(f'invalid colour {shown}; expected "#rrggbb"')
+def _parse_row(row: Any, scale: int) -> list[float]:
+    """Return the RGB/256 values of "#rrggbb", or three numbers divided by `scale`."""
+    if isinstance(row, str) and re.fullmatch("#[0-9a-fA-F]{6}", row):
         return [value / 256 for value in bytes.fromhex(row[1:])]
-    if not (isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)):
-        raise ValueError(f"invalid colour {shown}; expected [r, g, b]")
-    if not all(0 <= value <= max(1, scale - 1) for value in row):  # false for NaN, too
-        expected = "8-bit values from 0 to 255" if scale == 256 else "RGB/256 values in [0, 1]"
-        raise ValueError(f"invalid colour {shown}; expected {expected}")
-    return [value / scale for value in row]
+    # JSON's true and NaN are not valid values. NaN fails the comparison.
+    is_valid = isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)
+    if is_valid and all(0 <= value <= max(1, scale - 1) for value in row):
+        return [value / scale for value in row]
+    expected = "8-bit values from 0 to 255" if scale == 256 else "RGB/256 values in [0, 1]"
+    raise ValueError(f'invalid colour {json.dumps(row)[:40]}; expected "#rrggbb" or [r, g, b] with {expected}')
 
 
-def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
-    """Parse the colours and the name of a GIMP palette. Raise ValueError with the reason if it is invalid."""
+def _parse_gpl(content: bytes) -> ParsedPalette:
     lines = content.decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].strip() != "GIMP Palette":
         raise ValueError('not a GIMP palette; expected "GIMP Palette" as the first line')
@@ -159,36 +155,28 @@ def _parse_gpl(content: bytes) -> tuple[Float64[np.ndarray, "..."], str | None]:
 PALETTE_READERS = {".npy": _parse_npy, ".json": _parse_json, ".gpl": _parse_gpl}
 
 
-Colour = tuple[int, int, int]
-"""Red, green and blue of sRGB, 0 to 255 each."""
-
-
 def parse_colour(value: Any, option: str = "colour") -> Colour:
-    """Parse a colour: #rrggbb, #rgb or a CSS colour name as text, or three integers from 0 to 255.
+    """Parse a colour: "#rrggbb", "#rgb", a CSS colour name, or three integers from 0 to 255.
 
-    The # is optional, because shells treat it as the start of a comment. `option` is the option name in the
+    The # is optional, because shells treat it as the start of a comment. `option` is the name of the option in the
     error message. Raise UsageError for any other text or sequence, and TypeError for a value of another type.
     """
     from PIL import ImageColor
 
-    if not isinstance(value, str):
-        values = [int(channel) for channel in value if isinstance(channel, int | np.integer) and 0 <= channel <= 255]
-        if len(values) != 3 or len(value) != 3:
-            expected = "a CSS name, '#rrggbb' or three integers from 0 to 255"
-            raise UsageError(f"{option} {value!r}: invalid colour; expected {expected}")
-        return values[0], values[1], values[2]
-    lowered = value.strip().lower()
-    digits = re.fullmatch("#?([0-9a-f]{3}|[0-9a-f]{6})", lowered)
-    if digits is None and lowered not in ImageColor.colormap:
-        raise UsageError(
-            f"{option} {value[:40]!r}: invalid colour; expected '#rrggbb', '#rgb' or a CSS name such as teal"
-        )
-    red, green, blue = ImageColor.getrgb(f"#{digits[1]}" if digits else lowered)[:3]
-    return red, green, blue
+    if isinstance(value, str):
+        lowered = value.strip().lower()
+        digits = re.fullmatch("#?([0-9a-f]{3}|[0-9a-f]{6})", lowered)
+        if digits or lowered in ImageColor.colormap:
+            red, green, blue = ImageColor.getrgb(f"#{digits[1]}" if digits else lowered)[:3]
+            return red, green, blue
+    elif len(value) == 3 and all(isinstance(channel, int | np.integer) and 0 <= channel <= 255 for channel in value):
+        return int(value[0]), int(value[1]), int(value[2])
+    expected = "'#rrggbb', '#rgb', a CSS name such as teal, or three integers from 0 to 255"
+    raise UsageError(f"{option} {repr(value)[:60]}: invalid colour; expected {expected}")
 
 
 def parse_replacement(value: Any, option: str = "replace") -> tuple[Colour, Colour]:
-    """Parse a pair of colours (A, B), or a string of the form "A=B", where colour A is replaced by B.
+    """Parse a pair of colours (A, B) or a string "A=B". Colour A is replaced by B.
 
     Raise UsageError for any other text, and TypeError or ValueError for a value that is not a pair.
     """

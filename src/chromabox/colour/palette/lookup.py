@@ -1,17 +1,17 @@
-"""Exact nearest-palette-colour lookup with one table access per pixel.
+"""Exact lookup of the nearest palette colour with one table access per pixel.
 
-There are only 256³ different 8-bit colours. The labels of all of them fit in a table of 16 MB, and each pixel costs
-one read, whatever the number of palette colours. The table is filled efficiently:
+There are only 256³ different 8-bit colours. The labels of all of them fit in a table of 16 MB. Each pixel costs one
+read, whatever the number of palette colours. The table is filled efficiently:
 
 * It is filled on demand, in cells of 8×8×8 colours: an image uses only a part of the cube.
 * Within a cell, most colours of the palette cannot be the nearest. The difference of two squared distances
-  d_k² − d_j² is linear in the pixel. Over a cell of half-width h it therefore differs from its value at the centre of
-  the cell by at most 2h‖c_k − c_j‖₁: colour k is excluded if its value there exceeds this bound.
+  d_k² − d_j² is linear in the pixel. Over a cell of half-width h, the difference therefore deviates from its value at
+  the centre of the cell by at most 2h‖c_k − c_j‖₁. Colour k is excluded if the value at the centre exceeds this bound.
 * The distances of all points of a cell to each of the remaining colours are compared in float64. A squared distance is
-  the sum of three values that each depend on one channel, which takes eight values within a cell.
+  the sum of three values that each depend on one channel. Within a cell, each of them takes only eight values.
 
-The labels are those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel; a tie goes to
-the lower index. This module computes in 8-bit units (colours × 256): scaling by a power of two changes no rounding.
+The labels are those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. A tie goes to
+the lower index. This module computes in 8-bit units (colours × 256). Scaling by a power of two changes no rounding.
 """
 
 from threading import Lock
@@ -21,23 +21,26 @@ from jaxtyping import Float, Int64, UInt8
 
 from chromabox.runtime.parallel import map_row_bands
 
-CELL_SIZE = 8  # colours along an edge of a cell; the eight labels along blue are stored as one 64-bit word
+#: Number of colours along an edge of a cell. The eight labels along blue are stored as one 64-bit word.
+CELL_SIZE = 8
 CELLS_PER_AXIS = 256 // CELL_SIZE
-UNFILLED = 255  # marks an unfilled entry; in a palette of 256 colours it is also the label of the last colour
-ROUNDING_MARGIN = 0.02  # squared 8-bit units: far more than the rounding error of a difference of squared distances
-PIXELS_PER_BAND = 1 << 17  # the indices of a band (1 MB) fit in a core's cache
+#: Mark of an unfilled entry. In a palette of 256 colours, it is also the label of the last colour.
+UNFILLED = 255
+#: Margin in squared 8-bit units, far more than the rounding error of a difference of squared distances.
+ROUNDING_MARGIN = 0.02
+PIXELS_PER_BAND = 1 << 17  # The indices of a band (1 MB) fit in a core's cache.
 CELLS_PER_CHUNK = 128
 
 
 class ColourLUT:
     """Labels of all 8-bit colours for one palette, computed on demand.
 
-    colours: at most 256, in units of RGB/256. The table takes 16 MB. Threads can share an instance: only one thread
-    fills the table at a time, and a cell is marked as filled only after all its labels have been written.
+    colours: at most 256, in units of RGB/256. The table takes 16 MB. Threads can share an instance. Only one thread
+    fills the table at a time, and a cell is marked as filled after all its labels have been written.
     """
 
     def __init__(self, colours: Float[np.ndarray, "colours 3"]) -> None:
-        # Of equal colours, only the first can be the nearest. Without the others, no cell consists entirely of ties.
+        # Of equal colours, only the first can be the nearest. Without duplicates, no cell consists entirely of ties.
         first = np.sort(np.unique(colours, axis=0, return_index=True)[1])
         self._index = first.astype(np.uint8)
         self._colours = colours[first].astype(np.float64) * 256
@@ -76,7 +79,7 @@ class ColourLUT:
         cells = (missing >> 9 & 0x7C00) | (missing >> 6 & 0x3E0) | (missing >> 3 & 0x1F)
         required = np.zeros_like(self._filled)
         required[cells] = True
-        with self._fill_lock:  # skips cells that another thread has filled in the meantime
+        with self._fill_lock:  # Another thread may have filled some of these cells in the meantime.
             new = np.flatnonzero(required & ~self._filled)
             for start in range(0, len(new), CELLS_PER_CHUNK):
                 self._fill(new[start : start + CELLS_PER_CHUNK])
@@ -89,12 +92,12 @@ class ColourLUT:
         distances = self._squared_norms - 2 * (corner + (CELL_SIZE - 1) / 2) @ self._colours.T
         nearest = distances.argmin(-1)
         is_candidate = distances - distances.min(-1, keepdims=True) <= self._max_difference[nearest]
-        # Sort the cells by number of candidates, in descending order: only leading cells have an n-th candidate.
+        # Sort the cells by number of candidates, in descending order. The cells with an n-th candidate are then first.
         count = is_candidate.sum(-1)
         order = np.argsort(-count, kind="stable")
         corner, count, candidates = corner[order], count[order], np.nonzero(is_candidate[order])[1]
         first = np.cumsum(count) - count
-        channels = corner[..., None] + np.arange(CELL_SIZE)  # the values of each channel in each cell
+        channels = corner[..., None] + np.arange(CELL_SIZE)  # The values of each channel in each cell.
         lowest = np.full((len(cells), CELL_SIZE, CELL_SIZE, CELL_SIZE), np.inf)
         labels = np.empty(lowest.shape, np.uint8)
         labels[...] = self._index[nearest[order], None, None, None]
@@ -105,9 +108,7 @@ class ColourLUT:
             distance = (red[:, :, None] + green[:, None])[..., None] + blue[:, None, None]
             np.copyto(labels[:n], self._index[candidate, None, None, None], where=distance < lowest[:n])
             np.minimum(lowest[:n], distance, out=lowest[:n])
-        words = labels.view(np.uint64)[..., 0]
         red, green, blue = (corner // CELL_SIZE).T
-        self._table.view(np.uint64).reshape(CELLS_PER_AXIS, CELL_SIZE, CELLS_PER_AXIS, CELL_SIZE, CELLS_PER_AXIS)[
-            red, :, green, :, blue
-        ] = words
+        words = self._table.view(np.uint64).reshape([CELLS_PER_AXIS, CELL_SIZE] * 2 + [CELLS_PER_AXIS])
+        words[red, :, green, :, blue] = labels.view(np.uint64)[..., 0]
         self._filled[cells] = True

@@ -1,10 +1,10 @@
 """Palettes: fitting, nearest-colour labels, decoding of labels and logits, constraints on logits, drawing.
 
-Colours are in units of RGB/256: an 8-bit value divided by 256, in [0, 1). Labels are indices into a palette. The label
-of a pixel is the index of its nearest colour (lookup.py explains the fast algorithm). The annealed mean converts a
-model's logits back to colours.
+Colours are in units of RGB/256: an 8-bit value divided by 256, in [0, 1). The label of a pixel is the index of its
+nearest palette colour (lookup.py explains the fast algorithm). The annealed mean converts a model's logits to colours.
 
-Heavy modules are imported inside the functions that use them: the command line imports this module at every start.
+Heavy modules are imported inside the functions that use them, because the command line imports this module at every
+start.
 """
 
 import math
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 else:
     Tensor = Any  # jaxtyping checks the shape and dtype of any array type
 
-MAX_COLOURS = 256  # a label is one byte
-REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to sort colours and choose the text colour
+MAX_COLOURS = 256  # A label is one byte.
+REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to sort colours and choose the text colour.
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
     """Palette of 2 to 256 colours, in units of RGB/256.
 
-    colours: finite values in [0, 1], stored as a read-only copy. Raise ChromaboxError for other values.
+    colours: finite values in [0, 1], stored as a read-only copy. Other values raise ChromaboxError.
     name: name of the palette in tables, plots and file names.
     """
 
@@ -56,14 +56,13 @@ class Palette:
 
     @cached_property
     def lut(self) -> ColourLUT:
-        """Nearest-colour lookup table of 16 MB. It is filled on demand and kept as long as the palette."""
+        """Nearest-colour lookup table of 16 MB, which is filled on demand and kept as long as the palette."""
         return ColourLUT(self.colours)
 
     @property
     def rgb(self) -> UInt8[np.ndarray, "colours 3"]:
         """The colours as 8-bit values: each value is multiplied by 256, rounded and limited to 255."""
-        rgb: UInt8[np.ndarray, "colours 3"] = np.minimum(np.rint(self.colours * 256), 255).astype(np.uint8)
-        return rgb
+        return np.minimum(np.rint(self.colours * 256), 255).astype(np.uint8)
 
 
 def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
@@ -72,19 +71,17 @@ def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
         return f"has shape {list(colours.shape)}; expected [colours, 3]"
     if not 2 <= len(colours) <= MAX_COLOURS:
         return f"has {len(colours)} colour{'s' * (len(colours) != 1)}; expected 2 to {MAX_COLOURS}"
-    if not np.isfinite(colours).all():
-        return "contains non-finite values; expected values in [0, 1], 8-bit values divided by 256"
-    if colours.min() < 0 or colours.max() > 1:
-        value_range = f"from {colours.min():g} to {colours.max():g}"
-        return f"contains values {value_range}; expected values in [0, 1], 8-bit values divided by 256"
+    if not (colours.min() >= 0 and colours.max() <= 1):  # The comparisons are false for NaN.
+        value_range = f"values from {colours.min():g} to {colours.max():g}"
+        return f"contains {value_range}; expected values in [0, 1], which are 8-bit values divided by 256"
     return None
 
 
 def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
     """Return the index of every pixel's nearest colour (Euclidean in RGB/256). A tie goes to the lower index.
 
-    pixels: 8-bit RGB with the three channels along `axis`: -1 for [..., 3], 1 for CIFAR's [N, 3, H, W], which is not
-    copied. The result has the shape of the pixels without that axis. It equals
+    pixels: 8-bit RGB with the three channels along `axis`, which is -1 for [..., 3] and 1 for CIFAR's [N, 3, H, W]. The
+    pixels are not copied. The result has the shape of the pixels without that axis. It equals
     `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. Raise ChromaboxError if the axis
     does not have three channels.
     """
@@ -101,11 +98,10 @@ def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis:
 
 def decode_labels(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8[np.ndarray, "... 3"]:
     """Return the 8-bit image of the labels. Raise ChromaboxError for a label outside the palette."""
-    if labels.size and not (labels.min() >= 0 and labels.max() < len(palette)):
+    if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
         label_range = f"{labels.min()} to {labels.max()}"
         raise ChromaboxError(f"palette {palette.name}: expected labels 0 to {len(palette) - 1}, got {label_range}")
-    image: UInt8[np.ndarray, "... 3"] = palette.rgb[labels]
-    return image
+    return palette.rgb[labels]
 
 
 def annealed_mean(
@@ -114,9 +110,8 @@ def annealed_mean(
     """Decode logits to colours (float32, RGB/256) with the annealed mean of Zhang et al. 2016, section 2.3.
 
     The result is the mean of the palette under softmax(log-probabilities / temperature). Temperature 1 gives the
-    plain mean (dull colours), values towards 0 approach the most likely colour (patchy), and 0 is exactly argmax.
-    Raise ChromaboxError for a negative or non-finite temperature, and if the number of logits is not the number of
-    colours.
+    plain mean (dull colours). Values towards 0 approach the most likely colour (patchy), and 0 is exactly argmax. Raise
+    ChromaboxError for a negative or non-finite temperature, and if the number of logits is not the number of colours.
     """
     import torch
 
@@ -127,7 +122,7 @@ def annealed_mean(
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # Subtract the maximum first. Otherwise, a small temperature could overflow. Below 1e-30 the result is constant.
+    # Subtract the maximum to avoid overflow at small temperatures. Below 1e-30, the result is constant.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -143,18 +138,11 @@ def mask_logits(
     import torch
 
     indices, colours = sorted(set(allowed)), logits.shape[1]
-    if not indices:
-        raise ChromaboxError("allowed colours: no colour is left; allow at least one")
-    invalid = [index for index in indices if not 0 <= index < colours]
-    if invalid:
-        raise ChromaboxError(f"allowed colours: index {invalid[0]} is not in the palette; expected 0 to {colours - 1}")
+    if not indices or indices[0] < 0 or indices[-1] >= colours:
+        raise ChromaboxError(f"allowed colours {indices}: expected at least one index from 0 to {colours - 1}")
     banned = torch.ones(colours, dtype=torch.bool, device=logits.device)
     banned[indices] = False
     return logits.masked_fill(banned[:, None, None], -torch.inf)
-
-
-#: Number of k-means runs with different initial centres, of which the best is used.
-_KMEANS_RESTARTS = 8
 
 
 def fit_palette(
@@ -164,55 +152,57 @@ def fit_palette(
 
     `axis` has the same meaning as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial
     colours by minimising the mean squared distance. Iterations over all distinct colours, weighted by their counts,
-    then reduce the mean distance. The result is deterministic for the same pixels and seed. Raise ChromaboxError if
-    `num_colours` is not 2 to 256 or exceeds the number of distinct colours.
+    then reduce the mean distance. Equal pixels and seeds give equal results. Raise ChromaboxError if `num_colours` is
+    not 2 to 256 or exceeds the number of distinct colours.
     """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
-    if not 2 <= num_colours <= MAX_COLOURS:
-        raise ChromaboxError(f"palette {name}: cannot fit {num_colours} colours; expected 2 to {MAX_COLOURS}")
-    if len(unique) < num_colours:
-        raise ChromaboxError(
-            f"palette {name}: cannot fit {num_colours} colours; the images have only {len(unique)} different colours"
-        )
-    centres = _geometric_medians(unique, count, _kmeans_init(unique, count, num_colours, seed))
+    if not 2 <= num_colours <= min(MAX_COLOURS, len(unique)):
+        limit = f"2 to {MAX_COLOURS} colours, and at most the {len(unique)} different colours of the images"
+        raise ChromaboxError(f"palette {name}: cannot fit {num_colours} colours; expected {limit}")
+    centres = _initial_centres(unique, count, num_colours, seed)
+    points: Float64[np.ndarray, "unique 3"] = unique / 256
+    # Move the centres to the geometric medians of their clusters with Weiszfeld's algorithm (1937). A step is a mean
+    # weighted by 1 / distance. It reduces the mean distance, as a step of k-means reduces the mean squared distance.
+    for _ in range(40):
+        labels = ColourLUT(centres).lookup(unique.T)
+        distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
+        weight = count / np.maximum(distance, 1 / 512)  # Finite for a point at its centre.
+        previous, centres = centres, _cluster_means(points, weight, labels, centres)
+        if np.abs(previous - centres).max() < 1e-5:
+            break
     order = np.argsort(centres @ REC601_WEIGHTS, kind="stable")
     return Palette(centres[order], name)
 
 
-def draw_palette(
-    palette: Palette, tile_size: int = 96, columns: int | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
+def draw_palette(palette: Palette, tile_size: int = 96) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the palette: one tile per colour, with its index and its 8-bit value in hexadecimal.
 
-    tile_size: side length of a tile in pixels. columns: tiles per row; by default, the image is slightly wider than it
-    is high.
+    tile_size: side length of a tile in pixels. The image is slightly wider than high.
     """
     from PIL import Image, ImageDraw
 
     from chromabox.io.images import load_font
 
-    columns = min(columns or math.ceil(math.sqrt(1.5 * len(palette))), len(palette))
+    columns = min(math.ceil(math.sqrt(1.5 * len(palette))), len(palette))
     rows = math.ceil(len(palette) / columns)
     gap = max(1, tile_size // 16)
-    image = Image.new("RGB", (columns * (tile_size + gap) + gap, rows * (tile_size + gap) + gap), "white")
+    step = tile_size + gap
+    image = Image.new("RGB", (columns * step + gap, rows * step + gap), "white")
     draw = ImageDraw.Draw(image)
     large, small = load_font(max(6, tile_size // 4)), load_font(max(6, tile_size // 7))
     for index, rgb in enumerate(palette.rgb.tolist()):
-        row, column = divmod(index, columns)
-        left, top = gap + column * (tile_size + gap), gap + row * (tile_size + gap)
+        left, top = gap + index % columns * step, gap + index // columns * step
         box = (left, top, left + tile_size - 1, top + tile_size - 1)
         # A thin outline separates near-white tiles from the background.
         draw.rounded_rectangle(box, radius=tile_size // 12, fill=tuple(rgb), outline=(200, 200, 200))
         text_colour = "white" if rgb @ REC601_WEIGHTS < 140 else "black"
-        centre = left + tile_size / 2
-        draw.text((centre, top + tile_size * 0.42), str(index), fill=text_colour, font=large, anchor="mm")
-        hexadecimal = "#{:02x}{:02x}{:02x}".format(*rgb)
-        draw.text((centre, top + tile_size * 0.76), hexadecimal, fill=text_colour, font=small, anchor="mm")
+        for height, text, font in ((0.42, str(index), large), (0.76, "#{:02x}{:02x}{:02x}".format(*rgb), small)):
+            centre = (left + tile_size / 2, top + tile_size * height)
+            draw.text(centre, text, fill=text_colour, font=font, anchor="mm")
     return np.array(image)
 
 
 def _channels_first(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.ndarray, "3 ..."]:
-    """Return a view of the pixels with the channels first."""
     if not -pixels.ndim <= axis < pixels.ndim or pixels.shape[axis] != 3:
         raise ChromaboxError(f"pixels of shape {list(pixels.shape)}: expected 3 channels (RGB) along axis {axis}")
     return np.moveaxis(pixels, axis, 0)
@@ -221,85 +211,47 @@ def _channels_first(pixels: UInt8[np.ndarray, "..."], axis: int) -> UInt8[np.nda
 def _colour_histogram(
     planes: UInt8[np.ndarray, "3 ..."],
 ) -> tuple[UInt8[np.ndarray, "unique 3"], Int64[np.ndarray, "unique"]]:
-    """Return the distinct colours and the number of occurrences of each."""
+    """Return the distinct colours, and how often each colour occurs."""
     if not planes.size:
         raise ChromaboxError("no pixels: expected at least one image")
-    packed = np.zeros(planes.shape[1:], np.uint32)
-    for plane in planes:
-        packed <<= 8
-        packed |= plane
+    packed = planes[0].astype(np.uint32) << 16 | planes[1].astype(np.uint32) << 8 | planes[2]
     unique, count = np.unique(packed, return_counts=True)
     return np.stack([unique >> 16, unique >> 8 & 255, unique & 255], -1).astype(np.uint8), count
 
 
-def _kmeans_init(
+def _initial_centres(
     unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
 ) -> Float32[np.ndarray, "{num_colours} 3"]:
-    """Return initial centres (RGB/256), fitted to the mean colours of cells of 8×8×8 colours."""
-    points: Float64[np.ndarray, "points 3"]
-    weight: Float64[np.ndarray, points]
+    """Return centres (RGB/256) from k-means on the mean colours of cells of 8×8×8 colours.
+
+    Lloyd's algorithm is initialised by k-means++ (Arthur and Vassilvitskii 2007). The best of eight runs is returned.
+    """
     cell = (unique >> 3).astype(np.int64) @ [1024, 32, 1]
-    weight = np.bincount(cell, counts)
+    weight: np.ndarray = np.bincount(cell, counts)
     points = np.stack([np.bincount(cell, counts * channel) for channel in unique.T.astype(np.float64)], -1)
     points, weight = points[weight > 0] / weight[weight > 0, None], weight[weight > 0]
     # With too few cells for the number of colours (small or nearly uniform images), use the colours themselves.
     if len(points) < 16 * num_colours:
         points, weight = unique.astype(np.float64), counts.astype(np.float64)
     rng = np.random.default_rng(seed)
-    fits = [_kmeans(points, weight, num_colours, rng) for _ in range(_KMEANS_RESTARTS)]
-    best = min(fits, key=lambda fit: fit[1])[0]
+    lowest, best = np.inf, points[:num_colours]
+    for _ in range(8):
+        centres = points[rng.choice(len(points), 1, p=weight / weight.sum())]
+        distance = ((points - centres) ** 2).sum(-1)
+        for _ in range(num_colours - 1):
+            probability = weight * distance
+            new = points[rng.choice(len(points), p=probability / probability.sum())]
+            centres = np.concatenate([centres, new[None]])
+            distance = np.minimum(distance, ((points - new) ** 2).sum(-1))
+        for _ in range(100):
+            labels = ((centres**2).sum(-1) - 2 * points @ centres.T).argmin(1)
+            previous, centres = centres, _cluster_means(points, weight, labels, centres)
+            if np.abs(previous - centres).max() < 1e-3:
+                break
+        cost = weight @ ((points**2).sum(-1) + ((centres**2).sum(-1) - 2 * points @ centres.T).min(1))
+        if cost < lowest:
+            lowest, best = cost, centres
     return (best / 256).astype(np.float32)
-
-
-def _kmeans(
-    points: Float64[np.ndarray, "points 3"],
-    weight: Float64[np.ndarray, " points"],
-    num_clusters: int,
-    rng: np.random.Generator,
-    max_iter: int = 100,
-) -> tuple[Float64[np.ndarray, "{num_clusters} 3"], float]:
-    """Return the cluster centres of weighted points, and the weighted sum of squared distances.
-
-    Lloyd's algorithm, initialised by k-means++ (Arthur and Vassilvitskii 2007).
-    """
-    centres = points[rng.choice(len(points), 1, p=weight / weight.sum())]
-    distance = ((points - centres) ** 2).sum(-1)
-    for _ in range(num_clusters - 1):
-        probability = weight * distance
-        new = points[rng.choice(len(points), p=probability / probability.sum())]
-        centres = np.concatenate([centres, new[None]])
-        distance = np.minimum(distance, ((points - new) ** 2).sum(-1))
-    squared_norms = (points**2).sum(-1)
-    for _ in range(max_iter):
-        distances = (centres**2).sum(-1) - 2 * points @ centres.T
-        labels = distances.argmin(1)
-        previous, centres = centres, _cluster_means(points, weight, labels, centres)
-        if np.abs(previous - centres).max() < 1e-3:
-            break
-    cost = weight @ (squared_norms + ((centres**2).sum(-1) - 2 * points @ centres.T).min(1))
-    return centres, float(cost)
-
-
-def _geometric_medians(
-    unique: UInt8[np.ndarray, "unique 3"],
-    counts: Int64[np.ndarray, "unique"],
-    centres: Float32[np.ndarray, "colours 3"],
-    max_iter: int = 40,
-) -> Float32[np.ndarray, "colours 3"]:
-    """Move centres to the geometric medians of their clusters, with Weiszfeld's algorithm (1937).
-
-    Each step is a mean weighted by 1 / distance. It reduces the mean distance, just as a step of Lloyd's algorithm
-    reduces the mean squared distance.
-    """
-    points: Float64[np.ndarray, "unique 3"] = unique / 256
-    for _ in range(max_iter):
-        labels = ColourLUT(centres).lookup(unique.T)
-        distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
-        weight = counts / np.maximum(distance, 1 / 512)  # half an 8-bit step: finite for a point at its centre
-        previous, centres = centres, _cluster_means(points, weight, labels, centres)
-        if np.abs(previous - centres).max() < 1e-5:
-            break
-    return centres
 
 
 def _cluster_means(

@@ -192,10 +192,10 @@ def _train_photo(args: TrainArgs, run: "RunDir", dist_info: "DistInfo") -> None:
 
 def _export_best(folder: Path) -> None:
     """Write ``best.onnx``, with which inference needs no PyTorch; log the reason if that fails."""
-    from chromabox.colour.inference.load import resolve_onnx_model
+    from chromabox.colour.inference.load import open_model
 
     try:
-        log.info(f"for chromabox colour --model: {resolve_onnx_model(folder)}")
+        log.info(f"for chromabox colour --model: {open_model(folder).path}")
     except ChromaboxError as error:
         log.warning(f"no best.onnx: {error}")
 
@@ -367,7 +367,8 @@ def _evaluate_detector(run: Path, data: str | None, args: DetectorEvaluationArgs
 
 def _evaluate_photo(model: "PhotoModel", run: Path | None, data: str | None) -> int:
     """Evaluate a photo model on the validation images of a folder, as during training."""
-    from chromabox.colour.data.photos import center_crop, load_photos
+    from chromabox.colour.data.datasets import center_crop
+    from chromabox.colour.data.photos import load_photos
     from chromabox.colour.training.train_photo import validate_photo
 
     if data is None:

@@ -12,15 +12,14 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.data import astronaut, camera, coffee
 
+from chromabox.colour.data.datasets import center_crop, num_batches
 from chromabox.colour.data.photos import (
     MAX_SIDE,
     STORED_SIDE,
     _random_crop,
-    center_crop,
     load_photos,
     make_photo_batch,
     make_photo_batches,
-    num_photo_batches,
 )
 from chromabox.engine.distributed import DistInfo
 from chromabox.errors import UsageError
@@ -98,7 +97,16 @@ def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path, messages
     messages.clear()
     dataset = load_photos(tmp_path)
     assert len(dataset.train) + len(dataset.val) == 4
-    assert messages == [f"{tmp_path}: 5 images omitted (corrupt or without colours)"]
+    omitted = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, sixteen-bit-grey.png"
+    reason = "images are corrupt or have no colours and were omitted"
+    assert messages == [f"{tmp_path}: 5 {reason}: {omitted}"]
+    (tmp_path / "inner").mkdir()
+    for name in ("late.jpg", "later.jpg"):
+        (tmp_path / "inner" / name).write_bytes(b"no image")
+    messages.clear()
+    load_photos(tmp_path)
+    first = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, inner/late.jpg"
+    assert messages == [f"{tmp_path}: 7 {reason}: {first} and 2 more"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,7 @@ def batch_list(first_batch: int = 0, epoch: int = 0, seed: int = 0, **options: o
 
 def test_epoch_can_be_resumed_at_any_batch() -> None:
     complete = batch_list()
-    assert len(complete) == num_photo_batches(10, 2) == 5
+    assert len(complete) == num_batches(10, 2) == 5
     remaining = batch_list(first_batch=3)
     assert all(torch.equal(one, other) for one, other in zip(complete[3:], remaining, strict=True))
     assert batch_list(first_batch=5) == []
@@ -209,4 +217,4 @@ def test_too_few_images_for_a_batch_are_rejected() -> None:
     with pytest.raises(UsageError, match="--batch-size: 12 is more than the 10 training images"):
         make_photo_batches(PHOTOS, 12, size=64, stride=8, seed=0)
     with pytest.raises(UsageError, match="--batch-size: 12"):
-        num_photo_batches(10, 6, DistInfo(0, 2))
+        num_batches(10, 6, dist_info=DistInfo(0, 2))

@@ -95,15 +95,9 @@ def load_colour_dataset(
     """Load a dataset by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
 
     CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to
-    ``size`` × ``size``. A tenth of them, chosen by a fixed shuffle, belongs to the test split.
-
-    Args:
-        spec: name of the dataset or path of the folder.
-        palette: palette of the labels.
-        val_fraction: fraction of the training images (0 to 0.5) held out for validation. These are the last training
-            images. With 0, there is no validation set.
-        size: side length, in pixels, to which images from a folder are resized.
-        with_auxiliary: also load the training images of CIFAR-10's other classes.
+    ``size`` × ``size`` pixels. A tenth of them, chosen at random with a fixed seed, is the test split. ``val_fraction``
+    (0 to 0.5) is the fraction of the training images held out for validation. These are the last training images. With
+    ``with_auxiliary``, the training images of CIFAR-10's other classes are also loaded.
 
     Raise UsageError for an unknown name or class, a fraction out of range, or a folder with too few images.
     """

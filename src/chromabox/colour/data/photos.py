@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.data.datasets import center_crop, hold_out, num_batches
+from chromabox.colour.models.photonet import PhotoNet
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
@@ -93,26 +94,19 @@ def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
     return None if np.ptp(center_crop(small).astype(np.int16), axis=2).max() == 0 else small
 
 
-def make_photo_batch(crops: Sequence[Photo], size: int, stride: int) -> PhotoBatch:
-    """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/stride, size/stride] of squares."""
+def make_photo_batch(crops: Sequence[Photo], size: int) -> PhotoBatch:
+    """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/8, size/8] of square crops."""
     lightness, chroma = [], []
     for square in crops:
         lab = torch.from_numpy(rgb_to_lab(square)).permute(2, 0, 1)[None]
         side = lab.shape[-1]
         lightness.append(F.interpolate(lab[:, :1], (size, size), mode="bilinear", antialias=side > size) / 100)
-        chroma.append(F.adaptive_avg_pool2d(lab[:, 1:], size // stride))
+        chroma.append(F.adaptive_avg_pool2d(lab[:, 1:], size // PhotoNet.stride))
     return torch.cat(lightness), torch.cat(chroma)
 
 
 def make_photo_batches(
-    photos: Sequence[Photo],
-    batch_size: int,
-    *,
-    size: int,
-    stride: int,
-    seed: int,
-    dist_info: DistInfo | None = None,
-    device: str = "cpu",
+    photos: Sequence[Photo], batch_size: int, size: int, seed: int, dist_info: DistInfo, device: str = "cpu"
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
@@ -120,7 +114,6 @@ def make_photo_batches(
     image's short side. The side length of the other crops is 0.6 to 1 times the short side. The images that do not fill
     the last batch are omitted.
     """
-    dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
     steps = num_batches(len(photos), batch_size, dist_info=dist_info)
 
@@ -132,7 +125,7 @@ def make_photo_batches(
             batch_indices = order[step * global_batch_size : (step + 1) * global_batch_size]
             indices = batch_indices[dist_info.rank :: dist_info.world_size].tolist()
             crops = [_random_crop(photos[index], uniforms[index]) for index in indices]
-            lightness, chroma = make_photo_batch(crops, size, stride)
+            lightness, chroma = make_photo_batch(crops, size)
             yield lightness.to(device), chroma.to(device)
 
     return epoch_batches

@@ -56,12 +56,6 @@ def quick_recipe(model: PaletteModelName) -> TrainRecipe:
 PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": quick_recipe}
 
 
-def base_photo_recipe() -> TrainRecipe:
-    """Return the recipe of the photo model, which takes hours on one core. Muon is effective with small batches."""
-    recipe = _muon_recipe(epochs=12, batch_size=32, lr=0.02, adamw_lr=0.002, warmup_fraction=0.02)
-    return replace(recipe, weight_decay=0.03, backbone_lr=5e-4)
-
-
 def _muon_recipe(**settings: Any) -> TrainRecipe:
     return TrainRecipe(optimizer="muon", schedule="linear", ema_fraction=0.04, **settings)
 
@@ -91,13 +85,14 @@ def make_photo_recipe(
     learning_rate: float | None = None,
     finetune: bool = False,
 ) -> TrainRecipe:
-    """Return the recipe of the photo model with the given overrides.
+    """Return the recipe of the photo model with the given overrides. Training takes hours on one core.
 
-    ``finetune`` selects the recipe for a model that is already trained.
-
-    Raise UsageError if an override is not positive.
+    ``finetune`` selects the recipe for a model that is already trained. Raise UsageError if an override is not
+    positive.
     """
-    recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
+    epochs = 12 if name == "default" else 3
+    recipe = _muon_recipe(epochs=epochs, batch_size=32, lr=0.02, adamw_lr=0.002, warmup_fraction=0.02)
+    recipe = replace(recipe, weight_decay=0.03, backbone_lr=5e-4)
     if finetune:
         # A tenth of the learning rates preserves most of the initial model if there are only a few images.
         recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)

@@ -197,7 +197,6 @@ def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.
 
 def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[str, float]:
     """Return the metrics of an epoch, in the order of ``metrics.jsonl``."""
-
     metrics = {}
     splits = {"train": data.train.select(slice(TRAIN_EVAL_IMAGES)), "val": data.val, "test": data.test}
     for name, images in splits.items():

@@ -81,7 +81,7 @@ class InitialModel:
     model_args: dict[str, Any]
     bins: ChromaBins
     init: str
-    """Source of the weights, as in :class:`PhotoConfig` but never ``auto``."""
+    """Source of the weights: a value of ``PhotoConfig.init`` other than ``auto``."""
 
 
 class PhotoJob:
@@ -109,7 +109,7 @@ class PhotoJob:
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
         """Return a function that computes the loss of the first batch."""
         crops = [center_crop(image) for image in self.photos.train[: self.config.recipe.batch_size]]
-        lightness, chroma = make_photo_batch(crops, self.config.size, PhotoNet.stride)
+        lightness, chroma = make_photo_batch(crops, self.config.size)
         batch = lightness.to(device), chroma.to(device)
         return lambda forward: self._compute_losses(forward, batch)["loss"]
 
@@ -135,13 +135,7 @@ class PhotoJob:
             model=self.model,
             optimizers=optimizers,
             batches=make_photo_batches(
-                self.photos.train,
-                recipe.batch_size,
-                size=config.size,
-                stride=PhotoNet.stride,
-                seed=config.seed,
-                dist_info=self.dist_info,
-                device=runtime.device,
+                self.photos.train, recipe.batch_size, config.size, config.seed, self.dist_info, runtime.device
             ),
             compute_loss=self._compute_losses,
             validate=lambda model: validate_photo(model, self.bins, val_crops, config.size, runtime.device),
@@ -252,7 +246,7 @@ def _copy_encoder(model: PhotoNet, weights: Any) -> None:
 
 @torch.no_grad()
 def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
-    """Initialise the last layer so that it predicts approximately the bin frequencies, which saves training steps."""
+    """Initialise the last layer to predict approximately the bin frequencies. This saves training steps."""
     last = model.head[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
@@ -285,7 +279,7 @@ def validate_photo(
     The loss is computed over all crops. The other metrics are computed over the first ``NUM_DECODED`` crops.
 
     * ``val_loss``: mean cross-entropy in nats.
-    * ``val_psnr_gain``: mean PSNR of the predictions minus mean PSNR of the greyscale images, in dB.
+    * ``val_psnr_gain``: mean PSNR of the predictions (at most ``MAX_PSNR``) minus that of greyscale images, in dB.
     * ``val_delta_e_cut``: relative reduction of the mean CIEDE2000 compared with greyscale images.
     * ``val_colourfulness``: mean colourfulness divided by the mean colourfulness of the originals.
     """
@@ -293,7 +287,7 @@ def validate_photo(
     psnr_gains, delta_es, colourfulnesses = [], [], []
     for first in range(0, len(crops), 50):
         batch = crops[first : first + 50]
-        lightness, chroma = make_photo_batch(batch, size, PhotoNet.stride)
+        lightness, chroma = make_photo_batch(batch, size)
         scores = model(lightness.to(device)).float().cpu()
         loss += soft_cross_entropy(scores, chroma, bins).double() * len(batch)
         if first < NUM_DECODED:
@@ -319,7 +313,7 @@ def photo_sample_grid(
 ) -> list[list[Photo]]:
     """Return rows (grey, original, prediction) for the centre crops of the first ``num_images`` photographs."""
     originals = [center_crop(photo) for photo in photos[:num_images]]
-    lightness, _ = make_photo_batch(originals, size, PhotoNet.stride)
+    lightness, _ = make_photo_batch(originals, size)
     scores = model(lightness.to(next(model.parameters()).device)).float().cpu()
     columns = _to_grey(originals), originals, decode_predictions(scores, bins, originals)
     return [list(row) for row in zip(*columns, strict=True)]

@@ -173,16 +173,10 @@ class RunDir:
         config = self.load_config(kind)
         if not self.is_started:
             raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start it again")
-        checkpoint = self.path / "last.safetensors"
-        metadata = read_metadata(checkpoint)
-        if metadata is None:
-            raise UsageError(
-                f"--resume {self.path}: {checkpoint} is damaged; delete the file and start the run again from the "
-                "beginning without --resume, or start a new run in another folder with --output"
-            )
         if epochs is not None:
             # The checkpoint of a run that was interrupted within an epoch records the batch.
-            started = len(self.metrics()) + bool(metadata.get("batch"))
+            is_within_epoch = bool((read_metadata(self.path / "last.safetensors") or {}).get("batch"))
+            started = len(self.metrics()) + is_within_epoch
             if epochs < max(started, 1):
                 raise UsageError(f"--epochs is {epochs}, but {self.path} has started {started} epochs already")
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))

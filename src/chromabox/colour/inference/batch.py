@@ -96,8 +96,8 @@ def colourise_batch(
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
 
-#: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at quality 95. At quality 98, the
-#: average change is less than 0.3.
+#: Quality of JPEG and WebP files. At quality 95, JPEG compression changes L* by 0.3 to 0.6 on average. At quality 98,
+#: the average change is less than 0.3.
 JPEG_QUALITY = 98
 
 

@@ -68,12 +68,9 @@ def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainIn
         palette = load_palette(resume_from / "palette.json")
     else:
         palette = load_palette_model(resume_from / "last.safetensors").palette
+    with_auxiliary, val_fraction = config.recipe.auxiliary_fraction > 0, config.val_fraction
     data = load_colour_dataset(
-        config.data,
-        palette,
-        val_fraction=config.val_fraction,
-        size=config.size,
-        with_auxiliary=config.recipe.auxiliary_fraction > 0,
+        config.data, palette, val_fraction=val_fraction, size=config.size, with_auxiliary=with_auxiliary
     )
     return TrainInputs(palette, data)
 
@@ -108,12 +105,9 @@ class PaletteJob:
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[Any], TrainSchedule]]:
         """Yield the task and its schedule. If there is a validation set, its loss selects the best epoch."""
         config, recipe, data = self.config, self.config.recipe, self.inputs.data
+        monitor = "val_loss" if data.val is not None else None
         self.schedule = make_schedule(
-            config,
-            self.batches_per_epoch,
-            accumulate=config.accumulate,
-            monitor="val_loss" if data.val is not None else None,
-            ema_warmup=False,
+            config, self.batches_per_epoch, accumulate=config.accumulate, monitor=monitor, ema_warmup=False
         )
         optimizers = build_optimizers(recipe, self.model)
         metadata = model_metadata(config.model, self.model_args, self.inputs.palette)

@@ -90,9 +90,8 @@ def make_photo_recipe(
     ``finetune`` selects the recipe for a model that is already trained. Raise UsageError if an override is not
     positive.
     """
-    epochs = 12 if name == "default" else 3
-    recipe = _muon_recipe(epochs=epochs, batch_size=32, lr=0.02, adamw_lr=0.002, warmup_fraction=0.02)
-    recipe = replace(recipe, weight_decay=0.03, backbone_lr=5e-4)
+    recipe = _muon_recipe(epochs=12, batch_size=32, lr=0.02, adamw_lr=0.002, warmup_fraction=0.02)
+    recipe = replace(recipe, epochs=12 if name == "default" else 3, weight_decay=0.03, backbone_lr=5e-4)
     if finetune:
         # A tenth of the learning rates preserves most of the initial model if there are only a few images.
         recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)

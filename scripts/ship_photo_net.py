@@ -19,15 +19,14 @@ import onnx_ir
 import torch
 from onnxscript import optimizer
 
-from chromabox.colour.data.photos import center_crop, load_photos
+from chromabox.colour.data.datasets import center_crop
+from chromabox.colour.data.photos import load_photos
 from chromabox.colour.training.train_photo import validate_photo
 from chromabox.colour.weights.checkpoint import OnnxNetwork, PhotoModel, load_model
 from chromabox.colour.weights.export import compare_outputs, onnx_metadata, to_colour_onnx
-from chromabox.colour.weights.onnx_model import DEFAULT_MODEL, load_onnx_model
+from chromabox.colour.weights.onnx_model import BUNDLED_MODEL, load_onnx_model
 from chromabox.engine.export import save_verified
 from chromabox.engine.logger import read_metrics
-
-ASSETS = Path(__file__).parents[1] / "src" / "chromabox" / "assets"
 
 
 def to_half(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +82,7 @@ def main() -> None:
     metadata["measured_on_val"] = metrics
     metadata["epochs_run"] = len(read_metrics(run))
     metadata["note"] = " ".join(sys.argv[2:])
-    export_half(replace(model, metadata=metadata), ASSETS / DEFAULT_MODEL)
+    export_half(replace(model, metadata=metadata), BUNDLED_MODEL)
     print(metrics)
 
 

@@ -123,7 +123,7 @@ BAD_USAGE = [
     ("train photo", "'cifar10:horse': not a folder"),
     ("train photo --kernel 5 --data PHOTOS", "--kernel: not supported for photo"),
     ("train photo --size 50 --data PHOTOS", "size is 50"),
-    ("train photo --init NET --data PHOTOS", "expected a checkpoint of a photo model"),
+    ("train photo --init NET --data PHOTOS", "expected a photo model"),
     ("evaluate", "use --data"),
     ("score nowhere PHOTOS", "nowhere"),
     ("colour GREY", "output"),

@@ -25,7 +25,7 @@ from chromabox.colour.constraints.hints import hints_from_pixels
 from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.palette.io import load_palette
-from chromabox.colour.weights.checkpoint import PhotoModel, photo_model_metadata
+from chromabox.colour.weights.checkpoint import PhotoModel, model_metadata
 from chromabox.colour.weights.onnx_model import ColourModel, load_onnx_model
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import ImageData, read_image
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     network = PhotoNet(81, widths=(8, 8, 8), blocks=(1, 1, 1))
     return write_colour_model(
         tmp_path_factory.mktemp("models") / "small.onnx",
-        PhotoModel(network, bins, photo_model_metadata({}, bins)),
+        PhotoModel(network, bins, model_metadata("photo", {}, bins)),
         seed=0,
         scale=2,
         # Make warm colours more likely than cold ones.

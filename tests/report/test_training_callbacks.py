@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.data.datasets import ColourDataset, encode_images
+from chromabox.colour.data.photos import PhotoDataset
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.training.train import TrainInputs
-from chromabox.report.training import log_metrics, plot_run, sample_callback
+from chromabox.engine.checkpoint import write_json
+from chromabox.report.training import log_metrics, photo_sample_callback, plot_run, sample_callback
 
 HORSE24 = load_palette("horse24")
 
@@ -43,6 +46,19 @@ def test_every_epoch_is_logged_with_a_sample_sheet(tmp_path: Path, inputs: Train
         np.testing.assert_array_equal(sheet[2:50:3, left : left + 48 : 3], np.repeat(grey[..., None], 3, -1))
         predicted = {tuple(colour) for colour in sheet[102:150:3, left : left + 48 : 3].reshape(-1, 3).tolist()}
         assert predicted <= {tuple(colour) for colour in HORSE24.rgb.tolist()}
+
+
+def test_chroma_bins_are_read_once(tmp_path: Path) -> None:
+    centres = np.array([[a, b] for a in (-20, 0, 20) for b in (-20, 0, 20)], np.float32)
+    bins = ChromaBins(centres, np.full(9, 1 / 9, np.float32), 20.0)
+    photo = np.random.default_rng(1).integers(0, 256, (128, 150, 3), dtype=np.uint8)
+    draw = photo_sample_callback(tmp_path, PhotoDataset([], [photo]))
+    write_json(tmp_path / "bins.json", bins.as_json())  # Training writes the file after the callback is created.
+    model = build_model("photo", num_colours=9, widths=(8, 8, 8), blocks=(1, 1, 1)).eval()
+    draw({"epoch": 1}, model)
+    (tmp_path / "bins.json").unlink()
+    draw({"epoch": 2}, model)
+    assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["epoch-001.png", "epoch-002.png"]
 
 
 def test_curves_of_incomplete_metrics(tmp_path: Path) -> None:

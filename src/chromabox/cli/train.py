@@ -101,7 +101,7 @@ def train(args: TrainArgs) -> int:
         raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
     if args.training.accumulate < 1:
         raise UsageError(f"--accumulate is {args.training.accumulate}: expected at least 1")
-    from chromabox.colour.inference.load import resolve_onnx_model
+    from chromabox.colour.inference.load import open_model
     from chromabox.engine.distributed import init_distributed
     from chromabox.engine.runs import RunDir
     from chromabox.report.training import plot_run
@@ -120,7 +120,7 @@ def train(args: TrainArgs) -> int:
                 plot_run(folder)
         if dist_info.is_main:
             try:
-                log.info(f"for chromabox colour --model: {resolve_onnx_model(folder)}")
+                log.info(f"for chromabox colour --model: {open_model(folder).path}")
             except ChromaboxError as error:
                 log.warning(f"no best.onnx: {error}")
         log.info(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
@@ -261,8 +261,8 @@ def evaluate(
         return 0
     if split is not None or size is not None:
         raise UsageError(f"--split, --size: only for detectors, but {name} is a colourisation model")
-    from chromabox.colour.data.datasets import load_colour_dataset
-    from chromabox.colour.data.photos import center_crop, load_photos
+    from chromabox.colour.data.datasets import center_crop, load_colour_dataset
+    from chromabox.colour.data.photos import load_photos
     from chromabox.colour.evaluation.evaluate import evaluate as evaluate_model
     from chromabox.colour.training.train_photo import validate_photo
     from chromabox.colour.weights.checkpoint import PhotoModel, load_model

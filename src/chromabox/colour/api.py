@@ -54,77 +54,68 @@ def colourise(
         image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1), or a NumPy array [height, width],
             [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of uint8, uint16,
             or float in [0, 1]. The values are sRGB. Of a colour image, only the lightness is used. The EXIF orientation
-            is not applied. If necessary, apply it first with ``PIL.ImageOps.exif_transpose``.
+            is not applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
         style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
         temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
             1 selects the mean.
         palette: use only the colours of this palette. It is a ``Palette``, a sequence of 2 to 256 colours, the name of
-        a bundled
-            palette, or the path of a palette file or of an image, to which a palette of up to 16 colours is fitted.
-        allow: the only colour or sequence of colours to use. With a palette, the nearest palette colours are used.
-        ban: a colour or a sequence of colours not to use. A single colour must be a string, here and in ``allow``.
-        replace: a sequence of pairs (A, B) or strings ``"A=B"``, or one such string: colour A is replaced by B.
+            a bundled palette, or the path of a palette file or of an image. To an image, a palette of up to 16 colours
+            is fitted.
+        allow: a colour or a sequence of colours; no other colours are used. With a palette, the palette colours nearest
+            to these colours are used.
+        ban: a colour or a sequence of colours not to use. In ``ban`` and ``allow``, a single colour must be a string.
+        replace: a sequence of pairs (A, B) or strings ``"A=B"``, or a single string. Colour A is replaced by colour B.
         hints: the path of a transparent image with painted dots or strokes and the same aspect ratio as the image, or a
             ``Hints`` object of the image's size. Hints are kept exactly and propagated to similar regions.
         min_confidence: keep pixels grey where the model's confidence is below this threshold, 0 to 1.
         model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``open_model``; or
-            None for the model that ships with the package. A model given by path is cached until the file changes.
-            Calls from several threads are safe.
+            None for the bundled model. A model given by its path is cached until the file changes.
 
     Returns:
-        For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. It keeps the input's ``info``
-        (resolution, EXIF, RGB colour profile). For an array, an array [height, width, 3], or [height, width, 4] with
-        unchanged alpha. It has the same dtype in native byte order. For any float dtype, it is float32 in [0, 1],
-        computed with 16-bit precision.
+        For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. The ``info`` of the input
+        (resolution, EXIF, RGB colour profile) is kept. For an array, an array [height, width, 3], or
+        [height, width, 4] with unchanged alpha. It has the dtype of the input in native byte order. For any float
+        dtype, it is float32 in [0, 1], computed with 16-bit precision.
 
-    Raise UsageError for an unsupported image, an invalid option or constraints that contradict each other. Raise
-    ChromaboxError, the base class of UsageError, for image data that cannot be decoded, and for a palette, hints or
-    model file that cannot be read.
+    Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
+    that contradict each other. Raise ChromaboxError, the base class of UsageError, for image data that cannot be
+    decoded, and for a palette, hints or model file that cannot be read.
     """
-    options = parse_options(
-        style=style,
-        temperature=temperature,
-        palette=palette,
-        allow=allow,
-        ban=ban,
-        replace=replace,
-        hints=hints,
-        min_confidence=min_confidence,
-    )
+    options = parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
     pixels, alpha = to_pixels(image)
     painted = options.constraints.hints
     if painted is not None and painted.labels.shape != pixels.shape[:2]:
         (height, width), expected = painted.labels.shape, f"{pixels.shape[1]} × {pixels.shape[0]}"
         raise UsageError(f"hints have {width} × {height} pixels: expected the image's size, {expected}")
     coloured: np.ndarray = colourise_image(ImageData(pixels), _resolve_model(model), options).pixels
-    if isinstance(image, Image.Image):
+    is_pillow = isinstance(image, Image.Image)
+    if is_pillow:
         coloured = to_uint8(coloured)
     elif image.dtype.kind == "f":
         coloured = np.divide(coloured, 65535, dtype=np.float32)
     if alpha is not None:
-        coloured = np.concatenate([coloured, alpha[..., None]], axis=2)
-    if not isinstance(image, Image.Image):
+        coloured = np.dstack([coloured, alpha])
+    if not is_pillow:
         return coloured
     result = Image.fromarray(coloured)
-    # Pillow's convert() keeps the info, too. A grey or CMYK colour profile would be wrong for RGB pixels.
+    # As in Pillow's convert(), the info is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
     result.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
     result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
     return result
 
 
 def parse_options(
-    *,
-    style: Any = "natural",
-    temperature: Any = None,
-    palette: Any = None,
-    allow: Any = (),
-    ban: Any = (),
-    replace: Any = (),
-    hints: Any = None,
-    min_confidence: Any = 0.0,
+    style: Any,
+    temperature: Any,
+    palette: Any,
+    allow: Any,
+    ban: Any,
+    replace: Any,
+    hints: Any,
+    min_confidence: Any,
     prefix: str = "",
 ) -> ColouriseOptions:
-    """Return the options that the arguments of :func:`chromabox.colourise` describe.
+    """Parse and validate the arguments of :func:`chromabox.colourise`.
 
     ``prefix`` precedes the option names in messages. It is ``--`` on the command line. Raise UsageError for an
     invalid argument, and ChromaboxError for a palette that cannot be read.
@@ -166,7 +157,7 @@ def _parse_palette(spec: Any, name: str) -> Palette | None:
         return palette_from_image_or_file(spec if isinstance(spec, str) else Path(spec))
     colours = _parse_list(spec, parse_colour, name)
     if not 2 <= len(colours) <= 256:
-        raise UsageError(f"{name} has {len(colours)} colours: expected 2 to 256; for a single colour use allow")
+        raise UsageError(f"{name} has {len(colours)} colours: expected 2 to 256; use allow for a single colour")
     return Palette(np.array(colours, np.float32) / 256, "given")
 
 
@@ -182,7 +173,7 @@ def _parse_list(spec: Any, parse: Callable[[Any, str], Parsed], name: str) -> tu
 
 
 def _resolve_model(model: Any) -> ColourModel:
-    """Return a given model, or load the model at a given path. Each version of a file is loaded only once."""
+    """Return a given model, or load the model at a given path."""
     if model is None or isinstance(model, ColourModel):
         return model or _load(None, 0)
     if not isinstance(model, str | PathLike):

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,12 @@ def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
 def photo_sample_callback(folder: Path, photos: PhotoDataset) -> EpochCallback:
     """Return a callback that writes sample validation photographs of a photo model to ``sheets/`` after every epoch."""
 
+    @cache
+    def load_bins() -> ChromaBins:  # The file is written after this function returns.
+        return ChromaBins.from_json(json.loads((folder / "bins.json").read_text(encoding="utf-8")))
+
     def draw(record: EpochRecord, model: nn.Module) -> None:
-        bins = ChromaBins.from_json(json.loads((folder / "bins.json").read_text(encoding="utf-8")))
-        sheet = make_grid(photo_sample_grid(model, bins, photos.val), scale=1)
+        sheet = make_grid(photo_sample_grid(model, load_bins(), photos.val), scale=1)
         write_image(folder / "sheets" / f"epoch-{int(record['epoch']):03d}.png", sheet)
 
     return draw

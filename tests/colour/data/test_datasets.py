@@ -13,7 +13,6 @@ from scipy.spatial import cKDTree
 from chromabox.colour.data import datasets as data_module
 from chromabox.colour.data.datasets import (
     COURSE_PALETTE,
-    AuxiliaryImages,
     LabelledImages,
     encode_images,
     fit_palette_to_images,
@@ -342,15 +341,13 @@ def test_fit_palette_with_invalid_number_of_colours_is_rejected(tmp_path: Path, 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_auxiliary_images_have_their_fraction_of_every_batch(world_size: int) -> None:
     images, others = random_images(20), random_images(50)
-    auxiliary = AuxiliaryImages(others, fraction=0.75)
     # Labels distinguish the two: 0 for the images, 1 for the auxiliary images.
     images = replace(images, labels=torch.zeros_like(images.labels))
-    auxiliary = replace(auxiliary, images=replace(others, labels=torch.ones_like(others.labels)))
+    others = replace(others, labels=torch.ones_like(others.labels))
+    settings = {"shuffle": True, "hflip": True, "seed": 3, "auxiliary": others, "auxiliary_fraction": 0.75}
     parts_by_rank = []
     for rank in range(world_size):
-        epoch = make_batches(
-            images, 4, shuffle=True, hflip=True, seed=3, auxiliary=auxiliary, dist_info=DistInfo(rank, world_size)
-        )
+        epoch = make_batches(images, 4, **settings, dist_info=DistInfo(rank, world_size))
         parts_by_rank.append(list(epoch(0, 0)))
         assert equal(parts_by_rank[-1], list(epoch(0, 0)))
         assert not equal(parts_by_rank[-1], list(epoch(1, 0)))

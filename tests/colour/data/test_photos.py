@@ -12,15 +12,14 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.data import astronaut, camera, coffee
 
+from chromabox.colour.data.datasets import center_crop, num_batches
 from chromabox.colour.data.photos import (
     MAX_SIDE,
     STORED_SIDE,
     _random_crop,
-    center_crop,
     load_photos,
     make_photo_batch,
     make_photo_batches,
-    num_photo_batches,
 )
 from chromabox.engine.distributed import DistInfo
 from chromabox.errors import ChromaboxError, UsageError
@@ -98,7 +97,16 @@ def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path, messages
     messages.clear()
     dataset = load_photos(tmp_path)
     assert len(dataset.train) + len(dataset.val) == 4
-    assert messages == [f"{tmp_path}: 5 images omitted (corrupt or without colours)"]
+    omitted = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, sixteen-bit-grey.png"
+    reason = "images are corrupt or have no colours and were omitted"
+    assert messages == [f"{tmp_path}: 5 {reason}: {omitted}"]
+    (tmp_path / "inner").mkdir()
+    for name in ("late.jpg", "later.jpg"):
+        (tmp_path / "inner" / name).write_bytes(b"no image")
+    messages.clear()
+    load_photos(tmp_path)
+    first = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, inner/late.jpg"
+    assert messages == [f"{tmp_path}: 7 {reason}: {first} and 2 more"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,7 @@ def test_folder_without_enough_colour_images_is_rejected(
 
 def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:
     crop = COFFEE[100:292, 200:392]
-    lightness, chroma = make_photo_batch([crop, crop[:, ::-1]], 192, 8)
+    lightness, chroma = make_photo_batch([crop, crop[:, ::-1]], 192)
     lab = rgb2lab(crop)
     assert (lightness.shape, chroma.shape) == ((2, 1, 192, 192), (2, 2, 24, 24))
     np.testing.assert_allclose(lightness[0, 0], lab[..., 0] / 100, atol=1e-3)
@@ -139,7 +147,7 @@ def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:
 @pytest.mark.parametrize("side", [77, 128, 300])
 def test_photo_batch_resizes_crops_of_any_size(side: int) -> None:
     crop = np.asarray(Image.fromarray(COFFEE[:, :400]).resize((side, side)))
-    lightness, chroma = make_photo_batch([crop], 64, 8)
+    lightness, chroma = make_photo_batch([crop], 64)
     assert (lightness.shape, chroma.shape) == ((1, 1, 64, 64), (1, 2, 8, 8))
     lab = rgb2lab(crop)
     assert lightness.mean().item() == pytest.approx(lab[..., 0].mean() / 100, abs=0.01)
@@ -176,14 +184,14 @@ def test_random_crops_cover_the_image_and_half_are_flipped() -> None:
 PHOTOS = [np.ascontiguousarray(COFFEE[:128, 20 * index : 20 * index + 150]) for index in range(10)]
 
 
-def batch_list(first_batch: int = 0, epoch: int = 0, seed: int = 0, **options: object) -> list[torch.Tensor]:
-    batches = make_photo_batches(PHOTOS, 2, size=64, stride=8, seed=seed, **options)(epoch, first_batch)
+def batch_list(first_batch: int = 0, epoch: int = 0, seed: int = 0) -> list[torch.Tensor]:
+    batches = make_photo_batches(PHOTOS, 2, 64, seed, DistInfo())(epoch, first_batch)
     return [torch.cat([lightness.flatten(), chroma.flatten()]) for lightness, chroma in batches]
 
 
 def test_epoch_can_be_resumed_at_any_batch() -> None:
     complete = batch_list()
-    assert len(complete) == num_photo_batches(10, 2) == 5
+    assert len(complete) == num_batches(10, 2) == 5
     remaining = batch_list(first_batch=3)
     assert all(torch.equal(one, other) for one, other in zip(complete[3:], remaining, strict=True))
     assert batch_list(first_batch=5) == []
@@ -196,8 +204,8 @@ def test_order_depends_on_epoch_and_seed() -> None:
 
 
 def test_two_processes_split_the_batches_of_one() -> None:
-    single = make_photo_batches(PHOTOS, 4, size=64, stride=8, seed=0)
-    shared = [make_photo_batches(PHOTOS, 2, size=64, stride=8, seed=0, dist_info=DistInfo(rank, 2)) for rank in (0, 1)]
+    single = make_photo_batches(PHOTOS, 4, 64, 0, DistInfo())
+    shared = [make_photo_batches(PHOTOS, 2, 64, 0, DistInfo(rank, 2)) for rank in (0, 1)]
     batches = list(zip(single(0, 0), *(part(0, 0) for part in shared), strict=True))
     assert len(batches) == 2
     for (lightness, chroma), *parts in batches:
@@ -208,6 +216,6 @@ def test_two_processes_split_the_batches_of_one() -> None:
 
 def test_too_few_images_for_a_batch_are_rejected() -> None:
     with pytest.raises(UsageError, match="--batch-size: 12 is more than the 10 training images"):
-        make_photo_batches(PHOTOS, 12, size=64, stride=8, seed=0)
+        make_photo_batches(PHOTOS, 12, 64, 0, DistInfo())
     with pytest.raises(UsageError, match="--batch-size: 12"):
-        num_photo_batches(10, 6, DistInfo(0, 2))
+        num_batches(10, 6, dist_info=DistInfo(0, 2))

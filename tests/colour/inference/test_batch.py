@@ -178,7 +178,7 @@ def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: 
         interrupt_after_four()
     assert 4 <= len(first.processed) <= 4 + 2 * 2
     assert messages == [
-        f"{len(first.processed)} of 20 images are finished; run the same command to process the remaining ones"
+        f"{len(first.processed)} of 20 images are finished; run the same command to process the remaining images"
     ]
     written = sorted(path.name for path in out.iterdir())
     assert written == sorted([MANIFEST_NAME, *first.processed])  # No partial files.
@@ -206,7 +206,7 @@ def test_sigint_while_waiting_stops_the_batch(tmp_path: Path, messages: list[str
     finally:
         signal.signal(signal.SIGINT, before)
     assert messages == [
-        f"{len(recorder.processed)} of 9 images are finished; run the same command to process all of them again"
+        f"{len(recorder.processed)} of 9 images are finished; run the same command to process all images again"
     ]
     assert 3 <= len(recorder.processed) < 9
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(recorder.processed)

@@ -70,6 +70,26 @@ def test_checkpoint_is_exported_to_the_cache_folder_once(
     assert len(without_export) == 1
 
 
+@pytest.mark.parametrize("is_run", [False, True])
+def test_damaged_exported_file_is_exported_again(
+    checkpoint: Path, without_export: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_run: bool
+) -> None:
+    monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
+    if is_run:
+        (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    path = tmp_path if is_run else checkpoint
+    exported = open_model(path).path
+    content = exported.read_bytes()
+    for damaged in (b"", content[:-100]):
+        exported.write_bytes(damaged)
+        assert open_model(path).path == exported
+        assert exported.read_bytes() == content
+    assert without_export == [exported] * 3
+    with pytest.raises(UsageError, match="--device is 'tpu'"):
+        open_model(path, device="tpu")
+    assert len(without_export) == 3
+
+
 def test_run_folder_is_exported_once_and_again_after_a_change(
     checkpoint: Path, without_export: list[Path], tmp_path: Path
 ) -> None:

@@ -19,7 +19,8 @@ from skimage.data import astronaut, chelsea, coffee
 
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
 from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.colour.data.photos import PhotoDataset, center_crop, load_photos
+from chromabox.colour.data.datasets import center_crop
+from chromabox.colour.data.photos import PhotoDataset, load_photos
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.training.recipes import make_photo_recipe
@@ -302,7 +303,7 @@ def test_fine_tuning_a_palette_model_is_rejected(photos: Path, tmp_path: Path) -
     metadata = model_metadata("unet", {"num_colours": 24}, palette)
     save_checkpoint(tmp_path / "unet.safetensors", {"net": model.state_dict()}, metadata)
     config = make_config(photos, init=str(tmp_path / "unet.safetensors"))
-    with pytest.raises(UsageError, match="is a unet model; expected a checkpoint of a photo model"):
+    with pytest.raises(UsageError, match="is a unet model; expected a photo model"):
         init_model(config, PhotoDataset([], []), None)
 
 

@@ -106,5 +106,5 @@ def test_bundled_model_in_pytorch_equals_the_onnx_file() -> None:
             logits = model.network(torch.from_numpy(grey)).numpy()
         assert np.ptp(logits, axis=(0, 2, 3)).max() > 1
         np.testing.assert_allclose(softmax(opened.predict(grey), 1), softmax(logits, 1), atol=1e-4)
-    with pytest.raises(UsageError, match="the default model: is a photo model"):
+    with pytest.raises(UsageError, match="the bundled model is a photo model"):
         load_palette_model()

@@ -23,7 +23,6 @@ from chromabox.colour.weights.checkpoint import (
     PhotoModel,
     load_model,
     model_metadata,
-    photo_model_metadata,
 )
 from chromabox.colour.weights.export import ColourExportReport, export_onnx
 from chromabox.colour.weights.onnx_model import load_onnx_model
@@ -61,7 +60,7 @@ def make_random_model(name: str) -> nn.Module:
 
 def make_colour_model(name: str) -> PaletteModel | PhotoModel:
     if name == "photo":
-        return PhotoModel(make_random_model(name), BINS, {**photo_model_metadata(MODEL_ARGS[name], BINS), "seed": 7})
+        return PhotoModel(make_random_model(name), BINS, {**model_metadata(name, MODEL_ARGS[name], BINS), "seed": 7})
     palette = Palette(COLOURS, "five")
     metadata = {**model_metadata(name, MODEL_ARGS[name], palette), "seed": 7}
     return PaletteModel(make_random_model(name), palette, metadata)
@@ -144,7 +143,7 @@ def test_file_contains_no_source_paths(exported) -> None:
 def test_file_with_different_outputs_is_not_written(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path, _ = exported("unet")
 
-    def export_modified(network: nn.Module, opset: int) -> onnx.ModelProto:
+    def export_modified(network: nn.Module) -> onnx.ModelProto:
         onnx_model = onnx.load(path)
         onnx_model.ClearField("metadata_props")
         bias = next(tensor for tensor in onnx_model.graph.initializer if tensor.name == "last.bias")
@@ -171,7 +170,7 @@ def test_wrong_suffix_and_onnx_models_are_rejected(exported, tmp_path: Path) -> 
 
 def test_unwritable_path_is_named(exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path, _ = exported("unet")
-    monkeypatch.setattr(export, "to_colour_onnx", lambda network, opset: onnx.load(path))
+    monkeypatch.setattr(export, "to_colour_onnx", lambda network: onnx.load(path))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChromaboxError, match=r"net\.onnx: cannot be written"):
         export_onnx(model, tmp_path / "file" / "net.onnx")

@@ -19,7 +19,8 @@ def test_run_folder_uses_its_exported_file(exported: Path, tmp_path: Path, monke
     (tmp_path / "best.onnx").write_bytes(exported.read_bytes())
     save_detector(tmp_path / "best.safetensors", make_small_detector(seed=1))
     for weights in (tmp_path, str(tmp_path)):
-        assert open_detector(weights).path == tmp_path / "best.onnx"
+        for size in (None, 64):
+            assert open_detector(weights, size=size).path == tmp_path / "best.onnx"
 
 
 def save_weights(folder: Path, name: str, detector: Detector) -> Path:
@@ -49,6 +50,22 @@ def test_other_weights_are_exported_once(
     changed = open_detector(path)
     assert len({first.path, large.path, changed.path}) == 3
     assert np.abs(changed.predict(images)[1] - first.predict(images)[1]).max() > 0.1
+
+
+def test_damaged_file_in_the_cache_is_exported_again(
+    exported: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(detector: Detector, path: Path, *, size: int | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(exported.read_bytes())
+
+    monkeypatch.setattr(convert, "export_detector", copy)
+    weights = save_weights(tmp_path, "net", make_small_detector())
+    path = open_detector(weights).path
+    for content in (b"", exported.read_bytes()[:-100]):
+        path.write_bytes(content)
+        assert open_detector(weights).path == path
+        assert path.read_bytes() == exported.read_bytes()
 
 
 def test_pretrained_weights_are_exported_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

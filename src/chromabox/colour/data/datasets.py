@@ -2,16 +2,18 @@
 
 The conventions are those of the assignment. RGB is divided by 256 (not 255), grey is the plain mean of R, G and B, and
 the target of a pixel is the palette colour nearest in RGB. Grey is stored as the exact integer sum R + G + B (0 to 765)
-and converted to sum / 768 when a batch is gathered, which keeps sixty thousand images small in memory.
+and converted to sum / 768 when a batch is gathered. CIFAR-10's 60,000 images therefore need little memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16, Int64, UInt8
+from jaxtyping import Float, Int16, UInt8
+from PIL import Image
 from torch import Tensor
 
 from chromabox.colour.palette.io import load_palette
@@ -21,9 +23,11 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.fetch import cache_folder, fetch
 from chromabox.io.http import PinnedFile, quiet
-from chromabox.io.images import find_images, read_image, to_uint8
+from chromabox.io.images import PixelValues, find_images, read_image, to_uint8
 
+Item = TypeVar("Item")
 PaletteBatch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
+RgbBatch = UInt8[np.ndarray, "_ 3 height width"]
 
 #: The assignment's 24 colours as plain float32 RGB/256. The file has no public URL; a mirror can provide it.
 COURSE_PALETTE = PinnedFile(
@@ -41,12 +45,13 @@ FOLDER_TEST_EVERY_NTH = 10
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split: grey inputs, target labels and, for colour metrics, the RGB images."""
+    """Images of one split, with their grey values, target labels and RGB values."""
 
     grey_sum: Int16[Tensor, "images height width"]
     labels: UInt8[Tensor, "images height width"]
     rgb: UInt8[np.ndarray, "rgb_images 3 height width"]
-    """RGB images for all label maps, or no images where colours are not used."""
+    """RGB values of all images, used for colour metrics. Images used only for training have none (``rgb_images`` = 0).
+    """
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,10 +64,6 @@ class LabelledImages:
     def select(self, rows: slice) -> "LabelledImages":
         """Return a slice of the images as views, without copying them."""
         return LabelledImages(self.grey_sum[rows], self.labels[rows], self.rgb[rows])
-
-    def drop_rgb(self) -> "LabelledImages":
-        """Return the same images without RGB, for training only."""
-        return replace(self, rgb=np.empty((0, *self.rgb.shape[1:]), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,10 @@ def to_grey(grey_sum: Int16[Tensor, "images height width"]) -> Float[Tensor, "im
     return grey_sum[:, None].float() / 768
 
 
-def encode_images(rgb: UInt8[np.ndarray, "images 3 height width"], palette: Palette) -> LabelledImages:
+def encode_images(rgb: RgbBatch, palette: Palette) -> LabelledImages:
     """Compute the grey sums and nearest-colour labels of 8-bit images."""
-    grey_sum = rgb.sum(axis=1, dtype=np.int16)
-    labels = assign_labels(rgb, palette, axis=1)
-    return LabelledImages(torch.from_numpy(grey_sum), torch.from_numpy(labels), rgb)
+    labels = torch.from_numpy(assign_labels(rgb, palette, axis=1))
+    return LabelledImages(torch.from_numpy(rgb.sum(axis=1, dtype=np.int16)), labels, rgb)
 
 
 def load_colour_dataset(
@@ -95,46 +95,49 @@ def load_colour_dataset(
     """Load a dataset by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
 
     CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to
-    ``size`` × ``size``. A tenth of them, chosen by a fixed shuffle, belongs to the test split.
-
-    Args:
-        spec: name of the dataset or path of the folder.
-        palette: palette of the labels.
-        val_fraction: fraction of the training images (the last ones) held out for validation, 0 to 0.5; 0: none.
-        size: side length, in pixels, to which images from a folder are resized.
-        with_auxiliary: also load the training images of CIFAR-10's other classes.
+    ``size`` × ``size`` pixels. A tenth of them, chosen at random with a fixed seed, is the test split. ``val_fraction``
+    (0 to 0.5) is the fraction of the training images held out for validation. These are the last training images. With
+    ``with_auxiliary``, the training images of CIFAR-10's other classes are also loaded.
 
     Raise UsageError for an unknown name or class, a fraction out of range, or a folder with too few images.
     """
     if not 0 <= val_fraction <= 0.5:
         raise UsageError(f"--val-fraction is {val_fraction}: expected a fraction of the training images from 0 to 0.5")
-    train_rgb, test_rgb = _load_rgb(spec, size)
-    other_classes = _remaining_classes(spec) if with_auxiliary else ()
-    auxiliary = encode_images(load_cifar10("train", other_classes)[0], palette).drop_rgb() if other_classes else None
-    data = ColourDataset(encode_images(train_rgb, palette), encode_images(test_rgb, palette), auxiliary=auxiliary)
-    if val_fraction == 0:
-        return data
-    num_train = len(data.train) - max(1, round(len(data.train) * val_fraction))
+    train, test = (encode_images(rgb, palette) for rgb in _load_rgb(spec, size))
+    num_val = max(1, round(len(train) * val_fraction)) if val_fraction else 0
+    num_train = len(train) - num_val
     if num_train < 1:
         raise UsageError(
             f"--val-fraction is {val_fraction}: {spec} has too few images; use 0 or a dataset with more images"
         )
-    return replace(data, train=data.train.select(slice(0, num_train)), val=data.train.select(slice(num_train, None)))
+    val = train.select(slice(num_train, None)) if num_val else None
+    auxiliary = None
+    if with_auxiliary and (other_classes := _remaining_classes(spec)):
+        auxiliary = encode_images(load_cifar10("train", other_classes)[0], palette)
+        auxiliary = replace(auxiliary, rgb=auxiliary.rgb[:0].copy())  # A view would keep all RGB values in memory.
+    return ColourDataset(train.select(slice(num_train)), test, val, auxiliary)
 
 
 def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
-    """Return the palette with this name. ``auto`` selects a palette for the data.
+    """Return the palette with this name: a palette file, a bundled palette, or one of the following.
 
+    course: the assignment's palette.
     fitted:K: K colours fitted to the training images.
-    auto: for CIFAR-10's horses, the assignment's palette (``course``) if a mirror provides it, else ``horse24``; for
-    other CIFAR-10 data, ``cifar24``; for a folder, 24 colours fitted to its training images.
+    auto: for CIFAR-10's horses, the assignment's palette if a mirror provides it, otherwise ``horse24``; for other
+    CIFAR-10 data, ``cifar24``; for a folder, 24 colours fitted to its training images.
 
     Raise UsageError if K is not 2 to 256.
     """
     if name == "course":
         return course_palette()
     if name.startswith(FITTED_PREFIX):
-        return _fit_named_palette(name, spec, size)
+        count = name.removeprefix(FITTED_PREFIX)
+        if not (count.isdecimal() and 2 <= int(count) <= MAX_COLOURS):
+            raise UsageError(
+                f"--palette {name}: expected 2 to {MAX_COLOURS} colours, for example --palette {FITTED_PREFIX}24"
+            )
+        title = f"{int(count)} colours fitted to {Path(spec).name}"
+        return fit_palette(_load_rgb(spec, size)[0], int(count), name=title, axis=1)
     if name != "auto":
         return load_palette(name)
     if spec == "cifar10:horse":
@@ -144,18 +147,7 @@ def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
             return load_palette("horse24")
     if spec.startswith("cifar10:"):
         return load_palette("cifar24")
-    return fit_palette(_load_rgb(spec, size)[0].transpose(0, 2, 3, 1), name=f"fitted to {Path(spec).name}")
-
-
-def _fit_named_palette(name: str, spec: str, size: int) -> Palette:
-    """Fit the palette ``fitted:K``."""
-    count = name.removeprefix(FITTED_PREFIX)
-    if not (count.isdecimal() and 2 <= int(count) <= MAX_COLOURS):
-        raise UsageError(
-            f"--palette {name}: expected 2 to {MAX_COLOURS} colours, for example --palette {FITTED_PREFIX}24"
-        )
-    title = f"{int(count)} colours fitted to {Path(spec).name}"
-    return fit_palette(_load_rgb(spec, size)[0], int(count), name=title, axis=1)
+    return fit_palette(_load_rgb(spec, size)[0], name=f"fitted to {Path(spec).name}", axis=1)
 
 
 def course_palette() -> Palette:
@@ -165,42 +157,53 @@ def course_palette() -> Palette:
 
 
 def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
-    """Fit one palette to images, folders and CIFAR-10 sets. Return it and the mean distance from a pixel to it.
+    """Fit one palette to images, folders and CIFAR-10 sets. Return the palette and its mean quantisation error.
 
-    The distance is the Euclidean distance to the nearest colour in RGB/256. Raise UsageError if the number of colours
-    is not 2 to 256.
+    The quantisation error of a pixel is the Euclidean distance from the pixel to the nearest colour, in RGB/256. Large
+    images are subsampled to about one megapixel. Raise UsageError if the number of colours is not 2 to 256.
     """
-    if not 2 <= num_colours <= 256:
-        raise UsageError(f"--colours is {num_colours}: expected 2 to 256")
-    pixels = []
+    if not 2 <= num_colours <= MAX_COLOURS:
+        raise UsageError(f"--colours is {num_colours}: expected 2 to {MAX_COLOURS}")
+    parts = []
     for source in sources:
         if source.startswith("cifar10:"):
-            pixels.append(_load_rgb(source, 32)[0].transpose(0, 2, 3, 1).reshape(-1, 3))
-        else:
-            pixels += [_read_subsampled(path).reshape(-1, 3) for path, _ in find_images([Path(source)])]
-    all_pixels = np.concatenate(pixels)
+            parts.append(_load_rgb(source, 32)[0].transpose(0, 2, 3, 1).reshape(-1, 3))
+            continue
+        for path, _ in find_images([Path(source)]):
+            pixels = read_image(path).pixels
+            step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
+            parts.append(to_uint8(pixels[::step, ::step]).reshape(-1, 3))
+    all_pixels = np.concatenate(parts)
     palette = fit_palette(all_pixels, num_colours, seed=seed, name=name)
     return palette, quantisation_error(all_pixels, palette)
 
 
-def _read_subsampled(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Read an 8-bit image, subsampled to about one megapixel. Only the distribution of colours matters."""
-    pixels = read_image(path).pixels
-    step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
-    return to_uint8(pixels[::step, ::step])
-
-
-def _load_rgb(spec: str, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], UInt8[np.ndarray, "test 3 h w"]]:
+def _load_rgb(spec: str, size: int) -> tuple[RgbBatch, RgbBatch]:
+    """Return the training and test images of a dataset. The images of a folder are resized to ``size``."""
     name, colon, classes = spec.partition(":")
     if name == "cifar10" and colon:
         selected = None if classes == "all" else tuple(classes.split("+"))
         return load_cifar10("train", selected)[0], load_cifar10("test", selected)[0]
-    if not Path(spec).is_dir():
+    folder = Path(spec)
+    if not folder.is_dir():
         raise UsageError(
             f"--data {spec!r}: unknown dataset; expected cifar10:all, cifar10:CLASS "
             f"(one of {', '.join(CIFAR10_CLASSES)}) or a folder of images"
         )
-    return _load_folder(Path(spec), size)
+    if size < 8 or size % 8:
+        raise UsageError(f"--size is {size}: expected a multiple of 8, at least 8")
+    paths = [path for path, _ in find_images([folder])]
+    if len(paths) < 2:
+        raise UsageError(f"{folder}: has 1 image; expected at least two, of which one is used for testing")
+    train_paths, test_paths = hold_out(paths, FOLDER_TEST_EVERY_NTH)
+    return _load_squares(train_paths, size), _load_squares(test_paths, size)
+
+
+def _load_squares(paths: Sequence[Path], size: int) -> RgbBatch:
+    """Read images, crop them to their central squares and resize them to ``size``."""
+    squares = (Image.fromarray(to_uint8(center_crop(read_image(path).pixels))) for path in paths)
+    resized = [np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)) for square in squares]
+    return np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2))
 
 
 def _remaining_classes(spec: str) -> tuple[str, ...]:
@@ -211,38 +214,22 @@ def _remaining_classes(spec: str) -> tuple[str, ...]:
     return tuple(label for label in CIFAR10_CLASSES if label not in classes.split("+"))
 
 
-def _load_folder(folder: Path, size: int) -> tuple[UInt8[np.ndarray, "train 3 h w"], UInt8[np.ndarray, "test 3 h w"]]:
-    if size < 8 or size % 8:
-        raise UsageError(f"--size is {size}: expected a multiple of 8, at least 8")
-    paths = [path for path, _ in find_images([folder])]
-    if len(paths) < 2:
-        raise UsageError(f"{folder}: has {len(paths)} image; expected at least two, of which one is for testing")
-    rgb = np.stack([_center_crop(path, size) for path in paths])
-    order = np.random.default_rng(0).permutation(len(rgb))
-    num_test = max(1, len(rgb) // FOLDER_TEST_EVERY_NTH)
-    return rgb[np.sort(order[num_test:])], rgb[np.sort(order[:num_test])]
+def hold_out(items: Sequence[Item], every_nth: int) -> tuple[list[Item], list[Item]]:
+    """Split items at random with a fixed seed. Return the remaining items and the items held out, in their order.
+
+    One in ``every_nth`` items is held out, but at least one item.
+    """
+    order = np.random.default_rng(0).permutation(len(items))
+    num_held_out = max(1, len(items) // every_nth)
+    held_out, remaining = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    return [items[index] for index in remaining], [items[index] for index in held_out]
 
 
-def _center_crop(path: Path, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    """Read an image, crop it to its central square and resize it to ``size``."""
-    from PIL import Image
-
-    pixels = read_image(path).pixels
-    height, width, _ = pixels.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = to_uint8(pixels[top : top + side, left : left + side])
-    small = Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-
-
-@dataclass(frozen=True)
-class AuxiliaryImages:
-    """Images of other classes that are mixed into the batches, to give a large model more training images."""
-
-    images: LabelledImages
-    fraction: float
-    """Fraction of each batch, in [0, 1)."""
+def center_crop(pixels: PixelValues, max_side: int | None = None) -> PixelValues:
+    """Crop each side of an image to at most ``max_side`` pixels around the centre. None selects the short side."""
+    sides = [min(length, max_side or min(pixels.shape[:2])) for length in pixels.shape[:2]]
+    top, left = ((length - side) // 2 for length, side in zip(pixels.shape, sides, strict=False))
+    return pixels[top : top + sides[0], left : left + sides[1]]
 
 
 def make_batches(
@@ -252,64 +239,58 @@ def make_batches(
     shuffle: bool,
     hflip: bool,
     seed: int,
-    auxiliary: AuxiliaryImages | None = None,
+    auxiliary: LabelledImages | None = None,
+    auxiliary_fraction: float = 0.0,
     dist_info: DistInfo | None = None,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[PaletteBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
-    Order and horizontal flips depend only on ``(seed, epoch)``. An epoch can therefore be resumed at any batch and
-    does not depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
+    The order and the horizontal flips depend only on ``(seed, epoch)``. An epoch can therefore be resumed at any batch
+    and does not depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
     ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted. These
-    images differ between epochs. Auxiliary images, which require shuffling, replace some of the images of each batch.
+    images differ between epochs.
+
+    ``auxiliary`` contains images of other classes, which give a large model more training images. They replace the
+    fraction ``auxiliary_fraction`` of the images in each batch, in [0, 1), and require shuffling.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
-    all_images = images if auxiliary is None else _concat(images, auxiliary.images)
+    steps = num_batches(len(images), batch_size, shuffle=shuffle, dist_info=dist_info)
+    all_images = images
+    if auxiliary is not None:
+        grey_sum = torch.cat([images.grey_sum, auxiliary.grey_sum])
+        all_images = LabelledImages(grey_sum, torch.cat([images.labels, auxiliary.labels]), images.rgb[:0])
 
     def epoch_batches(epoch: int, first_batch: int) -> Iterator[PaletteBatch]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(images), generator=generator) if shuffle else torch.arange(len(images))
-        if auxiliary is not None:
-            order = _mix_in_auxiliary(order, len(auxiliary.images), global_batch_size, auxiliary.fraction, generator)
+        if auxiliary is not None:  # The last images of every batch are auxiliary images.
+            num_mixed_in = round(auxiliary_fraction * global_batch_size)
+            num_kept = global_batch_size - num_mixed_in
+            mixed_in = torch.randperm(len(auxiliary), generator=generator)[: steps * num_mixed_in] + len(images)
+            parts = order[: steps * num_kept].view(steps, num_kept), mixed_in.view(steps, num_mixed_in)
+            order = torch.cat(parts, dim=1).flatten()
         flips = torch.rand(len(order), generator=generator) < 0.5 if hflip else torch.zeros(len(order)).bool()
-        steps = num_batches(len(images), batch_size, shuffle=shuffle, dist_info=dist_info)
         for step in range(first_batch, steps):
             rows = slice(step * global_batch_size, (step + 1) * global_batch_size)
             indices, flip = order[rows], flips[rows]
-            divisible = len(indices) - len(indices) % dist_info.world_size  # every process must get the same number
+            divisible = len(indices) - len(indices) % dist_info.world_size  # Every process must get the same number.
             rank_rows = slice(dist_info.rank, divisible, dist_info.world_size)
             yield gather_batch(all_images, indices[rank_rows], flip[rank_rows], device)
 
     return epoch_batches
 
 
-def _concat(images: LabelledImages, auxiliary: LabelledImages) -> LabelledImages:
-    """Concatenate images and auxiliary images. Their RGB values are left out because batches do not use them."""
-    grey_sum, labels = torch.cat([images.grey_sum, auxiliary.grey_sum]), torch.cat([images.labels, auxiliary.labels])
-    return LabelledImages(grey_sum, labels, images.drop_rgb().rgb)
+def num_batches(num_images: int, batch_size: int, *, shuffle: bool = True, dist_info: DistInfo | None = None) -> int:
+    """Return the number of batches per epoch. Raise UsageError if the images do not fill one batch.
 
-
-def _mix_in_auxiliary(
-    order: Int64[Tensor, " images"],
-    num_auxiliary: int,
-    global_batch_size: int,
-    fraction: float,
-    generator: torch.Generator,
-) -> Int64[Tensor, " samples"]:
-    """Return the order with auxiliary images as the last images of every batch, numbered after the other images."""
-    steps, num_mixed_in = len(order) // global_batch_size, round(fraction * global_batch_size)
-    mixed_in = torch.randperm(num_auxiliary, generator=generator)[: steps * num_mixed_in] + len(order)
-    remaining = order[: steps * (global_batch_size - num_mixed_in)].view(steps, global_batch_size - num_mixed_in)
-    return torch.cat([remaining, mixed_in.view(steps, num_mixed_in)], dim=1).flatten()
-
-
-def num_batches(num_images: int, batch_size: int, *, shuffle: bool, dist_info: DistInfo | None = None) -> int:
-    """Return the number of batches per epoch of :func:`make_batches`. Raise UsageError if the images fill no batch."""
-    dist_info = dist_info or DistInfo()
-    global_batch_size = batch_size * dist_info.world_size
+    With shuffling, the images that do not fill the last batch are omitted.
+    """
+    world_size = (dist_info or DistInfo()).world_size
+    global_batch_size = batch_size * world_size
     # A last batch with fewer images than processes is omitted, because the mean loss of an empty batch is undefined.
-    steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= dist_info.world_size)
+    steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= world_size)
     if steps == 0:
         raise UsageError(
             f"--batch-size: {global_batch_size} is more than the {num_images} training images; use a smaller batch size"

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.colour.data.datasets import center_crop, hold_out, num_batches
+from chromabox.colour.models.photonet import PhotoNet
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
@@ -31,6 +33,8 @@ STORED_SIDE = 128
 MAX_SIDE = 256
 #: One in this many images of a folder without subfolders ``train`` and ``val`` is held out for validation.
 VAL_EVERY_NTH = 20
+#: Maximum number of omitted images whose paths are logged.
+MAX_LOGGED_PATHS = 5
 
 Photo = UInt8[np.ndarray, "_ _ 3"]
 PhotoBatch = tuple[Float[Tensor, "batch 1 height width"], Float[Tensor, "batch 2 small_height small_width"]]
@@ -47,10 +51,9 @@ class PhotoDataset:
 def load_photos(folder: Path) -> PhotoDataset:
     """Read all images in a folder.
 
-    The splits are the subfolders ``train`` and ``val``. Without them, 1 in 20 images is held out for validation.
-
-    Images that cannot be read and images without colours in the centre crop are omitted, and their number is logged.
-    Raise UsageError if the path is not a folder with at least two colour images.
+    The splits are the subfolders ``train`` and ``val``. Without these subfolders, 1 in 20 images is held out for
+    validation. Images that cannot be read and images without colours in the centre crop are omitted, and the paths of
+    the first of them are logged. Raise UsageError if the path is not a folder with at least two colour images.
     """
     if not folder.is_dir():
         raise UsageError(f"--data {str(folder)!r}: not a folder; expected a folder of photographs")
@@ -58,22 +61,17 @@ def load_photos(folder: Path) -> PhotoDataset:
     folders = split_folders if all(split.is_dir() for split in split_folders) else [folder]
     paths = [[path for path, _ in find_images([part])] for part in folders]
     with progress_bar("reading", sum(map(len, paths)), unit="images") as tick:
-        splits = [[photo for path in part if (photo := _load_resized(path, tick)) is not None] for part in paths]
-    num_omitted = sum(map(len, paths)) - sum(map(len, splits))
-    if num_omitted:
-        log.warning(f"{folder}: {num_omitted} images omitted (corrupt or without colours)")
-    if len(splits) == 1:
-        splits = _train_val_split(splits[0])
-    if not all(splits):
+        loaded = [[(path, _load_resized(path, tick)) for path in part] for part in paths]
+    omitted = [str(path.relative_to(folder)) for part in loaded for path, photo in part if photo is None]
+    if omitted:
+        names = ", ".join(omitted[:MAX_LOGGED_PATHS])
+        more = f" and {len(omitted) - MAX_LOGGED_PATHS} more" if len(omitted) > MAX_LOGGED_PATHS else ""
+        log.warning(f"{folder}: {len(omitted)} images are corrupt or have no colours and were omitted: {names}{more}")
+    splits = [[photo for _, photo in part if photo is not None] for part in loaded]
+    train, val = splits if len(splits) == 2 else hold_out(splits[0], VAL_EVERY_NTH)
+    if not (train and val):
         raise UsageError(f"{folder}: has too few colour images; expected one or more for training and for validation")
-    return PhotoDataset(*splits)
-
-
-def _train_val_split(photos: list[Photo]) -> list[list[Photo]]:
-    """Split photos at random with a fixed seed into training images and at least one validation image."""
-    order = np.random.default_rng(0).permutation(len(photos))
-    num_val = max(1, len(photos) // VAL_EVERY_NTH)
-    return [[photos[index] for index in np.sort(part)] for part in (order[num_val:], order[:num_val])]
+    return PhotoDataset(train, val)
 
 
 def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
@@ -84,54 +82,31 @@ def _load_resized(path: Path, tick: Callable[[], None]) -> Photo | None:
     except ChromaboxError:
         return None
     pixels = data.pixels if data.bit_depth == 8 else (data.pixels >> 8).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    scale = STORED_SIDE / min(image.size)
-    if scale != 1:
-        resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-        # Crop before upsampling. An upsampled strip one pixel high would take gigabytes.
-        image = _crop_long_side(image, max(1, round(MAX_SIDE / scale) + 2))
-        width, height = (max(STORED_SIDE, round(side * scale)) for side in image.size)
-        # Reducing by an integer factor first is fast; with this gap the difference is not visible.
-        image = image.resize((width, height), resample, reducing_gap=3.0)
-    small = np.ascontiguousarray(_crop_long_side(image, MAX_SIDE))
+    scale = STORED_SIDE / min(pixels.shape[:2])
+    # Crop before upsampling. An upsampled strip one pixel high would take gigabytes.
+    pixels = center_crop(pixels, max(1, round(MAX_SIDE / scale) + 2))
+    width, height = (max(STORED_SIDE, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
+    resample = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    # Reducing by an integer factor first is fast. With this gap, the difference is not visible.
+    resized = Image.fromarray(pixels).resize((width, height), resample, reducing_gap=3.0)
+    small = np.ascontiguousarray(center_crop(np.asarray(resized), MAX_SIDE))
     # Validation uses the centre crop. If it is grey, the PSNR of the greyscale baseline is infinite.
     return None if np.ptp(center_crop(small).astype(np.int16), axis=2).max() == 0 else small
 
 
-def _crop_long_side(image: Image.Image, max_side: int) -> Image.Image:
-    """Crop each side of the image to at most ``max_side`` pixels around the centre."""
-    width, height = (min(side, max_side) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def make_photo_batch(crops: Sequence[Photo], size: int, stride: int) -> PhotoBatch:
-    """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/stride, size/stride] of squares."""
+def make_photo_batch(crops: Sequence[Photo], size: int) -> PhotoBatch:
+    """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/8, size/8] of square crops."""
     lightness, chroma = [], []
     for square in crops:
         lab = torch.from_numpy(rgb_to_lab(square)).permute(2, 0, 1)[None]
         side = lab.shape[-1]
         lightness.append(F.interpolate(lab[:, :1], (size, size), mode="bilinear", antialias=side > size) / 100)
-        chroma.append(F.adaptive_avg_pool2d(lab[:, 1:], size // stride))
+        chroma.append(F.adaptive_avg_pool2d(lab[:, 1:], size // PhotoNet.stride))
     return torch.cat(lightness), torch.cat(chroma)
 
 
-def center_crop(photo: Photo) -> Photo:
-    """Return the central square of an image. Its side length is the short side of the image."""
-    side = min(photo.shape[:2])
-    top, left = ((length - side) // 2 for length in photo.shape[:2])
-    return photo[top : top + side, left : left + side]
-
-
 def make_photo_batches(
-    photos: Sequence[Photo],
-    batch_size: int,
-    *,
-    size: int,
-    stride: int,
-    seed: int,
-    dist_info: DistInfo | None = None,
-    device: str = "cpu",
+    photos: Sequence[Photo], batch_size: int, size: int, seed: int, dist_info: DistInfo, device: str = "cpu"
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
     """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
 
@@ -139,9 +114,8 @@ def make_photo_batches(
     image's short side. The side length of the other crops is 0.6 to 1 times the short side. The images that do not fill
     the last batch are omitted.
     """
-    dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
-    steps = num_photo_batches(len(photos), batch_size, dist_info)
+    steps = num_batches(len(photos), batch_size, dist_info=dist_info)
 
     def epoch_batches(epoch: int, first_batch: int) -> Iterator[PhotoBatch]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -150,22 +124,11 @@ def make_photo_batches(
         for step in range(first_batch, steps):
             batch_indices = order[step * global_batch_size : (step + 1) * global_batch_size]
             indices = batch_indices[dist_info.rank :: dist_info.world_size].tolist()
-            lightness, chroma = make_photo_batch(
-                [_random_crop(photos[index], uniforms[index]) for index in indices], size, stride
-            )
+            crops = [_random_crop(photos[index], uniforms[index]) for index in indices]
+            lightness, chroma = make_photo_batch(crops, size)
             yield lightness.to(device), chroma.to(device)
 
     return epoch_batches
-
-
-def num_photo_batches(num_photos: int, batch_size: int, dist_info: DistInfo | None = None) -> int:
-    """Return the number of batches per epoch. Raise UsageError if the images do not fill one batch."""
-    global_batch_size = batch_size * (dist_info or DistInfo()).world_size
-    if num_photos < global_batch_size:
-        raise UsageError(
-            f"--batch-size: {global_batch_size} is more than the {num_photos} training images; use a smaller batch size"
-        )
-    return num_photos // global_batch_size
 
 
 def _random_crop(photo: Photo, uniforms: Float[np.ndarray, "5"]) -> Photo:

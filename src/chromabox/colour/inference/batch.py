@@ -1,8 +1,4 @@
-"""Parallel batch colourisation of image files, which can be resumed after an interruption.
-
-:func:`colourise_batch` processes pairs of source and target files with any function; :func:`make_file_coloriser`
-returns a function that reads an image, predicts its colours, applies them and writes the result.
-"""
+"""Parallel batch colourisation of image files, which can be resumed after an interruption."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,15 +19,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ColouriseResult:
-    """Result for one file.
-
-    ``error`` is the error message if the file failed. ``skipped`` is true if the target was already up to date.
-    """
+    """Result for one file."""
 
     source: Path
     target: Path
     error: str | None = None
+    """Error message if the file could not be colourised."""
     skipped: bool = False
+    """Whether the target was already up to date."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that ``process_file`` returned for the image. For a skipped image, they come from an earlier run."""
 
@@ -49,14 +44,15 @@ def colourise_batch(
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
         process_file: colourises one source into one target, which it writes atomically. It is called from several
-            threads and returns metadata of the image as JSON values.
+            threads. It returns metadata of the image as JSON values.
         settings: JSON values that determine the result. An image made with other settings is processed again.
         workers: number of threads, at least 1. At most twice as many images are running or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
 
-    The batch can be stopped by Ctrl-C or by closing the generator (use ``contextlib.closing``). Images in progress are
-    then finished, but no others are started. The number of finished images is logged. Raise UsageError for fewer than
-    one worker. Raise ChromaboxError for a manifest that cannot be read or written.
+    Ctrl-C and closing the generator (use ``contextlib.closing``) stop the batch. In this case, images in progress are
+    finished, no other images are started, and the number of finished images is logged.
+
+    Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest that cannot be read or written.
     """
     manifest = None if manifest_path is None else Manifest(manifest_path, settings)
     finished: list[Path] = []
@@ -66,7 +62,7 @@ def colourise_batch(
         source, target = pair
         try:
             if manifest is not None:
-                # Hash the source first: if it changes during processing, the next run processes it again.
+                # Hash the source first. If it changes during processing, the next run processes it again.
                 digest = sha256_file(source)
                 metadata = manifest.lookup(target, digest)
                 if metadata is not None:
@@ -90,28 +86,26 @@ def colourise_batch(
         return ColouriseResult(source, target, metadata=metadata)
 
     def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
-        completed = False
         try:
             yield from results
-            completed = True
-        finally:
-            if not completed:
-                rerun = "process the remaining ones" if manifest is not None else "process all of them again"
-                log.info(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
+        except BaseException:  # KeyboardInterrupt, GeneratorExit and errors
+            rerun = "process the remaining images" if manifest is not None else "process all images again"
+            log.info(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
+            raise
 
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
 
-#: Quality of JPEG and WebP files. JPEG compression changes L* by 0.3 to 0.6 on average at quality 95, but by less than
-#: 0.3 at quality 98.
+#: Quality of JPEG and WebP files. At quality 95, JPEG compression changes L* by 0.3 to 0.6 on average. At quality 98,
+#: the average change is less than 0.3.
 JPEG_QUALITY = 98
 
 
 def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values that determine the colours. An image is up to date if these values have not changed.
 
-    ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line.
-    Files are identified by their SHA-256, not by their path.
+    ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line. Files are
+    identified by their SHA-256 instead of their path.
     """
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
@@ -136,11 +130,10 @@ def make_file_coloriser(
     *,
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
-    """Return a function that colourises one file into another.
+    """Return a function that colourises a source file, writes the target file and returns ``{"notes": [...]}``.
 
-    The function returns ``{"notes": [...]}``, where the notes are lines of text about the file. ``on_result`` is called
-    with the input, the colourised image, the prediction and the output path; it returns a line that is appended to the
-    notes.
+    The notes are lines of text about the image. ``on_result`` is called with the input, the colourised image, the
+    prediction and the path of the target. It returns a line that is appended to the notes.
     """
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
@@ -150,7 +143,7 @@ def make_file_coloriser(
         write_image(target, colourised, quality=JPEG_QUALITY)
         notes = []
         if image.num_frames > 1:
-            notes.append(f"{source} has {image.num_frames} frames or pages; only the first one is colourised")
+            notes.append(f"{source} has {image.num_frames} frames or pages; only the first was colourised")
         if on_result is not None:
             notes.append(on_result(image, colourised, prediction, target))
         return {"notes": notes}

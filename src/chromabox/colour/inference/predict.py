@@ -2,8 +2,8 @@
 
 The model predicts at a few fixed scales, whatever the size of the image. A photo model also predicts on the
 horizontally flipped image. The predictions are merged at every position, weighted by their certainty. The merged
-distribution and the user's constraints determine a small chroma map (constraints/constraints.py), which is applied to
-the image's lightness at full size (chroma/recolour.py).
+distribution and the user's constraints determine a small chroma map (constraints/constraints.py). The chroma map is
+combined with the lightness of the image at full size (chroma/recolour.py).
 """
 
 from dataclasses import dataclass, field, replace
@@ -26,23 +26,21 @@ from chromabox.io.images import ImageData, Pixels
 StyleName = Literal["natural", "vivid"]
 Plane = Float32[np.ndarray, "_ _"]
 
-#: Maximum ratio of the long to the short side of the model's input; longer strips are squeezed to this ratio.
+#: Maximum ratio of the long to the short side of the model's input. Longer images are compressed to this ratio.
 MAX_ASPECT_RATIO = 4
 
 
 @dataclass(frozen=True)
 class Style:
-    """How predictions are decoded to colours.
-
-    ``temperature`` is the temperature of the annealed mean (0 to 1). ``rebalancing_strength`` is the strength of the
-    weights that favour rare colours.
-    """
+    """Parameters for decoding predictions to colours."""
 
     temperature: float
+    """Temperature of the annealed mean, 0 to 1."""
     rebalancing_strength: float
+    """Strength of the weights that favour rare colours."""
 
 
-#: Chosen on validation photographs; docs/log.md gives the numbers.
+#: The values were chosen on validation photographs. docs/log.md contains the results.
 STYLES: dict[StyleName, Style] = {"natural": Style(0.5, 0.15), "vivid": Style(0.38, 0.85)}
 
 
@@ -52,10 +50,7 @@ class ColouriseOptions:
 
     style: StyleName = "natural"
     temperature: float | None = None
-    """Temperature (0 to 1) that overrides the temperature of the style.
-
-    0 selects the most likely colour of each position; 1 selects the mean.
-    """
+    """Temperature that overrides the temperature of the style: 0 (the most likely colour) to 1 (the mean)."""
     constraints: ColourConstraints = field(default_factory=ColourConstraints)
     hints: Path | None = None
     """Path of a transparent image with painted hints, which is read at the size of the colourised image."""
@@ -69,10 +64,7 @@ class ColouriseOptions:
 def colourise_image(image: ImageData, model: ColourModel, options: ColouriseOptions | None = None) -> ImageData:
     """Return the colourised image. Bit depth, alpha, EXIF, colour profile and resolution are preserved.
 
-    Args:
-        image: a grey or colour image. Only its lightness is used.
-        model: a trained model.
-        options: style, temperature, constraints and hints. None selects the defaults, with the style ``natural``.
+    Of a colour image, only the lightness is used. ``options`` None selects the defaults, with the style ``natural``.
     """
     return apply_prediction(image, predict_colours(image.pixels, model, options or ColouriseOptions()))
 
@@ -86,75 +78,74 @@ def apply_prediction(image: ImageData, prediction: ColourPrediction) -> ImageDat
 def predict_chroma(
     pixels: Pixels, model: ColourModel, options: ColouriseOptions | None = None
 ) -> Float32[np.ndarray, "small_height small_width 2"]:
-    """Return only the small chroma map (a* and b* of CIELab), for video colourisation."""
+    """Return only the small chroma map (a* and b* of CIELab), which video colourisation requires."""
     return predict_colours(pixels, model, options or ColouriseOptions()).chroma
 
 
 def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOptions) -> ColourPrediction:
     """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints."""
-    plane = _downsampled_lightness(pixels, 2 * max(model.scales))
-    distribution = _predict(plane, model)
+    plane, distribution = _predict(pixels, model)
     strength = STYLES[options.style].rebalancing_strength
     if strength and isinstance(model.output, ChromaBins):
         distribution = distribution.reweight(model.output.rebalancing_weights(strength))
-    size = (pixels.shape[0], pixels.shape[1])
-    hints = None if options.hints is None else read_hints(options.hints, size)
-    constraints = options.constraints if hints is None else replace(options.constraints, hints=hints)
+    size, constraints = (pixels.shape[0], pixels.shape[1]), options.constraints
+    if options.hints is not None:
+        constraints = replace(constraints, hints=read_hints(options.hints, size))
     return apply_constraints(distribution, constraints, options.effective_temperature, size, guide=plane)
 
 
 def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistribution:
     """Return the predicted distribution, merged over all scales, at the output size of the largest scale."""
-    return _predict(_downsampled_lightness(pixels, 2 * max(model.scales)), model)
+    return _predict(pixels, model)[1]
 
 
-def _predict(plane: Plane, model: ColourModel) -> ChromaDistribution:
+def _predict(pixels: Pixels, model: ColourModel) -> tuple[Plane, ChromaDistribution]:
+    """Return the lightness that determines the input of the model, and the predicted distribution."""
+    plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = _resize(plane, height, width).clip(0, 100)
-    # If the model is very certain, the other probabilities underflow to 0 in float32. Keep their logarithms finite.
+    # If the model is very certain, the probabilities of other classes are 0 in float32. Keep their logarithms finite.
     smallest = np.finfo(np.float32).tiny
     resized = (np.log(np.maximum(resize_planes(probs, height, width), smallest)) for probs in predictions)
-    return merge_distributions([ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized])
+    distributions = [ChromaDistribution(log_probs, model.centres, lightness_map) for log_probs in resized]
+    return plane, merge_distributions(distributions)
 
 
 def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
     """Return the lightness L* (0 to 100) of the image, reduced to a short side of about ``side`` pixels.
 
-    Smaller images keep their size. Large images are averaged over whole blocks before the lightness is computed, which
-    is fast and accurate enough for the model.
+    Smaller images keep their size. Large images are averaged over whole blocks before the lightness is computed. This
+    approximation is fast and does not affect the prediction noticeably.
     """
     pixels_8bit = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     factors = tuple(max(1, length // side) for length in (pixels_8bit.shape[1], pixels_8bit.shape[0]))
-    # The two axes of a strip have different factors, to keep the resolution of its short side.
+    # The two sides of a long image have different factors. The short side keeps its resolution.
     factor = (min(factors[0], max(1, 4 * factors[1])), min(factors[1], max(1, 4 * factors[0])))
     reduced = pixels_8bit if factor == (1, 1) else np.asarray(Image.fromarray(pixels_8bit).reduce(factor))
     return lightness(reduced)
 
 
 def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np.ndarray, "classes height width"]:
-    """Return the class probabilities at one scale. A photo model averages them with those of the flipped image."""
-    model_input = _resize(plane, *_input_shape(plane.shape, side, model.size_divisor)).clip(0, 100)
+    """Return the class probabilities at one scale, at which the short side has about ``side`` pixels.
+
+    The probabilities of a photo model are averaged over the image and the horizontally flipped image.
+    """
+    divisor, scale = model.size_divisor, side / min(plane.shape)
+    height, width = (
+        max(divisor, round(min(length * scale, MAX_ASPECT_RATIO * side) / divisor) * divisor) for length in plane.shape
+    )
+    model_input = _resize(plane, height, width).clip(0, 100)
     if model.is_photo:
         model_input /= 100
         both = softmax(model.predict(np.stack([model_input, model_input[:, ::-1]])[:, None]), 1)
         return (both[0] + both[1, ..., ::-1]) / 2
-    # The input of palette models is the mean of RGB/256; a grey with this L* has the sRGB value v/255.
+    # The input of palette models is the mean of RGB/256, whereas lightness_to_grey returns sRGB values in [0, 1].
     grey = lightness_to_grey(model_input) * np.float32(255 / 256)
     return softmax(model.predict(grey[None, None]), 1)[0]
 
 
-def _input_shape(shape: tuple[int, ...], side: int, size_divisor: int) -> tuple[int, int]:
-    """Return height and width with a short side of about ``side``, both multiples of ``size_divisor``."""
-    scale = side / min(shape)
-    height, width = (
-        max(size_divisor, round(min(length * scale, MAX_ASPECT_RATIO * side) / size_divisor) * size_divisor)
-        for length in shape
-    )
-    return height, width
-
-
 def _resize(plane: Plane, height: int, width: int) -> Plane:
-    """Resample one plane bicubically, with antialiasing."""
+    """Resize one plane by bicubic interpolation with antialiasing."""
     resized = Image.fromarray(np.asarray(plane, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     return np.array(resized, np.float32)

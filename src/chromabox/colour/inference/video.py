@@ -5,7 +5,6 @@ reset where the image moves.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,18 @@ from chromabox.io.video import DEFAULT_CRF, TranscodeResult, check_target, probe
 #: is halved after three frames.
 DEFAULT_SMOOTHING = 0.8
 
-#: A position is static if its lightness L* changes by less than the first value, and fully moving if L* changes by more
-#: than the second value.
+#: A position is static if its lightness L* changes by less than the first value. It is fully moving if L* changes by
+#: more than the second value.
 STATIC_BELOW, MOVING_ABOVE = 2.0, 8.0
 
-#: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this value and
-#: the correlation of the two frames is at most ``MAX_CUT_CORRELATION``. Noise causes smaller differences.
+#: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this value, and
+#: if the correlation of the two frames is at most ``MAX_CUT_CORRELATION``. Noise causes smaller differences.
 MIN_CUT_DIFFERENCE = 3.0
 
 #: Maximum correlation of L* across a scene cut. Flashes, fades and fast movement have a higher correlation.
 MAX_CUT_CORRELATION = 0.5
 
 
-@dataclass
 class TemporalSmoother:
     """Running average of the chroma maps of a video. Call it on the frames in order.
 
@@ -46,26 +44,22 @@ class TemporalSmoother:
         wₜ = (1 − smoothing) + smoothing · sₜ
         Cₜ = Cₜ₋₁ + wₜ (cₜ − Cₜ₋₁),   Rₜ = Rₜ₋₁ + wₜ (Lₜ − Rₜ₋₁)
 
-    A static position is averaged exponentially. Where the lightness has moved away from its average, the new colour
+    A static position is averaged exponentially. Where the lightness differs strongly from its average, the new colour
     takes effect immediately. The comparison with Rₜ₋₁ instead of the previous frame also detects slow movement.
-    Subtracting the median prevents brightness flicker in old footage and fades from being detected as movement, and the
-    3 × 3 mean does the same for noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement
-    without a change in lightness is not detected: the old colour then decays by the factor ``smoothing`` per frame.
+    Subtracting the median prevents brightness flicker and fades from being detected as movement. The 3 × 3 mean has the
+    same effect for noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement without a change in
+    lightness is not detected. In this case, the weight of the previous colour decreases by the factor ``smoothing`` per
+    frame.
 
-    Attributes:
-        smoothing: at least 0 (independent frames) and less than 1. Other values raise UsageError.
-        num_cuts: number of scene cuts so far. The first frame is not counted.
+    ``smoothing`` is at least 0 (independent frames) and less than 1. Other values raise UsageError.
     """
 
-    smoothing: float = DEFAULT_SMOOTHING
-    num_cuts: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
+    def __init__(self, smoothing: float = DEFAULT_SMOOTHING) -> None:
+        if not 0 <= smoothing < 1:
             raise UsageError(
-                f"temporal smoothing is {self.smoothing}: expected at least 0 (independent frames) and less than 1, "
-                "such as 0.9"
+                f"temporal smoothing is {smoothing}: expected at least 0 (independent frames) and less than 1"
             )
+        self.smoothing = smoothing
         self._previous: Float32[np.ndarray, "height width"] | None = None
 
     def __call__(
@@ -79,7 +73,6 @@ class TemporalSmoother:
         """
         previous, self._previous = self._previous, lightness
         if previous is None or is_scene_cut(previous, lightness):
-            self.num_cuts += previous is not None
             self._chroma, self._reference = chroma, lightness
             return chroma
         change = lightness - self._reference
@@ -102,15 +95,6 @@ def is_scene_cut(previous: Float32[np.ndarray, "height width"], current: Float32
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoSummary(TranscodeResult):
-    """Summary of a written video, with its duration in seconds, average frame rate and number of scenes."""
-
-    seconds: float
-    fps: float
-    num_scenes: int
-
-
 def colourise_video(
     source: Path,
     target: Path,
@@ -119,11 +103,11 @@ def colourise_video(
     smoothing: float = DEFAULT_SMOOTHING,
     crf: float = DEFAULT_CRF,
     show_progress: bool = True,
-) -> VideoSummary:
+) -> TranscodeResult:
     """Colourise the video at `source` and write it to `target` as MP4, MOV or Matroska, according to the suffix.
 
     Args:
-        source: a grey or colour video. Whether the colours of a colour video are used depends on `predict_chroma`.
+        source: a grey or colour video. Only the lightness of its frames is kept.
         target: path of the output, which is written atomically. Missing folders are created.
         predict_chroma: takes an upright frame (sRGB, 0 to 255) and returns its a* and b* [height, width, 2] on a small
             map, which has the same size for all frames.
@@ -145,9 +129,7 @@ def colourise_video(
             tick()
             return result
 
-        transcoded = transcode(video, target, colourise_frame, crf=crf)
-    num_scenes = smoother.num_cuts + 1
-    return VideoSummary(**vars(transcoded), seconds=video.seconds, fps=video.fps, num_scenes=num_scenes)
+        return transcode(video, target, colourise_frame, crf=crf)
 
 
 def lightness_at_size(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:

@@ -1,4 +1,4 @@
-"""Colourisation models, which classify pixels into palette colours or chroma bins, and their registry."""
+"""Colourisation models, which classify pixels into palette colours or chroma bins."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,13 +25,12 @@ def build_model(name: str, **model_args: Any) -> nn.Module:
 
     Raise UsageError if the name is unknown, or if an argument is unknown or missing.
     """
+    if name not in MODELS:
+        raise UsageError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
+    # Arguments that were read from JSON are lists instead of tuples.
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in model_args.items()}
     try:
-        # Arguments read from JSON have lists in place of tuples.
-        return MODELS[name](
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in model_args.items()}
-        )
-    except KeyError:
-        raise UsageError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}") from None
+        return MODELS[name](**arguments)
     except TypeError as error:
         raise UsageError(f"model {name!r}: invalid options ({error})") from error
 

@@ -1,8 +1,8 @@
 """The three networks of figure 1 of the assignment: PoolUpsampleNet (1a), ConvTransposeNet (1b), UNet (1c).
 
-The input is a batch of greyscale images in [0, 1), float32 [batch, in, height, width]; height and width are multiples
-of ``model.size_divisor``. The output is logits [batch, colours, height, width]. UNet follows Ronneberger et al. 2015.
-Any kernel size of at least 1 preserves the shapes in the figure: see :func:`strided_padding` and
+The input is a batch of greyscale images in [0, 1), float32 [batch, in, height, width]. Height and width are multiples
+of ``model.size_divisor``. The output is a batch of logits [batch, colours, height, width]. UNet follows Ronneberger et
+al. 2015. The layers have the shapes in the figure for any kernel size of at least 1. See :func:`strided_padding` and
 :func:`transposed_padding`.
 """
 
@@ -21,7 +21,7 @@ GreyBatch = Float[Tensor, "batch in height width"]
 def strided_padding(kernel: int, dilation: int = 1) -> int:
     """Return the padding with which a convolution of stride 2 halves every even size exactly.
 
-    The output is floor((n + 2p − d(k − 1) − 1) / 2) + 1 = n/2, so 2p is d(k − 1) or d(k − 1) − 1.
+    The output has the size floor((n + 2p − d(k − 1) − 1) / 2) + 1. It is n/2 if 2p is d(k − 1) or d(k − 1) − 1.
     """
     return dilation * (kernel - 1) // 2
 
@@ -29,8 +29,8 @@ def strided_padding(kernel: int, dilation: int = 1) -> int:
 def transposed_padding(kernel: int) -> tuple[int, int]:
     """Return the (padding, output_padding) with which a transposed convolution of stride 2 doubles every size exactly.
 
-    The output is 2(n − 1) − 2p + (k − 1) + o + 1 = 2n, so o = 2p + 2 − k with o in {0, 1}: p = (k − 1) // 2 and o = 1
-    for odd k, 0 for even k.
+    The output has the size 2(n − 1) − 2p + (k − 1) + o + 1. It is 2n if o = 2p + 2 − k. Since o is 0 or 1, p is
+    (k − 1) // 2. The output padding o is 1 for odd k and 0 for even k.
     """
     return (kernel - 1) // 2, kernel % 2
 
@@ -42,8 +42,8 @@ warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths
 def same_conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Return a convolution that keeps height and width (stride 1) or halves them (stride 2).
 
-    With stride 1 and an even kernel extent e = d(k − 1) + 1, no symmetric padding keeps the size; ``padding="same"``
-    then pads one pixel more at the right and bottom. An odd extent is padded by (e − 1)/2 on every side.
+    With stride 1, a kernel with an odd extent e = d(k − 1) + 1 is padded by (e − 1)/2 on every side. For an even
+    extent, no symmetric padding keeps the size, and ``padding="same"`` pads one pixel more at the right and bottom.
     """
     padding = "same" if stride == 1 else strided_padding(kernel, dilation)
     return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, padding=padding)
@@ -58,14 +58,13 @@ def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTr
 
 
 def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
-    """Raise UsageError if a layer of these sizes cannot preserve the shapes in the figure."""
+    """Raise UsageError if a size is below 1 or if the kernel extends beyond an image of 32 × 32 pixels."""
     sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
-    sizes |= {"num_filters": num_filters, "num_colours": num_colours}
-    for name, value in sizes.items():
+    for name, value in {**sizes, "num_filters": num_filters, "num_colours": num_colours}.items():
         if value < 1:
             raise UsageError(f"{name} is {value}: expected at least 1")
     extent = dilation * (kernel - 1) + 1
-    if extent > 33:  # most of the convolution's inputs would be padding
+    if extent > 33:  # Most inputs of the convolution would be padding.
         raise UsageError(
             f"kernel {kernel} with dilation {dilation} covers {extent} pixels, more than an image of 32 × 32: "
             "use a smaller kernel or dilation"
@@ -73,7 +72,7 @@ def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_col
 
 
 class PoolUpsampleNet(nn.Module):
-    """Figure 1a: two convolutions with pooling, two with upsampling, and a last convolution."""
+    """Figure 1a: two convolutions with pooling, two convolutions with upsampling, and a last convolution."""
 
     size_divisor = 4
 
@@ -114,7 +113,8 @@ def up_block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
 class ConvTransposeNet(nn.Module):
     """Figure 1b: strided convolutions instead of pooling, transposed convolutions instead of upsampling.
 
-    ``dilation`` applies to the ordinary convolutions; the transposed ones keep dilation 1, as the assignment specifies.
+    ``dilation`` applies to the ordinary convolutions. The transposed convolutions have dilation 1, as the assignment
+    specifies.
     """
 
     size_divisor = 4
@@ -136,7 +136,7 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Figure 1c: ConvTransposeNet with skips from block 1 to block 4 and from the input to the last layer."""
+    """Figure 1c: ConvTransposeNet with skip connections from block 1 to block 4 and from input to last layer."""
 
     size_divisor = 4
 

@@ -17,9 +17,10 @@ def hat_encoding(
 
     Hat function i is 1 at i/n and decreases linearly to 0 at (i − 1)/n and (i + 1)/n. The nearest palette colour
     changes abruptly with grey. A linear layer on this encoding represents every piecewise linear function of grey with
-    these knots; on the grey value itself, each step would need several hidden units.
+    these knots. Without the encoding, a network needs several hidden units for each abrupt change.
     """
-    # Computed in channels-last layout: converting this tensor, the widest of the model, later would be slow.
+    # This tensor has the most channels of the model. It is computed in channels-last layout because converting it to
+    # this layout is slow.
     levels = torch.arange(num_intervals + 1, device=grey.device)
     return (1 - (grey.float().permute(0, 2, 3, 1) * num_intervals - levels).abs()).clamp(min=0).permute(0, 3, 1, 2)
 
@@ -27,8 +28,8 @@ def hat_encoding(
 class ResidualBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016, figure 1b): x + branch(x).
 
-    The branch is BatchNorm, ReLU, convolution, BatchNorm, ReLU, convolution. The second convolution is initialised to
-    zero, which makes the block initially the identity (Zhang, Dauphin and Ma 2019).
+    The branch consists of BatchNorm, ReLU, convolution, BatchNorm, ReLU and convolution. The second convolution is
+    initialised to zero. The block is therefore initially the identity (Zhang, Dauphin and Ma 2019).
     """
 
     def __init__(self, channels: int) -> None:
@@ -48,11 +49,14 @@ class ResidualBlock(nn.Module):
 class ColourNet(nn.Module):
     """U-Net of residual blocks, with most of the computation at half resolution and below (our design).
 
-    The grey values are encoded by hat functions (:func:`hat_encoding`), which are the input of three layers: the stem,
-    a convolution of stride 2; the full-resolution convolution whose output is added to the decoder's; and a 1 × 1
-    convolution added to the logits, which acts as a lookup table from grey value to logits that the other layers only
-    have to correct. In evaluation mode, the probabilities of the image and of its horizontal flip are averaged
-    (test-time augmentation). Height and width must be multiples of 8.
+    The grey values are encoded by hat functions (:func:`hat_encoding`). The encoding is the input of three layers:
+
+    * ``stem``, a convolution of stride 2.
+    * ``local``, a convolution at full resolution. Its output is added to the output of the decoder.
+    * ``table``, a 1 × 1 convolution. Its output is added to the logits. It acts as a lookup table from grey to logits.
+
+    In evaluation mode, the probabilities of the image and of its horizontal flip are averaged (test-time augmentation).
+    Height and width must be multiples of 8.
     """
 
     size_divisor = 8

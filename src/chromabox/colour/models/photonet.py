@@ -10,10 +10,10 @@ from chromabox.colour.models.colournet import ResidualBlock
 
 
 class GlobalContext(nn.Module):
-    """Global context: a linear map of ReLU(mean over height and width), added at every position.
+    """Linear map of ReLU(mean over height and width), added to the features at every position.
 
-    Objects in one part of an image provide evidence for colours in other parts: for example, a horse makes a green
-    meadow more likely. The linear map is initialised to zero, which makes the layer initially the identity.
+    Objects in one part of an image provide evidence for colours in other parts. For example, a horse makes a green
+    meadow more likely. The linear map is initialised to zero. The layer is therefore initially the identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -30,12 +30,11 @@ class GlobalContext(nn.Module):
 class PhotoNet(nn.Module):
     """Feature pyramid (our design) from lightness in [0, 1] to logits of chroma bins at 1/8 resolution.
 
-    The encoder has the architecture of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018) and can therefore
-    be initialised with their pretrained weights. The decoder is a feature pyramid of residual blocks at 1/32, 1/16 and
-    1/8 resolution, with :class:`GlobalContext` at 1/32. A finer resolution is not needed for chroma, because upsampling
-    is guided by the full-resolution lightness, which contains the edges. The first ``frozen`` encoder layers, including
-    their BatchNorm statistics, do not change during training, and no gradients are computed for them. Height and width
-    must be multiples of 32.
+    The encoder has the architecture of the first six layers of YOLOv3-tiny (Redmon and Farhadi 2018) and can be
+    initialised with their pretrained weights. The decoder is a feature pyramid of residual blocks at 1/32, 1/16 and 1/8
+    resolution, with :class:`GlobalContext` at 1/32. Chroma does not require a finer resolution because its upsampling
+    is guided by the full-resolution lightness, which contains the edges. The first ``frozen`` encoder layers do not
+    change during training, including their BatchNorm statistics. Height and width must be multiples of 32.
     """
 
     size_divisor = 32

@@ -1,4 +1,4 @@
-"""Cross-entropy losses for pixel classification, into palette colours or into chroma bins, and accuracy."""
+"""Cross-entropy losses and accuracy for the classification of pixels into palette colours or chroma bins."""
 
 from collections.abc import Callable
 
@@ -58,12 +58,9 @@ def soft_encode(
     corner = position.floor()
     offset = position - corner
     row, column = corner.long().unbind(1)
-    indices, weights = [], []
-    for down in (0, 1):
-        for right in (0, 1):
-            indices.append(nearest_bin[row + down, column + right])
-            weights.append((offset[:, 0] if down else 1 - offset[:, 0]) * (offset[:, 1] if right else 1 - offset[:, 1]))
-    return torch.stack(indices, 1), torch.stack(weights, 1)
+    (top, bottom), (left, right) = ((1 - part, part) for part in offset.unbind(1))
+    corners = [nearest_bin[row + down, column + across] for down in (0, 1) for across in (0, 1)]
+    return torch.stack(corners, 1), torch.stack([top * left, top * right, bottom * left, bottom * right], 1)
 
 
 def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
@@ -72,9 +69,9 @@ def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
 
 
 def soft_cross_entropy(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy in nats between the scores and the soft-encoded chroma, computed in float32.
+    """Return the cross-entropy in nats of the logits ``scores`` with the soft-encoded chroma as the target.
 
-    The mean is taken over all positions.
+    The loss is computed in float32 and averaged over all positions.
     """
     indices, weights = soft_encode(chroma, bins)
     log_probabilities = scores.float().log_softmax(1).gather(1, indices)

@@ -1,12 +1,12 @@
 """Training recipes: functions that return the hyperparameters of each model as a frozen dataclass.
 
-``course`` has the exact settings of the assignment, ``default`` is the best recipe with 25 epochs and ``quick`` is the
-fastest recipe for a good model. ``docs/log.md`` describes the experiments behind the recipes and their results. This
+``course`` has the exact settings of the assignment. ``default`` is the best recipe with 25 epochs. ``quick`` is the
+fastest recipe for a good model. ``docs/log.md`` describes the experiments from which the recipes were chosen. This
 module does not import torch.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from chromabox.engine.optim_config import OptimConfig
 from chromabox.errors import UsageError
@@ -26,54 +26,28 @@ class TrainRecipe(OptimConfig):
     hflip: bool = True
     """Flip each image horizontally with probability 1/2."""
     backbone_lr: float = 0.0
-    """Peak learning rate of AdamW for the pretrained layers. If it is 0, they are optimised like all other layers."""
+    """Peak learning rate of AdamW for pretrained layers. With 0, these layers are optimised like all other layers."""
     auxiliary_fraction: float = 0.0
-    """Fraction of auxiliary images in each batch. If the data is one class of CIFAR-10, these are the other classes."""
+    """Fraction of each batch that is taken from the classes of CIFAR-10 that are not in the training data."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def course_recipe(model: PaletteModelName) -> TrainRecipe:
     """Return the assignment's settings: Adam at a constant 1e-3, batches of 100 in file order, 25 epochs, no flips."""
-    return TrainRecipe(
-        epochs=25,
-        batch_size=100,
-        optimizer="adam",
-        lr=1e-3,
-        shuffle=False,
-        hflip=False,
-        precision="float32",
-    )
+    recipe = TrainRecipe(epochs=25, batch_size=100, optimizer="adam", lr=1e-3)
+    return replace(recipe, shuffle=False, hflip=False, precision="float32")
 
 
 def default_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the best recipe with 25 epochs. For colournet, return the best for about 15 minutes on two cores."""
+    """Return the best recipe with 25 epochs. For colournet, return the best recipe for 15 minutes on two cores."""
     if model == "colournet":
-        return TrainRecipe(
-            epochs=24,
-            batch_size=128,
-            optimizer="muon",
-            lr=0.04,
-            adamw_lr=0.006,
-            weight_decay=0.03,
-            schedule="linear",
-            warmup_fraction=0.08,
-            ema_fraction=0.04,
-            auxiliary_fraction=0.8,
-        )
-    return TrainRecipe(
-        epochs=25,
-        batch_size=50,
-        optimizer="muon",
-        lr=0.05,
-        adamw_lr=0.02,
-        schedule="linear",
-        warmup_fraction=0.2,
-        ema_fraction=0.04,
-    )
+        recipe = _muon_recipe(epochs=24, batch_size=128, lr=0.04, adamw_lr=0.006, warmup_fraction=0.08)
+        return replace(recipe, weight_decay=0.03, auxiliary_fraction=0.8)
+    return _muon_recipe(epochs=25, batch_size=50, lr=0.05, adamw_lr=0.02, warmup_fraction=0.2)
 
 
 def quick_recipe(model: PaletteModelName) -> TrainRecipe:
-    """Return the recipe with the fewest epochs that surpasses the best published UNet by a margin."""
+    """Return the recipe with the fewest epochs that clearly surpasses the best published UNet."""
     if model == "colournet":
         return replace(default_recipe(model), epochs=5)
     return replace(default_recipe(model), epochs=2, batch_size=32, lr=0.1, ema_fraction=0.1)
@@ -82,20 +56,8 @@ def quick_recipe(model: PaletteModelName) -> TrainRecipe:
 PALETTE_RECIPES = {"course": course_recipe, "default": default_recipe, "quick": quick_recipe}
 
 
-def base_photo_recipe() -> TrainRecipe:
-    """Return the recipe of the photo model: hours of training on one core. Small batches suit the optimizer Muon."""
-    return TrainRecipe(
-        epochs=12,
-        batch_size=32,
-        optimizer="muon",
-        lr=0.02,
-        adamw_lr=0.002,
-        backbone_lr=5e-4,
-        weight_decay=0.03,
-        schedule="linear",
-        warmup_fraction=0.02,
-        ema_fraction=0.04,
-    )
+def _muon_recipe(**settings: Any) -> TrainRecipe:
+    return TrainRecipe(optimizer="muon", schedule="linear", ema_fraction=0.04, **settings)
 
 
 def make_recipe(
@@ -123,14 +85,15 @@ def make_photo_recipe(
     learning_rate: float | None = None,
     finetune: bool = False,
 ) -> TrainRecipe:
-    """Return the recipe of the photo model with the given overrides.
+    """Return the recipe of the photo model with the given overrides. Training takes hours on one core.
 
     ``finetune`` selects the recipe for a model that is already trained. Raise UsageError if an override is not
     positive.
     """
-    recipe = base_photo_recipe() if name == "default" else replace(base_photo_recipe(), epochs=3)
+    recipe = _muon_recipe(epochs=12, batch_size=32, lr=0.02, adamw_lr=0.002, warmup_fraction=0.02)
+    recipe = replace(recipe, epochs=12 if name == "default" else 3, weight_decay=0.03, backbone_lr=5e-4)
     if finetune:
-        # Use a tenth of the learning rates, so that a few images do not overwrite what the model has learned.
+        # A tenth of the learning rates preserves most of the initial model if there are only a few images.
         recipe = replace(recipe, epochs=5, lr=0.002, adamw_lr=2e-4, backbone_lr=5e-5, batch_size=16)
     return _override(recipe, epochs, batch_size, learning_rate)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.colour.data.datasets import (
-    AuxiliaryImages,
     ColourDataset,
-    gather_batch,
+    LabelledImages,
     load_colour_dataset,
     make_batches,
     num_batches,
@@ -38,7 +37,7 @@ TRAIN_EVAL_IMAGES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """Complete configuration of a training run, which is saved as ``config.json``."""
+    """Complete configuration of a training run of a palette model, saved as ``config.json``."""
 
     model: PaletteModelName
     recipe_name: str
@@ -59,19 +58,19 @@ class TrainInputs:
 
 
 def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainInputs:
-    """Load the palette and the data of a configuration. A resumed run uses the palette saved in its folder."""
+    """Load the palette and the data of a configuration.
+
+    A resumed run uses the palette in its folder or, if this file is missing, the palette of its checkpoint.
+    """
     if resume_from is None:
         palette = resolve_palette(config.palette, config.data, size=config.size)
     elif (resume_from / "palette.json").is_file():
         palette = load_palette(resume_from / "palette.json")
     else:
         palette = load_palette_model(resume_from / "last.safetensors").palette
+    with_auxiliary, val_fraction = config.recipe.auxiliary_fraction > 0, config.val_fraction
     data = load_colour_dataset(
-        config.data,
-        palette,
-        val_fraction=config.val_fraction,
-        size=config.size,
-        with_auxiliary=config.recipe.auxiliary_fraction > 0,
+        config.data, palette, val_fraction=val_fraction, size=config.size, with_auxiliary=with_auxiliary
     )
     return TrainInputs(palette, data)
 
@@ -84,10 +83,8 @@ class PaletteJob:
         torch.manual_seed(config.seed)
         self.model_args = {"num_colours": len(inputs.palette.colours), **config.model_args}
         self.model = build_model(config.model, **self.model_args)
-        recipe = config.recipe
-        self.batches_per_epoch = num_batches(
-            len(inputs.data.train), recipe.batch_size, shuffle=recipe.shuffle, dist_info=dist_info
-        )
+        num_images, recipe = len(inputs.data.train), config.recipe
+        self.batches_per_epoch = num_batches(num_images, recipe.batch_size, shuffle=recipe.shuffle, dist_info=dist_info)
         self.num_steps = config.max_steps or recipe.epochs * self.batches_per_epoch
 
     def __str__(self) -> str:
@@ -96,9 +93,8 @@ class PaletteJob:
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
         """Return a function that computes the loss of the first batch."""
-        train = self.inputs.data.train
-        batch_size = min(self.config.recipe.batch_size, len(train))
-        batch = gather_batch(train, torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.bool), device=device)
+        images = self.inputs.data.train.select(slice(self.config.recipe.batch_size))
+        batch = images.grey.to(device), images.labels.to(device)
         return lambda forward: compute_losses(forward, batch)["loss"]
 
     def save_inputs(self, run: RunDir) -> None:
@@ -107,21 +103,15 @@ class PaletteJob:
 
     @contextmanager
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[Any], TrainSchedule]]:
-        """Yield the task and its schedule. If there is held-out data, the validation loss selects the best epoch."""
+        """Yield the task and its schedule. If there is a validation set, its loss selects the best epoch."""
         config, recipe, data = self.config, self.config.recipe, self.inputs.data
+        monitor = "val_loss" if data.val is not None else None
         self.schedule = make_schedule(
-            config,
-            self.batches_per_epoch,
-            accumulate=config.accumulate,
-            monitor="val_loss" if data.val is not None else None,
-            ema_warmup=False,
+            config, self.batches_per_epoch, accumulate=config.accumulate, monitor=monitor, ema_warmup=False
         )
         optimizers = build_optimizers(recipe, self.model)
         metadata = model_metadata(config.model, self.model_args, self.inputs.palette)
         metadata |= {"recipe": config.recipe_name, "data": config.data, "size": config.size, "seed": config.seed}
-        auxiliary = None
-        if data.auxiliary is not None and recipe.auxiliary_fraction:
-            auxiliary = AuxiliaryImages(data.auxiliary, recipe.auxiliary_fraction)
         task = TrainTask(
             model=self.model,
             optimizers=optimizers,
@@ -131,7 +121,8 @@ class PaletteJob:
                 shuffle=recipe.shuffle,
                 hflip=recipe.hflip,
                 seed=config.seed,
-                auxiliary=auxiliary,
+                auxiliary=data.auxiliary if recipe.auxiliary_fraction else None,
+                auxiliary_fraction=recipe.auxiliary_fraction,
                 dist_info=self.dist_info,
                 device=runtime.device,
             ),
@@ -144,8 +135,8 @@ class PaletteJob:
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
         """Evaluate the model of the last epoch in float32 and return the summary of the run."""
-        device, test = next(model.parameters()).device, self.inputs.data.test
-        test_loss, test_accuracy = loss_and_accuracy(lambda grey: model(grey.to(device)).cpu(), test.grey, test.labels)
+        device = next(model.parameters()).device
+        test_loss, test_accuracy = _loss_and_accuracy(model, self.inputs.data.test, device)
         records = run.metrics()
         epochs = int(records[-1]["epoch"])
         return {
@@ -178,19 +169,18 @@ def train(
     ``inputs`` can be shared by several runs. None loads the inputs of ``config``. See
     :func:`chromabox.engine.train.run_training` for the other arguments.
     """
-    run, dist_info = RunDir(folder), dist_info or DistInfo()
+    dist_info, options = dist_info or DistInfo(), options or RuntimeOptions()
     job = PaletteJob(config, inputs or load_inputs(config, folder if resume else None), dist_info)
-    options = options or RuntimeOptions()
     if options.precision == "auto":
         options = replace(options, precision=config.recipe.precision)
-    return run_training(job, run, options=options, dist_info=dist_info, resume=resume, callbacks=callbacks)
+    return run_training(job, RunDir(folder), options=options, dist_info=dist_info, resume=resume, callbacks=callbacks)
 
 
 def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a recipe.
 
-    With ``optimizer="adam"``, Adam updates all parameters. Otherwise, Muon with weight decay updates the kernels, and
-    AdamW without weight decay updates the other parameters.
+    With ``optimizer="adam"``, Adam updates all parameters. Otherwise, Muon with weight decay updates the kernels. AdamW
+    without weight decay updates the other parameters.
     """
     if recipe.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), lr=recipe.lr)]
@@ -201,19 +191,14 @@ def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.
 
 def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[str, float]:
     """Return the metrics of an epoch, in the order of ``metrics.jsonl``."""
-
-    def forward(grey: Tensor) -> Tensor:
-        logits: Tensor = model(grey.to(device))
-        return logits.cpu()
-
     metrics = {}
-    for name, images in (
-        ("train", data.train.select(slice(0, TRAIN_EVAL_IMAGES))),
-        ("val", data.val),
-        ("test", data.test),
-    ):
+    splits = {"train": data.train.select(slice(TRAIN_EVAL_IMAGES)), "val": data.val, "test": data.test}
+    for name, images in splits.items():
         if images is not None:
-            loss, accuracy = loss_and_accuracy(forward, images.grey, images.labels)
-            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss, accuracy
+            metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = _loss_and_accuracy(model, images, device)
     del metrics["train_loss"]  # The trainer records the mean loss over the batches of the epoch.
     return metrics
+
+
+def _loss_and_accuracy(model: nn.Module, images: LabelledImages, device: str | torch.device) -> tuple[float, float]:
+    return loss_and_accuracy(lambda grey: model(grey.to(device)).cpu(), images.grey, images.labels)

@@ -15,22 +15,21 @@ from torch import Tensor, nn
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
 from chromabox.colour.chroma.lab import lab_to_rgb, rgb_to_lab
 from chromabox.colour.chroma.recolour import resize_planes
+from chromabox.colour.data.datasets import center_crop, num_batches
 from chromabox.colour.data.photos import (
     Photo,
     PhotoBatch,
     PhotoDataset,
-    center_crop,
     load_photos,
     make_photo_batch,
     make_photo_batches,
-    num_photo_batches,
 )
 from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.training.loss import BinScores, decode_mean, soft_cross_entropy
 from chromabox.colour.training.recipes import InitName, TrainRecipe
-from chromabox.colour.weights.checkpoint import PhotoModel, load_model, photo_model_metadata
+from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import DistInfo
@@ -42,13 +41,13 @@ from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
-#: Number of frozen layers with the weights of YOLOv3-tiny. They extract edges and textures at full, half and quarter
-#: resolution and account for most of the computation.
+#: Number of frozen layers with the weights of YOLOv3-tiny. These layers extract edges and textures at full, half and
+#: quarter resolution. They account for most of the computation.
 NUM_FROZEN_LAYERS = 3
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
-#: PSNR in dB that replaces the infinite PSNR of exact predictions. It is slightly above the PSNR of an image with a
-#: single wrong value.
+#: PSNR in dB that replaces the infinite PSNR of exact predictions. An image with a single wrong value has a slightly
+#: lower PSNR.
 MAX_PSNR = 100.0
 #: Number of validation images that are decoded for PSNR, ΔE2000 and colourfulness. The loss uses all validation images.
 NUM_DECODED = 200
@@ -56,7 +55,7 @@ NUM_DECODED = 200
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoConfig(RunConfig):
-    """Complete configuration of a training run, which is saved as ``config.json``."""
+    """Complete configuration of a training run of the photo model, saved as ``config.json``."""
 
     model: Literal["photo"] = "photo"
     recipe_name: str
@@ -76,12 +75,13 @@ class PhotoConfig(RunConfig):
 
 @dataclass(frozen=True)
 class InitialModel:
-    """Model before the first training step, with its chroma bins and the source of its weights."""
+    """Model before the first training step, with its chroma bins."""
 
     model: PhotoNet
     model_args: dict[str, Any]
     bins: ChromaBins
     init: str
+    """Source of the weights: a value of ``PhotoConfig.init`` other than ``auto``."""
 
 
 class PhotoJob:
@@ -90,12 +90,12 @@ class PhotoJob:
     def __init__(
         self, config: PhotoConfig, photos: PhotoDataset, dist_info: DistInfo, resume_from: Path | None = None
     ) -> None:
-        self.photos, self.dist_info = photos, dist_info
         torch.manual_seed(config.seed)
         self.initial = init_model(config, photos, resume_from)
         self.model, self.bins = self.initial.model, self.initial.bins
         self.config = config if resume_from is not None else replace(config, init=self.initial.init)
-        self.batches_per_epoch = num_photo_batches(len(photos.train), config.recipe.batch_size, dist_info)
+        self.photos, self.dist_info = photos, dist_info
+        self.batches_per_epoch = num_batches(len(photos.train), config.recipe.batch_size, dist_info=dist_info)
         self.num_steps = config.recipe.epochs * self.batches_per_epoch
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class PhotoJob:
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
         """Return a function that computes the loss of the first batch."""
         crops = [center_crop(image) for image in self.photos.train[: self.config.recipe.batch_size]]
-        lightness, chroma = make_photo_batch(crops, self.config.size, PhotoNet.stride)
+        lightness, chroma = make_photo_batch(crops, self.config.size)
         batch = lightness.to(device), chroma.to(device)
         return lambda forward: self._compute_losses(forward, batch)["loss"]
 
@@ -127,7 +127,7 @@ class PhotoJob:
         config, recipe = self.config, self.config.recipe
         schedule = make_schedule(config, self.batches_per_epoch, accumulate=config.accumulate, monitor="val_loss")
         optimizers = _build_optimizers(recipe, self.initial)
-        metadata = photo_model_metadata(self.initial.model_args, self.bins)
+        metadata = model_metadata("photo", self.initial.model_args, self.bins)
         metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
         metadata |= {"seed": config.seed, "start": self.initial.init}
         val_crops = [center_crop(image) for image in self.photos.val]
@@ -135,13 +135,7 @@ class PhotoJob:
             model=self.model,
             optimizers=optimizers,
             batches=make_photo_batches(
-                self.photos.train,
-                recipe.batch_size,
-                size=config.size,
-                stride=PhotoNet.stride,
-                seed=config.seed,
-                dist_info=self.dist_info,
-                device=runtime.device,
+                self.photos.train, recipe.batch_size, config.size, config.seed, self.dist_info, runtime.device
             ),
             compute_loss=self._compute_losses,
             validate=lambda model: validate_photo(model, self.bins, val_crops, config.size, runtime.device),
@@ -151,7 +145,7 @@ class PhotoJob:
         yield task, schedule
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Return the summary of the run, with the metrics of the best epoch."""
+        """Return the summary of the run with the metrics of the best epoch."""
         records = run.metrics()
         best = min(records, key=lambda record: record["val_loss"])
         return {
@@ -186,29 +180,37 @@ def train_photo(
     spacing, the data or the initial weights are invalid.
     """
     if config.size < 64 or config.size % PhotoNet.size_divisor:
-        raise UsageError(
-            f"size is {config.size}: expected a multiple of {PhotoNet.size_divisor}, at least 64, for the photo model"
-        )
+        raise UsageError(f"--size is {config.size}: expected a multiple of {PhotoNet.size_divisor}, at least 64")
     dist_info = dist_info or DistInfo()
-    photos = photos or load_photos(Path(config.data))
-    job = PhotoJob(config, photos, dist_info, folder if resume else None)
+    job = PhotoJob(config, photos or load_photos(Path(config.data)), dist_info, folder if resume else None)
     return run_training(job, RunDir(folder), options=options, dist_info=dist_info, resume=resume, callbacks=callbacks)
 
 
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
     """Return the model and its chroma bins before the first step.
 
-    A resumed run reads both from its folder. The original initial weights are not required. Raise UsageError if the
-    initial checkpoint is missing or is not a photo model, and ChromaboxError if YOLOv3-tiny is requested but not
-    available.
+    A resumed run reads the model and the bins from its folder. The original initial weights are not required. For a new
+    model, the bins are fitted to every fourth pixel (in both directions) of fewer than 4000 training images.
+
+    Raise UsageError if the bin spacing is invalid, or if the initial checkpoint is missing or is not a photo model.
+    Raise ChromaboxError if YOLOv3-tiny is requested but not available.
     """
     if resume_from is not None:
         return _load_photo_model(resume_from / "last.safetensors")
     if config.init not in ("auto", "yolov3-tiny", "none"):
         pretrained = _load_photo_model(None if config.init == "shipped" else Path(config.init))
         return replace(pretrained, init=config.init)
-    yolo_weights = None if config.init == "none" else _load_yolo_weights(required=config.init == "yolov3-tiny")
-    bins = _fit_bins(photos, config.bin_spacing)
+    if not config.bin_spacing > 0:
+        raise UsageError(f"bin_spacing is {config.bin_spacing}: expected a distance above 0, for example 10")
+    yolo_weights = None
+    if config.init != "none":
+        try:
+            yolo_weights = load_yolov3_tiny()[0].values
+        except ChromaboxError:
+            if config.init == "yolov3-tiny":
+                raise
+    images = photos.train[:: max(1, len(photos.train) // 2000)]
+    bins = fit_bins((rgb_to_lab(image[::4, ::4].reshape(-1, 3))[:, 1:] for image in images), config.bin_spacing)
     num_frozen = 0 if yolo_weights is None else NUM_FROZEN_LAYERS
     model_args = {**config.model_args, "num_colours": len(bins), "frozen": num_frozen}
     model = PhotoNet(**model_args)
@@ -219,30 +221,20 @@ def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | No
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
-    """Load a photo model in training mode. None loads the shipped model. Raise UsageError for any other model."""
+    """Load a photo model in training mode. None loads the bundled model. Raise UsageError for any other model."""
     model = load_model(path)
     if not isinstance(model, PhotoModel) or not isinstance(model.network, PhotoNet):
         name = model.metadata.get("net")
-        raise UsageError(
-            f"--init: {path or 'the shipped model'} is a {name} model; expected a checkpoint of a photo model"
-        )
+        raise UsageError(f"--init: {path or 'the bundled model'} is a {name} model; expected a photo model")
     model.network.train()
-    metadata = model.metadata
-    return InitialModel(model.network, metadata["settings"], model.bins, metadata.get("start", "none"))
-
-
-def _load_yolo_weights(*, required: bool) -> Any:
-    """Return the weights of YOLOv3-tiny. If unavailable, return None, or raise ChromaboxError if ``required``."""
-    try:
-        return load_yolov3_tiny()[0].values
-    except ChromaboxError:
-        if required:
-            raise
-        return None
+    return InitialModel(model.network, model.metadata["settings"], model.bins, model.metadata.get("start", "none"))
 
 
 def _copy_encoder(model: PhotoNet, weights: Any) -> None:
-    """Copy YOLOv3-tiny's first layers to the encoder; the first kernel is summed over red, green and blue for grey."""
+    """Copy the weights of YOLOv3-tiny's first layers to the encoder.
+
+    The first kernel is summed over red, green and blue because the input is grey.
+    """
     channels = (3, *PhotoNet.ENCODER_CHANNELS[1:])
     shapes = [(outputs, inputs, 3) for inputs, outputs in pairwise(channels)]
     for layer, source in zip(model.encode, unpack_layers(weights, shapes), strict=True):
@@ -254,7 +246,7 @@ def _copy_encoder(model: PhotoNet, weights: Any) -> None:
 
 @torch.no_grad()
 def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
-    """Initialise the last layer so that it predicts approximately the bin frequencies, which saves training steps."""
+    """Initialise the last layer to predict approximately the bin frequencies. This saves training steps."""
     last = model.head[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
@@ -262,26 +254,18 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
     last.weight.mul_(0.1)
 
 
-def _fit_bins(photos: PhotoDataset, spacing: float) -> ChromaBins:
-    """Fit chroma bins to fewer than 4000 training images, using every fourth pixel in both directions."""
-    if not spacing > 0:
-        raise UsageError(f"bin_spacing is {spacing}: expected a distance above 0 between chroma bins, for example 10")
-    step = max(1, len(photos.train) // 2000)
-    subsampled = (image[::4, ::4].reshape(-1, 3) for image in photos.train[::step])
-    return fit_bins((rgb_to_lab(pixels)[:, 1:] for pixels in subsampled), spacing)
-
-
 def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
     """Return Muon for the kernels and AdamW for the other parameters.
 
-    If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW with that learning rate updates the whole encoder.
+    If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW updates the whole encoder with this learning rate.
     """
-    has_backbone_lr = initial.init != "none" and recipe.backbone_lr > 0
-    encoder = [parameter for parameter in initial.model.encode.parameters() if parameter.requires_grad]
-    encoder_ids = {id(parameter) for parameter in encoder} if has_backbone_lr else set()
+    encoder: list[nn.Parameter] = []
+    if initial.init != "none" and recipe.backbone_lr > 0:
+        encoder = [parameter for parameter in initial.model.encode.parameters() if parameter.requires_grad]
+    encoder_ids = {id(parameter) for parameter in encoder}
     kernels, others = split_kernels(p for p in initial.model.parameters() if id(p) not in encoder_ids)
     groups = [{"params": others, "lr": recipe.adamw_lr}]
-    if encoder_ids:
+    if encoder:
         groups.append({"params": encoder, "lr": recipe.backbone_lr})
     return build_muon(recipe, kernels, torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01))
 
@@ -293,20 +277,22 @@ def validate_photo(
     """Return validation metrics of square crops.
 
     The loss is computed over all crops. The other metrics are computed over the first ``NUM_DECODED`` crops.
-    ``val_loss`` is the mean cross-entropy in nats. ``val_psnr_gain`` is the mean PSNR gain in dB over greyscale.
-    ``val_delta_e_cut`` is the relative reduction of the mean CIEDE2000 compared with greyscale.
-    ``val_colourfulness`` is the mean colourfulness divided by the mean colourfulness of the originals.
+
+    * ``val_loss``: mean cross-entropy in nats.
+    * ``val_psnr_gain``: mean PSNR of the predictions (at most ``MAX_PSNR``) minus that of greyscale images, in dB.
+    * ``val_delta_e_cut``: relative reduction of the mean CIEDE2000 compared with greyscale images.
+    * ``val_colourfulness``: mean colourfulness divided by the mean colourfulness of the originals.
     """
     loss = torch.zeros((), dtype=torch.float64)
     psnr_gains, delta_es, colourfulnesses = [], [], []
     for first in range(0, len(crops), 50):
         batch = crops[first : first + 50]
-        lightness, chroma = make_photo_batch(batch, size, PhotoNet.stride)
+        lightness, chroma = make_photo_batch(batch, size)
         scores = model(lightness.to(device)).float().cpu()
         loss += soft_cross_entropy(scores, chroma, bins).double() * len(batch)
         if first < NUM_DECODED:
-            for original, predicted in zip(batch, decode_predictions(scores, bins, batch), strict=True):
-                grey = decode_chroma(torch.zeros(1, 2, 1, 1), [original])[0]
+            greys, predictions = _to_grey(batch), decode_predictions(scores, bins, batch)
+            for original, grey, predicted in zip(batch, greys, predictions, strict=True):
                 psnr_gains.append(min(MAX_PSNR, psnr(predicted, original)) - psnr(grey, original))
                 subsampled = original[::2, ::2]
                 delta_es.append((delta_e(predicted[::2, ::2], subsampled), delta_e(grey[::2, ::2], subsampled)))
@@ -327,23 +313,23 @@ def photo_sample_grid(
 ) -> list[list[Photo]]:
     """Return rows (grey, original, prediction) for the centre crops of the first ``num_images`` photographs."""
     originals = [center_crop(photo) for photo in photos[:num_images]]
-    lightness, _ = make_photo_batch(originals, size, PhotoNet.stride)
-    device = next(model.parameters()).device
-    predictions = decode_predictions(model(lightness.to(device)).float().cpu(), bins, originals)
-    greys = decode_chroma(torch.zeros(len(originals), 2, 1, 1), originals)
-    return [list(row) for row in zip(greys, originals, predictions, strict=True)]
+    lightness, _ = make_photo_batch(originals, size)
+    scores = model(lightness.to(next(model.parameters()).device)).float().cpu()
+    columns = _to_grey(originals), originals, decode_predictions(scores, bins, originals)
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _to_grey(crops: list[Photo]) -> list[Photo]:
+    return decode_chroma(torch.zeros(len(crops), 2, 1, 1), crops)
 
 
 def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) -> list[Photo]:
-    """Return the crops in the predicted colours.
-
-    The chroma is the annealed mean of the logits ``scores``, upsampled bilinearly.
-    """
+    """Return the crops with predicted chroma, which is the annealed mean of the logits ``scores``."""
     return decode_chroma(decode_mean((scores / VAL_TEMPERATURE).softmax(1), bins), crops)
 
 
 def decode_chroma(chroma: Float[Tensor, "batch 2 height width"], crops: list[Photo]) -> list[Photo]:
-    """Return 8-bit images with the lightness of the crops and the given chroma, which is upsampled bilinearly."""
+    """Return 8-bit images with the lightness of the crops and the given chroma, upsampled bilinearly."""
     decoded = []
     for crop, crop_chroma in zip(crops, chroma, strict=True):
         lab = rgb_to_lab(crop)

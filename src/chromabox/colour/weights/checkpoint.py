@@ -1,7 +1,6 @@
-"""Loading of trained colourisation models from checkpoints and ONNX files, and their metadata."""
+"""Loading of trained colourisation models from checkpoints and ONNX files."""
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.onnx_model import (
-    DEFAULT_MODEL,
+    BUNDLED_MODEL,
     ColourModel,
     load_onnx_model,
     read_classes,
@@ -26,7 +25,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 @dataclass(frozen=True)
 class PaletteModel:
-    """A colourisation model in evaluation mode, with its palette and the metadata of its checkpoint."""
+    """A palette model in evaluation mode, with its palette and the metadata of its checkpoint."""
 
     network: nn.Module
     palette: Palette
@@ -35,29 +34,27 @@ class PaletteModel:
 
 @dataclass(frozen=True)
 class PhotoModel:
-    """A photo model in evaluation mode, with its classes (chroma bins) and the metadata of its checkpoint."""
+    """A photo model in evaluation mode, with its chroma bins and the metadata of its checkpoint."""
 
     network: nn.Module
     bins: ChromaBins
     metadata: dict[str, Any]
 
 
-def photo_model_metadata(model_args: dict[str, Any], bins: ChromaBins) -> dict[str, Any]:
-    """Return the checkpoint metadata from which :func:`load_model` rebuilds a photo model."""
-    return {"net": "photo", "settings": model_args, "bins": bins.as_json()}
-
-
-def model_metadata(name: str, model_args: dict[str, Any], palette: Palette) -> dict[str, Any]:
-    """Return the checkpoint metadata from which :func:`load_model` rebuilds a model with a palette."""
-    return {"net": name, "settings": model_args, "palette": {"name": palette.name, "colours": palette.colours.tolist()}}
+def model_metadata(name: str, model_args: dict[str, Any], classes: Palette | ChromaBins) -> dict[str, Any]:
+    """Return the checkpoint metadata from which :func:`load_model` rebuilds a model."""
+    if isinstance(classes, ChromaBins):
+        return {"net": name, "settings": model_args, "bins": classes.as_json()}
+    palette = {"name": classes.name, "colours": classes.colours.tolist()}
+    return {"net": name, "settings": model_args, "palette": palette}
 
 
 def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     """Load a colourisation model in evaluation mode.
 
     Args:
-        path: a checkpoint, a run folder (its best checkpoint is loaded) or an exported ONNX file; None loads the
-            default model of the package.
+        path: a checkpoint, a run folder (its best checkpoint is loaded) or an exported ONNX file. None loads the
+            bundled photo model.
 
     Raise UsageError if the path does not exist, a run folder has no best checkpoint, or a library required for an ONNX
     file is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
@@ -86,11 +83,10 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
 
 
 def load_palette_model(path: Path | None = None) -> PaletteModel:
-    """Load a model with a palette, as :func:`load_model` does. Raise UsageError for a photo model."""
+    """Load a palette model as :func:`load_model` does. Raise UsageError for a photo model."""
     model = load_model(path)
     if isinstance(model, PhotoModel):
-        name = path or "the default model"
-        raise UsageError(f"{name}: is a photo model; expected a model that was trained on a palette")
+        raise UsageError(f"{path or 'the bundled model'} is a photo model; expected a model trained with a palette")
     return model
 
 
@@ -98,9 +94,8 @@ def _load_bundled() -> PhotoModel:
     """Return the bundled photo model. Its ONNX file contains all weights by name, some of them in float16."""
     import onnx
 
-    with resources.as_file(resources.files("chromabox.assets") / DEFAULT_MODEL) as path:
-        model = load_onnx_model(path)
-        tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    model = load_onnx_model(BUNDLED_MODEL)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(model.path).graph.initializer}
     network = build_model(model.metadata["net"], **model.metadata["settings"])
     with torch.no_grad():
         for name, value in network.state_dict().items():

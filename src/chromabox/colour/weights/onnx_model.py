@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
+import chromabox
 from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.palette.palette import Palette
@@ -21,37 +22,32 @@ if TYPE_CHECKING:
 
 ONNX_FORMAT = "chromabox-onnx-1"
 ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
-#: The bundled model that ``chromabox colour`` uses by default.
-DEFAULT_MODEL = "photo.onnx"
-#: Twelve times the size of the largest model.
+#: Photo model that is part of the package. ``chromabox colour`` uses it by default.
+BUNDLED_MODEL = Path(chromabox.__file__).parent / "assets" / "photo.onnx"
+#: Maximum file size, which is twelve times the size of the largest model.
 MAX_MODEL_BYTES = 256 << 20
 #: Maximum size divisor. The height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
-#: Maximum number of scales of test-time augmentation, and the maximum short side at a scale in pixels.
+#: Maximum number of scales of test-time augmentation, and maximum short side of a scale in pixels.
 MAX_SCALES, MAX_SCALE = 8, 4096
 
 
 @dataclass(frozen=True, eq=False)
 class ColourModel:
-    """An exported colourisation model. Threads can share an instance.
-
-    Attributes:
-        session: the ONNX Runtime session.
-        path: path of the ONNX file.
-        output: the classes, which are the colours of a palette or, for photo models, chroma bins.
-        size_divisor: number of which the height and width of the input must be multiples.
-        stride: height of the input divided by the height of the output; the same for the width.
-        scales: short sides, in pixels, to which images are resized for test-time augmentation.
-        metadata: the metadata of the checkpoint.
-    """
+    """An exported colourisation model. Threads can share an instance."""
 
     session: "InferenceSession"
     path: Path
     output: Palette | ChromaBins
+    """Classes of the model: the colours of a palette or, for photo models, chroma bins."""
     size_divisor: int
+    """Number of which the height and width of the input must be multiples."""
     stride: int
+    """Ratio of the height and width of the input to the height and width of the output."""
     scales: tuple[int, ...]
+    """Short sides, in pixels, to which images are resized for test-time augmentation."""
     metadata: dict[str, Any]
+    """Metadata of the checkpoint."""
 
     @property
     def is_photo(self) -> bool:
@@ -60,7 +56,7 @@ class ColourModel:
 
     @cached_property
     def centres(self) -> Float32[np.ndarray, "classes 2"]:
-        """a* and b* of the classes. The image keeps its lightness, so that of palette colours is not used."""
+        """a* and b* of the classes. The lightness of palette colours is not used."""
         if isinstance(self.output, ChromaBins):
             return self.output.centres
         return np.ascontiguousarray(rgb_to_lab(self.output.rgb)[:, 1:])
@@ -68,7 +64,7 @@ class ColourModel:
     def predict(
         self, grey: Float32[np.ndarray, "batch 1 height width"]
     ) -> Float32[np.ndarray, "batch classes small_height small_width"]:
-        """Return the logits. Raise ChromaboxError if the file cannot be run or its output has another shape."""
+        """Return the logits. Raise ChromaboxError if the model cannot be run or its output has a wrong shape."""
         batch, _, height, width = grey.shape
         try:
             (logits,) = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey})
@@ -76,9 +72,7 @@ class ColourModel:
             raise ChromaboxError(f"{self.path}: ONNX Runtime cannot run the model ({one_line(error)})") from error
         expected = (batch, len(self.centres), height // self.stride, width // self.stride)
         if logits.shape != expected:
-            raise ChromaboxError(
-                f"{self.path}: the output has the shape {list(logits.shape)}; expected {list(expected)}"
-            )
+            raise ChromaboxError(f"{self.path}: the output has shape {list(logits.shape)}; expected {list(expected)}")
         result: np.ndarray = logits
         return result
 
@@ -112,13 +106,14 @@ def read_classes(metadata: dict[str, Any]) -> Palette | ChromaBins:
 def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "auto") -> ColourModel:
     """Load a file written by :func:`~chromabox.colour.weights.export.export_onnx`.
 
-    The metadata has the same keys as the metadata of a checkpoint. Raise ChromaboxError for any other file.
+    The metadata of the model has the same keys as the metadata of a checkpoint. Raise ChromaboxError for any other
+    file.
     """
     data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
     properties = session.get_modelmeta().custom_metadata_map
     if properties.get("format") != ONNX_FORMAT:
-        raise ChromaboxError(f"{path}: not a Chromabox ONNX file (expected the format {ONNX_FORMAT!r} in its metadata)")
+        raise ChromaboxError(f"{path}: not a Chromabox ONNX file; expected the format {ONNX_FORMAT!r} in its metadata")
     try:
         metadata = {**json.loads(properties["history"]), "net": properties["net"]}
         metadata |= {key: json.loads(properties[key]) for key in ("bins", "palette") if key in properties}

@@ -9,7 +9,7 @@ from chromabox.detect.weights.onnx_model import (
     read_onnx_file,
     resolve_weights,
 )
-from chromabox.errors import missing_package
+from chromabox.errors import ChromaboxError, UsageError, missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
 
@@ -30,32 +30,36 @@ def open_detector(
     installed. Raise ChromaboxError if a file is damaged.
     """
     path = Path(weights)
-    if path.is_dir() and size is None and (path / "best.onnx").is_file():
-        path = path / "best.onnx"
-    content = read_onnx_file(path) if path.suffix.lower() == ".onnx" else b""
-    if EXPORT_FORMAT.encode() not in content:  # Other weights, or an ONNX file that another program exported.
-        path = _export_to_cache(weights, size)
+    content = b""
+    if (path / "best.onnx").is_file():
+        detector = load_onnx_detector(path / "best.onnx", threads=threads, device=device)
+        if size in (None, detector.size):
+            return detector
+    elif path.suffix.lower() == ".onnx":
         content = read_onnx_file(path)
-    detector = load_onnx_detector(path, content=content, threads=threads, device=device)
-    if size is not None:
-        detector.check_size(size)
-    return detector
-
-
-def _export_to_cache(weights: str | Path, size: int | None) -> Path:
-    """Return the path of the exported weights in the cache folder. Export the weights if this file is missing."""
+    if EXPORT_FORMAT.encode() in content:
+        detector = load_onnx_detector(path, content=content, threads=threads, device=device)
+        if size is not None:
+            detector.check_size(size)
+        return detector
+    # Other weights, or an ONNX file of another program.
     source = resolve_weights(weights)
     if source.is_file() and (target := _cached_path(source, size)).is_file():
-        return target
+        try:
+            return load_onnx_detector(target, threads=threads, device=device)
+        except UsageError:
+            raise
+        except ChromaboxError:
+            pass  # The file is damaged and is exported again.
     try:
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
     except ImportError as error:
         raise missing_package(f"{weights}: a model that is not an exported .onnx file", error) from error
-    detector = load_detector(weights)
+    exported = load_detector(weights)  # Downloads pretrained weights that are missing.
     target = _cached_path(source, size)
-    export_detector(detector, target, size=size)
-    return target
+    export_detector(exported, target, size=size)
+    return load_onnx_detector(target, threads=threads, device=device)
 
 
 def _cached_path(source: Path, size: int | None) -> Path:

@@ -26,8 +26,9 @@ import skimage.data
 from matplotlib.figure import Figure
 from PIL import Image
 
-from chromabox.colour.inference.predict import ColouriseOptions, ColourModel, apply_prediction, predict_colours
-from chromabox.colour.weights.checkpoint import load_model
+from chromabox.colour.inference.load import open_model
+from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.io.images import read_image, write_image
 from chromabox.report.plots import save_figure
 from environment import describe_machine, write_results
@@ -169,7 +170,7 @@ def main() -> None:
         runs = [run_process(photo, folder / "coloured.jpg", options.model) for _ in range(options.repeats)]
         seconds, peak = statistics.median(run[0] for run in runs), max(run[1] for run in runs)
         print(f"12 megapixels, whole process: {seconds:.2f} s, {peak:.0f} MB peak", flush=True)
-        times_by_size = time_by_size(folder, load_model(options.model), options.repeats)
+        times_by_size = time_by_size(folder, open_model(options.model), options.repeats)
         line = fit_line(times_by_size)
         print(
             f"{line['fixed_seconds']:.2f} s and {line['seconds_per_megapixel']:.3f} s per megapixel, "

@@ -28,9 +28,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chromabox.colour.inference.predict import ColourModel, predict_distribution
+from chromabox.colour.inference.load import open_model
+from chromabox.colour.inference.predict import predict_distribution
 from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.weights.checkpoint import load_model
+from chromabox.colour.weights.onnx_model import ColourModel
 from environment import describe_machine, median_seconds, time_paired, write_results
 
 
@@ -250,8 +252,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     machine = describe_machine()
-    model = load_model(options.model)
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    model = open_model(options.model)
+    network = load_model(options.model).network
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"ours: {model.metadata['net']}, {parameters / 1e6:.1f} M parameters; {options.threads} threads")
     rows = compare(model, options.pairs)
     print(machine)

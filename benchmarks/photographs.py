@@ -21,8 +21,9 @@ from PIL import Image
 
 from chromabox.colour.evaluation.image_scores import ImageScores, score_image
 from chromabox.colour.evaluation.metrics import delta_e
-from chromabox.colour.inference.predict import STYLES, ColouriseOptions, ColourModel, StyleName, colourise_image
-from chromabox.colour.weights.checkpoint import load_model
+from chromabox.colour.inference.load import open_model
+from chromabox.colour.inference.predict import STYLES, ColouriseOptions, StyleName, colourise_image
+from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.io.images import ImageData, find_images, read_image, to_uint8
 from environment import describe_machine, write_results
 
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of additional photographs")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
-    model, images = load_model(options.model), load_images(options.images)
+    model, images = open_model(options.model), load_images(options.images)
     styles = {style: evaluate(images, model, style) for style in STYLES}
     if options.output:
         results = {"styles": styles, "sides": SIDES, "bar": MAX_SIZE_DELTA_E, "net": model.metadata["net"]}

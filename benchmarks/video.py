@@ -30,9 +30,9 @@ from skimage import data
 from skimage.transform import rotate
 
 from chromabox.colour.chroma.recolour import apply_chroma
+from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import predict_chroma
 from chromabox.colour.inference.video import DEFAULT_SMOOTHING, TemporalSmoother, colourise_video, lightness_at_size
-from chromabox.colour.weights.checkpoint import load_model
 from chromabox.io.video import iter_frames
 from environment import describe_machine, write_results
 
@@ -84,7 +84,6 @@ def evaluate(frames: Frames, truth: Frames | None, predict: Predict) -> dict[str
         "ghost by itself": mean_distance(independent, reference),
         "ghost smoothed": mean_distance(smoothed, reference),
         "PSNR": float(10 * np.log10(255**2 / np.mean(errors))),
-        "cuts": smoother.num_cuts,
     }
 
 
@@ -131,7 +130,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="run folder or checkpoint (default: the bundled model)")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    model = load_model(options.model)
+    model = open_model(options.model)
     scenes: dict[str, tuple[Frames, Frames | None]] = {**make_scenes()}
     for video in options.video:
         scenes[video.stem] = list(itertools.islice(iter_frames(video), options.frames)), None

@@ -252,7 +252,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     machine = describe_machine()
-    model = open_model(options.model)
+    model = open_model(options.model, threads=options.threads)
     network = load_model(options.model).network
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f"ours: {model.metadata['net']}, {parameters / 1e6:.1f} M parameters; {options.threads} threads")

@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "finetune": Command("finetune", "Fine-tune a detector on a labelled dataset."),
         "evaluate": Command("train", "Evaluate a colourisation model or a detector."),
         "compare": Command("experiments", "Train several models with several seeds and compare them."),
-        "sweep": Command("experiments", "Train one model with several values of one parameter."),
+        "sweep": Command("experiments", "Train one model with several values of one hyperparameter."),
     },
     "Data and models": {
         "data": Command("data", "Download, validate or create a dataset."),
@@ -42,9 +42,9 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "export": Command("data", "Export a model as ONNX."),
     },
     "Assignment": {
-        "report": Command("assignment", "Write a report on runs, or run the complete assignment."),
+        "report": Command("assignment", "Write a report on training runs, or run the whole assignment."),
         "check": Command("assignment", "Check your own networks against figure 1 of the assignment."),
-        "count": Command("assignment", "Count weights, outputs and connections of a model."),
+        "count": Command("assignment", "Count the weights, outputs and connections of a model."),
         "padding": Command("assignment", "Find the paddings that preserve the shapes in figure 1b."),
         "demo": Command("assignment", "Demonstrate the main features on real data in a few minutes."),
     },

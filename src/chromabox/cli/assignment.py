@@ -11,7 +11,7 @@ from chromabox.errors import UsageError
 
 
 def report(
-    runs: Annotated[Positional[tuple[Path, ...]], option("RUN ...", "none; use --all")] = (),
+    runs: Annotated[Positional[tuple[Path, ...]], option("RUN ...", "required unless --all is given")] = (),
     /,
     *,
     output: OutputPath = Path("report"),
@@ -19,7 +19,7 @@ def report(
     quick: bool = False,
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Write a report on runs, or run the complete assignment.
+    """Write a report on training runs, or run the whole assignment.
 
     The report is an HTML page, a PDF and a JSON file with all the numbers.
 
@@ -29,10 +29,11 @@ def report(
       chromabox report --all -o assignment/
 
     Args:
-        runs: Run folders of train, compare, sweep and finetune, or folders that contain run folders.
+        runs: Run folders written by train, compare, sweep or finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
         run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
-            on two cores). Interrupted runs are resumed. If RUN is given, missing runs are only listed.
+            on two cores). Interrupted runs are resumed. If RUN is given, missing runs are
+            listed in the report instead.
         quick: With --all: shorten the training runs to a few minutes in total.
     """
     if not runs and not run_all:
@@ -65,12 +66,13 @@ def check(
 
     PoolUpsampleNet, ConvTransposeNet and UNet are compared layer by layer.
 
-    FILE IS EXECUTED in child processes with limits of time and memory.
+    FILE IS EXECUTED in child processes with time and memory limits.
     (This is not a sandbox. Check only code that you would run yourself.)
 
-    Only imports, constants, functions and classes at the top level are executed.
+    Of the file, only the top-level imports, constants, and function and class
+    definitions are executed.
 
-    The exit code is 0 if all layers match, 1 if something differs or fails,
+    The exit code is 0 if all layers match, 1 if a layer differs or a network fails,
     2 if the file cannot be checked. For a dataset, use chromabox data check.
 
     Examples:
@@ -79,7 +81,7 @@ def check(
 
     Args:
         file: A .py or .ipynb file with one or more of the three classes.
-        timeout: Maximum time of each child process in seconds.
+        timeout: Time limit for each child process, in seconds.
         memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
     """
@@ -117,17 +119,18 @@ def count(
     biases: bool = False,
     batch_norm: bool = False,
     count_activations: bool = False,
-    size: Annotated[int | None, option("N", "32; detectors: stored with the weights")] = None,
+    size: Annotated[int | None, option("N", "32; detectors: the size stored with the weights")] = None,
     kernel: Annotated[int | None, option("N", "3")] = None,
     num_filters: Annotated[int | None, option("N", "32")] = None,
     num_colours: Annotated[int | None, option("N", "24", name="colours")] = None,
     num_in_channels: Annotated[int | None, option("N", "1", name="in-channels")] = None,
 ) -> int:
-    """Count weights, outputs and connections of a model.
+    """Count the weights, outputs and connections of a model.
 
     Prints formulas, and their values for the image size and for twice that size.
 
-    A connection is a product of an input (or zero padding) and a weight.
+    Each multiplication of a weight and an input value, including padded zeros, is
+    one connection.
 
     Examples:
       chromabox count pool-upsample

@@ -19,10 +19,10 @@ class ColourArgs:
     style: Literal["natural", "vivid"] = "natural"
     """natural: conservative colours; vivid: rare colours have a larger weight."""
     temperature: Annotated[float | None, option("X", "set by the style")] = None
-    """0 selects the most likely colour of each pixel, and 1 the mean of all colours."""
+    """0 selects the most likely colour of each pixel. 1 uses the mean of all colours, weighted by probability."""
     palette: Annotated[str | None, option("NAME|PATH", "any colour")] = None
-    """Use only the colours of a palette: horse24, cifar24, a .json, .npy or .gpl file, or an image, to whose colours a
-    palette is fitted."""
+    """Use only the colours of a palette: horse24, cifar24, a .json, .npy or .gpl file, or an image to fit a
+    palette to."""
     allow: Annotated[tuple[str, ...], option("COLOUR ...", "all")] = ()
     """Use only these colours (name or #rrggbb). With --palette, use only the palette colours nearest to them."""
     ban: Annotated[tuple[str, ...], option("COLOUR ...", "none")] = ()
@@ -42,11 +42,11 @@ class FolderArgs:
     recursive: bool = True
     """Include subfolders."""
     overwrite: bool = False
-    """Process all images again. By default, images that are up to date are skipped."""
+    """Process all images again. By default, images whose output is up to date are skipped."""
     workers: Integer = 1
-    """Number of images that are processed in parallel."""
+    """Number of images to process in parallel."""
     contact_sheet: Annotated[Path | None, option("PATH", "none")] = None
-    """Also write an overview image that shows every image before and after."""
+    """Also write an overview of all images before and after colourisation."""
 
 
 def colour(
@@ -62,7 +62,7 @@ def colour(
 ) -> int:
     """Colourise images, folders of images and videos.
 
-    Size, bit depth, metadata and luminance of the input are preserved.
+    The size, bit depth, metadata and luminance of the input are preserved.
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -74,8 +74,8 @@ def colour(
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
-        explain: Also write NAME.explained.png, which shows the confidence, the entropy, the alternatives at selected
-            points and the colours used.
+        explain: Also write NAME.explained.png, which shows the confidence, the entropy, the most likely colours at
+            selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
     """
     if not inputs:
@@ -151,7 +151,7 @@ def score(
 ) -> int:
     """Compare colourised images with their originals.
 
-    Reports PSNR, SSIM, ΔE2000, colourfulness and ΔL*. Greyscale is the baseline.
+    Reports PSNR, SSIM, ΔE2000, colourfulness and ΔL*. The greyscale originals are scored as a baseline.
 
     Examples:
       chromabox score originals/ coloured/ -o scores/

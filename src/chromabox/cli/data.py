@@ -26,9 +26,9 @@ class DownloadCifar10:
 class ValidateDataset:
     """Validate a detection dataset in YOLO, COCO or Pascal VOC format.
 
-    Reports
+    Reports:
     - the number of boxes per class,
-    - images without labels, damaged images, and images in more than one split,
+    - images without labels, corrupt images, and images in more than one split,
     - duplicate labels, and boxes that lie outside the image or have zero area.
 
     The dataset is never modified. The exit code is 1 if there are problems.
@@ -145,7 +145,7 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "in the cache, or the input path with .safetensors", short="-o"),
+        option("PATH", "yolov3-tiny: in the cache; a file: its path with .safetensors", short="-o"),
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
@@ -159,7 +159,7 @@ def weights(
       chromabox weights custom.weights --architecture custom.cfg -o my.safetensors
 
     Args:
-        weights: yolov3-tiny, which is downloaded, or a .weights, .onnx, .pt or .safetensors file.
+        weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
         output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
@@ -184,11 +184,12 @@ def export(
     /,
     *,
     onnx: Annotated[Path, option("PATH")],
-    size: Annotated[int | None, option("N", "stored with the weights")] = None,
+    size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
 ) -> int:
     """Export a model as ONNX.
 
-    The exported model is compared with PyTorch before the file is written.
+    The outputs of the exported and the PyTorch model are compared before the file
+    is written.
 
     Examples:
       chromabox export runs/photo-default-seed0 --onnx photo.onnx

@@ -18,7 +18,7 @@ def detect(
     confidence: Float = 0.5,
     iou: Float = 0.45,
     classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = (),
-    size: Annotated[int | None, option("N", "stored with the weights")] = None,
+    size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
     device: Annotated[str, option("NAME")] = "auto",
     workers: Annotated[int | None, option("N", "one per core")] = None,
 ) -> int:
@@ -35,14 +35,15 @@ def detect(
     Args:
         inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
         output: A folder, an annotated file for a single image or video, or a .json or .csv file for the boxes.
-        weights: A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder.
+        weights: A name (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a
+            run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
         confidence: Minimum confidence of the detections (0 to 1).
         iou: IoU threshold for non-maximum suppression (0 to 1).
         classes: Detect only these classes, given by name or index.
         size: Side length of the square network input in pixels, a multiple of 32. Images are letterboxed.
         device: cpu, cuda, coreml, directml, or auto (the best device that ONNX Runtime supports on this machine).
-        workers: Number of images that are processed in parallel.
+        workers: Number of images to process in parallel.
     """
     from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 

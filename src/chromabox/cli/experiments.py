@@ -20,15 +20,16 @@ def sweep(
     seeds: Seeds = (0,),
     recipe: RecipeName = "default",
     epochs: OptionalEpochs = None,
-    steps: Annotated[int | None, option("N", "that of the largest batch size")] = None,
+    steps: Annotated[int | None, option("N", "the number of the largest batch size")] = None,
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
     output: Annotated[Path | None, option("PATH", "runs/sweep-MODEL-RECIPE-PARAMETER", short="-o")] = None,
     runtime: OmitArgPrefixes[RuntimeOptions] = DEFAULT_RUNTIME,
 ) -> int:
-    """Train one model with several values of one parameter.
+    """Train one model with several values of one hyperparameter.
 
-    A sweep over batch sizes has a second comparison, with equal numbers of steps.
+    Batch sizes are compared twice: after equal numbers of epochs and after equal
+    numbers of optimizer steps.
 
     Finished runs in the output folder are reused. Interrupted runs are resumed.
 
@@ -39,11 +40,11 @@ def sweep(
 
     Args:
         model: pool-upsample, conv-transpose, unet or colournet.
-        over: The parameter and its values: batch-size, kernel, filters, learning-rate or colours (palette size).
-        seeds: Random seeds. Every value is trained once with each seed.
+        over: The hyperparameter and its values: batch-size, kernel, filters, learning-rate or colours (palette size).
+        seeds: Random seeds. One model is trained for each value and seed.
         recipe: Training recipe, as in chromabox train.
         epochs: Number of epochs.
-        steps: Only for batch-size: number of optimizer steps of every run in the second comparison.
+        steps: Only for batch-size: number of steps of every run in the comparison after equal steps.
         data: Dataset, as in chromabox train.
         palette: Palette, as in chromabox train.
         output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png.

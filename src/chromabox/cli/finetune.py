@@ -23,10 +23,10 @@ class TrainingArgs:
     patience: Annotated[int | None, option("N", "no early stopping")] = None
     """Stop after N epochs without an improvement in AP50 on a held-out part of the training images."""
     cached_views: Integer = 4
-    """Number of augmented views per image whose frozen-layer features are cached. 0 disables the cache, so that the
-    images are augmented again in every epoch."""
+    """Number of augmented views per image whose frozen-layer features are cached. 0 disables the cache and
+    augments the images again in every epoch."""
     cache_memory: Annotated[float, option("GB")] = 1.0
-    """Maximum memory for cached features. Larger caches are memory-mapped files in the run folder."""
+    """Maximum memory for cached features. Larger caches are stored as memory-mapped files in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class FinetuneArgs:
     data: Annotated[Positional[str | None], option("DATA", "required unless --resume is given")] = None
     """A labelled dataset: a folder, a .yaml or .json file, or a name (coco128, raccoon)."""
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny"
-    """A name (downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run folder."""
+    """A name (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run
+    folder."""
     freeze: Annotated[str, option("N|NAME")] = "backbone"
     """Layers to freeze: the first N layers, backbone, none, or auto (selected by short trials)."""
     recipe: FinetuneRecipeName = "default"

@@ -50,12 +50,12 @@ class NetworkArgs:
     kernel: Annotated[int | None, option("N", "3")] = None
     """Kernel size of the convolutions."""
     num_filters: Annotated[int | None, option("N", "32")] = None
-    """NF, the number of filters."""
+    """Number of filters (NF in the assignment)."""
     dilation: Annotated[int | None, option("N", "1")] = None
     """Dilation of the convolutions (not available for pool-upsample)."""
     init: Annotated[str, option("NAME|PATH")] = "auto"
-    """Initial weights of photo: shipped (the bundled model) or a checkpoint, both to be fine-tuned; yolov3-tiny
-    (only for the encoder); none; or auto, which is yolov3-tiny if it can be downloaded and none otherwise."""
+    """Initial weights of the photo model: shipped (the bundled model), a checkpoint, yolov3-tiny (initialises only the
+    encoder), none, or auto (yolov3-tiny if it can be downloaded, otherwise none)."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class TrainArgs:
     model: Annotated[Positional[ModelName | None], option("MODEL", "required unless --resume is given")] = None
     """pool-upsample, conv-transpose, unet, colournet, or photo (photographs of any size)."""
     recipe: RecipeName = "default"
-    """course: exact settings of the assignment; default: best recipe with 25 epochs; quick: fastest recipe."""
+    """course: exact settings of the assignment; default: most accurate recipe (25 epochs); quick: fastest recipe."""
     data: DataName = "cifar10:horse"
-    """cifar10:CLASS (several classes are joined by +), cifar10:all, or a folder of images (photo: always a folder)."""
+    """cifar10:CLASS (join several classes with +), cifar10:all, or a folder of images (required for photo)."""
     palette: PaletteName = "auto"
     """A palette file, horse24, cifar24, course, fitted:K (K colours fitted to the data), or auto. For CIFAR horses,
-    auto is the assignment's palette if a mirror provides it, otherwise horse24. For other CIFAR data, auto is cifar24.
-    For a folder, auto fits 24 colours to the images."""
+    auto is the assignment's palette if CHROMABOX_MIRROR provides it, otherwise horse24. For other CIFAR data, auto
+    is cifar24. For a folder, auto fits 24 colours to the images."""
     seed: Integer = 0
     """Random seed."""
     output: Annotated[Path | None, option("PATH", "runs/MODEL-RECIPE-seedN", short="-o")] = None
@@ -225,10 +225,12 @@ def evaluate(
     /,
     *,
     data: Annotated[str | None, option("NAME|PATH", "the model's training data; required for a detector")] = None,
-    output: Annotated[Path | None, option("PATH", "the run folder, otherwise evaluation", short="-o")] = None,
+    output: Annotated[
+        Path | None, option("PATH", "the run folder if a run is given, otherwise evaluation/", short="-o")
+    ] = None,
     temperature: Float = 0.38,
     split: Annotated[str | None, option("NAME", "the held-out split")] = None,
-    size: Annotated[int | None, option("N", "stored with the weights")] = None,
+    size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
 ) -> int:
     """Evaluate a colourisation model or a detector.
 

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Runtime options of training. Options set to auto are chosen by a short benchmark."""
+    """Runtime options for training. For options set to auto, a short benchmark chooses the value."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass (parameters and losses are always float32)."""
@@ -17,6 +17,6 @@ class RuntimeOptions:
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout for images and features."""
     threads: Annotated[int, arg(metavar="N")] = 0
-    """Threads per process; 0: chosen by the benchmark."""
+    """Number of threads per process. 0: the benchmark chooses it."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, or auto (cuda if available)."""

@@ -288,7 +288,7 @@ def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> li
     assert ours.accuracy is not None
     assert table.accuracy is not None
     closer, more_accurate = ours.delta_e < grey.delta_e, ours.accuracy > table.accuracy
-    verdict = ("No.", "Only partly.", "Yes, by both measures.")[closer + more_accurate]
+    verdict = ("No.", "Only partly.", "Yes, by both measures.")[int(closer) + int(more_accurate)]
     path = folder / f"confusion-{model}.png"
     plot_confusion_matrix(evaluation.confusion, analysis_data.inputs.palette.colours, path, "")
     return [

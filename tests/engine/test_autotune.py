@@ -47,6 +47,15 @@ def test_fixed_options_need_no_measurement(options: dict[str, Any], expected: Ru
     assert torch.get_num_threads() == expected.threads
 
 
+def test_short_runs_are_not_measured() -> None:
+    def compute_loss(forward: Callable[[Tensor], Tensor]) -> Tensor:
+        raise AssertionError("a step was run")
+
+    options = RuntimeOptions(device="cpu", channels_last="on")
+    runtime = autotune(options, nn.Linear(2, 2), compute_loss, total_steps=49)
+    assert runtime == RuntimeConfig(device="cpu", channels_last=True, threads=torch.get_num_threads())
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [
@@ -60,7 +69,7 @@ def test_fixed_options_are_kept_when_others_are_measured(
     tiny: ModuleType, options: dict[str, Any], allowed: dict[str, set[Any]]
 ) -> None:
     """``total_steps`` is small, and compilation is not tried."""
-    runtime = autotune(RuntimeOptions(device="cpu", **options), tiny.make_model(), make_loss(tiny), total_steps=1)
+    runtime = autotune(RuntimeOptions(device="cpu", **options), tiny.make_model(), make_loss(tiny), total_steps=100)
     for name, values in allowed.items():
         assert getattr(runtime, name) in values
 
@@ -113,7 +122,7 @@ def test_open_options_are_measured_in_training_mode(
         assert forward.training
         return compute_loss(forward)
 
-    autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_model(), record, total_steps=1)
+    autotune(RuntimeOptions(device="cpu", compile="off", threads=1), tiny.make_model(), record, total_steps=100)
     assert {channels_last for channels_last, _ in measured} == {False, True}
     assert {autocast for _, autocast in measured} == autocasts
 
@@ -140,7 +149,7 @@ def test_rejected_changes_are_tried_again_after_later_ones(
     monkeypatch.setattr("chromabox.engine.autotune._time_step", time_step)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     options = RuntimeOptions(device="cpu", compile="off", threads=1)
-    selected = autotune(options, nn.Linear(2, 2), lambda forward: torch.zeros(()), total_steps=1)
+    selected = autotune(options, nn.Linear(2, 2), lambda forward: torch.zeros(()), total_steps=100)
     assert (int(selected.precision == "bfloat16"), int(selected.channels_last)) == expected
     assert len(measured) == measurements
 

@@ -131,7 +131,10 @@ REJECTED = [
     ("train unet --resume /nowhere", "/nowhere: contains no config.json"),
     ("colour /nowhere/a.png -o b.png", "/nowhere/a.png does not exist"),
     ("colour /nowhere/a.png -o b.png --allow red --ban red", "--ban: all allowed colours are banned; "),
-    ("colour /nowhere/a.png -o b.png --ban blue --replace red=blue", "--replace #ff0000=#0000ff: #0000ff is within 20"),
+    (
+        "colour /nowhere/a.png -o b.png --ban blue --replace red=blue",
+        "--replace #ff0000=#0000ff: #0000ff is within a distance of 20",
+    ),
     ("compare --runs /nowhere", "/nowhere: contains no summary.json"),
 ]
 

@@ -305,7 +305,7 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
     np.testing.assert_array_equal(results[0], results[2])
     painted = rgb2lab(results[0])[45:55, 55:65]
     assert painted[..., 2].max() < -5
-    with pytest.raises(UsageError, match="hints have 130 × 100 pixels: expected the image's size, 65 × 50"):
+    with pytest.raises(UsageError, match="the hint image is 130 × 100 pixels: expected 65 × 50, the size of the image"):
         colourise(GREY[::2, ::2], hints=hints, model=model)
 
 
@@ -316,7 +316,7 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
         ({"temperature": 1.5}, "temperature is 1.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"min_confidence": -0.1}, "min_confidence is -0.1"),
-        ({"palette": ["navy"]}, "palette has 1 colours"),
+        ({"palette": ["navy"]}, "palette: expected 2 to 256 colours, got 1"),
         ({"palette": 5}, "palette is 5"),
         ({"palette": ["navy", "no-colour"]}, "palette 'no-colour': invalid colour"),
         ({"allow": [(1, 2)]}, r"allow \(1, 2\): invalid colour"),

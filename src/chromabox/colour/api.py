@@ -51,31 +51,32 @@ def colourise(
     Colours are CSS names ("teal"), "#rrggbb", "#rgb", or sequences of three integers from 0 to 255 (red, green, blue).
 
     Args:
-        image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1), or a NumPy array [height, width],
-            [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of uint8, uint16,
-            or float in [0, 1]. The values are sRGB. Of a colour image, only the lightness is used. The EXIF orientation
-            is not applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
+        image: a Pillow image of any mode (values from 0 to 65535 in mode I, from 0 to 1 in mode F), or a NumPy array
+            [height, width], [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of
+            uint8, uint16, or float in [0, 1]. The values are sRGB. Only the lightness of a colour image is used. The
+            EXIF orientation is not applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
         style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
         temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
             1 selects the mean.
         palette: use only the colours of this palette. It is a ``Palette``, a sequence of 2 to 256 colours, the name of
-            a bundled palette, or the path of a palette file or of an image. To an image, a palette of up to 16 colours
-            is fitted.
+            a bundled palette, the path of a palette file, or the path of an image, to which a palette of up to 16
+            colours is fitted.
         allow: a colour or a sequence of colours; no other colours are used. With a palette, the palette colours nearest
             to these colours are used.
         ban: a colour or a sequence of colours not to use. In ``ban`` and ``allow``, a single colour must be a string.
         replace: a sequence of pairs (A, B) or strings ``"A=B"``, or a single string. Colour A is replaced by colour B.
         hints: the path of a transparent image with painted dots or strokes and the same aspect ratio as the image, or a
-            ``Hints`` object of the image's size. Hints are kept exactly and propagated to similar regions.
-        min_confidence: keep pixels grey where the model's confidence is below this threshold, 0 to 1.
+            ``Hints`` object of the image's size. Painted pixels keep their chroma or, with a palette, that of the
+            nearest palette colour. The hints are propagated to similar regions.
+        min_confidence: keep pixels grey where the model's confidence is below this threshold (0 to 1).
         model: the path of a run folder, a checkpoint or an exported ONNX file; a model returned by ``open_model``; or
             None for the bundled model. A model given by its path is cached until the file changes.
 
     Returns:
         For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. The ``info`` of the input
         (resolution, EXIF, RGB colour profile) is kept. For an array, an array [height, width, 3], or
-        [height, width, 4] with unchanged alpha. It has the dtype of the input in native byte order. For any float
-        dtype, it is float32 in [0, 1], computed with 16-bit precision.
+        [height, width, 4] with unchanged alpha. The result for an integer array has the dtype of the input, in native
+        byte order. The result for an array of any float dtype is float32 in [0, 1], computed with 16-bit precision.
 
     Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
     that contradict each other. Raise ChromaboxError, the base class of UsageError, for image data that cannot be
@@ -86,7 +87,7 @@ def colourise(
     painted = options.constraints.hints
     if painted is not None and painted.labels.shape != pixels.shape[:2]:
         (height, width), expected = painted.labels.shape, f"{pixels.shape[1]} × {pixels.shape[0]}"
-        raise UsageError(f"hints have {width} × {height} pixels: expected the image's size, {expected}")
+        raise UsageError(f"the hint image is {width} × {height} pixels: expected {expected}, the size of the image")
     coloured: np.ndarray = colourise_image(ImageData(pixels), _resolve_model(model), options).pixels
     is_pillow = isinstance(image, Image.Image)
     if is_pillow:
@@ -98,7 +99,7 @@ def colourise(
     if not is_pillow:
         return coloured
     result = Image.fromarray(coloured)
-    # As in Pillow's convert(), the info is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
+    # As in Pillow's ``convert()``, ``info`` is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
     result.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
     result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
     return result
@@ -123,7 +124,7 @@ def parse_options(
     if style not in STYLES:
         raise UsageError(f"{prefix}style is {style!r}: expected one of {', '.join(STYLES)}")
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
-        raise UsageError(f"hints has type {type(hints).__name__}: expected the path of a transparent image, or Hints")
+        raise UsageError(f"hints has type {type(hints).__name__}: expected the path of an image, or a Hints object")
     parsed: dict[str, Any] = {
         "palette": _parse_palette(palette, f"{prefix}palette"),
         "allowed": _parse_list(allow, parse_colour, f"{prefix}allow"),
@@ -134,7 +135,7 @@ def parse_options(
     }
     try:
         constraints = ColourConstraints(**parsed)
-    except UsageError as error:  # Contradictory constraints. The message begins with the name of an option.
+    except UsageError as error:  # The constraints are contradictory. The message begins with an option name.
         raise UsageError(f"{prefix}{error}") from None
     return ColouriseOptions(
         style=style,
@@ -157,7 +158,9 @@ def _parse_palette(spec: Any, name: str) -> Palette | None:
         return palette_from_image_or_file(spec if isinstance(spec, str) else Path(spec))
     colours = _parse_list(spec, parse_colour, name)
     if not 2 <= len(colours) <= 256:
-        raise UsageError(f"{name} has {len(colours)} colours: expected 2 to 256; use allow for a single colour")
+        raise UsageError(
+            f"{name}: expected 2 to 256 colours, got {len(colours)}; for a single colour, use the argument allow"
+        )
     return Palette(np.array(colours, np.float32) / 256, "given")
 
 
@@ -173,7 +176,7 @@ def _parse_list(spec: Any, parse: Callable[[Any, str], Parsed], name: str) -> tu
 
 
 def _resolve_model(model: Any) -> ColourModel:
-    """Return a given model, or load the model at a given path."""
+    """Return a given model, or load the model at a given path. None loads the bundled model."""
     if model is None or isinstance(model, ColourModel):
         return model or _load(None, 0)
     if not isinstance(model, str | PathLike):
@@ -186,5 +189,5 @@ def _resolve_model(model: Any) -> ColourModel:
 
 @cache_models(maxsize=4)
 def _load(path: Path | None, mtime_ns: int) -> ColourModel:
-    """Load a model. ``mtime_ns`` is part of the cache key and invalidates it when the file changes."""
+    """Load a model. ``mtime_ns`` is part of the cache key, so that a changed file is loaded again."""
     return open_model(path)

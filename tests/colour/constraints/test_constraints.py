@@ -234,7 +234,7 @@ def test_replacement_overrides_a_ban_of_the_same_colour() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"replacements": ((RED, (250, 5, 5)),)}, "^replace #ff0000=#fa0505: #fa0505 is within 20"),
+        ({"replacements": ((RED, (250, 5, 5)),)}, "^replace #ff0000=#fa0505: #fa0505 is within a distance of 20"),
         ({"replacements": ((RED, RED),)}, "^replace #ff0000=#ff0000: "),
         (
             {"replacements": ((RED, BLUE),), "banned": (BLUE,)},

@@ -99,7 +99,7 @@ def test_replacement_of_a_colour_that_is_not_allowed_has_no_effect() -> None:
             (),
             (),
             (((250, 0, 0), (255, 9, 9)),),
-            "^replace #fa0000=#ff0909: both colours are nearest to the palette colour #ff0000",
+            "^replace #fa0000=#ff0909: #ff0000 is the palette colour nearest to both; use other colours",
         ),
         (
             (),

@@ -113,10 +113,10 @@ def test_fit_to_few_colours_returns_these_colours():
         (
             np.zeros((10, 3), np.uint8),
             2,
-            "cannot fit 2 colours; expected .* at most the 1 different",
+            "the number of colours is 2; expected .* different colours in the images, 1",
         ),
-        (gradient_images(), 1, "cannot fit 1 colours; expected 2 to 256"),
-        (gradient_images(), 257, "cannot fit 257 colours"),
+        (gradient_images(), 1, "the number of colours is 1; expected 2 to 256"),
+        (gradient_images(), 257, "the number of colours is 257"),
         (np.zeros((0, 3, 4, 4), np.uint8), 2, "no pixels"),
     ],
 )

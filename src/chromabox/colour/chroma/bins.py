@@ -1,9 +1,9 @@
-"""Chroma bins, the classes of the photo model. They are points of a square grid in the a*b* plane of CIELab.
+"""Chroma bins, the classes of the photo model: points of a square grid in the a*b* plane of CIELab.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
-under this target is exactly the chroma. The predictions therefore need no correction. Zhang et al. 2016, section 2.2,
-distribute the target over the five nearest bins with a Gaussian, whose mean only approximates the chroma. Only bins
-that occur in photographs are used, which reduces the number of classes for a small model.
+under this target is exactly the chroma, so that the mean of a prediction needs no correction. Zhang et al. 2016,
+section 2.2, distribute the target over the five nearest bins with a Gaussian, whose mean only approximates the chroma.
+Only bins that occur in photographs are used, which reduces the number of classes that a small model must distinguish.
 """
 
 import math
@@ -20,7 +20,7 @@ from chromabox.errors import ChromaboxError
 
 @dataclass(frozen=True, eq=False)
 class ChromaBins:
-    """Grid points (a*, b*), in multiples of ``spacing``, and their relative frequencies among the training pixels.
+    """Grid points (a*, b*) at multiples of ``spacing``, and their relative frequencies among the training pixels.
 
     Raise ChromaboxError unless there are two or more finite points on the grid and one positive frequency per point.
     """
@@ -33,7 +33,7 @@ class ChromaBins:
         cells = self.centres / self.spacing if self.spacing > 0 else self.centres
         on_grid = np.isfinite(cells).all() and np.allclose(cells, np.rint(cells), atol=1e-3)
         if self.centres.ndim != 2 or len(self.centres) < 2 or self.centres.shape[1] != 2 or not on_grid:
-            raise ChromaboxError(f"chroma bins: expected two or more points (a*, b*) in multiples of {self.spacing:g}")
+            raise ChromaboxError(f"chroma bins: expected two or more points (a*, b*) at multiples of {self.spacing:g}")
         if self.frequencies.shape != (len(self.centres),) or not (self.frequencies > 0).all():
             raise ChromaboxError(f"chroma bins: expected {len(self.centres)} frequencies above 0, one per bin")
 
@@ -56,7 +56,10 @@ class ChromaBins:
 
     @cached_property
     def nearest_bin_grid(self) -> tuple[Int64[np.ndarray, "rows columns"], Int64[np.ndarray, "2"]]:
-        """The nearest bin of every grid point in the bounding box of the bins, and the first grid point of the box."""
+        """The index of the nearest bin for every grid point in the bounding box of the bins, and the start of the box.
+
+        The start is the grid point with the lowest a* and b*, in units of ``spacing``.
+        """
         cells = np.rint(self.centres / self.spacing).astype(np.int64)
         first, last = cells.min(0), cells.max(0)
         box = np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(first, last, strict=True)), indexing="ij"), -1)
@@ -64,12 +67,12 @@ class ChromaBins:
         return distance.argmin(-1), first
 
     def rebalancing_weights(self, strength: float) -> Float32[np.ndarray, " bins"]:
-        """Return the logarithms of class weights that up-weight rare colours. They are 0 for strength 0.
+        """Return the logarithms of class weights that up-weight rare colours. All logarithms are 0 for strength 0.
 
-        The weights of Zhang et al. 2016, section 2.2, are w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2. Here, p̃ are the
-        frequencies of the bins, smoothed by a Gaussian of σ = 5, and w is scaled to E[w] = 1. A model trained with the
-        weighted loss predicts p·w up to a factor. Therefore, w to the power of ``strength`` can be applied to the
-        predictions of a model trained without weights instead.
+        The weights of Zhang et al. 2016, section 2.2, are w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2. Here, Q is the number
+        of bins, p̃ are their frequencies, smoothed by a Gaussian with σ = 5, and w is scaled so that E[w] = 1. If a
+        model trained without weights predicts p, a model trained with the weighted loss predicts p·w up to a factor.
+        Instead of training with weights, w to the power of ``strength`` can therefore be applied to the predictions p.
         """
         centres = self.centres.astype(np.float64)
         kernel = np.exp(-((centres[:, None] - centres) ** 2).sum(-1) / (2 * 5**2))
@@ -82,10 +85,10 @@ class ChromaBins:
 def fit_bins(
     chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6
 ) -> ChromaBins:
-    """Return the grid points whose bilinear weight is at least the fraction ``min_fraction`` of the total weight.
+    """Return the bins whose bilinear weight is at least the fraction ``min_fraction`` of the total weight.
 
     ``chroma``: a* and b* of pixels, in chunks. ``spacing``: distance of the grid points, in units of a* and b*. Pixels
-    of the omitted bins belong to the nearest remaining bin. Raise ChromaboxError if fewer than two bins are used.
+    of the omitted bins belong to the nearest remaining bin. Raise ChromaboxError if fewer than two bins remain.
     """
     radius = math.ceil(128 / spacing) + 1
     size = 2 * radius + 1
@@ -101,6 +104,6 @@ def fit_bins(
     fractions = counts / max(counts.sum(), 1e-12)
     used = np.flatnonzero(fractions >= min_fraction)
     if len(used) < 2:
-        raise ChromaboxError(f"chroma bins: the images use {len(used)} bins; use images with several colours")
+        raise ChromaboxError(f"chroma bins: expected two or more, got {len(used)}; use images with several colours")
     cells = np.stack([used // size, used % size], 1) - radius
     return ChromaBins((cells * spacing).astype(np.float32), fractions[used].astype(np.float32), spacing)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32
 
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Maximum distance in the a*b* plane at which two colours count as the same colour for confidence.
+#: Maximum distance in the a*b* plane at which two colours count as the same when the confidence is computed.
 SAME_COLOUR_RADIUS = 20.0
 #: Lower bound of log-probabilities when predictions are merged, about the log of the smallest normal float32 number.
 MIN_LOG_PROB = np.float32(-87.0)
@@ -41,7 +41,7 @@ class ChromaDistribution:
     lightness: ScalarMap
 
     def reweight(self, log_weights: Float32[np.ndarray, " classes"]) -> "ChromaDistribution":
-        """Multiply the classes' probabilities by weights, given as logarithms, and normalise them."""
+        """Return the distribution with the classes' probabilities multiplied by ``exp(log_weights)`` and normalised."""
         return replace(self, log_probabilities=log_softmax(self.log_probabilities + log_weights[:, None, None], 0))
 
     def anneal(self, temperature: float) -> ClassMaps:
@@ -56,7 +56,7 @@ class ChromaDistribution:
             return (np.arange(len(self.centres))[:, None, None] == best).astype(np.float32)
         # Subtract the maximum first. Otherwise, a small temperature could cause overflow.
         relative = self.log_probabilities - self.log_probabilities.max(0)
-        # Outside this range of temperatures, float32 would compute 0/0 or ∞/∞. The result no longer changes visibly.
+        # Beyond these limits, float32 would compute 0/0 or ∞/∞, and the result would not change visibly.
         return softmax(relative / np.float32(min(max(temperature, 1e-6), 1e6)), 0)
 
     def chroma(self, temperature: float) -> Float32[np.ndarray, "height width 2"]:
@@ -69,7 +69,7 @@ class ChromaDistribution:
         return np.where(a * a + b * b <= SAME_COLOUR_RADIUS**2, np.exp(self.log_probabilities), np.float32(0)).sum(0)
 
     def entropy(self) -> ScalarMap:
-        """Return the entropy divided by its maximum: 0 if one class is certain, 1 if all are equally likely."""
+        """Return the entropy divided by its maximum: 0 if one class is certain, 1 if all classes are equally likely."""
         probabilities = np.exp(self.log_probabilities)
         # 0 · log 0 is 0: a banned class has log-probability −∞.
         finite = np.where(probabilities > 0, self.log_probabilities, np.float32(0))
@@ -78,14 +78,14 @@ class ChromaDistribution:
 
 
 def merge_distributions(distributions: list[ChromaDistribution]) -> ChromaDistribution:
-    """Return the weighted geometric mean of predictions for one image, all of the same size.
+    """Return the weighted geometric mean of several predictions of the same size for one image.
 
     The weight of a prediction at a position is 1 minus its entropy, plus a small constant. The constant keeps the mean
     defined where all predictions are uniform. The merged distribution is sharper where the predictions agree, and stays
     broad where they differ. Raise ChromaboxError for an empty list.
     """
     if not distributions:
-        raise ChromaboxError("cannot merge predictions: expected at least one")
+        raise ChromaboxError("no predictions to merge: expected at least one")
     weights = np.stack([np.float32(1.02) - distribution.entropy() for distribution in distributions])
     weights /= weights.sum(0)
     merged = np.zeros_like(distributions[0].log_probabilities)

@@ -14,7 +14,7 @@ Values = Float32[np.ndarray, "*shape"]
 LinearRgb = Float32[np.ndarray, "3 *shape"]
 Colours = Float32[np.ndarray, " colours"]
 
-# Linear sRGB from CIE XYZ relative to D65 white (IEC 61966-2-1), its inverse as published, and the white point.
+# Matrix from CIE XYZ, relative to D65 white, to linear sRGB (IEC 61966-2-1), its published inverse, the white point.
 _RGB_FROM_XYZ = np.array(
     [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
 )
@@ -30,13 +30,13 @@ _RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
 #: Because each row sums to one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), with X and Z relative to white.
 X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for column in (0, 2))
-#: Root below which CIELab replaces the cube by its tangent, and the slope of the tangent.
+#: Root below which CIELab replaces the cube function by its tangent, and the slope of the tangent.
 KNEE = np.float32(6 / 29)
 KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
 #: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
-# Number of entries of the table from linear sRGB to 8 bits. Each level has at least 20 entries.
+# Number of entries in the table from linear sRGB to 8 bits. Each 8-bit level has at least 20 entries.
 _TABLE_SIZE = 1 << 16
 
 
@@ -51,7 +51,7 @@ def luminance_root(pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*
 
 
 def lab_to_linear_rgb(root: Values, a: Values, b: Values) -> LinearRgb:
-    """Return unclipped linear sRGB of colours given by root, a* and b*. It is exactly grey where a* and b* are 0."""
+    """Return unclipped linear sRGB of colours given by root, a* and b*. Colours with a* = b* = 0 are exactly grey."""
     y = _root_to_tristimulus(root)
     x = _root_to_tristimulus(root + a * np.float32(1 / 500)) - y
     z = _root_to_tristimulus(root - b * np.float32(1 / 200)) - y
@@ -90,11 +90,11 @@ def max_chroma_scale(root: Colours, a: Colours, b: Colours) -> Colours:
 
 
 def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step: Colours) -> Colours:
-    """Return a decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 if already in gamut.
+    """Return a decrease of the scale, at most `max_step`, that skips no in-gamut colour; 0 for an in-gamut colour.
 
     To bring an out-of-gamut channel back to its bound, the scale must decrease by at least the excess of the channel
-    divided by its steepest slope in the interval. X and Z are cubes of linear functions of the scale. Their slopes are
-    therefore steepest at an end of the interval.
+    divided by its steepest slope in the interval from `scale - max_step` to `scale`. X and Z are cubes of linear
+    functions of the scale. Their slopes are therefore steepest at an end of the interval.
     """
     x, z = a * np.float32(1 / 500), b * np.float32(-1 / 200)
     linear = lab_to_linear_rgb(root, a * scale, b * scale)
@@ -108,7 +108,7 @@ def _gamut_step(root: Colours, a: Colours, b: Colours, scale: Colours, max_step:
             if beyond.size:
                 steepest = np.maximum(sign * x_weight * x_near[beyond], sign * x_weight * x_far[beyond])
                 steepest += np.maximum(sign * z_weight * z_near[beyond], sign * z_weight * z_far[beyond])
-                # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives max_step.
+                # Aim for half the tolerance to ensure termination. A slope of the wrong sign gives `max_step`.
                 needed = (excess[beyond] - GAMUT_TOLERANCE / 2) / np.maximum(steepest, np.float32(1e-6))
                 step[beyond] = np.maximum(step[beyond], np.minimum(needed, max_step[beyond]))
     return step

@@ -6,10 +6,11 @@ bands of rows that fit in a core's cache. Apart from the input and the result, m
 
 The upsampling follows the fast guided filter (He & Sun 2015, arXiv:1505.00996, algorithm 2). On the small map, chroma
 around every cell is fitted by a linear function of lightness. The coefficients, not the chroma, are interpolated to
-full size and applied to the full-size lightness, which makes colours end at edges in the image. The averaged offsets of
-the filter blur the map. On photographs, its results were worse than with bilinear interpolation. Therefore, this module
-differs from the filter in two ways. The function of each cell passes through the chroma of the cell. The map is first
-sharpened to compensate for interpolation and averaging: the average of the result over a cell equals the map's value.
+full size and applied to the full-size lightness, which makes colours end at edges in the image. The filter averages
+the offsets, which blurs the map: on photographs, its results were worse than those of bilinear interpolation.
+Therefore, this module differs from the filter in two ways. The function of each cell passes through the chroma of the
+cell. The map is first sharpened to compensate for interpolation and averaging, so that the average of the result over a
+cell equals the value of the map.
 """
 
 from collections.abc import Callable
@@ -29,25 +30,25 @@ Plane = Float32[np.ndarray, "rows width"]
 Planes = Float[np.ndarray, "planes height width"]
 ChromaMap = Float32[np.ndarray, "small_height small_width 2"]
 ChromaBand = Float32[np.ndarray, "rows width 2"]
-#: Function that takes the full-size chroma of a band of rows and the band, and returns the new chroma.
+#: Function that is called with the full-size chroma of a band of rows and with the band, and returns new chroma.
 ChromaHook = Callable[[ChromaBand, slice], ChromaBand]
 
 #: Radius, in cells of the small map, of the window over which a linear function is fitted.
 RADIUS = 1
 #: Regularisation: variance of L* at which the slope is half the least-squares slope.
 EPSILON = 100.0
-#: Approximate number of pixels in a band of rows. It does not affect the result. In measurements, this was the fastest
-#: value from 2^13 to 2^17.
+#: Approximate number of pixels in a band of rows. It does not affect the result. Of the measured values, 2^13 to
+#: 2^17, this was the fastest.
 BAND_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True)
 class GuidedUpsampler:
-    """Coefficients of a small chroma map, from which any rows of the full-size chroma can be computed.
+    """Coefficients of a small chroma map, from which any band of rows of the full-size chroma can be computed.
 
-    planes: slope, offset, minimum and maximum, each for a* and b*. They are already at full width (32 bytes per row of
-        the small map and column of the image). The minimum and maximum are those of the map around every cell: the
-        linear function may sharpen the map but not exceed its range.
+    planes: slope, offset, minimum and maximum, each for a* and b*. They are already interpolated to the full width, and
+        take 32 bytes for each row of the small map in each column of the image. The minimum and maximum are taken over
+        the neighbourhood of each cell, so that the linear function can sharpen the map but not exceed its range.
     height: height of the full-size image.
     """
 
@@ -55,7 +56,7 @@ class GuidedUpsampler:
     height: int
 
     def rows(self, band: slice, lightness: Plane) -> Float32[np.ndarray, "2 rows width"]:
-        """Return a* and b* of the rows `band` of the full-size image, whose L* (0 to 100) is `lightness`."""
+        """Return a* and b* for the rows `band` of the full-size image. `lightness` is L* (0 to 100) of these rows."""
         upper, lower, down = interpolation_indices(self.planes.shape[2], self.height, band)
         result = np.empty((2, *lightness.shape), np.float32)
         # Processing one channel at a time keeps the planes in the cache.
@@ -83,7 +84,7 @@ def fit_local_linear(
     mean_light, mean_colour = box_filter(light), box_filter(colour)
     variance = np.maximum(box_filter(light**2) - mean_light**2, 0)
     covariance = box_filter(light * colour) - mean_light * mean_colour
-    # Of the windows around a cell, those with more contrast determine its slope better and get more weight.
+    # Windows with more contrast determine the slope of a cell better and get more weight.
     slope = box_filter(covariance) / (box_filter(variance) + EPSILON)
     offset = _sharpen(colour, height, width) - slope * _sharpen(light, height, width)
     neighbours = np.stack(_window(colour, mode="edge"))
@@ -93,13 +94,13 @@ def fit_local_linear(
 
 
 def box_filter(planes: Planes) -> Planes:
-    """Return means over windows of 2 RADIUS + 1 cells per side, cropped at the border of the map."""
+    """Return means over windows of ``2 * RADIUS + 1`` cells per side, cropped at the border of the map."""
     total, count = (reduce(np.add, _window(values, mode="constant")) for values in (planes, np.ones_like(planes[:1])))
     return total / count
 
 
 def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
-    """Return the planes shifted to each cell of the window. Beyond the border, they are 0 or the border value."""
+    """Return the planes, shifted once for each cell of the window. Padding is 0 or repeats the border value."""
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
     shifts = range(2 * RADIUS + 1)
@@ -109,10 +110,11 @@ def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes
 def _sharpen(
     planes: Float64[np.ndarray, "planes small_height small_width"], height: int, width: int
 ) -> Float64[np.ndarray, "planes small_height small_width"]:
-    """Sharpen planes: the cell averages of their bilinear interpolation to height × width become the input values.
+    """Sharpen planes so that the cell averages of their interpolation to height × width equal the input values.
 
-    Along one axis, the weight of a neighbouring cell in a cell average is the mean of max(0, x) over the positions of a
-    cell, with x from -1/2 to 1/2. It is (1 - 1/n²) / 8 for an odd number n of positions. This value is used for any n.
+    The interpolation is bilinear. Along one axis, the weight of a neighbouring cell in a cell average is the mean of
+    max(0, x) over the positions in a cell, where x is the offset from the centre of the cell, from -1/2 to 1/2. For an
+    odd number n of positions, the mean is (1 - 1/n²) / 8. This value is used for any n.
     """
     sharp = planes
     for _ in range(2):  # The second pass reduces the blur left by the first pass.
@@ -150,8 +152,8 @@ def resize_planes(
 ) -> Float32[np.ndarray, "planes rows new_width"]:
     """Resize planes with bilinear interpolation, without antialiasing.
 
-    The outer edges of the input pixels and of the output pixels coincide. Only the rows ``band`` of the result are
-    computed; None selects all rows.
+    The outer edges of input and output coincide, as with ``align_corners=False`` in PyTorch. Only the rows in ``band``
+    of the result are computed; None selects all rows.
     """
     upper, lower, down = interpolation_indices(planes.shape[1], height, band or slice(0, height))
     left, right, across = interpolation_indices(planes.shape[2], width, slice(0, width))
@@ -181,13 +183,13 @@ def lightness(pixels: Pixels) -> Float32[np.ndarray, "height width"]:
 def apply_chroma(
     pixels: Pixels, chroma: ChromaMap, *, chroma_hook: ChromaHook | None = None
 ) -> Shaped[np.ndarray, "height width 3"]:
-    """Return the image with its L* and the chroma of a map, as pixels of the same dtype.
+    """Return an image with the L* of ``pixels`` and the chroma of a map, in the dtype of ``pixels``.
 
     Args:
         pixels: a grey or colour image in 8- or 16-bit sRGB, of which only the lightness is used.
         chroma: a* and b* of CIELab (D65), on a map of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
         chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
-            reduced. It is called concurrently from several threads, in any order.
+            reduced. It is called concurrently from several threads, with the bands in any order.
     """
     height, width = min(pixels.shape[0], chroma.shape[0]), min(pixels.shape[1], chroma.shape[1])
     if chroma.shape[:2] != (height, width):

@@ -1,13 +1,13 @@
 """Constraints on the colours of an image: a palette; allowed, banned and replaced colours; hints; minimum confidence.
 
 Constraints change the predicted distribution before it is decoded. Pixel rules then enforce the constraints at every
-pixel of the full-size image. A rule is a function that takes the full-size chroma of a band of rows and the band, and
-returns the chroma that satisfies the constraint. Bands can be processed in any order and by several threads. The module
-recolour applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB gamut at the lightness
-of the pixel, gamut mapping reduces the chroma and keeps hue and lightness.
+pixel of the full-size image. A rule is called with the full-size chroma of a band of rows and with the band, and
+returns chroma that satisfies the constraint. Bands can be processed in any order and by several threads. The module
+``recolour`` applies the rules before gamut mapping. Where the resulting chroma is outside the sRGB gamut at the
+lightness of the pixel, gamut mapping reduces the chroma and keeps hue and lightness.
 
-Precedence: hints override all other constraints. The minimum confidence overrides bans and the palette. Replacements
-override bans.
+Precedence: hints override all other constraints, except that they take the nearest palette colours if there is a
+palette. The minimum confidence overrides bans and the palette. Replacements override bans.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,16 @@ from chromabox.io.images import IMAGE_SUFFIXES, read_image, to_uint8
 PALETTE_CHROMA_SIGMA = 10.0
 #: Width (σ, in L*) of the Gaussian that penalises palette colours whose lightness differs from that of the pixel.
 PALETTE_LIGHTNESS_SIGMA = 25.0
-#: Without a palette, a colour stands for all chroma within this distance in the a*b* plane, at any lightness.
+#: Without a palette, banning or replacing a colour applies to all chroma within this distance of the colour in the
+#: a*b* plane, at any lightness.
 COLOUR_RADIUS = SAME_COLOUR_RADIUS
 #: Minimum number of cells of the map on which hints are propagated, unless the image has fewer pixels.
 MIN_HINT_CELLS = 40_000
-#: Number of colours of a palette that is fitted to an image.
+#: Maximum number of colours of a palette that is fitted to an image.
 IMAGE_PALETTE_SIZE = 16
 
-#: Lightness [height, width] of the map on which hints are propagated, weights [groups, height, width] of the groups of
-#: hints, and 8-bit colours [groups, 3] of the groups.
+#: Propagated hints: the lightness of the map [height, width] and, for each group of hints, the weights
+#: [groups, height, width] and the 8-bit colour [groups, 3].
 SpreadHints = tuple[np.ndarray, np.ndarray, np.ndarray]
 RgbColours = Sequence[Colour] | UInt8[np.ndarray, "others 3"]
 
@@ -52,8 +53,8 @@ class PaletteProjection:
     Attributes:
         rgb: the colours in 8-bit sRGB, without duplicates.
         allowed: mask of the classes that can be selected. At least one class is allowed.
-        replaced_by: for each class, the class whose colour is used where the class is selected. A class that is not
-            replaced has its own index.
+        replaced_by: for each class, the index of the class whose colour is used instead, or the class's own index if it
+            is not replaced.
     """
 
     rgb: UInt8[np.ndarray, "colours 3"]
@@ -72,11 +73,12 @@ class PaletteProjection:
         """Project a distribution over bins onto these classes. The log-probability of a disallowed class is −∞.
 
         The probability of each bin is distributed over the allowed colours in proportion to a Gaussian of their
-        distance from the bin in a*b* (σ = ``PALETTE_CHROMA_SIGMA``). The score of a colour is the sum of two terms:
+        distance from the bin in the a*b* plane (σ = ``PALETTE_CHROMA_SIGMA``). The result is the log-softmax of scores.
+        The score of a colour is the sum of two terms:
 
-        * the logarithm of its probability multiplied by the number of allowed colours with similar chroma. Similar
-          colours share their probability. Without this factor, three browns could lose to one red;
-        * −(L* − L*_colour)² / (2 · PALETTE_LIGHTNESS_SIGMA²).
+        * log(p · n), where p is the probability of the colour and n is the number of allowed colours with similar
+          chroma. Similar colours share their probability, so that without n, three browns could lose to one red;
+        * −(L* − L*_colour)² / (2 · ``PALETTE_LIGHTNESS_SIGMA``²), where L*_colour is the lightness of the colour.
         """
         chroma, excluded = self.chroma, ~self.allowed
         log_kernel, log_similarity = (
@@ -87,7 +89,8 @@ class PaletteProjection:
         probability = np.tensordot(softmax(log_kernel, 1), np.exp(distribution.log_probabilities), axes=(0, 0))
         num_similar = np.exp(log_similarity) @ self.allowed.astype(np.float32)
         squared_difference = (distribution.lightness - self.lab[:, 0, None, None]) ** 2
-        # The lower bound keeps the scores finite for colours far from every likely bin. Each position then has a class.
+        # The lower bound keeps the scores finite even where all allowed colours are far from every likely bin. Every
+        # position therefore has a class.
         scores = np.log(np.maximum(probability, np.float32(1e-30)))
         scores -= squared_difference / np.float32(2 * PALETTE_LIGHTNESS_SIGMA**2)
         scores += np.log(np.maximum(num_similar, np.float32(1e-30)))[:, None, None]
@@ -104,8 +107,8 @@ def build_projection(
     """Return the palette colours as classes. A constraint on a colour applies to the nearest palette colour.
 
     All colours are 8-bit sRGB. The allowed colours become the only classes. If there are none, all palette colours are
-    allowed. A pair (A, B) means that colour A is replaced by B. Raise UsageError if no colour is left, or if the
-    replacement of a colour is not available.
+    allowed. A pair (A, B) means that colour A is replaced by B. Raise UsageError if no colour is left, or if a
+    replacement has no effect or contradicts another constraint.
     """
     every = np.unique(palette, axis=0)
     old_colours, new_colours = ([pair[index] for pair in replacements] for index in (0, 1))
@@ -117,25 +120,25 @@ def build_projection(
     for (first, second), a, b in zip(replacements, old, new, strict=True):
         issue = None
         if a == b:
-            issue = f"both colours are nearest to the palette colour {to_hex(tuple(every[a].tolist()))}"
+            issue = f"{to_hex(tuple(every[a].tolist()))} is the palette colour nearest to both; use other colours"
         elif b not in kept or b in banned or b in old:
-            issue = f"{to_hex(second)} is banned, replaced or not among the allowed colours"
+            issue = f"{to_hex(second)} is banned, replaced or not among the allowed colours; use another colour"
         elif replaced_by[a] not in (a, b):
-            issue = f"{to_hex(first)} has two different replacements"
+            issue = f"{to_hex(first)} has two different replacements; expected one"
         if issue:
-            raise UsageError(f"replace {to_hex(first)}={to_hex(second)}: {issue}; use other colours")
+            raise UsageError(f"replace {to_hex(first)}={to_hex(second)}: {issue}")
         replaced_by[a] = b
     is_allowed = ~np.isin(np.arange(len(every)), banned)
     if not is_allowed[kept].any():
         kind = "allowed" if len(allowed) else "palette"
         raise UsageError(f"ban: all {kind} colours are banned; ban fewer colours or allow others")
-    # A replaced colour can be selected. Its replacement is then used.
+    # A replaced colour can still be selected. Where it is selected, its replacement is used.
     is_allowed[old] = True
     return PaletteProjection(every[kept], is_allowed[kept], np.searchsorted(kept, replaced_by[kept]))
 
 
 def _nearest(palette: UInt8[np.ndarray, "colours 3"], colours: RgbColours) -> Int64[np.ndarray, " others"]:
-    """Return the index of the palette colour nearest to each colour in CIELab. All colours are 8-bit sRGB."""
+    """Return, for each colour, the index of the nearest palette colour in CIELab. All colours are 8-bit sRGB."""
     lab = _to_lab(colours)
     return np.stack([((lab - reference) ** 2).sum(-1) for reference in rgb_to_lab(palette)]).argmin(0)
 
@@ -153,14 +156,14 @@ class ColourConstraints:
         allowed: use only these colours. Without a palette, they form the palette. With a palette, the palette colours
             nearest to them are used.
         banned: colours not to use. With a palette, the nearest palette colours are excluded. Without a palette, all
-            chroma within ``COLOUR_RADIUS`` is excluded. A banned grey also bans pale colours: greys are moved to the
-            nearest chroma at distance ``COLOUR_RADIUS``.
-        replacements: pairs (A, B): colour A is replaced by B and not used.
+            chroma within ``COLOUR_RADIUS`` of these colours is excluded. Banning a grey therefore also bans pale
+            colours, and grey pixels get the nearest chroma at distance ``COLOUR_RADIUS``.
+        replacements: pairs (A, B). Colour A is not used; colour B is used in its place.
         hints: colours painted on the image, which override bans. With a palette, the nearest palette colours are used.
         min_confidence: leave pixels grey where the model's confidence in the selected chroma is lower than this value
             (0 to 1).
 
-    Raise UsageError for contradictory constraints, and for a minimum confidence outside 0 to 1.
+    Raise UsageError if constraints contradict each other or the minimum confidence is not from 0 to 1.
     """
 
     palette: Palette | None = None
@@ -178,7 +181,7 @@ class ColourConstraints:
 
     @cached_property
     def classes(self) -> PaletteProjection | None:
-        """The colours of the palette as classes; None without a palette and without allowed colours."""
+        """The colours of the palette as classes; None if neither a palette nor allowed colours are given."""
         if self.palette is None and not self.allowed:
             return None
         palette = np.array(self.allowed, np.uint8) if self.palette is None else self.palette.rgb
@@ -192,12 +195,15 @@ class ColourConstraints:
 
     @cached_property
     def zones(self) -> ExclusionZones:
-        """Without a palette: the chroma around banned and replaced colours, which may not be used."""
+        """Zones around the chroma of banned and replaced colours, from which chroma is excluded if there is no palette.
+
+        Raise UsageError if a replacement is inside a zone.
+        """
         banned, old, new = self.chroma_points
         zones = ExclusionZones(np.unique(np.concatenate([banned, old]), axis=0), COLOUR_RADIUS)
         for (a, b), is_excluded in zip(self.replacements, zones.contains(new), strict=True):
             if is_excluded:
-                reason = f"within {COLOUR_RADIUS:g} in a*b* of a replaced or banned colour"
+                reason = f"within a distance of {COLOUR_RADIUS:g} in a*b* from a replaced or banned colour"
                 raise UsageError(f"replace {to_hex(a)}={to_hex(b)}: {to_hex(b)} is {reason}; use another colour")
         return zones
 
@@ -207,13 +213,13 @@ class ColourPrediction:
     """Result of applying constraints to a predicted distribution.
 
     Attributes:
-        chroma: a* and b* of a small map, which the module recolour upsamples. With hints, the resolution of the map is
-            higher than that of the distribution.
+        chroma: small map of a* and b*, which the module ``recolour`` upsamples. With hints, the resolution of the map
+            is higher than that of the distribution.
         chroma_hook: pixel rules that enforce the constraints at full size; None if there are no rules.
-        distribution: the distribution after palette, replacements and bans have been applied, but before hints. With a
-            palette, its classes are the palette colours.
-        confidence: the model's confidence in the selected chroma, before bans, at the size of the map. The confidence
-            is 1 where hints determine the colour.
+        distribution: the distribution after the palette, replacements and bans have been applied, but before the hints.
+            With a palette, its classes are the palette colours.
+        confidence: the model's confidence in the selected chroma before bans are applied, at the resolution of the map;
+            1 where hints determine the colour.
         palette: the palette colours that can occur, in 8-bit sRGB; None without a palette.
     """
 
@@ -240,10 +246,10 @@ def apply_constraints(
         temperature: temperature of the annealed mean (``ChromaDistribution.anneal``). It has no effect with a
             palette, because the most likely colour is selected.
         image_size: height and width of the full-size image.
-        guide: L* (0 to 100) of the image, at any higher resolution than the distribution. Hints stop at the edges of
-            this guide. By default, the lightness of the distribution is the guide.
+        guide: L* (0 to 100) of the image, at any resolution higher than that of the distribution. The propagation of
+            hints stops at edges in the guide. By default, the lightness of the distribution is the guide.
 
-    Raise UsageError if all colours of the model are banned, and for a negative temperature.
+    Raise UsageError if all colours of the model are banned or the temperature is negative.
     """
     hints, spread = constraints.hints, None
     if hints is not None:
@@ -260,7 +266,7 @@ def apply_constraints(
     else:
         prediction = _constrain_bins(distribution, constraints, temperature, image_size, spread)
     first_rule, confidence, min_confidence = prediction.chroma_hook, prediction.confidence, constraints.min_confidence
-    label_chroma = np.zeros((1, 2), np.float32)  # Label 0 is not painted.
+    label_chroma = np.zeros((1, 2), np.float32)  # Label 0: not painted.
     if hints is not None and spread is not None:
         # Blend the confidence of the model with that of the hints, which is 1.
         weight = spread[1].sum(0)
@@ -289,7 +295,7 @@ def _guided_upsample(
     lightness: Float32[np.ndarray, "height width"],
     target_lightness: Float32[np.ndarray, "finer_height finer_width"],
 ) -> Float32[np.ndarray, "finer_height finer_width 2"]:
-    """Upsample a small chroma map to the size of a larger lightness map, as recolour does."""
+    """Upsample a small chroma map to the size of a larger lightness map, as ``recolour`` does."""
     upsampler = fit_local_linear(chroma, lightness, *target_lightness.shape)
     planes = upsampler.rows(slice(0, len(target_lightness)), target_lightness)
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
@@ -313,7 +319,7 @@ def _select_classes(
         most_likely = resize_planes(np.exp(projected.log_probabilities), *map_size).argmax(0)
         weights = np.zeros((len(classes.rgb), *map_size), np.float32)
         np.add.at(weights, _nearest(classes.rgb, group_colours), group_weights)
-        # The model's weight is the remainder.
+        # The weight of the model's prediction is 1 minus the sum of the group weights.
         is_hint = weights.max(0) > 1 - group_weights.sum(0)
         labels = np.where(is_hint, weights.argmax(0), classes.replaced_by[most_likely])
         used = np.union1d(used, _nearest(classes.rgb, hints.colours))
@@ -330,7 +336,7 @@ def _constrain_bins(
     image_size: tuple[int, int],
     spread: SpreadHints | None,
 ) -> ColourPrediction:
-    """Assign the annealed mean of the bins that are not banned to every position, moved out of the exclusion zones."""
+    """Decode the bins that are not banned with the annealed mean, and move the chroma out of the exclusion zones."""
     zones, (banned, old, new) = constraints.zones, constraints.chroma_points
     centres = distribution.centres.astype(np.float64)
     to_banned, to_old = (np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned, old))
@@ -370,9 +376,9 @@ def _constrain_bins(
 def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
     """Load a palette by name or from a palette file (``load_palette``), or fit a palette to an image file.
 
-    The suffix determines the kind of file. The palette of an image with fewer than ``IMAGE_PALETTE_SIZE`` different
-    colours consists of these colours. Raise ChromaboxError for an invalid palette, an invalid image and an image with
-    fewer than two colours.
+    The suffix shows whether the file is an image. The palette of an image with fewer than ``IMAGE_PALETTE_SIZE``
+    different colours consists of these colours. Raise ChromaboxError for an invalid palette, an invalid image, or an
+    image with fewer than two colours.
     """
     path = Path(path_or_name)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -383,5 +389,5 @@ def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
     rows = to_uint8(pixels[::step, ::step]).reshape(-1, 3)
     num_different = len(np.unique(rows.astype(np.int64) @ [1 << 16, 1 << 8, 1]))
     if num_different < 2:
-        raise ChromaboxError(f"{path}: has only one colour; use an image with two or more")
+        raise ChromaboxError(f"{path}: has only one colour; use an image with two or more colours")
     return fit_palette(rows, min(IMAGE_PALETTE_SIZE, num_different), name=path.stem)

@@ -1,9 +1,10 @@
 """Hints: dots and strokes of colour that a user paints on an image, and their propagation to similar regions.
 
-Painted pixels keep the chroma of their hint, whatever other constraints are set. From the painted pixels, the colour is
-propagated to similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using optimization". The weights are
-the probabilities of a random walk (Grady 2006, "Random walks for image segmentation") that can also end at any
-position. The probability of ending in this way is the weight of the model's prediction.
+Painted pixels keep the chroma of their hint or, with a palette, of the palette colour nearest to it. From the painted
+pixels, the colour is propagated to similar pixels, as in Levin, Lischinski & Weiss 2004, "Colorization using
+optimization". The weight of a hint at a position is derived from the probability that a random walk from there reaches
+the hint (Grady 2006, "Random walks for image segmentation"). The walk can also end at any position before it reaches a
+hint. The model's prediction has the remaining weight.
 """
 
 from dataclasses import dataclass
@@ -19,20 +20,21 @@ from chromabox.io.images import read_image, to_uint8
 
 #: Alpha (0 to 255) above which a pixel counts as painted.
 ALPHA_THRESHOLD = 127
-#: Painted colours within this distance in a*b* are propagated as one group.
+#: Painted colours within this distance in the a*b* plane are propagated as one group.
 GROUP_RADIUS = 5.0
-#: Maximum number of groups.
+#: Maximum number of these groups.
 MAX_GROUPS = 32
-#: Difference of lightness (σ, in L*) between neighbouring cells at which propagation begins to stop.
+#: Width (σ, in L*) of the Gaussian that weakens propagation between neighbouring cells of different lightness.
 EDGE_LIGHTNESS_SIGMA = 2.5
-#: Difference of the model's mean chroma (σ, in a* and b*) between neighbouring cells with the same effect.
+#: Width (σ, in a* and b*) of the corresponding Gaussian for differences in the model's mean chroma.
 EDGE_CHROMA_SIGMA = 8.0
 #: Minimum weight of a graph edge, reached across the sharpest image edges.
 MIN_EDGE_WEIGHT = 1e-5
-#: Distance, as a fraction of the short side, over which the weight of a broad stroke decays to 1/e in a uniform region.
+#: Distance over which the weight of a broad stroke decays to 1/e in a uniform region, as a fraction of the shorter side
+#: of the map.
 DECAY_LENGTH = 0.25
-#: Total probability at which hints and model get equal weight. Small dots have low probabilities. Without this
-#: saturation, they would colour only their own pixels.
+#: Total probability of the hints at which the hints and the model get about equal weight. Small dots have low
+#: probabilities. Without this saturation, the dots would colour only their own pixels.
 HALF_SATURATION = 0.1
 
 
@@ -40,8 +42,8 @@ HALF_SATURATION = 0.1
 class Hints:
     """Painted pixels at the full size of the photograph.
 
-    ``labels`` are the numbers of the painted colours, starting at 1; 0 where nothing is painted. ``colours`` are the
-    colours of the labels 1, 2, … in 8-bit sRGB.
+    ``labels`` contains the number of the painted colour at each pixel, starting at 1, and 0 where nothing is painted.
+    ``colours`` contains the colours of the labels 1, 2, … in 8-bit sRGB.
     """
 
     labels: UInt[np.ndarray, "height width"]
@@ -51,7 +53,7 @@ class Hints:
 def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """Read hints from an image with transparency. Pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
-    The image must have the aspect ratio of the upright photograph, within rounding to whole pixels. ``image_size`` is
+    The image must have the aspect ratio of the upright photograph, up to rounding to whole pixels. ``image_size`` is
     the height and width of the photograph. An image of another size is resized by nearest neighbour. Downsizing keeps
     every painted dot, however small it is. Raise UsageError, naming the file, for an image without transparency,
     without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be read as an
@@ -65,15 +67,15 @@ def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
         raise UsageError(f"hints {path}: has no painted pixels; expected at least one that is more than half opaque")
     height, width = mask.shape
     if abs(width * image_size[0] / (height * image_size[1]) - 1) > 1 / height + 1 / width:
-        size, expected = f"{width}×{height} pixels", f"{image_size[1]}×{image_size[0]}"
-        raise UsageError(f"hints {path}: has {size}; expected the aspect ratio of the photograph ({expected})")
+        size, expected = f"{width} × {height} pixels", f"{image_size[1]} × {image_size[0]}"
+        raise UsageError(f"hints {path}: the size is {size}; expected the aspect ratio of the photograph, {expected}")
     return hints_from_pixels(to_uint8(image.pixels), mask, image_size)
 
 
 def hints_from_pixels(
     pixels: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"], image_size: tuple[int, int]
 ) -> Hints:
-    """Return hints at the full size ``image_size`` from painted pixels of any size."""
+    """Return hints from the ``pixels`` painted in ``mask``, resized from any size to the full size ``image_size``."""
     colours, index = np.unique(pixels[mask], axis=0, return_inverse=True)
     labels = np.zeros(mask.shape, np.min_scalar_type(len(colours)))
     labels[mask] = index.ravel() + 1
@@ -95,17 +97,17 @@ def propagate_hints(
     """Propagate the painted colours, in groups of similar colours, on a small map.
 
     Return the weight of each group at each cell, and the colour of each group in 8-bit sRGB. The weights are in [0, 1],
-    and their sum is at most 1. The remainder is the weight of the model's prediction.
+    and their sum at a cell is at most 1. The model's prediction has the remaining weight.
 
-    The probability of a group at a cell is the probability that a random walk from the cell reaches a cell of this
-    group before a cell of any other group. The walk steps to neighbours with weights
-    exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)). It ends at each step with a small
-    probability (a screened Poisson equation), so the weight decays with distance. A walk rarely reaches a one-cell dot.
-    Therefore, the sum s of the probabilities is increased to s (1 + HALF_SATURATION) / (s + HALF_SATURATION). The
-    proportions of the groups are unchanged.
+    The weights are derived from the probability that a random walk from the cell reaches a cell of the group before a
+    cell of any other group. The walk steps to neighbours with weights
+    exp(−ΔL*² / (2 EDGE_LIGHTNESS_SIGMA²) − Δchroma² / (2 EDGE_CHROMA_SIGMA²)). At each step, the walk ends with a small
+    probability, so that the weights decay with distance. The probabilities solve a screened Poisson equation. A walk
+    rarely reaches a one-cell dot. Therefore, the sum s of the probabilities at a cell is increased to
+    s (1 + HALF_SATURATION) / (s + HALF_SATURATION). The proportions of the groups are unchanged.
 
-    ``lightness`` is L* (0 to 100) of the cells of the map. ``chroma`` is the model's a* and b*. Edges between cells
-    with similar predictions have higher weights.
+    ``lightness`` is L* (0 to 100) of the cells of the map. ``chroma`` contains the a* and b* predicted by the model.
+    Edges between cells with similar predictions have higher weights.
     """
     # Group greedily: the most frequent colour that has no group yet absorbs the colours within GROUP_RADIUS.
     frequency = np.bincount(hints.labels.ravel(), minlength=len(hints.colours) + 1)[1:].astype(np.float64)
@@ -143,11 +145,12 @@ def _random_walk_probabilities(
     vertical: Float64[np.ndarray, "rows width"],
     horizontal: Float64[np.ndarray, "height columns"],
 ) -> Float64[np.ndarray, "{num_groups} height width"]:
-    """Return the probability that a walk from each cell first reaches a cell of each group, before it ends at random.
+    """Return, for each group and cell, the probability that a random walk from the cell reaches the group first.
 
-    ``vertical`` and ``horizontal`` are the weights of the edges between neighbours.
+    A walk that ends at random before reaching any group counts for none. ``vertical`` and ``horizontal`` are the
+    weights of the edges between neighbours.
     """
-    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step costs the cube of the shorter side.
+    if seeds.shape[1] > seeds.shape[0]:  # Eliminate along the longer side: a step takes time cubic in the shorter side.
         transposed = _random_walk_probabilities(seeds.T, num_groups, horizontal.T, vertical.T)
         return transposed.swapaxes(1, 2)
     degree = np.full(seeds.shape, (DECAY_LENGTH * min(seeds.shape)) ** -2)

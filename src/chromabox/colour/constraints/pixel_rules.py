@@ -30,8 +30,8 @@ class ExclusionZones:
     def push_out(self, chroma: Float32[np.ndarray, "*shape 2"]) -> Float32[np.ndarray, "*shape 2"]:
         """Return the nearest chroma outside all discs. Chroma that is already outside is not changed.
 
-        The nearest chroma is on the edge of a disc in the direction away from the centre, or at an intersection of two
-        edges. At the exact centre of a disc, where all directions are equivalent, the direction is +a*.
+        The nearest chroma is either on the edge of a disc, in the direction from the centre of the disc to the chroma,
+        or at an intersection of two edges. For chroma exactly at the centre, the direction is +a*.
         """
         all_points = chroma.reshape(-1, 2)
         inside = self.contains(all_points)
@@ -48,7 +48,7 @@ class ExclusionZones:
         return result.reshape(chroma.shape)
 
     def _candidates(self, points: Float64[np.ndarray, "points 2"]) -> Iterator[Float64[np.ndarray, "points 2"]]:
-        """Yield the point on every edge in the direction of each point, then every intersection of two edges."""
+        """Yield the projections of all points onto the edge of each disc, then every intersection of two edges."""
         for centre in self.centres:
             away = points - centre
             length = np.hypot(*away.T)[:, None]
@@ -72,11 +72,11 @@ def palette_only(
     labels: Integer[np.ndarray, "small_height small_width"],
     label_chroma: Float32[np.ndarray, "colours 2"],
 ) -> ChromaBand:
-    """Give every pixel of a band of rows exactly the chroma of one of the labels of the four cells around the pixel.
+    """Replace the chroma of every pixel in a band of rows by that of a palette colour.
 
-    The label whose chroma is nearest to that of the pixel is selected. Other labels are not candidates, because the
-    chroma between two regions can be nearest to the colour of a third region. ``image_size`` is the height and width
-    of the whole image.
+    The candidates are the colours of the four cells of ``labels`` around the pixel. The candidate with the nearest
+    chroma is selected. Other palette colours are not candidates, because the interpolated chroma between two regions
+    can be nearest to the colour of a third region. ``image_size`` is the height and width of the whole image.
     """
     upper, lower, _ = interpolation_indices(labels.shape[0], image_size[0], band)
     left, right, _ = interpolation_indices(labels.shape[1], image_size[1], slice(0, image_size[1]))

@@ -17,7 +17,7 @@ from chromabox.colour.weights.checkpoint import PaletteModel
 LabelMaps = UInt8[np.ndarray, "images height width"]
 RgbImages = UInt8[np.ndarray, "images height width 3"]
 
-#: Number of images per forward pass. It limits memory use for a split of any size.
+#: Number of images per forward pass. It limits memory use, whatever the size of the split.
 EVAL_BATCH_SIZE = 250
 
 
@@ -67,7 +67,8 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
 
     * ``net``: the most likely colour of every pixel;
     * ``net, annealed mean``: the logits decoded with ``annealed_mean`` at ``temperature``;
-    * ``majority colour`` and ``grey value's colour``: baselines, computed from the training split;
+    * ``majority colour``: a baseline, the most frequent colour of all training pixels;
+    * ``grey value's colour``: a baseline, the most frequent colour of the training pixels with the same grey value;
     * ``grey``: the greyscale input;
     * ``palette oracle``: the true label of every pixel, which gives the upper bound for this palette;
     * ``truth``: the ground-truth images.
@@ -76,7 +77,7 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     truth, train_labels, true_labels = _channels_last(test.rgb), train.labels.numpy(), test.labels.numpy()
 
     def make_row(name: str, images: np.ndarray, loss: float | None = None) -> EvaluationRow:
-        """Compute the metrics of images, which are given as labels if the row has a loss."""
+        """Compute the metrics of a row. ``images`` are labels if ``loss`` is given, and RGB images otherwise."""
         counts = None if loss is None else metrics.confusion_matrix(images, true_labels, len(palette))
         rgb = images if loss is None else decode_labels(images, palette)
         return EvaluationRow(
@@ -93,7 +94,7 @@ def evaluate(model: PaletteModel, data: ColourDataset, *, temperature: float = 0
     train_grey, test_grey = train.grey_sum.numpy(), test.grey_sum.numpy()
     majority, by_grey = (
         metrics.grey_lookup_baseline(factor * train_grey, train_labels, factor * test_grey, true_labels, len(palette))
-        for factor in (0, 1)  # With equal grey values, the most frequent colour of all pixels is predicted.
+        for factor in (0, 1)  # Factor 0 makes all grey values equal, which gives the majority colour.
     )
     rows = [
         make_row("net", labels, loss),

@@ -2,7 +2,7 @@
 
 All scores are computed at 8 bits with the EXIF orientation applied to both images. 16-bit values are rounded to 8 bits.
 Alpha channels and colour profiles are ignored. Originals and colourised images are paired by their relative paths in
-the two folders. The suffix may differ, because some formats are written as PNG.
+the two folders. The suffix may differ, because colourised images of some formats are written as PNG.
 """
 
 import math
@@ -26,8 +26,8 @@ FoundImage = tuple[Path, Path]
 class ImageScores:
     """Scores of one colourised image. The ``grey_…`` scores are those of the greyscale original (a* = b* = 0).
 
-    The colourfulness of the greyscale image is 0. Undefined scores are None. A PSNR gain is undefined if one of the two
-    PSNR values is infinite. A ratio or a reduction is undefined if its denominator is 0.
+    The colourfulness of the greyscale image is 0. Undefined scores are None. A PSNR gain is undefined if either of the
+    two PSNR values is infinite. A ratio or a reduction is undefined if its denominator is 0.
     """
 
     psnr: float
@@ -50,7 +50,7 @@ class ImageScores:
     grey_ssim: float
     grey_delta_e: float
     grey_delta_lightness: float
-    """Mean absolute difference of L*. It is due only to rounding to 8 bits."""
+    """Mean absolute difference of L*, which is due only to rounding to 8 bits."""
     psnr_gain: float | None
     """``psnr`` minus ``grey_psnr``, in dB."""
     delta_e_reduction: float | None
@@ -80,7 +80,7 @@ class ScoreReport:
 
     @property
     def mean(self) -> dict[str, float | None]:
-        """Mean of every score over the files for which it is finite; None if there are no such files."""
+        """Mean of every score over the files for which this score is finite; None if there are no such files."""
         result = {}
         for field in fields(ImageScores):
             values = (getattr(file.scores, field.name) for file in self.files)
@@ -132,7 +132,7 @@ def score_image(
 
 
 def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
-    """Compare colourised images with their originals. Both paths are images, or folders including their subfolders.
+    """Compare colourised images with their originals. Each path is an image, or a folder including its subfolders.
 
     A file that cannot be read, that has no counterpart or whose counterpart has another size is listed in ``failed``.
     The other files are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does
@@ -155,13 +155,15 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                 files.append(FileScores(original_name, result_name, width, height, scores))
             except (ChromaboxError, MemoryError) as error:
                 is_memory_error = isinstance(error, MemoryError)
-                failed[original_name] = f"{original}: not enough memory" if is_memory_error else str(error)
+                failed[original_name] = (
+                    f"{original}: not enough memory; use smaller images" if is_memory_error else str(error)
+                )
             tick()
     return ScoreReport(files, failed)
 
 
 def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, FoundImage]], dict[Path, str]]:
-    """Return pairs of files in the order of the originals, and error messages of the files without one counterpart.
+    """Return pairs of files in the order of the originals, and error messages for files that cannot be paired.
 
     If both paths are files, they form a pair whatever their names. In folders, the counterpart has the same relative
     path, or is the only file whose relative path differs only in the suffix. If one of the two paths is a file, only
@@ -172,7 +174,7 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, 
     sources, results = _list_images(originals, exclude=coloured), _list_images(coloured, exclude=originals)
     if originals.is_file() and coloured.is_file():
         return list(zip(sources.values(), results.values(), strict=True)), {}
-    # Group the files that have no counterpart with the same suffix by their names without suffix.
+    # Group the files that have no counterpart with the same suffix by their relative paths without suffix.
     sources_by_stem: dict[Path, list[FoundImage]] = {}
     results_by_stem: dict[Path, list[FoundImage]] = {}
     for images, others, by_stem in ((sources, results, sources_by_stem), (results, sources, results_by_stem)):
@@ -195,12 +197,12 @@ def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, 
     if not originals.is_file():
         for name, (path, _) in results.items():
             if name not in sources and name.with_suffix("") not in sources_by_stem:
-                failed[name] = f"{path} has no original: expected one in {originals}"
+                failed[name] = f"{path} has no original: expected an image of the same name in {originals}"
     return pairs, failed
 
 
 def _list_images(root: Path, exclude: Path) -> dict[Path, FoundImage]:
-    """Return images by their relative paths in ``root``, except those in ``exclude`` if it is inside ``root``."""
+    """Return images by their relative paths in ``root``, except those in a folder ``exclude`` inside ``root``."""
     excluded = exclude.resolve()
     is_nested = exclude.is_dir() and root.resolve() in excluded.parents
     found = find_images([root])

@@ -17,8 +17,8 @@ from chromabox.errors import ChromaboxError
 Labels = Integer[np.ndarray, "..."]
 Rgb = UInt8[np.ndarray, "... 3"]
 
-#: Number of pixels processed at a time. Intermediate results of this size fit into the CPU cache. CIEDE2000 is twice as
-#: fast as with 2¹⁸ pixels.
+#: Number of pixels processed at a time. Intermediate results of this size fit into the CPU cache. CIEDE2000 is
+#: computed twice as fast as with 2¹⁸ pixels.
 CHUNK_PIXELS = 1 << 15
 #: Number of possible sums R + G + B of 8-bit values.
 NUM_GREY_SUMS = 3 * 255 + 1
@@ -47,7 +47,7 @@ def confusion_matrix(labels: Labels, truth: Labels, num_classes: int) -> Int64[n
 
 
 def balanced_accuracy(confusion: Int64[np.ndarray, "truth prediction"]) -> float:
-    """Return the mean recall over the colours that occur, in [0, 1]. It is NaN for a matrix of zeros.
+    """Return the mean recall over the colours that occur, in [0, 1]. The result is NaN for a matrix of zeros.
 
     All colours have the same weight, regardless of their frequency. Source: Brodersen et al. 2010, "The balanced
     accuracy and its posterior distribution", section 2, extended to more than two classes.
@@ -86,7 +86,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
     if min(rgb_a.shape[:2]) <= 2 * SSIM_RADIUS:
         padding = ((SSIM_RADIUS, SSIM_RADIUS), (SSIM_RADIUS, SSIM_RADIUS), (0, 0))
         rgb_a, rgb_b = (np.pad(rgb, padding, mode="symmetric") for rgb in (rgb_a, rgb_b))
-    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # Of window centres.
+    num_rows, num_columns = (length - 2 * SSIM_RADIUS for length in rgb_a.shape[:2])  # Window centres.
     side = max(isqrt(CHUNK_PIXELS), 4 * SSIM_RADIUS)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     total = 0.0
@@ -105,7 +105,7 @@ def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -
 
 
 def _gaussian_means(values: Float64[np.ndarray, "height width 3"]) -> Float64[np.ndarray, "rows columns 3"]:
-    """Return the Gaussian mean of every window that is completely inside the tile. Average along one axis at a time."""
+    """Return the Gaussian-weighted mean of every window inside the tile, averaging along one axis at a time."""
     for _ in range(2):
         rows = len(values) - 2 * SSIM_RADIUS
         means = SSIM_WEIGHTS[0] * values[SSIM_RADIUS : SSIM_RADIUS + rows]
@@ -122,7 +122,7 @@ def delta_e(rgb_a: Rgb, rgb_b: Rgb) -> float:
 
 
 def lab_differences(rgb: Rgb, *others: Rgb) -> list[tuple[float, float]]:
-    """Compute the mean CIEDE2000 and the mean |ΔL*| (0 to 100) between the first image and each of the others.
+    """Compute the mean CIEDE2000 and mean |ΔL*| (0 to 100) between the first image and each of the others.
 
     The images are 8-bit sRGB with white point D65 and the 2° observer. They are processed in chunks, so the working
     memory does not depend on the image size. Raise ChromaboxError if the shapes differ or there are no pixels.
@@ -150,7 +150,7 @@ def ciede2000(
     hue = np.arctan2(b_a, a_a)
     hue_change = np.arctan2(b_b, a_b) - hue
     hue_change -= 2 * np.pi * np.rint(hue_change / (2 * np.pi))  # to [−π, π]
-    # The mean hue, in radians from 0. It has no effect if one of the colours is grey.
+    # The mean hue, from 0 to 2π. It has no effect if one of the colours is grey.
     hue = (hue + hue_change / 2) % (2 * np.pi)
     distance = ((lightness_a + lightness_b) / 2 - 50) ** 2
     chroma = (chroma_a + chroma_b) / 2
@@ -181,7 +181,7 @@ def colourfulness(rgb: UInt8[np.ndarray, "height width 3"]) -> float:
     sums, squares = np.zeros(2, np.int64), np.zeros(2, np.int64)
     for (chunk,) in _chunks(rgb):
         red, green, blue = chunk.T.astype(np.int64)
-        opponents = np.stack([red - green, red + green - 2 * blue])  # The second is twice yb.
+        opponents = np.stack([red - green, red + green - 2 * blue])  # rg and twice yb
         sums += opponents.sum(1)
         squares += (opponents**2).sum(1)
     pixels = rgb.size // 3
@@ -242,7 +242,7 @@ def grey_lookup_baseline(
 
 
 def _joint_histogram(rows: Labels, columns: Labels, height: int, width: int) -> Int64[np.ndarray, "{height} {width}"]:
-    """Count each pair of values. Process the pixels in chunks, which avoids a 64-bit copy of all pixels."""
+    """Count how often each pair of values occurs. Chunks of pixels avoid a 64-bit copy of all pixels."""
     _check_pair(rows, columns)
     for values, upper in ((rows, height), (columns, width)):
         if values.min() < 0 or values.max() >= upper:

@@ -22,19 +22,19 @@ MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes.
 COLOUR_UNIT = "RGB/256"
 #: Red, green and blue of sRGB, 0 to 255 each.
 Colour = tuple[int, int, int]
-#: The colours in a palette file, and the name in the file if there is one.
+#: The colours in a palette file, and the name of the palette or None.
 ParsedPalette = tuple[Float64[np.ndarray, "..."], str | None]
 
 
 def load_palette(path_or_name: str | Path) -> Palette:
     """Load a bundled palette by its name ("horse24", "cifar24") or a palette from a file.
 
-    * `.npy`: shape [colours, 3], floats in RGB/256 or uint8, without pickled objects.
-    * `.json`: a file written by save_palette, or a list of "#rrggbb" or [r, g, b]. If all values of a list are integers
-      (no decimal point), they are 8-bit values. Otherwise, they are RGB/256.
+    * `.npy`: an array of shape [colours, 3], uint8 or floats (RGB values divided by 256), without pickled objects.
+    * `.json`: a file written by :func:`save_palette`, or a list of "#rrggbb" strings or [r, g, b] lists. If all numbers
+      are integers, without a decimal point, they are 8-bit values. Otherwise, they are RGB values divided by 256.
     * `.gpl`: GIMP's format.
 
-    Raise ChromaboxError, naming the file, if the file is invalid.
+    Raise ChromaboxError for an unknown name or, naming the file, for an invalid file.
     """
     assets = resources.files("chromabox").joinpath("assets").iterdir()
     bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
@@ -57,7 +57,7 @@ def load_palette(path_or_name: str | Path) -> Palette:
 
 
 def save_palette(path: str | Path, palette: Palette) -> None:
-    """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that load_palette reads.
+    """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that :func:`load_palette` reads.
 
     A `.npy` file does not contain the name. A `.gpl` file contains 8-bit values, to which the colours are rounded.
     Raise ChromaboxError for another suffix or if the file cannot be written.
@@ -84,24 +84,24 @@ def save_palette(path: str | Path, palette: Palette) -> None:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise ChromaboxError(f"{path}: cannot write: {(error.strerror or str(error)).lower()}") from error
+        raise ChromaboxError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
 
 
 def _parse_npy(content: bytes) -> ParsedPalette:
-    """Parse a .npy file. The messages of the ValueErrors of all parsers are shown after the file name."""
+    """Parse a .npy file. All parsers raise ValueError, whose message is shown after the file name."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:
         if "allow_pickle" in str(error):
             raise ValueError(
-                "contains a pickled object array, which can run code when it is loaded; if you trust the source, use "
+                "contains a pickled object array, which can run code when it is loaded; if you trust the source, run "
                 "np.save('plain.npy', np.load(file, allow_pickle=True, encoding='bytes')[0].astype('float32'))"
             ) from error
         raise ValueError("not a complete .npy file; expected a file written by np.save") from error
     if array.dtype == np.uint8:
         return array / 256, None
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"unsupported dtype {array.dtype}; expected floats in RGB/256, or uint8")
+        raise ValueError(f"unsupported dtype {array.dtype}; expected uint8, or floats (RGB values divided by 256)")
     return array.astype(np.float64), None
 
 
@@ -114,7 +114,7 @@ def _parse_json(content: bytes) -> ParsedPalette:
     if isinstance(parsed, dict):
         name = parsed.get("name")
         if parsed.get("unit") != COLOUR_UNIT or not isinstance(name, str | None) or "colours" not in parsed:
-            raise ValueError(f'expected "colours", "unit": "{COLOUR_UNIT}" and optionally a string "name"')
+            raise ValueError(f'expected "colours" and "unit": "{COLOUR_UNIT}", and optionally a string as "name"')
         parsed = parsed["colours"]
     elif isinstance(parsed, list):
         values = [value for row in parsed if isinstance(row, list) for value in row]
@@ -125,14 +125,14 @@ def _parse_json(content: bytes) -> ParsedPalette:
 
 
 def _parse_row(row: Any, scale: int) -> list[float]:
-    """Return the RGB/256 values of "#rrggbb", or three numbers divided by `scale`."""
+    """Return RGB values divided by 256, from "#rrggbb" or from three numbers, which are divided by `scale`."""
     if isinstance(row, str) and re.fullmatch("#[0-9a-fA-F]{6}", row):
         return [value / 256 for value in bytes.fromhex(row[1:])]
-    # JSON's true and NaN are not valid values. NaN fails the comparison.
+    # JSON's true and NaN are not valid values. The type excludes true. The comparison is false for NaN.
     is_valid = isinstance(row, list) and len(row) == 3 and all(type(value) in (int, float) for value in row)
     if is_valid and all(0 <= value <= max(1, scale - 1) for value in row):
         return [value / scale for value in row]
-    expected = "8-bit values from 0 to 255" if scale == 256 else "RGB/256 values in [0, 1]"
+    expected = "8-bit values from 0 to 255" if scale == 256 else "RGB values divided by 256, in [0, 1]"
     raise ValueError(f'invalid colour {json.dumps(row)[:40]}; expected "#rrggbb" or [r, g, b] with {expected}')
 
 

@@ -3,15 +3,17 @@
 There are only 256³ different 8-bit colours. The labels of all of them fit in a table of 16 MB. Each pixel costs one
 read, whatever the number of palette colours. The table is filled efficiently:
 
-* It is filled on demand, in cells of 8×8×8 colours: an image uses only a part of the cube.
-* Within a cell, most colours of the palette cannot be the nearest. The difference of two squared distances
-  d_k² − d_j² is linear in the pixel. Over a cell of half-width h, the difference therefore deviates from its value at
-  the centre of the cell by at most 2h‖c_k − c_j‖₁. Colour k is excluded if the value at the centre exceeds this bound.
-* The distances of all points of a cell to each of the remaining colours are compared in float64. A squared distance is
-  the sum of three values that each depend on one channel. Within a cell, each of them takes only eight values.
+* It is filled on demand, in cells of 8×8×8 colours, because an image uses only a part of the RGB cube.
+* Within a cell, most colours of the palette cannot be the nearest. Let d_k be the distance of a pixel from colour c_k,
+  and c_j the colour nearest to the centre of the cell. The difference d_k² − d_j² is a linear function of the pixel.
+  Within a cell of half-width h, the difference therefore deviates from its value at the centre by at most
+  2h‖c_k − c_j‖₁. Colour k is excluded if the value at the centre exceeds this bound.
+* The distances from all points of a cell to the remaining colours are compared in float64. A squared distance is the
+  sum of one term for each channel. Within a cell, each term has only eight different values.
 
-The labels are those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. A tie goes to
-the lower index. This module computes in 8-bit units (colours × 256). Scaling by a power of two changes no rounding.
+The labels equal those of `((pixel / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. A tie goes to
+the lower index. This module computes in 8-bit units (colours × 256). Scaling by a power of two does not change the
+rounding.
 """
 
 from threading import Lock
@@ -24,9 +26,9 @@ from chromabox.runtime.parallel import map_row_bands
 #: Number of colours along an edge of a cell. The eight labels along blue are stored as one 64-bit word.
 CELL_SIZE = 8
 CELLS_PER_AXIS = 256 // CELL_SIZE
-#: Mark of an unfilled entry. In a palette of 256 colours, it is also the label of the last colour.
+#: Value that marks an unfilled entry. In a palette of 256 colours, it is also the label of the last colour.
 UNFILLED = 255
-#: Margin in squared 8-bit units, far more than the rounding error of a difference of squared distances.
+#: Safety margin, in squared 8-bit units, far larger than the rounding error of a difference of squared distances.
 ROUNDING_MARGIN = 0.02
 PIXELS_PER_BAND = 1 << 17  # The indices of a band (1 MB) fit in a core's cache.
 CELLS_PER_CHUNK = 128
@@ -35,12 +37,12 @@ CELLS_PER_CHUNK = 128
 class ColourLUT:
     """Labels of all 8-bit colours for one palette, computed on demand.
 
-    colours: at most 256, in units of RGB/256. The table takes 16 MB. Threads can share an instance. Only one thread
-    fills the table at a time, and a cell is marked as filled after all its labels have been written.
+    colours: at most 256 colours, as RGB values divided by 256. The table takes 16 MB. Threads can share an instance.
+    Only one thread fills the table at a time, and a cell is marked as filled after all its labels have been written.
     """
 
     def __init__(self, colours: Float[np.ndarray, "colours 3"]) -> None:
-        # Of equal colours, only the first can be the nearest. Without duplicates, no cell consists entirely of ties.
+        # Of equal colours, only the first can be the nearest. Its duplicates would only be additional candidates.
         first = np.sort(np.unique(colours, axis=0, return_index=True)[1])
         self._index = first.astype(np.uint8)
         self._colours = colours[first].astype(np.float64) * 256
@@ -65,7 +67,7 @@ class ColourLUT:
         return labels
 
     def _lookup_rows(self, planes: UInt8[np.ndarray, "3 *shape"], labels: UInt8[np.ndarray, "*shape"]) -> None:
-        """Read the table at red << 16 | green << 8 | blue into `labels`. Unfilled cells are filled first."""
+        """Set `labels` to the table entries at `red << 16 | green << 8 | blue`. Unfilled cells are filled first."""
         index = np.empty(labels.shape, "<i8")
         index[...] = planes[2]  # Write the lowest byte and clear the others.
         channel_bytes = index.view(np.uint8).reshape(*index.shape, 8)
@@ -102,7 +104,7 @@ class ColourLUT:
         labels = np.empty(lowest.shape, np.uint8)
         labels[...] = self._index[nearest[order], None, None, None]
         for turn in range(count[0]):
-            n = np.count_nonzero(count > max(turn, 1))  # Cells with one candidate are complete.
+            n = np.count_nonzero(count > max(turn, 1))  # Cells with one candidate are already complete.
             candidate = candidates[first[:n] + turn]
             red, green, blue = ((channels[:n] - self._colours[candidate, :, None]) ** 2).swapaxes(0, 1)
             distance = (red[:, :, None] + green[:, None])[..., None] + blue[:, None, None]

@@ -30,9 +30,10 @@ REC601_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, used only to s
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Palette of 2 to 256 colours, in units of RGB/256.
+    """Palette of 2 to 256 colours.
 
-    colours: finite values in [0, 1], stored as a read-only copy. Other values raise ChromaboxError.
+    colours: RGB values divided by 256, finite and in [0, 1], stored as a read-only copy. Other values raise
+        ChromaboxError.
     name: name of the palette in tables, plots and file names.
     """
 
@@ -56,7 +57,7 @@ class Palette:
 
     @cached_property
     def lut(self) -> ColourLUT:
-        """Nearest-colour lookup table of 16 MB, which is filled on demand and kept as long as the palette."""
+        """Nearest-colour lookup table of 16 MB, which is filled on demand and kept as long as the palette exists."""
         return ColourLUT(self.colours)
 
     @property
@@ -66,7 +67,7 @@ class Palette:
 
 
 def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
-    """Return why the array is not a valid set of palette colours, or None if it is valid."""
+    """Return the reason why the array is not a valid set of palette colours, or None if it is valid."""
     if colours.ndim != 2 or colours.shape[1] != 3:
         return f"has shape {list(colours.shape)}; expected [colours, 3]"
     if not 2 <= len(colours) <= MAX_COLOURS:
@@ -78,18 +79,21 @@ def validate_colours(colours: Float[np.ndarray, "..."]) -> str | None:
 
 
 def assign_labels(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> UInt8[np.ndarray, "..."]:
-    """Return the index of every pixel's nearest colour (Euclidean in RGB/256). A tie goes to the lower index.
+    """Return the index of every pixel's nearest colour by Euclidean distance in RGB. A tie goes to the lower index.
 
     pixels: 8-bit RGB with the three channels along `axis`, which is -1 for [..., 3] and 1 for CIFAR's [N, 3, H, W]. The
-    pixels are not copied. The result has the shape of the pixels without that axis. It equals
-    `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64 for every pixel. Raise ChromaboxError if the axis
-    does not have three channels.
+    pixels are not copied. The result has the shape of the pixels without the channel axis. For channels last, the
+    result equals `((pixels / 256 - colours) ** 2).sum(-1).argmin(-1)` in float64. Raise ChromaboxError if `axis` does
+    not have three channels.
     """
     return palette.lut.lookup(_channels_first(pixels, axis))
 
 
 def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis: int = -1) -> float:
-    """Return the mean Euclidean distance from a pixel to its nearest colour, in RGB/256 (`axis`: see assign_labels)."""
+    """Return the mean Euclidean distance from a pixel to its nearest colour, in units of RGB values divided by 256.
+
+    `axis` has the same meaning as in :func:`assign_labels`.
+    """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     nearest = palette.colours[palette.lut.lookup(unique.T)]
     distance = np.sqrt(((unique / 256 - nearest) ** 2).sum(-1))
@@ -97,7 +101,7 @@ def quantisation_error(pixels: UInt8[np.ndarray, "..."], palette: Palette, axis:
 
 
 def decode_labels(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8[np.ndarray, "... 3"]:
-    """Return the 8-bit image of the labels. Raise ChromaboxError for a label outside the palette."""
+    """Return the 8-bit RGB colours of the labels. Raise ChromaboxError for a label outside the palette."""
     if labels.size and (labels.min() < 0 or labels.max() >= len(palette)):
         label_range = f"{labels.min()} to {labels.max()}"
         raise ChromaboxError(f"palette {palette.name}: expected labels 0 to {len(palette) - 1}, got {label_range}")
@@ -107,22 +111,23 @@ def decode_labels(labels: Integer[np.ndarray, "..."], palette: Palette) -> UInt8
 def annealed_mean(
     logits: Float[Tensor, "batch colours height width"], palette: Palette, temperature: float = 0.38
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Decode logits to colours (float32, RGB/256) with the annealed mean of Zhang et al. 2016, section 2.3.
+    """Decode logits to colours with the annealed mean of Zhang et al. 2016, section 2.3.
 
-    The result is the mean of the palette under softmax(log-probabilities / temperature). Temperature 1 gives the
-    plain mean (dull colours). Values towards 0 approach the most likely colour (patchy), and 0 is exactly argmax. Raise
-    ChromaboxError for a negative or non-finite temperature, and if the number of logits is not the number of colours.
+    The result is the mean of the palette under softmax(log-probabilities / temperature), as float32 RGB values divided
+    by 256. Temperature 1 gives the plain mean, whose colours are dull. As the temperature approaches 0, the result
+    approaches the most likely colour and becomes patchy; temperature 0 is exactly argmax. Raise ChromaboxError for a
+    negative or non-finite temperature, or if the number of logits differs from the number of colours.
     """
     import torch
 
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise ChromaboxError(f"temperature {temperature:g}: expected 0 (argmax) or a positive number")
+        raise ChromaboxError(f"temperature is {temperature:g}: expected 0 (argmax) or a positive number")
     if logits.shape[1] != len(palette):
         raise ChromaboxError(f"palette {palette.name}: expected {len(palette)} logits per pixel, got {logits.shape[1]}")
     colours = torch.tensor(palette.colours, device=logits.device)
     if temperature == 0:
         return colours[logits.argmax(1)].permute(0, 3, 1, 2)
-    # Subtract the maximum to avoid overflow at small temperatures. Below 1e-30, the result is constant.
+    # Subtract the maximum to avoid overflow at low temperatures. Below 1e-30, the result no longer changes.
     relative = (logits - logits.amax(1, keepdim=True)).float()
     probability = (relative / max(temperature, 1e-30)).softmax(1)
     return torch.einsum("bkhw,kc->bchw", probability, colours)
@@ -133,13 +138,13 @@ def mask_logits(
 ) -> Float[Tensor, "batch colours height width"]:
     """Set the logits of all disallowed colours to −inf, so that these colours are never decoded.
 
-    Raise ChromaboxError for an index outside the palette and if no colour is allowed.
+    Raise ChromaboxError for an index outside the palette or if no colour is allowed.
     """
     import torch
 
     indices, colours = sorted(set(allowed)), logits.shape[1]
     if not indices or indices[0] < 0 or indices[-1] >= colours:
-        raise ChromaboxError(f"allowed colours {indices}: expected at least one index from 0 to {colours - 1}")
+        raise ChromaboxError(f"allowed colours {indices}: expected one or more indices, all from 0 to {colours - 1}")
     banned = torch.ones(colours, dtype=torch.bool, device=logits.device)
     banned[indices] = False
     return logits.masked_fill(banned[:, None, None], -torch.inf)
@@ -148,25 +153,27 @@ def mask_logits(
 def fit_palette(
     pixels: UInt8[np.ndarray, "..."], num_colours: int = 24, *, seed: int = 0, name: str = "fitted", axis: int = -1
 ) -> Palette:
-    """Fit colours with a low mean distance to all pixels, sorted darkest first (luminance of ITU-R BT.601).
+    """Fit a palette with a low mean distance from all pixels to their nearest colours.
 
-    `axis` has the same meaning as in assign_labels. k-means (k-means++, best of 8) on a coarse histogram finds initial
-    colours by minimising the mean squared distance. Iterations over all distinct colours, weighted by their counts,
-    then reduce the mean distance. Equal pixels and seeds give equal results. Raise ChromaboxError if `num_colours` is
-    not 2 to 256 or exceeds the number of distinct colours.
+    The colours are sorted by luminance (ITU-R BT.601), darkest first. `axis` has the same meaning as in
+    :func:`assign_labels`. k-means (k-means++, best of 8) on a coarse histogram finds initial colours by minimising the
+    mean squared distance. Iterations over all distinct colours, weighted by their counts, then reduce the mean
+    distance. Equal pixels and seeds give equal results. Raise ChromaboxError if `num_colours` is not from 2 to 256 or
+    exceeds the number of distinct colours.
     """
     unique, count = _colour_histogram(_channels_first(pixels, axis))
     if not 2 <= num_colours <= min(MAX_COLOURS, len(unique)):
-        limit = f"2 to {MAX_COLOURS} colours, and at most the {len(unique)} different colours of the images"
-        raise ChromaboxError(f"palette {name}: cannot fit {num_colours} colours; expected {limit}")
+        limit = f"2 to {MAX_COLOURS}, and at most the number of different colours in the images, {len(unique)}"
+        raise ChromaboxError(f"palette {name}: the number of colours is {num_colours}; expected {limit}")
     centres = _initial_centres(unique, count, num_colours, seed)
     points: Float64[np.ndarray, "unique 3"] = unique / 256
-    # Move the centres to the geometric medians of their clusters with Weiszfeld's algorithm (1937). A step is a mean
-    # weighted by 1 / distance. It reduces the mean distance, as a step of k-means reduces the mean squared distance.
+    # Move the centres to the geometric medians of their clusters with Weiszfeld's algorithm (1937). Each step takes
+    # the mean weighted by 1 / distance. This reduces the mean distance, as a step of k-means reduces the mean squared
+    # distance.
     for _ in range(40):
         labels = ColourLUT(centres).lookup(unique.T)
         distance = np.sqrt(((points - centres[labels]) ** 2).sum(-1))
-        weight = count / np.maximum(distance, 1 / 512)  # Finite for a point at its centre.
+        weight = count / np.maximum(distance, 1 / 512)  # Keep the weight finite at the centre.
         previous, centres = centres, _cluster_means(points, weight, labels, centres)
         if np.abs(previous - centres).max() < 1e-5:
             break
@@ -177,7 +184,7 @@ def fit_palette(
 def draw_palette(palette: Palette, tile_size: int = 96) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the palette: one tile per colour, with its index and its 8-bit value in hexadecimal.
 
-    tile_size: side length of a tile in pixels. The image is slightly wider than high.
+    tile_size: side length of a tile in pixels. The image is slightly wider than it is high.
     """
     from PIL import Image, ImageDraw
 
@@ -222,7 +229,7 @@ def _colour_histogram(
 def _initial_centres(
     unique: UInt8[np.ndarray, "unique 3"], counts: Int64[np.ndarray, "unique"], num_colours: int, seed: int
 ) -> Float32[np.ndarray, "{num_colours} 3"]:
-    """Return centres (RGB/256) from k-means on the mean colours of cells of 8×8×8 colours.
+    """Return initial centres (RGB values divided by 256), from k-means on the mean colours of cells of 8×8×8 colours.
 
     Lloyd's algorithm is initialised by k-means++ (Arthur and Vassilvitskii 2007). The best of eight runs is returned.
     """
@@ -230,7 +237,7 @@ def _initial_centres(
     weight: np.ndarray = np.bincount(cell, counts)
     points = np.stack([np.bincount(cell, counts * channel) for channel in unique.T.astype(np.float64)], -1)
     points, weight = points[weight > 0] / weight[weight > 0, None], weight[weight > 0]
-    # With too few cells for the number of colours (small or nearly uniform images), use the colours themselves.
+    # If small or nearly uniform images fill too few cells for the number of colours, use the colours themselves.
     if len(points) < 16 * num_colours:
         points, weight = unique.astype(np.float64), counts.astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -260,7 +267,10 @@ def _cluster_means(
     labels: Integer[np.ndarray, " points"],
     centres: Float[np.ndarray, "clusters 3"],
 ) -> Float[np.ndarray, "clusters 3"]:
-    """Return the weighted mean of the points of each cluster, with the dtype of ``centres``. Keep unused centres."""
+    """Return the weighted mean of the points of each cluster, in the dtype of ``centres``.
+
+    A cluster without points keeps its centre.
+    """
     total = np.bincount(labels, weight, len(centres))
     sums = np.stack([np.bincount(labels, weight * channel, len(centres)) for channel in points.T], -1)
     used, moved = total > 0, centres.copy()

@@ -1,6 +1,6 @@
 """Chromabox colourises greyscale images and detects objects.
 
-From Python: ``chromabox.colourise(image)`` and ``chromabox.detect(image)``, both imported on first use.
+In Python, use ``chromabox.colourise(image)`` and ``chromabox.detect(image)``. Both are imported on first use.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return colourise
     if name == "detect":
-        # This package is callable. After the import, it replaces this attribute.
+        # The package ``chromabox.detect`` is callable. Importing it also sets the attribute ``detect``.
         return import_module("chromabox.detect")
     raise AttributeError(f"module 'chromabox' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""Entry point of ``chromabox`` and ``python -m chromabox``. Errors are printed as a message with an exit code."""
+"""Entry point of ``chromabox`` and ``python -m chromabox``. An error is printed as a message and sets the exit code."""
 
 import sys
 

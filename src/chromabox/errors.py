@@ -1,4 +1,4 @@
-"""Errors that end a command. The command line prints the message as one line and exits with the exit code."""
+"""Errors that end a command. The command line prints the message and exits with ``exit_code``."""
 
 
 class ChromaboxError(Exception):
@@ -14,7 +14,7 @@ class UsageError(ChromaboxError):
 
 
 def missing_package(purpose: str, error: ImportError, extra: str = "train") -> UsageError:
-    """Return the error for a package that ``purpose`` requires. ``extra`` is the optional extra that contains it."""
+    """Return the error for a missing package that ``purpose`` requires. ``extra`` is the extra that installs it."""
     package = (error.name or "").partition(".")[0]
     return UsageError(
         f"{purpose} requires {package}, which is not installed; install it with pip install 'chromabox[{extra}]'"

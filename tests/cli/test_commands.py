@@ -377,7 +377,7 @@ def test_export_writes_a_model_for_colour_and_evaluate(
     code, _, err = chromabox("export", exported, "--onnx", tmp_path / "copy.onnx")
     assert (code, err) == (
         2,
-        f"chromabox: {exported}: is already an ONNX file; use the checkpoint from which it was exported\n",
+        f"chromabox: {exported}: the model is already an ONNX file; use the checkpoint from which it was exported\n",
     )
 
 

@@ -238,7 +238,7 @@ def test_last_training_images_are_the_validation_split(tmp_path: Path, fraction:
         ("FOLDER", {"val_fraction": -0.1}, r"--val-fraction is -0.1"),
         ("FOLDER", {"val_fraction": 0.6}, r"--val-fraction is 0.6"),
         ("FOLDER", {"val_fraction": float("nan")}, "--val-fraction is nan"),
-        ("ONE", {}, "has 1 image; expected at least two"),
+        ("ONE", {}, "contains only one image; expected at least two"),
         ("NONE", {}, "contains no images"),
         ("TWO", {"val_fraction": 0.5}, r"--val-fraction is 0\.5: .* has too few images"),
     ],

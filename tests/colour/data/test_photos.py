@@ -98,15 +98,15 @@ def test_corrupt_and_grey_images_are_omitted_and_logged(tmp_path: Path, messages
     dataset = load_photos(tmp_path)
     assert len(dataset.train) + len(dataset.val) == 4
     omitted = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, sixteen-bit-grey.png"
-    reason = "images are corrupt or have no colours and were omitted"
-    assert messages == [f"{tmp_path}: 5 {reason}: {omitted}"]
+    reason = "omitted images that are corrupt or have no colours"
+    assert messages == [f"{tmp_path}: {reason} (5): {omitted}"]
     (tmp_path / "inner").mkdir()
     for name in ("late.jpg", "later.jpg"):
         (tmp_path / "inner" / name).write_bytes(b"no image")
     messages.clear()
     load_photos(tmp_path)
     first = "damaged.jpg, grey-in-colours.png, grey-in-the-middle.png, grey.png, inner/late.jpg"
-    assert messages == [f"{tmp_path}: 7 {reason}: {first} and 2 more"]
+    assert messages == [f"{tmp_path}: {reason} (7): {first} and 2 more"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_two_processes_split_the_batches_of_one() -> None:
 
 
 def test_too_few_images_for_a_batch_are_rejected() -> None:
-    with pytest.raises(UsageError, match="--batch-size: 12 is more than the 10 training images"):
+    with pytest.raises(UsageError, match=r"--batch-size: 12 \(all processes together\); expected at most 10"):
         make_photo_batches(PHOTOS, 12, 64, 0, DistInfo())
     with pytest.raises(UsageError, match="--batch-size: 12"):
         num_batches(10, 6, dist_info=DistInfo(0, 2))

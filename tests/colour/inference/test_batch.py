@@ -178,7 +178,7 @@ def test_interrupted_batch_finishes_running_images_and_can_be_resumed(tmp_path: 
         interrupt_after_four()
     assert 4 <= len(first.processed) <= 4 + 2 * 2
     assert messages == [
-        f"{len(first.processed)} of 20 images are finished; run the same command to process the remaining images"
+        f"finished images: {len(first.processed)} of 20; run the same command to process the remaining images"
     ]
     written = sorted(path.name for path in out.iterdir())
     assert written == sorted([MANIFEST_NAME, *first.processed])  # No partial files.
@@ -206,7 +206,7 @@ def test_sigint_while_waiting_stops_the_batch(tmp_path: Path, messages: list[str
     finally:
         signal.signal(signal.SIGINT, before)
     assert messages == [
-        f"{len(recorder.processed)} of 9 images are finished; run the same command to process all images again"
+        f"finished images: {len(recorder.processed)} of 9; run the same command to process all images again"
     ]
     assert 3 <= len(recorder.processed) < 9
     assert sorted(path.name for path in (tmp_path / "out").glob("*")) == sorted(recorder.processed)
@@ -239,7 +239,7 @@ def test_number_of_running_images_is_limited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(13, "Permission denied"), "cannot be colourised to .*Permission denied"),
+        (PermissionError(13, "Permission denied"), "colourisation to .* failed .*Permission denied"),
         (MemoryError(), "a.png: out of memory; use a smaller image"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
@@ -285,7 +285,7 @@ def test_missing_source_is_named_in_the_error(tmp_path: Path) -> None:
     pairs = map_outputs([source], out)
     (source / "a.png").unlink()
     _, (missing, present) = run(pairs, out / MANIFEST_NAME)
-    assert "a.png: cannot be colourised" in missing.error
+    assert "a.png: colourisation to" in missing.error
     assert present.error is None
 
 

@@ -142,7 +142,7 @@ def test_padding_matches_the_assignments_general_formula(kernel: int) -> None:
     [
         ({"kernel": 0}, "kernel is 0"),
         ({"kernel": -3}, "kernel is -3"),
-        ({"kernel": 34}, "covers 34 pixels, more than an image of 32"),
+        ({"kernel": 34}, "covers 34 pixels: expected at most 33, for images of 32"),
         ({"num_filters": 0}, "num_filters is 0"),
         ({"num_colours": 0}, "num_colours is 0"),
         ({"num_in_channels": 0}, "num_in_channels is 0"),

@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 PaletteBatch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
 RgbBatch = UInt8[np.ndarray, "_ 3 height width"]
 
-#: The assignment's 24 colours as plain float32 RGB/256. The file has no public URL; a mirror can provide it.
+#: The assignment's 24 colours: float32 RGB values divided by 256. The file has no public URL; a mirror can provide it.
 COURSE_PALETTE = PinnedFile(
     "colour_kmeans24_cat7_plain_f32.npy",
     sha256="b27de7a2e354fa1cd13776dee08248a000ea21c82f2df0545f15fa8231d8faf6",
@@ -50,8 +50,7 @@ class LabelledImages:
     grey_sum: Int16[Tensor, "images height width"]
     labels: UInt8[Tensor, "images height width"]
     rgb: UInt8[np.ndarray, "rgb_images 3 height width"]
-    """RGB values of all images, used for colour metrics. Images used only for training have none (``rgb_images`` = 0).
-    """
+    """RGB values for colour metrics. The array may be empty if the images are used only for training."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,11 +74,11 @@ class ColourDataset:
     val: LabelledImages | None = None
     """Training images held out for model selection; None without a validation set."""
     auxiliary: LabelledImages | None = None
-    """Training images of CIFAR-10's other classes; None if they are not requested or do not exist."""
+    """Training images of CIFAR-10's other classes; None if they are not requested or there are no other classes."""
 
 
 def to_grey(grey_sum: Int16[Tensor, "images height width"]) -> Float[Tensor, "images 1 height width"]:
-    """Convert R + G + B (8-bit values) to the mean of RGB/256, exactly in float32."""
+    """Convert sums of 8-bit R, G and B to float32 grey values (mean / 256), without intermediate rounding."""
     return grey_sum[:, None].float() / 768
 
 
@@ -92,12 +91,12 @@ def encode_images(rgb: RgbBatch, palette: Palette) -> LabelledImages:
 def load_colour_dataset(
     spec: str, palette: Palette, *, val_fraction: float = 0.0, size: int = 32, with_auxiliary: bool = False
 ) -> ColourDataset:
-    """Load a dataset by name: ``cifar10:horse`` (any class, or several joined by ``+``), ``cifar10:all``, or a folder.
+    """Load a dataset: a folder of images, ``cifar10:all``, or classes of CIFAR-10, such as ``cifar10:horse+dog``.
 
-    CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to
-    ``size`` × ``size`` pixels. A tenth of them, chosen at random with a fixed seed, is the test split. ``val_fraction``
-    (0 to 0.5) is the fraction of the training images held out for validation. These are the last training images. With
-    ``with_auxiliary``, the training images of CIFAR-10's other classes are also loaded.
+    CIFAR-10 keeps its split and order. The images of a folder are cropped to the central square and resized to ``size``
+    × ``size`` pixels. A tenth of them, chosen at random with a fixed seed, is the test split. The last training images,
+    a fraction ``val_fraction`` (0 to 0.5), are held out for validation. With ``with_auxiliary``, the training images of
+    CIFAR-10's other classes are also loaded.
 
     Raise UsageError for an unknown name or class, a fraction out of range, or a folder with too few images.
     """
@@ -121,9 +120,9 @@ def load_colour_dataset(
 def resolve_palette(name: str, spec: str, *, size: int = 32) -> Palette:
     """Return the palette with this name: a palette file, a bundled palette, or one of the following.
 
-    course: the assignment's palette.
-    fitted:K: K colours fitted to the training images.
-    auto: for CIFAR-10's horses, the assignment's palette if a mirror provides it, otherwise ``horse24``; for other
+    ``course``: the assignment's palette.
+    ``fitted:K``: K colours fitted to the training images.
+    ``auto``: for CIFAR-10's horses, the assignment's palette if a mirror provides it, otherwise ``horse24``; for other
     CIFAR-10 data, ``cifar24``; for a folder, 24 colours fitted to its training images.
 
     Raise UsageError if K is not 2 to 256.
@@ -157,10 +156,11 @@ def course_palette() -> Palette:
 
 
 def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int, name: str) -> tuple[Palette, float]:
-    """Fit one palette to images, folders and CIFAR-10 sets. Return the palette and its mean quantisation error.
+    """Fit one palette to image files, folders and CIFAR-10 data. Return the palette and its mean quantisation error.
 
-    The quantisation error of a pixel is the Euclidean distance from the pixel to the nearest colour, in RGB/256. Large
-    images are subsampled to about one megapixel. Raise UsageError if the number of colours is not 2 to 256.
+    The quantisation error of a pixel is the Euclidean distance from the pixel to the nearest colour, for RGB values
+    divided by 256. Large images are subsampled to about one megapixel. Raise UsageError if the number of colours is not
+    2 to 256.
     """
     if not 2 <= num_colours <= MAX_COLOURS:
         raise UsageError(f"--colours is {num_colours}: expected 2 to {MAX_COLOURS}")
@@ -194,7 +194,9 @@ def _load_rgb(spec: str, size: int) -> tuple[RgbBatch, RgbBatch]:
         raise UsageError(f"--size is {size}: expected a multiple of 8, at least 8")
     paths = [path for path, _ in find_images([folder])]
     if len(paths) < 2:
-        raise UsageError(f"{folder}: has 1 image; expected at least two, of which one is used for testing")
+        raise UsageError(
+            f"{folder}: contains only one image; expected at least two, because one is held out for testing"
+        )
     train_paths, test_paths = hold_out(paths, FOLDER_TEST_EVERY_NTH)
     return _load_squares(train_paths, size), _load_squares(test_paths, size)
 
@@ -207,7 +209,7 @@ def _load_squares(paths: Sequence[Path], size: int) -> RgbBatch:
 
 
 def _remaining_classes(spec: str) -> tuple[str, ...]:
-    """Return the CIFAR-10 classes that ``spec`` does not contain. For other data, there are none."""
+    """Return the CIFAR-10 classes that ``spec`` does not contain, or an empty tuple for other datasets."""
     name, _, classes = spec.partition(":")
     if name != "cifar10" or classes == "all":
         return ()
@@ -215,9 +217,9 @@ def _remaining_classes(spec: str) -> tuple[str, ...]:
 
 
 def hold_out(items: Sequence[Item], every_nth: int) -> tuple[list[Item], list[Item]]:
-    """Split items at random with a fixed seed. Return the remaining items and the items held out, in their order.
+    """Split items at random with a fixed seed. Return the remaining and the held-out items, in the original order.
 
-    One in ``every_nth`` items is held out, but at least one item.
+    One in ``every_nth`` items is held out, and at least one item in total.
     """
     order = np.random.default_rng(0).permutation(len(items))
     num_held_out = max(1, len(items) // every_nth)
@@ -226,7 +228,7 @@ def hold_out(items: Sequence[Item], every_nth: int) -> tuple[list[Item], list[It
 
 
 def center_crop(pixels: PixelValues, max_side: int | None = None) -> PixelValues:
-    """Crop each side of an image to at most ``max_side`` pixels around the centre. None selects the short side."""
+    """Crop each side of an image to at most ``max_side`` pixels around the centre. None stands for the short side."""
     sides = [min(length, max_side or min(pixels.shape[:2])) for length in pixels.shape[:2]]
     top, left = ((length - side) // 2 for length, side in zip(pixels.shape, sides, strict=False))
     return pixels[top : top + sides[0], left : left + sides[1]]
@@ -244,15 +246,15 @@ def make_batches(
     dist_info: DistInfo | None = None,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[PaletteBatch]]:
-    """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
+    """Return a function that yields the batches of an epoch, given the epoch and the number of batches to skip.
 
     The order and the horizontal flips depend only on ``(seed, epoch)``. An epoch can therefore be resumed at any batch
     and does not depend on the number of processes. Each process gets its share of every batch of ``batch_size`` ×
-    ``dist_info.world_size`` images. With shuffling, the images that do not fill the last batch are omitted. These
+    ``dist_info.world_size`` images. With shuffling, the images left over after the last full batch are omitted. These
     images differ between epochs.
 
-    ``auxiliary`` contains images of other classes, which give a large model more training images. They replace the
-    fraction ``auxiliary_fraction`` of the images in each batch, in [0, 1), and require shuffling.
+    ``auxiliary`` contains images of other classes as additional training images for a large model. These images replace
+    a fraction of the images in each batch, given by ``auxiliary_fraction`` in [0, 1), and require shuffling.
     """
     dist_info = dist_info or DistInfo()
     global_batch_size = batch_size * dist_info.world_size
@@ -275,7 +277,7 @@ def make_batches(
         for step in range(first_batch, steps):
             rows = slice(step * global_batch_size, (step + 1) * global_batch_size)
             indices, flip = order[rows], flips[rows]
-            divisible = len(indices) - len(indices) % dist_info.world_size  # Every process must get the same number.
+            divisible = len(indices) - len(indices) % dist_info.world_size  # Every process needs the same number.
             rank_rows = slice(dist_info.rank, divisible, dist_info.world_size)
             yield gather_batch(all_images, indices[rank_rows], flip[rank_rows], device)
 
@@ -283,9 +285,9 @@ def make_batches(
 
 
 def num_batches(num_images: int, batch_size: int, *, shuffle: bool = True, dist_info: DistInfo | None = None) -> int:
-    """Return the number of batches per epoch. Raise UsageError if the images do not fill one batch.
+    """Return the number of batches per epoch. Raise UsageError if there are too few images for one batch.
 
-    With shuffling, the images that do not fill the last batch are omitted.
+    With shuffling, the images left over after the last full batch are omitted.
     """
     world_size = (dist_info or DistInfo()).world_size
     global_batch_size = batch_size * world_size
@@ -293,7 +295,8 @@ def num_batches(num_images: int, batch_size: int, *, shuffle: bool = True, dist_
     steps = num_images // global_batch_size + (not shuffle and num_images % global_batch_size >= world_size)
     if steps == 0:
         raise UsageError(
-            f"--batch-size: {global_batch_size} is more than the {num_images} training images; use a smaller batch size"
+            f"--batch-size: {global_batch_size} (all processes together); expected at most {num_images}, the number of "
+            "training images"
         )
     return steps
 

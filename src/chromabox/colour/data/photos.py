@@ -1,8 +1,8 @@
 """Photographs for training the photo model, with lightness as the input and chroma as the target.
 
 Images are kept in memory at reduced size (with a short side of ``STORED_SIDE``). Each time an image is used, a random
-square is cropped, randomly flipped horizontally and resized to the model's input size. Lightness is L*/100. Targets are
-the mean a* and b* of the patch that each output of the model covers.
+square is cropped, randomly flipped horizontally and resized to the model's input size. Lightness is L*/100. The
+targets are the means of a* and b* over the patch that each output position of the model covers.
 """
 
 import logging
@@ -52,8 +52,8 @@ def load_photos(folder: Path) -> PhotoDataset:
     """Read all images in a folder.
 
     The splits are the subfolders ``train`` and ``val``. Without these subfolders, 1 in 20 images is held out for
-    validation. Images that cannot be read and images without colours in the centre crop are omitted, and the paths of
-    the first of them are logged. Raise UsageError if the path is not a folder with at least two colour images.
+    validation. Images that cannot be read and images without colours in the centre crop are omitted, and the first
+    omitted paths are logged. Raise UsageError if the path is not a folder with at least two colour images.
     """
     if not folder.is_dir():
         raise UsageError(f"--data {str(folder)!r}: not a folder; expected a folder of photographs")
@@ -66,11 +66,11 @@ def load_photos(folder: Path) -> PhotoDataset:
     if omitted:
         names = ", ".join(omitted[:MAX_LOGGED_PATHS])
         more = f" and {len(omitted) - MAX_LOGGED_PATHS} more" if len(omitted) > MAX_LOGGED_PATHS else ""
-        log.warning(f"{folder}: {len(omitted)} images are corrupt or have no colours and were omitted: {names}{more}")
+        log.warning(f"{folder}: omitted images that are corrupt or have no colours ({len(omitted)}): {names}{more}")
     splits = [[photo for _, photo in part if photo is not None] for part in loaded]
     train, val = splits if len(splits) == 2 else hold_out(splits[0], VAL_EVERY_NTH)
     if not (train and val):
-        raise UsageError(f"{folder}: has too few colour images; expected one or more for training and for validation")
+        raise UsageError(f"{folder}: has too few colour images; expected at least one each for training and validation")
     return PhotoDataset(train, val)
 
 
@@ -108,11 +108,11 @@ def make_photo_batch(crops: Sequence[Photo], size: int) -> PhotoBatch:
 def make_photo_batches(
     photos: Sequence[Photo], batch_size: int, size: int, seed: int, dist_info: DistInfo, device: str = "cpu"
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
-    """Return a function (epoch, number of batches to skip) → the batches of the epoch, for the training loop.
+    """Return a function that yields the batches of an epoch, given the epoch and the number of batches to skip.
 
-    Order, crops and horizontal flips depend only on ``(seed, epoch)``. The side length of two crops in five is the
-    image's short side. The side length of the other crops is 0.6 to 1 times the short side. The images that do not fill
-    the last batch are omitted.
+    Order, crops and horizontal flips depend only on ``(seed, epoch)``. The side length of a crop is the short side of
+    the image with probability 0.4, and otherwise 0.6 to 1 times the short side. The images left over after the last
+    full batch are omitted.
     """
     global_batch_size = batch_size * dist_info.world_size
     steps = num_batches(len(photos), batch_size, dist_info=dist_info)

@@ -43,14 +43,14 @@ def colourise_batch(
 
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
-        process_file: colourises one source into one target, which it writes atomically. It is called from several
-            threads. It returns metadata of the image as JSON values.
+        process_file: function that colourises a source, writes the target atomically, and returns metadata of the
+            image as JSON values. It is called from several threads.
         settings: JSON values that determine the result. An image made with other settings is processed again.
-        workers: number of threads, at least 1. At most twice as many images are running or queued at any time.
+        workers: number of threads, at least 1. At most twice as many images are in progress or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
 
-    Ctrl-C and closing the generator (use ``contextlib.closing``) stop the batch. In this case, images in progress are
-    finished, no other images are started, and the number of finished images is logged.
+    The batch stops on Ctrl-C or when the generator is closed, for example by ``contextlib.closing``. Images in progress
+    are then finished, no other images are started, and the number of finished images is logged.
 
     Raise UsageError for fewer than one worker. Raise ChromaboxError for a manifest that cannot be read or written.
     """
@@ -72,7 +72,7 @@ def colourise_batch(
         except ChromaboxError as error:
             return ColouriseResult(source, target, str(error))
         except OSError as error:
-            message = f"{source}: cannot be colourised to {target} ({error.strerror or error}); check both paths"
+            message = f"{source}: colourisation to {target} failed ({error.strerror or error}); check both paths"
             return ColouriseResult(source, target, message)
         except (MemoryError, RuntimeError) as error:
             # On the CPU, PyTorch raises a plain RuntimeError if memory runs out.
@@ -90,7 +90,7 @@ def colourise_batch(
             yield from results
         except BaseException:  # KeyboardInterrupt, GeneratorExit and errors
             rerun = "process the remaining images" if manifest is not None else "process all images again"
-            log.info(f"{len(finished)} of {len(pairs)} images are finished; run the same command to {rerun}")
+            log.info(f"finished images: {len(finished)} of {len(pairs)}; run the same command to {rerun}")
             raise
 
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
@@ -105,7 +105,7 @@ def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON values that determine the colours. An image is up to date if these values have not changed.
 
     ``options`` are the arguments of :func:`~chromabox.colour.api.parse_options`, as on the command line. Files are
-    identified by their SHA-256 instead of their path.
+    identified by their SHA-256 digests instead of their paths.
     """
     digests = {
         name: sha256_file(Path(path)) if path is not None and Path(path).is_file() else path
@@ -133,7 +133,7 @@ def make_file_coloriser(
     """Return a function that colourises a source file, writes the target file and returns ``{"notes": [...]}``.
 
     The notes are lines of text about the image. ``on_result`` is called with the input, the colourised image, the
-    prediction and the path of the target. It returns a line that is appended to the notes.
+    prediction and the path of the target, and returns a line that is appended to the notes.
     """
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """Opening of colourisation models for inference. Checkpoints are exported to ONNX on first use.
 
-The model exported from a run folder is saved there as ``best.onnx``. Other exported models are saved in the cache
-folder.
+A model exported from a run folder is saved there as ``best.onnx``. Other exported models are saved in the cache folder.
 """
 
 from pathlib import Path
@@ -17,8 +16,8 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
 
     Args:
         path: an exported ONNX file, or a run folder with ``best.onnx``. If PyTorch is installed, a checkpoint or a
-            run folder without ``best.onnx`` is also accepted. It is exported first, as are checkpoints whose exported
-            file is damaged. None opens the bundled model.
+            run folder without ``best.onnx`` is also accepted. The checkpoint is exported unless there is a current,
+            intact exported file. None opens the bundled model.
         threads, device: see :func:`chromabox.runtime.session.open_session`.
 
     Raise UsageError if the path does not exist, a run folder has no checkpoint, or PyTorch is required but not

@@ -32,7 +32,7 @@ MAX_ASPECT_RATIO = 4
 
 @dataclass(frozen=True)
 class Style:
-    """Parameters for decoding predictions to colours."""
+    """Parameters with which predictions are decoded into colours."""
 
     temperature: float
     """Temperature of the annealed mean, 0 to 1."""
@@ -46,14 +46,14 @@ STYLES: dict[StyleName, Style] = {"natural": Style(0.5, 0.15), "vivid": Style(0.
 
 @dataclass(frozen=True, kw_only=True)
 class ColouriseOptions:
-    """Options of colourisation other than the model."""
+    """Options for colourisation, apart from the model."""
 
     style: StyleName = "natural"
     temperature: float | None = None
     """Temperature that overrides the temperature of the style: 0 (the most likely colour) to 1 (the mean)."""
     constraints: ColourConstraints = field(default_factory=ColourConstraints)
     hints: Path | None = None
-    """Path of a transparent image with painted hints, which is read at the size of the colourised image."""
+    """Path of an image with hints painted on a transparent layer, which is resized to the colourised image."""
 
     @property
     def effective_temperature(self) -> float:
@@ -64,7 +64,8 @@ class ColouriseOptions:
 def colourise_image(image: ImageData, model: ColourModel, options: ColouriseOptions | None = None) -> ImageData:
     """Return the colourised image. Bit depth, alpha, EXIF, colour profile and resolution are preserved.
 
-    Of a colour image, only the lightness is used. ``options`` None selects the defaults, with the style ``natural``.
+    Only the lightness of a colour image is used. If ``options`` is None, the defaults are used, with the style
+    ``natural``.
     """
     return apply_prediction(image, predict_colours(image.pixels, model, options or ColouriseOptions()))
 
@@ -100,7 +101,7 @@ def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistributi
 
 
 def _predict(pixels: Pixels, model: ColourModel) -> tuple[Plane, ChromaDistribution]:
-    """Return the lightness that determines the input of the model, and the predicted distribution."""
+    """Return the lightness from which the inputs of the model are computed, and the predicted distribution."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
@@ -120,7 +121,7 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
     """
     pixels_8bit = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     factors = tuple(max(1, length // side) for length in (pixels_8bit.shape[1], pixels_8bit.shape[0]))
-    # The two sides of a long image have different factors. The short side keeps its resolution.
+    # The long side of a long image is reduced by a larger factor. The short side keeps its resolution.
     factor = (min(factors[0], max(1, 4 * factors[1])), min(factors[1], max(1, 4 * factors[0])))
     reduced = pixels_8bit if factor == (1, 1) else np.asarray(Image.fromarray(pixels_8bit).reduce(factor))
     return lightness(reduced)
@@ -140,7 +141,7 @@ def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np
         model_input /= 100
         both = softmax(model.predict(np.stack([model_input, model_input[:, ::-1]])[:, None]), 1)
         return (both[0] + both[1, ..., ::-1]) / 2
-    # The input of palette models is the mean of RGB/256, whereas lightness_to_grey returns sRGB values in [0, 1].
+    # Palette models expect the mean of R, G and B divided by 256. ``lightness_to_grey`` returns sRGB values in [0, 1].
     grey = lightness_to_grey(model_input) * np.float32(255 / 256)
     return softmax(model.predict(grey[None, None]), 1)[0]
 

@@ -16,24 +16,25 @@ from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 from chromabox.io.video import DEFAULT_CRF, TranscodeResult, check_target, probe_video, transcode
 
-#: Weight of the previous frames in the running average in static regions. At the default, the contribution of a frame
-#: is halved after three frames.
+#: Default weight of the previous frames in the running average in static regions. With this weight, the contribution
+#: of a frame is halved after about three frames.
 DEFAULT_SMOOTHING = 0.8
 
-#: A position is static if its lightness L* changes by less than the first value. It is fully moving if L* changes by
-#: more than the second value.
+#: A position is static if its lightness L* changes by less than ``STATIC_BELOW``, and fully moving if L* changes by
+#: more than ``MOVING_ABOVE``.
 STATIC_BELOW, MOVING_ABOVE = 2.0, 8.0
 
-#: A frame starts a new scene if its mean absolute difference of L* from the previous frame is at least this value, and
-#: if the correlation of the two frames is at most ``MAX_CUT_CORRELATION``. Noise causes smaller differences.
+#: A frame starts a new scene if the mean absolute difference of L* between this frame and the previous one is at least
+#: this value, and the correlation of L* in the two frames is at most ``MAX_CUT_CORRELATION``. Noise causes smaller
+#: differences.
 MIN_CUT_DIFFERENCE = 3.0
 
-#: Maximum correlation of L* across a scene cut. Flashes, fades and fast movement have a higher correlation.
+#: Maximum correlation of L* across a scene cut. The correlation is higher at flashes, fades and fast movement.
 MAX_CUT_CORRELATION = 0.5
 
 
 class TemporalSmoother:
-    """Running average of the chroma maps of a video. Call it on the frames in order.
+    """Running average of the chroma maps of a video. Call the instance on the frames in order.
 
     Let cₜ be the chroma and Lₜ the lightness of frame t at one position of the map, and let Cₜ and Rₜ be the running
     averages of cₜ and Lₜ:
@@ -44,14 +45,14 @@ class TemporalSmoother:
         wₜ = (1 − smoothing) + smoothing · sₜ
         Cₜ = Cₜ₋₁ + wₜ (cₜ − Cₜ₋₁),   Rₜ = Rₜ₋₁ + wₜ (Lₜ − Rₜ₋₁)
 
-    A static position is averaged exponentially. Where the lightness differs strongly from its average, the new colour
-    takes effect immediately. The comparison with Rₜ₋₁ instead of the previous frame also detects slow movement.
-    Subtracting the median prevents brightness flicker and fades from being detected as movement. The 3 × 3 mean has the
-    same effect for noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement without a change in
+    At a static position, Cₜ is an exponential moving average. Where the lightness differs strongly from its average,
+    the new colour takes effect immediately. The comparison with Rₜ₋₁ instead of the previous frame also detects slow
+    movement. Subtracting the median prevents brightness flicker and fades from being detected as movement. The 3 × 3
+    mean suppresses noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement without a change in
     lightness is not detected. In this case, the weight of the previous colour decreases by the factor ``smoothing`` per
     frame.
 
-    ``smoothing`` is at least 0 (independent frames) and less than 1. Other values raise UsageError.
+    ``smoothing`` is at least 0 (independent frames) and less than 1. Raise UsageError for other values.
     """
 
     def __init__(self, smoothing: float = DEFAULT_SMOOTHING) -> None:
@@ -69,7 +70,7 @@ class TemporalSmoother:
 
         Args:
             chroma: a* and b* predicted for this frame alone.
-            lightness: L* of this frame, 0 to 100, averaged over each position of the map.
+            lightness: L* of this frame, 0 to 100, averaged over the area of each position of the map.
         """
         previous, self._previous = self._previous, lightness
         if previous is None or is_scene_cut(previous, lightness):
@@ -109,8 +110,8 @@ def colourise_video(
     Args:
         source: a grey or colour video. Only the lightness of its frames is kept.
         target: path of the output, which is written atomically. Missing folders are created.
-        predict_chroma: takes an upright frame (sRGB, 0 to 255) and returns its a* and b* [height, width, 2] on a small
-            map, which has the same size for all frames.
+        predict_chroma: function that takes an upright frame (sRGB, 0 to 255) and returns a small map of its a* and b*
+            [height, width, 2]. The map must have the same size for all frames.
         smoothing: weight of the previous frames in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
         show_progress: show a progress bar if standard error is a terminal.

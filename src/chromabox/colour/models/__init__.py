@@ -10,7 +10,7 @@ from chromabox.colour.models.colournet import ColourNet
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.errors import UsageError
 
-#: The model classes by their names on the command line.
+#: Model classes, keyed by their names on the command line.
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "pool-upsample": PoolUpsampleNet,
     "conv-transpose": ConvTransposeNet,
@@ -21,7 +21,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, **model_args: Any) -> nn.Module:
-    """Return a new model. ``model_args`` are the arguments of the model class.
+    """Return a new model. ``model_args`` are the keyword arguments of the model class.
 
     Raise UsageError if the name is unknown, or if an argument is unknown or missing.
     """

@@ -1,9 +1,9 @@
-"""The three networks of figure 1 of the assignment: PoolUpsampleNet (1a), ConvTransposeNet (1b), UNet (1c).
+"""The three networks in the assignment's figure 1: PoolUpsampleNet (1a), ConvTransposeNet (1b) and UNet (1c).
 
 The input is a batch of greyscale images in [0, 1), float32 [batch, in, height, width]. Height and width are multiples
 of ``model.size_divisor``. The output is a batch of logits [batch, colours, height, width]. UNet follows Ronneberger et
-al. 2015. The layers have the shapes in the figure for any kernel size of at least 1. See :func:`strided_padding` and
-:func:`transposed_padding`.
+al. (2015). For any kernel size of at least 1, the layer outputs have the shapes given in the figure. See
+:func:`strided_padding` and :func:`transposed_padding`.
 """
 
 import warnings
@@ -21,16 +21,18 @@ GreyBatch = Float[Tensor, "batch in height width"]
 def strided_padding(kernel: int, dilation: int = 1) -> int:
     """Return the padding with which a convolution of stride 2 halves every even size exactly.
 
-    The output has the size floor((n + 2p − d(k − 1) − 1) / 2) + 1. It is n/2 if 2p is d(k − 1) or d(k − 1) − 1.
+    With kernel size k, dilation d and padding p, an input of size n results in an output of size
+    floor((n + 2p − d(k − 1) − 1) / 2) + 1. For even n, this is n/2 if 2p is d(k − 1) or d(k − 1) − 1.
     """
     return dilation * (kernel - 1) // 2
 
 
 def transposed_padding(kernel: int) -> tuple[int, int]:
-    """Return the (padding, output_padding) with which a transposed convolution of stride 2 doubles every size exactly.
+    """Return the padding and output padding with which a transposed convolution of stride 2 exactly doubles every size.
 
-    The output has the size 2(n − 1) − 2p + (k − 1) + o + 1. It is 2n if o = 2p + 2 − k. Since o is 0 or 1, p is
-    (k − 1) // 2. The output padding o is 1 for odd k and 0 for even k.
+    With kernel size k, padding p and output padding o, an input of size n results in an output of size
+    2(n − 1) − 2p + (k − 1) + o + 1. This is 2n if o = 2p + 2 − k. Since o must be 0 or 1, p is (k − 1) // 2, and o is 1
+    for odd k and 0 for even k.
     """
     return (kernel - 1) // 2, kernel % 2
 
@@ -42,8 +44,9 @@ warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths
 def same_conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Return a convolution that keeps height and width (stride 1) or halves them (stride 2).
 
-    With stride 1, a kernel with an odd extent e = d(k − 1) + 1 is padded by (e − 1)/2 on every side. For an even
-    extent, no symmetric padding keeps the size, and ``padding="same"`` pads one pixel more at the right and bottom.
+    With stride 1 and an odd kernel extent e = d(k − 1) + 1, the input is padded by (e − 1)/2 on every side. For an even
+    extent, no symmetric padding keeps the size, and ``padding="same"`` pads one more pixel on the right and at the
+    bottom.
     """
     padding = "same" if stride == 1 else strided_padding(kernel, dilation)
     return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, dilation=dilation, padding=padding)
@@ -58,7 +61,7 @@ def upsample_conv(in_channels: int, out_channels: int, kernel: int) -> nn.ConvTr
 
 
 def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_colours: int, dilation: int = 1) -> None:
-    """Raise UsageError if a size is below 1 or if the kernel extends beyond an image of 32 × 32 pixels."""
+    """Raise UsageError if an argument is below 1, or the dilated kernel is too large for images of 32 × 32 pixels."""
     sizes = {"kernel": kernel, "dilation": dilation, "num_in_channels": num_in_channels}
     for name, value in {**sizes, "num_filters": num_filters, "num_colours": num_colours}.items():
         if value < 1:
@@ -66,8 +69,8 @@ def check_conv_args(kernel: int, num_in_channels: int, num_filters: int, num_col
     extent = dilation * (kernel - 1) + 1
     if extent > 33:  # Most inputs of the convolution would be padding.
         raise UsageError(
-            f"kernel {kernel} with dilation {dilation} covers {extent} pixels, more than an image of 32 × 32: "
-            "use a smaller kernel or dilation"
+            f"kernel {kernel} with dilation {dilation} covers {extent} pixels: expected at most 33, for images of "
+            "32 × 32 pixels; use a smaller kernel or dilation"
         )
 
 
@@ -97,7 +100,7 @@ class PoolUpsampleNet(nn.Module):
 
 
 def down_block(in_channels: int, out_channels: int, kernel: int, dilation: int) -> nn.Sequential:
-    """Return a strided convolution, BatchNorm and ReLU, which halve height and width."""
+    """Return a block that halves height and width: a strided convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         same_conv(in_channels, out_channels, kernel, stride=2, dilation=dilation),
         nn.BatchNorm2d(out_channels),
@@ -106,7 +109,7 @@ def down_block(in_channels: int, out_channels: int, kernel: int, dilation: int) 
 
 
 def up_block(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Return a transposed convolution, BatchNorm and ReLU, which double height and width."""
+    """Return a block that doubles height and width: a transposed convolution, BatchNorm and ReLU."""
     return nn.Sequential(upsample_conv(in_channels, out_channels, kernel), nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
@@ -136,7 +139,10 @@ class ConvTransposeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Figure 1c: ConvTransposeNet with skip connections from block 1 to block 4 and from input to last layer."""
+    """Figure 1c: ConvTransposeNet with two skip connections.
+
+    They lead from block 1 to block 4 and from the input to the last layer.
+    """
 
     size_divisor = 4
 

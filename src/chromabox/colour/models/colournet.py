@@ -16,11 +16,11 @@ def hat_encoding(
     """Encode grey values in [0, 1) by n + 1 hat functions (n is ``num_intervals``), computed in float32.
 
     Hat function i is 1 at i/n and decreases linearly to 0 at (i − 1)/n and (i + 1)/n. The nearest palette colour
-    changes abruptly with grey. A linear layer on this encoding represents every piecewise linear function of grey with
-    these knots. Without the encoding, a network needs several hidden units for each abrupt change.
+    changes abruptly with grey. A linear layer on top of this encoding can represent any piecewise linear function of
+    grey with the knots i/n. Without the encoding, a network needs several hidden units for each abrupt change.
     """
-    # This tensor has the most channels of the model. It is computed in channels-last layout because converting it to
-    # this layout is slow.
+    # The encoding is one of the largest tensors in the model. It is computed in channels-last layout because converting
+    # it to this layout is slow.
     levels = torch.arange(num_intervals + 1, device=grey.device)
     return (1 - (grey.float().permute(0, 2, 3, 1) * num_intervals - levels).abs()).clamp(min=0).permute(0, 3, 1, 2)
 
@@ -55,7 +55,8 @@ class ColourNet(nn.Module):
     * ``local``, a convolution at full resolution. Its output is added to the output of the decoder.
     * ``table``, a 1 × 1 convolution. Its output is added to the logits. It acts as a lookup table from grey to logits.
 
-    In evaluation mode, the probabilities of the image and of its horizontal flip are averaged (test-time augmentation).
+    In evaluation mode, the probabilities predicted for the image and for its horizontal flip are averaged (test-time
+    augmentation).
     Height and width must be multiples of 8.
     """
 
@@ -90,7 +91,7 @@ class ColourNet(nn.Module):
         self.table = nn.Conv2d(num_hats, num_colours, 1)
 
     def forward(self, grey: GreyBatch) -> Logits:
-        """Return the logits of every pixel. In evaluation mode, they are logarithms of the averaged probabilities."""
+        """Return the logits of every pixel. In evaluation mode, they are the logarithms of averaged probabilities."""
         if self.training:
             return self.logits(grey)
         original = self.logits(grey).float().log_softmax(1)

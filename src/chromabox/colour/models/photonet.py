@@ -10,7 +10,7 @@ from chromabox.colour.models.colournet import ResidualBlock
 
 
 class GlobalContext(nn.Module):
-    """Linear map of ReLU(mean over height and width), added to the features at every position.
+    """Layer that adds linear(ReLU(m)) to the features at every position, where m is their mean over height and width.
 
     Objects in one part of an image provide evidence for colours in other parts. For example, a horse makes a green
     meadow more likely. The linear map is initialised to zero. The layer is therefore initially the identity.
@@ -23,7 +23,7 @@ class GlobalContext(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, features: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """Return the features plus the linear map of the ReLU of their mean over height and width."""
+        """Return the features plus linear(ReLU(m)), where m is their mean over height and width."""
         return features + self.tell(torch.relu(features.mean((2, 3))))[:, :, None, None]
 
 

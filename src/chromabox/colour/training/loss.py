@@ -19,7 +19,7 @@ def pixel_cross_entropy(
 
 
 def compute_losses(forward: Callable[[Tensor], Tensor], batch: PaletteBatch) -> dict[str, Tensor]:
-    """Return the training losses of one batch. Training minimises ``loss``, the pixel cross-entropy."""
+    """Return the training losses of one batch by name. Training minimises ``loss``, the pixel cross-entropy."""
     grey, labels = batch
     return {"loss": pixel_cross_entropy(forward(grey), labels)}
 
@@ -47,9 +47,10 @@ ChromaTensor = Float[Tensor, "batch 2 height width"]
 def soft_encode(
     chroma: ChromaTensor, bins: ChromaBins
 ) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
-    """Return the four bins around each pixel's chroma and their bilinear weights, which sum to 1.
+    """Return the indices of the four bins around each pixel's chroma and their bilinear weights, which sum to 1.
 
-    Chroma outside the bins is moved to the nearest bin.
+    Grid points that are not bins are replaced by their nearest bins. Chroma outside the bounding box of the bins is
+    moved to the edge of the box.
     """
     nearest_bin, first = (torch.from_numpy(part).to(chroma.device) for part in bins.nearest_bin_grid)
     size = torch.tensor(nearest_bin.shape, device=chroma.device)
@@ -64,7 +65,7 @@ def soft_encode(
 
 
 def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
-    """Return the mean chroma (a*, b*) under probabilities [batch, bins, height, width]."""
+    """Return the mean chroma (a*, b*) of the bins at every position, weighted by their probabilities."""
     return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(bins.centres).to(probabilities))
 
 

@@ -31,13 +31,13 @@ from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 
-#: Number of images, from the start of the training split, on which training accuracy is measured in evaluation mode.
+#: Number of images at the start of the training split on which the training accuracy is measured in evaluation mode.
 TRAIN_EVAL_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """Complete configuration of a training run of a palette model, saved as ``config.json``."""
+    """Complete configuration for training a palette model, saved as ``config.json``."""
 
     model: PaletteModelName
     recipe_name: str
@@ -58,9 +58,9 @@ class TrainInputs:
 
 
 def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainInputs:
-    """Load the palette and the data of a configuration.
+    """Load the palette and the data that a configuration specifies.
 
-    A resumed run uses the palette in its folder or, if this file is missing, the palette of its checkpoint.
+    A resumed run uses ``palette.json`` in its folder or, if this file is missing, the palette in its last checkpoint.
     """
     if resume_from is None:
         palette = resolve_palette(config.palette, config.data, size=config.size)
@@ -92,7 +92,7 @@ class PaletteJob:
         return f"{self.config.model}, {self.config.recipe_name} recipe: {num_parameters:,} parameters"
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return a function that computes the loss of the first batch."""
+        """Return a function that computes the loss of a forward function on the first batch."""
         images = self.inputs.data.train.select(slice(self.config.recipe.batch_size))
         batch = images.grey.to(device), images.labels.to(device)
         return lambda forward: compute_losses(forward, batch)["loss"]
@@ -103,7 +103,7 @@ class PaletteJob:
 
     @contextmanager
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[Any], TrainSchedule]]:
-        """Yield the task and its schedule. If there is a validation set, its loss selects the best epoch."""
+        """Yield the task and its schedule. If there is a validation set, its loss determines the best epoch."""
         config, recipe, data = self.config, self.config.recipe, self.inputs.data
         monitor = "val_loss" if data.val is not None else None
         self.schedule = make_schedule(
@@ -164,9 +164,9 @@ def train(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a palette model into ``folder`` and return the summary of the run.
+    """Train a palette model, write the run to ``folder`` and return its summary.
 
-    ``inputs`` can be shared by several runs. None loads the inputs of ``config``. See
+    ``inputs`` can be shared by several runs. If they are None, the inputs that ``config`` specifies are loaded. See
     :func:`chromabox.engine.train.run_training` for the other arguments.
     """
     dist_info, options = dist_info or DistInfo(), options or RuntimeOptions()
@@ -179,8 +179,8 @@ def train(
 def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a recipe.
 
-    With ``optimizer="adam"``, Adam updates all parameters. Otherwise, Muon with weight decay updates the kernels. AdamW
-    without weight decay updates the other parameters.
+    With ``optimizer="adam"``, Adam updates all parameters. Otherwise, Muon with weight decay updates the convolution
+    kernels, and AdamW without weight decay updates the other parameters.
     """
     if recipe.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), lr=recipe.lr)]
@@ -190,7 +190,7 @@ def build_optimizers(recipe: TrainRecipe, model: nn.Module) -> list[torch.optim.
 
 
 def _evaluate_epoch(model: nn.Module, data: ColourDataset, device: str) -> dict[str, float]:
-    """Return the metrics of an epoch, in the order of ``metrics.jsonl``."""
+    """Return the metrics of an epoch, in the order in which ``metrics.jsonl`` lists them."""
     metrics = {}
     splits = {"train": data.train.select(slice(TRAIN_EVAL_IMAGES)), "val": data.val, "test": data.test}
     for name, images in splits.items():

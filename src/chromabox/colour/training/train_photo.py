@@ -41,8 +41,8 @@ from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
-#: Number of frozen layers with the weights of YOLOv3-tiny. These layers extract edges and textures at full, half and
-#: quarter resolution. They account for most of the computation.
+#: Number of encoder layers that keep the weights of YOLOv3-tiny during training. These layers extract edges and
+#: textures at full, half and quarter resolution. They account for most of the computation.
 NUM_FROZEN_LAYERS = 3
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
@@ -55,13 +55,16 @@ NUM_DECODED = 200
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoConfig(RunConfig):
-    """Complete configuration of a training run of the photo model, saved as ``config.json``."""
+    """Complete configuration for training the photo model, saved as ``config.json``."""
 
     model: Literal["photo"] = "photo"
     recipe_name: str
     recipe: TrainRecipe
     init: InitName | str = "auto"
-    """Initial weights: ``shipped`` or a checkpoint (fine-tuning), ``yolov3-tiny`` (encoder only) or ``none``.
+    """Initial weights.
+
+    For fine-tuning, ``shipped`` (the bundled model) or the path of a checkpoint. For a new model, ``yolov3-tiny``
+    (encoder only) or ``none``.
 
     ``auto`` stands for ``yolov3-tiny`` if its weights are available, and otherwise for ``none``.
     """
@@ -85,7 +88,7 @@ class InitialModel:
 
 
 class PhotoJob:
-    """Training of a photo model. ``resume_from`` is the folder of an interrupted run."""
+    """Training of a photo model. ``resume_from`` is the folder of an interrupted run, or None for a new run."""
 
     def __init__(
         self, config: PhotoConfig, photos: PhotoDataset, dist_info: DistInfo, resume_from: Path | None = None
@@ -101,13 +104,13 @@ class PhotoJob:
     def __str__(self) -> str:
         total = sum(parameter.numel() for parameter in self.model.parameters())
         return (
-            f"photo, {self.config.recipe_name} recipe, initialised from {self.initial.init}: {total:,} parameters, "
+            f"photo, {self.config.recipe_name} recipe, initial weights {self.initial.init}: {total:,} parameters, "
             f"{num_trainable_parameters(self.model):,} trainable; {len(self.bins)} chroma bins; "
-            f"{len(self.photos.train):,} + {len(self.photos.val):,} photographs"
+            f"training images: {len(self.photos.train):,}, validation images: {len(self.photos.val):,}"
         )
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return a function that computes the loss of the first batch."""
+        """Return a function that computes the loss of a forward function on the first batch."""
         crops = [center_crop(image) for image in self.photos.train[: self.config.recipe.batch_size]]
         lightness, chroma = make_photo_batch(crops, self.config.size)
         batch = lightness.to(device), chroma.to(device)
@@ -123,7 +126,7 @@ class PhotoJob:
 
     @contextmanager
     def open_task(self, run: RunDir, runtime: RuntimeConfig) -> Iterator[tuple[TrainTask[PhotoBatch], TrainSchedule]]:
-        """Yield the task and its schedule. The validation loss selects the best epoch."""
+        """Yield the task and its schedule. The validation loss determines the best epoch."""
         config, recipe = self.config, self.config.recipe
         schedule = make_schedule(config, self.batches_per_epoch, accumulate=config.accumulate, monitor="val_loss")
         optimizers = _build_optimizers(recipe, self.initial)
@@ -173,7 +176,7 @@ def train_photo(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> dict[str, Any]:
-    """Train a photo model into ``folder`` and return the summary of the run.
+    """Train a photo model, write the run to ``folder`` and return its summary.
 
     ``photos`` are the images of ``config.data`` if they have already been read. See
     :func:`chromabox.engine.train.run_training` for the other arguments. Raise UsageError if the size, the bin
@@ -187,7 +190,7 @@ def train_photo(
 
 
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
-    """Return the model and its chroma bins before the first step.
+    """Return the model before the first training step, with its chroma bins.
 
     A resumed run reads the model and the bins from its folder. The original initial weights are not required. For a new
     model, the bins are fitted to every fourth pixel (in both directions) of fewer than 4000 training images.
@@ -255,9 +258,10 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
 
 
 def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
-    """Return Muon for the kernels and AdamW for the other parameters.
+    """Return Muon for the convolution kernels and AdamW for the other parameters.
 
-    If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW updates the whole encoder with this learning rate.
+    If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW updates the encoder, except for frozen layers, with
+    this learning rate.
     """
     encoder: list[nn.Parameter] = []
     if initial.init != "none" and recipe.backbone_lr > 0:
@@ -274,14 +278,15 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
 def validate_photo(
     model: nn.Module, bins: ChromaBins, crops: list[Photo], size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return validation metrics of square crops.
+    """Return the validation metrics of a model on square crops.
 
     The loss is computed over all crops. The other metrics are computed over the first ``NUM_DECODED`` crops.
 
     * ``val_loss``: mean cross-entropy in nats.
-    * ``val_psnr_gain``: mean PSNR of the predictions (at most ``MAX_PSNR``) minus that of greyscale images, in dB.
-    * ``val_delta_e_cut``: relative reduction of the mean CIEDE2000 compared with greyscale images.
-    * ``val_colourfulness``: mean colourfulness divided by the mean colourfulness of the originals.
+    * ``val_psnr_gain``: mean PSNR of the predictions (at most ``MAX_PSNR``) minus the mean PSNR of greyscale images, in
+      dB.
+    * ``val_delta_e_cut``: relative reduction of the mean CIEDE2000 error compared with greyscale images.
+    * ``val_colourfulness``: mean colourfulness of the predictions divided by the mean colourfulness of the originals.
     """
     loss = torch.zeros((), dtype=torch.float64)
     psnr_gains, delta_es, colourfulnesses = [], [], []
@@ -324,7 +329,7 @@ def _to_grey(crops: list[Photo]) -> list[Photo]:
 
 
 def decode_predictions(scores: BinScores, bins: ChromaBins, crops: list[Photo]) -> list[Photo]:
-    """Return the crops with predicted chroma, which is the annealed mean of the logits ``scores``."""
+    """Return the crops with the chroma predicted by the logits ``scores``, decoded with the annealed mean."""
     return decode_chroma(decode_mean((scores / VAL_TEMPERATURE).softmax(1), bins), crops)
 
 

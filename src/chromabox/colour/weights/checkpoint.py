@@ -53,8 +53,8 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     """Load a colourisation model in evaluation mode.
 
     Args:
-        path: a checkpoint, a run folder (its best checkpoint is loaded) or an exported ONNX file. None loads the
-            bundled photo model.
+        path: a checkpoint, a run folder, from which the best checkpoint is loaded, or an exported ONNX file. None loads
+            the bundled photo model.
 
     Raise UsageError if the path does not exist, a run folder has no best checkpoint, or a library required for an ONNX
     file is not installed. Raise ChromaboxError if the file is corrupt or is not a colourisation model.
@@ -91,7 +91,7 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
 
 
 def _load_bundled() -> PhotoModel:
-    """Return the bundled photo model. Its ONNX file contains all weights by name, some of them in float16."""
+    """Return the bundled photo model. Its ONNX file stores all weights under their names, some of them in float16."""
     import onnx
 
     model = load_onnx_model(BUNDLED_MODEL)
@@ -130,5 +130,5 @@ class OnnxNetwork(nn.Module):
 #: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.
 PHOTO_SCALES = (192, 256)
 
-#: Short sides for a model trained on CIFAR-10, in which all images have this size.
+#: Short sides, in pixels, for palette models: the size of all CIFAR-10 images.
 CIFAR_SCALES = (32,)

@@ -24,14 +24,14 @@ from chromabox.errors import UsageError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: Shapes of the inputs on which the outputs are compared: batch size, and height and width in multiples of the model's
-#: size divisor.
+#: Shapes of the inputs on which an exported file is compared with PyTorch: batch size, and height and width in
+#: multiples of the model's size divisor.
 TEST_SHAPES = ((1, 1, 1), (2, 3, 5), (1, 8, 6), (3, 2, 9))
 
 
 @dataclass(frozen=True)
 class ColourExportReport:
-    """Maximum difference between the probabilities of an exported file and of PyTorch, over all compared inputs."""
+    """Maximum difference between the probabilities of an exported file and those of PyTorch, over all test inputs."""
 
     max_difference: float
     num_inputs: int
@@ -57,7 +57,8 @@ def export_onnx(colour_model: PaletteModel | PhotoModel, path: Path) -> ColourEx
     require_onnx_suffix(path)
     if isinstance(colour_model.network, OnnxNetwork):
         raise UsageError(
-            f"{colour_model.network.model.path}: is already an ONNX file; use the checkpoint from which it was exported"
+            f"{colour_model.network.model.path}: the model is already an ONNX file; "
+            "use the checkpoint from which it was exported"
         )
     network, metadata = colour_model.network, onnx_metadata(colour_model)
 
@@ -92,7 +93,7 @@ def _test_images(shape: tuple[int, int, int], size_divisor: int) -> Iterator[Flo
 
 
 def to_colour_onnx(network: nn.Module, *, optimize: bool = True) -> "ModelProto":
-    """Export a model to ONNX for batches of any size. Height and width may be any multiples of its size divisor."""
+    """Export a model to ONNX for any batch size, and any height and width divisible by ``network.size_divisor``."""
     divisor = network.size_divisor
     assert isinstance(divisor, int)
     height, width = (divisor * torch.export.Dim(name, min=1) for name in ("rows", "columns"))
@@ -102,21 +103,21 @@ def to_colour_onnx(network: nn.Module, *, optimize: bool = True) -> "ModelProto"
 
 
 def onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
-    """Return the metadata that other programs need for using the file, and the metadata of the checkpoint."""
+    """Return the metadata that other programs need to use the exported file, and the metadata of the checkpoint."""
     is_photo = isinstance(model, PhotoModel)
     class_key = "bins" if is_photo else "palette"
     history = {key: value for key, value in model.metadata.items() if key not in ("net", "bins", "palette")}
     lightness = "L* of CIELab (D65) divided by 100, 0 to 1"
     grey = "8-bit sRGB grey (or the mean of red, green and blue) divided by 256, in [0, 1)"
-    colours = "points (a*, b*) of CIELab" if is_photo else "colours, RGB divided by 256"
+    colours = "points (a*, b*) of CIELab" if is_photo else "RGB values divided by 256"
     stride = getattr(model.network, "stride", 1)
     return {
         "format": ONNX_FORMAT,
         "version": chromabox.__version__,
         "net": str(model.metadata["net"]),
         "input": f"float32 [batch, 1, height, width]: {lightness if is_photo else grey}",
-        "output": f"float32 [batch, classes, height / {stride}, width / {stride}]: softmax over the classes gives the "
-        f"probabilities of {class_key}, {colours}, in their order",
+        "output": f"float32 [batch, classes, height / {stride}, width / {stride}]: softmax over the classes gives "
+        f"their probabilities; the entry {class_key} lists the classes in order, as {colours}",
         "multiple": str(model.network.size_divisor),
         "stride": str(stride),
         "looks": json.dumps(PHOTO_SCALES if is_photo else CIFAR_SCALES),

@@ -24,7 +24,7 @@ ONNX_FORMAT = "chromabox-onnx-1"
 ONNX_INPUT, ONNX_OUTPUT = "grey", "scores"
 #: Photo model that is part of the package. ``chromabox colour`` uses it by default.
 BUNDLED_MODEL = Path(chromabox.__file__).parent / "assets" / "photo.onnx"
-#: Maximum file size, which is twelve times the size of the largest model.
+#: Maximum file size in bytes, which is twelve times the size of the largest model.
 MAX_MODEL_BYTES = 256 << 20
 #: Maximum size divisor. The height and width of the input must be multiples of the size divisor.
 MAX_SIZE_DIVISOR = 256
@@ -64,7 +64,7 @@ class ColourModel:
     def predict(
         self, grey: Float32[np.ndarray, "batch 1 height width"]
     ) -> Float32[np.ndarray, "batch classes small_height small_width"]:
-        """Return the logits. Raise ChromaboxError if the model cannot be run or its output has a wrong shape."""
+        """Return the logits. Raise ChromaboxError if the model cannot be run or its output has the wrong shape."""
         batch, _, height, width = grey.shape
         try:
             (logits,) = self.session.run([ONNX_OUTPUT], {ONNX_INPUT: grey})
@@ -89,13 +89,15 @@ def resolve_checkpoint(path: Path) -> Path:
     for name in ("best.safetensors", "best.onnx"):
         if (path / name).is_file():
             return path / name
-    raise UsageError(f"{path}: contains no best.safetensors; expected a run folder with at least one finished epoch")
+    raise UsageError(
+        f"{path}: contains no best.safetensors or best.onnx; expected a run with at least one finished epoch"
+    )
 
 
 def read_classes(metadata: dict[str, Any]) -> Palette | ChromaBins:
     """Return the classes in the metadata of a model.
 
-    Raise KeyError, TypeError, ValueError or ChromaboxError if the metadata are invalid.
+    Raise KeyError, TypeError, ValueError or ChromaboxError if the metadata is invalid.
     """
     if "bins" in metadata:
         return ChromaBins.from_json(metadata["bins"])
@@ -120,10 +122,10 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
         output = read_classes(metadata)
         size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
         if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
-            raise ValueError(f"multiple is {size_divisor} and stride {stride}")
+            raise ValueError(f"multiple {size_divisor} or stride {stride} is invalid")
         scales = tuple(int(scale) for scale in json.loads(properties["looks"]))
         if not (1 <= len(scales) <= MAX_SCALES and all(1 <= scale <= MAX_SCALE for scale in scales)):
-            raise ValueError(f"looks is {list(scales)}")
+            raise ValueError(f"looks {list(scales)} is invalid")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
     return ColourModel(session, path, output, size_divisor, stride, scales, metadata)

@@ -60,7 +60,7 @@ def test_recipe_with_most_models_is_selected_and_the_other_reported(tmp_path: Pa
     run_index = find_runs([tmp_path])
     assert run_index.colour == {"conv-transpose": [tmp_path / "b"], "unet": [tmp_path / "a"]}
     assert len(run_index.ignored) == 1
-    assert "1 runs with the quick recipe" in run_index.ignored[0]
+    assert "1 with the quick recipe" in run_index.ignored[0]
 
 
 def test_runs_with_different_epochs_are_not_grouped(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Weights, outputs and connections of a model, as formulas and as numbers (part A.3 of the assignment).
 
 The model is run in several small configurations, and the dimensions of every kernel, output and feature map are
-recorded. Every dimension is an affine function of NIC, NF, NC, k, H and W. Its coefficients are computed exactly and
-verified in two further configurations, one of which is the requested one. The weights, outputs and connections of a
-layer are products of such dimensions; those of a model are sums over its layers.
+recorded. Every dimension is an affine function of NIC (input channels), NF (filters), NC (colours), k (kernel size), H
+and W (height and width). The coefficients of these functions are computed exactly and verified in two further
+configurations, including the requested one. The numbers of weights, outputs and connections of a layer are products of
+such dimensions, and the numbers of a model are sums over its layers.
 
 Definitions (the defaults are those of the course):
 
@@ -12,8 +13,8 @@ Definitions (the defaults are those of the course):
   outputs of pooling, upsampling and activation layers are optional.
 * A *connection* is a product of an input and a weight, including products with padding zeros. A convolution has
   k²·C_in/groups connections for each output. A transposed convolution multiplies every input by k²·C_out/groups
-  weights, including products that its padding crops; that is k²·C_in/(groups·stride²) connections per output on
-  average. Adding a bias is not a connection. BatchNorm has one connection for each output. Pooling, upsampling and
+  weights, including products that its padding crops. On average, it has k²·C_in/(groups·stride²) connections for
+  each output. Adding a bias is not a connection. BatchNorm has one connection for each output. Pooling, upsampling and
   activations have no weights and therefore no connections.
 
 The model runs on PyTorch's "meta" tensors, which have shapes but no data, so that nothing is computed.
@@ -34,20 +35,20 @@ from torch import Tensor, nn
 from chromabox.colour.models import MODELS, build_model
 from chromabox.errors import ChromaboxError, UsageError
 
-#: Dimensions whose product is a quantity.
+#: Dimensions whose product is a quantity, such as the number of weights.
 Dims: TypeAlias = tuple[int, ...]
 ZERO_DIMS: Dims = (0,)
 LayerCategory: TypeAlias = Literal["weighted", "norm", "other"]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-#: Name, class name and category of a called leaf module, and the dimensions whose products are its weights, biases,
-#: outputs for one image, and connections.
+#: Name, class name and category of a called leaf module, and the dimensions whose products are the numbers of
+#: its weights, biases, outputs for one image, and connections.
 LayerCall: TypeAlias = tuple[str, str, LayerCategory, tuple[Dims, Dims, Dims, Dims]]
 
 
 def _trace_layers(model: nn.Module, channels: int, height: int, width: int) -> list[LayerCall]:
-    """Return the calls of all leaf modules except identities, in execution order, for images [channels, height, width].
+    """Return the calls of all leaf modules except ``nn.Identity``, in execution order, for images of the given size.
 
     A copy of the model runs in training mode, in which all models of this package run a single forward pass. Reused
     weights are counted once. Raise ChromaboxError if the model has unused weights or weights that do not belong to a
@@ -102,14 +103,14 @@ NIC, NF, NC, K, H, W = symbols("NIC NF NC k H W", positive=True, integer=True)
 SYMBOLS: tuple[Symbol, ...] = (K, H, W, NIC, NF, NC)
 #: Model settings that appear in formulas.
 SETTING_SYMBOLS: Mapping[str, Symbol] = {"num_in_channels": NIC, "num_filters": NF, "num_colours": NC, "kernel": K}
-#: Maximum value of a setting. In larger models, the number of elements of a tensor could exceed 64 bits.
+#: Maximum value of a setting. With larger values, the number of elements of a tensor could exceed 64 bits.
 MAX_VALUE = 100_000
 Values: TypeAlias = Mapping[Symbol, int]
 
 
 @dataclass(frozen=True)
 class CountOptions:
-    """Quantities to count in addition to those of the kernels of convolutions and linear layers."""
+    """What to count in addition to the kernels, outputs and connections of convolutions and linear layers."""
 
     biases: bool = False
     """Count biases as weights."""
@@ -141,7 +142,7 @@ class Counts(NamedTuple):
 
 
 class LayerCounts(NamedTuple):
-    """Counts of one call of a leaf module, without the weights that an earlier call has used."""
+    """Formulas for one call of a leaf module. Weights that an earlier call uses are not counted again."""
 
     name: str
     kind: str
@@ -155,11 +156,11 @@ class LayerCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """Counts of all layers of a model in execution order, with the requested configuration."""
+    """Counts of all layers of a model in execution order, and the values requested for the symbols in them."""
 
     layers: tuple[LayerCounts, ...]
     values: Values
-    """Requested values of all symbols that the formulas may contain."""
+    """Requested values of all symbols that can occur in the formulas."""
     title: str = ""
     """Name of the model, and its file if it has one."""
 
@@ -197,11 +198,11 @@ def simplify_counts(expression: Expr) -> Expr:
 
 
 def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any) -> ModelCounts:
-    """Count a colourisation model in terms of H, W and those of NIC, NF, NC and k that the model has as settings.
+    """Count a colourisation model. The formulas contain H, W and the symbols of the settings that the model has.
 
     Args:
         name: Name of the model on the command line.
-        height, width: Size of the images in pixels, multiples of the model's ``size_divisor``.
+        height, width: Size of the images in pixels. Both are multiples of the model's ``size_divisor``.
         settings: Arguments of the model's class.
 
     Raise UsageError for an unknown model and for invalid settings or sizes.
@@ -219,7 +220,8 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
     defaults = {key: parameter.default for key, parameter in inspect.signature(MODELS[name]).parameters.items()}
     values: dict[Symbol, int] = {}
     for key, symbol in SETTING_SYMBOLS.items():
-        # Coefficients are computed from the values 1 and 2. Settings that do not allow both remain constants.
+        # Coefficients are computed from the values 1 and 2. A setting for which one of these values is invalid remains
+        # a constant.
         with contextlib.suppress(UsageError):
             if key in defaults:
                 build({symbol: 1})
@@ -229,13 +231,14 @@ def count_model(name: str, *, height: int = 32, width: int = 32, **settings: Any
 
 
 def count_module(model: nn.Module, *, channels: int, multiple: int, height: int, width: int) -> ModelCounts:
-    """Count any module in terms of H and W.
+    """Count any module. The formulas contain H and W.
 
     Args:
         model: Module with inputs [batch, channels, height, width]; it is not modified.
         channels: Number of channels of the images.
-        multiple: Divisor of the heights and widths for which the output size of every layer is an affine function.
-        height, width: Size of the images in pixels, multiples of ``multiple``.
+        multiple: For heights and widths that are multiples of this number, the output size of every layer is an affine
+            function of height and width.
+        height, width: Size of the images in pixels. Both are multiples of ``multiple``.
 
     Raise UsageError for an invalid size. Raise ChromaboxError for a model with weights outside convolutions, linear
     layers and BatchNorm, with unused weights, or with dimensions that are not affine functions of H and W.
@@ -247,9 +250,9 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
     """Trace the model in several configurations and compute a formula for every quantity of every layer."""
     if any(not 1 <= values[side] <= MAX_VALUE or values[side] % multiple for side in (H, W)):
         raise UsageError(f"size is {values[W]}×{values[H]}: expected multiples of {multiple} up to {MAX_VALUE:,}")
-    # Coefficients are computed from the smallest configuration and those in which one symbol is doubled. The formulas
-    # are verified in the last two: a configuration with all symbols changed (k is limited, because large kernels are
-    # invalid), and the requested one.
+    # Coefficients are computed from the smallest configuration and the configurations in which one symbol is doubled.
+    # The formulas are verified in the last two configurations. One has all symbols changed (k is limited, because large
+    # kernels are invalid), and the other is the requested one.
     smallest = {symbol: multiple if symbol in (H, W) else 1 for symbol in values}
     mixed = {symbol: (index + 3) * value for index, (symbol, value) in enumerate(smallest.items())}
     mixed |= {K: max(2, values[K])} if K in values else {}
@@ -263,7 +266,7 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
 
     @cache
     def fit(name: str, sides: Dims) -> Expr:
-        """Return the affine function whose values in the configurations are ``sides``."""
+        """Return the affine function of the symbols that equals ``sides`` in the tested configurations."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])

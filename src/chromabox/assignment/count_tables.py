@@ -29,19 +29,19 @@ from chromabox.errors import UsageError
 from chromabox.report.tables import print_grid
 
 QUANTITIES = ("weights", "outputs", "connections")
-#: Default image side length in pixels for colourisation models, which is the size of CIFAR-10 images.
+#: Default image side length in pixels for colourisation models, which is that of CIFAR-10 images.
 DEFAULT_SIZE = 32
 NUM_COCO_CLASSES = 80
 
 
 def count_by_name(model: str, *, size: int | None = None, **settings: int | None) -> ModelCounts:
-    """Count a model given by name, run folder or file.
+    """Count the weights, outputs and connections of a model given by name, run folder or file.
 
     Args:
-        model: Name of a colourisation model (``photo`` is the bundled one), ``yolov3``, ``yolov3-tiny``, a run folder
+        model: Name of a colourisation model (``photo`` is the bundled model), ``yolov3``, ``yolov3-tiny``, a run folder
             or a checkpoint.
         size: Side length of the images in pixels. The default is 32, or the input size of a detector.
-        settings: Arguments of the class of a colourisation model given by name. None selects the default.
+        settings: Arguments for the class of a colourisation model given by name. None selects the default value.
 
     Raise UsageError for an unknown model and for settings that the model does not accept, and ChromaboxError for a
     corrupt file.

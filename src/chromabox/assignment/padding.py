@@ -19,7 +19,7 @@ Padding: TypeAlias = tuple[int, int]
 
 
 class LayerGroup(NamedTuple):
-    """Layers of figure 1b that share their parameters, with their input and output widths in pixels."""
+    """Layers of figure 1b that have the same settings, with their input and output widths in pixels."""
 
     name: str
     widths: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ def search_paddings(kernel: int, *, stride: int = 2, dilation: int = 1) -> tuple
     for group in LAYER_GROUPS:
         layer_stride = stride if group.resizes else 1
         num_output_paddings = max(layer_stride, dilation) if group.transposed else 1
-        # If 2p exceeds this limit, convolutions output too many pixels and transposed convolutions output none.
+        # With twice the padding above this limit, convolutions output too many pixels and transposed convolutions none.
         limit = 16 * layer_stride + dilation * (kernel - 1) + num_output_paddings
         pairs = []
         for padding, output_padding in product(range(limit // 2 + 1), range(num_output_paddings)):

@@ -1,4 +1,4 @@
-"""Comparison of models that are trained with several seeds: a table with published results, and a figure."""
+"""Comparison of models trained with several seeds: a table that includes published results, and a figure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from chromabox.report.tables import format_number, print_grid
 
 
 class PublishedResult(NamedTuple):
-    """Accuracy range in percent and lowest loss of six public solutions with the assignment's data and palette."""
+    """Accuracy range (percent) and lowest loss of six public solutions that use the assignment's data and palette."""
 
     accuracy: tuple[float, float]
     loss: float
@@ -94,16 +94,16 @@ def group_runs(runs: Sequence[Path]) -> dict[str, list[Path]]:
         palettes = {RunDir(run).summary()["palette"] for run, _ in group}
         if any(config != settings[0] for config in settings) or len(palettes) > 1:
             raise UsageError(
-                f"runs of {name} differ in recipe, data, palette or settings and cannot be averaged; "
+                f"the runs of {name} differ in recipe, data, palette or settings and cannot be averaged; "
                 "compare them separately"
             )
         if len({config.seed for _, config in group}) < len(group):
-            raise UsageError(f"runs of {name} have duplicate seeds; use each seed once")
+            raise UsageError(f"the runs of {name} have duplicate seeds; expected one run for each seed")
     return {name: [run for run, _ in group] for name, group in groups.items()}
 
 
 def tabulate(folder: Path, runs: Mapping[str, Sequence[Path]]) -> Comparison:
-    """Write ``comparison.csv`` and ``comparison.png`` for finished runs, given as one list of runs (seeds) per name."""
+    """Write ``comparison.csv`` and ``comparison.png`` for finished runs. The runs of a name differ only in the seed."""
     rows = [_make_row([RunDir(run).summary() for run in group]) for group in runs.values()]
     groups = {name: list(group) for name, group in runs.items()}
     result = Comparison(rows, groups, folder / "comparison.csv", folder / "comparison.png")

@@ -15,7 +15,7 @@ from chromabox.report.training import log_metrics, plot_run, sample_callback
 
 
 def require_distinct(option: str, values: Sequence[object]) -> None:
-    """Raise UsageError if the list of values of a command-line option is empty or has duplicates."""
+    """Raise UsageError if a command-line option has no values or duplicate values."""
     if not values or len(set(values)) < len(values):
         problem = "has duplicate values" if values else "is empty"
         raise UsageError(f"{option}: {tuple(values)} {problem}; expected one or more different values")
@@ -24,8 +24,8 @@ def require_distinct(option: str, values: Sequence[object]) -> None:
 def train_palette_models(configs: Mapping[Path, TrainConfig], *, options: RuntimeOptions | None = None) -> None:
     """Train every run in its folder. Skip finished runs and resume interrupted runs.
 
-    Place runs with the same inputs next to each other, so that each run reuses the images of the previous run. Raise
-    UsageError, before any training, if a folder contains a run with different settings.
+    A run reuses the images of the previous run if both have the same inputs. Callers should therefore place such runs
+    next to each other. Raise UsageError, before any training, if a folder contains a run with different settings.
     """
     loaded: dict[tuple[object, ...], TrainInputs] = {}
 
@@ -47,11 +47,11 @@ def train_palette_models(configs: Mapping[Path, TrainConfig], *, options: Runtim
 
 @dataclass(frozen=True)
 class RunIndex:
-    """Folders of finished runs. The lists are sorted by path."""
+    """Folders of finished runs. Lists are sorted by path unless stated otherwise."""
 
     colour: dict[str, list[Path]] = field(default_factory=dict)
-    """Runs of palette models by model name, in the assignment's order, then by seed. All runs have the same recipe,
-    data and palette, so that they can be compared."""
+    """Runs of palette models, keyed by model name in the assignment's order and sorted by seed. All runs have the same
+    recipe, data and palette, so that they can be compared."""
     sweeps: list[Path] = field(default_factory=list)
     """Folders that contain a ``sweep.json``."""
     detectors: list[Path] = field(default_factory=list)
@@ -61,11 +61,11 @@ class RunIndex:
 
 
 def find_runs(paths: Sequence[Path]) -> RunIndex:
-    """Return the finished runs in and below the folders, without the runs that belong to a sweep.
+    """Return the finished sweeps and runs in and below the folders, without the runs that belong to a sweep.
 
-    Of the colourisation runs, select the combination of recipe, data and palette with the most models. If several
-    combinations have the most models, select the one with the largest number of epochs. Raise UsageError if a path is
-    not a folder, and ChromaboxError if it contains no finished run.
+    The colourisation runs are those with the combination of recipe, data and palette that has the most models. If
+    several combinations have the most models, the one with the largest number of epochs is selected. Raise UsageError
+    if a path is not a folder, and ChromaboxError if a folder contains no finished run.
     """
     run_index = RunIndex()
     combinations: dict[tuple[str, str, str], dict[Path, dict[str, Any]]] = {}
@@ -87,7 +87,7 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
                 key = (summary["recipe"], summary["data"], summary["palette"])
                 combinations.setdefault(key, {})[run] = summary
             else:
-                run_index.ignored.append(f"{run}: a run of {model}, which reports do not support")
+                run_index.ignored.append(f"{run}: is a run of {model}, which reports do not support")
 
     def rank(summaries: Mapping[Path, Mapping[str, Any]]) -> tuple[int, int]:
         models = {summary["net"] for summary in summaries.values()}
@@ -96,8 +96,8 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
     best_first = sorted(combinations.items(), key=lambda item: rank(item[1]), reverse=True)
     for (recipe, data, palette), summaries in best_first[1:]:
         run_index.ignored.append(
-            f"{len(summaries)} runs with the {recipe} recipe on {data} with palette {palette}: not comparable with the "
-            "other runs; use a separate report"
+            f"number of runs that are not comparable with the other runs: {len(summaries)} with the {recipe} recipe on "
+            f"{data} with palette {palette}; use a separate report"
         )
     for _, summaries in best_first[:1]:
         for model in PALETTE_MODELS:
@@ -122,7 +122,7 @@ def _same_settings(
     best = max(groups.values(), key=lambda group: (len(group), max(summaries[run]["epochs"] for run in group)))
     if others := [run for run in runs if run not in best]:
         index.ignored.append(
-            f"{len(others)} runs of {model} have other settings (the first is {others[0]}): not comparable with the "
-            "other runs; use a separate report"
+            f"number of runs that are not comparable with the other runs: {len(others)} of {model} with other settings "
+            f"(the first is {others[0]}); use a separate report"
         )
     return sorted(best, key=lambda run: int(summaries[run]["seed"]))

@@ -39,7 +39,7 @@ from chromabox.experiments.sweep_results import (
     write_sweep,
 )
 
-#: For every parameter, a function that returns a configuration with a different value of the parameter.
+#: For every parameter, a function that returns a configuration with the given value of the parameter.
 SWEEP_PARAMETERS: Mapping[str, Callable[[TrainConfig, Any], TrainConfig]] = {
     "batch-size": lambda config, value: replace(config, recipe=replace(config.recipe, batch_size=value)),
     "kernel": lambda config, value: replace(config, model_args={"kernel": value}),
@@ -67,9 +67,10 @@ def parse_sweep(text: str) -> tuple[str, tuple[SweepValue, ...]]:
 
 
 def check_values(parameter: str, values: Sequence[SweepValue], text: str | None = None) -> None:
-    """Raise UsageError unless these are two or more different, valid values of the parameter.
+    """Raise UsageError unless the values are two or more different, valid values of the parameter.
 
-    ``text`` is the parameter with its values as the message quotes them.
+    ``text`` is the text that the message quotes, for example ``kernel=1,3``. The default is composed from the other
+    arguments.
     """
     if parameter not in SWEEP_PARAMETERS:
         names = ", ".join(SWEEP_PARAMETERS)
@@ -105,10 +106,11 @@ def sweep(
     Args:
         parameter: a name in ``SWEEP_PARAMETERS``. For ``colours``, a palette of each size is fitted to the training
             images.
-        epochs: number of epochs. None selects the number of the recipe.
-        steps: number of optimizer steps in the second comparison of a sweep over batch sizes, whose runs are in
-            ``folder/PARAMETER-VALUE-stepsM-seedN``. None selects the number of steps that the largest batch size takes
-            in the first comparison. A run of the first comparison with that number of steps is used in both.
+        epochs: number of epochs. None selects the recipe's number.
+        steps: number of optimizer steps in the second comparison of a sweep over batch sizes. The runs of this
+            comparison are in ``folder/PARAMETER-VALUE-stepsM-seedN``. None selects the number of steps that the largest
+            batch size takes in the first comparison. A run of the first comparison with the same number of steps is
+            used in both comparisons.
 
     Finished runs are reused and interrupted runs are resumed. Raise UsageError, before any training, for invalid values
     and if a run folder contains a run with different settings.
@@ -169,8 +171,8 @@ def _write_results(
         # The palette "auto" can select different palettes.
         if parameter != "colours" and summary["palette"] != first["palette"]:
             raise UsageError(
-                f"{run}: uses palette {summary['palette']}, but {first_run} uses {first['palette']}; use --palette and "
-                "another folder with -o"
+                f"{run}: uses palette {summary['palette']}, but {first_run} uses {first['palette']}; select one "
+                "palette with --palette and another folder with -o"
             )
     inputs = load_inputs(configs[first_run], first_run)
     test = inputs.data.test

@@ -36,12 +36,12 @@ _FORMAT_1_NAMES = {"net": "model", "over": "parameter", "updates": "steps", "mea
 _FORMAT_1_NAMES |= {"updates_per_epoch": "steps_per_epoch"}
 #: Metrics of every run, with their meaning and unit.
 METRICS: Mapping[str, str] = {
-    "train_loss": "cross-entropy of the final model in nats per pixel, on as many training images as test images",
+    "train_loss": "cross-entropy of the final model in nats per pixel, for as many training as test images",
     "train_accuracy": "fraction of correct pixels on the same training images",
     "test_loss": "cross-entropy in nats per pixel on the test images",
     "test_accuracy": "fraction of correct pixels on the test images",
     "psnr": "PSNR in dB of the colourised test images (most likely colour of every pixel)",
-    "delta_e": "mean CIEDE2000 of the same images",
+    "delta_e": "mean CIEDE2000 colour difference of the same images",
     "colourfulness": "mean colourfulness (Hasler and Süsstrunk 2003) of the same images",
     "seconds": "training time, including the evaluation after every epoch",
     "seconds_per_epoch": "training time per epoch, including the evaluation",
@@ -113,7 +113,7 @@ class SweepResult:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV file. All rows have the same keys. None becomes an empty cell."""
+    """Write a CSV file. All rows must have the same keys. None becomes an empty cell."""
     with atomic_write(path) as temp_path, temp_path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -215,7 +215,7 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
         ends = sorted({row.steps for row in sweep.equal_epochs})
         right.set_xticks(ends, [f"{end:,}" for end in ends])
         right.set_xticks([], minor=True)
-        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # Empty if there are no such runs.
+        for row, colour in zip(sweep.equal_steps, colours, strict=False):  # ``equal_steps`` can be empty.
             right.plot(row.steps, row.metrics["test_loss"].mean, "D", color=colour, markeredgecolor="black", zorder=3)
         if sweep.equal_steps:
             diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor="black")
@@ -241,7 +241,7 @@ def _plot_band(axes: Axes, positions: Any, series: Float[np.ndarray, "seeds epoc
 
 
 def plot_sweep_samples(sweep: SweepResult, path: Path, test: LabelledImages) -> None:
-    """Plot the first test images in rows: greyscale inputs, ground truth, and a row per value (first seed)."""
+    """Plot the first test images in rows: greyscale inputs, ground truth, and one row per value (first seed)."""
     rows: dict[str, Sequence[Any]] = {}
     for row in sweep.equal_epochs:
         model = load_palette_model(sweep.folder / row.runs[0])

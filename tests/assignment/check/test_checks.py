@@ -53,10 +53,12 @@ def test_missing_batch_norm_is_reported() -> None:
     report = check_in_process(STUDENTS / "wrong_layers.py")["pool-upsample"]
     failed = failed_checks(report)
     assert failed["layers"] == "block 2: BatchNorm2d missing"
-    assert failed["BatchNorm"] == "3 BatchNorm2d layers instead of 4"
+    assert failed["BatchNorm"] == "number of BatchNorm2d layers: 3 instead of 4"
     # BatchNorm2d(64) has 64 weights and 64 biases.
     assert failed["parameters"] == f"{49_728 - 128:,} instead of 49,728"
-    assert failed["same function (eval)"] == ("only 22 of the 26 reference tensors fit the model; its function differs")
+    assert failed["same function (eval)"] == (
+        "only 22 of the 26 reference tensors fit the model, so its function differs"
+    )
     assert report.hints == ["block 2: add the BatchNorm2d with output shape [2, 64, 8, 8]."]
 
 
@@ -86,7 +88,7 @@ def test_missing_last_convolution_is_reported() -> None:
     failed = failed_checks(report)
     assert failed["layers"] == "last layer: Conv2d missing"
     assert failed["logits"] == "the model ends with ReLU instead of a convolution"
-    assert failed["gradient"] == "no gradient for five.weight, five.bias"
+    assert failed["gradient"] == "missing, zero or non-finite gradient for five.weight, five.bias"
     assert "parameters" not in failed
     assert "self.five is created in __init__ but not used in forward." in report.hints
 
@@ -95,7 +97,7 @@ def test_additional_softmax_is_reported() -> None:
     report = check_in_process(STUDENTS / "wrong_ends.py")["conv-transpose"]
     failed = failed_checks(report)
     assert failed["layers"] == "last layer: softmax not in figure 1"
-    assert failed["logits"] == "the last convolution is followed by softmax; figure 1 ends with it"
+    assert failed["logits"] == "the last convolution is followed by softmax; figure 1 ends with this convolution"
     assert any("cross-entropy expects logits" in hint for hint in report.hints)
 
 
@@ -108,7 +110,7 @@ def test_missing_skip_connection_and_unused_block_are_reported() -> None:
     )
     # The last convolution has 3 × 3 fewer weights for each of 24 colours.
     assert failed["parameters"] == f"{56_856 - 9 * 24:,} instead of 56,856"
-    assert "no gradient for two.0.weight" in failed["gradient"]
+    assert "missing, zero or non-finite gradient for two.0.weight" in failed["gradient"]
 
 
 def test_pooling_after_relu_is_reported_as_a_different_order() -> None:
@@ -135,8 +137,8 @@ def test_shared_layer_and_final_relu_are_reported() -> None:
     failed = failed_checks(report)
     assert failed["layers"] == "block 2: BatchNorm2d momentum 0.5 instead of 0.1; last layer: ReLU not in figure 1"
     assert failed["parameters"] == f"{56_856 - 64:,} instead of 56,856"
-    assert "Used more than once: self.norm; figure 1 has a separate layer each time." in report.hints
-    assert any(hint.startswith("No ReLU at the end") for hint in report.hints)
+    assert "Used more than once: self.norm; figure 1 has a separate layer for every use." in report.hints
+    assert any(hint.startswith("Remove the ReLU at the end") for hint in report.hints)
 
 
 def test_error_in_forward_is_reported_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +148,7 @@ def test_error_in_forward_is_reported_with_its_line(capsys: pytest.CaptureFixtur
     failed = failed_checks(report)
     assert failed["shapes"].startswith("forward pass of PoolUpsampleNet: raised RuntimeError: Given groups=1")
     assert failed["shapes"].endswith(f"(line {line} of wrong_raising.py)")
-    assert failed["layers"] == "the first 8 operations are those of figure 1, then the forward pass fails"
+    assert failed["layers"] == "the forward pass fails; correct operations before the failure: 8"
     assert [one.message for one in report.diff[8:]] == ["not reached"] * 9
     assert report.hints == []
 
@@ -169,7 +171,7 @@ def test_forward_without_return_value_is_reported() -> None:
     [
         ("mine.py", "class UNet(:", "mine.py cannot be read as Python: invalid syntax (mine.py, line 1)"),
         ("mine.py", "(" * 9999, "mine.py cannot be read as Python: too many nested parentheses (mine.py, line 1)"),
-        ("mine.ipynb", "{}", "mine.ipynb cannot be read as Python: expected a notebook of format 4"),
+        ("mine.ipynb", "{}", "mine.ipynb cannot be read as Python: expected a notebook in nbformat 4"),
     ],
 )
 def test_unreadable_file_gives_one_message(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -197,7 +199,8 @@ def test_detached_block_has_no_gradient(tmp_path: Path) -> None:
         "    return self.last(torch.cat([self.block4(again), x], 1))"
     )
     assert failed_checks(check_unet(tmp_path, body)) == {
-        "gradient": "no gradient for block1.0.weight, block1.0.bias, block1.1.weight, block1.1.bias"
+        "gradient": "missing, zero or non-finite gradient for "
+        "block1.0.weight, block1.0.bias, block1.1.weight, block1.1.bias"
     }
 
 

@@ -111,9 +111,9 @@ def test_corrupt_result_file_is_an_error(tmp_path: Path) -> None:
         ("nothing.py", {}, "no such file"),
         (".", {}, "chromabox data check"),
         ("mine.txt", {}, "unsupported file type"),
-        ("mine.py", {"timeout": 0.0}, "--timeout: is 0"),
-        ("mine.py", {"timeout": float("nan")}, "--timeout: is nan"),
-        ("mine.py", {"memory_limit_gb": 0.1}, "--memory-limit: is 0.1"),
+        ("mine.py", {"timeout": 0.0}, "--timeout is 0"),
+        ("mine.py", {"timeout": float("nan")}, "--timeout is nan"),
+        ("mine.py", {"memory_limit_gb": 0.1}, "--memory-limit is 0.1"),
     ],
 )
 def test_invalid_files_and_limits_are_rejected(

@@ -60,7 +60,7 @@ def test_checks_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str])
     ]
     assert rows[4] == ["✗", "block 2", "BatchNorm2d", "64 × 8 × 8", "128", "", "", "", "", "missing"]
     assert "→ do [this]" in lines
-    assert lines[-1] == "Pool: as in figure 1; UNet: 1 of 3 checks fail"
+    assert lines[-1] == "Pool: as in figure 1; UNet: 1 of 3 checks failed"
 
 
 @pytest.mark.usefixtures("fixed_result")

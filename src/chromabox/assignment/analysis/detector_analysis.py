@@ -35,16 +35,16 @@ SampleDetections: TypeAlias = tuple[Sample, Detections, Detections]
 
 @dataclass(frozen=True)
 class LayerWeightChange:
-    """Change of one convolution and its BatchNorm from the initial to the best checkpoint."""
+    """Changes in one convolution and its BatchNorm between the initial and the best checkpoint."""
 
     layer: int
     num_parameters: int
     max_change: float
-    """Largest absolute change of a parameter."""
+    """Largest absolute change in a parameter."""
     relative_change: float
-    """Euclidean norm of the change of all parameters, divided by the norm of the initial parameters."""
+    """Euclidean norm of the change in all parameters, divided by the norm of the initial parameters."""
     max_stats_change: float
-    """Largest absolute change of a running mean or variance, 0 for layers without BatchNorm."""
+    """Largest absolute change in a running mean or variance; 0 for layers without BatchNorm."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_run(run: Path) -> OpenedRun:
 
 
 def weight_changes(run: Path) -> list[LayerWeightChange]:
-    """Return the changes of all convolutions of a run from ``start.safetensors`` to ``best.safetensors``."""
+    """Return the changes in every convolution of a run between ``start.safetensors`` and ``best.safetensors``."""
     start, best = load_detector(run / "start.safetensors"), load_detector(run / "best.safetensors")
     before, after = start.model.state_dict(), best.model.state_dict()
     changes = []
@@ -88,19 +88,19 @@ def weight_changes(run: Path) -> list[LayerWeightChange]:
 
 
 def verify_class_loss(run: OpenedRun, positive_weight: float) -> dict[str, float]:
-    """Compare the class loss of the training code with its definition, on the first held-out images.
+    """Compare the class loss of the training code with the definition of this loss, on the first held-out images.
 
-    The definition is evaluated in float64 with the fine-tuned detector. Boxes are assigned to positions by the training
-    code.
+    The definition is evaluated in float64 with the fine-tuned detector. Only the assignment of boxes to positions is
+    taken from the training code.
 
     Args:
         run: The run.
         positive_weight: Weight ``cls_pw`` of positive examples.
 
     Return ``positive_weight``; ``num_positions``, the number of positions that contribute to the loss; ``actual`` and
-    ``expected``, the losses of the code and of the definition; ``max_gradient``, the largest absolute gradient with
-    respect to a logit; and ``max_gradient_difference``, the largest difference between the gradients of autograd and of
-    the definition.
+    ``expected``, the losses according to the code and to the definition; ``max_gradient``, the largest absolute
+    gradient with respect to a logit; and ``max_gradient_difference``, the largest difference between the gradients from
+    autograd and the gradients from the definition.
     """
     loss = replace(run.loss, cls_pw=positive_weight)
     samples = run.initial.splits.val.samples[:NUM_VERIFIED_IMAGES]
@@ -130,8 +130,8 @@ def _class_loss_from_definition(
 ) -> tuple[float, list[Float64[np.ndarray, "..."]], int]:
     """Return the class loss, its gradients with respect to the head outputs, and the number of positions.
 
-    The loss is −(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))). It is summed over positions and classes for variants with
-    decoding "exp" and averaged for other variants.
+    For a logit x and its target y, the loss is −(cls_pw·y·log σ(x) + (1 − y)·log(1 − σ(x))). For variants with decoding
+    "exp", the losses are summed over positions and classes; for other variants, they are averaged.
     """
     is_exp, loss_weight = loss.variant.decode == "exp", loss.loss_weights(len(heads[0]))["class"]
     has_class_loss = is_exp or loss.num_classes > 1 or loss.recipe == "default"
@@ -156,7 +156,7 @@ def _class_loss_from_definition(
 
 
 def sample_detections(run: OpenedRun) -> list[SampleDetections]:
-    """Return the first held-out images with objects and their detections before and after fine-tuning."""
+    """Return the first held-out images that contain objects, with the detections before and after fine-tuning."""
     samples = [sample for sample in run.initial.splits.val.samples if len(sample.boxes)][:NUM_SAMPLE_IMAGES]
     detect = partial(detect_image, confidence=MIN_DRAWN_CONFIDENCE, size=run.config.size)
     before, after = (

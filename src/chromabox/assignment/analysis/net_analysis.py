@@ -1,6 +1,6 @@
-"""Analysis of trained models for the report, with the numbers that explain their results.
+"""Analysis of trained models: the numbers with which the report explains their results.
 
-A few hundred images of the dataset are analysed, so that a report takes seconds. The latest results are cached in
+Only a few hundred images of the dataset are analysed, so that a report takes seconds. The latest results are cached in
 memory, because several sections of the report use them.
 """
 
@@ -31,11 +31,11 @@ RESULTS_FILE = "results.json"
 NUM_TEST_IMAGES, NUM_ABLATION_IMAGES = 500, 150
 #: Number of training images to which probes are fitted, and number of test images on which they are evaluated.
 NUM_PROBE_IMAGES = 200
-#: Number of training batches for gradients.
+#: Number of training batches on which gradients are computed.
 NUM_GRADIENT_BATCHES = 2
-#: Bounds, in pixels, of the bins for distance from the nearest edge.
+#: Bounds of the bins for the distance from the nearest edge, in pixels.
 EDGE_DISTANCE_BINS = (0, 1, 2, 3, 4, 6, math.inf)
-#: All of the above, by their keys in ``results.json``.
+#: The numbers and bounds above, by their keys in ``results.json``.
 SAMPLE_SIZES = {
     "test pictures": NUM_TEST_IMAGES,
     "probe: fitted on training pictures": NUM_PROBE_IMAGES,
@@ -48,7 +48,7 @@ SAMPLE_SIZES = {
 
 @dataclass(frozen=True, eq=False)
 class AnalysisData:
-    """The test images that all models of a comparison share, and numbers that do not depend on a model."""
+    """Test images shared by all models of a comparison, and numbers that do not depend on the model."""
 
     inputs: TrainInputs
     test: LabelledImages
@@ -78,16 +78,16 @@ class NetAnalysis:
     probe_scores: dict[str, dict[str, float]]
     """Result of :func:`~chromabox.assignment.analysis.probing.probe_layers`."""
     bottleneck_shape: tuple[int, int, int]
-    """Channels, height and width of the layer "quarter" of the probes."""
+    """Channels, height and width of the output of block 2, which the probes call "quarter"."""
     initial_gradients: dict[str, gradients.LayerGradient]
     final_gradients: dict[str, gradients.LayerGradient]
     weight_change: dict[str, float]
     skip_ablations: dict[str, dict[str, float]]
-    """Loss and accuracy by ablated skip connection and ablation, for example by "half zeroed"."""
+    """Loss and accuracy, keyed by ablated skip connection and ablation, for example "half zeroed"."""
 
     @cached_property
     def to_json(self) -> dict[str, Any]:
-        """All numbers except the per-pixel predictions as JSON values. Non-finite numbers become None."""
+        """All numbers, except the per-pixel predictions, as JSON values. Non-finite numbers become None."""
         values = {name: value for name, value in vars(self).items() if name not in ("predictions", "run", "model")}
         relative = {
             when: {layer: gradient.relative_norm for layer, gradient in layers.items()}
@@ -99,7 +99,7 @@ class NetAnalysis:
 
     @property
     def source(self) -> Source:
-        """The numbers as in ``results.json``, with the name of the model, for use in texts and tables."""
+        """The numbers in the form of ``results.json``, with the name of the model, for use in texts and tables."""
         return Source({"model": self.model, **self.to_json}, f"{RESULTS_FILE}: nets > {self.model} > ")
 
 
@@ -116,12 +116,12 @@ def to_json_value(value: Any) -> Any:
     return value
 
 
-#: The latest data, by the settings on which they depend.
+#: The data loaded last, keyed by the settings on which they depend.
 _data_cache: dict[tuple[str, int, float, str], AnalysisData] = {}
 
 
 def load_analysis_data(run: Path) -> AnalysisData:
-    """Return the data of a run. Runs with the same dataset and palette share one result."""
+    """Return the data for the analysis of a run. Runs with the same dataset and palette share one result."""
     config = RunDir(run).load_config(TrainConfig)
     key = (config.data, config.size, config.val_fraction, (run / "palette.json").read_text(encoding="utf-8"))
     if key in _data_cache:
@@ -145,7 +145,11 @@ def load_analysis_data(run: Path) -> AnalysisData:
 
 
 def image_stats(rgb: UInt8[np.ndarray, "images height width 3"], test: LabelledImages) -> dict[str, float]:
-    """Return the ``psnr`` in dB, the mean CIEDE2000 colour difference ``delta_e``, and the mean ``colourfulness``."""
+    """Compare images with the test images.
+
+    Return the ``psnr`` in dB, the mean CIEDE2000 colour difference ``delta_e``, and the mean ``colourfulness`` of the
+    images.
+    """
     truth = np.ascontiguousarray(test.rgb.transpose(0, 2, 3, 1))
     scores = {"psnr": metrics.psnr(rgb, truth), "delta_e": metrics.delta_e(rgb, truth)}
     return {**scores, "colourfulness": _mean_colourfulness(rgb)}
@@ -156,13 +160,13 @@ def _mean_colourfulness(rgb: UInt8[np.ndarray, "images height width 3"]) -> floa
 
 
 def analyse(run: Path) -> NetAnalysis:
-    """Analyse the model of a finished run of one of the three models of the assignment."""
+    """Analyse the model of a finished run, which is one of the assignment's three models."""
     return _analyse(run, (run / "summary.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=3)
 def _analyse(run: Path, finished_ns: int) -> NetAnalysis:
-    """Analyse a model. The parameter ``finished_ns`` only distinguishes different runs in the same folder."""
+    """Analyse the model of a run. ``finished_ns`` only lets the cache distinguish runs that had the same folder."""
     config, palette_model, data = RunDir(run).load_config(TrainConfig), load_palette_model(run), load_analysis_data(run)
     model, test, palette = palette_model.network, data.test, palette_model.palette
     train, size = data.inputs.data.train, config.recipe.batch_size

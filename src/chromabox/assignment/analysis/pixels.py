@@ -1,7 +1,7 @@
 """Analysis of per-pixel predictions.
 
 * Predicted labels, confidence, calibration, and agreement between two models.
-* Fine detail, which is the deviation of pixels from the mean of their 4 × 4 block, in colourised and true images.
+* Fine detail in colourised and true images: the deviation of each pixel from the mean of its 4 × 4 block.
 * Edges of images, distances of pixels from edges, and accuracy by distance.
 * Accuracy for vivid and for dull colours.
 """
@@ -63,7 +63,7 @@ def measure_agreement(first: Predictions, second: Predictions) -> dict[str, floa
     """
     if first.labels.shape != second.labels.shape:
         shapes = f"{list(first.labels.shape)} and {list(second.labels.shape)}"
-        raise ChromaboxError(f"predictions of shapes {shapes}: expected predictions for the same images")
+        raise ChromaboxError(f"the predictions have shapes {shapes}: expected predictions for the same images")
     masks = {
         "both_correct": first.is_correct & second.is_correct,
         "both_wrong": ~first.is_correct & ~second.is_correct,
@@ -76,9 +76,9 @@ def measure_agreement(first: Predictions, second: Predictions) -> dict[str, floa
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Mean confidence, accuracy and fraction of all pixels, in bins of confidence of equal width.
+    """Mean confidence, accuracy, and fraction of all pixels in every confidence bin. All bins have the same width.
 
-    Bins without pixels have a confidence and accuracy of NaN.
+    The confidence and accuracy of a bin without pixels are NaN.
     """
 
     confidence: Float[np.ndarray, " bins"]
@@ -87,7 +87,7 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: weighted mean of |accuracy − confidence| over the bins, 0 to 1."""
+        """Expected calibration error (0 to 1): mean |accuracy − confidence|, weighted by the fractions of the bins."""
         return float(np.nansum(self.fraction * np.abs(self.accuracy - self.confidence)))
 
     @property
@@ -99,7 +99,7 @@ class Calibration:
 def calibrate(
     confidence: Float[np.ndarray, "..."], is_correct: Bool[np.ndarray, "..."], num_bins: int = 15
 ) -> Calibration:
-    """Return the accuracy in bins of confidence (0 to 1).
+    """Return the mean confidence and the accuracy in bins of confidence, which ranges from 0 to 1.
 
     Source: Guo, Pleiss, Sun and Weinberger 2017, section 2. The default number of bins is from the same paper.
     """
@@ -110,7 +110,7 @@ def calibrate(
     return Calibration(mean, accuracy, count / max(bins.size, 1))
 
 
-#: Side length in pixels of the block that corresponds to one position of the bottleneck of the assignment's models.
+#: Side length, in pixels, of the block that one bottleneck position of the assignment's models represents.
 BLOCK = 4
 ImageMaps = Float[Tensor, "images channels height width"]
 
@@ -126,7 +126,7 @@ def remove_grey(colours: ImageMaps) -> ImageMaps:
 
 
 def label_colours(labels: UInt8[Tensor, "images height width"], palette: Palette) -> ImageMaps:
-    """Return the palette colours of labels as RGB values divided by 256."""
+    """Return the palette colours of the labels as RGB values divided by 256."""
     colours = torch.tensor(palette.colours)
     return colours[labels.long()].permute(0, 3, 1, 2)
 
@@ -134,8 +134,9 @@ def label_colours(labels: UInt8[Tensor, "images height width"], palette: Palette
 def compare_high_frequencies(images: ImageMaps, truth: ImageMaps) -> dict[str, float]:
     """Compare the fine detail of images with the fine detail of reference images.
 
-    Return ``energy``, the ratio of the sums of squares, which is below 1 if the images have weaker detail, and
-    ``correlation``, which is 1 if the details are equal up to a positive factor. Without any detail, values are NaN.
+    Return ``energy``, the sum of squares of the detail divided by that of the reference images, and ``correlation``,
+    which is 1 if the detail equals the reference detail up to a positive factor. An energy below 1 means that the
+    images have weaker detail. The correlation is NaN if either set of images has no detail.
     """
     detail, reference = (high_pass(maps.double()).flatten() for maps in (images, truth))
     energies = torch.stack([detail @ detail, reference @ reference])
@@ -148,7 +149,7 @@ DistanceMap = Float64[np.ndarray, "images height width"]
 
 
 def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: float = 0.1) -> EdgeMask:
-    """Return a mask of the fraction ``edge_fraction`` of all pixels that has the largest Sobel gradients."""
+    """Return a mask of the pixels with the largest Sobel gradients, which make up ``edge_fraction`` of all pixels."""
     from scipy.ndimage import sobel
 
     gradient = np.hypot(sobel(grey, axis=1, mode="nearest"), sobel(grey, axis=2, mode="nearest"))
@@ -156,7 +157,7 @@ def grey_edges(grey: Float[np.ndarray, "images height width"], edge_fraction: fl
 
 
 def edge_distances(edges: EdgeMask) -> DistanceMap:
-    """Return the distance in pixels from every pixel to the nearest edge pixel of its image.
+    """Return the distance in pixels from every pixel to the nearest edge pixel of the same image.
 
     The distance is 0 on edges and infinite in images without edges.
     """
@@ -171,7 +172,7 @@ def edge_distances(edges: EdgeMask) -> DistanceMap:
 
 @dataclass(frozen=True, eq=False)
 class AccuracyByEdgeDistance:
-    """Accuracy and fraction of all pixels, in bins of distance from the nearest edge. Empty bins have accuracy NaN."""
+    """Accuracy (NaN for empty bins) and fraction of all pixels, in bins of distance from the nearest edge."""
 
     accuracy: Float64[np.ndarray, " bins"]
     fraction: Float64[np.ndarray, " bins"]
@@ -180,7 +181,7 @@ class AccuracyByEdgeDistance:
 def accuracy_by_edge_distance(
     is_correct: Bool[np.ndarray, "images height width"], distances: DistanceMap, bounds: Sequence[int | float]
 ) -> AccuracyByEdgeDistance:
-    """Return the accuracy in bins of distance. Each bin includes its lower bound and excludes its upper bound."""
+    """Return the accuracy in bins of distance. A bin includes its lower bound and excludes its upper bound."""
     bins = np.searchsorted(np.asarray(bounds), distances.ravel(), side="right") - 1
     inside = (bins >= 0) & (bins < len(bounds) - 1)
     count = np.bincount(bins[inside], minlength=len(bounds) - 1)
@@ -190,7 +191,7 @@ def accuracy_by_edge_distance(
 
 
 def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
-    """Return a mask of the colours whose chroma √(a*² + b*²) in CIELab exceeds the median. The others are dull."""
+    """Return a mask of the vivid colours, whose CIELab chroma √(a*² + b*²) exceeds the median. All others are dull."""
     chroma = np.hypot(*rgb_to_lab(palette.rgb)[:, 1:].T)
     return np.asarray(chroma > np.median(chroma))
 
@@ -202,7 +203,7 @@ def vivid_colour_stats(
 
     Return ``true_fraction`` and ``predicted_fraction``, the fractions of pixels with vivid colours;
     ``mean_probability``, the mean predicted probability of vivid colours; and ``vivid_accuracy`` and
-    ``dull_accuracy``, the accuracy on pixels whose true colour is vivid or dull. An accuracy without pixels is NaN.
+    ``dull_accuracy``, the accuracies on the pixels with vivid and with dull true colours, NaN without such pixels.
     """
     vivid_truth = is_vivid[truth]
     accuracies = {

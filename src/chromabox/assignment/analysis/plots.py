@@ -1,4 +1,4 @@
-"""Figures of the assignment report. All figures are printed 16 cm wide, so that font sizes are as given here."""
+"""Figures of the assignment report, printed 16 cm wide, so that the font sizes given here are those in print."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,11 @@ from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, RGBTile, save_figur
 FIGURE_WIDTH = 6.3
 DPI = 200
 
-#: Colours that colour-blind readers can distinguish (Wong 2011, Nature Methods 8, 441), in the order of the assignment.
+#: Colours of the models in the assignment's order. Colour-blind readers can distinguish them (Wong 2011, Nature Methods
+#: 8, 441).
 MODEL_COLOURS: Mapping[str, str] = {"pool-upsample": "#e69f00", "conv-transpose": "#0072b2", "unet": "#009e73"}
 
-#: Colours of the pixels that both models, only the first, only the second, or no model predicts correctly.
+#: Colours of the pixels that are predicted correctly by both models, only the first, only the second, or neither.
 AGREEMENT_COLOURS = ("#dddddd", "#0072b2", "#d55e00", "#222222")
 FONT_SIZE = 8
 
@@ -65,7 +66,7 @@ def plot_all_curves(runs: Mapping[str, Sequence[Sequence[EpochRecord]]], path: P
 def plot_accuracy_by_edge_distance(
     models: Mapping[str, AccuracyByEdgeDistance], bounds: Sequence[int | float], path: Path
 ) -> None:
-    """Plot accuracy in bins of distance from the nearest edge. The fraction of pixels is printed above each bin."""
+    """Plot accuracy in bins of distance from the nearest edge, with the fraction of all pixels above each bin."""
     figure, (axes,) = _make_panels(1, 2.6)
     names = [f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
     names[0] = "on an edge"
@@ -93,13 +94,13 @@ def plot_gradients(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    panels[0].set_ylabel("gradient / weight")
+    panels[0].set_ylabel("gradient norm / weight norm")
     panels[1].legend(fontsize=FONT_SIZE - 1)
     save_figure(figure, path, DPI)
 
 
 def plot_calibration(models: Mapping[str, Calibration], path: Path) -> None:
-    """Plot accuracy against confidence for all bins with enough pixels. A calibrated model is on the diagonal."""
+    """Plot accuracy against confidence for all bins with enough pixels. A calibrated model lies on the diagonal."""
     figure, (axes,) = _make_panels(1, 2.8)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for model, calibration in models.items():
@@ -119,7 +120,7 @@ def plot_samples(rows: Mapping[str, Sequence[RGBTile]], path: Path) -> None:
 def plot_agreement(
     rows: Mapping[str, Sequence[RGBTile]], names: tuple[str, str], first: Predictions, second: Predictions, path: Path
 ) -> None:
-    """Plot rows of images and, below them, maps of the pixels that two models predict correctly."""
+    """Plot rows of images and, below them, maps of the pixels that each of two models predicts correctly."""
     count = len(next(iter(rows.values())))
     maps = agreement_map(first.is_correct[:count], second.is_correct[:count])
     figure = _image_grid({**rows, "correct": list(maps)}, bottom_margin=0.3)
@@ -132,7 +133,10 @@ def plot_agreement(
 def agreement_map(
     first: Bool[np.ndarray, "*images height width"], second: Bool[np.ndarray, "*images height width"]
 ) -> UInt8[np.ndarray, "*images height width 3"]:
-    """Return maps in :data:`AGREEMENT_COLOURS` of where both models, one model or no model is correct."""
+    """Return maps that show where both models, only the first, only the second, or neither is correct.
+
+    The colours of the maps are :data:`AGREEMENT_COLOURS`.
+    """
     colours = np.rint(255 * to_rgba_array(AGREEMENT_COLOURS)[:, :3]).astype(np.uint8)
     return np.asarray(colours[np.where(first, 0, 2) + np.where(second, 0, 1)])
 
@@ -173,7 +177,7 @@ BOX_COLOURS = ("#c0392b", "#0072b2", "#00785a", "#8e44ad", "#a04000", "#1f3a93",
 
 
 def plot_weight_changes(changes: Sequence[LayerWeightChange], num_frozen: int, path: Path) -> None:
-    """Plot the relative change of the parameters of each convolution. Convolutions without change are marked "0"."""
+    """Plot the relative change in the parameters of every convolution. Unchanged convolutions are marked "0"."""
     figure, (axes,) = _make_panels(1, 2.3)
     axes.grid(visible=False)
     transform = axes.get_xaxis_transform()
@@ -195,7 +199,7 @@ def plot_weight_changes(changes: Sequence[LayerWeightChange], num_frozen: int, p
 
 
 def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequence[str], path: Path) -> None:
-    """Plot one row per image, with the ground truth and with the detections before and after fine-tuning."""
+    """Plot one row per image, with the ground-truth boxes and the detections before and after fine-tuning."""
     aspect_ratios = [sample.size[0] / sample.size[1] for sample, _, _ in samples]
     figure = Figure(figsize=(FIGURE_WIDTH, FIGURE_WIDTH / 3 * sum(aspect_ratios) + 0.4), layout="constrained")
     rows = figure.subplots(len(samples), 3, squeeze=False, height_ratios=aspect_ratios)
@@ -220,7 +224,7 @@ def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequenc
     for axes, name in zip(rows[0], ("ground truth", "before", "after"), strict=True):
         axes.set_title(name, fontsize=FONT_SIZE + 1)
     save_figure(figure, path, DPI)
-    # True-colour photographs would be the largest part of a report.
+    # True-colour photographs would take up most of the file size of a report.
     with Image.open(path) as image:
         quantised = image.convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT)
     quantised.save(path, optimize=True)

@@ -2,7 +2,7 @@
 
 A probe is a ridge regression from the features of a layer to the pixels, fitted on training images and evaluated on
 test images (Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes"). The R² of a
-probe is a lower bound, because features can also encode information non-linearly.
+probe is a lower bound on the information in the features, because they can also encode information non-linearly.
 """
 
 import numpy as np
@@ -25,10 +25,11 @@ FeatureRows = Float64[Tensor, "_ _"]
 def predict_ridge(
     train_inputs: FeatureRows, train_outputs: FeatureRows, test_inputs: FeatureRows, penalty: float = RIDGE_PENALTY
 ) -> FeatureRows:
-    """Predict outputs by ridge regression with an intercept, fitted on the training rows.
+    """Predict the outputs of the test rows by ridge regression with an intercept, fitted on the training rows.
 
-    The regression minimises the sum of squared errors plus ``penalty`` · rows · squared weights, on standardised
-    features. Constant features have weight 0. Source: Hastie, Tibshirani and Friedman 2009, equation 3.44.
+    The regression minimises the sum of squared errors plus ``penalty`` times the number of training rows times the sum
+    of squared weights, on standardised features. Constant features have weight 0. Source: Hastie, Tibshirani and
+    Friedman 2009, equation 3.44.
     """
     inputs_mean, outputs_mean = train_inputs.mean(0), train_outputs.mean(0)
     deviation = train_inputs.std(0, correction=0)
@@ -40,7 +41,7 @@ def predict_ridge(
 
 
 def r_squared(y_pred: FeatureRows, y_true: FeatureRows) -> float:
-    """Return the explained fraction of the total variance of all columns, or NaN if ``y_true`` is constant."""
+    """Return the fraction of the total variance of ``y_true`` that ``y_pred`` explains, or NaN without variance."""
     variance = (y_true - y_true.mean(0)).square().sum().item()
     return 1 - (y_pred - y_true).square().sum().item() / variance if variance else float("nan")
 
@@ -52,14 +53,14 @@ def to_blocks(maps: Float[Tensor, "images channels height width"], block_size: i
 
 
 def from_blocks(rows: FeatureRows, num_images: int, height: int, width: int) -> ImageMaps:
-    """Return the maps whose 4 × 4 blocks are the rows, as the inverse of :func:`to_blocks`."""
+    """Return the maps with the given rows as their 4 × 4 blocks. This is the inverse of :func:`to_blocks`."""
     packed = rows.reshape(num_images, height // BLOCK, width // BLOCK, -1).permute(0, 3, 1, 2)
     return F.pixel_shuffle(packed, BLOCK)
 
 
 @torch.no_grad()
 def block_features(model: nn.Module, grey: Float[Tensor, "images 1 height width"]) -> dict[str, FeatureRows]:
-    """Return the features of one of the assignment's models by layer, with one row per 4 × 4 block of pixels.
+    """Return the features of one of the assignment's models, keyed by layer, with one row per 4 × 4 block of pixels.
 
     "quarter" is the output of block 2 (one position per block of pixels), "half" is the output of block 1 (four
     positions), and "input" is the greyscale image (sixteen pixels).
@@ -74,10 +75,12 @@ def probe_layers(
 ) -> dict[str, dict[str, float]]:
     """Fit a linear probe on ``train`` for each layer of :func:`block_features`, and return the scores on ``test``.
 
-    The scores are the R² of ``grey``, the grey values; of ``grey_detail`` and ``colour_detail``, the differences
-    between grey or true RGB values and the means of their 4 × 4 blocks; and of ``chroma``, the true RGB values minus
-    their mean over the channels. ``lookup_table_accuracy`` is the accuracy of a lookup table, fitted on ``train``, from
-    grey values to their most frequent colours, applied to the predicted grey values.
+    * ``grey``: R² of the grey values.
+    * ``grey_detail``, ``colour_detail``: R² of the grey values and of the true RGB values, after subtraction of the
+      mean of each 4 × 4 block.
+    * ``chroma``: R² of the true RGB values minus their mean over the channels.
+    * ``lookup_table_accuracy``: accuracy of a lookup table from grey values to their most frequent colours, which is
+      fitted on ``train`` and applied to the predicted grey values.
     """
     train_features, test_features = (block_features(model, images.grey) for images in (train, test))
     train_targets, true = (
@@ -97,7 +100,7 @@ def probe_layers(
 
 
 def _scored_parts(maps: ImageMaps) -> dict[str, FeatureRows]:
-    """Return the parts whose R² is computed. All parts are linear in the pixels, so that one probe is sufficient."""
+    """Return the parts of the maps whose R² is computed. All are linear in the pixels, so that one probe suffices."""
     grey, colour = maps[:, :1], maps[:, 1:]
     parts = {"grey": grey, "grey_detail": high_pass(grey), "colour_detail": high_pass(colour)}
     return {name: to_blocks(part, BLOCK) for name, part in {**parts, "chroma": remove_grey(colour)}.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 CONFIDENCE_LEVEL = 0.95
-#: Number of sets of images for the bootstrap.
+#: Number of resampled sets of images for the bootstrap.
 NUM_RESAMPLES = 2000
 
 
@@ -28,12 +28,12 @@ class ConfidenceInterval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval does not contain 0."""
+        """Whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
 
 def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> ConfidenceInterval:
-    """Return the difference of the means with Welch's t interval. At least two seeds per model are required.
+    """Return the difference between the means with Welch's t interval. At least two seeds per model are required.
 
     The variances of the two models may differ. The results of two models with the same seed are treated as independent.
     Without variance between seeds, the interval has width 0.
@@ -46,18 +46,18 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> Co
     value = low = high = float(np.mean(second) - np.mean(first))
     if np.ptp(first) > 0 or np.ptp(second) > 0:
         low, high = ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE_LEVEL)
-    method = f"Welch's t over {len(first)} and {len(second)} seeds"
+    method = f"Welch's t interval over {len(first)} and {len(second)} seeds"
     return ConfidenceInterval(value, float(low), float(high), method, "which assumes a normal distribution")
 
 
 def difference_over_images(
     first: Float[np.ndarray, " images"], second: Float[np.ndarray, " images"]
 ) -> ConfidenceInterval:
-    """Return the mean difference of two models' scores on the same images, with a paired bootstrap interval.
+    """Return the mean difference between two models' scores on the same images, with a paired bootstrap interval.
 
-    The limits are percentiles of the means over sets of images drawn with replacement. The scores are paired, so that
-    images that are difficult for both models do not widen the interval. The interval does not include the variation
-    between seeds. Source: Efron 1979.
+    The limits are percentiles of the mean differences of image sets drawn with replacement. The scores are paired, so
+    that images that are difficult for both models do not widen the interval. The interval does not include the
+    variation between seeds. Source: Efron 1979.
     """
     differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     count = len(differences)
@@ -70,7 +70,7 @@ def difference_between_regions(
     first_region: Bool[np.ndarray, "images height width"],
     second_region: Bool[np.ndarray, "images height width"],
 ) -> ConfidenceInterval:
-    """Return the mean of ``change`` in the second region minus its mean in the first, with a bootstrap interval.
+    """Return the mean of ``change`` in the second region minus that in the first, with a bootstrap interval.
 
     The bootstrap draws images with replacement. The result is NaN if one of the regions has no pixels.
     """
@@ -85,7 +85,7 @@ def difference_between_regions(
 
 
 def _resample_counts(count: int) -> Integer[np.ndarray, "resamples count"]:
-    """Return how often each of ``count`` images occurs in each resampled set. The random seed is fixed."""
+    """Return how often each of ``count`` images occurs in every resampled set. The random seed is fixed."""
     return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES)
 
 
@@ -98,7 +98,7 @@ def _percentile_interval(value: float, resampled: Float[np.ndarray, " resamples"
 
 
 def mean_rank_correlation(numbers: Float[np.ndarray, "seeds values"]) -> float:
-    """Return Spearman's rank correlation (−1 to 1) between the numbers and their column index, averaged over seeds.
+    """Return Spearman's rank correlation (−1 to 1) between the numbers and their column indices, averaged over seeds.
 
     The result is 1 if the numbers of every seed increase strictly. A seed whose numbers are all equal contributes 0.
     """

@@ -1,4 +1,4 @@
-"""Alignment of the operations of two models, which finds different, missing, extra and moved operations."""
+"""Alignment of the operations of two models, to find different, missing, extra and moved operations."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from typing import Literal, TypeAlias
 
 from chromabox.assignment.check.trace import INPUT, Op
 
-#: Largest distance by which an operation counts as moved, which is about one block of figure 1.
+#: Maximum number of positions by which a moved operation can be displaced: about one block of figure 1.
 MAX_MOVE = 4
 Status: TypeAlias = Literal["equal", "different", "moved", "missing", "extra"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """Indices of an expected operation and of the matching actual operation, or None if one of them is missing."""
+    """Indices of an expected operation and of the matching actual operation. None stands for a missing operation."""
 
     expected: int | None
     actual: int | None
     is_moved: bool = False
-    """Whether the operations of the two models are in a different order."""
+    """Whether the operation has another place in the order of the actual operations."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ class DiffLine:
 def align(expected: Sequence[Op], actual: Sequence[Op]) -> list[Match]:
     """Match operations of the same kind, preferably with the same shape and settings.
 
-    The best alignment in order is determined first. Then, remaining operations are matched out of order. Matches are
-    in the order of ``actual``, and a missing operation precedes the actual operation at its position.
+    The best alignment that preserves the order is determined first. The remaining operations are then matched out of
+    order. The matches are in the order of ``actual``, and a missing operation precedes the actual operation at its
+    position.
     """
-    # The score of the best alignment of expected[i:] and actual[j:], and the number of operations of each list in its
-    # first step. The third key states whether the previous step was a match. After a match, an unmatched convolution
-    # has a bonus of 1, because missing and additional blocks start with a convolution.
+    # Score of the best alignment of expected[i:] and actual[j:], and the numbers of operations that its first step
+    # takes from the two lists. The third element of the key is True if the previous step was a match. After a match,
+    # an unmatched convolution receives a bonus of 1, because missing and extra blocks start with a convolution.
     best: dict[tuple[int, int, bool], tuple[int, int, int]] = {}
     for i, j in product(range(len(expected), -1, -1), range(len(actual), -1, -1)):
         for is_start in (True, False):
@@ -97,7 +98,7 @@ def block_name(op: Op) -> str:
 
 
 def describe(ops: Sequence[Op], index: int | None) -> str:
-    """Describe the output of an operation of a reference model, or of an unknown operation if ``index`` is None."""
+    """Describe the output of operation ``index`` of a reference model. None stands for an operation not in figure 1."""
     if index is None:
         return "an operation that is not in figure 1"
     if index == INPUT:
@@ -148,7 +149,7 @@ def diff_ops(expected: Sequence[Op], actual: Sequence[Op]) -> list[DiffLine]:
 
 
 def _location(ops: Sequence[Op], index: int) -> str:
-    """Return the block of an operation. A concatenation is an input of the block of the next operation."""
+    """Return the block of an operation, or ``input of block n`` for a concatenation that precedes block n."""
     return block_name(ops[index]) or f"input of {block_name(ops[index + 1])}"
 
 

@@ -1,4 +1,4 @@
-"""Checks of a student's class against the corresponding model of figure 1, and hints on how to fix it."""
+"""Checks of a student's class against the corresponding model of figure 1, and hints on how to fix the class."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from chromabox.assignment.check.source import DEFAULT_SIZES, bind_constructor, d
 from chromabox.assignment.check.trace import INPUT, Op, OpTrace, trace_ops
 from chromabox.colour.models import MODELS, num_trainable_parameters
 
-#: Sizes that each differ from the default sizes in one value, by name.
+#: Variants of the default sizes with one changed value, keyed by the name and value of the changed size.
 OTHER_SIZES = {
     f"{role} {size}": {**DEFAULT_SIZES, role: size}
     for role, size in [("kernel", 1), ("kernel", 5), ("num_filters", 8), ("num_colours", 10), ("num_in_channels", 3)]
@@ -26,15 +26,15 @@ OUTPUT_SHAPE = [2, DEFAULT_SIZES["num_colours"], IMAGE_SIZE, IMAGE_SIZE]
 LEARNING_RATE = 0.05
 #: Maximum difference between two logits that are considered equal.
 TOLERANCE = 1e-4
-#: Maximum number of hints on layers. Later differences are usually consequences of the first ones.
+#: Maximum number of hints about layers. Later differences are usually consequences of the first ones.
 MAX_HINTS = 6
 #: Message for the layers of figure 1 that a failing forward pass does not reach.
 NOT_REACHED = "not reached"
 #: Effects of operations after the last convolution on training with cross-entropy.
 FINAL_OP_HINTS = {
-    "softmax": "cross-entropy expects logits and applies log-softmax itself; a softmax before it impairs training",
+    "softmax": "cross-entropy expects logits and applies log-softmax itself; a preceding softmax impairs training",
     "log_softmax": "cross-entropy expects logits and applies log-softmax itself",
-    "ReLU": "it sets negative logits to 0, and their gradient is 0",
+    "ReLU": "it sets negative logits and their gradients to 0",
 }
 
 
@@ -73,7 +73,7 @@ class NetReport:
 
 
 def layer_name(op: Op) -> str:
-    """Return the printable name of the layer of an operation."""
+    """Return the printable layer name of an operation."""
     return "concatenation" if op.kind == "cat" else op.kind
 
 
@@ -93,7 +93,7 @@ class ModelChecks:
     """Checks of one class.
 
     Every method adds its results to the report. Errors that the class raises are not caught, except in
-    :meth:`check_trace` and :meth:`check_sizes`. Descriptions of errors name lines of the files ``filenames``.
+    :meth:`check_trace` and :meth:`check_sizes`. Descriptions of errors refer to lines in the files ``filenames``.
     """
 
     def __init__(self, report: NetReport, model_class: Any, filenames: Sequence[str]) -> None:
@@ -102,10 +102,10 @@ class ModelChecks:
         self.build: Callable[[Mapping[str, int]], nn.Module]
         """Function that builds the model, set by :meth:`check_constructor`."""
         self.can_continue = False
-        """Whether the remaining checks can run. They require that the model has been built and has the right shapes."""
+        """Whether the remaining checks can run: the model has been built, and its output has the expected shape."""
 
     def check_constructor(self) -> None:
-        """Check that the class can be built and has all four sizes as parameters."""
+        """Check that the model can be built and that its class has all four sizes as parameters."""
         name, model_class = self.report.class_name, self.model_class
         if model_class is None:
             raise NameError(f"{name} could not be defined")
@@ -115,7 +115,7 @@ class ModelChecks:
         self.build(DEFAULT_SIZES)
         self.can_continue = True
         if missing_roles:
-            message += f": {', '.join(missing_roles)} cannot be set; all four sizes of figure 1 are parameters"
+            message += f": {', '.join(missing_roles)} cannot be set; expected parameters for all four sizes of figure 1"
         self.report.add("constructor", not missing_roles, message)
 
     def check_parameters(self) -> None:
@@ -148,7 +148,7 @@ class ModelChecks:
             message = "; ".join(f"{line.location}: {layer_name(line.op)} {line.message}" for line in causes[:3])
             message += f"; and {len(causes) - 3} more" if len(causes) > 3 else ""
         elif differences:
-            message = f"the first {len(trace.ops)} operations are those of figure 1, then the forward pass fails"
+            message = f"the forward pass fails; correct operations before the failure: {len(trace.ops)}"
         report.add("layers", not differences, message)
         report.hints += _layer_hints(causes) + _usage_hints(trace)
 
@@ -157,29 +157,33 @@ class ModelChecks:
         following = [line.actual.kind for line in lines[last + 1 :] if line.actual is not None]
         if has_last:
             kinds = [kind for kind in dict.fromkeys(following) if kind in FINAL_OP_HINTS]
-            report.hints += [f"No {kind} at the end: {FINAL_OP_HINTS[kind]}." for kind in kinds]
+            report.hints += [f"Remove the {kind} at the end: {FINAL_OP_HINTS[kind]}." for kind in kinds]
         if trace.error is not None:
             return
         actual, expected = (sum(op.kind == "BatchNorm2d" for op in ops) for ops in (trace.ops, reference))
-        message = f"{actual} BatchNorm2d layers" + ("" if actual == expected else f" instead of {expected}")
+        message = f"number of BatchNorm2d layers: {actual}" + ("" if actual == expected else f" instead of {expected}")
         report.add("BatchNorm", actual == expected, message)
         if report.model == "unet":
             cats = [line for line in differences if line.op.kind == "cat"]
             message = "; ".join(f"{line.location}: concatenation {line.message}" for line in cats)
-            skips = "block 4 also receives the output of block 1, and the last convolution the greyscale input"
+            skips = (
+                "block 4 also receives the output of block 1; the last convolution also receives the greyscale input"
+            )
             report.add("skip connections", not cats, message or skips)
         message = "the output is that of the last convolution"
         if not has_last:
             final = trace.ops[-1].kind if trace.ops else "no operation"
             message = f"the model ends with {final} instead of a convolution"
         elif following:
-            message = f"the last convolution is followed by {', then '.join(following)}; figure 1 ends with it"
+            message = (
+                f"the last convolution is followed by {', then '.join(following)}; figure 1 ends with this convolution"
+            )
         report.add("logits", has_last and not following, message)
 
     def check_sizes(self) -> None:
         """Compare output shapes and numbers of parameters at other sizes.
 
-        If the number of parameters is already wrong at the default sizes, it only has to change with the sizes.
+        If the number of parameters is wrong even at the default sizes, it only has to change with the sizes.
         """
         labels: dict[str, list[str]] = {}
         kernels, others = list[str](), list[str]()
@@ -204,7 +208,7 @@ class ModelChecks:
             if message:
                 labels.setdefault(message, []).append(label)
                 (others if shape == expected_shape or not label.startswith("kernel") else kernels).append(label)
-        # For strided models, the assignment specifies padding 1, which is meant for kernel 3.
+        # For strided models, the assignment specifies padding 1, which is correct only for kernel size 3.
         is_required = bool(others) or self.report.model == "pool-upsample"
         passed = not labels or (False if is_required else None)
         message = "; ".join(f"{', '.join(group)}: {message}" for message, group in labels.items())
@@ -221,8 +225,8 @@ class ModelChecks:
     def check_function(self) -> None:
         """Compare the logits with those of the reference model with the same weights, in evaluation and training mode.
 
-        Weights and BatchNorm parameters are random, because initial values of 0 and 1 could hide differences. Positive
-        and negative values occur, because BatchNorm and max pooling commute if the scale is positive.
+        Weights and BatchNorm parameters are random, because initial values of 0 and 1 could hide differences. Some
+        BatchNorm scales are negative, because BatchNorm and max pooling commute if all scales are positive.
         """
         torch.manual_seed(0)
         reference, candidate = self.reference(**DEFAULT_SIZES), self.build(DEFAULT_SIZES)
@@ -237,15 +241,15 @@ class ModelChecks:
                 first, second = (model.train(mode == "training")(grey) for model in (candidate, reference))
             difference = float((first - second).abs().max())
             results.append(copied == total and difference <= TOLERANCE)
-            message = f"the logits in {mode} mode differ by up to {difference:.2g} with the reference weights"
+            message = f"with the reference weights, the logits in {mode} mode differ by up to {difference:.2g}"
             if copied < total:
-                message = f"only {copied} of the {total} reference tensors fit the model; its function differs"
+                message = f"only {copied} of the {total} reference tensors fit the model, so its function differs"
             elif results[-1]:
                 message = f"same logits in {mode} mode with the reference weights (largest difference {difference:.1e})"
             self.report.add(name, results[-1], message)
         if all(results) and any(line.status != "equal" for line in self.report.diff):
             self.report.hints.append(
-                "The class computes the function of figure 1 with other layers; use the layers of figure 1."
+                "The class computes the same function as figure 1, but with other layers; use the layers of figure 1."
             )
 
     def check_batch(self) -> None:
@@ -255,15 +259,15 @@ class ModelChecks:
             difference = float((model(grey) - torch.cat([model(image[None]) for image in grey])).abs().max())
         effect = "do not depend on the rest of its batch"
         if not difference <= TOLERANCE:
-            effect = f"change by up to {difference:.2g} with its batch"
+            effect = f"change by up to {difference:.2g} with the rest of its batch"
         message = f"in evaluation mode, the logits of an image {effect}"
         self.report.add("batch independence", difference <= TOLERANCE, message)
 
     def check_training(self) -> None:
         """Check that all weights have finite non-zero gradients, and that a step of gradient descent reduces the loss.
 
-        The gradient of a bias may be 0, and it always is before BatchNorm. The step is implemented by hand, because
-        PyTorch's optimizers import its compiler, which would double the run time.
+        The gradient of a bias may be 0; before BatchNorm, it always is. The step is implemented by hand, because
+        PyTorch's optimizers import PyTorch's compiler, which would double the run time.
         """
         torch.manual_seed(0)
         model, grey = self.build(DEFAULT_SIZES).train(), torch.rand(4, 1, IMAGE_SIZE, IMAGE_SIZE)
@@ -275,7 +279,9 @@ class ModelChecks:
             gradient = parameter.grad
             if gradient is None or not gradient.isfinite().all() or (parameter.dim() > 1 and not gradient.any()):
                 names.append(name)
-        message = f"no gradient for {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if names[6:] else "")
+        message = f"missing, zero or non-finite gradient for {', '.join(names[:6])}" + (
+            f" and {len(names) - 6} more" if names[6:] else ""
+        )
         self.report.add("gradient", not names, message if names else "all parameters receive a gradient")
         with torch.no_grad():
             for parameter in model.parameters():
@@ -290,12 +296,12 @@ def copy_weights(reference: OpTrace, candidate: OpTrace) -> tuple[int, int]:
     """Copy the reference model's tensors to the matching operations of another model.
 
     Only tensors of equal shapes are copied. If the candidate concatenates channels in a different order, the weights
-    that read them are reordered accordingly. Return the number of copied tensors and the number of tensors of the
-    reference model.
+    applied to these channels are reordered accordingly. Return the number of copied tensors and the number of tensors
+    of the reference model.
     """
     matches = align(reference.ops, candidate.ops)
     matched = {one.actual: one.expected for one in matches if one.actual is not None and one.expected is not None}
-    # Element 0 is the input, whose index is -1.
+    # Element 0 is the number of channels of the input, whose index is -1.
     widths = [DEFAULT_SIZES["num_in_channels"], *(op.shape[1] for op in reference.ops)]
     copied = 0
     for actual, expected in matched.items():
@@ -329,17 +335,17 @@ def _layer_hints(lines: Sequence[DiffLine]) -> list[str]:
         if line.actual is not None:
             layer = f"{name} ({line.actual.place})"
             is_extra = line.expected is None
-            hint = f"remove the {layer}; figure 1 has none there." if is_extra else f"{layer} {line.message}."
+            hint = f"remove the {layer}; figure 1 has no such layer there." if is_extra else f"{layer} {line.message}."
         hints.append(f"{line.location}: {hint}")
     return hints
 
 
 def _usage_hints(trace: OpTrace) -> list[str]:
-    """Return hints on unused and shared layers."""
+    """Return hints about layers that are not used, or used more than once."""
     hints = []
     if trace.error is None:
         hints = [f"self.{name} is created in __init__ but not used in forward." for name in trace.unused_modules]
     counts = Counter(op.place for op in trace.ops if op.num_parameters and op.module)
     if shared := ", ".join(place for place, count in counts.items() if count > 1):
-        hints.append(f"Used more than once: {shared}; figure 1 has a separate layer each time.")
+        hints.append(f"Used more than once: {shared}; figure 1 has a separate layer for every use.")
     return hints

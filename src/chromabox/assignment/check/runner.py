@@ -1,8 +1,8 @@
 """Checks of students' models against figure 1 for ``chromabox check``.
 
 Students' code may raise errors, exit, crash, loop, print or allocate memory. It therefore runs in a child process with
-limits, which writes its results to a file of JSON lines. The parent process reads this file, prints the results and
-writes them as JSON.
+resource limits, which writes its results to a JSON Lines file. The parent process reads this file, prints the results
+and writes them as JSON.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from chromabox.assignment.check.worker import CLASSES
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.tables import make_console, print_grid, printable, save_results
 
-#: Environment of the child process: no GPU, no windows, no compilation, and no bytecode files.
+#: Environment of the child process: no GPU, no figure windows, a single thread, no compilation and no bytecode.
 CHILD_ENV = {
     "CUDA_VISIBLE_DEVICES": "",
     "MPLBACKEND": "Agg",
@@ -84,14 +84,14 @@ def check_file(path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.
         ("--memory-limit", memory_limit_gb, 1024, "GB"),
     ):
         if not 1 <= value <= maximum:
-            raise UsageError(f"{option}: is {value:g}; expected 1 to {maximum} {unit}")
+            raise UsageError(f"{option} is {value:g}: expected 1 to {maximum} {unit}")
     result = CheckResult(str(path), [])
     try:
         _inspect(path.resolve(), timeout, memory_limit_gb, result)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ChromaboxError(
-            f"{path}: the classes corrupted the result file ({type(error).__name__}); expected classes that do not "
-            "write to files opened by others"
+            f"{path}: the classes corrupted the result file ({type(error).__name__}); expected classes that write "
+            "only to files that they have opened"
         ) from error
     if result.error is None and not result.reports:
         names = ", ".join(result.class_names[:10])
@@ -101,7 +101,10 @@ def check_file(path: Path, *, timeout: float = 60.0, memory_limit_gb: float = 4.
 
 
 def _inspect(path: Path, timeout: float, memory_limit_gb: float, result: CheckResult) -> None:
-    """Run child processes until every model has been checked or has ended its process, and complete the result."""
+    """Check all models in child processes, and add the reports to the result.
+
+    If a model ends its process, the remaining models are checked in a new process.
+    """
     reports: dict[str, NetReport] = {}
     remaining = list(CLASSES)
     while remaining and result.error is None:
@@ -155,7 +158,7 @@ def _run_child(request: dict[str, Any], timeout: float) -> str:
     except subprocess.TimeoutExpired:
         return f"did not finish within {timeout:g} s"
     finally:
-        # The child process may have started others, which are in the same process group.
+        # The child process may have started other processes, which are in the same process group.
         if child.poll() is None:
             child.kill() if sys.platform == "win32" else os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -204,7 +207,7 @@ def print_check(result: CheckResult) -> None:
                 passed = None if line.message == NOT_REACHED else line.status == "equal"
                 layer, _, shape, count = _op_cells(line.expected)
                 cells = [layer, shape, count, *_op_cells(line.actual)]
-                message = "consequence of the above" if line.is_consequence else line.message
+                message = "consequence of a difference above" if line.is_consequence else line.message
                 rows.append([_status_text(passed), line.location, *cells, message])
             print_grid(f"{report.class_name}, layer by layer", columns, rows)
         for hint in report.hints:
@@ -234,5 +237,5 @@ def summary_line(result: CheckResult) -> str:
     for report in result.reports:
         if not report.matches:
             count = sum(check.passed is False for check in report.checks)
-            parts.append(f"{report.class_name}: {count} of {len(report.checks)} checks fail")
+            parts.append(f"{report.class_name}: {count} of {len(report.checks)} checks failed")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Execution of the parts of a student's file or notebook that a class requires, and calls to its constructor.
+"""Execution of those parts of a student's file or notebook that a class requires, and construction of its models.
 
 A top-level import, assignment, function or class is executed if it binds a name that a requested class requires,
 directly or indirectly. Loops and bare calls are skipped, so that the training, plotting and installation code of a
@@ -29,7 +29,7 @@ DEFINITION_STATEMENTS = (
     *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Try),
 )
 
-#: Lines of IPython syntax, which are magics, shell commands and requests for help.
+#: Lines in IPython syntax: magics, shell commands and requests for help.
 MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)[\w.]+\?{1,2}\s*$", re.MULTILINE)
 ASSIGNED_MAGIC = re.compile(r"^(\s*[\w, ]+=\s*)[%!].*$", re.MULTILINE)
 #: Start of a notebook cell in another language, for example ``%%bash``.
@@ -48,7 +48,7 @@ class Statement:
 
 
 def read_source(path: Path) -> tuple[list[Statement], list[str]]:
-    """Return the statements of a .py file or notebook (.ipynb, format 4), and warnings about skipped cells.
+    """Return the statements of a .py file or notebook (.ipynb, nbformat 4), and warnings about skipped cells.
 
     A notebook cell that is not valid Python is skipped with a warning. Raise ValueError, SyntaxError or OSError if the
     file cannot be read.
@@ -60,7 +60,7 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (KeyError, TypeError) as error:
-        raise ValueError("expected a notebook of format 4") from error
+        raise ValueError("expected a notebook in nbformat 4") from error
     statements, warnings = list[Statement](), []
     for number, text in enumerate(texts, 1):
         if OTHER_LANGUAGE.match(text):
@@ -74,9 +74,9 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
 
 
 def _parse_statements(text: str, filename: str) -> list[Statement]:
-    """Parse a text. An import of several names becomes one statement per name, so that each can fail on its own.
+    """Parse source code. An import of several names becomes one statement per name, so that each can fail on its own.
 
-    If the text is not valid Python, IPython magics are replaced by ``pass`` or ``None``, which preserves line numbers.
+    If the text is not valid Python, IPython magics are replaced by ``pass`` or ``None``, to preserve line numbers.
     """
     try:
         tree = ast.parse(text, filename)
@@ -135,10 +135,10 @@ def required_statements(statements: Sequence[Statement], names: Iterable[str]) -
 def exec_required(
     statements: Sequence[Statement], names: Iterable[str], path: Path
 ) -> tuple[types.ModuleType, list[str]]:
-    """Execute the statements that define the names in a new module.
+    """Execute, in a new module, the statements that define the names and everything that these definitions need.
 
     Return the module and warnings about failed statements. The folder of the file is appended to the module search
-    path, so that the modules in it do not shadow installed modules.
+    path, so that modules in this folder can be imported but do not shadow installed modules.
     """
     module = types.ModuleType("student")
     module.__file__ = str(path)
@@ -160,7 +160,7 @@ def exec_required(
 
 
 def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
-    """Describe an error on one line. If a line in one of the files ``filenames`` was running, name the innermost."""
+    """Describe an error on one line, with its innermost traceback line in one of the files ``filenames``, if any."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "exceeded the memory limit"
     if isinstance(error, SystemExit):
@@ -177,7 +177,7 @@ def describe_error(error: BaseException, filenames: Iterable[str] = ()) -> str:
 ROLES = ("kernel", "num_filters", "num_colours", "num_in_channels")
 DEFAULT_SIZES: Mapping[str, int] = dict(zip(ROLES, (3, 32, 24, 1), strict=True))
 
-#: Patterns of parameter names and the sizes to which they refer. The first match counts.
+#: Patterns of parameter names, and the size to which the names refer, if any. The first matching pattern applies.
 NAME_PATTERNS = {
     ".*(dilation|padding)": None,
     "ks?$|.*kernel": "kernel",
@@ -224,7 +224,7 @@ def bind_constructor(
     if not by_position or any(roles.get(parameter, role) != role for parameter, role in by_position.items()):
         raise TypeError(
             f"it is not clear which of the parameters {', '.join(signature.parameters)} are {', '.join(ROLES)}; use "
-            "these names, or this order"
+            "these four names, or this order of parameters"
         )
     arguments = [f"{key}={role}" if isinstance(role, str) else ", ".join(role) for key, role in by_position.items()]
     return lambda sizes: model_class(*map(sizes.get, ROLES)), f"{name}({', '.join(arguments)})", ()

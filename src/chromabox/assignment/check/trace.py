@@ -1,4 +1,4 @@
-"""Traces of the operations of a model, which are layers and functional calls.
+"""Traces of a model's operations, which are layers and functional calls.
 
 Operations are recorded where PyTorch dispatches them to its kernels (``TorchDispatchMode``), so that ``nn.ReLU``,
 ``F.relu`` and ``x.clamp_min(0)`` are recorded as the same operation. Module hooks record the module of each operation.
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 #: Index that stands for the input of the model in :attr:`Op.sources`.
 INPUT = -1
-#: Kinds of operations that differ from the names of their operators.
+#: Kinds of operations, by operator name, where the two names differ.
 OP_NAMES = {
     "native_batch_norm": "BatchNorm2d",
     "relu": "ReLU",
@@ -31,7 +31,7 @@ OP_NAMES = {
 }
 #: Operators that return a copy of their input. Like views, they are not recorded.
 COPY_OPS = {"clone", "contiguous", "_to_copy", "detach", "alias", "_unsafe_view", "_reshape_copy", "copy"}
-#: Prefixes of operators that use only the shape of their input. They are not recorded.
+#: Prefixes of the names of operators that use only the shape of their input. They are not recorded.
 FACTORY_PREFIXES = ("empty", "zeros_like", "ones_like", "rand_like", "randn_like", "full_like", "new_")
 
 
@@ -40,13 +40,13 @@ class Op:
     """One operation on data that depends on the model's input."""
 
     kind: str
-    """``Conv2d``, ``ConvTranspose2d``, ``BatchNorm2d``, ``ReLU``, ``MaxPool2d``, ``Upsample``, ``cat``, … ."""
+    """``Conv2d``, ``ConvTranspose2d``, ``BatchNorm2d``, ``ReLU``, ``MaxPool2d``, ``Upsample``, ``cat``, or others."""
     module: str
     """Dotted name of the leaf module that runs the operation, or "" for calls in the ``forward`` of a container."""
     shape: tuple[int, ...]
     """Shape of the output."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Kernel, stride, channels and other settings as JSON values, by printable names."""
+    """Kernel, stride, channels and other settings as JSON values, keyed by printable names."""
     num_parameters: int = 0
     """Number of elements of the weights and biases that the operation uses."""
     sources: tuple[int, ...] = ()
@@ -60,11 +60,11 @@ class Op:
 
 @dataclass
 class OpTrace:
-    """Operations of one forward pass. If the forward pass raised an error, only the operations before the error."""
+    """Operations of one forward pass or, if it raised an error, the operations before the error."""
 
     ops: list[Op] = field(default_factory=list)
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
-    """``weight``, ``bias``, ``running_mean`` and ``running_var`` of each operation, as far as they exist."""
+    """``weight``, ``bias``, ``running_mean`` and ``running_var`` of each operation, if it has them."""
     output: Any = None
     """Return value of ``forward``, or None if it raised an error."""
     unused_modules: list[str] = field(default_factory=list)
@@ -103,16 +103,16 @@ def trace_ops(model: nn.Module, batch: Float[Tensor, "batch in height width"]) -
 class _TraceMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Return False, because importing the compiler would double the start-up time."""
+        """Return False. Otherwise, PyTorch would import its compiler, which would double the start-up time."""
         return False
 
     def __init__(self, batch: Tensor, names: dict[nn.Module, str]) -> None:
         super().__init__()
         self.trace, self.names = OpTrace(), names
         self.running: list[nn.Module] = []
-        """Modules whose forward is running, from the outermost to the innermost."""
+        """Modules whose ``forward`` is running, from the outermost to the innermost."""
         self.producers = {id(batch): INPUT}
-        """Indices of the operations that computed tensors, by the ids of the tensors."""
+        """For the id of each tensor, the index of the operation that computed the tensor."""
         self.noise_ids: set[int] = set()
         """Ids of the random masks of dropout."""
         # All tensors are kept, because ids are unique only while the objects exist.
@@ -157,7 +157,7 @@ OpDetails: TypeAlias = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _scalar_if_equal(sizes: Sequence[int]) -> int | list[int]:
-    """Return a single number if all sizes are equal, for example 3 for [3, 3], or else a list."""
+    """Return a single number if all sizes are equal, for example 3 for [3, 3], and otherwise a list."""
     return int(sizes[0]) if len(set(sizes)) == 1 else [int(size) for size in sizes]
 
 

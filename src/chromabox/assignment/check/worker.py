@@ -21,12 +21,12 @@ import torch
 from chromabox.assignment.check.checks import ModelChecks, NetReport
 from chromabox.assignment.check.source import describe_error, exec_required, read_source
 
-#: Class names of the models of figure 1, by their names on the command line.
+#: Class names of the models of figure 1, keyed by the model names on the command line.
 CLASSES = {"pool-upsample": "PoolUpsampleNet", "conv-transpose": "ConvTransposeNet", "unet": "UNet"}
 
 
 def inspect_file(request: dict[str, Any], file: io.TextIOBase) -> None:
-    """Load the file and inspect each of its requested models."""
+    """Load the file and check every requested model that it defines."""
     path, state = Path(request["file"]), dict[str, Any]()
 
     def write_state(**changes: Any) -> None:
@@ -61,7 +61,7 @@ def inspect_file(request: dict[str, Any], file: io.TextIOBase) -> None:
 
 
 def inspect_model(checks: ModelChecks, write_state: Callable[..., None], filenames: Sequence[str]) -> None:
-    """Run all checks of one class, or stop after a failed check on which the others depend."""
+    """Run the checks of one class. Stop after a failed check on which the remaining checks depend."""
     report, name = checks.report, checks.report.class_name
     actions = (
         ("constructor", f"constructing {name}", checks.check_constructor),
@@ -102,7 +102,7 @@ def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
 
 
 def main() -> None:
-    """Process one request, then exit even if the student's file has started threads."""
+    """Process one request, then exit, even if the student's file has started threads."""
     request = json.loads(sys.argv[1])
     os.chdir(request["folder"])
     set_resource_limits(request["gigabytes"], request["seconds"])
